@@ -1,0 +1,55 @@
+"""What a caller may catch, and the exit status that each becomes on the command line."""
+
+from __future__ import annotations
+
+
+class HvdAsyncError(Exception):
+    """Base of every error meant for a user.
+
+    The message is one line (or one line per fault) that says what is wrong, what was found, what was expected and how to
+    mend it. The command line prints it without a traceback and ends with `exit_status`.
+    """
+
+    exit_status = 1
+
+
+class ConfigError(HvdAsyncError):
+    """A configuration file, an override or a command-line argument that cannot be used."""
+
+    exit_status = 2
+
+
+class DataError(HvdAsyncError):
+    """A corpus, vocabulary, model folder or text file that is missing, empty, misaligned or damaged."""
+
+    exit_status = 3
+
+
+class SetupError(HvdAsyncError):
+    """The machine, the launcher or an installed package does not fit what was asked for."""
+
+    exit_status = 4
+
+
+class CheckpointError(HvdAsyncError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+    exit_status = 5
+
+
+class PeerError(HvdAsyncError):
+    """Another rank failed, fell silent, or left while this one depended on it."""
+
+    exit_status = 6
+
+
+class StoppedBySignal(HvdAsyncError):
+    """The run was asked to stop (SIGINT or SIGTERM on some rank) and did so cleanly.
+
+    `signal_number` decides the exit status, 128 + signal, as shells have it.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        """Keep the signal, from which the exit status follows."""
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
