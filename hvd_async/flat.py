@@ -1,0 +1,97 @@
+"""A model's parameters and gradients as two flat vectors, so that a push or a pull is one copy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+# Every tensor begins at a multiple of 64 bytes of the vector, as the matrix kernels like it; the gaps stay zero.
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where one parameter lies in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(torch.Size(self.shape).numel())
+
+
+class FlatParameters:
+    """Moves the parameters of `model` into one float32 vector and gives them gradients in a second one.
+
+    After construction every parameter of the model is a view of `parameters`, and `backward` adds into views of
+    `gradient`. Tied parameters appear once. Buffers are not moved: a model whose buffers change in training (running
+    statistics) keeps them per rank, outside of what this vector exchanges.
+
+    Attributes:
+        parameters: [size], float32, on `device`; the model reads it, the owner may overwrite it between steps.
+        gradient: [size], float32, on `device`.
+        pieces: name, shape and offset of each parameter, in the model's order.
+    """
+
+    def __init__(self, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
+        """Raises `TypeError` if a parameter is not float32."""
+        self.pieces, self.size = _lay_out(model)
+        self.parameters = torch.zeros(self.size, dtype=torch.float32, device=device)
+        self.gradient = torch.zeros_like(self.parameters)
+        self._trained: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        model.to(device)
+        for piece, (_, parameter) in zip(self.pieces, model.named_parameters(), strict=True):
+            view = self._view(self.parameters, piece)
+            view.copy_(parameter.detach())
+            parameter.data = view
+            if parameter.requires_grad:
+                self._trained.append((parameter, self._view(self.gradient, piece)))
+        self.zero_gradient()
+
+    def zero_gradient(self) -> None:
+        """Clear `gradient` and let the next `backward` add into it."""
+        self.gradient.zero_()
+        for parameter, view in self._trained:
+            parameter.grad = view
+
+    def collect_gradient(self) -> torch.Tensor:
+        """`gradient` after `backward`, also where autograd or DDP put a parameter's gradient elsewhere. [size], float32."""
+        for parameter, view in self._trained:
+            if parameter.grad is not None and parameter.grad.data_ptr() != view.data_ptr():
+                view.copy_(parameter.grad)
+        return self.gradient
+
+    def named_tensors(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views of `vector` ([size], any device) under the parameters' names."""
+        return {piece.name: self._view(vector, piece) for piece in self.pieces}
+
+    @contextlib.contextmanager
+    def holding(self, vector: torch.Tensor) -> Iterator[None]:
+        """Let the model compute with `vector` ([size], float32, any device) inside the block, then as before."""
+        held = self.parameters.clone()
+        self.parameters.copy_(vector)
+        try:
+            yield
+        finally:
+            self.parameters.copy_(held)
+
+    @staticmethod
+    def _view(vector: torch.Tensor, piece: Piece) -> torch.Tensor:
+        return vector[piece.offset : piece.offset + piece.size].view(piece.shape)
+
+
+def _lay_out(model: torch.nn.Module) -> tuple[tuple[Piece, ...], int]:
+    pieces, offset = [], 0
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise TypeError(f"parameter {name}: got {parameter.dtype}, expected float32; use autocast for lower precision")
+        piece = Piece(name, tuple(parameter.shape), offset)
+        pieces.append(piece)
+        offset += -(-piece.size // _ALIGNMENT) * _ALIGNMENT
+    return tuple(pieces), offset

@@ -1,0 +1,1 @@
+"""How ranks reach the store's block of memory. MPI is imported in this package alone."""
