@@ -66,7 +66,7 @@ class ModelConfig(Section):
     heads: Positive = Field(4, description="Attention heads.")
     dropout: Fraction = Field(0.1, description="Dropout after embeddings, attention and feed-forward blocks.")
     attention_dropout: Fraction = Field(0.0, description="Dropout on attention weights.")
-    norm: Literal["pre", "post"] = Field("pre", description="Layer normalisation before (`pre`) or after (`post`) each block.")
+    norm: Literal["pre", "post"] = Field("pre", description="Layer normalisation before (`pre`) or after (`post`) a block.")
     tie_embeddings: Literal["all", "decoder", "none"] = Field(
         "all", description="Which matrices are one: source, target and output (`all`), target and output, or none."
     )
@@ -125,8 +125,9 @@ class OptimizerConfig(Section):
         None, description="Largest norm of an update's combined gradient; it is scaled down to it."
     )
     average_decay: Fraction = Field(
-        0.0, description="Decay of the exponential moving average of parameters, which is then what is evaluated and"
-        " exported; 0 turns it off."
+        0.0,
+        description="Decay of the exponential moving average of parameters, which is then what is evaluated and"
+        " exported; 0 turns it off.",
     )
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="The learning rate over time.")
 
@@ -183,7 +184,7 @@ class StrategyConfig(Section):
         0.04, description="Lambda of `delay_compensation`, for the gradient of the mean loss per token."
     )
     pending: Literal["apply", "drop"] = Field(
-        "apply", description="Arrivals accumulated but not yet applied when the data ends are applied, or dropped and counted."
+        "apply", description="Arrivals accumulated but not yet applied when the data ends: applied, or dropped and counted."
     )
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated", description="`dedicated`: rank 0 is the store alone; `colocated`: rank 0 trains as well."
@@ -223,7 +224,7 @@ class TrainingConfig(Section):
     tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
     updates: Positive | None = Field(None, description="Updates: the run ends at this version.")
     device: str = Field(
-        "auto", description="`auto` (a GPU per worker where there are some), `cpu`, `cuda`, or `cuda:<index>` for all workers."
+        "auto", description="`auto` (a GPU per worker where there are any), `cpu`, `cuda`, or `cuda:<index>` for all."
     )
     allow_sharing: bool = Field(False, description="Several workers may share a GPU.")
     threads: Positive | None = Field(

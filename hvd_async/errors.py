@@ -38,9 +38,17 @@ class CheckpointError(HvdAsyncError):
 
 
 class PeerError(HvdAsyncError):
-    """Another rank failed, fell silent, or left while this one depended on it."""
+    """Another rank failed, fell silent, or left while this one depended on it.
+
+    `is_reported`: the rank that failed has said so itself, and this one need not.
+    """
 
     exit_status = 6
+
+    def __init__(self, message: str, *, is_reported: bool = False) -> None:
+        """See the class."""
+        super().__init__(message)
+        self.is_reported = is_reported
 
 
 class StoppedBySignal(HvdAsyncError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, NoReturn
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Comm:
+def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
     """Initialise MPI with full thread support, if that has not happened yet, and return a duplicate of the world.
 
     Collective over all ranks. Settings that the user or `hvd-async launch` made are kept; where none is made, Open MPI is
@@ -34,14 +35,14 @@ def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Comm:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise SetupError(f"MPI cannot be loaded: {reason}; install one (launch/setup.sh does) or fix the library path") from None
+        raise SetupError(f"MPI cannot be loaded: {reason}; launch/setup.sh installs one, or mend the library path") from None
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         library = MPI.Get_library_version().split(",")[0]
         raise SetupError(
-            f"MPI thread level: got {MPI.Query_thread()}, expected MPI_THREAD_MULTIPLE ({MPI.THREAD_MULTIPLE}) from {library};"
-            " use an MPI that is built with it"
+            f"MPI thread level of {library}: got {MPI.Query_thread()}, expected MPI_THREAD_MULTIPLE"
+            f" ({MPI.THREAD_MULTIPLE}); use an MPI that is built with it"
         )
     return MPI.COMM_WORLD.Dup()
 
@@ -49,7 +50,7 @@ def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Comm:
 class MpiGroup:
     """The ranks of an MPI communicator as a `Group`."""
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Intracomm) -> None:
         """`comm` stays the caller's."""
         self.comm = comm
         self.rank = comm.Get_rank()
@@ -63,7 +64,7 @@ class MpiGroup:
         received = np.zeros(int(sizes.sum()), dtype=np.uint8)
         starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self.comm.Allgatherv(mine, (received, (sizes.tolist(), starts[:-1])))
-        return [received[a:b].tobytes().decode() for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        return [received[a:b].tobytes().decode() for a, b in itertools.pairwise(starts)]
 
     def abort(self, status: int) -> NoReturn:
         """See `Group.abort`."""

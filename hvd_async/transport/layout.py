@@ -25,9 +25,10 @@ class Word(enum.IntEnum):
     STOP = 2  # anyone, once: see `StopNotice`
     STORE_HEARTBEAT = 3  # store: counts up while it lives
     NEXT_VERSION = 4  # store: the version it is about to make; differs from VERSION during an update
-    SNAPSHOT = 5  # store: version + 1 of the latest snapshot that wants evaluating; 0: none
-    EVALUATIONS = 6  # workers, by fetch-and-add: evaluations claimed
-    EVALUATIONS_DUE = 7  # store: evaluations that became due
+    EVALUATIONS = 5  # workers, by fetch-and-add: evaluations claimed
+    EVALUATIONS_DUE = 6  # store: evaluations whose snapshot is on disk
+    FIRST_EVALUATION = 7  # store, once: the version of the first evaluation of this process
+    EVALUATE_EVERY = 8  # store, once: versions between evaluations
 
 
 class WorkerWord(enum.IntEnum):

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,7 @@ class SharedMemory(MappedMemory):
 
     def __init__(self, layout: Layout, window: MPI.Win, atomics: MPI.Win, progress: ProgressThread | None) -> None:
         """`window` was made by `Allocate_shared`; `atomics` is the window that fetch-and-add uses."""
-        block, _ = window.Shared_query(_STORE_RANK)
-        super().__init__(layout, np.frombuffer(block, dtype=np.uint8))
+        super().__init__(layout, np.frombuffer(_mapped(window), dtype=np.uint8))
         self._window = window
         self._atomics = atomics
         self._progress = progress
@@ -146,7 +146,7 @@ def open_block(group: MpiGroup, layout: Layout) -> Iterator[SharedMemory | Remot
     may never come, and the job is then to be aborted. Raises `SetupError` on all ranks if the node lacks shared memory.
     """
     comm = group.comm
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=group.rank)
+    node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, key=group.rank))
     is_near = _shares_node_with_store(comm, node)
     _check_shared_memory(group, layout)
     shared = created = None
@@ -157,7 +157,7 @@ def open_block(group: MpiGroup, layout: Layout) -> Iterator[SharedMemory | Remot
     progress: ProgressThread | None = None
     with contextlib.ExitStack() as stack:
         if has_remote:
-            exposed = shared.Shared_query(_STORE_RANK)[0] if shared is not None and group.rank == _STORE_RANK else None
+            exposed = _mapped(shared) if shared is not None and group.rank == _STORE_RANK else None
             created = MPI.Win.Create(exposed, 1, comm=comm)
             created.Lock_all(MPI.MODE_NOCHECK)
             probed = comm.Dup()
@@ -181,7 +181,13 @@ def open_block(group: MpiGroup, layout: Layout) -> Iterator[SharedMemory | Remot
             window.Free()
 
 
-def _shares_node_with_store(comm: MPI.Comm, node: MPI.Comm) -> bool:
+def _mapped(window: MPI.Win) -> memoryview:
+    """The store's block, mapped into this process by a shared window. The window must outlive the view."""
+    block: Any = window.Shared_query(_STORE_RANK)[0]  # a buffer, which mpi4py's stubs do not say
+    return memoryview(block)
+
+
+def _shares_node_with_store(comm: MPI.Intracomm, node: MPI.Intracomm) -> bool:
     ranks = np.zeros(node.Get_size(), dtype=np.int64)
     node.Allgather(np.array([comm.Get_rank()], dtype=np.int64), ranks)
     return _STORE_RANK in ranks

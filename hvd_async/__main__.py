@@ -1,0 +1,46 @@
+"""`python -m hvd_async` and the console script `hvd-async`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hvd_async.errors import HvdAsyncError, SetupError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. Errors meant for a user become one message without a traceback."""
+    from hvd_async.cli import make_parser
+
+    parsed = make_parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except HvdAsyncError as error:
+        if _is_ours_to_report(error):
+            sys.stdout.flush()
+            sys.stderr.write("".join(f"hvd-async: {line}\n" for line in str(error).splitlines()))
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _is_ours_to_report(error: HvdAsyncError) -> bool:
+    """Every rank that a launcher started meets the same fault: one of them says so."""
+    from hvd_async.topology import read_environment
+
+    is_reporter = getattr(error, "is_reporter", None)
+    if is_reporter is not None:
+        return bool(is_reporter)
+    try:
+        launched = read_environment(os.environ)
+    except SetupError:
+        return True
+    return launched is None or launched.rank == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""The verbs of the command line: they read arguments, call, and print. No logic of their own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+from hvd_async.errors import ConfigError, DataError
+
+_EXIT_STATUS = """\
+exit status:
+  0  done                          4  the machine, launcher or a package does not fit
+  1  an unforeseen failure         5  checkpoint missing, damaged, or of another run
+  2  configuration or arguments    6  another rank failed or fell silent
+  3  data or model files           130, 143  stopped by Ctrl-C, SIGTERM, everything saved
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line. Each verb sets `run`, a function from the parsed arguments to the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="hvd-async",
+        description="Train with asynchronous, summed gradients through a parameter store over MPI, or with Horovod or DDP.",
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    _add_data(_verb(verbs, "data", "make a folder of parallel text to train on", _data))
+    _add_train(_verb(verbs, "train", "train one configuration, on all ranks that the launcher started", _train))
+    _add_launch(_verb(verbs, "launch", "build the mpirun or horovodrun command for a configuration, and run it", _launch))
+    _add_translate(_verb(verbs, "translate", "translate text with an exported model, line by line", _translate))
+    _add_score(_verb(verbs, "score", "translate a test set and print BLEU and chrF", _score))
+    _add_compare(_verb(verbs, "compare", "print finished runs side by side", _compare))
+    doctor = _verb(
+        verbs, "doctor", "check this machine, MPI and Horovod; under mpirun also how ranks reach each other", _doctor
+    )
+    doctor.add_argument("--json", action="store_true", help="print findings as JSON")
+    return parser
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    purpose: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=purpose,
+        description=purpose[0].upper() + purpose[1:] + ".",
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file; docs/configuration.md explains every key")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a key, such as strategy.arrivals_per_update=4; may be repeated",
+    )
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in the output folder")
+    begin.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(title="corpora", required=True, metavar="CORPUS")
+    builtin = kinds.add_parser("builtin", help="generated English-like to German-like sentences; needs nothing else")
+    builtin.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
+    builtin.add_argument("--seed", type=int, default=1, help="decides words and sentences (default 1)")
+    builtin.add_argument("--train", type=int, default=20000, metavar="N", help="training pairs (default 20000)")
+    builtin.add_argument("--validation", type=int, default=500, metavar="N", help="validation pairs (default 500)")
+    builtin.add_argument("--test", type=int, default=500, metavar="N", help="test pairs (default 500)")
+    builtin.set_defaults(run=_data_builtin)
+    multi30k = kinds.add_parser("multi30k", help="Multi30k, English to German: from a folder, or downloaded")
+    multi30k.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
+    origin = multi30k.add_mutually_exclusive_group(required=True)
+    origin.add_argument(
+        "--from", type=pathlib.Path, dest="source", metavar="FOLDER", help="holds train, val, test .en .de[.gz]"
+    )
+    origin.add_argument("--download", action="store_true", help="fetch it from its public repository, checksums verified")
+    multi30k.set_defaults(run=_data_multi30k)
+
+
+def _data(_: argparse.Namespace) -> int:
+    raise AssertionError("argparse asks for a corpus")
+
+
+def _data_builtin(arguments: argparse.Namespace) -> int:
+    from hvd_async.nmt.grammar import write_corpus
+
+    sizes = {"train": arguments.train, "validation": arguments.validation, "test": arguments.test}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"--{name}: got {size}, expected 1 or more")
+    write_corpus(arguments.output, seed=arguments.seed, **sizes)
+    print(f"{arguments.output}: {arguments.train} training, {arguments.validation} validation, {arguments.test} test pairs")
+    return 0
+
+
+def _data_multi30k(arguments: argparse.Namespace) -> int:
+    from hvd_async.nmt.multi30k import download_multi30k, import_multi30k
+
+    if arguments.download:
+        download_multi30k(arguments.output)
+    else:
+        import_multi30k(arguments.source, arguments.output)
+    print(f"{arguments.output}: Multi30k, checksums verified")
+    return 0
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from hvd_async.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+
+    from hvd_async.nmt import TranslationTask, prepare
+    from hvd_async.run import TrainOptions, train
+
+    options = TrainOptions(resume=arguments.resume, overwrite=arguments.overwrite)
+    summary = train(config, lambda config: TranslationTask(config, prepare(config)), options)
+    if summary:
+        last = summary["last"]
+        bleu = "" if last["bleu"] is None else f", BLEU {last['bleu']:.2f}"
+        print(
+            f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s,"
+            f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}; see {config.output}"
+        )
+        if summary["refused"]:
+            print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
+    return 0
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("-w", "--workers", type=int, default=2, metavar="N", help="ranks that train (default 2)")
+    parser.add_argument("--dry-run", action="store_true", help="print the command line and do nothing")
+    parser.add_argument("--mpi", choices=("openmpi", "mpich"), help="family of the MPI; default: ask mpirun")
+    parser.add_argument(
+        "--starter",
+        choices=("mpirun", "horovodrun-mpi", "horovodrun-gloo"),
+        default="mpirun",
+        help="what starts the ranks (default mpirun)",
+    )
+    parser.add_argument(
+        "--hosts", metavar="HOST:SLOTS,...", help="hosts and ranks on each, the store's first; default: this one"
+    )
+    parser.add_argument(
+        "--extra", action="append", default=[], metavar="ARG", help="passed to the starter as it is; may repeat"
+    )
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    from hvd_async.config import load_config
+    from hvd_async.launcher import LaunchOptions, TrainArguments, detect_mpi, launch_command, parse_hosts, run_command
+
+    config = load_config(arguments.config, arguments.overrides)
+    bin_folder = pathlib.Path(sys.executable).parent  # the MPI and Horovod of this environment, even if it is not active
+    found = {name: str(bin_folder / name) if (bin_folder / name).exists() else name for name in ("mpirun", "horovodrun")}
+    is_single = config.strategy.kind == "single"
+    options = LaunchOptions(
+        mpi=arguments.mpi or ("openmpi" if is_single else detect_mpi(found["mpirun"])),
+        starter=arguments.starter,
+        mpirun=found["mpirun"],
+        horovodrun=found["horovodrun"],
+        hosts=parse_hosts(arguments.hosts, "--hosts") if arguments.hosts else (),
+        num_cores=len(os.sched_getaffinity(0)),
+        as_root=os.geteuid() == 0,
+        extra=tuple(arguments.extra),
+    )
+    train = TrainArguments(arguments.config, tuple(arguments.overrides), arguments.resume, arguments.overwrite)
+    command = launch_command(config, train, 1 if is_single else arguments.workers, options)
+    print(command.shell_text(), flush=True)
+    return 0 if arguments.dry_run else run_command(command, os.environ)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=pathlib.Path, metavar="MODEL", help="folder such as RUN/models/best")
+    parser.add_argument("--beam", type=int, metavar="N", help="beam size; default: the configuration's; 1 is greedy")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda[:INDEX]")
+
+
+def _add_translate(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--input", type=pathlib.Path, metavar="FILE", help="one sentence a line; default: standard input")
+
+
+def _translate(arguments: argparse.Namespace) -> int:
+    from hvd_async.nmt.export import load_model
+    from hvd_async.nmt.text import read_bytes, split_lines
+
+    _check_beam(arguments.beam)
+    model = load_model(arguments.model, _device(arguments.device))
+    if arguments.input is not None:
+        lines = split_lines(read_bytes(arguments.input), arguments.input)
+    else:
+        lines = split_lines(sys.stdin.buffer.read(), pathlib.Path("standard input"))
+    for line in model.translate(lines, arguments.beam):
+        print(line)
+    return 0
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--source", required=True, type=pathlib.Path, metavar="FILE", help="text to translate")
+    parser.add_argument(
+        "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
+    )
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="keep the translations there")
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from hvd_async.atomic import write_file
+    from hvd_async.nmt.export import load_model
+    from hvd_async.nmt.scoring import score_texts
+    from hvd_async.nmt.text import read_bytes, split_lines
+
+    _check_beam(arguments.beam)
+    model = load_model(arguments.model, _device(arguments.device))
+    sources = split_lines(read_bytes(arguments.source), arguments.source)
+    references = split_lines(read_bytes(arguments.reference), arguments.reference)
+    if len(sources) != len(references) or not sources:
+        raise DataError(
+            f"{arguments.source} and {arguments.reference}: got {len(sources)} and {len(references)} lines, expected as many,"
+            " at least one"
+        )
+    translations = model.translate(sources, arguments.beam)
+    if arguments.output is not None:
+        write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
+    scores = score_texts(translations, references)
+    print(f"BLEU {scores.bleu:.2f}  {scores.bleu_signature}\nchrF {scores.chrf:.2f}  {scores.chrf_signature}")
+    return 0
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", type=pathlib.Path, metavar="RUN", help="folders of runs; the first is the baseline"
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from hvd_async.comparison.runs import compare, format_table, read_run
+
+    print(format_table(*compare([read_run(folder) for folder in arguments.runs])))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hvd_async.doctor import main
+
+    return main(arguments.json)
+
+
+def _check_beam(beam: int | None) -> None:
+    if beam is not None and beam < 1:
+        raise ConfigError(f"--beam: got {beam}, expected 1 or more")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    from hvd_async.errors import SetupError
+
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+            return name
+    except RuntimeError:
+        raise ConfigError(f"--device: got {name!r}, expected cpu or cuda[:INDEX]") from None
+    if device.type == "cpu":
+        return name
+    raise SetupError(f"--device: got {name}, expected cpu or one of {torch.cuda.device_count()} CUDA devices")

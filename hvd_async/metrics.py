@@ -1,0 +1,92 @@
+"""What a run has done so far, in numbers: totals, staleness, and each worker's share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from hvd_async.store.parameter_store import Arrival, Refusal, Update
+
+
+@dataclass
+class WorkerMetrics:
+    """Totals of one worker. `seconds` is its time in steps, from claim to push, emulated idling included."""
+
+    arrivals: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    staleness_sum: int = 0
+
+    @property
+    def mean_staleness(self) -> float:
+        """In versions; 0 before the first arrival."""
+        return self.staleness_sum / self.arrivals if self.arrivals else 0.0
+
+
+@dataclass
+class RunMetrics:
+    """Totals of a run. `staleness` counts applied arrivals by their staleness in versions."""
+
+    tokens: int = 0
+    updates: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
+    refused: Counter[Refusal] = field(default_factory=Counter)
+    workers: dict[int, WorkerMetrics] = field(default_factory=dict)
+
+    def add_update(self, update: Update) -> None:
+        """Count an update and its arrivals."""
+        self.updates += 1
+        self.tokens += update.tokens
+        for arrival in update.arrivals:
+            staleness = update.staleness(arrival)
+            self.staleness[staleness] += 1
+            worker = self.workers.setdefault(arrival.worker, WorkerMetrics())
+            worker.arrivals += 1
+            worker.tokens += arrival.tokens
+            worker.seconds += arrival.step_seconds
+            worker.staleness_sum += staleness
+
+    def add_refused(self, arrival: Arrival, refusal: Refusal) -> None:
+        """Count an arrival that is in no update."""
+        self.refused[refusal] += 1
+
+    @property
+    def mean_staleness(self) -> float:
+        """Mean over applied arrivals, in versions; 0 before the first."""
+        total = self.staleness.total()
+        return sum(value * count for value, count in self.staleness.items()) / total if total else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a summary or a checkpoint."""
+        return {
+            "tokens": self.tokens,
+            "updates": self.updates,
+            "mean_staleness": self.mean_staleness,
+            "staleness": {str(value): count for value, count in sorted(self.staleness.items())},
+            "refused": {refusal.value: count for refusal, count in self.refused.items()},
+            "workers": {
+                str(number): {
+                    "arrivals": w.arrivals,
+                    "tokens": w.tokens,
+                    "seconds": w.seconds,
+                    "mean_staleness": w.mean_staleness,
+                    "staleness_sum": w.staleness_sum,
+                }
+                for number, w in sorted(self.workers.items())
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunMetrics:
+        """The inverse of `to_json`."""
+        return cls(
+            tokens=data["tokens"],
+            updates=data["updates"],
+            staleness=Counter({int(value): count for value, count in data["staleness"].items()}),
+            refused=Counter({Refusal(reason): count for reason, count in data["refused"].items()}),
+            workers={
+                int(number): WorkerMetrics(w["arrivals"], w["tokens"], w["seconds"], w["staleness_sum"])
+                for number, w in data["workers"].items()
+            },
+        )

@@ -1,0 +1,116 @@
+"""The exported model: a folder with parameters, configuration, vocabulary and what is known about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hvd_async.atomic import new_folder
+from hvd_async.config import RunConfig, dump_config, load_config
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.nmt.decoding import translate
+from hvd_async.nmt.transformer import Transformer
+from hvd_async.nmt.vocabulary import Vocabulary
+
+_PARAMETERS, _CONFIG, _VOCABULARY, _META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"
+
+
+def export_model(
+    folder: Path,
+    named_tensors: Mapping[str, Tensor],
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    *,
+    version: int,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write `folder` anew, whole or not at all, in place of one that is there.
+
+    `named_tensors` are those of the model's `named_parameters()`; they may be views of one vector and are copied. `extra`
+    (what JSON can hold) goes to meta.json beside `version`. Raises `DataError` where the file system refuses.
+    """
+    # Copies, as safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors.items()}
+    with new_folder(folder, replace=True) as temporary:
+        (temporary / _PARAMETERS).write_bytes(safetensors.torch.save(tensors))
+        (temporary / _CONFIG).write_text(dump_config(config), encoding="utf-8")
+        (temporary / _META).write_text(json.dumps({"version": version, **extra}, indent=1), encoding="utf-8")
+        vocabulary.save(temporary / _VOCABULARY)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model ready to translate, in eval mode."""
+
+    model: Transformer
+    vocabulary: Vocabulary
+    config: RunConfig
+    meta: dict[str, Any]
+    """`version`, and what was given as `extra`."""
+
+    def translate(self, sentences: Sequence[str], beam: int | None = None) -> list[str]:
+        """The translation of each sentence, in order; `beam` defaults to the configuration's. Empty lines stay empty.
+
+        Raises `DataError` for a sentence that is too long for the model.
+        """
+        encoded = self.vocabulary.encode([sentence.strip() for sentence in sentences])
+        # An empty line keeps its place, so that a too long one is reported by its line.
+        decoding = self.config.decoding
+        found = translate(self.model, encoded, decoding, beam=decoding.beam if beam is None else beam)
+        texts = self.vocabulary.decode(found)
+        return [text if tokens else "" for text, tokens in zip(texts, encoded, strict=True)]
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedModel:
+    """Read what `export_model` wrote. Raises `DataError` if a file is missing, damaged or does not fit the others."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected an exported model")
+    for name in (_PARAMETERS, _CONFIG, _VOCABULARY, _META):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")
+    try:
+        config = load_config(folder / _CONFIG)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    vocabulary = Vocabulary.load(folder / _VOCABULARY)
+    model = Transformer(config.model, len(vocabulary))
+    _fill(model, folder / _PARAMETERS)
+    return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META))
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged: {error}") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("version"), int):
+        raise DataError(f"{path}: damaged: expected an object with the number `version`")
+    return meta
+
+
+def _fill(model: Transformer, path: Path) -> None:
+    """Copy the tensors of `path` into the parameters, each of which must be there in its shape."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path}: damaged: {error}") from None
+    parameters = dict(model.named_parameters())
+    if odd := sorted(parameters.keys() ^ tensors.keys()):
+        side = "missing" if odd[0] in parameters else "unknown to the model of config.yaml"
+        raise DataError(f"{path}: tensor {odd[0]} is {side}; got {len(tensors)} tensors, expected {len(parameters)}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise DataError(
+                    f"{path}: {name}: got shape {list(tensors[name].shape)}, expected {list(parameter.shape)} by config.yaml"
+                    " and vocabulary.model"
+                )
+            parameter.copy_(tensors[name])

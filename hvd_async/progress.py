@@ -1,0 +1,108 @@
+"""Progress for a person: a live bar on a terminal, plain lines in a batch log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TextIO
+
+import rich.console
+import rich.progress
+
+from hvd_async.metrics import RunMetrics
+from hvd_async.store.parameter_store import Update
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a run is heading for: whichever of the two bounds it."""
+
+    num_batches: int | None
+    last_version: int | None
+
+    def share_done(self, arrivals: int, version: int) -> float:
+        """0 to 1."""
+        if self.last_version is not None:
+            return min(1.0, version / self.last_version)
+        return min(1.0, arrivals / self.num_batches) if self.num_batches else 1.0
+
+
+class Progress:
+    """Shows updates as they happen: rate, loss, version, staleness, time left. Rates are over the time since the last line."""
+
+    def __init__(self, goal: Goal, every_seconds: float, stream: TextIO = sys.stdout) -> None:
+        """On a terminal the bar is live; elsewhere a line every `every_seconds`."""
+        self._goal = goal
+        self._stream = stream
+        self._is_live = stream.isatty()
+        self._every_seconds = 0.5 if self._is_live else every_seconds
+        self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
+        self._since = time.monotonic()
+        self._first_share: tuple[float, float] | None = None
+        self._window = RunMetrics()
+        self._loss_sum = 0.0
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Show the bar within the block."""
+        self._since = time.monotonic()
+        if not self._is_live:
+            yield
+            return
+        columns = (
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.description}"),
+        )
+        with rich.progress.Progress(*columns, console=rich.console.Console(file=self._stream), transient=True) as bar:
+            self._bar = bar, bar.add_task("starting", total=1.0)
+            yield
+            self._bar = None
+
+    def update(self, update: Update, total: RunMetrics) -> None:
+        """Take note of `update`, and show something if it is time; `total` is the run so far."""
+        self._window.add_update(update)
+        self._loss_sum += update.loss * update.tokens
+        now = time.monotonic()
+        share = self._goal.share_done(total.staleness.total(), update.version)
+        if self._first_share is None:
+            self._first_share = (now, share)
+        if now - self._since < self._every_seconds:
+            return
+        text = self._describe(update, share, now)
+        self._window, self._loss_sum, self._since = RunMetrics(), 0.0, now
+        if self._bar is not None:
+            bar, task = self._bar
+            bar.update(task, completed=share, description=text)
+        else:
+            self.say(f"{share:4.0%}  {text}")
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar where there is one. One write, so that lines of ranks do not mix."""
+        if self._bar is not None:
+            self._bar[0].console.print(line, markup=False, highlight=False)
+        else:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def _describe(self, update: Update, share: float, now: float) -> str:
+        assert self._first_share is not None
+        began, first = self._first_share
+        left = (now - began) * (1 - share) / (share - first) if share > first else None
+        rate = self._window.tokens / (now - self._since)
+        loss = self._loss_sum / max(1, self._window.tokens)
+        return (
+            f"version {update.version}  loss {loss:.3f}  {rate:,.0f} tokens/s  staleness {self._window.mean_staleness:.2f}"
+            f"  rate {update.learning_rate:.2e}  left {_clock(left)}"
+        )
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,239 @@
+"""A training run on one rank, from the launcher's environment to the summary: what surrounds the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from hvd_async.checkpoint import Checkpoint
+from hvd_async.config import RunConfig
+from hvd_async.emulation import Emulation
+from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
+from hvd_async.flat import FlatParameters
+from hvd_async.journal import RunJournal, read_snapshot
+from hvd_async.progress import Goal, Progress
+from hvd_async.run_folder import RunFolder
+from hvd_async.signals import StopRequest
+from hvd_async.strategies import make_strategy
+from hvd_async.strategies.protocol import EvaluationPlan, Job, Strategy
+from hvd_async.topology import (
+    Machine,
+    Placement,
+    RankPlan,
+    assign_roles,
+    check_world,
+    describe,
+    read_environment,
+    this_machine,
+)
+from hvd_async.training import Task, TrainingLoop
+from hvd_async.transport.group import Group
+from hvd_async.transport.layout import StopKind, StopNotice
+
+T = TypeVar("T")
+# How long a rank that was told of another's failure waits for the launcher to end it, before it ends the job itself.
+_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line adds to a configuration: go on with a stopped run, or replace what its folder holds."""
+
+    resume: bool = False
+    overwrite: bool = False
+
+
+def train(
+    config: RunConfig,
+    make_task: Callable[[RunConfig], Task],
+    options: TrainOptions,
+    environ: Mapping[str, str] = os.environ,
+) -> dict[str, Any]:
+    """Run `config` on all ranks of this job; the summary of the run (empty on ranks other than 0).
+
+    Collective over all ranks that the launcher started. `make_task` is called on rank 0 first, then on the others, and may
+    leave files behind for them. What any rank raises before training begins, every rank raises. Later, a rank that fails
+    prints its message and aborts the job. Raises `StoppedBySignal` on every rank after a clean stop.
+    """
+    strategy = make_strategy(config.strategy.kind)
+    with _aborting_on_failure(strategy.group):
+        run = _set_up(config, make_task, options, strategy, environ)
+        with run.journal if run.journal is not None else contextlib.nullcontext():
+            notice = run.execute(strategy)
+            if not _is_signal(notice):
+                run.evaluate_snapshots(strategy.group)
+            summary = run.conclude(notice)
+        strategy.close()
+    if notice is not None and _is_signal(notice):
+        raise StoppedBySignal(
+            f"stopped by signal {notice.signal_number} on rank {notice.rank}, everything saved; go on with --resume",
+            notice.signal_number,
+        )
+    return summary
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The pieces of a run on this rank; `journal` is on rank 0 alone."""
+
+    folder: RunFolder
+    job: Job
+    loop: TrainingLoop
+    stop: StopRequest
+    progress: Progress
+    journal: RunJournal | None
+
+    def execute(self, strategy: Strategy) -> StopNotice | None:
+        """Train, and save what training leaves behind; why it stopped."""
+        showing = contextlib.nullcontext() if self.journal is None else self.progress.showing()
+        with self.stop.listening(), showing:
+            notice = strategy.execute(self.job, self.loop)
+            if self.journal is not None:
+                self.journal.end_training(is_complete=not _is_signal(notice))
+        return notice
+
+    def evaluate_snapshots(self, group: Group) -> None:
+        """Evaluate what was not evaluated during training, shared among all ranks. Collective."""
+        pending = [] if self.journal is None else self.journal.snapshots_to_evaluate()
+        for version in json.loads(group.exchange(json.dumps(pending))[0]):
+            with self.loop.flat.holding(read_snapshot(self.folder, version)):
+                mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
+            table = [json.loads(text) for text in group.exchange(json.dumps(mine.to_vector()))]
+            if self.journal is not None:
+                self.journal.evaluated(version, [sum(column) for column in zip(*table, strict=True)])
+
+    def conclude(self, notice: StopNotice | None) -> dict[str, Any]:
+        """Write the summary, on rank 0."""
+        if self.journal is None:
+            return {}
+        how = "stopped" if _is_signal(notice) else "finished" if notice is None else "finished early"
+        return self.journal.conclude(how, self.job.num_workers)
+
+
+def _set_up(
+    config: RunConfig,
+    make_task: Callable[[RunConfig], Task],
+    options: TrainOptions,
+    strategy: Strategy,
+    environ: Mapping[str, str],
+) -> _Run:
+    group, folder = strategy.group, RunFolder(config.output)
+    plans = _plan_ranks(config, group, environ)
+    plan = plans[group.rank]
+    torch.set_num_threads(plan.threads)
+    task = _in_agreement(group, lambda: make_task(config))
+    saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
+    model = task.build_model()
+    flat = FlatParameters(model, "cpu" if plan.role == "store" else plan.device)
+    goal = Goal(task.num_batches(), config.training.updates)
+    progress = Progress(goal, config.training.log_every_seconds)
+    stop = StopRequest(group.rank)
+    journal = RunJournal(folder, config, task, flat, progress) if group.rank == 0 else None
+    if journal is not None:
+        for line in (describe(each, strategy.transport(each.rank)) for each in plans):
+            progress.say(line)
+        if saved is not None:
+            journal.restore(saved.data["journal"])
+    every = config.validation.every if config.validation.when == "during" else None
+    job = Job(
+        strategy=config.strategy,
+        optimizer=config.optimizer,
+        plans=plans,
+        model=model,
+        flat=flat,
+        num_batches=goal.num_batches,
+        epoch_of=task.epoch_of,
+        last_version=goal.last_version,
+        evaluation=EvaluationPlan(every or 0, lambda version: read_snapshot(folder, version)),
+        journal=journal,
+        stop_requested=stop.notice,
+        saved=None if saved is None else (saved.tensors, saved.data["store"]),
+    )
+    loop = TrainingLoop(task, model, flat, Emulation(config.emulation, plan.worker), config.seed)
+    return _Run(folder, job, loop, stop, progress, journal)
+
+
+def _plan_ranks(config: RunConfig, group: Group, environ: Mapping[str, str]) -> tuple[RankPlan, ...]:
+    """Every rank's role, device and threads; each rank computes the same from what all report. Collective."""
+    check_world(read_environment(environ), group.rank, group.size)
+    machines = [Machine.from_text(text) for text in group.exchange(this_machine().to_text())]
+    wanted = Placement(
+        kind=config.strategy.kind,
+        placement=config.strategy.placement,
+        device=config.training.device,
+        allow_sharing=config.training.allow_sharing,
+        threads=config.training.threads,
+    )
+    return assign_roles(machines, wanted)
+
+
+def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int) -> Checkpoint | None:
+    if options.resume:
+        return folder.resume(config)
+    if rank == 0:
+        folder.begin(config, overwrite=options.overwrite)
+    return None
+
+
+def _in_agreement(group: Group, action: Callable[[], T]) -> T:
+    """Do `action` on rank 0, then on the others, and raise everywhere what was raised anywhere. Collective."""
+    result: T | None = None
+    for turn in (0, 1):
+        fault = ""
+        if (group.rank == 0) == (turn == 0):
+            try:
+                result = action()
+            except HvdAsyncError as error:
+                fault = json.dumps([error.exit_status, str(error)])
+        faults = group.exchange(fault)
+        for rank, text in enumerate(faults):
+            if text:
+                raise AgreedError(json.loads(text), is_reporter=rank == group.rank)
+    return result  # type: ignore[return-value]  # every rank had its turn
+
+
+class AgreedError(HvdAsyncError):
+    """An error that every rank raises because one did; the one that did reports it."""
+
+    def __init__(self, fault: tuple[int, str], is_reporter: bool) -> None:
+        """`fault`: exit status and message; `is_reporter`: whether this rank is to print it."""
+        self.exit_status, message = fault
+        super().__init__(message)
+        self.is_reporter = is_reporter
+
+
+@contextlib.contextmanager
+def _aborting_on_failure(group: Group) -> Iterator[None]:
+    """An exception on this rank ends all ranks at once, with this rank's message as the only one."""
+    try:
+        yield
+    except AgreedError:
+        raise
+    except KeyboardInterrupt:
+        group.abort(130)
+    except BaseException as error:
+        if group.size == 1:
+            raise
+        if isinstance(error, PeerError) and error.is_reported:
+            time.sleep(_GRACE_SECONDS)  # the rank that failed is about to end the job, or its launcher is
+        elif isinstance(error, HvdAsyncError):
+            sys.stderr.write(f"hvd-async: rank {group.rank}: {error}\n")
+        else:
+            trace = "".join(traceback.format_exception(error))
+            sys.stderr.write(f"{trace}hvd-async: rank {group.rank}: {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+        group.abort(error.exit_status if isinstance(error, HvdAsyncError) else 1)
+
+
+def _is_signal(notice: StopNotice | None) -> bool:
+    return notice is not None and notice.kind is StopKind.SIGNAL

@@ -1,0 +1,86 @@
+"""The folder of a run: where everything lies, and whether a run may begin or go on there."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from typing import Any
+
+import yaml
+
+from hvd_async.atomic import write_file
+from hvd_async.checkpoint import Checkpoint, load_latest_checkpoint
+from hvd_async.config import RunConfig, dump_config, parse_config
+from hvd_async.errors import CheckpointError, ConfigError
+
+# What may differ between a run and its continuation: how long, where and how it is watched; not what is computed.
+_MAY_CHANGE = {"output", "training", "validation", "decoding", "emulation"}
+_MUST_STAY_IN_TRAINING = {"precision", "label_smoothing"}
+
+
+class RunFolder:
+    """Paths of a run's files."""
+
+    def __init__(self, root: str | pathlib.Path) -> None:
+        """Touches nothing."""
+        self.root = pathlib.Path(root)
+        self.config = self.root / "config.yaml"
+        self.events = self.root / "events.jsonl"
+        self.summary = self.root / "summary.json"
+        self.snapshots = self.root / "snapshots"
+        self.checkpoints = self.root / "checkpoints"
+        self.models = self.root / "models"
+        self.tensorboard = self.root / "tensorboard"
+
+    def snapshot(self, version: int) -> pathlib.Path:
+        """The file of the parameters of `version` that are to be evaluated."""
+        return self.snapshots / f"v{version:08d}.safetensors"
+
+    def begin(self, config: RunConfig, *, overwrite: bool) -> None:
+        """Make the folder for a new run. Raises `ConfigError` if it holds one and `overwrite` is not set."""
+        if self.config.exists() and not overwrite:
+            raise ConfigError(
+                f"{self.root}: holds a run already; go on with --resume, replace it with --overwrite, or set another output"
+            )
+        if self.config.exists():
+            for path in (self.events, self.summary):
+                path.unlink(missing_ok=True)
+            for path in (self.snapshots, self.checkpoints, self.models, self.tensorboard):
+                shutil.rmtree(path, ignore_errors=True)
+        self.snapshots.mkdir(parents=True, exist_ok=True)
+        write_file(self.config, dump_config(config).encode())
+
+    def resume(self, config: RunConfig) -> Checkpoint:
+        """The latest checkpoint, to be continued with `config`.
+
+        Raises `CheckpointError` if there is none or it is damaged, `ConfigError` if `config` would compute something else.
+        """
+        if not self.config.exists():
+            raise CheckpointError(
+                f"{self.root}: got no run to resume, expected {self.config.name} in it; leave out --resume"
+            )
+        before = parse_config(yaml.safe_load(self.config.read_text(encoding="utf-8")), source=str(self.config))
+        if changed := _changed_keys(before.model_dump(), config.model_dump()):
+            lines = [f"{key}: got {new!r}, expected {old!r} as in {self.config}" for key, old, new in changed]
+            raise ConfigError("\n".join(f"--resume: {line}; or start another run" for line in lines))
+        checkpoint = load_latest_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            raise CheckpointError(
+                f"{self.checkpoints}: got no checkpoint, expected one to resume from; start with --overwrite"
+            )
+        return checkpoint
+
+
+def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    changed = []
+    for section in before:
+        old, new = before[section], after[section]
+        if section == "training":
+            old, new = ({key: value[key] for key in _MUST_STAY_IN_TRAINING} for value in (old, new))
+        elif section in _MAY_CHANGE:
+            continue
+        if not isinstance(old, dict):
+            old, new, section = {section: old}, {section: new}, ""
+        prefix = f"{section}." if section else ""
+        changed += [(prefix + key, old[key], new[key]) for key in sorted(old) if old[key] != new[key]]
+    return changed

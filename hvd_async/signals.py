@@ -1,0 +1,40 @@
+"""SIGTERM and Ctrl-C as a request that the training loop sees between steps."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from hvd_async.transport.layout import StopKind, StopNotice
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Remembers the first signal that asked this process to stop."""
+
+    def __init__(self, rank: int) -> None:
+        """`rank` is named in the notice."""
+        self._rank = rank
+        self._signal_number = 0
+
+    def notice(self) -> StopNotice | None:
+        """What was asked for, if anything was."""
+        return StopNotice(StopKind.SIGNAL, self._rank, self._signal_number) if self._signal_number else None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM inside the block. Only the first of them is: a second one ends the process as usual."""
+        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal_number:
+            signal.default_int_handler(number, None)  # asked twice by hand: do not wait for the end of the step
+        self._signal_number = self._signal_number or number

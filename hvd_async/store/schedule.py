@@ -1,0 +1,44 @@
+"""What changes over versions: the learning rate and the number of arrivals per update. Pure functions."""
+
+from __future__ import annotations
+
+import math
+
+from hvd_async.config import ScheduleConfig, StrategyConfig
+
+
+def learning_rate(schedule: ScheduleConfig, highest: float, version: int, tokens: int) -> float:
+    """The rate of the update that makes `version` (1, 2, ...) and with which `tokens` target tokens have been seen.
+
+    Inverse square root after Vaswani et al. (2017), section 5.3, scaled so that `highest` is reached when warm-up ends.
+    """
+    position = version if schedule.unit == "versions" else tokens
+    if position < schedule.warmup:
+        return highest * position / schedule.warmup
+    if schedule.kind == "constant":
+        return highest
+    if schedule.kind == "linear":
+        assert schedule.total is not None  # the configuration asks for it
+        remaining = (schedule.total - position) / (schedule.total - schedule.warmup)
+        return highest * max(0.0, remaining)
+    return highest * math.sqrt(max(1, schedule.warmup) / max(1, position))
+
+
+def is_synchronous(strategy: StrategyConfig, version: int) -> bool:
+    """Whether the update on top of `version` is made in lock-step: each worker waits for it."""
+    return strategy.lockstep or version < strategy.synchronous_versions
+
+
+def arrivals_needed(strategy: StrategyConfig, version: int, num_active: int) -> int:
+    """N for the update on top of `version`, with `num_active` workers still in the run. At least 1."""
+    wanted: int | str
+    if version < strategy.synchronous_versions:
+        wanted = "workers"
+    elif isinstance(strategy.arrivals_per_update, tuple):
+        wanted = next(e.arrivals for e in reversed(strategy.arrivals_per_update) if e.version <= version)
+    else:
+        wanted = strategy.arrivals_per_update
+    if wanted == "workers":
+        return max(1, num_active)
+    # In lock-step no more arrivals can come than there are workers: a larger N would never be complete.
+    return max(1, min(int(wanted), num_active)) if is_synchronous(strategy, version) else int(wanted)

@@ -1,0 +1,96 @@
+"""PyTorch's own synchronous baseline: DistributedDataParallel over Gloo (CPU) or NCCL (GPU)."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import GradBucket, TCPStore
+
+from hvd_async.flat import FlatParameters
+from hvd_async.strategies import synchronous
+from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.transport.bootstrap import MpiGroup, init_mpi
+from hvd_async.transport.layout import StopNotice
+
+# A rank that has gone ends the job through the launcher; this is the last resort.
+_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+class Ddp:
+    """Ranks started by MPI, which tells them where to meet; gradients travel through torch.distributed."""
+
+    name = "ddp"
+
+    def __init__(self) -> None:
+        """Initialises MPI. Collective over all ranks."""
+        self.group = MpiGroup(init_mpi())
+
+    def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
+        """See `Strategy.execute`."""
+        device = job.flat.parameters.device
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            backend, store=self._meet(), rank=self.group.rank, world_size=self.group.size, timeout=_TIMEOUT
+        )
+        try:
+            return synchronous.execute(job, self.group.rank, DdpAllReduce(device), loop)
+        finally:
+            dist.destroy_process_group()
+
+    def transport(self, rank: int) -> str:
+        """See `Strategy.transport`."""
+        return "torch.distributed"
+
+    def close(self) -> None:
+        """See `Strategy.close`."""
+
+    def _meet(self) -> TCPStore:
+        """A store on rank 0, on a port that the system chose."""
+        host, server = "", None
+        if self.group.rank == 0:
+            host = socket.gethostname()
+            server = TCPStore(host, 0, self.group.size, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
+        address = self.group.exchange(f"{host} {server.port}" if server is not None else "")[0]
+        if server is not None:
+            return server
+        host, port = address.split()
+        return TCPStore(host, int(port), self.group.size, is_master=False, timeout=_TIMEOUT)
+
+
+class DdpAllReduce:
+    """Lets DDP sum the gradients, bucket by bucket, while backward goes on."""
+
+    def __init__(self, device: torch.device) -> None:
+        """`device`: that of the model."""
+        self._device = device
+
+    def attach(self, model: torch.nn.Module, flat: FlatParameters) -> torch.nn.Module:
+        """See `AllReduce.attach`."""
+        ids = [self._device.index or 0] if self._device.type == "cuda" else None
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        wrapped.register_comm_hook(None, _sum_bucket)
+        return wrapped
+
+    def reduce(self, flat: FlatParameters) -> None:
+        """See `AllReduce.reduce`. DDP has waited in backward; here only its results are put in place."""
+        flat.collect_gradient()
+
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """See `AllReduce.gather`."""
+        row = torch.tensor(list(numbers), dtype=torch.float64, device=self._device)
+        rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, row)
+        return [other.tolist() for other in rows]
+
+
+def _sum_bucket(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP would divide by the number of ranks; our gradients are sums over tokens and stay sums."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    summed: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda future: future.value()[0])
+    return summed

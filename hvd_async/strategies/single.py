@@ -1,0 +1,33 @@
+"""One process: the reference that every other strategy is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from hvd_async.strategies import synchronous
+from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.transport.group import Solo
+from hvd_async.transport.layout import StopNotice
+
+
+class Single:
+    """A worker alone."""
+
+    name = "single"
+
+    def __init__(self) -> None:
+        """Starts nothing."""
+        self.group = Solo()
+
+    def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
+        """See `Strategy.execute`."""
+        return synchronous.execute(job, 0, synchronous.NoAllReduce(), loop)
+
+    def transport(self, rank: int) -> str:
+        """See `Strategy.transport`."""
+        return "none"
+
+    def close(self) -> None:
+        """See `Strategy.close`."""

@@ -1,0 +1,146 @@
+"""The synchronous strategies: every rank computes a batch, the gradients are summed, every rank makes the same update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from hvd_async.flat import FlatParameters
+from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
+from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
+from hvd_async.transport.layout import StopKind, StopNotice
+
+# The store of a synchronous rank is given the sum of all ranks' gradients at once, so one acceptance completes an update.
+_ONE = {"arrivals_per_update": 1, "lockstep": False, "synchronous_versions": 0, "max_staleness": None}
+
+
+class AllReduce(Protocol):
+    """What a library for synchronous training does for us."""
+
+    def attach(self, model: torch.nn.Module, flat: FlatParameters) -> torch.nn.Module:
+        """The module to compute with, whose `backward` may already begin to sum gradients. Called once."""
+
+    def reduce(self, flat: FlatParameters) -> None:
+        """Make `flat.gradient` the sum over all ranks, after `backward`. Collective; waits for the slowest rank."""
+
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of every rank (as many each), exact, in the order of ranks. Collective."""
+
+
+class NoAllReduce:
+    """One rank: nothing to sum."""
+
+    def attach(self, model: torch.nn.Module, flat: FlatParameters) -> torch.nn.Module:
+        """See `AllReduce.attach`."""
+        return model
+
+    def reduce(self, flat: FlatParameters) -> None:
+        """See `AllReduce.reduce`."""
+        flat.collect_gradient()
+
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """See `AllReduce.gather`."""
+        return [list(numbers)]
+
+
+def execute(
+    job: Job, rank: int, all_reduce: AllReduce, loop: Callable[[Worker, torch.nn.Module], None]
+) -> StopNotice | None:
+    """`Strategy.execute` for all synchronous strategies."""
+    model = all_reduce.attach(job.model, job.flat)
+    worker = SynchronousWorker(job, rank, all_reduce)
+    loop(worker, model)
+    return worker.notice
+
+
+class SynchronousWorker:
+    """Every rank holds a replica of the store and feeds it the same sums.
+
+    A gradient that is not finite makes the sum so, and every replica refuses all arrivals of that step alike.
+    """
+
+    def __init__(self, job: Job, rank: int, all_reduce: AllReduce) -> None:
+        """Collective: ranks call it in the same order as everything else of the strategy."""
+        strategy = job.strategy.model_copy(update=_ONE)
+        # The store updates the very vector that the model reads: no copy.
+        self.store: ParameterStore = job.make_store(strategy, 1, job.flat.parameters)
+        self.notice: StopNotice | None = None
+        self._job = job
+        self._rank = rank
+        self._all_reduce = all_reduce
+        self._group = range(0)
+        self._next_evaluation = job.evaluation.next_after(self.store.version)
+        if job.journal is not None:
+            job.journal.started(self.store)
+        self._is_finished = self._is_last_version() or self._ask_journal()
+
+    def claims(self) -> Iterator[Claim]:
+        """See `Worker.claims`: batch = first of the group + rank; a group never reaches into the next epoch."""
+        while not self._is_finished and self.notice is None:
+            self._group = self._next_group()
+            if not self._group:
+                return
+            counts = self._rank < len(self._group)
+            yield Claim(self._group[self._rank if counts else 0], counts)
+
+    def step(self, step: Step) -> None:
+        """See `Worker.step`."""
+        self._all_reduce.reduce(self._job.flat)
+        requested = self._job.stop_requested()
+        asked = requested.signal_number if requested is not None else 0
+        table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, asked])
+        version = self.store.version
+        arrivals = [
+            Arrival(worker, batch, version, int(table[worker][0]), *table[worker][1:3])
+            for worker, batch in enumerate(self._group)
+        ]
+        self.store.accept(arrivals, self._job.flat.gradient)
+        self._tell_journal(self.store.advance())
+        self._is_finished |= self._is_last_version()
+        for rank, numbers in enumerate(table):
+            if numbers[3] and self.notice is None:
+                self.notice = StopNotice(StopKind.SIGNAL, rank, int(numbers[3]))
+
+    def evaluation_due(self) -> EvaluationRequest | None:
+        """See `Worker.evaluation_due`: all ranks share it."""
+        if not self._next_evaluation or self.store.version < self._next_evaluation:
+            return None
+        self._next_evaluation = self._job.evaluation.next_after(self.store.version)
+        return EvaluationRequest(
+            self.store.version, self.store.evaluated_parameters, shard=self._rank, num_shards=self._job.num_workers
+        )
+
+    def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
+        """See `Worker.report`."""
+        table = self._all_reduce.gather(statistics)
+        if self._job.journal is not None:
+            self._job.journal.evaluated(request.version, [sum(column) for column in zip(*table, strict=True)])
+        self._is_finished = self._ask_journal()
+
+    def _next_group(self) -> range:
+        start = self.store.ledger.watermark
+        end, limit = start, self._job.num_batches
+        while end < start + self._job.num_workers and (limit is None or end < limit):
+            if self._job.epoch_of(end) != self._job.epoch_of(start):
+                break
+            end += 1
+        return range(start, end)
+
+    def _tell_journal(self, update: Update | None) -> None:
+        refused = self.store.take_refused()
+        if self._job.journal is None:
+            return
+        for arrival, reason in refused:
+            self._job.journal.refused(arrival, reason)
+        if update is not None:
+            self._job.journal.updated(update)
+
+    def _is_last_version(self) -> bool:
+        return self._job.last_version is not None and self.store.version >= self._job.last_version
+
+    def _ask_journal(self) -> bool:
+        """Rank 0 knows whether the run is over; all ranks learn it at the same point."""
+        journal = self._job.journal
+        return bool(self._all_reduce.gather([float(journal is not None and journal.is_finished())])[0][0])

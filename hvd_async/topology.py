@@ -1,0 +1,294 @@
+"""Who is who: from the launcher's environment and the machines of the ranks to roles, devices and threads.
+
+Pure but for `this_machine`: the environment comes in as a mapping, and every rank computes the same plan of all ranks from
+what all ranks reported.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import fractions
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from hvd_async.errors import ConfigError, SetupError
+
+Role = Literal["store", "worker", "store+worker"]
+
+# Slurm numbers the steps that srun did not start (batch script, interactive shell, ...) down from the top of 32 bits.
+_FIRST_SPECIAL_SLURM_STEP = 0xFFFFFFF0
+# Cores of a worker beyond which one more helps it less than the store.
+_PLENTY = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Launcher:
+    """The variables in which a launcher tells a process who it is, and what to do where MPI does not agree."""
+
+    name: str
+    rank: str
+    size: tuple[str, ...]  # the first that is set counts
+    local_rank: str
+    local_size: str
+    mend: str
+
+
+_SAME_MPI = "start it with the mpirun of the environment that mpi4py is in, with no other MPI before it on LD_LIBRARY_PATH"
+
+# In order of precedence: an mpirun inside a Slurm job inherits Slurm's variables, and its own are those that count.
+LAUNCHERS = (
+    Launcher(
+        "Open MPI",
+        "OMPI_COMM_WORLD_RANK",
+        ("OMPI_COMM_WORLD_SIZE",),
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        _SAME_MPI,
+    ),
+    Launcher("Hydra (MPICH, Intel MPI)", "PMI_RANK", ("PMI_SIZE",), "MPI_LOCALRANKID", "MPI_LOCALNRANKS", _SAME_MPI),
+    Launcher(
+        "horovodrun --gloo",
+        "HOROVOD_RANK",
+        ("HOROVOD_SIZE",),
+        "HOROVOD_LOCAL_RANK",
+        "HOROVOD_LOCAL_SIZE",
+        "horovodrun --gloo starts no MPI; use mpirun or horovodrun --mpi",
+    ),
+    Launcher(
+        "Slurm",
+        "SLURM_PROCID",
+        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+        "SLURM_LOCALID",
+        "",  # Slurm has no such variable
+        "use srun --mpi=pmix for Open MPI and --mpi=pmi2 for MPICH; `srun --mpi=list` says what this Slurm has",
+    ),
+    Launcher(
+        "torchrun",
+        "RANK",
+        ("WORLD_SIZE",),
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "torchrun starts no MPI; use mpirun, or let `hvd-async launch` write the command",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchedAs:
+    """What a launcher says about this process."""
+
+    launcher: Launcher
+    rank: int
+    size: int
+    local_rank: int | None
+    local_size: int | None
+
+
+def read_environment(environ: Mapping[str, str]) -> LaunchedAs | None:
+    """The place that a launcher gave this process, None for one that was started without any.
+
+    Raises `SetupError` where a launcher's variable is not a number.
+    """
+    for launcher in LAUNCHERS:
+        rank = _number(environ, launcher.rank)
+        size = next((found for name in launcher.size if (found := _number(environ, name)) is not None), None)
+        if rank is None or size is None or (launcher.name == "Slurm" and not _is_slurm_step(environ)):
+            continue
+        return LaunchedAs(launcher, rank, size, _number(environ, launcher.local_rank), _number(environ, launcher.local_size))
+    return None
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise SetupError(f"environment variable {name}: got {text!r}, expected a whole number from a launcher; unset it")
+    return int(text)
+
+
+def _is_slurm_step(environ: Mapping[str, str]) -> bool:
+    """Whether srun started this process; in a batch script or `salloc` the rank and size are there, but mean the shell."""
+    step = _number(environ, "SLURM_STEP_ID")
+    return step is not None and step < _FIRST_SPECIAL_SLURM_STEP
+
+
+def check_world(launched: LaunchedAs | None, rank: int, size: int) -> None:
+    """Refuse an MPI world that is not the one that the launcher started. Raises `SetupError`.
+
+    The usual case: the MPI library is not the launcher's, finds no launcher that it knows, and every process becomes
+    rank 0 of 1; a run would then train as many times, on its own, as there are processes.
+    """
+    if launched is None or (launched.rank, launched.size) == (rank, size):
+        return
+    raise SetupError(
+        f"{launched.launcher.name} started this process as rank {launched.rank} of {launched.size}, but MPI says rank {rank}"
+        f" of {size}: the MPI library and the launcher do not belong together; {launched.launcher.mend}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What one rank may use of its host. Binding or a container can give the ranks of a host different parts of it."""
+
+    host: str
+    cores: tuple[int, ...]
+    gpus: tuple[str, ...]  # unique names; the position is the index in `cuda:<index>` for this rank
+
+    def to_text(self) -> str:
+        """A line of text, to be exchanged among ranks."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Machine:
+        """The inverse of `to_text`."""
+        fields = json.loads(text)
+        return cls(fields["host"], tuple(fields["cores"]), tuple(fields["gpus"]))
+
+
+def this_machine() -> Machine:
+    """What this process may use here. Imports torch, and asks CUDA where there is one."""
+    import torch  # late: reading a plan or an environment must not cost seconds
+
+    gpus = tuple(str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count()))
+    return Machine(socket.gethostname(), tuple(sorted(os.sched_getaffinity(0))), gpus)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """What the configuration asks for: `strategy.kind`, `strategy.placement` and the like-named keys of `training`."""
+
+    kind: Literal["single", "horovod", "ddp", "async"]
+    placement: Literal["dedicated", "colocated"] = "dedicated"
+    device: str = "auto"
+    allow_sharing: bool = False
+    threads: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RankPlan:
+    """What one rank is to be. `worker` counts workers from 0 in the order of ranks; None for a store that does not train."""
+
+    rank: int
+    host: str
+    local_rank: int
+    role: Role
+    worker: int | None
+    device: str
+    threads: int
+
+
+def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPlan, ...]:
+    """The plan of all ranks; `machines[r]` is what rank r reported.
+
+    Raises `SetupError` where ranks, GPUs or the strategy do not fit together, `ConfigError` for an unknown device.
+    """
+    roles = _roles(len(machines), wanted)
+    devices = _devices(machines, roles, wanted)
+    threads = [wanted.threads] * len(machines) if wanted.threads else _threads(machines, roles)
+    first_worker = 1 if roles[0] == "store" else 0
+    seen: collections.Counter[str] = collections.Counter()
+    plans = []
+    for rank, machine in enumerate(machines):
+        worker = None if roles[rank] == "store" else rank - first_worker
+        local_rank = seen[machine.host]
+        plans.append(RankPlan(rank, machine.host, local_rank, roles[rank], worker, devices[rank], threads[rank]))
+        seen[machine.host] += 1
+    return tuple(plans)
+
+
+def describe(plan: RankPlan, transport: str = "") -> str:
+    """One line: host, role, device, threads, and the transport where it is known."""
+    role = plan.role if plan.worker is None else f"{plan.role} {plan.worker}"
+    threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+    facts = [role, plan.device, threads, *([transport] if transport else [])]
+    return f"rank {plan.rank} on {plan.host}: {', '.join(facts)}"
+
+
+def share_cores(num_cores: int, num_workers: int, beside_store: bool = False) -> int:
+    """Threads of each worker on a host where all ranks may use all of `num_cores` cores."""
+    host = Machine("", tuple(range(num_cores)), ())
+    roles = _followed_by_workers("store" if beside_store else "worker", num_workers + beside_store)
+    return _threads([host] * len(roles), roles)[-1]
+
+
+def _roles(num_ranks: int, wanted: Placement) -> list[Role]:
+    if wanted.kind == "single" and num_ranks != 1:
+        raise SetupError(
+            f"strategy single: got {num_ranks} ranks, expected 1; start it without mpirun,"
+            " or choose strategy.kind async, horovod or ddp"
+        )
+    if wanted.kind != "async":
+        return _followed_by_workers("worker", num_ranks)
+    if wanted.placement == "colocated":
+        return _followed_by_workers("store+worker", num_ranks)
+    if num_ranks < 2:
+        raise SetupError(
+            f"strategy async with a dedicated store: got {num_ranks} rank, expected at least 2 (rank 0 is the store);"
+            " use mpirun -np 2 or more, or strategy.placement: colocated"
+        )
+    return _followed_by_workers("store", num_ranks)
+
+
+def _followed_by_workers(first: Role, num_ranks: int) -> list[Role]:
+    return [first if rank == 0 else "worker" for rank in range(num_ranks)]
+
+
+def _devices(machines: Sequence[Machine], roles: Sequence[Role], wanted: Placement) -> list[str]:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted.device):
+        raise ConfigError(f"training.device: got {wanted.device!r}, expected auto, cpu, cuda or cuda:<index>")
+    num_users: collections.Counter[tuple[str, str]] = collections.Counter()
+    devices = []
+    for rank, (machine, role) in enumerate(zip(machines, roles, strict=True)):
+        if role == "store" or wanted.device == "cpu" or (wanted.device == "auto" and not machine.gpus):
+            devices.append("cpu")
+            continue
+        users = [num_users[machine.host, gpu] for gpu in machine.gpus]
+        index = _gpu_index(rank, machine, users, wanted)
+        if users[index] and not wanted.allow_sharing:
+            num_workers = sum(m.host == machine.host and r != "store" for m, r in zip(machines, roles, strict=True))
+            raise SetupError(
+                f"{machine.host}: {num_workers} workers here, but rank {rank} finds no GPU of its own among the"
+                f" {len(machine.gpus)} that it sees (training.device: {wanted.device}); start fewer workers,"
+                " or set training.allow_sharing: true or training.device: cpu"
+            )
+        num_users[machine.host, machine.gpus[index]] += 1
+        devices.append(f"cuda:{index}")
+    return devices
+
+
+def _gpu_index(rank: int, machine: Machine, users: Sequence[int], wanted: Placement) -> int:
+    """The GPU asked for, or the first of those with the fewest users (`users[i]` ranks have index i already).
+
+    Where all ranks of a host see all of its GPUs that is the number of the worker on its host; where the launcher gave each
+    rank a GPU of its own, which is index 0 for all of them, it is that one.
+    """
+    index = int(wanted.device.partition(":")[2] or -1)
+    if not machine.gpus or index >= len(machine.gpus):
+        raise SetupError(
+            f"training.device: got {wanted.device}, but rank {rank} on {machine.host} sees {len(machine.gpus)} GPUs;"
+            " use auto or cpu, or check CUDA_VISIBLE_DEVICES and the driver"
+        )
+    return index if index >= 0 else users.index(min(users))
+
+
+def _threads(machines: Sequence[Machine], roles: Sequence[Role]) -> list[int]:
+    """Threads for arithmetic of every rank, the cores of each host divided among those that compute on it."""
+    everyone = _divide_cores(machines, range(len(machines)))
+    if roles[0] != "store" or all(
+        everyone[rank] >= _PLENTY for rank in range(1, len(roles)) if machines[rank].host == machines[0].host
+    ):
+        return everyone
+    # Few cores: workers would lose more than the store, which waits most of the time, could win.
+    return [1, *_divide_cores(machines, range(1, len(machines)))[1:]]
+
+
+def _divide_cores(machines: Sequence[Machine], sharers: Iterable[int]) -> list[int]:
+    users = collections.Counter((machines[r].host, core) for r in sharers for core in machines[r].cores)
+    shares = (sum(fractions.Fraction(1, max(1, users[m.host, core])) for core in m.cores) for m in machines)
+    return [max(1, int(share)) for share in shares]

@@ -1,0 +1,80 @@
+"""The training loop, one for every strategy and every task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from hvd_async.emulation import Emulation
+from hvd_async.flat import FlatParameters
+from hvd_async.nmt.batching import Batch
+from hvd_async.nmt.scoring import Evaluation
+from hvd_async.strategies.protocol import Step, Worker
+
+
+class Task(Protocol):
+    """What is trained. All but `evaluate` is a function of its arguments alone, the same on every rank."""
+
+    def build_model(self) -> torch.nn.Module:
+        """A new model on the CPU, drawn from the run's seed."""
+
+    def num_batches(self) -> int | None:
+        """Batches of the whole run; None where the number of updates bounds it."""
+
+    def batch(self, index: int, device: torch.device | str) -> Batch:
+        """Batch number `index`, on `device`."""
+
+    def epoch_of(self, index: int) -> int:
+        """The epoch to which batch number `index` belongs."""
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+        """The loss summed over the batch's target tokens (a scalar, nats), and their number."""
+
+    def evaluate(self, model: torch.nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
+        """Statistics of one shard of the validation data."""
+
+    def export(
+        self, folder: Path, named_tensors: Mapping[str, torch.Tensor], version: int, measured: Mapping[str, float | None]
+    ) -> None:
+        """Write a model folder, whole or not at all; `measured` goes with it, by name."""
+
+
+@dataclass(frozen=True)
+class TrainingLoop:
+    """The loop of one worker: claim a batch, compute its gradient, hand it over, go on. The same for every strategy."""
+
+    task: Task
+    model: torch.nn.Module
+    flat: FlatParameters
+    emulation: Emulation
+    seed: int
+
+    def __call__(self, worker: Worker, module: torch.nn.Module) -> None:
+        """Train until `worker` has no more claims. `module` is the model, or the strategy's wrapper around it."""
+        device = self.flat.parameters.device
+        module.train()
+        for claim in worker.claims():
+            started = time.monotonic()
+            # Dropout depends on the batch alone: whoever computes it, and however often, gets the same gradient.
+            torch.manual_seed(hash((self.seed, claim.batch)) & 0x7FFFFFFFFFFFFFFF)
+            self.flat.zero_gradient()
+            loss, tokens = self.task.loss(module, self.task.batch(claim.batch, device))
+            if not claim.counts:
+                loss, tokens = loss * 0.0, 0
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            self.emulation.delay(time.monotonic() - started)
+            worker.step(Step(claim.batch, tokens, float(loss.detach()), time.monotonic() - started))
+            self._evaluate_if_due(worker)
+
+    def _evaluate_if_due(self, worker: Worker) -> None:
+        request = worker.evaluation_due()
+        if request is None:
+            return
+        with self.flat.holding(request.parameters):
+            evaluation = self.task.evaluate(self.model, request.shard, request.num_shards)
+        worker.report(request, evaluation.to_vector())

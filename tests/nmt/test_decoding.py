@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from hvd_async.config import DecodingConfig, ModelConfig
+from hvd_async.errors import DataError
+from hvd_async.nmt.batching import collate
+from hvd_async.nmt.decoding import beam_search, greedy_search, translate
+from hvd_async.nmt.transformer import Transformer
+from hvd_async.nmt.vocabulary import EOS, NUM_SPECIAL
+
+SIZE = NUM_SPECIAL + 3
+SOURCES = [[4, 5, 6], [], [6], [5, 5, 4, 6], [4]]
+MAX_LENGTHS = [3, 2, 3, 3, 1]
+
+
+def make_model(seed: int, max_positions: int = 32) -> Transformer:
+    """A random model in float64 whose predictions are far from uniform."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        encoder_layers=1, decoder_layers=2, width=8, feed_forward=16, heads=2, max_positions=max_positions, dropout=0.0
+    )
+    model = Transformer(config, SIZE).double().eval()
+    with torch.no_grad():
+        model.output.weight.mul_(2.0)
+    return model
+
+
+def log_probability(model: Transformer, source: list[int], target: list[int]) -> float:
+    """Of the target and its end, without a cache."""
+    batch = collate([source], [target])
+    with torch.no_grad():
+        logits = model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
+    log_probs = torch.log_softmax(logits, dim=1)
+    return float(log_probs.gather(1, batch.target_output.flatten()[:, None]).sum())
+
+
+def exhaustive_search(model: Transformer, source: list[int], max_length: int, length_penalty: float) -> list[int]:
+    words = range(NUM_SPECIAL, SIZE)
+    targets = [list(t) for length in range(max_length + 1) for t in itertools.product(words, repeat=length)]
+    return max(targets, key=lambda t: log_probability(model, source, t) / (len(t) + 1) ** length_penalty)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wide_beam_finds_what_exhaustive_search_finds(seed: int, length_penalty: float) -> None:
+    model = make_model(seed)
+    found = beam_search(model, SOURCES, MAX_LENGTHS, beam=50, length_penalty=length_penalty)
+    assert found == [exhaustive_search(model, s, m, length_penalty) for s, m in zip(SOURCES, MAX_LENGTHS, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_beam_of_one_is_greedy_search(seed: int) -> None:
+    model = make_model(seed)
+    limits = [8] * len(SOURCES)
+    assert beam_search(model, SOURCES, limits, beam=1, length_penalty=1.0) == greedy_search(model, SOURCES, limits)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_search_takes_the_most_probable_token_of_the_uncached_model(seed: int) -> None:
+    model = make_model(seed)
+    for source, found in zip(SOURCES, greedy_search(model, SOURCES, [8] * len(SOURCES)), strict=True):
+        expected: list[int] = []
+        while len(expected) < 8:
+            batch = collate([source], [expected])
+            with torch.no_grad():
+                last = model(batch.source, batch.source_mask, batch.target_input)[-1]
+            last[[0, 1, 2]] = -torch.inf
+            if (token := int(last.argmax())) == EOS:
+                break
+            expected.append(token)
+        assert found == expected
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_the_company_of_a_sentence_does_not_change_its_translation(beam: int) -> None:
+    model = make_model(7)
+    together = translate(model, SOURCES, DecodingConfig(), beam=beam)
+    alone = [translate(model, [source], DecodingConfig(batch_sentences=1), beam=beam)[0] for source in SOURCES]
+    assert together == alone
+
+
+@pytest.mark.parametrize("beam", [1, 2, 4])
+def test_no_translation_is_longer_than_its_limit(beam: int) -> None:
+    model = make_model(3)
+    with torch.no_grad():
+        model.output.weight[EOS] = 0.0
+        model.output.weight[4], model.output.weight[5] = 9.0, -9.0  # one of the two is always likelier than an end
+    found = translate(model, SOURCES, DecodingConfig(max_length_ratio=1.0), beam=beam)
+    assert all(len(target) <= 10 + len(source) for source, target in zip(SOURCES, found, strict=True))
+    assert all(NUM_SPECIAL <= token < SIZE for target in found for token in target)
+
+
+def test_translations_stay_within_the_positions_of_the_model() -> None:
+    found = translate(make_model(3, max_positions=6), [[4] * 5] * 2, DecodingConfig(), beam=2)
+    assert all(len(target) <= 5 for target in found)
+
+
+def test_a_source_too_long_for_the_model_is_refused_by_number() -> None:
+    with pytest.raises(DataError, match=r"sentence 2: got 6 tokens, expected at most 5 \(model\.max_positions\)"):
+        translate(make_model(1, max_positions=6), [[4], [4] * 6], DecodingConfig(), beam=1)
+
+
+def test_nothing_to_translate_gives_nothing() -> None:
+    assert translate(make_model(1), [], DecodingConfig(), beam=2) == []

@@ -1,0 +1,158 @@
+"""Real MPI processes for tests: under the mpirun of this environment, on one host or two, with a time limit that holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
+
+from hvd_async.errors import SetupError
+from hvd_async.launcher import Host, LaunchOptions, MpiFamily, detect_mpi, mpirun_command
+
+TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
+# Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
+_MARK = "HVD_ASYNC_TEST_JOB"
+
+
+@dataclasses.dataclass(frozen=True)
+class Completed:
+    """How a job ended. One that was killed at its time limit has `timed_out` set and a return code other than 0."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    timed_out: bool = False
+
+    def __str__(self) -> str:
+        limit = " (killed at the time limit)" if self.timed_out else ""
+        return f"exit status {self.returncode}{limit}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+    def check(self) -> Completed:
+        """Itself, or a test failure that shows everything the job said."""
+        if self.returncode != 0:
+            raise AssertionError(str(self))
+        return self
+
+
+@functools.cache
+def mpirun_path() -> str | None:
+    """The mpirun of this environment, or else of the system."""
+    beside_python = pathlib.Path(sys.prefix) / "bin" / "mpirun"
+    return str(beside_python) if beside_python.exists() else shutil.which("mpirun")
+
+
+@functools.cache
+def mpi_family() -> MpiFamily | None:
+    """What `mpirun_path` is, None where there is no MPI that we know."""
+    path = mpirun_path()
+    try:
+        return detect_mpi(path) if path else None
+    except SetupError:
+        return None
+
+
+def run_ranks(
+    num_ranks: int,
+    program: str | pathlib.Path | Sequence[str],
+    *args: str,
+    timeout: float = 60.0,
+    env: Mapping[str, str] | None = None,
+    hosts: Sequence[str] = (),
+    mpirun_args: Sequence[str] = (),
+) -> Completed:
+    """Run a Python program in `num_ranks` processes under mpirun, and kill all of them `timeout` seconds later.
+
+    `program` is a script, a module's dotted name, or a list of Python's own arguments such as `["-c", text]`. `hosts` are
+    names from the fixture `two_hosts`, filled evenly and in order: of 3 ranks on 2 hosts 0 and 1 are on the first. `env` is
+    added to the environment of every rank, `mpirun_args` to mpirun's arguments.
+    """
+    family, path = mpi_family(), mpirun_path()
+    assert family is not None and path is not None, "no mpirun in this environment; see launch/setup.sh"
+    slots = -(-num_ranks // len(hosts)) if hosts else 0
+    agent = _agent_arguments(family) if hosts else ()
+    options = LaunchOptions(
+        mpi=family,
+        mpirun=path,
+        hosts=tuple(Host(name, slots) for name in hosts),
+        num_cores=1,  # test machines are small and shared: always yield while waiting
+        as_root=os.geteuid() == 0,
+        extra=(*agent, *mpirun_args),
+    )
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **(env or {})}
+    command = mpirun_command((sys.executable, *_python_arguments(program), *args), num_ranks, options, variables)
+    first_host = (str(TWO_HOSTS / "onhost.sh"), hosts[0]) if hosts else ()
+    return run_limited((*first_host, *command.argv), {**os.environ, **command.environment}, timeout)
+
+
+def run_limited(argv: Sequence[str], environ: Mapping[str, str], timeout: float) -> Completed:
+    """Run `argv`; at the time limit kill it and whatever it started, wherever that has gone, and keep the output."""
+    mark = uuid.uuid4().hex
+    # Output goes to files: a pipe would be held open by a process that outlived the job, and reading it would hang.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        job = subprocess.Popen(
+            argv,
+            env={**environ, _MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        timed_out = False
+        try:
+            returncode = job.wait(timeout)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:
+            _kill_marked(mark)
+            job.wait()
+        return Completed(124 if timed_out else returncode, _text(stdout), _text(stderr), timed_out)
+
+
+def _python_arguments(program: str | pathlib.Path | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(program, str) and not program.endswith(".py"):
+        return ("-m", program)
+    return (str(program),) if isinstance(program, (str, pathlib.Path)) else tuple(program)
+
+
+def _python_path() -> str:
+    """The checkout first: a rank imports the package beside these tests, installed or not."""
+    root = str(pathlib.Path(__file__).resolve().parent.parent)
+    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+
+
+def _agent_arguments(family: MpiFamily) -> tuple[str, ...]:
+    agent = str(TWO_HOSTS / "agent.sh")
+    return ("--prtemca", "plm_ssh_agent", agent) if family == "openmpi" else ("-launcher", "ssh", "-launcher-exec", agent)
+
+
+def _kill_marked(mark: str) -> None:
+    """Kill every process that inherited `mark`, until none is left: what one forks meanwhile has it too."""
+    while pids := list(_pids_marked(mark)):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _pids_marked(mark: str) -> Iterator[int]:
+    wanted = f"{_MARK}={mark}".encode()
+    for folder in pathlib.Path("/proc").iterdir():
+        if folder.name.isdigit():
+            # A process may end while it is looked at; a dead one that nobody has waited for yet has no environment.
+            with contextlib.suppress(OSError):
+                if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                    yield int(folder.name)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

@@ -1,0 +1,142 @@
+"""The preflight: what it concludes, and that it runs alone, under mpirun and across hosts without hanging."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from hvd_async.doctor import Finding, Mpirun, format_findings, judge_library, judge_measurements, judge_mpirun
+from hvd_async.transport.measured import Bandwidth, Measurements, Progress
+from tests.ranks import mpi_family, mpirun_path, run_limited, run_ranks
+
+RUN = "from hvd_async.doctor import main; raise SystemExit(main(as_json={}))"
+AT_ONCE = Progress("shared", 0.001, 0.45)
+WAITED = Progress("created", 0.449, 0.45)
+FAST = Bandwidth(push=8.0, pull=9.0, memcpy=10.0)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """With the mpirun that belongs to this Python on PATH, and with no launcher."""
+    launcher = ("OMPI_", "PMI", "SLURM_", "HOROVOD_", "MPI_LOCAL")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
+    return {**environ, "PATH": on_path(), **changes}
+
+
+def on_path() -> str:
+    folder = str(pathlib.Path(mpirun_path() or "/nowhere").parent)
+    return os.pathsep.join([folder, os.environ["PATH"]])
+
+
+def findings_in(output: str) -> Mapping[str, Finding]:
+    return {fields["name"]: Finding(**fields) for fields in json.loads(output)}
+
+
+def verdicts(findings: list[Finding]) -> dict[str, str]:
+    return {finding.name: finding.verdict for finding in findings}
+
+
+@pytest.mark.mpi
+def test_alone_it_says_how_to_measure() -> None:
+    done = run_limited([sys.executable, "-c", RUN.format(True)], environment(), timeout=90).check()
+    findings = findings_in(done.stdout)
+    assert {
+        name: findings[name].verdict for name in ("Python", "torch", "mpi4py", "mpirun", "MPI", "MPI world")
+    } == dict.fromkeys(("Python", "torch", "mpi4py", "mpirun", "MPI", "MPI world"), "ok")
+    assert "mpirun -np 2 hvd-async doctor" in findings["MPI world"].detail
+    assert "bandwidth" not in findings
+
+
+@pytest.mark.mpi
+def test_under_mpirun_it_measures_one_sided_communication() -> None:
+    done = run_ranks(3, ["-c", RUN.format(True)], timeout=90, env={"PATH": on_path()}).check()
+    findings = findings_in(done.stdout)
+    assert findings["MPI world"].detail == "3 ranks"
+    assert findings["shared window"].verdict == "ok" and "waits" not in findings["shared window"].detail
+    assert findings["created window"].verdict == "ok"
+    assert findings["bandwidth"].detail.startswith("within a host")
+    assert findings["devices"].detail.count("\n") == 3
+
+
+@pytest.mark.mpi
+def test_across_hosts_it_measures_the_network(two_hosts: tuple[str, str]) -> None:
+    done = run_ranks(2, ["-c", RUN.format(True)], timeout=90, env={"PATH": on_path()}, hosts=two_hosts).check()
+    findings = findings_in(done.stdout)
+    assert findings["bandwidth"].detail.startswith("between hosts")
+    assert "shared window" not in findings
+    assert all(f"rank {rank} on {host}" in findings["devices"].detail for rank, host in enumerate(two_hosts))
+
+
+@pytest.mark.mpi
+def test_a_rank_that_mpi_takes_for_the_only_one_is_found() -> None:
+    # The variables of the other family: this one's own would be believed by the library itself.
+    others = {"openmpi": ("PMI_RANK", "PMI_SIZE"), "mpich": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")}
+    rank, size = others[mpi_family() or "openmpi"]
+    done = run_limited([sys.executable, "-c", RUN.format(False)], environment(**{rank: "0", size: "2"}), timeout=90)
+    assert done.returncode == 4, str(done)
+    assert "as rank 0 of 2, but MPI says rank 0 of 1" in done.stdout
+
+
+def test_what_never_answers_is_ended_by_the_watchdog() -> None:
+    stuck = (
+        "import threading\n"
+        "from hvd_async.doctor import Watchdog\n"
+        "with Watchdog(0.2) as watchdog:\n"
+        "    watchdog.enter('waiting for nothing')\n"
+        "    threading.Event().wait()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", stuck], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (4, "doctor: no answer within 0 s while waiting for nothing\n")
+
+
+def test_an_mpi_that_behaves_as_expected() -> None:
+    findings = judge_measurements(Measurements(True, (AT_ONCE, WAITED), FAST))
+    assert verdicts(findings) == {"shared window": "ok", "created window": "ok", "bandwidth": "ok"}
+    assert "waits for its target" in findings[1].detail
+    assert findings[2].detail == "within a host: push 8.0, pull 9.0, memcpy 10.0 GB/s"
+
+
+def test_a_shared_window_that_waits_for_its_target_is_refused() -> None:
+    findings = judge_measurements(Measurements(True, (Progress("shared", 0.45, 0.45),), FAST))
+    assert verdicts(findings) == {"shared window": "fail", "bandwidth": "ok"}
+
+
+@pytest.mark.parametrize(("same_host", "push"), [(True, 2.0), (False, 0.05)])
+def test_slow_transfers_are_a_warning(same_host: bool, push: float) -> None:
+    finding = judge_measurements(Measurements(same_host, (), Bandwidth(push, 9.0, 10.0)))[0]
+    assert finding.verdict == "warn" and finding.mend
+
+
+def test_open_mpi_before_5_is_refused() -> None:
+    assert judge_library("Open MPI v4.1.4").verdict == "fail"
+    assert judge_library("Open MPI v5.0.11").verdict == "ok"
+    assert judge_library("MPICH Version: 5.0.2").verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("mpirun", "verdict"),
+    [
+        (Mpirun("/a/mpirun", "mpirun (Open MPI) 5.0.11\n"), "ok"),
+        (Mpirun("/a/mpirun", "mpirun (Open MPI) 4.1.4\n"), "warn"),
+        (Mpirun("/a/mpirun", "HYDRA build details:\n Version: 5.0.11\n"), "warn"),
+        (Mpirun("/a/mpirun", "?"), "warn"),
+        (Mpirun(None), "warn"),
+    ],
+)
+def test_an_mpirun_of_another_mpi_is_a_warning(mpirun: Mpirun, verdict: str) -> None:
+    assert judge_mpirun(mpirun, "Open MPI v5.0.11").verdict == verdict
+
+
+def test_the_table() -> None:
+    findings = [Finding("a", "ok", "fine"), Finding("longer", "warn", "one\ntwo", "do that")]
+    assert format_findings(findings).splitlines() == [
+        "ok    a       fine",
+        "warn  longer  one",
+        "              two",
+        "              -> do that",
+    ]
