@@ -85,7 +85,7 @@ class BatchingConfig(Section):
     tokens: Positive = Field(1000, description="Most tokens of a batch on its larger side, padding included.")
     max_sentences: Positive = Field(512, description="Most sentences of a batch.")
     bucket_batches: Positive = Field(
-        50, description="Sentences are shuffled, then sorted by length within windows of about this many batches."
+        100, description="Sentences are shuffled, then sorted by length within windows of about this many batches."
     )
 
 
