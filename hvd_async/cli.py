@@ -121,6 +121,12 @@ def _data_multi30k(arguments: argparse.Namespace) -> int:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "bar", "lines"),
+        default="auto",
+        help="auto (default): a bar on a terminal, but lines under a launcher, which may show its ranks a terminal of its own",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -130,8 +136,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from hvd_async.nmt import TranslationTask, prepare
     from hvd_async.run import TrainOptions, train
+    from hvd_async.topology import read_environment
 
-    options = TrainOptions(resume=arguments.resume, overwrite=arguments.overwrite)
+    is_live = arguments.progress == "bar"
+    if arguments.progress == "auto":
+        is_live = sys.stdout.isatty() and read_environment(os.environ) is None
+    options = TrainOptions(arguments.resume, arguments.overwrite, is_live)
     summary = train(config, lambda config: TranslationTask(config, prepare(config)), options)
     if summary:
         last = summary["last"]
@@ -182,7 +192,8 @@ def _launch(arguments: argparse.Namespace) -> int:
         as_root=os.geteuid() == 0,
         extra=tuple(arguments.extra),
     )
-    train = TrainArguments(arguments.config, tuple(arguments.overrides), arguments.resume, arguments.overwrite)
+    progress = "bar" if sys.stdout.isatty() and not arguments.dry_run else "auto"
+    train = TrainArguments(arguments.config, tuple(arguments.overrides), arguments.resume, arguments.overwrite, progress)
     command = launch_command(config, train, 1 if is_single else arguments.workers, options)
     print(command.shell_text(), flush=True)
     return 0 if arguments.dry_run else run_command(command, os.environ)

@@ -61,11 +61,13 @@ class TrainArguments:
     overrides: tuple[str, ...] = ()
     resume: bool = False
     overwrite: bool = False
+    progress: str = "auto"
 
     def program(self, python: str) -> tuple[str, ...]:
         """The program of one rank."""
         sets = tuple(word for override in self.overrides for word in ("--set", override))
-        begin = (*(["--resume"] if self.resume else []), *(["--overwrite"] if self.overwrite else []))
+        begin = [flag for flag, is_set in (("--resume", self.resume), ("--overwrite", self.overwrite)) if is_set]
+        begin += ["--progress", self.progress] if self.progress != "auto" else []
         return (python, "-m", "hvd_async", "train", self.config_path, *sets, *begin)
 
 

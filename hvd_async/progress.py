@@ -33,12 +33,12 @@ class Goal:
 class Progress:
     """Shows updates as they happen: rate, loss, version, staleness, time left. Rates are over the time since the last line."""
 
-    def __init__(self, goal: Goal, every_seconds: float, stream: TextIO = sys.stdout) -> None:
-        """On a terminal the bar is live; elsewhere a line every `every_seconds`."""
+    def __init__(self, goal: Goal, every_seconds: float, *, is_live: bool, stream: TextIO = sys.stdout) -> None:
+        """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds`."""
         self._goal = goal
         self._stream = stream
-        self._is_live = stream.isatty()
-        self._every_seconds = 0.5 if self._is_live else every_seconds
+        self._is_live = is_live
+        self._every_seconds = 0.5 if is_live else every_seconds
         self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
         self._since = time.monotonic()
         self._first_share: tuple[float, float] | None = None
@@ -53,11 +53,12 @@ class Progress:
             yield
             return
         columns = (
-            rich.progress.BarColumn(),
+            rich.progress.BarColumn(bar_width=10),
             rich.progress.TaskProgressColumn(),
             rich.progress.TextColumn("{task.description}"),
         )
-        with rich.progress.Progress(*columns, console=rich.console.Console(file=self._stream), transient=True) as bar:
+        console = rich.console.Console(file=self._stream, force_terminal=True)
+        with rich.progress.Progress(*columns, console=console, transient=True) as bar:
             self._bar = bar, bar.add_task("starting", total=1.0)
             yield
             self._bar = None
@@ -95,8 +96,8 @@ class Progress:
         rate = self._window.tokens / (now - self._since)
         loss = self._loss_sum / max(1, self._window.tokens)
         return (
-            f"version {update.version}  loss {loss:.3f}  {rate:,.0f} tokens/s  staleness {self._window.mean_staleness:.2f}"
-            f"  rate {update.learning_rate:.2e}  left {_clock(left)}"
+            f"version {update.version}  loss {loss:.3f}  {rate:,.0f} tokens/s"
+            f"  staleness {self._window.mean_staleness:.2f}  left {_clock(left)}"
         )
 
 

@@ -46,10 +46,12 @@ _GRACE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the command line adds to a configuration: go on with a stopped run, or replace what its folder holds."""
+    """What the command line adds to a configuration: go on with a stopped run, or replace what its folder holds; whether
+    progress is a live bar."""
 
     resume: bool = False
     overwrite: bool = False
+    live_progress: bool = False
 
 
 def train(
@@ -135,7 +137,7 @@ def _set_up(
     model = task.build_model()
     flat = FlatParameters(model, "cpu" if plan.role == "store" else plan.device)
     goal = Goal(task.num_batches(), config.training.updates)
-    progress = Progress(goal, config.training.log_every_seconds)
+    progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
     stop = StopRequest(group.rank)
     journal = RunJournal(folder, config, task, flat, progress) if group.rank == 0 else None
     if journal is not None:
