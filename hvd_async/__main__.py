@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
 
@@ -14,8 +14,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hvd_async.cli import make_parser
 
     parsed = make_parser().parse_args(arguments)
+    return report(lambda: parsed.run(parsed))
+
+
+def report(action: Callable[[], int]) -> int:
+    """Do `action`; its exit status, or that of the error it raised, which one rank of the job prints."""
     try:
-        return int(parsed.run(parsed))
+        return action()
     except HvdAsyncError as error:
         if _is_ours_to_report(error):
             sys.stdout.flush()

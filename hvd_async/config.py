@@ -140,11 +140,43 @@ class OptimizerConfig(Section):
         return self
 
 
+def _branch_of_arrivals(value: Any) -> str | None:
+    """Which member of a union of arrivals `value` is meant for; None, one error, where it fits none of them."""
+    if isinstance(value, (list, tuple)):
+        return "<schedule>"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return "<number>"
+    return "<workers>" if value == "workers" else None
+
+
+# A plain union would answer a wrong value with one fault per member; the tags, no keys of the file, are left out of errors.
+_BRANCHES = ("<number>", "<workers>", "<schedule>")
+_Number = Annotated[Positive, pydantic.Tag("<number>")]
+_Workers = Annotated[Literal["workers"], pydantic.Tag("<workers>")]
+
+
 class ArrivalsFrom(Section):
     """One entry of a schedule of `arrivals_per_update`."""
 
     version: Annotated[int, Field(ge=0)] = Field(description="From this version on.")
-    arrivals: Positive | Literal["workers"] = Field(description="Arrivals summed for one update.")
+    arrivals: Annotated[
+        _Number | _Workers,
+        pydantic.Discriminator(
+            lambda value: None if (branch := _branch_of_arrivals(value)) == "<schedule>" else branch,
+            custom_error_type="arrivals",
+            custom_error_message="expected a whole number >= 1 or 'workers'",
+        ),
+    ] = Field(description="Arrivals summed for one update.")
+
+
+ArrivalsPerUpdate = Annotated[
+    _Number | _Workers | Annotated[tuple[ArrivalsFrom, ...], Field(strict=False), pydantic.Tag("<schedule>")],
+    pydantic.Discriminator(
+        _branch_of_arrivals,
+        custom_error_type="arrivals_per_update",
+        custom_error_message="expected a whole number >= 1, 'workers', or a list of {version, arrivals}",
+    ),
+]
 
 
 class StrategyConfig(Section):
@@ -154,7 +186,7 @@ class StrategyConfig(Section):
         "single",
         description="`single`: one process. `horovod`, `ddp`: synchronous allreduce. `async`: the parameter store.",
     )
-    arrivals_per_update: Positive | Literal["workers"] | Annotated[tuple[ArrivalsFrom, ...], Field(strict=False)] = Field(
+    arrivals_per_update: ArrivalsPerUpdate = Field(
         "workers",
         description="N, the arrivals summed for one update: a number (1 is plain asynchronous SGD), `workers` (as many as"
         " are alive), or a schedule: a list of `{version, arrivals}`, the first from version 0.",
@@ -391,13 +423,15 @@ def _describe(fault: Any) -> str:
         return f"{key}: missing, expected a value"
     if kind == "value_error":
         return f"{key}: {message.removeprefix('Value error, ')}"
+    if message.startswith("expected "):
+        return f"{key}: got {fault['input']!r}, {message}"
     message = message[0].lower() + message[1:]
     return f"{key}: got {fault['input']!r}, expected: {message.removeprefix('input should be ')}"
 
 
 def _is_branch_name(part: Any) -> bool:
     """Pydantic names the member of a union in the location; that is no key of the file."""
-    return isinstance(part, str) and (part.startswith(("constrained-", "literal[", "tuple[", "function-")) or part == "int")
+    return part in _BRANCHES
 
 
 def _sibling_names(location: Sequence[Any]) -> list[str]:

@@ -22,6 +22,7 @@ from hvd_async.launcher import Host, LaunchOptions, MpiFamily, detect_mpi, mpiru
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
 # Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
 _MARK = "HVD_ASYNC_TEST_JOB"
+_GRACE_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,10 @@ def run_limited(argv: Sequence[str], environ: Mapping[str, str], timeout: float)
             returncode = job.wait(timeout)
         except subprocess.TimeoutExpired:
             timed_out = True
+            # Asked first, Open MPI's mpirun kills its ranks itself and removes their segments from /dev/shm.
+            job.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.wait(_GRACE_SECONDS)
         finally:
             _kill_marked(mark)
             job.wait()

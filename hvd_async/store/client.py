@@ -91,6 +91,10 @@ class StoreClient:
         self._set(WorkerWord.PUSHED, self._pushed)  # last: the store looks at the rest only after this
         self._set(WorkerWord.BASE_VERSION, IDLE)  # after PUSHED: the gradient is under way here or there, never nowhere
 
+    def wait_drained(self) -> None:
+        """Wait until the store has taken the last gradient in and, if that completed an update, published it."""
+        self._wait(lambda: self._get(WorkerWord.DRAINED) == self._pushed)
+
     def wait_released(self) -> bool:
         """Wait until the fate of all gradients pushed is known, as lock-step asks. False if a signal stops the run first."""
         released = False

@@ -109,8 +109,7 @@ class StoreServer:
         num_workers = len(self._slots)
         for worker in range(self._turn, self._turn + num_workers):
             busy |= self._drain_slot(worker % num_workers, notice)
-            if self._advance():
-                busy = True
+            busy |= self._advance()  # one that was held back for a straggler may be free now
         self._turn = (self._turn + 1) % num_workers
         return busy
 
@@ -125,8 +124,10 @@ class StoreServer:
         else:
             return False
         self._drained[worker] += 1
-        self._set(worker, WorkerWord.DRAINED, self._drained[worker])
         self._tell_refused()
+        self._advance()
+        # Last: a worker that waits for this finds its own gradient in the version that it pulls next.
+        self._set(worker, WorkerWord.DRAINED, self._drained[worker])
         return True
 
     def _tell_refused(self) -> None:

@@ -141,6 +141,9 @@ class AsynchronousWorker:
         self._client.push(self._host.gradient(), arrival)
         if is_synchronous(self._job.strategy, base_version):
             self._client.wait_released()
+        else:
+            # A worker computes on parameters that know its own gradient: with one worker and N = 1 nothing is ever stale.
+            self._client.wait_drained()
         self._pull()
 
     def evaluation_due(self) -> EvaluationRequest | None:

@@ -1,0 +1,76 @@
+"""The protocol on real ranks, with patterns that show a torn pull or a lost push: `python -m tests.mpi.patterns SIZE STEPS`.
+
+Every gradient is a constant vector and the optimizer is plain SGD, so that all elements of a version are equal; a pull whose
+elements differ was torn. Gradients are whole powers, so that the sum of everything pushed is exact.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from hvd_async.config import OptimizerConfig, StrategyConfig
+from hvd_async.store.client import ClientOptions, StoreClient
+from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.store.server import ServerOptions, StoreServer
+from hvd_async.transport.bootstrap import MpiGroup, init_mpi
+from hvd_async.transport.layout import Layout
+from hvd_async.transport.mpi import open_block
+
+
+class Books:
+    """A journal that counts."""
+
+    def __init__(self) -> None:
+        self.num_arrivals = 0
+
+    def started(self, store: ParameterStore) -> None: ...
+
+    def refused(self, arrival: Arrival, refusal: Refusal) -> None:
+        raise AssertionError(refusal)
+
+    def updated(self, update: Update) -> None:
+        self.num_arrivals += len(update.arrivals)
+
+    def evaluated(self, version: int, statistics: Sequence[float]) -> None: ...
+
+    def num_evaluations_due(self) -> int:
+        return 0
+
+    def is_finished(self) -> bool:
+        return False
+
+
+def main(size: int, steps: int) -> None:
+    torch.set_num_threads(1)
+    group = MpiGroup(init_mpi())
+    layout = Layout(size, group.size - 1)
+    optimizer = OptimizerConfig(kind="sgd", learning_rate=1.0)
+    strategy = StrategyConfig(kind="async", arrivals_per_update=2, reduction="sum")
+    with open_block(group, layout) as memory:
+        if group.rank == 0:
+            store, books = ParameterStore(torch.zeros(size), optimizer, strategy, group.size - 1), Books()
+            StoreServer(store, memory, books, ServerOptions()).serve(lambda: None)  # type: ignore[arg-type]
+            total = steps * (group.size - 1)
+            assert books.num_arrivals == total, (books.num_arrivals, total)
+            # SGD with rate 1 on the summed gradients -1: the parameters count the arrivals.
+            assert torch.equal(store.parameters, torch.full((size,), float(total))), store.parameters
+        else:
+            client = StoreClient(memory, group.rank - 1, ClientOptions())
+            client.join()
+            parameters, seen = torch.full((size,), -1.0), -1
+            for _ in range(steps):
+                version = client.pull(parameters)
+                assert version >= seen, (version, seen)
+                assert parameters.min() == parameters.max(), "torn pull"
+                assert parameters[0] >= 2 * (version - 1)  # an update has two arrivals, the last may have one
+                seen = version
+                client.push(torch.full((size,), -1.0), Arrival(group.rank - 1, client.claim(), version, 1, 0.0))
+            client.leave()
+        sys.stdout.write(f"rank {group.rank}: {memory.name}\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,54 @@
+"""Starting the toy on real ranks and reading what it left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from hvd_async.checkpoint import load_latest_checkpoint
+from hvd_async.events import read_events
+from tests.mpi.toy import Settings, settings_text
+from tests.ranks import Completed, run_ranks
+
+
+def run_toy(num_ranks: int, *settings: Settings, timeout: float = 120.0, hosts: Sequence[str] = ()) -> Completed:
+    """The toy with each of `settings` in turn, in one job of `num_ranks` ranks."""
+    return run_ranks(num_ranks, "tests.mpi.toy", settings_text(settings), timeout=timeout, hosts=hosts)
+
+
+def resumed(settings: Settings, **changes: Any) -> Settings:
+    """The same run, to be continued without its faults."""
+    return dataclasses.replace(settings, resume=True, faults=[], **changes)
+
+
+def events_of(folder: pathlib.Path, kind: str) -> list[dict[str, Any]]:
+    """Events of one kind, in order."""
+    return [event for event in read_events(folder / "events.jsonl") if event["event"] == kind]
+
+
+def losses_of(folder: pathlib.Path) -> list[float]:
+    """The training loss of every update."""
+    return [event["loss"] for event in events_of(folder, "update")]
+
+
+def summary_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What the run says of itself."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
+def digest_of(folder: pathlib.Path) -> int:
+    """A checksum of the parameters and the optimizer's state in the last checkpoint."""
+    checkpoint = load_latest_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    digest = 0
+    for name in sorted(checkpoint.tensors):
+        digest = zlib.crc32(checkpoint.tensors[name].numpy().tobytes(), digest)
+    return digest
+
+
+__all__ = ["Settings", "digest_of", "events_of", "losses_of", "resumed", "run_toy", "summary_of"]

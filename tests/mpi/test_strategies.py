@@ -1,0 +1,79 @@
+"""The strategies against each other, on real ranks: where they must agree, they do."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from tests.mpi.runs import digest_of, events_of, losses_of, run_toy, summary_of
+from tests.mpi.toy import Settings, make_config
+
+pytestmark = pytest.mark.mpi
+
+# Everything that belongs to the update at once: clipping, a schedule by tokens, decay, a moving average.
+UPDATE = {
+    "kind": "adamw",
+    "weight_decay": 0.01,
+    "clip_norm": 0.5,
+    "average_decay": 0.9,
+    "schedule": {"kind": "inverse_square_root", "unit": "tokens", "warmup": 100},
+}
+
+
+def config(folder: pathlib.Path, kind: str, **strategy: object) -> dict[str, object]:
+    return make_config(folder, strategy={"kind": kind, **strategy}, optimizer=UPDATE, validation={"every": 10})
+
+
+@pytest.mark.parametrize("pending", ["apply", "drop"])
+def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(tmp_path: pathlib.Path, pending: str) -> None:
+    run_toy(1, Settings(config(tmp_path / "single", "single"))).check()
+    asynchronous = config(tmp_path / "async", "async", arrivals_per_update=1, pending=pending)
+    run_toy(2, Settings(asynchronous)).check()
+    assert len(losses_of(tmp_path / "single")) == 30
+    assert losses_of(tmp_path / "async") == losses_of(tmp_path / "single")
+    assert digest_of(tmp_path / "async") == digest_of(tmp_path / "single")
+
+
+def test_lock_step_equals_horovod_and_ddp_over_fifty_updates(tmp_path: pathlib.Path) -> None:
+    def settings(name: str, kind: str, **strategy: object) -> Settings:
+        return Settings(config(tmp_path / name, kind, **strategy), num_batches=150)
+
+    run_toy(3, settings("horovod", "horovod"), settings("ddp", "ddp")).check()
+    run_toy(4, settings("lockstep", "async", lockstep=True), settings("warm", "async", synchronous_versions=50)).check()
+    expected = losses_of(tmp_path / "horovod")
+    assert len(expected) == 50
+    for name in ("ddp", "lockstep", "warm"):
+        assert losses_of(tmp_path / name) == pytest.approx(expected, rel=2e-5), name
+        assert summary_of(tmp_path / name)["mean_staleness"] == 0
+        measured = [m["loss"] for m in summary_of(tmp_path / name)["measurements"]]
+        assert measured == pytest.approx([m["loss"] for m in summary_of(tmp_path / "horovod")["measurements"]], rel=2e-5)
+
+
+def test_synchronous_strategies_do_not_mix_epochs_and_use_every_batch_once(tmp_path: pathlib.Path) -> None:
+    # Epochs of 30 batches on 4 workers: the last group of each has 2, and two ranks are left over.
+    runs = [Settings(config(tmp_path / kind, kind), num_batches=60) for kind in ("horovod", "ddp")]
+    run_toy(4, *runs).check()
+    for kind in ("horovod", "ddp"):
+        groups: dict[int, list[int]] = {}
+        for arrival in events_of(tmp_path / kind, "arrival"):
+            groups.setdefault(arrival["version"], []).append(arrival["batch"])
+        sizes = [len(groups[version]) for version in sorted(groups)]
+        assert sizes == [4, 4, 4, 4, 4, 4, 4, 2] * 2
+        assert sorted(batch for group in groups.values() for batch in group) == list(range(60))
+    assert losses_of(tmp_path / "horovod") == pytest.approx(losses_of(tmp_path / "ddp"), rel=2e-5)
+
+
+def test_a_lock_step_run_repeats_to_the_last_bit_whoever_claims_what(tmp_path: pathlib.Path) -> None:
+    runs = [Settings(config(tmp_path / name, "async", lockstep=True), uneven=seed) for name, seed in (("a", 1), ("b", 2))]
+    run_toy(4, *runs).check()
+    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
+
+
+def test_colocated_ranks_all_train_and_conserve_arrivals(tmp_path: pathlib.Path) -> None:
+    settings = Settings(config(tmp_path / "run", "async", placement="colocated", arrivals_per_update=2))
+    run_toy(3, settings).check()
+    arrivals = events_of(tmp_path / "run", "arrival")
+    assert sorted(a["batch"] for a in arrivals) == list(range(30))
+    assert {a["worker"] for a in arrivals} <= {0, 1, 2}
+    assert summary_of(tmp_path / "run")["num_workers"] == 3

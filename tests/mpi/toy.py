@@ -1,0 +1,186 @@
+"""A training job small enough for a test, on real ranks: the program that `run_toy` starts on each of them.
+
+    python -m tests.mpi.toy SETTINGS      SETTINGS: a JSON list of `Settings`, run one after another
+
+It runs `hvd_async.run.train`, the very function of the command line, with a task of a few numbers in place of translation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from hvd_async.config import RunConfig, parse_config
+from hvd_async.errors import HvdAsyncError
+from hvd_async.nmt.scoring import Evaluation
+from hvd_async.run import TrainOptions, train
+from hvd_async.store.server import StoreServer
+
+FEATURES, CLASSES = 6, 3
+BATCHES_PER_EPOCH = 30
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong on `rank` at its `step`-th step (0, 1, ...; for the store: at its version)."""
+
+    rank: int
+    step: int
+    kind: str  # nan, exception, error, sigterm, sigint, sigkill, leave
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `run_toy` tells every rank."""
+
+    config: dict[str, Any]
+    num_batches: int | None = 30
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    uneven: int | None = None  # seed of random extra work per step
+    resume: bool = False
+    dropout: float = 0.2
+
+
+class ToyTask:
+    """Classification of random points with as many tokens as points; batch `i` is a function of `i`."""
+
+    def __init__(self, settings: Settings, rank: int) -> None:
+        self._settings = settings
+        self._rank = rank
+        self._faults = [Fault(**fault) for fault in settings.faults]
+        self._steps = 0
+        self._random = None if settings.uneven is None else random.Random(f"{settings.uneven} {rank}")
+
+    def build_model(self) -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            return torch.nn.Sequential(
+                torch.nn.Linear(FEATURES, 8),
+                torch.nn.Tanh(),
+                torch.nn.Dropout(self._settings.dropout),
+                torch.nn.Linear(8, CLASSES),
+            )
+
+    def num_batches(self) -> int | None:
+        return self._settings.num_batches
+
+    def batch(self, index: int, device: torch.device | str) -> Any:
+        generator = torch.Generator().manual_seed(index)
+        size = 3 + index % 5
+        points = torch.randn(size, FEATURES, generator=generator)
+        return points.to(device), (points.sum(1) > 0).long().to(device)
+
+    def epoch_of(self, index: int) -> int:
+        return index // BATCHES_PER_EPOCH
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
+        points, classes = batch
+        loss = torch.nn.functional.cross_entropy(model(points), classes, reduction="sum")
+        if self._random is not None:
+            for _ in range(self._random.randrange(400)):
+                torch.randn(50, 50).sum()
+        for fault in self._faults:
+            if (fault.rank, fault.step) == (self._rank, self._steps):
+                loss = happen(fault, loss)
+        self._steps += 1
+        return loss, len(classes)
+
+    def evaluate(self, model: torch.nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
+        was_training = model.training
+        model.eval()
+        total = Evaluation()
+        with torch.no_grad():
+            for index in range(1000, 1008)[shard::num_shards]:
+                points, classes = self.batch(index, next(model.parameters()).device)
+                loss = torch.nn.functional.cross_entropy(model(points), classes, reduction="sum")
+                total += Evaluation(float(loss), len(classes))
+        model.train(was_training)
+        return total
+
+    def export(
+        self, folder: pathlib.Path, named_tensors: Mapping[str, torch.Tensor], version: int, measured: Mapping[str, Any]
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "exported.json").write_text(json.dumps({"version": version, "names": sorted(named_tensors), **measured}))
+
+
+def happen(fault: Fault, loss: torch.Tensor) -> torch.Tensor:
+    """Let `fault` happen, and leave a trace of it for the test."""
+    sys.stderr.write(f"fault {fault.kind} fired on rank {fault.rank} at {fault.step}\n")
+    sys.stderr.flush()
+    if fault.kind == "nan":
+        return loss * float("nan")
+    if fault.kind == "exception":
+        raise ZeroDivisionError("injected")
+    if fault.kind == "error":
+        raise HvdAsyncError("injected error")
+    os.kill(os.getpid(), getattr(signal, fault.kind.upper()))
+    return loss
+
+
+@contextlib.contextmanager
+def armed_store(settings: Settings) -> Iterator[None]:
+    """Faults of a dedicated store happen when it has published the version `step`."""
+    faults = [Fault(**fault) for fault in settings.faults if fault["rank"] == 0]
+    publish = StoreServer._publish
+
+    def publish_and_fail(server: StoreServer) -> None:
+        publish(server)
+        for fault in faults:
+            if fault.step == server._store.version:
+                happen(fault, torch.zeros(()))
+
+    StoreServer._publish = publish_and_fail  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        StoreServer._publish = publish  # type: ignore[method-assign]
+
+
+def make_config(output: pathlib.Path, **sections: Any) -> dict[str, Any]:
+    """A configuration for the toy: `sections` are merged over small defaults."""
+    tree: dict[str, Any] = {
+        "output": str(output),
+        "data": {"folder": "unused"},
+        "optimizer": {"learning_rate": 0.05, "epsilon": 1e-6},
+        "training": {"epochs": 1, "device": "cpu", "tensorboard": False},
+        "validation": {"bleu": False},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    return tree
+
+
+def main() -> int:
+    from hvd_async.topology import read_environment
+
+    launched = read_environment(os.environ)
+    rank = 0 if launched is None else launched.rank
+    for fields in json.loads(sys.argv[1]):
+        settings = Settings(**fields)
+        config: RunConfig = parse_config(settings.config, source="toy")
+        is_store = config.strategy.kind == "async" and config.strategy.placement == "dedicated" and rank == 0
+        task = ToyTask(settings, rank)
+        with armed_store(settings) if is_store else contextlib.nullcontext():
+            train(config, lambda _, task=task: task, TrainOptions(resume=settings.resume))
+    return 0
+
+
+def settings_text(settings: Sequence[Settings]) -> str:
+    return json.dumps([asdict(each) for each in settings])
+
+
+if __name__ == "__main__":
+    from hvd_async.__main__ import report
+
+    sys.exit(report(main))
