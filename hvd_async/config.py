@@ -25,7 +25,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 class Section(pydantic.BaseModel):
     """Base of every section: unknown keys are errors, values are immutable and validated strictly."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):

@@ -178,7 +178,11 @@ class StoreClient:
                 continue
             # The next version waits for a straggler or is being made: work on this one would come too late.
             self._set(WorkerWord.BASE_VERSION, IDLE)
-            self._wait(lambda following=following: self._window.load(Word.VERSION) >= following)  # type: ignore[misc]
+            self._wait(lambda announced=following: self._is_settled(announced))  # type: ignore[misc]
+
+    def _is_settled(self, announced: int) -> bool:
+        """Whether the version that the store announced is out, or will not come: the sum of its gradients was not finite."""
+        return self._window.load(Word.NEXT_VERSION) != announced or self._window.load(Word.VERSION) >= announced
 
     def _wait(self, is_over: Callable[[], bool]) -> None:
         """Poll `is_over`, first eagerly, then with short sleeps, watching the store's heartbeat meanwhile."""

@@ -130,7 +130,8 @@ class ParameterStore:
     def admits(self, arrival: Arrival) -> bool:
         """Whether `arrival` may be accepted now; if not, it stays in its slot and is offered again.
 
-        In lock-step, arrivals are taken in the order of their batches, which makes such a run repeatable to the last bit.
+        In lock-step, arrivals are taken in the order of their batches, which makes such a run repeatable to the last bit
+        where an update waits for every worker. (With N < workers, which version a late worker pulls is up to its speed.)
         Under a bound that waits, once an update is complete but held back for a stale gradient under way, only gradients
         that would be too stale afterwards may still join it.
         """

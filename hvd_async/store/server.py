@@ -108,8 +108,11 @@ class StoreServer:
         busy = False
         num_workers = len(self._slots)
         for worker in range(self._turn, self._turn + num_workers):
+            version = self._store.version
             busy |= self._drain_slot(worker % num_workers, notice)
             busy |= self._advance()  # one that was held back for a straggler may be free now
+            if self._store.version != version:
+                notice = self._pass_on(None)  # it may have been the last: what the other slots hold came too late
         self._turn = (self._turn + 1) % num_workers
         return busy
 
@@ -150,12 +153,12 @@ class StoreServer:
         if not self._store.is_complete():
             return False
         self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
-        under_way = self._under_way()
-        update = self._store.advance(under_way)
+        update = self._store.advance(self._under_way())
         if update is None and not self._store.pending:  # the sum is not finite: there is no next version yet
             self._memory.store(Word.NEXT_VERSION, self._store.version)
         self._complete(update)
-        self._store.forget_base_versions(min(under_way, default=self._store.version))
+        # Asked again: until the new version was out, a worker may have announced the one before.
+        self._store.forget_base_versions(min(self._under_way(), default=self._store.version))
         return update is not None
 
     def _complete(self, update: Update | None) -> None:

@@ -1,0 +1,196 @@
+"""What goes wrong, at given coordinates (rank, step), on real ranks: it ends as promised, within the time limit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import signal
+
+import pytest
+
+from hvd_async.checkpoint import load_latest_checkpoint
+from tests.mpi.runs import digest_of, events_of, losses_of, resumed, run_toy, summary_of
+from tests.mpi.toy import Settings, make_config
+from tests.ranks import Completed
+
+pytestmark = pytest.mark.mpi
+
+NUM_BATCHES = 36
+
+
+def settings(folder: pathlib.Path, *faults: tuple[int, int, str], kind: str = "async", **strategy: object) -> Settings:
+    configuration = make_config(folder, strategy={"kind": kind, **strategy}, validation={"every": 4})
+    described = [{"rank": rank, "step": step, "kind": name} for rank, step, name in faults]
+    return Settings(configuration, num_batches=NUM_BATCHES, faults=described)
+
+
+def messages(done: Completed) -> list[str]:
+    """The lines that are ours, one for each rank that had something to say."""
+    return [line for line in done.stderr.splitlines() if line.startswith("hvd-async:")]
+
+
+def assert_fired(done: Completed, *kinds: str) -> None:
+    assert [line.split()[1] for line in done.stderr.splitlines() if line.startswith("fault ")] == list(kinds), str(done)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_an_exception_on_any_rank_ends_the_job_with_its_message_alone(tmp_path: pathlib.Path, rank: int) -> None:
+    done = run_toy(3, settings(tmp_path / "run", (rank, 3, "exception")))
+    assert_fired(done, "exception")
+    assert not done.timed_out and done.returncode == 1, str(done)
+    assert messages(done) == [f"hvd-async: rank {rank}: ZeroDivisionError: injected"]
+
+
+@pytest.mark.parametrize("kind", ["horovod", "ddp"])
+def test_an_error_on_one_synchronous_rank_ends_the_job_with_its_message(tmp_path: pathlib.Path, kind: str) -> None:
+    done = run_toy(2, settings(tmp_path / "run", (1, 2, "error"), kind=kind))
+    assert_fired(done, "error")
+    assert not done.timed_out and done.returncode == 1, str(done)
+    assert messages(done)[0] == "hvd-async: rank 1: injected error"
+
+
+def test_a_failing_worker_ends_a_colocated_store_and_the_other_way_round(tmp_path: pathlib.Path) -> None:
+    for rank in (0, 1):
+        done = run_toy(2, settings(tmp_path / f"run{rank}", (rank, 2, "error"), placement="colocated"))
+        assert_fired(done, "error")
+        assert not done.timed_out and done.returncode == 1, str(done)
+        assert messages(done) == [f"hvd-async: rank {rank}: injected error"]
+
+
+def test_a_killed_worker_ends_the_job(tmp_path: pathlib.Path) -> None:
+    done = run_toy(3, settings(tmp_path / "run", (2, 2, "sigkill")))
+    assert_fired(done, "sigkill")
+    assert not done.timed_out and done.returncode != 0, str(done)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_on_any_rank_saves_everything_and_a_resumed_run_uses_every_batch_once(
+    tmp_path: pathlib.Path, rank: int
+) -> None:
+    first = settings(tmp_path / "run", (rank, 4, "sigterm"), arrivals_per_update=4)
+    done = run_toy(3, first)
+    assert_fired(done, "sigterm")
+    assert not done.timed_out and done.returncode == 128 + signal.SIGTERM, str(done)
+    assert len(messages(done)) == 1 and f"signal 15 on rank {rank}" in messages(done)[0]
+    assert summary_of(tmp_path / "run")["how"] == "stopped"
+    run_toy(3, resumed(first)).check()
+    arrivals = events_of(tmp_path / "run", "arrival")
+    assert sorted(a["batch"] for a in arrivals) == list(range(NUM_BATCHES))
+    assert [u["version"] for u in events_of(tmp_path / "run", "update")] == list(range(1, 10))
+    assert summary_of(tmp_path / "run")["how"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_ranks", "strategy"),
+    [("async", 3, {"lockstep": True}), ("horovod", 2, {}), ("single", 1, {})],
+)
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one_to_the_last_bit(
+    tmp_path: pathlib.Path, kind: str, num_ranks: int, strategy: dict[str, object]
+) -> None:
+    broken = settings(tmp_path / "broken", (num_ranks - 1, 5, "sigint"), kind=kind, **strategy)
+    done = run_toy(num_ranks, broken)
+    assert_fired(done, "sigint")
+    assert done.returncode == 128 + signal.SIGINT, str(done)
+    stopped_at = len(losses_of(tmp_path / "broken"))
+    unbroken = settings(tmp_path / "unbroken", kind=kind, **strategy)
+    run_toy(num_ranks, resumed(broken), unbroken).check()
+    assert 0 < stopped_at < len(losses_of(tmp_path / "unbroken"))
+    assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "unbroken")
+    assert digest_of(tmp_path / "broken") == digest_of(tmp_path / "unbroken")
+    measured = [summary_of(tmp_path / name)["measurements"] for name in ("broken", "unbroken")]
+    assert [[(m["version"], m["loss"]) for m in run] for run in measured][0] == [
+        (m["version"], m["loss"]) for m in measured[1]
+    ]
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_counted_and_training_goes_on(tmp_path: pathlib.Path) -> None:
+    runs = {
+        "async": settings(tmp_path / "async", (1, 2, "nan"), (2, 3, "nan"), arrivals_per_update=2),
+        "lockstep": settings(tmp_path / "lockstep", (1, 2, "nan"), lockstep=True),
+    }
+    done = run_toy(3, *runs.values()).check()
+    assert done.stderr.count("fault nan fired") == 3
+    for name, refused in (("async", 2), ("lockstep", 1)):
+        summary = summary_of(tmp_path / name)
+        assert summary["refused"] == {"not_finite": refused}
+        assert sum(int(count) for count in summary["staleness"].values()) == NUM_BATCHES - refused
+        assert summary["last"]["loss"] == summary["last"]["loss"]  # a number
+
+
+def test_a_gradient_that_is_not_finite_spoils_only_its_synchronous_step(tmp_path: pathlib.Path) -> None:
+    run_toy(2, settings(tmp_path / "run", (1, 2, "nan"), kind="horovod")).check()
+    assert summary_of(tmp_path / "run")["refused"] == {"not_finite": 2}
+    assert len(losses_of(tmp_path / "run")) == NUM_BATCHES // 2 - 1
+
+
+def test_a_slow_worker_claims_fewer_batches_and_stops_nobody(tmp_path: pathlib.Path) -> None:
+    base = settings(tmp_path / "run", arrivals_per_update=1)
+    run_toy(3, dataclasses.replace(base, config={**base.config, "emulation": {"slow_workers": {0: 40.0}}})).check()
+    workers = summary_of(tmp_path / "run")["workers"]
+    assert workers["0"]["arrivals"] < workers["1"]["arrivals"]
+    assert workers["0"]["arrivals"] + workers["1"]["arrivals"] == NUM_BATCHES
+
+
+def test_a_damaged_checkpoint_is_one_line_on_one_rank_and_no_rank_starts(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run")
+    run_toy(3, first).check()
+    damaged = next((tmp_path / "run" / "checkpoints").glob("v*/tensors.safetensors"))
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    before = (tmp_path / "run" / "events.jsonl").read_bytes()
+    done = run_toy(3, resumed(first))
+    assert not done.timed_out and done.returncode == 5, str(done)
+    assert len(messages(done)) == 1 and "checksum" in messages(done)[0] and "remove" in messages(done)[0]
+    assert (tmp_path / "run" / "events.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_kept(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run")
+    run_toy(2, first).check()
+    done = run_toy(2, first)
+    assert done.returncode == 2 and len(messages(done)) == 1 and "--overwrite" in messages(done)[0], str(done)
+    assert load_latest_checkpoint(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_a_resumed_run_refuses_another_optimizer_and_names_the_key(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run")
+    run_toy(2, first).check()
+    other = json.loads(json.dumps(first.config))
+    other["optimizer"]["learning_rate"] = 0.5
+    done = run_toy(2, resumed(first, config=other))
+    assert done.returncode == 2 and "optimizer.learning_rate: got 0.5, expected 0.05" in messages(done)[0], str(done)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:7", "cuda"), ("toaster", "toaster")])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: pathlib.Path, device: str, expected: str
+) -> None:
+    first = settings(tmp_path / "run")
+    first.config["training"]["device"] = device
+    done = run_toy(2, first)
+    assert done.returncode in (2, 4) and len(messages(done)) == 1 and expected in messages(done)[0], str(done)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_ends_early_when_patience_is_exhausted(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run", arrivals_per_update=1)
+    first.config["optimizer"]["learning_rate"] = 5.0  # it only gets worse
+    first.config["validation"] = {"every": 2, "patience": 2, "bleu": False}
+    run_toy(3, dataclasses.replace(first, num_batches=4000, uneven=1)).check()
+    summary = summary_of(tmp_path / "run")
+    assert summary["how"] == "finished early"
+    assert summary["updates"] < 4000
+    assert sorted(a["batch"] for a in events_of(tmp_path / "run", "arrival")) == list(
+        range(len(events_of(tmp_path / "run", "arrival")))
+    )
+
+
+def test_a_run_bounded_by_updates_ends_at_that_version_and_counts_what_came_too_late(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run", arrivals_per_update=3)
+    first.config["training"] = {"updates": 5, "device": "cpu", "tensorboard": False}
+    run_toy(3, dataclasses.replace(first, num_batches=None)).check()
+    summary = summary_of(tmp_path / "run")
+    assert summary["updates"] == 5
+    assert set(summary["refused"]) <= {"after_the_end"}

@@ -1,0 +1,154 @@
+"""A store's server and its workers as threads of one process, and a journal that remembers everything."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from hvd_async.config import StrategyConfig
+from hvd_async.store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.store.client import ClientOptions, StoreClient
+from hvd_async.store.schedule import is_synchronous
+from hvd_async.store.server import ServerOptions, StoreServer
+from hvd_async.transport.inprocess import ThreadMemory
+from hvd_async.transport.layout import StopKind, StopNotice, Word
+from tests.store.stores import arrival
+
+JOIN_SECONDS = 90.0  # generous: only a hang gets there
+
+
+@dataclass
+class Recorder:
+    """A `Journal` that remembers what it is told, in order."""
+
+    evaluate_every: int = 0
+    finish_at: int | None = None
+    updates: list[Update] = field(default_factory=list)
+    refusals: list[tuple[Arrival, Refusal]] = field(default_factory=list)
+    evaluations: list[tuple[int, list[float]]] = field(default_factory=list)
+
+    def started(self, store: ParameterStore) -> None:
+        """See `Journal`."""
+
+    def refused(self, arrival: Arrival, refusal: Refusal) -> None:
+        """See `Journal`."""
+        self.refusals.append((arrival, refusal))
+
+    def updated(self, update: Update) -> None:
+        """See `Journal`."""
+        self.updates.append(update)
+
+    def evaluated(self, version: int, statistics: Sequence[float]) -> None:
+        """See `Journal`."""
+        self.evaluations.append((version, list(statistics)))
+
+    def num_evaluations_due(self) -> int:
+        """See `Journal`."""
+        return len(self.updates) // self.evaluate_every if self.evaluate_every else 0
+
+    def is_finished(self) -> bool:
+        """See `Journal`."""
+        return self.finish_at is not None and len(self.updates) >= self.finish_at
+
+    @property
+    def batches(self) -> list[int]:
+        """Batches in updates, in the order of their summation."""
+        return [one.batch for update in self.updates for one in update.arrivals]
+
+    @property
+    def stalenesses(self) -> list[int]:
+        """Staleness of every applied arrival."""
+        return [update.staleness(one) for update in self.updates for one in update.arrivals]
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What a worker saw: the smallest and largest element of the parameters of `version`."""
+
+    version: int
+    smallest: float
+    largest: float
+
+
+@dataclass
+class Crew:
+    """Threads around one block of memory: the store's server, and workers that train on numbered batches."""
+
+    store: ParameterStore
+    strategy: StrategyConfig
+    memory: ThreadMemory
+    num_batches: int
+    gradient: Callable[[int], torch.Tensor]
+    seed: int = 0
+    journal: Recorder = field(default_factory=Recorder)
+    server: ServerOptions = field(default_factory=ServerOptions)
+    after_step: Callable[[StoreClient, int, int], bool] = lambda client, worker, num_steps: True
+    """Called by a worker between its steps; False makes it leave."""
+    failures: dict[str, BaseException] = field(default_factory=dict)
+    pulls: dict[int, list[Pull]] = field(default_factory=dict)
+    notice: StopNotice | None = None
+
+    def run(self) -> Crew:
+        """Start everyone, wait for all to end, and fail if somebody does not."""
+        threads = [threading.Thread(target=self._guard, args=("store", self._serve), daemon=True)]
+        for worker in range(self.memory.layout.num_workers):
+            self.pulls[worker] = []
+            job = (f"worker {worker}", lambda worker=worker: self._work(worker))
+            threads.append(threading.Thread(target=self._guard, args=job, daemon=True))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(JOIN_SECONDS)
+        assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+        return self
+
+    def check(self) -> Crew:
+        """Fail with the first error that a thread met."""
+        for error in self.failures.values():
+            raise error
+        return self
+
+    def _guard(self, name: str, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self.failures[name] = error
+            if self.memory.load(Word.STOP) == 0:
+                self.memory.store(Word.STOP, StopNotice(StopKind.FAILURE, 99).to_word())
+
+    def _serve(self) -> None:
+        server = StoreServer(self.store, self.memory, self.journal, self.server)
+        self.notice = server.serve(lambda: None)
+
+    def _work(self, worker: int) -> None:
+        waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
+        client = StoreClient(self.memory, worker, ClientOptions(waits_for_stragglers=waits))
+        pace = random.Random(self.seed * 1000 + worker)
+        parameters = torch.full_like(self.store.parameters, torch.nan)
+        num_steps = 0
+        client.join()
+        self._pull(client, worker, parameters)
+        while client.stop_notice() is None and self.after_step(client, worker, num_steps):
+            batch = client.claim()
+            if batch >= self.num_batches:
+                break
+            for _ in range(pace.randrange(1, 1 + 1000 * (1 + worker))):  # the work, uneven and seeded
+                pass
+            base_version = client.version
+            client.push(self.gradient(batch), arrival(batch, worker=worker, base_version=base_version))
+            num_steps += 1
+            if is_synchronous(self.strategy, base_version):
+                client.wait_released()
+            elif pace.random() < 0.5:  # the strategy does; the protocol holds without it too
+                client.wait_drained()
+            self._pull(client, worker, parameters)
+        client.leave()
+
+    def _pull(self, client: StoreClient, worker: int, parameters: torch.Tensor) -> None:
+        version = client.pull(parameters)
+        smallest, largest = torch.aminmax(parameters)
+        self.pulls[worker].append(Pull(version, float(smallest), float(largest)))

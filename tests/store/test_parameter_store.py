@@ -1,0 +1,448 @@
+"""The pure store against oracles: torch.optim, counting, and an unbroken run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
+from hvd_async.store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.store.update import UpdateRule
+from tests.store.stores import CONSTANT, accept, arrival, asynchronous, make_store, sgd
+
+SIZE = 17
+REFERENCES: dict[str, tuple[dict[str, Any], Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+    "adam": (
+        {"kind": "adam", "weight_decay": 0.1, "epsilon": 1e-6},
+        torch.optim.Adam,
+        {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1},
+    ),
+    "adamw": (
+        {"kind": "adamw", "weight_decay": 0.1, "epsilon": 1e-6},
+        torch.optim.AdamW,
+        {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1},
+    ),
+    "sgd": (
+        {"kind": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        torch.optim.SGD,
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+@pytest.mark.parametrize("reduction", ["token_mean", "sum"])
+def test_fresh_arrivals_make_one_synchronous_step_of_torch_optim(name: str, reduction: str) -> None:
+    options, make, arguments = REFERENCES[name]
+    random = torch.Generator().manual_seed(1)
+    initial = torch.randn(SIZE, generator=random)
+    optimizer = OptimizerConfig(learning_rate=0.01, schedule=CONSTANT, **options)
+    store = ParameterStore(initial.clone(), optimizer, asynchronous(arrivals_per_update=3, reduction=reduction), 3)
+    expected = initial.clone().requires_grad_()
+    reference = make([expected], lr=0.01, foreach=False, **arguments)
+    tokens = (2, 7, 1)
+    for version in range(5):
+        gradients = torch.randn(3, SIZE, generator=random)
+        for worker in range(3):
+            assert store.advance() is None
+            which = arrival(3 * version + worker, worker=worker, base_version=version, tokens=tokens[worker])
+            store.accept([which], gradients[worker])
+        update = store.advance()
+        assert update is not None and update.version == version + 1 and update.tokens == sum(tokens)
+        expected.grad = gradients.sum(0) / (sum(tokens) if reduction == "token_mean" else 1)
+        reference.step()
+        torch.testing.assert_close(store.parameters, expected.detach(), rtol=0, atol=1e-6)
+
+
+def test_one_arrival_is_the_update_rule_on_its_mean_gradient_bit_for_bit() -> None:
+    random = torch.Generator().manual_seed(2)
+    initial = torch.randn(SIZE, generator=random)
+    optimizer = OptimizerConfig(clip_norm=0.5, average_decay=0.9, schedule=ScheduleConfig(warmup=3))
+    store = ParameterStore(initial.clone(), optimizer, asynchronous(arrivals_per_update=1), 1)
+    rule = UpdateRule(initial.clone(), optimizer)
+    for version in range(1, 7):
+        gradient = torch.randn(SIZE, generator=random)
+        store.accept([arrival(version - 1, base_version=version - 1, tokens=7)], gradient)
+        update = store.advance()
+        figures = rule.step(gradient / 7, version, 7 * version)
+        assert update is not None and figures is not None
+        assert (update.learning_rate, update.gradient_norm) == (figures.learning_rate, figures.gradient_norm)
+        assert torch.equal(store.parameters, rule.parameters)
+        assert rule.average is not None and torch.equal(store.evaluated_parameters, rule.average)
+
+
+def test_an_accepted_gradient_is_left_unchanged() -> None:
+    store = make_store(asynchronous(arrivals_per_update=2, staleness_policy="inverse"))
+    gradients = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
+    kept = gradients.clone()
+    for batch in range(2):
+        store.accept([arrival(batch)], gradients[batch])
+    assert store.advance() is not None
+    assert torch.equal(gradients, kept)
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("token_mean", -(3.0 + 5.0) / (1 + 3)), ("sum", -(3.0 + 5.0))])
+def test_arrivals_weigh_by_their_tokens(reduction: str, expected: float) -> None:
+    store = make_store(asynchronous(arrivals_per_update=2, reduction=reduction))
+    accept(store, arrival(0, tokens=1), 3.0)
+    accept(store, arrival(1, tokens=3), 5.0)
+    assert store.advance() is not None
+    assert store.parameters.tolist() == [expected] * 4
+
+
+def test_an_update_tells_its_tokens_mean_loss_and_staleness() -> None:
+    store = make_store(asynchronous(arrivals_per_update=1))
+    accept(store, arrival(0))
+    assert store.advance() is not None
+    accept(store, arrival(1, tokens=4, loss=10.0))
+    update = store.advance()
+    assert update is not None
+    assert (update.version, update.tokens, update.loss) == (2, 4, 2.5)
+    assert [update.staleness(one) for one in update.arrivals] == [1]
+    assert store.tokens == 5
+
+
+def arrivals_of_updates(strategy: StrategyConfig, num_workers: int, num_arrivals: int) -> list[int]:
+    """How many arrivals each update has when they come one after the other."""
+    store, sizes = make_store(strategy, num_workers=num_workers), []
+    for batch in range(num_arrivals):
+        accept(store, arrival(batch, worker=batch % num_workers, base_version=store.version))
+        if (update := store.advance()) is not None:
+            sizes.append(len(update.arrivals))
+    return sizes
+
+
+def test_n_as_a_number() -> None:
+    assert arrivals_of_updates(asynchronous(arrivals_per_update=2), 3, 7) == [2, 2, 2]
+
+
+def test_n_as_many_as_workers() -> None:
+    assert arrivals_of_updates(asynchronous(arrivals_per_update="workers"), 3, 7) == [3, 3]
+
+
+def test_n_as_a_schedule_over_versions() -> None:
+    schedule = [{"version": 0, "arrivals": 1}, {"version": 2, "arrivals": "workers"}, {"version": 3, "arrivals": 2}]
+    assert arrivals_of_updates(asynchronous(arrivals_per_update=schedule), 3, 10) == [1, 1, 3, 2, 2]
+
+
+def test_the_first_synchronous_versions_take_every_worker() -> None:
+    assert arrivals_of_updates(asynchronous(arrivals_per_update=1, synchronous_versions=2), 3, 8) == [3, 3, 1, 1]
+
+
+def test_a_worker_that_leaves_is_no_longer_waited_for() -> None:
+    store = make_store(asynchronous(arrivals_per_update="workers"), num_workers=3)
+    accept(store, arrival(0, worker=0))
+    accept(store, arrival(1, worker=1))
+    assert store.advance() is None
+    store.leave(2)
+    assert store.num_active == 2
+    update = store.advance()
+    assert update is not None and [one.batch for one in update.arrivals] == [0, 1]
+
+
+def test_pending_arrivals_of_a_fixed_n_are_applied_at_the_end() -> None:
+    store = make_store(asynchronous(arrivals_per_update=5))
+    accept(store, arrival(0), 2.0)
+    accept(store, arrival(1), 4.0)
+    assert store.advance() is None
+    update = store.finish()
+    assert update is not None and [one.batch for one in update.arrivals] == [0, 1]
+    assert store.parameters.tolist() == [-3.0] * 4
+    assert store.finish() is None and store.version == 1
+
+
+def test_pending_arrivals_of_a_fixed_n_are_dropped_with_a_count_at_the_end() -> None:
+    store = make_store(asynchronous(arrivals_per_update=5, pending="drop"), num_workers=2)
+    accept(store, arrival(0, worker=1))
+    assert store.finish() is None
+    assert store.version == 0 and store.parameters.tolist() == [0.0] * 4
+    assert store.refused == {(1, Refusal.DROPPED_PENDING): 1}
+    assert store.pending == ()
+
+
+def test_a_bound_that_drops_refuses_only_what_is_staler() -> None:
+    store = make_store(asynchronous(arrivals_per_update=1, max_staleness=1, on_stale="drop"))
+    for batch in range(3):
+        accept(store, arrival(batch, base_version=batch))
+        assert store.advance() is not None
+    before = store.parameters.clone()
+    accept(store, arrival(3, base_version=1))  # staleness 2
+    assert store.advance() is None and torch.equal(store.parameters, before)
+    assert store.take_refused() == [(arrival(3, base_version=1), Refusal.TOO_STALE)]
+    assert store.take_refused() == []
+    accept(store, arrival(4, base_version=2))  # staleness 1
+    assert store.advance() is not None
+    assert store.refused == {(0, Refusal.TOO_STALE): 1}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_gradient_that_is_not_finite_is_refused_and_leaves_no_trace(value: float, position: int) -> None:
+    store = make_store(asynchronous(arrivals_per_update=2))
+    accept(store, arrival(0), 1.0)
+    poisoned = torch.ones(4)
+    poisoned[position] = value
+    store.accept([arrival(1)], poisoned)
+    assert store.take_refused() == [(arrival(1), Refusal.NOT_FINITE)]
+    assert store.advance() is None and len(store.pending) == 1
+    accept(store, arrival(2), 3.0)
+    assert store.advance() is not None
+    assert store.parameters.tolist() == [-2.0] * 4
+
+
+def test_an_overflow_of_finite_gradients_is_refused_whole_and_makes_no_version() -> None:
+    store = make_store(asynchronous(arrivals_per_update=2), num_workers=2, optimizer=sgd(momentum=0.9))
+    for batch in range(2):
+        accept(store, arrival(batch, worker=batch), 3e38)
+    assert store.advance() is None
+    assert store.version == 0 and store.tokens == 0 and store.parameters.tolist() == [0.0] * 4
+    assert store.refused == {(0, Refusal.SUM_NOT_FINITE): 1, (1, Refusal.SUM_NOT_FINITE): 1}
+    for batch in (2, 3):
+        accept(store, arrival(batch), 5.0)
+    update = store.advance()
+    assert update is not None and update.version == 1
+    assert store.parameters.tolist() == [-5.0] * 4  # nor did the momentum take it in
+
+
+def test_a_batch_that_arrives_twice_is_an_error() -> None:
+    store = make_store(asynchronous(arrivals_per_update=3))
+    accept(store, arrival(0))
+    with pytest.raises(ValueError, match="batch 0 arrived twice"):
+        accept(store, arrival(0))
+    store.refuse(arrival(1), Refusal.AFTER_THE_END)
+    with pytest.raises(ValueError, match="batch 1 arrived twice"):
+        accept(store, arrival(1))
+    assert len(store.pending) == 1
+
+
+def test_a_stale_gradient_is_compensated_by_the_drift_since_its_version() -> None:
+    strategy = asynchronous(arrivals_per_update=1, staleness_policy="delay_compensation", delay_compensation=0.5)
+    store = make_store(strategy)
+    accept(store, arrival(0), 2.0)
+    assert store.advance() is not None  # parameters -2
+    store.forget_base_versions(0)
+    accept(store, arrival(1, base_version=0, tokens=4), 8.0)  # mean 2; 2 + 0.5 * 2 * 2 * (-2 - 0) = -2
+    assert store.advance() is not None
+    assert store.parameters.tolist() == [0.0] * 4
+
+
+# --- A bound that waits, under any interleaving -----------------------------------------------------------------------
+
+
+@dataclass
+class Driver:
+    """Workers and a server loop in miniature. A worker pulls, computes, fills its slot; the store is offered the slot."""
+
+    store: ParameterStore
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        self.computing: dict[int, int] = {}  # worker -> base version
+        self.slots: dict[int, Arrival] = {}
+        self.num_batches = 0
+        self.updates: list[Update] = []
+
+    def pull(self, worker: int) -> None:
+        """Begin a step, unless one is going on or the next version is about to come: see `StoreClient._announce`."""
+        if worker not in self.computing and not self.store.is_complete():
+            self.computing[worker] = self.store.version
+
+    def push(self, worker: int) -> None:
+        """End a step, if the slot is free."""
+        if worker in self.computing and worker not in self.slots:
+            base_version = self.computing.pop(worker)
+            self.slots[worker] = arrival(self.num_batches, worker=worker, base_version=base_version)
+            self.num_batches += 1
+
+    def serve(self, worker: int) -> None:
+        """Offer a full slot to the store and let it move on."""
+        which = self.slots.get(worker)
+        if which is not None and self.store.admits(which):
+            accept(self.store, self.slots.pop(worker))
+        under_way = [*self.computing.values(), *(one.base_version for one in self.slots.values())]
+        if (update := self.store.advance(under_way)) is not None:
+            self.updates.append(update)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    num_workers=st.integers(1, 4),
+    wanted=st.one_of(st.integers(1, 5), st.just("workers")),
+    bound=st.integers(0, 3),
+    script=st.lists(st.tuples(st.sampled_from(["pull", "push", "serve"]), st.integers(0, 3)), max_size=120),
+)
+def test_a_bound_that_waits_is_kept_and_never_deadlocks(
+    num_workers: int, wanted: int | str, bound: int, script: list[tuple[str, int]]
+) -> None:
+    store = make_store(asynchronous(arrivals_per_update=wanted, max_staleness=bound), num_workers=num_workers, size=1)
+    driver = Driver(store, num_workers)
+    for action, worker in script:
+        getattr(driver, action)(worker % num_workers)
+    for _ in range(3):  # whatever happened: if all go on in turns, there is always another version
+        version = store.version
+        for _ in range(2 + (num_workers if wanted == "workers" else int(wanted))):
+            for worker in range(num_workers):
+                driver.pull(worker)
+                driver.push(worker)
+                driver.serve(worker)
+        assert store.version > version
+    assert max(update.staleness(one) for update in driver.updates for one in update.arrivals) <= bound
+    assert not store.refused
+
+
+# --- Conservation -----------------------------------------------------------------------------------------------------
+
+VALUES = {"fair": 1.0, "large": 3e38, "nan": float("nan")}
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    wanted=st.one_of(st.integers(1, 4), st.just("workers")),
+    bound=st.one_of(st.none(), st.integers(0, 2)),
+    pending=st.sampled_from(["apply", "drop"]),
+    script=st.lists(
+        st.tuples(
+            st.sampled_from(["fair", "fair", "fair", "large", "nan", "pair", "advance", "leave", "refuse", "finish"]),
+            st.integers(0, 2),
+            st.integers(0, 4),
+        ),
+        max_size=60,
+    ),
+)
+def test_every_arrival_is_in_exactly_one_update_or_refused_or_pending(
+    wanted: int | str, bound: int | None, pending: str, script: list[tuple[str, int, int]]
+) -> None:
+    strategy = asynchronous(arrivals_per_update=wanted, max_staleness=bound, on_stale="drop", pending=pending)
+    store = make_store(strategy, num_workers=3)
+    offered: Counter[int] = Counter()
+    settled: list[int] = []
+    num_batches = 0
+    for action, worker, lag in script:
+        which = arrival(num_batches, worker=worker, base_version=max(0, store.version - lag))
+        update = None
+        if action in VALUES:
+            accept(store, which, VALUES[action])
+        elif action == "pair":  # a synchronous strategy hands over the sum of all ranks
+            second = arrival(num_batches + 1, worker=(worker + 1) % 3, base_version=which.base_version)
+            store.accept([which, second], torch.ones(4))
+            offered[second.worker] += 1
+        elif action == "refuse":
+            store.refuse(which, Refusal.AFTER_THE_END)
+        elif action == "leave":
+            store.leave(worker)
+        else:
+            update = store.advance() if action == "advance" else store.finish()
+        if action in VALUES or action in ("pair", "refuse"):
+            offered[worker] += 1
+        num_batches = offered.total()
+        settled += [] if update is None else [one.batch for one in update.arrivals]
+        settled += [one.batch for one, _ in store.take_refused()]
+        waiting = [one.batch for one in store.pending]
+        assert sorted(settled + waiting) == list(range(num_batches))
+        counted = Counter(store.applied)
+        for (refused_worker, _), count in store.refused.items():
+            counted[refused_worker] += count
+        counted.update(one.worker for one in store.pending)
+        assert counted == offered
+        assert torch.isfinite(store.parameters).all()
+
+
+# --- State ------------------------------------------------------------------------------------------------------------
+
+
+def feed(store: ParameterStore, batches: range) -> None:
+    for batch in batches:
+        gradient = torch.randn(SIZE, generator=torch.Generator().manual_seed(batch))
+        store.accept(
+            [arrival(batch, worker=batch % 2, base_version=max(0, store.version - 1), tokens=1 + batch % 3)], gradient
+        )
+        store.advance()
+
+
+def reload(store: ParameterStore, optimizer: OptimizerConfig, strategy: StrategyConfig) -> ParameterStore:
+    """A new store, continued from what a checkpoint of `store` holds."""
+    tensors, data = store.state()
+    copy = ParameterStore(torch.full((SIZE,), 9.0), optimizer, strategy, 2)
+    copy.load_state({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(data)))
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("cut", [0, 4, 6, 11])  # before the first update, amid pending arrivals, just after an update
+def test_a_store_that_is_saved_and_loaded_goes_on_bit_for_bit(kind: str, cut: int) -> None:
+    optimizer = OptimizerConfig(
+        kind=kind,
+        momentum=0.9 if kind == "sgd" else 0.0,
+        clip_norm=1.0,
+        average_decay=0.5,
+        weight_decay=0.01,
+        schedule=ScheduleConfig(unit="tokens", warmup=10),
+    )
+    schedule = [{"version": 0, "arrivals": 3}, {"version": 3, "arrivals": 2}]
+    strategy = asynchronous(arrivals_per_update=schedule, staleness_policy="inverse")
+    unbroken = ParameterStore(torch.zeros(SIZE), optimizer, strategy, 2)
+    feed(unbroken, range(cut))
+    resumed = reload(unbroken, optimizer, strategy)
+    feed(unbroken, range(cut, 20))
+    feed(resumed, range(cut, 20))
+    assert unbroken.version > 5 and unbroken.pending  # the comparison is of something
+    assert torch.equal(resumed.parameters, unbroken.parameters)
+    assert torch.equal(resumed.evaluated_parameters, unbroken.evaluated_parameters)
+    assert resumed.state()[1] == unbroken.state()[1]
+    assert resumed.applied == unbroken.applied and resumed.pending == unbroken.pending
+
+
+def test_refusals_survive_saving_and_loading() -> None:
+    strategy = asynchronous(arrivals_per_update=2)
+    store = ParameterStore(torch.zeros(SIZE), sgd(), strategy, 2)
+    accept(store, arrival(0, worker=1), float("nan"))
+    assert reload(store, sgd(), strategy).refused == {(1, Refusal.NOT_FINITE): 1}
+
+
+def test_state_of_another_size_is_refused() -> None:
+    tensors, data = make_store(asynchronous(), size=5).state()
+    with pytest.raises(ValueError, match="got 5 parameters, expected 4"):
+        make_store(asynchronous(), size=4).load_state(tensors, data)
+
+
+@pytest.mark.parametrize("settings", [{"lockstep": True}, {"synchronous_versions": 9}])
+def test_in_lock_step_a_checkpoint_leaves_pending_arrivals_to_be_computed_again(settings: dict[str, Any]) -> None:
+    strategy = asynchronous(arrivals_per_update="workers", **settings)
+    store = ParameterStore(torch.zeros(SIZE), sgd(), strategy, 2)
+    for batch in range(3):
+        accept(store, arrival(batch, worker=batch % 2, base_version=store.version), batch + 1.0)
+        store.advance()
+    assert [one.batch for one in store.pending] == [2]
+    resumed = reload(store, sgd(), strategy)
+    assert resumed.pending == () and resumed.version == 1
+    order = resumed.ledger.claim_order()
+    assert [order.batch(claim) for claim in range(3)] == [2, 3, 4]
+    assert [one.batch for one in store.pending] == [2]  # saving changed nothing
+    for one in (store, resumed):
+        for batch in (2, 3):
+            if batch not in [waiting.batch for waiting in one.pending]:
+                accept(one, arrival(batch, worker=batch % 2, base_version=1), batch + 1.0)
+        assert one.advance() is not None
+    assert torch.equal(store.parameters, resumed.parameters)
+
+
+def test_in_lock_step_arrivals_are_admitted_in_the_order_of_their_batches() -> None:
+    store = make_store(asynchronous(lockstep=True, arrivals_per_update="workers"), num_workers=3)
+    admitted = []
+    for batch in (0, 1, 2):
+        admitted.append([other for other in range(4) if store.admits(arrival(other, worker=other % 3))])
+        accept(store, arrival(batch, worker=batch))
+    assert admitted == [[0], [1], [2]]
+
+
+def test_out_of_lock_step_arrivals_are_admitted_in_any_order() -> None:
+    store = make_store(asynchronous(arrivals_per_update=2), num_workers=3)
+    assert all(store.admits(arrival(batch)) for batch in range(4))

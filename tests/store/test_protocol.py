@@ -1,0 +1,448 @@
+"""Server and clients over real threads, and scripted schedules for the moments that threads meet rarely."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from hvd_async.errors import PeerError
+from hvd_async.store import Refusal
+from hvd_async.store.client import IDLE, ClientOptions, StoreClient
+from hvd_async.store.ledger import ClaimOrder
+from hvd_async.store.server import ServerOptions, StoreServer
+from hvd_async.transport.inprocess import ThreadMemory
+from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word, WorkerState, WorkerWord
+from tests.store.crew import Crew, Pull, Recorder
+from tests.store.stores import arrival, asynchronous, make_store
+
+
+@pytest.fixture(autouse=True)
+def quick_switches() -> Iterator[None]:
+    """Let Python change threads often, so that more interleavings are met."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def value_of(batch: int) -> float:
+    """Recognisable, and exact in any sum of a few thousand."""
+    return (batch * 7919 % 13 - 6) / 8
+
+
+def make_crew(num_workers: int, num_batches: int, *, size: int = 3, seed: int = 0, **settings: Any) -> Crew:
+    others = {key: settings.pop(key) for key in ("journal", "server", "after_step", "gradient") if key in settings}
+    strategy = asynchronous(**{"reduction": "sum", **settings})
+    store = make_store(strategy, num_workers=num_workers, size=size)
+    memory = ThreadMemory(Layout(size, num_workers, strategy.published_buffers))
+    gradient = others.pop("gradient", lambda batch: torch.full((size,), value_of(batch)))
+    return Crew(store, strategy, memory, num_batches, gradient, seed, **others)
+
+
+# --- Threads ----------------------------------------------------------------------------------------------------------
+
+
+class SlowReads(ThreadMemory):
+    """Copies out in pieces, with pauses in which the store writes on: what a pull may not be fooled by."""
+
+    def get(self, offset: int, target: torch.Tensor) -> None:
+        for piece in range(0, target.numel(), 20_000):
+            part = target[piece : piece + 20_000]
+            super().get(offset + 4 * piece, part)
+            for _ in range(2_000):
+                pass
+
+
+@pytest.mark.parametrize("num_buffers", [2, 3])
+def test_every_pull_is_whole_and_of_the_version_it_claims(num_buffers: int) -> None:
+    crew = make_crew(2, 120, size=200_000, arrivals_per_update=1, published_buffers=num_buffers)
+    crew.memory = SlowReads(crew.memory.layout)
+    crew.run().check()
+    values = [0.0]
+    for update in crew.journal.updates:
+        values.append(values[-1] - sum(value_of(one.batch) for one in update.arrivals))
+    for pull in itertools.chain(*crew.pulls.values()):
+        assert pull == Pull(pull.version, values[pull.version], values[pull.version])
+
+
+def test_versions_that_a_worker_sees_never_go_back() -> None:
+    crew = make_crew(3, 150, arrivals_per_update=1).run().check()
+    for pulls in crew.pulls.values():
+        versions = [pull.version for pull in pulls]
+        assert versions == sorted(versions) and versions[-1] > 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("wanted", [1, 2, "workers"])
+@pytest.mark.parametrize("num_workers", [2, 3, 4])
+def test_every_claimed_batch_is_in_exactly_one_update_or_refusal(num_workers: int, wanted: int | str, seed: int) -> None:
+    poisoned = {3, 17, 18}
+
+    def gradient(batch: int) -> torch.Tensor:
+        return torch.full((3,), float("nan") if batch in poisoned else value_of(batch))
+
+    crew = make_crew(num_workers, 61, seed=seed, arrivals_per_update=wanted, gradient=gradient).run().check()
+    assert sorted(crew.journal.batches) == [batch for batch in range(61) if batch not in poisoned]
+    assert {(one.batch, refusal) for one, refusal in crew.journal.refusals} == {
+        (batch, Refusal.NOT_FINITE) for batch in poisoned
+    }
+    assert len(crew.journal.refusals) == len(poisoned)
+    assert crew.store.parameters.tolist() == [-sum(map(value_of, crew.journal.batches))] * 3
+    assert crew.notice is None and crew.memory.load(Word.VERSION) == crew.store.version
+
+
+@pytest.mark.parametrize("wanted", ["workers", 3, 7])
+def test_lock_step_makes_the_same_updates_whatever_the_speeds(wanted: int | str) -> None:
+    def gradient(batch: int) -> torch.Tensor:
+        return torch.randn(3, generator=torch.Generator().manual_seed(batch))
+
+    crews = [
+        make_crew(3, 32, seed=seed, lockstep=True, arrivals_per_update=wanted, gradient=gradient).run().check()
+        for seed in (1, 2)
+    ]
+    first, second = ([[(a.batch, a.base_version) for a in u.arrivals] for u in crew.journal.updates] for crew in crews)
+    assert first == second and len(first) == 11
+    assert torch.equal(crews[0].store.parameters, crews[1].store.parameters)  # the order of summation, to the last bit
+
+
+@pytest.mark.parametrize("wanted", ["workers", 3, 7])
+def test_in_lock_step_a_worker_goes_on_from_the_update_that_it_is_in(wanted: int | str) -> None:
+    crew = make_crew(3, 30, lockstep=True, arrivals_per_update=wanted).run().check()
+    last = dict.fromkeys(range(3), 0)
+    for update in crew.journal.updates:
+        for one in update.arrivals:
+            assert one.base_version == last[one.worker]
+            last[one.worker] = update.version
+
+
+def test_a_warm_start_is_fresh_for_its_versions() -> None:
+    crew = make_crew(3, 60, arrivals_per_update=1, synchronous_versions=5).run().check()
+    for update in crew.journal.updates[:5]:
+        assert [update.staleness(one) for one in update.arrivals] == [0, 0, 0]
+    assert [len(update.arrivals) for update in crew.journal.updates[5:]] == [1] * 45
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("bound", "wanted"), [(0, 1), (1, 1), (1, 2), (2, 1)])
+def test_a_bound_that_waits_holds(bound: int, wanted: int, seed: int) -> None:
+    crew = make_crew(3, 90, seed=seed, arrivals_per_update=wanted, max_staleness=bound).run().check()
+    assert max(crew.journal.stalenesses) <= bound
+    assert sorted(crew.journal.batches) == list(range(90))
+
+
+def test_a_worker_that_leaves_early_is_not_waited_for() -> None:
+    crew = make_crew(
+        3, 40, lockstep=True, arrivals_per_update="workers", after_step=lambda _, worker, steps: worker != 1 or steps < 2
+    )
+    crew.run().check()
+    assert sorted(crew.journal.batches) == list(range(40))
+    assert [len(update.arrivals) for update in crew.journal.updates] == [3, 3] + [2] * 17
+
+
+@pytest.mark.parametrize("settings", [{"arrivals_per_update": 2}, {"arrivals_per_update": "workers", "lockstep": True}])
+def test_a_signal_on_one_worker_ends_all(settings: dict[str, Any]) -> None:
+    asked = StopNotice(StopKind.SIGNAL, rank=2, signal_number=15)
+
+    def after_step(client: StoreClient, worker: int, num_steps: int) -> bool:
+        if worker == 1 and num_steps == 3:
+            client.request_stop(asked)
+        return client.stop_notice() is None
+
+    crew = make_crew(3, 10**9, after_step=after_step, **settings).run().check()
+    assert crew.notice == asked
+    assert crew.store.version == len(crew.journal.updates) >= 2
+    # What was claimed and is in no update is pending, or is computed again by a run that resumes.
+    decided = {*crew.journal.batches, *(one.batch for one in crew.store.pending)}
+    order = crew.store.ledger.claim_order()
+    assert decided.isdisjoint(order.batch(claim) for claim in range(100))
+    assert decided | set(order.missing) == set(range(order.first_new))
+
+
+def test_a_failure_on_one_worker_ends_all_and_they_know_that_it_is_reported() -> None:
+    def after_step(client: StoreClient, worker: int, num_steps: int) -> bool:
+        if worker == 1 and num_steps == 3:
+            raise ZeroDivisionError
+        return True
+
+    crew = make_crew(3, 10**9, lockstep=True, arrivals_per_update="workers", after_step=after_step).run()
+    assert isinstance(crew.failures.pop("worker 1"), ZeroDivisionError)
+    assert sorted(crew.failures) == ["store", "worker 0", "worker 2"]
+    for error in crew.failures.values():
+        assert isinstance(error, PeerError) and error.is_reported
+        assert str(error) == "rank 99 failed; its message says why"
+
+
+def test_exhausted_patience_ends_the_run() -> None:
+    crew = make_crew(2, 10**9, arrivals_per_update=1, journal=Recorder(finish_at=5)).run().check()
+    assert crew.notice == StopNotice(StopKind.FINISHED, rank=0)
+    assert len(crew.journal.updates) == 5
+    assert {refusal for _, refusal in crew.journal.refusals} <= {Refusal.AFTER_THE_END}
+
+
+def test_every_evaluation_that_is_due_is_given_to_one_worker_at_most() -> None:
+    def after_step(client: StoreClient, worker: int, num_steps: int) -> bool:
+        if (version := client.take_evaluation()) is not None:
+            client.report_evaluation(version, [version / 2, worker])
+        return True
+
+    options = ServerOptions(first_evaluation=2, evaluate_every=2)
+    crew = make_crew(
+        3, 120, arrivals_per_update=1, journal=Recorder(evaluate_every=2), server=options, after_step=after_step
+    )
+    crew.run().check()
+    versions = [version for version, _ in crew.journal.evaluations]
+    assert len(versions) == len(set(versions)) >= 10
+    assert set(versions) <= set(range(2, 121, 2))
+    for version, statistics in crew.journal.evaluations:
+        assert statistics[0] == version / 2 and statistics[1] in (0, 1, 2)
+
+
+# --- Scripts: one thread, and the store's turns counted -----------------------------------------------------------------
+
+
+def announce(memory: ThreadMemory, worker: int, version: int) -> None:
+    memory.store(memory.layout.worker_word(worker, WorkerWord.BASE_VERSION), version)
+
+
+def set_state(memory: ThreadMemory, worker: int, state: WorkerState) -> None:
+    memory.store(memory.layout.worker_word(worker, WorkerWord.STATE), state)
+
+
+def scripted(turns: dict[int, Callable[[], None]], limit: int = 1000) -> Callable[[], None]:
+    """A `stop_requested` that does something at the beginning of some of the server's turns (0, 1, ...), and never stops it."""
+    counter = itertools.count()
+
+    def stop_requested() -> None:
+        turn = next(counter)
+        assert turn < limit, "the server does not end"
+        turns.get(turn, lambda: None)()
+
+    return stop_requested
+
+
+def test_the_last_version_is_the_last_though_every_slot_is_full() -> None:
+    memory, store, journal = (
+        ThreadMemory(Layout(4, 4)),
+        make_store(asynchronous(arrivals_per_update=1), num_workers=4),
+        Recorder(),
+    )
+    for worker in range(4):
+        client = StoreClient(memory, worker, ClientOptions())
+        client.push(torch.ones(4), arrival(worker, worker=worker))
+        client.leave()
+    notice = StoreServer(store, memory, journal, ServerOptions(last_version=2)).serve(scripted({}))
+    assert notice == StopNotice(StopKind.FINISHED, rank=0)
+    assert store.version == 2 and store.parameters.tolist() == [-2.0] * 4
+    assert [(one.batch, why) for one, why in journal.refusals] == [(2, Refusal.AFTER_THE_END), (3, Refusal.AFTER_THE_END)]
+
+
+def test_workers_that_wait_for_a_version_go_on_when_its_sum_is_not_finite() -> None:
+    """Store and worker in one thread: the store's turn comes while the worker waits."""
+    memory = ThreadMemory(Layout(4, 1))
+    options = ClientOptions(waits_for_stragglers=True, store_timeout_seconds=0.3)
+    client = StoreClient(memory, 0, options)
+    memory.store(Word.NEXT_VERSION, 1)  # version 1 is announced
+    given_up = []
+
+    def give_up(word: int) -> None:
+        if word == Word.VERSION and memory.load(memory.layout.worker_word(0, WorkerWord.BASE_VERSION)) == IDLE:
+            memory.store(Word.NEXT_VERSION, 0)  # as the server does when there is no next version after all
+            given_up.append(True)
+
+    parameters = torch.empty(4)
+    with hooked_loads(memory, give_up):
+        assert client.pull(parameters) == 0
+    assert given_up
+
+
+class hooked_loads:
+    """Within the block, `hook(word)` runs before every load of `memory`, but not inside itself."""
+
+    def __init__(self, memory: ThreadMemory, hook: Callable[[int], None]) -> None:
+        self._memory, self._hook, self._load, self._inside = memory, hook, memory.load, False
+
+    def __enter__(self) -> None:
+        setattr(self._memory, "load", self._loading)  # noqa: B010  # mypy: a method is not to be assigned to
+
+    def __exit__(self, *_: object) -> None:
+        del self._memory.__dict__["load"]
+
+    def _loading(self, word: int) -> int:
+        if not self._inside:
+            self._inside = True
+            try:
+                self._hook(word)
+            finally:
+                self._inside = False
+        return self._load(word)
+
+
+class AtPublication(ThreadMemory):
+    """Calls back while version 1 is being published, when a worker may still announce version 0."""
+
+    def __init__(self, layout: Layout, callback: Callable[[], None]) -> None:
+        super().__init__(layout)
+        self._callback = callback
+
+    def put(self, offset: int, source: torch.Tensor) -> None:
+        super().put(offset, source)
+        if offset == self.layout.published_offset(1):
+            self._callback()
+
+
+def test_parameters_stay_for_a_worker_that_announced_their_version_in_the_last_moment() -> None:
+    strategy = asynchronous(arrivals_per_update=1, staleness_policy="delay_compensation", delay_compensation=0.5)
+    store = make_store(strategy, num_workers=2)
+    memory = AtPublication(Layout(4, 2), lambda: announce(memory, 1, 0))
+    quick, late = (StoreClient(memory, worker, ClientOptions()) for worker in range(2))
+
+    def begin() -> None:
+        announce(memory, 1, IDLE)
+        set_state(memory, 1, WorkerState.ACTIVE)
+        quick.push(torch.full((4,), 2.0), arrival(0))
+        quick.leave()
+
+    def end() -> None:
+        late.push(torch.full((4,), 2.0), arrival(1, worker=1, base_version=0))
+        late.leave()
+
+    StoreServer(store, memory, Recorder(), ServerOptions()).serve(scripted({0: begin, 2: end}))
+    # -2, then the gradient 2 corrected by 0.5 * 2 * 2 * (-2 - 0) = -4: -2 - (-2) = 0.
+    assert store.parameters.tolist() == [0.0] * 4
+
+
+def test_the_last_gradient_of_a_worker_that_has_left_still_counts() -> None:
+    memory, store, journal = ThreadMemory(Layout(4, 2)), make_store(asynchronous(), num_workers=2), Recorder()
+    for worker in range(2):
+        client = StoreClient(memory, worker, ClientOptions())
+        client.push(torch.ones(4), arrival(worker, worker=worker))
+        client.leave()
+    StoreServer(store, memory, journal, ServerOptions()).serve(scripted({}))
+    assert [[one.batch for one in update.arrivals] for update in journal.updates] == [[0, 1]]
+
+
+def test_a_worker_that_leaves_completes_the_update_of_the_others() -> None:
+    memory, store, journal = ThreadMemory(Layout(4, 2)), make_store(asynchronous(), num_workers=2), Recorder()
+    client = StoreClient(memory, 0, ClientOptions())
+    versions: list[int] = []
+    script = scripted(
+        {
+            0: lambda: client.push(torch.ones(4), arrival(0)),
+            3: lambda: versions.append(store.version),
+            4: lambda: set_state(memory, 1, WorkerState.LEFT),
+            6: lambda: versions.append(store.version),
+            7: client.leave,
+        }
+    )
+    StoreServer(store, memory, journal, ServerOptions()).serve(script)
+    assert versions == [0, 1]
+
+
+def test_a_gradient_under_way_holds_back_the_update_that_would_leave_it_too_stale() -> None:
+    memory = ThreadMemory(Layout(4, 2))
+    store, journal = make_store(asynchronous(arrivals_per_update=1, max_staleness=0), num_workers=2), Recorder()
+    quick, slow = (StoreClient(memory, worker, ClientOptions()) for worker in range(2))
+    versions: list[int] = []
+
+    def begin() -> None:
+        set_state(memory, 1, WorkerState.ACTIVE)
+        announce(memory, 1, 0)
+        quick.push(torch.ones(4), arrival(0))
+
+    def end() -> None:
+        versions.append(store.version)
+        slow.push(torch.ones(4), arrival(1, worker=1))
+        slow.leave()
+        quick.leave()
+
+    StoreServer(store, memory, journal, ServerOptions()).serve(scripted({0: begin, 5: end}))
+    assert versions == [0]
+    assert [[one.batch for one in update.arrivals] for update in journal.updates] == [[0, 1]]
+
+
+def test_claims_follow_the_order_of_a_resumed_run() -> None:
+    memory = ThreadMemory(Layout(4, 2))
+    options = ClientOptions(claim_order=ClaimOrder(missing=(3,), first_new=7))
+    clients = [StoreClient(memory, worker, options) for worker in range(2)]
+    assert [clients[claim % 2].claim() for claim in range(4)] == [3, 7, 8, 9]
+
+
+def test_evaluations_are_handed_out_in_turn() -> None:
+    memory = ThreadMemory(Layout(4, 2))
+    memory.store(Word.FIRST_EVALUATION, 20)
+    memory.store(Word.EVALUATE_EVERY, 10)
+    first, second = (StoreClient(memory, worker, ClientOptions()) for worker in range(2))
+    assert first.take_evaluation() is None
+    memory.store(Word.EVALUATIONS_DUE, 3)
+    assert [first.take_evaluation(), second.take_evaluation(), first.take_evaluation()] == [20, 30, 40]
+    assert first.take_evaluation() is None and second.take_evaluation() is None
+
+
+def test_a_worker_that_came_second_for_an_evaluation_keeps_the_next() -> None:
+    memory = ThreadMemory(Layout(4, 2))
+    memory.store(Word.FIRST_EVALUATION, 20)
+    memory.store(Word.EVALUATE_EVERY, 10)
+    memory.store(Word.EVALUATIONS_DUE, 1)
+    first, second = (StoreClient(memory, worker, ClientOptions()) for worker in range(2))
+    taken: list[int | None] = []
+    original = memory.fetch_add
+
+    def first_claims_before(word: int, amount: int) -> int:
+        memory.__dict__.pop("fetch_add")
+        taken.append(first.take_evaluation())
+        return original(word, amount)
+
+    setattr(memory, "fetch_add", first_claims_before)  # noqa: B010  # mypy: a method is not to be assigned to
+    assert second.take_evaluation() is None and taken == [20]
+    memory.store(Word.EVALUATIONS_DUE, 2)
+    assert first.take_evaluation() is None
+    assert second.take_evaluation() == 30
+
+
+def test_too_many_statistics_are_refused() -> None:
+    client = StoreClient(ThreadMemory(Layout(4, 1)), 0, ClientOptions())
+    with pytest.raises(ValueError, match="got 19 numbers, expected at most 18"):
+        client.report_evaluation(1, [0.0] * 19)
+
+
+def test_the_first_request_to_stop_stands() -> None:
+    memory = ThreadMemory(Layout(4, 1))
+    client = StoreClient(memory, 0, ClientOptions())
+    client.request_stop(StopNotice(StopKind.SIGNAL, 1, 2))
+    client.request_stop(StopNotice(StopKind.SIGNAL, 1, 15))
+    assert client.stop_notice() == StopNotice(StopKind.SIGNAL, 1, 2)
+
+
+# --- Silence ----------------------------------------------------------------------------------------------------------
+
+IMPATIENT = ClientOptions(store_timeout_seconds=0.2)
+
+
+@pytest.mark.parametrize("waits", ["join", "push", "released"])
+def test_a_worker_gives_up_on_a_store_that_is_silent(waits: str) -> None:
+    client = StoreClient(ThreadMemory(Layout(4, 1)), 0, IMPATIENT)
+    if waits != "join":
+        client.push(torch.ones(4), arrival(0))  # the slot was free
+    actions: dict[str, Callable[[], object]] = {
+        "join": client.join,
+        "push": lambda: client.push(torch.ones(4), arrival(1)),
+        "released": client.wait_released,
+    }
+    with pytest.raises(
+        PeerError, match=r"the store gave no sign of life for .* \(strategy.store_timeout_seconds\)"
+    ) as caught:
+        actions[waits]()
+    assert not caught.value.is_reported
+
+
+def test_the_store_gives_up_on_a_worker_that_is_silent() -> None:
+    memory, store = ThreadMemory(Layout(4, 2)), make_store(asynchronous(), num_workers=2)
+    StoreClient(memory, 0, ClientOptions()).leave()
+    server = StoreServer(store, memory, Recorder(), ServerOptions(worker_timeout_seconds=0.2))
+    with pytest.raises(PeerError, match=r"worker 1 gave no sign of life for .* \(strategy.worker_timeout_seconds\)"):
+        server.serve(lambda: None)
