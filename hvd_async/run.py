@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -129,7 +129,8 @@ def _set_up(
     environ: Mapping[str, str],
 ) -> _Run:
     group, folder = strategy.group, RunFolder(config.output)
-    plans = _plan_ranks(config, group, environ)
+    machines = _meet(group, environ)
+    plans = _in_agreement(group, lambda: _plan_ranks(config, machines))
     plan = plans[group.rank]
     torch.set_num_threads(plan.threads)
     task = _in_agreement(group, lambda: make_task(config))
@@ -164,10 +165,14 @@ def _set_up(
     return _Run(folder, job, loop, stop, progress, journal)
 
 
-def _plan_ranks(config: RunConfig, group: Group, environ: Mapping[str, str]) -> tuple[RankPlan, ...]:
-    """Every rank's role, device and threads; each rank computes the same from what all report. Collective."""
+def _meet(group: Group, environ: Mapping[str, str]) -> list[Machine]:
+    """What every rank may use of its host, in the order of ranks. Collective."""
     check_world(read_environment(environ), group.rank, group.size)
-    machines = [Machine.from_text(text) for text in group.exchange(this_machine().to_text())]
+    return [Machine.from_text(text) for text in group.exchange(this_machine().to_text())]
+
+
+def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPlan, ...]:
+    """Every rank's role, device and threads; every rank computes the same."""
     wanted = Placement(
         kind=config.strategy.kind,
         placement=config.strategy.placement,

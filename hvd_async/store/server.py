@@ -93,7 +93,7 @@ class StoreServer:
             self._beat()
             notice = self._pass_on(stop_requested())
             busy = self._drain(notice) | self._take_evaluations()
-            self._dismiss_those_who_left(notice)
+            self._dismiss_those_who_left()
             pause = 0.0 if busy else min(_LONGEST_SLEEP_SECONDS, pause + 0.00002)
             if pause:
                 self._look_for_life()
@@ -204,10 +204,11 @@ class StoreServer:
             busy = True
         return busy
 
-    def _dismiss_those_who_left(self, notice: StopNotice | None) -> None:
+    def _dismiss_those_who_left(self) -> None:
         for worker in sorted(self._present):
             if self._get(worker, WorkerWord.STATE) != WorkerState.LEFT:
                 continue
+            notice = self._notice()  # read now: a worker that leaves because of it has set it before
             if self._get(worker, WorkerWord.PUSHED) != self._drained[worker] and not self._is_stopped_by_signal(notice):
                 continue  # its last gradient first
             if self._get(worker, WorkerWord.EVALUATED) != self._evaluated[worker]:

@@ -168,6 +168,9 @@ def main() -> int:
     rank = 0 if launched is None else launched.rank
     for fields in json.loads(sys.argv[1]):
         settings = Settings(**fields)
+        for section in settings.config.values():  # JSON has made the numbers of workers text
+            if isinstance(section, dict) and "slow_workers" in section:
+                section["slow_workers"] = {int(worker): factor for worker, factor in section["slow_workers"].items()}
         config: RunConfig = parse_config(settings.config, source="toy")
         is_store = config.strategy.kind == "async" and config.strategy.placement == "dedicated" and rank == 0
         task = ToyTask(settings, rank)

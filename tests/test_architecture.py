@@ -1,0 +1,115 @@
+"""The imports of the package: arrows point down, and heavy packages have one door each."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = "hvd_async"
+
+# From the top down. A module may import what stands on lines below its own; neighbours on a line do not know each other.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"doctor", "run"},
+    {"launcher", "journal", "comparison"},
+    {"training", "progress"},
+    {"strategies", "nmt", "metrics"},
+    {"store", "run_folder", "signals"},
+    {"transport", "checkpoint", "emulation", "config_reference"},
+    {"config", "topology", "flat", "events", "atomic"},
+    {"errors"},
+)
+# Narrower than the layers: all that these may import of the rest.
+ONLY = {
+    "nmt": {"config", "errors", "atomic"},
+    "comparison": {"errors"},
+    "flat": set(),
+    "store.parameter_store": {"config", "store"},  # what is done to gradients needs no transport
+    "store.schedule": {"config"},
+    "store.staleness": {"config"},
+    "store.update": {"config", "store"},
+    "store.ledger": set(),
+}
+DOORS = {"mpi4py": ("transport",), "horovod": ("strategies.horovod",), "sentencepiece": ("nmt.vocabulary",)}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Names below the package (`store.client`; "" for the package itself), and their syntax."""
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        yield name, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Full names of everything imported anywhere in `tree`, inside functions and for type checkers too."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module is not None, "imports are absolute"
+            # `from package import module` names a module in its second half.
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(tree: ast.Module) -> set[str]:
+    """The first names below the package that `tree` imports: `store`, `errors`, ..."""
+    names = {name.split(".")[1] for name in imports(tree) if name.split(".")[0] == PACKAGE and name != PACKAGE}
+    return {name for name in names if not name.startswith("__")}  # `__version__` is no module
+
+
+def layer_of(name: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if name.partition(".")[0] in layer)
+
+
+MODULES = dict(modules())
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
+def test_every_module_has_its_layer(name: str) -> None:
+    assert sum(name.partition(".")[0] in layer for layer in LAYERS) == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
+def test_arrows_point_down(name: str) -> None:
+    own = name.partition(".")[0]
+    upward = {other for other in own_imports(MODULES[name]) - {own} if layer_of(other) <= layer_of(own)}
+    assert not upward, f"{name} imports {upward}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_narrow_modules_stay_narrow(name: str) -> None:
+    own = name.partition(".")[0]
+    for rule in {name, own} & ONLY.keys():
+        beside = {own} if rule == own else set()
+        assert own_imports(MODULES[name]) <= ONLY[rule] | beside
+
+
+def test_inside_the_store_arithmetic_does_not_know_communication() -> None:
+    for name in ("parameter_store", "schedule", "staleness", "update", "ledger"):
+        known = imports(MODULES[f"store.{name}"])
+        assert not any(f".{other}" in one for one in known for other in ("store.client", "store.server", "transport"))
+
+
+@pytest.mark.parametrize("package", sorted(DOORS))
+def test_a_heavy_package_has_one_door(package: str) -> None:
+    importers = {name for name, tree in MODULES.items() if any(one.split(".")[0] == package for one in imports(tree))}
+    assert importers, "the door is gone; so may be its rule"
+    outside = {name for name in importers if not any(f"{name}.".startswith(f"{door}.") for door in DOORS[package])}
+    assert not outside
+
+
+@pytest.mark.parametrize("module", ["hvd_async", "hvd_async.cli", "hvd_async.nmt", "hvd_async.config", "hvd_async.launcher"])
+def test_the_light_modules_load_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({{'torch', 'mpi4py', 'horovod', 'sentencepiece'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
+    assert done.stdout.split() == []

@@ -1,0 +1,139 @@
+"""Checkpoints: whole or not at all, the latest kept, damage found and named."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from hvd_async import checkpoint as module
+from hvd_async.checkpoint import Checkpoint, load_latest_checkpoint, read_tensors, save_checkpoint, write_tensors
+from hvd_async.errors import CheckpointError, DataError
+
+
+def make(value: float) -> Checkpoint:
+    return Checkpoint(
+        {"parameters": torch.full((3,), value), "step": torch.tensor(value)}, {"version": int(value), "list": [1]}
+    )
+
+
+def folders(root: pathlib.Path) -> list[str]:
+    """Everything in `root`, hidden leftovers too."""
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_what_is_saved_is_loaded(tmp_path: pathlib.Path) -> None:
+    folder = save_checkpoint(tmp_path, 7, make(7.0), keep=1)
+    assert folder == tmp_path / "v00000007"
+    loaded = load_latest_checkpoint(tmp_path)
+    assert loaded is not None and loaded.data == {"version": 7, "list": [1]}
+    assert loaded.tensors.keys() == {"parameters", "step"}
+    assert torch.equal(loaded.tensors["parameters"], torch.full((3,), 7.0))
+    assert loaded.tensors["step"].shape == () and loaded.tensors["step"].item() == 7.0
+
+
+def test_where_there_is_none_nothing_is_loaded(tmp_path: pathlib.Path) -> None:
+    assert load_latest_checkpoint(tmp_path) is None
+    assert load_latest_checkpoint(tmp_path / "missing") is None
+
+
+def test_the_latest_are_kept_by_number_not_by_time(tmp_path: pathlib.Path) -> None:
+    for version in (10, 9, 100):
+        save_checkpoint(tmp_path, version, make(version), keep=2)
+    assert folders(tmp_path) == ["v00000010", "v00000100"]
+    loaded = load_latest_checkpoint(tmp_path)
+    assert loaded is not None and loaded.data["version"] == 100
+
+
+def test_a_version_saved_again_is_replaced(tmp_path: pathlib.Path) -> None:
+    save_checkpoint(tmp_path, 7, make(1.0), keep=1)
+    save_checkpoint(tmp_path, 7, make(2.0), keep=1)
+    assert folders(tmp_path) == ["v00000007"]
+    loaded = load_latest_checkpoint(tmp_path)
+    assert loaded is not None and loaded.data["version"] == 2
+
+
+def test_a_save_that_fails_leaves_the_one_before(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, 1, make(1.0), keep=1)
+
+    def no_space(path: pathlib.Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_file", no_space)
+    with pytest.raises(DataError, match="v00000002: cannot be written: No space left on device"):
+        save_checkpoint(tmp_path, 2, make(2.0), keep=1)
+    assert folders(tmp_path) == ["v00000001"]
+
+
+def test_tensors_that_share_memory_or_are_views_are_saved_whole(tmp_path: pathlib.Path) -> None:
+    vector = torch.arange(6.0)
+    write_tensors(tmp_path / "t", {"all": vector, "even": vector[::2], "matrix": vector.view(2, 3).T})
+    read = read_tensors(tmp_path / "t")
+    assert read["even"].tolist() == [0.0, 2.0, 4.0] and read["matrix"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    assert folders(tmp_path) == ["t"]
+
+
+def flip_a_bit(folder: pathlib.Path) -> None:
+    path = folder / "tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut_tensors(folder: pathlib.Path) -> None:
+    path = folder / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def cut_data(folder: pathlib.Path) -> None:
+    path = folder / "data.json"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty_data(folder: pathlib.Path) -> None:
+    (folder / "data.json").write_text("{}")
+
+
+def no_data(folder: pathlib.Path) -> None:
+    (folder / "data.json").unlink()
+
+
+def no_tensors(folder: pathlib.Path) -> None:
+    (folder / "tensors.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_tensors, cut_data, empty_data, no_data, no_tensors])
+def test_damage_is_found_and_the_way_out_is_said(tmp_path: pathlib.Path, damage: Callable[[pathlib.Path], None]) -> None:
+    save_checkpoint(tmp_path, 1, make(1.0), keep=2)
+    folder = save_checkpoint(tmp_path, 2, make(2.0), keep=2)
+    damage(folder)
+    with pytest.raises(CheckpointError, match="damaged.*remove .*v00000002 to resume from .*v00000001"):
+        load_latest_checkpoint(tmp_path)
+
+
+def test_the_only_checkpoint_damaged_means_to_start_again(tmp_path: pathlib.Path) -> None:
+    flip_a_bit(save_checkpoint(tmp_path, 2, make(2.0), keep=1))
+    with pytest.raises(CheckpointError, match="remove .*v00000002 and start again"):
+        load_latest_checkpoint(tmp_path)
+
+
+def test_another_format_is_not_called_damage(tmp_path: pathlib.Path) -> None:
+    folder = save_checkpoint(tmp_path, 2, make(2.0), keep=1)
+    document = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps({**document, "format": 2}))
+    with pytest.raises(CheckpointError, match="got format 2, expected 1; use the hvd_async it is from"):
+        load_latest_checkpoint(tmp_path)
+
+
+def test_tensors_that_are_not_there(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_tensors(tmp_path / "none")
+
+
+def test_a_file_that_holds_no_tensors(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "t").write_bytes(b"abc")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        read_tensors(tmp_path / "t")

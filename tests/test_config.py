@@ -1,0 +1,285 @@
+"""Configuration files: what is read, and exactly what is said of each fault."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pydantic
+import pytest
+
+from hvd_async.config import ArrivalsFrom, RunConfig, dump_config, load_config, parse_config
+from hvd_async.errors import ConfigError
+
+SMALLEST: dict[str, Any] = {"output": "runs/x", "data": {"folder": "data"}, "training": {"epochs": 1}}
+TEXT = "output: runs/x\ndata: {folder: data}\ntraining: {epochs: 1}\n"
+
+
+def parse(**sections: Any) -> RunConfig:
+    return parse_config({**SMALLEST, **sections}, source="config.yaml")
+
+
+def faults(**sections: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(**sections)
+    return str(caught.value).splitlines()
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+# --- Faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_faults_of_a_file_are_reported_at_once() -> None:
+    lines = faults(
+        sead=3,
+        model={"width": 6, "heads": 4},
+        optimizer={"learning_rate": "fast", "betas": [0.9, 1.5]},
+        strategy={"kind": "asink"},
+        validation=3,
+    )
+    assert lines == [
+        "config.yaml: model: width: got 6, expected an even multiple of heads (4)",
+        "config.yaml: optimizer.learning_rate: got 'fast', expected: a valid number",
+        "config.yaml: optimizer.betas.1: got 1.5, expected: less than 1",
+        "config.yaml: strategy.kind: got 'asink', expected: 'single', 'horovod', 'ddp' or 'async'",
+        "config.yaml: validation: got 3, expected: a valid dictionary or instance of ValidationConfig",
+        "config.yaml: sead: unknown key; did you mean 'seed'?",
+    ]
+
+
+def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
+    assert faults(optimizer={"schedule": {"warm_up": 3}}) == [
+        "config.yaml: optimizer.schedule.warm_up: unknown key; did you mean 'warmup'?"
+    ]
+
+
+def test_an_unknown_key_like_no_other_gets_all_names() -> None:
+    assert faults(emulation={"zzz": 1}) == ["config.yaml: emulation.zzz: unknown key; expected one of slow_workers"]
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"output": "x", "training": {"epochs": 1}, "data": {}}, source="a.yaml")
+    assert str(caught.value) == "a.yaml: data.folder: missing, expected a value"
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "many", None, {"version": 0}])
+def test_wrong_arrivals_per_update_are_one_line(value: object) -> None:
+    assert faults(strategy={"arrivals_per_update": value}) == [
+        f"config.yaml: strategy.arrivals_per_update: got {value!r},"
+        " expected a whole number >= 1, 'workers', or a list of {version, arrivals}"
+    ]
+
+
+def test_faults_in_a_schedule_of_arrivals_name_the_key_of_the_entry() -> None:
+    schedule = [{"version": -1, "arrivals": 0}, {"version": 3, "arivals": 2}, {"version": 4, "arrivals": [1]}]
+    assert faults(strategy={"arrivals_per_update": schedule}) == [
+        "config.yaml: strategy.arrivals_per_update.0.version: got -1, expected: greater than or equal to 0",
+        "config.yaml: strategy.arrivals_per_update.0.arrivals: got 0, expected a whole number >= 1 or 'workers'",
+        "config.yaml: strategy.arrivals_per_update.1.arrivals: missing, expected a value",
+        "config.yaml: strategy.arrivals_per_update.1.arivals: unknown key; did you mean 'arrivals'?",
+        "config.yaml: strategy.arrivals_per_update.2.arrivals: got [1], expected a whole number >= 1 or 'workers'",
+    ]
+
+
+@pytest.mark.parametrize("versions", [[], [1], [0, 3, 2], [0, 2, 2]])
+def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> None:
+    schedule = [{"version": version, "arrivals": 1} for version in versions]
+    assert faults(strategy={"arrivals_per_update": schedule}) == [
+        f"config.yaml: strategy.arrivals_per_update: got versions {versions}, expected a rising list that begins with 0"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"model": {"width": 12, "heads": 4}}, "model: width: got 12, expected an even multiple of heads (4)"),
+        (
+            {"optimizer": {"schedule": {"kind": "linear"}}},
+            "optimizer.schedule: total: got None, expected more than warmup (0) for kind linear",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear", "warmup": 5, "total": 5}}},
+            "optimizer.schedule: total: got 5, expected more than warmup (5) for kind linear",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "constant", "total": 5}}},
+            "optimizer.schedule: total: got 5, expected no value for kind constant; remove it or use linear",
+        ),
+        (
+            {"optimizer": {"momentum": 0.9}},
+            "optimizer: momentum, nesterov: expected no value for kind adam; they belong to sgd",
+        ),
+        (
+            {"optimizer": {"kind": "sgd", "nesterov": True}},
+            "optimizer: nesterov: got true, expected momentum > 0 beside it",
+        ),
+        ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens and updates"),
+        (
+            {"training": {"epochs": 1, "updates": 2}},
+            "training: got {'epochs': 1, 'updates': 2}, expected exactly one of epochs, tokens and updates",
+        ),
+        (
+            {"validation": {"patience": 2}},
+            "validation: patience: expected `when: during` and a value for `every` beside it",
+        ),
+        (
+            {"validation": {"patience": 2, "every": 5, "when": "after"}},
+            "validation: patience: expected `when: during` and a value for `every` beside it",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together(sections: dict[str, Any], line: str) -> None:
+    assert faults(**sections) == [f"config.yaml: {line}"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_are_finite(value: float) -> None:
+    assert len(faults(optimizer={"learning_rate": value})) == 1
+
+
+def test_values_are_not_converted() -> None:
+    assert faults(seed="1", training={"epochs": 1, "allow_sharing": 1}) == [
+        "config.yaml: seed: got '1', expected: a valid integer",
+        "config.yaml: training.allow_sharing: got 1, expected: a valid boolean",
+    ]
+
+
+# --- Files and overrides ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", ".1e-2", "+1e-3", "0.001"])
+def test_exponents_are_numbers(file: pathlib.Path, text: str) -> None:
+    file.write_text(TEXT + f"optimizer: {{learning_rate: {text}}}\n", encoding="utf-8")
+    assert load_config(file).optimizer.learning_rate == 0.001
+
+
+def test_overrides_are_yaml_and_the_last_stands(file: pathlib.Path) -> None:
+    config = load_config(
+        file,
+        [
+            "strategy.arrivals_per_update=4",
+            "optimizer.schedule.warmup=7",
+            "optimizer.learning_rate=2e-3",
+            "training.epochs=2",
+            "training.epochs=null",
+            "training.updates=9",
+            "emulation.slow_workers={0: 2.0}",
+            "output=runs/a=b",
+        ],
+    )
+    assert config.strategy.arrivals_per_update == 4
+    assert config.optimizer.schedule.warmup == 7 and config.optimizer.learning_rate == 0.002
+    assert (config.training.epochs, config.training.updates) == (None, 9)
+    assert config.emulation.slow_workers == {0: 2.0}
+    assert config.output == "runs/a=b"
+    assert config.data.folder == "data"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "--set seed: expected key.path=value, such as strategy.arrivals_per_update=4"),
+        ("=3", "--set =3: expected key.path=value, such as strategy.arrivals_per_update=4"),
+        ("model..width=3", "--set model..width=3: expected key.path=value, such as strategy.arrivals_per_update=4"),
+        ("output.x=3", "--set output.x=3: output holds text, expected a section of keys"),
+    ],
+)
+def test_an_override_that_cannot_be_read(file: pathlib.Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [override])
+    assert str(caught.value) == message
+
+
+def test_an_override_whose_value_is_not_yaml(file: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set seed=\[: the value is not YAML: "):
+        load_config(file, ["seed=["])
+
+
+def test_an_override_fills_an_empty_section(file: pathlib.Path) -> None:
+    file.write_text(TEXT + "model:\n", encoding="utf-8")
+    assert load_config(file, ["model.heads=2"]).model.heads == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not YAML"),
+        ("- 1", "got a list, expected keys"),
+        ("", "got nothing, expected keys"),
+        ("7", "got 7, expected"),
+    ],
+)
+def test_a_file_that_holds_no_keys(file: pathlib.Path, text: str, message: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="no such file; expected the YAML configuration of a run"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_text(file: pathlib.Path) -> None:
+    file.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(file)
+
+
+# --- Values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {
+            "seed": -3,
+            "strategy": {
+                "kind": "async",
+                "arrivals_per_update": [{"version": 0, "arrivals": 1}, {"version": 9, "arrivals": "workers"}],
+            },
+            "optimizer": {"epsilon": 1e-9, "betas": [0.5, 0.25], "schedule": {"kind": "linear", "total": 7}},
+            "emulation": {"slow_workers": {1: 2.5}},
+            "data": {"folder": "späte Daten: #1"},
+        },
+    ],
+    ids=["defaults", "everything"],
+)
+def test_dump_and_load_is_the_same_configuration(tmp_path: pathlib.Path, sections: dict[str, Any]) -> None:
+    config = parse(**sections)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_a_dump_names_every_key() -> None:
+    lines = dump_config(parse()).splitlines()
+    assert "  published_buffers: 3" in lines and "  prepared: null" in lines and "    warmup: 0" in lines
+
+
+def test_a_schedule_of_arrivals_becomes_entries() -> None:
+    schedule = [{"version": 0, "arrivals": 1}, {"version": 5, "arrivals": "workers"}]
+    assert parse(strategy={"arrivals_per_update": schedule}).strategy.arrivals_per_update == (
+        ArrivalsFrom(version=0, arrivals=1),
+        ArrivalsFrom(version=5, arrivals="workers"),
+    )
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        parse().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_the_configurations_that_we_ship_are_valid(path: pathlib.Path) -> None:
+    load_config(path)

@@ -1,0 +1,108 @@
+"""Where a run may begin, where it may go on, and with which changes."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+
+from hvd_async.checkpoint import Checkpoint, save_checkpoint
+from hvd_async.config import RunConfig, load_config, parse_config
+from hvd_async.errors import CheckpointError, ConfigError
+from hvd_async.run_folder import RunFolder
+
+
+def make_config(**sections: Any) -> RunConfig:
+    smallest = {"output": "runs/x", "data": {"folder": "data"}, "training": {"epochs": 1}}
+    return parse_config({**smallest, **sections}, source="test")
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> RunFolder:
+    """A run with a checkpoint of version 3."""
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(make_config(), overwrite=False)
+    save_checkpoint(folder.checkpoints, 3, Checkpoint({"t": torch.zeros(1)}, {"version": 3}), keep=1)
+    return folder
+
+
+def test_naming_a_folder_touches_nothing(tmp_path: pathlib.Path) -> None:
+    RunFolder(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begins_with_its_whole_configuration(tmp_path: pathlib.Path) -> None:
+    folder = RunFolder(tmp_path / "a" / "run")
+    folder.begin(make_config(seed=5), overwrite=False)
+    assert load_config(folder.config) == make_config(seed=5)
+    assert folder.snapshots.is_dir() and folder.snapshot(12) == folder.root / "snapshots" / "v00000012.safetensors"
+
+
+def test_a_run_does_not_begin_in_the_folder_of_another(folder: RunFolder) -> None:
+    with pytest.raises(ConfigError, match="holds a run already; go on with --resume, replace it with --overwrite"):
+        folder.begin(make_config(seed=5), overwrite=False)
+    assert load_config(folder.config).seed == 1 and folder.checkpoints.exists()
+
+
+def test_overwriting_removes_what_a_run_made_and_nothing_else(folder: RunFolder) -> None:
+    notes = folder.root / "notes.txt"
+    for path in (notes, folder.events, folder.summary, folder.snapshot(1)):
+        path.write_text("x")
+    for path in (folder.models, folder.tensorboard):
+        path.mkdir()
+    folder.begin(make_config(seed=5), overwrite=True)
+    assert sorted(path.name for path in folder.root.iterdir()) == ["config.yaml", "notes.txt", "snapshots"]
+    assert list(folder.snapshots.iterdir()) == []
+    assert load_config(folder.config).seed == 5
+
+
+def test_a_run_goes_on_from_its_latest_checkpoint(folder: RunFolder) -> None:
+    assert folder.resume(make_config()).data == {"version": 3}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"output": "elsewhere"},
+        {"training": {"updates": 9, "threads": 2}},
+        {"validation": {"every": 3}},
+        {"decoding": {"beam": 1}},
+        {"emulation": {"slow_workers": {0: 2.0}}},
+    ],
+    ids=lambda sections: next(iter(sections)),
+)
+def test_how_long_and_how_watched_may_change(folder: RunFolder, sections: dict[str, Any]) -> None:
+    assert folder.resume(make_config(**sections)).data == {"version": 3}
+
+
+def test_what_is_computed_may_not_change_and_every_change_is_named(folder: RunFolder) -> None:
+    changed = make_config(
+        seed=2,
+        optimizer={"learning_rate": 0.5},
+        strategy={"kind": "async", "arrivals_per_update": 3},
+        training={"epochs": 9, "label_smoothing": 0.0},
+    )
+    with pytest.raises(ConfigError) as caught:
+        folder.resume(changed)
+    as_before = f"as in {folder.config}; or start another run"
+    assert str(caught.value).splitlines() == [
+        f"--resume: seed: got 2, expected 1 {as_before}",
+        f"--resume: optimizer.learning_rate: got 0.5, expected 0.001 {as_before}",
+        f"--resume: strategy.arrivals_per_update: got 3, expected 'workers' {as_before}",
+        f"--resume: strategy.kind: got 'async', expected 'single' {as_before}",
+        f"--resume: training.label_smoothing: got 0.0, expected 0.1 {as_before}",
+    ]
+
+
+def test_there_is_nothing_to_resume_without_a_run(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(CheckpointError, match="got no run to resume, expected config.yaml in it; leave out --resume"):
+        RunFolder(tmp_path).resume(make_config())
+
+
+def test_there_is_nothing_to_resume_without_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.begin(make_config(), overwrite=False)
+    with pytest.raises(CheckpointError, match="got no checkpoint, expected one to resume from; start with --overwrite"):
+        folder.resume(make_config())
