@@ -25,8 +25,15 @@ class EventLog:
         self._keep_bytes = keep_bytes
 
     def __enter__(self) -> EventLog:
-        """Open the file and cut it to `keep_bytes`."""
+        """Open the file and cut it to `keep_bytes`. Raises `DataError` if it is shorter."""
         self._file = self._path.open("ab")
+        size = os.fstat(self._file.fileno()).st_size
+        if size < self._keep_bytes:
+            self._file.close()
+            raise DataError(
+                f"{self._path}: got {size} bytes, expected the {self._keep_bytes} that the checkpoint knows; bring the log back"
+                " or start again with --overwrite"
+            )
         self._file.truncate(self._keep_bytes)
         return self
 
@@ -57,8 +64,11 @@ def read_events(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path}: cannot be read: {error.strerror}; expected the event log of a run") from None
     for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            event = json.loads(line)
+        except ValueError:  # not JSON, or not even text
+            event = None
+        if not isinstance(event, dict):
             if not line.endswith(b"\n"):
                 return
-            raise DataError(f"{path}:{number}: not an event; the log is damaged") from None
+            raise DataError(f"{path}:{number}: not an event; the log is damaged")
+        yield event

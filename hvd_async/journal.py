@@ -95,6 +95,10 @@ class RunJournal:
         return self._seconds_before + (0.0 if self._started is None else time.monotonic() - self._started)
 
     @property
+    def _num_parameters(self) -> int:
+        return sum(piece.size for piece in self._flat.pieces)
+
+    @property
     def best(self) -> Measurement | None:
         """The measurement with the lowest loss; the earliest of several."""
         finite = [m for m in self.measurements if m.loss == m.loss]
@@ -105,7 +109,7 @@ class RunJournal:
         self._store = store
         self._started = time.monotonic()
         self._log.write(
-            "start", self.seconds, version=store.version, parameters=self._flat.size, **self._describe_strategy()
+            "start", self.seconds, version=store.version, parameters=self._num_parameters, **self._describe_strategy()
         )
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
@@ -207,7 +211,7 @@ class RunJournal:
             "how": how,
             **self._describe_strategy(),
             "num_workers": num_workers,
-            "parameters": sum(piece.size for piece in self._flat.pieces),
+            "parameters": self._num_parameters,
             "seconds": self.seconds,
             **self.metrics.to_json(),
             "pending": len(self._store.pending),

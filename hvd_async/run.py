@@ -117,7 +117,7 @@ class _Run:
         """Write the summary, on rank 0."""
         if self.journal is None:
             return {}
-        how = "stopped" if _is_signal(notice) else "finished" if notice is None else "finished early"
+        how = "stopped" if _is_signal(notice) else "finished early" if self.journal.is_finished() else "finished"
         return self.journal.conclude(how, self.job.num_workers)
 
 

@@ -110,13 +110,13 @@ def test_damage_is_found_and_the_way_out_is_said(tmp_path: pathlib.Path, damage:
     save_checkpoint(tmp_path, 1, make(1.0), keep=2)
     folder = save_checkpoint(tmp_path, 2, make(2.0), keep=2)
     damage(folder)
-    with pytest.raises(CheckpointError, match="damaged.*remove .*v00000002 to resume from .*v00000001"):
+    with pytest.raises(CheckpointError, match=r"damaged.*remove .*v00000002 to resume from .*v00000001"):
         load_latest_checkpoint(tmp_path)
 
 
 def test_the_only_checkpoint_damaged_means_to_start_again(tmp_path: pathlib.Path) -> None:
     flip_a_bit(save_checkpoint(tmp_path, 2, make(2.0), keep=1))
-    with pytest.raises(CheckpointError, match="remove .*v00000002 and start again"):
+    with pytest.raises(CheckpointError, match=r"remove .*v00000002 and start again"):
         load_latest_checkpoint(tmp_path)
 
 

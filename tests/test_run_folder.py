@@ -97,7 +97,7 @@ def test_what_is_computed_may_not_change_and_every_change_is_named(folder: RunFo
 
 
 def test_there_is_nothing_to_resume_without_a_run(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(CheckpointError, match="got no run to resume, expected config.yaml in it; leave out --resume"):
+    with pytest.raises(CheckpointError, match=r"got no run to resume, expected config.yaml in it; leave out --resume"):
         RunFolder(tmp_path).resume(make_config())
 
 

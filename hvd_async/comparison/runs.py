@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,12 +34,17 @@ class RunResult:
     mean_staleness: float
     points: tuple[Point, ...]
 
+    @property
+    def finite_points(self) -> tuple[Point, ...]:
+        """Those of `points` at which the run had not diverged."""
+        return tuple(point for point in self.points if math.isfinite(point.loss))
+
     def seconds_to(self, loss: float) -> float | None:
         """Training seconds until the validation loss is `loss` or lower, linearly between points; None if it never is."""
         before: Point | None = None
-        for point in self.points:
+        for point in self.finite_points:
             if point.loss <= loss:
-                if before is None or before.loss == point.loss:
+                if before is None:
                     return point.seconds
                 share = (before.loss - loss) / (before.loss - point.loss)
                 return before.seconds + share * (point.seconds - before.seconds)
@@ -47,7 +53,7 @@ class RunResult:
 
 
 def read_run(folder: pathlib.Path) -> RunResult:
-    """Read the summary in a run's folder. Raises `DataError` if it is missing or damaged, or nothing was measured."""
+    """Read the summary in a run's folder. Raises `DataError` if it is missing or damaged, or no loss in it is finite."""
     path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -65,14 +71,14 @@ def read_run(folder: pathlib.Path) -> RunResult:
         raise DataError(f"{path}: no such file; expected the folder of a run that has ended") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); expected the summary of a run") from None
-    if not result.points:
-        raise DataError(f"{path}: no validation in it; expected a run that went to its end")
+    if not result.finite_points:
+        raise DataError(f"{path}: no validation with a finite loss in it; expected a run that went to its end")
     return result
 
 
 def common_loss(runs: Sequence[RunResult]) -> float:
     """The lowest loss that every run reached: the highest among their best ones."""
-    return max(min(point.loss for point in run.points) for run in runs)
+    return max(min(point.loss for point in run.finite_points) for run in runs)
 
 
 def compare(runs: Sequence[RunResult]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:

@@ -193,6 +193,7 @@ class StoreClient:
             if pause < _LONGEST_SLEEP_SECONDS:
                 continue
             self.stop_notice()
+            self._beat()
             now, seen = time.monotonic(), self._window.load(Word.STORE_HEARTBEAT)
             if seen != heartbeat:
                 heartbeat, since = seen, now

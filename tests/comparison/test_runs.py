@@ -118,14 +118,14 @@ def test_a_run_is_labelled_by_what_it_did(
 
 
 def test_a_run_that_has_not_ended(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match="summary.json: no such file; expected the folder of a run that has ended"):
+    with pytest.raises(DataError, match=r"summary.json: no such file; expected the folder of a run that has ended"):
         read_run(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"measurements": [{}]}', "\udcff"])
 def test_a_damaged_summary(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "summary.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(DataError, match="summary.json: damaged .*expected the summary of a run"):
+    with pytest.raises(DataError, match=r"summary.json: damaged .*expected the summary of a run"):
         read_run(tmp_path)
 
 

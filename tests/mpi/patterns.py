@@ -7,11 +7,12 @@ elements differ was torn. Gradients are whole powers, so that the sum of everyth
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 import torch
 
-from hvd_async.config import OptimizerConfig, StrategyConfig
+from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store.client import ClientOptions, StoreClient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.server import ServerOptions, StoreServer
@@ -46,8 +47,16 @@ class Books:
 def main(size: int, steps: int) -> None:
     torch.set_num_threads(1)
     group = MpiGroup(init_mpi())
+    try:
+        exercise(group, size, steps)
+    except AssertionError:
+        traceback.print_exc()
+        group.abort(1)
+
+
+def exercise(group: MpiGroup, size: int, steps: int) -> None:
     layout = Layout(size, group.size - 1)
-    optimizer = OptimizerConfig(kind="sgd", learning_rate=1.0)
+    optimizer = OptimizerConfig(kind="sgd", learning_rate=1.0, schedule=ScheduleConfig(kind="constant"))
     strategy = StrategyConfig(kind="async", arrivals_per_update=2, reduction="sum")
     with open_block(group, layout) as memory:
         if group.rank == 0:
