@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -157,7 +158,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
-    parser.add_argument("-w", "--workers", type=int, default=2, metavar="N", help="ranks that train (default 2)")
+    parser.add_argument("-w", "--workers", type=int, metavar="N", help="ranks that train (default 2; 1 for strategy single)")
     parser.add_argument("--dry-run", action="store_true", help="print the command line and do nothing")
     parser.add_argument("--mpi", choices=("openmpi", "mpich"), help="family of the MPI; default: ask mpirun")
     parser.add_argument(
@@ -194,7 +195,12 @@ def _launch(arguments: argparse.Namespace) -> int:
     )
     progress = "bar" if sys.stdout.isatty() and not arguments.dry_run else "auto"
     train = TrainArguments(arguments.config, tuple(arguments.overrides), arguments.resume, arguments.overwrite, progress)
-    command = launch_command(config, train, 1 if is_single else arguments.workers, options)
+    workers = arguments.workers if arguments.workers is not None else 1 if is_single else 2
+    command = launch_command(config, train, workers, options)
+    paths = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if arguments.starter != "mpirun" and str(bin_folder) not in paths:  # horovodrun looks for mpirun there
+        path = os.pathsep.join([str(bin_folder), *paths])
+        command = dataclasses.replace(command, environment={**command.environment, "PATH": path})
     print(command.shell_text(), flush=True)
     return 0 if arguments.dry_run else run_command(command, os.environ)
 

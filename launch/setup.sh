@@ -91,6 +91,7 @@ check_machine() {
         type -P mpirun >/dev/null || missing+=("mpirun: not on PATH; install an MPI or use --mpi openmpi")
     fi
     ((${#missing[@]} == 0)) || fail 4 "${missing[@]}"
+    [[ $horovod == no ]] || missing_for_horovod | sed 's/^/setup: Horovod will be left out, missing: /' >&2
 }
 
 # One line for each thing that Horovod's build needs and this machine lacks.

@@ -1,0 +1,105 @@
+"""`hvd-async launch` really runs: mpirun, horovodrun, real text on real ranks, and faults that every rank meets."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+
+from hvd_async.nmt.grammar import write_corpus
+from tests.mpi.runs import events_of, losses_of, summary_of
+from tests.ranks import Completed, mpi_family, run_limited
+
+pytestmark = pytest.mark.mpi
+
+
+def write_config(folder: pathlib.Path, **sections: Mapping[str, Any]) -> pathlib.Path:
+    tree: dict[str, Any] = {
+        "output": str(folder / "run"),
+        "data": {"folder": str(folder / "text")},
+        "vocabulary": {"size": 300},
+        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
+        "batching": {"tokens": 100},
+        "training": {"tokens": 1500, "device": "cpu", "tensorboard": False},
+        "validation": {"every": 3, "bleu_sentences": 4},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def launch(path: pathlib.Path, *arguments: str, timeout: float = 150) -> Completed:
+    environ = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    return run_limited((sys.executable, "-m", "hvd_async", "launch", str(path), *arguments), environ, timeout)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_mpirun_trains_a_translation_model_through_the_store(tmp_path: pathlib.Path, precision: str) -> None:
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    path = write_config(tmp_path, strategy={"kind": "async"}, training={"precision": precision})
+    done = launch(path, "--workers", "3").check()
+    assert re.search(r"rank 0 on \S+: store, cpu, 1 thread", done.stdout)
+    assert "finished: version" in done.stdout
+    summary = summary_of(tmp_path / "run")
+    assert summary["tokens"] >= 1500 and summary["num_workers"] == 3
+    assert summary["last"]["bleu"] is not None
+    assert {p.name for p in (tmp_path / "run" / "models" / "best").iterdir()} >= {"model.safetensors", "config.yaml"}
+    batches = sorted(arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival"))
+    assert batches == list(range(len(batches)))
+
+
+@pytest.mark.parametrize("starter", ["horovodrun-gloo", "horovodrun-mpi"])
+def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, starter: str) -> None:
+    pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
+    if starter == "horovodrun-mpi" and mpi_family() != "openmpi":
+        pytest.skip("horovodrun --mpi knows Open MPI alone")
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    path = write_config(tmp_path, strategy={"kind": "horovod"}, validation={"bleu": False})
+    done = launch(path, "--workers", "2", "--starter", starter).check()
+    assert "finished: version" in done.stdout
+    assert len(losses_of(tmp_path / "run")) > 3
+
+
+def spoil_nothing_left(text: pathlib.Path) -> None:
+    for language in ("en", "de"):
+        (text / f"train.{language}").write_text("")
+
+
+def spoil_alignment(text: pathlib.Path) -> None:
+    with (text / "train.de").open("a") as file:
+        file.write("one line more\n")
+
+
+def spoil_presence(text: pathlib.Path) -> None:
+    shutil.rmtree(text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"), [(spoil_nothing_left, "empty"), (spoil_alignment, "201"), (spoil_presence, "no such file")]
+)
+def test_an_unusable_corpus_is_one_line_and_ends_every_rank(tmp_path: pathlib.Path, spoil: Any, words: str) -> None:
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    spoil(tmp_path / "text")
+    done = launch(write_config(tmp_path, strategy={"kind": "async"}), "--workers", "2")
+    assert not done.timed_out and done.returncode == 3, str(done)
+    said = re.findall(r"hvd-async: .*", done.stderr)
+    assert len(said) == 1 and words in said[0], str(done)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_that_mpi_does_not_know_is_refused_by_one_process(tmp_path: pathlib.Path) -> None:
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    path = write_config(tmp_path, strategy={"kind": "async"})
+    # What a launcher of another MPI looks like: it says 4 ranks, and MPI finds itself alone.
+    environ = {**os.environ, "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "0"}
+    done = run_limited((sys.executable, "-m", "hvd_async", "train", str(path)), environ, timeout=60)
+    assert done.returncode == 4 and "rank 0 of 4" in done.stderr and "rank 0 of 1" in done.stderr, str(done)

@@ -1,0 +1,122 @@
+"""The command line as a person meets it: help, one line for each fault, exit statuses, no traceback."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import yaml
+
+from hvd_async.__main__ import main
+from hvd_async.nmt.grammar import write_corpus
+
+VERBS = ("data", "train", "launch", "translate", "score", "compare", "doctor")
+
+
+@pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS), ["data", "builtin"], ["data", "multi30k"]])
+def test_help_says_what_the_verb_is_for_and_how_it_ends(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert text.startswith("usage: hvd-async")
+    assert "exit status:" in text or len(arguments) == 2
+
+
+@pytest.fixture
+def config(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A tiny but whole configuration, its corpus included."""
+    write_corpus(tmp_path / "text", train=120, validation=8, test=8)
+    tree = {
+        "output": str(tmp_path / "run"),
+        "data": {"folder": str(tmp_path / "text")},
+        "vocabulary": {"size": 300},
+        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
+        "batching": {"tokens": 200},
+        "training": {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1},
+        "validation": {"every": 4},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_train_translate_score_and_compare_one_after_another(
+    config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config)]) == 0
+    assert "finished: version" in capsys.readouterr().out
+    model, test = str(tmp_path / "run/models/best"), tmp_path / "text/test"
+    assert main(["translate", model, "--input", f"{test}.en", "--beam", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    scored = ["score", model, "--source", f"{test}.en", "--reference", f"{test}.de", "--output", str(tmp_path / "out.de")]
+    assert main(scored) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("BLEU ") and "chrF " in text and "version:" in text
+    assert len((tmp_path / "out.de").read_text().splitlines()) == 8
+    assert main(["compare", str(tmp_path / "run"), str(tmp_path / "run")]) == 0
+    assert "1.00x" in capsys.readouterr().out
+    assert main(["train", str(config)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["train", str(config), "--overwrite", "--set", "training.threads=2"]) == 0
+
+
+def test_text_beyond_the_corpus_is_translated_or_refused_by_line(
+    config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "--set", "validation.bleu=false"]) == 0
+    model, path = str(tmp_path / "run/models/last"), tmp_path / "odd.en"
+    path.write_text("Ünïcödé 漢字 😀\n\nend", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["translate", model, "--input", str(path)]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 4 and lines[1] == ""
+    path.write_bytes(b"fine\n\xff\xfe\n")
+    assert main(["translate", model, "--input", str(path)]) == 3
+    assert f"{path}: line 2" in capsys.readouterr().err
+    path.write_text("word " * 5000)
+    assert main(["translate", model, "--input", str(path)]) == 3
+    assert main(["translate", model, "--device", "cuda:99", "--input", str(path)]) == 4
+    assert main(["translate", model, "--beam", "0", "--input", str(path)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["train", "nowhere.yaml"], 2, "nowhere.yaml: no such file"),
+        (["translate", "nowhere"], 3, "nowhere: no such folder"),
+        (["compare", "nowhere"], 3, "summary.json: no such file"),
+        (["data", "multi30k", "--from", "nowhere", "--output", "unused"], 3, "nowhere"),
+        (["data", "builtin", "--output", "unused", "--train", "0"], 2, "--train: got 0"),
+    ],
+)
+def test_a_missing_file_is_one_line(
+    arguments: list[str], status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == status
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error and error.startswith("hvd-async: ")
+
+
+def test_every_fault_of_a_configuration_is_told_at_once(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model.heads=3", "strategy.kind=hvd", "trainig.epochs=1", "batching.tokens=0"]
+    assert main(["train", str(config), *(word for override in overrides for word in ("--set", override))]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert any("did you mean 'training'?" in line for line in lines)
+
+
+def test_a_dry_run_prints_one_line_that_a_shell_understands(
+    config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    override = "data.source=a b"
+    arguments = ["launch", str(config), "--dry-run", "--mpi", "openmpi", "-w", "3", "--set", "strategy.kind=async"]
+    assert main([*arguments, "--set", override]) == 0
+    line = capsys.readouterr().out.strip()
+    assert "-np 4" in line and "'data.source=a b'" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_workers_for_one_process_are_refused(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", str(config), "--dry-run", "--workers", "2"]) == 4
+    assert "expected 1 for strategy single" in capsys.readouterr().err
