@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
 
@@ -202,7 +203,9 @@ def _launch(arguments: argparse.Namespace) -> int:
         path = os.pathsep.join([str(bin_folder), *paths])
         command = dataclasses.replace(command, environment={**command.environment, "PATH": path})
     print(command.shell_text(), flush=True)
-    return 0 if arguments.dry_run else run_command(command, os.environ)
+    if arguments.dry_run:
+        return 0
+    return run_command(command, os.environ, signal.SIGUSR1 if arguments.starter == "mpirun" and not is_single else None)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -236,19 +236,24 @@ def detect_mpi(mpirun: str = "mpirun") -> MpiFamily:
     return family
 
 
-def run_command(command: Command, environ: Mapping[str, str]) -> int:
+def run_command(command: Command, environ: Mapping[str, str], stop_signal: int | None = None) -> int:
     """Run `command` on top of `environ`, pass SIGINT and SIGTERM on to it, and return its exit status.
 
-    Blocks until it ends. To be called in the main thread, as signal handlers are.
+    The first of them is passed on as `stop_signal`, if given: mpirun would kill its ranks for the signal itself, but hands
+    SIGUSR1 to all of them, who then save everything. Blocks until the command ends. To be called in the main thread, as
+    signal handlers are.
     """
     children: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
+    received: list[int] = []
 
     def forward(signal_number: int, frame: FrameType | None) -> None:
+        passed_on = signal_number if received or stop_signal is None else stop_signal
+        received.append(signal_number)
         if children:
-            children[0].send_signal(signal_number)
+            children[0].send_signal(passed_on)
         else:
-            early.append(signal_number)
+            early.append(passed_on)
 
     # Handlers first: a signal that found the command started and no handler would leave it behind.
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -263,4 +268,6 @@ def run_command(command: Command, environ: Mapping[str, str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if received and stop_signal is not None and status in (-stop_signal, 128 + stop_signal):
+        return 128 + received[0]  # it stopped for what we were sent
     return 128 - status if status < 0 else status

@@ -74,6 +74,8 @@ def train(
             if not _is_signal(notice):
                 run.evaluate_snapshots(strategy.group)
             summary = run.conclude(notice)
+        # Nobody leaves before everything is saved: a launcher kills the others when one has gone with a status other than 0.
+        strategy.group.exchange("")
         strategy.close()
     if notice is not None and _is_signal(notice):
         raise StoppedBySignal(

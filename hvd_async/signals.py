@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C as a request that the training loop sees between steps."""
+"""SIGTERM, Ctrl-C and SIGUSR1 as a request that the training loop sees between steps.
+
+mpirun kills its ranks within a second of a SIGTERM or Ctrl-C of its own, but passes SIGUSR1 on to all of them, on all hosts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from types import FrameType
 
 from hvd_async.transport.layout import StopKind, StopNotice
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
@@ -26,7 +29,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM inside the block. Only the first of them is: a second one ends the process as usual."""
+        """Handle the signals inside the block. A second Ctrl-C ends the process as usual."""
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         try:
             yield

@@ -84,7 +84,8 @@ def spoil_presence(text: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"), [(spoil_nothing_left, "no line with text"), (spoil_alignment, "201"), (spoil_presence, "no such file")]
+    ("spoil", "words"),
+    [(spoil_nothing_left, "no line with text"), (spoil_alignment, "201"), (spoil_presence, "no such file")],
 )
 def test_an_unusable_corpus_is_one_line_and_ends_every_rank(tmp_path: pathlib.Path, spoil: Any, words: str) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
