@@ -9,8 +9,12 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hvd_async.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from hvd_async.launcher import Host
 
 _EXIT_STATUS = """\
 exit status:
@@ -168,9 +172,11 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
         default="mpirun",
         help="what starts the ranks (default mpirun)",
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--hosts", metavar="HOST:SLOTS,...", help="hosts and ranks on each, the store's first; default: this one"
     )
+    where.add_argument("--hostfile", type=pathlib.Path, metavar="FILE", help="the same, a host a line")
     parser.add_argument(
         "--extra", action="append", default=[], metavar="ARG", help="passed to the starter as it is; may repeat"
     )
@@ -178,7 +184,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 
 def _launch(arguments: argparse.Namespace) -> int:
     from hvd_async.config import load_config
-    from hvd_async.launcher import LaunchOptions, TrainArguments, detect_mpi, launch_command, parse_hosts, run_command
+    from hvd_async.launcher import LaunchOptions, TrainArguments, detect_mpi, launch_command, run_command
 
     config = load_config(arguments.config, arguments.overrides)
     bin_folder = pathlib.Path(sys.executable).parent  # the MPI and Horovod of this environment, even if it is not active
@@ -189,7 +195,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         starter=arguments.starter,
         mpirun=found["mpirun"],
         horovodrun=found["horovodrun"],
-        hosts=parse_hosts(arguments.hosts, "--hosts") if arguments.hosts else (),
+        hosts=_hosts(arguments),
         num_cores=len(os.sched_getaffinity(0)),
         as_root=os.geteuid() == 0,
         extra=tuple(arguments.extra),
@@ -206,6 +212,16 @@ def _launch(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return 0
     return run_command(command, os.environ, signal.SIGUSR1 if arguments.starter == "mpirun" and not is_single else None)
+
+
+def _hosts(arguments: argparse.Namespace) -> tuple[Host, ...]:
+    from hvd_async.launcher import parse_hosts
+    from hvd_async.nmt.text import read_bytes, split_lines
+
+    if arguments.hostfile is not None:
+        text = "\n".join(split_lines(read_bytes(arguments.hostfile), arguments.hostfile))
+        return parse_hosts(text, str(arguments.hostfile))
+    return parse_hosts(arguments.hosts, "--hosts") if arguments.hosts else ()
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Everything that is written down about a run, on rank 0: events, snapshots, checkpoints, evaluations, models.
 
-The store's loop calls it at every update, so nothing here waits for the disk: files are written by one background thread,
-from copies made at the call.
+The store's loop calls it at every update, so large files are written by one background thread, from copies made at the call;
+the loop waits only when that thread falls far behind.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from hvd_async.training import Task
 
 _SNAPSHOT_NAME = "parameters"
 _SCALARS_EVERY_SECONDS = 1.0
+_MAX_UNWRITTEN = 8
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,9 @@ class RunJournal:
         """Versions whose snapshots lie on the disk and were not evaluated yet. Blocks on the disk."""
         self.wait_for_files()
         done = {m.version for m in self.measurements}
-        return [version for version in sorted(self._moments) if version not in done]
+        return [
+            version for version in sorted(self._moments) if version not in done and self._folder.snapshot(version).exists()
+        ]
 
     def wait_for_files(self) -> None:
         """Block until everything submitted so far is on the disk."""
@@ -203,6 +206,7 @@ class RunJournal:
         last = max(self.measurements, key=lambda m: m.version, default=None)
         if how != "stopped":
             self._export_last(last)
+            self._save_checkpoint()  # again: it now knows what was measured, and a longer run may continue from it
         self.wait_for_files()
         self._log.write("end", self.seconds, how=how)
         self._log.flush()
@@ -285,6 +289,8 @@ class RunJournal:
         return {"strategy": kind, "options": strategy if kind == "async" else {"reduction": strategy["reduction"]}}
 
     def _submit(self, function: Any, *arguments: Any) -> Future[Any]:
+        while len(self._work) >= _MAX_UNWRITTEN:  # the disk is slower than the run: wait rather than fill the memory
+            self._work.pop(0).result()
         future = self._background.submit(function, *arguments)
         self._work.append(future)
         return future

@@ -17,6 +17,7 @@ class WorkerMetrics:
     tokens: int = 0
     seconds: float = 0.0
     staleness_sum: int = 0
+    refused: Counter[Refusal] = field(default_factory=Counter)
 
     @property
     def mean_staleness(self) -> float:
@@ -50,6 +51,7 @@ class RunMetrics:
     def add_refused(self, arrival: Arrival, refusal: Refusal) -> None:
         """Count an arrival that is in no update."""
         self.refused[refusal] += 1
+        self.workers.setdefault(arrival.worker, WorkerMetrics()).refused[refusal] += 1
 
     @property
     def mean_staleness(self) -> float:
@@ -72,6 +74,7 @@ class RunMetrics:
                     "seconds": w.seconds,
                     "mean_staleness": w.mean_staleness,
                     "staleness_sum": w.staleness_sum,
+                    "refused": {refusal.value: count for refusal, count in w.refused.items()},
                 }
                 for number, w in sorted(self.workers.items())
             },
@@ -84,9 +87,15 @@ class RunMetrics:
             tokens=data["tokens"],
             updates=data["updates"],
             staleness=Counter({int(value): count for value, count in data["staleness"].items()}),
-            refused=Counter({Refusal(reason): count for reason, count in data["refused"].items()}),
+            refused=_refusals(data["refused"]),
             workers={
-                int(number): WorkerMetrics(w["arrivals"], w["tokens"], w["seconds"], w["staleness_sum"])
+                int(number): WorkerMetrics(
+                    w["arrivals"], w["tokens"], w["seconds"], w["staleness_sum"], _refusals(w["refused"])
+                )
                 for number, w in data["workers"].items()
             },
         )
+
+
+def _refusals(counts: dict[str, int]) -> Counter[Refusal]:
+    return Counter({Refusal(reason): count for reason, count in counts.items()})

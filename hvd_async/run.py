@@ -17,7 +17,7 @@ import torch
 from hvd_async.checkpoint import Checkpoint
 from hvd_async.config import RunConfig
 from hvd_async.emulation import Emulation
-from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
+from hvd_async.errors import ConfigError, HvdAsyncError, PeerError, StoppedBySignal
 from hvd_async.flat import FlatParameters
 from hvd_async.journal import RunJournal, read_snapshot
 from hvd_async.progress import Goal, Progress
@@ -135,6 +135,8 @@ def _set_up(
     plans = _in_agreement(group, lambda: _plan_ranks(config, machines))
     plan = plans[group.rank]
     torch.set_num_threads(plan.threads)
+    if plan.device.startswith("cuda"):
+        torch.cuda.set_device(plan.device)  # or every process would also take memory on the first GPU
     task = _in_agreement(group, lambda: make_task(config))
     saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
     model = task.build_model()
@@ -144,9 +146,12 @@ def _set_up(
     stop = StopRequest(group.rank)
     journal = RunJournal(folder, config, task, flat, progress) if group.rank == 0 else None
     if journal is not None:
-        for line in (describe(each, strategy.transport(each.rank)) for each in plans):
+        for line in task.remarks():
+            progress.say(line)
+        for line in (describe(each, strategy.transport(plans, each.rank)) for each in plans):
             progress.say(line)
         if saved is not None:
+            folder.keep_config(config)  # it may ask for a longer run now
             journal.restore(saved.data["journal"])
     every = config.validation.every if config.validation.when == "during" else None
     job = Job(
@@ -182,7 +187,11 @@ def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPla
         allow_sharing=config.training.allow_sharing,
         threads=config.training.threads,
     )
-    return assign_roles(machines, wanted)
+    plans = assign_roles(machines, wanted)
+    num_workers = sum(plan.worker is not None for plan in plans)
+    if unknown := [worker for worker in config.emulation.slow_workers if not 0 <= worker < num_workers]:
+        raise ConfigError(f"emulation.slow_workers: got worker {unknown[0]}, expected 0 to {num_workers - 1}")
+    return plans
 
 
 def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int) -> Checkpoint | None:
@@ -228,6 +237,8 @@ def _aborting_on_failure(group: Group) -> Iterator[None]:
     except AgreedError:
         raise
     except KeyboardInterrupt:
+        sys.stderr.write(f"hvd-async: rank {group.rank}: interrupted outside of training; what was saved before is whole\n")
+        sys.stderr.flush()
         group.abort(130)
     except BaseException as error:
         if group.size == 1:

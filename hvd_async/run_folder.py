@@ -48,7 +48,7 @@ class RunFolder:
             for path in (self.snapshots, self.checkpoints, self.models, self.tensorboard):
                 shutil.rmtree(path, ignore_errors=True)
         self.snapshots.mkdir(parents=True, exist_ok=True)
-        write_file(self.config, dump_config(config).encode())
+        self.keep_config(config)
 
     def resume(self, config: RunConfig) -> Checkpoint:
         """The latest checkpoint, to be continued with `config`.
@@ -69,6 +69,10 @@ class RunFolder:
                 f"{self.checkpoints}: got no checkpoint, expected one to resume from; start with --overwrite"
             )
         return checkpoint
+
+    def keep_config(self, config: RunConfig) -> None:
+        """Write `config` beside what it computes. On one rank, after all have agreed."""
+        write_file(self.config, dump_config(config).encode())
 
 
 def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -29,7 +29,8 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals inside the block. A second Ctrl-C ends the process as usual."""
+        """Handle the signals inside the block. A second Ctrl-C ends the process as usual; other signals may repeat,
+        as batch systems send them again."""
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         try:
             yield

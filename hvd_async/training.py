@@ -23,6 +23,9 @@ class Task(Protocol):
     def build_model(self) -> torch.nn.Module:
         """A new model on the CPU, drawn from the run's seed."""
 
+    def remarks(self) -> list[str]:
+        """What a person should know of the data before training: what was left out, padding."""
+
     def num_batches(self) -> int | None:
         """Batches of the whole run; None where the number of updates bounds it."""
 
@@ -67,6 +70,8 @@ class TrainingLoop:
             if not claim.counts:
                 loss, tokens = loss * 0.0, 0
             loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # the step's time is its work, not its launch
             self.emulation.delay(time.monotonic() - started)
             worker.step(Step(claim.batch, tokens, float(loss.detach()), time.monotonic() - started))
             self._evaluate_if_due(worker)

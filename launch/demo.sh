@@ -56,5 +56,5 @@ printf '\n== The same model, data and tokens; worker 0 takes three times as long
 hvd-async compare "runs/demo/$baseline" runs/demo/async-1 runs/demo/async-workers
 printf '\n== Three sentences of the test set: source, translation, reference\n'
 paste -d '\n' <(head -n 3 data/builtin/test.en) \
-    <(head -n 3 data/builtin/test.en | hvd-async translate runs/demo/async-workers/models/best) \
+    <(head -n 3 data/builtin/test.en | hvd-async translate runs/demo/async-workers/models/last) \
     <(head -n 3 data/builtin/test.de) | sed '3~3G'

@@ -105,20 +105,20 @@ class BatchPlan:
     def __getitem__(self, index: int) -> Indices:
         """Sentence numbers of the batch `index`, [num_sentences] int64. Raises `IndexError` below 0."""
         epoch = self.epoch_of(index)
-        return self._epoch(epoch)[index - self._starts[epoch]]
+        return self.batches_of(epoch)[index - self._starts[epoch]]
 
     def epoch_of(self, index: int) -> int:
         """The epoch, from 0, that the batch `index` belongs to. Raises `IndexError` below 0."""
         if index < 0:
             raise IndexError(f"batch {index}: expected 0 or more")
         while index >= self._starts[-1]:
-            self._epoch(len(self._starts) - 1)
+            self.batches_of(len(self._starts) - 1)
         return bisect.bisect_right(self._starts, index) - 1
 
     def num_batches(self, epochs: int) -> int:
         """Batches in the first `epochs` epochs."""
         while len(self._starts) <= epochs:
-            self._epoch(len(self._starts) - 1)
+            self.batches_of(len(self._starts) - 1)
         return self._starts[epochs]
 
     def batches_for_tokens(self, tokens: int) -> int:
@@ -126,14 +126,15 @@ class BatchPlan:
         per_epoch = int(self._target_lengths.sum(dtype=np.int64)) + len(self._target_lengths)
         whole_epochs = max(0, tokens - 1) // per_epoch
         count, left = self.num_batches(whole_epochs), tokens - whole_epochs * per_epoch
-        for batch in self._epoch(whole_epochs):
+        for batch in self.batches_of(whole_epochs):
             if left <= 0:
                 break
             left -= int(self._target_lengths[batch].sum(dtype=np.int64)) + len(batch)
             count += 1
         return count
 
-    def _epoch(self, epoch: int) -> list[Indices]:
+    def batches_of(self, epoch: int) -> list[Indices]:
+        """The batches of an epoch, in order."""
         if epoch not in self._kept:
             self._kept[epoch] = epoch_batches(self._source_lengths, self._target_lengths, self._config, self._seed, epoch)
             if epoch == len(self._starts) - 1:

@@ -98,12 +98,6 @@ def prepare(config: RunConfig) -> PreparedCorpus:
     return _open(folder, config, digest)
 
 
-def open_prepared(config: RunConfig) -> PreparedCorpus:
-    """Open the corpus that `prepare` made of the same text and settings. Raises `DataError` if it is missing or damaged."""
-    digest = _digest(config)
-    return _open(_folder(config, digest), config, digest)
-
-
 def _folder(config: RunConfig, digest: str) -> Path:
     return Path(config.data.prepared or Path(config.data.folder) / "prepared") / digest
 

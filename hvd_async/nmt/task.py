@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.nmt.batching import Batch, BatchPlan, Ints, collate
+from hvd_async.nmt.batching import Batch, BatchPlan, Ints, collate, padding_share
 from hvd_async.nmt.corpus import ParallelArrays, PreparedCorpus
 from hvd_async.nmt.criterion import cross_entropy_sum, output_tokens
 from hvd_async.nmt.decoding import translate
@@ -85,12 +85,12 @@ class TranslationTask:
         references = [self._corpus.validation_targets[i] for i in sentences]
         return evaluation + Evaluation.of_texts(self._translate(model, sentences), references)
 
-    def examples(self, model: nn.Module, n: int = 3) -> list[tuple[str, str, str]]:
-        """The first `n` validation sentences: (source, reference, the model's translation)."""
-        indices = range(min(n, len(self._corpus.validation)))
-        sources, references = self._corpus.validation_sources, self._corpus.validation_targets
-        translations = self._translate(model, indices)
-        return [(sources[i], references[i], translation) for i, translation in zip(indices, translations, strict=True)]
+    def remarks(self) -> list[str]:
+        """What a person should know of the data: sizes, what was left out, and the share of padding in a first epoch."""
+        train, skipped = self._corpus.train, self._corpus.skipped
+        share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)
+        left_out = f"; left out: {skipped.train_too_long} too long, {skipped.train_empty} with an empty side"
+        return [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
 
     def export(
         self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, measured: Mapping[str, float | None]

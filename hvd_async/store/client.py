@@ -112,7 +112,7 @@ class StoreClient:
         """Make `parameters` ([size], float32, CPU) those of the newest version, and return which it is.
 
         The copy is whole: all of one version, that of the number returned. Nothing is copied where it is held already, so
-        `parameters` must be what the last pull left there (see `forget`).
+        `parameters` must be what the last pull left there.
         """
         self._beat()
         while True:
@@ -125,9 +125,17 @@ class StoreClient:
                 self._version = version
                 return version
 
-    def forget(self) -> None:
-        """The vector given to `pull` was overwritten: copy at the next pull even if the version is the same."""
-        self._version = -1
+    def wait_for_end(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
+        """After `leave`: wait until the store has ended the run, and return why it did. Passes a request to stop on meanwhile."""
+
+        def is_over() -> bool:
+            requested = stop_requested()
+            if requested is not None:
+                self.request_stop(requested)
+            return self._window.load(Word.SERVED) != 0
+
+        self._wait(is_over)
+        return self.stop_notice()
 
     def stop_notice(self) -> StopNotice | None:
         """What the run's stop word says. Raises `PeerError` if a rank announced its failure there."""
@@ -152,6 +160,7 @@ class StoreClient:
         first, every = self._window.load(Word.FIRST_EVALUATION), self._window.load(Word.EVALUATE_EVERY)
         version = first + self._ticket * every
         self._ticket = None
+        self._set(WorkerWord.BASE_VERSION, IDLE)  # no gradient is under way while it evaluates
         return version
 
     def report_evaluation(self, version: int, statistics: Sequence[float]) -> None:

@@ -18,7 +18,7 @@ from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store import staleness
 from hvd_async.store.ledger import BatchLedger
 from hvd_async.store.schedule import arrivals_needed, is_synchronous
-from hvd_async.store.update import MakeOptimizer, UpdateRule
+from hvd_async.store.update import UpdateRule
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,6 @@ class ParameterStore:
         optimizer: OptimizerConfig,
         strategy: StrategyConfig,
         num_workers: int,
-        *,
-        make_optimizer: MakeOptimizer | None = None,
     ) -> None:
         """`parameters` ([size], float32) becomes the store's own."""
         self.version = 0
@@ -98,7 +96,7 @@ class ParameterStore:
         self.applied: Counter[int] = Counter()
         self.refused: Counter[tuple[int, Refusal]] = Counter()
         self.ledger = BatchLedger()
-        self._rule = UpdateRule(parameters, optimizer, make_optimizer)
+        self._rule = UpdateRule(parameters, optimizer)
         self._strategy = strategy
         self._active = set(range(num_workers))
         self._sum = torch.zeros_like(parameters)
@@ -182,8 +180,7 @@ class ParameterStore:
         return self._apply()
 
     def refuse(self, arrival: Arrival, refusal: Refusal) -> None:
-        """Count `arrival` as refused without looking at its gradient."""
-        self.ledger.record(arrival.batch)
+        """Count `arrival` as refused without looking at its gradient. A longer run, resumed, computes its batch again."""
         self._count_refused([arrival], refusal)
 
     def take_refused(self) -> list[tuple[Arrival, Refusal]]:

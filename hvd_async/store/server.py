@@ -101,6 +101,7 @@ class StoreServer:
         notice = self._notice()
         if not self._is_stopped_by_signal(notice):
             self._complete(self._store.finish())
+        self._memory.store(Word.SERVED, 1)
         return notice
 
     def _drain(self, notice: StopNotice | None) -> bool:

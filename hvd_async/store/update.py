@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.store.schedule import learning_rate
-
-MakeOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -31,17 +29,13 @@ class UpdateRule:
         average: [size], float32, the exponential moving average of parameters, or None where it is off.
     """
 
-    def __init__(
-        self, parameters: torch.Tensor, config: OptimizerConfig, make_optimizer: MakeOptimizer | None = None
-    ) -> None:
-        """`make_optimizer` builds another optimizer of torch.optim over [parameters] in place of the configured one."""
+    def __init__(self, parameters: torch.Tensor, config: OptimizerConfig) -> None:
+        """`parameters` ([size], float32) becomes this object's own."""
         self.parameters = parameters
         self.average = parameters.clone() if config.average_decay else None
         self._config = config
         self._leaf = parameters.detach().requires_grad_()  # shares the memory
-        self._optimizer = (make_optimizer or _maker(config))([self._leaf])
-        # A scheduled rate belongs to the configured optimizer; one that is handed in keeps its own.
-        self._scheduled = make_optimizer is None
+        self._optimizer = _make_optimizer(config, self._leaf)
 
     def step(self, gradient: torch.Tensor, version: int, tokens: int) -> StepFigures | None:
         """Make `version` with `gradient` ([size], float32; overwritten), `tokens` target tokens having been seen with it.
@@ -54,8 +48,7 @@ class UpdateRule:
         if self._config.clip_norm is not None and norm > self._config.clip_norm:
             gradient.mul_(self._config.clip_norm / norm)
         group = self._optimizer.param_groups[0]
-        if self._scheduled:
-            group["lr"] = learning_rate(self._config.schedule, self._config.learning_rate, version, tokens)
+        group["lr"] = learning_rate(self._config.schedule, self._config.learning_rate, version, tokens)
         self._leaf.grad = gradient
         self._optimizer.step()
         self._leaf.grad = None
@@ -91,15 +84,11 @@ class UpdateRule:
         self._optimizer.load_state_dict(document)
 
 
-def _maker(config: OptimizerConfig) -> MakeOptimizer:
+def _make_optimizer(config: OptimizerConfig, parameters: torch.Tensor) -> torch.optim.Optimizer:
     rate, decay = config.learning_rate, config.weight_decay
-
-    def make(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
-        if config.kind == "sgd":
-            return torch.optim.SGD(
-                parameters, rate, momentum=config.momentum, nesterov=config.nesterov, weight_decay=decay, fused=True
-            )
-        kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
-        return kind(parameters, rate, betas=config.betas, eps=config.epsilon, weight_decay=decay, fused=True)
-
-    return make
+    if config.kind == "sgd":
+        return torch.optim.SGD(
+            [parameters], rate, momentum=config.momentum, nesterov=config.nesterov, weight_decay=decay, fused=True
+        )
+    kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
+    return kind([parameters], rate, betas=config.betas, eps=config.epsilon, weight_decay=decay, fused=True)

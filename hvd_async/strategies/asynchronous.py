@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,9 +15,13 @@ from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
+from hvd_async.topology import RankPlan
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word
 from hvd_async.transport.window import StoreMemory, Window
+
+if TYPE_CHECKING:
+    from hvd_async.transport.mpi import RemoteMemory, SharedMemory
 
 
 class Asynchronous:
@@ -27,32 +32,42 @@ class Asynchronous:
     def __init__(self) -> None:
         """Initialises MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
-        self._transport = "MPI one-sided"
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """See `Strategy.execute`."""
-        from hvd_async.transport.mpi import SharedMemory, open_block
+        from hvd_async.transport.mpi import open_block  # starts mpi4py, which init_mpi has configured
 
-        plan = job.plans[self.group.rank]
         layout = Layout(job.flat.size, job.num_workers, job.strategy.published_buffers)
-        with open_block(self.group, layout) as memory:
+        with open_block(self.group, layout, job.strategy.store_timeout_seconds) as memory:
             try:
-                if plan.role == "worker":
-                    assert plan.worker is not None
-                    return work(job, memory, plan.worker, self.group.rank, loop)
-                assert isinstance(memory, SharedMemory)  # the store's rank shares memory with itself
-                if plan.role == "store":
-                    return make_server(job, memory, job.flat.parameters).serve(job.stop_requested)
-                return serve_and_work(job, memory, loop)
-            except BaseException:
-                # The others learn why this rank falls silent; the abort that follows ends them in any case.
-                if memory.load(Word.STOP) == 0:
+                notice = self._play(job, memory, loop)
+            except BaseException as error:
+                # The others learn why this rank falls silent; the abort that follows ends them in any case. After a
+                # PeerError they know, or the store cannot be reached.
+                if not isinstance(error, PeerError):
                     memory.store(Word.STOP, StopNotice(StopKind.FAILURE, self.group.rank).to_word())
                 raise
+            # Workers that left early may not have seen why the others stopped; the store's word counts for all.
+            word = self.group.exchange(str(0 if notice is None else notice.to_word()))[0]
+        return StopNotice.from_word(int(word))
 
-    def transport(self, rank: int) -> str:
+    def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
-        return self._transport
+        return "shared memory" if plans[rank].host == plans[0].host else "RMA"
+
+    def _play(
+        self, job: Job, memory: SharedMemory | RemoteMemory, loop: Callable[[Worker, torch.nn.Module], None]
+    ) -> StopNotice | None:
+        from hvd_async.transport.mpi import SharedMemory
+
+        plan = job.plans[self.group.rank]
+        if plan.role == "worker":
+            assert plan.worker is not None
+            return work(job, memory, plan.worker, loop)
+        assert isinstance(memory, SharedMemory)  # the store's rank shares memory with itself
+        if plan.role == "store":
+            return make_server(job, memory, job.flat.parameters).serve(job.stop_requested)
+        return serve_and_work(job, memory, loop)
 
     def close(self) -> None:
         """See `Strategy.close`."""
@@ -71,9 +86,7 @@ def make_server(job: Job, memory: StoreMemory, parameters: torch.Tensor) -> Stor
     return StoreServer(store, memory, job.journal, options)
 
 
-def work(
-    job: Job, window: Window, worker: int, rank: int, loop: Callable[[Worker, torch.nn.Module], None]
-) -> StopNotice | None:
+def work(job: Job, window: Window, worker: int, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
     """Run `loop` as worker number `worker`, from joining the store to leaving it."""
     options = ClientOptions(
         waits_for_stragglers=job.strategy.max_staleness is not None and job.strategy.on_stale == "wait",
@@ -82,20 +95,20 @@ def work(
     )
     client = StoreClient(window, worker, options)
     client.join()
-    loop(AsynchronousWorker(job, client, worker, rank), job.model)
-    notice = client.stop_notice()
+    loop(AsynchronousWorker(job, client, worker), job.model)
     client.leave()
-    return notice
+    return client.wait_for_end(job.stop_requested)
 
 
 def serve_and_work(job: Job, memory: StoreMemory, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
     """Colocated: the store in a thread, worker 0 in this one. A failure of either ends the other."""
     server = make_server(job, memory, job.flat.parameters.clone())
     failures: list[BaseException] = []
+    notices: list[StopNotice | None] = []
 
     def serve() -> None:
         try:
-            server.serve(lambda: None)  # signals reach the main thread, which passes them on as a worker does
+            notices.append(server.serve(job.stop_requested))
         except BaseException as error:
             failures.append(error)
             memory.store(Word.STOP, StopNotice(StopKind.FAILURE, 0).to_word())
@@ -103,7 +116,7 @@ def serve_and_work(job: Job, memory: StoreMemory, loop: Callable[[Worker, torch.
     thread = threading.Thread(target=serve, name="hvd-async-store", daemon=True)
     thread.start()
     try:
-        notice = work(job, memory, 0, 0, loop)
+        work(job, memory, 0, loop)
     except PeerError:
         if failures:
             raise failures[0] from None
@@ -111,18 +124,17 @@ def serve_and_work(job: Job, memory: StoreMemory, loop: Callable[[Worker, torch.
     thread.join()
     if failures:
         raise failures[0]
-    return notice
+    return notices[0]
 
 
 class AsynchronousWorker:
     """Claims batches, pushes gradients, pulls parameters; waits for others only where the strategy says so."""
 
-    def __init__(self, job: Job, client: StoreClient, worker: int, rank: int) -> None:
+    def __init__(self, job: Job, client: StoreClient, worker: int) -> None:
         """`client` has joined the store and stays the caller's."""
         self._job = job
         self._client = client
         self._worker = worker
-        self._rank = rank
         self._host = HostCopy(job.flat)
 
     def claims(self) -> Iterator[Claim]:
@@ -154,11 +166,12 @@ class AsynchronousWorker:
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
         """See `Worker.report`."""
         self._client.report_evaluation(request.version, statistics)
+        self._pull()  # others have gone on meanwhile
 
     def _must_stop(self) -> bool:
         requested = self._job.stop_requested()
         if requested is not None:
-            self._client.request_stop(StopNotice(requested.kind, self._rank, requested.signal_number))
+            self._client.request_stop(requested)
         return self._client.stop_notice() is not None
 
     def _pull(self) -> None:

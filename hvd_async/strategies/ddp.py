@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import GradBucket, TCPStore
 from hvd_async.flat import FlatParameters
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.topology import RankPlan
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.layout import StopNotice
 
@@ -33,8 +34,6 @@ class Ddp:
         """See `Strategy.execute`."""
         device = job.flat.parameters.device
         backend = "nccl" if device.type == "cuda" else "gloo"
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         dist.init_process_group(
             backend, store=self._meet(), rank=self.group.rank, world_size=self.group.size, timeout=_TIMEOUT
         )
@@ -43,7 +42,7 @@ class Ddp:
         finally:
             dist.destroy_process_group()
 
-    def transport(self, rank: int) -> str:
+    def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
         return "torch.distributed"
 
@@ -73,7 +72,7 @@ class DdpAllReduce:
     def attach(self, model: torch.nn.Module, flat: FlatParameters) -> torch.nn.Module:
         """See `AllReduce.attach`."""
         ids = [self._device.index or 0] if self._device.type == "cuda" else None
-        wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
         wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
 

@@ -16,6 +16,7 @@ from hvd_async.errors import SetupError
 from hvd_async.flat import FlatParameters
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.topology import RankPlan
 from hvd_async.transport.bootstrap import init_mpi
 from hvd_async.transport.layout import StopNotice
 
@@ -49,7 +50,7 @@ class Horovod:
         """See `Strategy.execute`."""
         return synchronous.execute(job, self.group.rank, HorovodAllReduce(self.group.hvd), loop)
 
-    def transport(self, rank: int) -> str:
+    def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
         return "Horovod over Gloo" if self._comm is None else "Horovod over MPI"
 

@@ -132,7 +132,7 @@ class Strategy(Protocol):
         Collective over all ranks. `loop` computes with the module it is given, which may wrap `job.model`.
         """
 
-    def transport(self, rank: int) -> str:
+    def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """How `rank` exchanges gradients, for people."""
 
     def close(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.topology import RankPlan
 from hvd_async.transport.group import Solo
 from hvd_async.transport.layout import StopNotice
 
@@ -25,7 +26,7 @@ class Single:
         """See `Strategy.execute`."""
         return synchronous.execute(job, 0, synchronous.NoAllReduce(), loop)
 
-    def transport(self, rank: int) -> str:
+    def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
         return "none"
 

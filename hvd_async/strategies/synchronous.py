@@ -13,7 +13,13 @@ from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, W
 from hvd_async.transport.layout import StopKind, StopNotice
 
 # The store of a synchronous rank is given the sum of all ranks' gradients at once, so one acceptance completes an update.
-_ONE = {"arrivals_per_update": 1, "lockstep": False, "synchronous_versions": 0, "max_staleness": None}
+_ONE = {
+    "arrivals_per_update": 1,
+    "lockstep": False,
+    "synchronous_versions": 0,
+    "max_staleness": None,
+    "staleness_policy": "none",
+}
 
 
 class AllReduce(Protocol):
@@ -117,7 +123,7 @@ class SynchronousWorker:
         table = self._all_reduce.gather(statistics)
         if self._job.journal is not None:
             self._job.journal.evaluated(request.version, [sum(column) for column in zip(*table, strict=True)])
-        self._is_finished = self._ask_journal()
+        self._is_finished |= self._ask_journal()
 
     def _next_group(self) -> range:
         start = self.store.ledger.watermark

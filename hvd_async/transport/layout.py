@@ -1,6 +1,7 @@
 """The store's block of memory: control words, published parameters, slots. Who writes what, and where it lies.
 
-Every control word is an aligned int64 with one writer (the stop word apart, whose writers agree: the first wins). The
+Every control word is an aligned int64 with one writer (the stop word apart: any rank may write it, and a
+failure overwrites what was there). The
 order of writes is the protocol; see `store.client` and `store.server`.
 """
 
@@ -29,6 +30,7 @@ class Word(enum.IntEnum):
     EVALUATIONS_DUE = 6  # store: evaluations whose snapshot is on disk
     FIRST_EVALUATION = 7  # store, once: the version of the first evaluation of this process
     EVALUATE_EVERY = 8  # store, once: versions between evaluations
+    SERVED = 9  # store, once: every worker has left and the run has ended
 
 
 class WorkerWord(enum.IntEnum):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -65,35 +66,65 @@ class RemoteMemory:
 
     name = "RMA"
 
-    def __init__(self, layout: Layout, window: MPI.Win) -> None:
-        """`window` exposes the block on the store's rank in bytes and is locked for the life of this object."""
+    def __init__(self, layout: Layout, window: MPI.Win, timeout_seconds: float) -> None:
+        """`window` exposes the block on the store's rank in bytes and is locked for the life of this object.
+
+        An operation that takes longer than `timeout_seconds` ends this process: MPI would wait for a dead store for ever.
+        """
         self.layout = layout
         self._window = window
+        self._timeout_seconds = timeout_seconds
+        self._since: float | None = None
+        threading.Thread(target=self._watch, name="hvd-async-watchdog", daemon=True).start()
 
     def load(self, word: int) -> int:
         """See `Window.load`."""
-        return _fetch_and_op(self._window, word, 0, MPI.NO_OP)
+        return self._atomically(word, 0, MPI.NO_OP)
 
     def store(self, word: int, value: int) -> None:
         """See `Window.store`."""
         # An atomic replaces the value only after the puts flushed before it; a plain Put of 8 bytes does not promise that.
-        _fetch_and_op(self._window, word, value, MPI.REPLACE)
+        self._atomically(word, value, MPI.REPLACE)
 
     def fetch_add(self, word: int, amount: int) -> int:
         """See `Window.fetch_add`."""
-        return _fetch_and_op(self._window, word, amount, MPI.SUM)
+        return self._atomically(word, amount, MPI.SUM)
 
     def put(self, offset: int, source: torch.Tensor) -> None:
         """See `Window.put`."""
-        for start, chunk in _chunks(source):
-            self._window.Put(chunk, _STORE_RANK, target=(offset + start, chunk.size, MPI.BYTE))
-        self._window.Flush(_STORE_RANK)
+        with self._watched():
+            for start, chunk in _chunks(source):
+                self._window.Put(chunk, _STORE_RANK, target=(offset + start, chunk.size, MPI.BYTE))
+            self._window.Flush(_STORE_RANK)
 
     def get(self, offset: int, target: torch.Tensor) -> None:
         """See `Window.get`."""
-        for start, chunk in _chunks(target):
-            self._window.Get(chunk, _STORE_RANK, target=(offset + start, chunk.size, MPI.BYTE))
-        self._window.Flush(_STORE_RANK)
+        with self._watched():
+            for start, chunk in _chunks(target):
+                self._window.Get(chunk, _STORE_RANK, target=(offset + start, chunk.size, MPI.BYTE))
+            self._window.Flush(_STORE_RANK)
+
+    def _atomically(self, word: int, value: int, op: MPI.Op) -> int:
+        with self._watched():
+            return _fetch_and_op(self._window, word, value, op)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        self._since = time.monotonic()
+        yield
+        self._since = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._timeout_seconds / 4))  # a watchdog looks now and then
+            since = self._since
+            if since is not None and time.monotonic() - since > self._timeout_seconds:
+                sys.stderr.write(
+                    f"hvd-async: the store did not answer for {self._timeout_seconds:.0f} s (strategy.store_timeout_seconds);"
+                    " its rank is dead, stopped or starved of a core\n"
+                )
+                sys.stderr.flush()
+                os._exit(PeerError.exit_status)  # the main thread is inside MPI and cannot be reached
 
 
 class ProgressThread:
@@ -139,11 +170,12 @@ class ProgressThread:
 
 
 @contextlib.contextmanager
-def open_block(group: MpiGroup, layout: Layout) -> Iterator[SharedMemory | RemoteMemory]:
+def open_block(group: MpiGroup, layout: Layout, timeout_seconds: float = 60.0) -> Iterator[SharedMemory | RemoteMemory]:
     """The store's block, which lies on rank 0, as this rank reaches it.
 
     Collective over `group`, on entry and on an orderly exit; an exit by an exception frees nothing, since the other ranks
-    may never come, and the job is then to be aborted. Raises `SetupError` on all ranks if the node lacks shared memory.
+    may never come, and the job is then to be aborted. A rank on another node whose operation takes longer than
+    `timeout_seconds` ends itself with a message. Raises `SetupError` on all ranks if the node lacks shared memory.
     """
     comm = group.comm
     node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, key=group.rank))
@@ -171,7 +203,7 @@ def open_block(group: MpiGroup, layout: Layout) -> Iterator[SharedMemory | Remot
                 _touch(memory)
         else:
             assert created is not None  # a rank without shared memory is what makes has_remote true
-            memory = RemoteMemory(layout, created)
+            memory = RemoteMemory(layout, created, timeout_seconds)
         group.exchange("")  # nobody reads before the store has touched the block
         yield memory
         group.exchange("")  # the progress thread serves until every rank is done

@@ -71,6 +71,9 @@ class ToyTask:
                 torch.nn.Linear(8, CLASSES),
             )
 
+    def remarks(self) -> list[str]:
+        return []
+
     def num_batches(self) -> int | None:
         return self._settings.num_batches
 

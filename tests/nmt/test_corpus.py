@@ -10,7 +10,7 @@ import pytest
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
-from hvd_async.nmt.corpus import PreparedCorpus, open_prepared, prepare
+from hvd_async.nmt.corpus import PreparedCorpus, prepare
 from tests.nmt.settings import make_config
 
 
@@ -50,7 +50,7 @@ def test_preparing_again_changes_nothing(own_folder: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     second = prepare(config)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
-    assert contents(first) == contents(second) == contents(open_prepared(config))
+    assert contents(first) == contents(second)
     assert folder.name == second.digest
 
 
@@ -124,21 +124,12 @@ def empty_meta(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_short, remove_file, break_meta, empty_meta])
-def test_a_damaged_folder_is_refused_when_opened_and_made_anew_when_prepared(
-    own_folder: Path, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_folder_is_made_anew(own_folder: Path, damage: Callable[[Path], None]) -> None:
     config = make_config(own_folder)
     expected = contents(prepare(config))
     damage(prepared_folders(own_folder)[0])
-    with pytest.raises(DataError, match=r"damaged: .*; remove the folder"):
-        open_prepared(config)
     assert contents(prepare(config)) == expected
     assert len(prepared_folders(own_folder)) == 1
-
-
-def test_opening_what_was_not_prepared_is_refused(own_folder: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
-        open_prepared(make_config(own_folder))
 
 
 def test_the_folder_may_be_elsewhere(own_folder: Path, tmp_path: Path) -> None:

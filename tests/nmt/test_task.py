@@ -124,10 +124,11 @@ def test_evaluation_leaves_mode_and_gradients_as_they_were(task: TranslationTask
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_examples_show_source_reference_and_translation(task: TranslationTask, corpus: PreparedCorpus) -> None:
-    examples = task.examples(task.build_model(), n=2)
-    assert [(source, reference) for source, reference, _ in examples] == list(
-        zip(corpus.validation_sources[:2], corpus.validation_targets[:2], strict=True)
+def test_remarks_tell_sizes_padding_and_what_was_left_out(task: TranslationTask, corpus: PreparedCorpus) -> None:
+    (remark,) = task.remarks()
+    assert remark.startswith(f"{len(corpus.train):,} training pairs, padding ")
+    assert remark.endswith(
+        f"left out: {corpus.skipped.train_too_long} too long, {corpus.skipped.train_empty} with an empty side"
     )
 
 

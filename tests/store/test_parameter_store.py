@@ -217,10 +217,15 @@ def test_a_batch_that_arrives_twice_is_an_error() -> None:
     accept(store, arrival(0))
     with pytest.raises(ValueError, match="batch 0 arrived twice"):
         accept(store, arrival(0))
-    store.refuse(arrival(1), Refusal.AFTER_THE_END)
-    with pytest.raises(ValueError, match="batch 1 arrived twice"):
-        accept(store, arrival(1))
     assert len(store.pending) == 1
+
+
+def test_a_batch_that_came_after_the_end_may_be_computed_again_by_a_longer_run() -> None:
+    store = make_store(asynchronous(arrivals_per_update=3))
+    store.refuse(arrival(0), Refusal.AFTER_THE_END)
+    assert store.ledger.claim_order().batch(0) == 0
+    accept(store, arrival(0))
+    assert len(store.pending) == 1 and store.refused == {(0, Refusal.AFTER_THE_END): 1}
 
 
 def test_a_stale_gradient_is_compensated_by_the_drift_since_its_version() -> None:

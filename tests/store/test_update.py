@@ -57,12 +57,6 @@ def test_a_norm_that_is_not_finite_changes_nothing(value: float) -> None:
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_optimizer_that_is_handed_in_keeps_its_own_rate() -> None:
-    rule = UpdateRule(torch.zeros(1), sgd(), make_optimizer=lambda leaves: torch.optim.SGD(leaves, lr=0.25))
-    assert rule.step(torch.tensor([4.0]), version=1, tokens=1) == StepFigures(0.25, 4.0)
-    assert rule.parameters.item() == -1.0
-
-
 def test_the_state_names_every_tensor_that_decides_the_future() -> None:
     rule = UpdateRule(torch.zeros(2), OptimizerConfig(average_decay=0.5))
     rule.step(torch.ones(2), version=1, tokens=1)
