@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ class StoreClient:
                 continue
             # The next version waits for a straggler or is being made: work on this one would come too late.
             self._set(WorkerWord.BASE_VERSION, IDLE)
-            self._wait(lambda announced=following: self._is_settled(announced))  # type: ignore[misc]
+            self._wait(functools.partial(self._is_settled, following))
 
     def _is_settled(self, announced: int) -> bool:
         """Whether the version that the store announced is out, or will not come: the sum of its gradients was not finite."""
