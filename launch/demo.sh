@@ -52,7 +52,7 @@ train "$baseline" "strategy.kind=$baseline"
 train async-1 strategy.arrivals_per_update=1
 train async-workers strategy.arrivals_per_update=workers
 
-printf '\n== The same model, data and tokens; worker 0 takes three times as long for a step\n'
+printf '\n== The same model, data and tokens; worker 0 takes twice as long for a step\n'
 hvd-async compare "runs/demo/$baseline" runs/demo/async-1 runs/demo/async-workers
 printf '\n== Three sentences of the test set: source, translation, reference\n'
 paste -d '\n' <(head -n 3 data/builtin/test.en) \
