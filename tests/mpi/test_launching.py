@@ -6,6 +6,8 @@ import os
 import pathlib
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hvd_async.checkpoint import load_latest_checkpoint
 from hvd_async.nmt.grammar import write_corpus
 from tests.mpi.runs import events_of, losses_of, summary_of
 from tests.ranks import Completed, mpi_family, run_limited
@@ -104,3 +107,21 @@ def test_a_world_that_mpi_does_not_know_is_refused_by_one_process(tmp_path: path
     environ = {**os.environ, "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "0"}
     done = run_limited((sys.executable, "-m", "hvd_async", "train", str(path)), environ, timeout=60)
     assert done.returncode == 4 and "rank 0 of 4" in done.stderr and "rank 0 of 1" in done.stderr, str(done)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_launch_reaches_all_ranks_and_saves_everything(tmp_path: pathlib.Path, signal_number: int) -> None:
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    training = {"tokens": 10_000_000, "log_every_seconds": 0.05}
+    path = write_config(tmp_path, strategy={"kind": "async"}, training=training, validation={"bleu": False})
+    environ = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = (sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", "2")
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert any("tokens/s" in line for line in job.stdout), "the job ended before it trained"
+        job.send_signal(signal_number)
+        _, errors = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal_number, errors
+    assert len(re.findall(r"hvd-async: .*everything saved", errors)) == 1, errors
+    assert summary_of(tmp_path / "run")["how"] == "stopped"
+    assert load_latest_checkpoint(tmp_path / "run" / "checkpoints") is not None
