@@ -49,7 +49,7 @@ train() {
 
 hvd-async data builtin --output data/builtin
 train "$baseline" "strategy.kind=$baseline"
-train async-1 strategy.arrivals_per_update=1 validation.every=150 # three times as many updates
+train async-1 strategy.arrivals_per_update=1 validation.every=210 # three times as many updates
 train async-workers strategy.arrivals_per_update=workers
 
 printf '\n== The same model, data and tokens; worker 0 takes twice as long for a step\n'
