@@ -198,7 +198,9 @@ class StoreClient:
         """Poll `is_over`, first eagerly, then with short sleeps, watching the store's heartbeat meanwhile."""
         pause, heartbeat, since = 0.0, -1, time.monotonic()
         while not is_over():
-            time.sleep(pause)
+            time.sleep(
+                pause
+            )  # one-sided communication wakes nobody: words are polled, and the core is left to those who compute
             pause = min(_LONGEST_SLEEP_SECONDS, pause + 0.00005)
             if pause < _LONGEST_SLEEP_SECONDS:
                 continue

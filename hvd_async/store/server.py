@@ -97,7 +97,7 @@ class StoreServer:
             pause = 0.0 if busy else min(_LONGEST_SLEEP_SECONDS, pause + 0.00002)
             if pause:
                 self._look_for_life()
-                time.sleep(pause)
+                time.sleep(pause)  # nothing came: leave the core to the workers
         notice = self._notice()
         if not self._is_stopped_by_signal(notice):
             self._complete(self._store.finish())
