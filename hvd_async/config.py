@@ -221,9 +221,6 @@ class StrategyConfig(Section):
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated", description="`dedicated`: rank 0 is the store alone; `colocated`: rank 0 trains as well."
     )
-    published_buffers: Literal[2, 3] = Field(
-        3, description="Copies of the parameters that workers read from; 2 saves memory, 3 makes repeated reads rarer."
-    )
     store_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
         60.0, description="A worker that sees no sign of life from the store for so long ends the job."
     )
@@ -239,6 +236,54 @@ class StrategyConfig(Section):
             if not versions or versions[0] != 0 or versions != sorted(set(versions)):
                 raise ValueError(f"got versions {versions}, expected a rising list that begins with 0")
         return value
+
+
+class StoreConfig(Section):
+    """The parameter store of `async`: where its memory lies."""
+
+    shards: Positive = Field(
+        1,
+        description="Ranks that hold the store, each a contiguous range of the parameters, spread over hosts first; with"
+        " placement `dedicated` they do not train. Results do not depend on it.",
+    )
+    published_buffers: Literal[2, 3] = Field(
+        3, description="Copies of the parameters that workers read from; 2 saves memory, 3 makes repeated reads rarer."
+    )
+
+
+class PushConfig(Section):
+    """How gradients travel to the store of `async`."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="What gradients are rounded to before they are pushed; sums and parameters are float32."
+    )
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="Share of a gradient's elements that is pushed, those of largest magnitude: 0.01 drops 99 % (Aji &"
+        " Heafield 2017). Below 1 it needs `error_feedback`.",
+    )
+    error_feedback: bool = Field(
+        False,
+        description="What rounding and dropping left out is kept at the worker and added to its next gradient. It is not"
+        " in checkpoints.",
+    )
+    node_sum: bool = Field(
+        False,
+        description="The workers of a node act as one: they compute on one version, their gradients are summed in shared"
+        " memory, and one push (of as many arrivals) and one pull serve them all.",
+    )
+    overlap: bool = Field(
+        False,
+        description="A worker pushes and pulls while it computes the next batch: that gradient is one version staler.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _nothing_is_lost(self) -> PushConfig:
+        if self.keep < 1.0 and not self.error_feedback:
+            raise ValueError("error_feedback: got false with keep below 1, expected true; what is not pushed would be lost")
+        if self.error_feedback and self.keep == 1.0 and self.dtype == "float32":
+            raise ValueError("error_feedback: got true, but nothing is left out with dtype float32 and keep 1; remove it")
+        return self
 
 
 class EmulationConfig(Section):
@@ -330,10 +375,26 @@ class RunConfig(Section):
     batching: BatchingConfig = Field(BatchingConfig(), description="The batches.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The update.")
     strategy: StrategyConfig = Field(StrategyConfig(), description="Single, synchronous or asynchronous.")
+    store: StoreConfig = Field(StoreConfig(), description="Where the parameter store lies.")
+    push: PushConfig = Field(PushConfig(), description="How gradients travel to it.")
     training: TrainingConfig = Field(description="Length, device, what is kept.")
     validation: ValidationConfig = Field(ValidationConfig(), description="Measurements on the way.")
     decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
     emulation: EmulationConfig = Field(EmulationConfig(), description="Uneven workers, for experiments.")
+
+    @pydantic.model_validator(mode="after")
+    def _overlap_fits(self) -> RunConfig:
+        strategy = self.strategy
+        if not self.push.overlap or strategy.kind != "async":
+            return self
+        if strategy.lockstep:
+            raise ValueError("push.overlap: got true with strategy.lockstep, expected false; in lock-step a worker waits")
+        if strategy.max_staleness == 0:
+            raise ValueError(
+                "push.overlap: got true with strategy.max_staleness 0, expected max_staleness >= 1 or none; overlapped"
+                " gradients are at least one version stale"
+            )
+        return self
 
 
 class _Loader(yaml.SafeLoader):

@@ -95,7 +95,7 @@ def num_ranks_of(config: RunConfig, num_workers: int) -> int:
             " for more choose one with --set strategy.kind=async (or horovod, ddp)"
         )
     dedicated = strategy.kind == "async" and strategy.placement == "dedicated"
-    return num_workers + 1 if dedicated else num_workers
+    return num_workers + config.store.shards if dedicated else num_workers
 
 
 def launch_command(config: RunConfig, arguments: TrainArguments, num_workers: int, options: LaunchOptions) -> Command:

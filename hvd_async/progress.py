@@ -33,10 +33,10 @@ class Goal:
 class Progress:
     """Shows updates as they happen: rate, loss, version, staleness, time left. Rates are over the time since the last line."""
 
-    def __init__(self, goal: Goal, every_seconds: float, *, is_live: bool, stream: TextIO = sys.stdout) -> None:
+    def __init__(self, goal: Goal, every_seconds: float, *, is_live: bool, stream: TextIO | None = None) -> None:
         """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds`."""
         self._goal = goal
-        self._stream = stream
+        self._stream = sys.stdout if stream is None else stream
         self._is_live = is_live
         self._every_seconds = 0.5 if is_live else every_seconds
         self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None

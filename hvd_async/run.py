@@ -140,7 +140,7 @@ def _set_up(
     task = _in_agreement(group, lambda: make_task(config))
     saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
     model = task.build_model()
-    flat = FlatParameters(model, "cpu" if plan.role == "store" else plan.device)
+    flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
     goal = Goal(task.num_batches(), config.training.updates)
     progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
     stop = StopRequest(group.rank)
@@ -156,6 +156,8 @@ def _set_up(
     every = config.validation.every if config.validation.when == "during" else None
     job = Job(
         strategy=config.strategy,
+        store=config.store,
+        push=config.push,
         optimizer=config.optimizer,
         plans=plans,
         model=model,
@@ -186,6 +188,7 @@ def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPla
         device=config.training.device,
         allow_sharing=config.training.allow_sharing,
         threads=config.training.threads,
+        num_shards=config.store.shards,
     )
     plans = assign_roles(machines, wanted)
     num_workers = sum(plan.worker is not None for plan in plans)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import fractions
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,8 @@ from typing import Literal
 
 from hvd_async.errors import ConfigError, SetupError
 
-Role = Literal["store", "worker", "store+worker"]
+Role = Literal["store", "shard", "worker", "store+worker", "shard+worker"]
+_DEDICATED = ("store", "shard")
 
 # Slurm numbers the steps that srun did not start (batch script, interactive shell, ...) down from the top of 32 bits.
 _FIRST_SPECIAL_SLURM_STEP = 0xFFFFFFF0
@@ -161,18 +163,21 @@ def this_machine() -> Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """What the configuration asks for: `strategy.kind`, `strategy.placement` and the like-named keys of `training`."""
+    """What the configuration asks for: `strategy.kind`, `strategy.placement`, `store.shards` and the like-named keys of
+    `training`."""
 
     kind: Literal["single", "horovod", "ddp", "async"]
     placement: Literal["dedicated", "colocated"] = "dedicated"
     device: str = "auto"
     allow_sharing: bool = False
     threads: int | None = None
+    num_shards: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class RankPlan:
-    """What one rank is to be. `worker` counts workers from 0 in the order of ranks; None for a store that does not train."""
+    """What one rank is to be. `worker` counts workers from 0 in the order of ranks; None for a store that does not train.
+    `shard` is the number of the store's shard that it holds, if any; shard 0, on rank 0, is the sequencer."""
 
     rank: int
     host: str
@@ -181,6 +186,7 @@ class RankPlan:
     worker: int | None
     device: str
     threads: int
+    shard: int | None = None
 
 
 def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPlan, ...]:
@@ -188,23 +194,32 @@ def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPl
 
     Raises `SetupError` where ranks, GPUs or the strategy do not fit together, `ConfigError` for an unknown device.
     """
-    roles = _roles(len(machines), wanted)
+    _check_number_of_ranks(len(machines), wanted)
+    shards = _place_shards([machine.host for machine in machines], wanted)
+    roles = [_role(shards.get(rank), wanted) for rank in range(len(machines))]
     devices = _devices(machines, roles, wanted)
     threads = [wanted.threads] * len(machines) if wanted.threads else _threads(machines, roles)
-    first_worker = 1 if roles[0] == "store" else 0
     seen: collections.Counter[str] = collections.Counter()
+    num_workers = 0
     plans = []
     for rank, machine in enumerate(machines):
-        worker = None if roles[rank] == "store" else rank - first_worker
+        worker = None if roles[rank] in _DEDICATED else num_workers
+        num_workers += worker is not None
         local_rank = seen[machine.host]
-        plans.append(RankPlan(rank, machine.host, local_rank, roles[rank], worker, devices[rank], threads[rank]))
+        plans.append(
+            RankPlan(rank, machine.host, local_rank, roles[rank], worker, devices[rank], threads[rank], shards.get(rank))
+        )
         seen[machine.host] += 1
     return tuple(plans)
 
 
 def describe(plan: RankPlan, transport: str = "") -> str:
     """One line: host, role, device, threads, and the transport where it is known."""
-    role = plan.role if plan.worker is None else f"{plan.role} {plan.worker}"
+    role: str = plan.role
+    if plan.shard:
+        role = role.replace("shard", f"shard {plan.shard}")
+    if plan.worker is not None:
+        role = f"{role} {plan.worker}"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
     facts = [role, plan.device, threads, *([transport] if transport else [])]
     return f"rank {plan.rank} on {plan.host}: {', '.join(facts)}"
@@ -213,30 +228,50 @@ def describe(plan: RankPlan, transport: str = "") -> str:
 def share_cores(num_cores: int, num_workers: int, beside_store: bool = False) -> int:
     """Threads of each worker on a host where all ranks may use all of `num_cores` cores."""
     host = Machine("", tuple(range(num_cores)), ())
-    roles = _followed_by_workers("store" if beside_store else "worker", num_workers + beside_store)
+    roles: list[Role] = [*(["store"] if beside_store else []), *["worker"] * num_workers]  # type: ignore[list-item]
     return _threads([host] * len(roles), roles)[-1]
 
 
-def _roles(num_ranks: int, wanted: Placement) -> list[Role]:
+def _check_number_of_ranks(num_ranks: int, wanted: Placement) -> None:
     if wanted.kind == "single" and num_ranks != 1:
         raise SetupError(
             f"strategy single: got {num_ranks} ranks, expected 1; start it without mpirun,"
             " or choose strategy.kind async, horovod or ddp"
         )
     if wanted.kind != "async":
-        return _followed_by_workers("worker", num_ranks)
-    if wanted.placement == "colocated":
-        return _followed_by_workers("store+worker", num_ranks)
-    if num_ranks < 2:
+        return
+    if wanted.placement == "dedicated" and num_ranks <= wanted.num_shards:
+        ranks = "rank" if num_ranks == 1 else "ranks"
+        stores = "rank 0 is the store" if wanted.num_shards == 1 else f"{wanted.num_shards} are the store"
         raise SetupError(
-            f"strategy async with a dedicated store: got {num_ranks} rank, expected at least 2 (rank 0 is the store);"
-            " use mpirun -np 2 or more, or strategy.placement: colocated"
+            f"strategy async with a dedicated store: got {num_ranks} {ranks}, expected at least {wanted.num_shards + 1}"
+            f" ({stores}); use mpirun -np {wanted.num_shards + 1} or more, or strategy.placement: colocated"
         )
-    return _followed_by_workers("store", num_ranks)
+    if num_ranks < wanted.num_shards:
+        raise SetupError(
+            f"store.shards: got {wanted.num_shards} with {num_ranks} ranks, expected at most one shard a rank; start more"
+            " ranks, or use fewer shards"
+        )
 
 
-def _followed_by_workers(first: Role, num_ranks: int) -> list[Role]:
-    return [first if rank == 0 else "worker" for rank in range(num_ranks)]
+def _place_shards(hosts: Sequence[str], wanted: Placement) -> dict[int, int]:
+    """Rank -> number of its shard: the first rank of every host in turn, from rank 0's host on, then the second, ..."""
+    if wanted.kind != "async":
+        return {}
+    of_host: dict[str, list[int]] = {}
+    for rank, host in enumerate(hosts):
+        of_host.setdefault(host, []).append(rank)
+    rounds = itertools.zip_longest(*of_host.values())
+    ranks = [rank for turn in rounds for rank in turn if rank is not None]
+    return {rank: shard for shard, rank in enumerate(ranks[: wanted.num_shards])}
+
+
+def _role(shard: int | None, wanted: Placement) -> Role:
+    if shard is None:
+        return "worker"
+    if wanted.placement == "colocated":
+        return "store+worker" if shard == 0 else "shard+worker"
+    return "store" if shard == 0 else "shard"
 
 
 def _devices(machines: Sequence[Machine], roles: Sequence[Role], wanted: Placement) -> list[str]:
@@ -245,13 +280,13 @@ def _devices(machines: Sequence[Machine], roles: Sequence[Role], wanted: Placeme
     num_users: collections.Counter[tuple[str, str]] = collections.Counter()
     devices = []
     for rank, (machine, role) in enumerate(zip(machines, roles, strict=True)):
-        if role == "store" or wanted.device == "cpu" or (wanted.device == "auto" and not machine.gpus):
+        if role in _DEDICATED or wanted.device == "cpu" or (wanted.device == "auto" and not machine.gpus):
             devices.append("cpu")
             continue
         users = [num_users[machine.host, gpu] for gpu in machine.gpus]
         index = _gpu_index(rank, machine, users, wanted)
         if users[index] and not wanted.allow_sharing:
-            num_workers = sum(m.host == machine.host and r != "store" for m, r in zip(machines, roles, strict=True))
+            num_workers = sum(m.host == machine.host and r not in _DEDICATED for m, r in zip(machines, roles, strict=True))
             raise SetupError(
                 f"{machine.host}: {num_workers} workers here, but rank {rank} finds no GPU of its own among the"
                 f" {len(machine.gpus)} that it sees (training.device: {wanted.device}); start fewer workers,"
@@ -280,12 +315,14 @@ def _gpu_index(rank: int, machine: Machine, users: Sequence[int], wanted: Placem
 def _threads(machines: Sequence[Machine], roles: Sequence[Role]) -> list[int]:
     """Threads for arithmetic of every rank, the cores of each host divided among those that compute on it."""
     everyone = _divide_cores(machines, range(len(machines)))
-    if roles[0] != "store" or all(
-        everyone[rank] >= _PLENTY for rank in range(1, len(roles)) if machines[rank].host == machines[0].host
-    ):
+    stores = {rank for rank, role in enumerate(roles) if role in _DEDICATED}
+    workers = [rank for rank in range(len(roles)) if rank not in stores]
+    hosts = {machines[rank].host for rank in stores}
+    if all(everyone[rank] >= _PLENTY for rank in workers if machines[rank].host in hosts):
         return everyone
     # Few cores: workers would lose more than the store, which waits most of the time, could win.
-    return [1, *_divide_cores(machines, range(1, len(machines)))[1:]]
+    shares = iter(_divide_cores([machines[rank] for rank in workers], range(len(workers))))
+    return [1 if rank in stores else next(shares) for rank in range(len(roles))]
 
 
 def _divide_cores(machines: Sequence[Machine], sharers: Iterable[int]) -> list[int]:

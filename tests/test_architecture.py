@@ -17,24 +17,26 @@ PACKAGE = "hvd_async"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"doctor", "run"},
+    {"doctor", "run", "benchmarks"},
     {"launcher", "journal", "comparison"},
     {"training", "progress"},
     {"strategies", "nmt", "metrics"},
     {"store", "run_folder", "signals"},
     {"transport", "checkpoint", "emulation", "config_reference"},
-    {"config", "topology", "flat", "events", "atomic"},
-    {"errors"},
+    {"config", "topology", "flat", "events", "atomic", "kernels"},
+    {"errors", "_kernels"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
     "nmt": {"config", "errors", "atomic"},
     "comparison": {"errors"},
     "flat": set(),
-    "store.parameter_store": {"config", "store"},  # what is done to gradients needs no transport
+    "kernels": {"_kernels"},
+    "store.parameter_store": {"config", "store", "kernels"},  # what is done to gradients needs no transport
     "store.schedule": {"config"},
     "store.staleness": {"config"},
-    "store.update": {"config", "store"},
+    "store.shard": {"config", "store", "kernels"},
+    "store.gradient": {"kernels"},
     "store.ledger": set(),
 }
 DOORS = {"mpi4py": ("transport",), "horovod": ("strategies.horovod",), "sentencepiece": ("nmt.vocabulary",)}
@@ -95,7 +97,7 @@ def test_narrow_modules_stay_narrow(name: str) -> None:
 
 
 def test_inside_the_store_arithmetic_does_not_know_communication() -> None:
-    for name in ("parameter_store", "schedule", "staleness", "update", "ledger"):
+    for name in ("parameter_store", "schedule", "staleness", "shard", "gradient", "ledger"):
         known = imports(MODULES[f"store.{name}"])
         assert not any(f".{other}" in one for one in known for other in ("store.client", "store.server", "transport"))
 

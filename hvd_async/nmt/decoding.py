@@ -16,7 +16,7 @@ from torch import Tensor
 from hvd_async.config import DecodingConfig
 from hvd_async.errors import DataError
 from hvd_async.nmt.batching import pad_sources
-from hvd_async.nmt.transformer import DecoderState, Transformer
+from hvd_async.nmt.transformer import Transformer
 from hvd_async.nmt.vocabulary import BOS, EOS, PAD, UNK
 
 _SPARE_LENGTH = 10
@@ -60,14 +60,15 @@ def greedy_search(model: Transformer, sources: Sequence[Sequence[int]], max_leng
     live = list(range(len(sources)))
     tokens = torch.full((len(sources),), BOS, device=device)
     while live:
-        chosen = _log_probabilities(model, tokens, state).argmax(dim=1).tolist()
+        chosen = _without_specials(model.step(tokens, state)).argmax(dim=1).tolist()
         kept = []
         for row, (sentence, token) in enumerate(zip(live, chosen, strict=True)):
             if token != EOS and len(results[sentence]) < max_lengths[sentence]:
                 results[sentence].append(token)
                 kept.append(row)
         if len(kept) < len(live):
-            state = state.select(torch.tensor(kept, dtype=torch.int64, device=device))
+            rows = torch.tensor(kept, dtype=torch.int64, device=device)
+            state = state.select(rows, sentences=rows)
             live = [live[row] for row in kept]
         tokens = torch.tensor([chosen[row] for row in kept], dtype=torch.int64, device=device)
     return results
@@ -116,7 +117,7 @@ def beam_search(
     scores[:, 0] = 0.0
     tokens = torch.full((len(sources) * beam,), BOS, device=device)
     while live:
-        log_probs = _log_probabilities(model, tokens, state)  # [live * beam, V]
+        log_probs = _without_specials(torch.log_softmax(model.step(tokens, state), dim=1))  # [live * beam, V]
         _force_end(log_probs, [searches[sentence].max_length <= state.length - 1 for sentence in live], beam)
         size = log_probs.shape[1]
         totals = (scores.flatten()[:, None] + log_probs).view(len(live), beam * size)
@@ -130,7 +131,8 @@ def beam_search(
                 kept.append(row)
                 survivors.append(extended)
         rows = [row * beam + origin for row, extended in zip(kept, survivors, strict=True) for _, origin, _ in extended]
-        state = state.select(torch.tensor(rows, dtype=torch.int64, device=device))
+        sentences = torch.tensor(kept, dtype=torch.int64, device=device) if len(kept) < len(live) else None
+        state = state.select(torch.tensor(rows, dtype=torch.int64, device=device), sentences)
         live = [live[row] for row in kept]
         hypotheses = [[tokens for _, _, tokens in extended] for extended in survivors]
         scores = scores.new_tensor([[score for score, _, _ in extended] for extended in survivors])
@@ -169,11 +171,10 @@ def _is_done(search: _Search, extended: list[tuple[float, int, list[int]]], beam
     return bool(extended[0][0] / (search.max_length + 1) ** length_penalty <= search.best_score)
 
 
-def _log_probabilities(model: Transformer, tokens: Tensor, state: DecoderState) -> Tensor:
-    """[rows, V], of each hypothesis's next token; minus infinity for what is never chosen."""
-    log_probs = torch.log_softmax(model.step(tokens, state), dim=1)
-    log_probs[:, _NEVER] = -torch.inf
-    return log_probs
+def _without_specials(scores: Tensor) -> Tensor:
+    """Minus infinity for what is never chosen; changes and returns `scores` ([rows, V])."""
+    scores[:, _NEVER] = -torch.inf
+    return scores
 
 
 def _force_end(log_probs: Tensor, at_limit: list[bool], beam: int) -> None:

@@ -11,35 +11,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvd_async.config import ModelConfig
+from hvd_async.nmt.dropout import Dropout
 
 
 @dataclass
 class DecoderState:
-    """What decoding remembers between steps, for each hypothesis (row); B rows, H heads of size D, t steps done."""
+    """What decoding remembers between steps: N sentences with K hypotheses each (B = N * K rows, those of a sentence side by
+    side), H heads of size D, t steps done. What comes from the source is kept once for all hypotheses of a sentence."""
 
     keys: list[Tensor]
     """Per layer: [B, H, t, D] self-attention keys so far."""
     values: list[Tensor]
     """Per layer: [B, H, t, D]."""
     memory_keys: list[Tensor]
-    """Per layer: [B, H, S, D] keys of the encoded source."""
+    """Per layer: [N, H, S, D] keys of the encoded source."""
     memory_values: list[Tensor]
-    """Per layer: [B, H, S, D]."""
+    """Per layer: [N, H, S, D]."""
     source_mask: Tensor | None
-    """[B, S] bool, True at tokens; None where nothing is padded."""
+    """[N, S] bool, True at tokens; None where nothing is padded."""
     length: int = 0
     """Steps done, the position of the next token."""
 
-    def select(self, rows: Tensor) -> DecoderState:
-        """The state of the hypotheses `rows` ([new B] int64), which may repeat, reorder or leave out."""
-        return DecoderState(
+    def select(self, rows: Tensor, sentences: Tensor | None = None) -> DecoderState:
+        """The state of `sentences` ([new N] int64; None: all, in their order) with the hypotheses `rows` ([new N * new K] int64).
+
+        Both may repeat, reorder or leave out; each row must be a hypothesis of the sentence at its place.
+        """
+        selected = DecoderState(
             keys=_select(self.keys, rows),
             values=_select(self.values, rows),
-            memory_keys=_select(self.memory_keys, rows),
-            memory_values=_select(self.memory_values, rows),
-            source_mask=None if self.source_mask is None else self.source_mask.index_select(0, rows),
+            memory_keys=self.memory_keys,
+            memory_values=self.memory_values,
+            source_mask=self.source_mask,
             length=self.length,
         )
+        if sentences is not None:
+            selected.memory_keys = _select(self.memory_keys, sentences)
+            selected.memory_values = _select(self.memory_values, sentences)
+            selected.source_mask = None if self.source_mask is None else self.source_mask.index_select(0, sentences)
+        return selected
 
 
 def _select(tensors: list[Tensor], rows: Tensor) -> list[Tensor]:
@@ -133,7 +143,7 @@ class Layer(nn.Module):
         super().__init__()
         self.is_pre_norm = config.norm == "pre"
         self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in range(num_blocks))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def before(self, block: int, x: Tensor) -> Tensor:
         """What the block reads: [B, T, W] -> [B, T, W]."""
@@ -142,7 +152,7 @@ class Layer(nn.Module):
 
     def after(self, block: int, x: Tensor, output: Tensor) -> Tensor:
         """The block's `output` added to the `x` that came in, both [B, T, W]."""
-        added: Tensor = x + self.dropout(output)
+        added = self.dropout.added(x, output)
         return added if self.is_pre_norm else self.norms[block](added)
 
 
@@ -183,7 +193,9 @@ class DecoderLayer(Layer):
     def step(self, x: Tensor, state: DecoderState, layer: int) -> Tensor:
         """One position, [B, 1, W] -> [B, 1, W], as `forward` would compute it after those in `state`."""
         x = self.after(0, x, self.self_attention.step(self.before(0, x), state, layer))
-        return self._attend_and_feed(x, state.memory_keys[layer], state.memory_values[layer], state.source_mask)
+        key, value = state.memory_keys[layer], state.memory_values[layer]
+        by_sentence = x.view(len(key), -1, x.shape[2])  # [N, K, W]: to the source, hypotheses are as good as positions
+        return self._attend_and_feed(by_sentence, key, value, state.source_mask).view(x.shape)
 
     def _attend_and_feed(self, x: Tensor, key: Tensor, value: Tensor, source_mask: Tensor | None) -> Tensor:
         x = self.after(1, x, self.cross_attention(self.before(1, x), key, value, source_mask))
@@ -213,7 +225,7 @@ class Transformer(nn.Module):
         nn.init.xavier_uniform_(self.output.weight)
         if config.tie_embeddings != "none":
             self.output.weight = self.target_embedding.weight
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.register_buffer("positions", sinusoids(config.max_positions, width), persistent=False)
         for embedding in (self.source_embedding, self.target_embedding):
             nn.init.normal_(embedding.weight, std=width**-0.5)  # `_embed` scales them to unit variance

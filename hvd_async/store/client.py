@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hvd_async.config import PushConfig
 from hvd_async.errors import PeerError
 from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.slots import SlotWriter, split
 from hvd_async.transport.layout import (
     MAX_STATISTICS,
+    ArrivalWord,
+    SlotWord,
     StopKind,
     StopNotice,
     Word,
@@ -25,7 +29,10 @@ from hvd_async.transport.window import Window
 
 # Announced as base version by a worker that has no gradient under way.
 IDLE = 2**62
-_LONGEST_SLEEP_SECONDS = 0.002
+# Between two looks: where bells wake a rank it sleeps on, elsewhere it looks again soon.
+_SLEEP_SECONDS = 0.02
+_LONGEST_POLL_SECONDS = 0.002
+_LOOK_AROUND_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class ClientOptions:
     waits_for_stragglers: bool = False  # max_staleness with `wait`: do not start on a version that is about to be replaced
     store_timeout_seconds: float = 60.0
     claim_order: ClaimOrder = field(default_factory=ClaimOrder)
+    push: PushConfig = field(default_factory=PushConfig)
 
 
 class StoreClient:
@@ -44,13 +52,28 @@ class StoreClient:
     when a rank announced a failure.
     """
 
-    def __init__(self, window: Window, worker: int, options: ClientOptions) -> None:
-        """`worker`: 0 to num_workers - 1, each used by one client."""
-        self._window = window
+    def __init__(
+        self,
+        windows: Sequence[Window],
+        worker: int,
+        options: ClientOptions,
+        slot: int | None = None,
+        error: torch.Tensor | None = None,
+    ) -> None:
+        """`windows[k]` reaches shard k. `worker`: 0 to num_workers - 1, each used by one client; its pushes go into `slot`,
+        which is its own number unless several share one, in turns. `error` ([size] float32, zeros) is what they share of
+        error feedback; by default the client has its own."""
+        self._windows = windows
+        self._window = windows[0]
+        self._layout = self._window.layout
         self._worker = worker
+        self._slot = worker if slot is None else slot
         self._options = options
+        self._parts = split(sum(window.layout.num_elements for window in windows), len(windows))
+        self._writer = SlotWriter(windows, self._parts, options.push, error)
         self._version = -1
-        self._pushed = 0
+        self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
+        self._under_way = IDLE
         self._heartbeat = 0
         self._ticket: int | None = None
         self._reported = 0
@@ -62,39 +85,67 @@ class StoreClient:
 
     def join(self) -> None:
         """Tell the store that this worker is there, and wait until it has published its first version."""
-        self._set(WorkerWord.BASE_VERSION, IDLE)
         self._set(WorkerWord.STATE, WorkerState.ACTIVE)
         self._wait(lambda: self._window.load(Word.STORE_HEARTBEAT) > 0)
 
-    def leave(self) -> None:
-        """Tell the store that no gradient will come from this worker any more. What is in the slot still counts."""
-        self._set(WorkerWord.BASE_VERSION, IDLE)
+    def leave(self, slot_goes_on: bool = False) -> None:
+        """Tell the store that no gradient will come from this worker any more. What is in the slot still counts.
+
+        `slot_goes_on`: others will use the slot.
+        """
+        if not slot_goes_on:
+            self.idle()
         self._set(WorkerWord.STATE, WorkerState.LEFT)
+        self._window.ring(Word.STORE_BELL)
+
+    def take_over(self, version: int) -> None:
+        """Use the slot that another worker used until now; what that one held was of `version`."""
+        self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
+        self._version = version
+
+    def idle(self) -> None:
+        """Tell the store that no gradient is under way for this slot but what is in it."""
+        self._under_way = IDLE
+        self._announce_base(IDLE)
+
+    def keep_announced(self, version: int) -> None:
+        """A gradient on `version` is being computed meanwhile: it stays announced, whatever is pushed and pulled."""
+        self._under_way = version
 
     def claim(self) -> int:
         """The number of the next batch, which no other worker gets. Does not block."""
         return self._options.claim_order.batch(self._window.fetch_add(Word.CLAIMS, 1))
 
-    def push(self, gradient: torch.Tensor, arrival: Arrival) -> None:
+    def push(self, gradient: torch.Tensor, arrivals: Sequence[Arrival]) -> None:
         """Hand `gradient` ([size], float32, CPU; the caller's again on return) and its description to the store.
 
-        Waits until the store has taken the one before it out of the slot.
+        It is the sum of the gradients of `arrivals`, not more of them than the slot has room to describe. Waits until the
+        slot is free.
         """
         self._beat()
-        self._wait(lambda: self._get(WorkerWord.DRAINED) == self._pushed)
-        self._window.put(self._window.layout.slot_offset(self._worker), gradient)
-        self._set(WorkerWord.SLOT_BASE_VERSION, arrival.base_version)
-        self._set(WorkerWord.SLOT_TOKENS, arrival.tokens)
-        self._set(WorkerWord.SLOT_LOSS, float_to_word(arrival.loss))
-        self._set(WorkerWord.SLOT_BATCH, arrival.batch)
-        self._set(WorkerWord.SLOT_SECONDS, float_to_word(arrival.step_seconds))
+        if self._get_slot(SlotWord.FREED) != self._pushed:
+            self._set_slot(SlotWord.WANTED, self._pushed + 1)
+            self._window.ring(Word.STORE_BELL)
+            self._wait(lambda: self._get_slot(SlotWord.FREED) == self._pushed)
+        sent = self._writer.write(gradient, self._slot)
+        base_version = min(arrival.base_version for arrival in arrivals)
+        self._window.store_words(
+            self._layout.slot_word(self._slot, SlotWord.PUSHED_BASE_VERSION),
+            [base_version, float_to_word(sent.largest), len(arrivals), sent.num_bytes],
+        )
+        for number, arrival in enumerate(arrivals):
+            words = [arrival.worker, arrival.batch, arrival.tokens]
+            words += [float_to_word(arrival.loss), float_to_word(arrival.step_seconds), arrival.base_version]
+            self._window.store_words(self._layout.arrival_word(self._slot, number, ArrivalWord.WORKER), words)
         self._pushed += 1
-        self._set(WorkerWord.PUSHED, self._pushed)  # last: the store looks at the rest only after this
-        self._set(WorkerWord.BASE_VERSION, IDLE)  # after PUSHED: the gradient is under way here or there, never nowhere
+        self._set_slot(SlotWord.PUSHED, self._pushed)  # last: the store looks at the rest only after this
+        # After PUSHED: the gradient is under way here or there, never nowhere.
+        self._announce_base(self._under_way)
+        self._window.ring(Word.STORE_BELL)
 
     def wait_drained(self) -> None:
         """Wait until the store has taken the last gradient in and, if that completed an update, published it."""
-        self._wait(lambda: self._get(WorkerWord.DRAINED) == self._pushed)
+        self._wait(lambda: self._get_slot(SlotWord.DRAINED) == self._pushed)
 
     def wait_released(self) -> bool:
         """Wait until the fate of all gradients pushed is known, as lock-step asks. False if a signal stops the run first."""
@@ -102,7 +153,7 @@ class StoreClient:
 
         def is_over() -> bool:
             nonlocal released
-            released = self._get(WorkerWord.RELEASED) == self._pushed
+            released = self._get_slot(SlotWord.RELEASED) == self._pushed
             notice = self.stop_notice()
             return released or (notice is not None and notice.kind is StopKind.SIGNAL)
 
@@ -120,9 +171,10 @@ class StoreClient:
             version = self._announce()
             if version == self._version:
                 return version
-            self._window.get(self._window.layout.published_offset(version), parameters)
-            # The buffer is written again only for version + num_buffers, announced before the first byte.
-            if self._window.load(Word.NEXT_VERSION) < version + self._window.layout.num_buffers:
+            for window, part in zip(self._windows, self._parts, strict=True):
+                window.get(window.layout.published_offset(version), parameters[part])
+            # The buffers are written again only for version + num_buffers, announced before the first byte of any shard.
+            if self._window.load(Word.NEXT_VERSION) < version + self._layout.num_buffers:
                 self._version = version
                 return version
 
@@ -149,6 +201,7 @@ class StoreClient:
         """Ask all ranks to stop; the first notice stands."""
         if self._window.load(Word.STOP) == 0:
             self._window.store(Word.STOP, notice.to_word())
+            self._window.ring(Word.STORE_BELL)
 
     def take_evaluation(self) -> int | None:
         """The version whose snapshot this worker is to evaluate now, or None. Each is given to one worker."""
@@ -161,7 +214,6 @@ class StoreClient:
         first, every = self._window.load(Word.FIRST_EVALUATION), self._window.load(Word.EVALUATE_EVERY)
         version = first + self._ticket * every
         self._ticket = None
-        self._set(WorkerWord.BASE_VERSION, IDLE)  # no gradient is under way while it evaluates
         return version
 
     def report_evaluation(self, version: int, statistics: Sequence[float]) -> None:
@@ -175,38 +227,57 @@ class StoreClient:
             self._set(WorkerWord.STATISTICS + i, float_to_word(value))
         self._reported += 1
         self._set(WorkerWord.EVALUATED, self._reported)
+        self._window.ring(Word.STORE_BELL)
+
+    def beat(self) -> None:
+        """Show a sign of life. Waiting does so by itself."""
+        self._beat()
 
     def _announce(self) -> int:
         """Tell the store which version is about to be worked on, so that it knows before it moves on."""
         while True:
             version = self._window.load(Word.VERSION)
-            self._set(WorkerWord.BASE_VERSION, version)
+            self._announce_base(min(version, self._under_way))
             following = self._window.load(Word.NEXT_VERSION)
-            if following == version or not self._options.waits_for_stragglers:
+            # What is under way meanwhile is older and holds the store back itself: to wait for the store would be for ever.
+            if following == version or not self._options.waits_for_stragglers or self._under_way != IDLE:
                 if self._window.load(Word.VERSION) == version:
                     return version
                 continue
             # The next version waits for a straggler or is being made: work on this one would come too late.
-            self._set(WorkerWord.BASE_VERSION, IDLE)
+            self._announce_base(IDLE)
             self._wait(functools.partial(self._is_settled, following))
+
+    def _announce_base(self, version: int) -> None:
+        self._set_slot(SlotWord.BASE_VERSION, version)
+        if self._options.waits_for_stragglers:  # an update may wait for this
+            self._window.ring(Word.STORE_BELL)
 
     def _is_settled(self, announced: int) -> bool:
         """Whether the version that the store announced is out, or will not come: the sum of its gradients was not finite."""
         return self._window.load(Word.NEXT_VERSION) != announced or self._window.load(Word.VERSION) >= announced
 
     def _wait(self, is_over: Callable[[], bool]) -> None:
-        """Poll `is_over`, first eagerly, then with short sleeps, watching the store's heartbeat meanwhile."""
+        self.wait_until(is_over, self._window, self._layout.slot_word(self._slot, SlotWord.BELL))
+
+    def wait_until(self, is_over: Callable[[], bool], window: Window, bell: int) -> None:
+        """Look at `is_over` whenever `bell` of `window` rings, or again and again, watching the store's heartbeat meanwhile."""
         pause, heartbeat, since = 0.0, -1, time.monotonic()
-        while not is_over():
-            time.sleep(
-                pause
-            )  # one-sided communication wakes nobody: words are polled, and the core is left to those who compute
-            pause = min(_LONGEST_SLEEP_SECONDS, pause + 0.00005)
-            if pause < _LONGEST_SLEEP_SECONDS:
+        looked = since
+        while True:
+            heard = window.heard(bell)
+            if is_over():
+                return
+            window.wait(bell, heard, pause)
+            # The core is left to those who compute.
+            pause = _SLEEP_SECONDS if window.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00005)
+            now = time.monotonic()
+            if now - looked < _LOOK_AROUND_SECONDS:
                 continue
+            looked = now
             self.stop_notice()
             self._beat()
-            now, seen = time.monotonic(), self._window.load(Word.STORE_HEARTBEAT)
+            seen = self._window.load(Word.STORE_HEARTBEAT)
             if seen != heartbeat:
                 heartbeat, since = seen, now
             elif now - since > self._options.store_timeout_seconds:
@@ -220,7 +291,13 @@ class StoreClient:
         self._set(WorkerWord.HEARTBEAT, self._heartbeat)
 
     def _get(self, word: int) -> int:
-        return self._window.load(self._window.layout.worker_word(self._worker, word))
+        return self._window.load(self._layout.worker_word(self._worker, word))
 
     def _set(self, word: int, value: int) -> None:
-        self._window.store(self._window.layout.worker_word(self._worker, word), value)
+        self._window.store(self._layout.worker_word(self._worker, word), value)
+
+    def _get_slot(self, word: int) -> int:
+        return self._window.load(self._layout.slot_word(self._slot, word))
+
+    def _set_slot(self, word: int, value: int) -> None:
+        self._window.store(self._layout.slot_word(self._slot, word), value)

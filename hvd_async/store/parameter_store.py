@@ -7,25 +7,32 @@ parameters is the same code.
 from __future__ import annotations
 
 import enum
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from hvd_async import kernels
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store import staleness
+from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import BatchLedger
-from hvd_async.store.schedule import arrivals_needed, is_synchronous
-from hvd_async.store.update import UpdateRule
+from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_rate
+from hvd_async.store.shard import MAX_HELD, Shard, StepOrder, state_names
+
+# A combined gradient whose norm is not below this would overflow when it is squared: it counts as not finite.
+_NORM_LIMIT = 1.8e19
 
 
 @dataclass(frozen=True)
 class Arrival:
     """A gradient that reached the store: the gradient of the *summed* loss over `tokens` target tokens of `batch`.
 
-    `loss` is that sum in nats, `step_seconds` the worker's time from claim to push.
+    `loss` is that sum in nats, `step_seconds` the worker's time from claim to push, `sent_bytes` what was pushed of the
+    gradient: 0 where nothing was, as in synchronous strategies.
     """
 
     worker: int
@@ -34,6 +41,7 @@ class Arrival:
     tokens: int
     loss: float
     step_seconds: float = 0.0
+    sent_bytes: int = 0
 
 
 class Refusal(str, enum.Enum):
@@ -70,50 +78,82 @@ class Update:
         return self.version - 1 - arrival.base_version
 
 
+class Vectors(Protocol):
+    """The arithmetic that a store directs: one `Shard`, or several that do the same to their own ranges; see there."""
+
+    @property
+    def parameters(self) -> torch.Tensor:
+        """The parameters of the newest version: [size], float32. Of several shards it is a copy."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """See `Shard.read`. Of several shards it is a copy."""
+
+    def hold(self, gradient: Gradient, divisor: float) -> None:
+        """See `Shard.hold`."""
+
+    def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
+        """See `Shard.compensate`."""
+
+    def fold(self) -> None:
+        """See `Shard.fold`."""
+
+    def combine(self, divisor: float) -> list[float]:
+        """See `Shard.combine`."""
+
+    def step(self, order: StepOrder) -> list[float]:
+        """See `Shard.step`."""
+
+    def discard(self) -> None:
+        """See `Shard.discard`."""
+
+    def forget(self, oldest_version: int) -> None:
+        """See `Shard.forget`."""
+
+    def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
+        """See `Shard.load`."""
+
+
 class ParameterStore:
     """Accumulates arrivals and applies the optimizer to their combination (Aji & Heafield 2019; design of the update there).
 
-    Conservation holds after every call: arrivals ever accepted or refused = arrivals in updates + pending + refused.
+    It decides; the arithmetic is done by its `Vectors`. Conservation holds after every call: arrivals ever accepted or
+    refused = arrivals in updates + pending + refused.
 
     Attributes:
         version: updates applied so far.
         tokens: target tokens of the arrivals in those updates.
-        parameters: [size], float32; the store owns and changes it.
         applied: arrivals that are in updates, per worker.
         refused: arrivals that are in none, per (worker, reason).
     """
 
     def __init__(
-        self,
-        parameters: torch.Tensor,
-        optimizer: OptimizerConfig,
-        strategy: StrategyConfig,
-        num_workers: int,
+        self, vectors: Vectors, size: int, optimizer: OptimizerConfig, strategy: StrategyConfig, num_workers: int
     ) -> None:
-        """`parameters` ([size], float32) becomes the store's own."""
+        """`vectors`, of `size` elements and at version 0, become the store's own."""
         self.version = 0
         self.tokens = 0
         self.applied: Counter[int] = Counter()
         self.refused: Counter[tuple[int, Refusal]] = Counter()
         self.ledger = BatchLedger()
-        self._rule = UpdateRule(parameters, optimizer)
+        self._vectors = vectors
+        self._optimizer = optimizer
         self._strategy = strategy
         self._active = set(range(num_workers))
-        self._sum = torch.zeros_like(parameters)
+        self._size = size
         self._pending: list[Arrival] = []
         self._refused: list[tuple[Arrival, Refusal]] = []
-        self._base_parameters: dict[int, torch.Tensor] = {}
-        self._remember_parameters()
+        self._held: list[int] = []
+        self._largest = 0.0  # no element of the pending sum is larger
 
     @property
     def parameters(self) -> torch.Tensor:
-        """The parameters of `version`: [size], float32."""
-        return self._rule.parameters
+        """The parameters of `version`: [size], float32. They stay what they are until the next version but one at least."""
+        return self._vectors.parameters
 
     @property
     def evaluated_parameters(self) -> torch.Tensor:
         """What is evaluated and exported: the moving average where there is one, else `parameters`. [size], float32."""
-        return self._rule.parameters if self._rule.average is None else self._rule.average
+        return self._vectors.read("average") if self._optimizer.average_decay else self.parameters
 
     @property
     def pending(self) -> tuple[Arrival, ...]:
@@ -125,44 +165,57 @@ class ParameterStore:
         """Workers that have not left."""
         return len(self._active)
 
-    def admits(self, arrival: Arrival) -> bool:
-        """Whether `arrival` may be accepted now; if not, it stays in its slot and is offered again.
+    @property
+    def held(self) -> Sequence[int]:
+        """Slots of accepted gradients that are still to be read; all others may be overwritten. See `fold`."""
+        return self._held
+
+    def admits(self, arrivals: Sequence[Arrival]) -> bool:
+        """Whether `arrivals`, pushed as one, may be accepted now; if not, they stay in their slot and are offered again.
 
         In lock-step, arrivals are taken in the order of their batches, which makes such a run repeatable to the last bit
         where an update waits for every worker. (With N < workers, which version a late worker pulls is up to its speed.)
         Under a bound that waits, once an update is complete but held back for a stale gradient under way, only gradients
         that would be too stale afterwards may still join it.
         """
-        if is_synchronous(self._strategy, self.version) and arrival.batch != self.ledger.watermark:
+        first = min(arrival.batch for arrival in arrivals)
+        if is_synchronous(self._strategy, self.version) and first != self.ledger.watermark:
             return False
-        return not self.is_complete() or self._would_be_too_stale(arrival.base_version)
+        return not self.is_complete() or self._would_be_too_stale(min(arrival.base_version for arrival in arrivals))
 
-    def accept(self, arrivals: Sequence[Arrival], gradient: torch.Tensor) -> None:
-        """Add `gradient` to the next update, or refuse it: see `take_refused`.
+    def accept(self, arrivals: Sequence[Arrival], gradient: Gradient) -> None:
+        """Take `gradient` into the next update, or refuse it: see `take_refused`.
 
-        `gradient` ([size], float32) is the sum of the gradients of `arrivals`, all of one base version; it is left unchanged
-        and not kept. Raises `ValueError` if one of the batches arrived before.
+        `gradient` is the sum of the gradients of `arrivals`; where these are of several base versions, the whole is treated
+        as if of the oldest. It is never changed, but read as late as by the next update: it must stay as it is while its slot
+        is in `held`. Raises `ValueError` if one of the batches arrived before.
         """
         for arrival in arrivals:
             self.ledger.record(arrival.batch)
-        refusal = self._reason_to_refuse(arrivals[0], gradient)
+        base_version = min(arrival.base_version for arrival in arrivals)
+        refusal = self._reason_to_refuse(base_version, gradient)
         if refusal is not None:
             self._count_refused(arrivals, refusal)
             return
-        base_version = arrivals[0].base_version
-        base = self._base_parameters.get(base_version)
-        adjusted = staleness.adjust(
-            gradient,
-            self._strategy,
-            staleness=self.version - base_version,
-            tokens=max(1, sum(arrival.tokens for arrival in arrivals)),
-            drift=None if base is None else self.parameters - base,
-        )
-        if self._pending:
-            self._sum.add_(adjusted)
+        staleness_now = self.version - base_version
+        weight = staleness.compensation(self._strategy, staleness_now, sum(arrival.tokens for arrival in arrivals))
+        if weight is not None:
+            self._vectors.compensate(gradient, base_version, weight)
+            self._held = []
+            self._largest = math.inf  # not known: the sum is measured before it is applied
         else:
-            self._sum.copy_(adjusted)
+            self._vectors.hold(gradient, staleness.divisor(self._strategy, staleness_now))
+            self._largest += gradient.largest
+            if gradient.indices is None:
+                self._held.append(gradient.slot)
         self._pending.extend(arrivals)
+        if len(self._held) >= MAX_HELD:
+            self.fold()
+
+    def fold(self) -> None:
+        """Read what is held now, so that all slots may be overwritten."""
+        self._vectors.fold()
+        self._held = []
 
     def is_complete(self) -> bool:
         """Whether enough arrivals are accumulated for the next version; a bound on staleness may still hold it back."""
@@ -179,9 +232,9 @@ class ParameterStore:
             return None
         return self._apply()
 
-    def refuse(self, arrival: Arrival, refusal: Refusal) -> None:
-        """Count `arrival` as refused without looking at its gradient. A longer run, resumed, computes its batch again."""
-        self._count_refused([arrival], refusal)
+    def refuse(self, arrivals: Sequence[Arrival], refusal: Refusal) -> None:
+        """Count `arrivals` as refused without looking at their gradient. A longer run, resumed, computes their batches again."""
+        self._count_refused(arrivals, refusal)
 
     def take_refused(self) -> list[tuple[Arrival, Refusal]]:
         """The arrivals refused since this was last asked, each once, for whoever reports them."""
@@ -201,21 +254,33 @@ class ParameterStore:
 
     def forget_base_versions(self, oldest_under_way: int) -> None:
         """No gradient computed on a version older than `oldest_under_way` will come any more."""
-        for version in [v for v in self._base_parameters if v < min(oldest_under_way, self.version)]:
-            del self._base_parameters[version]
+        if staleness.needs_base_parameters(self._strategy):
+            self._vectors.forget(oldest_under_way)
+
+    def detach(self) -> None:
+        """Copy all vectors to ordinary memory of this process, so that what they lie in may go."""
+        self.fold()
+        names = ["parameters", *state_names(self._optimizer)]
+        if not self._pending:
+            names.remove("pending_sum")
+        detached = Shard([torch.empty(self._size)], self._optimizer)
+        detached.load({name: self._vectors.read(name) for name in names}, self.version)
+        self._vectors = detached
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """All that decides the future: tensors (the live ones, not copies) and plain data.
+        """All that decides the future: tensors (perhaps the live ones, not copies) and plain data.
 
         In lock-step the pending arrivals are left out and their batches count as not arrived: a resumed run computes them
         again on the same version and equals an unbroken one.
         """
         keep_pending = bool(self._pending) and not is_synchronous(self._strategy, self.version)
-        tensors = self._rule.state()
+        names = ["parameters", *state_names(self._optimizer)]
         if keep_pending:
-            tensors["pending_sum"] = self._sum
+            self.fold()
+        else:
+            names.remove("pending_sum")
         ledger = self.ledger if keep_pending else self.ledger.without([a.batch for a in self._pending])
-        return tensors, {
+        return {name: self._vectors.read(name) for name in names}, {
             "version": self.version,
             "tokens": self.tokens,
             "pending": [asdict(arrival) for arrival in self._pending] if keep_pending else [],
@@ -226,55 +291,66 @@ class ParameterStore:
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
         """Continue from what `state` gave. Raises `ValueError` or `KeyError` if it does not fit this store."""
-        self._rule.load_state(tensors)
+        self._vectors.load(tensors, data["version"])
         self.version, self.tokens = data["version"], data["tokens"]
         self._pending = [Arrival(**fields) for fields in data["pending"]]
-        if self._pending:
-            self._sum.copy_(tensors["pending_sum"])
+        self._largest = math.inf if self._pending else 0.0
         self.applied = Counter({int(worker): count for worker, count in data["applied"].items()})
         self.refused = Counter({(worker, Refusal(reason)): count for worker, reason, count in data["refused"]})
         self.ledger = BatchLedger(**data["ledger"])
-        self._base_parameters.clear()
-        self._remember_parameters()
 
     def _would_be_too_stale(self, base_version: int) -> bool:
         """Whether a gradient on `base_version` may not miss the update that is complete now."""
         bound, on_stale = self._strategy.max_staleness, self._strategy.on_stale
         return bound is not None and on_stale == "wait" and self.version + 1 - base_version > bound
 
-    def _reason_to_refuse(self, arrival: Arrival, gradient: torch.Tensor) -> Refusal | None:
+    def _reason_to_refuse(self, base_version: int, gradient: Gradient) -> Refusal | None:
         bound = self._strategy.max_staleness
-        if bound is not None and self._strategy.on_stale == "drop" and self.version - arrival.base_version > bound:
+        if bound is not None and self._strategy.on_stale == "drop" and self.version - base_version > bound:
             return Refusal.TOO_STALE
-        smallest, largest = torch.aminmax(gradient)  # one pass, no copy; a NaN anywhere makes both NaN
-        if not (torch.isfinite(smallest) and torch.isfinite(largest)):
-            return Refusal.NOT_FINITE
-        return None
+        return None if math.isfinite(gradient.largest) else Refusal.NOT_FINITE
 
     def _apply(self) -> Update | None:
         tokens = sum(arrival.tokens for arrival in self._pending)
-        if self._strategy.reduction == "token_mean":
-            self._sum.div_(max(1, tokens))
-        figures = self._rule.step(self._sum, self.version + 1, self.tokens + tokens)
-        if figures is None:
+        divisor = float(max(1, tokens)) if self._strategy.reduction == "token_mean" else 1.0
+        clip = self._clipping(divisor)
+        if clip is None:
             self._refuse_pending(Refusal.SUM_NOT_FINITE)
             return None
+        config = self._optimizer
+        rate = learning_rate(config.schedule, config.learning_rate, self.version + 1, self.tokens + tokens)
+        norm = kernels.norm(self._vectors.step(StepOrder(self.version + 1, rate, divisor, clip)))
         self.version += 1
         self.tokens += tokens
-        update = Update(self.version, self.pending, figures.learning_rate, figures.gradient_norm)
+        update = Update(self.version, self.pending, rate, norm)
         self.applied.update(arrival.worker for arrival in self._pending)
-        self._pending = []
-        self._remember_parameters()
+        self._forget_pending()
         return update
+
+    def _clipping(self, divisor: float) -> float | None:
+        """What the combined gradient is to be multiplied by; None if its norm is not finite.
+
+        The norm costs a pass of its own, so it is asked for only where it decides something.
+        """
+        may_overflow = not math.sqrt(self._size) * self._largest / divisor < _NORM_LIMIT
+        if self._optimizer.clip_norm is None and not may_overflow:
+            return 1.0
+        norm = kernels.norm(self._vectors.combine(divisor))
+        self._held = []
+        if not norm < _NORM_LIMIT:
+            return None
+        if self._optimizer.clip_norm is None or norm <= self._optimizer.clip_norm:
+            return 1.0
+        return self._optimizer.clip_norm / norm
 
     def _refuse_pending(self, refusal: Refusal) -> None:
         self._count_refused(self._pending, refusal)
-        self._pending = []
+        self._vectors.discard()
+        self._forget_pending()
+
+    def _forget_pending(self) -> None:
+        self._pending, self._held, self._largest = [], [], 0.0
 
     def _count_refused(self, arrivals: Sequence[Arrival], refusal: Refusal) -> None:
         self.refused.update((arrival.worker, refusal) for arrival in arrivals)
         self._refused += [(arrival, refusal) for arrival in arrivals]
-
-    def _remember_parameters(self) -> None:
-        if staleness.needs_base_parameters(self._strategy):
-            self._base_parameters[self.version] = self.parameters.clone()

@@ -13,8 +13,11 @@ from typing import Protocol
 from hvd_async.errors import PeerError
 from hvd_async.store.client import IDLE
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.store.slots import read_slot
 from hvd_async.transport.layout import (
     MAX_STATISTICS,
+    ArrivalWord,
+    SlotWord,
     StopKind,
     StopNotice,
     Word,
@@ -24,7 +27,9 @@ from hvd_async.transport.layout import (
 )
 from hvd_async.transport.window import StoreMemory
 
-_LONGEST_SLEEP_SECONDS = 0.001
+# Between two looks: where bells wake the store it sleeps on, elsewhere it looks again soon.
+_SLEEP_SECONDS = 0.02
+_LONGEST_POLL_SECONDS = 0.001
 
 
 class Journal(Protocol):
@@ -63,16 +68,20 @@ class StoreServer:
     """Serves one run. Used by one thread of the store's rank; nothing here is collective."""
 
     def __init__(self, store: ParameterStore, memory: StoreMemory, journal: Journal, options: ServerOptions) -> None:
-        """`store`, `memory` and `journal` are the server's until `serve` returns."""
+        """`store`, `memory` and `journal` are the server's until `serve` returns. The store's versions are made in the buffers
+        of `memory`, the block of shard 0."""
         self._store = store
         self._memory = memory
+        self._layout = memory.layout
         self._journal = journal
         self._options = options
-        num_workers = memory.layout.num_workers
-        self._slots = [memory.vector(memory.layout.slot_offset(w)) for w in range(num_workers)]
-        self._drained = [0] * num_workers
+        num_workers, num_slots = self._layout.num_workers, self._layout.slots
+        self._drained = [0] * num_slots
+        self._freed = [0] * num_slots
         self._evaluated = [0] * num_workers
         self._present = set(range(num_workers))
+        self._slot_of: dict[int, int] = {}  # of workers that pushed
+        self._last_push: dict[int, int] = {}
         self._turn = 0
         self._heartbeats = 0
         self._signs_of_life = {worker: (-1, time.monotonic()) for worker in range(num_workers)}
@@ -86,71 +95,125 @@ class StoreServer:
         self._memory.store(Word.FIRST_EVALUATION, self._options.first_evaluation)
         self._memory.store(Word.EVALUATE_EVERY, self._options.evaluate_every)
         self._memory.store(Word.NEXT_VERSION, self._store.version)
+        for slot in range(self._layout.slots):
+            self._set(slot, SlotWord.BASE_VERSION, IDLE)  # nobody announces anything before the store's first beat
         self._journal.started(self._store)
         self._publish()
         pause = 0.0
         while self._present:
-            self._beat()
+            heard = self._memory.heard(Word.STORE_BELL)
+            self.beat()
             notice = self._pass_on(stop_requested())
             busy = self._drain(notice) | self._take_evaluations()
             self._dismiss_those_who_left()
-            pause = 0.0 if busy else min(_LONGEST_SLEEP_SECONDS, pause + 0.00002)
-            if pause:
-                self._look_for_life()
-                time.sleep(pause)  # nothing came: leave the core to the workers
+            if busy:
+                pause = 0.0
+                continue
+            # Nothing came: leave the core to the workers.
+            pause = _SLEEP_SECONDS if self._memory.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00002)
+            self._look_for_life()
+            if self._present:
+                self._memory.wait(Word.STORE_BELL, heard, pause)
         notice = self._notice()
         if not self._is_stopped_by_signal(notice):
+            self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
             self._complete(self._store.finish())
+            self._memory.store(Word.NEXT_VERSION, self._store.version)
         self._memory.store(Word.SERVED, 1)
+        self._ring_all()
         return notice
 
+    def beat(self) -> None:
+        """Show the workers a sign of life. The loop does so itself; to be called where it waits for somebody else."""
+        self._heartbeats += 1
+        self._memory.store(Word.STORE_HEARTBEAT, self._heartbeats)
+
     def _drain(self, notice: StopNotice | None) -> bool:
-        """Offer every full slot to the store once, beginning with another worker each time. Whether any was taken."""
+        """Offer every full slot to the store once, beginning with another one each time. Whether any was taken."""
         busy = False
-        num_workers = len(self._slots)
-        for worker in range(self._turn, self._turn + num_workers):
+        num_slots = self._layout.slots
+        for slot in range(self._turn, self._turn + num_slots):
             version = self._store.version
-            busy |= self._drain_slot(worker % num_workers, notice)
+            busy |= self._drain_slot(slot % num_slots, notice)
             busy |= self._advance()  # one that was held back for a straggler may be free now
             if self._store.version != version:
                 notice = self._pass_on(None)  # it may have been the last: what the other slots hold came too late
-        self._turn = (self._turn + 1) % num_workers
-        return busy
+        self._turn = (self._turn + 1) % num_slots
+        return busy | self._free_what_is_wanted()
 
-    def _drain_slot(self, worker: int, notice: StopNotice | None) -> bool:
-        if self._get(worker, WorkerWord.PUSHED) == self._drained[worker]:
+    def _drain_slot(self, slot: int, notice: StopNotice | None) -> bool:
+        if self._get(slot, SlotWord.PUSHED) == self._drained[slot]:
             return False
-        arrival = self._arrival(worker)
+        arrivals = self._arrivals(slot)
         if notice is not None and notice.kind is StopKind.FINISHED:
-            self._store.refuse(arrival, Refusal.AFTER_THE_END)
-        elif self._store.admits(arrival):
-            self._store.accept([arrival], self._slots[worker])
+            self._store.refuse(arrivals, Refusal.AFTER_THE_END)
+        elif self._store.admits(arrivals):
+            largest = word_to_float(self._get(slot, SlotWord.LARGEST))
+            self._store.accept(arrivals, read_slot(self._memory, self._layout, slot, largest))
         else:
             return False
-        self._drained[worker] += 1
+        self._drained[slot] += 1
+        for arrival in arrivals:
+            self._slot_of[arrival.worker], self._last_push[arrival.worker] = slot, self._drained[slot]
         self._tell_refused()
         self._advance()
+        self._free_slots()
         # Last: a worker that waits for this finds its own gradient in the version that it pulls next.
-        self._set(worker, WorkerWord.DRAINED, self._drained[worker])
+        self._set(slot, SlotWord.DRAINED, self._drained[slot])
+        self._memory.ring(self._layout.slot_word(slot, SlotWord.BELL))
         return True
+
+    def _free_what_is_wanted(self) -> bool:
+        """A worker may push again before its last gradient was read: it is read now."""
+        wanted = (self._get(slot, SlotWord.WANTED) > self._freed[slot] for slot in self._store.held)
+        if not any(wanted):
+            return False
+        self._store.fold()
+        self._free_slots()
+        return True
+
+    def _free_slots(self) -> None:
+        held = self._store.held
+        for slot, drained in enumerate(self._drained):
+            if self._freed[slot] != drained and slot not in held:
+                self._freed[slot] = drained
+                self._set(slot, SlotWord.FREED, drained)
+                self._memory.ring(self._layout.slot_word(slot, SlotWord.BELL))
 
     def _tell_refused(self) -> None:
         for arrival, refusal in self._store.take_refused():
             self._journal.refused(arrival, refusal)
-            self._set(arrival.worker, WorkerWord.RELEASED, self._drained[arrival.worker])
+            self._release(arrival)
 
-    def _arrival(self, worker: int) -> Arrival:
-        return Arrival(
-            worker=worker,
-            batch=self._get(worker, WorkerWord.SLOT_BATCH),
-            base_version=self._get(worker, WorkerWord.SLOT_BASE_VERSION),
-            tokens=self._get(worker, WorkerWord.SLOT_TOKENS),
-            loss=word_to_float(self._get(worker, WorkerWord.SLOT_LOSS)),
-            step_seconds=word_to_float(self._get(worker, WorkerWord.SLOT_SECONDS)),
-        )
+    def _release(self, arrival: Arrival) -> None:
+        """Tell whoever pushed `arrival` that its fate is known."""
+        if arrival.worker in self._slot_of:  # else it was pending in a checkpoint, and nobody waits
+            slot = self._slot_of[arrival.worker]
+            self._set(slot, SlotWord.RELEASED, self._last_push[arrival.worker])
+
+    def _arrivals(self, slot: int) -> list[Arrival]:
+        num_arrivals = self._get(slot, SlotWord.NUM_ARRIVALS)
+        sent_bytes = self._get(slot, SlotWord.SENT_BYTES)
+        arrivals = []
+        for number in range(num_arrivals):
+            first = self._layout.arrival_word(slot, number, ArrivalWord.WORKER)
+            worker, batch, tokens, loss, seconds, base_version = self._memory.load_words(first, len(ArrivalWord))
+            arrivals.append(
+                Arrival(
+                    worker=worker,
+                    batch=batch,
+                    base_version=base_version,
+                    tokens=tokens,
+                    loss=word_to_float(loss),
+                    step_seconds=word_to_float(seconds),
+                    sent_bytes=sent_bytes if number == 0 else 0,
+                )
+            )
+        return arrivals
 
     def _advance(self) -> bool:
-        """Make the next version if it can be made. The store announces it first, so that no worker starts too late."""
+        """Make the next version if it can be made. The store announces it first, so that no worker starts too late, and no
+        reader of the buffer in which it is made is fooled."""
         if not self._store.is_complete():
             return False
         self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
@@ -168,57 +231,67 @@ class StoreServer:
             return
         self._publish()
         for arrival in update.arrivals:
-            self._set(arrival.worker, WorkerWord.RELEASED, self._drained[arrival.worker])
+            self._release(arrival)
+        self._free_slots()
+        self._ring_all()
         self._journal.updated(update)
         self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
 
     def _publish(self) -> None:
-        version = self._store.version
-        self._memory.store(Word.NEXT_VERSION, version)  # before the first byte: readers of the buffer's old version see it
-        self._memory.put(self._memory.layout.published_offset(version), self._store.parameters)
-        self._memory.store(Word.VERSION, version)
-        self._beat()
+        """Say that the newest version is out; it was made in its place."""
+        self._memory.store(Word.VERSION, self._store.version)
+        self.beat()
 
     def _under_way(self) -> list[int]:
         """Base versions of gradients that are being computed or wait in slots."""
         versions = []
-        for worker in self._present:
+        for slot in range(self._layout.slots):
             # In this order: a worker fills its slot before it announces another version.
-            announced = self._get(worker, WorkerWord.BASE_VERSION)
-            if announced != IDLE and self._get(worker, WorkerWord.STATE) == WorkerState.ACTIVE:
+            announced = self._get(slot, SlotWord.BASE_VERSION)
+            if announced != IDLE:
                 versions.append(announced)
-            if self._get(worker, WorkerWord.PUSHED) != self._drained[worker]:
-                versions.append(self._get(worker, WorkerWord.SLOT_BASE_VERSION))
+            if self._get(slot, SlotWord.PUSHED) != self._drained[slot]:
+                versions.append(self._get(slot, SlotWord.PUSHED_BASE_VERSION))
         return versions
 
     def _take_evaluations(self) -> bool:
         self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
         busy = False
         for worker in self._present:
-            if self._get(worker, WorkerWord.EVALUATED) == self._evaluated[worker]:
+            if self._get_of(worker, WorkerWord.EVALUATED) == self._evaluated[worker]:
                 continue
-            words = [self._get(worker, WorkerWord.STATISTICS + i) for i in range(MAX_STATISTICS)]
-            version = self._get(worker, WorkerWord.EVALUATED_VERSION)
+            words = self._memory.load_words(self._layout.worker_word(worker, WorkerWord.STATISTICS), MAX_STATISTICS)
+            version = self._get_of(worker, WorkerWord.EVALUATED_VERSION)
             self._evaluated[worker] += 1
-            self._set(worker, WorkerWord.EVALUATION_TAKEN, self._evaluated[worker])
+            taken = self._layout.worker_word(worker, WorkerWord.EVALUATION_TAKEN)
+            self._memory.store(taken, self._evaluated[worker])
             self._journal.evaluated(version, [word_to_float(word) for word in words])
             busy = True
         return busy
 
     def _dismiss_those_who_left(self) -> None:
         for worker in sorted(self._present):
-            if self._get(worker, WorkerWord.STATE) != WorkerState.LEFT:
+            if self._get_of(worker, WorkerWord.STATE) != WorkerState.LEFT:
                 continue
             notice = self._notice()  # read now: a worker that leaves because of it has set it before
-            if self._get(worker, WorkerWord.PUSHED) != self._drained[worker] and not self._is_stopped_by_signal(notice):
+            if self._has_undrained(worker) and not self._is_stopped_by_signal(notice):
                 continue  # its last gradient first
-            if self._get(worker, WorkerWord.EVALUATED) != self._evaluated[worker]:
+            if self._get_of(worker, WorkerWord.EVALUATED) != self._evaluated[worker]:
                 continue
             self._present.discard(worker)
             # A run that a signal stops will be resumed with all its workers: nothing is applied because one left.
             if not self._is_stopped_by_signal(notice):
                 self._store.leave(worker)
                 self._advance()
+
+    def _has_undrained(self, worker: int) -> bool:
+        """Whether a gradient of `worker` waits in a slot."""
+        for slot in range(self._layout.slots):
+            if self._get(slot, SlotWord.PUSHED) == self._drained[slot]:
+                continue
+            if any(arrival.worker == worker for arrival in self._arrivals(slot)):
+                return True
+        return False
 
     def _pass_on(self, requested: StopNotice | None) -> StopNotice | None:
         """The run's stop notice, set by this or another rank; sets it where the run is to end."""
@@ -243,7 +316,7 @@ class StoreServer:
     def _look_for_life(self) -> None:
         now = time.monotonic()
         for worker in self._present:
-            heartbeat = self._get(worker, WorkerWord.HEARTBEAT)
+            heartbeat = self._get_of(worker, WorkerWord.HEARTBEAT)
             seen, since = self._signs_of_life[worker]
             if heartbeat != seen:
                 self._signs_of_life[worker] = (heartbeat, now)
@@ -253,12 +326,15 @@ class StoreServer:
                     " dead or stopped, or a step or an evaluation takes longer than that"
                 )
 
-    def _beat(self) -> None:
-        self._heartbeats += 1
-        self._memory.store(Word.STORE_HEARTBEAT, self._heartbeats)
+    def _ring_all(self) -> None:
+        for slot in range(self._layout.slots):
+            self._memory.ring(self._layout.slot_word(slot, SlotWord.BELL))
 
-    def _get(self, worker: int, word: int) -> int:
-        return self._memory.load(self._memory.layout.worker_word(worker, word))
+    def _get_of(self, worker: int, word: int) -> int:
+        return self._memory.load(self._layout.worker_word(worker, word))
 
-    def _set(self, worker: int, word: int, value: int) -> None:
-        self._memory.store(self._memory.layout.worker_word(worker, word), value)
+    def _get(self, slot: int, word: int) -> int:
+        return self._memory.load(self._layout.slot_word(slot, word))
+
+    def _set(self, slot: int, word: int, value: int) -> None:
+        self._memory.store(self._layout.slot_word(slot, word), value)

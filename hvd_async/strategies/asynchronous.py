@@ -1,31 +1,46 @@
-"""The asynchronous strategy: a parameter store on rank 0, workers that push and pull when they are ready."""
+"""The asynchronous strategy: a parameter store in memory, workers that push and pull when they are ready."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from hvd_async.errors import PeerError
+from hvd_async import kernels
+from hvd_async.errors import ConfigError, PeerError
 from hvd_async.flat import FlatParameters
-from hvd_async.store.client import ClientOptions, StoreClient
-from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.client import IDLE, ClientOptions, StoreClient
+from hvd_async.store.node_team import NodeTeam, team_layout
+from hvd_async.store.parameter_store import Arrival, ParameterStore
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.server import ServerOptions, StoreServer
+from hvd_async.store.shard import Shard, state_names
+from hvd_async.store.shard_group import RemoteShard, ShardGroup
+from hvd_async.store.shard_server import ShardServer
+from hvd_async.store.slots import slot_format, split
+from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.strategies.exchange import DirectExchange, Exchange, TeamExchange, wait_and_pull
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
 from hvd_async.topology import RankPlan
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
+from hvd_async.transport.capacity import Need, check_capacity
 from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word
-from hvd_async.transport.window import StoreMemory, Window
+from hvd_async.transport.window import StoreMemory
 
 if TYPE_CHECKING:
     from hvd_async.transport.mpi import RemoteMemory, SharedMemory
 
+Loop = Callable[[Worker, torch.nn.Module], None]
+
 
 class Asynchronous:
-    """Ranks started by MPI: rank 0 holds the store, the others (and, colocated, rank 0 too) are workers."""
+    """Ranks started by MPI: rank 0 holds the store, or its first shard; the others are shards and workers, or both."""
 
     name = "async"
 
@@ -33,19 +48,30 @@ class Asynchronous:
         """Initialises MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
-    def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
+    def execute(self, job: Job, loop: Loop) -> StopNotice | None:
         """See `Strategy.execute`."""
-        from hvd_async.transport.mpi import open_block  # starts mpi4py, which init_mpi has configured
+        from hvd_async.transport.mpi import open_blocks, open_node_block  # starts mpi4py, which init_mpi has configured
 
-        layout = Layout(job.flat.size, job.num_workers, job.strategy.published_buffers)
-        with open_block(self.group, layout, job.strategy.store_timeout_seconds) as memory:
+        plan = Plan(job)
+        rank = self.group.rank
+        check_capacity(self.group, job.plans[rank].host, plan.needs(rank))
+        with contextlib.ExitStack() as stack:
+            memories = stack.enter_context(
+                open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds)
+            )
+            team_block: SharedMemory | None = None
+            if job.push.node_sum:
+                team = plan.team_of_rank(rank)
+                team_block = stack.enter_context(
+                    open_node_block(self.group, plan.team_layout(team) if team else None, team[0].rank if team else 0)
+                )
             try:
-                notice = self._play(job, memory, loop)
+                notice = RankRole(job, plan, rank, memories, team_block).play(loop)
             except BaseException as error:
                 # The others learn why this rank falls silent; the abort that follows ends them in any case. After a
                 # PeerError they know, or the store cannot be reached.
                 if not isinstance(error, PeerError):
-                    memory.store(Word.STOP, StopNotice(StopKind.FAILURE, self.group.rank).to_word())
+                    memories[0].store(Word.STOP, StopNotice(StopKind.FAILURE, rank).to_word())
                 raise
             # Workers that left early may not have seen why the others stopped; the store's word counts for all.
             word = self.group.exchange(str(0 if notice is None else notice.to_word()))[0]
@@ -53,30 +79,240 @@ class Asynchronous:
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
-        return "shared memory" if plans[rank].host == plans[0].host else "RMA"
-
-    def _play(
-        self, job: Job, memory: SharedMemory | RemoteMemory, loop: Callable[[Worker, torch.nn.Module], None]
-    ) -> StopNotice | None:
-        from hvd_async.transport.mpi import SharedMemory
-
-        plan = job.plans[self.group.rank]
-        if plan.role == "worker":
-            assert plan.worker is not None
-            return work(job, memory, plan.worker, loop)
-        assert isinstance(memory, SharedMemory)  # the store's rank shares memory with itself
-        if plan.role == "store":
-            return make_server(job, memory, job.flat.parameters).serve(job.stop_requested)
-        return serve_and_work(job, memory, loop)
+        hosts = {plan.host for plan in plans if plan.shard is not None}
+        near = plans[rank].host in hosts
+        return "shared memory and RMA" if near and len(hosts) > 1 else "shared memory" if near else "RMA"
 
     def close(self) -> None:
         """See `Strategy.close`."""
 
 
-def make_server(job: Job, memory: StoreMemory, parameters: torch.Tensor) -> StoreServer:
-    """The store and its loop, to be served by the calling thread or another. `parameters` becomes the store's own."""
+class Plan:
+    """Who holds what: pure arithmetic on a job, the same on every rank."""
+
+    def __init__(self, job: Job) -> None:
+        """`job` stays the caller's."""
+        self._job = job
+        shards = sorted((plan for plan in job.plans if plan.shard is not None), key=lambda plan: plan.shard or 0)
+        most = -(-job.flat.size // kernels.BLOCK)
+        if len(shards) > most:
+            raise ConfigError(
+                f"store.shards: got {len(shards)} for a model of {job.flat.size} elements, expected at most {most}:"
+                f" each holds whole blocks of {kernels.BLOCK}"
+            )
+        self.owners = [plan.rank for plan in shards]
+        self.parts = split(job.flat.size, len(shards))
+        self.workers = [plan for plan in job.plans if plan.worker is not None]
+        hosts = list(dict.fromkeys(plan.host for plan in self.workers))
+        self.teams = [[plan for plan in self.workers if plan.host == host] for host in hosts]
+        self.layouts = [self._layout(number, part) for number, part in enumerate(self.parts)]
+
+    def slot_of(self, worker: int) -> int:
+        """The slot into which a worker's gradients go."""
+        if not self._job.push.node_sum:
+            return worker
+        return next(n for n, team in enumerate(self.teams) if any(plan.worker == worker for plan in team))
+
+    def team_of_rank(self, rank: int) -> list[RankPlan]:
+        """The workers of the node of `rank`; empty where there are none."""
+        host = self._job.plans[rank].host
+        return [plan for plan in self.workers if plan.host == host]
+
+    def team_layout(self, team: Sequence[RankPlan]) -> Layout:
+        """The block that `team` shares."""
+        return team_layout(self._job.flat.size, len(team), self._job.push.error_feedback)
+
+    def needs(self, rank: int) -> list[Need]:
+        """The memory that `rank` is about to ask for."""
+        job, plan = self._job, self._job.plans[rank]
+        vector_bytes = 4 * job.flat.size
+        needs = []
+        if plan.shard is not None:
+            layout = self.layouts[plan.shard]
+            name = "store" if len(self.parts) == 1 else f"shard {plan.shard}"
+            needs += [
+                Need(f"{name}: {layout.num_buffers} published copies", layout.num_buffers * layout.vector_bytes, True),
+                Need(f"{name}: {layout.slots} slots in {job.push.dtype}", layout.slots * layout.slot_bytes, True),
+            ]
+            num_vectors, part_bytes = len(state_names(job.optimizer)), layout.vector_bytes
+            is_shared = layout.num_state_vectors > 0
+            needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
+        if plan.worker is not None:
+            team = self.team_of_rank(rank)
+            if job.push.node_sum and team[0].rank == rank:
+                total = self.team_layout(team).total_bytes
+                needs.append(Need(f"{len(team)} workers of the node: their sum and slots", total, True))
+            if job.push.overlap:
+                needs.append(Need("overlap: a gradient and parameters on their way", 2 * vector_bytes, False))
+            if job.push.error_feedback:
+                needs.append(Need("error feedback: error, sum and what is sent", 3 * vector_bytes, False))
+        return needs
+
+    def _layout(self, number: int, part: slice) -> Layout:
+        job, num_shards = self._job, len(self.parts)
+        return Layout(
+            num_elements=part.stop - part.start,
+            num_workers=len(self.workers),
+            num_buffers=job.store.published_buffers,
+            num_slots=len(self.teams) if job.push.node_sum else len(self.workers),
+            arrivals_per_slot=max(map(len, self.teams)) if job.push.node_sum else 1,
+            slot_format=slot_format(job.flat.size, part, job.push),
+            num_shards=num_shards,
+            # The sequencer reads them for a checkpoint.
+            num_state_vectors=len(state_names(job.optimizer)) if num_shards > 1 else 0,
+            num_partials=-(-job.flat.size // kernels.BLOCK) if num_shards > 1 and number == 0 else 0,
+        )
+
+
+class RankRole:
+    """What one rank does in a run: hold a shard, train, or both."""
+
+    def __init__(
+        self,
+        job: Job,
+        plan: Plan,
+        rank: int,
+        memories: Sequence[SharedMemory | RemoteMemory],
+        team_block: SharedMemory | None,
+    ) -> None:
+        """All are the caller's; `memories[k]` reaches shard k."""
+        self._job = job
+        self._plan = plan
+        self._me = job.plans[rank]
+        self._memories = memories
+        self._team_block = team_block
+
+    def play(self, loop: Loop) -> StopNotice | None:
+        """Serve, train, or both, until the run ends; why it did."""
+        if self._me.shard is None:
+            return self._work(loop)
+        serve = self._make_server()
+        return serve() if self._me.worker is None else self._serve_and_work(serve, loop)
+
+    def _make_server(self) -> Callable[[], StopNotice | None]:
+        job, number = self._job, self._me.shard
+        assert number is not None
+        memory = cast(StoreMemory, self._memories[number])  # a shard's own block is mapped
+        part = self._plan.parts[number]
+        shard = make_shard(job, memory, part)
+        if number > 0:
+            if job.saved is not None:
+                tensors, data = job.saved
+                shard.load({name: tensor[part] for name, tensor in tensors.items()}, data["version"])
+            server = ShardServer(
+                number,
+                part,
+                shard,
+                memory,
+                self._memories[0],
+                job.strategy.store_timeout_seconds,
+            )
+            return lambda: server.serve(job.stop_requested)
+        return lambda: self._serve(shard, memory)
+
+    def _serve(self, shard: Shard, memory: StoreMemory) -> StopNotice | None:
+        job, plan = self._job, self._plan
+        others = [
+            RemoteShard(number, plan.owners[number], self._memories[number], plan.parts[number])
+            for number in range(1, len(plan.parts))
+        ]
+        if not others:
+            store = job.make_store(shard, job.strategy, job.num_workers)
+            notice = make_server(job, memory, store).serve(job.stop_requested)
+            store.detach()  # what lies in the block is about to go, and the last version is still to be saved
+            return notice
+        group = ShardGroup(shard, memory, others, state_names(job.optimizer), job.strategy.store_timeout_seconds)
+        group.meet()
+        store = job.make_store(group, job.strategy, job.num_workers)
+        server = make_server(job, memory, store)
+        group.call_while_waiting(server.beat)
+        notice = server.serve(job.stop_requested)
+        store.detach()
+        group.end()
+        return notice
+
+    def _work(self, loop: Loop) -> StopNotice | None:
+        job, worker = self._job, self._me.worker
+        assert worker is not None
+        strategy = job.strategy
+        options = ClientOptions(
+            waits_for_stragglers=strategy.max_staleness is not None and strategy.on_stale == "wait",
+            store_timeout_seconds=strategy.store_timeout_seconds,
+            claim_order=job.claim_order,
+            push=job.push,
+        )
+        client = self._make_client(worker, options)
+        client.join()
+        exchange = self._make_exchange(client)
+        if job.push.overlap:
+            with OverlappedWorker(job, client, exchange, worker) as overlapped:
+                loop(overlapped, job.model)
+        else:
+            loop(AsynchronousWorker(job, client, exchange, worker), job.model)
+        exchange.leave()
+        return client.wait_for_end(job.stop_requested)
+
+    def _make_client(self, worker: int, options: ClientOptions) -> StoreClient:
+        error: torch.Tensor | None = None
+        if self._team_block is not None and self._job.push.error_feedback:
+            error = self._team_block.vector(self._team_block.layout.state_offset(1))
+        return StoreClient(self._memories, worker, options, self._plan.slot_of(worker), error)
+
+    def _make_exchange(self, client: StoreClient) -> Exchange:
+        strategy = self._job.strategy
+        if self._team_block is None:
+            return DirectExchange(client, strategy)
+        ranks = [plan.rank for plan in self._plan.team_of_rank(self._me.rank)]
+
+        def exchange(client: StoreClient, parameters: torch.Tensor) -> None:
+            wait_and_pull(client, strategy, parameters)
+
+        return TeamExchange(NodeTeam(self._team_block, ranks.index(self._me.rank), client, exchange), client, strategy)
+
+    def _serve_and_work(self, serve: Callable[[], StopNotice | None], loop: Loop) -> StopNotice | None:
+        """Colocated: the shard in a thread, the worker in this one. A failure of either ends the other."""
+        failures: list[BaseException] = []
+        notices: list[StopNotice | None] = []
+
+        def run() -> None:
+            try:
+                notices.append(serve())
+            except BaseException as error:
+                failures.append(error)
+                self._memories[0].store(Word.STOP, StopNotice(StopKind.FAILURE, self._me.rank).to_word())
+
+        thread = threading.Thread(target=run, name="hvd-async-store", daemon=True)
+        thread.start()
+        try:
+            self._work(loop)
+        except PeerError:
+            if failures:
+                raise failures[0] from None
+            raise
+        thread.join()
+        if failures:
+            raise failures[0]
+        return notices[0]
+
+
+def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
+    """The shard that holds `part` of the initial parameters, at version 0, in the buffers of `memory`."""
+    layout = memory.layout
+    buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
+    buffers[0].copy_(job.flat.parameters[part])
+    names = state_names(job.optimizer)
+
+    def allocate(name: str) -> torch.Tensor:
+        if layout.num_state_vectors == 0:
+            return torch.zeros(layout.num_elements)
+        return memory.vector(layout.state_offset(names.index(name)))
+
+    return Shard(buffers, job.optimizer, keeps_bases=needs_base_parameters(job.strategy), allocate=allocate)
+
+
+def make_server(job: Job, memory: StoreMemory, store: ParameterStore) -> StoreServer:
+    """The loop of the store's rank, to be served by the calling thread or another."""
     assert job.journal is not None  # the store's rank keeps the journal
-    store = job.make_store(job.strategy, job.num_workers, parameters.cpu())
     options = ServerOptions(
         last_version=job.last_version,
         first_evaluation=job.evaluation.next_after(store.version),
@@ -86,108 +322,174 @@ def make_server(job: Job, memory: StoreMemory, parameters: torch.Tensor) -> Stor
     return StoreServer(store, memory, job.journal, options)
 
 
-def work(job: Job, window: Window, worker: int, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
-    """Run `loop` as worker number `worker`, from joining the store to leaving it."""
-    options = ClientOptions(
-        waits_for_stragglers=job.strategy.max_staleness is not None and job.strategy.on_stale == "wait",
-        store_timeout_seconds=job.strategy.store_timeout_seconds,
-        claim_order=job.claim_order,
-    )
-    client = StoreClient(window, worker, options)
-    client.join()
-    loop(AsynchronousWorker(job, client, worker), job.model)
-    client.leave()
-    return client.wait_for_end(job.stop_requested)
+def ask_to_stop(job: Job, client: StoreClient) -> bool:
+    """Whether this worker is to stop; passes on what was asked of this rank."""
+    requested = job.stop_requested()
+    if requested is not None:
+        client.request_stop(requested)
+    return client.stop_notice() is not None
 
 
-def serve_and_work(job: Job, memory: StoreMemory, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
-    """Colocated: the store in a thread, worker 0 in this one. A failure of either ends the other."""
-    server = make_server(job, memory, job.flat.parameters.clone())
-    failures: list[BaseException] = []
-    notices: list[StopNotice | None] = []
-
-    def serve() -> None:
-        try:
-            notices.append(server.serve(job.stop_requested))
-        except BaseException as error:
-            failures.append(error)
-            memory.store(Word.STOP, StopNotice(StopKind.FAILURE, 0).to_word())
-
-    thread = threading.Thread(target=serve, name="hvd-async-store", daemon=True)
-    thread.start()
-    try:
-        work(job, memory, 0, loop)
-    except PeerError:
-        if failures:
-            raise failures[0] from None
-        raise
-    thread.join()
-    if failures:
-        raise failures[0]
-    return notices[0]
+def claim(job: Job, client: StoreClient) -> int | None:
+    """The next batch; None where there is none or the run stops."""
+    if ask_to_stop(job, client):
+        return None
+    batch = client.claim()
+    return None if job.num_batches is not None and batch >= job.num_batches else batch
 
 
 class AsynchronousWorker:
     """Claims batches, pushes gradients, pulls parameters; waits for others only where the strategy says so."""
 
-    def __init__(self, job: Job, client: StoreClient, worker: int) -> None:
-        """`client` has joined the store and stays the caller's."""
+    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, worker: int) -> None:
+        """`client` has joined the store; it and `exchange` stay the caller's."""
         self._job = job
         self._client = client
+        self._exchange = exchange
         self._worker = worker
         self._host = HostCopy(job.flat)
+        self._version = -1
 
     def claims(self) -> Iterator[Claim]:
         """See `Worker.claims`."""
-        self._pull()
-        while not self._must_stop():
-            batch = self._client.claim()
-            if self._job.num_batches is not None and batch >= self._job.num_batches:
-                return
+        self._come()
+        while (batch := claim(self._job, self._client)) is not None:
             yield Claim(batch)
 
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
-        base_version = self._client.version
-        arrival = Arrival(self._worker, step.batch, base_version, step.tokens, step.loss, step.seconds)
-        self._client.push(self._host.gradient(), arrival)
-        if is_synchronous(self._job.strategy, base_version):
-            self._client.wait_released()
-        else:
-            # A worker computes on parameters that know its own gradient: with one worker and N = 1 nothing is ever stale.
-            self._client.wait_drained()
-        self._pull()
+        before = self._version
+        arrival = Arrival(self._worker, step.batch, before, step.tokens, step.loss, step.seconds)
+        self._version = self._exchange.exchange(self._host.gradient(), arrival, self._host.parameters)
+        if self._version != before:
+            self._host.load_parameters()
 
     def evaluation_due(self) -> EvaluationRequest | None:
         """See `Worker.evaluation_due`: whoever asks first takes it; the others do not notice."""
         version = self._client.take_evaluation() if self._job.evaluation.every else None
-        return None if version is None else EvaluationRequest(version, self._job.evaluation.snapshot(version))
+        if version is None:
+            return None
+        self._exchange.pause()
+        return EvaluationRequest(version, self._job.evaluation.snapshot(version))
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
         """See `Worker.report`."""
         self._client.report_evaluation(request.version, statistics)
-        self._pull()  # others have gone on meanwhile
+        self._come()  # others have gone on meanwhile
 
-    def _must_stop(self) -> bool:
-        requested = self._job.stop_requested()
-        if requested is not None:
-            self._client.request_stop(requested)
-        return self._client.stop_notice() is not None
+    def _come(self) -> None:
+        self._version = self._exchange.come(self._host.parameters)
+        self._host.load_parameters()
 
-    def _pull(self) -> None:
-        before = self._client.version
-        if self._client.pull(self._host.parameters) != before:
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the exchange beside a step brought: the version that was pulled, the batch after next, an evaluation to do."""
+
+    version: int
+    batch: int | None
+    evaluation: int | None
+
+
+class OverlappedWorker:
+    """As `AsynchronousWorker`, but a thread pushes and pulls while the next batch is computed.
+
+    That batch is computed on what the exchange before brought, so its gradient is one exchange older, which its base version
+    says. Everything that touches the store is done by that one thread. A context manager.
+    """
+
+    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, worker: int) -> None:
+        """`client` has joined the store; it and `exchange` stay the caller's."""
+        self._job = job
+        self._client = client
+        self._exchange = exchange
+        self._worker = worker
+        self._host = HostCopy(job.flat, is_separate=True)
+        self._gradient = torch.empty(job.flat.size)
+        self._version = -1
+        self._batches: deque[int | None] = deque()  # claimed ahead; None: there are no more
+        self._under_way: Future[Outcome] | None = None
+        self._evaluation: int | None = None
+
+    def __enter__(self) -> OverlappedWorker:
+        """Start the thread."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hvd-async-exchange")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the thread. It ends, since every wait for the store does."""
+        self._thread.shutdown(wait=True)
+
+    def claims(self) -> Iterator[Claim]:
+        """See `Worker.claims`."""
+        self._come()
+        for _ in range(2):
+            self._batches.append(self._thread.submit(claim, self._job, self._client).result())
+        while (batch := self._batches.popleft()) is not None:
+            yield Claim(batch)
+
+    def step(self, step: Step) -> None:
+        """See `Worker.step`."""
+        arrival = Arrival(self._worker, step.batch, self._version, step.tokens, step.loss, step.seconds)
+        self._settle()
+        kernels.copy(self._host.gradient(), self._gradient)
+        waits = self._batches[0] is None or is_synchronous(self._job.strategy, self._version)
+        self._under_way = self._thread.submit(self._bring, arrival, IDLE if waits else self._version)
+        if waits:
+            self._settle()
+
+    def evaluation_due(self) -> EvaluationRequest | None:
+        """See `Worker.evaluation_due`."""
+        if self._evaluation is None:
+            return None
+        self._settle()
+        version, self._evaluation = self._evaluation, None
+        self._thread.submit(self._exchange.pause).result()
+        return EvaluationRequest(version, self._job.evaluation.snapshot(version))
+
+    def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
+        """See `Worker.report`."""
+        self._thread.submit(self._client.report_evaluation, request.version, statistics).result()
+        self._come()
+
+    def _bring(self, arrival: Arrival, computing: int) -> Outcome:
+        version = self._exchange.exchange(self._gradient, arrival, self._host.parameters, computing)
+        evaluation = None
+        if self._job.evaluation.every and self._evaluation is None:
+            evaluation = self._client.take_evaluation()
+        return Outcome(version, claim(self._job, self._client), evaluation)
+
+    def _settle(self) -> None:
+        """Wait for the exchange that is under way, if one is, and compute with what it brought from now on."""
+        if self._under_way is None:
+            return
+        outcome, self._under_way = self._under_way.result(), None
+        self._batches.append(outcome.batch)
+        if outcome.evaluation is not None:
+            self._evaluation = outcome.evaluation
+        if outcome.version != self._version:
+            self._version = outcome.version
             self._host.load_parameters()
+
+    def _come(self) -> None:
+        self._version = self._thread.submit(self._exchange.come, self._host.parameters).result()
+        self._host.load_parameters()
 
 
 class HostCopy:
     """The flat vectors where MPI can reach them: themselves on a CPU, pinned copies for a GPU."""
 
-    def __init__(self, flat: FlatParameters) -> None:
-        """Allocates the pinned copies, if there is to be any."""
+    def __init__(self, flat: FlatParameters, is_separate: bool = False) -> None:
+        """Allocates the pinned copies, if there is to be any. `is_separate`: `parameters` is never the vector that the model
+        reads, so that it may change while the model computes."""
         self._flat = flat
         self._is_device = flat.parameters.device.type != "cpu"
-        self.parameters = self._pinned(flat.parameters) if self._is_device else flat.parameters
+        self._is_copy = self._is_device or is_separate
+        self.parameters = flat.parameters
+        if self._is_device:
+            self.parameters = self._pinned(flat.parameters)
+        elif is_separate:
+            self.parameters = torch.empty_like(flat.parameters)
         self._gradient = self._pinned(flat.gradient) if self._is_device else flat.gradient
 
     def gradient(self) -> torch.Tensor:
@@ -197,7 +499,7 @@ class HostCopy:
 
     def load_parameters(self) -> None:
         """Give the model what was pulled into `parameters`."""
-        if self._is_device:
+        if self._is_copy:
             self._flat.parameters.copy_(self.parameters)
 
     @staticmethod

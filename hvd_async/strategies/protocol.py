@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
-from hvd_async.config import OptimizerConfig, StrategyConfig
+from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.flat import FlatParameters
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
-from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.parameter_store import ParameterStore, Vectors
 from hvd_async.store.server import Journal
 from hvd_async.topology import RankPlan
 from hvd_async.transport.group import Group
@@ -84,6 +84,8 @@ class Job:
     """All that a strategy is given on one rank. The objects are the strategy's to use until `execute` returns."""
 
     strategy: StrategyConfig
+    store: StoreConfig
+    push: PushConfig
     optimizer: OptimizerConfig
     plans: Sequence[RankPlan]
     model: torch.nn.Module
@@ -109,9 +111,9 @@ class Job:
         """Which batches are still to be computed, and in which order."""
         return ClaimOrder() if self.saved is None else BatchLedger(**self.saved[1]["ledger"]).claim_order()
 
-    def make_store(self, strategy: StrategyConfig, num_workers: int, parameters: torch.Tensor) -> ParameterStore:
-        """A store on `parameters` ([size], float32, which become its own), continued from `saved` where there is that."""
-        store = ParameterStore(parameters, self.optimizer, strategy, num_workers)
+    def make_store(self, vectors: Vectors, strategy: StrategyConfig, num_workers: int) -> ParameterStore:
+        """A store that directs `vectors` (at version 0, its own from now on), continued from `saved` where there is that."""
+        store = ParameterStore(vectors, self.flat.size, self.optimizer, strategy, num_workers)
         if self.saved is not None:
             store.load_state(*self.saved)
         return store

@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 
 from hvd_async.flat import FlatParameters
+from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
+from hvd_async.store.shard import Shard
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
 from hvd_async.transport.layout import StopKind, StopNotice
 
@@ -71,7 +73,7 @@ class SynchronousWorker:
         """Collective: ranks call it in the same order as everything else of the strategy."""
         strategy = job.strategy.model_copy(update=_ONE)
         # The store updates the very vector that the model reads: no copy.
-        self.store: ParameterStore = job.make_store(strategy, 1, job.flat.parameters)
+        self.store: ParameterStore = job.make_store(Shard([job.flat.parameters], job.optimizer), strategy, 1)
         self.notice: StopNotice | None = None
         self._job = job
         self._rank = rank
@@ -99,10 +101,10 @@ class SynchronousWorker:
         table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, asked])
         version = self.store.version
         arrivals = [
-            Arrival(worker, batch, version, int(table[worker][0]), *table[worker][1:3])
+            Arrival(worker, batch, version, int(table[worker][0]), table[worker][1], table[worker][2])
             for worker, batch in enumerate(self._group)
         ]
-        self.store.accept(arrivals, self._job.flat.gradient)
+        self.store.accept(arrivals, Gradient.measure(self._job.flat.gradient))
         self._tell_journal(self.store.advance())
         self._is_finished |= self._is_last_version()
         for rank, numbers in enumerate(table):

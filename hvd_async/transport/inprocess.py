@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from hvd_async import kernels
 from hvd_async.transport.layout import WORD_BYTES, Layout
 
 
@@ -18,20 +21,23 @@ class MappedMemory:
     """
 
     name = "memory"
+    has_bells = kernels.has_doorbells()
 
     def __init__(self, layout: Layout, block: npt.NDArray[np.uint8]) -> None:
         """`block`: [layout.total_bytes], uint8, page-aligned; it must outlive this object."""
         if block.nbytes < layout.total_bytes:
             raise ValueError(f"block: got {block.nbytes} bytes, expected {layout.total_bytes}")
         self.layout = layout
-        self._words = block[: WORD_BYTES * layout.num_words].view(np.int64)
+        self._words = block[: layout.total_bytes // WORD_BYTES * WORD_BYTES].view(np.int64)
         self._block = block
         self._bytes = torch.from_numpy(block)
+        self._address = int(block.ctypes.data)
 
     def load(self, word: int) -> int:
         """See `Window.load`."""
+        value = int(self._words[word])
         self._fence()
-        return int(self._words[word])
+        return value
 
     def store(self, word: int, value: int) -> None:
         """See `Window.store`."""
@@ -39,24 +45,54 @@ class MappedMemory:
         self._words[word] = value
         self._fence()
 
+    def store_words(self, first: int, values: Sequence[int]) -> None:
+        """See `Window.store_words`."""
+        self._words[first : first + len(values)] = values
+
+    def load_words(self, first: int, count: int) -> list[int]:
+        """See `Window.load_words`."""
+        values: list[int] = self._words[first : first + count].tolist()
+        return values
+
     def fetch_add(self, word: int, amount: int) -> int:
         """See `Window.fetch_add`."""
         raise NotImplementedError
 
     def put(self, offset: int, source: torch.Tensor) -> None:
         """See `Window.put`."""
-        self._floats(offset, source.numel()).copy_(source)
+        kernels.copy(source, self.vector(offset, source.numel(), source.dtype))
 
     def get(self, offset: int, target: torch.Tensor) -> None:
         """See `Window.get`."""
-        target.copy_(self._floats(offset, target.numel()))
+        kernels.copy(self.vector(offset, target.numel(), target.dtype), target)
 
-    def vector(self, offset: int) -> torch.Tensor:
+    def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """See `Window.mapped`."""
+        return self.vector(offset, count, dtype)
+
+    def vector(self, offset: int, count: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """See `StoreMemory.vector`."""
-        return self._floats(offset, self.layout.num_elements)
+        count = self.layout.num_elements if count is None else count
+        return self._bytes[offset : offset + dtype.itemsize * count].view(dtype)
 
-    def _floats(self, offset: int, count: int) -> torch.Tensor:
-        return self._bytes[offset : offset + 4 * count].view(torch.float32)
+    def ring(self, bell: int) -> None:
+        """See `Window.ring`."""
+        if self.has_bells:
+            kernels.ring(self._bell(bell))
+
+    def heard(self, bell: int) -> int:
+        """See `Window.heard`."""
+        return kernels.heard(self._bell(bell)) if self.has_bells else 0
+
+    def wait(self, bell: int, heard: int, seconds: float) -> None:
+        """See `Window.wait`."""
+        if self.has_bells:
+            kernels.wait(self._bell(bell), heard, seconds)
+        else:
+            time.sleep(seconds)
+
+    def _bell(self, bell: int) -> int:
+        return self._address + WORD_BYTES * bell
 
     def _fence(self) -> None:
         """Order what this thread did before with what it does after, for other threads and processes."""

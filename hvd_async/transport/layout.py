@@ -1,8 +1,9 @@
-"""The store's block of memory: control words, published parameters, slots. Who writes what, and where it lies.
+"""A shard's block of memory: control words, published parameters, slots. Who writes what, and where it lies.
 
-Every control word is an aligned int64 with one writer (the stop word apart: any rank may write it, and a
-failure overwrites what was there). The
-order of writes is the protocol; see `store.client` and `store.server`.
+Every control word is an aligned int64 with one writer (the stop word apart: any rank may write it, and a failure overwrites
+what was there; and the bells, which anybody on the store's node may ring). The order of writes is the protocol; see
+`store.client` and `store.server`. Shard 0 is the sequencer: the words of the run, of workers and slots that count are those of
+its block; in the blocks of other shards only the orders are used.
 """
 
 from __future__ import annotations
@@ -13,24 +14,31 @@ from dataclasses import dataclass
 
 WORD_BYTES = 8
 _PAGE_BYTES = 4096
-# A worker's words fill whole cache lines, so that neighbours do not disturb each other.
+# Each writer's words fill whole cache lines, so that neighbours do not disturb each other.
+_LINE_WORDS = 8
+_GLOBAL_WORDS = 32
 _WORDS_PER_WORKER = 32
-_GLOBAL_WORDS = 16
+_WORDS_PER_ARRIVAL = 8
+_WORDS_PER_SHARD = 8
+ORDER_WORDS = 8
+NUM_ORDERS = 64
 
 
 class Word(enum.IntEnum):
     """Control words of the whole run; the comment names the writer."""
 
     VERSION = 0  # store: parameters of this version are published
-    CLAIMS = 1  # workers, by fetch-and-add: how many batches were claimed
+    NEXT_VERSION = 1  # store: the version it is about to make; differs from VERSION during an update
     STOP = 2  # anyone, once: see `StopNotice`
     STORE_HEARTBEAT = 3  # store: counts up while it lives
-    NEXT_VERSION = 4  # store: the version it is about to make; differs from VERSION during an update
-    EVALUATIONS = 5  # workers, by fetch-and-add: evaluations claimed
-    EVALUATIONS_DUE = 6  # store: evaluations whose snapshot is on disk
-    FIRST_EVALUATION = 7  # store, once: the version of the first evaluation of this process
-    EVALUATE_EVERY = 8  # store, once: versions between evaluations
-    SERVED = 9  # store, once: every worker has left and the run has ended
+    EVALUATIONS_DUE = 4  # store: evaluations whose snapshot is on disk
+    FIRST_EVALUATION = 5  # store, once: the version of the first evaluation of this process
+    EVALUATE_EVERY = 6  # store, once: versions between evaluations
+    SERVED = 7  # store, once: every worker has left and the run has ended
+    CLAIMS = 8  # workers, by fetch-and-add: how many batches were claimed
+    EVALUATIONS = 9  # workers, by fetch-and-add: evaluations claimed
+    STORE_BELL = 16  # rung by whoever gave the store something to do; a 32-bit count
+    ORDERS = 24  # sequencer, in the block of another shard: orders written; last of an order
 
 
 class WorkerWord(enum.IntEnum):
@@ -38,22 +46,48 @@ class WorkerWord(enum.IntEnum):
 
     STATE = 0  # worker: see `WorkerState`
     HEARTBEAT = 1  # worker: counts up while it lives
-    BASE_VERSION = 2  # worker: announced before a pull, so that the store knows what is under way
-    PUSHED = 3  # worker: gradients written into the slot; last of a push
-    DRAINED = 4  # store: gradients taken out of the slot
-    RELEASED = 5  # store: gradients whose fate is known (in an update, or refused); lock-step waits for it
-    SLOT_BASE_VERSION = 6  # worker: the rest describes the gradient in the slot
-    SLOT_TOKENS = 7
-    SLOT_LOSS = 8  # a double's bits
-    SLOT_BATCH = 9
-    SLOT_SECONDS = 10  # a double's bits
-    EVALUATED = 11  # worker: evaluations reported; last of a report
-    EVALUATED_VERSION = 12
-    EVALUATION_TAKEN = 13  # store: evaluations read
-    STATISTICS = 14  # worker: doubles' bits, `MAX_STATISTICS` of them
+    EVALUATED = 2  # worker: evaluations reported; last of a report
+    EVALUATED_VERSION = 3
+    EVALUATION_TAKEN = 8  # store: evaluations read
+    STATISTICS = 16  # worker: doubles' bits, `MAX_STATISTICS` of them
 
 
 MAX_STATISTICS = _WORDS_PER_WORKER - WorkerWord.STATISTICS
+
+
+class SlotWord(enum.IntEnum):
+    """Control words of one slot; the comment names the writer. Its owner is a worker, or a node's workers together."""
+
+    PUSHED = 0  # owner: gradients written into the slot; last of a push
+    BASE_VERSION = 1  # owner: announced before a pull, so that the store knows what is under way
+    WANTED = 2  # owner: the count of the push that waits for the slot to be free
+    PUSHED_BASE_VERSION = 3  # owner: the oldest of the arrivals'; the rest too describes the gradient in the slot
+    LARGEST = 4  # a double's bits: the largest magnitude of all that was pushed
+    NUM_ARRIVALS = 5
+    SENT_BYTES = 6
+    DRAINED = 8  # store: gradients that were taken in; if one completed an update, that is published
+    FREED = 9  # store: gradients that were read, so that the slot may be written again
+    RELEASED = 10  # store: gradients whose fate is known (in an update, or refused); lock-step waits for it
+    BELL = 11  # rung by the store after it changed one of its words
+    ARRIVALS = 16  # owner: `ArrivalWord`s of each arrival in the slot
+
+
+class ArrivalWord(enum.IntEnum):
+    """What describes one arrival in a slot."""
+
+    WORKER = 0
+    BATCH = 1
+    TOKENS = 2
+    LOSS = 3  # a double's bits
+    SECONDS = 4  # a double's bits
+    BASE_VERSION = 5
+
+
+class ShardWord(enum.IntEnum):
+    """What another shard tells the sequencer, in the sequencer's block."""
+
+    DONE = 0  # shard: orders carried out
+    HEARTBEAT = 1  # shard: counts up while it lives
 
 
 class WorkerState(enum.IntEnum):
@@ -62,6 +96,7 @@ class WorkerState(enum.IntEnum):
     ABSENT = 0
     ACTIVE = 1
     LEFT = 2
+    AWAY = 3  # among the workers of a node: it evaluates, and is not waited for
 
 
 class StopKind(enum.IntEnum):
@@ -92,44 +127,141 @@ class StopNotice:
         return cls(StopKind(word >> 48), rank=word & 0xFFFFFFFF, signal_number=word >> 32 & 0xFFFF)
 
 
+class SlotDtype(str, enum.Enum):
+    """How numbers are pushed."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one number."""
+        return 4 if self is SlotDtype.FLOAT32 else 2
+
+
+@dataclass(frozen=True)
+class SlotFormat:
+    """What a slot holds: `capacity` numbers of `dtype`, the whole range or (sparse) so many at most of it, with indices."""
+
+    dtype: SlotDtype
+    capacity: int
+    is_sparse: bool = False
+
+    @property
+    def indices_offset(self) -> int:
+        """Bytes from the slot's beginning to the int32 indices; before them the number of elements, an int64."""
+        return _LINE_WORDS * WORD_BYTES
+
+    @property
+    def values_offset(self) -> int:
+        """Bytes from the slot's beginning to the values."""
+        return self.indices_offset + -(-4 * self.capacity // 64) * 64 if self.is_sparse else 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Room for the slot."""
+        return self.values_offset + self.capacity * self.dtype.num_bytes
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Offsets in bytes of everything in the block.
+    """Offsets in bytes of everything in the block of one shard.
 
-    `num_elements` is the length of the parameter vector, gaps included; `num_buffers` the copies of the published
-    parameters.
+    `num_elements` is the length of the shard's range, gaps included; `num_buffers` the copies of the published parameters;
+    `arrivals_per_slot` how many arrivals one push may bring; `num_state_vectors` the vectors of the optimizer that lie in the
+    block, for the sequencer to read; `num_partials` the sums of squares (doubles) that other shards write to the sequencer.
     """
 
     num_elements: int
     num_workers: int
     num_buffers: int = 3
+    num_slots: int | None = None
+    arrivals_per_slot: int = 1
+    slot_format: SlotFormat | None = None
+    num_shards: int = 1
+    num_state_vectors: int = 0
+    num_partials: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Number of slots: one for each worker unless said otherwise."""
+        return self.num_workers if self.num_slots is None else self.num_slots
+
+    @property
+    def format(self) -> SlotFormat:
+        """What a slot holds: all elements in float32 unless said otherwise."""
+        return self.slot_format or SlotFormat(SlotDtype.FLOAT32, self.num_elements)
+
+    @property
+    def words_per_slot(self) -> int:
+        """Control words of one slot."""
+        return SlotWord.ARRIVALS + self.arrivals_per_slot * _WORDS_PER_ARRIVAL
 
     @property
     def num_words(self) -> int:
         """Control words altogether."""
-        return _GLOBAL_WORDS + self.num_workers * _WORDS_PER_WORKER
+        return self._first_order_word + (NUM_ORDERS * ORDER_WORDS if self.num_shards > 1 else 0)
 
     @property
     def vector_bytes(self) -> int:
-        """Room for one vector, up to a whole page."""
+        """Room for one float32 vector, up to a whole page."""
         return _whole_pages(4 * self.num_elements)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Room for one slot, up to a whole page."""
+        return _whole_pages(self.format.num_bytes)
 
     @property
     def total_bytes(self) -> int:
         """Size of the block."""
-        return _whole_pages(WORD_BYTES * self.num_words) + (self.num_buffers + self.num_workers) * self.vector_bytes
+        return self.state_offset(self.num_state_vectors)
 
     def worker_word(self, worker: int, word: int) -> int:
         """Index among the control words of `word` (a `WorkerWord`, or one of the statistics) of `worker`."""
         return _GLOBAL_WORDS + worker * _WORDS_PER_WORKER + word
 
+    def slot_word(self, slot: int, word: int) -> int:
+        """Index among the control words of `word` (a `SlotWord`) of `slot`."""
+        return _GLOBAL_WORDS + self.num_workers * _WORDS_PER_WORKER + slot * self.words_per_slot + word
+
+    def arrival_word(self, slot: int, number: int, word: int) -> int:
+        """Index among the control words of `word` (an `ArrivalWord`) of arrival `number` in `slot`."""
+        return self.slot_word(slot, SlotWord.ARRIVALS) + number * _WORDS_PER_ARRIVAL + word
+
+    def shard_word(self, shard: int, word: int) -> int:
+        """Index among the sequencer's control words of `word` (a `ShardWord`) of `shard`."""
+        return self.slot_word(self.slots, 0) + shard * _WORDS_PER_SHARD + word
+
+    def order_word(self, number: int) -> int:
+        """Index among the control words of another shard of the first word of order `number`."""
+        return self._first_order_word + number % NUM_ORDERS * ORDER_WORDS
+
     def published_offset(self, version: int) -> int:
         """Byte offset of the buffer in which `version` is published."""
-        return _whole_pages(WORD_BYTES * self.num_words) + (version % self.num_buffers) * self.vector_bytes
+        return (
+            self.partials_offset
+            + _whole_pages(WORD_BYTES * self.num_partials)
+            + version % self.num_buffers * self.vector_bytes
+        )
 
-    def slot_offset(self, worker: int) -> int:
-        """Byte offset of the slot that `worker` writes."""
-        return _whole_pages(WORD_BYTES * self.num_words) + (self.num_buffers + worker) * self.vector_bytes
+    def slot_offset(self, slot: int) -> int:
+        """Byte offset of `slot`."""
+        return self.published_offset(0) + self.num_buffers * self.vector_bytes + slot * self.slot_bytes
+
+    def state_offset(self, number: int) -> int:
+        """Byte offset of the optimizer's vector `number`."""
+        return self.slot_offset(self.slots) + number * self.vector_bytes
+
+    @property
+    def partials_offset(self) -> int:
+        """Byte offset of the sums of squares."""
+        return _whole_pages(WORD_BYTES * self.num_words)
+
+    @property
+    def _first_order_word(self) -> int:
+        return self.shard_word(self.num_shards if self.num_shards > 1 else 0, 0)
 
 
 def float_to_word(value: float) -> int:

@@ -1,7 +1,8 @@
-"""The face of the store's block of memory, the same for every way to reach it."""
+"""The face of a shard's block of memory, the same for every way to reach it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -10,20 +11,21 @@ from hvd_async.transport.layout import Layout
 
 
 class Window(Protocol):
-    """Loads, stores and copies on the store's block, as one thread of one rank sees it.
+    """Loads, stores and copies on a block, as one rank sees it. Its threads may use it at the same time.
 
     Contract, which every implementation passes as one conformance suite:
 
-    - Each call is complete when it returns; no call is collective; none waits for the target's own computation longer
-      than its progress thread takes.
-    - A rank that sees the value of a `store` or `fetch_add` also sees every `store` and `put` that the same writer made
-      before it (release and acquire). This is what the protocol rests on.
-    - `put` and `get` move whole vectors: source and target are contiguous float32 tensors on the CPU, which the caller
-      owns again on return. They promise nothing about concurrent writers: the protocol does.
+    - Each call is complete when it returns; no call is collective; none but `wait` waits for the target's own computation
+      longer than its progress thread takes.
+    - A rank that sees the value of a `store` or `fetch_add` also sees every `store`, `store_words` and `put` that the same
+      writer made before it (release and acquire). This is what the protocol rests on.
+    - `put` and `get` move contiguous tensors on the CPU, of any dtype, which the caller owns again on return. They promise
+      nothing about concurrent writers: the protocol does.
     """
 
     layout: Layout
     name: str  # for people: "shared memory", "RMA", ...
+    has_bells: bool  # whether `ring` wakes this rank's `wait`; else it only sleeps
 
     def load(self, word: int) -> int:
         """The value of control word number `word`, atomically."""
@@ -31,18 +33,36 @@ class Window(Protocol):
     def store(self, word: int, value: int) -> None:
         """Set a control word atomically. Only its one writer calls this."""
 
+    def store_words(self, first: int, values: Sequence[int]) -> None:
+        """Set control words `first`, `first` + 1, ..., in any order; a later `store` tells the others that they are there."""
+
+    def load_words(self, first: int, count: int) -> list[int]:
+        """The values of `count` control words from `first` on, which a `store` seen before has announced."""
+
     def fetch_add(self, word: int, amount: int) -> int:
         """Add to a control word atomically; the value before. Words changed so are never changed by `store`."""
 
     def put(self, offset: int, source: torch.Tensor) -> None:
-        """Copy `source` [n] to byte `offset` of the block."""
+        """Copy `source` to byte `offset` of the block."""
 
     def get(self, offset: int, target: torch.Tensor) -> None:
-        """Copy from byte `offset` of the block into `target` [n]."""
+        """Copy from byte `offset` of the block into `target`."""
+
+    def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """[count]: the memory itself at byte `offset`, where this rank has it mapped; else None."""
+
+    def ring(self, bell: int) -> None:
+        """Wake those who wait for the bell, control word number `bell`. May do nothing: waits are limited."""
+
+    def heard(self, bell: int) -> int:
+        """The bell's count, for a later `wait`: to be read before looking at what the bell announces."""
+
+    def wait(self, bell: int, heard: int, seconds: float) -> None:
+        """Sleep about `seconds`; less, where there are bells, if this one has been rung since `heard` was read."""
 
 
 class StoreMemory(Window, Protocol):
-    """The block as the store sees it: mapped, so that slots and buffers are tensors."""
+    """The block as its owner sees it: mapped, so that slots and buffers are tensors."""
 
-    def vector(self, offset: int) -> torch.Tensor:
-        """[num_elements], float32: the memory itself at byte `offset`; changes to it are seen by the workers."""
+    def vector(self, offset: int, count: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """[count], or [num_elements]: the memory itself at byte `offset`; changes to it are seen by all ranks."""

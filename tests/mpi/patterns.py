@@ -16,9 +16,10 @@ from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store.client import ClientOptions, StoreClient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.server import ServerOptions, StoreServer
+from hvd_async.store.shard import Shard
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.layout import Layout
-from hvd_async.transport.mpi import open_block
+from hvd_async.transport.mpi import SharedMemory, open_blocks
 
 
 class Books:
@@ -58,16 +59,18 @@ def exercise(group: MpiGroup, size: int, steps: int) -> None:
     layout = Layout(size, group.size - 1)
     optimizer = OptimizerConfig(kind="sgd", learning_rate=1.0, schedule=ScheduleConfig(kind="constant"))
     strategy = StrategyConfig(kind="async", arrivals_per_update=2, reduction="sum")
-    with open_block(group, layout) as memory:
+    with open_blocks(group, [layout], [0]) as (memory,):
         if group.rank == 0:
-            store, books = ParameterStore(torch.zeros(size), optimizer, strategy, group.size - 1), Books()
-            StoreServer(store, memory, books, ServerOptions()).serve(lambda: None)  # type: ignore[arg-type]
+            assert isinstance(memory, SharedMemory)
+            buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
+            store, books = ParameterStore(Shard(buffers, optimizer), size, optimizer, strategy, group.size - 1), Books()
+            StoreServer(store, memory, books, ServerOptions()).serve(lambda: None)
             total = steps * (group.size - 1)
             assert books.num_arrivals == total, (books.num_arrivals, total)
             # SGD with rate 1 on the summed gradients -1: the parameters count the arrivals.
             assert torch.equal(store.parameters, torch.full((size,), float(total))), store.parameters
         else:
-            client = StoreClient(memory, group.rank - 1, ClientOptions())
+            client = StoreClient([memory], group.rank - 1, ClientOptions())
             client.join()
             parameters, seen = torch.full((size,), -1.0), -1
             for _ in range(steps):
@@ -76,7 +79,7 @@ def exercise(group: MpiGroup, size: int, steps: int) -> None:
                 assert parameters.min() == parameters.max(), "torn pull"
                 assert parameters[0] >= 2 * (version - 1)  # an update has two arrivals, the last may have one
                 seen = version
-                client.push(torch.full((size,), -1.0), Arrival(group.rank - 1, client.claim(), version, 1, 0.0))
+                client.push(torch.full((size,), -1.0), [Arrival(group.rank - 1, client.claim(), version, 1, 0.0)])
             client.leave()
         sys.stdout.write(f"rank {group.rank}: {memory.name}\n")
 

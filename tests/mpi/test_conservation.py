@@ -22,7 +22,7 @@ STRATEGIES: dict[str, dict[str, object]] = {
     "bounded-wait": {"arrivals_per_update": 1, "max_staleness": 1},
     "bounded-drop": {"arrivals_per_update": 1, "max_staleness": 0, "on_stale": "drop"},
     "compensated": {"arrivals_per_update": 2, "staleness_policy": "delay_compensation"},
-    "two-buffers": {"arrivals_per_update": 1, "published_buffers": 2},
+    "two-buffers": {"arrivals_per_update": 1},
     "warm-start": {"arrivals_per_update": 1, "synchronous_versions": 4},
 }
 NUM_BATCHES = 41
@@ -32,7 +32,10 @@ NUM_BATCHES = 41
 def test_every_batch_ends_in_exactly_one_place(tmp_path: pathlib.Path, num_workers: int) -> None:
     runs = {}
     for seed, (name, strategy) in enumerate(STRATEGIES.items()):
-        configuration = make_config(tmp_path / name, strategy={"kind": "async", **strategy}, validation={"every": 7})
+        store = {"published_buffers": 2} if name == "two-buffers" else {}
+        configuration = make_config(
+            tmp_path / name, strategy={"kind": "async", **strategy}, store=store, validation={"every": 7}
+        )
         runs[name] = Settings(configuration, num_batches=NUM_BATCHES, uneven=seed)
     run_toy(num_workers + 1, *runs.values(), timeout=180).check()
     for name in runs:

@@ -8,23 +8,28 @@ It runs `hvd_async.run.train`, the very function of the command line, with a tas
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
 import random
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from hvd_async import kernels
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import HvdAsyncError
 from hvd_async.nmt.scoring import Evaluation
 from hvd_async.run import TrainOptions, train
+from hvd_async.store.client import StoreClient
 from hvd_async.store.server import StoreServer
+from hvd_async.store.shard_server import ShardServer
 
 FEATURES, CLASSES = 6, 3
 BATCHES_PER_EPOCH = 30
@@ -32,11 +37,13 @@ BATCHES_PER_EPOCH = 30
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong on `rank` at its `step`-th step (0, 1, ...; for the store: at its version)."""
+    """Something that goes wrong on `rank` at its `step`-th step (0, 1, ...; for the store: at its version, for another shard:
+    at its order). `write`: not there but before that write (0, 1, ...) of the push which follows."""
 
     rank: int
     step: int
     kind: str  # nan, exception, error, sigterm, sigint, sigkill, leave
+    write: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Settings:
     uneven: int | None = None  # seed of random extra work per step
     resume: bool = False
     dropout: float = 0.2
+    hidden: int = 8
+    delays: int | None = None  # seed of random pauses before and after everything that is done to a window
 
 
 class ToyTask:
@@ -65,10 +74,10 @@ class ToyTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             return torch.nn.Sequential(
-                torch.nn.Linear(FEATURES, 8),
+                torch.nn.Linear(FEATURES, self._settings.hidden),
                 torch.nn.Tanh(),
                 torch.nn.Dropout(self._settings.dropout),
-                torch.nn.Linear(8, CLASSES),
+                torch.nn.Linear(self._settings.hidden, CLASSES),
             )
 
     def remarks(self) -> list[str]:
@@ -94,7 +103,10 @@ class ToyTask:
                 torch.randn(50, 50).sum()
         for fault in self._faults:
             if (fault.rank, fault.step) == (self._rank, self._steps):
-                loss = happen(fault, loss)
+                if fault.write is None:
+                    loss = happen(fault, loss)
+                else:
+                    arm_push(fault)
         self._steps += 1
         return loss, len(classes)
 
@@ -131,6 +143,63 @@ def happen(fault: Fault, loss: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def arm_push(fault: Fault) -> None:
+    """Let `fault` happen before write number `fault.write` of the next push of this process."""
+    push, writes = StoreClient.push, itertools.count()
+
+    def before_write(_: object, *arguments: object) -> None:
+        if next(writes) == fault.write:
+            happen(fault, torch.zeros(()))
+
+    def push_and_fail(client: StoreClient, *arguments: Any) -> None:
+        # The gradient itself is the first write: into the mapped slot, or by `put`.
+        hook(kernels, "copy_and_measure", before_write)
+        for name in ("put", "store", "store_words"):
+            hook(type(client._window), name, before_write)
+        push(client, *arguments)
+
+    StoreClient.push = push_and_fail  # type: ignore[method-assign]
+
+
+def hook(owner: Any, name: str, before: Callable[..., None], after: Callable[..., None] | None = None) -> None:
+    """Call `before` and `after` around every call of `owner.name`, with its arguments."""
+    original = getattr(owner, name)
+
+    def hooked(*arguments: Any) -> Any:
+        before(*arguments)
+        result = original(*arguments)
+        if after is not None:
+            after(*arguments)
+        return result
+
+    setattr(owner, name, hooked)
+
+
+@contextlib.contextmanager
+def delayed_windows(seed: int, rank: int) -> Iterator[None]:
+    """Random pauses before and after each load, store and copy of this rank, most of them short."""
+    from hvd_async.transport.mpi import RemoteMemory, SharedMemory
+
+    pace = random.Random(f"{seed} {rank}")
+
+    def pause(*_: object) -> None:
+        draw = pace.random()
+        if draw < 0.02:
+            time.sleep(0.002 * pace.random())
+        elif draw < 0.2:
+            time.sleep(0)
+
+    names = ("load", "store", "store_words", "load_words", "fetch_add", "put", "get", "mapped")
+    saved = [(kind, name, getattr(kind, name)) for kind in (SharedMemory, RemoteMemory) for name in names]
+    for kind, name, _ in saved:
+        hook(kind, name, pause, pause)
+    try:
+        yield
+    finally:
+        for kind, name, original in saved:
+            setattr(kind, name, original)
+
+
 @contextlib.contextmanager
 def armed_store(settings: Settings) -> Iterator[None]:
     """Faults of a dedicated store happen when it has published the version `step`."""
@@ -148,6 +217,26 @@ def armed_store(settings: Settings) -> Iterator[None]:
         yield
     finally:
         StoreServer._publish = publish  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def armed_shard(settings: Settings, rank: int) -> Iterator[None]:
+    """Faults of another shard happen before it carries out its order number `step`."""
+    faults = [Fault(**fault) for fault in settings.faults if fault["rank"] == rank]
+    carry_out, orders = ShardServer._carry_out, itertools.count()
+
+    def carry_out_and_fail(server: ShardServer, order: Any) -> None:
+        number = next(orders)
+        for fault in faults:
+            if fault.step == number:
+                happen(fault, torch.zeros(()))
+        carry_out(server, order)
+
+    ShardServer._carry_out = carry_out_and_fail  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ShardServer._carry_out = carry_out  # type: ignore[method-assign]
 
 
 def make_config(output: pathlib.Path, **sections: Any) -> dict[str, Any]:
@@ -177,7 +266,13 @@ def main() -> int:
         config: RunConfig = parse_config(settings.config, source="toy")
         is_store = config.strategy.kind == "async" and config.strategy.placement == "dedicated" and rank == 0
         task = ToyTask(settings, rank)
-        with armed_store(settings) if is_store else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if is_store:
+                stack.enter_context(armed_store(settings))
+            if config.store.shards > 1 and rank > 0:
+                stack.enter_context(armed_shard(settings, rank))
+            if settings.delays is not None:
+                stack.enter_context(delayed_windows(settings.delays, rank))
             train(config, lambda _, task=task: task, TrainOptions(resume=settings.resume))
     return 0
 

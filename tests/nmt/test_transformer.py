@@ -68,14 +68,30 @@ def test_decoding_step_by_step_gives_the_logits_of_the_whole(norm: str) -> None:
     torch.testing.assert_close(torch.stack(steps, dim=1), whole)
 
 
-def test_a_selected_state_continues_the_hypotheses_selected() -> None:
+def test_a_selected_state_continues_the_sentences_selected() -> None:
     model = make_model()
     state = model.start(model.encode(BATCH.source, BATCH.source_mask), BATCH.source_mask)
     model.step(BATCH.target_input[:, 0], state)
     rows = torch.tensor([1, 0, 1])
-    selected = state.select(rows)
+    selected = state.select(rows, sentences=rows)
     tokens = torch.tensor([8, 9])
     torch.testing.assert_close(model.step(tokens[rows], selected), model.step(tokens, state)[rows])
+
+
+def test_several_hypotheses_of_a_sentence_share_its_source() -> None:
+    model = make_model()
+    memory = model.encode(BATCH.source, BATCH.source_mask)
+    state = model.start(memory, BATCH.source_mask).select(torch.tensor([0, 0, 1, 1]))
+    alone = [model.start(memory, BATCH.source_mask) for _ in range(2)]
+    first, second = torch.tensor([8, 9, 9, 10]), torch.tensor([4, 8, 10, 4])
+    for tokens in (first, second):
+        together = model.step(tokens, state)
+        apart = [model.step(tokens[k::2], alone[k]) for k in range(2)]
+        torch.testing.assert_close(together, torch.stack(apart, dim=1).flatten(0, 1))
+    swapped, only_second = torch.tensor([3, 2]), torch.tensor([1])
+    third = torch.tensor([5, 6])
+    expected = model.step(third[[1, 0]], state.select(torch.tensor([2, 3]), sentences=only_second))[[1, 0]]
+    torch.testing.assert_close(model.step(third, state.select(swapped, sentences=only_second)), expected)
 
 
 def test_attention_equals_its_formula() -> None:

@@ -126,7 +126,7 @@ class Crew:
 
     def _work(self, worker: int) -> None:
         waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
-        client = StoreClient(self.memory, worker, ClientOptions(waits_for_stragglers=waits))
+        client = StoreClient([self.memory], worker, ClientOptions(waits_for_stragglers=waits))
         pace = random.Random(self.seed * 1000 + worker)
         parameters = torch.full_like(self.store.parameters, torch.nan)
         num_steps = 0
@@ -139,7 +139,7 @@ class Crew:
             for _ in range(pace.randrange(1, 1 + 1000 * (1 + worker))):  # the work, uneven and seeded
                 pass
             base_version = client.version
-            client.push(self.gradient(batch), arrival(batch, worker=worker, base_version=base_version))
+            client.push(self.gradient(batch), [arrival(batch, worker=worker, base_version=base_version)])
             num_steps += 1
             if is_synchronous(self.strategy, base_version):
                 client.wait_released()

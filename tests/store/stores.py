@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store import Arrival, ParameterStore
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.shard import Shard
+from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.transport.window import StoreMemory
 
 CONSTANT = ScheduleConfig(kind="constant")
 
@@ -23,10 +28,31 @@ def sgd(**settings: Any) -> OptimizerConfig:
 
 
 def make_store(
-    strategy: StrategyConfig, *, num_workers: int = 1, optimizer: OptimizerConfig | None = None, size: int = 4
+    strategy: StrategyConfig,
+    *,
+    num_workers: int = 1,
+    optimizer: OptimizerConfig | None = None,
+    size: int = 4,
+    memory: StoreMemory | None = None,
+    initial: torch.Tensor | None = None,
 ) -> ParameterStore:
-    """A store whose parameters, [size], begin at zero."""
-    return ParameterStore(torch.zeros(size), optimizer or sgd(), strategy, num_workers)
+    """A store whose parameters, [size], begin as `initial` or at zero; its versions are made in `memory`, where that is given."""
+    optimizer = optimizer or sgd()
+    if memory is not None:
+        size = memory.layout.num_elements
+        buffers = [memory.vector(memory.layout.published_offset(n)) for n in range(memory.layout.num_buffers)]
+    else:
+        size = size if initial is None else initial.numel()
+        buffers = [torch.zeros(size) if initial is None else initial.clone()]
+    return ParameterStore(make_shard(strategy, optimizer, size, buffers), size, optimizer, strategy, num_workers)
+
+
+def make_shard(
+    strategy: StrategyConfig, optimizer: OptimizerConfig, size: int = 4, buffers: Sequence[torch.Tensor] | None = None
+) -> Shard:
+    """A shard whose parameters begin as `buffers[0]`, or at zero."""
+    keeps_bases = needs_base_parameters(strategy)
+    return Shard(buffers or [torch.zeros(size)], optimizer, keeps_bases=keeps_bases)
 
 
 def arrival(batch: int, *, worker: int = 0, base_version: int = 0, tokens: int = 1, loss: float = 0.0) -> Arrival:
@@ -36,4 +62,4 @@ def arrival(batch: int, *, worker: int = 0, base_version: int = 0, tokens: int =
 
 def accept(store: ParameterStore, which: Arrival, value: float = 1.0) -> None:
     """Give `store` a gradient whose elements are all `value`."""
-    store.accept([which], torch.full_like(store.parameters, value))
+    store.accept([which], Gradient.measure(torch.full_like(store.parameters, value)))

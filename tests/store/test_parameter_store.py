@@ -13,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hvd_async import kernels
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store import Arrival, ParameterStore, Refusal, Update
-from hvd_async.store.update import UpdateRule
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.shard import Shard, StepOrder
 from tests.store.stores import CONSTANT, accept, arrival, asynchronous, make_store, sgd
 
 SIZE = 17
@@ -45,7 +47,9 @@ def test_fresh_arrivals_make_one_synchronous_step_of_torch_optim(name: str, redu
     random = torch.Generator().manual_seed(1)
     initial = torch.randn(SIZE, generator=random)
     optimizer = OptimizerConfig(learning_rate=0.01, schedule=CONSTANT, **options)
-    store = ParameterStore(initial.clone(), optimizer, asynchronous(arrivals_per_update=3, reduction=reduction), 3)
+    store = make_store(
+        asynchronous(arrivals_per_update=3, reduction=reduction), num_workers=3, optimizer=optimizer, initial=initial
+    )
     expected = initial.clone().requires_grad_()
     reference = make([expected], lr=0.01, foreach=False, **arguments)
     tokens = (2, 7, 1)
@@ -54,7 +58,7 @@ def test_fresh_arrivals_make_one_synchronous_step_of_torch_optim(name: str, redu
         for worker in range(3):
             assert store.advance() is None
             which = arrival(3 * version + worker, worker=worker, base_version=version, tokens=tokens[worker])
-            store.accept([which], gradients[worker])
+            store.accept([which], Gradient.measure(gradients[worker]))
         update = store.advance()
         assert update is not None and update.version == version + 1 and update.tokens == sum(tokens)
         expected.grad = gradients.sum(0) / (sum(tokens) if reduction == "token_mean" else 1)
@@ -66,17 +70,18 @@ def test_one_arrival_is_the_update_rule_on_its_mean_gradient_bit_for_bit() -> No
     random = torch.Generator().manual_seed(2)
     initial = torch.randn(SIZE, generator=random)
     optimizer = OptimizerConfig(clip_norm=0.5, average_decay=0.9, schedule=ScheduleConfig(warmup=3))
-    store = ParameterStore(initial.clone(), optimizer, asynchronous(arrivals_per_update=1), 1)
-    rule = UpdateRule(initial.clone(), optimizer)
+    store = make_store(asynchronous(arrivals_per_update=1), optimizer=optimizer, initial=initial)
+    shard = Shard([initial.clone()], optimizer)
     for version in range(1, 7):
         gradient = torch.randn(SIZE, generator=random)
-        store.accept([arrival(version - 1, base_version=version - 1, tokens=7)], gradient)
+        store.accept([arrival(version - 1, base_version=version - 1, tokens=7)], Gradient.measure(gradient))
         update = store.advance()
-        figures = rule.step(gradient / 7, version, 7 * version)
-        assert update is not None and figures is not None
-        assert (update.learning_rate, update.gradient_norm) == (figures.learning_rate, figures.gradient_norm)
-        assert torch.equal(store.parameters, rule.parameters)
-        assert rule.average is not None and torch.equal(store.evaluated_parameters, rule.average)
+        shard.hold(Gradient.measure(gradient), 1.0)
+        norm = kernels.norm(shard.combine(7.0))
+        assert update is not None and update.gradient_norm == norm
+        shard.step(StepOrder(version, update.learning_rate, 7.0, min(1.0, 0.5 / norm)))
+        assert torch.equal(store.parameters, shard.parameters)
+        assert torch.equal(store.evaluated_parameters, shard.read("average"))
 
 
 def test_an_accepted_gradient_is_left_unchanged() -> None:
@@ -84,7 +89,7 @@ def test_an_accepted_gradient_is_left_unchanged() -> None:
     gradients = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
     kept = gradients.clone()
     for batch in range(2):
-        store.accept([arrival(batch)], gradients[batch])
+        store.accept([arrival(batch)], Gradient.measure(gradients[batch]))
     assert store.advance() is not None
     assert torch.equal(gradients, kept)
 
@@ -190,7 +195,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_leaves_no_trace(value: flo
     accept(store, arrival(0), 1.0)
     poisoned = torch.ones(4)
     poisoned[position] = value
-    store.accept([arrival(1)], poisoned)
+    store.accept([arrival(1)], Gradient.measure(poisoned))
     assert store.take_refused() == [(arrival(1), Refusal.NOT_FINITE)]
     assert store.advance() is None and len(store.pending) == 1
     accept(store, arrival(2), 3.0)
@@ -222,7 +227,7 @@ def test_a_batch_that_arrives_twice_is_an_error() -> None:
 
 def test_a_batch_that_came_after_the_end_may_be_computed_again_by_a_longer_run() -> None:
     store = make_store(asynchronous(arrivals_per_update=3))
-    store.refuse(arrival(0), Refusal.AFTER_THE_END)
+    store.refuse([arrival(0)], Refusal.AFTER_THE_END)
     assert store.ledger.claim_order().batch(0) == 0
     accept(store, arrival(0))
     assert len(store.pending) == 1 and store.refused == {(0, Refusal.AFTER_THE_END): 1}
@@ -270,7 +275,7 @@ class Driver:
     def serve(self, worker: int) -> None:
         """Offer a full slot to the store and let it move on."""
         which = self.slots.get(worker)
-        if which is not None and self.store.admits(which):
+        if which is not None and self.store.admits([which]):
             accept(self.store, self.slots.pop(worker))
         under_way = [*self.computing.values(), *(one.base_version for one in self.slots.values())]
         if (update := self.store.advance(under_way)) is not None:
@@ -337,10 +342,10 @@ def test_every_arrival_is_in_exactly_one_update_or_refused_or_pending(
             accept(store, which, VALUES[action])
         elif action == "pair":  # a synchronous strategy hands over the sum of all ranks
             second = arrival(num_batches + 1, worker=(worker + 1) % 3, base_version=which.base_version)
-            store.accept([which, second], torch.ones(4))
+            store.accept([which, second], Gradient.measure(torch.ones(4)))
             offered[second.worker] += 1
         elif action == "refuse":
-            store.refuse(which, Refusal.AFTER_THE_END)
+            store.refuse([which], Refusal.AFTER_THE_END)
         elif action == "leave":
             store.leave(worker)
         else:
@@ -367,7 +372,8 @@ def feed(store: ParameterStore, batches: range) -> None:
     for batch in batches:
         gradient = torch.randn(SIZE, generator=torch.Generator().manual_seed(batch))
         store.accept(
-            [arrival(batch, worker=batch % 2, base_version=max(0, store.version - 1), tokens=1 + batch % 3)], gradient
+            [arrival(batch, worker=batch % 2, base_version=max(0, store.version - 1), tokens=1 + batch % 3)],
+            Gradient.measure(gradient),
         )
         store.advance()
 
@@ -375,7 +381,7 @@ def feed(store: ParameterStore, batches: range) -> None:
 def reload(store: ParameterStore, optimizer: OptimizerConfig, strategy: StrategyConfig) -> ParameterStore:
     """A new store, continued from what a checkpoint of `store` holds."""
     tensors, data = store.state()
-    copy = ParameterStore(torch.full((SIZE,), 9.0), optimizer, strategy, 2)
+    copy = make_store(strategy, num_workers=2, optimizer=optimizer, initial=torch.full((SIZE,), 9.0))
     copy.load_state({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(data)))
     return copy
 
@@ -393,7 +399,7 @@ def test_a_store_that_is_saved_and_loaded_goes_on_bit_for_bit(kind: str, cut: in
     )
     schedule = [{"version": 0, "arrivals": 3}, {"version": 3, "arrivals": 2}]
     strategy = asynchronous(arrivals_per_update=schedule, staleness_policy="inverse")
-    unbroken = ParameterStore(torch.zeros(SIZE), optimizer, strategy, 2)
+    unbroken = make_store(strategy, num_workers=2, optimizer=optimizer, size=SIZE)
     feed(unbroken, range(cut))
     resumed = reload(unbroken, optimizer, strategy)
     feed(unbroken, range(cut, 20))
@@ -407,21 +413,21 @@ def test_a_store_that_is_saved_and_loaded_goes_on_bit_for_bit(kind: str, cut: in
 
 def test_refusals_survive_saving_and_loading() -> None:
     strategy = asynchronous(arrivals_per_update=2)
-    store = ParameterStore(torch.zeros(SIZE), sgd(), strategy, 2)
+    store = make_store(strategy, num_workers=2, optimizer=sgd(), size=SIZE)
     accept(store, arrival(0, worker=1), float("nan"))
     assert reload(store, sgd(), strategy).refused == {(1, Refusal.NOT_FINITE): 1}
 
 
 def test_state_of_another_size_is_refused() -> None:
     tensors, data = make_store(asynchronous(), size=5).state()
-    with pytest.raises(ValueError, match="got 5 parameters, expected 4"):
+    with pytest.raises(ValueError, match="got 5 elements of parameters, expected 4"):
         make_store(asynchronous(), size=4).load_state(tensors, data)
 
 
 @pytest.mark.parametrize("settings", [{"lockstep": True}, {"synchronous_versions": 9}])
 def test_in_lock_step_a_checkpoint_leaves_pending_arrivals_to_be_computed_again(settings: dict[str, Any]) -> None:
     strategy = asynchronous(arrivals_per_update="workers", **settings)
-    store = ParameterStore(torch.zeros(SIZE), sgd(), strategy, 2)
+    store = make_store(strategy, num_workers=2, optimizer=sgd(), size=SIZE)
     for batch in range(3):
         accept(store, arrival(batch, worker=batch % 2, base_version=store.version), batch + 1.0)
         store.advance()
@@ -443,11 +449,11 @@ def test_in_lock_step_arrivals_are_admitted_in_the_order_of_their_batches() -> N
     store = make_store(asynchronous(lockstep=True, arrivals_per_update="workers"), num_workers=3)
     admitted = []
     for batch in (0, 1, 2):
-        admitted.append([other for other in range(4) if store.admits(arrival(other, worker=other % 3))])
+        admitted.append([other for other in range(4) if store.admits([arrival(other, worker=other % 3)])])
         accept(store, arrival(batch, worker=batch))
     assert admitted == [[0], [1], [2]]
 
 
 def test_out_of_lock_step_arrivals_are_admitted_in_any_order() -> None:
     store = make_store(asynchronous(arrivals_per_update=2), num_workers=3)
-    assert all(store.admits(arrival(batch)) for batch in range(4))
+    assert all(store.admits([arrival(batch)]) for batch in range(4))

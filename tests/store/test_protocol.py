@@ -16,7 +16,7 @@ from hvd_async.store.client import IDLE, ClientOptions, StoreClient
 from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word, WorkerState, WorkerWord
+from hvd_async.transport.layout import Layout, SlotWord, StopKind, StopNotice, Word, WorkerState, WorkerWord
 from tests.store.crew import Crew, Pull, Recorder
 from tests.store.stores import arrival, asynchronous, make_store
 
@@ -35,11 +35,20 @@ def value_of(batch: int) -> float:
     return (batch * 7919 % 13 - 6) / 8
 
 
-def make_crew(num_workers: int, num_batches: int, *, size: int = 3, seed: int = 0, **settings: Any) -> Crew:
+def make_crew(
+    num_workers: int,
+    num_batches: int,
+    *,
+    size: int = 3,
+    seed: int = 0,
+    num_buffers: int = 3,
+    memory_type: Callable[[Layout], ThreadMemory] = ThreadMemory,
+    **settings: Any,
+) -> Crew:
     others = {key: settings.pop(key) for key in ("journal", "server", "after_step", "gradient") if key in settings}
     strategy = asynchronous(**{"reduction": "sum", **settings})
-    store = make_store(strategy, num_workers=num_workers, size=size)
-    memory = ThreadMemory(Layout(size, num_workers, strategy.published_buffers))
+    memory = memory_type(Layout(size, num_workers, num_buffers))
+    store = make_store(strategy, num_workers=num_workers, memory=memory)
     gradient = others.pop("gradient", lambda batch: torch.full((size,), value_of(batch)))
     return Crew(store, strategy, memory, num_batches, gradient, seed, **others)
 
@@ -60,8 +69,7 @@ class SlowReads(ThreadMemory):
 
 @pytest.mark.parametrize("num_buffers", [2, 3])
 def test_every_pull_is_whole_and_of_the_version_it_claims(num_buffers: int) -> None:
-    crew = make_crew(2, 120, size=200_000, arrivals_per_update=1, published_buffers=num_buffers)
-    crew.memory = SlowReads(crew.memory.layout)
+    crew = make_crew(2, 120, size=200_000, arrivals_per_update=1, num_buffers=num_buffers, memory_type=SlowReads)
     crew.run().check()
     values = [0.0]
     for update in crew.journal.updates:
@@ -206,7 +214,7 @@ def test_every_evaluation_that_is_due_is_given_to_one_worker_at_most() -> None:
 
 
 def announce(memory: ThreadMemory, worker: int, version: int) -> None:
-    memory.store(memory.layout.worker_word(worker, WorkerWord.BASE_VERSION), version)
+    memory.store(memory.layout.slot_word(worker, SlotWord.BASE_VERSION), version)
 
 
 def set_state(memory: ThreadMemory, worker: int, state: WorkerState) -> None:
@@ -226,14 +234,11 @@ def scripted(turns: dict[int, Callable[[], None]], limit: int = 1000) -> Callabl
 
 
 def test_the_last_version_is_the_last_though_every_slot_is_full() -> None:
-    memory, store, journal = (
-        ThreadMemory(Layout(4, 4)),
-        make_store(asynchronous(arrivals_per_update=1), num_workers=4),
-        Recorder(),
-    )
+    memory, journal = ThreadMemory(Layout(4, 4)), Recorder()
+    store = make_store(asynchronous(arrivals_per_update=1), num_workers=4, memory=memory)
     for worker in range(4):
-        client = StoreClient(memory, worker, ClientOptions())
-        client.push(torch.ones(4), arrival(worker, worker=worker))
+        client = StoreClient([memory], worker, ClientOptions())
+        client.push(torch.ones(4), [arrival(worker, worker=worker)])
         client.leave()
     notice = StoreServer(store, memory, journal, ServerOptions(last_version=2)).serve(scripted({}))
     assert notice == StopNotice(StopKind.FINISHED, rank=0)
@@ -245,12 +250,12 @@ def test_workers_that_wait_for_a_version_go_on_when_its_sum_is_not_finite() -> N
     """Store and worker in one thread: the store's turn comes while the worker waits."""
     memory = ThreadMemory(Layout(4, 1))
     options = ClientOptions(waits_for_stragglers=True, store_timeout_seconds=0.3)
-    client = StoreClient(memory, 0, options)
+    client = StoreClient([memory], 0, options)
     memory.store(Word.NEXT_VERSION, 1)  # version 1 is announced
     given_up = []
 
     def give_up(word: int) -> None:
-        if word == Word.VERSION and memory.load(memory.layout.worker_word(0, WorkerWord.BASE_VERSION)) == IDLE:
+        if word == Word.VERSION and memory.load(memory.layout.slot_word(0, SlotWord.BASE_VERSION)) == IDLE:
             memory.store(Word.NEXT_VERSION, 0)  # as the server does when there is no next version after all
             given_up.append(True)
 
@@ -289,26 +294,26 @@ class AtPublication(ThreadMemory):
         super().__init__(layout)
         self._callback = callback
 
-    def put(self, offset: int, source: torch.Tensor) -> None:
-        super().put(offset, source)
-        if offset == self.layout.published_offset(1):
+    def store(self, word: int, value: int) -> None:
+        if word == Word.VERSION and value == 1:
             self._callback()
+        super().store(word, value)
 
 
 def test_parameters_stay_for_a_worker_that_announced_their_version_in_the_last_moment() -> None:
     strategy = asynchronous(arrivals_per_update=1, staleness_policy="delay_compensation", delay_compensation=0.5)
-    store = make_store(strategy, num_workers=2)
     memory = AtPublication(Layout(4, 2), lambda: announce(memory, 1, 0))
-    quick, late = (StoreClient(memory, worker, ClientOptions()) for worker in range(2))
+    store = make_store(strategy, num_workers=2, memory=memory)
+    quick, late = (StoreClient([memory], worker, ClientOptions()) for worker in range(2))
 
     def begin() -> None:
         announce(memory, 1, IDLE)
         set_state(memory, 1, WorkerState.ACTIVE)
-        quick.push(torch.full((4,), 2.0), arrival(0))
+        quick.push(torch.full((4,), 2.0), [arrival(0)])
         quick.leave()
 
     def end() -> None:
-        late.push(torch.full((4,), 2.0), arrival(1, worker=1, base_version=0))
+        late.push(torch.full((4,), 2.0), [arrival(1, worker=1, base_version=0)])
         late.leave()
 
     StoreServer(store, memory, Recorder(), ServerOptions()).serve(scripted({0: begin, 2: end}))
@@ -317,22 +322,24 @@ def test_parameters_stay_for_a_worker_that_announced_their_version_in_the_last_m
 
 
 def test_the_last_gradient_of_a_worker_that_has_left_still_counts() -> None:
-    memory, store, journal = ThreadMemory(Layout(4, 2)), make_store(asynchronous(), num_workers=2), Recorder()
+    memory, journal = ThreadMemory(Layout(4, 2)), Recorder()
+    store = make_store(asynchronous(), num_workers=2, memory=memory)
     for worker in range(2):
-        client = StoreClient(memory, worker, ClientOptions())
-        client.push(torch.ones(4), arrival(worker, worker=worker))
+        client = StoreClient([memory], worker, ClientOptions())
+        client.push(torch.ones(4), [arrival(worker, worker=worker)])
         client.leave()
     StoreServer(store, memory, journal, ServerOptions()).serve(scripted({}))
     assert [[one.batch for one in update.arrivals] for update in journal.updates] == [[0, 1]]
 
 
 def test_a_worker_that_leaves_completes_the_update_of_the_others() -> None:
-    memory, store, journal = ThreadMemory(Layout(4, 2)), make_store(asynchronous(), num_workers=2), Recorder()
-    client = StoreClient(memory, 0, ClientOptions())
+    memory, journal = ThreadMemory(Layout(4, 2)), Recorder()
+    store = make_store(asynchronous(), num_workers=2, memory=memory)
+    client = StoreClient([memory], 0, ClientOptions())
     versions: list[int] = []
     script = scripted(
         {
-            0: lambda: client.push(torch.ones(4), arrival(0)),
+            0: lambda: client.push(torch.ones(4), [arrival(0)]),
             3: lambda: versions.append(store.version),
             4: lambda: set_state(memory, 1, WorkerState.LEFT),
             6: lambda: versions.append(store.version),
@@ -346,17 +353,17 @@ def test_a_worker_that_leaves_completes_the_update_of_the_others() -> None:
 def test_a_gradient_under_way_holds_back_the_update_that_would_leave_it_too_stale() -> None:
     memory = ThreadMemory(Layout(4, 2))
     store, journal = make_store(asynchronous(arrivals_per_update=1, max_staleness=0), num_workers=2), Recorder()
-    quick, slow = (StoreClient(memory, worker, ClientOptions()) for worker in range(2))
+    quick, slow = (StoreClient([memory], worker, ClientOptions()) for worker in range(2))
     versions: list[int] = []
 
     def begin() -> None:
         set_state(memory, 1, WorkerState.ACTIVE)
         announce(memory, 1, 0)
-        quick.push(torch.ones(4), arrival(0))
+        quick.push(torch.ones(4), [arrival(0)])
 
     def end() -> None:
         versions.append(store.version)
-        slow.push(torch.ones(4), arrival(1, worker=1))
+        slow.push(torch.ones(4), [arrival(1, worker=1)])
         slow.leave()
         quick.leave()
 
@@ -368,7 +375,7 @@ def test_a_gradient_under_way_holds_back_the_update_that_would_leave_it_too_stal
 def test_claims_follow_the_order_of_a_resumed_run() -> None:
     memory = ThreadMemory(Layout(4, 2))
     options = ClientOptions(claim_order=ClaimOrder(missing=(3,), first_new=7))
-    clients = [StoreClient(memory, worker, options) for worker in range(2)]
+    clients = [StoreClient([memory], worker, options) for worker in range(2)]
     assert [clients[claim % 2].claim() for claim in range(4)] == [3, 7, 8, 9]
 
 
@@ -376,7 +383,7 @@ def test_evaluations_are_handed_out_in_turn() -> None:
     memory = ThreadMemory(Layout(4, 2))
     memory.store(Word.FIRST_EVALUATION, 20)
     memory.store(Word.EVALUATE_EVERY, 10)
-    first, second = (StoreClient(memory, worker, ClientOptions()) for worker in range(2))
+    first, second = (StoreClient([memory], worker, ClientOptions()) for worker in range(2))
     assert first.take_evaluation() is None
     memory.store(Word.EVALUATIONS_DUE, 3)
     assert [first.take_evaluation(), second.take_evaluation(), first.take_evaluation()] == [20, 30, 40]
@@ -388,7 +395,7 @@ def test_a_worker_that_came_second_for_an_evaluation_keeps_the_next() -> None:
     memory.store(Word.FIRST_EVALUATION, 20)
     memory.store(Word.EVALUATE_EVERY, 10)
     memory.store(Word.EVALUATIONS_DUE, 1)
-    first, second = (StoreClient(memory, worker, ClientOptions()) for worker in range(2))
+    first, second = (StoreClient([memory], worker, ClientOptions()) for worker in range(2))
     taken: list[int | None] = []
     original = memory.fetch_add
 
@@ -405,14 +412,14 @@ def test_a_worker_that_came_second_for_an_evaluation_keeps_the_next() -> None:
 
 
 def test_too_many_statistics_are_refused() -> None:
-    client = StoreClient(ThreadMemory(Layout(4, 1)), 0, ClientOptions())
-    with pytest.raises(ValueError, match="got 19 numbers, expected at most 18"):
+    client = StoreClient([ThreadMemory(Layout(4, 1))], 0, ClientOptions())
+    with pytest.raises(ValueError, match="got 19 numbers, expected at most 16"):
         client.report_evaluation(1, [0.0] * 19)
 
 
 def test_the_first_request_to_stop_stands() -> None:
     memory = ThreadMemory(Layout(4, 1))
-    client = StoreClient(memory, 0, ClientOptions())
+    client = StoreClient([memory], 0, ClientOptions())
     client.request_stop(StopNotice(StopKind.SIGNAL, 1, 2))
     client.request_stop(StopNotice(StopKind.SIGNAL, 1, 15))
     assert client.stop_notice() == StopNotice(StopKind.SIGNAL, 1, 2)
@@ -425,12 +432,12 @@ IMPATIENT = ClientOptions(store_timeout_seconds=0.2)
 
 @pytest.mark.parametrize("waits", ["join", "push", "released"])
 def test_a_worker_gives_up_on_a_store_that_is_silent(waits: str) -> None:
-    client = StoreClient(ThreadMemory(Layout(4, 1)), 0, IMPATIENT)
+    client = StoreClient([ThreadMemory(Layout(4, 1))], 0, IMPATIENT)
     if waits != "join":
-        client.push(torch.ones(4), arrival(0))  # the slot was free
+        client.push(torch.ones(4), [arrival(0)])  # the slot was free
     actions: dict[str, Callable[[], object]] = {
         "join": client.join,
-        "push": lambda: client.push(torch.ones(4), arrival(1)),
+        "push": lambda: client.push(torch.ones(4), [arrival(1)]),
         "released": client.wait_released,
     }
     with pytest.raises(
@@ -441,8 +448,9 @@ def test_a_worker_gives_up_on_a_store_that_is_silent(waits: str) -> None:
 
 
 def test_the_store_gives_up_on_a_worker_that_is_silent() -> None:
-    memory, store = ThreadMemory(Layout(4, 2)), make_store(asynchronous(), num_workers=2)
-    StoreClient(memory, 0, ClientOptions()).leave()
+    memory = ThreadMemory(Layout(4, 2))
+    store = make_store(asynchronous(), num_workers=2, memory=memory)
+    StoreClient([memory], 0, ClientOptions()).leave()
     server = StoreServer(store, memory, Recorder(), ServerOptions(worker_timeout_seconds=0.2))
     with pytest.raises(PeerError, match=r"worker 1 gave no sign of life for .* \(strategy.worker_timeout_seconds\)"):
         server.serve(lambda: None)

@@ -1,0 +1,64 @@
+"""The models whose steps are measured, with a batch of random sentences: their sizes count, not what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from hvd_async.config import ModelConfig
+from hvd_async.nmt.batching import Batch, collate
+from hvd_async.nmt.criterion import cross_entropy_sum, output_tokens
+from hvd_async.nmt.transformer import Transformer
+
+_FIRST_WORD = 4  # below are padding, unknown, begin and end
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """A model, and a batch of `tokens` target tokens in sentences of `length`, ends included."""
+
+    config: ModelConfig
+    vocabulary: int
+    tokens: int
+    length: int
+
+
+SIZES = {
+    # As configs/multi30k.yaml has it.
+    "multi30k": ModelSize(
+        ModelConfig(encoder_layers=3, decoder_layers=3, width=256, feed_forward=1024, heads=4), 6000, 500, 14
+    ),
+    # The base model of Vaswani et al. (2017), 60 million parameters with a vocabulary of 32000.
+    "base": ModelSize(
+        ModelConfig(encoder_layers=6, decoder_layers=6, width=512, feed_forward=2048, heads=8), 32000, 4096, 32
+    ),
+}
+
+
+class ModelStep:
+    """Forward and backward of one batch, always the same."""
+
+    def __init__(self, size: ModelSize) -> None:
+        """Draw parameters and batch; torch's random state stays as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.model = Transformer(size.config, size.vocabulary)
+        self.batch = random_batch(size)
+
+    def __call__(self) -> tuple[float, int]:
+        """Add the gradient of the summed loss into the model's; the loss, and the target tokens it is over."""
+        batch = self.batch
+        logits = self.model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
+        loss = cross_entropy_sum(logits, output_tokens(batch), label_smoothing=0.1)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        return float(loss.detach()), batch.num_tokens
+
+
+def random_batch(size: ModelSize) -> Batch:
+    """Sentences of `size.length` random words, as many as make about `size.tokens` target tokens; none is padded."""
+    rng = np.random.default_rng(1)
+    num = max(1, size.tokens // size.length)
+    words = rng.integers(_FIRST_WORD, size.vocabulary, size=(2, num, size.length - 1))
+    return collate(list(words[0]), list(words[1]))

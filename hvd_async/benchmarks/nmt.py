@@ -1,0 +1,325 @@
+"""The Transformer on one core: matrix products, training steps in two precisions, translation with and without a cache.
+
+All rates are per second of this process's CPU time, with one thread, and competitors take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from hvd_async.config import RunConfig
+from hvd_async.flat import FlatParameters
+from hvd_async.nmt.batching import Batch
+from hvd_async.nmt.corpus import PreparedCorpus
+from hvd_async.nmt.export import ExportedModel
+from hvd_async.nmt.task import TranslationTask
+from hvd_async.nmt.transformer import DecoderState, Transformer
+from hvd_async.nmt.vocabulary import PAD
+
+FLOAT32, BFLOAT16, BFLOAT16_TRANSPOSED = "float32", "bfloat16", "bfloat16 transposed"
+PRECISIONS = (FLOAT32, BFLOAT16)
+_GEMM_SIZE = 2048
+_GEMM_SECONDS = 1.0
+_SEED_SPACE = 2**63
+
+
+@dataclass(frozen=True)
+class Rates:
+    """One thing's rate in each turn."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of all turns."""
+        return statistics.median(self.values)
+
+    @property
+    def low(self) -> float:
+        """The slowest turn."""
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        """The fastest turn."""
+        return max(self.values)
+
+    def over(self, other: Rates) -> float:
+        """Median over turns of this rate divided by the `other` of the same turn."""
+        return statistics.median(a / b for a, b in zip(self.values, other.values, strict=True))
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """One thread for torch's arithmetic within."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def take_turns(competitors: Mapping[str, Callable[[int], float]], turns: int) -> dict[str, Rates]:
+    """Call each competitor with the number of the turn, each time in the opposite order; it returns its rate."""
+    rates: dict[str, list[float]] = {name: [] for name in competitors}
+    for turn in range(turns):
+        for name in list(rates)[:: 1 if turn % 2 == 0 else -1]:
+            rates[name].append(competitors[name](turn))
+    return {name: Rates(tuple(values)) for name, values in rates.items()}
+
+
+def measure_gemm(turns: int = 5, size: int = _GEMM_SIZE) -> dict[str, Rates]:
+    """GFLOP per CPU-second of a product of two matrices of `size` x `size`, by the names of float32 and both bfloat16.
+
+    Libraries may have a fast kernel for A B^T ("transposed", as in a linear layer's forward) and none for A B. Where a kernel
+    would take much longer than a second, A has fewer rows.
+    """
+    competitors = {
+        FLOAT32: Gemm(torch.float32, size),
+        BFLOAT16: Gemm(torch.bfloat16, size),
+        BFLOAT16_TRANSPOSED: Gemm(torch.bfloat16, size, is_transposed=True),
+    }
+    with single_thread():
+        return take_turns({name: gemm.gflops for name, gemm in competitors.items()}, turns)
+
+
+class Gemm:
+    """A product of square matrices to be timed."""
+
+    def __init__(self, dtype: torch.dtype, size: int = _GEMM_SIZE, is_transposed: bool = False) -> None:
+        """Draw the matrices, and find how many rows of the first fit in about a second."""
+        generator = torch.Generator().manual_seed(1)
+        self._a = torch.randn(size, size, generator=generator).to(dtype)
+        b = torch.randn(size, size, generator=generator).to(dtype)
+        self._b = b.t() if is_transposed else b
+        with single_thread():
+            few = self._a[: min(size, 32)]
+            seconds = cpu_seconds(lambda: few @ self._b) / len(few)
+        self._a = self._a[: max(len(few), min(size, int(_GEMM_SECONDS / max(seconds, 1e-9))))]
+
+    def gflops(self, turn: int = 0) -> float:
+        """GFLOP per CPU-second of one product."""
+        flop = 2.0 * self._a.shape[0] * self._b.shape[0] * self._b.shape[1]
+        return flop / cpu_seconds(lambda: self._a @ self._b) / 1e9
+
+
+def cpu_seconds(action: Callable[[], object]) -> float:
+    """CPU time of this process that `action` takes; never 0."""
+    started = time.process_time()
+    action()
+    return max(time.process_time() - started, 1e-9)
+
+
+@dataclass(frozen=True)
+class TrainingMeasurement:
+    """Real target tokens per CPU-second by precision, beside what float32 matrix products do in the same turns."""
+
+    rates: dict[str, Rates]
+    sgemm_gflops: Rates
+    padding_share: float
+    """Of the positions of source and target together, in the batches measured."""
+    mflop_per_token: float
+    """MFLOP of the matrix products of a step, attention's left out, per real target token."""
+
+    def share_of_limit(self, precision: str = FLOAT32) -> float:
+        """1.0: all matrix products as fast as the large one in float32, and nothing else takes time."""
+        return self.rates[precision].over(self.sgemm_gflops) * self.mflop_per_token / 1e3
+
+
+@dataclass(frozen=True)
+class TrainingEffort:
+    """How long to measure. `turn_seconds`: a precision that is slower than this takes fewer batches, at least one."""
+
+    turns: int = 6
+    batches: int = 12
+    turn_seconds: float = 20.0
+
+
+def measure_training(
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    effort: TrainingEffort = TrainingEffort(),  # frozen
+    precisions: Sequence[str] = PRECISIONS,
+) -> TrainingMeasurement:
+    """Forward, backward and collecting of the gradient, of the first batches of `config`'s run; no updates.
+
+    Making the batch is part of it, as in a run.
+    """
+    with single_thread():
+        steppers = {name: _Stepper(_with_precision(config, name), corpus) for name in precisions}
+        counts = {name: stepper.batches_within(effort) for name, stepper in steppers.items()}
+        sgemm = Gemm(torch.float32)
+        competitors: dict[str, Callable[[int], float]] = {
+            name: lambda turn, stepper=stepper, count=counts[name]: stepper.tokens_per_second(  # type: ignore[misc]
+                range(turn * effort.batches, turn * effort.batches + count)
+            )
+            for name, stepper in steppers.items()
+        }
+        rates = take_turns({**competitors, "sgemm": sgemm.gflops}, effort.turns)
+    stepper = next(iter(steppers.values()))
+    batches = [stepper.task.batch(index, "cpu") for index in range(effort.turns * effort.batches)]
+    return TrainingMeasurement(
+        {name: rates[name] for name in precisions},
+        rates["sgemm"],
+        padding_of(batches),
+        sum(matrix_flop(stepper.model, batch) for batch in batches) / sum(batch.num_tokens for batch in batches) / 1e6,
+    )
+
+
+class _Stepper:
+    """A worker's part of the steps of a run, without the exchange."""
+
+    def __init__(self, config: RunConfig, corpus: PreparedCorpus) -> None:
+        self.task = TranslationTask(config, corpus)
+        model = self.task.build_model()
+        assert isinstance(model, Transformer)
+        self.model = model.train()
+        self.flat = FlatParameters(model)
+        self._seed = config.seed
+
+    def step(self, index: int) -> tuple[Tensor, int]:
+        """The gradient ([size], float32) of the summed loss of batch `index`, and its target tokens."""
+        torch.manual_seed(hash((self._seed, index)) % _SEED_SPACE)
+        self.flat.zero_gradient()
+        loss, tokens = self.task.loss(self.model, self.task.batch(index, "cpu"))
+        torch.autograd.backward(loss)
+        return self.flat.collect_gradient(), tokens
+
+    def batches_within(self, effort: TrainingEffort) -> int:
+        """Batches of a turn, after a first one to warm up."""
+        self.step(0)
+        return max(1, min(effort.batches, int(effort.turn_seconds / cpu_seconds(lambda: self.step(0)))))
+
+    def tokens_per_second(self, indices: range) -> float:
+        started = time.process_time()
+        tokens = sum(self.step(index)[1] for index in indices)
+        return tokens / (time.process_time() - started)
+
+
+def padding_of(batches: Sequence[Batch]) -> float:
+    """Share of the positions of all batches, source and target together, that are padding."""
+    real = sum(int((batch.source != PAD).sum()) + batch.num_tokens for batch in batches)
+    return 1.0 - real / sum(batch.source.numel() + batch.target_output.numel() for batch in batches)
+
+
+def matrix_flop(model: Transformer, batch: Batch) -> float:
+    """FLOP of forward and backward of all linear layers: 6 for each weight and position (of the batch, padding included)."""
+    flop = 0.0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            is_of_source = name.startswith("encoder.") or name.endswith("cross_attention.key_value")
+            positions = batch.source.numel() if is_of_source else batch.target_output.numel()
+            flop += 6.0 * module.weight.numel() * (batch.num_tokens if module is model.output else positions)
+    return flop
+
+
+def _with_precision(config: RunConfig, precision: str) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+
+
+def briefly_trained(config: RunConfig, corpus: PreparedCorpus, tokens: int = 200_000) -> ExportedModel:
+    """A model that ends its sentences, which an untrained one never does: Adam, over `tokens` target tokens."""
+    stepper = _Stepper(_with_precision(config, FLOAT32), corpus)
+    optimizer = torch.optim.Adam(stepper.model.parameters(), betas=(0.9, 0.98))
+    seen = index = 0
+    with single_thread():
+        while seen < tokens:
+            gradient, num_tokens = stepper.step(index)
+            seen, index = seen + num_tokens, index + 1
+            gradient /= max(float(gradient.norm()), num_tokens)
+            optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, 4 * seen / tokens)
+            optimizer.step()
+    return ExportedModel(stepper.model.eval(), corpus.vocabulary, config, {"version": index})
+
+
+@dataclass(frozen=True)
+class DecodingMeasurement:
+    """Sentences per CPU-second, from text to text."""
+
+    cached: Rates
+    uncached: Rates
+    """Of each `every`-th sentence alone."""
+    cached_few: Rates
+    """With cache, of the same sentences as `uncached` and in the same turns."""
+    tokens_per_sentence: float
+    """Mean length of the translations, ends not included."""
+    same_share: float
+    """Share of the translations that are the same without a cache; ties and rounding may decide otherwise."""
+
+    @property
+    def speedup(self) -> float:
+        """By the cache: median over turns."""
+        return self.cached_few.over(self.uncached)
+
+
+def measure_decoding(
+    exported: ExportedModel, sentences: Sequence[str], beam: int, turns: int = 3, every: int = 5
+) -> DecodingMeasurement:
+    """Translate `sentences` in batches of similar length (`decoding.batch_sentences`), with `beam` (1: greedy search)."""
+    reference = replace(exported, model=WithoutCache(exported.model).eval())
+    few = sentences[::every]
+    found: dict[str, list[str]] = {}
+
+    def competitor(name: str, model: ExportedModel, chosen: Sequence[str]) -> Callable[[int], float]:
+        def run(turn: int) -> float:
+            return len(chosen) / cpu_seconds(lambda: found.update({name: model.translate(chosen, beam)}))
+
+        return run
+
+    with single_thread():
+        rates = take_turns(
+            {
+                "cached": competitor("cached", exported, sentences),
+                "few": competitor("few", exported, few),
+                "uncached": competitor("uncached", reference, few),
+            },
+            turns,
+        )
+    lengths = [len(tokens) for tokens in exported.vocabulary.encode(found["cached"])]
+    same = sum(a == b for a, b in zip(found["few"], found["uncached"], strict=True))
+    return DecodingMeasurement(rates["cached"], rates["uncached"], rates["few"], statistics.mean(lengths), same / len(few))
+
+
+@dataclass
+class _Prefixes(DecoderState):
+    """What a decoder without cache knows: the encoded source of each row, [B, S, W], and its tokens so far, [B, t]."""
+
+    memory: Tensor = field(default_factory=lambda: torch.empty(0))
+    tokens: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def select(self, rows: Tensor, sentences: Tensor | None = None) -> _Prefixes:
+        """See `DecoderState.select`; here each row has a source of its own."""
+        mask = None if self.source_mask is None else self.source_mask.index_select(0, rows)
+        memory, tokens = self.memory.index_select(0, rows), self.tokens.index_select(0, rows)
+        return replace(self, source_mask=mask, memory=memory, tokens=tokens)
+
+
+class WithoutCache(Transformer):
+    """The same model, which computes all positions of the target anew for each token: what the cache is compared with."""
+
+    def __init__(self, model: Transformer) -> None:
+        """Copy the parameters of `model`."""
+        super().__init__(model.config, model.output.out_features)
+        self.load_state_dict(model.state_dict())
+        self.to(model.positions)
+
+    def start(self, memory: Tensor, source_mask: Tensor | None) -> _Prefixes:
+        """See `Transformer.start`."""
+        tokens = torch.empty(len(memory), 0, dtype=torch.int64, device=memory.device)
+        return _Prefixes([], [], [], [], source_mask, memory=memory, tokens=tokens)
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """See `Transformer.step`; logits are made of the newest position alone here too."""
+        assert isinstance(state, _Prefixes)
+        state.tokens = torch.cat([state.tokens, tokens[:, None]], dim=1)
+        state.length += 1
+        logits: Tensor = self.output(self.decode(state.tokens, state.memory, state.source_mask)[:, -1])
+        return logits

@@ -1,0 +1,97 @@
+"""What a benchmark may be told on the command line, and what it does when told nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+from hvd_async.errors import ConfigError
+
+MODELS = ("multi30k", "base")
+_MOST_SIZES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of one benchmark.
+
+    Attributes:
+        sizes: lengths of the parameter vector in millions.
+        workers: ranks that train, beside the store.
+        repeats: most turns of each measurement.
+        threads: threads for arithmetic and copies of each rank.
+        seconds: limit for the turns of each measurement (of scaling: for all of them together).
+        model: what `step` computes, one of `MODELS`.
+        step_seconds: how long an emulated step sleeps.
+        config: for `nmt`, the YAML file whose model and corpus it measures; None: a model of Multi30k's size, generated text.
+    """
+
+    sizes: tuple[float, ...] = (1.0, 25.0, 100.0)
+    workers: int = 1
+    repeats: int = 15
+    threads: int = 1
+    seconds: float = 20.0
+    model: str = "multi30k"
+    step_seconds: float = 0.1
+    config: str | None = None
+
+    def arguments(self, takes: frozenset[str]) -> tuple[str, ...]:
+        """The flags that give a rank these options, of those that its benchmark `takes`."""
+        words: list[str] = []
+        for name in sorted(takes):
+            value = getattr(self, name)
+            text = ",".join(f"{size:g}" for size in value) if name == "sizes" else str(value)
+            words += [_flag(name), text]
+        return tuple(words)
+
+
+def make_options(benchmark: str, defaults: Options, takes: frozenset[str], given: dict[str, Any]) -> Options:
+    """`defaults` with what was `given` on the command line (None: not given; sizes as text).
+
+    Raises `ConfigError` for a value out of its range, and for a flag that `benchmark` does not take.
+    """
+    changes = {name: value for name, value in given.items() if value is not None}
+    if foreign := sorted(changes.keys() - takes):
+        known = ", ".join(_flag(name) for name in sorted(takes))
+        raise ConfigError(f"{_flag(foreign[0])}: bench {benchmark} does not take it; it takes {known}")
+    if "sizes" in changes:
+        changes["sizes"] = parse_sizes(changes["sizes"])
+    for name in ("workers", "repeats", "threads"):
+        if changes.get(name, 1) < 1:
+            raise ConfigError(f"{_flag(name)}: got {changes[name]}, expected a whole number >= 1")
+    for name in ("seconds", "step_seconds"):
+        if not 0.0 < changes.get(name, 1.0) < math.inf:
+            raise ConfigError(f"{_flag(name)}: got {changes[name]:g}, expected a number of seconds > 0")
+    return dataclasses.replace(defaults, **changes)
+
+
+def parse_sizes(text: str) -> tuple[float, ...]:
+    """Millions of parameters from `1,25,100`. Raises `ConfigError` for anything else."""
+    sizes: list[float] = []
+    for word in text.split(","):
+        try:
+            size = float(word)
+        except ValueError:
+            size = math.nan
+        if not 1e-3 <= size <= 1e5:
+            raise ConfigError(f"--sizes: got {word.strip()!r}, expected millions of parameters, such as 1,25,100")
+        sizes.append(size)
+    if len(sizes) > _MOST_SIZES:
+        raise ConfigError(f"--sizes: got {len(sizes)} sizes, expected at most {_MOST_SIZES}")
+    return tuple(sizes)
+
+
+def num_elements(size: float) -> int:
+    """Parameters of a vector of `size` millions."""
+    return round(size * 1e6)
+
+
+def own_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,112 @@
+"""Benchmarks that need real ranks: starting them, and being one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hvd_async.benchmarks.measurement import Figure
+from hvd_async.benchmarks.options import Options, own_cores
+from hvd_async.benchmarks.report import Machine, Result, read_results
+from hvd_async.errors import HvdAsyncError
+from hvd_async.launcher import Command, LaunchOptions, detect_mpi, mpirun_command, run_command
+from hvd_async.topology import Machine as RankMachine
+from hvd_async.topology import check_world, read_environment, this_machine
+
+if TYPE_CHECKING:
+    from hvd_async.transport.bootstrap import MpiGroup
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """This rank among those of a benchmark. `is_near[r]`: whether rank r shares a host with the store, which is rank 0."""
+
+    group: MpiGroup
+    is_near: tuple[bool, ...]
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        return self.group.rank
+
+    @property
+    def num_workers(self) -> int:
+        """All ranks but the store's."""
+        return self.group.size - 1
+
+
+def start_ranks(benchmark: str, arguments: tuple[str, ...], num_ranks: int, threads: int) -> tuple[int, list[Result]]:
+    """Run `benchmark` in `num_ranks` processes of this machine under mpirun: its exit status, and what it measured.
+
+    Blocks until it ends; signals are passed on. The ranks speak for themselves where they fail.
+    """
+    with tempfile.TemporaryDirectory(prefix="hvd-async-bench-") as folder:
+        path = Path(folder) / "results.json"
+        program = (sys.executable, "-m", "hvd_async", "bench", benchmark, *arguments)
+        program += ("--json", str(path), "--table", "none")
+        command = ranks_command(program, num_ranks, threads, _mpirun_options())
+        status = run_command(command, os.environ)
+        return status, read_results(path) if status == 0 else []
+
+
+def ranks_command(program: tuple[str, ...], num_ranks: int, threads: int, options: LaunchOptions) -> Command:
+    """The mpirun command line for `program` on this machine. Pure."""
+    return mpirun_command(program, num_ranks, options, {"OMP_NUM_THREADS": str(threads)})
+
+
+def _mpirun_options() -> LaunchOptions:
+    # The MPI of this environment, even if it is not active.
+    beside_python = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside_python) if beside_python.exists() else shutil.which("mpirun") or "mpirun"
+    return LaunchOptions(mpi=detect_mpi(mpirun), mpirun=mpirun, num_cores=own_cores(), as_root=os.geteuid() == 0)
+
+
+def run_as_rank(
+    benchmark: str,
+    measure: Callable[[Place, Options], list[Figure]],
+    options: Options,
+    environ: Mapping[str, str] = os.environ,
+) -> Result | None:
+    """Play this rank's part of `benchmark`; the result on rank 0, None elsewhere. Collective over all ranks, at least two.
+
+    `measure` is called on every rank and returns the figures that this rank measured. A rank that fails ends all of them.
+    """
+    from hvd_async.transport.bootstrap import MpiGroup, init_mpi
+
+    load = os.getloadavg()[0]
+    group = MpiGroup(init_mpi())
+    check_world(read_environment(environ), group.rank, group.size)
+    with _aborting_on_failure(group):
+        hosts = [RankMachine.from_text(text).host for text in group.exchange(this_machine().to_text())]
+        place = Place(group, tuple(host == hosts[0] for host in hosts))
+        mine = measure(place, options)
+        gathered = group.exchange(json.dumps([figure.to_json() for figure in mine]))
+    if group.rank != 0:
+        return None
+    from hvd_async.transport.probe import library_name  # late: it needs an MPI that is initialised
+
+    machine = dataclasses.replace(Machine.here(library_name(), len(set(hosts))), load=round(load, 2))
+    figures = tuple(Figure.from_json(data) for text in gathered for data in json.loads(text))
+    return Result(benchmark, machine, options, figures)
+
+
+@contextlib.contextmanager
+def _aborting_on_failure(group: MpiGroup) -> Iterator[None]:
+    """An exception on this rank ends all ranks at once: the others wait for it."""
+    try:
+        yield
+    except BaseException as error:
+        known = isinstance(error, HvdAsyncError)
+        trace = "" if known else "".join(traceback.format_exception(error))
+        sys.stderr.write(f"{trace}hvd-async: rank {group.rank}: {error}\n")
+        sys.stderr.flush()
+        group.abort(error.exit_status if isinstance(error, HvdAsyncError) else 1)

@@ -1,0 +1,193 @@
+"""Results for people and for files: a table beside the facts of the machine, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from hvd_async import __version__
+from hvd_async.atomic import write_file
+from hvd_async.benchmarks.measurement import Figure
+from hvd_async.benchmarks.options import Options
+from hvd_async.errors import DataError
+
+HEADER = ("figure", "median", "quartiles", "limit", "its median", "ratio", "target", "met")
+_NUM_TEXT_COLUMNS = 1
+_LIMIT_COLUMN = 3
+# A column's frame takes a space more than the gap of plain text.
+_RICH_MARGIN = len(HEADER) + 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What figures depend on beside the code. `hosts`: how many; `mpi`: empty where none was used."""
+
+    cpu: str
+    cores: int
+    load: float
+    """Of the last minute, when the benchmark began: much above 0, others disturb it."""
+    python: str
+    torch: str
+    mpi: str = ""
+    hosts: int = 1
+
+    @classmethod
+    def here(cls, mpi: str = "", hosts: int = 1) -> Machine:
+        """The machine of this process."""
+        return cls(
+            cpu=cpu_name(_read("/proc/cpuinfo")) or platform.machine(),
+            cores=len(os.sched_getaffinity(0)),
+            load=round(os.getloadavg()[0], 2),
+            python=platform.python_version(),
+            torch=str(torch.__version__),
+            mpi=mpi,
+            hosts=hosts,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """All figures of one benchmark."""
+
+    benchmark: str
+    machine: Machine
+    options: Options
+    figures: tuple[Figure, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "benchmark": self.benchmark,
+            "hvd_async": __version__,
+            "machine": dataclasses.asdict(self.machine),
+            "options": dataclasses.asdict(self.options),
+            "figures": [figure.to_json() for figure in self.figures],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Result:
+        """The inverse of `to_json`."""
+        options = Options(**{**data["options"], "sizes": tuple(data["options"]["sizes"])})
+        figures = tuple(Figure.from_json(figure) for figure in data["figures"])
+        return cls(data["benchmark"], Machine(**data["machine"]), options, figures)
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write `{"results": [...]}` to `path`, complete or not at all. Raises `DataError` where it cannot be written."""
+    document = {"results": [result.to_json() for result in results]}
+    write_file(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def read_results(path: Path) -> list[Result]:
+    """What `write_results` wrote. Raises `DataError` for anything else."""
+    try:
+        return [Result.from_json(data) for data in json.loads(path.read_text(encoding="utf-8"))["results"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: no results of hvd-async bench: {error}") from None
+
+
+def print_results(results: Sequence[Result], stream: TextIO, *, is_terminal: bool) -> None:
+    """A table for each benchmark: with colours on a terminal that is wide enough, as plain aligned text elsewhere."""
+    for result in results:
+        rows = [cells(figure) for figure in result.figures]
+        plain = plain_table(rows)
+        if is_terminal and shutil.get_terminal_size().columns >= plain.index("\n") + _RICH_MARGIN:
+            _print_rich(result, rows, stream)
+        else:
+            stream.write(f"{title(result)}\n{plain}\n\n")
+    stream.flush()
+
+
+def title(result: Result) -> str:
+    """One line: what was measured, and where."""
+    machine, options = result.machine, result.options
+    threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
+    hosts = "" if machine.hosts == 1 else f", {machine.hosts} hosts"
+    mpi = f", {machine.mpi}" if machine.mpi else ""
+    return (
+        f"{result.benchmark}: {machine.cpu}, {machine.cores} cores (load {machine.load}){hosts}, {threads} a rank,"
+        f" torch {machine.torch}{mpi}"
+    )
+
+
+def cells(figure: Figure) -> tuple[str, ...]:
+    """The row of `figure`, in the order of `HEADER`."""
+    limit = figure.limit
+    return (
+        figure.name,
+        f"{number(figure.value.median)} {figure.unit}",
+        f"{number(figure.value.low)}..{number(figure.value.high)}",
+        limit.name if limit else "-",
+        f"{number(limit.spread.median)} {figure.unit}" if limit else "-",
+        "-" if figure.ratio is None else f"{figure.ratio:.2f}",
+        _target_text(figure),
+        {True: "yes", False: "NO", None: "-"}[figure.met],
+    )
+
+
+def _target_text(figure: Figure) -> str:
+    if figure.target is None:
+        return "-"
+    if figure.target.kind == "ratio at least":
+        return f">= {figure.target.bound:.2f}"
+    return f"<= {figure.target.bound:g} {figure.unit}"
+
+
+def number(value: float) -> str:
+    """Three figures, never in powers of ten."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def plain_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: names left, numbers right."""
+    lines = [HEADER, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    lines.insert(1, tuple("-" * width for width in widths))
+    text = []
+    for line in lines:
+        aligned = [
+            cell.ljust(width) if _is_text(i) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append("  ".join(aligned).rstrip())
+    return "\n".join(text)
+
+
+def _print_rich(result: Result, rows: Sequence[Sequence[str]], stream: TextIO) -> None:
+    from rich.console import Console  # late: plain text needs none of it
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title(result), title_justify="left")
+    for i, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if _is_text(i) else "right")
+    for row, figure in zip(rows, result.figures, strict=True):
+        style = {True: "green", False: "red", None: ""}[figure.met]
+        table.add_row(*(Text(cell) for cell in row[:-1]), Text(row[-1], style=style))
+    Console(file=stream).print(table)
+
+
+def _is_text(column: int) -> bool:
+    return column < _NUM_TEXT_COLUMNS or column == _LIMIT_COLUMN
+
+
+def cpu_name(cpuinfo: str) -> str:
+    """The model of the first processor in the text of /proc/cpuinfo; empty where it has none."""
+    found = re.search(r"^model name\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

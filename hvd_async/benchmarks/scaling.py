@@ -1,0 +1,97 @@
+"""Throughput of several workers beside that of one, their compute being sleep: what the store lets through."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import torch
+
+from hvd_async.benchmarks.jobs import run_job
+from hvd_async.benchmarks.limits import arithmetic_threads
+from hvd_async.benchmarks.measurement import Figure, Spread, Target, rate
+from hvd_async.benchmarks.options import Options, num_elements
+from hvd_async.benchmarks.ranks import Place
+from hvd_async.flat import FlatParameters
+from hvd_async.strategies.protocol import Step, Worker
+
+DEFAULTS = Options(sizes=(1.0,), workers=6, repeats=3, seconds=90.0)
+TAKES = frozenset({"sizes", "workers", "repeats", "threads", "seconds", "step_seconds"})
+
+_TARGET = Target("ratio at least", 0.95)
+_FEWEST_STEPS = 3
+_UNIT = "steps/s"
+
+
+def measure(place: Place, options: Options) -> list[Figure]:
+    """One figure for each size and number of workers, on rank 0. The numbers of workers take turns."""
+    figures: list[Figure] = []
+    with arithmetic_threads(options.threads):
+        for size in options.sizes:
+            rates: dict[int, list[float]] = {workers: [] for workers in range(1, place.num_workers + 1)}
+            steps = num_steps(options, place.num_workers)
+            for _ in range(options.repeats):
+                for workers, taken in rates.items():
+                    taken.append(_throughput(place, workers, num_elements(size), steps, options))
+            figures += scaling_figures(size, rates, options.step_seconds)
+    return figures if place.rank == 0 else []
+
+
+def num_steps(options: Options, num_workers: int) -> int:
+    """Steps of each worker in one measurement, so that all measurements together take about `options.seconds`."""
+    measurements = options.repeats * num_workers * len(options.sizes)
+    return max(_FEWEST_STEPS, int(options.seconds / measurements / options.step_seconds))
+
+
+def _throughput(place: Place, num_workers: int, num: int, steps: int, options: Options) -> float:
+    """Steps a second of the first `num_workers` workers together, known to every rank; the others wait. Collective."""
+    from hvd_async.transport.pointtopoint import first_ranks, wait_quietly  # late: they need an MPI that is initialised
+
+    group = first_ranks(place.group, num_workers + 1)
+    mine: list[float] = []
+    if group is not None:
+        model = _Vector(num)
+        flat = FlatParameters(model)
+
+        def loop(worker: Worker) -> None:
+            flat.gradient.fill_(1e-4)
+            mine.append(work(worker, steps, options.step_seconds))
+
+        inner = Place(group, place.is_near[: group.size])
+        run_job(inner, model, flat, options.threads, loop)
+        group.comm.Free()
+    wait_quietly(place.group)
+    return sum(sum(json.loads(text)) for text in place.group.exchange(json.dumps(mine)))
+
+
+def work(worker: Worker, steps: int, step_seconds: float) -> float:
+    """Steps a second of this worker; the first step, in which memory is touched first, does not count."""
+    begin = 0.0
+    for number, claim in enumerate(worker.claims()):
+        if number == 1:
+            begin = time.perf_counter()
+        if number == steps + 1:
+            break
+        time.sleep(step_seconds)  # the emulated work
+        worker.step(Step(claim.batch, tokens=1, loss=1.0, seconds=step_seconds))
+    return steps / (time.perf_counter() - begin)
+
+
+def scaling_figures(size: float, rates: dict[int, list[float]], step_seconds: float) -> list[Figure]:
+    """`rates`: by number of workers, the steps a second of every round."""
+    alone = Spread.of(rates[1])
+    ceiling = Spread.of([1.0 / step_seconds])
+    figures = [rate(f"1 worker, {size:g} M", alone, _UNIT, ("steps without a store", ceiling))]
+    for workers, taken in rates.items():
+        if workers > 1:
+            limit = (f"{workers} times 1 worker", alone.scaled(workers))
+            figures.append(rate(f"{workers} workers, {size:g} M", Spread.of(taken), _UNIT, limit, _TARGET))
+    return figures
+
+
+class _Vector(torch.nn.Module):
+    """A model that is nothing but parameters."""
+
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self.vector = torch.nn.Parameter(torch.zeros(num))

@@ -1,0 +1,135 @@
+"""The arithmetic of an update, in one process: against the bytes that it must move, and against the obvious torch code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hvd_async.benchmarks.limits import arithmetic_threads, memcpy_with, page_aligned
+from hvd_async.benchmarks.measurement import Effort, Figure, Spread, Target, duration, take_turns, timed
+from hvd_async.benchmarks.options import Options, num_elements, own_cores
+from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
+from hvd_async.errors import SetupError
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.parameter_store import Arrival, ParameterStore
+from hvd_async.store.shard import Shard
+
+DEFAULTS = Options(threads=own_cores())
+TAKES = frozenset({"sizes", "repeats", "threads", "seconds"})
+
+NUM_ARRIVALS = 4
+OPTIMIZER = OptimizerConfig(kind="adam", schedule=ScheduleConfig(kind="constant", warmup=0))
+# Parameters and both moments are read and written, the published copy is written.
+_VECTORS_MOVED = NUM_ARRIVALS + 3 * 2 + 1
+# Slots; parameters, two moments, sum and published copy of the store and of the torch code; two for memcpy.
+_VECTORS_HELD = NUM_ARRIVALS + 2 * 5 + 2
+_TOKENS = 100
+
+_MEMCPY_TARGET = Target("ratio at least", 0.8)
+_TORCH_TARGET = Target("ratio at least", 1.5)
+_NEVER_SLOWER = Target("ratio at least", 1.0)
+_LARGE = 25.0
+
+
+def measure(options: Options) -> list[Figure]:
+    """The figures of every size. Raises `SetupError` where memory does not hold one."""
+    figures: list[Figure] = []
+    for size in options.sizes:
+        check_memory(num_elements(size), _available_bytes())
+    for size in options.sizes:
+        with arithmetic_threads(options.threads):
+            figures += _figures(size, _measure_size(num_elements(size), options))
+    return figures
+
+
+def _measure_size(num: int, options: Options) -> dict[str, Spread]:
+    """Seconds by competitor for vectors of `num` parameters."""
+    slots = [torch.randn(num).mul_(1e-3) for _ in range(NUM_ARRIVALS)]
+    published, other, source, target = torch.zeros(num), torch.zeros(num), page_aligned(num), page_aligned(num)
+    ours, theirs = StoreUpdate(slots, published), TorchUpdate(slots, other)
+    effort = Effort(options.repeats, options.seconds, warm_ups=2)  # the first makes the moments
+    with memcpy_with(options.threads) as copy:
+        return take_turns(
+            lambda: {
+                "store": timed(ours),
+                "torch": timed(theirs),
+                "memcpy": timed(lambda: copy(source, target)),
+            },
+            effort,
+        )
+
+
+class StoreUpdate:
+    """What the store does with N full slots: takes them in, makes the update, publishes the new parameters."""
+
+    def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
+        """`slots`: N gradients, [size] float32, only read; `published`: [size] float32, written in turns with a second one."""
+        strategy = StrategyConfig(kind="async", arrivals_per_update=len(slots))
+        shard = Shard([published, torch.zeros_like(published)], OPTIMIZER)
+        self._store = ParameterStore(shard, published.numel(), OPTIMIZER, strategy, num_workers=len(slots))
+        # The largest magnitude comes with a push: whoever writes into a slot has seen every element.
+        self._gradients = [Gradient.measure(slot) for slot in slots]
+        self._batch = 0
+
+    def __call__(self) -> None:
+        """Make one update."""
+        for worker, gradient in enumerate(self._gradients):
+            arrival = Arrival(worker, self._batch, self._store.version, tokens=_TOKENS, loss=1.0)
+            self._store.accept([arrival], gradient)
+            self._batch += 1
+        update = self._store.advance()
+        assert update is not None  # gradients are finite, and all have arrived
+
+
+class TorchUpdate:
+    """The same by the obvious code: add the gradients, let torch's fused Adam step, copy the parameters."""
+
+    def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
+        """As `StoreUpdate`."""
+        self._parameters = torch.zeros_like(published).requires_grad_()
+        self._optimizer = torch.optim.Adam(
+            [self._parameters], OPTIMIZER.learning_rate, betas=OPTIMIZER.betas, eps=OPTIMIZER.epsilon, fused=True
+        )
+        self._sum = torch.zeros_like(published)
+        self._slots = slots
+        self._published = published
+
+    def __call__(self) -> None:
+        """Make one update."""
+        torch.add(self._slots[0], self._slots[1], out=self._sum)
+        for slot in self._slots[2:]:
+            self._sum.add_(slot)
+        self._parameters.grad = self._sum
+        self._optimizer.step()
+        self._published.copy_(self._parameters.detach())
+
+
+def _figures(size: float, seconds: dict[str, Spread]) -> list[Figure]:
+    """A copy of b bytes reads b and writes b: the limit is the time of `_VECTORS_MOVED / 2` copies of one vector."""
+    limit = seconds["memcpy"].scaled(_VECTORS_MOVED / 2)
+    against_torch = _TORCH_TARGET if size >= _LARGE else _NEVER_SLOWER
+    name = f"update of {NUM_ARRIVALS} arrivals, Adam, {size:g} M"
+    return [
+        duration(name, seconds["store"], ("memcpy of as many bytes", limit), _MEMCPY_TARGET),
+        duration(name, seconds["store"], ("torch: add, fused Adam, copy", seconds["torch"]), against_torch),
+    ]
+
+
+def check_memory(num: int, available_bytes: int | None) -> None:
+    """Raise `SetupError` if vectors of `num` parameters do not fit into `available_bytes` (None: not known)."""
+    needed = 4 * num * _VECTORS_HELD
+    if available_bytes is not None and needed > available_bytes:
+        raise SetupError(
+            f"memory: got {available_bytes / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB for {num / 1e6:g} million"
+            " parameters; give smaller --sizes"
+        )
+
+
+def _available_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kib = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return kib[0] * 1024 if kib else None

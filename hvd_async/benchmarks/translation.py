@@ -1,0 +1,97 @@
+"""`bench nmt`: the measurements of `benchmarks.nmt` as figures, on a configuration's corpus or on the built-in one."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from hvd_async.benchmarks import nmt
+from hvd_async.benchmarks.measurement import Figure, Spread, rate
+from hvd_async.benchmarks.nmt import BFLOAT16, BFLOAT16_TRANSPOSED, FLOAT32, DecodingMeasurement, Rates, TrainingMeasurement
+from hvd_async.benchmarks.options import Options
+from hvd_async.config import RunConfig, load_config, parse_config
+from hvd_async.nmt.corpus import PreparedCorpus, prepare
+from hvd_async.nmt.grammar import write_corpus
+
+DEFAULTS = Options(repeats=3, seconds=20.0)
+TAKES = frozenset({"config", "repeats", "seconds"})
+
+_BATCHES = 4
+_BRIEF_TOKENS = 20_000
+_SENTENCES = 40
+_PAIRS = 4000
+_BEAM = 4
+
+
+def measure(options: Options) -> list[Figure]:
+    """Matrix products, training and translation on one core; `options.seconds` is for each of them, roughly."""
+    with _corpus(options.config) as (config, corpus):
+        gemm = nmt.measure_gemm(options.repeats)
+        turn_seconds = options.seconds / (2 * options.repeats)
+        effort = nmt.TrainingEffort(options.repeats, _BATCHES, turn_seconds)
+        training = nmt.measure_training(config, corpus, effort)
+        exported = nmt.briefly_trained(config, corpus, _BRIEF_TOKENS)
+        sentences = [corpus.vocabulary.decode([corpus.validation.source(i).tolist()])[0] for i in _some(corpus)]
+        decoding = nmt.measure_decoding(exported, sentences, _BEAM, options.repeats)
+    return [*gemm_figures(gemm), *training_figures(training), decoding_figure(decoding)]
+
+
+def gemm_figures(rates: dict[str, Rates]) -> list[Figure]:
+    """Matrix products in bfloat16 beside float32."""
+    single = spread(rates[FLOAT32])
+    return [
+        Figure("matrix product, float32", single, "GFLOP/CPU s"),
+        *(
+            rate(f"matrix product, {name}", spread(rates[name]), "GFLOP/CPU s", ("float32", single))
+            for name in (BFLOAT16, BFLOAT16_TRANSPOSED)
+        ),
+    ]
+
+
+def training_figures(measured: TrainingMeasurement) -> list[Figure]:
+    """Tokens a second beside those of the step's matrix products alone, at the speed of a large one; bfloat16 beside float32."""
+    unit = "tokens/CPU s"
+    single = spread(measured.rates[FLOAT32])
+    ceiling = spread(measured.sgemm_gflops).scaled(1e3 / measured.mflop_per_token)
+    half = spread(measured.rates[BFLOAT16])
+    return [
+        rate("training, float32", single, unit, ("its matrix products alone", ceiling)),
+        rate("training, bfloat16", half, unit, ("float32", single)),
+    ]
+
+
+def decoding_figure(measured: DecodingMeasurement) -> Figure:
+    """Sentences a second with the cache beside those without."""
+    limit = ("without a cache", spread(measured.uncached))
+    return rate(f"translation, beam {_BEAM}", spread(measured.cached_few), "sentences/CPU s", limit)
+
+
+def spread(rates: Rates) -> Spread:
+    """Median and quartiles of all turns."""
+    return Spread.of(list(rates.values))
+
+
+def _some(corpus: PreparedCorpus) -> range:
+    return range(min(_SENTENCES, len(corpus.validation)))
+
+
+@contextlib.contextmanager
+def _corpus(path: str | None) -> Iterator[tuple[RunConfig, PreparedCorpus]]:
+    """The configuration at `path` and its corpus, or a model of Multi30k's size on the built-in corpus."""
+    if path is not None:
+        config = load_config(path)
+        yield config, prepare(config)
+        return
+    with tempfile.TemporaryDirectory(prefix="hvd-async-bench-") as folder:
+        write_corpus(Path(folder) / "text", train=_PAIRS, validation=_SENTENCES, test=1)
+        tree = {
+            "output": f"{folder}/run",
+            "data": {"folder": f"{folder}/text", "validation": "val"},
+            "vocabulary": {"size": 1000},
+            "batching": {"tokens": 500},
+            "training": {"epochs": 1},
+        }
+        config = parse_config(tree, "built-in corpus")
+        yield config, prepare(config)

@@ -1,0 +1,185 @@
+"""Push and pull between real ranks: against memory's speed on the store's host, against Send and Recv from another.
+
+Also how soon the store takes a small gradient in, and what the store's rank costs while nothing happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+
+from hvd_async.benchmarks.limits import arithmetic_threads, memcpy_with, page_aligned
+from hvd_async.benchmarks.measurement import Effort, Figure, Spread, Target, duration, take_turns, timed
+from hvd_async.benchmarks.options import Options, num_elements
+from hvd_async.benchmarks.partner import Asker, Partner
+from hvd_async.benchmarks.ranks import Place
+from hvd_async.benchmarks.silence import SilentJournal
+from hvd_async.config import OptimizerConfig, StrategyConfig
+from hvd_async.store.client import ClientOptions, StoreClient
+from hvd_async.store.parameter_store import Arrival, ParameterStore
+from hvd_async.store.server import ServerOptions, StoreServer
+from hvd_async.store.shard import Shard
+from hvd_async.transport.layout import Layout
+from hvd_async.transport.window import StoreMemory, Window
+
+DEFAULTS = Options()
+TAKES = frozenset({"sizes", "repeats", "threads", "seconds"})
+
+_NEAR_TARGET = Target("ratio at least", 0.9)
+_FAR_TARGET = Target("ratio at least", 0.85)
+_SERVED_TARGET = Target("value at most", 2.0)
+_IDLE_TARGET = Target("value at most", 3.0)
+
+_SMALL = 1000
+_ECHOES = 10
+# Longer than the store's threads stay awake after traffic: workers, too, compute between their pushes.
+_PAUSE_SECONDS = 0.1
+_IDLE_SECONDS = 3.0
+
+
+def measure(place: Place, options: Options) -> list[Figure]:
+    """Every size, then the small one. The first worker on the store's host measures, and the first on another."""
+    figures: list[Figure] = []
+    is_measuring = place.rank in measuring_ranks(place.is_near)
+    with arithmetic_threads(options.threads):
+        for size in options.sizes:
+            with _serving(place, num_elements(size)) as session:
+                if session is not None and is_measuring:
+                    spreads = _measure_copies(session, options)
+                    figures += copy_figures(size, place.is_near[place.rank], spreads)
+        with _serving(place, _SMALL) as session:
+            if session is not None and is_measuring:
+                figures += _measure_small(session, place, options)
+    return figures
+
+
+def measuring_ranks(is_near: tuple[bool, ...]) -> list[int]:
+    """The first worker on the store's host and the first on another, those there are; rank 0 is the store."""
+    workers = range(1, len(is_near))
+    first = [next((rank for rank in workers if is_near[rank] is wanted), None) for wanted in (True, False)]
+    return [rank for rank in first if rank is not None]
+
+
+class Session:
+    """One worker beside a store that makes a version of each gradient that it gets, so that every pull copies."""
+
+    def __init__(self, window: Window, client: StoreClient, asker: Asker, worker: int) -> None:
+        """`client` has joined the store."""
+        self.window = window
+        self.asker = asker
+        self.gradient = torch.full((window.layout.num_elements,), 1e-4)
+        self.parameters = torch.zeros_like(self.gradient)
+        self.worker = worker
+        self._client = client
+        client.pull(self.parameters)
+
+    def push_and_pull(self) -> dict[str, float]:
+        """One step without its compute: seconds of the push, of the push until the store has served it, of the pull."""
+        arrival = Arrival(self.worker, self._client.claim(), self._client.version, tokens=1, loss=1.0)
+        begin = time.perf_counter()
+        self._client.push(self.gradient, [arrival])
+        pushed = time.perf_counter()
+        self._client.wait_drained()
+        served = time.perf_counter()
+        self._client.pull(self.parameters)
+        return {"push": pushed - begin, "served": served - begin, "pull": time.perf_counter() - served}
+
+
+@contextlib.contextmanager
+def _serving(place: Place, num: int) -> Iterator[Session | None]:
+    """A store for vectors of `num` parameters. Collective: serves on rank 0 (yields None); workers take turns in the block."""
+    from hvd_async.transport.mpi import open_blocks  # late: they need an MPI that is initialised
+    from hvd_async.transport.pointtopoint import PointToPoint, all_but_first, wait_quietly
+
+    messages, workers = PointToPoint(place.group), all_but_first(place.group)
+    with open_blocks(place.group, [Layout(num, place.num_workers)], [0]) as (memory,):
+        if workers is None:
+            _serve(cast(StoreMemory, memory), Partner(messages, 4 * num))  # rank 0 has mapped memory
+            yield None
+        else:
+            worker = place.rank - 1
+            client = StoreClient([memory], worker, ClientOptions())
+            client.join()
+            for turn in range(place.num_workers):
+                if turn == worker:
+                    yield Session(memory, client, Asker(messages), worker)
+                wait_quietly(workers)
+            client.leave()
+            client.wait_for_end(lambda: None)
+    messages.free()
+
+
+def _serve(memory: StoreMemory, partner: Partner) -> None:
+    layout = memory.layout
+    strategy = StrategyConfig(kind="async", arrivals_per_update=1)
+    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.1)  # the least work: the update is not what is measured
+    buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
+    store = ParameterStore(Shard(buffers, optimizer), layout.num_elements, optimizer, strategy, layout.num_workers)
+    StoreServer(store, memory, SilentJournal(), ServerOptions()).serve(partner.between_turns)
+
+
+def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:
+    """Seconds of push and pull, and of the limit of each: `into` and `out of` the block, or to and from its rank."""
+    effort = Effort(options.repeats, options.seconds)
+    layout = session.window.layout
+    slot = _mapped(session.window, layout.slot_offset(session.worker))
+    published = _mapped(session.window, layout.published_offset(0))
+    if slot is None or published is None:
+        spare = torch.zeros_like(session.gradient)
+        return take_turns(
+            lambda: {
+                **session.push_and_pull(),
+                "into": session.asker.send_seconds(session.gradient),
+                "out of": session.asker.receive_seconds(spare),
+            },
+            effort,
+        )
+    source, target = page_aligned(layout.num_elements), page_aligned(layout.num_elements)
+    with memcpy_with(options.threads) as copy:
+        return take_turns(
+            lambda: {
+                **session.push_and_pull(),
+                "into": timed(lambda: copy(source, slot)),  # it is drained: nobody else touches it now
+                "out of": timed(lambda: copy(published, target)),
+            },
+            effort,
+        )
+
+
+def copy_figures(size: float, is_near: bool, seconds: dict[str, Spread]) -> list[Figure]:
+    """Push and pull of `size` million parameters beside their limits."""
+    where, target = ("same host", _NEAR_TARGET) if is_near else ("other host", _FAR_TARGET)
+    into, out_of = ("memcpy into the block", "memcpy out of the block") if is_near else ("MPI Send", "MPI Recv")
+    return [
+        duration(f"push, {where}, {size:g} M", seconds["push"], (into, seconds["into"]), target),
+        duration(f"pull, {where}, {size:g} M", seconds["pull"], (out_of, seconds["out of"]), target),
+    ]
+
+
+def _measure_small(session: Session, place: Place, options: Options) -> list[Figure]:
+    """Latency of a push after a pause, and the idle store's CPU time, which the first measuring rank asks for."""
+
+    def turn() -> dict[str, float]:
+        time.sleep(_PAUSE_SECONDS)
+        served = session.push_and_pull()["served"]
+        return {"served": served, "echo": session.asker.echo_seconds(_ECHOES)}
+
+    seconds = take_turns(turn, Effort(options.repeats, options.seconds))
+    is_near = place.is_near[place.rank]
+    name = f"push served, {'same' if is_near else 'other'} host, {_SMALL} parameters"
+    target = None if is_near else _SERVED_TARGET
+    figures = [duration(name, seconds["served"], ("MPI message and answer", seconds["echo"]), target)]
+    if place.rank == measuring_ranks(place.is_near)[0]:
+        share = 100.0 * session.asker.idle_share(min(_IDLE_SECONDS, options.seconds))
+        figures.append(Figure("store, idle workers", Spread.of([share]), "% of a core", target=_IDLE_TARGET))
+    return figures
+
+
+def _mapped(window: Window, offset: int) -> torch.Tensor | None:
+    """The vector at byte `offset` itself where this rank has the block mapped, else None."""
+    vector = getattr(window, "vector", None)
+    return None if vector is None else vector(offset)

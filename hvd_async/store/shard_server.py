@@ -1,0 +1,108 @@
+"""The loop of a shard that is not the sequencer's: it carries out orders on its own range."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from hvd_async import kernels
+from hvd_async.errors import PeerError
+from hvd_async.store.orders import Order, Verb
+from hvd_async.store.shard import Shard, StepOrder
+from hvd_async.store.slots import read_slot
+from hvd_async.transport.layout import ORDER_WORDS, WORD_BYTES, ShardWord, StopKind, StopNotice, Word
+from hvd_async.transport.window import StoreMemory, Window
+
+_SLEEP_SECONDS = 0.02
+_LONGEST_POLL_SECONDS = 0.001
+# How often a shard that waits looks at the sequencer, which may be on another node.
+_LOOK_AROUND_SECONDS = 0.25
+
+
+class ShardServer:
+    """Serves shard `number` of one run. Used by one thread of the shard's rank; nothing here is collective."""
+
+    def __init__(
+        self, number: int, part: slice, shard: Shard, memory: StoreMemory, sequencer: Window, timeout_seconds: float
+    ) -> None:
+        """`shard` holds `part` of the vector, in the buffers of `memory`, its own block; `sequencer` reaches block 0."""
+        self._number = number
+        self._part = part
+        self._shard = shard
+        self._memory = memory
+        self._sequencer = sequencer
+        self._timeout_seconds = timeout_seconds
+        self._done = 0
+        self._heartbeats = 0
+
+    def serve(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
+        """Serve until the sequencer ends the run; why it did. A notice from `stop_requested` is passed on.
+
+        Raises `PeerError` when the sequencer gives no sign of life for the configured time, or a rank announces its failure.
+        """
+        pause, looked, heartbeat, since = 0.0, 0.0, -1, time.monotonic()
+        while True:
+            heard = self._memory.heard(Word.STORE_BELL)
+            if self._memory.load(Word.ORDERS) > self._done:
+                words = self._memory.load_words(self._memory.layout.order_word(self._done), ORDER_WORDS)
+                order = Order.from_words(words)
+                self._carry_out(order)
+                self._done += 1
+                self._tell(ShardWord.DONE, self._done)
+                pause, since = 0.0, time.monotonic()
+                if order.verb is Verb.END:
+                    return StopNotice.from_word(self._sequencer.load(Word.STOP))
+                continue
+            self._memory.wait(Word.STORE_BELL, heard, pause)
+            pause = _SLEEP_SECONDS if self._memory.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00002)
+            now = time.monotonic()
+            if now - looked < _LOOK_AROUND_SECONDS:
+                continue
+            looked = now
+            self._heartbeats += 1
+            self._tell(ShardWord.HEARTBEAT, self._heartbeats)
+            self._pass_on(stop_requested())
+            seen = self._sequencer.load(Word.STORE_HEARTBEAT)
+            if seen != heartbeat:
+                heartbeat, since = seen, now
+            elif now - since > self._timeout_seconds:
+                raise PeerError(
+                    f"the store's sequencer (rank 0) gave no sign of life for {now - since:.0f} s"
+                    " (strategy.store_timeout_seconds); its rank is dead, stopped or starved of a core"
+                )
+
+    def _carry_out(self, order: Order) -> None:
+        if order.verb is Verb.HOLD:
+            self._shard.hold(read_slot(self._memory, self._memory.layout, order.slot, 0.0), order.number)
+        elif order.verb is Verb.COMPENSATE:
+            gradient = read_slot(self._memory, self._memory.layout, order.slot, 0.0)
+            self._shard.compensate(gradient, order.version, order.number)
+        elif order.verb is Verb.FOLD:
+            self._shard.fold()
+        elif order.verb is Verb.COMBINE:
+            self._report(self._shard.combine(order.number))
+        elif order.verb is Verb.STEP:
+            self._report(self._shard.step(StepOrder(order.version, order.learning_rate, order.number, order.clip)))
+        elif order.verb is Verb.DISCARD:
+            self._shard.discard()
+        elif order.verb is Verb.FORGET:
+            self._shard.forget(order.version)
+
+    def _report(self, partials: list[float]) -> None:
+        first = self._part.start // kernels.BLOCK
+        offset = self._sequencer.layout.partials_offset + WORD_BYTES * first
+        self._sequencer.put(offset, torch.tensor(partials, dtype=torch.float64))
+
+    def _tell(self, word: int, value: int) -> None:
+        self._sequencer.store(self._sequencer.layout.shard_word(self._number, word), value)
+        self._sequencer.ring(Word.STORE_BELL)
+
+    def _pass_on(self, requested: StopNotice | None) -> None:
+        notice = StopNotice.from_word(self._sequencer.load(Word.STOP))
+        if notice is not None and notice.kind is StopKind.FAILURE:
+            raise PeerError(f"rank {notice.rank} failed; its message says why", is_reported=True)
+        if notice is None and requested is not None:
+            self._sequencer.store(Word.STOP, requested.to_word())
+            self._sequencer.ring(Word.STORE_BELL)

@@ -1,0 +1,103 @@
+"""How a worker of the asynchronous strategy brings gradients to the store and parameters back: by itself or with its node."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from hvd_async.config import StrategyConfig
+from hvd_async.store.client import IDLE, StoreClient
+from hvd_async.store.node_team import NodeTeam
+from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.schedule import is_synchronous
+from hvd_async.transport.layout import WorkerState
+
+
+class Exchange(Protocol):
+    """Brings one worker's gradients to the store. Used by one thread; everything may wait for the store."""
+
+    def come(self, parameters: torch.Tensor) -> int:
+        """Begin to compute, or go on after `pause`: `parameters` ([size], float32, CPU) become new ones; their version.
+
+        What they held is not needed.
+        """
+
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
+        """Push `gradient` ([size], float32, CPU), wait as the strategy asks, and pull into `parameters`; their version.
+
+        `parameters` must be what the last `come` or `exchange` left there. `computing`: the base version of the gradient that
+        this worker computes meanwhile.
+        """
+
+    def pause(self) -> None:
+        """No gradient comes for a while: nobody is to wait for one."""
+
+    def leave(self) -> None:
+        """No gradient comes any more."""
+
+
+class DirectExchange:
+    """A worker with a slot of its own."""
+
+    def __init__(self, client: StoreClient, strategy: StrategyConfig) -> None:
+        """`client` has joined the store and stays the caller's."""
+        self._client = client
+        self._strategy = strategy
+
+    def come(self, parameters: torch.Tensor) -> int:
+        """See `Exchange.come`."""
+        return self._client.pull(parameters)
+
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
+        """See `Exchange.exchange`."""
+        self._client.keep_announced(computing)
+        self._client.push(gradient, [arrival])
+        wait_and_pull(self._client, self._strategy, parameters)
+        return self._client.version
+
+    def pause(self) -> None:
+        """See `Exchange.pause`."""
+        self._client.idle()
+
+    def leave(self) -> None:
+        """See `Exchange.leave`."""
+        self._client.leave()
+
+
+class TeamExchange:
+    """A worker that pushes and pulls together with the others of its node."""
+
+    def __init__(self, team: NodeTeam, client: StoreClient, strategy: StrategyConfig) -> None:
+        """`client` has joined the store; it and `team` stay the caller's."""
+        self._team = team
+        self._client = client
+        self._strategy = strategy
+
+    def come(self, parameters: torch.Tensor) -> int:
+        """See `Exchange.come`."""
+        return self._team.come(parameters)
+
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
+        """See `Exchange.exchange`."""
+        return self._team.exchange(gradient, arrival, parameters, computing)
+
+    def pause(self) -> None:
+        """See `Exchange.pause`. In lock-step the update waits for this worker in any case, so the team does too."""
+        if not is_synchronous(self._strategy, self._team.version):
+            self._team.go(WorkerState.AWAY)
+
+    def leave(self) -> None:
+        """See `Exchange.leave`."""
+        self._team.go(WorkerState.LEFT)
+        self._client.leave(slot_goes_on=True)
+
+
+def wait_and_pull(client: StoreClient, strategy: StrategyConfig, parameters: torch.Tensor) -> None:
+    """After a push: wait as `strategy` asks for, and pull into `parameters`."""
+    if client.version >= 0 and is_synchronous(strategy, client.version):
+        client.wait_released()
+    else:
+        # A worker computes on parameters that know its own gradient: with one worker and N = 1 nothing is ever stale.
+        client.wait_drained()
+    client.pull(parameters)

@@ -1,0 +1,114 @@
+"""Whether the nodes have the memory that a run is about to ask for. Asked before any of it is allocated."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hvd_async.errors import SetupError
+from hvd_async.transport.group import Group
+
+_SHARED_FOLDER = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory for one thing on one rank; `is_shared`: in shared memory, which /dev/shm holds."""
+
+    what: str
+    num_bytes: int
+    is_shared: bool
+
+
+@dataclass(frozen=True)
+class Room:
+    """Free memory of a node in bytes; None where it is not known or not limited."""
+
+    memory: int | None
+    shared: int | None
+
+
+def check_capacity(group: Group, host: str, needs: Sequence[Need], room: Room | None = None) -> None:
+    """Raise `SetupError` on all ranks if the ranks of some node need more than it has. Collective over `group`.
+
+    `needs` are those of this rank, `room` that of its node, which is looked up by default.
+    """
+    room = free_memory() if room is None else room
+    mine = {
+        "host": host,
+        "needs": [[need.what, need.num_bytes, need.is_shared] for need in needs],
+        "memory": room.memory,
+        "shared": room.shared,
+    }
+    reports = [json.loads(text) for text in group.exchange(json.dumps(mine))]
+    faults = []
+    for name in dict.fromkeys(report["host"] for report in reports):
+        of_host = [report for report in reports if report["host"] == name]
+        wanted = [Need(*need) for report in of_host for need in report["needs"]]
+        shared = [need for need in wanted if need.is_shared]
+        for what, free, items in (
+            (_SHARED_FOLDER, _smallest(of_host, "shared"), shared),
+            ("memory", _smallest(of_host, "memory"), wanted),
+        ):
+            total = sum(need.num_bytes for need in items)
+            if free is not None and total > free:
+                faults.append(f"{name}: {what}: got {_text(free)} free, expected {_text(total)} = {_arithmetic(items)}")
+    if faults:
+        raise SetupError(
+            "; ".join(faults)
+            + "; use fewer workers on the node, push.dtype: bfloat16, store.published_buffers: 2, store.shards on more nodes,"
+            " or a larger /dev/shm"
+        )
+
+
+def free_memory() -> Room:
+    """What this node has now: the kernel's estimate, or what the control group still allows; and the room of /dev/shm."""
+    shared = None
+    if os.path.isdir(_SHARED_FOLDER):
+        status = os.statvfs(_SHARED_FOLDER)
+        shared = status.f_bavail * status.f_frsize
+    figures = [figure for figure in (_kernel_estimate(), _left_in_control_group()) if figure is not None]
+    return Room(min(figures, default=None), shared)
+
+
+def _kernel_estimate() -> int | None:
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0]) if found else None
+
+
+def _left_in_control_group() -> int | None:
+    folder = pathlib.Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = (folder / "memory.current").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(limit) - int(used) if limit.isdecimal() and used.isdecimal() else None
+
+
+def _smallest(reports: Sequence[dict[str, int | None]], key: str) -> int | None:
+    return min((figure for report in reports if (figure := report[key]) is not None), default=None)
+
+
+def _arithmetic(needs: Sequence[Need]) -> str:
+    counts: dict[tuple[str, int], int] = {}
+    for need in needs:
+        counts[need.what, need.num_bytes] = counts.get((need.what, need.num_bytes), 0) + 1
+    terms = [
+        f"{f'{count} x ' if count > 1 else ''}{_text(num_bytes)} ({what})" for (what, num_bytes), count in counts.items()
+    ]
+    return " + ".join(terms)
+
+
+def _text(num_bytes: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes} bytes"

@@ -1,0 +1,72 @@
+"""Plain messages between ranks: what one-sided transfers are compared with. Import it after `init_mpi`."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mpi4py import MPI
+
+from hvd_async.transport.bootstrap import MpiGroup
+
+# Counts stay below 2^31.
+_LARGEST_BYTES = 1 << 30
+_WAIT_SECONDS = 0.005
+
+
+class PointToPoint:
+    """Send and Recv among the ranks of a group, on a communicator of its own."""
+
+    def __init__(self, group: MpiGroup) -> None:
+        """Collective over `group`, which stays the caller's."""
+        self.rank = group.rank
+        self._comm = group.comm.Dup()
+
+    def send(self, rank: int, data: torch.Tensor) -> None:
+        """Send contiguous `data` on the CPU to `rank`. May block until it receives."""
+        for chunk in _chunks(data):
+            self._comm.Send(chunk, rank)
+
+    def receive(self, rank: int, data: torch.Tensor) -> None:
+        """Receive what `rank` sends into contiguous `data`, of the same size. Blocks, and keeps a core busy."""
+        for chunk in _chunks(data):
+            self._comm.Recv(chunk, rank)
+
+    def waiting(self) -> int | None:
+        """The rank whose message waits to be received, None where there is none. Does not block."""
+        status = MPI.Status()
+        return status.Get_source() if self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status) else None
+
+    def free(self) -> None:
+        """Give the communicator back. Collective."""
+        self._comm.Free()
+
+
+def first_ranks(group: MpiGroup, count: int) -> MpiGroup | None:
+    """The ranks 0 to `count` - 1 of `group` as a group; None on the others. Collective over `group`."""
+    return _part(group, is_in=group.rank < count)
+
+
+def all_but_first(group: MpiGroup) -> MpiGroup | None:
+    """The ranks of `group` from 1 on as a group; None on rank 0. Collective over `group`."""
+    return _part(group, is_in=group.rank > 0)
+
+
+def _part(group: MpiGroup, is_in: bool) -> MpiGroup | None:
+    comm = cast(MPI.Intracomm, group.comm.Split(0 if is_in else MPI.UNDEFINED, key=group.rank))
+    return None if comm == MPI.COMM_NULL else MpiGroup(comm)
+
+
+def wait_quietly(group: MpiGroup) -> None:
+    """Wait until all ranks of `group` are here, leaving the core to others meanwhile, which MPI's own barrier does not."""
+    request = group.comm.Ibarrier()
+    while not request.Test():
+        time.sleep(_WAIT_SECONDS)  # MPI wakes nobody
+
+
+def _chunks(data: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
+    whole = data.numpy().view(np.uint8)
+    return [whole[start : start + _LARGEST_BYTES] for start in range(0, whole.size, _LARGEST_BYTES)]

@@ -1,0 +1,109 @@
+"""Medians, turns, and figures beside their limits. No clock is asked: the tests bring their own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from hvd_async.benchmarks.measurement import (
+    Effort,
+    Figure,
+    Limit,
+    Spread,
+    Target,
+    duration,
+    rate,
+    take_turns,
+    timed,
+)
+
+
+class Clock:
+    """Shows what `advance` made of it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([3.0], Spread(3.0, 3.0, 3.0, 1)),
+        ([3.0, 1.0, 2.0], Spread(2.0, 1.0, 3.0, 3)),  # fewer than 4: the extremes
+        ([5.0, 1.0, 2.0, 3.0, 4.0], Spread(3.0, 2.0, 4.0, 5)),
+    ],
+)
+def test_a_spread_is_median_and_quartiles(values: list[float], expected: Spread) -> None:
+    assert Spread.of(values) == expected
+
+
+def test_competitors_take_turns_and_warm_ups_do_not_count() -> None:
+    order: list[str] = []
+    seconds = itertools.count(1)
+
+    def run(name: str) -> float:
+        order.append(name)
+        return float(next(seconds))
+
+    spreads = take_turns(lambda: {"a": run("a"), "b": run("b")}, Effort(3, 1000.0, warm_ups=1), Clock())
+    assert "".join(order) == "abababab"
+    assert spreads == {"a": Spread.of([3.0, 5.0, 7.0]), "b": Spread.of([4.0, 6.0, 8.0])}
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(100.0, 5), (4.0, 3), (3.9, 2), (0.1, 1)])
+def test_turns_end_at_the_limit_of_seconds_but_not_before_one(seconds: float, turns: int) -> None:
+    clock = Clock()
+
+    def turn() -> dict[str, float]:
+        clock.advance(1.0)
+        return {"a": 1.0}
+
+    assert take_turns(turn, Effort(5, seconds, warm_ups=1), clock)["a"].count == turns
+
+
+def test_timed_is_what_the_clock_says() -> None:
+    clock = Clock()
+    assert timed(lambda: clock.advance(2.5), clock) == 2.5
+
+
+def test_a_duration_stands_in_milliseconds_beside_its_limit() -> None:
+    figure = duration("push", Spread(0.010, 0.009, 0.012, 7), ("memcpy", Spread(0.008, 0.007, 0.009, 7)))
+    assert figure.value.median == pytest.approx(10.0) and figure.unit == "ms"
+    assert figure.limit is not None and figure.limit.spread.high == pytest.approx(9.0)
+    assert figure.ratio == pytest.approx(0.8)  # the limit would need less time
+
+
+def test_of_a_rate_more_is_better() -> None:
+    figure = rate("3 workers", Spread.of([27.0]), "steps/s", ("3 times 1", Spread.of([30.0])))
+    assert figure.ratio == pytest.approx(0.9)
+
+
+def judged() -> list[tuple[Figure, bool | None]]:
+    value, limit = Spread.of([2.0]), Limit("limit", Spread.of([1.8]))
+    cases: list[tuple[Target | None, bool | None]] = [
+        (None, None),
+        (Target("ratio at least", 0.9), True),
+        (Target("ratio at least", 0.91), False),
+        (Target("value at most", 2.0), True),
+        (Target("value at most", 1.9), False),
+    ]
+    return [(Figure("f", value, "ms", limit, 0.9, target), met) for target, met in cases]
+
+
+@pytest.mark.parametrize(("figure", "met"), judged())
+def test_a_target_is_met_or_not(figure: Figure, met: bool | None) -> None:
+    assert figure.met is met
+    assert figure.to_json()["met"] is met
+
+
+@pytest.mark.parametrize("figure", [figure for figure, _ in judged()] + [Figure("bare", Spread.of([1.0]), "%")])
+def test_figures_survive_json(figure: Figure) -> None:
+    assert Figure.from_json(json.loads(json.dumps(figure.to_json()))) == figure

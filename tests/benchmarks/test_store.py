@@ -1,0 +1,39 @@
+"""The update that is measured is the update that is meant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hvd_async.benchmarks.options import Options
+from hvd_async.benchmarks.store import NUM_ARRIVALS, StoreUpdate, TorchUpdate, check_memory, measure
+from hvd_async.errors import SetupError
+
+
+def test_store_and_torch_make_the_same_updates() -> None:
+    torch.manual_seed(5)
+    slots = [torch.randn(100) for _ in range(NUM_ARRIVALS)]
+    ours, theirs = torch.zeros(100), torch.zeros(100)
+    for update in (StoreUpdate(slots, ours), TorchUpdate(slots, theirs)):
+        for _ in range(4):  # the store's even versions are in the first of its buffers
+            update()
+    # Their sums differ by a factor, of which Adam sees nothing but epsilon.
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+    assert ours.abs().min() > 0
+
+
+def test_every_size_has_two_figures() -> None:
+    figures = measure(Options(sizes=(0.001, 0.002), repeats=2, seconds=1.0))
+    assert [figure.name.split(", ")[-1] for figure in figures] == ["0.001 M", "0.001 M", "0.002 M", "0.002 M"]
+    for memcpy, others in zip(figures[::2], figures[1::2], strict=True):
+        assert memcpy.value == others.value  # one measurement beside two limits
+        assert memcpy.limit is not None and memcpy.ratio == pytest.approx(memcpy.limit.spread.median / memcpy.value.median)
+        assert memcpy.target is not None and memcpy.target.bound == 0.8
+        assert others.target is not None and others.target.bound == 1.0  # small: never slower
+
+
+def test_too_little_memory_is_said_before() -> None:
+    check_memory(1000, 100_000)
+    check_memory(10**12, None)
+    with pytest.raises(SetupError, match=r"got 0\.0 GB free, expected 64\.0 GB for 1000 million"):
+        check_memory(10**9, 1000)

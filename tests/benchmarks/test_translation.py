@@ -1,0 +1,32 @@
+"""What was measured of translation, as figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from hvd_async.benchmarks.nmt import BFLOAT16, BFLOAT16_TRANSPOSED, FLOAT32, DecodingMeasurement, Rates, TrainingMeasurement
+from hvd_async.benchmarks.translation import decoding_figure, gemm_figures, training_figures
+
+
+def test_products_in_bfloat16_stand_beside_float32() -> None:
+    rates = {FLOAT32: Rates((100.0,)), BFLOAT16: Rates((50.0,)), BFLOAT16_TRANSPOSED: Rates((400.0,))}
+    assert [figure.ratio for figure in gemm_figures(rates)] == [None, 0.5, 4.0]
+
+
+def test_training_stands_beside_its_products_alone() -> None:
+    measured = TrainingMeasurement(
+        {FLOAT32: Rates((1500.0, 1500.0)), BFLOAT16: Rates((3000.0, 3000.0))},
+        sgemm_gflops=Rates((100.0, 100.0)),
+        padding_share=0.1,
+        mflop_per_token=50.0,
+    )
+    single, half = training_figures(measured)
+    assert single.limit is not None and single.limit.spread.median == pytest.approx(2000.0)  # 100 GFLOP / 50 MFLOP
+    assert single.ratio == pytest.approx(0.75) and half.ratio == pytest.approx(2.0)
+
+
+def test_translation_stands_beside_itself_without_a_cache() -> None:
+    measured = DecodingMeasurement(
+        cached=Rates((12.0,)), uncached=Rates((2.0,)), cached_few=Rates((10.0,)), tokens_per_sentence=9.0, same_share=1.0
+    )
+    assert decoding_figure(measured).ratio == pytest.approx(5.0)

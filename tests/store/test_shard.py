@@ -1,0 +1,109 @@
+"""The arithmetic of a shard: optimizer steps against values computed by hand, buffers, sparse gradients, its state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hvd_async.config import OptimizerConfig
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.shard import Shard, StepOrder
+from tests.store.stores import sgd
+
+
+def step(shard: Shard, gradient: list[float], version: int, **order: float) -> None:
+    shard.hold(Gradient.measure(torch.tensor(gradient)), 1.0)
+    shard.step(StepOrder(**{"version": version, "learning_rate": 1.0, "divisor": 1.0, **order}))  # type: ignore[arg-type]
+
+
+def test_a_step_divides_then_clips() -> None:
+    shard = Shard([torch.zeros(2)], sgd())
+    step(shard, [6.0, 8.0], 1, divisor=2.0, clip=0.2)
+    assert shard.parameters.tolist() == pytest.approx([-0.6, -0.8])
+
+
+def test_versions_go_round_the_buffers_and_leave_the_others_alone() -> None:
+    buffers = [torch.full((2,), float(n)) for n in (0, 9, 9)]
+    shard = Shard(buffers, sgd())
+    for version in (1, 2, 3, 4):
+        step(shard, [-1.0, -1.0], version)
+        assert shard.parameters is buffers[version % 3]
+    assert [buffer.tolist() for buffer in buffers] == [[3.0] * 2, [4.0] * 2, [2.0] * 2]
+
+
+def test_the_moving_average_follows_closely_at_first_and_then_decays_as_configured() -> None:
+    shard = Shard([torch.zeros(1)], sgd(average_decay=0.25))
+    expected, parameter = 0.0, 0.0
+    for version in range(1, 6):
+        step(shard, [-8.0], version)
+        parameter += 8.0
+        decay = min(0.25, (1 + version) / (10 + version))  # 2/11, then 3/12 = 0.25, and no more
+        expected = decay * expected + (1 - decay) * parameter
+        assert shard.read("average").item() == pytest.approx(expected)
+
+
+def test_held_gradients_are_summed_in_order_and_read_when_they_are_needed() -> None:
+    """(1e8 + 1) - 1e8 is 0 in float32, (1e8 - 1e8) + 1 is 1."""
+    values = [torch.tensor([1e8]), torch.tensor([1.0]), torch.tensor([-1e8])]
+    shard = Shard([torch.zeros(1)], sgd())
+    for value in values:
+        shard.hold(Gradient.measure(value), 1.0)
+    shard.fold()
+    assert shard.read("pending_sum").item() == 0.0
+    shard.discard()
+    for value in (values[0], values[2], values[1]):
+        shard.hold(Gradient.measure(value), 1.0)
+    values[1].fill_(5.0)  # not read yet
+    shard.combine(1.0)
+    assert shard.read("pending_sum").item() == 5.0
+
+
+def test_folding_in_between_does_not_change_the_sum() -> None:
+    random = torch.Generator().manual_seed(1)
+    gradients = [Gradient.measure(torch.randn(9000, generator=random)) for _ in range(5)]
+    results = []
+    for cuts in ((), (1,), (2, 4)):
+        shard = Shard([torch.zeros(9000)], OptimizerConfig())
+        for number, gradient in enumerate(gradients):
+            shard.hold(gradient, 1.0 + number)
+            if number in cuts:
+                shard.fold()
+        partials = shard.step(StepOrder(1, 1e-3, 7.0))
+        results.append((shard.parameters, partials))
+    assert all(torch.equal(result[0], results[0][0]) and result[1] == results[0][1] for result in results)
+
+
+def test_a_sparse_gradient_counts_as_the_whole_one_with_zeros() -> None:
+    whole = torch.tensor([0.0, 2.0, 0.0, -3.0])
+    few = Gradient(torch.tensor([2.0, -3.0]), 3.0, torch.tensor([1, 3], dtype=torch.int32))
+    shards = [Shard([torch.ones(4)], OptimizerConfig()) for _ in range(2)]
+    for shard, gradient in zip(shards, (Gradient.measure(whole), few), strict=True):
+        shard.hold(gradient, 2.0)
+        shard.hold(gradient, 1.0)
+        shard.step(StepOrder(1, 0.1, 1.0))
+    assert torch.equal(shards[0].parameters, shards[1].parameters)
+
+
+def test_a_loaded_shard_goes_on_bit_for_bit_in_other_buffers() -> None:
+    optimizer = OptimizerConfig(average_decay=0.5)
+    shard = Shard([torch.zeros(3), torch.zeros(3)], optimizer)
+    for version in (1, 2, 3):
+        step(shard, [1.0, -2.0, float(version)], version)
+    names = ["parameters", "first_moment", "second_moment", "average"]
+    copy = Shard([torch.full((3,), 7.0)], optimizer)
+    copy.load({name: shard.read(name).clone() for name in names}, 3)
+    for each in (shard, copy):
+        step(each, [0.5, 0.5, 0.5], 4)
+    assert all(torch.equal(shard.read(name), copy.read(name)) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"parameters": torch.zeros(2)}, "got no average"),
+        ({"parameters": torch.zeros(2), "average": torch.zeros(3)}, "got 3 elements of average, expected 2"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(tensors: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Shard([torch.zeros(2)], sgd(average_decay=0.5)).load(tensors, 1)
