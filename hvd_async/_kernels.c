@@ -27,13 +27,11 @@
 #define HOT
 #endif
 
-/* Elements worked on at a time, whose buffers stay in the nearest caches. A divisor of NORM_BLOCK. */
-#define CHUNK 4096
+/* Elements worked on at a time, whose buffers stay in the first-level cache. A divisor of NORM_BLOCK. */
+#define CHUNK 1024
 /* Sums of squares are formed in blocks of this many elements, in as many lanes; kernels.py does the same. */
 #define NORM_BLOCK 4096
 #define LANES 64
-/* How far ahead of the work memory is fetched, in bytes. */
-#define AHEAD (4 * CHUNK)
 #define MAX_INPUTS 64
 /* Copies longer than this go past the cache. */
 #define STREAM_BYTES (1 << 20)
@@ -158,9 +156,8 @@ static inline double add_lanes(double *lanes) {
     return lanes[0];
 }
 
-static inline void fetch_ahead(const void *address, int num_bytes) {
-    for (int i = 0; i < num_bytes; i += 64) __builtin_prefetch((const char *)address + AHEAD + i, 0, 2);
-}
+enum { ADAM, ADAM_DECAY, ADAMW };
+enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4 };
 
 typedef struct {
     int kind; /* 0: sgd, 1: adam, 2: adamw */
@@ -170,77 +167,168 @@ typedef struct {
     float beta1, beta2, one_minus_beta1, one_minus_beta2, inverse_root, epsilon, average_weight;
 } rule_t;
 
-static inline void step_chunk(const rule_t *rule, float *restrict g, float *restrict p, float *restrict m,
-                              float *restrict v, float *restrict a, int n) {
-    const float rate = rule->rate, decay = rule->decay;
-    if (rule->clip != 1.0f)
-        for (int i = 0; i < n; i++) g[i] = g[i] * rule->clip;
-    if (rule->kind == 2)
-        for (int i = 0; i < n; i++) p[i] = p[i] * decay;
-    else if (decay != 0.0f)
-        for (int i = 0; i < n; i++) g[i] = g[i] + p[i] * decay;
+/* One pass over a chunk: the sum of `count` gradients, which is left in `g`, then Adam's step from `p` into `target`.
+ *
+ * `count` and `kind` are constants where this is inlined. All that is read comes straight from memory in one loop, so that its
+ * latency hides behind the arithmetic.
+ */
+__attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule, const int count, const int kind,
+                                                             const float *const *from, float *restrict g,
+                                                             const float *p, float *target, float *restrict m,
+                                                             float *restrict v, int n) {
+    const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
+    const float w1 = rule->one_minus_beta1, b2 = rule->beta2, w2 = rule->one_minus_beta2;
+    const float root = rule->inverse_root, epsilon = rule->epsilon;
+    const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
+#pragma GCC ivdep
+    for (int i = 0; i < n; i++) {
+        float sum = x0[i], parameter = p[i];
+        if (count > 1) sum = sum + x1[i];
+        if (count > 2) sum = sum + x2[i];
+        if (count > 3) sum = sum + x3[i];
+        float mean = sum / divisor;
+        g[i] = mean;
+        float gradient = mean * clip;
+        if (kind == ADAM_DECAY) gradient = gradient + parameter * decay;
+        if (kind == ADAMW) parameter = parameter * decay;
+        float first = m[i] + (gradient - m[i]) * w1;
+        float second = v[i] * b2 + gradient * gradient * w2;
+        m[i] = first;
+        v[i] = second;
+        target[i] = parameter - first / (sqrtf(second) * root + epsilon) * rate;
+    }
+}
+
+/* The same for SGD; `m` is NULL without momentum. */
+__attribute__((always_inline)) static inline void sgd_chunk(const rule_t *rule, const int count, const int kind,
+                                                            const float *const *from, float *restrict g, const float *p,
+                                                            float *target, float *restrict m, int n) {
+    const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
+    const float momentum = rule->beta1;
+    const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
+#pragma GCC ivdep
+    for (int i = 0; i < n; i++) {
+        float sum = x0[i], parameter = p[i];
+        if (count > 1) sum = sum + x1[i];
+        if (count > 2) sum = sum + x2[i];
+        if (count > 3) sum = sum + x3[i];
+        float mean = sum / divisor;
+        g[i] = mean;
+        float gradient = mean * clip;
+        if (kind & SGD_DECAY) gradient = gradient + parameter * decay;
+        if (kind & SGD_MOMENTUM) {
+            float moved = m[i] * momentum + gradient;
+            m[i] = moved;
+            gradient = kind & SGD_NESTEROV ? gradient + moved * momentum : moved;
+        }
+        target[i] = parameter - gradient * rate;
+    }
+}
+
+/* Choose the loop that was compiled for these constants. `from` has 4 places, the first `count` of them filled. */
+__attribute__((always_inline)) static inline void step_chunk(const rule_t *rule, int count, const float *const *from,
+                                                             float *g, const float *p, float *target, float *m, float *v,
+                                                             int n) {
+#define ADAM_CASE(KIND)                                                              \
+    case KIND:                                                                       \
+        switch (count) {                                                             \
+        case 1: adam_chunk(rule, 1, KIND, from, g, p, target, m, v, n); break;       \
+        case 2: adam_chunk(rule, 2, KIND, from, g, p, target, m, v, n); break;       \
+        case 3: adam_chunk(rule, 3, KIND, from, g, p, target, m, v, n); break;       \
+        default: adam_chunk(rule, 4, KIND, from, g, p, target, m, v, n);             \
+        }                                                                            \
+        break;
+#define SGD_CASE(KIND)                                                               \
+    case KIND:                                                                       \
+        switch (count) {                                                             \
+        case 1: sgd_chunk(rule, 1, KIND, from, g, p, target, m, n); break;           \
+        case 2: sgd_chunk(rule, 2, KIND, from, g, p, target, m, n); break;           \
+        case 3: sgd_chunk(rule, 3, KIND, from, g, p, target, m, n); break;           \
+        default: sgd_chunk(rule, 4, KIND, from, g, p, target, m, n);                 \
+        }                                                                            \
+        break;
     if (rule->kind == 0) {
-        if (rule->has_momentum) {
-            const float momentum = rule->beta1;
-            for (int i = 0; i < n; i++) m[i] = m[i] * momentum + g[i];
-            if (rule->has_nesterov)
-                for (int i = 0; i < n; i++) g[i] = g[i] + m[i] * momentum;
-            else
-                for (int i = 0; i < n; i++) g[i] = m[i];
+        int kind = (rule->decay != 0.0f ? SGD_DECAY : 0) | (rule->has_momentum ? SGD_MOMENTUM : 0);
+        kind |= rule->has_momentum && rule->has_nesterov ? SGD_NESTEROV : 0;
+        switch (kind) {
+            SGD_CASE(0)
+            SGD_CASE(SGD_DECAY)
+            SGD_CASE(SGD_MOMENTUM)
+            SGD_CASE(SGD_MOMENTUM | SGD_DECAY)
+            SGD_CASE(SGD_MOMENTUM | SGD_NESTEROV)
+            SGD_CASE(SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY)
         }
-        for (int i = 0; i < n; i++) p[i] = p[i] - g[i] * rate;
     } else {
-        const float w1 = rule->one_minus_beta1, b2 = rule->beta2, w2 = rule->one_minus_beta2;
-        const float root = rule->inverse_root, epsilon = rule->epsilon;
-        for (int i = 0; i < n; i++) {
-            float first = m[i] + (g[i] - m[i]) * w1;
-            float second = v[i] * b2 + g[i] * g[i] * w2;
-            m[i] = first;
-            v[i] = second;
-            p[i] = p[i] - first / (sqrtf(second) * root + epsilon) * rate;
+        switch (rule->kind == 2 ? ADAMW : rule->decay != 0.0f ? ADAM_DECAY : ADAM) {
+            ADAM_CASE(ADAM)
+            ADAM_CASE(ADAM_DECAY)
+            ADAM_CASE(ADAMW)
         }
     }
-    if (rule->has_average) {
-        const float weight = rule->average_weight;
-        for (int i = 0; i < n; i++) a[i] = a[i] + (p[i] - a[i]) * weight;
-    }
+}
+
+static inline void average_chunk(float weight, const float *restrict p, float *restrict a, int n) {
+    for (int i = 0; i < n; i++) a[i] = a[i] + (p[i] - a[i]) * weight;
 }
 
 typedef struct {
     float *parameters, *target, *first, *second, *average;
 } state_t;
 
-/* What `sum` (may be NULL), `rule` (may be NULL) and `partials` (may be NULL) ask for, over elements [start, end). */
-HOT static void work_through(const inputs_t *inputs, float *sum, const rule_t *rule, float divisor, const state_t *state,
-                             double *partials, Py_ssize_t start, Py_ssize_t end) {
-    float g[CHUNK], p[CHUNK];
+/* Whether the inputs can be read by the loops above as they are: at most 4, float32, to be divided by nothing. */
+static int are_plain(const inputs_t *inputs) {
+    if (inputs->count > 4) return 0;
+    for (int k = 0; k < inputs->count; k++)
+        if (inputs->kinds[k] != FLOAT32 || inputs->divisors[k] != 1.0f) return 0;
+    return 1;
+}
+
+/* Sum elements [start, end) into `sum` (may be NULL), and the squares of sum / divisor into `partials`. */
+HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, double *partials, Py_ssize_t start,
+                          Py_ssize_t end) {
+    float g[CHUNK];
     double lanes[LANES];
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
-        int in_block = end - block < NORM_BLOCK ? (int)(end - block) : NORM_BLOCK;
+        Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
         memset(lanes, 0, sizeof lanes);
-        for (int offset = 0; offset < in_block; offset += CHUNK) {
-            Py_ssize_t at = block + offset;
-            int n = in_block - offset < CHUNK ? in_block - offset : CHUNK;
-            for (int k = 0; k < inputs->count; k++)
-                fetch_ahead((const char *)inputs->vectors[k] + WIDTH(inputs->kinds[k]) * at, (int)WIDTH(inputs->kinds[k]) * n);
-            if (rule != NULL) {
-                fetch_ahead(state->parameters + at, 4 * n);
-                if (state->first != NULL) fetch_ahead(state->first + at, 4 * n);
-                if (state->second != NULL) fetch_ahead(state->second + at, 4 * n);
-            }
+        for (Py_ssize_t at = block; at < block_end; at += CHUNK) {
+            int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
             sum_chunk(g, inputs, at, n);
             if (sum != NULL) memcpy(sum + at, g, 4 * (size_t)n);
             if (divisor != 1.0f)
                 for (int i = 0; i < n; i++) g[i] = g[i] / divisor;
-            if (partials != NULL) add_squares(lanes, g, n);
-            if (rule == NULL) continue;
-            int in_place = state->parameters == state->target;
-            float *vector = in_place ? state->target + at : p;
-            if (!in_place) memcpy(p, state->parameters + at, 4 * (size_t)n);
-            step_chunk(rule, g, vector, state->first + at, state->second + at, state->average + at, n);
-            if (!in_place) stream_out(state->target + at, p, 4 * (size_t)n);
+            add_squares(lanes, g, n);
         }
-        if (partials != NULL) partials[block / NORM_BLOCK] = add_lanes(lanes);
+        partials[block / NORM_BLOCK] = add_lanes(lanes);
+    }
+}
+
+/* Sum, divide, step: elements [start, end) of everything; the squares of sum / divisor into `partials`. */
+HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, double *partials,
+                           Py_ssize_t start, Py_ssize_t end) {
+    float g[CHUNK], made[CHUNK];
+    double lanes[LANES];
+    const int is_plain = are_plain(inputs);
+    for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
+        Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
+        memset(lanes, 0, sizeof lanes);
+        for (Py_ssize_t at = block; at < block_end; at += CHUNK) {
+            int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
+            const float *from[4] = {made, made, made, made};
+            if (is_plain)
+                for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
+            else
+                sum_chunk(made, inputs, at, n);
+            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made, state->first + at,
+                       state->second + at, n);
+            add_squares(lanes, g, n);
+            if (rule->has_average) average_chunk(rule->average_weight, made, state->average + at, n);
+            if (state->target == state->parameters)
+                memcpy(state->target + at, made, 4 * (size_t)n);
+            else
+                stream_out(state->target + at, made, 4 * (size_t)n);
+        }
+        partials[block / NORM_BLOCK] = add_lanes(lanes);
     }
     stream_fence();
 }
@@ -273,7 +361,7 @@ static PyObject *py_sum(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OKfKnn", &list, &sum, &divisor, &partials, &start, &end)) return NULL;
     if (parse_inputs(list, &inputs) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    work_through(&inputs, (float *)(uintptr_t)sum, NULL, divisor, NULL, (double *)(uintptr_t)partials, start, end);
+    sum_range(&inputs, (float *)(uintptr_t)sum, divisor, (double *)(uintptr_t)partials, start, end);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -293,7 +381,7 @@ static PyObject *py_step(PyObject *self, PyObject *args) {
     state_t state = {(float *)(uintptr_t)parameters, (float *)(uintptr_t)target, (float *)(uintptr_t)first,
                      (float *)(uintptr_t)second, (float *)(uintptr_t)average};
     Py_BEGIN_ALLOW_THREADS
-    work_through(&inputs, NULL, &r, r.divisor, &state, (double *)(uintptr_t)partials, start, end);
+    step_range(&inputs, &r, &state, (double *)(uintptr_t)partials, start, end);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -314,7 +314,7 @@ class WithoutCache(Transformer):
     def start(self, memory: Tensor, source_mask: Tensor | None) -> _Prefixes:
         """See `Transformer.start`."""
         tokens = torch.empty(len(memory), 0, dtype=torch.int64, device=memory.device)
-        return _Prefixes([], [], [], [], source_mask, memory=memory, tokens=tokens)
+        return _Prefixes([], [], [], source_mask, memory=memory, tokens=tokens)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """See `Transformer.step`; logits are made of the newest position alone here too."""

@@ -120,8 +120,7 @@ def beam_search(
         log_probs = _without_specials(torch.log_softmax(model.step(tokens, state), dim=1))  # [live * beam, V]
         _force_end(log_probs, [searches[sentence].max_length <= state.length - 1 for sentence in live], beam)
         size = log_probs.shape[1]
-        totals = (scores.flatten()[:, None] + log_probs).view(len(live), beam * size)
-        top_scores, top = totals.topk(min(2 * beam, beam * size), dim=1)
+        top_scores, top = _best_continuations(scores, log_probs, count=2 * beam)
         kept, survivors = [], []
         for row, sentence in enumerate(live):
             ranked = list(zip(top_scores[row].tolist(), top[row].tolist(), strict=True))
@@ -138,6 +137,19 @@ def beam_search(
         scores = scores.new_tensor([[score for score, _, _ in extended] for extended in survivors])
         tokens = torch.tensor([h[-1] for extended in hypotheses for h in extended], dtype=torch.int64, device=device)
     return [search.best for search in searches]
+
+
+def _best_continuations(scores: Tensor, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best of each sentence (all, if fewer), best first: scores, and `hypothesis * V + token`, [live, count].
+
+    `scores` is [live, beam], `log_probs` [live * beam, V]. The best of each hypothesis are found first, to add up few numbers.
+    """
+    (live, beam), size = scores.shape, log_probs.shape[1]
+    best, tokens = log_probs.topk(min(count, size), dim=1)
+    totals = (scores.flatten()[:, None] + best).view(live, -1)
+    top_scores, top = totals.topk(min(count, totals.shape[1]), dim=1)
+    origins = torch.arange(beam, device=scores.device).repeat_interleave(best.shape[1])
+    return top_scores, origins[top] * size + tokens.view(live, -1).gather(1, top)
 
 
 def _extend(

@@ -19,10 +19,8 @@ class DecoderState:
     """What decoding remembers between steps: N sentences with K hypotheses each (B = N * K rows, those of a sentence side by
     side), H heads of size D, t steps done. What comes from the source is kept once for all hypotheses of a sentence."""
 
-    keys: list[Tensor]
-    """Per layer: [B, H, t, D] self-attention keys so far."""
-    values: list[Tensor]
-    """Per layer: [B, H, t, D]."""
+    keys_values: list[Tensor]
+    """Per layer: [B, t, 2 * W] self-attention keys and values so far, as projected: appended to and selected in long runs."""
     memory_keys: list[Tensor]
     """Per layer: [N, H, S, D] keys of the encoded source."""
     memory_values: list[Tensor]
@@ -38,8 +36,7 @@ class DecoderState:
         Both may repeat, reorder or leave out; each row must be a hypothesis of the sentence at its place.
         """
         selected = DecoderState(
-            keys=_select(self.keys, rows),
-            values=_select(self.values, rows),
+            keys_values=_select(self.keys_values, rows),
             memory_keys=self.memory_keys,
             memory_values=self.memory_values,
             source_mask=self.source_mask,
@@ -100,10 +97,12 @@ class SelfAttention(Attention):
 
     def step(self, x: Tensor, state: DecoderState, layer: int) -> Tensor:
         """One position, [B, 1, W] -> [B, 1, W]; its key and value are added to `state`."""
-        query, key, value = self.split(self.query_key_value(x), 3)
-        state.keys[layer] = torch.cat([state.keys[layer], key], dim=2)
-        state.values[layer] = torch.cat([state.values[layer], value], dim=2)
-        return self.attend(query, state.keys[layer], state.values[layer], mask=None)
+        width = x.shape[2]
+        projected: Tensor = self.query_key_value(x)
+        state.keys_values[layer] = torch.cat([state.keys_values[layer], projected[:, :, width:]], dim=1)
+        (query,) = self.split(projected[:, :, :width], 1)
+        key, value = self.split(state.keys_values[layer], 2)
+        return self.attend(query, key, value, mask=None)
 
 
 class CrossAttention(Attention):
@@ -261,11 +260,10 @@ class Transformer(nn.Module):
 
     def start(self, memory: Tensor, source_mask: Tensor | None) -> DecoderState:
         """The state before the first step, from the encoded source [B, S, W]."""
-        empty = memory.new_zeros(len(memory), self.config.heads, 0, self.config.width // self.config.heads)
+        empty = memory.new_zeros(len(memory), 0, 2 * self.config.width)
         projected = [layer.cross_attention.project_memory(memory) for layer in self._decoder_layers()]
         return DecoderState(
-            keys=[empty] * len(self.decoder),
-            values=[empty] * len(self.decoder),
+            keys_values=[empty] * len(self.decoder),
             memory_keys=[key for key, _ in projected],
             memory_values=[value for _, value in projected],
             source_mask=source_mask,
