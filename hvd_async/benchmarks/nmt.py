@@ -261,7 +261,7 @@ class DecodingMeasurement:
 
 
 def measure_decoding(
-    exported: ExportedModel, sentences: Sequence[str], beam: int, turns: int = 3, every: int = 5
+    exported: ExportedModel, sentences: Sequence[str], beam: int, turns: int = 3, every: int = 1
 ) -> DecodingMeasurement:
     """Translate `sentences` in batches of similar length (`decoding.batch_sentences`), with `beam` (1: greedy search)."""
     reference = replace(exported, model=WithoutCache(exported.model).eval())
