@@ -249,6 +249,21 @@ class StoreConfig(Section):
     published_buffers: Literal[2, 3] = Field(
         3, description="Copies of the parameters that workers read from; 2 saves memory, 3 makes repeated reads rarer."
     )
+    device: str = Field(
+        "cpu",
+        description="Where updates are computed: `cpu`, `cuda` (a GPU that no worker uses, unless `training.allow_sharing`; a"
+        " store that trains as well takes the GPU that it trains on), `cuda:<index>`, or `auto` (`cuda` where there is such a"
+        " GPU, else `cpu`). Workers on GPUs of the store's host then push and pull by CUDA IPC.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _device_is_of_one_shard(self) -> StoreConfig:
+        if self.device != "cpu" and self.shards > 1:
+            raise ValueError(
+                f"device: got {self.device} with shards {self.shards}, expected cpu; the first shard reads the state of the"
+                " others in the memory of their hosts"
+            )
+        return self
 
 
 class PushConfig(Section):

@@ -234,7 +234,8 @@ class RunJournal:
     def _take_snapshot(self) -> None:
         version = self._store.version
         self._moments[version] = (self._store.tokens, self.seconds)
-        vector = self._store.evaluated_parameters.clone()
+        # A copy on the CPU: the store's next versions, and on a GPU its stream, do not wait for the thread that writes.
+        vector = self._store.evaluated_parameters.to("cpu", copy=True)
         self._snapshots_written.append(self._submit(_write_snapshot, self._folder, version, vector))
 
     def _save_checkpoint(self) -> None:
@@ -250,7 +251,7 @@ class RunJournal:
             },
         }
         document = json.loads(json.dumps(document))  # a copy: the books go on while the file is written
-        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         keep = self._config.training.keep_checkpoints
         self._submit(save_checkpoint, self._folder.checkpoints, data["version"], Checkpoint(copies, document), keep)
         self._remove_obsolete_snapshots()
@@ -284,9 +285,17 @@ class RunJournal:
             self._scalars.add_scalar(name, value, update.version)
 
     def _describe_strategy(self) -> dict[str, Any]:
-        strategy = self._config.strategy.model_dump()
+        config = self._config
+        strategy = config.strategy.model_dump()
         kind = strategy.pop("kind")
-        return {"strategy": kind, "options": strategy if kind == "async" else {"reduction": strategy["reduction"]}}
+        if kind != "async":
+            return {"strategy": kind, "options": {"reduction": strategy["reduction"]}}
+        return {
+            "strategy": kind,
+            "options": strategy,
+            "push": config.push.model_dump(),
+            "store": config.store.model_dump(),
+        }
 
     def _submit(self, function: Any, *arguments: Any) -> Future[Any]:
         while len(self._work) >= _MAX_UNWRITTEN:  # the disk is slower than the run: wait rather than fill the memory

@@ -23,6 +23,7 @@ from hvd_async.journal import RunJournal, read_snapshot
 from hvd_async.progress import Goal, Progress
 from hvd_async.run_folder import RunFolder
 from hvd_async.signals import StopRequest
+from hvd_async.store.slots import is_whole
 from hvd_async.strategies import make_strategy
 from hvd_async.strategies.protocol import EvaluationPlan, Job, Strategy
 from hvd_async.topology import (
@@ -135,8 +136,11 @@ def _set_up(
     plans = _in_agreement(group, lambda: _plan_ranks(config, machines))
     plan = plans[group.rank]
     torch.set_num_threads(plan.threads)
-    if plan.device.startswith("cuda"):
-        torch.cuda.set_device(plan.device)  # or every process would also take memory on the first GPU
+    # Before anything else asks for CUDA, or every process would also take memory on the first GPU.
+    for device in (plan.device, plan.store_device):
+        if device is not None and device.startswith("cuda"):
+            torch.cuda.set_device(device)
+            break
     task = _in_agreement(group, lambda: make_task(config))
     saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
     model = task.build_model()
@@ -189,6 +193,8 @@ def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPla
         allow_sharing=config.training.allow_sharing,
         threads=config.training.threads,
         num_shards=config.store.shards,
+        store_device=config.store.device,
+        is_direct=is_whole(config.push),
     )
     plans = assign_roles(machines, wanted)
     num_workers = sum(plan.worker is not None for plan in plans)

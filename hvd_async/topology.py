@@ -163,8 +163,8 @@ def this_machine() -> Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """What the configuration asks for: `strategy.kind`, `strategy.placement`, `store.shards` and the like-named keys of
-    `training`."""
+    """What the configuration asks for: `strategy.kind`, `strategy.placement`, `store.shards`, `store.device` and the like-named
+    keys of `training`."""
 
     kind: Literal["single", "horovod", "ddp", "async"]
     placement: Literal["dedicated", "colocated"] = "dedicated"
@@ -172,12 +172,19 @@ class Placement:
     allow_sharing: bool = False
     threads: int | None = None
     num_shards: int = 1
+    store_device: str = "cpu"
+    is_direct: bool = True
+    """Whether workers may read and write a store in device memory themselves, as far as their gradients' format goes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RankPlan:
     """What one rank is to be. `worker` counts workers from 0 in the order of ranks; None for a store that does not train.
-    `shard` is the number of the store's shard that it holds, if any; shard 0, on rank 0, is the sequencer."""
+    `shard` is the number of the store's shard that it holds, if any; shard 0, on rank 0, is the sequencer.
+
+    `store_device`: of a rank that holds a shard, where that shard's vectors lie. Of another worker, the GPU of the store as this
+    rank sees it, where it is to push into the memory of that GPU; None where it is to push into the memory of the host.
+    """
 
     rank: int
     host: str
@@ -187,6 +194,12 @@ class RankPlan:
     device: str
     threads: int
     shard: int | None = None
+    store_device: str | None = None
+
+    @property
+    def opens_store(self) -> bool:
+        """Whether this rank opens the device memory of a store in another process."""
+        return self.shard is None and self.store_device is not None
 
 
 def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPlan, ...]:
@@ -198,6 +211,7 @@ def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPl
     shards = _place_shards([machine.host for machine in machines], wanted)
     roles = [_role(shards.get(rank), wanted) for rank in range(len(machines))]
     devices = _devices(machines, roles, wanted)
+    store_devices = _store_devices(machines, roles, devices, wanted)
     threads = [wanted.threads] * len(machines) if wanted.threads else _threads(machines, roles)
     seen: collections.Counter[str] = collections.Counter()
     num_workers = 0
@@ -205,9 +219,18 @@ def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPl
     for rank, machine in enumerate(machines):
         worker = None if roles[rank] in _DEDICATED else num_workers
         num_workers += worker is not None
-        local_rank = seen[machine.host]
         plans.append(
-            RankPlan(rank, machine.host, local_rank, roles[rank], worker, devices[rank], threads[rank], shards.get(rank))
+            RankPlan(
+                rank=rank,
+                host=machine.host,
+                local_rank=seen[machine.host],
+                role=roles[rank],
+                worker=worker,
+                device=devices[rank] if worker is not None else store_devices[rank] or "cpu",
+                threads=threads[rank],
+                shard=shards.get(rank),
+                store_device=store_devices[rank],
+            )
         )
         seen[machine.host] += 1
     return tuple(plans)
@@ -221,7 +244,10 @@ def describe(plan: RankPlan, transport: str = "") -> str:
     if plan.worker is not None:
         role = f"{role} {plan.worker}"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
-    facts = [role, plan.device, threads, *([transport] if transport else [])]
+    facts = [role, plan.device]
+    if plan.shard is not None and plan.worker is not None and plan.store_device != "cpu":
+        facts.append(f"store on {plan.store_device}")
+    facts += [threads, *([transport] if transport else [])]
     return f"rank {plan.rank} on {plan.host}: {', '.join(facts)}"
 
 
@@ -297,6 +323,61 @@ def _devices(machines: Sequence[Machine], roles: Sequence[Role], wanted: Placeme
     return devices
 
 
+def _store_devices(
+    machines: Sequence[Machine], roles: Sequence[Role], devices: Sequence[str], wanted: Placement
+) -> list[str | None]:
+    """`RankPlan.store_device` of every rank. GPUs are dealt to workers first, so that their numbers do not depend on it."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted.store_device):
+        raise ConfigError(f"store.device: got {wanted.store_device!r}, expected auto, cpu, cuda or cuda:<index>")
+    stores = [rank for rank, role in enumerate(roles) if role != "worker"]
+    chosen: list[str | None] = ["cpu" if rank in stores else None for rank in range(len(machines))]
+    if not stores or wanted.store_device == "cpu":
+        return chosen
+    owner = stores[0]  # the configuration refuses a device with several
+    index = _store_gpu(owner, machines, devices, wanted)
+    if index is None:
+        return chosen
+    chosen[owner] = f"cuda:{index}"
+    gpu, host = machines[owner].gpus[index], machines[owner].host
+    for rank, machine in enumerate(machines):
+        is_near = machine.host == host and devices[rank].startswith("cuda") and gpu in machine.gpus
+        if rank != owner and is_near and wanted.is_direct:
+            chosen[rank] = f"cuda:{machine.gpus.index(gpu)}"
+    return chosen
+
+
+def _store_gpu(owner: int, machines: Sequence[Machine], devices: Sequence[str], wanted: Placement) -> int | None:
+    """The store's GPU, as its rank sees it: that on which it trains, or one that no worker uses; None: it stays on the CPU."""
+    machine, is_auto = machines[owner], wanted.store_device == "auto"
+    if is_auto and not machine.gpus:
+        return None
+    index = int(wanted.store_device.partition(":")[2] or -1)
+    if not machine.gpus or index >= len(machine.gpus):
+        raise SetupError(_unseen("store.device", wanted.store_device, owner, machine))
+    own = int(devices[owner].partition(":")[2] or -1)
+    if own >= 0 and index in (-1, own):
+        return own  # one process: nothing is shared with others
+    names = {(m.host, m.gpus[int(d.partition(":")[2])]) for m, d in zip(machines, devices, strict=True) if d != "cpu"}
+    is_used = [(machine.host, gpu) in names for gpu in machine.gpus]
+    if index < 0:
+        index = is_used.index(min(is_used))
+    if not is_used[index] or wanted.allow_sharing:
+        return index
+    if is_auto:
+        return None
+    raise SetupError(
+        f"{machine.host}: the store, rank {owner}, finds no GPU of its own among the {len(machine.gpus)} that it sees"
+        f" (store.device: {wanted.store_device}); start fewer workers, or set training.allow_sharing: true or store.device: cpu"
+    )
+
+
+def _unseen(key: str, device: str, rank: int, machine: Machine) -> str:
+    return (
+        f"{key}: got {device}, but rank {rank} on {machine.host} sees {len(machine.gpus)} GPUs;"
+        " use auto or cpu, or check CUDA_VISIBLE_DEVICES and the driver"
+    )
+
+
 def _gpu_index(rank: int, machine: Machine, users: Sequence[int], wanted: Placement) -> int:
     """The GPU asked for, or the first of those with the fewest users (`users[i]` ranks have index i already).
 
@@ -305,10 +386,7 @@ def _gpu_index(rank: int, machine: Machine, users: Sequence[int], wanted: Placem
     """
     index = int(wanted.device.partition(":")[2] or -1)
     if not machine.gpus or index >= len(machine.gpus):
-        raise SetupError(
-            f"training.device: got {wanted.device}, but rank {rank} on {machine.host} sees {len(machine.gpus)} GPUs;"
-            " use auto or cpu, or check CUDA_VISIBLE_DEVICES and the driver"
-        )
+        raise SetupError(_unseen("training.device", wanted.device, rank, machine))
     return index if index >= 0 else users.index(min(users))
 
 

@@ -102,7 +102,7 @@ def _serving(place: Place, num: int) -> Iterator[Session | None]:
             yield None
         else:
             worker = place.rank - 1
-            client = StoreClient([memory], worker, ClientOptions())
+            client = StoreClient([memory], worker, ClientOptions(announces=False))
             client.join()
             for turn in range(place.num_workers):
                 if turn == worker:

@@ -16,7 +16,6 @@ from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.slots import SlotWriter, split
 from hvd_async.transport.layout import (
     MAX_STATISTICS,
-    ArrivalWord,
     SlotWord,
     StopKind,
     StopNotice,
@@ -33,6 +32,14 @@ IDLE = 2**62
 _SLEEP_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.002
 _LOOK_AROUND_SECONDS = 0.01
+# A heartbeat costs a worker on another node a journey.
+_BEAT_SECONDS = 0.25
+
+
+def describe(arrival: Arrival) -> list[int]:
+    """An arrival as the control words that `ArrivalWord` names."""
+    described = [arrival.worker, arrival.batch, arrival.tokens, float_to_word(arrival.loss)]
+    return [*described, float_to_word(arrival.step_seconds), arrival.base_version]
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class ClientOptions:
     """What a worker has to know of the store's rules."""
 
     waits_for_stragglers: bool = False  # max_staleness with `wait`: do not start on a version that is about to be replaced
+    announces: bool = True  # the store asks which versions are under way: a bound that waits, or base parameters, need it
     store_timeout_seconds: float = 60.0
     claim_order: ClaimOrder = field(default_factory=ClaimOrder)
     push: PushConfig = field(default_factory=PushConfig)
@@ -73,8 +81,10 @@ class StoreClient:
         self._writer = SlotWriter(windows, self._parts, options.push, error)
         self._version = -1
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
+        self._freed = -1
         self._under_way = IDLE
         self._heartbeat = 0
+        self._beaten = 0.0
         self._ticket: int | None = None
         self._reported = 0
 
@@ -101,6 +111,7 @@ class StoreClient:
     def take_over(self, version: int) -> None:
         """Use the slot that another worker used until now; what that one held was of `version`."""
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
+        self._freed = -1
         self._version = version
 
     def idle(self) -> None:
@@ -123,20 +134,17 @@ class StoreClient:
         slot is free.
         """
         self._beat()
-        if self._get_slot(SlotWord.FREED) != self._pushed:
+        if self._freed != self._pushed and not self._is_free():
             self._set_slot(SlotWord.WANTED, self._pushed + 1)
             self._window.ring(Word.STORE_BELL)
-            self._wait(lambda: self._get_slot(SlotWord.FREED) == self._pushed)
+            self._wait(self._is_free)
         sent = self._writer.write(gradient, self._slot)
         base_version = min(arrival.base_version for arrival in arrivals)
-        self._window.store_words(
-            self._layout.slot_word(self._slot, SlotWord.PUSHED_BASE_VERSION),
-            [base_version, float_to_word(sent.largest), len(arrivals), sent.num_bytes],
-        )
-        for number, arrival in enumerate(arrivals):
-            words = [arrival.worker, arrival.batch, arrival.tokens]
-            words += [float_to_word(arrival.loss), float_to_word(arrival.step_seconds), arrival.base_version]
-            self._window.store_words(self._layout.arrival_word(self._slot, number, ArrivalWord.WORKER), words)
+        words = [base_version, float_to_word(sent.largest), len(arrivals), sent.num_bytes]
+        for arrival in arrivals:
+            words += describe(arrival)
+        self._window.store_words(self._layout.slot_word(self._slot, SlotWord.PUSHED_BASE_VERSION), words)
+        self._window.flush()
         self._pushed += 1
         self._set_slot(SlotWord.PUSHED, self._pushed)  # last: the store looks at the rest only after this
         # After PUSHED: the gradient is under way here or there, never nowhere.
@@ -145,7 +153,7 @@ class StoreClient:
 
     def wait_drained(self) -> None:
         """Wait until the store has taken the last gradient in and, if that completed an update, published it."""
-        self._wait(lambda: self._get_slot(SlotWord.DRAINED) == self._pushed)
+        self._wait(self._is_drained)
 
     def wait_released(self) -> bool:
         """Wait until the fate of all gradients pushed is known, as lock-step asks. False if a signal stops the run first."""
@@ -223,18 +231,17 @@ class StoreClient:
         self._beat()
         self._wait(lambda: self._get(WorkerWord.EVALUATION_TAKEN) == self._reported)
         self._set(WorkerWord.EVALUATED_VERSION, version)
-        for i, value in enumerate(statistics):
-            self._set(WorkerWord.STATISTICS + i, float_to_word(value))
+        first = self._layout.worker_word(self._worker, WorkerWord.STATISTICS)
+        self._window.store_words(first, [float_to_word(value) for value in statistics])
+        self._window.flush()
         self._reported += 1
         self._set(WorkerWord.EVALUATED, self._reported)
         self._window.ring(Word.STORE_BELL)
 
-    def beat(self) -> None:
-        """Show a sign of life. Waiting does so by itself."""
-        self._beat()
-
     def _announce(self) -> int:
         """Tell the store which version is about to be worked on, so that it knows before it moves on."""
+        if not self._options.announces:
+            return self._window.load(Word.VERSION)
         while True:
             version = self._window.load(Word.VERSION)
             self._announce_base(min(version, self._under_way))
@@ -248,7 +255,18 @@ class StoreClient:
             self._announce_base(IDLE)
             self._wait(functools.partial(self._is_settled, following))
 
+    def _is_free(self) -> bool:
+        self._freed = self._get_slot(SlotWord.FREED)
+        return self._freed == self._pushed
+
+    def _is_drained(self) -> bool:
+        first = self._layout.slot_word(self._slot, SlotWord.DRAINED)
+        drained, self._freed = self._window.load_words(first, 2)
+        return drained == self._pushed
+
     def _announce_base(self, version: int) -> None:
+        if not self._options.announces:
+            return
         self._set_slot(SlotWord.BASE_VERSION, version)
         if self._options.waits_for_stragglers:  # an update may wait for this
             self._window.ring(Word.STORE_BELL)
@@ -287,6 +305,10 @@ class StoreClient:
                 )
 
     def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self._beaten < _BEAT_SECONDS:
+            return
+        self._beaten = now
         self._heartbeat += 1
         self._set(WorkerWord.HEARTBEAT, self._heartbeat)
 

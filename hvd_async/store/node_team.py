@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from hvd_async import kernels
-from hvd_async.store.client import IDLE, StoreClient
+from hvd_async.store.client import IDLE, StoreClient, describe
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.transport.layout import (
     ArrivalWord,
@@ -21,7 +21,6 @@ from hvd_async.transport.layout import (
     Word,
     WorkerState,
     WorkerWord,
-    float_to_word,
     word_to_float,
 )
 from hvd_async.transport.window import StoreMemory
@@ -80,9 +79,7 @@ class NodeTeam:
         version. `computing`: the base version of a gradient that this member computes meanwhile."""
         slot = self._member
         kernels.copy(gradient, self._block.vector(self._layout.slot_offset(slot)))
-        words = [arrival.worker, arrival.batch, arrival.tokens]
-        words += [float_to_word(arrival.loss), float_to_word(arrival.step_seconds), arrival.base_version]
-        self._block.store_words(self._layout.arrival_word(slot, 0, ArrivalWord.WORKER), words)
+        self._block.store_words(self._layout.arrival_word(slot, 0, ArrivalWord.WORKER), describe(arrival))
         self._block.store(self._layout.slot_word(slot, SlotWord.BASE_VERSION), computing)
         self._contributed += 1  # last: whoever does the exchange looks at the rest only after this
         self._block.store(self._layout.slot_word(slot, SlotWord.PUSHED), self._contributed)

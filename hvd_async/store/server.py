@@ -239,6 +239,7 @@ class StoreServer:
 
     def _publish(self) -> None:
         """Say that the newest version is out; it was made in its place."""
+        self._memory.bring_out(self._store.version)
         self._memory.store(Word.VERSION, self._store.version)
         self.beat()
 

@@ -140,6 +140,7 @@ class ShardGroup:
         words = order.to_words()
         for other in self._others:
             other.window.store_words(other.window.layout.order_word(self._num_orders), words)
+            other.window.flush()
             other.window.store(Word.ORDERS, self._num_orders + 1)
             other.window.ring(Word.STORE_BELL)
         self._num_orders += 1

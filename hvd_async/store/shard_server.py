@@ -94,6 +94,7 @@ class ShardServer:
         first = self._part.start // kernels.BLOCK
         offset = self._sequencer.layout.partials_offset + WORD_BYTES * first
         self._sequencer.put(offset, torch.tensor(partials, dtype=torch.float64))
+        self._sequencer.flush()
 
     def _tell(self, word: int, value: int) -> None:
         self._sequencer.store(self._sequencer.layout.shard_word(self._number, word), value)

@@ -39,6 +39,11 @@ def slot_format(size: int, part: slice, push: PushConfig) -> SlotFormat:
     return SlotFormat(dtype, min(length, num_kept(size, push.keep)), is_sparse=True)
 
 
+def is_whole(push: PushConfig) -> bool:
+    """Whether a push is one vector of one worker, rounded at most: a worker can write that into device memory by itself."""
+    return push.keep == 1.0 and not push.error_feedback and not push.node_sum
+
+
 @dataclass(frozen=True)
 class Sent:
     """What a push wrote: the largest magnitude among the numbers, and the bytes of them and their indices."""
@@ -75,6 +80,7 @@ class SlotWriter:
             return self._write_few(gradient, slot)
         if self._error is None:
             each = [self._write_part(gradient, slot, number, part) for number, part in enumerate(self._parts)]
+            self._flush()
             return Sent(max(each, key=_rank), self._size * self._dtype.itemsize)
         wanted = gradient + self._error
         sent = self._stage(self._size)
@@ -83,6 +89,7 @@ class SlotWriter:
             torch.sub(wanted, sent.float(), out=self._error)
         for window, part in zip(self._windows, self._parts, strict=True):
             window.put(window.layout.slot_offset(slot), sent[part])
+        self._flush()
         return Sent(largest, self._size * self._dtype.itemsize)
 
     def _write_part(self, gradient: torch.Tensor, slot: int, number: int, part: slice) -> float:
@@ -118,7 +125,12 @@ class SlotWriter:
             window.put(offset + layout.format.indices_offset, (indices[mine] - part.start).to(torch.int32))
             window.put(offset + layout.format.values_offset, values[mine])
             window.put(offset, torch.tensor([mine.stop - mine.start]))
+        self._flush()
         return Sent(largest, len(indices) * (4 + self._dtype.itemsize))
+
+    def _flush(self) -> None:
+        for window in self._windows:  # together: what goes to several shards is under way at the same time
+            window.flush()
 
     def _stage(self, size: int) -> torch.Tensor:
         if self._staged is None:
@@ -127,7 +139,8 @@ class SlotWriter:
 
 
 def read_slot(memory: StoreMemory, layout: Layout, slot: int, largest: float) -> Gradient:
-    """The gradient in `slot`: views of the memory itself."""
+    """The gradient in `slot`: views of the memory itself, where the store computes."""
+    memory.bring_in(slot)
     form, offset = layout.format, layout.slot_offset(slot)
     dtype = DTYPES[form.dtype]
     if not form.is_sparse:

@@ -235,8 +235,10 @@ class RankRole:
         job, worker = self._job, self._me.worker
         assert worker is not None
         strategy = job.strategy
+        waits = strategy.max_staleness is not None and strategy.on_stale == "wait"
         options = ClientOptions(
-            waits_for_stragglers=strategy.max_staleness is not None and strategy.on_stale == "wait",
+            waits_for_stragglers=waits,
+            announces=waits or needs_base_parameters(strategy),
             store_timeout_seconds=strategy.store_timeout_seconds,
             claim_order=job.claim_order,
             push=job.push,

@@ -62,6 +62,10 @@ class MappedMemory:
         """See `Window.put`."""
         kernels.copy(source, self.vector(offset, source.numel(), source.dtype))
 
+    def flush(self) -> None:
+        """See `Window.flush`."""
+        self._fence()
+
     def get(self, offset: int, target: torch.Tensor) -> None:
         """See `Window.get`."""
         kernels.copy(self.vector(offset, target.numel(), target.dtype), target)
@@ -74,6 +78,12 @@ class MappedMemory:
         """See `StoreMemory.vector`."""
         count = self.layout.num_elements if count is None else count
         return self._bytes[offset : offset + dtype.itemsize * count].view(dtype)
+
+    def bring_in(self, slot: int) -> None:
+        """See `StoreMemory.bring_in`: it is there."""
+
+    def bring_out(self, version: int) -> None:
+        """See `StoreMemory.bring_out`: they are."""
 
     def ring(self, bell: int) -> None:
         """See `Window.ring`."""

@@ -18,7 +18,7 @@ _PAGE_BYTES = 4096
 _LINE_WORDS = 8
 _GLOBAL_WORDS = 32
 _WORDS_PER_WORKER = 32
-_WORDS_PER_ARRIVAL = 8
+_WORDS_PER_ARRIVAL = 6
 _WORDS_PER_SHARD = 8
 ORDER_WORDS = 8
 NUM_ORDERS = 64
@@ -59,17 +59,17 @@ class SlotWord(enum.IntEnum):
     """Control words of one slot; the comment names the writer. Its owner is a worker, or a node's workers together."""
 
     PUSHED = 0  # owner: gradients written into the slot; last of a push
-    BASE_VERSION = 1  # owner: announced before a pull, so that the store knows what is under way
+    BASE_VERSION = 1  # owner: announced before a pull, where the rules ask what is under way; else IDLE
     WANTED = 2  # owner: the count of the push that waits for the slot to be free
-    PUSHED_BASE_VERSION = 3  # owner: the oldest of the arrivals'; the rest too describes the gradient in the slot
-    LARGEST = 4  # a double's bits: the largest magnitude of all that was pushed
-    NUM_ARRIVALS = 5
-    SENT_BYTES = 6
     DRAINED = 8  # store: gradients that were taken in; if one completed an update, that is published
     FREED = 9  # store: gradients that were read, so that the slot may be written again
     RELEASED = 10  # store: gradients whose fate is known (in an update, or refused); lock-step waits for it
     BELL = 11  # rung by the store after it changed one of its words
-    ARRIVALS = 16  # owner: `ArrivalWord`s of each arrival in the slot
+    PUSHED_BASE_VERSION = 16  # owner: the oldest of the arrivals'; the rest too describes the gradient in the slot
+    LARGEST = 17  # a double's bits: the largest magnitude of all that was pushed
+    NUM_ARRIVALS = 18
+    SENT_BYTES = 19
+    ARRIVALS = 20  # `ArrivalWord`s of each arrival in the slot, one after the other
 
 
 class ArrivalWord(enum.IntEnum):
@@ -196,7 +196,7 @@ class Layout:
     @property
     def words_per_slot(self) -> int:
         """Control words of one slot."""
-        return SlotWord.ARRIVALS + self.arrivals_per_slot * _WORDS_PER_ARRIVAL
+        return -(-(SlotWord.ARRIVALS + self.arrivals_per_slot * _WORDS_PER_ARRIVAL) // _LINE_WORDS) * _LINE_WORDS
 
     @property
     def num_words(self) -> int:

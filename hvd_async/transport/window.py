@@ -15,12 +15,13 @@ class Window(Protocol):
 
     Contract, which every implementation passes as one conformance suite:
 
-    - Each call is complete when it returns; no call is collective; none but `wait` waits for the target's own computation
-      longer than its progress thread takes.
-    - A rank that sees the value of a `store` or `fetch_add` also sees every `store`, `store_words` and `put` that the same
-      writer made before it (release and acquire). This is what the protocol rests on.
-    - `put` and `get` move contiguous tensors on the CPU, of any dtype, which the caller owns again on return. They promise
-      nothing about concurrent writers: the protocol does.
+    - Each call is complete when it returns, `put` and `store_words` with the `flush` that follows; no call is collective; none
+      but `wait` waits for the target's own computation longer than its progress thread takes.
+    - A rank that sees the value of a `store` or `fetch_add` also sees every `store` that the same thread made before it, and
+      every `put` and `store_words` that it flushed before, on this block or another (release and acquire). This is what the
+      protocol rests on.
+    - `put` and `get` move contiguous tensors on the CPU, of any dtype. A `get` tensor is the caller's again on return, a `put`
+      one with the `flush`. They promise nothing about concurrent writers: the protocol does.
     """
 
     layout: Layout
@@ -34,7 +35,7 @@ class Window(Protocol):
         """Set a control word atomically. Only its one writer calls this."""
 
     def store_words(self, first: int, values: Sequence[int]) -> None:
-        """Set control words `first`, `first` + 1, ..., in any order; a later `store` tells the others that they are there."""
+        """Begin to set control words `first`, `first` + 1, ..., in any order; after a `flush`, a `store` says that they are."""
 
     def load_words(self, first: int, count: int) -> list[int]:
         """The values of `count` control words from `first` on, which a `store` seen before has announced."""
@@ -43,7 +44,10 @@ class Window(Protocol):
         """Add to a control word atomically; the value before. Words changed so are never changed by `store`."""
 
     def put(self, offset: int, source: torch.Tensor) -> None:
-        """Copy `source` to byte `offset` of the block."""
+        """Begin to copy `source` to byte `offset` of the block."""
+
+    def flush(self) -> None:
+        """Wait until every `put` and `store_words` of this thread is complete."""
 
     def get(self, offset: int, target: torch.Tensor) -> None:
         """Copy from byte `offset` of the block into `target`."""
@@ -65,4 +69,11 @@ class StoreMemory(Window, Protocol):
     """The block as its owner sees it: mapped, so that slots and buffers are tensors."""
 
     def vector(self, offset: int, count: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """[count], or [num_elements]: the memory itself at byte `offset`; changes to it are seen by all ranks."""
+        """[count], or [num_elements]: the memory itself at byte `offset`, where the store computes, which may be on a GPU.
+        Changes to it are seen by all ranks, of published parameters after `bring_out`."""
+
+    def bring_in(self, slot: int) -> None:
+        """Make `vector` show what was pushed into `slot`. Called once for a push, after it was announced."""
+
+    def bring_out(self, version: int) -> None:
+        """Make the published parameters of `version`, whole in `vector`, readable by every worker; they are on return."""

@@ -43,6 +43,7 @@ def make_settings(folder: pathlib.Path, combination: tuple[int, bool, bool, str]
         strategy={"kind": "async", "arrivals_per_update": 2, **strategy},
         store={"shards": shards},
         push={**FORMATS[form], "node_sum": node_sum, "overlap": overlap},
+        optimizer={"learning_rate": 0.002},
         validation={"every": 7},
     )
     return Settings(configuration, num_batches=NUM_BATCHES, uneven=seed, delays=seed, hidden=HIDDEN)
@@ -67,7 +68,7 @@ def check(folder: pathlib.Path, combination: tuple[int, bool, bool, str], strate
     if overlap:  # every gradient but a worker's first is computed before the pull that follows the one before it
         assert max(arrival["staleness"] for arrival in arrivals) >= 1
     losses = losses_of(folder)
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), "it does not learn"
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), "it does not learn"
     assert len(summary_of(folder)["measurements"]) >= 2
 
 
