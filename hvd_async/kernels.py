@@ -3,6 +3,9 @@
 Each function exists twice: in `_kernels.c`, and here as torch operations, for other devices and for machines without a
 compiler. Both round alike, so they give the same bits: every elementary operation is done in float32 and rounded once, in
 the order written here. Work is shared among `torch.get_num_threads()` threads; no result depends on their number.
+
+On a GPU the sum and the step are one pass of `kernels_cuda`, else torch operations over whole vectors. All functions are
+complete there when they return: what was read may be overwritten, and what was written may be read by other processes.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import concurrent.futures
 import functools
 import itertools
 import math
+import types
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -84,18 +89,23 @@ def is_compiled() -> bool:
 def sum_inputs(inputs: Sequence[Input], total: torch.Tensor | None, divisor: float, use_c: bool = True) -> list[float]:
     """Add `inputs` (1 to MAX_INPUTS) up in order into `total` ([size] float32, may be the first input; None: nowhere).
 
-    Returns the sums of squares of total / divisor, block by block, each exact to a double's rounding: see `norm`.
+    Returns the sums of squares of total / divisor, block by block (on a GPU all in one), each exact to a double's rounding: see
+    `norm`. `use_c`: whether compiled code may be used.
     """
     size = inputs[0].vector.numel()
     vectors = [each.vector for each in inputs] + ([] if total is None else [total])
+    if use_c and (fused := _fused_for(vectors, inputs)) is not None:
+        divisors = [each.divisor for each in inputs]
+        work = fused.Pass([each.vector for each in inputs], divisors, "none", {"divisor": divisor}, total)
+        return [float(fused.run(work).sum())]
     if not _fits_c(vectors, use_c):
         partials: list[float] = []
-        for start in range(0, size, _PIECE):
-            piece = slice(start, start + _PIECE)
+        for start in range(0, size, _piece(vectors[0])):
+            piece = slice(start, start + _piece(vectors[0]))
             summed = _sum_piece(inputs, piece)
             if total is not None:
                 total[piece] = summed
-            partials += _squares(summed if divisor == 1.0 else summed / divisor)
+            partials += _squares(summed if divisor == 1.0 else _divide(summed, divisor))
         return partials
     squares = torch.empty(-(-size // BLOCK), dtype=torch.float64)
     described, address = _describe(inputs), _address(total)
@@ -123,15 +133,19 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
     size = state.target.numel()
     vectors = [each.vector for each in inputs]
     vectors += [v for v in (state.parameters, state.target, state.first, state.second, state.average) if v is not None]
+    if use_c and (fused := _fused_for(vectors, inputs)) is not None:
+        # The copy of the sum to the CPU is what waits for the GPU.
+        return [float(fused.run(_fused_step(fused, inputs, state, rule)).sum())]
     if not _fits_c(vectors, use_c):
         partials: list[float] = []
-        for start in range(0, size, _PIECE):
-            piece = slice(start, start + _PIECE)
+        for start in range(0, size, _piece(vectors[0])):
+            piece = slice(start, start + _piece(vectors[0]))
             gradient = _sum_piece(inputs, piece)
             if rule.divisor != 1.0:
-                gradient = gradient / rule.divisor
+                gradient = _divide(gradient, rule.divisor)
             partials += _squares(gradient)
             _step_piece(gradient, state, rule, piece)
+        _wait_for(state.target)  # the sums of squares were there before the step was made
         return partials
     squares = torch.empty(-(-size // BLOCK), dtype=torch.float64)
     described = _describe(inputs)
@@ -150,7 +164,8 @@ def norm(partials: Sequence[float]) -> float:
 
 
 def copy_and_measure(source: torch.Tensor, target: torch.Tensor | None, use_c: bool = True) -> float:
-    """Copy `source` ([size] float32) into `target` ([size]; float32, bfloat16 or float16; rounded to nearest even).
+    """Copy `source` ([size] float32) into `target` ([size]; float32, bfloat16 or float16; rounded to nearest even; perhaps on
+    another device).
 
     Returns the largest magnitude in `target` (of `source`, if that is None): infinite or NaN if an element is.
     """
@@ -162,16 +177,21 @@ def copy_and_measure(source: torch.Tensor, target: torch.Tensor | None, use_c: b
             lambda a, b: _c.copy_and_measure(source.data_ptr(), address, kind, a, b),
         )
         return math.nan if any(map(math.isnan, largest)) else max(largest, default=0.0)
+    rounded = source if target is None else source.to(target.dtype)
     if target is not None:
-        target.copy_(source)
-    low, high = torch.aminmax(source if target is None else target) if source.numel() else (0.0, 0.0)
-    return math.nan if math.isnan(float(low)) else max(abs(float(low)), abs(float(high)))
+        target.copy_(rounded)
+    # Measured where the gradient is: the target may be in the memory of another GPU.
+    extremes: tuple[Any, Any] = torch.aminmax(rounded) if source.numel() else (0.0, 0.0)
+    low, high = map(float, extremes)
+    _wait_for(source, *([] if target is None else [target]))
+    return math.nan if math.isnan(low) else max(abs(low), abs(high))
 
 
 def copy(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy `source` into `target`, contiguous and of one dtype and size, at the speed of memory."""
+    """Copy `source` into `target`, contiguous and of one dtype and size, at the speed of memory; perhaps between devices."""
     if not _fits_c([source, target], True, anything=True):
         target.copy_(source)
+        _wait_for(source, target)
         return
     width = source.element_size()
     _share(
@@ -218,7 +238,83 @@ def _share(size: int, work: Callable[[int, int], T]) -> list[T]:
     return [work(0, bounds[1]), *(other.result() for other in others)]
 
 
+# --- On a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def _fused_for(vectors: Sequence[torch.Tensor], inputs: Sequence[Input]) -> types.ModuleType | None:
+    """`kernels_cuda`, if it takes these."""
+    device = vectors[0].device
+    fused = _fused(device) if device.type == "cuda" else None
+    return fused if fused is not None and fused.fits(vectors, [each.vector for each in inputs]) else None
+
+
+@functools.cache
+def _fused(device: torch.device) -> types.ModuleType | None:
+    """`kernels_cuda`, if it runs on `device`."""
+    try:
+        from hvd_async import kernels_cuda
+    except ImportError:
+        return None
+    try:
+        kernels_cuda.try_out(device)
+    except Exception as error:  # Triton raises its own, the C compiler's, the driver's: torch operations serve instead
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"updates on {device} run as torch operations: Triton: {reason}", RuntimeWarning, stacklevel=2)
+        return None
+    return kernels_cuda
+
+
+def _fused_step(fused: types.ModuleType, inputs: Sequence[Input], state: State, rule: Rule) -> Any:
+    numbers = {
+        "divisor": rule.divisor,
+        "clip": rule.clip,
+        "rate": rule.rate,
+        "decay": rule.decay,
+        "beta1": rule.beta1,
+        "beta2": rule.beta2,
+        "rest1": 1 - rule.beta1,
+        "rest2": 1 - rule.beta2,
+        "inverse_root": rule.inverse_root,
+        "epsilon": rule.epsilon,
+    }
+    if rule.average_weight is not None:
+        numbers["average_weight"] = rule.average_weight
+    return fused.Pass(
+        sources=[each.vector for each in inputs],
+        divisors=[each.divisor for each in inputs],
+        rule=rule.kind,
+        numbers=numbers,
+        target=state.target,
+        parameters=state.parameters,
+        first=state.first,
+        second=state.second,
+        average=state.average,
+        nesterov=rule.nesterov,
+    )
+
+
+def _wait_for(*vectors: torch.Tensor) -> None:
+    """Wait for all that this thread has given to the GPUs of `vectors`, if they are on any.
+
+    A copy between two GPUs runs on a stream of the one, and the other's waits for it: both are asked.
+    """
+    for device in {vector.device for vector in vectors if vector.device.type == "cuda"}:
+        torch.cuda.current_stream(device).synchronize()
+
+
 # --- The same as torch operations -------------------------------------------------------------------------------------
+
+
+def _piece(vector: torch.Tensor) -> int:
+    """A GPU has no cache for pieces to stay in, and each of them would be a launch."""
+    return _PIECE if vector.device.type == "cpu" else max(1, vector.numel())
+
+
+def _divide(vector: torch.Tensor, divisor: float) -> torch.Tensor:
+    """On a GPU torch multiplies by the reciprocal of a number, which rounds twice; of a tensor it does not."""
+    if vector.device.type == "cpu":
+        return vector / divisor
+    return vector / torch.full((), divisor, dtype=vector.dtype, device=vector.device)
 
 
 def _sum_piece(inputs: Sequence[Input], piece: slice) -> torch.Tensor:
@@ -226,7 +322,7 @@ def _sum_piece(inputs: Sequence[Input], piece: slice) -> torch.Tensor:
     for each in inputs:
         gradient = each.vector[piece].float()
         if each.divisor != 1.0:
-            gradient = gradient / each.divisor
+            gradient = _divide(gradient, each.divisor)
         total = gradient if total is None else total + gradient
     assert total is not None
     return total
@@ -234,6 +330,8 @@ def _sum_piece(inputs: Sequence[Input], piece: slice) -> torch.Tensor:
 
 def _squares(gradient: torch.Tensor) -> list[float]:
     """The sum of squares of each block: in lanes (element i of a block in lane i % 64), which are then halved."""
+    if gradient.device.type != "cpu":
+        return [float(gradient.double().square_().sum())]
     num_blocks = -(-gradient.numel() // BLOCK)
     squares = torch.zeros(num_blocks * BLOCK, dtype=torch.float64, device=gradient.device)
     squares[: gradient.numel()] = gradient.double().square()

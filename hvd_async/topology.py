@@ -182,8 +182,8 @@ class RankPlan:
     """What one rank is to be. `worker` counts workers from 0 in the order of ranks; None for a store that does not train.
     `shard` is the number of the store's shard that it holds, if any; shard 0, on rank 0, is the sequencer.
 
-    `store_device`: of a rank that holds a shard, where that shard's vectors lie. Of another worker, the GPU of the store as this
-    rank sees it, where it is to push into the memory of that GPU; None where it is to push into the memory of the host.
+    `store_device`: of a rank that holds a shard, where that shard's vectors lie; of another worker that `is_direct`, the same GPU
+    as this rank numbers it. `is_direct`: its worker is to read and write the store's vectors in the memory of the GPU.
     """
 
     rank: int
@@ -195,11 +195,12 @@ class RankPlan:
     threads: int
     shard: int | None = None
     store_device: str | None = None
+    is_direct: bool = False
 
     @property
     def opens_store(self) -> bool:
-        """Whether this rank opens the device memory of a store in another process."""
-        return self.shard is None and self.store_device is not None
+        """Whether this rank is to open the device memory of a store in another process."""
+        return self.is_direct and self.shard is None
 
 
 def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPlan, ...]:
@@ -230,6 +231,7 @@ def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPl
                 threads=threads[rank],
                 shard=shards.get(rank),
                 store_device=store_devices[rank],
+                is_direct=wanted.is_direct and devices[rank] != "cpu" and (store_devices[rank] or "cpu") != "cpu",
             )
         )
         seen[machine.host] += 1

@@ -28,8 +28,10 @@ from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.strategies.exchange import DirectExchange, Exchange, TeamExchange, wait_and_pull
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
 from hvd_async.topology import RankPlan
+from hvd_async.transport import cuda_ipc
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import Need, check_capacity
+from hvd_async.transport.device_block import Reach, open_device_block
 from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word
 from hvd_async.transport.window import StoreMemory
 
@@ -65,8 +67,9 @@ class Asynchronous:
                 team_block = stack.enter_context(
                     open_node_block(self.group, plan.team_layout(team) if team else None, team[0].rank if team else 0)
                 )
+            reach = stack.enter_context(self._reach(plan, rank, memories))
             try:
-                notice = RankRole(job, plan, rank, memories, team_block).play(loop)
+                notice = RankRole(job, plan, rank, memories, reach, team_block).play(loop)
             except BaseException as error:
                 # The others learn why this rank falls silent; the abort that follows ends them in any case. After a
                 # PeerError they know, or the store cannot be reached.
@@ -79,12 +82,25 @@ class Asynchronous:
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
+        if plans[rank].is_direct:
+            return "CUDA IPC" if plans[rank].opens_store else "device memory"
         hosts = {plan.host for plan in plans if plan.shard is not None}
         near = plans[rank].host in hosts
         return "shared memory and RMA" if near and len(hosts) > 1 else "shared memory" if near else "RMA"
 
     def close(self) -> None:
         """See `Strategy.close`."""
+
+    @contextlib.contextmanager
+    def _reach(self, plan: Plan, rank: int, memories: Sequence[SharedMemory | RemoteMemory]) -> Iterator[Reach]:
+        """The block of shard 0, as `rank` uses it. Collective where it is on a GPU."""
+        if plan.is_on_device:
+            slots = {each.rank: plan.slot_of(each.worker) for each in plan.workers if each.worker is not None}
+            with open_device_block(self.group, plan.ranks, memories[0], slots) as reach:
+                yield reach
+        else:
+            own = plan.ranks[rank].shard
+            yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # its own block is mapped
 
 
 class Plan:
@@ -100,7 +116,9 @@ class Plan:
                 f"store.shards: got {len(shards)} for a model of {job.flat.size} elements, expected at most {most}:"
                 f" each holds whole blocks of {kernels.BLOCK}"
             )
+        self.ranks = job.plans
         self.owners = [plan.rank for plan in shards]
+        self.is_on_device = any(plan.store_device != "cpu" for plan in shards)
         self.parts = split(job.flat.size, len(shards))
         self.workers = [plan for plan in job.plans if plan.worker is not None]
         hosts = list(dict.fromkeys(plan.host for plan in self.workers))
@@ -136,7 +154,8 @@ class Plan:
             ]
             num_vectors, part_bytes = len(state_names(job.optimizer)), layout.vector_bytes
             is_shared = layout.num_state_vectors > 0
-            needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
+            if not self.is_on_device:
+                needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
         if plan.worker is not None:
             team = self.team_of_rank(rank)
             if job.push.node_sum and team[0].rank == rank:
@@ -173,13 +192,15 @@ class RankRole:
         plan: Plan,
         rank: int,
         memories: Sequence[SharedMemory | RemoteMemory],
+        reach: Reach,
         team_block: SharedMemory | None,
     ) -> None:
-        """All are the caller's; `memories[k]` reaches shard k."""
+        """All are the caller's; `memories[k]` reaches shard k, in the memory of its host."""
         self._job = job
         self._plan = plan
         self._me = job.plans[rank]
         self._memories = memories
+        self._reach = reach
         self._team_block = team_block
 
     def play(self, loop: Loop) -> StopNotice | None:
@@ -190,11 +211,11 @@ class RankRole:
         return serve() if self._me.worker is None else self._serve_and_work(serve, loop)
 
     def _make_server(self) -> Callable[[], StopNotice | None]:
-        job, number = self._job, self._me.shard
-        assert number is not None
-        memory = cast(StoreMemory, self._memories[number])  # a shard's own block is mapped
+        job, number, memory = self._job, self._me.shard, self._reach.store
+        assert number is not None and memory is not None
         part = self._plan.parts[number]
         shard = make_shard(job, memory, part)
+        cuda_ipc.finish(self._me.store_device or "cpu")  # a thread with another stream is to use it
         if number > 0:
             if job.saved is not None:
                 tensors, data = job.saved
@@ -246,11 +267,12 @@ class RankRole:
         client = self._make_client(worker, options)
         client.join()
         exchange = self._make_exchange(client)
+        host = HostCopy(job.flat, is_separate=job.push.overlap, is_direct=self._reach.is_direct)
         if job.push.overlap:
-            with OverlappedWorker(job, client, exchange, worker) as overlapped:
+            with OverlappedWorker(job, client, exchange, host, worker) as overlapped:
                 loop(overlapped, job.model)
         else:
-            loop(AsynchronousWorker(job, client, exchange, worker), job.model)
+            loop(AsynchronousWorker(job, client, exchange, host, worker), job.model)
         exchange.leave()
         return client.wait_for_end(job.stop_requested)
 
@@ -258,7 +280,8 @@ class RankRole:
         error: torch.Tensor | None = None
         if self._team_block is not None and self._job.push.error_feedback:
             error = self._team_block.vector(self._team_block.layout.state_offset(1))
-        return StoreClient(self._memories, worker, options, self._plan.slot_of(worker), error)
+        windows = [self._reach.worker, *self._memories[1:]]
+        return StoreClient(windows, worker, options, self._plan.slot_of(worker), error)
 
     def _make_exchange(self, client: StoreClient) -> Exchange:
         strategy = self._job.strategy
@@ -278,6 +301,7 @@ class RankRole:
 
         def run() -> None:
             try:
+                cuda_ipc.use_own_stream(self._me.store_device or "cpu")
                 notices.append(serve())
             except BaseException as error:
                 failures.append(error)
@@ -306,7 +330,7 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
 
     def allocate(name: str) -> torch.Tensor:
         if layout.num_state_vectors == 0:
-            return torch.zeros(layout.num_elements)
+            return torch.zeros(layout.num_elements, device=buffers[0].device)
         return memory.vector(layout.state_offset(names.index(name)))
 
     return Shard(buffers, job.optimizer, keeps_bases=needs_base_parameters(job.strategy), allocate=allocate)
@@ -343,13 +367,13 @@ def claim(job: Job, client: StoreClient) -> int | None:
 class AsynchronousWorker:
     """Claims batches, pushes gradients, pulls parameters; waits for others only where the strategy says so."""
 
-    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, worker: int) -> None:
-        """`client` has joined the store; it and `exchange` stay the caller's."""
+    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, host: HostCopy, worker: int) -> None:
+        """`client` has joined the store; it, `exchange` and `host` stay the caller's."""
         self._job = job
         self._client = client
         self._exchange = exchange
         self._worker = worker
-        self._host = HostCopy(job.flat)
+        self._host = host
         self._version = -1
 
     def claims(self) -> Iterator[Claim]:
@@ -400,14 +424,14 @@ class OverlappedWorker:
     says. Everything that touches the store is done by that one thread. A context manager.
     """
 
-    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, worker: int) -> None:
-        """`client` has joined the store; it and `exchange` stay the caller's."""
+    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, host: HostCopy, worker: int) -> None:
+        """`client` has joined the store; it, `exchange` and `host`, which is separate, stay the caller's."""
         self._job = job
         self._client = client
         self._exchange = exchange
         self._worker = worker
-        self._host = HostCopy(job.flat, is_separate=True)
-        self._gradient = torch.empty(job.flat.size)
+        self._host = host
+        self._gradient = torch.empty_like(host.parameters)
         self._version = -1
         self._batches: deque[int | None] = deque()  # claimed ahead; None: there are no more
         self._under_way: Future[Outcome] | None = None
@@ -415,7 +439,13 @@ class OverlappedWorker:
 
     def __enter__(self) -> OverlappedWorker:
         """Start the thread."""
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hvd-async-exchange")
+        # On the stream of the model its copies would wait for all of the next batch.
+        self._thread = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="hvd-async-exchange",
+            initializer=cuda_ipc.use_own_stream,
+            initargs=(self._host.parameters.device,),
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -479,30 +509,37 @@ class OverlappedWorker:
 
 
 class HostCopy:
-    """The flat vectors where MPI can reach them: themselves on a CPU, pinned copies for a GPU."""
+    """The flat vectors where the store's windows take them: themselves, or pinned copies of those of a GPU.
 
-    def __init__(self, flat: FlatParameters, is_separate: bool = False) -> None:
+    Every copy is complete on return: the exchange, perhaps another thread on another stream, reads a gradient that is whole, and
+    overwrites `parameters` only when the model has them.
+    """
+
+    def __init__(self, flat: FlatParameters, is_separate: bool = False, is_direct: bool = False) -> None:
         """Allocates the pinned copies, if there is to be any. `is_separate`: `parameters` is never the vector that the model
-        reads, so that it may change while the model computes."""
+        reads, so that it may change while the model computes. `is_direct`: windows take vectors of the GPU."""
         self._flat = flat
-        self._is_device = flat.parameters.device.type != "cpu"
-        self._is_copy = self._is_device or is_separate
+        self._is_pinned = flat.parameters.device.type != "cpu" and not is_direct
+        self._is_copy = self._is_pinned or is_separate
         self.parameters = flat.parameters
-        if self._is_device:
+        if self._is_pinned:
             self.parameters = self._pinned(flat.parameters)
         elif is_separate:
             self.parameters = torch.empty_like(flat.parameters)
-        self._gradient = self._pinned(flat.gradient) if self._is_device else flat.gradient
+        self._gradient = self._pinned(flat.gradient) if self._is_pinned else flat.gradient
 
     def gradient(self) -> torch.Tensor:
-        """The gradient, on the CPU: [size], float32; valid until the next step."""
+        """The gradient, where `parameters` are: [size], float32; valid until the next step."""
         gradient = self._flat.collect_gradient()
-        return self._gradient.copy_(gradient) if self._is_device else gradient
+        if self._is_pinned:
+            kernels.copy(gradient, self._gradient)
+            return self._gradient
+        return gradient
 
     def load_parameters(self) -> None:
         """Give the model what was pulled into `parameters`."""
         if self._is_copy:
-            self._flat.parameters.copy_(self.parameters)
+            kernels.copy(self.parameters, self._flat.parameters)
 
     @staticmethod
     def _pinned(vector: torch.Tensor) -> torch.Tensor:

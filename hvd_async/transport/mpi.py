@@ -125,9 +125,10 @@ class RemoteMemory:
 
     def flush(self) -> None:
         """See `Window.flush`."""
+        sources, self._unflushed = self._unflushed, []  # not what another thread puts meanwhile
         with self._watched():
             self._window.Flush(self._owner)
-        self._unflushed.clear()
+        del sources
 
     def get(self, offset: int, target: torch.Tensor) -> None:
         """See `Window.get`."""
@@ -225,7 +226,8 @@ class ProgressThread:
                 self._failure = " ".join(str(error).split())
                 return
             # Not what the owner itself changes while it waits, or the two would keep each other awake.
-            traffic = int(self._words.sum() - self._words[Word.STORE_BELL] - self._words[Word.STORE_HEARTBEAT])
+            own = int(self._words[Word.STORE_BELL]) + int(self._words[Word.STORE_HEARTBEAT])
+            traffic = int(self._words.sum()) - own
             now = time.monotonic()
             if is_asked or self._answers:
                 eager_until = now + _EAGER_SECONDS

@@ -53,14 +53,18 @@ def name_of(combination: Sequence[object]) -> str:
     return "-".join(map(str, combination))
 
 
-def check(folder: pathlib.Path, combination: tuple[int, bool, bool, str], strategy: Mapping[str, object]) -> None:
+def check(
+    folder: pathlib.Path, combination: tuple[int, bool, bool, str], strategy: Mapping[str, object], num_hosts: int
+) -> None:
     _, node_sum, overlap, form = combination
     check_books(folder, dict(strategy))
     arrivals = events_of(folder, "arrival")
     (start,) = events_of(folder, "start")
     size = start["parameters"]
     pushes = [arrival["sent_bytes"] for arrival in arrivals if arrival["sent_bytes"]]
-    assert len(pushes) == len(arrivals) if not node_sum else 0 < len(pushes) < len(arrivals)
+    workers_of = {arrival["worker"] for arrival in arrivals}
+    is_shared = node_sum and len(workers_of) > num_hosts  # else each worker has its node for itself
+    assert 0 < len(pushes) < len(arrivals) if is_shared else len(pushes) == len(arrivals)
     if form == "few":
         assert max(pushes) <= 8 * round(0.05 * size + 64) and min(pushes) > 0
     else:
@@ -69,7 +73,7 @@ def check(folder: pathlib.Path, combination: tuple[int, bool, bool, str], strate
         assert max(arrival["staleness"] for arrival in arrivals) >= 1
     losses = losses_of(folder)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), "it does not learn"
-    assert len(summary_of(folder)["measurements"]) >= 2
+    assert summary_of(folder)["measurements"]
 
 
 def run_all(
@@ -82,7 +86,7 @@ def run_all(
     settings = [make_settings(tmp_path, each, seed, **strategy) for seed, each in enumerate(wanted)]
     run_toy(5, *settings, timeout=timeout, hosts=hosts).check()
     for each in wanted:
-        check(tmp_path / name_of(each), each, strategy)
+        check(tmp_path / name_of(each), each, strategy, max(1, len(hosts)))
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])

@@ -1,0 +1,221 @@
+"""Sum and optimizer step in one pass over a GPU's memory: the CUDA half of `kernels`, which is its only user.
+
+Importing it needs Triton, which torch's CUDA wheels bring. Triton compiles a kernel at its first use, for seconds, with the C
+compiler of the machine; it starts that as another program, never by a fork of this process that goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+# Elements of one program; the sum of squares of each is formed in double precision.
+BLOCK = 4096
+_NUM_WARPS = 8
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+RULES = ("none", "sgd", "adam", "adamw")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over vectors of one size on one GPU.
+
+    `sources` ([size] each, at least one; all but the first of one dtype) are divided by `divisors` and added up in order. Then,
+    by `rule`: "none" writes the sum to `target`, if there is one; the others make an optimizer step, with `numbers` by the names
+    of the kernel's arguments, from `parameters` to `target`.
+    """
+
+    sources: Sequence[torch.Tensor]
+    divisors: Sequence[float]
+    rule: str
+    numbers: dict[str, float]
+    target: torch.Tensor | None
+    parameters: torch.Tensor | None = None
+    first: torch.Tensor | None = None
+    second: torch.Tensor | None = None
+    average: torch.Tensor | None = None
+    nesterov: bool = False
+
+
+def fits(vectors: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bool:
+    """Whether `run` takes these: contiguous, of one size, on one GPU, all but `sources` in float32."""
+    device, size = vectors[0].device, vectors[0].numel()
+    if device.type != "cuda" or size == 0 or len({source.dtype for source in sources[1:]}) > 1:
+        return False
+    return all(
+        v.device == device and v.numel() == size and v.is_contiguous() and v.dtype in _KINDS and v.data_ptr() % 16 == 0
+        for v in vectors
+    )
+
+
+def run(work: Pass) -> torch.Tensor:
+    """Enqueue `work` on the current stream of its GPU; what it gives: [num_blocks] float64 there, the sums of squares of the
+    summed gradient / divisor. Nothing is complete on return but the launch."""
+    sources = work.sources
+    device, size = sources[0].device, sources[0].numel()
+    num_blocks = -(-size // BLOCK)
+    squares = torch.empty(num_blocks, dtype=torch.float64, device=device)
+    spare = squares  # stands where a kernel of this kind looks at nothing
+    numbers = {name: float(work.numbers.get(name, 0.0)) for name in _NUMBERS}  # an int would be another type of kernel
+    # The launch goes to the current device of this thread, which need not be that of the vectors.
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        _pass[(num_blocks,)](
+            _table(device, tuple(source.data_ptr() for source in sources)),
+            _divisors(device, tuple(work.divisors)),
+            len(sources),
+            *(
+                spare if each is None else each
+                for each in (work.target, work.parameters, work.first, work.second, work.average)
+            ),
+            squares,
+            size,
+            **numbers,
+            FIRST_KIND=_KINDS[sources[0].dtype],
+            KIND=_KINDS[sources[-1].dtype],
+            RULE=RULES.index(work.rule),
+            HAS_DIVISORS=any(divisor != 1.0 for divisor in work.divisors),
+            HAS_TARGET=work.target is not None,
+            HAS_FIRST=work.first is not None,
+            HAS_AVERAGE=work.average is not None and "average_weight" in work.numbers,
+            HAS_DECAY=numbers["decay"] != 0.0,
+            NESTEROV=work.nesterov,
+            BLOCK_SIZE=BLOCK,
+            num_warps=_NUM_WARPS,
+            enable_fp_fusion=False,  # every operation is rounded once, as on the CPU
+        )
+    return squares
+
+
+def try_out(device: torch.device) -> None:
+    """Compile and run a kernel on a few numbers. Raises whatever Triton raises where that cannot be done."""
+    vector = torch.ones(16, device=device)
+    run(Pass([vector], [1.0], "none", {"divisor": 1.0}, vector))
+    torch.cuda.current_stream(device).synchronize()
+
+
+@functools.lru_cache(maxsize=256)
+def _table(device: torch.device, addresses: tuple[int, ...]) -> torch.Tensor:
+    """[num] int64 on `device`. Kept, because slots come again, and each copy to the device costs as much as a launch."""
+    return torch.tensor(addresses, dtype=torch.int64).to(device)
+
+
+@functools.lru_cache(maxsize=256)
+def _divisors(device: torch.device, divisors: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(divisors, dtype=torch.float32).to(device)
+
+
+_NUMBERS = (
+    "divisor",
+    "clip",
+    "rate",
+    "decay",
+    "beta1",
+    "beta2",
+    "rest1",
+    "rest2",
+    "inverse_root",
+    "epsilon",
+    "average_weight",
+)
+
+
+# Triton reads the source of these functions: it takes no annotations but its own.
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _load(address, offsets, mask, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    if KIND == 1:
+        vector = address.to(tl.pointer_type(tl.bfloat16))
+    elif KIND == 2:
+        vector = address.to(tl.pointer_type(tl.float16))
+    else:
+        vector = address.to(tl.pointer_type(tl.float32))
+    # `fits` has looked at the address: wide loads are allowed.
+    return tl.load(tl.multiple_of(vector, 16) + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["num_sources"])  # type: ignore[untyped-decorator,unused-ignore]
+def _pass(  # type: ignore[no-untyped-def]
+    sources,
+    divisors,
+    num_sources,
+    target,
+    parameters,
+    first,
+    second,
+    average,
+    squares,
+    size,
+    divisor,
+    clip,
+    rate,
+    decay,
+    beta1,
+    beta2,
+    rest1,
+    rest2,
+    inverse_root,
+    epsilon,
+    average_weight,
+    FIRST_KIND: tl.constexpr,
+    KIND: tl.constexpr,
+    RULE: tl.constexpr,
+    HAS_DIVISORS: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
+    HAS_AVERAGE: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """The formulas of `kernels.step`, in that order. Each element is read before the same thread writes it, so that the target
+    may be the parameters, and the sum its own first source."""
+    number = tl.program_id(0)
+    offsets = number.to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    mask = offsets < size
+    total = _load(tl.load(sources), offsets, mask, FIRST_KIND)
+    if HAS_DIVISORS:
+        total = tl.div_rn(total, tl.load(divisors))
+    for i in range(1, num_sources):
+        following = _load(tl.load(sources + i), offsets, mask, KIND)
+        if HAS_DIVISORS:
+            following = tl.div_rn(following, tl.load(divisors + i))
+        total = total + following
+    if RULE == 0:
+        if HAS_TARGET:
+            tl.store(target + offsets, total, mask=mask)
+    gradient = tl.div_rn(total, divisor)
+    wide = gradient.to(tl.float64)
+    tl.store(squares + number, tl.sum(wide * wide))
+    if RULE > 0:
+        gradient = gradient * clip
+        value = tl.load(parameters + offsets, mask=mask, other=0.0)
+        if RULE == 3:
+            value = value * decay
+        elif HAS_DECAY:
+            gradient = gradient + value * decay
+        if RULE == 1:
+            if HAS_FIRST:
+                momentum = tl.load(first + offsets, mask=mask, other=0.0) * beta1 + gradient
+                tl.store(first + offsets, momentum, mask=mask)
+                if NESTEROV:
+                    gradient = gradient + momentum * beta1
+                else:
+                    gradient = momentum
+            value = value - gradient * rate
+        else:
+            mean = tl.load(first + offsets, mask=mask, other=0.0)
+            mean = mean + (gradient - mean) * rest1
+            tl.store(first + offsets, mean, mask=mask)
+            spread = tl.load(second + offsets, mask=mask, other=0.0) * beta2 + gradient * gradient * rest2
+            tl.store(second + offsets, spread, mask=mask)
+            value = value - tl.div_rn(mean, tl.sqrt_rn(spread) * inverse_root + epsilon) * rate
+        tl.store(target + offsets, value, mask=mask)
+        if HAS_AVERAGE:
+            smooth = tl.load(average + offsets, mask=mask, other=0.0)
+            tl.store(average + offsets, smooth + (value - smooth) * average_weight, mask=mask)
