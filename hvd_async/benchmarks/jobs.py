@@ -25,7 +25,12 @@ class GroupAsynchronous(Asynchronous):
 
 
 def run_job(
-    place: Place, model: torch.nn.Module, flat: FlatParameters, threads: int, loop: Callable[[Worker], None]
+    place: Place,
+    model: torch.nn.Module,
+    flat: FlatParameters,
+    threads: int,
+    loop: Callable[[Worker], None],
+    push: PushConfig | None = None,
 ) -> None:
     """Run `loop` on every worker with rank 0 as the store, until all of them have returned. Collective over `place.group`.
 
@@ -35,7 +40,7 @@ def run_job(
     job = Job(
         strategy=strategy,
         store=StoreConfig(),
-        push=PushConfig(),
+        push=push or PushConfig(),
         optimizer=OptimizerConfig(kind="adam", learning_rate=1e-5),
         plans=_plans(place, threads),
         model=model,

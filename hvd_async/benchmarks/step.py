@@ -10,13 +10,14 @@ from hvd_async.benchmarks.measurement import Effort, Figure, Target, duration, t
 from hvd_async.benchmarks.models import SIZES, ModelStep
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.ranks import Place
+from hvd_async.config import PushConfig
 from hvd_async.flat import FlatParameters
 from hvd_async.strategies.protocol import Step, Worker
-from hvd_async.topology import share_cores
 
-DEFAULTS = Options(threads=share_cores(own_cores(), 1, beside_store=True), seconds=90.0)  # as `launch` would have it
+DEFAULTS = Options(threads=max(1, own_cores() - 1), seconds=90.0)  # the store has a core of its own
 TAKES = frozenset({"model", "repeats", "threads", "seconds"})
 
+_OVERLAPPED_STEPS = 4
 _TARGETS = {"multi30k": Target("ratio at least", 0.97), "base": Target("ratio at least", 0.95)}
 
 
@@ -28,16 +29,22 @@ def measure(place: Place, options: Options) -> list[Figure]:
         flat = FlatParameters(step.model)
         step.model.train()
 
-        def loop(worker: Worker) -> None:
-            figures.append(measure_steps(worker, step, flat, options))
+        for push in (PushConfig(), PushConfig(overlap=True)):
 
-        run_job(place, step.model, flat, options.threads, loop)
+            def loop(worker: Worker, push: PushConfig = push) -> None:
+                figures.append(measure_steps(worker, step, flat, options, push))
+
+            run_job(place, step.model, flat, options.threads, loop, push)
     return figures if place.rank == 1 else []
 
 
-def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options: Options) -> Figure:
-    """Bare and whole steps of `worker` in turns; `flat` holds the parameters of `step`'s model."""
+def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options: Options, push: PushConfig) -> Figure:
+    """Bare and whole steps of `worker` in turns; `flat` holds the parameters of `step`'s model.
+
+    With overlap a turn has several whole steps, whose mean counts, so that there is a next batch to overlap with.
+    """
     claims = worker.claims()
+    num_steps = _OVERLAPPED_STEPS if push.overlap else 1
 
     def bare() -> float:
         begin = time.perf_counter()
@@ -47,14 +54,16 @@ def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options
 
     def whole() -> float:
         begin = time.perf_counter()
-        claim = next(claims)
-        flat.zero_gradient()
-        loss, tokens = step()
-        worker.step(Step(claim.batch, tokens, loss, time.perf_counter() - begin))
-        return time.perf_counter() - begin
+        for _ in range(num_steps):
+            claim = next(claims)
+            flat.zero_gradient()
+            loss, tokens = step()
+            worker.step(Step(claim.batch, tokens, loss, time.perf_counter() - begin))
+        return (time.perf_counter() - begin) / num_steps
 
-    effort = Effort(options.repeats, options.seconds)
+    effort = Effort(options.repeats, options.seconds / 2)
     seconds = take_turns(lambda: {"bare": bare(), "whole": whole()}, effort)
     name = f"step, {options.model}, {flat.size / 1e6:.1f} M, {step.batch.num_tokens} tokens"
+    name += ", overlap" if push.overlap else ""
     limit = ("forward and backward alone", seconds["bare"])
     return duration(name, seconds["whole"], limit, _TARGETS[options.model])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
+
 from hvd_async.benchmarks.models import ModelSize, ModelStep
 from hvd_async.benchmarks.options import Options
 from hvd_async.benchmarks.step import measure_steps
-from hvd_async.config import ModelConfig
+from hvd_async.config import ModelConfig, PushConfig
 from hvd_async.flat import FlatParameters
 from hvd_async.strategies.protocol import Claim, Step
 
@@ -30,11 +32,14 @@ class Witness:
         self.seen.append((step.batch, step.tokens, bool(self._flat.collect_gradient().any())))
 
 
-def test_bare_steps_hand_nothing_over_and_whole_ones_a_gradient_each() -> None:
+@pytest.mark.parametrize(("overlap", "num_steps"), [(False, 1), (True, 4)])
+def test_bare_steps_hand_nothing_over_and_whole_ones_a_gradient_each(overlap: bool, num_steps: int) -> None:
     step = ModelStep(TINY)
     flat = FlatParameters(step.model)
     worker = Witness(flat)
-    figure = measure_steps(worker, step, flat, Options(repeats=2, seconds=100.0))  # type: ignore[arg-type]  # it has what is used
-    assert worker.seen == [(0, 30, True), (1, 30, True), (2, 30, True)]  # the first warms up
+    options, push = Options(repeats=2, seconds=100.0), PushConfig(overlap=overlap)
+    figure = measure_steps(worker, step, flat, options, push)  # type: ignore[arg-type]  # the witness has what is used
+    assert worker.seen == [(batch, 30, True) for batch in range(3 * num_steps)]  # the first turn warms up
+    assert figure.name.endswith(", overlap") is overlap
     assert figure.value.count == 2 and figure.limit is not None and figure.limit.spread.count == 2
     assert figure.name.startswith("step, multi30k, 0.0 M, 30 tokens")
