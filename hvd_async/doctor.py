@@ -78,7 +78,7 @@ def run_doctor(environ: Mapping[str, str], enter: Callable[[str], None] = lambda
         # Other programs are asked before MPI is initialised: a process that has MPI must not fork.
         enter("asking mpirun and Horovod for their versions")
         mpirun = Mpirun.on_path(environ)
-        findings += [*_check_packages(), _check_horovod()]
+        findings += [*_check_packages(), _check_kernels(), _check_horovod()]
     enter("looking for GPUs")
     machine = this_machine()
     enter("initialising MPI")
@@ -194,6 +194,15 @@ def _check_packages() -> Iterator[Finding]:
             yield Finding(package, "ok", importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(package, "fail", "not installed", "launch/setup.sh")
+
+
+def _check_kernels() -> Finding:
+    from hvd_async import kernels  # late: torch takes seconds
+
+    if kernels.is_compiled():
+        return Finding("C extension", "ok", "built: an update is one pass over memory, and waiting ranks sleep")
+    detail = "not built: updates take several times as long, and waiting ranks poll"
+    return Finding("C extension", "warn", detail, "install a C compiler and Python's headers, then launch/setup.sh --force")
 
 
 def _check_horovod() -> Finding:

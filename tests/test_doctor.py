@@ -11,7 +11,16 @@ from collections.abc import Mapping
 
 import pytest
 
-from hvd_async.doctor import Finding, Mpirun, format_findings, judge_library, judge_measurements, judge_mpirun
+from hvd_async import kernels
+from hvd_async.doctor import (
+    Finding,
+    Mpirun,
+    _check_kernels,
+    format_findings,
+    judge_library,
+    judge_measurements,
+    judge_mpirun,
+)
 from hvd_async.transport.measured import Bandwidth, Measurements, Progress
 from tests.ranks import mpi_family, mpirun_path, run_limited, run_ranks
 
@@ -130,6 +139,12 @@ def test_open_mpi_before_5_is_refused() -> None:
 )
 def test_an_mpirun_of_another_mpi_is_a_warning(mpirun: Mpirun, verdict: str) -> None:
     assert judge_mpirun(mpirun, "Open MPI v5.0.11").verdict == verdict
+
+
+@pytest.mark.parametrize(("module", "verdict"), [(object(), "ok"), (None, "warn")])
+def test_a_missing_extension_is_a_warning(monkeypatch: pytest.MonkeyPatch, module: object, verdict: str) -> None:
+    monkeypatch.setattr(kernels, "_c", module)
+    assert _check_kernels().verdict == verdict
 
 
 def test_the_table() -> None:
