@@ -11,6 +11,8 @@ class HvdAsyncError(Exception):
     """
 
     exit_status = 1
+    is_on_all_ranks = False
+    """Whether every rank raises it alike, so that none has to tell or to end the others."""
 
 
 class ConfigError(HvdAsyncError):

@@ -63,7 +63,7 @@ def run(work: Pass) -> torch.Tensor:
     spare = squares  # stands where a kernel of this kind looks at nothing
     numbers = {name: float(work.numbers.get(name, 0.0)) for name in _NUMBERS}  # an int would be another type of kernel
     # The launch goes to the current device of this thread, which need not be that of the vectors.
-    with torch.cuda.device(device if device.type == "cuda" else -1):
+    with torch.cuda.device(device):
         _pass[(num_blocks,)](
             _table(device, tuple(source.data_ptr() for source in sources)),
             _divisors(device, tuple(work.divisors)),

@@ -231,6 +231,8 @@ def _in_agreement(group: Group, action: Callable[[], T]) -> T:
 class AgreedError(HvdAsyncError):
     """An error that every rank raises because one did; the one that did reports it."""
 
+    is_on_all_ranks = True
+
     def __init__(self, fault: tuple[int, str], is_reporter: bool) -> None:
         """`fault`: exit status and message; `is_reporter`: whether this rank is to print it."""
         self.exit_status, message = fault
@@ -243,14 +245,12 @@ def _aborting_on_failure(group: Group) -> Iterator[None]:
     """An exception on this rank ends all ranks at once, with this rank's message as the only one."""
     try:
         yield
-    except AgreedError:
-        raise
     except KeyboardInterrupt:
         sys.stderr.write(f"hvd-async: rank {group.rank}: interrupted outside of training; what was saved before is whole\n")
         sys.stderr.flush()
         group.abort(130)
     except BaseException as error:
-        if group.size == 1:
+        if group.size == 1 or (isinstance(error, HvdAsyncError) and error.is_on_all_ranks):
             raise
         if isinstance(error, PeerError) and error.is_reported:
             time.sleep(_GRACE_SECONDS)  # the rank that failed is about to end the job, or its launcher is

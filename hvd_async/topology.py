@@ -182,8 +182,9 @@ class RankPlan:
     """What one rank is to be. `worker` counts workers from 0 in the order of ranks; None for a store that does not train.
     `shard` is the number of the store's shard that it holds, if any; shard 0, on rank 0, is the sequencer.
 
-    `store_device`: of a rank that holds a shard, where that shard's vectors lie; of another worker that `is_direct`, the same GPU
-    as this rank numbers it. `is_direct`: its worker is to read and write the store's vectors in the memory of the GPU.
+    `store_device`: of a rank that holds a shard, where that shard's vectors lie (None: on the CPU); of another worker that
+    `is_direct`, the same GPU as this rank numbers it. `is_direct`: its worker is to read and write the store's vectors in the
+    memory of the GPU.
     """
 
     rank: int
@@ -247,7 +248,7 @@ def describe(plan: RankPlan, transport: str = "") -> str:
         role = f"{role} {plan.worker}"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
     facts = [role, plan.device]
-    if plan.shard is not None and plan.worker is not None and plan.store_device != "cpu":
+    if plan.shard is not None and plan.worker is not None and plan.store_device not in (None, "cpu"):
         facts.append(f"store on {plan.store_device}")
     facts += [threads, *([transport] if transport else [])]
     return f"rank {plan.rank} on {plan.host}: {', '.join(facts)}"

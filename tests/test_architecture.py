@@ -24,14 +24,14 @@ LAYERS = (
     {"store", "run_folder", "signals"},
     {"transport", "checkpoint", "emulation", "config_reference"},
     {"config", "topology", "flat", "events", "atomic", "kernels"},
-    {"errors", "_kernels"},
+    {"errors", "_kernels", "kernels_cuda"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
     "nmt": {"config", "errors", "atomic"},
     "comparison": {"errors"},
     "flat": set(),
-    "kernels": {"_kernels"},
+    "kernels": {"_kernels", "kernels_cuda"},
     "store.parameter_store": {"config", "store", "kernels"},  # what is done to gradients needs no transport
     "store.schedule": {"config"},
     "store.staleness": {"config"},
@@ -39,7 +39,12 @@ ONLY = {
     "store.gradient": {"kernels"},
     "store.ledger": set(),
 }
-DOORS = {"mpi4py": ("transport",), "horovod": ("strategies.horovod",), "sentencepiece": ("nmt.vocabulary",)}
+DOORS = {
+    "mpi4py": ("transport",),
+    "horovod": ("strategies.horovod",),
+    "sentencepiece": ("nmt.vocabulary",),
+    "triton": ("kernels_cuda",),
+}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

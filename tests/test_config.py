@@ -120,6 +120,11 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             {"optimizer": {"kind": "sgd", "nesterov": True}},
             "optimizer: nesterov: got true, expected momentum > 0 beside it",
         ),
+        (
+            {"store": {"device": "cuda", "shards": 2}},
+            "store: device: got cuda with shards 2, expected cpu; the first shard reads the state of the others in the memory of"
+            " their hosts",
+        ),
         ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens and updates"),
         (
             {"training": {"epochs": 1, "updates": 2}},

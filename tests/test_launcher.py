@@ -33,11 +33,12 @@ TWO_HOSTS = (Host("node1", 3), Host("node2", 2))
 TRAIN = TrainArguments("run.yaml")
 
 
-def config(kind: str, **training: Any) -> RunConfig:
+def config(kind: str, shards: int = 1, placement: str = "dedicated", **training: Any) -> RunConfig:
     tree = {
         "output": "runs/x",
         "data": {"folder": "data"},
-        "strategy": {"kind": kind},
+        "strategy": {"kind": kind, "placement": placement},
+        "store": {"shards": shards},
         "training": {"epochs": 1, **training},
     }
     return parse_config(tree, source="test")
@@ -52,6 +53,8 @@ CASES = {
     "openmpi-async": (config("async"), TRAIN, 2, options()),
     "openmpi-async-few-cores-root": (config("async"), TRAIN, 4, options(num_cores=2, as_root=True)),
     "openmpi-async-two-hosts": (config("async"), TRAIN, 4, options(hosts=TWO_HOSTS, num_cores=16)),
+    "openmpi-async-shards": (config("async", shards=3), TRAIN, 2, options(hosts=TWO_HOSTS)),
+    "openmpi-async-colocated-shards": (config("async", shards=3, placement="colocated"), TRAIN, 4, options(hosts=TWO_HOSTS)),
     "openmpi-horovod-threads": (config("horovod", threads=3), TRAIN, 2, options()),
     "openmpi-ddp-extra": (config("ddp"), TRAIN, 2, options(extra=("--with-ft", "ulfm"))),
     "openmpi-resume-overrides": (
@@ -96,10 +99,10 @@ def test_the_text_does_in_a_shell_what_the_command_does() -> None:
 def test_number_of_ranks() -> None:
     assert num_ranks_of(config("async"), 4) == 5
     assert num_ranks_of(config("horovod"), 4) == 4
-    colocated = config("async").model_copy(
-        update={"strategy": config("async").strategy.model_copy(update={"placement": "colocated"})}
-    )
-    assert num_ranks_of(colocated, 4) == 4
+    assert num_ranks_of(config("async", placement="colocated"), 4) == 4
+    assert num_ranks_of(config("async", shards=3), 4) == 7
+    assert num_ranks_of(config("async", shards=3, placement="colocated"), 4) == 4
+    assert num_ranks_of(config("horovod", shards=3), 4) == 4
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,7 @@ def test_number_of_ranks() -> None:
         ("async", 0, {}, "number of workers: got 0, expected 1 or more"),
         ("single", 2, {}, "got 2, expected 1 for strategy single"),
         ("async", 5, {"hosts": TWO_HOSTS}, "6 ranks do not fit on node1:3,node2:2: 5 slots"),
+        ("async", 5, {"hosts": (Host("node1", 4), Host("node2", 1))}, "6 ranks do not fit on node1:4,node2:1: 5 slots"),
         ("async", 2, {"starter": "horovodrun-gloo"}, "starts no MPI, which strategy async needs"),
         ("ddp", 2, {"starter": "horovodrun-gloo"}, "starts no MPI, which strategy ddp needs"),
         ("horovod", 2, {"starter": "horovodrun-mpi", "mpi": "mpich"}, "does not know MPICH"),

@@ -25,6 +25,7 @@ class Options:
         seconds: limit for the turns of each measurement (of scaling: for all of them together).
         model: what `step` computes, one of `MODELS`.
         step_seconds: how long an emulated step sleeps.
+        device: where `store` computes: `cpu`, `cuda` or `cuda:<index>`.
         config: for `nmt`, the YAML file whose model and corpus it measures; None: a model of Multi30k's size, generated text.
     """
 
@@ -35,6 +36,7 @@ class Options:
     seconds: float = 20.0
     model: str = "multi30k"
     step_seconds: float = 0.1
+    device: str = "cpu"
     config: str | None = None
 
     def arguments(self, takes: frozenset[str]) -> tuple[str, ...]:

@@ -1,7 +1,12 @@
-"""The arithmetic of an update, in one process: against the bytes that it must move, and against the obvious torch code."""
+"""The arithmetic of an update, in one process: against the bytes that it must move, and against the obvious torch code.
+
+On a GPU the limit is a copy from its memory to its memory, and every competitor is timed to the end of its work there.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +21,7 @@ from hvd_async.store.parameter_store import Arrival, ParameterStore
 from hvd_async.store.shard import Shard
 
 DEFAULTS = Options(threads=own_cores())
-TAKES = frozenset({"sizes", "repeats", "threads", "seconds"})
+TAKES = frozenset({"sizes", "repeats", "threads", "seconds", "device"})
 
 NUM_ARRIVALS = 4
 OPTIMIZER = OptimizerConfig(kind="adam", schedule=ScheduleConfig(kind="constant", warmup=0))
@@ -36,28 +41,51 @@ def measure(options: Options) -> list[Figure]:
     """The figures of every size. Raises `SetupError` where memory does not hold one."""
     figures: list[Figure] = []
     for size in options.sizes:
-        check_memory(num_elements(size), _available_bytes())
+        check_memory(num_elements(size), _available_bytes(options.device))
     for size in options.sizes:
         with arithmetic_threads(options.threads):
-            figures += _figures(size, _measure_size(num_elements(size), options))
+            figures += _figures(size, _measure_size(num_elements(size), options), options.device)
     return figures
 
 
 def _measure_size(num: int, options: Options) -> dict[str, Spread]:
     """Seconds by competitor for vectors of `num` parameters."""
-    slots = [torch.randn(num).mul_(1e-3) for _ in range(NUM_ARRIVALS)]
-    published, other, source, target = torch.zeros(num), torch.zeros(num), page_aligned(num), page_aligned(num)
+    device = torch.device(options.device)
+    slots = [torch.randn(num).mul_(1e-3).to(device) for _ in range(NUM_ARRIVALS)]
+    published, other = torch.zeros(num, device=device), torch.zeros(num, device=device)
+    source, target = page_aligned(num).to(device), page_aligned(num).to(device)
     ours, theirs = StoreUpdate(slots, published), TorchUpdate(slots, other)
     effort = Effort(options.repeats, options.seconds, warm_ups=2)  # the first makes the moments
-    with memcpy_with(options.threads) as copy:
+    with _copies(options) as copy:
         return take_turns(
             lambda: {
-                "store": timed(ours),
-                "torch": timed(theirs),
-                "memcpy": timed(lambda: copy(source, target)),
+                "store": timed(_to_the_end(ours, device)),
+                "torch": timed(_to_the_end(theirs, device)),
+                "memcpy": timed(_to_the_end(lambda: copy(source, target), device)),
             },
             effort,
         )
+
+
+@contextlib.contextmanager
+def _copies(options: Options) -> Iterator[Callable[[torch.Tensor, torch.Tensor], object]]:
+    if options.device == "cpu":
+        with memcpy_with(options.threads) as copy:
+            yield copy
+    else:
+        yield lambda source, target: target.copy_(source)
+
+
+def _to_the_end(action: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`action`, and a wait for what it gave to a GPU."""
+    if device.type == "cpu":
+        return action
+
+    def both() -> None:
+        action()
+        torch.cuda.synchronize(device)
+
+    return both
 
 
 class StoreUpdate:
@@ -105,13 +133,17 @@ class TorchUpdate:
         self._published.copy_(self._parameters.detach())
 
 
-def _figures(size: float, seconds: dict[str, Spread]) -> list[Figure]:
+def _figures(size: float, seconds: dict[str, Spread], device: str) -> list[Figure]:
     """A copy of b bytes reads b and writes b: the limit is the time of `_VECTORS_MOVED / 2` copies of one vector."""
     limit = seconds["memcpy"].scaled(_VECTORS_MOVED / 2)
     against_torch = _TORCH_TARGET if size >= _LARGE else _NEVER_SLOWER
     name = f"update of {NUM_ARRIVALS} arrivals, Adam, {size:g} M"
+    copied = "memcpy of as many bytes"
+    if device != "cpu":
+        name += f", {torch.cuda.get_device_name(device)}"
+        copied = "copy of as many bytes in device memory"
     return [
-        duration(name, seconds["store"], ("memcpy of as many bytes", limit), _MEMCPY_TARGET),
+        duration(name, seconds["store"], (copied, limit), _MEMCPY_TARGET),
         duration(name, seconds["store"], ("torch: add, fused Adam, copy", seconds["torch"]), against_torch),
     ]
 
@@ -126,7 +158,9 @@ def check_memory(num: int, available_bytes: int | None) -> None:
         )
 
 
-def _available_bytes() -> int | None:
+def _available_bytes(device: str) -> int | None:
+    if device != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

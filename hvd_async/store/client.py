@@ -128,7 +128,8 @@ class StoreClient:
         return self._options.claim_order.batch(self._window.fetch_add(Word.CLAIMS, 1))
 
     def push(self, gradient: torch.Tensor, arrivals: Sequence[Arrival]) -> None:
-        """Hand `gradient` ([size], float32, CPU; the caller's again on return) and its description to the store.
+        """Hand `gradient` ([size], float32, where the windows take it; the caller's again on return) and its description to the
+        store.
 
         It is the sum of the gradients of `arrivals`, not more of them than the slot has room to describe. Waits until the
         slot is free.
@@ -169,7 +170,7 @@ class StoreClient:
         return released
 
     def pull(self, parameters: torch.Tensor) -> int:
-        """Make `parameters` ([size], float32, CPU) those of the newest version, and return which it is.
+        """Make `parameters` ([size], float32, where the windows take them) those of the newest version, and return which it is.
 
         The copy is whole: all of one version, that of the number returned. Nothing is copied where it is held already, so
         `parameters` must be what the last pull left there.

@@ -128,7 +128,8 @@ class ShardGroup:
 
     def meet(self) -> None:
         """Wait until the other shards have their parameters and serve. Called once, before anything is published."""
-        self._tell(Order(Verb.DISCARD))
+        # It changes nothing, since no version is older than 0; to discard would lose what was pending in a checkpoint.
+        self._tell(Order(Verb.FORGET))
         self._wait()
 
     def end(self) -> None:

@@ -75,7 +75,7 @@ class SlotWriter:
         self._staged: torch.Tensor | None = None
 
     def write(self, gradient: torch.Tensor, slot: int) -> Sent:
-        """Write `gradient` ([size], float32, CPU; unchanged, and the caller's again on return) into `slot`."""
+        """Write `gradient` ([size], float32, where the windows take it; unchanged, the caller's again on return) into `slot`."""
         if self._push.keep < 1.0:
             return self._write_few(gradient, slot)
         if self._error is None:

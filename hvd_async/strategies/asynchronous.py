@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from hvd_async import kernels
-from hvd_async.errors import ConfigError, PeerError
+from hvd_async.config import OptimizerConfig
+from hvd_async.errors import ConfigError, HvdAsyncError, PeerError
 from hvd_async.flat import FlatParameters
 from hvd_async.store.client import IDLE, ClientOptions, StoreClient
+from hvd_async.store.gradient import Gradient
 from hvd_async.store.node_team import NodeTeam, team_layout
 from hvd_async.store.parameter_store import Arrival, ParameterStore
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.server import ServerOptions, StoreServer
-from hvd_async.store.shard import Shard, state_names
+from hvd_async.store.shard import Shard, StepOrder, state_names
 from hvd_async.store.shard_group import RemoteShard, ShardGroup
 from hvd_async.store.shard_server import ShardServer
-from hvd_async.store.slots import slot_format, split
+from hvd_async.store.slots import DTYPES, slot_format, split
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.strategies.exchange import DirectExchange, Exchange, TeamExchange, wait_and_pull
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
@@ -54,9 +56,13 @@ class Asynchronous:
         """See `Strategy.execute`."""
         from hvd_async.transport.mpi import open_blocks, open_node_block  # starts mpi4py, which init_mpi has configured
 
-        plan = Plan(job)
         rank = self.group.rank
-        check_capacity(self.group, job.plans[rank].host, plan.needs(rank))
+        try:
+            plan = Plan(job)
+            check_capacity(self.group, job.plans[rank].host, plan.needs(rank))
+        except HvdAsyncError as error:
+            error.is_on_all_ranks = True  # each computes the same
+            raise
         with contextlib.ExitStack() as stack:
             memories = stack.enter_context(
                 open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds)
@@ -118,7 +124,7 @@ class Plan:
             )
         self.ranks = job.plans
         self.owners = [plan.rank for plan in shards]
-        self.is_on_device = any(plan.store_device != "cpu" for plan in shards)
+        self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
         self.parts = split(job.flat.size, len(shards))
         self.workers = [plan for plan in job.plans if plan.worker is not None]
         hosts = list(dict.fromkeys(plan.host for plan in self.workers))
@@ -333,7 +339,18 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
             return torch.zeros(layout.num_elements, device=buffers[0].device)
         return memory.vector(layout.state_offset(names.index(name)))
 
+    warm_up(job.optimizer, DTYPES[layout.format.dtype], buffers[0].device)
     return Shard(buffers, job.optimizer, keeps_bases=needs_base_parameters(job.strategy), allocate=allocate)
+
+
+def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Compile what an update on a GPU needs before anybody waits for one; on the CPU nothing is compiled."""
+    if device.type == "cpu":
+        return
+    shard = Shard([torch.zeros(64, device=device), torch.zeros(64, device=device)], optimizer)
+    for _ in range(2):
+        shard.hold(Gradient(torch.zeros(64, dtype=dtype, device=device), 0.0), 1.0)
+    shard.step(StepOrder(version=1, learning_rate=1e-3, divisor=2.0))
 
 
 def make_server(job: Job, memory: StoreMemory, store: ParameterStore) -> StoreServer:
@@ -526,6 +543,8 @@ class HostCopy:
             self.parameters = self._pinned(flat.parameters)
         elif is_separate:
             self.parameters = torch.empty_like(flat.parameters)
+            # Another stream is the first to write there, and this one may still use what the memory held before.
+            cuda_ipc.finish(self.parameters.device)
         self._gradient = self._pinned(flat.gradient) if self._is_pinned else flat.gradient
 
     def gradient(self) -> torch.Tensor:

@@ -15,16 +15,19 @@ from hvd_async.transport.layout import WorkerState
 
 
 class Exchange(Protocol):
-    """Brings one worker's gradients to the store. Used by one thread; everything may wait for the store."""
+    """Brings one worker's gradients to the store. Used by one thread; everything may wait for the store.
+
+    Vectors are on the CPU, or on the worker's GPU where its window takes them there.
+    """
 
     def come(self, parameters: torch.Tensor) -> int:
-        """Begin to compute, or go on after `pause`: `parameters` ([size], float32, CPU) become new ones; their version.
+        """Begin to compute, or go on after `pause`: `parameters` ([size], float32) become new ones; their version.
 
         What they held is not needed.
         """
 
     def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
-        """Push `gradient` ([size], float32, CPU), wait as the strategy asks, and pull into `parameters`; their version.
+        """Push `gradient` ([size], float32), wait as the strategy asks, and pull into `parameters`; their version.
 
         `parameters` must be what the last `come` or `exchange` left there. `computing`: the base version of the gradient that
         this worker computes meanwhile.

@@ -223,7 +223,8 @@ def _owning(group: Group, plans: Sequence[RankPlan], host: StoreMemory, slot_of_
     with contextlib.ExitStack() as stack:
         if memory.host_slots:
             block = host.vector(0, host.layout.total_bytes, torch.uint8)
-            stack.enter_context(cuda_ipc.locked(block, device))
+            if not stack.enter_context(cuda_ipc.locked(block, device)):
+                sys.stderr.write("hvd-async: the store's block cannot be locked (ulimit -l): slower copies to its GPU\n")
         yield Reach(memory if me.is_direct else host, memory)
     group.exchange("")  # everyone has closed it
     memory.close()
@@ -233,7 +234,7 @@ def _allocate(layout: Layout, device: torch.device) -> torch.Tensor:
     num_bytes = device_bytes(layout)
     try:
         device_memory = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         free, _ = torch.cuda.mem_get_info(device)
         raise SetupError(
             f"store.device: got {device} with {free / 2**30:.1f} GiB free, expected {num_bytes / 2**30:.1f} GiB ="

@@ -20,8 +20,8 @@ class Window(Protocol):
     - A rank that sees the value of a `store` or `fetch_add` also sees every `store` that the same thread made before it, and
       every `put` and `store_words` that it flushed before, on this block or another (release and acquire). This is what the
       protocol rests on.
-    - `put` and `get` move contiguous tensors on the CPU, of any dtype. A `get` tensor is the caller's again on return, a `put`
-      one with the `flush`. They promise nothing about concurrent writers: the protocol does.
+    - `put` and `get` move contiguous tensors on the CPU (some windows: on any device), of any dtype. A `get` tensor is the
+      caller's again on return, a `put` one with the `flush`. They promise nothing about concurrent writers: the protocol does.
     """
 
     layout: Layout

@@ -32,6 +32,14 @@ def test_every_size_has_two_figures() -> None:
         assert others.target is not None and others.target.bound == 1.0  # small: never slower
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_limit_is_a_copy_in_its_memory() -> None:
+    figures = measure(Options(sizes=(0.1,), repeats=2, seconds=1.0, device="cuda"))
+    assert figures[0].limit is not None and figures[0].limit.name == "copy of as many bytes in device memory"
+    assert torch.cuda.get_device_name(0) in figures[0].name
+
+
 def test_too_little_memory_is_said_before() -> None:
     check_memory(1000, 100_000)
     check_memory(10**12, None)

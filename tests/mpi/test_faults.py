@@ -237,3 +237,91 @@ def test_a_store_that_stands_still_ends_the_job_on_both_hosts(tmp_path: pathlib.
     assert_fired(done, "sigstop")
     assert not done.timed_out and done.returncode != 0, str(done)
     assert any("store" in message and "3 s" in message for message in messages(done)), str(done)
+
+
+# --- In the middle of a push ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [2, *(pytest.param(write, marks=pytest.mark.slow) for write in (0, 1, 3, 4))])
+def test_a_worker_killed_in_a_push_ends_the_job_and_a_resumed_run_uses_every_batch_once(
+    tmp_path: pathlib.Path, write: int
+) -> None:
+    """Before the gradient, its description, the word that says so, the announcement after it, and that of the next pull."""
+    first = settings(tmp_path / "run", arrivals_per_update=2, max_staleness=3)
+    first.config["training"]["checkpoint_every"] = 1
+    fault = {"rank": 2, "step": 6, "kind": "sigkill", "write": write}
+    done = run_toy(3, dataclasses.replace(first, faults=[fault]))
+    assert_fired(done, "sigkill")
+    assert not done.timed_out and done.returncode != 0, str(done)
+    batches = [event["batch"] for event in events_of(tmp_path / "run", "arrival")]
+    assert len(set(batches)) == len(batches) and set(batches) <= set(range(NUM_BATCHES))
+    versions = [event["version"] for event in events_of(tmp_path / "run", "update")]
+    assert versions == list(range(1, len(versions) + 1)) and len(versions) >= 3
+    run_toy(3, resumed(first)).check()
+    assert sorted(event["batch"] for event in events_of(tmp_path / "run", "arrival")) == list(range(NUM_BATCHES))
+    versions = [event["version"] for event in events_of(tmp_path / "run", "update")]
+    assert versions == list(range(1, NUM_BATCHES // 2 + 1))
+    assert summary_of(tmp_path / "run")["how"] == "finished"
+
+
+# --- Several shards ---------------------------------------------------------------------------------------------------
+
+
+def sharded(folder: pathlib.Path, shards: int, *faults: tuple[int, int, str], hidden: int = 2000) -> Settings:
+    """The toy with enough elements for 5 shards, unless `hidden` says otherwise; ranks 0 to `shards` - 1 are the store."""
+    first = settings(folder, *faults, arrivals_per_update=2)
+    first.config["store"] = {"shards": shards}
+    return dataclasses.replace(first, hidden=hidden)
+
+
+def test_an_exception_in_another_shard_ends_the_job_with_its_message_alone(tmp_path: pathlib.Path) -> None:
+    done = run_toy(3, sharded(tmp_path / "run", 2, (1, 9, "exception")))
+    assert_fired(done, "exception")
+    assert_aborted(done)
+    assert messages(done) == ["hvd-async: rank 1: ZeroDivisionError: injected"]
+
+
+def test_a_killed_shard_ends_the_job(tmp_path: pathlib.Path) -> None:
+    done = run_toy(3, sharded(tmp_path / "run", 2, (1, 9, "sigkill")))
+    assert_fired(done, "sigkill")
+    assert not done.timed_out and done.returncode != 0, str(done)
+
+
+@pytest.mark.slow
+def test_a_shard_that_stands_still_ends_the_job_and_is_named(tmp_path: pathlib.Path) -> None:
+    first = sharded(tmp_path / "run", 2, (1, 9, "sigstop"))
+    first.config["strategy"]["store_timeout_seconds"] = 3.0
+    done = run_toy(3, first)
+    assert_fired(done, "sigstop")
+    assert not done.timed_out and done.returncode != 0, str(done)
+    assert [message for message in messages(done) if "shard 1 of the store (rank 1) gave no sign of life for 3 s" in message]
+
+
+def test_a_signal_on_a_shards_rank_saves_everything_and_a_resumed_run_uses_every_batch_once(tmp_path: pathlib.Path) -> None:
+    first = dataclasses.replace(sharded(tmp_path / "run", 2, (1, 9, "sigterm")), num_batches=300)
+    first.config["validation"] = {"every": 60, "bleu": False}
+    done = run_toy(3, first)
+    assert_fired(done, "sigterm")
+    assert not done.timed_out and done.returncode == 128 + signal.SIGTERM, str(done)
+    assert len(messages(done)) == 1 and "signal 15 on rank 1" in messages(done)[0]
+    run_toy(3, resumed(first)).check()
+    assert sorted(event["batch"] for event in events_of(tmp_path / "run", "arrival")) == list(range(300))
+    assert summary_of(tmp_path / "run")["how"] == "finished"
+
+
+def test_more_shards_than_the_model_has_blocks_are_one_line_on_one_rank(tmp_path: pathlib.Path) -> None:
+    done = run_toy(3, sharded(tmp_path / "run", 2, hidden=8))
+    assert not done.timed_out and done.returncode == 2, str(done)
+    assert messages(done) == [
+        "hvd-async: store.shards: got 2 for a model of 112 elements, expected at most 1: each holds whole blocks of 4096"
+    ]
+
+
+def test_more_shards_than_ranks_are_one_line_on_one_rank(tmp_path: pathlib.Path) -> None:
+    done = run_toy(2, sharded(tmp_path / "run", 2))
+    assert not done.timed_out and done.returncode == 4, str(done)
+    assert messages(done) == [
+        "hvd-async: strategy async with a dedicated store: got 2 ranks, expected at least 3 (2 are the store); use mpirun"
+        " -np 3 or more, or strategy.placement: colocated"
+    ]
+    assert not (tmp_path / "run").exists()

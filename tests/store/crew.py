@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hvd_async.config import StrategyConfig
+from hvd_async.config import PushConfig, StrategyConfig
 from hvd_async.store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.client import ClientOptions, StoreClient
 from hvd_async.store.schedule import is_synchronous
@@ -84,6 +84,9 @@ class Crew:
     num_batches: int
     gradient: Callable[[int], torch.Tensor]
     seed: int = 0
+    memories: Sequence[ThreadMemory] = ()
+    """The blocks of all shards, where there are several."""
+    push: PushConfig = field(default_factory=PushConfig)
     journal: Recorder = field(default_factory=Recorder)
     server: ServerOptions = field(default_factory=ServerOptions)
     after_step: Callable[[StoreClient, int, int], bool] = lambda client, worker, num_steps: True
@@ -126,7 +129,8 @@ class Crew:
 
     def _work(self, worker: int) -> None:
         waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
-        client = StoreClient([self.memory], worker, ClientOptions(waits_for_stragglers=waits))
+        options = ClientOptions(waits_for_stragglers=waits, push=self.push)
+        client = StoreClient(self.memories or [self.memory], worker, options)
         pace = random.Random(self.seed * 1000 + worker)
         parameters = torch.full_like(self.store.parameters, torch.nan)
         num_steps = 0

@@ -1,0 +1,102 @@
+"""A store of several shards whose ranks are threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from hvd_async import kernels
+from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
+from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.shard import Shard, state_names
+from hvd_async.store.shard_group import RemoteShard, ShardGroup
+from hvd_async.store.shard_server import ShardServer
+from hvd_async.store.slots import slot_format, split
+from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.transport.inprocess import ThreadMemory
+from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word
+from tests.store.crew import JOIN_SECONDS
+
+
+@dataclass
+class Shards:
+    """Blocks, shards and servers of `num_shards`; within the block `vectors` directs them all. Shard k is of rank 10 + k."""
+
+    size: int
+    num_shards: int
+    num_workers: int
+    optimizer: OptimizerConfig
+    strategy: StrategyConfig
+    push: PushConfig = field(default_factory=PushConfig)
+    timeout_seconds: float = 60.0
+    stop_requested: Callable[[], StopNotice | None] = lambda: None
+    memory_type: Callable[[Layout], ThreadMemory] = ThreadMemory
+    failures: dict[int, BaseException] = field(default_factory=dict)
+    notices: dict[int, StopNotice | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parts = split(self.size, self.num_shards)
+        self.memories = [self.memory_type(self._layout(number, part)) for number, part in enumerate(self.parts)]
+        self.shards = [self._shard(memory) for memory in self.memories]
+        others = [
+            RemoteShard(number, 10 + number, self.memories[number], self.parts[number])
+            for number in range(1, self.num_shards)
+        ]
+        names = state_names(self.optimizer)
+        self.vectors = ShardGroup(self.shards[0], self.memories[0], others, names, self.timeout_seconds)
+        self._threads = [threading.Thread(target=self._serve, args=(number,)) for number in range(1, self.num_shards)]
+
+    def __enter__(self) -> Shards:
+        for thread in self._threads:
+            thread.start()
+        self.vectors.meet()
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
+            self.vectors.end()
+        else:
+            self.memories[0].store(Word.STOP, StopNotice(StopKind.FAILURE, 10).to_word())
+        for thread in self._threads:
+            thread.join(JOIN_SECONDS)
+        assert not any(thread.is_alive() for thread in self._threads), "a shard hangs"
+        if error is None:
+            for failure in self.failures.values():
+                raise failure
+
+    def make_store(self) -> ParameterStore:
+        return ParameterStore(self.vectors, self.size, self.optimizer, self.strategy, self.num_workers)
+
+    def server(self, number: int) -> ShardServer:
+        return ShardServer(
+            number, self.parts[number], self.shards[number], self.memories[number], self.memories[0], self.timeout_seconds
+        )
+
+    def _serve(self, number: int) -> None:
+        try:
+            self.notices[number] = self.server(number).serve(self.stop_requested)
+        except BaseException as error:
+            self.failures[number] = error
+
+    def _layout(self, number: int, part: slice) -> Layout:
+        return Layout(
+            num_elements=part.stop - part.start,
+            num_workers=self.num_workers,
+            slot_format=slot_format(self.size, part, self.push),
+            num_shards=self.num_shards,
+            num_state_vectors=len(state_names(self.optimizer)),
+            num_partials=-(-self.size // kernels.BLOCK) if number == 0 else 0,
+        )
+
+    def _shard(self, memory: ThreadMemory) -> Shard:
+        layout, names = memory.layout, state_names(self.optimizer)
+        buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
+
+        def allocate(name: str) -> torch.Tensor:
+            return memory.vector(layout.state_offset(names.index(name)))
+
+        keeps_bases = needs_base_parameters(self.strategy)
+        return Shard(buffers, self.optimizer, keeps_bases=keeps_bases, allocate=allocate)

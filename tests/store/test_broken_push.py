@@ -1,0 +1,229 @@
+"""A worker that dies between any two writes of a push: the gradient counts if and only if the last word says so."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+import torch
+
+from hvd_async.config import PushConfig
+from hvd_async.errors import PeerError
+from hvd_async.kernels import BLOCK
+from hvd_async.store.client import ClientOptions, StoreClient
+from hvd_async.store.node_team import NodeTeam, team_layout
+from hvd_async.store.slots import slot_format
+from hvd_async.strategies.exchange import TeamExchange, wait_and_pull
+from hvd_async.transport.inprocess import ThreadMemory
+from hvd_async.transport.layout import Layout, SlotWord, WorkerState, WorkerWord
+from hvd_async.transport.window import StoreMemory
+from tests.store.crew import Crew
+from tests.store.shards import Shards
+from tests.store.stores import arrival, asynchronous, make_store, sgd
+
+NUM_WORKERS, DOOMED = 3, 1
+NUM_BATCHES = 24
+SIZE = 5  # of what a team shares
+
+
+class Killed(Exception):
+    """The worker is no more."""
+
+
+@dataclass
+class Fate:
+    """Death before write number `fatal` (0, 1, ...) after `is_armed` was set."""
+
+    fatal: int
+    is_armed: bool = False
+    _writes: itertools.count[int] = field(default_factory=itertools.count)
+
+    def meet(self) -> None:
+        if self.is_armed and next(self._writes) == self.fatal:
+            raise Killed
+
+
+class Mortal:
+    """A block as seen by somebody who dies before a certain write to it."""
+
+    def __init__(self, memory: ThreadMemory, fate: Fate) -> None:
+        self._memory = memory
+        self._fate = fate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._memory, name)
+
+    def mapped(self, offset: int, count: int, dtype: torch.dtype) -> None:
+        """So that gradients are written by `put`."""
+
+    def put(self, offset: int, source: torch.Tensor) -> None:
+        self._fate.meet()
+        # Half of it first: a write may be cut in two.
+        half = source.numel() // 2
+        self._memory.put(offset, source[:half])
+        self._fate.meet()
+        self._memory.put(offset + half * source.element_size(), source[half:])
+
+    def store_words(self, first: int, values: Sequence[int]) -> None:
+        for number, value in enumerate(values):
+            self._fate.meet()
+            self._memory.store_words(first + number, [value])
+
+    def store(self, word: int, value: int) -> None:
+        self._fate.meet()
+        self._memory.store(word, value)
+
+    def fetch_add(self, word: int, amount: int) -> int:
+        self._fate.meet()
+        return self._memory.fetch_add(word, amount)
+
+
+def value_of(batch: int) -> float:
+    """Recognisable, and exact in any sum of a few hundred, in bfloat16 too."""
+    return float(batch % 13 - 6)
+
+
+@dataclass
+class MortalCrew(Crew):
+    """A crew in which one worker dies in its second push. When the others have left, it counts as gone too."""
+
+    fate: Fate = field(default_factory=lambda: Fate(0))
+    pushes: list[int] = field(default_factory=list)
+    """The batches of the one that is to die."""
+    has_died: bool = False
+
+    def _work(self, worker: int) -> None:
+        if worker != DOOMED:
+            super()._work(worker)
+            return
+        windows = [cast(StoreMemory, Mortal(memory, self.fate)) for memory in self.memories or [self.memory]]
+        client = StoreClient(windows, worker, ClientOptions(push=self.push))
+        client.join()
+        parameters = torch.full_like(self.store.parameters, torch.nan)
+        try:
+            for step in range(2):
+                version = client.pull(parameters)
+                self.pushes.append(client.claim())
+                self.fate.is_armed = step == 1
+                given = arrival(self.pushes[-1], worker=worker, base_version=version)
+                client.push(self.gradient(self.pushes[-1]), [given])
+        except Killed:
+            self.has_died = True
+        layout = self.memory.layout
+        others = [layout.worker_word(other, WorkerWord.STATE) for other in range(NUM_WORKERS) if other != worker]
+        while any(self.memory.load(word) != WorkerState.LEFT for word in others):
+            self.memory.wait(layout.slot_word(worker, SlotWord.BELL), 0, 0.001)
+        self.memory.store(layout.worker_word(worker, WorkerWord.STATE), WorkerState.LEFT)
+
+
+def check(crew: MortalCrew) -> bool:
+    """Whether the second gradient counts."""
+    first, second = crew.pushes
+    num_pushed = crew.memory.load(crew.memory.layout.slot_word(DOOMED, SlotWord.PUSHED))
+    expected = set(range(NUM_BATCHES)) - (set() if num_pushed == 2 else {second})
+    assert sorted(crew.journal.batches) == sorted(expected) and first in expected
+    assert crew.journal.refusals == []
+    assert crew.store.parameters.eq(-sum(map(value_of, expected))).all()
+    return num_pushed == 2
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+@pytest.mark.parametrize("wanted", [1, 4])
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+def test_a_gradient_counts_if_and_only_if_its_push_was_finished(form: str, wanted: int, num_shards: int) -> None:
+    """With N = 4 the first gradient often lies in the slot still, and is asked for before the second is written."""
+    strategy = asynchronous(arrivals_per_update=wanted, reduction="sum")
+    push, size = PushConfig.model_validate({"dtype": form}), BLOCK + 3
+    counts = []
+    for fatal in itertools.count():
+        crew = run_crew(strategy, push, size, num_shards, Fate(fatal))
+        counts.append(check(crew))
+        if not crew.has_died:
+            break
+    assert not counts[0] and counts[-1]
+    # The gradient in two pieces for each shard, ten words that describe it, and those that say so.
+    assert len(counts) > 2 * num_shards + 12
+
+
+def run_crew(strategy: Any, push: PushConfig, size: int, num_shards: int, fate: Fate) -> MortalCrew:
+    def gradient(batch: int) -> torch.Tensor:
+        return torch.full((size,), value_of(batch))
+
+    if num_shards == 1:
+        memory = ThreadMemory(Layout(size, NUM_WORKERS, slot_format=slot_format(size, slice(0, size), push)))
+        store = make_store(strategy, num_workers=NUM_WORKERS, memory=memory)
+        crew = MortalCrew(store, strategy, memory, NUM_BATCHES, gradient, push=push, fate=fate)
+        crew.run().check()
+        return crew
+    with Shards(size, num_shards, NUM_WORKERS, sgd(), strategy, push) as shards:
+        store, memories = shards.make_store(), shards.memories
+        crew = MortalCrew(store, strategy, memories[0], NUM_BATCHES, gradient, push=push, memories=memories, fate=fate)
+        crew.run().check()
+        store.detach()
+    return crew
+
+
+# --- Teams ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MortalTeam(Crew):
+    """Two workers of one node, of which one dies in its second exchange; the launcher then ends the others."""
+
+    fate: Fate = field(default_factory=lambda: Fate(0))
+    pushes: list[int] = field(default_factory=list)
+    has_died: bool = False
+
+    def run(self) -> Crew:
+        self.block = ThreadMemory(team_layout(SIZE, 2, has_error=False))
+        return super().run()
+
+    def _work(self, worker: int) -> None:
+        block, memory = self.block, self.memory
+        if worker == DOOMED:
+            block, memory = (cast(ThreadMemory, Mortal(each, self.fate)) for each in (block, memory))
+        client = StoreClient([memory], worker, ClientOptions(announces=False), slot=0)
+        team = NodeTeam(block, worker, client, lambda client, target: wait_and_pull(client, self.strategy, target))
+        exchange = TeamExchange(team, client, self.strategy)
+        client.join()
+        parameters = torch.full((SIZE,), torch.nan)
+        version = exchange.come(parameters)
+        for step in range(6):
+            batch = client.claim()
+            if worker == DOOMED:
+                self.pushes.append(batch)
+                self.fate.is_armed = step == 1
+            given = arrival(batch, worker=worker, base_version=version)
+            try:
+                version = exchange.exchange(self.gradient(batch), given, parameters)
+            except Killed:
+                self.has_died = True
+                raise
+            self.fate.is_armed &= worker != DOOMED
+        exchange.leave()
+
+
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_the_sum_of_a_team_counts_whole_or_not_at_all_whenever_a_member_dies(lockstep: bool) -> None:
+    strategy = asynchronous(arrivals_per_update=1, reduction="sum", lockstep=lockstep)
+    for fatal in itertools.count():
+        memory = ThreadMemory(Layout(SIZE, 2, num_slots=1, arrivals_per_slot=2))
+        store = make_store(strategy, num_workers=2, memory=memory)
+        crew = MortalTeam(store, strategy, memory, 12, lambda batch: torch.full((SIZE,), value_of(batch)), fate=Fate(fatal))
+        crew.run()
+        batches = crew.journal.batches
+        assert len(set(batches)) == len(batches)
+        assert store.parameters.eq(-sum(map(value_of, batches))).all()
+        assert all(len(update.arrivals) == 2 for update in crew.journal.updates)
+        if not crew.has_died:
+            assert not crew.failures and sorted(batches) == list(range(12))
+            break
+        died = crew.failures.pop(f"worker {DOOMED}")
+        assert isinstance(died, Killed)
+        assert all(isinstance(error, PeerError) and error.is_reported for error in crew.failures.values())
+        contributed = crew.block.load(crew.block.layout.slot_word(DOOMED, SlotWord.PUSHED))
+        assert set(crew.pushes[:1]) <= set(batches) <= {*range(12)} - set(crew.pushes[contributed:])
+    assert fatal > 8

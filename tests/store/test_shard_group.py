@@ -1,0 +1,260 @@
+"""Several shards as threads against one: the same bits after any calls; orders, silence and the end."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
+from hvd_async.errors import PeerError
+from hvd_async.kernels import BLOCK
+from hvd_async.store import ParameterStore
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.orders import Order, Verb
+from hvd_async.store.shard import Shard, StepOrder, state_names
+from hvd_async.store.slots import SlotWriter, read_slot, slot_format, split
+from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.transport.inprocess import ThreadMemory
+from hvd_async.transport.layout import NUM_ORDERS, Layout, StopKind, StopNotice, Word
+from tests.store.crew import Crew
+from tests.store.shards import Shards
+from tests.store.stores import arrival, asynchronous, sgd
+
+SIZE = 3 * BLOCK + 77
+NUM_WORKERS = 3
+
+
+@pytest.fixture(autouse=True)
+def quick_switches() -> Iterator[None]:
+    """Let Python change threads often, so that more interleavings are met."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "plain": {"arrivals_per_update": 1},
+    "several": {"arrivals_per_update": 5},
+    "workers": {"arrivals_per_update": "workers", "reduction": "sum"},
+    "inverse": {"arrivals_per_update": 2, "staleness_policy": "inverse"},
+    "compensated": {"arrivals_per_update": 2, "staleness_policy": "delay_compensation", "delay_compensation": 0.5},
+    "dropped": {"arrivals_per_update": 2, "max_staleness": 1, "on_stale": "drop", "pending": "drop"},
+}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam": {"kind": "adam"},
+    "adamw": {"kind": "adamw", "weight_decay": 0.1, "clip_norm": 3.0, "average_decay": 0.9},
+    "nesterov": {"kind": "sgd", "momentum": 0.9, "nesterov": True, "clip_norm": 3.0},
+}
+FORMATS = {
+    "float32": PushConfig(),
+    "bfloat16": PushConfig(dtype="bfloat16", error_feedback=True),
+    "few": PushConfig(keep=0.02, error_feedback=True),
+}
+
+
+class One:
+    """The same store with one shard."""
+
+    def __init__(self, optimizer: OptimizerConfig, strategy: StrategyConfig, push: PushConfig) -> None:
+        whole = split(SIZE, 1)
+        self.memory = ThreadMemory(Layout(SIZE, NUM_WORKERS, slot_format=slot_format(SIZE, whole[0], push)))
+        self.writer = SlotWriter([self.memory], whole, push)
+        shard = Shard([torch.zeros(SIZE), torch.zeros(SIZE)], optimizer, keeps_bases=needs_base_parameters(strategy))
+        self.store = ParameterStore(shard, SIZE, optimizer, strategy, NUM_WORKERS)
+
+
+def read_first(memory: ThreadMemory, slot: int, largest: float) -> Gradient:
+    return read_slot(memory, memory.layout, slot, largest)
+
+
+def assert_same_state(one: ParameterStore, several: ParameterStore) -> None:
+    (tensors, data), (others, other_data) = one.state(), several.state()
+    assert data == other_data and tensors.keys() == others.keys()
+    for name in tensors:
+        assert torch.equal(tensors[name], others[name]), name
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+@pytest.mark.parametrize("strategy_name", STRATEGIES)
+def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_name: str, form: str) -> None:
+    strategy = asynchronous(**STRATEGIES[strategy_name])
+    optimizer = OptimizerConfig(**{"learning_rate": 0.1, **OPTIMIZERS[optimizer_name]})
+    draw = random.Random(f"{strategy_name} {optimizer_name} {form}")
+    one = One(optimizer, strategy, FORMATS[form])
+    with Shards(SIZE, draw.choice((2, 3, 4)), NUM_WORKERS, optimizer, strategy, FORMATS[form]) as shards:
+        store, writer = shards.make_store(), SlotWriter(shards.memories, shards.parts, FORMATS[form])
+        for batch in range(30):
+            slot = draw.randrange(NUM_WORKERS)
+            if slot in store.held or draw.random() < 0.1:
+                one.store.fold()
+                store.fold()
+            gradient = torch.randn(SIZE, generator=torch.Generator().manual_seed(batch))
+            if draw.random() < 0.1:
+                gradient[draw.randrange(SIZE)] = torch.inf
+            given = [
+                arrival(batch, worker=slot, base_version=max(0, store.version - draw.randrange(3)), tokens=1 + batch % 4)
+            ]
+            sent = one.writer.write(gradient, slot)
+            assert writer.write(gradient, slot) == sent
+            one.store.accept(given, read_first(one.memory, slot, sent.largest))
+            store.accept(given, read_first(shards.memories[0], slot, sent.largest))
+            if draw.random() < 0.1:
+                assert_same_state(one.store, store)
+            update = store.advance()
+            assert one.store.advance() == update  # with its norm
+            assert torch.equal(store.parameters, one.store.parameters)
+            assert store.held == one.store.held and store.take_refused() == one.store.take_refused()
+            if update is not None:
+                for each in (one.store, store):
+                    each.forget_base_versions(update.version - 3)
+        assert store.version > 2
+        assert one.store.finish() == store.finish()
+        assert_same_state(one.store, store)
+        store.detach()
+    assert_same_state(one.store, store)
+
+
+def test_the_ring_of_orders_goes_round() -> None:
+    optimizer = sgd(momentum=0.5)
+    alone = Shard([torch.zeros(SIZE), torch.zeros(SIZE)], optimizer)
+    with Shards(SIZE, 3, 1, optimizer, asynchronous()) as shards:
+        draw = random.Random(1)
+        memories = shards.memories
+        for turn in range(3 * NUM_ORDERS):
+            values = torch.full((SIZE,), float(turn % 7))
+            SlotWriter(memories, shards.parts, PushConfig()).write(values, 0)
+            shards.vectors.hold(read_first(memories[0], 0, 0.0), 1.0)
+            alone.hold(Gradient.measure(values), 1.0)
+            if draw.random() < 0.5:
+                shards.vectors.discard()
+                alone.discard()
+            else:  # the slot is written again
+                shards.vectors.fold()
+                alone.fold()
+            shards.vectors.forget(0)
+        for vectors in (alone, shards.vectors):
+            vectors.hold(read_first(memories[0], 0, 0.0) if vectors is shards.vectors else Gradient.measure(values), 1.0)
+        assert shards.vectors.step(StepOrder(1, 1.0, 1.0)) == alone.step(StepOrder(1, 1.0, 1.0))
+        assert torch.equal(shards.vectors.parameters, alone.parameters)
+    assert memories[1].load(Word.ORDERS) > 8 * NUM_ORDERS
+
+
+def test_orders_survive_as_words() -> None:
+    order = Order(Verb.STEP, slot=3, version=2**40, number=1 / 3, learning_rate=1e-300, clip=0.1)
+    assert Order.from_words(order.to_words()) == order
+
+
+def test_a_checkpoint_of_several_shards_goes_on_in_any_number_of_them() -> None:
+    optimizer, strategy = OptimizerConfig(average_decay=0.9, clip_norm=1.0), asynchronous(arrivals_per_update=2)
+    gradients = [torch.randn(SIZE, generator=torch.Generator().manual_seed(batch)) for batch in range(9)]
+
+    def go_on(shards: Shards, store: ParameterStore, batches: range) -> None:
+        writer = SlotWriter(shards.memories, shards.parts, PushConfig())
+        for batch in batches:
+            writer.write(gradients[batch], batch % 3)
+            store.accept([arrival(batch)], read_first(shards.memories[0], batch % 3, 9.0))
+            store.advance()
+
+    with Shards(SIZE, 2, 3, optimizer, strategy) as unbroken:
+        store = unbroken.make_store()
+        go_on(unbroken, store, range(9))
+        expected = store.parameters
+    for before, after in ((2, 2), (2, 3), (4, 2)):
+        with Shards(SIZE, before, 3, optimizer, strategy) as shards:
+            store = shards.make_store()
+            go_on(shards, store, range(5))
+            tensors, data = store.state()
+            assert set(tensors) == {"parameters", *state_names(optimizer)}  # one arrival is pending
+        resumed = Shards(SIZE, after, 3, optimizer, strategy)
+        for number in range(1, after):
+            part = resumed.parts[number]
+            resumed.shards[number].load({name: tensor[part] for name, tensor in tensors.items()}, data["version"])
+        with resumed:
+            store = resumed.make_store()
+            store.load_state(tensors, data)
+            go_on(resumed, store, range(5, 9))
+            assert torch.equal(store.parameters, expected)
+
+
+# --- Silence, failure and the end -------------------------------------------------------------------------------------
+
+
+def test_a_silent_shard_is_named() -> None:
+    shards = Shards(SIZE, 3, 1, sgd(), asynchronous(), timeout_seconds=0.2)
+    with pytest.raises(
+        PeerError, match=r"shard 1 of the store \(rank 11\) gave no sign of life for 0 s \(strategy.store_timeout_seconds\)"
+    ) as caught:
+        shards.vectors.meet()
+    assert not caught.value.is_reported
+
+
+def test_a_shard_gives_up_on_a_sequencer_that_is_silent() -> None:
+    shards = Shards(SIZE, 2, 1, sgd(), asynchronous(), timeout_seconds=0.2)
+    with pytest.raises(
+        PeerError, match=r"the store's sequencer \(rank 0\) gave no sign of life for .* \(strategy.store_timeout_seconds\)"
+    ):
+        shards.server(1).serve(lambda: None)
+
+
+@pytest.mark.parametrize("who", ["sequencer", "shard"])
+def test_a_failure_elsewhere_ends_all_and_they_know_that_it_is_reported(who: str) -> None:
+    shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
+    shards.memories[0].store(Word.STOP, StopNotice(StopKind.FAILURE, 5).to_word())
+    with pytest.raises(PeerError, match="rank 5 failed; its message says why") as caught:
+        if who == "sequencer":
+            shards.vectors.meet()
+        else:
+            shards.server(1).serve(lambda: None)
+    assert caught.value.is_reported
+
+
+def test_a_request_to_stop_on_a_shards_rank_reaches_the_stop_word_and_comes_back_at_the_end() -> None:
+    asked = StopNotice(StopKind.SIGNAL, rank=11, signal_number=15)
+    with Shards(SIZE, 2, 1, sgd(), asynchronous(), stop_requested=lambda: asked) as shards:
+        while shards.memories[0].load(Word.STOP) == 0:
+            heard = shards.memories[0].heard(Word.STORE_BELL)
+            shards.memories[0].wait(Word.STORE_BELL, heard, 0.01)
+    assert shards.notices == {1: asked}
+
+
+def test_the_sequencer_beats_while_it_waits_for_another_shard() -> None:
+    shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
+    beats: list[int] = []
+
+    def beat() -> None:
+        beats.append(1)
+        if len(beats) == 3:  # the other shard begins only now
+            shards._threads[0].start()
+
+    shards.vectors.call_while_waiting(beat)
+    shards.vectors.meet()
+    shards.vectors.end()
+    shards._threads[0].join()
+    assert len(beats) >= 3 and shards.failures == {}
+
+
+@pytest.mark.parametrize("strategy", [{"arrivals_per_update": 2}, {"lockstep": True}])
+def test_a_crew_trains_on_several_shards(strategy: dict[str, Any]) -> None:
+    """The server of the protocol's tests, with workers that push to all shards and pull from all."""
+    settings = asynchronous(reduction="sum", **strategy)
+    with Shards(SIZE, 3, 3, sgd(), settings) as shards:
+        crew = Crew(
+            shards.make_store(),
+            settings,
+            shards.memories[0],
+            40,
+            lambda batch: torch.full((SIZE,), float(batch % 5 - 2)),
+            memories=shards.memories,
+        )
+        crew.run().check()
+        assert sorted(crew.journal.batches) == list(range(40))
+        total = sum(batch % 5 - 2 for batch in range(40))
+        assert torch.equal(crew.store.parameters, torch.full((SIZE,), -float(total)))
+        assert all(pull.smallest == pull.largest for pulls in crew.pulls.values() for pull in pulls)

@@ -1,0 +1,52 @@
+"""Every way to reach a block keeps the contract of `Window`: threads, ranks of one host, ranks of two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from hvd_async import kernels
+from hvd_async.transport.inprocess import MappedMemory, ThreadMemory
+from hvd_async.transport.layout import Layout
+from tests.ranks import run_ranks
+from tests.transport.contract import CONTRACT, Actor, make_layout, run_threads
+
+
+class Bellless(ThreadMemory):
+    """As without the C extension."""
+
+    has_bells = False
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("memory_type", [ThreadMemory, Bellless])
+def test_threads(check: Callable[[Actor], None], memory_type: type[MappedMemory], monkeypatch: pytest.MonkeyPatch) -> None:
+    if memory_type is Bellless:
+        monkeypatch.setattr(kernels, "_c", None)
+    memory = ThreadMemory(make_layout(3)) if memory_type is ThreadMemory else Bellless(make_layout(3))
+    run_threads(3, lambda group: check(Actor(group, memory, is_owner=group.rank == 0)))
+
+
+@pytest.mark.mpi
+def test_ranks_of_one_host() -> None:
+    done = run_ranks(3, "tests.transport.contract", "0", "1", timeout=120).check()
+    assert sorted(done.stdout.splitlines()) == [f"rank {rank}: shared memory, shared memory" for rank in range(3)]
+
+
+@pytest.mark.mpi
+def test_ranks_of_two_hosts(two_hosts: tuple[str, str]) -> None:
+    """The first block's owner is alone on its host but for one rank, the second's too; each is far for some."""
+    done = run_ranks(3, "tests.transport.contract", "0", "2", timeout=150, hosts=two_hosts).check()
+    assert sorted(done.stdout.splitlines()) == [
+        "rank 0: shared memory, RMA",
+        "rank 1: shared memory, RMA",
+        "rank 2: RMA, shared memory",
+    ]
+
+
+def test_a_block_that_is_too_small_is_refused() -> None:
+    layout = Layout(4, 1)
+    with pytest.raises(ValueError, match=f"block: got 100 bytes, expected {layout.total_bytes}"):
+        MappedMemory(layout, torch.zeros(100, dtype=torch.uint8).numpy())
