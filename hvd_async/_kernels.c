@@ -28,7 +28,7 @@
 #endif
 
 /* Elements worked on at a time, whose buffers stay in the first-level cache. A divisor of NORM_BLOCK. */
-#define CHUNK 1024
+#define CHUNK 256
 /* Sums of squares are formed in blocks of this many elements, in as many lanes; kernels.py does the same. */
 #define NORM_BLOCK 4096
 #define LANES 64

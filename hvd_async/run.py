@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -142,21 +143,10 @@ def _set_up(
             torch.cuda.set_device(device)
             break
     task = _in_agreement(group, lambda: make_task(config))
-    saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
     model = task.build_model()
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
     goal = Goal(task.num_batches(), config.training.updates)
-    progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
     stop = StopRequest(group.rank)
-    journal = RunJournal(folder, config, task, flat, progress) if group.rank == 0 else None
-    if journal is not None:
-        for line in task.remarks():
-            progress.say(line)
-        for line in (describe(each, strategy.transport(plans, each.rank)) for each in plans):
-            progress.say(line)
-        if saved is not None:
-            folder.keep_config(config)  # it may ask for a longer run now
-            journal.restore(saved.data["journal"])
     every = config.validation.every if config.validation.when == "during" else None
     job = Job(
         strategy=config.strategy,
@@ -170,10 +160,24 @@ def _set_up(
         epoch_of=task.epoch_of,
         last_version=goal.last_version,
         evaluation=EvaluationPlan(every or 0, lambda version: read_snapshot(folder, version)),
-        journal=journal,
+        journal=None,
         stop_requested=stop.notice,
-        saved=None if saved is None else (saved.tensors, saved.data["store"]),
+        saved=None,
     )
+    strategy.check(job)  # before the folder changes: what cannot run leaves nothing behind
+    saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
+    progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
+    journal = RunJournal(folder, config, task, flat, progress) if group.rank == 0 else None
+    if journal is not None:
+        for line in task.remarks():
+            progress.say(line)
+        for line in (describe(each, strategy.transport(plans, each.rank)) for each in plans):
+            progress.say(line)
+        if saved is not None:
+            folder.keep_config(config)  # it may ask for a longer run now
+            journal.restore(saved.data["journal"])
+    saved_state = None if saved is None else (saved.tensors, saved.data["store"])
+    job = dataclasses.replace(job, journal=journal, saved=saved_state)
     loop = TrainingLoop(task, model, flat, Emulation(config.emulation, plan.worker), config.seed)
     return _Run(folder, job, loop, stop, progress, journal)
 

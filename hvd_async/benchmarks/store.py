@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from hvd_async import kernels
 from hvd_async.benchmarks.limits import arithmetic_threads, memcpy_with, page_aligned
 from hvd_async.benchmarks.measurement import Effort, Figure, Spread, Target, duration, take_turns, timed
 from hvd_async.benchmarks.options import Options, num_elements, own_cores
@@ -51,8 +52,8 @@ def measure(options: Options) -> list[Figure]:
 def _measure_size(num: int, options: Options) -> dict[str, Spread]:
     """Seconds by competitor for vectors of `num` parameters."""
     device = torch.device(options.device)
-    slots = [torch.randn(num).mul_(1e-3).to(device) for _ in range(NUM_ARRIVALS)]
-    published, other = torch.zeros(num, device=device), torch.zeros(num, device=device)
+    slots = [kernels.zeros_apart(num, 3 + number, device).normal_(0.0, 1e-3) for number in range(NUM_ARRIVALS)]
+    published, other = kernels.zeros_apart(num, NUM_ARRIVALS + 3, device), torch.zeros(num, device=device)
     source, target = page_aligned(num).to(device), page_aligned(num).to(device)
     ours, theirs = StoreUpdate(slots, published), TorchUpdate(slots, other)
     effort = Effort(options.repeats, options.seconds, warm_ups=2)  # the first makes the moments
@@ -94,7 +95,8 @@ class StoreUpdate:
     def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
         """`slots`: N gradients, [size] float32, only read; `published`: [size] float32, written in turns with a second one."""
         strategy = StrategyConfig(kind="async", arrivals_per_update=len(slots))
-        shard = Shard([published, torch.zeros_like(published)], OPTIMIZER)
+        second = kernels.zeros_apart(published.numel(), len(slots) + 4, published.device)
+        shard = Shard([published, second], OPTIMIZER)
         self._store = ParameterStore(shard, published.numel(), OPTIMIZER, strategy, num_workers=len(slots))
         # The largest magnitude comes with a push: whoever writes into a slot has seen every element.
         self._gradients = [Gradient.measure(slot) for slot in slots]

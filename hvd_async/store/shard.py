@@ -64,7 +64,9 @@ class Shard:
         self._optimizer = optimizer
         self._bases: dict[int, torch.Tensor] | None = {} if keeps_bases else None
         if allocate is None:
-            self._vectors = {name: torch.zeros_like(buffers[0]) for name in state_names(optimizer)}
+            size, device = buffers[0].numel(), buffers[0].device
+            names = state_names(optimizer)
+            self._vectors = {name: kernels.zeros_apart(size, number, device) for number, name in enumerate(names)}
         else:
             self._vectors = {name: allocate(name) for name in state_names(optimizer)}
         self._held: list[kernels.Input] = []

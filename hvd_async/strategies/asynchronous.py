@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from hvd_async import kernels
 from hvd_async.config import OptimizerConfig
-from hvd_async.errors import ConfigError, HvdAsyncError, PeerError
-from hvd_async.flat import FlatParameters
-from hvd_async.store.client import IDLE, ClientOptions, StoreClient
+from hvd_async.errors import HvdAsyncError, PeerError
+from hvd_async.store.client import ClientOptions, StoreClient
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.node_team import NodeTeam, team_layout
-from hvd_async.store.parameter_store import Arrival, ParameterStore
-from hvd_async.store.schedule import is_synchronous
+from hvd_async.store.node_team import NodeTeam
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.store.shard import Shard, StepOrder, state_names
 from hvd_async.store.shard_group import RemoteShard, ShardGroup
 from hvd_async.store.shard_server import ShardServer
-from hvd_async.store.slots import DTYPES, slot_format, split
+from hvd_async.store.slots import DTYPES
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.strategies.exchange import DirectExchange, Exchange, TeamExchange, wait_and_pull
-from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
+from hvd_async.strategies.plan import Plan
+from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
 from hvd_async.topology import RankPlan
 from hvd_async.transport import cuda_ipc
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
-from hvd_async.transport.capacity import Need, check_capacity
+from hvd_async.transport.capacity import check_capacity
 from hvd_async.transport.device_block import Reach, open_device_block
-from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word
+from hvd_async.transport.layout import StopKind, StopNotice, Word
 from hvd_async.transport.window import StoreMemory
 
 if TYPE_CHECKING:
@@ -52,17 +48,20 @@ class Asynchronous:
         """Initialises MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
+    def check(self, job: Job) -> None:
+        """See `Strategy.check`: shards that the model has room for, and memory on every node."""
+        rank = self.group.rank
+        try:
+            check_capacity(self.group, job.plans[rank].host, Plan(job).needs(rank))
+        except HvdAsyncError as error:
+            error.is_on_all_ranks = True  # each computes the same
+            raise
+
     def execute(self, job: Job, loop: Loop) -> StopNotice | None:
         """See `Strategy.execute`."""
         from hvd_async.transport.mpi import open_blocks, open_node_block  # starts mpi4py, which init_mpi has configured
 
-        rank = self.group.rank
-        try:
-            plan = Plan(job)
-            check_capacity(self.group, job.plans[rank].host, plan.needs(rank))
-        except HvdAsyncError as error:
-            error.is_on_all_ranks = True  # each computes the same
-            raise
+        rank, plan = self.group.rank, Plan(job)
         with contextlib.ExitStack() as stack:
             memories = stack.enter_context(
                 open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds)
@@ -107,86 +106,6 @@ class Asynchronous:
         else:
             own = plan.ranks[rank].shard
             yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # its own block is mapped
-
-
-class Plan:
-    """Who holds what: pure arithmetic on a job, the same on every rank."""
-
-    def __init__(self, job: Job) -> None:
-        """`job` stays the caller's."""
-        self._job = job
-        shards = sorted((plan for plan in job.plans if plan.shard is not None), key=lambda plan: plan.shard or 0)
-        most = -(-job.flat.size // kernels.BLOCK)
-        if len(shards) > most:
-            raise ConfigError(
-                f"store.shards: got {len(shards)} for a model of {job.flat.size} elements, expected at most {most}:"
-                f" each holds whole blocks of {kernels.BLOCK}"
-            )
-        self.ranks = job.plans
-        self.owners = [plan.rank for plan in shards]
-        self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
-        self.parts = split(job.flat.size, len(shards))
-        self.workers = [plan for plan in job.plans if plan.worker is not None]
-        hosts = list(dict.fromkeys(plan.host for plan in self.workers))
-        self.teams = [[plan for plan in self.workers if plan.host == host] for host in hosts]
-        self.layouts = [self._layout(number, part) for number, part in enumerate(self.parts)]
-
-    def slot_of(self, worker: int) -> int:
-        """The slot into which a worker's gradients go."""
-        if not self._job.push.node_sum:
-            return worker
-        return next(n for n, team in enumerate(self.teams) if any(plan.worker == worker for plan in team))
-
-    def team_of_rank(self, rank: int) -> list[RankPlan]:
-        """The workers of the node of `rank`; empty where there are none."""
-        host = self._job.plans[rank].host
-        return [plan for plan in self.workers if plan.host == host]
-
-    def team_layout(self, team: Sequence[RankPlan]) -> Layout:
-        """The block that `team` shares."""
-        return team_layout(self._job.flat.size, len(team), self._job.push.error_feedback)
-
-    def needs(self, rank: int) -> list[Need]:
-        """The memory that `rank` is about to ask for."""
-        job, plan = self._job, self._job.plans[rank]
-        vector_bytes = 4 * job.flat.size
-        needs = []
-        if plan.shard is not None:
-            layout = self.layouts[plan.shard]
-            name = "store" if len(self.parts) == 1 else f"shard {plan.shard}"
-            needs += [
-                Need(f"{name}: {layout.num_buffers} published copies", layout.num_buffers * layout.vector_bytes, True),
-                Need(f"{name}: {layout.slots} slots in {job.push.dtype}", layout.slots * layout.slot_bytes, True),
-            ]
-            num_vectors, part_bytes = len(state_names(job.optimizer)), layout.vector_bytes
-            is_shared = layout.num_state_vectors > 0
-            if not self.is_on_device:
-                needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
-        if plan.worker is not None:
-            team = self.team_of_rank(rank)
-            if job.push.node_sum and team[0].rank == rank:
-                total = self.team_layout(team).total_bytes
-                needs.append(Need(f"{len(team)} workers of the node: their sum and slots", total, True))
-            if job.push.overlap:
-                needs.append(Need("overlap: a gradient and parameters on their way", 2 * vector_bytes, False))
-            if job.push.error_feedback:
-                needs.append(Need("error feedback: error, sum and what is sent", 3 * vector_bytes, False))
-        return needs
-
-    def _layout(self, number: int, part: slice) -> Layout:
-        job, num_shards = self._job, len(self.parts)
-        return Layout(
-            num_elements=part.stop - part.start,
-            num_workers=len(self.workers),
-            num_buffers=job.store.published_buffers,
-            num_slots=len(self.teams) if job.push.node_sum else len(self.workers),
-            arrivals_per_slot=max(map(len, self.teams)) if job.push.node_sum else 1,
-            slot_format=slot_format(job.flat.size, part, job.push),
-            num_shards=num_shards,
-            # The sequencer reads them for a checkpoint.
-            num_state_vectors=len(state_names(job.optimizer)) if num_shards > 1 else 0,
-            num_partials=-(-job.flat.size // kernels.BLOCK) if num_shards > 1 and number == 0 else 0,
-        )
 
 
 class RankRole:
@@ -334,12 +253,11 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
     buffers[0].copy_(job.flat.parameters[part])
     names = state_names(job.optimizer)
 
-    def allocate(name: str) -> torch.Tensor:
-        if layout.num_state_vectors == 0:
-            return torch.zeros(layout.num_elements, device=buffers[0].device)
+    def in_block(name: str) -> torch.Tensor:
         return memory.vector(layout.state_offset(names.index(name)))
 
     warm_up(job.optimizer, DTYPES[layout.format.dtype], buffers[0].device)
+    allocate = in_block if layout.num_state_vectors else None
     return Shard(buffers, job.optimizer, keeps_bases=needs_base_parameters(job.strategy), allocate=allocate)
 
 
@@ -363,203 +281,3 @@ def make_server(job: Job, memory: StoreMemory, store: ParameterStore) -> StoreSe
         worker_timeout_seconds=job.strategy.worker_timeout_seconds,
     )
     return StoreServer(store, memory, job.journal, options)
-
-
-def ask_to_stop(job: Job, client: StoreClient) -> bool:
-    """Whether this worker is to stop; passes on what was asked of this rank."""
-    requested = job.stop_requested()
-    if requested is not None:
-        client.request_stop(requested)
-    return client.stop_notice() is not None
-
-
-def claim(job: Job, client: StoreClient) -> int | None:
-    """The next batch; None where there is none or the run stops."""
-    if ask_to_stop(job, client):
-        return None
-    batch = client.claim()
-    return None if job.num_batches is not None and batch >= job.num_batches else batch
-
-
-class AsynchronousWorker:
-    """Claims batches, pushes gradients, pulls parameters; waits for others only where the strategy says so."""
-
-    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, host: HostCopy, worker: int) -> None:
-        """`client` has joined the store; it, `exchange` and `host` stay the caller's."""
-        self._job = job
-        self._client = client
-        self._exchange = exchange
-        self._worker = worker
-        self._host = host
-        self._version = -1
-
-    def claims(self) -> Iterator[Claim]:
-        """See `Worker.claims`."""
-        self._come()
-        while (batch := claim(self._job, self._client)) is not None:
-            yield Claim(batch)
-
-    def step(self, step: Step) -> None:
-        """See `Worker.step`."""
-        before = self._version
-        arrival = Arrival(self._worker, step.batch, before, step.tokens, step.loss, step.seconds)
-        self._version = self._exchange.exchange(self._host.gradient(), arrival, self._host.parameters)
-        if self._version != before:
-            self._host.load_parameters()
-
-    def evaluation_due(self) -> EvaluationRequest | None:
-        """See `Worker.evaluation_due`: whoever asks first takes it; the others do not notice."""
-        version = self._client.take_evaluation() if self._job.evaluation.every else None
-        if version is None:
-            return None
-        self._exchange.pause()
-        return EvaluationRequest(version, self._job.evaluation.snapshot(version))
-
-    def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
-        """See `Worker.report`."""
-        self._client.report_evaluation(request.version, statistics)
-        self._come()  # others have gone on meanwhile
-
-    def _come(self) -> None:
-        self._version = self._exchange.come(self._host.parameters)
-        self._host.load_parameters()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the exchange beside a step brought: the version that was pulled, the batch after next, an evaluation to do."""
-
-    version: int
-    batch: int | None
-    evaluation: int | None
-
-
-class OverlappedWorker:
-    """As `AsynchronousWorker`, but a thread pushes and pulls while the next batch is computed.
-
-    That batch is computed on what the exchange before brought, so its gradient is one exchange older, which its base version
-    says. Everything that touches the store is done by that one thread. A context manager.
-    """
-
-    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, host: HostCopy, worker: int) -> None:
-        """`client` has joined the store; it, `exchange` and `host`, which is separate, stay the caller's."""
-        self._job = job
-        self._client = client
-        self._exchange = exchange
-        self._worker = worker
-        self._host = host
-        self._gradient = torch.empty_like(host.parameters)
-        self._version = -1
-        self._batches: deque[int | None] = deque()  # claimed ahead; None: there are no more
-        self._under_way: Future[Outcome] | None = None
-        self._evaluation: int | None = None
-
-    def __enter__(self) -> OverlappedWorker:
-        """Start the thread."""
-        # On the stream of the model its copies would wait for all of the next batch.
-        self._thread = ThreadPoolExecutor(
-            max_workers=1,
-            thread_name_prefix="hvd-async-exchange",
-            initializer=cuda_ipc.use_own_stream,
-            initargs=(self._host.parameters.device,),
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Wait for the thread. It ends, since every wait for the store does."""
-        self._thread.shutdown(wait=True)
-
-    def claims(self) -> Iterator[Claim]:
-        """See `Worker.claims`."""
-        self._come()
-        for _ in range(2):
-            self._batches.append(self._thread.submit(claim, self._job, self._client).result())
-        while (batch := self._batches.popleft()) is not None:
-            yield Claim(batch)
-
-    def step(self, step: Step) -> None:
-        """See `Worker.step`."""
-        arrival = Arrival(self._worker, step.batch, self._version, step.tokens, step.loss, step.seconds)
-        self._settle()
-        kernels.copy(self._host.gradient(), self._gradient)
-        waits = self._batches[0] is None or is_synchronous(self._job.strategy, self._version)
-        self._under_way = self._thread.submit(self._bring, arrival, IDLE if waits else self._version)
-        if waits:
-            self._settle()
-
-    def evaluation_due(self) -> EvaluationRequest | None:
-        """See `Worker.evaluation_due`."""
-        if self._evaluation is None:
-            return None
-        self._settle()
-        version, self._evaluation = self._evaluation, None
-        self._thread.submit(self._exchange.pause).result()
-        return EvaluationRequest(version, self._job.evaluation.snapshot(version))
-
-    def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
-        """See `Worker.report`."""
-        self._thread.submit(self._client.report_evaluation, request.version, statistics).result()
-        self._come()
-
-    def _bring(self, arrival: Arrival, computing: int) -> Outcome:
-        version = self._exchange.exchange(self._gradient, arrival, self._host.parameters, computing)
-        evaluation = None
-        if self._job.evaluation.every and self._evaluation is None:
-            evaluation = self._client.take_evaluation()
-        return Outcome(version, claim(self._job, self._client), evaluation)
-
-    def _settle(self) -> None:
-        """Wait for the exchange that is under way, if one is, and compute with what it brought from now on."""
-        if self._under_way is None:
-            return
-        outcome, self._under_way = self._under_way.result(), None
-        self._batches.append(outcome.batch)
-        if outcome.evaluation is not None:
-            self._evaluation = outcome.evaluation
-        if outcome.version != self._version:
-            self._version = outcome.version
-            self._host.load_parameters()
-
-    def _come(self) -> None:
-        self._version = self._thread.submit(self._exchange.come, self._host.parameters).result()
-        self._host.load_parameters()
-
-
-class HostCopy:
-    """The flat vectors where the store's windows take them: themselves, or pinned copies of those of a GPU.
-
-    Every copy is complete on return: the exchange, perhaps another thread on another stream, reads a gradient that is whole, and
-    overwrites `parameters` only when the model has them.
-    """
-
-    def __init__(self, flat: FlatParameters, is_separate: bool = False, is_direct: bool = False) -> None:
-        """Allocates the pinned copies, if there is to be any. `is_separate`: `parameters` is never the vector that the model
-        reads, so that it may change while the model computes. `is_direct`: windows take vectors of the GPU."""
-        self._flat = flat
-        self._is_pinned = flat.parameters.device.type != "cpu" and not is_direct
-        self._is_copy = self._is_pinned or is_separate
-        self.parameters = flat.parameters
-        if self._is_pinned:
-            self.parameters = self._pinned(flat.parameters)
-        elif is_separate:
-            self.parameters = torch.empty_like(flat.parameters)
-            # Another stream is the first to write there, and this one may still use what the memory held before.
-            cuda_ipc.finish(self.parameters.device)
-        self._gradient = self._pinned(flat.gradient) if self._is_pinned else flat.gradient
-
-    def gradient(self) -> torch.Tensor:
-        """The gradient, where `parameters` are: [size], float32; valid until the next step."""
-        gradient = self._flat.collect_gradient()
-        if self._is_pinned:
-            kernels.copy(gradient, self._gradient)
-            return self._gradient
-        return gradient
-
-    def load_parameters(self) -> None:
-        """Give the model what was pulled into `parameters`."""
-        if self._is_copy:
-            kernels.copy(self.parameters, self._flat.parameters)
-
-    @staticmethod
-    def _pinned(vector: torch.Tensor) -> torch.Tensor:
-        return torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)

@@ -30,6 +30,9 @@ class Ddp:
         """Initialises MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
+    def check(self, job: Job) -> None:
+        """See `Strategy.check`."""
+
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """See `Strategy.execute`."""
         device = job.flat.parameters.device

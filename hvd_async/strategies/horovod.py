@@ -46,6 +46,9 @@ class Horovod:
         hvd.init()
         self.group = _HorovodGroup(hvd, self._comm)
 
+    def check(self, job: Job) -> None:
+        """See `Strategy.check`."""
+
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """See `Strategy.execute`."""
         return synchronous.execute(job, self.group.rank, HorovodAllReduce(self.group.hvd), loop)

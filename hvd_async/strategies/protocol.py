@@ -128,6 +128,10 @@ class Strategy(Protocol):
     def group(self) -> Group:
         """All ranks of the job."""
 
+    def check(self, job: Job) -> None:
+        """Raise `HvdAsyncError`, on all ranks alike, where `job` cannot be run here. Collective over all ranks; nothing has been
+        written or allocated for the run yet, and `journal` and `saved` are not there."""
+
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """Run `loop` on every worker until the run ends; why it was stopped, or None when it reached its end.
 

@@ -22,6 +22,9 @@ class Single:
         """Starts nothing."""
         self.group = Solo()
 
+    def check(self, job: Job) -> None:
+        """See `Strategy.check`."""
+
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """See `Strategy.execute`."""
         return synchronous.execute(job, 0, synchronous.NoAllReduce(), loop)

@@ -1,0 +1,95 @@
+"""Who holds what in a run with a parameter store, and the memory that it takes: pure arithmetic on a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hvd_async import kernels
+from hvd_async.errors import ConfigError
+from hvd_async.store.node_team import team_layout
+from hvd_async.store.shard import state_names
+from hvd_async.store.slots import slot_format, split
+from hvd_async.strategies.protocol import Job
+from hvd_async.topology import RankPlan
+from hvd_async.transport.capacity import Need
+from hvd_async.transport.layout import Layout
+
+
+class Plan:
+    """Who holds what: pure arithmetic on a job, the same on every rank."""
+
+    def __init__(self, job: Job) -> None:
+        """`job` stays the caller's."""
+        self._job = job
+        shards = sorted((plan for plan in job.plans if plan.shard is not None), key=lambda plan: plan.shard or 0)
+        most = -(-job.flat.size // kernels.BLOCK)
+        if len(shards) > most:
+            raise ConfigError(
+                f"store.shards: got {len(shards)} for a model of {job.flat.size} elements, expected at most {most}:"
+                f" each holds whole blocks of {kernels.BLOCK}"
+            )
+        self.ranks = job.plans
+        self.owners = [plan.rank for plan in shards]
+        self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
+        self.parts = split(job.flat.size, len(shards))
+        self.workers = [plan for plan in job.plans if plan.worker is not None]
+        hosts = list(dict.fromkeys(plan.host for plan in self.workers))
+        self.teams = [[plan for plan in self.workers if plan.host == host] for host in hosts]
+        self.layouts = [self._layout(number, part) for number, part in enumerate(self.parts)]
+
+    def slot_of(self, worker: int) -> int:
+        """The slot into which a worker's gradients go."""
+        if not self._job.push.node_sum:
+            return worker
+        return next(n for n, team in enumerate(self.teams) if any(plan.worker == worker for plan in team))
+
+    def team_of_rank(self, rank: int) -> list[RankPlan]:
+        """The workers of the node of `rank`; empty where there are none."""
+        host = self._job.plans[rank].host
+        return [plan for plan in self.workers if plan.host == host]
+
+    def team_layout(self, team: Sequence[RankPlan]) -> Layout:
+        """The block that `team` shares."""
+        return team_layout(self._job.flat.size, len(team), self._job.push.error_feedback)
+
+    def needs(self, rank: int) -> list[Need]:
+        """The memory that `rank` is about to ask for."""
+        job, plan = self._job, self._job.plans[rank]
+        vector_bytes = 4 * job.flat.size
+        needs = []
+        if plan.shard is not None:
+            layout = self.layouts[plan.shard]
+            name = "store" if len(self.parts) == 1 else f"shard {plan.shard}"
+            needs += [
+                Need(f"{name}: {layout.num_buffers} published copies", layout.num_buffers * layout.vector_bytes, True),
+                Need(f"{name}: {layout.slots} slots in {job.push.dtype}", layout.slots * layout.slot_bytes, True),
+            ]
+            num_vectors, part_bytes = len(state_names(job.optimizer)), layout.vector_bytes
+            is_shared = layout.num_state_vectors > 0
+            if not self.is_on_device:
+                needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
+        if plan.worker is not None:
+            team = self.team_of_rank(rank)
+            if job.push.node_sum and team[0].rank == rank:
+                total = self.team_layout(team).total_bytes
+                needs.append(Need(f"{len(team)} workers of the node: their sum and slots", total, True))
+            if job.push.overlap:
+                needs.append(Need("overlap: a gradient and parameters on their way", 2 * vector_bytes, False))
+            if job.push.error_feedback:
+                needs.append(Need("error feedback: error, sum and what is sent", 3 * vector_bytes, False))
+        return needs
+
+    def _layout(self, number: int, part: slice) -> Layout:
+        job, num_shards = self._job, len(self.parts)
+        return Layout(
+            num_elements=part.stop - part.start,
+            num_workers=len(self.workers),
+            num_buffers=job.store.published_buffers,
+            num_slots=len(self.teams) if job.push.node_sum else len(self.workers),
+            arrivals_per_slot=max(map(len, self.teams)) if job.push.node_sum else 1,
+            slot_format=slot_format(job.flat.size, part, job.push),
+            num_shards=num_shards,
+            # The sequencer reads them for a checkpoint.
+            num_state_vectors=len(state_names(job.optimizer)) if num_shards > 1 else 0,
+            num_partials=-(-job.flat.size // kernels.BLOCK) if num_shards > 1 and number == 0 else 0,
+        )
