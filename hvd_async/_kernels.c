@@ -21,8 +21,10 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define HOT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__)
+#define HOT __attribute__((target_clones("avx2", "default")))
 #else
 #define HOT
 #endif
@@ -320,7 +322,7 @@ HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, dou
 /* Sum, divide, step: elements [start, end) of everything; the squares of sum / divisor into `partials`. */
 HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, double *partials,
                            Py_ssize_t start, Py_ssize_t end) {
-    float g[CHUNK], made[CHUNK];
+    float g[CHUNK], made[CHUNK], summed[CHUNK];
     double lanes[LANES];
     const int is_plain = are_plain(inputs);
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
@@ -328,13 +330,13 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
         memset(lanes, 0, sizeof lanes);
         for (Py_ssize_t at = block; at < block_end; at += CHUNK) {
             int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
-            const float *from[4] = {made, made, made, made};
+            const float *from[4] = {summed, summed, summed, summed};
             if (is_plain)
                 for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
             else
-                sum_chunk(made, inputs, at, n);
-            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made, state->first + at,
-                       state->second + at, n);
+                sum_chunk(summed, inputs, at, n);
+            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made,
+                       state->first == NULL ? NULL : state->first + at, state->second == NULL ? NULL : state->second + at, n);
             add_squares(lanes, g, n);
             if (rule->has_average) average_chunk(rule->average_weight, made, state->average + at, n);
             if (state->target == state->parameters)

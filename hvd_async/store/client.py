@@ -145,7 +145,8 @@ class StoreClient:
         for arrival in arrivals:
             words += describe(arrival)
         self._window.store_words(self._layout.slot_word(self._slot, SlotWord.PUSHED_BASE_VERSION), words)
-        self._window.flush()
+        for window in self._windows:  # together: what goes to several shards is under way at the same time
+            window.flush()
         self._pushed += 1
         self._set_slot(SlotWord.PUSHED, self._pushed)  # last: the store looks at the rest only after this
         # After PUSHED: the gradient is under way here or there, never nowhere.

@@ -29,7 +29,7 @@ from hvd_async.transport.window import StoreMemory
 # run's words have another meaning in it.
 _LOCK = Word.CLAIMS
 _VERSION = Word.VERSION
-_SUM, _ERROR = 0, 1
+_SUM, ERROR = 0, 1
 
 
 def team_layout(size: int, num_members: int, has_error: bool) -> Layout:

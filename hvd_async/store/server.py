@@ -82,6 +82,7 @@ class StoreServer:
         self._present = set(range(num_workers))
         self._slot_of: dict[int, int] = {}  # of workers that pushed
         self._last_push: dict[int, int] = {}
+        self._untold: list[Update] = []
         self._turn = 0
         self._heartbeats = 0
         self._signs_of_life = {worker: (-1, time.monotonic()) for worker in range(num_workers)}
@@ -118,6 +119,7 @@ class StoreServer:
         if not self._is_stopped_by_signal(notice):
             self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
             self._complete(self._store.finish())
+            self._tell_journal()
             self._memory.store(Word.NEXT_VERSION, self._store.version)
         self._memory.store(Word.SERVED, 1)
         self._ring_all()
@@ -136,6 +138,7 @@ class StoreServer:
             version = self._store.version
             busy |= self._drain_slot(slot % num_slots, notice)
             busy |= self._advance()  # one that was held back for a straggler may be free now
+            self._tell_journal()
             if self._store.version != version:
                 notice = self._pass_on(None)  # it may have been the last: what the other slots hold came too late
         self._turn = (self._turn + 1) % num_slots
@@ -161,11 +164,12 @@ class StoreServer:
         # Last: a worker that waits for this finds its own gradient in the version that it pulls next.
         self._set(slot, SlotWord.DRAINED, self._drained[slot])
         self._memory.ring(self._layout.slot_word(slot, SlotWord.BELL))
+        self._tell_journal()
         return True
 
     def _free_what_is_wanted(self) -> bool:
         """A worker may push again before its last gradient was read: it is read now."""
-        wanted = (self._get(slot, SlotWord.WANTED) > self._freed[slot] for slot in self._store.held)
+        wanted = (self._get(slot, SlotWord.WANTED) > self._drained[slot] for slot in self._store.held)
         if not any(wanted):
             return False
         self._store.fold()
@@ -190,6 +194,7 @@ class StoreServer:
         if arrival.worker in self._slot_of:  # else it was pending in a checkpoint, and nobody waits
             slot = self._slot_of[arrival.worker]
             self._set(slot, SlotWord.RELEASED, self._last_push[arrival.worker])
+            self._memory.ring(self._layout.slot_word(slot, SlotWord.BELL))
 
     def _arrivals(self, slot: int) -> list[Arrival]:
         num_arrivals = self._get(slot, SlotWord.NUM_ARRIVALS)
@@ -228,14 +233,23 @@ class StoreServer:
     def _complete(self, update: Update | None) -> None:
         self._tell_refused()
         if update is None:
+            self._free_slots()  # what was refused is not held any more
             return
         self._publish()
         for arrival in update.arrivals:
             self._release(arrival)
         self._free_slots()
         self._ring_all()
-        self._journal.updated(update)
-        self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
+        self._untold.append(update)
+
+    def _tell_journal(self) -> None:
+        """Tell of what was made: after the workers know, since the journal may copy all vectors."""
+        for update in self._untold:
+            self._journal.updated(update)
+            self.beat()
+        if self._untold:
+            self._untold.clear()
+            self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
 
     def _publish(self) -> None:
         """Say that the newest version is out; it was made in its place."""
@@ -284,6 +298,7 @@ class StoreServer:
             if not self._is_stopped_by_signal(notice):
                 self._store.leave(worker)
                 self._advance()
+                self._tell_journal()
 
     def _has_undrained(self, worker: int) -> bool:
         """Whether a gradient of `worker` waits in a slot."""

@@ -18,6 +18,8 @@ from hvd_async.transport.window import StoreMemory, Window
 
 _SLEEP_SECONDS = 0.02
 _POLL_SECONDS = 0.0002
+# Elements that are read between two signs of life.
+_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,14 @@ class ShardGroup:
                 if is_published
                 else layout.state_offset(self._state_names.index(name))
             )
-            other.window.get(offset, whole[other.part])
+            self._read_part(other.window, offset, whole[other.part])
         return whole
+
+    def _read_part(self, window: Window, offset: int, target: torch.Tensor) -> None:
+        for start in range(0, target.numel(), _PIECE):
+            window.get(offset + 4 * start, target[start : start + _PIECE])
+            if self._beat is not None:
+                self._beat()  # the workers wait meanwhile
 
     def hold(self, gradient: Gradient, divisor: float) -> None:
         """See `Vectors.hold`."""

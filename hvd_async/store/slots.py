@@ -75,12 +75,12 @@ class SlotWriter:
         self._staged: torch.Tensor | None = None
 
     def write(self, gradient: torch.Tensor, slot: int) -> Sent:
-        """Write `gradient` ([size], float32, where the windows take it; unchanged, the caller's again on return) into `slot`."""
+        """Begin to write `gradient` ([size], float32, where the windows take it) into `slot`. It must stay as it is until the
+        windows were flushed."""
         if self._push.keep < 1.0:
             return self._write_few(gradient, slot)
         if self._error is None:
             each = [self._write_part(gradient, slot, number, part) for number, part in enumerate(self._parts)]
-            self._flush()
             return Sent(max(each, key=_rank), self._size * self._dtype.itemsize)
         wanted = gradient + self._error
         sent = self._stage(self._size)
@@ -89,7 +89,6 @@ class SlotWriter:
             torch.sub(wanted, sent.float(), out=self._error)
         for window, part in zip(self._windows, self._parts, strict=True):
             window.put(window.layout.slot_offset(slot), sent[part])
-        self._flush()
         return Sent(largest, self._size * self._dtype.itemsize)
 
     def _write_part(self, gradient: torch.Tensor, slot: int, number: int, part: slice) -> float:
@@ -125,12 +124,7 @@ class SlotWriter:
             window.put(offset + layout.format.indices_offset, (indices[mine] - part.start).to(torch.int32))
             window.put(offset + layout.format.values_offset, values[mine])
             window.put(offset, torch.tensor([mine.stop - mine.start]))
-        self._flush()
         return Sent(largest, len(indices) * (4 + self._dtype.itemsize))
-
-    def _flush(self) -> None:
-        for window in self._windows:  # together: what goes to several shards is under way at the same time
-            window.flush()
 
     def _stage(self, size: int) -> torch.Tensor:
         if self._staged is None:

@@ -13,7 +13,7 @@ from hvd_async.config import OptimizerConfig
 from hvd_async.errors import HvdAsyncError, PeerError
 from hvd_async.store.client import ClientOptions, StoreClient
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.node_team import NodeTeam
+from hvd_async.store.node_team import ERROR, NodeTeam
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.store.shard import Shard, StepOrder, state_names
@@ -204,7 +204,7 @@ class RankRole:
     def _make_client(self, worker: int, options: ClientOptions) -> StoreClient:
         error: torch.Tensor | None = None
         if self._team_block is not None and self._job.push.error_feedback:
-            error = self._team_block.vector(self._team_block.layout.state_offset(1))
+            error = self._team_block.vector(self._team_block.layout.state_offset(ERROR))
         windows = [self._reach.worker, *self._memories[1:]]
         return StoreClient(windows, worker, options, self._plan.slot_of(worker), error)
 

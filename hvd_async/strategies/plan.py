@@ -9,6 +9,7 @@ from hvd_async.errors import ConfigError
 from hvd_async.store.node_team import team_layout
 from hvd_async.store.shard import state_names
 from hvd_async.store.slots import slot_format, split
+from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.strategies.protocol import Job
 from hvd_async.topology import RankPlan
 from hvd_async.transport.capacity import Need
@@ -68,6 +69,11 @@ class Plan:
             is_shared = layout.num_state_vectors > 0
             if not self.is_on_device:
                 needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
+            if needs_base_parameters(job.strategy):
+                num_versions = len(self.workers) + 1
+                needs.append(Need(f"{name}: parameters of {num_versions} versions", num_versions * part_bytes, False))
+        if plan.shard == 0:  # a checkpoint, or all that is left when the blocks go
+            needs.append(Need("store: a copy of everything", (1 + len(state_names(job.optimizer))) * vector_bytes, False))
         if plan.worker is not None:
             team = self.team_of_rank(rank)
             if job.push.node_sum and team[0].rank == rank:
@@ -77,6 +83,8 @@ class Plan:
                 needs.append(Need("overlap: a gradient and parameters on their way", 2 * vector_bytes, False))
             if job.push.error_feedback:
                 needs.append(Need("error feedback: error, sum and what is sent", 3 * vector_bytes, False))
+            if job.push.keep < 1.0:
+                needs.append(Need("dropping: magnitudes and which are kept", 2 * vector_bytes, False))
         return needs
 
     def _layout(self, number: int, part: slice) -> Layout:

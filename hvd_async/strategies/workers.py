@@ -85,10 +85,10 @@ class AsynchronousWorker:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the exchange beside a step brought: the version that was pulled, the batch after next, an evaluation to do."""
+    """What the exchange beside a step brought: the version that was pulled, batches claimed ahead, an evaluation to do."""
 
     version: int
-    batch: int | None
+    batches: tuple[int | None, ...]
     evaluation: int | None
 
 
@@ -130,8 +130,7 @@ class OverlappedWorker:
     def claims(self) -> Iterator[Claim]:
         """See `Worker.claims`."""
         self._come()
-        for _ in range(2):
-            self._batches.append(self._thread.submit(claim, self._job, self._client).result())
+        self._claim_ahead()
         while (batch := self._batches.popleft()) is not None:
             yield Claim(batch)
 
@@ -140,10 +139,11 @@ class OverlappedWorker:
         arrival = Arrival(self._worker, step.batch, self._version, step.tokens, step.loss, step.seconds)
         self._settle()
         kernels.copy(self._host.gradient(), self._gradient)
-        waits = self._batches[0] is None or is_synchronous(self._job.strategy, self._version)
+        waits = not self._batches or self._batches[0] is None or is_synchronous(self._job.strategy, self._version)
         self._under_way = self._thread.submit(self._bring, arrival, IDLE if waits else self._version)
         if waits:
             self._settle()
+            self._claim_ahead()
 
     def evaluation_due(self) -> EvaluationRequest | None:
         """See `Worker.evaluation_due`."""
@@ -164,19 +164,28 @@ class OverlappedWorker:
         evaluation = None
         if self._job.evaluation.every and self._evaluation is None:
             evaluation = self._client.take_evaluation()
-        return Outcome(version, claim(self._job, self._client), evaluation)
+        # Where the worker waits for this, it claims by itself, knowing the version.
+        batches = (claim(self._job, self._client),) if computing != IDLE else ()
+        return Outcome(version, batches, evaluation)
 
     def _settle(self) -> None:
         """Wait for the exchange that is under way, if one is, and compute with what it brought from now on."""
         if self._under_way is None:
             return
         outcome, self._under_way = self._under_way.result(), None
-        self._batches.append(outcome.batch)
+        self._batches.extend(outcome.batches)
         if outcome.evaluation is not None:
             self._evaluation = outcome.evaluation
         if outcome.version != self._version:
             self._version = outcome.version
             self._host.load_parameters()
+
+    def _claim_ahead(self) -> None:
+        """So many batches that there is one to compute meanwhile; in lock-step, where arrivals are taken in the order of their
+        batches, none that others would have to wait for."""
+        wanted = 1 if is_synchronous(self._job.strategy, self._version) else 2
+        while len(self._batches) < wanted and (not self._batches or self._batches[-1] is not None):
+            self._batches.append(self._thread.submit(claim, self._job, self._client).result())
 
     def _come(self) -> None:
         self._version = self._thread.submit(self._exchange.come, self._host.parameters).result()

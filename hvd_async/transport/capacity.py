@@ -83,14 +83,31 @@ def _kernel_estimate() -> int | None:
     return 1024 * int(found[0]) if found else None
 
 
-def _left_in_control_group() -> int | None:
-    folder = pathlib.Path("/sys/fs/cgroup")
+def _left_in_control_group(
+    root: pathlib.Path = pathlib.Path("/sys/fs/cgroup"), membership: pathlib.Path = pathlib.Path("/proc/self/cgroup")
+) -> int | None:
+    """What the control group of this process and those above it still allow; None without a limit. What files hold of the
+    memory counts as free: the kernel gives it back."""
     try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = (folder / "memory.current").read_text(encoding="ascii").strip()
+        paths = [line.split(":", 2)[2].strip("/") for line in membership.read_text().splitlines() if line.startswith("0:")]
     except OSError:
-        return None
-    return int(limit) - int(used) if limit.isdecimal() and used.isdecimal() else None
+        paths = []
+    folders = {root}
+    for path in paths:
+        below = root / path
+        folders |= {folder for folder in (below, *below.parents) if folder.is_relative_to(root)}
+    figures = []
+    for folder in folders:
+        try:
+            limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+            used = int((folder / "memory.current").read_text(encoding="ascii"))
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        except (OSError, ValueError):
+            continue
+        if limit.isdecimal():
+            reclaimable = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+            figures.append(int(limit) - used + reclaimable)
+    return min(figures, default=None)
 
 
 def _smallest(reports: Sequence[dict[str, int | None]], key: str) -> int | None:

@@ -52,6 +52,7 @@ class MappedMemory:
     def load_words(self, first: int, count: int) -> list[int]:
         """See `Window.load_words`."""
         values: list[int] = self._words[first : first + count].tolist()
+        self._fence()
         return values
 
     def fetch_add(self, word: int, amount: int) -> int:
@@ -69,6 +70,7 @@ class MappedMemory:
     def get(self, offset: int, target: torch.Tensor) -> None:
         """See `Window.get`."""
         kernels.copy(self.vector(offset, target.numel(), target.dtype), target)
+        self._fence()  # the version is looked at again only after this
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
         """See `Window.mapped`."""

@@ -141,11 +141,14 @@ class RemoteMemory:
             self._window.Flush(self._owner)
 
     def _ask_for(self, offset: int, target: torch.Tensor) -> None:
-        with self._reading, self._watched():  # one at a time: answers come in the order of the requests
+        with self._reading:  # one at a time: answers come in the order of the requests
             answers = [self._messages.Irecv(chunk, self._owner, _ANSWER_TAG) for _, chunk in _chunks(target)]
             num_bytes = target.numel() * target.element_size()
-            self._messages.Send(np.array([offset, num_bytes], dtype=np.int64), self._owner, _REQUEST_TAG)
-            MPI.Request.Waitall(answers)
+            with self._watched():
+                self._messages.Send(np.array([offset, num_bytes], dtype=np.int64), self._owner, _REQUEST_TAG)
+            for answer in answers:
+                with self._watched():
+                    answer.Wait()
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
         """See `Window.mapped`."""
@@ -170,8 +173,10 @@ class RemoteMemory:
     def _watched(self) -> Iterator[None]:
         number = next(self._numbers)
         self._under_way[number] = time.monotonic()
-        yield
-        del self._under_way[number]
+        try:
+            yield
+        finally:
+            del self._under_way[number]
 
     def _watch(self) -> None:
         while True:

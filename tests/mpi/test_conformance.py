@@ -94,6 +94,11 @@ def test_every_combination_keeps_its_books(tmp_path: pathlib.Path, shards: int) 
     run_all(tmp_path, [each for each in combinations() if each[0] == shards], timeout=240)
 
 
+def test_a_synchronous_start_keeps_its_books_in_combination(tmp_path: pathlib.Path) -> None:
+    wanted = [(1, False, True, "float32"), (1, True, True, "bfloat16"), (2, True, False, "few"), (2, False, True, "float16")]
+    run_all(tmp_path, wanted, timeout=120, synchronous_versions=4)
+
+
 @pytest.mark.parametrize("bound", [1, 2])
 def test_a_bound_that_waits_holds_in_combination(tmp_path: pathlib.Path, bound: int) -> None:
     wanted = [

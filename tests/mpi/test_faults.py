@@ -315,6 +315,7 @@ def test_more_shards_than_the_model_has_blocks_are_one_line_on_one_rank(tmp_path
     assert messages(done) == [
         "hvd-async: store.shards: got 2 for a model of 112 elements, expected at most 1: each holds whole blocks of 4096"
     ]
+    assert not (tmp_path / "run").exists()  # the next try needs no --overwrite
 
 
 def test_more_shards_than_ranks_are_one_line_on_one_rank(tmp_path: pathlib.Path) -> None:

@@ -321,6 +321,20 @@ def test_parameters_stay_for_a_worker_that_announced_their_version_in_the_last_m
     assert store.parameters.tolist() == [0.0] * 4
 
 
+def test_a_slot_is_free_after_its_gradient_was_refused_because_another_worker_left() -> None:
+    """The sum overflows when worker 1 leaves; worker 0, which waits to push again, may."""
+
+    def gradient(batch: int) -> torch.Tensor:
+        return torch.full((3,), 3e38 if batch == 0 else 1.0)
+
+    def after_step(client: StoreClient, worker: int, num_steps: int) -> bool:
+        return worker == 0
+
+    crew = make_crew(2, 5, arrivals_per_update="workers", gradient=gradient, after_step=after_step).run().check()
+    assert [(one.batch, why) for one, why in crew.journal.refusals] == [(0, Refusal.SUM_NOT_FINITE)]
+    assert crew.journal.batches == [1, 2, 3, 4]
+
+
 def test_the_last_gradient_of_a_worker_that_has_left_still_counts() -> None:
     memory, journal = ThreadMemory(Layout(4, 2)), Recorder()
     store = make_store(asynchronous(), num_workers=2, memory=memory)

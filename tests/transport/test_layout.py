@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +27,7 @@ from hvd_async.transport.layout import (
     word_to_float,
 )
 
-PAGE_BYTES, LINE_BYTES = 4096, 64
+LINE_BYTES = 64
 
 
 @st.composite
@@ -86,11 +85,17 @@ def test_no_word_has_two_names(layout: Layout) -> None:
 
 
 @given(layouts())
-def test_regions_begin_at_pages_and_do_not_overlap(layout: Layout) -> None:
+def test_regions_begin_at_cache_lines_and_do_not_overlap(layout: Layout) -> None:
     found = sorted(regions(layout))
-    assert all(begin % PAGE_BYTES == 0 for begin, _ in found)
+    assert all(begin % LINE_BYTES == 0 for begin, _ in found)
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(found))
     assert found[-1][1] <= layout.total_bytes
+
+
+def test_vectors_that_are_read_together_begin_at_different_places_of_a_page() -> None:
+    layout = Layout(100_000, num_workers=4, num_state_vectors=3)
+    vectors = [offset(n) for offset, count in ((layout.published_offset, 3), (layout.slot_offset, 4)) for n in range(count)]
+    assert len({offset % 4096 for offset in vectors}) == 7
 
 
 @given(layouts())
@@ -163,8 +168,3 @@ def test_a_notice_survives_as_a_word(kind: StopKind, rank: int, signal_number: i
 
 def test_no_notice_is_0() -> None:
     assert StopNotice.from_word(0) is None
-
-
-@pytest.mark.parametrize(("num_elements", "expected"), [(1024, 4096), (1025, 8192), (550_000_000, 2_200_002_560)])
-def test_vectors_fill_whole_pages(num_elements: int, expected: int) -> None:
-    assert Layout(num_elements, 1).vector_bytes == Layout(num_elements, 1).slot_bytes == expected
