@@ -127,8 +127,8 @@ _NUMBERS = (
 # Triton reads the source of these functions: it takes no annotations but its own.
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _load(address, offsets, mask, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]  # no types; not installed everywhere
+def _load(address, offsets, mask, KIND: tl.constexpr):  # type: ignore[no-untyped-def]  # of the kernel language
     if KIND == 1:
         vector = address.to(tl.pointer_type(tl.bfloat16))
     elif KIND == 2:
@@ -139,8 +139,8 @@ def _load(address, offsets, mask, KIND: tl.constexpr):  # type: ignore[no-untype
     return tl.load(tl.multiple_of(vector, 16) + offsets, mask=mask, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["num_sources"])  # type: ignore[untyped-decorator,unused-ignore]
-def _pass(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["num_sources"])  # type: ignore[untyped-decorator,unused-ignore]  # as above
+def _pass(  # type: ignore[no-untyped-def]  # as above
     sources,
     divisors,
     num_sources,

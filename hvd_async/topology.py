@@ -257,7 +257,9 @@ def describe(plan: RankPlan, transport: str = "") -> str:
 def share_cores(num_cores: int, num_workers: int, beside_store: bool = False) -> int:
     """Threads of each worker on a host where all ranks may use all of `num_cores` cores."""
     host = Machine("", tuple(range(num_cores)), ())
-    roles: list[Role] = [*(["store"] if beside_store else []), *["worker"] * num_workers]  # type: ignore[list-item]
+    store: list[Role] = ["store"] if beside_store else []
+    workers: list[Role] = ["worker"] * num_workers
+    roles = store + workers
     return _threads([host] * len(roles), roles)[-1]
 
 

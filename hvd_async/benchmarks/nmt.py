@@ -158,7 +158,7 @@ def measure_training(
         counts = {name: stepper.batches_within(effort) for name, stepper in steppers.items()}
         sgemm = Gemm(torch.float32)
         competitors: dict[str, Callable[[int], float]] = {
-            name: lambda turn, stepper=stepper, count=counts[name]: stepper.tokens_per_second(  # type: ignore[misc]
+            name: lambda turn, stepper=stepper, count=counts[name]: stepper.tokens_per_second(  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
                 range(turn * effort.batches, turn * effort.batches + count)
             )
             for name, stepper in steppers.items()

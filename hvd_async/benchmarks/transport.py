@@ -164,7 +164,7 @@ def _measure_small(session: Session, place: Place, options: Options) -> list[Fig
     """Latency of a push after a pause, and the idle store's CPU time, which the first measuring rank asks for."""
 
     def turn() -> dict[str, float]:
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)  # silence is what is measured
         served = session.push_and_pull()["served"]
         return {"served": served, "echo": session.asker.echo_seconds(_ECHOES)}
 

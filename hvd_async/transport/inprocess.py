@@ -101,7 +101,7 @@ class MappedMemory:
         if self.has_bells:
             kernels.wait(self._bell(bell), heard, seconds)
         else:
-            time.sleep(seconds)
+            time.sleep(seconds)  # nobody can ring
 
     def _bell(self, bell: int) -> int:
         return self._address + WORD_BYTES * bell
