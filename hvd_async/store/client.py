@@ -12,6 +12,7 @@ import torch
 from hvd_async.config import PushConfig
 from hvd_async.errors import PeerError
 from hvd_async.store.ledger import ClaimOrder
+from hvd_async.store.notice import heed
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.slots import SlotWriter, split
 from hvd_async.transport.layout import (
@@ -202,10 +203,7 @@ class StoreClient:
 
     def stop_notice(self) -> StopNotice | None:
         """What the run's stop word says. Raises `PeerError` if a rank announced its failure there."""
-        notice = StopNotice.from_word(self._window.load(Word.STOP))
-        if notice is not None and notice.kind is StopKind.FAILURE:
-            raise PeerError(f"rank {notice.rank} failed; its message says why", is_reported=True)
-        return notice
+        return heed(StopNotice.from_word(self._window.load(Word.STOP)))
 
     def request_stop(self, notice: StopNotice) -> None:
         """Ask all ranks to stop; the first notice stands."""

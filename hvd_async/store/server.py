@@ -12,6 +12,7 @@ from typing import Protocol
 
 from hvd_async.errors import PeerError
 from hvd_async.store.client import IDLE
+from hvd_async.store.notice import heed
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.slots import read_slot
 from hvd_async.transport.layout import (
@@ -318,9 +319,7 @@ class StoreServer:
         if notice is None and requested is not None:
             self._memory.store(Word.STOP, requested.to_word())
             notice = requested
-        if notice is not None and notice.kind is StopKind.FAILURE:
-            raise PeerError(f"rank {notice.rank} failed; its message says why", is_reported=True)
-        return notice
+        return heed(notice)
 
     def _notice(self) -> StopNotice | None:
         return StopNotice.from_word(self._memory.load(Word.STOP))

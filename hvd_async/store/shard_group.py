@@ -11,9 +11,10 @@ import torch
 from hvd_async import kernels
 from hvd_async.errors import PeerError
 from hvd_async.store.gradient import Gradient
+from hvd_async.store.notice import heed
 from hvd_async.store.orders import Order, Verb
 from hvd_async.store.shard import Shard, StepOrder
-from hvd_async.transport.layout import ShardWord, StopKind, StopNotice, Word
+from hvd_async.transport.layout import ShardWord, StopNotice, Word
 from hvd_async.transport.window import StoreMemory, Window
 
 _SLEEP_SECONDS = 0.02
@@ -177,9 +178,7 @@ class ShardGroup:
                 self._memory.wait(Word.STORE_BELL, heard, _SLEEP_SECONDS if self._memory.has_bells else _POLL_SECONDS)
                 if self._beat is not None:
                     self._beat()
-                notice = StopNotice.from_word(self._memory.load(Word.STOP))
-                if notice is not None and notice.kind is StopKind.FAILURE:
-                    raise PeerError(f"rank {notice.rank} failed; its message says why", is_reported=True)
+                heed(StopNotice.from_word(self._memory.load(Word.STOP)))
                 seen = self._memory.load(self._memory.layout.shard_word(other.number, ShardWord.HEARTBEAT))
                 if seen != heartbeat:
                     heartbeat, since = seen, time.monotonic()

@@ -9,10 +9,11 @@ import torch
 
 from hvd_async import kernels
 from hvd_async.errors import PeerError
+from hvd_async.store.notice import heed
 from hvd_async.store.orders import Order, Verb
 from hvd_async.store.shard import Shard, StepOrder
 from hvd_async.store.slots import read_slot
-from hvd_async.transport.layout import ORDER_WORDS, WORD_BYTES, ShardWord, StopKind, StopNotice, Word
+from hvd_async.transport.layout import ORDER_WORDS, WORD_BYTES, ShardWord, StopNotice, Word
 from hvd_async.transport.window import StoreMemory, Window
 
 _SLEEP_SECONDS = 0.02
@@ -101,9 +102,7 @@ class ShardServer:
         self._sequencer.ring(Word.STORE_BELL)
 
     def _pass_on(self, requested: StopNotice | None) -> None:
-        notice = StopNotice.from_word(self._sequencer.load(Word.STOP))
-        if notice is not None and notice.kind is StopKind.FAILURE:
-            raise PeerError(f"rank {notice.rank} failed; its message says why", is_reported=True)
+        notice = heed(StopNotice.from_word(self._sequencer.load(Word.STOP)))
         if notice is None and requested is not None:
             self._sequencer.store(Word.STOP, requested.to_word())
             self._sequencer.ring(Word.STORE_BELL)

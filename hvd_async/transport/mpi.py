@@ -293,12 +293,11 @@ def open_blocks(
     `capacity.check_capacity`.
     """
     node = cast(MPI.Intracomm, group.comm.Split_type(MPI.COMM_TYPE_SHARED, key=group.rank))
-    neighbours = np.zeros(node.Get_size(), dtype=np.int64)
-    node.Allgather(np.array([group.rank], dtype=np.int64), neighbours)
+    neighbours = _ranks_of(node, group.rank)
     windows: list[MPI.Win] = []
     with contextlib.ExitStack() as stack:
         memories = [
-            _open_block(group, node, neighbours.tolist(), Block(number, layout, owner), stack, windows, timeout_seconds)
+            _open_block(group, node, neighbours, Block(number, layout, owner), stack, windows, timeout_seconds)
             for number, (layout, owner) in enumerate(zip(layouts, owners, strict=True))
         ]
         group.exchange("")  # nobody reads before the owners have touched their blocks
@@ -320,13 +319,10 @@ def open_node_block(group: MpiGroup, layout: Layout | None, owner: int) -> Itera
         yield None
         group.exchange("")
         return
-    neighbours = np.zeros(node.Get_size(), dtype=np.int64)
-    node.Allgather(np.array([group.rank], dtype=np.int64), neighbours)
-    position = neighbours.tolist().index(owner)
-    window = MPI.Win.Allocate_shared(layout.total_bytes if group.rank == owner else 0, 1, comm=node)
-    window.Lock_all(MPI.MODE_NOCHECK)
-    buffer: Any = window.Shared_query(position)[0]
-    memory = SharedMemory(layout, MappedBlock(window, memoryview(buffer)), Atomics(window, position), None)
+    position = _ranks_of(node, group.rank).index(owner)
+    mapped = _map_block(node, position, layout.total_bytes if group.rank == owner else 0)
+    window = mapped.window
+    memory = SharedMemory(layout, mapped, Atomics(window, position), None)
     if group.rank == owner:
         _touch(memory)
     node.Barrier()
@@ -357,11 +353,8 @@ def _open_block(
     is_owner, layout = group.rank == block.owner, block.layout
     mapped: MappedBlock | None = None
     if block.owner in neighbours:
-        shared = MPI.Win.Allocate_shared(layout.total_bytes if is_owner else 0, 1, comm=node)
-        shared.Lock_all(MPI.MODE_NOCHECK)
-        windows.append(shared)
-        buffer: Any = shared.Shared_query(neighbours.index(block.owner))[0]  # a buffer, which mpi4py's stubs do not say
-        mapped = MappedBlock(shared, memoryview(buffer))
+        mapped = _map_block(node, neighbours.index(block.owner), layout.total_bytes if is_owner else 0)
+        windows.append(mapped.window)
     if "far" not in group.exchange("far" if mapped is None else "near"):
         assert mapped is not None
         memory = SharedMemory(layout, mapped, Atomics(mapped.window, neighbours.index(block.owner)), None)
@@ -383,6 +376,22 @@ def _open_block(
     if is_owner:
         _touch(memory)
     return memory
+
+
+def _ranks_of(node: MPI.Intracomm, rank: int) -> list[int]:
+    """The ranks, in the whole group, of the ranks of `node`, of which this one is `rank`. Collective over `node`."""
+    ranks = np.zeros(node.Get_size(), dtype=np.int64)
+    node.Allgather(np.array([rank], dtype=np.int64), ranks)
+    result: list[int] = ranks.tolist()
+    return result
+
+
+def _map_block(node: MPI.Intracomm, position: int, num_bytes: int) -> MappedBlock:
+    """The block of the rank at `position` of `node`, which gives its `num_bytes`, the others 0. Collective over `node`."""
+    window = MPI.Win.Allocate_shared(num_bytes, 1, comm=node)
+    window.Lock_all(MPI.MODE_NOCHECK)
+    buffer: Any = window.Shared_query(position)[0]  # a buffer, which mpi4py's stubs do not say
+    return MappedBlock(window, memoryview(buffer))
 
 
 def _touch(memory: SharedMemory) -> None:

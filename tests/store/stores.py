@@ -63,3 +63,8 @@ def arrival(batch: int, *, worker: int = 0, base_version: int = 0, tokens: int =
 def accept(store: ParameterStore, which: Arrival, value: float = 1.0) -> None:
     """Give `store` a gradient whose elements are all `value`."""
     store.accept([which], Gradient.measure(torch.full_like(store.parameters, value)))
+
+
+def value_of(batch: int) -> float:
+    """Recognisable, and exact in any sum of a few thousand."""
+    return (batch * 7919 % 13 - 6) / 8

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,23 +17,12 @@ from hvd_async.strategies.exchange import TeamExchange, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import Layout, SlotWord, StopKind, StopNotice, Word
 from tests.store.crew import Crew, Pull
-from tests.store.stores import arrival, asynchronous, make_store
+from tests.store.stores import arrival, asynchronous, make_store, value_of
 
 SIZE = 5
 
 
-@pytest.fixture(autouse=True)
-def quick_switches() -> Iterator[None]:
-    """Let Python change threads often, so that more interleavings are met."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
-
-
-def value_of(batch: int) -> float:
-    """Recognisable, and exact in any sum of a few thousand."""
-    return (batch * 7919 % 13 - 6) / 8
+pytestmark = pytest.mark.usefixtures("quick_switches")
 
 
 @dataclass

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,21 +17,9 @@ from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import Layout, SlotWord, StopKind, StopNotice, Word, WorkerState, WorkerWord
 from tests.store.crew import Crew, Pull, Recorder
-from tests.store.stores import arrival, asynchronous, make_store
+from tests.store.stores import arrival, asynchronous, make_store, value_of
 
-
-@pytest.fixture(autouse=True)
-def quick_switches() -> Iterator[None]:
-    """Let Python change threads often, so that more interleavings are met."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
-
-
-def value_of(batch: int) -> float:
-    """Recognisable, and exact in any sum of a few thousand."""
-    return (batch * 7919 % 13 - 6) / 8
+pytestmark = pytest.mark.usefixtures("quick_switches")
 
 
 def make_crew(

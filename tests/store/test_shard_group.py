@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,13 +27,7 @@ SIZE = 3 * BLOCK + 77
 NUM_WORKERS = 3
 
 
-@pytest.fixture(autouse=True)
-def quick_switches() -> Iterator[None]:
-    """Let Python change threads often, so that more interleavings are met."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
+pytestmark = pytest.mark.usefixtures("quick_switches")
 
 
 STRATEGIES: dict[str, dict[str, Any]] = {
