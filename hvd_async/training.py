@@ -47,6 +47,24 @@ class Task(Protocol):
         """Write a model folder, whole or not at all; `measured` goes with it, by name."""
 
 
+def compute_gradient(
+    task: Task, module: torch.nn.Module, flat: FlatParameters, seed: int, batch: int, counts: bool = True
+) -> tuple[int, float]:
+    """Compute the gradient of `batch` on the parameters in `flat`; its target tokens and its summed loss in nats.
+
+    It is in `flat` then, for `collect_gradient`. `module` is in training mode. Where `counts` is False it is zero, and so are
+    the tokens and the loss. Whoever computes a batch on the same parameters, and however often, gets the same bits on
+    machines that are alike: dropout is drawn from `seed` and `batch` alone.
+    """
+    torch.manual_seed(hash((seed, batch)) & 0x7FFFFFFFFFFFFFFF)
+    flat.zero_gradient()
+    loss, tokens = task.loss(module, task.batch(batch, flat.parameters.device))
+    if not counts:
+        loss, tokens = loss * 0.0, 0
+    loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+    return tokens, float(loss.detach())
+
+
 @dataclass(frozen=True)
 class TrainingLoop:
     """The loop of one worker: claim a batch, compute its gradient, hand it over, go on. The same for every strategy."""
@@ -63,17 +81,11 @@ class TrainingLoop:
         module.train()
         for claim in worker.claims():
             started = time.monotonic()
-            # Dropout depends on the batch alone: whoever computes it, and however often, gets the same gradient.
-            torch.manual_seed(hash((self.seed, claim.batch)) & 0x7FFFFFFFFFFFFFFF)
-            self.flat.zero_gradient()
-            loss, tokens = self.task.loss(module, self.task.batch(claim.batch, device))
-            if not claim.counts:
-                loss, tokens = loss * 0.0, 0
-            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            tokens, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # the step's time is its work, not its launch
             self.emulation.delay(time.monotonic() - started)
-            worker.step(Step(claim.batch, tokens, float(loss.detach()), time.monotonic() - started))
+            worker.step(Step(claim.batch, tokens, loss, time.monotonic() - started))
             self._evaluate_if_due(worker)
 
     def _evaluate_if_due(self, worker: Worker) -> None:

@@ -17,7 +17,7 @@ PACKAGE = "hvd_async"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"doctor", "run", "benchmarks"},
+    {"doctor", "run", "benchmarks", "simulation"},
     {"launcher", "journal", "comparison"},
     {"training", "progress"},
     {"strategies", "nmt", "metrics"},

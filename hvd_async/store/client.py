@@ -11,6 +11,7 @@ import torch
 
 from hvd_async.config import PushConfig
 from hvd_async.errors import PeerError
+from hvd_async.store import description
 from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.notice import heed
 from hvd_async.store.parameter_store import Arrival
@@ -35,12 +36,6 @@ _LONGEST_POLL_SECONDS = 0.002
 _LOOK_AROUND_SECONDS = 0.01
 # A heartbeat costs a worker on another node a journey.
 _BEAT_SECONDS = 0.25
-
-
-def describe(arrival: Arrival) -> list[int]:
-    """An arrival as the control words that `ArrivalWord` names."""
-    described = [arrival.worker, arrival.batch, arrival.tokens, float_to_word(arrival.loss)]
-    return [*described, float_to_word(arrival.step_seconds), arrival.base_version]
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ class StoreClient:
         base_version = min(arrival.base_version for arrival in arrivals)
         words = [base_version, float_to_word(sent.largest), len(arrivals), sent.num_bytes]
         for arrival in arrivals:
-            words += describe(arrival)
+            words += description.to_words(arrival)
         self._window.store_words(self._layout.slot_word(self._slot, SlotWord.PUSHED_BASE_VERSION), words)
         for window in self._windows:  # together: what goes to several shards is under way at the same time
             window.flush()

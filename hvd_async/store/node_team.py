@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from hvd_async import kernels
-from hvd_async.store.client import IDLE, StoreClient, describe
+from hvd_async.store import description
+from hvd_async.store.client import IDLE, StoreClient
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.transport.layout import (
     ArrivalWord,
@@ -21,7 +22,6 @@ from hvd_async.transport.layout import (
     Word,
     WorkerState,
     WorkerWord,
-    word_to_float,
 )
 from hvd_async.transport.window import StoreMemory
 
@@ -79,7 +79,7 @@ class NodeTeam:
         version. `computing`: the base version of a gradient that this member computes meanwhile."""
         slot = self._member
         kernels.copy(gradient, self._block.vector(self._layout.slot_offset(slot)))
-        self._block.store_words(self._layout.arrival_word(slot, 0, ArrivalWord.WORKER), describe(arrival))
+        self._block.store_words(self._layout.arrival_word(slot, 0, ArrivalWord.WORKER), description.to_words(arrival))
         self._block.store(self._layout.slot_word(slot, SlotWord.BASE_VERSION), computing)
         self._contributed += 1  # last: whoever does the exchange looks at the rest only after this
         self._block.store(self._layout.slot_word(slot, SlotWord.PUSHED), self._contributed)
@@ -154,8 +154,7 @@ class NodeTeam:
 
     def _arrival(self, member: int) -> Arrival:
         first = self._layout.arrival_word(member, 0, ArrivalWord.WORKER)
-        worker, batch, tokens, loss, seconds, base_version = self._block.load_words(first, len(ArrivalWord))
-        return Arrival(worker, batch, base_version, tokens, word_to_float(loss), word_to_float(seconds))
+        return description.from_words(self._block.load_words(first, len(ArrivalWord)), push=-1)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -31,8 +31,9 @@ _NORM_LIMIT = 1.8e19
 class Arrival:
     """A gradient that reached the store: the gradient of the *summed* loss over `tokens` target tokens of `batch`.
 
-    `loss` is that sum in nats, `step_seconds` the worker's time from claim to push, `sent_bytes` what was pushed of the
-    gradient: 0 where nothing was, as in synchronous strategies.
+    `loss` is that sum in nats, `step_seconds` the worker's time from claim to push. `push_seconds`, `wait_seconds` and
+    `pull_seconds` are what the exchange before this step took of it: writing, waiting for the store or for others, reading.
+    `lookahead`: the parameters were those of `base_version` plus so many times their last change; see `prediction`.
     """
 
     worker: int
@@ -41,7 +42,14 @@ class Arrival:
     tokens: int
     loss: float
     step_seconds: float = 0.0
+    push_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    pull_seconds: float = 0.0
+    lookahead: float = 0.0
     sent_bytes: int = 0
+    """What was pushed of the gradient: 0 where nothing was, as in synchronous strategies."""
+    push: int = -1
+    """The first batch of those whose gradients were pushed as one sum: its own where a worker pushes for itself."""
 
 
 class Refusal(str, enum.Enum):

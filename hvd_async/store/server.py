@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hvd_async.errors import PeerError
+from hvd_async.store import description
 from hvd_async.store.client import IDLE
 from hvd_async.store.notice import heed
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
@@ -200,22 +201,11 @@ class StoreServer:
     def _arrivals(self, slot: int) -> list[Arrival]:
         num_arrivals = self._get(slot, SlotWord.NUM_ARRIVALS)
         sent_bytes = self._get(slot, SlotWord.SENT_BYTES)
-        arrivals = []
-        for number in range(num_arrivals):
-            first = self._layout.arrival_word(slot, number, ArrivalWord.WORKER)
-            worker, batch, tokens, loss, seconds, base_version = self._memory.load_words(first, len(ArrivalWord))
-            arrivals.append(
-                Arrival(
-                    worker=worker,
-                    batch=batch,
-                    base_version=base_version,
-                    tokens=tokens,
-                    loss=word_to_float(loss),
-                    step_seconds=word_to_float(seconds),
-                    sent_bytes=sent_bytes if number == 0 else 0,
-                )
-            )
-        return arrivals
+        width, first = len(ArrivalWord), self._layout.arrival_word(slot, 0, 0)
+        words = self._memory.load_words(first, width * num_arrivals)
+        each = [words[width * number : width * (number + 1)] for number in range(num_arrivals)]
+        push = each[0][ArrivalWord.BATCH]
+        return [description.from_words(one, push, 0 if number else sent_bytes) for number, one in enumerate(each)]
 
     def _advance(self) -> bool:
         """Make the next version if it can be made. The store announces it first, so that no worker starts too late, and no

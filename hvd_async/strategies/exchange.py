@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,11 +16,23 @@ from hvd_async.store.schedule import is_synchronous
 from hvd_async.transport.layout import WorkerState
 
 
+@dataclass(frozen=True)
+class Took:
+    """Seconds that an exchange took: writing the gradient, waiting for the store or for others, reading parameters."""
+
+    push_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    pull_seconds: float = 0.0
+
+
 class Exchange(Protocol):
     """Brings one worker's gradients to the store. Used by one thread; everything may wait for the store.
 
     Vectors are on the CPU, or on the worker's GPU where its window takes them there.
     """
+
+    took: Took
+    """The last `exchange`."""
 
     def come(self, parameters: torch.Tensor) -> int:
         """Begin to compute, or go on after `pause`: `parameters` ([size], float32) become new ones; their version.
@@ -45,6 +59,7 @@ class DirectExchange:
 
     def __init__(self, client: StoreClient, strategy: StrategyConfig) -> None:
         """`client` has joined the store and stays the caller's."""
+        self.took = Took()
         self._client = client
         self._strategy = strategy
 
@@ -55,9 +70,14 @@ class DirectExchange:
     def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
         """See `Exchange.exchange`."""
         self._client.keep_announced(computing)
+        started = time.monotonic()
         self._client.push(gradient, [arrival])
-        wait_and_pull(self._client, self._strategy, parameters)
-        return self._client.version
+        pushed = time.monotonic()
+        wait(self._client, self._strategy)
+        waited = time.monotonic()
+        version = self._client.pull(parameters)
+        self.took = Took(pushed - started, waited - pushed, time.monotonic() - waited)
+        return version
 
     def pause(self) -> None:
         """See `Exchange.pause`."""
@@ -73,6 +93,7 @@ class TeamExchange:
 
     def __init__(self, team: NodeTeam, client: StoreClient, strategy: StrategyConfig) -> None:
         """`client` has joined the store; it and `team` stay the caller's."""
+        self.took = Took()
         self._team = team
         self._client = client
         self._strategy = strategy
@@ -83,7 +104,11 @@ class TeamExchange:
 
     def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
         """See `Exchange.exchange`."""
-        return self._team.exchange(gradient, arrival, parameters, computing)
+        started = time.monotonic()
+        version = self._team.exchange(gradient, arrival, parameters, computing)
+        # Most of it is waiting for the others, and all is one step of the team.
+        self.took = Took(wait_seconds=time.monotonic() - started)
+        return version
 
     def pause(self) -> None:
         """See `Exchange.pause`. In lock-step the update waits for this worker in any case, so the team does too."""
@@ -96,11 +121,16 @@ class TeamExchange:
         self._client.leave(slot_goes_on=True)
 
 
-def wait_and_pull(client: StoreClient, strategy: StrategyConfig, parameters: torch.Tensor) -> None:
-    """After a push: wait as `strategy` asks for, and pull into `parameters`."""
+def wait(client: StoreClient, strategy: StrategyConfig) -> None:
+    """After a push and before the pull: wait as `strategy` asks for."""
     if client.version >= 0 and is_synchronous(strategy, client.version):
         client.wait_released()
     else:
         # A worker computes on parameters that know its own gradient: with one worker and N = 1 nothing is ever stale.
         client.wait_drained()
+
+
+def wait_and_pull(client: StoreClient, strategy: StrategyConfig, parameters: torch.Tensor) -> None:
+    """As `wait`, and pull into `parameters`."""
+    wait(client, strategy)
     client.pull(parameters)

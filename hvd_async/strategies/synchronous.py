@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -79,6 +80,7 @@ class SynchronousWorker:
         self._rank = rank
         self._all_reduce = all_reduce
         self._group = range(0)
+        self._waited = 0.0
         self._next_evaluation = job.evaluation.next_after(self.store.version)
         if job.journal is not None:
             job.journal.started(self.store)
@@ -95,21 +97,32 @@ class SynchronousWorker:
 
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
+        started = time.monotonic()
         self._all_reduce.reduce(self._job.flat)
         requested = self._job.stop_requested()
         asked = requested.signal_number if requested is not None else 0
-        table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, asked])
+        table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, self._waited, asked])
+        self._waited = time.monotonic() - started
         version = self.store.version
         arrivals = [
-            Arrival(worker, batch, version, int(table[worker][0]), table[worker][1], table[worker][2])
+            Arrival(
+                worker,
+                batch,
+                version,
+                int(table[worker][0]),
+                table[worker][1],
+                table[worker][2],
+                wait_seconds=table[worker][3],
+                push=self._group[0],
+            )
             for worker, batch in enumerate(self._group)
         ]
         self.store.accept(arrivals, Gradient.measure(self._job.flat.gradient))
         self._tell_journal(self.store.advance())
         self._is_finished |= self._is_last_version()
         for rank, numbers in enumerate(table):
-            if numbers[3] and self.notice is None:
-                self.notice = StopNotice(StopKind.SIGNAL, rank, int(numbers[3]))
+            if numbers[4] and self.notice is None:
+                self.notice = StopNotice(StopKind.SIGNAL, rank, int(numbers[4]))
 
     def evaluation_due(self) -> EvaluationRequest | None:
         """See `Worker.evaluation_due`: all ranks share it."""

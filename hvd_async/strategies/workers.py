@@ -15,7 +15,7 @@ from hvd_async.flat import FlatParameters
 from hvd_async.store.client import IDLE, StoreClient
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.strategies.exchange import Exchange
+from hvd_async.strategies.exchange import Exchange, Took
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step
 from hvd_async.transport import cuda_ipc
 
@@ -39,6 +39,21 @@ def claim(job: Job, client: StoreClient) -> int | None:
     return None if job.num_batches is not None and batch >= job.num_batches else batch
 
 
+def describe(worker: int, step: Step, base_version: int, took: Took) -> Arrival:
+    """The arrival of `step`, computed on `base_version`; `took` is of the exchange before."""
+    return Arrival(
+        worker,
+        step.batch,
+        base_version,
+        step.tokens,
+        step.loss,
+        step.seconds,
+        took.push_seconds,
+        took.wait_seconds,
+        took.pull_seconds,
+    )
+
+
 class AsynchronousWorker:
     """Claims batches, pushes gradients, pulls parameters; waits for others only where the strategy says so."""
 
@@ -60,7 +75,7 @@ class AsynchronousWorker:
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
         before = self._version
-        arrival = Arrival(self._worker, step.batch, before, step.tokens, step.loss, step.seconds)
+        arrival = describe(self._worker, step, before, self._exchange.took)
         self._version = self._exchange.exchange(self._host.gradient(), arrival, self._host.parameters)
         if self._version != before:
             self._host.load_parameters()
@@ -90,6 +105,7 @@ class Outcome:
     version: int
     batches: tuple[int | None, ...]
     evaluation: int | None
+    took: Took
 
 
 class OverlappedWorker:
@@ -108,6 +124,7 @@ class OverlappedWorker:
         self._host = host
         self._gradient = torch.empty_like(host.parameters)
         self._version = -1
+        self._took = Took()
         self._batches: deque[int | None] = deque()  # claimed ahead; None: there are no more
         self._under_way: Future[Outcome] | None = None
         self._evaluation: int | None = None
@@ -136,7 +153,7 @@ class OverlappedWorker:
 
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
-        arrival = Arrival(self._worker, step.batch, self._version, step.tokens, step.loss, step.seconds)
+        arrival = describe(self._worker, step, self._version, self._took)
         self._settle()
         kernels.copy(self._host.gradient(), self._gradient)
         waits = not self._batches or self._batches[0] is None or is_synchronous(self._job.strategy, self._version)
@@ -166,13 +183,14 @@ class OverlappedWorker:
             evaluation = self._client.take_evaluation()
         # Where the worker waits for this, it claims by itself, knowing the version.
         batches = (claim(self._job, self._client),) if computing != IDLE else ()
-        return Outcome(version, batches, evaluation)
+        return Outcome(version, batches, evaluation, self._exchange.took)
 
     def _settle(self) -> None:
         """Wait for the exchange that is under way, if one is, and compute with what it brought from now on."""
         if self._under_way is None:
             return
         outcome, self._under_way = self._under_way.result(), None
+        self._took = outcome.took
         self._batches.extend(outcome.batches)
         if outcome.evaluation is not None:
             self._evaluation = outcome.evaluation

@@ -21,7 +21,7 @@ _STAGGER_BYTES = 576
 _LINE_WORDS = 8
 _GLOBAL_WORDS = 32
 _WORDS_PER_WORKER = 32
-_WORDS_PER_ARRIVAL = 6
+_WORDS_PER_ARRIVAL = 10
 _WORDS_PER_SHARD = 8
 ORDER_WORDS = 8
 NUM_ORDERS = 64
@@ -84,6 +84,10 @@ class ArrivalWord(enum.IntEnum):
     LOSS = 3  # a double's bits
     SECONDS = 4  # a double's bits
     BASE_VERSION = 5
+    LOOKAHEAD = 6  # a double's bits
+    PUSH_SECONDS = 7  # a double's bits; of the exchange before, as the next two
+    WAIT_SECONDS = 8
+    PULL_SECONDS = 9
 
 
 class ShardWord(enum.IntEnum):

@@ -144,8 +144,8 @@ def test_a_gradient_counts_if_and_only_if_its_push_was_finished(form: str, wante
         if not crew.has_died:
             break
     assert not counts[0] and counts[-1]
-    # The gradient in two pieces for each shard, ten words that describe it, and those that say so.
-    assert len(counts) > 2 * num_shards + 12
+    # The gradient in two pieces for each shard, fourteen words that describe it, and those that say so.
+    assert len(counts) > 2 * num_shards + 16
 
 
 def run_crew(strategy: Any, push: PushConfig, size: int, num_shards: int, fate: Fate) -> MortalCrew:

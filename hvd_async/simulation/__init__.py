@@ -1,0 +1,1 @@
+"""Runs without a cluster: simulated ones in virtual time, and recorded ones computed again."""
