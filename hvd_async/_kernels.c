@@ -177,7 +177,7 @@ enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4 };
 
 typedef struct {
     int kind; /* 0: sgd, 1: adam, 2: adamw */
-    int has_momentum, has_nesterov, has_average;
+    int has_momentum, has_nesterov, has_average, is_trial;
     float divisor, clip; /* gradient = sum / divisor, then * clip; 1 where there is nothing to do */
     float rate, decay;   /* step size; weight decay, for adamw: the factor of the parameters */
     float beta1, beta2, one_minus_beta1, one_minus_beta2, inverse_root, epsilon, average_weight;
@@ -322,7 +322,7 @@ HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, dou
 /* Sum, divide, step: elements [start, end) of everything; the squares of sum / divisor into `partials`. */
 HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, double *partials,
                            Py_ssize_t start, Py_ssize_t end) {
-    float g[CHUNK], made[CHUNK], summed[CHUNK];
+    float g[CHUNK], made[CHUNK], summed[CHUNK], tried_first[CHUNK], tried_second[CHUNK];
     double lanes[LANES];
     const int is_plain = are_plain(inputs);
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
@@ -330,13 +330,16 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
         memset(lanes, 0, sizeof lanes);
         for (Py_ssize_t at = block; at < block_end; at += CHUNK) {
             int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
+            float *first = state->first == NULL ? NULL : state->first + at;
+            float *second = state->second == NULL ? NULL : state->second + at;
+            if (rule->is_trial && first != NULL) first = memcpy(tried_first, first, 4 * (size_t)n);
+            if (rule->is_trial && second != NULL) second = memcpy(tried_second, second, 4 * (size_t)n);
             const float *from[4] = {summed, summed, summed, summed};
             if (is_plain)
                 for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
             else
                 sum_chunk(summed, inputs, at, n);
-            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made,
-                       state->first == NULL ? NULL : state->first + at, state->second == NULL ? NULL : state->second + at, n);
+            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made, first, second, n);
             add_squares(lanes, g, n);
             if (rule->has_average) average_chunk(rule->average_weight, made, state->average + at, n);
             if (state->target == state->parameters)
@@ -388,9 +391,9 @@ static PyObject *py_step(PyObject *self, PyObject *args) {
     Py_ssize_t start, end;
     inputs_t inputs;
     rule_t r;
-    if (!PyArg_ParseTuple(args, "OKKKKKKnn(iiiifffffffffff)", &list, &parameters, &target, &first, &second, &average,
-                          &partials, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.divisor,
-                          &r.clip, &r.rate, &r.decay, &r.beta1, &r.beta2, &r.one_minus_beta1, &r.one_minus_beta2,
+    if (!PyArg_ParseTuple(args, "OKKKKKKnn(iiiiifffffffffff)", &list, &parameters, &target, &first, &second, &average,
+                          &partials, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_trial,
+                          &r.divisor, &r.clip, &r.rate, &r.decay, &r.beta1, &r.beta2, &r.one_minus_beta1, &r.one_minus_beta2,
                           &r.inverse_root, &r.epsilon, &r.average_weight))
         return NULL;
     if (parse_inputs(list, &inputs) < 0) return NULL;

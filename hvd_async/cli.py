@@ -9,11 +9,12 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hvd_async.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from hvd_async.config import RunConfig
     from hvd_async.launcher import Host
 
 _EXIT_STATUS = """\
@@ -21,7 +22,8 @@ exit status:
   0  done                          4  the machine, launcher or a package does not fit
   1  an unforeseen failure         5  checkpoint missing, damaged, or of another run
   2  configuration or arguments    6  another rank failed or fell silent
-  3  data or model files           130, 143  stopped by Ctrl-C, SIGTERM, everything saved
+  3  data or model files           7  a replayed run gives something else than was recorded
+                                   130, 143  stopped by Ctrl-C, SIGTERM, everything saved
 """
 
 
@@ -40,6 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_translate(_verb(verbs, "translate", "translate text with an exported model, line by line", _translate))
     _add_score(_verb(verbs, "score", "translate a test set and print BLEU and chrF", _score))
     _add_compare(_verb(verbs, "compare", "print finished runs side by side", _compare))
+    _add_simulate(_verb(verbs, "simulate", "run a configuration on a simulated cluster, in this process", _simulate))
+    _add_replay(_verb(verbs, "replay", "compute a recorded run again and compare it, to the last bit", _replay))
     _add_bench(_verb(verbs, "bench", "measure how fast this is here, beside the limits of the machine", _bench))
     doctor = _verb(
         verbs, "doctor", "check this machine, MPI and Horovod; under mpirun also how ranks reach each other", _doctor
@@ -65,8 +69,7 @@ def _verb(
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file; docs/configuration.md explains every key")
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -75,6 +78,11 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key, such as strategy.arrivals_per_update=4; may be repeated",
     )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file; docs/configuration.md explains every key")
+    _add_overrides(parser)
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in the output folder")
     begin.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
@@ -151,15 +159,19 @@ def _train(arguments: argparse.Namespace) -> int:
     options = TrainOptions(arguments.resume, arguments.overwrite, is_live)
     summary = train(config, lambda config: TranslationTask(config, prepare(config)), options)
     if summary:
-        last = summary["last"]
-        bleu = "" if last["bleu"] is None else f", BLEU {last['bleu']:.2f}"
-        print(
-            f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s,"
-            f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}; see {config.output}"
-        )
-        if summary["refused"]:
-            print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
+        _print_summary(summary, config.output)
     return 0
+
+
+def _print_summary(summary: dict[str, Any], output: str) -> None:
+    last = summary["last"]
+    bleu = "" if last["bleu"] is None else f", BLEU {last['bleu']:.2f}"
+    print(
+        f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s,"
+        f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}; see {output}"
+    )
+    if summary["refused"]:
+        print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
@@ -293,6 +305,110 @@ def _compare(arguments: argparse.Namespace) -> int:
     from hvd_async.comparison.runs import compare, format_table, read_run
 
     print(format_table(*compare([read_run(folder) for folder in arguments.runs])))
+    return 0
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="YAML file; docs/simulation.md explains what is simulated"
+    )
+    _add_overrides(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads for arithmetic (default 1)")
+    parser.add_argument("--timing-only", action="store_true", help="compute no gradients: how fast would it be?")
+    parser.add_argument(
+        "--workers", metavar="N,...", help="with --timing-only: sizes of the cluster (default: simulation.workers)"
+    )
+    parser.add_argument(
+        "--arrivals", type=int, metavar="N", help="with --timing-only: arrivals simulated (default: 50 of each worker)"
+    )
+    parser.add_argument(
+        "--calibrate", type=pathlib.Path, metavar="RUN", help="fit the cluster to a run that was recorded, and compare"
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="with --timing-only: folder for table and figure; with --calibrate: YAML file for what was fitted",
+    )
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from hvd_async.config import load_config
+
+    if arguments.calibrate is not None:
+        return _calibrate(arguments)
+    if arguments.config is None:
+        raise ConfigError("simulate: got no configuration, expected CONFIG or --calibrate RUN")
+    if arguments.threads < 1:
+        raise ConfigError(f"--threads: got {arguments.threads}, expected 1 or more")
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.timing_only:
+        return _plan(config, arguments)
+
+    from hvd_async.nmt import TranslationTask, prepare
+    from hvd_async.simulation.simulate import SimulateOptions, simulate
+
+    options = SimulateOptions(arguments.overwrite, arguments.threads, sys.stdout.isatty())
+    summary = simulate(config, lambda config: TranslationTask(config, prepare(config)), options)
+    _print_summary(summary, config.output)
+    return 0
+
+
+def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from hvd_async.simulation.planning import lines_of, plan, write_plan
+
+    workers = _numbers("--workers", arguments.workers) if arguments.workers else []
+    if arguments.arrivals is not None and arguments.arrivals < 1:
+        raise ConfigError(f"--arrivals: got {arguments.arrivals}, expected 1 or more")
+    rows = plan(config, workers, arguments.arrivals)
+    print("\n".join(lines_of(rows)))
+    if arguments.output is not None:
+        print("written: " + ", ".join(str(path) for path in write_plan(arguments.output, rows)))
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from hvd_async.simulation.calibration import calibrate
+
+    fitted = calibrate(arguments.calibrate)
+    print("\n".join(fitted.lines()))
+    if arguments.output is not None:
+        fitted.write(arguments.output)
+        print(f"written: {arguments.output}")
+    return 0
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise ConfigError(f"{flag}: got {text!r}, expected whole numbers >= 1, such as 4,16,64")
+    return [int(part) for part in parts]
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("replayed", type=pathlib.Path, metavar="RUN", help="folder of the run; docs/replay.md")
+    parser.add_argument("--until", type=int, metavar="VERSION", help="go no further than this version")
+    parser.add_argument(
+        "--output", type=pathlib.Path, metavar="FOLDER", help="write the model of the last version made there"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="compute with so many threads instead of the recorded number"
+    )
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from hvd_async.nmt import TranslationTask, prepare
+    from hvd_async.simulation.replay import ReplayOptions, replay
+
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ConfigError(f"--threads: got {arguments.threads}, expected 1 or more")
+    options = ReplayOptions(arguments.until, arguments.output, arguments.overwrite, arguments.threads)
+    verdict = replay(arguments.replayed, lambda config: TranslationTask(config, prepare(config)), options)
+    print(f"equal: {verdict}, all to the last bit")
+    if arguments.output is not None:
+        print(f"{arguments.output}: the model of version {verdict.versions}")
     return 0
 
 

@@ -215,6 +215,11 @@ class StrategyConfig(Section):
     delay_compensation: Annotated[float, Field(ge=0.0)] = Field(
         0.04, description="Lambda of `delay_compensation`, for the gradient of the mean loss per token."
     )
+    provisional: bool = Field(
+        False,
+        description="A worker that pulls while arrivals are pending computes on what the next version would be if only those were"
+        " in it, instead of on a version that is about to be replaced (docs/staleness.md). It needs `reduction: token_mean`.",
+    )
     pending: Literal["apply", "drop"] = Field(
         "apply", description="Arrivals accumulated but not yet applied when the data ends: applied, or dropped and counted."
     )
@@ -302,10 +307,100 @@ class PushConfig(Section):
 
 
 class EmulationConfig(Section):
-    """Uneven workers on even hardware: idle time added after a worker's real step."""
+    """Steps of a chosen length: uneven workers on even hardware, and the workers of a simulation.
+
+    In a real run a worker idles after its real step until the step has lasted as long as is said here; in `hvd-async simulate`
+    nobody idles. The k-th step of a worker has the same length in both.
+    """
 
     slow_workers: dict[int, Annotated[float, Field(ge=1.0)]] = Field(
         {}, description="Worker number (0, 1, ...) -> how many times as long its step lasts, e.g. `{0: 2.0}`."
+    )
+    seconds: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Seconds of a step. Absent: in a real run those of the real step, in a simulation 0.1."
+    )
+    seconds_per_token: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="Seconds that each target token of the batch adds to `seconds`."
+    )
+    spread: Literal["none", "log_normal", "gamma"] = Field(
+        "none", description="Each step's length is multiplied by a factor drawn from this distribution, whose mean is 1."
+    )
+    deviation: Annotated[float, Field(ge=0.0)] = Field(
+        0.0,
+        description="How far factors spread: the standard deviation of their logarithm (`log_normal`), or their own relative"
+        " to the mean (`gamma`).",
+    )
+    pause_probability: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0, description="Share of the steps that a pause makes longer."
+    )
+    pause_seconds: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Seconds of such a pause.")
+    trace: str | None = Field(
+        None,
+        description='File of step times in place of `seconds`: lines `{"worker": 0, "seconds": 0.12}`, or the `events.jsonl`'
+        " of a run. Each worker repeats its own list; one without takes that of worker number modulo traced workers.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _lengths_fit(self) -> EmulationConfig:
+        if (self.spread == "none") != (self.deviation == 0.0):
+            raise ValueError(
+                f"deviation: got {self.deviation:g} with spread {self.spread}, expected > 0 with log_normal or gamma, else 0"
+            )
+        if (self.pause_probability == 0.0) != (self.pause_seconds == 0.0):
+            raise ValueError("pause_probability, pause_seconds: got one of them, expected both or neither")
+        if self.trace is not None and self.seconds is not None:
+            raise ValueError("trace: got a file with seconds beside it, expected one of them")
+        return self
+
+
+class MemoryConfig(Section):
+    """Push and pull within the store's node: copies in shared memory, which do not wait for each other."""
+
+    push_latency_seconds: Annotated[float, Field(ge=0.0)] = Field(20e-6, description="What a push takes beside its copy.")
+    pull_latency_seconds: Annotated[float, Field(ge=0.0)] = Field(20e-6, description="What a pull takes beside its copy.")
+    bytes_per_second: Annotated[float, Field(gt=0.0)] = Field(10e9, description="Speed of a copy.")
+
+
+class NetworkConfig(Section):
+    """Push and pull between nodes, which share the link of their node, and that of the store: first come, first served."""
+
+    push_latency_seconds: Annotated[float, Field(ge=0.0)] = Field(
+        50e-6, description="What a push takes beside its bytes; also a message of the synchronous strategies."
+    )
+    pull_latency_seconds: Annotated[float, Field(ge=0.0)] = Field(50e-6, description="What a pull takes beside its bytes.")
+    bytes_per_second: Annotated[float, Field(gt=0.0)] = Field(
+        1.25e9, description="Speed of the link of each of the store's shards, in each direction."
+    )
+    node_bytes_per_second: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Speed of the link of a node of workers, in each direction. Default: `bytes_per_second`."
+    )
+
+
+class SimulationConfig(Section):
+    """The cluster that `hvd-async simulate` computes with; how long steps last is said in `emulation`. See docs/simulation.md."""
+
+    workers: Positive = Field(4, description="Ranks that train; strategy `single` always has one.")
+    workers_per_node: Positive | None = Field(None, description="Workers of a node. Absent: all are on the store's node.")
+    store_node_trains: bool = Field(
+        True,
+        description="With `workers_per_node`: whether the first of these nodes is the store's, or the store has its own.",
+    )
+    memory: MemoryConfig = Field(MemoryConfig(), description="Within a node.")
+    network: NetworkConfig = Field(NetworkConfig(), description="Between nodes.")
+    update_seconds: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="What an update takes. Default: 28 bytes a parameter at the speed of memory, as for Adam."
+    )
+    arrival_seconds: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="What the store needs to take in a push. Default: the push and 8 bytes a parameter at that speed."
+    )
+    allreduce: Literal["ring", "tree"] = Field(
+        "ring", description="How the synchronous strategies sum gradients: it decides what the sum takes, not what it is."
+    )
+    parameters: Positive | None = Field(
+        None, description="Parameters that pushes, pulls and updates are reckoned for. Default: those of the model."
+    )
+    tokens: Positive | None = Field(
+        None, description="Target tokens of a batch, for `--timing-only`. Default: `batching.tokens`."
     )
 
 
@@ -333,6 +428,11 @@ class TrainingConfig(Section):
         0, description="Versions between checkpoints; 0: only at the end and when a signal stops the run."
     )
     keep_checkpoints: Positive = Field(1, description="How many of the latest checkpoints are kept.")
+    digest_every: Annotated[int, Field(ge=0)] = Field(
+        100,
+        description="Versions between digests of the parameters in the event log, which `hvd-async replay` compares with;"
+        " 0: none, not even of the first and the last version.",
+    )
     tensorboard: bool = Field(True, description="Write TensorBoard scalars to `<output>/tensorboard`.")
 
     @pydantic.model_validator(mode="after")
@@ -395,7 +495,8 @@ class RunConfig(Section):
     training: TrainingConfig = Field(description="Length, device, what is kept.")
     validation: ValidationConfig = Field(ValidationConfig(), description="Measurements on the way.")
     decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
-    emulation: EmulationConfig = Field(EmulationConfig(), description="Uneven workers, for experiments.")
+    emulation: EmulationConfig = Field(EmulationConfig(), description="How long steps last, for experiments.")
+    simulation: SimulationConfig = Field(SimulationConfig(), description="A cluster to simulate.")
 
     @pydantic.model_validator(mode="after")
     def _overlap_fits(self) -> RunConfig:

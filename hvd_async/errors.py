@@ -63,3 +63,9 @@ class StoppedBySignal(HvdAsyncError):
         """Keep the signal, from which the exit status follows."""
         super().__init__(message)
         self.exit_status = 128 + signal_number
+
+
+class DifferenceError(HvdAsyncError):
+    """A recorded run that gives something else when it is computed again."""
+
+    exit_status = 7

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -19,10 +19,12 @@ import torch
 from hvd_async.atomic import write_file
 from hvd_async.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
 from hvd_async.config import RunConfig
+from hvd_async.digests import Digests
 from hvd_async.events import EventLog
 from hvd_async.flat import FlatParameters
 from hvd_async.metrics import RunMetrics
 from hvd_async.nmt.scoring import Evaluation
+from hvd_async.origin import Origin, origin_of_one_process
 from hvd_async.progress import Progress
 from hvd_async.run_folder import RunFolder
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
@@ -47,13 +49,27 @@ class Measurement:
 class RunJournal:
     """Keeps the books of one run; a context manager. Implements `store.server.Journal`; used by one thread."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, task: Task, flat: FlatParameters, progress: Progress) -> None:
-        """Opens nothing yet."""
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        task: Task,
+        flat: FlatParameters,
+        progress: Progress,
+        clock: Callable[[], float] = time.monotonic,
+        origin: Origin | None = None,
+    ) -> None:
+        """Opens nothing yet. `origin`: where it is computed, by default in this process alone.
+
+        `clock` gives the seconds that are written down: another one than the default makes the run, in
+        its `start` events and its summary, a simulated one."""
         self._folder = folder
         self._config = config
         self._task = task
         self._flat = flat
         self._progress = progress
+        self._clock = clock
+        self._origin = origin
         self.metrics = RunMetrics()
         self.measurements: list[Measurement] = []
         self._moments: dict[int, tuple[int, float]] = {}  # version of a snapshot -> tokens and seconds then
@@ -65,6 +81,8 @@ class RunJournal:
         self._num_written = 0
         self._scalars_at = 0.0
         self._obsolete: list[int] = []
+        self._digests = Digests(self._submit)
+        self._copies: dict[str, torch.Tensor] = {}  # of this version's vectors, for all that are to be written of it
 
     def restore(self, data: dict[str, Any]) -> None:
         """Continue the books of a checkpoint. Called before entering."""
@@ -93,7 +111,7 @@ class RunJournal:
     @property
     def seconds(self) -> float:
         """Seconds of training so far, earlier processes of this run included."""
-        return self._seconds_before + (0.0 if self._started is None else time.monotonic() - self._started)
+        return self._seconds_before + (0.0 if self._started is None else self._clock() - self._started)
 
     @property
     def _num_parameters(self) -> int:
@@ -108,10 +126,19 @@ class RunJournal:
     def started(self, store: ParameterStore) -> None:
         """See `Journal.started`: the training clock runs from here."""
         self._store = store
-        self._started = time.monotonic()
+        self._started = self._clock()
+        origin = self._origin if self._origin is not None else origin_of_one_process()
         self._log.write(
-            "start", self.seconds, version=store.version, parameters=self._num_parameters, **self._describe_strategy()
+            "start",
+            self.seconds,
+            version=store.version,
+            parameters=self._num_parameters,
+            pending=[arrival.batch for arrival in store.pending],
+            **self._describe_strategy(),
+            **origin.to_json(),
         )
+        self._take_digest()
+        self._copies.clear()
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
         """See `Journal.refused`."""
@@ -141,6 +168,10 @@ class RunJournal:
             self._take_snapshot()
         if training.checkpoint_every and update.version % training.checkpoint_every == 0:
             self._save_checkpoint()
+        if training.digest_every and update.version % training.digest_every == 0:
+            self._take_digest()
+        self._copies.clear()
+        self._log_digests()
         self._progress.update(update, self.metrics)
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
@@ -185,7 +216,10 @@ class RunJournal:
             self.refused(arrival, refusal)
         if is_complete and self._store.version not in self._moments:
             self._take_snapshot()
+        self._take_digest()
+        self._log_digests(wait=True)  # before the checkpoint, which knows how long the log is
         self._save_checkpoint()
+        self._copies.clear()
         self.wait_for_files()
 
     def snapshots_to_evaluate(self) -> list[int]:
@@ -234,11 +268,30 @@ class RunJournal:
     def _take_snapshot(self) -> None:
         version = self._store.version
         self._moments[version] = (self._store.tokens, self.seconds)
-        # A copy on the CPU: the store's next versions, and on a GPU its stream, do not wait for the thread that writes.
-        vector = self._store.evaluated_parameters.to("cpu", copy=True)
+        vector = self._copy("average" if self._config.optimizer.average_decay else "parameters")
         self._snapshots_written.append(self._submit(_write_snapshot, self._folder, version, vector))
 
+    def _take_digest(self) -> None:
+        if self._config.training.digest_every:
+            names = {"digest": "parameters", **({"average": "average"} if self._config.optimizer.average_decay else {})}
+            self._digests.take(self._store.version, self._copy, names)
+
+    def _log_digests(self, *, wait: bool = False) -> None:
+        for fields in self._digests.finished(wait=wait):
+            self._log.write("digest", self.seconds, **fields)
+
+    def _copy(self, name: str) -> torch.Tensor:
+        """The parameters or their average as they are now; one copy for all that are to be written of a version.
+
+        It is on the CPU: the store's next versions, and on a GPU its stream, do not wait for the thread that writes.
+        """
+        if name not in self._copies:
+            live = self._store.parameters if name == "parameters" else self._store.evaluated_parameters
+            self._copies[name] = live.to("cpu", copy=True)
+        return self._copies[name]
+
     def _save_checkpoint(self) -> None:
+        self._take_digest()
         tensors, data = self._store.state()
         document = {
             "store": data,
@@ -251,7 +304,10 @@ class RunJournal:
             },
         }
         document = json.loads(json.dumps(document))  # a copy: the books go on while the file is written
-        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        copies = {
+            name: self._copies[name] if name in self._copies else tensor.to("cpu", copy=True)
+            for name, tensor in tensors.items()
+        }
         keep = self._config.training.keep_checkpoints
         self._submit(save_checkpoint, self._folder.checkpoints, data["version"], Checkpoint(copies, document), keep)
         self._remove_obsolete_snapshots()
@@ -288,9 +344,11 @@ class RunJournal:
         config = self._config
         strategy = config.strategy.model_dump()
         kind = strategy.pop("kind")
+        simulated = {} if self._clock is time.monotonic else {"simulated": True}
         if kind != "async":
-            return {"strategy": kind, "options": {"reduction": strategy["reduction"]}}
+            return {**simulated, "strategy": kind, "options": {"reduction": strategy["reduction"]}}
         return {
+            **simulated,
             "strategy": kind,
             "options": strategy,
             "push": config.push.model_dump(),

@@ -68,6 +68,8 @@ class Rule:
     clip: float = 1.0
     average_weight: float | None = None
     """Weight of the new parameters in the moving average, where there is one."""
+    is_trial: bool = False
+    """Only `target` changes: what the step would make, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
     size = state.target.numel()
     vectors = [each.vector for each in inputs]
     vectors += [v for v in (state.parameters, state.target, state.first, state.second, state.average) if v is not None]
-    if use_c and (fused := _fused_for(vectors, inputs)) is not None:
+    if use_c and not rule.is_trial and (fused := _fused_for(vectors, inputs)) is not None:
         # The copy of the sum to the CPU is what waits for the GPU.
         return [float(fused.run(_fused_step(fused, inputs, state, rule)).sum())]
     if not _fits_c(vectors, use_c):
@@ -225,7 +227,7 @@ def _numbers(rule: Rule, state: State) -> tuple[float, ...]:
     kind = ("sgd", "adam", "adamw").index(rule.kind)
     has_average = rule.average_weight is not None
     return (
-        kind, state.first is not None, rule.nesterov, has_average,
+        kind, state.first is not None, rule.nesterov, has_average, rule.is_trial,
         rule.divisor, rule.clip, rule.rate, rule.decay, rule.beta1, rule.beta2,
         1 - rule.beta1, 1 - rule.beta2, rule.inverse_root, rule.epsilon, rule.average_weight or 0.0,
     )  # fmt: skip
@@ -358,6 +360,10 @@ def _square_root(values: torch.Tensor) -> torch.Tensor:
     return values.double().sqrt().float() if values.device.type == "cpu" else values.sqrt()
 
 
+def _tried(vector: torch.Tensor, rule: Rule) -> torch.Tensor:
+    return vector.clone() if rule.is_trial else vector
+
+
 def _step_piece(gradient: torch.Tensor, state: State, rule: Rule, piece: slice) -> None:
     parameters = state.parameters[piece]
     if rule.clip != 1.0:
@@ -368,13 +374,13 @@ def _step_piece(gradient: torch.Tensor, state: State, rule: Rule, piece: slice) 
         gradient = gradient + parameters * rule.decay
     if rule.kind == "sgd":
         if state.first is not None:
-            first = state.first[piece]
+            first = _tried(state.first[piece], rule)
             first.mul_(rule.beta1).add_(gradient)
             gradient = gradient + first * rule.beta1 if rule.nesterov else first
         parameters = parameters - gradient * rule.rate
     else:
         assert state.first is not None and state.second is not None
-        first, second = state.first[piece], state.second[piece]
+        first, second = _tried(state.first[piece], rule), _tried(state.second[piece], rule)
         first.add_((gradient - first).mul_(1 - rule.beta1))
         second.mul_(rule.beta2).add_((gradient * gradient).mul_(1 - rule.beta2))
         direction = first / _square_root(second).mul_(rule.inverse_root).add_(rule.epsilon)

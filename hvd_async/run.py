@@ -17,10 +17,11 @@ import torch
 
 from hvd_async.checkpoint import Checkpoint
 from hvd_async.config import RunConfig
-from hvd_async.emulation import Emulation
-from hvd_async.errors import ConfigError, HvdAsyncError, PeerError, StoppedBySignal
+from hvd_async.emulation import Emulation, check_emulation
+from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
 from hvd_async.flat import FlatParameters
 from hvd_async.journal import RunJournal, read_snapshot
+from hvd_async.origin import origin_of, this_software
 from hvd_async.progress import Goal, Progress
 from hvd_async.run_folder import RunFolder
 from hvd_async.signals import StopRequest
@@ -73,6 +74,7 @@ def train(
         run = _set_up(config, make_task, options, strategy, environ)
         with run.journal if run.journal is not None else contextlib.nullcontext():
             notice = run.execute(strategy)
+            run.report_long_steps(strategy.group)
             if not _is_signal(notice):
                 run.evaluate_snapshots(strategy.group)
             summary = run.conclude(notice)
@@ -106,6 +108,16 @@ class _Run:
             if self.journal is not None:
                 self.journal.end_training(is_complete=not _is_signal(notice))
         return notice
+
+    def report_long_steps(self, group: Group) -> None:
+        """Say how many steps lasted longer than emulation was to make them. Collective."""
+        emulation = self.loop.emulation
+        counts = [json.loads(text) for text in group.exchange(json.dumps([emulation.num_longer, emulation.num_steps]))]
+        num_longer, num_steps = (sum(column) for column in zip(*counts, strict=True))
+        if num_longer and self.journal is not None:
+            self.progress.say(
+                f"emulation: {num_longer:,} of {num_steps:,} steps lasted longer than configured; their real work did"
+            )
 
     def evaluate_snapshots(self, group: Group) -> None:
         """Evaluate what was not evaluated during training, shared among all ranks. Collective."""
@@ -167,7 +179,9 @@ def _set_up(
     strategy.check(job)  # before the folder changes: what cannot run leaves nothing behind
     saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
     progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
-    journal = RunJournal(folder, config, task, flat, progress) if group.rank == 0 else None
+    software = [json.loads(text) for text in group.exchange(json.dumps(this_software()))]
+    origin = origin_of(plans, software)
+    journal = RunJournal(folder, config, task, flat, progress, origin=origin) if group.rank == 0 else None
     if journal is not None:
         for line in task.remarks():
             progress.say(line)
@@ -178,7 +192,8 @@ def _set_up(
             journal.restore(saved.data["journal"])
     saved_state = None if saved is None else (saved.tensors, saved.data["store"])
     job = dataclasses.replace(job, journal=journal, saved=saved_state)
-    loop = TrainingLoop(task, model, flat, Emulation(config.emulation, plan.worker), config.seed)
+    emulation = Emulation(config.emulation, plan.worker, config.seed, job.num_workers)
+    loop = TrainingLoop(task, model, flat, emulation, config.seed)
     return _Run(folder, job, loop, stop, progress, journal)
 
 
@@ -202,8 +217,7 @@ def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPla
     )
     plans = assign_roles(machines, wanted)
     num_workers = sum(plan.worker is not None for plan in plans)
-    if unknown := [worker for worker in config.emulation.slow_workers if not 0 <= worker < num_workers]:
-        raise ConfigError(f"emulation.slow_workers: got worker {unknown[0]}, expected 0 to {num_workers - 1}")
+    check_emulation(config.emulation, num_workers)
     return plans
 
 

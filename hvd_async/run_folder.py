@@ -14,7 +14,7 @@ from hvd_async.config import RunConfig, dump_config, parse_config
 from hvd_async.errors import CheckpointError, ConfigError
 
 # What may differ between a run and its continuation: how long, where and how it is watched; not what is computed.
-_MAY_CHANGE = {"store", "output", "training", "validation", "decoding", "emulation"}
+_MAY_CHANGE = {"store", "output", "training", "validation", "decoding", "emulation", "simulation"}
 _MUST_STAY_IN_TRAINING = {"precision", "label_smoothing"}
 
 

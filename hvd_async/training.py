@@ -84,7 +84,7 @@ class TrainingLoop:
             tokens, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # the step's time is its work, not its launch
-            self.emulation.delay(time.monotonic() - started)
+            self.emulation.delay(time.monotonic() - started, tokens)
             worker.step(Step(claim.batch, tokens, loss, time.monotonic() - started))
             self._evaluate_if_due(worker)
 

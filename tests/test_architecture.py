@@ -21,9 +21,10 @@ LAYERS = (
     {"launcher", "journal", "comparison"},
     {"training", "progress"},
     {"strategies", "nmt", "metrics"},
-    {"store", "run_folder", "signals"},
+    {"store", "run_folder", "signals", "origin"},
     {"transport", "checkpoint", "emulation", "config_reference"},
-    {"config", "topology", "flat", "events", "atomic", "kernels"},
+    {"step_times"},
+    {"config", "topology", "flat", "events", "atomic", "kernels", "digests"},
     {"errors", "_kernels", "kernels_cuda"},
 )
 # Narrower than the layers: all that these may import of the rest.
@@ -31,6 +32,8 @@ ONLY = {
     "nmt": {"config", "errors", "atomic"},
     "comparison": {"errors"},
     "flat": set(),
+    "step_times": {"config", "errors"},
+    "step_times": {"config", "errors"},
     "kernels": {"_kernels", "kernels_cuda"},
     "store.parameter_store": {"config", "store", "kernels"},  # what is done to gradients needs no transport
     "store.schedule": {"config"},

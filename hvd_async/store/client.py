@@ -18,6 +18,7 @@ from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.slots import SlotWriter, split
 from hvd_async.transport.layout import (
     MAX_STATISTICS,
+    NUM_PROVISIONAL,
     SlotWord,
     StopKind,
     StopNotice,
@@ -39,6 +40,19 @@ _BEAT_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
+class Base:
+    """What a worker computes on: the parameters of `version`, or provisional ones with that many arrivals on top of it, which the
+    store made as number `number`."""
+
+    version: int
+    provisional: int = 0
+    number: int = 0
+
+
+NO_BASE = Base(-1)
+
+
+@dataclass(frozen=True)
 class ClientOptions:
     """What a worker has to know of the store's rules."""
 
@@ -47,6 +61,7 @@ class ClientOptions:
     store_timeout_seconds: float = 60.0
     claim_order: ClaimOrder = field(default_factory=ClaimOrder)
     push: PushConfig = field(default_factory=PushConfig)
+    pulls_provisional: bool = False  # where there are provisional parameters on top of the newest version
 
 
 class StoreClient:
@@ -75,7 +90,7 @@ class StoreClient:
         self._options = options
         self._parts = split(sum(window.layout.num_elements for window in windows), len(windows))
         self._writer = SlotWriter(windows, self._parts, options.push, error)
-        self._version = -1
+        self._base = NO_BASE
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
         self._freed = -1
         self._under_way = IDLE
@@ -87,7 +102,12 @@ class StoreClient:
     @property
     def version(self) -> int:
         """The version that the last `pull` gave; -1 before the first."""
-        return self._version
+        return self._base.version
+
+    @property
+    def base(self) -> Base:
+        """What the last `pull` gave."""
+        return self._base
 
     def join(self) -> None:
         """Tell the store that this worker is there, and wait until it has published its first version."""
@@ -104,11 +124,11 @@ class StoreClient:
         self._set(WorkerWord.STATE, WorkerState.LEFT)
         self._window.ring(Word.STORE_BELL)
 
-    def take_over(self, version: int) -> None:
-        """Use the slot that another worker used until now; what that one held was of `version`."""
+    def take_over(self, base: Base) -> None:
+        """Use the slot that another worker used until now; that one held `base`."""
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
         self._freed = -1
-        self._version = version
+        self._base = base
 
     def idle(self) -> None:
         """Tell the store that no gradient is under way for this slot but what is in it."""
@@ -169,20 +189,42 @@ class StoreClient:
     def pull(self, parameters: torch.Tensor) -> int:
         """Make `parameters` ([size], float32, where the windows take them) those of the newest version, and return which it is.
 
-        The copy is whole: all of one version, that of the number returned. Nothing is copied where it is held already, so
-        `parameters` must be what the last pull left there.
+        With `pulls_provisional` they are those that the store expects after it: see `base`. The copy is whole: all of what `base`
+        says. Nothing is copied where it is held already, so `parameters` must be what the last pull left there.
         """
         self._beat()
+        may_be_provisional = self._options.pulls_provisional
         while True:
             version = self._announce()
-            if version == self._version:
+            base = self._newest_base(version) if may_be_provisional else Base(version)
+            if base == self._base:
                 return version
             for window, part in zip(self._windows, self._parts, strict=True):
-                window.get(window.layout.published_offset(version), parameters[part])
-            # The buffers are written again only for version + num_buffers, announced before the first byte of any shard.
-            if self._window.load(Word.NEXT_VERSION) < version + self._layout.num_buffers:
-                self._version = version
+                layout = window.layout
+                is_version = base.provisional == 0
+                offset = layout.published_offset(version) if is_version else layout.provisional_offset(base.number)
+                window.get(offset, parameters[part])
+            if self._is_whole(base):
+                self._base = base
                 return version
+            may_be_provisional = False  # the store makes them faster than this worker reads
+
+    def _newest_base(self, version: int) -> Base:
+        number = self._window.load(Word.PROVISIONAL)
+        place = number % NUM_PROVISIONAL
+        below = self._window.load(Word.PROVISIONAL_VERSION + place)
+        if number == 0 or below != version:
+            return Base(version)
+        return Base(version, self._window.load(Word.PROVISIONAL_ARRIVALS + place), number)
+
+    def _is_whole(self, base: Base) -> bool:
+        """Whether what was just read, and what is known of it, was not overwritten meanwhile.
+
+        The vectors are written in turns, and each time that is announced before the first byte of any shard.
+        """
+        if base.provisional == 0:
+            return self._window.load(Word.NEXT_VERSION) < base.version + self._layout.num_buffers
+        return self._window.load(Word.NEXT_PROVISIONAL) < base.number + NUM_PROVISIONAL
 
     def wait_for_end(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
         """After `leave`: wait until the store has ended the run, and return why it did. Passes a request to stop on meanwhile."""

@@ -17,7 +17,7 @@ def to_words(arrival: Arrival) -> list[int]:
     words[ArrivalWord.BASE_VERSION] = arrival.base_version
     words[ArrivalWord.LOSS] = float_to_word(arrival.loss)
     words[ArrivalWord.SECONDS] = float_to_word(arrival.step_seconds)
-    words[ArrivalWord.LOOKAHEAD] = float_to_word(arrival.lookahead)
+    words[ArrivalWord.PROVISIONAL] = arrival.provisional
     words[ArrivalWord.PUSH_SECONDS] = float_to_word(arrival.push_seconds)
     words[ArrivalWord.WAIT_SECONDS] = float_to_word(arrival.wait_seconds)
     words[ArrivalWord.PULL_SECONDS] = float_to_word(arrival.pull_seconds)
@@ -36,7 +36,7 @@ def from_words(words: Sequence[int], push: int, sent_bytes: int = 0) -> Arrival:
         push_seconds=word_to_float(words[ArrivalWord.PUSH_SECONDS]),
         wait_seconds=word_to_float(words[ArrivalWord.WAIT_SECONDS]),
         pull_seconds=word_to_float(words[ArrivalWord.PULL_SECONDS]),
-        lookahead=word_to_float(words[ArrivalWord.LOOKAHEAD]),
+        provisional=words[ArrivalWord.PROVISIONAL],
         sent_bytes=sent_bytes,
         push=push,
     )

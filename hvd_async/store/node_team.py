@@ -13,7 +13,7 @@ import torch
 
 from hvd_async import kernels
 from hvd_async.store import description
-from hvd_async.store.client import IDLE, StoreClient
+from hvd_async.store.client import IDLE, NO_BASE, Base, StoreClient
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.transport.layout import (
     ArrivalWord,
@@ -25,10 +25,11 @@ from hvd_async.transport.layout import (
 )
 from hvd_async.transport.window import StoreMemory
 
-# The team's block is laid out as a store's: a slot for each member, one published copy, the sum and the kept error. Two of the
-# run's words have another meaning in it.
+# The team's block is laid out as a store's: a slot for each member, one published copy, the sum and the kept error. Some of
+# the run's words have another meaning in it.
 _LOCK = Word.CLAIMS
 _VERSION = Word.VERSION
+_BASE = Word.PROVISIONAL  # two words: of `Base` all but the version
 _SUM, ERROR = 0, 1
 
 
@@ -54,18 +55,18 @@ class NodeTeam:
         self._parameters = block.vector(self._layout.published_offset(0))
         self._contributed = 0
 
-    def come(self, parameters: torch.Tensor) -> int:
-        """Compute with the others from now on: `parameters` ([size], float32, CPU) become the team's; their version."""
+    def come(self, parameters: torch.Tensor) -> Base:
+        """Compute with the others from now on: `parameters` ([size], float32, CPU) become the team's; which they are."""
         if self._member in self._awaited_members(WorkerState.ACTIVE):  # nobody has done an exchange without this one
             kernels.copy(self._parameters, parameters)
-            return self.version
+            return self.base
         with self._locked():
-            version = self.version
-            if version < 0 or not self._awaited_members(WorkerState.ACTIVE):  # the team holds nothing that is up to date
-                version = self._pull()
+            if self.version < 0 or not self._awaited_members(WorkerState.ACTIVE):  # it holds nothing that is up to date
+                self._pull()
             kernels.copy(self._parameters, parameters)
+            base = self.base
             self._set_state(WorkerState.ACTIVE)
-        return version
+        return base
 
     def go(self, state: WorkerState) -> None:
         """Compute no more (`LEFT`), or not for a while (`AWAY`)."""
@@ -74,9 +75,9 @@ class NodeTeam:
             if not self._awaited_members():
                 self._client.idle()
 
-    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
-        """Add `gradient` ([size], float32, CPU) to the team's next push, and make `parameters` what the pull after it gave; the
-        version. `computing`: the base version of a gradient that this member computes meanwhile."""
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+        """Add `gradient` ([size], float32, CPU) to the team's next push, and make `parameters` what the pull after it gave;
+        which they are. `computing`: the base version of a gradient that this member computes meanwhile."""
         slot = self._member
         kernels.copy(gradient, self._block.vector(self._layout.slot_offset(slot)))
         self._block.store_words(self._layout.arrival_word(slot, 0, ArrivalWord.WORKER), description.to_words(arrival))
@@ -85,10 +86,10 @@ class NodeTeam:
         self._block.store(self._layout.slot_word(slot, SlotWord.PUSHED), self._contributed)
         self._wait(self._is_served)
         kernels.copy(self._parameters, parameters)
-        version = self.version
+        base = self.base
         # Only now may the next exchange overwrite the team's copy.
         self._block.store(self._layout.slot_word(slot, SlotWord.FREED), self._contributed)
-        return version
+        return base
 
     def _is_served(self) -> bool:
         if self._word(self._member, SlotWord.DRAINED) == self._contributed:
@@ -115,7 +116,7 @@ class NodeTeam:
         for start in range(0, len(inputs), kernels.MAX_INPUTS - 1):
             first = [] if start == 0 else [kernels.Input(total)]
             kernels.sum_inputs([*first, *inputs[start : start + kernels.MAX_INPUTS - 1]], total, 1.0)
-        self._client.take_over(self.version)
+        self._client.take_over(self.base)
         self._client.keep_announced(min(self._word(member, SlotWord.BASE_VERSION) for member in contributors))
         self._client.push(total, [arrivals[member] for member in contributors])
         # Those who were served last have copied what was pulled then, or still do.
@@ -125,16 +126,22 @@ class NodeTeam:
             self._block.store(self._layout.slot_word(member, SlotWord.DRAINED), self._word(member, SlotWord.PUSHED))
             self._block.ring(self._layout.slot_word(member, SlotWord.BELL))
 
-    def _pull(self) -> int:
-        self._client.take_over(self.version)
+    def _pull(self) -> None:
+        self._client.take_over(self.base)
         self._exchange(self._client, self._parameters)
-        self._block.store(_VERSION, self._client.version + 1)
-        return self._client.version
+        base = self._client.base
+        self._block.store_words(_BASE, [base.provisional, base.number])
+        self._block.store(_VERSION, base.version + 1)
 
     @property
     def version(self) -> int:
         """The version of the team's parameters; -1 before the first pull."""
         return self._block.load(_VERSION) - 1
+
+    @property
+    def base(self) -> Base:
+        """What the team's parameters are."""
+        return Base(self.version, *self._block.load_words(_BASE, 2)) if self.version >= 0 else NO_BASE
 
     def _has_contributed(self, member: int) -> bool:
         return self._word(member, SlotWord.PUSHED) > self._word(member, SlotWord.DRAINED)

@@ -19,6 +19,7 @@ class Verb(enum.IntEnum):
     DISCARD = 6
     FORGET = 7
     END = 8
+    TRY_STEP = 9
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Order:
 
     verb: Verb
     slot: int = 0
+    """Of HOLD and COMPENSATE; of TRY_STEP, the number of what it makes."""
     version: int = 0
     number: float = 0.0
-    """Divisor of HOLD, COMBINE and STEP; weight of COMPENSATE."""
+    """Divisor of HOLD, COMBINE, STEP and TRY_STEP; weight of COMPENSATE."""
     learning_rate: float = 0.0
     clip: float = 0.0
 

@@ -33,7 +33,8 @@ class Arrival:
 
     `loss` is that sum in nats, `step_seconds` the worker's time from claim to push. `push_seconds`, `wait_seconds` and
     `pull_seconds` are what the exchange before this step took of it: writing, waiting for the store or for others, reading.
-    `lookahead`: the parameters were those of `base_version` plus so many times their last change; see `prediction`.
+    `provisional`: the parameters were those that an update with the first so many arrivals on top of `base_version` would have
+    made; 0: those of `base_version`. See `ParameterStore.make_provisional`.
     """
 
     worker: int
@@ -45,7 +46,7 @@ class Arrival:
     push_seconds: float = 0.0
     wait_seconds: float = 0.0
     pull_seconds: float = 0.0
-    lookahead: float = 0.0
+    provisional: int = 0
     sent_bytes: int = 0
     """What was pushed of the gradient: 0 where nothing was, as in synchronous strategies."""
     push: int = -1
@@ -111,6 +112,9 @@ class Vectors(Protocol):
     def step(self, order: StepOrder) -> list[float]:
         """See `Shard.step`."""
 
+    def try_step(self, order: StepOrder, number: int) -> None:
+        """See `Shard.try_step`."""
+
     def discard(self) -> None:
         """See `Shard.discard`."""
 
@@ -151,6 +155,7 @@ class ParameterStore:
         self._pending: list[Arrival] = []
         self._refused: list[tuple[Arrival, Refusal]] = []
         self._held: list[int] = []
+        self._clip = 1.0  # of the last update
         self._largest = 0.0  # no element of the pending sum is larger
 
     @property
@@ -172,6 +177,11 @@ class ParameterStore:
     def num_active(self) -> int:
         """Workers that have not left."""
         return len(self._active)
+
+    @property
+    def num_needed(self) -> int:
+        """N: arrivals that the next version waits for."""
+        return arrivals_needed(self._strategy, self.version, self.num_active)
 
     @property
     def held(self) -> Sequence[int]:
@@ -227,8 +237,7 @@ class ParameterStore:
 
     def is_complete(self) -> bool:
         """Whether enough arrivals are accumulated for the next version; a bound on staleness may still hold it back."""
-        needed = arrivals_needed(self._strategy, self.version, self.num_active)
-        return bool(self._pending) and len(self._pending) >= needed
+        return bool(self._pending) and len(self._pending) >= self.num_needed
 
     def advance(self, under_way: Collection[int] = ()) -> Update | None:
         """Make the next version if its arrivals are complete.
@@ -239,6 +248,30 @@ class ParameterStore:
         if not self.is_complete() or any(self._would_be_too_stale(base) for base in under_way):
             return None
         return self._apply()
+
+    def makes_provisional(self) -> bool:
+        """Whether there are provisional parameters now: arrivals pending, and no lock-step, in which nobody would read them.
+
+        There are none on top of version 0, before the optimizer knows anything.
+        """
+        if not self._strategy.provisional or not self._pending or self.version == 0:
+            return False
+        is_safe = math.sqrt(self._size) * self._largest / self._divisor() < _NORM_LIMIT
+        return is_safe and not is_synchronous(self._strategy, self.version)
+
+    def make_provisional(self, number: int) -> int:
+        """Make vector `number` of the provisional ones what the next version would be with these arrivals alone; their number.
+
+        A worker that pulls while k of N arrivals are pending will see its gradient applied when all N are, so it computes on an
+        estimate of that version rather than on one that is about to be replaced. Where the gradient is clipped, the factor
+        of the last update is taken: the norm of a part is not that of the whole. Only where `makes_provisional`.
+        """
+        tokens = self.tokens + sum(arrival.tokens for arrival in self._pending)
+        config = self._optimizer
+        rate = learning_rate(config.schedule, config.learning_rate, self.version + 1, tokens)
+        self._vectors.try_step(StepOrder(self.version + 1, rate, self._divisor(), self._clip), number)
+        self._held = []
+        return len(self._pending)
 
     def refuse(self, arrivals: Sequence[Arrival], refusal: Refusal) -> None:
         """Count `arrivals` as refused without looking at their gradient. A longer run, resumed, computes their batches again."""
@@ -291,6 +324,7 @@ class ParameterStore:
         return {name: self._vectors.read(name) for name in names}, {
             "version": self.version,
             "tokens": self.tokens,
+            "clip": self._clip,
             "pending": [asdict(arrival) for arrival in self._pending] if keep_pending else [],
             "applied": dict(self.applied),
             "refused": [[worker, reason.value, count] for (worker, reason), count in self.refused.items()],
@@ -300,7 +334,7 @@ class ParameterStore:
     def load_state(self, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
         """Continue from what `state` gave. Raises `ValueError` or `KeyError` if it does not fit this store."""
         self._vectors.load(tensors, data["version"])
-        self.version, self.tokens = data["version"], data["tokens"]
+        self.version, self.tokens, self._clip = data["version"], data["tokens"], data["clip"]
         self._pending = [Arrival(**fields) for fields in data["pending"]]
         self._largest = math.inf if self._pending else 0.0
         self.applied = Counter({int(worker): count for worker, count in data["applied"].items()})
@@ -319,8 +353,7 @@ class ParameterStore:
         return None if math.isfinite(gradient.largest) else Refusal.NOT_FINITE
 
     def _apply(self) -> Update | None:
-        tokens = sum(arrival.tokens for arrival in self._pending)
-        divisor = float(max(1, tokens)) if self._strategy.reduction == "token_mean" else 1.0
+        tokens, divisor = sum(arrival.tokens for arrival in self._pending), self._divisor()
         clip = self._clipping(divisor)
         if clip is None:
             self._refuse_pending(Refusal.SUM_NOT_FINITE)
@@ -328,12 +361,17 @@ class ParameterStore:
         config = self._optimizer
         rate = learning_rate(config.schedule, config.learning_rate, self.version + 1, self.tokens + tokens)
         norm = kernels.norm(self._vectors.step(StepOrder(self.version + 1, rate, divisor, clip)))
+        self._clip = clip
         self.version += 1
         self.tokens += tokens
         update = Update(self.version, self.pending, rate, norm)
         self.applied.update(arrival.worker for arrival in self._pending)
         self._forget_pending()
         return update
+
+    def _divisor(self) -> float:
+        tokens = sum(arrival.tokens for arrival in self._pending)
+        return float(max(1, tokens)) if self._strategy.reduction == "token_mean" else 1.0
 
     def _clipping(self, divisor: float) -> float | None:
         """What the combined gradient is to be multiplied by; None if its norm is not finite.

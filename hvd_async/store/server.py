@@ -18,6 +18,7 @@ from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Up
 from hvd_async.store.slots import read_slot
 from hvd_async.transport.layout import (
     MAX_STATISTICS,
+    NUM_PROVISIONAL,
     ArrivalWord,
     SlotWord,
     StopKind,
@@ -85,6 +86,8 @@ class StoreServer:
         self._slot_of: dict[int, int] = {}  # of workers that pushed
         self._last_push: dict[int, int] = {}
         self._untold: list[Update] = []
+        self._num_provisional = 0
+        self._drained_now: list[int] = []
         self._turn = 0
         self._heartbeats = 0
         self._signs_of_life = {worker: (-1, time.monotonic()) for worker in range(num_workers)}
@@ -143,6 +146,7 @@ class StoreServer:
             self._tell_journal()
             if self._store.version != version:
                 notice = self._pass_on(None)  # it may have been the last: what the other slots hold came too late
+        self._show_provisional()
         self._turn = (self._turn + 1) % num_slots
         return busy | self._free_what_is_wanted()
 
@@ -163,11 +167,34 @@ class StoreServer:
         self._tell_refused()
         self._advance()
         self._free_slots()
-        # Last: a worker that waits for this finds its own gradient in the version that it pulls next.
-        self._set(slot, SlotWord.DRAINED, self._drained[slot])
-        self._memory.ring(self._layout.slot_word(slot, SlotWord.BELL))
+        self._drained_now.append(slot)
+        if not self._store.makes_provisional():  # else once for all slots that are full
+            self._tell_drained()
         self._tell_journal()
         return True
+
+    def _tell_drained(self) -> None:
+        """Last: a worker that waits for this finds its own gradient in the parameters that it pulls next."""
+        for slot in self._drained_now:
+            self._set(slot, SlotWord.DRAINED, self._drained[slot])
+            self._memory.ring(self._layout.slot_word(slot, SlotWord.BELL))
+        self._drained_now.clear()
+
+    def _show_provisional(self) -> None:
+        """Make provisional parameters of all that is pending, for those who wait to pull."""
+        if not self._drained_now:
+            return
+        if self._store.makes_provisional():
+            number = self._num_provisional + 1
+            self._memory.store(Word.NEXT_PROVISIONAL, number)
+            num_arrivals = self._store.make_provisional(number)
+            self._free_slots()
+            place = number % NUM_PROVISIONAL
+            self._memory.store(Word.PROVISIONAL_VERSION + place, self._store.version)
+            self._memory.store(Word.PROVISIONAL_ARRIVALS + place, num_arrivals)
+            self._memory.store(Word.PROVISIONAL, number)
+            self._num_provisional = number
+        self._tell_drained()
 
     def _free_what_is_wanted(self) -> bool:
         """A worker may push again before its last gradient was read: it is read now."""

@@ -5,6 +5,7 @@ A store of one shard has one of these; of several, each shard does the same thin
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,16 +52,19 @@ class Shard:
         optimizer: OptimizerConfig,
         version: int = 0,
         *,
+        provisional: Sequence[torch.Tensor] = (),
         keeps_bases: bool = False,
         allocate: Callable[[str], torch.Tensor] | None = None,
     ) -> None:
         """`buffers` ([size] float32 each) become the shard's own: version v is made in `buffers[v % len(buffers)]`.
 
-        Those of `version` lie there already. `allocate` gives the memory ([size] float32, zeros) for a name of `state_names`;
+        Those of `version` lie there already. `provisional`: vectors in which `try_step` makes its own, in turns. `allocate`
+        gives the memory ([size] float32, zeros) for a name of `state_names`;
         by default it is ordinary memory beside the first buffer. `keeps_bases`: past versions are kept for `compensate`.
         """
         self.version = version
         self._buffers = buffers
+        self._provisional = provisional
         self._optimizer = optimizer
         self._bases: dict[int, torch.Tensor] | None = {} if keeps_bases else None
         if allocate is None:
@@ -134,6 +138,18 @@ class Shard:
         self._remember()
         return partials
 
+    def try_step(self, order: StepOrder, number: int) -> None:
+        """Make, in vector `number` of the provisional ones, in turns, what a step with all that was taken in would make.
+
+        Nothing else changes, but that what is held is folded. The second moment stays as it is: that of a part of the gradients
+        of an update is larger than that of all.
+        """
+        self.fold()
+        target = self._provisional[number % len(self._provisional)]
+        first = self._vectors.get("first_moment", self._vectors.get("momentum"))
+        state = kernels.State(self.parameters, target, first, self._vectors.get("second_moment"))
+        kernels.step(self._inputs(), state, self._trial_rule(order))
+
     def discard(self) -> None:
         """Forget all that was taken in since the last version."""
         self._held, self._has_sum = [], False
@@ -173,6 +189,12 @@ class Shard:
     def _remember(self) -> None:
         if self._bases is not None:
             self._bases[self.version] = self.parameters.clone()
+
+    def _trial_rule(self, order: StepOrder) -> kernels.Rule:
+        rule = dataclasses.replace(self._rule(order), average_weight=None, is_trial=True)
+        if self._optimizer.kind == "sgd":
+            return rule
+        return dataclasses.replace(rule, beta2=1.0, inverse_root=1 / math.sqrt(1 - self._optimizer.betas[1] ** self.version))
 
     def _rule(self, order: StepOrder) -> kernels.Rule:
         config, version = self._optimizer, order.version

@@ -116,6 +116,12 @@ class ShardGroup:
         )
         return self._own.step(order) + self._wait_for_partials()
 
+    def try_step(self, order: StepOrder, number: int) -> None:
+        """See `Vectors.try_step`."""
+        self._tell(Order(Verb.TRY_STEP, number, order.version, order.divisor, order.learning_rate, order.clip))
+        self._own.try_step(order, number)
+        self._wait()
+
     def discard(self) -> None:
         """See `Vectors.discard`."""
         self._tell(Order(Verb.DISCARD))

@@ -86,6 +86,9 @@ class ShardServer:
             self._report(self._shard.combine(order.number))
         elif order.verb is Verb.STEP:
             self._report(self._shard.step(StepOrder(order.version, order.learning_rate, order.number, order.clip)))
+        elif order.verb is Verb.TRY_STEP:
+            step = StepOrder(order.version, order.learning_rate, order.number, order.clip)
+            self._shard.try_step(step, order.slot)
         elif order.verb is Verb.DISCARD:
             self._shard.discard()
         elif order.verb is Verb.FORGET:

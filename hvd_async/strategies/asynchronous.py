@@ -188,6 +188,7 @@ class RankRole:
             store_timeout_seconds=strategy.store_timeout_seconds,
             claim_order=job.claim_order,
             push=job.push,
+            pulls_provisional=strategy.provisional,
         )
         client = self._make_client(worker, options)
         client.join()
@@ -257,8 +258,13 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
         return memory.vector(layout.state_offset(names.index(name)))
 
     warm_up(job.optimizer, DTYPES[layout.format.dtype], buffers[0].device)
-    allocate = in_block if layout.num_state_vectors else None
-    return Shard(buffers, job.optimizer, keeps_bases=needs_base_parameters(job.strategy), allocate=allocate)
+    return Shard(
+        buffers,
+        job.optimizer,
+        provisional=[memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)],
+        keeps_bases=needs_base_parameters(job.strategy),
+        allocate=in_block if layout.num_state_vectors else None,
+    )
 
 
 def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device) -> None:

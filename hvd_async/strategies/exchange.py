@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from hvd_async.config import StrategyConfig
-from hvd_async.store.client import IDLE, StoreClient
+from hvd_async.store.client import IDLE, Base, StoreClient
 from hvd_async.store.node_team import NodeTeam
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.schedule import is_synchronous
@@ -34,14 +34,14 @@ class Exchange(Protocol):
     took: Took
     """The last `exchange`."""
 
-    def come(self, parameters: torch.Tensor) -> int:
-        """Begin to compute, or go on after `pause`: `parameters` ([size], float32) become new ones; their version.
+    def come(self, parameters: torch.Tensor) -> Base:
+        """Begin to compute, or go on after `pause`: `parameters` ([size], float32) become new ones; which they are.
 
         What they held is not needed.
         """
 
-    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
-        """Push `gradient` ([size], float32), wait as the strategy asks, and pull into `parameters`; their version.
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+        """Push `gradient` ([size], float32), wait as the strategy asks, and pull into `parameters`; which they are.
 
         `parameters` must be what the last `come` or `exchange` left there. `computing`: the base version of the gradient that
         this worker computes meanwhile.
@@ -63,11 +63,12 @@ class DirectExchange:
         self._client = client
         self._strategy = strategy
 
-    def come(self, parameters: torch.Tensor) -> int:
+    def come(self, parameters: torch.Tensor) -> Base:
         """See `Exchange.come`."""
-        return self._client.pull(parameters)
+        self._client.pull(parameters)
+        return self._client.base
 
-    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
         """See `Exchange.exchange`."""
         self._client.keep_announced(computing)
         started = time.monotonic()
@@ -75,9 +76,9 @@ class DirectExchange:
         pushed = time.monotonic()
         wait(self._client, self._strategy)
         waited = time.monotonic()
-        version = self._client.pull(parameters)
+        self._client.pull(parameters)
         self.took = Took(pushed - started, waited - pushed, time.monotonic() - waited)
-        return version
+        return self._client.base
 
     def pause(self) -> None:
         """See `Exchange.pause`."""
@@ -98,17 +99,17 @@ class TeamExchange:
         self._client = client
         self._strategy = strategy
 
-    def come(self, parameters: torch.Tensor) -> int:
+    def come(self, parameters: torch.Tensor) -> Base:
         """See `Exchange.come`."""
         return self._team.come(parameters)
 
-    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> int:
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
         """See `Exchange.exchange`."""
         started = time.monotonic()
-        version = self._team.exchange(gradient, arrival, parameters, computing)
+        base = self._team.exchange(gradient, arrival, parameters, computing)
         # Most of it is waiting for the others, and all is one step of the team.
         self.took = Took(wait_seconds=time.monotonic() - started)
-        return version
+        return base
 
     def pause(self) -> None:
         """See `Exchange.pause`. In lock-step the update waits for this worker in any case, so the team does too."""

@@ -13,7 +13,7 @@ from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.strategies.protocol import Job
 from hvd_async.topology import RankPlan
 from hvd_async.transport.capacity import Need
-from hvd_async.transport.layout import Layout
+from hvd_async.transport.layout import NUM_PROVISIONAL, Layout
 
 
 class Plan:
@@ -63,6 +63,7 @@ class Plan:
             name = "store" if len(self.parts) == 1 else f"shard {plan.shard}"
             needs += [
                 Need(f"{name}: {layout.num_buffers} published copies", layout.num_buffers * layout.vector_bytes, True),
+                *self._provisional(name, layout),
                 Need(f"{name}: {layout.slots} slots in {job.push.dtype}", layout.slots * layout.slot_bytes, True),
             ]
             num_vectors, part_bytes = len(state_names(job.optimizer)), layout.vector_bytes
@@ -87,6 +88,11 @@ class Plan:
                 needs.append(Need("dropping: magnitudes and which are kept", 2 * vector_bytes, False))
         return needs
 
+    @staticmethod
+    def _provisional(name: str, layout: Layout) -> list[Need]:
+        size = layout.num_provisional * layout.vector_bytes
+        return [Need(f"{name}: {layout.num_provisional} vectors of provisional parameters", size, True)] if size else []
+
     def _layout(self, number: int, part: slice) -> Layout:
         job, num_shards = self._job, len(self.parts)
         return Layout(
@@ -99,5 +105,6 @@ class Plan:
             num_shards=num_shards,
             # The sequencer reads them for a checkpoint.
             num_state_vectors=len(state_names(job.optimizer)) if num_shards > 1 else 0,
+            num_provisional=NUM_PROVISIONAL if job.strategy.provisional else 0,
             num_partials=-(-job.flat.size // kernels.BLOCK) if num_shards > 1 and number == 0 else 0,
         )

@@ -16,7 +16,7 @@ from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, W
 from hvd_async.transport.layout import StopKind, StopNotice
 
 # The store of a synchronous rank is given the sum of all ranks' gradients at once, so one acceptance completes an update.
-_ONE = {
+ONE = {
     "arrivals_per_update": 1,
     "lockstep": False,
     "synchronous_versions": 0,
@@ -72,7 +72,7 @@ class SynchronousWorker:
 
     def __init__(self, job: Job, rank: int, all_reduce: AllReduce) -> None:
         """Collective: ranks call it in the same order as everything else of the strategy."""
-        strategy = job.strategy.model_copy(update=_ONE)
+        strategy = job.strategy.model_copy(update=ONE)
         # The store updates the very vector that the model reads: no copy.
         self.store: ParameterStore = job.make_store(Shard([job.flat.parameters], job.optimizer), strategy, 1)
         self.notice: StopNotice | None = None

@@ -12,7 +12,7 @@ import torch
 
 from hvd_async import kernels
 from hvd_async.flat import FlatParameters
-from hvd_async.store.client import IDLE, StoreClient
+from hvd_async.store.client import IDLE, NO_BASE, Base, StoreClient
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.strategies.exchange import Exchange, Took
@@ -39,18 +39,19 @@ def claim(job: Job, client: StoreClient) -> int | None:
     return None if job.num_batches is not None and batch >= job.num_batches else batch
 
 
-def describe(worker: int, step: Step, base_version: int, took: Took) -> Arrival:
-    """The arrival of `step`, computed on `base_version`; `took` is of the exchange before."""
+def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
+    """The arrival of `step`, computed on `base`; `took` is of the exchange before."""
     return Arrival(
         worker,
         step.batch,
-        base_version,
+        base.version,
         step.tokens,
         step.loss,
         step.seconds,
         took.push_seconds,
         took.wait_seconds,
         took.pull_seconds,
+        base.provisional,
     )
 
 
@@ -64,7 +65,7 @@ class AsynchronousWorker:
         self._exchange = exchange
         self._worker = worker
         self._host = host
-        self._version = -1
+        self._base = NO_BASE
 
     def claims(self) -> Iterator[Claim]:
         """See `Worker.claims`."""
@@ -74,10 +75,10 @@ class AsynchronousWorker:
 
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
-        before = self._version
+        before = self._base
         arrival = describe(self._worker, step, before, self._exchange.took)
-        self._version = self._exchange.exchange(self._host.gradient(), arrival, self._host.parameters)
-        if self._version != before:
+        self._base = self._exchange.exchange(self._host.gradient(), arrival, self._host.parameters)
+        if self._base != before:
             self._host.load_parameters()
 
     def evaluation_due(self) -> EvaluationRequest | None:
@@ -94,15 +95,15 @@ class AsynchronousWorker:
         self._come()  # others have gone on meanwhile
 
     def _come(self) -> None:
-        self._version = self._exchange.come(self._host.parameters)
+        self._base = self._exchange.come(self._host.parameters)
         self._host.load_parameters()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the exchange beside a step brought: the version that was pulled, batches claimed ahead, an evaluation to do."""
+    """What the exchange beside a step brought: what was pulled, batches claimed ahead, an evaluation to do."""
 
-    version: int
+    base: Base
     batches: tuple[int | None, ...]
     evaluation: int | None
     took: Took
@@ -123,7 +124,7 @@ class OverlappedWorker:
         self._worker = worker
         self._host = host
         self._gradient = torch.empty_like(host.parameters)
-        self._version = -1
+        self._base = NO_BASE
         self._took = Took()
         self._batches: deque[int | None] = deque()  # claimed ahead; None: there are no more
         self._under_way: Future[Outcome] | None = None
@@ -153,11 +154,11 @@ class OverlappedWorker:
 
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
-        arrival = describe(self._worker, step, self._version, self._took)
+        arrival = describe(self._worker, step, self._base, self._took)
         self._settle()
         kernels.copy(self._host.gradient(), self._gradient)
-        waits = not self._batches or self._batches[0] is None or is_synchronous(self._job.strategy, self._version)
-        self._under_way = self._thread.submit(self._bring, arrival, IDLE if waits else self._version)
+        waits = not self._batches or self._batches[0] is None or is_synchronous(self._job.strategy, self._base.version)
+        self._under_way = self._thread.submit(self._bring, arrival, IDLE if waits else self._base.version)
         if waits:
             self._settle()
             self._claim_ahead()
@@ -177,13 +178,13 @@ class OverlappedWorker:
         self._come()
 
     def _bring(self, arrival: Arrival, computing: int) -> Outcome:
-        version = self._exchange.exchange(self._gradient, arrival, self._host.parameters, computing)
+        base = self._exchange.exchange(self._gradient, arrival, self._host.parameters, computing)
         evaluation = None
         if self._job.evaluation.every and self._evaluation is None:
             evaluation = self._client.take_evaluation()
         # Where the worker waits for this, it claims by itself, knowing the version.
         batches = (claim(self._job, self._client),) if computing != IDLE else ()
-        return Outcome(version, batches, evaluation, self._exchange.took)
+        return Outcome(base, batches, evaluation, self._exchange.took)
 
     def _settle(self) -> None:
         """Wait for the exchange that is under way, if one is, and compute with what it brought from now on."""
@@ -194,19 +195,19 @@ class OverlappedWorker:
         self._batches.extend(outcome.batches)
         if outcome.evaluation is not None:
             self._evaluation = outcome.evaluation
-        if outcome.version != self._version:
-            self._version = outcome.version
+        if outcome.base != self._base:
+            self._base = outcome.base
             self._host.load_parameters()
 
     def _claim_ahead(self) -> None:
         """So many batches that there is one to compute meanwhile; in lock-step, where arrivals are taken in the order of their
         batches, none that others would have to wait for."""
-        wanted = 1 if is_synchronous(self._job.strategy, self._version) else 2
+        wanted = 1 if is_synchronous(self._job.strategy, self._base.version) else 2
         while len(self._batches) < wanted and (not self._batches or self._batches[-1] is not None):
             self._batches.append(self._thread.submit(claim, self._job, self._client).result())
 
     def _come(self) -> None:
-        self._version = self._thread.submit(self._exchange.come, self._host.parameters).result()
+        self._base = self._thread.submit(self._exchange.come, self._host.parameters).result()
         self._host.load_parameters()
 
 

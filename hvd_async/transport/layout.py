@@ -25,6 +25,7 @@ _WORDS_PER_ARRIVAL = 10
 _WORDS_PER_SHARD = 8
 ORDER_WORDS = 8
 NUM_ORDERS = 64
+NUM_PROVISIONAL = 2
 
 
 class Word(enum.IntEnum):
@@ -40,6 +41,10 @@ class Word(enum.IntEnum):
     SERVED = 7  # store, once: every worker has left and the run has ended
     CLAIMS = 8  # workers, by fetch-and-add: how many batches were claimed
     EVALUATIONS = 9  # workers, by fetch-and-add: evaluations claimed
+    PROVISIONAL = 10  # store: how often it made provisional parameters; the last are readable
+    NEXT_PROVISIONAL = 11  # store: those that it is about to make; differs from PROVISIONAL meanwhile
+    PROVISIONAL_VERSION = 12  # store: the version below them, for each of the `NUM_PROVISIONAL` vectors
+    PROVISIONAL_ARRIVALS = 14  # store: how many arrivals are in them, likewise
     STORE_BELL = 16  # rung by whoever gave the store something to do; a 32-bit count
     ORDERS = 24  # sequencer, in the block of another shard: orders written; last of an order
 
@@ -84,7 +89,7 @@ class ArrivalWord(enum.IntEnum):
     LOSS = 3  # a double's bits
     SECONDS = 4  # a double's bits
     BASE_VERSION = 5
-    LOOKAHEAD = 6  # a double's bits
+    PROVISIONAL = 6
     PUSH_SECONDS = 7  # a double's bits; of the exchange before, as the next two
     WAIT_SECONDS = 8
     PULL_SECONDS = 9
@@ -177,7 +182,8 @@ class Layout:
 
     `num_elements` is the length of the shard's range, gaps included; `num_buffers` the copies of the published parameters;
     `arrivals_per_slot` how many arrivals one push may bring; `num_state_vectors` the vectors of the optimizer that lie in the
-    block, for the sequencer to read; `num_partials` the sums of squares (doubles) that other shards write to the sequencer.
+    block, for the sequencer to read; `num_provisional` the vectors of provisional parameters: none, or NUM_PROVISIONAL;
+    `num_partials` the sums of squares (doubles) that other shards write to the sequencer.
     """
 
     num_elements: int
@@ -188,6 +194,7 @@ class Layout:
     slot_format: SlotFormat | None = None
     num_shards: int = 1
     num_state_vectors: int = 0
+    num_provisional: int = 0
     num_partials: int = 0
 
     @property
@@ -253,9 +260,14 @@ class Layout:
             + version % self.num_buffers * self.vector_bytes
         )
 
+    def provisional_offset(self, number: int) -> int:
+        """Byte offset of the vector of the provisional parameters that were made as number `number`."""
+        return self.published_offset(0) + (self.num_buffers + number % NUM_PROVISIONAL) * self.vector_bytes
+
     def slot_offset(self, slot: int) -> int:
         """Byte offset of `slot`."""
-        return self.published_offset(0) + self.num_buffers * self.vector_bytes + slot * self.slot_bytes
+        num_vectors = self.num_buffers + self.num_provisional
+        return self.published_offset(0) + num_vectors * self.vector_bytes + slot * self.slot_bytes
 
     def state_offset(self, number: int) -> int:
         """Byte offset of the optimizer's vector `number`."""

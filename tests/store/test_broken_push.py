@@ -123,7 +123,8 @@ def check(crew: MortalCrew) -> bool:
     """Whether the second gradient counts."""
     first, second = crew.pushes
     num_pushed = crew.memory.load(crew.memory.layout.slot_word(DOOMED, SlotWord.PUSHED))
-    expected = set(range(NUM_BATCHES)) - (set() if num_pushed == 2 else {second})
+    # On a busy machine it may claim when the others have used all batches up.
+    expected = (set(range(NUM_BATCHES)) | {first, second}) - (set() if num_pushed == 2 else {second})
     assert sorted(crew.journal.batches) == sorted(expected) and first in expected
     assert crew.journal.refusals == []
     assert crew.store.parameters.eq(-sum(map(value_of, expected))).all()
@@ -190,7 +191,7 @@ class MortalTeam(Crew):
         exchange = TeamExchange(team, client, self.strategy)
         client.join()
         parameters = torch.full((SIZE,), torch.nan)
-        version = exchange.come(parameters)
+        version = exchange.come(parameters).version
         for step in range(6):
             batch = client.claim()
             if worker == DOOMED:
@@ -198,7 +199,7 @@ class MortalTeam(Crew):
                 self.fate.is_armed = step == 1
             given = arrival(batch, worker=worker, base_version=version)
             try:
-                version = exchange.exchange(self.gradient(batch), given, parameters)
+                version = exchange.exchange(self.gradient(batch), given, parameters).version
             except Killed:
                 self.has_died = True
                 raise

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from hvd_async.errors import PeerError
+from hvd_async.store import description
 from hvd_async.store.client import ClientOptions, StoreClient
 from hvd_async.store.node_team import NodeTeam, team_layout
+from hvd_async.store.parameter_store import Arrival
 from hvd_async.strategies.exchange import TeamExchange, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import Layout, SlotWord, StopKind, StopNotice, Word
@@ -58,7 +60,7 @@ class TeamCrew(Crew):
             self.strategy,
         )
         client.join()
-        self._see(worker, exchange.come(parameters), parameters)
+        self._see(worker, exchange.come(parameters).version, parameters)
         while client.stop_notice() is None and (pace.random() >= self.leaves or worker == 0):
             batch = client.claim()
             if batch >= self.num_batches:
@@ -67,12 +69,12 @@ class TeamCrew(Crew):
             for _ in range(pace.randrange(1, 1 + 300 * (1 + worker))):  # the work, uneven and seeded
                 pass
             given = arrival(batch, worker=worker, base_version=self.pulls[worker][-1].version)
-            self._see(worker, exchange.exchange(self.gradient(batch), given, parameters), parameters)
+            self._see(worker, exchange.exchange(self.gradient(batch), given, parameters).version, parameters)
             if pace.random() < self.pauses:
                 exchange.pause()
                 for _ in range(pace.randrange(2000)):
                     pass
-                self._see(worker, exchange.come(parameters), parameters)
+                self._see(worker, exchange.come(parameters).version, parameters)
         exchange.leave()
 
     def _see(self, worker: int, version: int, parameters: torch.Tensor) -> None:
@@ -169,7 +171,7 @@ def test_a_team_larger_than_one_sum_takes() -> None:
     members = [NodeTeam(block, worker, client, pull) for worker, client in enumerate(clients)]
     for worker in range(num_members):
         block.vector(block.layout.slot_offset(worker)).fill_(float(worker))
-        words = [worker, worker, 1, 0, 0, 0]
+        words = description.to_words(Arrival(worker, worker, base_version=0, tokens=1, loss=0.0))
         block.store_words(block.layout.arrival_word(worker, 0, 0), words)
         block.store(block.layout.slot_word(worker, SlotWord.PUSHED), 1)
     members[0]._push_and_pull()

@@ -1,0 +1,46 @@
+"""Digests of parameters, from which it is seen later whether a run that is computed again is the same to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+
+def digest(vector: torch.Tensor) -> str:
+    """BLAKE2b over the bytes of `vector` ([size] float32, on the CPU, gaps between tensors included), 32 hexadecimal digits."""
+    return hashlib.blake2b(vector.numpy().data, digest_size=16).hexdigest()
+
+
+class Digests:
+    """Digests that are computed in a background thread, and handed out when they are done. Used by one other thread."""
+
+    def __init__(self, submit: Callable[..., Future[dict[str, str]]]) -> None:
+        """`submit(function, *arguments)` has the background thread do it."""
+        self._submit = submit
+        self._under_way: list[tuple[int, Future[dict[str, str]]]] = []
+        self._newest = -1
+
+    def take(self, version: int, read: Callable[[str], torch.Tensor], names: Mapping[str, str]) -> None:
+        """Begin with those of `version`, unless it was the last one that was taken.
+
+        `names`: field of the result -> name of a vector; `read(name)` gives one that stays as it is, on the CPU.
+        """
+        if version == self._newest:
+            return
+        self._newest = version
+        vectors = {field: read(name) for field, name in names.items()}
+        self._under_way.append((version, self._submit(_digest_all, vectors)))
+
+    def finished(self, *, wait: bool = False) -> Iterator[dict[str, Any]]:
+        """Those that are done, in order, each once: `version` and the fields. `wait`: all, when they are done."""
+        while self._under_way and (wait or self._under_way[0][1].done()):
+            version, work = self._under_way.pop(0)
+            yield {"version": version, **work.result()}
+
+
+def _digest_all(vectors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    return {field: digest(vector) for field, vector in vectors.items()}

@@ -1,0 +1,102 @@
+"""Who takes part in a simulated run: workers, and who pushes for them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from hvd_async.simulation.costs import Node
+
+NONE = -1
+"""In place of a batch or a version: there is none."""
+
+
+class Sender:
+    """Who pushes and pulls: a worker for itself, or the workers of a node together."""
+
+    __slots__ = (
+        "contributors",
+        "first_batch",
+        "held",
+        "is_released",
+        "is_waiting",
+        "members",
+        "node",
+        "number",
+        "oldest_base",
+        "pulled",
+        "pulled_lookahead",
+        "reached",
+        "sent",
+        "waited",
+    )
+
+    def __init__(self, number: int, node: Node) -> None:
+        """`number`: among the senders."""
+        self.number = number
+        self.node = node
+        self.members: list[Worker] = []
+        self.contributors: list[Worker] = []
+        """Of the push that is being gathered, or under way."""
+        self.held = self.pulled = self.first_batch = self.oldest_base = NONE
+        """Versions: that of the parameters here, that on its way; of the push: its first batch, its oldest base version."""
+        self.pulled_lookahead = 0
+        self.sent = self.reached = self.waited = 0.0
+        """When the last push began, was in the store's memory, and need not be waited for any more."""
+        self.is_released = True
+        self.is_waiting = False
+
+
+class Worker(Sender):
+    """One worker: the step that it computes, and the one whose gradient is on its way or in the store's memory.
+
+    It is its own sender, unless the workers of a node push together.
+    """
+
+    __slots__ = (
+        "ahead",
+        "base",
+        "batch",
+        "brought",
+        "brought_lookahead",
+        "exchanging",
+        "is_blocked",
+        "lookahead",
+        "out_base",
+        "out_batch",
+        "out_lookahead",
+        "out_seconds",
+        "out_took",
+        "seconds",
+        "sender",
+        "steps",
+        "took",
+        "took_next",
+        "version",
+        "version_lookahead",
+        "waits",
+    )
+
+    def __init__(self, number: int, node: Node, sender: Sender | None) -> None:
+        """`sender`: who pushes for it; None: it does so itself."""
+        super().__init__(number, node)
+        self.sender = self if sender is None else sender
+        self.steps = 0
+        self.batch = self.base = self.out_batch = self.out_base = self.version = self.brought = NONE
+        self.lookahead = self.out_lookahead = self.version_lookahead = self.brought_lookahead = 0
+        self.seconds = self.out_seconds = 0.0
+        self.took = self.took_next = self.out_took = (0.0, 0.0, 0.0)
+        # With overlap: batches claimed ahead, and what is under way meanwhile.
+        self.ahead: deque[int] = deque()
+        self.exchanging = False
+        self.is_blocked = False
+        self.waits = True
+
+
+def crew(nodes: Sequence[Node], node_of: Sequence[int], is_team: bool) -> tuple[list[Sender], list[Worker]]:
+    """Who pushes, and all workers."""
+    teams = [Sender(number, node) for number, node in enumerate(nodes)] if is_team else []
+    workers = [Worker(number, nodes[node], teams[node] if is_team else None) for number, node in enumerate(node_of)]
+    for worker in workers:
+        worker.sender.members.append(worker)
+    return teams or list(workers), workers

@@ -1,0 +1,84 @@
+"""The books of a synchronous strategy in a simulation that computes: one replica of the store, fed with sums over all workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hvd_async import kernels
+from hvd_async.config import RunConfig
+from hvd_async.journal import RunJournal
+from hvd_async.simulation.exact import Model
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.parameter_store import Arrival, ParameterStore
+from hvd_async.store.shard import Shard
+from hvd_async.strategies.synchronous import ONE
+
+
+class ExactGroups:
+    """`GroupBooks` over a real store, with a journal: as `SynchronousWorker` on every rank."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Model,
+        num_workers: int,
+        journal: RunJournal,
+        last_version: int | None,
+        num_batches: int | None,
+    ) -> None:
+        """All are the caller's. The journal is told of everything."""
+        strategy = config.strategy.model_copy(update=ONE)
+        self.store = ParameterStore(
+            Shard([model.flat.parameters], config.optimizer), model.flat.size, config.optimizer, strategy, 1
+        )
+        self._config = config
+        self._model = model
+        self._num_workers = num_workers
+        self._journal = journal
+        self._last_version = last_version
+        self._num_batches = num_batches
+        self._total = torch.empty_like(model.flat.gradient)
+
+    def tokens(self, batch: int) -> int:
+        """See `GroupBooks`."""
+        return self._model.task.batch(batch, "cpu").num_tokens
+
+    def group(self) -> range:
+        """See `GroupBooks`: a group never reaches into the next epoch."""
+        if (self._last_version is not None and self.store.version >= self._last_version) or self._journal.is_finished():
+            return range(0)
+        return next_group(self.store.ledger.watermark, self._num_workers, self._num_batches, self._model.task.epoch_of)
+
+    def apply(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
+        """See `GroupBooks`."""
+        arrivals, version = [], self.store.version
+        for worker, batch in enumerate(group):
+            tokens, loss = self._model.gradient(batch)
+            gradient = self._model.flat.collect_gradient()
+            inputs = [kernels.Input(vector) for vector in ([self._total] if worker else []) + [gradient]]
+            kernels.sum_inputs(inputs, self._total, 1.0)
+            arrivals.append(
+                Arrival(worker, batch, version, tokens, loss, seconds[worker], wait_seconds=waited[worker], push=group[0])
+            )
+        self.store.accept(arrivals, Gradient.measure(self._total))
+        update = self.store.advance()
+        for arrival, refusal in self.store.take_refused():
+            self._journal.refused(arrival, refusal)
+        if update is None:
+            return
+        self._journal.updated(update)
+        validation = self._config.validation
+        if validation.when == "during" and validation.every and update.version % validation.every == 0:
+            self._journal.evaluated(update.version, self._model.evaluate(self.store.evaluated_parameters))
+
+
+def next_group(start: int, num_workers: int, num_batches: int | None, epoch_of: Callable[[int], int]) -> range:
+    """Up to `num_workers` batches from `start` on, all of one epoch; see `SynchronousWorker`."""
+    end = start
+    while end < start + num_workers and (num_batches is None or end < num_batches):
+        if epoch_of(end) != epoch_of(start):
+            break
+        end += 1
+    return range(start, end)

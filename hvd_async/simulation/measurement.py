@@ -1,0 +1,127 @@
+"""What the event log of a run says of steps, exchanges and staleness."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hvd_async.errors import DataError
+from hvd_async.events import read_events
+
+_FEWEST_ARRIVALS = 20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run in numbers. Lists of exchanges leave out the first of each worker, before which nothing was exchanged.
+
+    Attributes:
+        steps: of each worker, target tokens and seconds of its steps.
+        tokens: of the batches, in order.
+        pushes, pulls: worker and seconds.
+        waits, waits_for_updates: seconds after a push, where that did not complete an update, and where it did.
+        slowest, sums: of each group of a synchronous strategy, its longest step, and the shortest wait after it.
+        group_intervals: seconds between one update and the next.
+        hosts: of the workers; None of a simulated run.
+    """
+
+    parameters: int
+    num_workers: int
+    num_arrivals: int
+    arrivals_per_second: float
+    staleness: Counter[int]
+    tokens: Sequence[int]
+    steps: Mapping[int, Sequence[tuple[int, float]]]
+    pushes: Sequence[tuple[int, float]]
+    pulls: Sequence[tuple[int, float]]
+    waits: Sequence[float]
+    waits_for_updates: Sequence[float]
+    slowest: Sequence[float]
+    sums: Sequence[float]
+    group_intervals: Sequence[float]
+    hosts: Sequence[str] | None
+    store_host: str
+
+
+def read_measured(path: pathlib.Path) -> Measured:
+    """Read an event log. Raises `DataError` if it is missing, damaged, or too short."""
+    events = list(read_events(path))
+    starts = [event for event in events if event["event"] == "start"]
+    arrivals = [event for event in events if event["event"] == "arrival"]
+    updates = [event for event in events if event["event"] == "update"]
+    if not starts or len(arrivals) < _FEWEST_ARRIVALS or len(updates) < 2:
+        raise DataError(f"{path}: got {len(arrivals)} arrivals, expected the log of a run with {_FEWEST_ARRIVALS} or more")
+    try:
+        return _measure(starts[-1], arrivals, updates)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: an event is damaged ({type(error).__name__}: {error})") from None
+
+
+def _measure(start: dict[str, Any], arrivals: list[dict[str, Any]], updates: list[dict[str, Any]]) -> Measured:
+    steps: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for arrival in arrivals:
+        steps[arrival["worker"]].append((arrival["tokens"], arrival["step_seconds"]))
+    exchanges = _Exchanges(arrivals)
+    placed = {rank["worker"]: rank["host"] for rank in start.get("ranks", ()) if rank.get("worker") is not None}
+    num_workers = max(len(placed), 1 + max(steps))
+    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for arrival in arrivals:
+        if "version" in arrival:
+            groups[arrival["version"]].append(arrival)
+    return Measured(
+        parameters=start["parameters"],
+        num_workers=num_workers,
+        num_arrivals=len(arrivals),
+        arrivals_per_second=_rate(updates, num_workers),
+        staleness=Counter(arrival["staleness"] for arrival in arrivals if "staleness" in arrival),
+        tokens=[arrival["tokens"] for arrival in sorted(arrivals, key=lambda one: int(one["batch"]))],
+        steps={worker: steps[worker] for worker in sorted(steps)},
+        pushes=exchanges.pushes,
+        pulls=exchanges.pulls,
+        waits=exchanges.waits,
+        waits_for_updates=exchanges.waits_for_updates,
+        slowest=[max(one["step_seconds"] for one in group) for group in groups.values()],
+        sums=[min(one["wait_seconds"] for one in group) for version, group in groups.items() if version > 1],
+        group_intervals=[after["seconds"] - before["seconds"] for before, after in itertools.pairwise(updates)],
+        hosts=[placed[worker] for worker in sorted(placed)] if placed and not start.get("simulated") else None,
+        store_host=next((rank["host"] for rank in start.get("ranks", ())), ""),
+    )
+
+
+class _Exchanges:
+    """What each exchange took is written with the arrival after it."""
+
+    def __init__(self, arrivals: list[dict[str, Any]]) -> None:
+        self.pushes: list[tuple[int, float]] = []
+        self.pulls: list[tuple[int, float]] = []
+        self.waits: list[float] = []
+        self.waits_for_updates: list[float] = []
+        # The last arrival of an update is the one that completed it.
+        last = {arrival["version"]: arrival["batch"] for arrival in arrivals if "version" in arrival}
+        completed: dict[int, bool] = {}  # by worker: whether its last push did
+        for arrival in sorted(arrivals, key=lambda one: int(one["batch"])):
+            worker = arrival["worker"]
+            if worker in completed:
+                self.pushes.append((worker, arrival["push_seconds"]))
+                self.pulls.append((worker, arrival["pull_seconds"]))
+                (self.waits_for_updates if completed[worker] else self.waits).append(arrival["wait_seconds"])
+            completed[worker] = last.get(arrival.get("version")) == arrival["batch"]
+
+
+def _rate(updates: list[dict[str, Any]], num_workers: int) -> float:
+    """Arrivals per second, without the beginning and the end, when not everybody works."""
+    total = sum(update["arrivals"] for update in updates)
+    first, last = min(max(total // 10, num_workers), total // 3), max(total - num_workers, 2 * total // 3)
+    applied, began, ended = 0, None, None
+    for update in updates:
+        applied += update["arrivals"]
+        if began is None and applied >= first:
+            began = (applied, update["seconds"])
+        if applied <= last or ended is None:
+            ended = (applied, update["seconds"])
+    assert began is not None and ended is not None
+    return float((ended[0] - began[0]) / max(1e-9, ended[1] - began[1]))

@@ -1,0 +1,171 @@
+"""`hvd-async simulate --timing-only`: a configuration with more and more workers, side by side with an allreduce."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hvd_async.atomic import write_file
+from hvd_async.config import RunConfig
+from hvd_async.simulation.counting import Tokens
+from hvd_async.simulation.timing import Outcome, Size, predict
+
+# Arrivals of each worker, and of all at least, where nobody asks for a number.
+_ARRIVALS_EACH = 50
+_FEWEST_ARRIVALS = 10_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size of the cluster: the configuration itself, and the synchronous strategy on the same workers."""
+
+    outcome: Outcome
+    synchronous: Outcome
+    alone: float
+    """Tokens per second of one process without any exchange."""
+
+    @property
+    def speed_up(self) -> float:
+        """Over one process alone."""
+        return self.outcome.tokens_per_second / self.alone
+
+    @property
+    def efficiency(self) -> float:
+        """Speed-up of each worker."""
+        return self.speed_up / self.outcome.workers
+
+    def cells(self) -> dict[str, float | int | str]:
+        """All figures, by name."""
+        outcome, staleness = self.outcome, self.outcome.staleness
+        links = {name: outcome.busy.get(name, 0.0) for name in ("store's link", "nodes' links", "sums")}
+        store = max(outcome.busy.get(name, 0.0) for name in ("arrivals", "updates"))
+        return {
+            "workers": outcome.workers,
+            "tokens/s": outcome.tokens_per_second,
+            "arrivals/s": outcome.arrivals_per_second,
+            "updates/s": outcome.updates_per_second,
+            "speed-up": self.speed_up,
+            "efficiency": self.efficiency,
+            "staleness": outcome.mean_staleness,
+            "largest": max(staleness, default=0),
+            "refused": outcome.refused,
+            **outcome.shares,
+            "exchange": outcome.shares["pushing"] + outcome.shares["pulling"],
+            "store's link": links["store's link"],
+            "nodes' links": links["nodes' links"],
+            "store": store,
+            "limit": outcome.limit,
+            "allreduce tokens/s": self.synchronous.tokens_per_second,
+            "allreduce limit": self.synchronous.limit,
+        }
+
+
+def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) -> list[Row]:
+    """Simulate `config` with each number of `workers` (none: as configured).
+
+    Without gradients: no data are read and no model is built. `num_arrivals`: how many are simulated, by default 50 of each
+    worker. Raises `ConfigError` as `StepTimes` does.
+    """
+    parameters = config.simulation.parameters or num_parameters(config)
+    tokens = Tokens([config.simulation.tokens or config.batching.tokens])
+    alone = predict(_with(config, "single", 1), Size(parameters, 1000, tokens)).tokens_per_second
+    rows = []
+    for number in workers or [config.simulation.workers]:
+        arrivals = num_arrivals or max(_FEWEST_ARRIVALS, _ARRIVALS_EACH * number)
+        size = Size(parameters, arrivals, tokens)
+        kind = config.strategy.kind
+        outcome = predict(_with(config, kind, number), size)
+        rows.append(Row(outcome, predict(_with(config, "horovod", number), size), alone))
+    return rows
+
+
+def num_parameters(config: RunConfig) -> int:
+    """Parameters of the model that `config` describes, whose memory is never allocated."""
+    import torch
+
+    from hvd_async.nmt.transformer import Transformer
+
+    with torch.device("meta"):
+        model = Transformer(config.model, config.vocabulary.size)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _with(config: RunConfig, kind: str, workers: int) -> RunConfig:
+    """`config` for so many workers; those slow ones that are not among them are left out."""
+    slow = {worker: factor for worker, factor in config.emulation.slow_workers.items() if worker < workers}
+    return config.model_copy(
+        update={
+            "strategy": config.strategy.model_copy(update={"kind": kind}),
+            "simulation": config.simulation.model_copy(update={"workers": workers}),
+            "emulation": config.emulation.model_copy(update={"slow_workers": slow}),
+        }
+    )
+
+
+_HEADER = (
+    ("workers", "{:,}"),
+    ("tokens/s", "{:,.0f}"),
+    ("arrivals/s", "{:,.1f}"),
+    ("speed-up", "{:,.1f}"),
+    ("efficiency", "{:.0%}"),
+    ("staleness", "{:.2f}"),
+    ("largest", "{}"),
+    ("computing", "{:.0%}"),
+    ("exchange", "{:.0%}"),
+    ("waiting", "{:.0%}"),
+    ("store's link", "{:.0%}"),
+    ("nodes' links", "{:.0%}"),
+    ("store", "{:.0%}"),
+    ("limit", "{}"),
+    ("allreduce tokens/s", "{:,.0f}"),
+)
+
+
+def lines_of(rows: Sequence[Row]) -> list[str]:
+    """The table for a terminal."""
+    texts = [[name for name, _ in _HEADER], *([form.format(row.cells()[name]) for name, form in _HEADER] for row in rows)]
+    widths = [max(len(line[column]) for line in texts) for column in range(len(_HEADER))]
+    return ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in texts]
+
+
+def write_plan(folder: pathlib.Path, rows: Sequence[Row]) -> list[pathlib.Path]:
+    """`plan.csv` with all figures, `plan.md` with those of the terminal, and `plan.svg` and `plan.png`; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0].cells()), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.cells() for row in rows)
+    write_file(folder / "plan.csv", text.getvalue().encode())
+    write_file(folder / "plan.md", _markdown(rows).encode())
+    return [folder / "plan.csv", folder / "plan.md", *_draw(folder, rows)]
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    lines = [[name for name, _ in _HEADER], ["---:"] * len(_HEADER)]
+    lines += [[form.format(row.cells()[name]) for name, form in _HEADER] for row in rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _draw(folder: pathlib.Path, rows: Sequence[Row]) -> list[pathlib.Path]:
+    """Speed and staleness over the number of workers."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    speed, age = figure.subplots(1, 2)
+    workers = [row.outcome.workers for row in rows]
+    speed.plot(workers, [row.alone * row.outcome.workers for row in rows], ":", color="gray", label="linear")
+    speed.plot(workers, [row.outcome.tokens_per_second for row in rows], "o-", label="this configuration")
+    speed.plot(workers, [row.synchronous.tokens_per_second for row in rows], "s--", label="allreduce")
+    speed.set(xlabel="workers", ylabel="target tokens per second", xscale="log", yscale="log")
+    speed.legend()
+    age.plot(workers, [row.outcome.mean_staleness for row in rows], "o-", label="mean")
+    age.plot(workers, [max(row.outcome.staleness, default=0) for row in rows], "^:", label="largest")
+    age.set(xlabel="workers", ylabel="staleness in versions", xscale="log")
+    age.legend()
+    paths = [folder / "plan.svg", folder / "plan.png"]
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    return paths

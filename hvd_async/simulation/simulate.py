@@ -1,0 +1,91 @@
+"""`hvd-async simulate`: a run in virtual time, computed for real in one process, with the folder of an ordinary run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hvd_async.config import RunConfig
+from hvd_async.errors import ConfigError
+from hvd_async.flat import FlatParameters
+from hvd_async.journal import RunJournal, read_snapshot
+from hvd_async.origin import origin_of_one_process
+from hvd_async.progress import Goal, Progress
+from hvd_async.run_folder import RunFolder
+from hvd_async.simulation.clock import Clock
+from hvd_async.simulation.costs import Costs, costs, num_workers
+from hvd_async.simulation.direct import make_clock, make_cluster
+from hvd_async.simulation.exact import ExactBooks, Model
+from hvd_async.simulation.exact_groups import ExactGroups
+from hvd_async.simulation.synchronous import Synchronous
+from hvd_async.simulation.timing import DEFAULT_SECONDS
+from hvd_async.step_times import StepTimes
+from hvd_async.training import Task
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """What the command line adds to a configuration: replace what the folder holds; threads for arithmetic, of which one
+    computes the same bits everywhere; whether progress is a live bar."""
+
+    overwrite: bool = False
+    threads: int = 1
+    live_progress: bool = False
+
+
+def simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options: SimulateOptions) -> dict[str, Any]:
+    """Run `config` on the cluster of its `simulation` section, and compute every gradient; the summary of the run.
+
+    Everything follows from the configuration and its seed, to the last bit. Evaluations take no virtual time. Raises
+    `ConfigError` for a device other than the CPU, for workers that are not there, and for a folder that holds a run.
+    """
+    if config.training.device not in ("auto", "cpu"):
+        raise ConfigError(f"training.device: got {config.training.device} in a simulation, expected auto or cpu")
+    workers = num_workers(config)
+    times = StepTimes(config.emulation, config.seed, workers, default=DEFAULT_SECONDS)
+    clock = make_clock(config, times, workers)
+    torch.set_num_threads(options.threads)
+    task = make_task(config)
+    module = task.build_model()
+    flat = FlatParameters(module)
+    goal = Goal(task.num_batches(), config.training.updates)
+    folder = RunFolder(config.output)
+    folder.begin(config, overwrite=options.overwrite)
+    progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
+    for line in task.remarks():
+        progress.say(line)
+    model = Model(task, module.train(), flat, config.seed)
+    prices = costs(config, config.simulation.parameters or flat.size)
+    origin = origin_of_one_process(prices.teams(config))
+    journal = RunJournal(folder, config, task, flat, progress, clock.read, origin)
+    with journal:
+        with progress.showing():
+            _train(config, prices, times, model, journal, goal, clock)
+            journal.end_training(is_complete=True)
+        for version in journal.snapshots_to_evaluate():
+            journal.evaluated(version, model.evaluate(read_snapshot(folder, version)))
+        return journal.conclude("finished early" if journal.is_finished() else "finished", workers)
+
+
+def _train(
+    config: RunConfig,
+    prices: Costs,
+    times: StepTimes,
+    model: Model,
+    journal: RunJournal,
+    goal: Goal,
+    clock: Clock,
+) -> None:
+    if config.strategy.kind == "async":
+        books = ExactBooks(config, model, prices.num_workers, journal, goal.last_version)
+        journal.started(books.store)
+        cluster = make_cluster(config, prices, times, books, clock, goal.num_batches)
+        books.watch(cluster.versions_in_use)
+        cluster.run()
+    else:
+        groups = ExactGroups(config, model, prices.num_workers, journal, goal.last_version, goal.num_batches)
+        journal.started(groups.store)
+        Synchronous(prices, times, groups, clock).run()

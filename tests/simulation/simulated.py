@@ -1,0 +1,40 @@
+"""Simulated runs of the toy, in this process."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from hvd_async.config import RunConfig, parse_config
+from hvd_async.simulation.simulate import SimulateOptions, simulate
+from tests.mpi.toy import Settings, ToyTask, make_config
+
+UNEVEN = {"spread": "log_normal", "deviation": 0.5, "slow_workers": {0: 2.0}, "pause_probability": 0.1, "pause_seconds": 0.3}
+
+
+class CountedTask(ToyTask):
+    """The toy, whose batches say how many tokens they have, as those of translation do."""
+
+    def batch(self, index: int, device: Any) -> Any:
+        return Points(super().batch(index, device))
+
+
+class Points(tuple):  # type: ignore[type-arg]
+    """A batch of the toy."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self[1])
+
+
+def parse(output: pathlib.Path, **sections: Any) -> RunConfig:
+    """A configuration of the toy; `seed` is no section."""
+    seed = sections.pop("seed", 1)
+    return parse_config({**make_config(output, **sections), "seed": seed}, source="toy")
+
+
+def run(output: pathlib.Path, num_batches: int = 40, **sections: Any) -> dict[str, Any]:
+    """Simulate the toy; its summary."""
+    config = parse(output, **sections)
+    settings = Settings({}, num_batches=num_batches, dropout=0.2)
+    return simulate(config, lambda _: CountedTask(settings, 0), SimulateOptions())

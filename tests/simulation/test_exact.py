@@ -1,0 +1,183 @@
+"""Simulated runs that compute: they repeat to the last bit, and agree with real ones where both must."""
+
+from __future__ import annotations
+
+import pathlib
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hvd_async.simulation import exact
+from tests.mpi.runs import digest_of, events_of, losses_of, run_toy
+from tests.mpi.toy import Settings, make_config
+from tests.simulation.simulated import UNEVEN, run
+
+UPDATE = {"kind": "adamw", "weight_decay": 0.01, "clip_norm": 0.5, "average_decay": 0.9}
+
+
+def trace_of(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Everything but what says where it was computed."""
+    return [event for kind in ("arrival", "update", "evaluation", "end") for event in events_of(folder, kind)]
+
+
+def simulated(folder: pathlib.Path, *, num_batches: int = 40, **sections: Any) -> list[dict[str, Any]]:
+    sections.setdefault("strategy", {"kind": "async", "arrivals_per_update": 2})
+    run(folder, num_batches, **{"optimizer": UPDATE, **sections})
+    return trace_of(folder)
+
+
+def test_the_same_configuration_gives_the_same_trace_to_the_last_bit(tmp_path: pathlib.Path) -> None:
+    first = simulated(tmp_path / "a", emulation=UNEVEN, validation={"every": 5})
+    assert simulated(tmp_path / "b", emulation=UNEVEN, validation={"every": 5}) == first
+    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
+    other = simulated(tmp_path / "c", emulation=UNEVEN, validation={"every": 5}, seed=2)
+    assert [e["seconds"] for e in other] != [e["seconds"] for e in first]
+
+
+def test_what_happens_at_the_same_time_is_shuffled_not_in_the_order_of_workers(tmp_path: pathlib.Path) -> None:
+    orders = set()
+    for seed in range(6):
+        arrivals = events_of_arrivals(tmp_path / str(seed), seed)
+        assert sorted(arrivals) == [0, 1, 2, 3]
+        orders.add(tuple(arrivals))
+    assert len(orders) > 1
+    assert tuple(events_of_arrivals(tmp_path / "again", 0)) == tuple(events_of_arrivals(tmp_path / "and again", 0))
+
+
+def events_of_arrivals(folder: pathlib.Path, seed: int) -> list[int]:
+    strategy = {"kind": "async", "arrivals_per_update": 1}
+    simulated(folder, num_batches=4, strategy=strategy, seed=seed)
+    return [arrival["worker"] for arrival in events_of(folder, "arrival")]
+
+
+def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(tmp_path: pathlib.Path) -> None:
+    simulated(tmp_path / "single", strategy={"kind": "single"})
+    one = {"kind": "async", "arrivals_per_update": 1}
+    simulated(tmp_path / "async", strategy=one, simulation={"workers": 1})
+    assert losses_of(tmp_path / "async") == losses_of(tmp_path / "single")
+    assert digest_of(tmp_path / "async") == digest_of(tmp_path / "single")
+
+
+def test_lock_step_is_the_synchronous_strategy_to_the_last_bit(tmp_path: pathlib.Path) -> None:
+    simulated(tmp_path / "horovod", num_batches=24, strategy={"kind": "horovod"}, simulation={"workers": 3})
+    for name, push in (("lock-step", {}), ("node-sum", {"node_sum": True})):
+        lockstep = {"kind": "async", "lockstep": True}
+        simulated(tmp_path / name, num_batches=24, strategy=lockstep, simulation={"workers": 3}, emulation=UNEVEN, push=push)
+        assert losses_of(tmp_path / name) == losses_of(tmp_path / "horovod")
+        assert digest_of(tmp_path / name) == digest_of(tmp_path / "horovod")
+
+
+def test_synchronous_groups_never_reach_into_the_next_epoch(tmp_path: pathlib.Path) -> None:
+    simulated(tmp_path / "run", num_batches=60, strategy={"kind": "ddp"}, simulation={"workers": 4})
+    sizes = Counter(arrival["version"] for arrival in events_of(tmp_path / "run", "arrival"))
+    assert [sizes[version] for version in sorted(sizes)] == [4, 4, 4, 4, 4, 4, 4, 2] * 2
+
+
+@pytest.mark.mpi
+def test_lock_step_gives_the_parameters_of_a_real_run(tmp_path: pathlib.Path) -> None:
+    strategy = {"kind": "async", "lockstep": True}
+    real = make_config(tmp_path / "real", strategy=strategy, optimizer=UPDATE)
+    run_toy(4, Settings(real, num_batches=30, dropout=0.2)).check()
+    simulated(tmp_path / "simulated", num_batches=30, strategy=strategy, simulation={"workers": 3})
+    assert losses_of(tmp_path / "simulated") == losses_of(tmp_path / "real")
+    assert digest_of(tmp_path / "simulated") == digest_of(tmp_path / "real")
+
+
+def test_a_run_ends_at_its_last_version_and_refuses_what_comes_later(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    strategy = {"kind": "async", "arrivals_per_update": 1}
+    training = {"epochs": None, "updates": 10}
+    summary = run(folder, strategy=strategy, training=training, simulation={"workers": 3})
+    assert summary["updates"] == 10 and summary["refused"] == {"after_the_end": 2} and summary["simulated"]
+
+
+def test_patience_ends_a_run(tmp_path: pathlib.Path) -> None:
+    validation = {"every": 2, "patience": 2}
+    summary = run(tmp_path / "run", 200, strategy={"kind": "async"}, optimizer={"learning_rate": 5.0}, validation=validation)
+    assert summary["how"] == "finished early" and summary["updates"] < 50
+
+
+def test_parameters_of_a_version_are_held_once_and_no_longer_than_needed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    keep = exact.Versions.keep
+
+    def counted(versions: exact.Versions, used: set[int], newest: int) -> None:
+        keep(versions, used, newest)
+        held.append((versions.num_held, len(used)))
+
+    monkeypatch.setattr(exact.Versions, "keep", counted)
+    strategy = {"kind": "async", "arrivals_per_update": 1}
+    simulated(tmp_path / "run", num_batches=120, strategy=strategy, emulation=UNEVEN, simulation={"workers": 6})
+    assert len(held) == 120
+    assert all(now <= 2 * used + 2 for now, used in held) and max(now for now, _ in held) <= 2 * 2 * 6 + 2
+
+
+STRATEGIES = st.fixed_dictionaries(
+    {
+        "arrivals_per_update": st.one_of(
+            st.integers(1, 6),
+            st.just("workers"),
+            st.just([{"version": 0, "arrivals": 1}, {"version": 5, "arrivals": "workers"}]),
+        ),
+        "lockstep": st.booleans(),
+        "synchronous_versions": st.sampled_from([0, 3]),
+        "max_staleness": st.sampled_from([None, 0, 1, 3]),
+        "on_stale": st.sampled_from(["wait", "drop"]),
+        "staleness_policy": st.sampled_from(["none", "inverse", "delay_compensation"]),
+        "pending": st.sampled_from(["apply", "drop"]),
+    }
+)
+PUSHES = st.sampled_from(
+    [
+        {},
+        {"dtype": "bfloat16", "error_feedback": True},
+        {"keep": 0.3, "error_feedback": True},
+        {"node_sum": True},
+        {"overlap": True},
+        {"node_sum": True, "overlap": True},
+    ]
+)
+CLUSTERS = st.fixed_dictionaries(
+    {
+        "workers": st.integers(1, 6),
+        "workers_per_node": st.sampled_from([None, 1, 2]),
+        "store_node_trains": st.booleans(),
+        "arrival_seconds": st.sampled_from([None, 0.0, 0.05]),
+        "update_seconds": st.sampled_from([None, 0.0, 0.2]),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(strategy=STRATEGIES, push=PUSHES, cluster=CLUSTERS, seed=st.integers(0, 5), num_batches=st.integers(1, 25))
+def test_every_batch_ends_in_exactly_one_place_and_bounds_hold(
+    tmp_path_factory: pytest.TempPathFactory,
+    strategy: dict[str, Any],
+    push: dict[str, Any],
+    cluster: dict[str, Any],
+    seed: int,
+    num_batches: int,
+) -> None:
+    if push.get("overlap"):
+        strategy = {**strategy, "lockstep": False, "max_staleness": strategy["max_staleness"] or None}
+    folder = tmp_path_factory.mktemp("run") / "run"
+    emulation = {name: value for name, value in UNEVEN.items() if name != "slow_workers"}
+    sections = {"emulation": emulation, "simulation": cluster, "push": push, "seed": seed}
+    summary = run(folder, num_batches, strategy={"kind": "async", **strategy}, **sections)
+    arrivals = events_of(folder, "arrival")
+    assert sorted(arrival["batch"] for arrival in arrivals) == list(range(num_batches))
+    assert sum(summary["staleness"].values()) + sum(summary["refused"].values()) == num_batches
+    assert summary["pending"] == 0
+    assert set(summary["refused"]) <= {"too_stale", "dropped_pending"}
+    applied = [arrival for arrival in arrivals if "refused" not in arrival]
+    assert all(arrival["staleness"] == arrival["version"] - 1 - arrival["base_version"] >= 0 for arrival in applied)
+    # At the end what is pending is applied, however stale.
+    last = max((arrival["version"] for arrival in applied), default=0)
+    bound = strategy["max_staleness"]
+    if bound is not None:
+        assert all(arrival["staleness"] <= bound for arrival in applied if arrival["version"] < last)

@@ -1,0 +1,173 @@
+"""Simulations without gradients: the same events as with them, and what follows from a cost model by hand."""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+from typing import Any
+
+import pytest
+
+from hvd_async.cli import make_parser
+from hvd_async.config import RunConfig
+from hvd_async.errors import ConfigError
+from hvd_async.flat import FlatParameters
+from hvd_async.simulation.cluster import Cluster
+from hvd_async.simulation.costs import costs, num_workers
+from hvd_async.simulation.counting import CountingBooks, Tokens
+from hvd_async.simulation.direct import make_clock, make_cluster
+from hvd_async.simulation.planning import lines_of, num_parameters, plan, write_plan
+from hvd_async.simulation.timing import Outcome, Size, predict
+from hvd_async.step_times import StepTimes
+from tests.mpi.runs import events_of
+from tests.mpi.toy import Settings
+from tests.simulation.simulated import UNEVEN, CountedTask, parse, run
+
+# Those of batches 0, 1, ... of the toy.
+TOKENS = Tokens([3, 4, 5, 6, 7])
+NODES = {"workers": 5, "workers_per_node": 2, "arrival_seconds": 0.02, "update_seconds": 0.05}
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"strategy": {"arrivals_per_update": 1}},
+    "workers": {},
+    "seven": {"strategy": {"arrivals_per_update": 7, "pending": "drop"}},
+    "schedule": {
+        "strategy": {"arrivals_per_update": [{"version": 0, "arrivals": 1}, {"version": 5, "arrivals": "workers"}]}
+    },
+    "lock-step": {"strategy": {"lockstep": True}},
+    "lock-step-of-two": {"strategy": {"lockstep": True, "arrivals_per_update": 2}},
+    "warm-start": {"strategy": {"arrivals_per_update": 1, "synchronous_versions": 3}},
+    "wait": {"strategy": {"arrivals_per_update": 1, "max_staleness": 2}},
+    "drop": {"strategy": {"arrivals_per_update": 1, "max_staleness": 2, "on_stale": "drop"}},
+    "compensated": {"strategy": {"arrivals_per_update": 2, "staleness_policy": "delay_compensation"}},
+    "overlap": {"strategy": {"arrivals_per_update": 1}, "push": {"overlap": True}},
+    "overlap-wait": {"strategy": {"arrivals_per_update": 1, "max_staleness": 2}, "push": {"overlap": True}},
+    "node-sum": {"strategy": {"arrivals_per_update": 2}, "push": {"node_sum": True}},
+    "node-sum-overlap": {"strategy": {"arrivals_per_update": 1}, "push": {"node_sum": True, "overlap": True}},
+    "last-version": {"strategy": {"arrivals_per_update": 2}, "training": {"epochs": None, "updates": 9}},
+    "sparse": {"push": {"keep": 0.3, "error_feedback": True}},
+}
+EVENTS = list[tuple[float, int, int, int, int | None]]
+
+
+def sections_of(case: dict[str, Any], emulation: dict[str, Any] = UNEVEN) -> dict[str, Any]:
+    strategy = {"kind": "async", **case.get("strategy", {})}
+    uneven = {**emulation, "seconds_per_token": 0.01}
+    return {"simulation": NODES, "emulation": uneven, **case, "strategy": strategy}
+
+
+def counted(config: RunConfig, num_batches: int | None, *, plain: bool = False) -> EVENTS:
+    """The fate of every arrival without gradients; `plain`: in the long way through the code."""
+    size = FlatParameters(CountedTask(Settings({}), 0).build_model()).size
+    workers = num_workers(config)
+    times = StepTimes(config.emulation, config.seed, workers, default=0.1)
+    clock = make_clock(config, times, workers)
+    books = CountingBooks(config.strategy, workers, TOKENS, config.training.updates, record=clock.read)
+    make = Cluster if plain else make_cluster
+    make(config, costs(config, size), times, books, clock, num_batches).run()
+    return sorted((round(fate.seconds, 6), fate.worker, fate.batch, fate.base_version, fate.version) for fate in books.fates)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_without_gradients_every_arrival_has_the_same_fate_at_the_same_time(tmp_path: pathlib.Path, name: str) -> None:
+    sections = sections_of(CASES[name])
+    run(tmp_path / "run", 60, **sections)
+    computed = sorted(
+        (event["seconds"], event["worker"], event["batch"], event["base_version"], event.get("version"))
+        for event in events_of(tmp_path / "run", "arrival")
+    )
+    config = parse(tmp_path / "run", **sections)
+    num_batches = None if config.training.updates else 60
+    assert counted(config, num_batches) == computed
+    assert counted(config, num_batches, plain=True) == computed
+    if num_batches is not None:
+        assert len(computed) == 60
+
+
+@pytest.mark.parametrize("name", ["plain", "workers", "lock-step", "wait"])
+def test_ties_fall_alike_in_the_short_way_and_the_long(tmp_path: pathlib.Path, name: str) -> None:
+    config = parse(tmp_path, **sections_of(CASES[name], {"seconds": 0.5}))
+    assert counted(config, 60) == counted(config, 60, plain=True)
+
+
+def outcome(tmp_path: pathlib.Path, *, arrivals: int = 4000, parameters: int = 1_000_000, **sections: Any) -> Outcome:
+    sections = {"strategy": {"kind": "async", "arrivals_per_update": 1}, **sections}
+    return predict(parse(tmp_path, **sections), Size(parameters, arrivals, Tokens([100])))
+
+
+def test_workers_that_do_not_wait_are_as_fast_as_their_steps(tmp_path: pathlib.Path) -> None:
+    memory = {"push_latency_seconds": 0.0, "pull_latency_seconds": 0.0, "bytes_per_second": 1e15}
+    cluster = {"workers": 8, "memory": memory, "arrival_seconds": 0.0, "update_seconds": 0.0}
+    one = outcome(tmp_path, simulation=cluster, emulation={"seconds": 0.5, "slow_workers": {0: 2.0}})
+    assert one.arrivals_per_second == pytest.approx(7 / 0.5 + 1 / 1.0, rel=0.01)
+    assert one.tokens_per_second == pytest.approx(100 * one.arrivals_per_second)
+    assert one.limit == "computing"
+
+
+def test_a_saturated_link_passes_one_gradient_after_the_other(tmp_path: pathlib.Path) -> None:
+    cluster = {
+        "workers": 64,
+        "workers_per_node": 1,
+        "store_node_trains": False,
+        "arrival_seconds": 0.0,
+        "update_seconds": 0.0,
+    }
+    one = outcome(tmp_path, simulation=cluster, emulation={"seconds": 0.01})
+    assert one.limit == "store's link"
+    assert one.arrivals_per_second == pytest.approx(1.25e9 / 4e6, rel=0.01)
+    for changes in ({"store": {"shards": 2}}, {"push": {"dtype": "bfloat16"}}):
+        # Half the bytes on each link of the store's; what is pulled stays whole with a smaller push.
+        faster = outcome(tmp_path, simulation=cluster, emulation={"seconds": 0.01}, **changes)
+        assert faster.arrivals_per_second == pytest.approx((2 if "store" in changes else 1) * 312.5, rel=0.02)
+
+
+def test_a_saturated_store_makes_one_update_after_the_other(tmp_path: pathlib.Path) -> None:
+    cluster = {"workers": 64, "arrival_seconds": 0.001, "update_seconds": 0.02}
+    one = outcome(tmp_path, simulation=cluster, emulation={"seconds": 0.01})
+    assert one.limit == "updates" and one.arrivals_per_second == pytest.approx(1 / 0.021, rel=0.01)
+    assert one.mean_staleness == pytest.approx(63, rel=0.05)
+
+
+def test_an_allreduce_waits_for_the_slowest(tmp_path: pathlib.Path) -> None:
+    cluster = {"workers": 4, "workers_per_node": 1, "update_seconds": 0.25}
+    steps = {"seconds": 1.0, "slow_workers": {0: 3.0}}
+    for kind, sums in (("ring", 6 * (50e-6 + 4e6 / 4 / 1.25e9)), ("tree", 4 * (50e-6 + 4e6 / 1.25e9))):
+        sections = {"strategy": {"kind": "ddp"}, "emulation": steps, "simulation": {**cluster, "allreduce": kind}}
+        one = outcome(tmp_path, arrivals=40, **sections)
+        assert one.arrivals_per_second == pytest.approx(4 / (3.0 + sums + 0.25))
+        assert one.shares["computing"] == pytest.approx(1.5 / (3.25 + sums))
+        assert one.limit == "stragglers"
+
+
+def test_a_plan_compares_sizes_and_is_written(tmp_path: pathlib.Path) -> None:
+    config = parse(tmp_path, strategy={"kind": "async"}, emulation={"slow_workers": {3: 2.0}})
+    rows = plan(config, [1, 4, 8], 400)
+    assert [row.outcome.workers for row in rows] == [1, 4, 8]
+    assert 0.8 < rows[0].efficiency <= 1.0
+    assert len(lines_of(rows)) == 4
+    paths = write_plan(tmp_path / "plan", rows)
+    assert [path.name for path in paths] == ["plan.csv", "plan.md", "plan.svg", "plan.png"]
+    with (tmp_path / "plan" / "plan.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [line["workers"] for line in table] == ["1", "4", "8"]
+    assert float(table[1]["tokens/s"]) == rows[1].outcome.tokens_per_second
+    assert (tmp_path / "plan" / "plan.md").read_text().count("\n") == 5
+
+
+def test_parameters_are_counted_without_memory(tmp_path: pathlib.Path) -> None:
+    from hvd_async.nmt.transformer import Transformer
+
+    config = parse(tmp_path, model={"width": 16, "feed_forward": 32, "heads": 2}, vocabulary={"size": 50})
+    model = Transformer(config.model, 50)
+    assert num_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_command_line_refuses_what_is_no_list_of_numbers(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("output: x\ndata: {folder: x}\ntraining: {epochs: 1}\n")
+    for workers in ("0", "4,x", ""):
+        arguments = make_parser().parse_args(["simulate", str(path), "--timing-only", f"--workers={workers},"])
+        with pytest.raises(ConfigError, match="--workers: got"):
+            arguments.run(arguments)
+    arguments = make_parser().parse_args(["simulate"])
+    with pytest.raises(ConfigError, match="expected CONFIG or --calibrate RUN"):
+        arguments.run(arguments)

@@ -1,0 +1,39 @@
+"""What is recorded of the ranks of a run."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from hvd_async.origin import origin_of, origin_of_one_process, this_software
+from hvd_async.topology import Machine, Placement, assign_roles
+
+
+def test_ranks_teams_and_what_differs_on_other_hosts() -> None:
+    machines = [Machine(host, (0, 1), ()) for host in ("a", "a", "b", "b")]
+    plans = assign_roles(machines, Placement("async", threads=1))
+    software = [{"torch": "2", "cpu": "x"}] * 2 + [{"torch": "2", "cpu": "y"}] * 2
+    origin = origin_of(plans, software)
+    assert origin.software == {"torch": "2", "cpu": "x"}
+    assert origin.teams == [[0], [1, 2]]
+    assert [rank["worker"] for rank in origin.ranks] == [None, 0, 1, 2]
+    assert [rank["store_device"] for rank in origin.ranks] == ["cpu", None, None, None]
+    assert [rank.get("software") for rank in origin.ranks] == [None, None, {"cpu": "y"}, {"cpu": "y"}]
+    assert origin.ranks[2] == {
+        "rank": 2,
+        "role": "worker",
+        "host": "b",
+        "device": "cpu",
+        "threads": 1,
+        "worker": 1,
+        "store_device": None,
+        "software": {"cpu": "y"},
+    }
+
+
+def test_everything_is_plain_data() -> None:
+    origin = origin_of_one_process([[0, 1], [2]])
+    assert json.loads(json.dumps(origin.to_json())) == origin.to_json()
+    assert origin.teams == [[0, 1], [2]] and origin.ranks[0]["threads"] == torch.get_num_threads()
+    assert this_software()["torch"] == torch.__version__ and this_software()["cpu"]
