@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_score(_verb(verbs, "score", "translate a test set and print BLEU and chrF", _score))
     _add_compare(_verb(verbs, "compare", "print finished runs side by side", _compare))
     _add_simulate(_verb(verbs, "simulate", "run a configuration on a simulated cluster, in this process", _simulate))
+    _add_study(_verb(verbs, "study", "compare methods on simulated clusters: what are their tokens worth?", _study))
     _add_replay(_verb(verbs, "replay", "compute a recorded run again and compare it, to the last bit", _replay))
     _add_bench(_verb(verbs, "bench", "measure how fast this is here, beside the limits of the machine", _bench))
     doctor = _verb(
@@ -338,6 +339,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     if arguments.calibrate is not None:
         return _calibrate(arguments)
+    for flag in ("workers", "arrivals", "output"):
+        if getattr(arguments, flag) is not None and not arguments.timing_only:
+            raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected --timing-only beside it; see --help")
     if arguments.config is None:
         raise ConfigError("simulate: got no configuration, expected CONFIG or --calibrate RUN")
     if arguments.threads < 1:
@@ -384,6 +388,32 @@ def _numbers(flag: str, text: str) -> list[int]:
     if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
         raise ConfigError(f"{flag}: got {text!r}, expected whole numbers >= 1, such as 4,16,64")
     return [int(part) for part in parts]
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=pathlib.Path, metavar="STUDY", help="YAML file; docs/staleness.md explains it")
+    parser.add_argument(
+        "--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder of the runs and the table"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs computed at a time (default 1)")
+    parser.add_argument("--table", action="store_true", help="compute nothing, only make the table of what is there")
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from hvd_async.atomic import write_file
+    from hvd_async.simulation.study import Study, format_rows
+
+    if arguments.jobs < 1:
+        raise ConfigError(f"--jobs: got {arguments.jobs}, expected 1 or more")
+    study = Study(arguments.study, arguments.output)
+    failures = [] if arguments.table else study.run(arguments.jobs, lambda line: print(line, flush=True))
+    table = format_rows(study.rows())
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_file(arguments.output / "study.md", f"{table}\n".encode())
+    print(table)
+    if failures:
+        raise DataError("\n".join(["runs that failed:", *failures]))
+    return 0
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:

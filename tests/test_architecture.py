@@ -33,7 +33,6 @@ ONLY = {
     "comparison": {"errors"},
     "flat": set(),
     "step_times": {"config", "errors"},
-    "step_times": {"config", "errors"},
     "kernels": {"_kernels", "kernels_cuda"},
     "store.parameter_store": {"config", "store", "kernels"},  # what is done to gradients needs no transport
     "store.schedule": {"config"},

@@ -10,7 +10,7 @@ import yaml
 from hvd_async.__main__ import main
 from hvd_async.nmt.grammar import write_corpus
 
-VERBS = ("data", "train", "launch", "translate", "score", "compare", "replay", "doctor")
+VERBS = ("data", "train", "launch", "translate", "score", "compare", "study", "replay", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS), ["data", "builtin"], ["data", "multi30k"]])

@@ -25,8 +25,8 @@ class Books(Protocol):
     def tokens(self, batch: int) -> int:
         """Target tokens of `batch`; asked for where the length of steps depends on them."""
 
-    def lookahead(self, sender: Sender, version: int) -> int:
-        """How far ahead of `version`, which is being pulled, its workers are to compute."""
+    def provisional(self, version: int) -> int:
+        """Which provisional parameters are there on top of `version`, which is being pulled: a number of their own, or 0."""
 
     def admits(self, sender: Sender) -> bool:
         """See `ParameterStore.admits`."""

@@ -93,7 +93,7 @@ class Cluster:
     def _begin_step(self, worker: Worker, batch: int) -> None:
         worker.batch = batch
         worker.base = worker.version
-        worker.lookahead = worker.version_lookahead
+        worker.provisional = worker.version_provisional
         if self._announced is not None:
             self._announced.add(worker.base)
         tokens = self._books.tokens(batch) if self._asks_for_tokens else 0
@@ -112,7 +112,7 @@ class Cluster:
         """Begin to exchange the gradient that is ready; with overlap, go on computing meanwhile."""
         worker.out_batch = worker.batch
         worker.out_base = worker.base
-        worker.out_lookahead = worker.lookahead
+        worker.out_provisional = worker.provisional
         worker.out_seconds = worker.seconds
         worker.out_took = worker.took
         if not self._is_overlapped:
@@ -129,7 +129,7 @@ class Cluster:
         """Compute with what the last exchange brought from now on."""
         worker.took = worker.took_next
         worker.version = worker.brought
-        worker.version_lookahead = worker.brought_lookahead
+        worker.version_provisional = worker.brought_provisional
 
     def _go_on(self, worker: Worker) -> None:
         """After an exchange, or the first pull."""
@@ -229,9 +229,10 @@ class Cluster:
         if self._announced is not None:
             self._announced.add(version)
         sender.pulled = version
-        sender.pulled_lookahead = self._books.lookahead(sender, version)
+        provisional = self._books.provisional(version) if self._strategy.provisional else 0
+        sender.pulled_provisional = provisional
         node, costs = sender.node, self._costs
-        if version == sender.held:
+        if version == sender.held and provisional == sender.held_provisional:
             ends = now + (costs.memory_pull_latency if node.is_store else costs.pull_latency)
         elif node.is_store:
             ends = now + costs.memory_pull_seconds
@@ -246,6 +247,7 @@ class Cluster:
     def _end_pull(self, sender: Sender) -> None:
         is_first = sender.held == NONE
         sender.held = version = sender.pulled
+        sender.held_provisional = sender.pulled_provisional
         contributors, sender.contributors = sender.contributors, []
         took = (0.0, 0.0, 0.0)
         if not is_first:
@@ -256,7 +258,7 @@ class Cluster:
             self.totals.pulling += pulled * len(contributors)
         for worker in contributors:
             worker.brought = version
-            worker.brought_lookahead = sender.pulled_lookahead
+            worker.brought_provisional = sender.pulled_provisional
             worker.took_next = took
         for worker in contributors:
             self._go_on(worker)
@@ -282,7 +284,8 @@ class Cluster:
                 return
             self._books.leave(self._leavers.popleft().number)
             if self._books.is_complete() and self._advance():
-                self._be_busy(self._costs.update_seconds, None)
+                self._is_busy = True
+                self._clock.at(self._clock.now + self._costs.update_seconds, self._end_turn, None)
                 return
 
     def _next_push(self) -> Sender | None:
@@ -315,7 +318,8 @@ class Cluster:
         self.totals.arrivals += seconds
         if self._books.is_complete() and self._advance():
             seconds += self._costs.update_seconds
-        self._be_busy(seconds, sender)
+        self._is_busy = True
+        self._clock.at(self._clock.now + seconds, self._end_turn, sender)
 
     def _advance(self) -> bool:
         """Make the next version, whose arrivals are complete, if none is held back for; see `StoreServer._advance`."""
@@ -333,10 +337,6 @@ class Cluster:
     @property
     def _oldest_under_way(self) -> int | None:
         return None if self._announced is None else self._announced.oldest
-
-    def _be_busy(self, seconds: float, sender: Sender | None) -> None:
-        self._is_busy = True
-        self._clock.at(self._clock.now + seconds, self._end_turn, sender)
 
     def _end_turn(self, sender: Sender | None) -> None:
         self._is_busy = False

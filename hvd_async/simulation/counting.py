@@ -94,9 +94,10 @@ class CountingBooks:
         """See `Books`."""
         return self._ledger.watermark
 
-    def lookahead(self, sender: Sender, version: int) -> int:
-        """See `Books`."""
-        return 0
+    def provisional(self, version: int) -> int:
+        """See `Books`: what is pending tells them apart."""
+        is_made = version == self.version > 0 and not is_synchronous(self._strategy, version)
+        return len(self._bases) if is_made else 0
 
     def admits(self, sender: Sender) -> bool:
         """See `Books`."""
@@ -110,8 +111,7 @@ class CountingBooks:
         if self._may_be_synchronous:
             for worker in sender.contributors:
                 self._ledger.record(worker.out_batch)
-        base = sender.oldest_base
-        if self._drops and self._bound is not None and self.version - base > self._bound:
+        if self._drops and self._bound is not None and self.version - sender.oldest_base > self._bound:
             self.refuse(sender)
             return False
         for worker in sender.contributors:

@@ -18,6 +18,7 @@ class Sender:
         "contributors",
         "first_batch",
         "held",
+        "held_provisional",
         "is_released",
         "is_waiting",
         "members",
@@ -25,7 +26,7 @@ class Sender:
         "number",
         "oldest_base",
         "pulled",
-        "pulled_lookahead",
+        "pulled_provisional",
         "reached",
         "sent",
         "waited",
@@ -40,7 +41,8 @@ class Sender:
         """Of the push that is being gathered, or under way."""
         self.held = self.pulled = self.first_batch = self.oldest_base = NONE
         """Versions: that of the parameters here, that on its way; of the push: its first batch, its oldest base version."""
-        self.pulled_lookahead = 0
+        self.held_provisional = self.pulled_provisional = 0
+        """Which provisional parameters these are, by the number that `Books` gave them; 0: those of the version."""
         self.sent = self.reached = self.waited = 0.0
         """When the last push began, was in the store's memory, and need not be waited for any more."""
         self.is_released = True
@@ -58,22 +60,22 @@ class Worker(Sender):
         "base",
         "batch",
         "brought",
-        "brought_lookahead",
+        "brought_provisional",
         "exchanging",
         "is_blocked",
-        "lookahead",
         "out_base",
         "out_batch",
-        "out_lookahead",
+        "out_provisional",
         "out_seconds",
         "out_took",
+        "provisional",
         "seconds",
         "sender",
         "steps",
         "took",
         "took_next",
         "version",
-        "version_lookahead",
+        "version_provisional",
         "waits",
     )
 
@@ -83,7 +85,7 @@ class Worker(Sender):
         self.sender = self if sender is None else sender
         self.steps = 0
         self.batch = self.base = self.out_batch = self.out_base = self.version = self.brought = NONE
-        self.lookahead = self.out_lookahead = self.version_lookahead = self.brought_lookahead = 0
+        self.provisional = self.out_provisional = self.version_provisional = self.brought_provisional = 0
         self.seconds = self.out_seconds = 0.0
         self.took = self.took_next = self.out_took = (0.0, 0.0, 0.0)
         # With overlap: batches claimed ahead, and what is under way meanwhile.

@@ -32,7 +32,7 @@ class DirectCluster(Cluster):
         self.totals.computing += worker.seconds
         worker.out_batch = worker.first_batch = worker.batch
         worker.out_base = worker.oldest_base = worker.base
-        worker.out_lookahead = worker.lookahead
+        worker.out_provisional = worker.provisional
         worker.out_seconds = worker.seconds
         worker.out_took = worker.took
         worker.contributors = worker.members
@@ -65,7 +65,7 @@ class DirectCluster(Cluster):
         totals.pulling += took[2]
         self._claims = batch + 1
         worker.held = worker.version = worker.brought = worker.base = worker.pulled
-        worker.lookahead = worker.version_lookahead = worker.pulled_lookahead
+        worker.held_provisional = worker.provisional = worker.version_provisional = worker.pulled_provisional
         worker.batch = batch
         step = worker.steps
         tokens = self._books.tokens(batch) if self._asks_for_tokens else 0

@@ -101,7 +101,7 @@ class Provisional(Sequence[torch.Tensor]):
 
     def number_of(self, version: int, arrivals: int, make: Callable[[int], int]) -> int:
         """The number of those on top of `version` with its first `arrivals`; `make(number)` makes them if they are not there."""
-        if self._bases[self._number] != (version, arrivals):
+        if self._bases.get(self._number) != (version, arrivals):
             self._number += 1
             self._bases[self._number] = (version, make(self._number))
         return self._number
@@ -163,11 +163,11 @@ class ExactBooks:
         """See `Books`."""
         return self._model.task.batch(batch, "cpu").num_tokens
 
-    def base_parameters(self, version: int, lookahead: int) -> torch.Tensor:
+    def base_parameters(self, version: int, provisional: int) -> torch.Tensor:
         """The parameters on which a step that pulled `version` is computed: [size], float32, only to be read."""
-        return self._provisional[lookahead] if lookahead else self.versions[version]
+        return self._provisional[provisional] if provisional else self.versions[version]
 
-    def lookahead(self, sender: Sender, version: int) -> int:
+    def provisional(self, version: int) -> int:
         """See `Books`."""
         if version != self.store.version or not self.store.makes_provisional():
             return 0
@@ -252,13 +252,13 @@ class ExactBooks:
             gradient, num_bytes = self._pushes.send(sender.number, vector)
         push = workers[0].out_batch
         arrivals = [
-            _arrival(worker, tokens, loss, 0 if number else num_bytes, push, self._provisional.arrivals(worker.out_lookahead))
+            _arrival(worker, tokens, loss, 0 if number else num_bytes, push, self._provisional)
             for number, (worker, (tokens, loss)) in enumerate(zip(workers, results, strict=True))
         ]
         return arrivals, gradient
 
     def _gradient_of(self, worker: Worker) -> tuple[int, float]:
-        wanted = (worker.out_base, worker.out_lookahead)
+        wanted = (worker.out_base, worker.out_provisional)
         if wanted != self._loaded:
             kernels.copy(self.base_parameters(*wanted), self._model.flat.parameters)
             self._loaded = wanted
@@ -267,7 +267,7 @@ class ExactBooks:
         return result
 
 
-def _arrival(worker: Worker, tokens: int, loss: float, sent_bytes: int, push: int, provisional: int) -> Arrival:
+def _arrival(worker: Worker, tokens: int, loss: float, sent_bytes: int, push: int, provisional: Provisional) -> Arrival:
     pushed, waited, pulled = worker.out_took
     return Arrival(
         worker.number,
@@ -279,7 +279,7 @@ def _arrival(worker: Worker, tokens: int, loss: float, sent_bytes: int, push: in
         pushed,
         waited,
         pulled,
-        provisional,
+        provisional.arrivals(worker.out_provisional),
         sent_bytes,
         push,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import pathlib
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
 import yaml
 
+from hvd_async.cli import make_parser
 from hvd_async.config import EmulationConfig, SimulationConfig
 from hvd_async.errors import DataError
 from hvd_async.simulation.calibration import calibrate, total_variation
@@ -85,14 +87,19 @@ def test_a_synchronous_cluster_is_recovered_from_its_log(tmp_path: pathlib.Path,
         assert abs(prediction.error) < 0.05 and prediction.distance == 0.0
 
 
-def test_what_was_fitted_is_written_as_sections_of_a_configuration(tmp_path: pathlib.Path) -> None:
+def test_what_was_fitted_is_written_as_sections_of_a_configuration(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path / "run", 100, strategy={"kind": "async"}, emulation=UNEVEN, simulation=CLUSTER)
-    fitted = calibrate(tmp_path / "run")
-    fitted.write(tmp_path / "fitted.yaml")
+    capsys.readouterr()
+    command = ["simulate", "--calibrate", str(tmp_path / "run"), "--output", str(tmp_path / "fitted.yaml")]
+    arguments = make_parser().parse_args(command)
+    assert arguments.run(arguments) == 0
     sections = yaml.safe_load((tmp_path / "fitted.yaml").read_text())
     EmulationConfig.model_validate(sections["emulation"])
     SimulationConfig.model_validate(sections["simulation"])
-    assert len([line for line in fitted.lines() if line.startswith("predicted")]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("predicted")]) == 2
 
 
 def test_a_folder_without_a_run_or_with_a_short_one_is_refused(tmp_path: pathlib.Path) -> None:
@@ -111,8 +118,6 @@ def test_a_folder_without_a_run_or_with_a_short_one_is_refused(tmp_path: pathlib
 
 
 def test_total_variation_is_half_the_difference() -> None:
-    from collections import Counter
-
     assert total_variation(Counter({0: 1, 1: 1}), Counter({1: 5, 2: 5})) == 0.5
     assert total_variation(Counter({0: 3}), Counter({0: 9})) == 0.0
     assert total_variation(Counter({0: 3}), Counter({1: 1})) == 1.0

@@ -44,6 +44,9 @@ CASES: dict[str, dict[str, Any]] = {
     "node-sum": {"strategy": {"arrivals_per_update": 2}, "push": {"node_sum": True}},
     "node-sum-overlap": {"strategy": {"arrivals_per_update": 1}, "push": {"node_sum": True, "overlap": True}},
     "last-version": {"strategy": {"arrivals_per_update": 2}, "training": {"epochs": None, "updates": 9}},
+    "provisional": {"strategy": {"provisional": True}},
+    "provisional-node-sum": {"strategy": {"provisional": True, "arrivals_per_update": 4}, "push": {"node_sum": True}},
+    "provisional-overlap": {"strategy": {"provisional": True, "synchronous_versions": 2}, "push": {"overlap": True}},
     "sparse": {"push": {"keep": 0.3, "error_feedback": True}},
 }
 EVENTS = list[tuple[float, int, int, int, int | None]]
@@ -161,13 +164,40 @@ def test_parameters_are_counted_without_memory(tmp_path: pathlib.Path) -> None:
     assert num_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_the_command_line_refuses_what_is_no_list_of_numbers(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("output: x\ndata: {folder: x}\ntraining: {epochs: 1}\n")
-    for workers in ("0", "4,x", ""):
-        arguments = make_parser().parse_args(["simulate", str(path), "--timing-only", f"--workers={workers},"])
-        with pytest.raises(ConfigError, match="--workers: got"):
-            arguments.run(arguments)
+def write_config(folder: pathlib.Path) -> pathlib.Path:
+    path = folder / "config.yaml"
+    path.write_text("output: x\ndata: {folder: x}\ntraining: {epochs: 1}\nstrategy: {kind: async}\n")
+    return path
+
+
+def test_the_command_line_plans_without_data(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--timing-only", "--workers", "2,4", "--arrivals", "200", "--output", str(tmp_path / "plan")]
+    arguments = make_parser().parse_args(["simulate", str(write_config(tmp_path)), *options])
+    assert arguments.run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "workers" and [line.split()[0] for line in lines[1:3]] == ["2", "4"]
+    assert lines[3].startswith("written: ") and (tmp_path / "plan" / "plan.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--timing-only", "--workers=0"], "--workers: got '0'"),
+        (["--timing-only", "--workers=4,x"], "--workers: got '4,x'"),
+        (["--timing-only", "--arrivals=0"], "--arrivals: got 0"),
+        (["--workers=4"], "--workers: got 4, expected --timing-only beside it"),
+        (["--output=x"], "--output: got x, expected --timing-only beside it"),
+        (["--threads=0"], "--threads: got 0"),
+    ],
+)
+def test_the_command_line_refuses_what_it_cannot_do(tmp_path: pathlib.Path, options: list[str], fault: str) -> None:
+    arguments = make_parser().parse_args(["simulate", str(write_config(tmp_path)), *options])
+    with pytest.raises(ConfigError) as caught:
+        arguments.run(arguments)
+    assert str(caught.value).startswith(fault)
+
+
+def test_the_command_line_needs_something_to_simulate() -> None:
     arguments = make_parser().parse_args(["simulate"])
     with pytest.raises(ConfigError, match="expected CONFIG or --calibrate RUN"):
         arguments.run(arguments)
