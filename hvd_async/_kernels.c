@@ -172,7 +172,7 @@ static inline double add_lanes(double *lanes) {
     return lanes[0];
 }
 
-enum { ADAM, ADAM_DECAY, ADAMW };
+enum { ADAM, ADAM_DECAY, ADAMW, TRIAL = 4 }; /* TRIAL beside one of the others */
 enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4 };
 
 typedef struct {
@@ -205,12 +205,15 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
         float mean = sum / divisor;
         g[i] = mean;
         float gradient = mean * clip;
-        if (kind == ADAM_DECAY) gradient = gradient + parameter * decay;
-        if (kind == ADAMW) parameter = parameter * decay;
+        if ((kind & ~TRIAL) == ADAM_DECAY) gradient = gradient + parameter * decay;
+        if ((kind & ~TRIAL) == ADAMW) parameter = parameter * decay;
         float first = m[i] + (gradient - m[i]) * w1;
-        float second = v[i] * b2 + gradient * gradient * w2;
-        m[i] = first;
-        v[i] = second;
+        float added = gradient * gradient * w2;
+        float second = kind & TRIAL ? (added > v[i] ? added : v[i]) : v[i] * b2 + added;
+        if (!(kind & TRIAL)) {
+            m[i] = first;
+            v[i] = second;
+        }
         target[i] = parameter - first / (sqrtf(second) * root + epsilon) * rate;
     }
 }
@@ -275,10 +278,14 @@ __attribute__((always_inline)) static inline void step_chunk(const rule_t *rule,
             SGD_CASE(SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY)
         }
     } else {
-        switch (rule->kind == 2 ? ADAMW : rule->decay != 0.0f ? ADAM_DECAY : ADAM) {
+        int kind = rule->kind == 2 ? ADAMW : rule->decay != 0.0f ? ADAM_DECAY : ADAM;
+        switch (rule->is_trial ? kind | TRIAL : kind) {
             ADAM_CASE(ADAM)
             ADAM_CASE(ADAM_DECAY)
             ADAM_CASE(ADAMW)
+            ADAM_CASE(ADAM | TRIAL)
+            ADAM_CASE(ADAM_DECAY | TRIAL)
+            ADAM_CASE(ADAMW | TRIAL)
         }
     }
 }
@@ -322,7 +329,7 @@ HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, dou
 /* Sum, divide, step: elements [start, end) of everything; the squares of sum / divisor into `partials`. */
 HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, double *partials,
                            Py_ssize_t start, Py_ssize_t end) {
-    float g[CHUNK], made[CHUNK], summed[CHUNK], tried_first[CHUNK], tried_second[CHUNK];
+    float g[CHUNK], made[CHUNK], summed[CHUNK], tried[CHUNK];
     double lanes[LANES];
     const int is_plain = are_plain(inputs);
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
@@ -332,8 +339,7 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
             int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
             float *first = state->first == NULL ? NULL : state->first + at;
             float *second = state->second == NULL ? NULL : state->second + at;
-            if (rule->is_trial && first != NULL) first = memcpy(tried_first, first, 4 * (size_t)n);
-            if (rule->is_trial && second != NULL) second = memcpy(tried_second, second, 4 * (size_t)n);
+            if (rule->is_trial && rule->kind == 0 && first != NULL) first = memcpy(tried, first, 4 * (size_t)n);
             const float *from[4] = {summed, summed, summed, summed};
             if (is_plain)
                 for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;

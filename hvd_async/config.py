@@ -10,7 +10,7 @@ import difflib
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -26,6 +26,9 @@ class Section(pydantic.BaseModel):
     """Base of every section: unknown keys are errors, values are immutable and validated strictly."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class DataConfig(Section):
@@ -215,10 +218,11 @@ class StrategyConfig(Section):
     delay_compensation: Annotated[float, Field(ge=0.0)] = Field(
         0.04, description="Lambda of `delay_compensation`, for the gradient of the mean loss per token."
     )
-    provisional: bool = Field(
-        False,
+    provisional: bool | None = Field(
+        None,
         description="A worker that pulls while arrivals are pending computes on what the next version would be if only those were"
-        " in it, instead of on a version that is about to be replaced (docs/staleness.md). It needs `reduction: token_mean`.",
+        " in it, instead of on a version that is about to be replaced (docs/staleness.md). It needs `reduction: token_mean`, and"
+        " no `delay_compensation`; absent: true with these. In lock-step, and with N = 1, it is without effect.",
     )
     pending: Literal["apply", "drop"] = Field(
         "apply", description="Arrivals accumulated but not yet applied when the data ends: applied, or dropped and counted."
@@ -241,6 +245,30 @@ class StrategyConfig(Section):
             if not versions or versions[0] != 0 or versions != sorted(set(versions)):
                 raise ValueError(f"got versions {versions}, expected a rising list that begins with 0")
         return value
+
+    @pydantic.model_validator(mode="after")
+    def _provisional_parameters_can_be(self) -> StrategyConfig:
+        if self.kind != "async" or not self.provisional or not self.has_provisional:
+            return self
+        if self.reduction != "token_mean":
+            raise ValueError(
+                f"provisional: got true with reduction {self.reduction}, expected false, or token_mean; the sum of some arrivals"
+                " makes a shorter step than that of all"
+            )
+        if self.staleness_policy == "delay_compensation":
+            raise ValueError(
+                "provisional: got true with staleness_policy delay_compensation, expected false, or none or inverse; what it"
+                " corrects is measured from the version, not from where the gradient was computed"
+            )
+        return self
+
+    @property
+    def has_provisional(self) -> bool:
+        """Whether there ever are provisional parameters: not in lock-step, nor where each arrival makes a version."""
+        wanted = self.provisional
+        if wanted is None:
+            wanted = self.reduction == "token_mean" and self.staleness_policy != "delay_compensation"
+        return wanted and not self.lockstep and self.arrivals_per_update != 1
 
 
 class StoreConfig(Section):
@@ -532,27 +560,38 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunC
     Raises `ConfigError` with one line per fault, each `file: key: got, expected`.
     """
     path = pathlib.Path(path)
-    try:
-        tree = _read_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected the YAML configuration of a run") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: got {_kind(tree)}, expected keys such as `output`, `data`, `training`")
+    tree = read_tree(path, "configuration of a run")
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, source=str(path))
 
 
+def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
+    """The keys of the YAML file `path`, the `purpose`, unchecked. Raises `ConfigError` if there are none."""
+    try:
+        tree = _read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected the YAML {purpose}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: got {_kind(tree)}, expected keys, those of the {purpose}")
+    return tree
+
+
 def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:
     """Check a configuration given as plain data; `source` names it in errors. Raises `ConfigError`."""
+    return check(RunConfig, tree, source)
+
+
+def check(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> SectionT:
+    """`tree` as a section of that kind; `source` names it in errors. Raises `ConfigError` with one line per fault."""
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        lines = [f"{source}: {line}" for line in dict.fromkeys(_describe(fault) for fault in error.errors())]
+        lines = [f"{source}: {line}" for line in dict.fromkeys(_describe(fault, kind) for fault in error.errors())]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -586,13 +625,13 @@ def _apply_override(tree: dict[Any, Any], override: str) -> None:
     tree[parts[-1]] = value
 
 
-def _describe(fault: Any) -> str:
+def _describe(fault: Any, root: type[Section]) -> str:
     """One line for one of pydantic's faults: key, what was found, what is expected."""
     location = [part for part in fault["loc"] if not _is_branch_name(part)]
     key = ".".join(str(part) for part in location) or "(top level)"
     kind, message = fault["type"], fault["msg"]
     if kind == "extra_forbidden":
-        names = _sibling_names(fault["loc"])
+        names = _sibling_names(fault["loc"], root)
         near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(names))}"
         return f"{key}: unknown key; {hint}"
@@ -611,8 +650,8 @@ def _is_branch_name(part: Any) -> bool:
     return part in _BRANCHES
 
 
-def _sibling_names(location: Sequence[Any]) -> list[str]:
-    section: Any = RunConfig
+def _sibling_names(location: Sequence[Any], root: type[Section]) -> list[str]:
+    section: Any = root
     for part in location[:-1]:
         if isinstance(part, int) or _is_branch_name(part):
             section = ArrivalsFrom

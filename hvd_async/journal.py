@@ -344,6 +344,7 @@ class RunJournal:
         config = self._config
         strategy = config.strategy.model_dump()
         kind = strategy.pop("kind")
+        strategy["provisional"] = config.strategy.has_provisional
         simulated = {} if self._clock is time.monotonic else {"simulated": True}
         if kind != "async":
             return {**simulated, "strategy": kind, "options": {"reduction": strategy["reduction"]}}

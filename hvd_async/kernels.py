@@ -129,6 +129,13 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
                p = p - m / (sqrt(v) * inverse_root + epsilon) * rate
         average = average + (p - average) * average_weight
 
+    A trial makes the target alone; Adam's is
+
+               p = p - (m + (g - m) * (1 - beta1)) / (sqrt(max(v, g * g * (1 - beta2))) * inverse_root + epsilon) * rate
+
+    since the square of a part of an update's gradients is larger than that of all: `v` stays as it is, but where that square
+    alone will make it larger, as of an element whose gradient was 0 so far; `v` would let it jump to anywhere.
+
     The formulas are those of torch.optim (Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2); state begins
     as zeros. The inputs are unchanged; `state.parameters` too, unless it is the target.
     """
@@ -225,7 +232,7 @@ def _describe(inputs: Sequence[Input]) -> list[tuple[int, int, float]]:
 
 def _numbers(rule: Rule, state: State) -> tuple[float, ...]:
     kind = ("sgd", "adam", "adamw").index(rule.kind)
-    has_average = rule.average_weight is not None
+    has_average = rule.average_weight is not None and not rule.is_trial
     return (
         kind, state.first is not None, rule.nesterov, has_average, rule.is_trial,
         rule.divisor, rule.clip, rule.rate, rule.decay, rule.beta1, rule.beta2,
@@ -380,13 +387,14 @@ def _step_piece(gradient: torch.Tensor, state: State, rule: Rule, piece: slice) 
         parameters = parameters - gradient * rule.rate
     else:
         assert state.first is not None and state.second is not None
-        first, second = _tried(state.first[piece], rule), _tried(state.second[piece], rule)
+        first, second = _tried(state.first[piece], rule), state.second[piece]
         first.add_((gradient - first).mul_(1 - rule.beta1))
-        second.mul_(rule.beta2).add_((gradient * gradient).mul_(1 - rule.beta2))
+        added = (gradient * gradient).mul_(1 - rule.beta2)
+        second = torch.where(added > second, added, second) if rule.is_trial else second.mul_(rule.beta2).add_(added)
         direction = first / _square_root(second).mul_(rule.inverse_root).add_(rule.epsilon)
         parameters = parameters - direction.mul_(rule.rate)
     state.target[piece] = parameters
-    if state.average is not None and rule.average_weight is not None:
+    if state.average is not None and rule.average_weight is not None and not rule.is_trial:
         average = state.average[piece]
         average.add_((parameters - average).mul_(rule.average_weight))
 

@@ -90,6 +90,11 @@ def test_faults_in_a_schedule_of_arrivals_name_the_key_of_the_entry() -> None:
     ]
 
 
+@pytest.mark.parametrize("elsewhere", [{"kind": "ddp"}, {"lockstep": True}, {"arrivals_per_update": 1}])
+def test_what_provisional_parameters_need_is_not_asked_for_where_there_are_none(elsewhere: dict[str, Any]) -> None:
+    assert parse(strategy={"kind": "async", "provisional": True, "reduction": "sum", **elsewhere}).strategy.provisional
+
+
 @pytest.mark.parametrize("versions", [[], [1], [0, 3, 2], [0, 2, 2]])
 def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> None:
     schedule = [{"version": version, "arrivals": 1} for version in versions]
@@ -126,6 +131,16 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             {"store": {"device": "cuda", "shards": 2}},
             "store: device: got cuda with shards 2, expected cpu; the first shard reads the state of the others in the memory of"
             " their hosts",
+        ),
+        (
+            {"strategy": {"kind": "async", "provisional": True, "reduction": "sum"}},
+            "strategy: provisional: got true with reduction sum, expected false, or token_mean; the sum of some arrivals"
+            " makes a shorter step than that of all",
+        ),
+        (
+            {"strategy": {"kind": "async", "provisional": True, "staleness_policy": "delay_compensation"}},
+            "strategy: provisional: got true with staleness_policy delay_compensation, expected false, or none or inverse;"
+            " what it corrects is measured from the version, not from where the gradient was computed",
         ),
         ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens and updates"),
         (

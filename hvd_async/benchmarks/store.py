@@ -15,11 +15,12 @@ from hvd_async import kernels
 from hvd_async.benchmarks.limits import arithmetic_threads, memcpy_with, page_aligned
 from hvd_async.benchmarks.measurement import Effort, Figure, Spread, Target, duration, take_turns, timed
 from hvd_async.benchmarks.options import Options, num_elements, own_cores
-from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
+from hvd_async.config import ArrivalsFrom, OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.errors import SetupError
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore
 from hvd_async.store.shard import Shard
+from hvd_async.transport.layout import NUM_PROVISIONAL
 
 DEFAULTS = Options(threads=own_cores())
 TAKES = frozenset({"sizes", "repeats", "threads", "seconds", "device"})
@@ -28,8 +29,12 @@ NUM_ARRIVALS = 4
 OPTIMIZER = OptimizerConfig(kind="adam", schedule=ScheduleConfig(kind="constant", warmup=0))
 # Parameters and both moments are read and written, the published copy is written.
 _VECTORS_MOVED = NUM_ARRIVALS + 3 * 2 + 1
-# Slots; parameters, two moments, sum and published copy of the store and of the torch code; two for memcpy.
-_VECTORS_HELD = NUM_ARRIVALS + 2 * 5 + 2
+# Of an arrival with provisional parameters: its slot and the sum so far are read, the new sum is written; that, parameters and
+# both moments are read, the provisional copy is written.
+_PROVISIONAL_MOVED = 3 + 5
+# Slots; parameters, two moments, sum and published copy of the store, and again with two provisional copies, and of the torch
+# code; two for memcpy.
+_VECTORS_HELD = NUM_ARRIVALS + 3 * 5 + 4
 _TOKENS = 100
 
 _MEMCPY_TARGET = Target("ratio at least", 0.8)
@@ -56,11 +61,13 @@ def _measure_size(num: int, options: Options) -> dict[str, Spread]:
     published, other = kernels.zeros_apart(num, NUM_ARRIVALS + 3, device), torch.zeros(num, device=device)
     source, target = page_aligned(num).to(device), page_aligned(num).to(device)
     ours, theirs = StoreUpdate(slots, published), TorchUpdate(slots, other)
+    provisional = ProvisionalArrival(slots, kernels.zeros_apart(num, NUM_ARRIVALS + 5, device))
     effort = Effort(options.repeats, options.seconds, warm_ups=2)  # the first makes the moments
     with _copies(options) as copy:
         return take_turns(
             lambda: {
                 "store": timed(_to_the_end(ours, device)),
+                "provisional": timed(_to_the_end(provisional, device)),
                 "torch": timed(_to_the_end(theirs, device)),
                 "memcpy": timed(_to_the_end(lambda: copy(source, target), device)),
             },
@@ -112,6 +119,36 @@ class StoreUpdate:
         assert update is not None  # gradients are finite, and all have arrived
 
 
+class ProvisionalArrival:
+    """What the store does with one full slot where workers pull provisional parameters: takes it in, and makes those."""
+
+    def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
+        """`slots`: gradients, [size] float32, only read, in turns; `published`: [size] float32, of version 1."""
+        # After the first update, without which nothing is provisional, none is ever complete.
+        schedule = (ArrivalsFrom(version=0, arrivals=1), ArrivalsFrom(version=1, arrivals=10**9))
+        strategy = StrategyConfig(kind="async", arrivals_per_update=schedule, provisional=True)
+        size = published.numel()
+        vectors = [kernels.zeros_apart(size, len(slots) + 6 + number, published.device) for number in range(NUM_PROVISIONAL)]
+        shard = Shard([published], OPTIMIZER, provisional=vectors)
+        self._store = ParameterStore(shard, size, OPTIMIZER, strategy, num_workers=len(slots))
+        self._gradients = [Gradient.measure(slot) for slot in slots]
+        self._batch = 0
+        self._take_in()
+        self._store.advance()
+        self._take_in()  # the sum has begun
+
+    def __call__(self) -> None:
+        """Take in one arrival."""
+        self._take_in()
+        self._store.make_provisional(self._batch)
+
+    def _take_in(self) -> None:
+        worker = self._batch % len(self._gradients)
+        arrival = Arrival(worker, self._batch, self._store.version, tokens=_TOKENS, loss=1.0)
+        self._store.accept([arrival], self._gradients[worker])
+        self._batch += 1
+
+
 class TorchUpdate:
     """The same by the obvious code: add the gradients, let torch's fused Adam step, copy the parameters."""
 
@@ -140,13 +177,16 @@ def _figures(size: float, seconds: dict[str, Spread], device: str) -> list[Figur
     limit = seconds["memcpy"].scaled(_VECTORS_MOVED / 2)
     against_torch = _TORCH_TARGET if size >= _LARGE else _NEVER_SLOWER
     name = f"update of {NUM_ARRIVALS} arrivals, Adam, {size:g} M"
+    provisional = f"provisional parameters of an arrival, Adam, {size:g} M"
     copied = "memcpy of as many bytes"
     if device != "cpu":
-        name += f", {torch.cuda.get_device_name(device)}"
+        name, provisional = (f"{each}, {torch.cuda.get_device_name(device)}" for each in (name, provisional))
         copied = "copy of as many bytes in device memory"
+    least = seconds["memcpy"].scaled(_PROVISIONAL_MOVED / 2)
     return [
         duration(name, seconds["store"], (copied, limit), _MEMCPY_TARGET),
         duration(name, seconds["store"], ("torch: add, fused Adam, copy", seconds["torch"]), against_torch),
+        duration(provisional, seconds["provisional"], (copied, least), _MEMCPY_TARGET if device == "cpu" else None),
     ]
 
 

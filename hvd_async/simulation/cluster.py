@@ -229,7 +229,7 @@ class Cluster:
         if self._announced is not None:
             self._announced.add(version)
         sender.pulled = version
-        provisional = self._books.provisional(version) if self._strategy.provisional else 0
+        provisional = self._books.provisional(version) if self._strategy.has_provisional else 0
         sender.pulled_provisional = provisional
         node, costs = sender.node, self._costs
         if version == sender.held and provisional == sender.held_provisional:

@@ -197,8 +197,11 @@ class StoreClient:
         while True:
             version = self._announce()
             base = self._newest_base(version) if may_be_provisional else Base(version)
+            if base is None:
+                continue
             if base == self._base:
                 return version
+            self._base = NO_BASE  # a copy that is torn has overwritten what was held
             for window, part in zip(self._windows, self._parts, strict=True):
                 layout = window.layout
                 is_version = base.provisional == 0
@@ -209,13 +212,20 @@ class StoreClient:
                 return version
             may_be_provisional = False  # the store makes them faster than this worker reads
 
-    def _newest_base(self, version: int) -> Base:
+    def _newest_base(self, version: int) -> Base | None:
+        """What to read where `version` was out a moment ago; None if a newer one is by now.
+
+        Of that `version` what was provisional may be overwritten already, and the gradient that this worker pushed in neither.
+        """
         number = self._window.load(Word.PROVISIONAL)
-        place = number % NUM_PROVISIONAL
-        below = self._window.load(Word.PROVISIONAL_VERSION + place)
-        if number == 0 or below != version:
+        if number == 0:
             return Base(version)
-        return Base(version, self._window.load(Word.PROVISIONAL_ARRIVALS + place), number)
+        words = self._window.load_words(Word.PROVISIONAL_VERSION, 2 * NUM_PROVISIONAL)
+        place = number % NUM_PROVISIONAL
+        below, num_arrivals = words[place], words[NUM_PROVISIONAL + place]
+        if below > version:
+            return None
+        return Base(version, num_arrivals, number) if below == version else Base(version)
 
     def _is_whole(self, base: Base) -> bool:
         """Whether what was just read, and what is known of it, was not overwritten meanwhile.

@@ -252,9 +252,10 @@ class ParameterStore:
     def makes_provisional(self) -> bool:
         """Whether there are provisional parameters now: arrivals pending, and no lock-step, in which nobody would read them.
 
-        There are none on top of version 0, before the optimizer knows anything.
+        There are none on top of version 0, before the optimizer knows anything; nor of an update that is complete, and held
+        back: those who come before it is made wait for it.
         """
-        if not self._strategy.provisional or not self._pending or self.version == 0:
+        if not self._strategy.has_provisional or not self._pending or self.version == 0 or self.is_complete():
             return False
         is_safe = math.sqrt(self._size) * self._largest / self._divisor() < _NORM_LIMIT
         return is_safe and not is_synchronous(self._strategy, self.version)

@@ -33,6 +33,7 @@ from hvd_async.transport.window import StoreMemory
 # Between two looks: where bells wake the store it sleeps on, elsewhere it looks again soon.
 _SLEEP_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.001
+_NOTHING = (-1, 0)  # no version, no arrivals
 
 
 class Journal(Protocol):
@@ -87,7 +88,8 @@ class StoreServer:
         self._last_push: dict[int, int] = {}
         self._untold: list[Update] = []
         self._num_provisional = 0
-        self._drained_now: list[int] = []
+        self._shown = _NOTHING
+        self._drained_now: list[int] = []  # taken in, and their owners not yet told
         self._turn = 0
         self._heartbeats = 0
         self._signs_of_life = {worker: (-1, time.monotonic()) for worker in range(num_workers)}
@@ -143,6 +145,8 @@ class StoreServer:
             version = self._store.version
             busy |= self._drain_slot(slot % num_slots, notice)
             busy |= self._advance()  # one that was held back for a straggler may be free now
+            if self._drained_now and not self._store.makes_provisional():  # else once for all slots that are full
+                self._tell_drained()
             self._tell_journal()
             if self._store.version != version:
                 notice = self._pass_on(None)  # it may have been the last: what the other slots hold came too late
@@ -168,9 +172,6 @@ class StoreServer:
         self._advance()
         self._free_slots()
         self._drained_now.append(slot)
-        if not self._store.makes_provisional():  # else once for all slots that are full
-            self._tell_drained()
-        self._tell_journal()
         return True
 
     def _tell_drained(self) -> None:
@@ -184,17 +185,25 @@ class StoreServer:
         """Make provisional parameters of all that is pending, for those who wait to pull."""
         if not self._drained_now:
             return
-        if self._store.makes_provisional():
+        pending = (self._store.version, len(self._store.pending))
+        if self._store.makes_provisional() and pending != self._shown:  # the same where all that came was refused
             number = self._num_provisional + 1
             self._memory.store(Word.NEXT_PROVISIONAL, number)
             num_arrivals = self._store.make_provisional(number)
+            self._memory.bring_out(self._layout.provisional_offset(number))
             self._free_slots()
             place = number % NUM_PROVISIONAL
             self._memory.store(Word.PROVISIONAL_VERSION + place, self._store.version)
             self._memory.store(Word.PROVISIONAL_ARRIVALS + place, num_arrivals)
             self._memory.store(Word.PROVISIONAL, number)
-            self._num_provisional = number
+            self._num_provisional, self._shown = number, pending
         self._tell_drained()
+
+    def _withdraw_provisional(self) -> None:
+        """Of arrivals that were refused afterwards nobody is to read any more."""
+        for place in range(NUM_PROVISIONAL):
+            self._memory.store(Word.PROVISIONAL_VERSION + place, -1)
+        self._shown = _NOTHING
 
     def _free_what_is_wanted(self) -> bool:
         """A worker may push again before its last gradient was read: it is read now."""
@@ -243,6 +252,7 @@ class StoreServer:
         update = self._store.advance(self._under_way())
         if update is None and not self._store.pending:  # the sum is not finite: there is no next version yet
             self._memory.store(Word.NEXT_VERSION, self._store.version)
+            self._withdraw_provisional()
         self._complete(update)
         # Asked again: until the new version was out, a worker may have announced the one before.
         self._store.forget_base_versions(min(self._under_way(), default=self._store.version))
@@ -271,7 +281,7 @@ class StoreServer:
 
     def _publish(self) -> None:
         """Say that the newest version is out; it was made in its place."""
-        self._memory.bring_out(self._store.version)
+        self._memory.bring_out(self._layout.published_offset(self._store.version))
         self._memory.store(Word.VERSION, self._store.version)
         self.beat()
 

@@ -59,8 +59,8 @@ class Shard:
         """`buffers` ([size] float32 each) become the shard's own: version v is made in `buffers[v % len(buffers)]`.
 
         Those of `version` lie there already. `provisional`: vectors in which `try_step` makes its own, in turns. `allocate`
-        gives the memory ([size] float32, zeros) for a name of `state_names`;
-        by default it is ordinary memory beside the first buffer. `keeps_bases`: past versions are kept for `compensate`.
+        gives the memory ([size] float32, zeros) for a name of `state_names`; by default it is ordinary memory beside the first
+        buffer. `keeps_bases`: past versions are kept for `compensate`.
         """
         self.version = version
         self._buffers = buffers
@@ -141,8 +141,8 @@ class Shard:
     def try_step(self, order: StepOrder, number: int) -> None:
         """Make, in vector `number` of the provisional ones, in turns, what a step with all that was taken in would make.
 
-        Nothing else changes, but that what is held is folded. The second moment stays as it is: that of a part of the gradients
-        of an update is larger than that of all.
+        Nothing else changes, but that what is held is folded. Adam's second moment is mostly that of the version: see
+        `kernels.step`.
         """
         self.fold()
         target = self._provisional[number % len(self._provisional)]
@@ -191,10 +191,10 @@ class Shard:
             self._bases[self.version] = self.parameters.clone()
 
     def _trial_rule(self, order: StepOrder) -> kernels.Rule:
-        rule = dataclasses.replace(self._rule(order), average_weight=None, is_trial=True)
+        rule = dataclasses.replace(self._rule(order), is_trial=True)
         if self._optimizer.kind == "sgd":
             return rule
-        return dataclasses.replace(rule, beta2=1.0, inverse_root=1 / math.sqrt(1 - self._optimizer.betas[1] ** self.version))
+        return dataclasses.replace(rule, inverse_root=1 / math.sqrt(1 - self._optimizer.betas[1] ** self.version))
 
     def _rule(self, order: StepOrder) -> kernels.Rule:
         config, version = self._optimizer, order.version

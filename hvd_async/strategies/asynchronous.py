@@ -188,7 +188,7 @@ class RankRole:
             store_timeout_seconds=strategy.store_timeout_seconds,
             claim_order=job.claim_order,
             push=job.push,
-            pulls_provisional=strategy.provisional,
+            pulls_provisional=strategy.has_provisional,
         )
         client = self._make_client(worker, options)
         client.join()

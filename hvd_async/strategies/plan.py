@@ -105,6 +105,6 @@ class Plan:
             num_shards=num_shards,
             # The sequencer reads them for a checkpoint.
             num_state_vectors=len(state_names(job.optimizer)) if num_shards > 1 else 0,
-            num_provisional=NUM_PROVISIONAL if job.strategy.provisional else 0,
+            num_provisional=NUM_PROVISIONAL if job.strategy.has_provisional else 0,
             num_partials=-(-job.flat.size // kernels.BLOCK) if num_shards > 1 and number == 0 else 0,
         )

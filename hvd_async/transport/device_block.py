@@ -142,10 +142,11 @@ class DeviceMemory(DeviceWindow):
         if slot in self.host_slots:
             self._copy(self.layout.slot_offset(slot), self.layout.format.num_bytes, to_device=True)
 
-    def bring_out(self, version: int) -> None:
-        """See `StoreMemory.bring_out`. The host's buffer is covered by the same announcement as the GPU's: NEXT_VERSION."""
+    def bring_out(self, offset: int) -> None:
+        """See `StoreMemory.bring_out`. The host's copy is covered by the same announcement as the GPU's: NEXT_VERSION, or
+        NEXT_PROVISIONAL."""
         if self.host_slots:
-            self._copy(self.layout.published_offset(version), 4 * self.layout.num_elements, to_device=False)
+            self._copy(offset, 4 * self.layout.num_elements, to_device=False)
 
     def _copy(self, offset: int, num_bytes: int, *, to_device: bool) -> None:
         here = self._host_memory.vector(offset, num_bytes, torch.uint8)
@@ -238,7 +239,8 @@ def _allocate(layout: Layout, device: torch.device) -> torch.Tensor:
         free, _ = torch.cuda.mem_get_info(device)
         raise SetupError(
             f"store.device: got {device} with {free / 2**30:.1f} GiB free, expected {num_bytes / 2**30:.1f} GiB ="
-            f" {layout.num_buffers} published copies and {layout.slots} slots; use fewer workers, push.dtype: bfloat16,"
+            f" {layout.num_buffers + layout.num_provisional} published copies and {layout.slots} slots; use fewer workers,"
+            " push.dtype: bfloat16,"
             " store.published_buffers: 2, another GPU, or store.device: cpu"
         ) from None
     device_memory[:WORD_BYTES].view(torch.int64).fill_(_MARK)

@@ -84,7 +84,7 @@ class MappedMemory:
     def bring_in(self, slot: int) -> None:
         """See `StoreMemory.bring_in`: it is there."""
 
-    def bring_out(self, version: int) -> None:
+    def bring_out(self, offset: int) -> None:
         """See `StoreMemory.bring_out`: they are."""
 
     def ring(self, bell: int) -> None:

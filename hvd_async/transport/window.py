@@ -75,5 +75,5 @@ class StoreMemory(Window, Protocol):
     def bring_in(self, slot: int) -> None:
         """Make `vector` show what was pushed into `slot`. Called once for a push, after it was announced."""
 
-    def bring_out(self, version: int) -> None:
-        """Make the published parameters of `version`, whole in `vector`, readable by every worker; they are on return."""
+    def bring_out(self, offset: int) -> None:
+        """Make the published parameters at byte `offset`, whole in `vector`, readable by every worker; they are on return."""

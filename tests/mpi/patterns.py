@@ -1,7 +1,8 @@
 """The protocol on real ranks, with patterns that show a torn pull or a lost push: `python -m tests.mpi.patterns SIZE STEPS`.
 
 Every gradient is a constant vector and the optimizer is plain SGD, so that all elements of a version are equal; a pull whose
-elements differ was torn. Gradients are whole powers, so that the sum of everything pushed is exact.
+elements differ was torn. Gradients are -1, so that the sum of everything pushed is exact, and so is the mean of any of them: on
+top of version v the provisional parameters are v + 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Up
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.store.shard import Shard
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
-from hvd_async.transport.layout import Layout
+from hvd_async.transport.layout import NUM_PROVISIONAL, Layout
 from hvd_async.transport.mpi import SharedMemory, open_blocks
 
 
@@ -49,38 +50,47 @@ def main(size: int, steps: int) -> None:
     torch.set_num_threads(1)
     group = MpiGroup(init_mpi())
     try:
-        exercise(group, size, steps)
+        exercise(group, size, steps, StrategyConfig(kind="async", arrivals_per_update=2, reduction="sum", provisional=False))
+        exercise(group, size, steps, StrategyConfig(kind="async", arrivals_per_update=4, provisional=True))
     except AssertionError:
         traceback.print_exc()
         group.abort(1)
 
 
-def exercise(group: MpiGroup, size: int, steps: int) -> None:
-    layout = Layout(size, group.size - 1)
+def exercise(group: MpiGroup, size: int, steps: int, strategy: StrategyConfig) -> None:
+    layout = Layout(size, group.size - 1, num_provisional=NUM_PROVISIONAL if strategy.provisional else 0)
     optimizer = OptimizerConfig(kind="sgd", learning_rate=1.0, schedule=ScheduleConfig(kind="constant"))
-    strategy = StrategyConfig(kind="async", arrivals_per_update=2, reduction="sum")
     with open_blocks(group, [layout], [0]) as (memory,):
         if group.rank == 0:
             assert isinstance(memory, SharedMemory)
             buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
-            store, books = ParameterStore(Shard(buffers, optimizer), size, optimizer, strategy, group.size - 1), Books()
+            provisional = [memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)]
+            shard = Shard(buffers, optimizer, provisional=provisional)
+            store, books = ParameterStore(shard, size, optimizer, strategy, group.size - 1), Books()
             StoreServer(store, memory, books, ServerOptions()).serve(lambda: None)
             total = steps * (group.size - 1)
             assert books.num_arrivals == total, (books.num_arrivals, total)
-            # SGD with rate 1 on the summed gradients -1: the parameters count the arrivals.
-            assert torch.equal(store.parameters, torch.full((size,), float(total))), store.parameters
+            # SGD with rate 1 on gradients -1: the parameters count the arrivals, or versions.
+            count = store.version if strategy.provisional else total
+            assert torch.equal(store.parameters, torch.full((size,), float(count))), store.parameters
         else:
-            client = StoreClient([memory], group.rank - 1, ClientOptions())
+            client = StoreClient([memory], group.rank - 1, ClientOptions(pulls_provisional=strategy.provisional))
             client.join()
-            parameters, seen = torch.full((size,), -1.0), -1
+            parameters, seen, num_provisional = torch.full((size,), -1.0), -1, 0
             for _ in range(steps):
                 version = client.pull(parameters)
                 assert version >= seen, (version, seen)
                 assert parameters.min() == parameters.max(), "torn pull"
-                assert parameters[0] >= 2 * (version - 1)  # an update has two arrivals, the last may have one
-                seen = version
+                if strategy.provisional:
+                    assert parameters[0] == version + (client.base.provisional > 0), client.base
+                else:
+                    assert parameters[0] >= 2 * (version - 1)  # an update has two arrivals, the last may have one
+                seen, num_provisional = version, num_provisional + (client.base.provisional > 0)
                 client.push(torch.full((size,), -1.0), [Arrival(group.rank - 1, client.claim(), version, 1, 0.0)])
+                if strategy.provisional:
+                    client.wait_drained()
             client.leave()
+            assert (num_provisional > 0) == strategy.provisional
         sys.stdout.write(f"rank {group.rank}: {memory.name}\n")
 
 

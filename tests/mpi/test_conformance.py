@@ -1,4 +1,5 @@
 """Shards, node sums, overlap and push formats in every combination, on real ranks, under delays at every point of the protocol.
+Every other one pulls provisional parameters.
 
 What holds for the plain store holds for all of them: `check_books` of the conservation tests, on one host and on two.
 """
@@ -38,9 +39,10 @@ def combinations() -> Iterator[tuple[int, bool, bool, str]]:
 
 def make_settings(folder: pathlib.Path, combination: tuple[int, bool, bool, str], seed: int, **strategy: object) -> Settings:
     shards, node_sum, overlap, form = combination
+    pulls: dict[str, object] = {"arrivals_per_update": 3, "provisional": True} if seed % 2 else {"arrivals_per_update": 2}
     configuration = make_config(
         folder / name_of(combination),
-        strategy={"kind": "async", "arrivals_per_update": 2, **strategy},
+        strategy={"kind": "async", **pulls, **strategy},
         store={"shards": shards},
         push={**FORMATS[form], "node_sum": node_sum, "overlap": overlap},
         optimizer={"learning_rate": 0.002},

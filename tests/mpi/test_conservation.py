@@ -24,6 +24,8 @@ STRATEGIES: dict[str, dict[str, object]] = {
     "compensated": {"arrivals_per_update": 2, "staleness_policy": "delay_compensation"},
     "two-buffers": {"arrivals_per_update": 1},
     "warm-start": {"arrivals_per_update": 1, "synchronous_versions": 4},
+    "provisional": {"arrivals_per_update": 4, "provisional": True},
+    "provisional-bounded": {"arrivals_per_update": 2, "provisional": True, "max_staleness": 1},
 }
 NUM_BATCHES = 41
 

@@ -25,10 +25,13 @@ def config(folder: pathlib.Path, kind: str, **strategy: object) -> dict[str, obj
     return make_config(folder, strategy={"kind": kind, **strategy}, optimizer=UPDATE, validation={"every": 10})
 
 
-@pytest.mark.parametrize("pending", ["apply", "drop"])
-def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(tmp_path: pathlib.Path, pending: str) -> None:
+@pytest.mark.parametrize(("pending", "wanted"), [("apply", 1), ("drop", "workers")])
+def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(
+    tmp_path: pathlib.Path, pending: str, wanted: int | str
+) -> None:
+    """Nothing is ever pending, so that nothing is provisional."""
     run_toy(1, Settings(config(tmp_path / "single", "single"))).check()
-    asynchronous = config(tmp_path / "async", "async", arrivals_per_update=1, pending=pending)
+    asynchronous = config(tmp_path / "async", "async", arrivals_per_update=wanted, pending=pending, provisional=True)
     run_toy(2, Settings(asynchronous)).check()
     assert len(losses_of(tmp_path / "single")) == 30
     assert losses_of(tmp_path / "async") == losses_of(tmp_path / "single")

@@ -247,6 +247,7 @@ def make_config(output: pathlib.Path, **sections: Any) -> dict[str, Any]:
         "optimizer": {"learning_rate": 0.05, "epsilon": 1e-6},
         "training": {"epochs": 1, "device": "cpu", "tensorboard": False},
         "validation": {"bleu": False},
+        "strategy": {"provisional": False},  # exact traces are of versions, unless a test says otherwise
     }
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}

@@ -73,10 +73,7 @@ MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"arrivals_per_update": 2, "provisional": True, "max_staleness": 1, "on_stale": "drop"},
         {"overlap": True},
     ),
-    "provisional_compensated": (
-        {"arrivals_per_update": 5, "provisional": True, "staleness_policy": "delay_compensation"},
-        FEW,
-    ),
+    "provisional_few": ({"arrivals_per_update": 5, "provisional": True, "staleness_policy": "inverse"}, FEW),
     "provisional_team": (
         {"arrivals_per_update": 4, "provisional": True},
         {**FEW, "node_sum": True, "overlap": True},

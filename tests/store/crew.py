@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hvd_async.config import PushConfig, StrategyConfig
+from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
 from hvd_async.store import Arrival, ParameterStore, Refusal, Update
-from hvd_async.store.client import ClientOptions, StoreClient
+from hvd_async.store.client import Base, ClientOptions, StoreClient
+from hvd_async.store.gradient import Gradient
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import StopKind, StopNotice, Word
-from tests.store.stores import arrival
+from tests.store.stores import arrival, make_store, sgd
 
 JOIN_SECONDS = 90.0  # generous: only a hang gets there
 
@@ -67,11 +68,12 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Pull:
-    """What a worker saw: the smallest and largest element of the parameters of `version`."""
+    """What a worker saw: the smallest and largest element of the parameters of `version`, or provisional ones on top of it."""
 
     version: int
     smallest: float
     largest: float
+    provisional: int = 0
 
 
 @dataclass
@@ -87,6 +89,8 @@ class Crew:
     memories: Sequence[ThreadMemory] = ()
     """The blocks of all shards, where there are several."""
     push: PushConfig = field(default_factory=PushConfig)
+    optimizer: OptimizerConfig = field(default_factory=sgd)
+    """That of `store`."""
     journal: Recorder = field(default_factory=Recorder)
     server: ServerOptions = field(default_factory=ServerOptions)
     after_step: Callable[[StoreClient, int, int], bool] = lambda client, worker, num_steps: True
@@ -129,7 +133,8 @@ class Crew:
 
     def _work(self, worker: int) -> None:
         waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
-        options = ClientOptions(waits_for_stragglers=waits, push=self.push)
+        provisional = self.strategy.has_provisional
+        options = ClientOptions(waits_for_stragglers=waits, push=self.push, pulls_provisional=provisional)
         client = StoreClient(self.memories or [self.memory], worker, options)
         pace = random.Random(self.seed * 1000 + worker)
         parameters = torch.full_like(self.store.parameters, torch.nan)
@@ -142,10 +147,11 @@ class Crew:
                 break
             for _ in range(pace.randrange(1, 1 + 1000 * (1 + worker))):  # the work, uneven and seeded
                 pass
-            base_version = client.version
-            client.push(self.gradient(batch), [arrival(batch, worker=worker, base_version=base_version)])
+            base = client.base
+            given = arrival(batch, worker=worker, base_version=base.version, provisional=base.provisional)
+            client.push(self.gradient(batch), [given])
             num_steps += 1
-            if is_synchronous(self.strategy, base_version):
+            if is_synchronous(self.strategy, base.version):
                 client.wait_released()
             elif pace.random() < 0.5:  # the strategy does; the protocol holds without it too
                 client.wait_drained()
@@ -153,6 +159,26 @@ class Crew:
         client.leave()
 
     def _pull(self, client: StoreClient, worker: int, parameters: torch.Tensor) -> None:
-        version = client.pull(parameters)
+        client.pull(parameters)
+        self.see(worker, client.base, parameters)
+
+    def see(self, worker: int, base: Base, parameters: torch.Tensor) -> None:
         smallest, largest = torch.aminmax(parameters)
-        self.pulls[worker].append(Pull(version, float(smallest), float(largest)))
+        self.pulls[worker].append(Pull(base.version, float(smallest), float(largest), base.provisional))
+
+    def expected(self) -> dict[tuple[int, int], float]:
+        """What all elements are of each version and with each number of arrivals provisionally on top, 0 being the version
+        itself, made again from what was applied, in its order. Gradients are the same in all elements, and none is clipped."""
+        provisional = torch.zeros(1)
+        again = make_store(self.strategy, optimizer=self.optimizer, size=1, provisional=[provisional])
+        values = {(0, 0): 0.0}
+        for update in self.journal.updates:
+            for one in update.arrivals:
+                gradient = self.gradient(one.batch)[:1]
+                again.accept([one], Gradient.measure(gradient))
+                if again.version:
+                    again.make_provisional(0)
+                    values[again.version, len(again.pending)] = provisional.item()
+            assert again.finish() is not None
+            values[again.version, 0] = again.parameters.item()
+        return values

@@ -19,6 +19,7 @@ from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word
 from tests.store.crew import JOIN_SECONDS
+from tests.store.stores import num_provisional, provisional_vectors
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Shards:
             slot_format=slot_format(self.size, part, self.push),
             num_shards=self.num_shards,
             num_state_vectors=len(state_names(self.optimizer)),
+            num_provisional=num_provisional(self.strategy),
             num_partials=-(-self.size // kernels.BLOCK) if number == 0 else 0,
         )
 
@@ -99,4 +101,5 @@ class Shards:
             return memory.vector(layout.state_offset(names.index(name)))
 
         keeps_bases = needs_base_parameters(self.strategy)
-        return Shard(buffers, self.optimizer, keeps_bases=keeps_bases, allocate=allocate)
+        provisional = provisional_vectors(memory)
+        return Shard(buffers, self.optimizer, provisional=provisional, keeps_bases=keeps_bases, allocate=allocate)

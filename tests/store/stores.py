@@ -12,14 +12,15 @@ from hvd_async.store import Arrival, ParameterStore
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.transport.layout import NUM_PROVISIONAL
 from hvd_async.transport.window import StoreMemory
 
 CONSTANT = ScheduleConfig(kind="constant")
 
 
 def asynchronous(**settings: Any) -> StrategyConfig:
-    """An asynchronous strategy with `settings`."""
-    return StrategyConfig(kind="async", **settings)
+    """An asynchronous strategy with `settings`, and nothing provisional unless they say so."""
+    return StrategyConfig(**{"kind": "async", "provisional": False, **settings})
 
 
 def sgd(**settings: Any) -> OptimizerConfig:
@@ -35,29 +36,49 @@ def make_store(
     size: int = 4,
     memory: StoreMemory | None = None,
     initial: torch.Tensor | None = None,
+    provisional: Sequence[torch.Tensor] = (),
 ) -> ParameterStore:
-    """A store whose parameters, [size], begin as `initial` or at zero; its versions are made in `memory`, where that is given."""
+    """A store whose parameters, [size], begin as `initial` or at zero; its versions are made in `memory`, where that is given,
+    and what is provisional in `provisional`, or there."""
     optimizer = optimizer or sgd()
     if memory is not None:
         size = memory.layout.num_elements
         buffers = [memory.vector(memory.layout.published_offset(n)) for n in range(memory.layout.num_buffers)]
+        provisional = provisional or provisional_vectors(memory)
     else:
         size = size if initial is None else initial.numel()
         buffers = [torch.zeros(size) if initial is None else initial.clone()]
-    return ParameterStore(make_shard(strategy, optimizer, size, buffers), size, optimizer, strategy, num_workers)
+    shard = make_shard(strategy, optimizer, size, buffers, provisional)
+    return ParameterStore(shard, size, optimizer, strategy, num_workers)
 
 
 def make_shard(
-    strategy: StrategyConfig, optimizer: OptimizerConfig, size: int = 4, buffers: Sequence[torch.Tensor] | None = None
+    strategy: StrategyConfig,
+    optimizer: OptimizerConfig,
+    size: int = 4,
+    buffers: Sequence[torch.Tensor] | None = None,
+    provisional: Sequence[torch.Tensor] = (),
 ) -> Shard:
     """A shard whose parameters begin as `buffers[0]`, or at zero."""
     keeps_bases = needs_base_parameters(strategy)
-    return Shard(buffers or [torch.zeros(size)], optimizer, keeps_bases=keeps_bases)
+    return Shard(buffers or [torch.zeros(size)], optimizer, provisional=provisional, keeps_bases=keeps_bases)
 
 
-def arrival(batch: int, *, worker: int = 0, base_version: int = 0, tokens: int = 1, loss: float = 0.0) -> Arrival:
+def provisional_vectors(memory: StoreMemory) -> list[torch.Tensor]:
+    """The vectors of `memory` for provisional parameters."""
+    return [memory.vector(memory.layout.provisional_offset(number)) for number in range(memory.layout.num_provisional)]
+
+
+def num_provisional(strategy: StrategyConfig) -> int:
+    """How many of them a block has."""
+    return NUM_PROVISIONAL if strategy.has_provisional else 0
+
+
+def arrival(
+    batch: int, *, worker: int = 0, base_version: int = 0, tokens: int = 1, loss: float = 0.0, provisional: int = 0
+) -> Arrival:
     """An arrival of one target token, unless `tokens` says otherwise."""
-    return Arrival(worker, batch, base_version, tokens, loss)
+    return Arrival(worker, batch, base_version, tokens, loss, provisional=provisional)
 
 
 def accept(store: ParameterStore, which: Arrival, value: float = 1.0) -> None:

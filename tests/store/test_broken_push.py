@@ -20,9 +20,9 @@ from hvd_async.strategies.exchange import TeamExchange, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import Layout, SlotWord, WorkerState, WorkerWord
 from hvd_async.transport.window import StoreMemory
-from tests.store.crew import Crew
+from tests.store.crew import Crew, Pull
 from tests.store.shards import Shards
-from tests.store.stores import arrival, asynchronous, make_store, sgd
+from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd
 
 NUM_WORKERS, DOOMED = 3, 1
 NUM_BATCHES = 24
@@ -100,15 +100,17 @@ class MortalCrew(Crew):
             super()._work(worker)
             return
         windows = [cast(StoreMemory, Mortal(memory, self.fate)) for memory in self.memories or [self.memory]]
-        client = StoreClient(windows, worker, ClientOptions(push=self.push))
+        options = ClientOptions(push=self.push, pulls_provisional=self.strategy.has_provisional)
+        client = StoreClient(windows, worker, options)
         client.join()
         parameters = torch.full_like(self.store.parameters, torch.nan)
         try:
             for step in range(2):
-                version = client.pull(parameters)
+                client.pull(parameters)
+                base = client.base
                 self.pushes.append(client.claim())
                 self.fate.is_armed = step == 1
-                given = arrival(self.pushes[-1], worker=worker, base_version=version)
+                given = arrival(self.pushes[-1], worker=worker, base_version=base.version, provisional=base.provisional)
                 client.push(self.gradient(self.pushes[-1]), [given])
         except Killed:
             self.has_died = True
@@ -127,16 +129,26 @@ def check(crew: MortalCrew) -> bool:
     expected = (set(range(NUM_BATCHES)) | {first, second}) - (set() if num_pushed == 2 else {second})
     assert sorted(crew.journal.batches) == sorted(expected) and first in expected
     assert crew.journal.refusals == []
-    assert crew.store.parameters.eq(-sum(map(value_of, expected))).all()
+    if crew.strategy.reduction == "sum":
+        assert crew.store.parameters.eq(-sum(map(value_of, expected))).all()
+    again = crew.expected()
+    assert crew.store.parameters.eq(again[crew.store.version, 0]).all()
+    for pull in itertools.chain(*crew.pulls.values()):
+        value = again[pull.version, pull.provisional]
+        assert pull == Pull(pull.version, value, value, pull.provisional)
     return num_pushed == 2
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
-@pytest.mark.parametrize("wanted", [1, 4])
+@pytest.mark.parametrize(("wanted", "provisional"), [(1, False), (4, False), (4, True)])
 @pytest.mark.parametrize("form", ["float32", "bfloat16"])
-def test_a_gradient_counts_if_and_only_if_its_push_was_finished(form: str, wanted: int, num_shards: int) -> None:
+def test_a_gradient_counts_if_and_only_if_its_push_was_finished(
+    form: str, wanted: int, provisional: bool, num_shards: int
+) -> None:
     """With N = 4 the first gradient often lies in the slot still, and is asked for before the second is written."""
-    strategy = asynchronous(arrivals_per_update=wanted, reduction="sum")
+    strategy = asynchronous(
+        arrivals_per_update=wanted, reduction="token_mean" if provisional else "sum", provisional=provisional
+    )
     push, size = PushConfig.model_validate({"dtype": form}), BLOCK + 3
     counts = []
     for fatal in itertools.count():
@@ -154,7 +166,8 @@ def run_crew(strategy: Any, push: PushConfig, size: int, num_shards: int, fate: 
         return torch.full((size,), value_of(batch))
 
     if num_shards == 1:
-        memory = ThreadMemory(Layout(size, NUM_WORKERS, slot_format=slot_format(size, slice(0, size), push)))
+        form, places = slot_format(size, slice(0, size), push), num_provisional(strategy)
+        memory = ThreadMemory(Layout(size, NUM_WORKERS, slot_format=form, num_provisional=places))
         store = make_store(strategy, num_workers=NUM_WORKERS, memory=memory)
         crew = MortalCrew(store, strategy, memory, NUM_BATCHES, gradient, push=push, fate=fate)
         crew.run().check()

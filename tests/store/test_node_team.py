@@ -19,7 +19,7 @@ from hvd_async.strategies.exchange import TeamExchange, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import Layout, SlotWord, StopKind, StopNotice, Word
 from tests.store.crew import Crew, Pull
-from tests.store.stores import arrival, asynchronous, make_store, value_of
+from tests.store.stores import arrival, asynchronous, make_store, num_provisional, value_of
 
 SIZE = 5
 
@@ -49,7 +49,8 @@ class TeamCrew(Crew):
     def _work(self, worker: int) -> None:
         team, member = self._place(worker)
         waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
-        options = ClientOptions(waits_for_stragglers=waits, announces=waits)
+        provisional = self.strategy.has_provisional
+        options = ClientOptions(waits_for_stragglers=waits, announces=waits, pulls_provisional=provisional)
         client = StoreClient([self.memory], worker, options, slot=team)
         pace = random.Random(self.seed * 1000 + worker)
         parameters = torch.full((SIZE,), torch.nan)
@@ -60,7 +61,8 @@ class TeamCrew(Crew):
             self.strategy,
         )
         client.join()
-        self._see(worker, exchange.come(parameters).version, parameters)
+        base = exchange.come(parameters)
+        self.see(worker, base, parameters)
         while client.stop_notice() is None and (pace.random() >= self.leaves or worker == 0):
             batch = client.claim()
             if batch >= self.num_batches:
@@ -68,25 +70,24 @@ class TeamCrew(Crew):
             self.claimed.append(batch)
             for _ in range(pace.randrange(1, 1 + 300 * (1 + worker))):  # the work, uneven and seeded
                 pass
-            given = arrival(batch, worker=worker, base_version=self.pulls[worker][-1].version)
-            self._see(worker, exchange.exchange(self.gradient(batch), given, parameters).version, parameters)
+            given = arrival(batch, worker=worker, base_version=base.version, provisional=base.provisional)
+            base = exchange.exchange(self.gradient(batch), given, parameters)
+            self.see(worker, base, parameters)
             if pace.random() < self.pauses:
                 exchange.pause()
                 for _ in range(pace.randrange(2000)):
                     pass
-                self._see(worker, exchange.come(parameters).version, parameters)
+                base = exchange.come(parameters)
+                self.see(worker, base, parameters)
         exchange.leave()
-
-    def _see(self, worker: int, version: int, parameters: torch.Tensor) -> None:
-        smallest, largest = torch.aminmax(parameters)
-        self.pulls[worker].append(Pull(version, float(smallest), float(largest)))
 
 
 def make_crew(teams: Sequence[int], num_batches: int, *, seed: int = 0, **settings: Any) -> TeamCrew:
     names = ("pauses", "leaves", "after_step", "gradient")
     others = {key: settings.pop(key) for key in names if key in settings}
     strategy = asynchronous(**{"reduction": "sum", **settings})
-    layout = Layout(SIZE, sum(teams), num_slots=len(teams), arrivals_per_slot=max(teams))
+    places = num_provisional(strategy)
+    layout = Layout(SIZE, sum(teams), num_slots=len(teams), arrivals_per_slot=max(teams), num_provisional=places)
     memory = ThreadMemory(layout)
     store = make_store(strategy, num_workers=sum(teams), memory=memory)
     gradient = others.pop("gradient", lambda batch: torch.full((SIZE,), value_of(batch)))
@@ -135,6 +136,23 @@ def test_a_bound_that_waits_holds_among_teams(bound: int, seed: int) -> None:
     crew.run().check()
     check_books(crew)
     assert max(crew.journal.stalenesses) <= bound
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("teams", "wanted"), [((3,), 7), ((2, 2), 6), ((1, 3), "workers")])
+def test_what_a_team_computes_on_is_what_its_arrivals_say(teams: Sequence[int], wanted: int | str, seed: int) -> None:
+    crew = make_crew(
+        teams, 60, seed=seed, arrivals_per_update=wanted, reduction="token_mean", provisional=True, pauses=0.15, leaves=0.03
+    )
+    crew.run().check()
+    assert sorted(crew.journal.batches) == sorted(crew.claimed)
+    expected, pulls = crew.expected(), [pull for pulls in crew.pulls.values() for pull in pulls]
+    assert any(pull.provisional for pull in pulls)
+    for pull in pulls:
+        value = expected[pull.version, pull.provisional]
+        assert pull == Pull(pull.version, value, value, pull.provisional)
+    described = {(one.base_version, one.provisional) for update in crew.journal.updates for one in update.arrivals}
+    assert described <= {(pull.version, pull.provisional) for pull in pulls}
 
 
 def test_without_pauses_a_push_brings_all_of_a_team_in_the_order_of_their_batches() -> None:

@@ -244,6 +244,115 @@ def test_a_stale_gradient_is_compensated_by_the_drift_since_its_version() -> Non
     assert store.parameters.tolist() == [0.0] * 4
 
 
+# --- Provisional parameters -------------------------------------------------------------------------------------------
+
+
+def make_provisional_store(**settings: Any) -> tuple[ParameterStore, torch.Tensor]:
+    """Plain SGD on four elements with N = 3, unless `settings` say otherwise; and its vector for what is provisional."""
+    provisional = torch.full((4,), torch.nan)
+    optimizer = settings.pop("optimizer", sgd())
+    strategy = asynchronous(**{"provisional": True, "arrivals_per_update": 3, **settings})
+    return make_store(strategy, num_workers=2, optimizer=optimizer, provisional=[provisional]), provisional
+
+
+def make_version(store: ParameterStore, first_batch: int = 0, value: float = 1.0) -> None:
+    for batch in range(first_batch, first_batch + store.num_needed):
+        accept(store, arrival(batch, worker=batch % 2), value)
+    assert store.advance() is not None
+
+
+def test_provisional_parameters_are_those_of_an_update_with_what_is_pending() -> None:
+    store, provisional = make_provisional_store()
+    make_version(store)
+    accept(store, arrival(3, tokens=1), 2.0)
+    assert store.make_provisional(0) == 1 and provisional.tolist() == [-3.0] * 4
+    accept(store, arrival(4, tokens=3), 6.0)
+    assert store.make_provisional(0) == 2 and provisional.tolist() == [-1.0 - 8 / 4] * 4
+    assert store.held == [] and store.parameters.tolist() == [-1.0] * 4 and len(store.pending) == 2
+
+
+def test_provisional_parameters_are_where_arrivals_are_pending_on_top_of_a_version() -> None:
+    store, _ = make_provisional_store()
+    accept(store, arrival(0))
+    assert not store.makes_provisional()  # on top of version 0
+    for batch in (1, 2):
+        accept(store, arrival(batch))
+    store.advance()
+    assert not store.makes_provisional()  # nothing is pending
+    for batch in (3, 4):
+        accept(store, arrival(batch))
+        assert store.makes_provisional()
+    accept(store, arrival(5))
+    assert not store.makes_provisional()  # complete
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"provisional": False},
+        {"lockstep": True},
+        {"synchronous_versions": 2},
+        {"arrivals_per_update": 1, "max_staleness": 0},
+    ],
+)
+def test_provisional_parameters_are_not_where_nobody_would_read_them(settings: dict[str, Any]) -> None:
+    store, _ = make_provisional_store(**settings)
+    make_version(store)
+    accept(store, arrival(9, base_version=1), 1.0)
+    assert not store.makes_provisional()
+
+
+def test_there_is_nothing_provisional_that_may_overflow() -> None:
+    store, _ = make_provisional_store()
+    make_version(store)
+    accept(store, arrival(3), 8e18)
+    assert store.makes_provisional()
+    accept(store, arrival(4), 1.8e19)  # a norm of 1.8e19 * 2, or less
+    assert not store.makes_provisional()
+
+
+def test_a_provisional_step_is_clipped_as_the_last_update_was() -> None:
+    store, provisional = make_provisional_store(optimizer=sgd(clip_norm=1.0))
+    make_version(store, 0, value=2.0)  # of norm 4
+    assert store.parameters.tolist() == [-0.5] * 4
+    accept(store, arrival(3), 4.0)
+    store.make_provisional(0)
+    assert provisional.tolist() == [-1.5] * 4
+    for batch in (4, 5):
+        accept(store, arrival(batch), -1.75)
+    store.advance()  # of norm 1 / 3: not clipped
+    accept(store, arrival(6), 4.0)
+    store.make_provisional(0)
+    assert provisional.tolist() == (store.parameters - 4.0).tolist()
+
+
+def test_a_provisional_step_is_at_the_rate_that_an_update_would_have() -> None:
+    warm = ScheduleConfig(kind="constant", unit="tokens", warmup=8)
+    store, provisional = make_provisional_store(optimizer=sgd(schedule=warm))
+    make_version(store)
+    before = store.parameters[0].item()
+    accept(store, arrival(3), 1.0)
+    store.make_provisional(0)
+    assert provisional.tolist() == [before - 4 / 8] * 4
+
+
+@pytest.mark.parametrize("num_more", [0, 1])
+def test_a_resumed_store_makes_the_same_provisional_parameters(num_more: int) -> None:
+    optimizer = OptimizerConfig(clip_norm=0.1, schedule=ScheduleConfig(unit="tokens", warmup=50))
+    strategy, made = asynchronous(arrivals_per_update=5, provisional=True), []
+    unbroken = make_store(strategy, num_workers=2, optimizer=optimizer, size=SIZE, provisional=[torch.empty(SIZE)])
+    feed(unbroken, range(13))
+    resumed = reload(unbroken, optimizer, strategy)
+    assert unbroken.makes_provisional() and not resumed.makes_provisional()  # how large the old sum is, it does not know
+    for store in (unbroken, resumed):
+        feed(store, range(13, 13 + num_more))
+        store.make_provisional(0)
+        made.append(store._vectors._provisional[0])
+    assert torch.equal(*made) and not torch.equal(made[0], unbroken.parameters)
+    feed(resumed, range(13 + num_more, 17))
+    assert resumed.version == 3 and resumed.makes_provisional()
+
+
 # --- A bound that waits, under any interleaving -----------------------------------------------------------------------
 
 
@@ -381,7 +490,8 @@ def feed(store: ParameterStore, batches: range) -> None:
 def reload(store: ParameterStore, optimizer: OptimizerConfig, strategy: StrategyConfig) -> ParameterStore:
     """A new store, continued from what a checkpoint of `store` holds."""
     tensors, data = store.state()
-    copy = make_store(strategy, num_workers=2, optimizer=optimizer, initial=torch.full((SIZE,), 9.0))
+    initial, provisional = torch.full((SIZE,), 9.0), [torch.empty(SIZE)]
+    copy = make_store(strategy, num_workers=2, optimizer=optimizer, initial=initial, provisional=provisional)
     copy.load_state({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(data)))
     return copy
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from hvd_async.config import OptimizerConfig
 from hvd_async.errors import PeerError
-from hvd_async.store import Refusal
-from hvd_async.store.client import IDLE, ClientOptions, StoreClient
+from hvd_async.store import ParameterStore, Refusal
+from hvd_async.store.client import IDLE, Base, ClientOptions, StoreClient
 from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import Layout, SlotWord, StopKind, StopNotice, Word, WorkerState, WorkerWord
+from hvd_async.transport.layout import (
+    NUM_PROVISIONAL,
+    Layout,
+    SlotWord,
+    StopKind,
+    StopNotice,
+    Word,
+    WorkerState,
+    WorkerWord,
+)
 from tests.store.crew import Crew, Pull, Recorder
-from tests.store.stores import arrival, asynchronous, make_store, value_of
+from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd, value_of
 
 pytestmark = pytest.mark.usefixtures("quick_switches")
 
@@ -32,10 +43,11 @@ def make_crew(
     memory_type: Callable[[Layout], ThreadMemory] = ThreadMemory,
     **settings: Any,
 ) -> Crew:
-    others = {key: settings.pop(key) for key in ("journal", "server", "after_step", "gradient") if key in settings}
+    names = ("journal", "server", "after_step", "gradient", "optimizer")
+    others = {key: settings.pop(key) for key in names if key in settings}
     strategy = asynchronous(**{"reduction": "sum", **settings})
-    memory = memory_type(Layout(size, num_workers, num_buffers))
-    store = make_store(strategy, num_workers=num_workers, memory=memory)
+    memory = memory_type(Layout(size, num_workers, num_buffers, num_provisional=num_provisional(strategy)))
+    store = make_store(strategy, num_workers=num_workers, memory=memory, optimizer=others.get("optimizer"))
     gradient = others.pop("gradient", lambda batch: torch.full((size,), value_of(batch)))
     return Crew(store, strategy, memory, num_batches, gradient, seed, **others)
 
@@ -63,6 +75,71 @@ def test_every_pull_is_whole_and_of_the_version_it_claims(num_buffers: int) -> N
         values.append(values[-1] - sum(value_of(one.batch) for one in update.arrivals))
     for pull in itertools.chain(*crew.pulls.values()):
         assert pull == Pull(pull.version, values[pull.version], values[pull.version])
+
+
+@pytest.mark.parametrize("optimizer", [sgd(learning_rate=0.1, momentum=0.9), OptimizerConfig()])
+@pytest.mark.parametrize("wanted", [4, "workers"])
+def test_every_provisional_pull_is_whole_and_of_what_it_claims(wanted: int | str, optimizer: OptimizerConfig) -> None:
+    crew = make_crew(
+        3,
+        100,
+        size=100_000,
+        arrivals_per_update=wanted,
+        reduction="token_mean",
+        provisional=True,
+        memory_type=SlowReads,
+        optimizer=optimizer,
+    )
+    crew.run().check()
+    assert sorted(crew.journal.batches) == list(range(100))
+    expected, pulls = crew.expected(), list(itertools.chain(*crew.pulls.values()))
+    assert any(pull.provisional for pull in pulls)
+    for pull in pulls:
+        value = expected.get((pull.version, pull.provisional))
+        assert value is not None and pull == Pull(pull.version, value, value, pull.provisional)
+
+
+PROVISIONAL: dict[str, dict[str, Any]] = {
+    "refused": {"max_staleness": 0, "on_stale": "drop", "arrivals_per_update": 3},
+    "bounded": {"max_staleness": 1, "arrivals_per_update": 2},
+    "warm": {"synchronous_versions": 4, "arrivals_per_update": 3},
+    "inverse": {"staleness_policy": "inverse", "arrivals_per_update": 5},
+    "schedule": {"arrivals_per_update": [{"version": 0, "arrivals": 1}, {"version": 5, "arrivals": "workers"}]},
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", PROVISIONAL)
+def test_what_a_gradient_was_computed_on_is_what_its_arrival_says(name: str, seed: int) -> None:
+    poisoned = {13, 31}
+
+    def gradient(batch: int) -> torch.Tensor:
+        return torch.full((3,), float("nan") if batch in poisoned else value_of(batch))
+
+    settings = {"reduction": "token_mean", "provisional": True, **PROVISIONAL[name]}
+    crew = make_crew(4, 90, seed=seed, gradient=gradient, **settings).run().check()
+    refused = [one.batch for one, _ in crew.journal.refusals]
+    assert sorted([*crew.journal.batches, *refused]) == list(range(90)) and poisoned <= set(refused)
+    expected = crew.expected()
+    for pull in itertools.chain(*crew.pulls.values()):
+        value = expected[pull.version, pull.provisional]
+        assert pull == Pull(pull.version, value, value, pull.provisional)
+    described = {(one.base_version, one.provisional) for update in crew.journal.updates for one in update.arrivals}
+    assert any(provisional for _, provisional in described) and described <= expected.keys()
+    if name == "bounded":
+        assert max(crew.journal.stalenesses) <= 1
+    if name == "warm":
+        assert all(not one.provisional for update in crew.journal.updates[:4] for one in update.arrivals)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "settings"),
+    [(1, {"arrivals_per_update": "workers"}), (3, {"arrivals_per_update": 1}), (3, {"lockstep": True})],
+)
+def test_where_no_arrival_is_ever_pending_there_is_nothing_provisional(num_workers: int, settings: dict[str, Any]) -> None:
+    crew = make_crew(num_workers, 40, reduction="token_mean", provisional=True, **settings).run().check()
+    assert crew.memory.load(Word.NEXT_PROVISIONAL) == 0
+    assert not any(pull.provisional for pull in itertools.chain(*crew.pulls.values()))
 
 
 def test_versions_that_a_worker_sees_never_go_back() -> None:
@@ -272,6 +349,196 @@ class hooked_loads:
             finally:
                 self._inside = False
         return self._load(word)
+
+
+def show(memory: ThreadMemory, number: int, version: int, arrivals: int) -> None:
+    """Do as a store that makes provisional parameters; all elements are their number."""
+    place = number % NUM_PROVISIONAL
+    memory.store(Word.NEXT_PROVISIONAL, number)
+    memory.vector(memory.layout.provisional_offset(number)).fill_(float(number))
+    memory.store(Word.PROVISIONAL_VERSION + place, version)
+    memory.store(Word.PROVISIONAL_ARRIVALS + place, arrivals)
+    memory.store(Word.PROVISIONAL, number)
+
+
+def publish(memory: ThreadMemory, version: int) -> None:
+    """Do as a store that makes a version; all elements are its negative."""
+    memory.store(Word.NEXT_VERSION, version)
+    memory.vector(memory.layout.published_offset(version)).fill_(-float(version))
+    memory.store(Word.VERSION, version)
+
+
+class Interrupted(ThreadMemory):
+    """In the middle of each copy out of it the next of `meanwhile` happens."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def get(self, offset: int, target: torch.Tensor) -> None:
+        super().get(offset, target[:1])
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        super().get(offset + 4, target[1:])
+
+
+class Reader:
+    """A block without a store, and a worker that pulls."""
+
+    def __init__(self) -> None:
+        self.memory = Interrupted(Layout(4, 1, num_provisional=NUM_PROVISIONAL))
+        self.client = StoreClient([self.memory], 0, ClientOptions(pulls_provisional=True))
+        self.parameters = torch.full((4,), torch.nan)
+
+    def pull(self) -> tuple[Base, list[float]]:
+        self.client.pull(self.parameters)
+        return self.client.base, self.parameters.tolist()
+
+
+def test_provisional_parameters_are_read_where_they_are_on_top_of_the_newest_version() -> None:
+    reader = Reader()
+    memory = reader.memory
+    publish(memory, 1)
+    assert reader.pull() == (Base(1), [-1.0] * 4)
+    show(memory, 1, 1, 3)
+    assert reader.pull() == (Base(1, 3, 1), [1.0] * 4)
+    show(memory, 2, 1, 4)
+    assert reader.pull() == (Base(1, 4, 2), [2.0] * 4)
+    publish(memory, 2)
+    assert reader.pull() == (Base(2), [-2.0] * 4)
+
+
+def test_a_torn_copy_of_provisional_parameters_does_not_pass_for_the_version_that_was_held() -> None:
+    reader = Reader()
+    memory = reader.memory
+    publish(memory, 1)
+    reader.pull()
+    show(memory, 1, 1, 1)
+    memory.meanwhile = [lambda: [show(memory, number, 1, number) for number in (2, 3)]]
+    assert reader.pull() == (Base(1), [-1.0] * 4)
+    show(memory, 4, 1, 4)
+    memory.meanwhile = [lambda: show(memory, 5, 1, 5)]  # in the other vector
+    assert reader.pull() == (Base(1, 4, 4), [4.0] * 4)
+
+
+def test_a_description_that_is_overwritten_while_it_is_read_is_found_out() -> None:
+    reader = Reader()
+    memory = reader.memory
+    publish(memory, 1)
+    show(memory, 1, 1, 1)
+    load_words, numbers = memory.load_words, itertools.count(2)
+
+    def load_late(first: int, count: int) -> list[int]:
+        for number in itertools.islice(numbers, 2):
+            show(memory, number, 1, number)
+        return load_words(first, count)
+
+    setattr(memory, "load_words", load_late)  # noqa: B010  # mypy: a method is not to be assigned to
+    assert reader.pull() == (Base(1), [-1.0] * 4)
+
+
+def test_a_version_that_came_out_while_the_worker_looked_is_read_with_what_is_on_top_of_it() -> None:
+    """On top of the one before there may be less than the worker pushed."""
+    reader = Reader()
+    memory = reader.memory
+    publish(memory, 1)
+    show(memory, 1, 1, 1)
+    news = [2]
+
+    def late(word: int) -> None:
+        if word == Word.PROVISIONAL and news:
+            version = news.pop()
+            publish(memory, version)
+            show(memory, 2, version, 1)
+
+    with hooked_loads(memory, late):
+        assert reader.pull() == (Base(2, 1, 2), [2.0] * 4)
+
+
+class Written(ThreadMemory):
+    """Remembers which words were written, in order."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.words: list[tuple[int, int]] = []
+
+    def store(self, word: int, value: int) -> None:
+        self.words.append((word, value))
+        super().store(word, value)
+
+
+Clients = Sequence[StoreClient]
+
+
+def serve_provisional(turns: dict[int, Callable[[Clients], object]]) -> tuple[Written, ParameterStore, Recorder]:
+    """A store with N = 3 and three workers, who make version 1 in turn 0, do as `turns` say at their beginnings, and leave."""
+    strategy = asynchronous(provisional=True, arrivals_per_update=3)
+    memory, journal = Written(Layout(4, 3, num_provisional=NUM_PROVISIONAL)), Recorder()
+    store = make_store(strategy, num_workers=3, memory=memory)
+    clients = [StoreClient([memory], worker, ClientOptions(store_timeout_seconds=1.0)) for worker in range(3)]
+
+    def begin() -> None:
+        for batch, client in enumerate(clients):
+            set_state(memory, batch, WorkerState.ACTIVE)
+            push(client, batch, base_version=0)
+
+    def leave() -> None:
+        for client in clients:
+            client.leave()
+
+    script = {turn: functools.partial(do, clients) for turn, do in turns.items()}
+    StoreServer(store, memory, journal, ServerOptions()).serve(scripted({0: begin, **script, max(turns) + 1: leave}))
+    return memory, store, journal
+
+
+def push(client: StoreClient, batch: int, value: float = 1.0, base_version: int = 1) -> None:
+    client.push(torch.full((4,), value), [arrival(batch, worker=batch % 3, base_version=base_version)])
+
+
+def test_owners_are_told_of_all_full_slots_at_once_when_what_they_wait_for_can_be_read() -> None:
+    def two_push(clients: Clients) -> None:
+        push(clients[0], 3)
+        push(clients[1], 4)
+
+    memory, store, _ = serve_provisional({1: two_push})
+    assert store.version == 2  # its third arrival never came: what was pending at the end is applied
+    drained = [memory.layout.slot_word(slot, SlotWord.DRAINED) for slot in range(3)]
+    words = (*drained, *range(Word.PROVISIONAL, Word.STORE_BELL))
+    written = [pair for pair in memory.words if pair[0] in words]
+    place = 1 % NUM_PROVISIONAL
+    assert sorted(written[:3]) == [(word, 1) for word in drained]  # of version 1
+    assert written[3:7] == [
+        (Word.NEXT_PROVISIONAL, 1),
+        (Word.PROVISIONAL_VERSION + place, 1),
+        (Word.PROVISIONAL_ARRIVALS + place, 2),
+        (Word.PROVISIONAL, 1),
+    ]
+    assert sorted(written[7:]) == [(drained[0], 2), (drained[1], 2)]
+
+
+def test_what_is_refused_makes_nothing_provisional() -> None:
+    memory, store, journal = serve_provisional(
+        {1: lambda clients: push(clients[0], 3), 2: lambda clients: push(clients[1], 4, float("nan"))}
+    )
+    assert [one.batch for one, _ in journal.refusals] == [4] and store.version == 2
+    assert memory.load(Word.PROVISIONAL) == memory.load(Word.NEXT_PROVISIONAL) == 1
+    assert memory.load(memory.layout.slot_word(1, SlotWord.DRAINED)) == 2  # its owner was told all the same
+
+
+def test_provisional_parameters_of_a_refused_sum_are_withdrawn() -> None:
+    seen = []
+
+    def look_and_push(clients: Clients, batch: int, value: float) -> None:
+        reader = StoreClient(clients[0]._windows, 0, ClientOptions(pulls_provisional=True))
+        reader.pull(torch.empty(4))
+        seen.append(reader.base)
+        push(clients[batch % 3], batch, value)
+
+    values = {3: 1.0, 4: 1.0, 5: 3e38, 6: 1.0, 7: 1.0}
+    turns = {batch - 2: functools.partial(look_and_push, batch=batch, value=value) for batch, value in values.items()}
+    _, store, journal = serve_provisional(turns)
+    assert {(one.batch, why) for one, why in journal.refusals} == {(n, Refusal.SUM_NOT_FINITE) for n in (3, 4, 5)}
+    assert seen == [Base(1), Base(1, 1, 1), Base(1, 2, 2), Base(1), Base(1, 1, 3)] and store.version == 2
 
 
 class AtPublication(ThreadMemory):

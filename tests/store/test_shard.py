@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from hvd_async.config import OptimizerConfig
+from hvd_async.kernels import BLOCK
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.shard import Shard, StepOrder
+from hvd_async.store.shard import Shard, StepOrder, state_names
 from tests.store.stores import sgd
 
 
@@ -107,3 +110,109 @@ def test_a_loaded_shard_goes_on_bit_for_bit_in_other_buffers() -> None:
 def test_a_state_that_does_not_fit_is_refused(tensors: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Shard([torch.zeros(2)], sgd(average_decay=0.5)).load(tensors, 1)
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"kind": "sgd"},
+    "momentum": {"kind": "sgd", "momentum": 0.9, "weight_decay": 0.1},
+    "nesterov": {"kind": "sgd", "momentum": 0.9, "nesterov": True, "average_decay": 0.9},
+    "adam": {"kind": "adam", "weight_decay": 0.1},
+    "adamw": {"kind": "adamw", "weight_decay": 0.1, "average_decay": 0.9},
+}
+SIZE = BLOCK + 77
+
+
+def gradient(seed: int) -> Gradient:
+    return Gradient.measure(torch.randn(SIZE, generator=torch.Generator().manual_seed(seed)))
+
+
+def advanced(name: str, num_updates: int = 3) -> tuple[Shard, list[torch.Tensor]]:
+    """A shard at version `num_updates`, and its vectors for what is provisional."""
+    provisional = [torch.full((SIZE,), torch.nan) for _ in range(2)]
+    shard = Shard(
+        [torch.zeros(SIZE) for _ in range(2)], OptimizerConfig.model_validate(OPTIMIZERS[name]), provisional=provisional
+    )
+    for version in range(1, num_updates + 1):
+        shard.hold(gradient(version), 1.0)
+        shard.step(StepOrder(version, 0.1, 2.0))
+    return shard, provisional
+
+
+def copies(shard: Shard, name: str) -> dict[str, torch.Tensor]:
+    names = ["parameters", *state_names(OptimizerConfig.model_validate(OPTIMIZERS[name]))]
+    return {each: shard.read(each).clone() for each in names if each != "pending_sum"}
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not name.startswith("adam")])
+def test_a_trial_step_makes_what_a_step_would(name: str) -> None:
+    shard, provisional = advanced(name)
+    twin, _ = advanced(name)
+    order = StepOrder(4, 0.05, 3.0, clip=0.7)
+    for each in (shard, twin):
+        each.hold(gradient(11), 2.0)
+        each.hold(gradient(12), 1.0)
+    shard.try_step(order, 1)
+    twin.step(order)
+    assert torch.equal(provisional[1], twin.parameters) and provisional[0].isnan().all()
+    assert not torch.equal(provisional[1], shard.parameters)
+
+
+@pytest.mark.parametrize("num_updates", [1, 3])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_trial_step_of_adam_keeps_the_second_moment_but_where_that_of_its_gradient_is_larger(
+    name: str, num_updates: int
+) -> None:
+    shard, provisional = advanced(name, num_updates)
+    before = {key: vector.double() for key, vector in copies(shard, name).items()}
+    shard.hold(gradient(11), 2.0)
+    shard.hold(gradient(12), 1.0)
+    shard.try_step(StepOrder(num_updates + 1, 0.05, 3.0, clip=0.7), 0)
+
+    (beta1, beta2), epsilon = OptimizerConfig().betas, OptimizerConfig().epsilon
+    mean = (gradient(11).values.double() / 2 + gradient(12).values.double()) / 3 * 0.7
+    parameters = before["parameters"]
+    if name == "adamw":
+        parameters = parameters * (1 - 0.05 * 0.1)
+    else:
+        mean = mean + 0.1 * parameters
+    first = beta1 * before["first_moment"] + (1 - beta1) * mean
+    direction = first / (1 - beta1 ** (num_updates + 1))
+    second = torch.maximum(before["second_moment"], (1 - beta2) * mean * mean)
+    assert num_updates == 1 or 0 < (second != before["second_moment"]).sum() < SIZE / 10
+    spread = (second / (1 - beta2**num_updates)).sqrt() + epsilon
+    expected = (parameters - 0.05 * direction / spread).float()
+    torch.testing.assert_close(provisional[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_an_element_whose_gradient_was_zero_so_far_does_not_jump(kind: str) -> None:
+    """As of a word that was not met before, or an element that was never pushed."""
+    provisional = torch.empty(2)
+    shard = Shard([torch.zeros(2), torch.zeros(2)], OptimizerConfig(kind=kind), provisional=[provisional])
+    for version in range(1, 51):
+        shard.hold(Gradient.measure(torch.tensor([0.1, 0.0])), 1.0)
+        shard.step(StepOrder(version, 1e-3, 1.0))
+    shard.hold(Gradient.measure(torch.tensor([0.1, 0.01])), 1.0)
+    shard.try_step(StepOrder(51, 1e-3, 1.0), 0)
+    shard.step(StepOrder(51, 1e-3, 1.0))
+    torch.testing.assert_close(provisional, shard.parameters, rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_trial_steps_change_nothing_else(name: str) -> None:
+    """Between any two gradients, and before a combination: the run goes on bit for bit as without them."""
+    shard, provisional = advanced(name)
+    twin, _ = advanced(name)
+    for version in (4, 5, 6):
+        for number in range(3):
+            for each in (shard, twin):
+                each.hold(gradient(10 * version + number), 1.0 + number)
+            before = copies(shard, name)
+            shard.try_step(StepOrder(version, 0.05, 1.0 + number), 3 * version + number)
+            assert all(torch.equal(vector, before[key]) for key, vector in copies(shard, name).items())
+            assert provisional[(3 * version + number) % 2].isfinite().all()
+        if version == 5:
+            assert shard.combine(3.0) == twin.combine(3.0)
+        order = StepOrder(version, 0.05, 3.0)
+        assert shard.step(order) == twin.step(order)
+        assert all(torch.equal(vector, shard.read(key)) for key, vector in copies(twin, name).items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from hvd_async.store.slots import SlotWriter, read_slot, slot_format, split
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import NUM_ORDERS, Layout, StopKind, StopNotice, Word
-from tests.store.crew import Crew
+from tests.store.crew import Crew, Pull
 from tests.store.shards import Shards
-from tests.store.stores import arrival, asynchronous, sgd
+from tests.store.stores import arrival, asynchronous, num_provisional, provisional_vectors, sgd
 
 SIZE = 3 * BLOCK + 77
 NUM_WORKERS = 3
@@ -37,6 +38,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "inverse": {"arrivals_per_update": 2, "staleness_policy": "inverse"},
     "compensated": {"arrivals_per_update": 2, "staleness_policy": "delay_compensation", "delay_compensation": 0.5},
     "dropped": {"arrivals_per_update": 2, "max_staleness": 1, "on_stale": "drop", "pending": "drop"},
+    "provisional": {"arrivals_per_update": 5, "provisional": True},
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"kind": "adam"},
@@ -55,14 +57,21 @@ class One:
 
     def __init__(self, optimizer: OptimizerConfig, strategy: StrategyConfig, push: PushConfig) -> None:
         whole = split(SIZE, 1)
-        self.memory = ThreadMemory(Layout(SIZE, NUM_WORKERS, slot_format=slot_format(SIZE, whole[0], push)))
+        form = slot_format(SIZE, whole[0], push)
+        self.memory = ThreadMemory(Layout(SIZE, NUM_WORKERS, slot_format=form, num_provisional=num_provisional(strategy)))
         self.writer = SlotWriter([self.memory], whole, push)
-        shard = Shard([torch.zeros(SIZE), torch.zeros(SIZE)], optimizer, keeps_bases=needs_base_parameters(strategy))
+        buffers = [torch.zeros(SIZE), torch.zeros(SIZE)]
+        provisional = provisional_vectors(self.memory)
+        shard = Shard(buffers, optimizer, provisional=provisional, keeps_bases=needs_base_parameters(strategy))
         self.store = ParameterStore(shard, SIZE, optimizer, strategy, NUM_WORKERS)
 
 
 def read_first(memory: ThreadMemory, slot: int, largest: float) -> Gradient:
     return read_slot(memory, memory.layout, slot, largest)
+
+
+def provisional_of(memories: Sequence[ThreadMemory], number: int) -> torch.Tensor:
+    return torch.cat([memory.vector(memory.layout.provisional_offset(number)) for memory in memories])
 
 
 def assert_same_state(one: ParameterStore, several: ParameterStore) -> None:
@@ -82,6 +91,7 @@ def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_na
     one = One(optimizer, strategy, FORMATS[form])
     with Shards(SIZE, draw.choice((2, 3, 4)), NUM_WORKERS, optimizer, strategy, FORMATS[form]) as shards:
         store, writer = shards.make_store(), SlotWriter(shards.memories, shards.parts, FORMATS[form])
+        number = 0
         for batch in range(30):
             slot = draw.randrange(NUM_WORKERS)
             if slot in store.held or draw.random() < 0.1:
@@ -97,6 +107,10 @@ def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_na
             assert writer.write(gradient, slot) == sent
             one.store.accept(given, read_first(one.memory, slot, sent.largest))
             store.accept(given, read_first(shards.memories[0], slot, sent.largest))
+            if store.makes_provisional():
+                number += 1
+                assert one.store.make_provisional(number) == store.make_provisional(number) == len(store.pending)
+                assert torch.equal(provisional_of(shards.memories, number), provisional_of([one.memory], number))
             if draw.random() < 0.1:
                 assert_same_state(one.store, store)
             update = store.advance()
@@ -106,7 +120,7 @@ def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_na
             if update is not None:
                 for each in (one.store, store):
                     each.forget_base_versions(update.version - 3)
-        assert store.version > 2
+        assert store.version > 2 and (number > 10) == (strategy_name == "provisional")
         assert one.store.finish() == store.finish()
         assert_same_state(one.store, store)
         store.detach()
@@ -250,3 +264,27 @@ def test_a_crew_trains_on_several_shards(strategy: dict[str, Any]) -> None:
         total = sum(batch % 5 - 2 for batch in range(40))
         assert torch.equal(crew.store.parameters, torch.full((SIZE,), -float(total)))
         assert all(pull.smallest == pull.largest for pulls in crew.pulls.values() for pull in pulls)
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+def test_what_a_crew_computes_on_is_provisional_on_all_shards_at_once(form: str) -> None:
+    settings = asynchronous(arrivals_per_update=4, provisional=True)
+    optimizer, push = sgd(momentum=0.5), PushConfig.model_validate({"dtype": form})
+    with Shards(SIZE, 3, 3, optimizer, settings, push) as shards:
+        crew = Crew(
+            shards.make_store(),
+            settings,
+            shards.memories[0],
+            60,
+            lambda batch: torch.full((SIZE,), float(batch % 5 - 2)),
+            memories=shards.memories,
+            push=push,
+            optimizer=optimizer,
+        )
+        crew.run().check()
+        assert sorted(crew.journal.batches) == list(range(60))
+    expected, pulls = crew.expected(), [pull for pulls in crew.pulls.values() for pull in pulls]
+    assert any(pull.provisional for pull in pulls)
+    for pull in pulls:
+        value = expected[pull.version, pull.provisional]
+        assert pull == Pull(pull.version, value, value, pull.provisional)

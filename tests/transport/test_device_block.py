@@ -7,7 +7,7 @@ import torch
 
 from hvd_async.transport.device_block import DeviceMemory, DeviceWindow, Reach, device_bytes
 from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import Layout, SlotDtype, SlotFormat, Word
+from hvd_async.transport.layout import NUM_PROVISIONAL, Layout, SlotDtype, SlotFormat, Word
 
 SIZE = 5
 LAYOUT = Layout(SIZE, num_workers=3, num_buffers=2)
@@ -62,9 +62,22 @@ def test_versions_are_brought_out_only_where_somebody_reads_them_there(host_slot
     host, memory, _ = make(host_slots)
     for version in (2, 3):
         memory.vector(LAYOUT.published_offset(version)).fill_(float(version))
-        memory.bring_out(version)
+        memory.bring_out(LAYOUT.published_offset(version))
     values = [host.vector(LAYOUT.published_offset(version))[0].item() for version in (2, 3)]
     assert values == ([2.0, 3.0] if host_slots else [0.0, 0.0])
+
+
+def test_provisional_parameters_are_on_the_device_and_brought_out_by_their_place() -> None:
+    layout = Layout(SIZE, 2, num_provisional=NUM_PROVISIONAL)
+    host, memory, window = make([1], layout)
+    offsets = [layout.provisional_offset(number) for number in (1, 2)]
+    for number, offset in enumerate(offsets):
+        memory.vector(offset).fill_(1.0 + number)
+    memory.bring_out(offsets[1])
+    got = torch.zeros(SIZE)
+    window.get(offsets[0], got)
+    assert got.tolist() == [1.0] * SIZE
+    assert [host.vector(offset)[0].item() for offset in offsets] == [0.0, 2.0]
 
 
 def test_a_worker_is_direct_where_its_window_is() -> None:

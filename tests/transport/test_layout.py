@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hvd_async.transport.layout import (
     MAX_STATISTICS,
     NUM_ORDERS,
+    NUM_PROVISIONAL,
     ORDER_WORDS,
     WORD_BYTES,
     ArrivalWord,
@@ -45,6 +46,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         slot_format=slot_format,
         num_shards=draw(st.integers(1, 9)),
         num_state_vectors=draw(st.integers(0, 4)),
+        num_provisional=draw(st.sampled_from([0, NUM_PROVISIONAL])),
         num_partials=draw(st.integers(0, 10**6)),
     )
 
@@ -52,6 +54,8 @@ def layouts(draw: st.DrawFn) -> Layout:
 def named_words(layout: Layout) -> Iterator[int]:
     """Every word that has a name."""
     yield from Word
+    for word in (Word.PROVISIONAL_VERSION, Word.PROVISIONAL_ARRIVALS):
+        yield from (word + place for place in range(1, NUM_PROVISIONAL))
     for worker in range(layout.num_workers):
         yield from (layout.worker_word(worker, word) for word in WorkerWord)
         yield from (layout.worker_word(worker, WorkerWord.STATISTICS + number) for number in range(1, MAX_STATISTICS))
@@ -71,6 +75,8 @@ def regions(layout: Layout) -> Iterator[tuple[int, int]]:
     yield layout.partials_offset, layout.partials_offset + WORD_BYTES * layout.num_partials
     for version in range(layout.num_buffers):
         yield layout.published_offset(version), layout.published_offset(version) + 4 * layout.num_elements
+    for number in range(layout.num_provisional):
+        yield layout.provisional_offset(number), layout.provisional_offset(number) + 4 * layout.num_elements
     for slot in range(layout.slots):
         yield layout.slot_offset(slot), layout.slot_offset(slot) + layout.format.num_bytes
     for number in range(layout.num_state_vectors):
