@@ -18,7 +18,7 @@ import torch
 from hvd_async.atomic import new_folder, write_file
 from hvd_async.errors import CheckpointError
 
-_FORMAT = 1
+_FORMAT = 2  # since 2 with the clipping factor of the last update
 _TENSORS, _DATA = "tensors.safetensors", "data.json"
 
 

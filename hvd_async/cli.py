@@ -8,7 +8,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hvd_async.errors import ConfigError, DataError
@@ -23,7 +23,8 @@ exit status:
   1  an unforeseen failure         5  checkpoint missing, damaged, or of another run
   2  configuration or arguments    6  another rank failed or fell silent
   3  data or model files           7  a replayed run gives something else than was recorded
-                                   130, 143  stopped by Ctrl-C, SIGTERM, everything saved
+                                   130, 143  stopped by Ctrl-C, SIGTERM; train and launch save
+                                   everything first, other verbs are only cut off
 """
 
 
@@ -315,7 +316,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     )
     _add_overrides(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads for arithmetic (default 1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for arithmetic (default 1)")
     parser.add_argument("--timing-only", action="store_true", help="compute no gradients: how fast would it be?")
     parser.add_argument(
         "--workers", metavar="N,...", help="with --timing-only: sizes of the cluster (default: simulation.workers)"
@@ -339,13 +340,16 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     if arguments.calibrate is not None:
         return _calibrate(arguments)
+    if arguments.timing_only:
+        _refuse(arguments, ("threads", "overwrite"), "--timing-only")
     for flag in ("workers", "arrivals", "output"):
         if getattr(arguments, flag) is not None and not arguments.timing_only:
             raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected --timing-only beside it; see --help")
     if arguments.config is None:
         raise ConfigError("simulate: got no configuration, expected CONFIG or --calibrate RUN")
-    if arguments.threads < 1:
-        raise ConfigError(f"--threads: got {arguments.threads}, expected 1 or more")
+    threads = 1 if arguments.threads is None else arguments.threads
+    if threads < 1:
+        raise ConfigError(f"--threads: got {threads}, expected 1 or more")
     config = load_config(arguments.config, arguments.overrides)
     if arguments.timing_only:
         return _plan(config, arguments)
@@ -353,7 +357,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from hvd_async.nmt import TranslationTask, prepare
     from hvd_async.simulation.simulate import SimulateOptions, simulate
 
-    options = SimulateOptions(arguments.overwrite, arguments.threads, sys.stdout.isatty())
+    options = SimulateOptions(arguments.overwrite, threads, sys.stdout.isatty())
     summary = simulate(config, lambda config: TranslationTask(config, prepare(config)), options)
     _print_summary(summary, config.output)
     return 0
@@ -365,6 +369,8 @@ def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
     workers = _numbers("--workers", arguments.workers) if arguments.workers else []
     if arguments.arrivals is not None and arguments.arrivals < 1:
         raise ConfigError(f"--arrivals: got {arguments.arrivals}, expected 1 or more")
+    if arguments.output is not None:
+        _check_folder(arguments.output)
     rows = plan(config, workers, arguments.arrivals)
     print("\n".join(lines_of(rows)))
     if arguments.output is not None:
@@ -375,12 +381,34 @@ def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
 def _calibrate(arguments: argparse.Namespace) -> int:
     from hvd_async.simulation.calibration import calibrate
 
+    if arguments.config is not None:
+        raise ConfigError(f"CONFIG: got {arguments.config} beside --calibrate, which reads that of the run; leave it out")
+    _refuse(arguments, ("timing_only", "workers", "arrivals", "threads", "overwrite", "overrides"), "--calibrate")
+    if arguments.output is not None and arguments.output.is_dir():
+        raise ConfigError(f"--output: got the folder {arguments.output}, expected a YAML file beside --calibrate")
     fitted = calibrate(arguments.calibrate)
     print("\n".join(fitted.lines()))
     if arguments.output is not None:
         fitted.write(arguments.output)
         print(f"written: {arguments.output}")
     return 0
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], beside: str) -> None:
+    """Raises `ConfigError` for the first of the arguments that was given, where it would be ignored."""
+    for name in names:
+        given = getattr(arguments, name)
+        if not (given is None or given is False or given == []):
+            flag = "--set" if name == "overrides" else "--" + name.replace("_", "-")
+            got = "it" if given is True else given[0] if name == "overrides" else given
+            raise ConfigError(f"{flag}: got {got} beside {beside}, where it has no effect; leave one of them out")
+
+
+def _check_folder(output: pathlib.Path) -> None:
+    """Raises `ConfigError` for an output folder that cannot be made since a file is there."""
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"--output: got {output}, but {path} is a file; expected a folder")
 
 
 def _numbers(flag: str, text: str) -> list[int]:
@@ -405,8 +433,11 @@ def _study(arguments: argparse.Namespace) -> int:
 
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs: got {arguments.jobs}, expected 1 or more")
+    _check_folder(arguments.output)
     study = Study(arguments.study, arguments.output)
     failures = [] if arguments.table else study.run(arguments.jobs, lambda line: print(line, flush=True))
+    for name in study.outdated() if arguments.table else ():
+        print(f"{name}: was computed with another configuration; left out")
     table = format_rows(study.rows())
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_file(arguments.output / "study.md", f"{table}\n".encode())

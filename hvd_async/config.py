@@ -203,7 +203,8 @@ class StrategyConfig(Section):
         0, description="The first updates are made in lock-step with N = workers, then asynchronously."
     )
     max_staleness: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Bound on staleness, in versions; see `on_stale`. No bound when absent."
+        None,
+        description="Bound on staleness, in versions; see `on_stale`. No bound when absent; in lock-step none that waits.",
     )
     on_stale: Literal["wait", "drop"] = Field(
         "wait",
@@ -245,6 +246,16 @@ class StrategyConfig(Section):
             if not versions or versions[0] != 0 or versions != sorted(set(versions)):
                 raise ValueError(f"got versions {versions}, expected a rising list that begins with 0")
         return value
+
+    @pydantic.model_validator(mode="after")
+    def _nobody_waits_twice(self) -> StrategyConfig:
+        # With N < workers the update would be held for a straggler that is not admitted before it, since batches are in order.
+        if self.kind == "async" and self.lockstep and self.max_staleness is not None and self.on_stale == "wait":
+            raise ValueError(
+                f"max_staleness: got {self.max_staleness} with lockstep true and on_stale wait, expected none; in lock-step each"
+                " worker waits for its update already"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _provisional_parameters_can_be(self) -> StrategyConfig:

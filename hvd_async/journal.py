@@ -58,11 +58,12 @@ class RunJournal:
         progress: Progress,
         clock: Callable[[], float] = time.monotonic,
         origin: Origin | None = None,
+        is_simulated: bool = False,
     ) -> None:
         """Opens nothing yet. `origin`: where it is computed, by default in this process alone.
 
-        `clock` gives the seconds that are written down: another one than the default makes the run, in
-        its `start` events and its summary, a simulated one."""
+        `clock` gives the seconds that are written down. `is_simulated`: they are virtual, which `start` events and the
+        summary say."""
         self._folder = folder
         self._config = config
         self._task = task
@@ -70,6 +71,7 @@ class RunJournal:
         self._progress = progress
         self._clock = clock
         self._origin = origin
+        self._is_simulated = is_simulated
         self.metrics = RunMetrics()
         self.measurements: list[Measurement] = []
         self._moments: dict[int, tuple[int, float]] = {}  # version of a snapshot -> tokens and seconds then
@@ -134,6 +136,7 @@ class RunJournal:
             version=store.version,
             parameters=self._num_parameters,
             pending=[arrival.batch for arrival in store.pending],
+            data=self._task.fingerprint(),
             **self._describe_strategy(),
             **origin.to_json(),
         )
@@ -345,7 +348,7 @@ class RunJournal:
         strategy = config.strategy.model_dump()
         kind = strategy.pop("kind")
         strategy["provisional"] = config.strategy.has_provisional
-        simulated = {} if self._clock is time.monotonic else {"simulated": True}
+        simulated = {"simulated": True} if self._is_simulated else {}
         if kind != "async":
             return {**simulated, "strategy": kind, "options": {"reduction": strategy["reduction"]}}
         return {

@@ -62,9 +62,17 @@ def origin_of_one_process(teams: Sequence[Sequence[int]] = ()) -> Origin:
     return Origin(this_software(), [{**role, "threads": torch.get_num_threads(), "store_device": "cpu"}], teams)
 
 
+def device_of(device: str, store_device: str | None) -> str:
+    """Of what a rank trains and keeps its part of the store on, a GPU if there is one among them, else `cpu`."""
+    return next((each for each in (device, store_device) if each is not None and each.startswith("cuda")), "cpu")
+
+
 @functools.cache
-def this_software() -> Facts:
-    """What this process computes with: all that is known to change the last bits of a result, but for the number of threads."""
+def this_software(device: str = "cpu") -> Facts:
+    """What this process computes with: all that is known to change the last bits of a result, but for the number of threads.
+
+    CUDA is not touched unless `device` is a GPU: a rank without one should not hold a context on it.
+    """
     return {
         "hvd_async": hvd_async.__version__,
         "python": platform.python_version(),
@@ -73,7 +81,7 @@ def this_software() -> Facts:
         "kernels": "compiled" if kernels.is_compiled() else "torch",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu": _cpu_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "machine": platform.platform(),
     }
 

@@ -21,7 +21,7 @@ from hvd_async.emulation import Emulation, check_emulation
 from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
 from hvd_async.flat import FlatParameters
 from hvd_async.journal import RunJournal, read_snapshot
-from hvd_async.origin import origin_of, this_software
+from hvd_async.origin import device_of, origin_of, this_software
 from hvd_async.progress import Goal, Progress
 from hvd_async.run_folder import RunFolder
 from hvd_async.signals import StopRequest
@@ -179,7 +179,8 @@ def _set_up(
     strategy.check(job)  # before the folder changes: what cannot run leaves nothing behind
     saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
     progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
-    software = [json.loads(text) for text in group.exchange(json.dumps(this_software()))]
+    own = this_software(device_of(plans[group.rank].device, plans[group.rank].store_device))
+    software = [json.loads(text) for text in group.exchange(json.dumps(own))]
     origin = origin_of(plans, software)
     journal = RunJournal(folder, config, task, flat, progress, origin=origin) if group.rank == 0 else None
     if journal is not None:

@@ -12,6 +12,7 @@ from hvd_async.atomic import write_file
 from hvd_async.checkpoint import Checkpoint, load_latest_checkpoint
 from hvd_async.config import RunConfig, dump_config, parse_config
 from hvd_async.errors import CheckpointError, ConfigError
+from hvd_async.events import read_events
 
 # What may differ between a run and its continuation: how long, where and how it is watched; not what is computed.
 _MAY_CHANGE = {"store", "output", "training", "validation", "decoding", "emulation", "simulation"}
@@ -60,7 +61,12 @@ class RunFolder:
                 f"{self.root}: got no run to resume, expected {self.config.name} in it; leave out --resume"
             )
         before = parse_config(yaml.safe_load(self.config.read_text(encoding="utf-8")), source=str(self.config))
-        if changed := _changed_keys(before.model_dump(), config.model_dump()):
+        if self.events.exists() and next(read_events(self.events), {}).get("simulated"):
+            raise ConfigError(
+                f"--resume: {self.root}: got a simulated run, whose seconds are virtual, expected one of `hvd-async train`;"
+                " replace it with --overwrite, or set another output"
+            )
+        if changed := _changed_keys(_comparable(before, config), _comparable(config, before)):
             lines = [f"{key}: got {new!r}, expected {old!r} as in {self.config}" for key, old, new in changed]
             raise ConfigError("\n".join(f"--resume: {line}; or start another run" for line in lines))
         checkpoint = load_latest_checkpoint(self.checkpoints)
@@ -73,6 +79,14 @@ class RunFolder:
     def keep_config(self, config: RunConfig) -> None:
         """Write `config` beside what it computes. On one rank, after all have agreed."""
         write_file(self.config, dump_config(config).encode())
+
+
+def _comparable(config: RunConfig, other: RunConfig) -> dict[str, Any]:
+    """`config` as plain data, with `provisional` as it takes effect: absent, true and false may mean the same."""
+    fields = config.model_dump()
+    are_async = config.strategy.kind == other.strategy.kind == "async"
+    fields["strategy"]["provisional"] = are_async and config.strategy.has_provisional
+    return fields
 
 
 def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:

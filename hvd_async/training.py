@@ -23,6 +23,9 @@ class Task(Protocol):
     def build_model(self) -> torch.nn.Module:
         """A new model on the CPU, drawn from the run's seed."""
 
+    def fingerprint(self) -> str:
+        """Of what is trained on and how it is prepared: equal ones mean equal batches, under the same configuration."""
+
     def remarks(self) -> list[str]:
         """What a person should know of the data before training: what was left out, padding."""
 

@@ -123,8 +123,8 @@ def test_the_only_checkpoint_damaged_means_to_start_again(tmp_path: pathlib.Path
 def test_another_format_is_not_called_damage(tmp_path: pathlib.Path) -> None:
     folder = save_checkpoint(tmp_path, 2, make(2.0), keep=1)
     document = json.loads((folder / "data.json").read_text())
-    (folder / "data.json").write_text(json.dumps({**document, "format": 2}))
-    with pytest.raises(CheckpointError, match="got format 2, expected 1; use the hvd_async it is from"):
+    (folder / "data.json").write_text(json.dumps({**document, "format": 1}))
+    with pytest.raises(CheckpointError, match="got format 1, expected 2; use the hvd_async it is from"):
         load_latest_checkpoint(tmp_path)
 
 

@@ -95,6 +95,16 @@ def test_what_provisional_parameters_need_is_not_asked_for_where_there_are_none(
     assert parse(strategy={"kind": "async", "provisional": True, "reduction": "sum", **elsewhere}).strategy.provisional
 
 
+def test_in_lockstep_nobody_waits_for_a_bound_as_well() -> None:
+    lockstep = {"kind": "async", "lockstep": True, "max_staleness": 2}
+    assert faults(strategy=lockstep) == [
+        "config.yaml: strategy: max_staleness: got 2 with lockstep true and on_stale wait, expected none; in lock-step each"
+        " worker waits for its update already"
+    ]
+    assert parse(strategy={**lockstep, "on_stale": "drop"}).strategy.max_staleness == 2
+    assert parse(strategy={**lockstep, "kind": "single"}).strategy.max_staleness == 2
+
+
 @pytest.mark.parametrize("versions", [[], [1], [0, 3, 2], [0, 2, 2]])
 def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> None:
     schedule = [{"version": version, "arrivals": 1} for version in versions]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
-from hvd_async.origin import origin_of, origin_of_one_process, this_software
+from hvd_async.origin import device_of, origin_of, origin_of_one_process, this_software
 from hvd_async.topology import Machine, Placement, assign_roles
 
 
@@ -37,3 +38,14 @@ def test_everything_is_plain_data() -> None:
     assert json.loads(json.dumps(origin.to_json())) == origin.to_json()
     assert origin.teams == [[0, 1], [2]] and origin.ranks[0]["threads"] == torch.get_num_threads()
     assert this_software()["torch"] == torch.__version__ and this_software()["cpu"]
+
+
+def test_a_rank_without_a_gpu_leaves_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("CUDA was asked"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
+    this_software.cache_clear()
+    assert this_software()["gpu"] is None
+    assert this_software("cuda:1")["gpu"] == "the GPU cuda:1"
+    this_software.cache_clear()
+    assert device_of("cpu", None) == device_of("cpu", "cpu") == "cpu"
+    assert device_of("cuda:1", "cpu") == "cuda:1" and device_of("cpu", "cuda:0") == "cuda:0"

@@ -96,6 +96,23 @@ def test_what_is_computed_may_not_change_and_every_change_is_named(folder: RunFo
     ]
 
 
+def test_provisional_parameters_are_compared_by_what_they_mean(folder: RunFolder) -> None:
+    def strategy(**options: Any) -> RunConfig:
+        return make_config(strategy={"kind": "async", "arrivals_per_update": 2, **options})
+
+    assert folder.resume(make_config(strategy={"kind": "single", "provisional": False})).data == {"version": 3}
+    folder.keep_config(strategy())
+    assert folder.resume(strategy(provisional=True)).data == {"version": 3}
+    with pytest.raises(ConfigError, match=r"--resume: strategy\.provisional: got False, expected True"):
+        folder.resume(strategy(provisional=False))
+
+
+def test_a_simulated_run_does_not_go_on_for_real(folder: RunFolder) -> None:
+    folder.events.write_text('{"event": "start", "seconds": 0.0, "simulated": true}\n')
+    with pytest.raises(ConfigError, match=r"got a simulated run, .*expected one of `hvd-async train`"):
+        folder.resume(make_config())
+
+
 def test_there_is_nothing_to_resume_without_a_run(tmp_path: pathlib.Path) -> None:
     with pytest.raises(CheckpointError, match=r"got no run to resume, expected config.yaml in it; leave out --resume"):
         RunFolder(tmp_path).resume(make_config())

@@ -138,4 +138,5 @@ def _label(summary: dict[str, Any]) -> str:
     arrivals = summary["options"]["arrivals_per_update"]
     shown = "schedule" if isinstance(arrivals, list) else arrivals
     lockstep = ", lock-step" if summary["options"]["lockstep"] else ""
-    return f"async N = {shown}, {workers} workers{lockstep}"
+    provisional = ", provisional" if summary["options"].get("provisional") else ""  # older summaries: there were none
+    return f"async N = {shown}, {workers} workers{lockstep}{provisional}"

@@ -85,6 +85,10 @@ class TranslationTask:
         references = [self._corpus.validation_targets[i] for i in sentences]
         return evaluation + Evaluation.of_texts(self._translate(model, sentences), references)
 
+    def fingerprint(self) -> str:
+        """The digest of the prepared corpus: of the text, the vocabulary's settings, and what was left out."""
+        return self._corpus.digest
+
     def remarks(self) -> list[str]:
         """What a person should know of the data: sizes, what was left out, and the share of padding in a first epoch."""
         train, skipped = self._corpus.train, self._corpus.skipped

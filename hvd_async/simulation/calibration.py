@@ -18,7 +18,7 @@ from hvd_async.simulation.costs import push_bytes
 from hvd_async.simulation.counting import Tokens
 from hvd_async.simulation.fitting import fit_steps, low, mean
 from hvd_async.simulation.measurement import Measured, read_measured
-from hvd_async.simulation.timing import Outcome, Size, predict
+from hvd_async.simulation.timing import Outcome, Size, TooFewArrivalsError, predict
 
 # What waiting takes is corrected so often: a store that is busy makes others wait, which is simulated and not fitted.
 _ROUNDS = 4
@@ -82,11 +82,14 @@ def calibrate(root: pathlib.Path) -> Calibration:
     steps = fit_steps(measured.steps)
     emulation, traced = steps.to_config(), {"trace": str(folder.events)}
     simulation = _geometry(config, measured)
-    simulation |= _fit_exchange(config, measured, simulation, traced)
     predictions = []
-    for name, keys in (("log-normal", emulation), ("traced", traced)):
-        outcome = _simulate(config, measured, keys, simulation)
-        predictions.append(Prediction(name, outcome.arrivals_per_second, outcome.staleness, measured))
+    try:
+        simulation |= _fit_exchange(config, measured, simulation, traced)
+        for name, keys in (("log-normal", emulation), ("traced", traced)):
+            outcome = _simulate(config, measured, keys, simulation)
+            predictions.append(Prediction(name, outcome.arrivals_per_second, outcome.staleness, measured))
+    except TooFewArrivalsError:
+        raise DataError(f"{root}: got {measured.num_arrivals} arrivals, too few for a rate; expected a longer run") from None
     return Calibration(emulation, simulation, folder.events, predictions)
 
 

@@ -5,7 +5,7 @@ A gradient is computed when its push reaches the store: it follows from its batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,10 +63,6 @@ class Versions(Sequence[torch.Tensor]):
         if found is None:
             found = self._held[version] = self._free.pop() if self._free else torch.empty_like(self._held[min(self._held)])
         return found
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """Those that are held."""
-        return iter(self._held.values())
 
     @property
     def num_held(self) -> int:

@@ -56,9 +56,14 @@ def read_measured(path: pathlib.Path) -> Measured:
     if not starts or len(arrivals) < _FEWEST_ARRIVALS or len(updates) < 2:
         raise DataError(f"{path}: got {len(arrivals)} arrivals, expected the log of a run with {_FEWEST_ARRIVALS} or more")
     try:
-        return _measure(starts[-1], arrivals, updates)
+        measured = _measure(starts[-1], arrivals, updates)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: an event is damaged ({type(error).__name__}: {error})") from None
+    if measured.arrivals_per_second <= 0.0:
+        raise DataError(f"{path}: got {len(updates)} updates, too few for a rate; expected the log of a longer run")
+    if not all(any(seconds > 0.0 for _, seconds in steps) for steps in measured.steps.values()):
+        raise DataError(f"{path}: got a worker whose steps took no time, expected step_seconds > 0")
+    return measured
 
 
 def _measure(start: dict[str, Any], arrivals: list[dict[str, Any]], updates: list[dict[str, Any]]) -> Measured:
@@ -113,7 +118,7 @@ class _Exchanges:
 
 
 def _rate(updates: list[dict[str, Any]], num_workers: int) -> float:
-    """Arrivals per second, without the beginning and the end, when not everybody works."""
+    """Arrivals per second, without the beginning and the end, when not everybody works. 0 if no time is left between them."""
     total = sum(update["arrivals"] for update in updates)
     first, last = min(max(total // 10, num_workers), total // 3), max(total - num_workers, 2 * total // 3)
     applied, began, ended = 0, None, None
@@ -124,4 +129,4 @@ def _rate(updates: list[dict[str, Any]], num_workers: int) -> float:
         if applied <= last or ended is None:
             ended = (applied, update["seconds"])
     assert began is not None and ended is not None
-    return float((ended[0] - began[0]) / max(1e-9, ended[1] - began[1]))
+    return float((ended[0] - began[0]) / (ended[1] - began[1])) if ended[1] > began[1] else 0.0

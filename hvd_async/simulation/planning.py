@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hvd_async.atomic import write_file
 from hvd_async.config import RunConfig
+from hvd_async.errors import ConfigError
 from hvd_async.simulation.counting import Tokens
 from hvd_async.simulation.timing import Outcome, Size, predict
 
@@ -25,7 +26,7 @@ class Row:
     outcome: Outcome
     synchronous: Outcome
     alone: float
-    """Tokens per second of one process without any exchange."""
+    """Tokens per second of one process without any exchange, which is none of the slow ones."""
 
     @property
     def speed_up(self) -> float:
@@ -67,13 +68,17 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
     """Simulate `config` with each number of `workers` (none: as configured).
 
     Without gradients: no data are read and no model is built. `num_arrivals`: how many are simulated, by default 50 of each
-    worker. Raises `ConfigError` as `StepTimes` does.
+    worker. Raises `ConfigError` as `StepTimes` does, and as `predict` does.
     """
+    sizes = workers or [config.simulation.workers]
+    if unknown := [worker for worker in config.emulation.slow_workers if not 0 <= worker < max(sizes)]:
+        raise ConfigError(f"emulation.slow_workers: got worker {unknown[0]}, expected 0 to {max(sizes) - 1}")
     parameters = config.simulation.parameters or num_parameters(config)
     tokens = Tokens([config.simulation.tokens or config.batching.tokens])
-    alone = predict(_with(config, "single", 1), Size(parameters, 1000, tokens)).tokens_per_second
+    none_slow = config.model_copy(update={"emulation": config.emulation.model_copy(update={"slow_workers": {}})})
+    alone = predict(_with(none_slow, "single", 1), Size(parameters, 1000, tokens)).tokens_per_second
     rows = []
-    for number in workers or [config.simulation.workers]:
+    for number in sizes:
         arrivals = num_arrivals or max(_FEWEST_ARRIVALS, _ARRIVALS_EACH * number)
         size = Size(parameters, arrivals, tokens)
         kind = config.strategy.kind

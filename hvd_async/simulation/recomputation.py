@@ -10,7 +10,7 @@ import torch
 from hvd_async import kernels
 from hvd_async.config import RunConfig
 from hvd_async.flat import FlatParameters
-from hvd_async.origin import this_software
+from hvd_async.origin import device_of, this_software
 from hvd_async.simulation.past import Past
 from hvd_async.simulation.pushes import Pushes
 from hvd_async.simulation.recording import Process, Push
@@ -62,8 +62,9 @@ class Recomputation:
 
     def where(self, process: Process, worker: int | None) -> dict[str, object]:
         """What this machine computes the gradients of `worker` with."""
+        rank = process.rank_of(worker)
         return {
-            **this_software(),
+            **this_software(kind_of_device(device_of(rank["device"], rank["store_device"]))),
             "threads": self._threads_for(process, worker),
             "device": self._device_for(process, worker),
         }

@@ -30,6 +30,8 @@ class Process:
     ranks: Sequence[Event]
     teams: Sequence[Sequence[int]]
     is_simulated: bool = False
+    data: str | None = None
+    """The fingerprint of what was trained on; None where it was not recorded."""
 
     def rank_of(self, worker: int | None) -> Event:
         """Where `worker` computed: its rank, or the one that computed for all. None: the store, or the first of all."""
@@ -84,12 +86,14 @@ class RecordedUpdate:
 
 @dataclass(frozen=True)
 class Recording:
-    """A run from version 0 on. `digests` and `evaluations` are events, by version."""
+    """A run from version 0 on. `digests` and `evaluations` are events, by version. `withdrawn`: versions on top of which a sum
+    was refused, and with it the provisional parameters that were made of it."""
 
     processes: tuple[Process, ...]
     updates: tuple[RecordedUpdate, ...]
     digests: Mapping[int, Sequence[Event]]
     evaluations: Mapping[int, Event]
+    withdrawn: frozenset[int] = frozenset()
 
 
 def read_recording(path: pathlib.Path, config: RunConfig) -> Recording:
@@ -115,6 +119,7 @@ class _Reader:
         self._updates: list[RecordedUpdate] = []
         self._digests: dict[int, list[Event]] = {}
         self._evaluations: dict[int, Event] = {}
+        self._withdrawn: set[int] = set()
         self._carried: dict[int, int] = {}  # batches pending in a checkpoint -> the process that computed them
         self._applied: list[Arrival] = []
         self._refused: list[Arrival] = []
@@ -137,7 +142,9 @@ class _Reader:
         if not self._processes:
             raise DataError(f"{self._path}: holds no event; expected the log of a run")
         self._place_lost()
-        return Recording(tuple(self._processes), tuple(self._updates), self._digests, self._evaluations)
+        return Recording(
+            tuple(self._processes), tuple(self._updates), self._digests, self._evaluations, frozenset(self._withdrawn)
+        )
 
     def _start(self, event: Event) -> None:
         if missing := [name for name in ("software", "ranks", "teams", "pending") if name not in event]:
@@ -155,8 +162,8 @@ class _Reader:
         number = len(self._processes)
         for rank in event["ranks"]:
             _ = rank["worker"], rank["threads"], rank["device"], rank["store_device"]
-        process = Process(number, event["software"], event["ranks"], event["teams"], event.get("simulated", False))
-        self._processes.append(process)
+        is_simulated, data = event.get("simulated", False), event.get("data")
+        self._processes.append(Process(number, event["software"], event["ranks"], event["teams"], is_simulated, data))
 
     def _arrival(self, event: Event) -> None:
         names = [each.name for each in dataclasses.fields(Arrival)]
@@ -167,6 +174,8 @@ class _Reader:
                 f"{self._path}: batch {arrival.batch}: got base version {arrival.base_version}, expected {oldest} to"
                 f" {len(self._updates)}, which were there"
             )
+        if event.get("refused") == Refusal.SUM_NOT_FINITE.value:
+            self._withdrawn.add(len(self._updates))
         if "refused" not in event:
             self._settle_refused()
             self._applied.append(arrival)

@@ -30,6 +30,7 @@ from hvd_async.training import Task
 
 _SAY_EVERY_SECONDS = 10.0
 _NEVER = 2**62
+_OF_A_MODEL = {"meta.json", "model.safetensors"}
 # What decides when an update is made and what is refused; in a replay the log has decided.
 _AS_RECORDED: dict[str, Any] = {
     "arrivals_per_update": _NEVER,
@@ -78,8 +79,8 @@ def replay(
     run = RunFolder(folder)
     if not run.config.exists():
         raise DataError(f"{folder}: got no run, expected a folder with {run.config.name} and {run.events.name} in it")
-    if options.output is not None and options.output.exists() and not options.overwrite:
-        raise ConfigError(f"--output: {options.output} exists already; replace it with --overwrite, or name another folder")
+    if options.output is not None:
+        _check_output(options.output, folder, overwrite=options.overwrite)
     config = load_config(run.config)
     recording = read_recording(run.events, config)
     _check(run, config, recording)
@@ -87,6 +88,7 @@ def replay(
     if not 0 <= last <= len(recording.updates):
         raise ConfigError(f"--until: got {last}, expected 0 to {len(recording.updates)}, the last version of {run.events}")
     task = make_task(config)
+    _check_text(run, recording, task)
     before = torch.get_num_threads()
     try:
         replaying = _Replay(config, recording, task, options, say)
@@ -98,6 +100,34 @@ def replay(
         measured = {} if event is None else {"validation_loss": event["loss"], "validation_bleu": event["bleu"]}
         replaying.export(options.output, measured)
     return replaying.verdict
+
+
+def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
+    """Nothing but an empty folder or a model is ever replaced, and nothing in a run's folder."""
+    model, run = output.resolve(), folder.resolve()
+    if model == run or model in run.parents or run in model.parents:
+        raise ConfigError(f"--output: got {output}, expected a folder apart from the run's, {folder}")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"--output: {output} exists already; replace it with --overwrite, or name another folder")
+    if not output.is_dir():
+        raise ConfigError(f"--output: {output} is a file, expected a folder; name another one")
+    names = {path.name for path in output.iterdir()}
+    if names and not names >= _OF_A_MODEL:
+        raise ConfigError(
+            f"--output: {output} holds something else than a model, and --overwrite replaces only a model; name another folder"
+        )
+
+
+def _check_text(run: RunFolder, recording: Recording, task: Task) -> None:
+    here = task.fingerprint()
+    for process in recording.processes:
+        if process.data not in (None, here):
+            raise DataError(
+                f"{run.events}: the text is not that of the run, or is prepared in another way: recorded {process.data}, here"
+                f" {here}; bring that text back"
+            )
 
 
 def _check(run: RunFolder, config: RunConfig, recording: Recording) -> None:
@@ -227,6 +257,11 @@ class _Replay:
         known = "; ".join(others) if others else "software, processor, device and threads are those of the record"
         if self.verdict.digested is not None:
             known = f"the last equal digest is of version {self.verdict.digested}; {known}"
+        if arrival is not None and arrival.provisional and arrival.base_version in self._recording.withdrawn:
+            known += (
+                f"; at version {arrival.base_version} a sum was not finite and was refused: batch {arrival.batch} may have been"
+                " computed on provisional parameters with that sum in them, which the log does not give"
+            )
         raise DifferenceError(
             f"version {self._making}: {what}: recorded {recorded}, recomputed {recomputed}\n"
             f"equal before that: {self.verdict}; {known}"

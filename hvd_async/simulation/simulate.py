@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +43,28 @@ def simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options:
     Everything follows from the configuration and its seed, to the last bit. Evaluations take no virtual time. Raises
     `ConfigError` for a device other than the CPU, for workers that are not there, and for a folder that holds a run.
     """
-    if config.training.device not in ("auto", "cpu"):
-        raise ConfigError(f"training.device: got {config.training.device} in a simulation, expected auto or cpu")
+    for key, device in (("training", config.training.device), ("store", config.store.device)):
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f"{key}.device: got {device} in a simulation, expected auto or cpu")
+    with _threads(options.threads):
+        return _simulate(config, make_task, options)
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Threads for arithmetic inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options: SimulateOptions) -> dict[str, Any]:
     workers = num_workers(config)
     times = StepTimes(config.emulation, config.seed, workers, default=DEFAULT_SECONDS)
     clock = make_clock(config, times, workers)
-    torch.set_num_threads(options.threads)
     task = make_task(config)
     module = task.build_model()
     flat = FlatParameters(module)
@@ -60,7 +77,7 @@ def simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options:
     model = Model(task, module.train(), flat, config.seed)
     prices = costs(config, config.simulation.parameters or flat.size)
     origin = origin_of_one_process(prices.teams(config))
-    journal = RunJournal(folder, config, task, flat, progress, clock.read, origin)
+    journal = RunJournal(folder, config, task, flat, progress, clock.read, origin, is_simulated=True)
     with journal:
         with progress.showing():
             _train(config, prices, times, model, journal, goal, clock)

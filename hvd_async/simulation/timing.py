@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvd_async.config import RunConfig
+from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs, costs, num_workers
 from hvd_async.simulation.counting import CountingBooks, Tokens
@@ -22,6 +23,10 @@ DEFAULT_SECONDS = 0.1
 _SATURATED = 0.85
 # As are the workers' own steps, with this share.
 _COMPUTING = 0.8
+
+
+class TooFewArrivalsError(ConfigError):
+    """Of a simulation that makes too few versions for a rate."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ class Outcome:
 
 
 def predict(config: RunConfig, size: Size) -> Outcome:
-    """How fast `config` would be on its simulated cluster, whatever its strategy. Raises `ConfigError` as `StepTimes` does."""
+    """How fast `config` would be on its simulated cluster, whatever its strategy.
+
+    Raises `ConfigError` as `StepTimes` does, and `TooFewArrivalsError`, which is one, where a rate would rest on nothing.
+    """
     workers = num_workers(config)
     times = StepTimes(config.emulation, config.seed, workers, default=DEFAULT_SECONDS)
     prices = costs(config, size.parameters)
@@ -92,6 +100,7 @@ class _Meter:
     def __init__(self, last: int, workers: int) -> None:
         """`last`: arrivals that end the run."""
         self.applied, self.now = 0, 0.0
+        self._num_versions = 0
         self._began = (0, 0.0)
         self._first = min(max(last // 10, workers), last // 2)
         self._last = last
@@ -100,13 +109,16 @@ class _Meter:
         """So many arrivals are applied; whether that is enough."""
         if self.applied < self._first <= applied:
             self._began = (applied, now)
+        self._num_versions += applied > self.applied
         self.applied, self.now = applied, now
         return applied >= self._last
 
     @property
     def rate(self) -> float:
-        """Arrivals per second."""
-        return (self.applied - self._began[0]) / max(1e-12, self.now - self._began[1])
+        """Arrivals per second. Raises `TooFewArrivalsError`."""
+        if self._num_versions < 2 or self.applied == self._began[0] or self.now == self._began[1]:
+            raise _too_few(self._last, self._num_versions)
+        return (self.applied - self._began[0]) / (self.now - self._began[1])
 
 
 def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: StepTimes) -> Outcome:
@@ -176,8 +188,10 @@ def _predict_synchronous(config: RunConfig, size: Size, prices: Costs, times: St
     groups = _CountingGroups(prices.num_workers, size)
     cluster = Synchronous(prices, times, groups, clock)
     cluster.run()
+    if groups.version < 2 or clock.now == 0.0:
+        raise _too_few(size.arrivals, groups.version)
     arrivals = groups.version * prices.num_workers
-    rate = arrivals / max(1e-12, clock.now)
+    rate = arrivals / clock.now
     sums = groups.version * prices.allreduce_seconds
     return Outcome(
         prices.num_workers,
@@ -190,6 +204,11 @@ def _predict_synchronous(config: RunConfig, size: Size, prices: Costs, times: St
         {name: value / max(1e-12, clock.now) for name, value in (("sums", sums), ("updates", cluster.totals.updates))},
         waits_for_others=True,
     )
+
+
+def _too_few(arrivals: int, versions: int) -> TooFewArrivalsError:
+    made = "1 version" if versions == 1 else f"{versions} versions"
+    return TooFewArrivalsError(f"--arrivals: got {arrivals}, which make {made}, too few for a rate; expected more")
 
 
 def _shares(totals: Totals) -> dict[str, float]:

@@ -104,6 +104,8 @@ def test_a_summary_is_read_with_its_measurements_in_order(tmp_path: pathlib.Path
         ("single", {"reduction": "sum"}, "single"),
         ("ddp", {"reduction": "sum"}, "ddp, 3 workers"),
         ("async", {"arrivals_per_update": "workers", "lockstep": True}, "async N = workers, 3 workers, lock-step"),
+        ("async", {"arrivals_per_update": 2, "lockstep": False, "provisional": False}, "async N = 2, 3 workers"),
+        ("async", {"arrivals_per_update": 2, "lockstep": False, "provisional": True}, "async N = 2, 3 workers, provisional"),
         (
             "async",
             {"arrivals_per_update": [{"version": 0, "arrivals": 1}], "lockstep": False},

@@ -80,6 +80,9 @@ class ToyTask:
                 torch.nn.Linear(self._settings.hidden, CLASSES),
             )
 
+    def fingerprint(self) -> str:
+        return "toy"
+
     def remarks(self) -> list[str]:
         return []
 

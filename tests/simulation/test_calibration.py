@@ -108,6 +108,9 @@ def test_a_folder_without_a_run_or_with_a_short_one_is_refused(tmp_path: pathlib
     run(tmp_path / "run", 8, strategy={"kind": "async"})
     with pytest.raises(DataError, match="got 8 arrivals, expected the log of a run with 20 or more"):
         calibrate(tmp_path / "run")
+    run(tmp_path / "two", 24, strategy={"kind": "async"}, simulation={"workers": 12})
+    with pytest.raises(DataError, match="too few for a rate"):
+        calibrate(tmp_path / "two")
     events = tmp_path / "run" / "events.jsonl"
     run(tmp_path / "whole", 40, strategy={"kind": "async"})
     lines = (tmp_path / "whole" / "events.jsonl").read_text().splitlines()

@@ -20,6 +20,8 @@ from hvd_async.simulation import replay as module
 from hvd_async.simulation.recording import read_recording
 from tests.mpi.toy import Settings, make_config, parse_config
 from tests.simulation.replaying import edit_log, nth, read_log, replay_toy, run_single
+from tests.simulation.simulated import UNEVEN
+from tests.simulation.simulated import run as simulated
 
 Events = list[dict[str, Any]]
 
@@ -125,6 +127,16 @@ def test_another_initial_model_is_found_before_anything_is_computed(
         replay_toy(folder, settings)
 
 
+def test_another_text_is_found_before_anything_is_computed(run: tuple[pathlib.Path, Settings]) -> None:
+    folder, settings = run
+    assert nth(read_log(folder), "start", 0)["data"] == "toy"
+    edit_log(folder, lambda events: nth(events, "start", 0).update(data="other"))
+    with pytest.raises(DataError, match=r"the text is not that of the run, .*: recorded other, here toy"):
+        replay_toy(folder, settings)
+    edit_log(folder, lambda events: nth(events, "start", 0).pop("data"))  # an older log
+    assert replay_toy(folder, settings).versions == 12
+
+
 def test_what_differs_from_the_recorded_machine_is_said(run: tuple[pathlib.Path, Settings]) -> None:
     def elsewhere(events: Events) -> None:
         nth(events, "start", 0)["software"]["torch"] = "1.0"
@@ -171,6 +183,32 @@ def test_a_gradient_that_is_not_finite_is_in_no_update_here_either(tmp_path: pat
     assert replay_toy(folder, settings).arrivals == 12 - len(refused)
 
 
+def test_a_difference_that_a_refused_sum_may_explain_is_said_so(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    strategy = {"kind": "async", "arrivals_per_update": 3, "provisional": True}
+    simulated(folder, 30, strategy=strategy, simulation={"workers": 4}, emulation=UNEVEN)
+    arrival = next(event for event in read_log(folder) if event.get("provisional"))
+    version, batch = arrival["base_version"], arrival["batch"]
+
+    def change_loss(events: Events) -> None:
+        next(event for event in events if event.get("batch") == batch)["loss"] += 1.0
+
+    def refuse_a_sum(events: Events) -> None:
+        refused = {**nth(events, "arrival", 0), "batch": 1000, "push": 1000, "refused": "sum_not_finite"}
+        events.insert(events.index(nth(events, "update", version - 1)) + 1, refused)
+
+    settings = Settings({}, num_batches=30, dropout=0.2)
+    assert replay_toy(folder, settings).arrivals == 30
+    edit_log(folder, change_loss)
+    with pytest.raises(DifferenceError) as without:
+        replay_toy(folder, settings)
+    edit_log(folder, refuse_a_sum)
+    with pytest.raises(DifferenceError) as with_one:
+        replay_toy(folder, settings)
+    words = f"; at version {version} a sum was not finite and was refused: batch {batch} may have been computed on"
+    assert words not in str(without.value) and words in str(with_one.value)
+
+
 def test_a_run_that_was_made_longer_is_compared_where_it_goes_on_too(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     run_single(folder, num_batches=7)
@@ -194,14 +232,42 @@ def test_the_model_of_a_version_is_that_of_its_snapshot(tmp_path: pathlib.Path) 
 
 def test_a_model_is_not_written_over_another_nor_after_a_difference(run: tuple[pathlib.Path, Settings]) -> None:
     folder, settings = run
+    model = folder.parent / "model"
+    replay_toy(folder, settings, output=model, until=1)
     with pytest.raises(ConfigError, match="exists already; replace it with --overwrite"):
-        replay_toy(folder, settings, output=folder)
-    replay_toy(folder, settings, output=folder / "models" / "last", overwrite=True, until=0)
-    assert json.loads((folder / "models" / "last" / "exported.json").read_text())["version"] == 0
+        replay_toy(folder, settings, output=model)
+    for name in ("meta.json", "model.safetensors"):  # which the toy's model has not
+        (model / name).touch()
+    replay_toy(folder, settings, output=model, overwrite=True, until=0)
+    assert json.loads((model / "exported.json").read_text())["version"] == 0
     edit_log(folder, lambda events: nth(events, "digest", -1).update(digest=""))
     with pytest.raises(DifferenceError):
-        replay_toy(folder, settings, output=folder / "new")
-    assert not (folder / "new").exists()
+        replay_toy(folder, settings, output=folder.parent / "new")
+    assert not (folder.parent / "new").exists()
+
+
+@pytest.mark.parametrize("output", [".", "models", "models/last", "new", ".."])
+def test_a_model_is_never_written_over_the_run(run: tuple[pathlib.Path, Settings], output: str) -> None:
+    folder, settings = run
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ConfigError, match=r"--output: got .*, expected a folder apart from the run's"):
+        replay_toy(folder, settings, output=folder / output, overwrite=True, until=0)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_only_a_model_or_an_empty_folder_is_replaced(run: tuple[pathlib.Path, Settings], tmp_path: pathlib.Path) -> None:
+    folder, settings = run
+    file, other, empty = tmp_path / "file", tmp_path / "other", tmp_path / "empty"
+    for path in (other, empty):
+        path.mkdir()
+    for path in (file, other / "thesis.tex"):
+        path.write_text("x")
+    with pytest.raises(ConfigError, match="file is a file, expected a folder"):
+        replay_toy(folder, settings, output=file, overwrite=True, until=0)
+    with pytest.raises(ConfigError, match="holds something else than a model"):
+        replay_toy(folder, settings, output=other, overwrite=True, until=0)
+    replay_toy(folder, settings, output=empty, overwrite=True, until=0)
+    assert (other / "thesis.tex").read_text() == file.read_text() == "x" and (empty / "exported.json").exists()
 
 
 @pytest.mark.parametrize("until", [-1, 13])

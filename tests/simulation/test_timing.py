@@ -156,6 +156,20 @@ def test_a_plan_compares_sizes_and_is_written(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "plan" / "plan.md").read_text().count("\n") == 5
 
 
+def test_one_process_alone_is_none_of_the_slow_ones(tmp_path: pathlib.Path) -> None:
+    strategy = {"kind": "async", "arrivals_per_update": 1}
+    slow = parse(tmp_path, strategy=strategy, emulation={"seconds": 0.1, "slow_workers": {0: 2.0}})
+    even = parse(tmp_path, strategy=strategy, emulation={"seconds": 0.1})
+    assert plan(slow, [2], 400)[0].alone == plan(even, [2], 400)[0].alone
+
+
+def test_slow_workers_that_no_size_has_are_refused(tmp_path: pathlib.Path) -> None:
+    config = parse(tmp_path, strategy={"kind": "async"}, emulation={"slow_workers": {7: 2.0}})
+    with pytest.raises(ConfigError, match=r"slow_workers: got worker 7, expected 0 to 3"):
+        plan(config, [2, 4], 400)
+    assert len(plan(config, [4, 8], 400)) == 2
+
+
 def test_parameters_are_counted_without_memory(tmp_path: pathlib.Path) -> None:
     from hvd_async.nmt.transformer import Transformer
 
@@ -188,13 +202,37 @@ def test_the_command_line_plans_without_data(tmp_path: pathlib.Path, capsys: pyt
         (["--workers=4"], "--workers: got 4, expected --timing-only beside it"),
         (["--output=x"], "--output: got x, expected --timing-only beside it"),
         (["--threads=0"], "--threads: got 0"),
+        (["--timing-only", "--threads=2"], "--threads: got 2 beside --timing-only, where it has no effect"),
+        (["--timing-only", "--overwrite"], "--overwrite: got it beside --timing-only"),
+        (["--timing-only", "--output={file}"], "--output: got {file}, but {file} is a file"),
+        (["--timing-only", "--workers=16", "--arrivals=10"], "--arrivals: got 10, which make 1 version, too few for a rate"),
+        (["--calibrate=x"], "CONFIG: got {file} beside --calibrate"),
     ],
 )
 def test_the_command_line_refuses_what_it_cannot_do(tmp_path: pathlib.Path, options: list[str], fault: str) -> None:
-    arguments = make_parser().parse_args(["simulate", str(write_config(tmp_path)), *options])
+    file = str(write_config(tmp_path))
+    arguments = make_parser().parse_args(["simulate", file, *(option.replace("{file}", file) for option in options)])
     with pytest.raises(ConfigError) as caught:
         arguments.run(arguments)
-    assert str(caught.value).startswith(fault)
+    assert str(caught.value).startswith(fault.replace("{file}", file))
+
+
+@pytest.mark.parametrize(
+    ("option", "fault"),
+    [
+        ("--timing-only", "--timing-only: got it"),
+        ("--workers=4", "--workers: got 4"),
+        ("--arrivals=4", "--arrivals: got 4"),
+        ("--threads=1", "--threads: got 1"),
+        ("--overwrite", "--overwrite: got it"),
+        ("--set=seed=1", "--set: got seed=1"),
+    ],
+)
+def test_a_calibration_refuses_what_it_would_ignore(tmp_path: pathlib.Path, option: str, fault: str) -> None:
+    arguments = make_parser().parse_args(["simulate", "--calibrate", str(tmp_path), option])
+    with pytest.raises(ConfigError) as caught:
+        arguments.run(arguments)
+    assert str(caught.value).startswith(f"{fault} beside --calibrate, where it has no effect")
 
 
 def test_the_command_line_needs_something_to_simulate() -> None:
