@@ -91,7 +91,7 @@ def run_all(
         check(tmp_path / name_of(each), each, strategy, max(1, len(hosts)))
 
 
-@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize("shards", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_combination_keeps_its_books(tmp_path: pathlib.Path, shards: int) -> None:
     run_all(tmp_path, [each for each in combinations() if each[0] == shards], timeout=240)
 
@@ -101,7 +101,7 @@ def test_a_synchronous_start_keeps_its_books_in_combination(tmp_path: pathlib.Pa
     run_all(tmp_path, wanted, timeout=120, synchronous_versions=4)
 
 
-@pytest.mark.parametrize("bound", [1, 2])
+@pytest.mark.parametrize("bound", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_bound_that_waits_holds_in_combination(tmp_path: pathlib.Path, bound: int) -> None:
     wanted = [
         (1, False, True, "float32"),
@@ -135,7 +135,9 @@ def test_every_combination_keeps_its_books_on_two_hosts(tmp_path: pathlib.Path, 
     run_all(tmp_path, list(combinations()), timeout=800, hosts=two_hosts)
 
 
-@pytest.mark.parametrize("form", sorted(FORMATS))
+@pytest.mark.parametrize(
+    "form", [name if name in ("float32", "few") else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FORMATS)]
+)
 def test_the_number_of_shards_changes_no_bit(tmp_path: pathlib.Path, form: str) -> None:
     """Where runs repeat: in lock-step, and, where a worker keeps an error of its own, of one worker. With clipping, whose norm
     crosses shards, and a moving average."""

@@ -71,7 +71,7 @@ def test_a_killed_worker_ends_the_job(tmp_path: pathlib.Path) -> None:
     assert not done.timed_out and done.returncode != 0, str(done)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_on_any_rank_saves_everything_and_a_resumed_run_uses_every_batch_once(
     tmp_path: pathlib.Path, rank: int
 ) -> None:
