@@ -15,7 +15,7 @@ from hvd_async.config import RunConfig
 from hvd_async.flat import FlatParameters
 from hvd_async.journal import RunJournal
 from hvd_async.simulation.crew import Sender, Worker
-from hvd_async.simulation.pushes import Pushes
+from hvd_async.simulation.pushes import Pushes, add
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.shard import Shard
@@ -239,8 +239,7 @@ class ExactBooks:
         for number, worker in enumerate(workers):
             results.append(self._gradient_of(worker))
             if self._total is not None:
-                inputs = [kernels.Input(vector) for vector in ([self._total] if number else []) + [flat.gradient]]
-                kernels.sum_inputs(inputs, self._total, 1.0)
+                add(flat.gradient, self._total, is_first=number == 0)
         vector = flat.gradient if self._total is None else self._total
         if self._pushes is None:
             gradient, num_bytes = Gradient.measure(vector), 4 * flat.size

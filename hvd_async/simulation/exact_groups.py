@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from hvd_async import kernels
 from hvd_async.config import RunConfig
 from hvd_async.journal import RunJournal
 from hvd_async.simulation.exact import Model
+from hvd_async.simulation.pushes import add
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore
 from hvd_async.store.shard import Shard
-from hvd_async.strategies.synchronous import ONE
+from hvd_async.strategies.synchronous import ONE, next_group
 
 
 class ExactGroups:
@@ -57,8 +57,7 @@ class ExactGroups:
         for worker, batch in enumerate(group):
             tokens, loss = self._model.gradient(batch)
             gradient = self._model.flat.collect_gradient()
-            inputs = [kernels.Input(vector) for vector in ([self._total] if worker else []) + [gradient]]
-            kernels.sum_inputs(inputs, self._total, 1.0)
+            add(gradient, self._total, is_first=worker == 0)
             arrivals.append(
                 Arrival(worker, batch, version, tokens, loss, seconds[worker], wait_seconds=waited[worker], push=group[0])
             )
@@ -72,13 +71,3 @@ class ExactGroups:
         validation = self._config.validation
         if validation.when == "during" and validation.every and update.version % validation.every == 0:
             self._journal.evaluated(update.version, self._model.evaluate(self.store.evaluated_parameters))
-
-
-def next_group(start: int, num_workers: int, num_batches: int | None, epoch_of: Callable[[int], int]) -> range:
-    """Up to `num_workers` batches from `start` on, all of one epoch; see `SynchronousWorker`."""
-    end = start
-    while end < start + num_workers and (num_batches is None or end < num_batches):
-        if epoch_of(end) != epoch_of(start):
-            break
-        end += 1
-    return range(start, end)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from hvd_async import kernels
 from hvd_async.config import PushConfig
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.slots import SlotWriter, read_slot, slot_format
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import Layout
+
+
+def add(gradient: torch.Tensor, total: torch.Tensor, *, is_first: bool) -> None:
+    """Add `gradient` to `total` ([size], float32 both), as teams and groups sum: left to right, each addition rounded. The first
+    replaces what is in `total`."""
+    before = [] if is_first else [kernels.Input(total)]
+    kernels.sum_inputs([*before, kernels.Input(gradient)], total, 1.0)
 
 
 class Pushes:

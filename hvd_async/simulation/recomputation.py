@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from hvd_async import kernels
 from hvd_async.config import RunConfig
 from hvd_async.flat import FlatParameters
 from hvd_async.origin import device_of, this_software
 from hvd_async.simulation.past import Past
-from hvd_async.simulation.pushes import Pushes
+from hvd_async.simulation.pushes import Pushes, add
 from hvd_async.simulation.recording import Process, Push
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival
@@ -52,9 +51,7 @@ class Recomputation:
             check(recorded, arrival)
             arrivals.append(arrival)
             if len(push.arrivals) > 1:
-                # In the order of batches, as a team sums: left to right, each addition rounded.
-                first = [] if number == 0 else [kernels.Input(self._sum)]
-                kernels.sum_inputs([*first, kernels.Input(gradient)], self._sum, 1.0)
+                add(gradient, self._sum, is_first=number == 0)
                 gradient = self._sum
         if self._pushes is None:
             return arrivals, Gradient.measure(gradient)

@@ -141,13 +141,8 @@ class SynchronousWorker:
         self._is_finished |= self._ask_journal()
 
     def _next_group(self) -> range:
-        start = self.store.ledger.watermark
-        end, limit = start, self._job.num_batches
-        while end < start + self._job.num_workers and (limit is None or end < limit):
-            if self._job.epoch_of(end) != self._job.epoch_of(start):
-                break
-            end += 1
-        return range(start, end)
+        job = self._job
+        return next_group(self.store.ledger.watermark, job.num_workers, job.num_batches, job.epoch_of)
 
     def _tell_journal(self, update: Update | None) -> None:
         refused = self.store.take_refused()
@@ -165,3 +160,13 @@ class SynchronousWorker:
         """Rank 0 knows whether the run is over; all ranks learn it at the same point."""
         journal = self._job.journal
         return bool(self._all_reduce.gather([float(journal is not None and journal.is_finished())])[0][0])
+
+
+def next_group(start: int, num_workers: int, num_batches: int | None, epoch_of: Callable[[int], int]) -> range:
+    """Up to `num_workers` batches from `start` on, all of one epoch."""
+    end = start
+    while end < start + num_workers and (num_batches is None or end < num_batches):
+        if epoch_of(end) != epoch_of(start):
+            break
+        end += 1
+    return range(start, end)
