@@ -60,16 +60,30 @@ class VocabularyConfig(Section):
 
 
 class ModelConfig(Section):
-    """The Transformer (Vaswani et al. 2017)."""
+    """The Transformer (Vaswani et al. 2017), or a GRU with global attention (Luong et al. 2015) to compare it with.
 
-    encoder_layers: Positive = Field(3, description="Layers of the encoder.")
+    A GRU leaves `feed_forward`, `heads`, `attention_dropout` and `norm` unread, so that one file will do for both kinds.
+    """
+
+    kind: Literal["transformer", "gru"] = Field("transformer", description="The architecture.")
+    encoder_layers: Positive = Field(3, description="Layers of the encoder; a GRU's run in both directions.")
     decoder_layers: Positive = Field(3, description="Layers of the decoder.")
-    width: Positive = Field(256, description="Size of embeddings and hidden states; a multiple of `heads`.")
-    feed_forward: Positive = Field(1024, description="Inner size of the feed-forward blocks.")
-    heads: Positive = Field(4, description="Attention heads.")
-    dropout: Fraction = Field(0.1, description="Dropout after embeddings, attention and feed-forward blocks.")
-    attention_dropout: Fraction = Field(0.0, description="Dropout on attention weights.")
-    norm: Literal["pre", "post"] = Field("pre", description="Layer normalisation before (`pre`) or after (`post`) a block.")
+    width: Positive = Field(
+        256,
+        description="Size of embeddings and hidden states: an even multiple of `heads`; for a GRU an even number, half of which"
+        " is each direction's of the encoder.",
+    )
+    feed_forward: Positive = Field(1024, description="Inner size of the feed-forward blocks. Transformer alone.")
+    heads: Positive = Field(4, description="Attention heads. Transformer alone; a GRU has one.")
+    dropout: Fraction = Field(
+        0.1,
+        description="Dropout after embeddings, attention and feed-forward blocks; in a GRU after embeddings, layers and"
+        " attention.",
+    )
+    attention_dropout: Fraction = Field(0.0, description="Dropout on attention weights. Transformer alone.")
+    norm: Literal["pre", "post"] = Field(
+        "pre", description="Layer normalisation before (`pre`) or after (`post`) a block. Transformer alone."
+    )
     tie_embeddings: Literal["all", "decoder", "none"] = Field(
         "all", description="Which matrices are one: source, target and output (`all`), target and output, or none."
     )
@@ -77,7 +91,10 @@ class ModelConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _width_divides(self) -> ModelConfig:
-        if self.width % self.heads or (self.width // self.heads) % 2:
+        if self.kind == "gru":
+            if self.width % 2:
+                raise ValueError(f"width: got {self.width}, expected an even number for kind gru, half for each direction")
+        elif self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width: got {self.width}, expected an even multiple of heads ({self.heads})")
         return self
 
@@ -225,6 +242,11 @@ class StrategyConfig(Section):
         " in it, instead of on a version that is about to be replaced (docs/staleness.md). It needs `reduction: token_mean`, and"
         " no `delay_compensation`; absent: true with these. In lock-step, and with N = 1, it is without effect.",
     )
+    delay: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Synchronous strategies only: gradients are computed on the parameters of so many versions before, as if they"
+        " were stale by that; for experiments.",
+    )
     pending: Literal["apply", "drop"] = Field(
         "apply", description="Arrivals accumulated but not yet applied when the data ends: applied, or dropped and counted."
     )
@@ -271,6 +293,12 @@ class StrategyConfig(Section):
                 "provisional: got true with staleness_policy delay_compensation, expected false, or none or inverse; what it"
                 " corrects is measured from the version, not from where the gradient was computed"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _delay_is_synchronous(self) -> StrategyConfig:
+        if self.kind == "async" and self.delay:
+            raise ValueError(f"delay: got {self.delay} with kind async, expected 0, or a synchronous kind")
         return self
 
     @property
@@ -443,12 +471,19 @@ class SimulationConfig(Section):
     )
 
 
+# Keys of `training` of which one says when a run ends.
+BOUNDS = ("epochs", "tokens", "updates", "seconds")
+
+
 class TrainingConfig(Section):
-    """How much, on what, and what is kept. Exactly one of `epochs`, `tokens` and `updates` bounds the run."""
+    """How much, on what, and what is kept. Exactly one of `epochs`, `tokens`, `updates` and `seconds` bounds the run."""
 
     epochs: Positive | None = Field(None, description="Passes over the training data.")
     tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
     updates: Positive | None = Field(None, description="Updates: the run ends at this version.")
+    seconds: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Seconds of training: the run ends then, at most two updates later."
+    )
     device: str = Field(
         "auto", description="`auto` (a GPU per worker where there are any), `cpu`, `cuda`, or `cuda:<index>` for all."
     )
@@ -476,9 +511,9 @@ class TrainingConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _one_bound(self) -> TrainingConfig:
-        bounds = {name: getattr(self, name) for name in ("epochs", "tokens", "updates") if getattr(self, name) is not None}
+        bounds = {name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None}
         if len(bounds) != 1:
-            raise ValueError(f"got {bounds or 'none of them'}, expected exactly one of epochs, tokens and updates")
+            raise ValueError(f"got {bounds or 'none of them'}, expected exactly one of {', '.join(BOUNDS)}")
         return self
 
 
@@ -486,6 +521,11 @@ class ValidationConfig(Section):
     """When the model is measured. Measurements are made on snapshots, each of exactly one version."""
 
     every: Positive | None = Field(None, description="Versions between snapshots that are validated; absent: only the last.")
+    every_tokens: Positive | None = Field(
+        None,
+        description="Target tokens between them, in place of `every`, so that runs with updates of different sizes are measured"
+        " alike: the first version after each multiple. It needs `when: after`.",
+    )
     when: Literal["during", "after"] = Field(
         "during",
         description="`during`: the first worker with a finished step takes the evaluation, the store goes on; `after`: when"
@@ -502,6 +542,18 @@ class ValidationConfig(Section):
         if self.patience is not None and (self.when != "during" or self.every is None):
             raise ValueError("patience: expected `when: during` and a value for `every` beside it")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _every_tokens_fits(self) -> ValidationConfig:
+        if self.every_tokens is not None and (self.when != "after" or self.every is not None):
+            raise ValueError("every_tokens: expected `when: after` and no value for `every` beside it")
+        return self
+
+    def is_due(self, version: int, tokens: int, update_tokens: int) -> bool:
+        """Whether `version` is validated, made by an update with `update_tokens` of the `tokens` target tokens so far."""
+        if self.every_tokens is not None:
+            return tokens // self.every_tokens > (tokens - update_tokens) // self.every_tokens
+        return self.every is not None and version % self.every == 0
 
 
 class DecodingConfig(Section):

@@ -74,6 +74,8 @@ class RunJournal:
         self._is_simulated = is_simulated
         self.metrics = RunMetrics()
         self.measurements: list[Measurement] = []
+        self._received: dict[int, float] = {}  # seconds, by batch, of arrivals whose fate is open
+        self._updating_since = 0.0
         self._moments: dict[int, tuple[int, float]] = {}  # version of a snapshot -> tokens and seconds then
         self._seconds_before = 0.0
         self._log_bytes = 0
@@ -91,6 +93,7 @@ class RunJournal:
         self.metrics = RunMetrics.from_json(data["metrics"])
         self.measurements = [Measurement(**fields) for fields in data["measurements"]]
         self._moments = {int(version): (tokens, seconds) for version, (tokens, seconds) in data["moments"].items()}
+        self._received = {int(batch): seconds for batch, seconds in data["received"].items()}
         self._seconds_before = data["seconds"]
         self._log_bytes = data["log_bytes"]
 
@@ -143,10 +146,19 @@ class RunJournal:
         self._take_digest()
         self._copies.clear()
 
+    def received(self, arrivals: Sequence[Arrival]) -> None:
+        """See `Journal.received`."""
+        now = self.seconds
+        self._received.update((arrival.batch, now) for arrival in arrivals)
+
+    def updating(self) -> None:
+        """See `Journal.updating`."""
+        self._updating_since = self.seconds
+
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
         """See `Journal.refused`."""
         self.metrics.add_refused(arrival, refusal)
-        self._log.write("arrival", self.seconds, **asdict(arrival), refused=refusal.value)
+        self._log.write("arrival", self.seconds, **self._describe(arrival), refused=refusal.value)
 
     def updated(self, update: Update) -> None:
         """See `Journal.updated`."""
@@ -154,7 +166,8 @@ class RunJournal:
         self.metrics.add_update(update)
         now = self.seconds
         for arrival in update.arrivals:
-            self._log.write("arrival", now, **asdict(arrival), version=update.version, staleness=update.staleness(arrival))
+            staleness = update.staleness(arrival)
+            self._log.write("arrival", now, **self._describe(arrival), version=update.version, staleness=staleness)
         self._log.write(
             "update",
             now,
@@ -164,10 +177,11 @@ class RunJournal:
             loss=update.loss,
             learning_rate=update.learning_rate,
             gradient_norm=update.gradient_norm,
+            update_seconds=round(now - self._updating_since, 6),
         )
         self._write_scalars(update)
         validation, training = self._config.validation, self._config.training
-        if validation.every and update.version % validation.every == 0:
+        if validation.is_due(update.version, self._store.tokens, update.tokens):
             self._take_snapshot()
         if training.checkpoint_every and update.version % training.checkpoint_every == 0:
             self._save_checkpoint()
@@ -175,7 +189,7 @@ class RunJournal:
             self._take_digest()
         self._copies.clear()
         self._log_digests()
-        self._progress.update(update, self.metrics)
+        self._progress.update(update, self.metrics, now)
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
         """See `Journal.evaluated`. Exports the model if it is the best so far, and removes the snapshot."""
@@ -206,7 +220,12 @@ class RunJournal:
         return self._num_written
 
     def is_finished(self) -> bool:
-        """See `Journal.is_finished`."""
+        """See `Journal.is_finished`: patience is exhausted, or time is over."""
+        limit = self._config.training.seconds
+        return (limit is not None and self.seconds >= limit) or self.is_out_of_patience()
+
+    def is_out_of_patience(self) -> bool:
+        """Whether too many validations have passed without a better loss."""
         patience, best = self._config.validation.patience, self.best
         if patience is None or best is None:
             return False
@@ -238,8 +257,10 @@ class RunJournal:
         while self._work:
             self._work.pop(0).result()
 
-    def conclude(self, how: str, num_workers: int) -> dict[str, Any]:
-        """Write the summary and, of a run that was not stopped, the last model; what the summary says. Blocks on the disk."""
+    def conclude(self, how: str, num_workers: int, num_steps: int, num_longer: int = 0) -> dict[str, Any]:
+        """Write the summary and, of a run that was not stopped, the last model; what the summary says. Blocks on the disk.
+
+        `num_steps`: of this process; `num_longer`: of them, those that lasted longer than emulation was to make them."""
         last = max(self.measurements, key=lambda m: m.version, default=None)
         if how != "stopped":
             self._export_last(last)
@@ -256,12 +277,18 @@ class RunJournal:
             "seconds": self.seconds,
             **self.metrics.to_json(),
             "pending": len(self._store.pending),
+            "steps": num_steps,
+            "longer_steps": num_longer,
             "measurements": [asdict(m) for m in self.measurements],
             "best": None if self.best is None else asdict(self.best),
             "last": None if last is None else asdict(last),
         }
         write_file(self._folder.summary, json.dumps(summary, indent=2).encode())
         return summary
+
+    def _describe(self, arrival: Arrival) -> dict[str, Any]:
+        """The fields of an arrival's event, those of its fate left out."""
+        return {**asdict(arrival), "received_seconds": round(self._received.pop(arrival.batch), 6)}
 
     def _export_last(self, last: Measurement | None) -> None:
         tensors = self._flat.named_tensors(self._store.evaluated_parameters)
@@ -301,6 +328,7 @@ class RunJournal:
             "journal": {
                 "metrics": self.metrics.to_json(),
                 "measurements": [asdict(m) for m in self.measurements],
+                "received": self._received,
                 "moments": self._moments,
                 "seconds": self.seconds,
                 "log_bytes": self._log.flush(),

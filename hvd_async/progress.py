@@ -18,13 +18,16 @@ from hvd_async.store.parameter_store import Update
 
 @dataclass(frozen=True)
 class Goal:
-    """What a run is heading for: whichever of the two bounds it."""
+    """What a run is heading for: whichever of them bounds it."""
 
     num_batches: int | None
     last_version: int | None
+    seconds: float | None = None
 
-    def share_done(self, arrivals: int, version: int) -> float:
-        """0 to 1."""
+    def share_done(self, arrivals: int, version: int, seconds: float) -> float:
+        """0 to 1, after so many applied arrivals, versions and seconds of training."""
+        if self.seconds is not None:
+            return min(1.0, seconds / self.seconds)
         if self.last_version is not None:
             return min(1.0, version / self.last_version)
         return min(1.0, arrivals / self.num_batches) if self.num_batches else 1.0
@@ -63,12 +66,12 @@ class Progress:
             yield
             self._bar = None
 
-    def update(self, update: Update, total: RunMetrics) -> None:
-        """Take note of `update`, and show something if it is time; `total` is the run so far."""
+    def update(self, update: Update, total: RunMetrics, seconds: float) -> None:
+        """Take note of `update`, and show something if it is time; `total` and `seconds` are the run so far."""
         self._window.add_update(update)
         self._loss_sum += update.loss * update.tokens
         now = time.monotonic()
-        share = self._goal.share_done(total.staleness.total(), update.version)
+        share = self._goal.share_done(total.staleness.total(), update.version, seconds)
         if self._first_share is None:
             self._first_share = (now, share)
         if now - self._since < self._every_seconds:

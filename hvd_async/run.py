@@ -74,10 +74,10 @@ def train(
         run = _set_up(config, make_task, options, strategy, environ)
         with run.journal if run.journal is not None else contextlib.nullcontext():
             notice = run.execute(strategy)
-            run.report_long_steps(strategy.group)
+            num_longer, num_steps = run.count_long_steps(strategy.group)
             if not _is_signal(notice):
                 run.evaluate_snapshots(strategy.group)
-            summary = run.conclude(notice)
+            summary = run.conclude(notice, num_steps, num_longer)
         # Nobody leaves before everything is saved: a launcher kills the others when one has gone with a status other than 0.
         strategy.group.exchange("")
         strategy.close()
@@ -109,8 +109,9 @@ class _Run:
                 self.journal.end_training(is_complete=not _is_signal(notice))
         return notice
 
-    def report_long_steps(self, group: Group) -> None:
-        """Say how many steps lasted longer than emulation was to make them. Collective."""
+    def count_long_steps(self, group: Group) -> tuple[int, int]:
+        """How many steps of all workers lasted longer than emulation was to make them, and how many there were; it is said.
+        Collective."""
         emulation = self.loop.emulation
         counts = [json.loads(text) for text in group.exchange(json.dumps([emulation.num_longer, emulation.num_steps]))]
         num_longer, num_steps = (sum(column) for column in zip(*counts, strict=True))
@@ -118,6 +119,7 @@ class _Run:
             self.progress.say(
                 f"emulation: {num_longer:,} of {num_steps:,} steps lasted longer than configured; their real work did"
             )
+        return num_longer, num_steps
 
     def evaluate_snapshots(self, group: Group) -> None:
         """Evaluate what was not evaluated during training, shared among all ranks. Collective."""
@@ -129,12 +131,12 @@ class _Run:
             if self.journal is not None:
                 self.journal.evaluated(version, [sum(column) for column in zip(*table, strict=True)])
 
-    def conclude(self, notice: StopNotice | None) -> dict[str, Any]:
+    def conclude(self, notice: StopNotice | None, num_steps: int, num_longer: int) -> dict[str, Any]:
         """Write the summary, on rank 0."""
         if self.journal is None:
             return {}
-        how = "stopped" if _is_signal(notice) else "finished early" if self.journal.is_finished() else "finished"
-        return self.journal.conclude(how, self.job.num_workers)
+        how = "stopped" if _is_signal(notice) else "finished early" if self.journal.is_out_of_patience() else "finished"
+        return self.journal.conclude(how, self.job.num_workers, num_steps, num_longer)
 
 
 def _set_up(
@@ -157,7 +159,7 @@ def _set_up(
     task = _in_agreement(group, lambda: make_task(config))
     model = task.build_model()
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
-    goal = Goal(task.num_batches(), config.training.updates)
+    goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
     stop = StopRequest(group.rank)
     every = config.validation.every if config.validation.when == "during" else None
     job = Job(

@@ -118,6 +118,10 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
     [
         ({"model": {"width": 12, "heads": 4}}, "model: width: got 12, expected an even multiple of heads (4)"),
         (
+            {"model": {"kind": "gru", "width": 7}},
+            "model: width: got 7, expected an even number for kind gru, half for each direction",
+        ),
+        (
             {"optimizer": {"schedule": {"kind": "linear"}}},
             "optimizer.schedule: total: got None, expected more than warmup (0) for kind linear",
         ),
@@ -152,10 +156,10 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             "strategy: provisional: got true with staleness_policy delay_compensation, expected false, or none or inverse;"
             " what it corrects is measured from the version, not from where the gradient was computed",
         ),
-        ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens and updates"),
+        ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens, updates, seconds"),
         (
             {"training": {"epochs": 1, "updates": 2}},
-            "training: got {'epochs': 1, 'updates': 2}, expected exactly one of epochs, tokens and updates",
+            "training: got {'epochs': 1, 'updates': 2}, expected exactly one of epochs, tokens, updates, seconds",
         ),
         (
             {"validation": {"patience": 2}},
@@ -174,6 +178,11 @@ def test_keys_that_do_not_go_together(sections: dict[str, Any], line: str) -> No
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_numbers_are_finite(value: float) -> None:
     assert len(faults(optimizer={"learning_rate": value})) == 1
+
+
+def test_the_width_of_a_gru_need_not_fit_heads() -> None:
+    assert parse(model={"kind": "gru", "width": 6, "heads": 4}).model.width == 6
+    assert parse().model.kind == "transformer"
 
 
 def test_values_are_not_converted() -> None:

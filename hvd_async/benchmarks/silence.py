@@ -14,6 +14,12 @@ class SilentJournal:
     def started(self, store: ParameterStore) -> None:
         """See `Journal.started`."""
 
+    def received(self, arrivals: Sequence[Arrival]) -> None:
+        """See `Journal.received`."""
+
+    def updating(self) -> None:
+        """See `Journal.updating`."""
+
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
         """See `Journal.refused`. A benchmark has no gradient to refuse: raises `HvdAsyncError`."""
         raise HvdAsyncError(f"batch {arrival.batch} of worker {arrival.worker}: refused ({refusal.value}), expected none")

@@ -176,6 +176,7 @@ class ExactBooks:
     def accept(self, sender: Sender) -> bool:
         """See `Books`."""
         arrivals, gradient = self._compute(sender)
+        self._journal.received(arrivals)
         self.store.accept(arrivals, gradient)
         if not self.store.is_complete():
             self.store.fold()  # the next gradient will be computed in the same memory
@@ -183,7 +184,9 @@ class ExactBooks:
 
     def refuse(self, sender: Sender) -> None:
         """See `Books`."""
-        self.store.refuse(self._compute(sender)[0], Refusal.AFTER_THE_END)
+        arrivals, _ = self._compute(sender)
+        self._journal.received(arrivals)
+        self.store.refuse(arrivals, Refusal.AFTER_THE_END)
         self._tell_refused()
 
     def is_complete(self) -> bool:
@@ -193,6 +196,7 @@ class ExactBooks:
     def advance(self, oldest_under_way: int | None) -> bool:
         """See `Books`."""
         under_way = [] if oldest_under_way is None else [oldest_under_way]
+        self._journal.updating()
         self._update = self.store.advance(under_way)
         self._tell_refused()
         if self._update is None:
@@ -205,6 +209,7 @@ class ExactBooks:
 
     def finish(self) -> bool:
         """See `Books`."""
+        self._journal.updating()
         self._update = self.store.finish()
         self._tell_refused()
         return self._update is not None

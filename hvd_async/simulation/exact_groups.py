@@ -12,8 +12,7 @@ from hvd_async.simulation.exact import Model
 from hvd_async.simulation.pushes import add
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore
-from hvd_async.store.shard import Shard
-from hvd_async.strategies.synchronous import ONE, next_group
+from hvd_async.strategies.synchronous import ONE, load_base, make_replica, next_group, num_versions_behind
 
 
 class ExactGroups:
@@ -30,9 +29,8 @@ class ExactGroups:
     ) -> None:
         """All are the caller's. The journal is told of everything."""
         strategy = config.strategy.model_copy(update=ONE)
-        self.store = ParameterStore(
-            Shard([model.flat.parameters], config.optimizer), model.flat.size, config.optimizer, strategy, 1
-        )
+        self._replica = make_replica(model.flat, config.optimizer, strategy.delay)
+        self.store = ParameterStore(self._replica, model.flat.size, config.optimizer, strategy, 1)
         self._config = config
         self._model = model
         self._num_workers = num_workers
@@ -51,17 +49,27 @@ class ExactGroups:
             return range(0)
         return next_group(self.store.ledger.watermark, self._num_workers, self._num_batches, self._model.task.epoch_of)
 
-    def apply(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
+    def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
         """See `GroupBooks`."""
-        arrivals, version = [], self.store.version
+        delay = self._config.strategy.delay
+        base_version = self.store.version - num_versions_behind(self.store.version, delay)
+        load_base(self._replica, self._model.flat, delay)
+        arrivals = []
         for worker, batch in enumerate(group):
             tokens, loss = self._model.gradient(batch)
             gradient = self._model.flat.collect_gradient()
             add(gradient, self._total, is_first=worker == 0)
             arrivals.append(
-                Arrival(worker, batch, version, tokens, loss, seconds[worker], wait_seconds=waited[worker], push=group[0])
+                Arrival(
+                    worker, batch, base_version, tokens, loss, seconds[worker], wait_seconds=waited[worker], push=group[0]
+                )
             )
+        self._journal.received(arrivals)
+        self._journal.updating()
         self.store.accept(arrivals, Gradient.measure(self._total))
+
+    def update(self) -> None:
+        """See `GroupBooks`."""
         update = self.store.advance()
         for arrival, refusal in self.store.take_refused():
             self._journal.refused(arrival, refusal)

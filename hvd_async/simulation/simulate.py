@@ -68,7 +68,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     task = make_task(config)
     module = task.build_model()
     flat = FlatParameters(module)
-    goal = Goal(task.num_batches(), config.training.updates)
+    goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
     folder = RunFolder(config.output)
     folder.begin(config, overwrite=options.overwrite)
     progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
@@ -84,7 +84,9 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
             journal.end_training(is_complete=True)
         for version in journal.snapshots_to_evaluate():
             journal.evaluated(version, model.evaluate(read_snapshot(folder, version)))
-        return journal.conclude("finished early" if journal.is_finished() else "finished", workers)
+        how = "finished early" if journal.is_out_of_patience() else "finished"
+        num_steps = journal.metrics.staleness.total() + journal.metrics.refused.total()
+        return journal.conclude(how, workers, num_steps)
 
 
 def _train(

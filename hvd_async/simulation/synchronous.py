@@ -20,8 +20,11 @@ class GroupBooks(Protocol):
     def group(self) -> range:
         """The next batches; empty at the end."""
 
-    def apply(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
-        """Make the next version of `group`. `seconds`: of the steps; `waited`: in the exchange before, by worker."""
+    def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
+        """Sum the gradients of `group`. `seconds`: of the steps; `waited`: in the exchange before, by worker."""
+
+    def update(self) -> None:
+        """Make the next version of what was taken in."""
 
 
 class Synchronous:
@@ -48,8 +51,10 @@ class Synchronous:
             batches = [*group, *[group[0]] * (costs.num_workers - len(group))]
             seconds = [self._seconds(worker, step, batch) for worker, batch in enumerate(batches)]
             slowest = max(seconds)
-            clock.now += slowest + costs.allreduce_seconds + costs.update_seconds
-            self._books.apply(group, seconds, waited)
+            clock.now += slowest + costs.allreduce_seconds
+            self._books.take_in(group, seconds, waited)
+            clock.now += costs.update_seconds
+            self._books.update()
             waited = [slowest - own + costs.allreduce_seconds for own in seconds]
             totals.present = costs.num_workers * clock.now
             totals.computing += sum(seconds)

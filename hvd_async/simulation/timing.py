@@ -179,8 +179,10 @@ class _CountingGroups:
             return range(0)
         return range(self._next, self._next + self._num_workers)
 
-    def apply(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
+    def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
         self._next = group.stop
+
+    def update(self) -> None: ...
 
 
 def _predict_synchronous(config: RunConfig, size: Size, prices: Costs, times: StepTimes) -> Outcome:

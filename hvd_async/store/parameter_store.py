@@ -21,7 +21,7 @@ from hvd_async.store import staleness
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import BatchLedger
 from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_rate
-from hvd_async.store.shard import MAX_HELD, Shard, StepOrder, state_names
+from hvd_async.store.shard import MAX_HELD, Shard, StepOrder, past_names, state_names
 
 # A combined gradient whose norm is not below this would overflow when it is squared: it counts as not finite.
 _NORM_LIMIT = 1.8e19
@@ -316,7 +316,7 @@ class ParameterStore:
         again on the same version and equals an unbroken one.
         """
         keep_pending = bool(self._pending) and not is_synchronous(self._strategy, self.version)
-        names = ["parameters", *state_names(self._optimizer)]
+        names = ["parameters", *past_names(self._strategy.delay, self.version), *state_names(self._optimizer)]
         if keep_pending:
             self.fold()
         else:

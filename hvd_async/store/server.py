@@ -42,6 +42,12 @@ class Journal(Protocol):
     def started(self, store: ParameterStore) -> None:
         """`store` is ready and workers begin; it stays the same object to the end of the run."""
 
+    def received(self, arrivals: Sequence[Arrival]) -> None:
+        """A push with `arrivals` has reached the store, which is about to decide on their fate."""
+
+    def updating(self) -> None:
+        """The store begins to make the next version."""
+
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
         """`arrival` is in no update."""
 
@@ -125,6 +131,7 @@ class StoreServer:
         notice = self._notice()
         if not self._is_stopped_by_signal(notice):
             self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
+            self._journal.updating()
             self._complete(self._store.finish())
             self._tell_journal()
             self._memory.store(Word.NEXT_VERSION, self._store.version)
@@ -159,8 +166,10 @@ class StoreServer:
             return False
         arrivals = self._arrivals(slot)
         if notice is not None and notice.kind is StopKind.FINISHED:
+            self._journal.received(arrivals)
             self._store.refuse(arrivals, Refusal.AFTER_THE_END)
         elif self._store.admits(arrivals):
+            self._journal.received(arrivals)
             largest = word_to_float(self._get(slot, SlotWord.LARGEST))
             self._store.accept(arrivals, read_slot(self._memory, self._layout, slot, largest))
         else:
@@ -249,6 +258,7 @@ class StoreServer:
         if not self._store.is_complete():
             return False
         self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
+        self._journal.updating()
         update = self._store.advance(self._under_way())
         if update is None and not self._store.pending:  # the sum is not finite: there is no next version yet
             self._memory.store(Word.NEXT_VERSION, self._store.version)

@@ -39,6 +39,11 @@ def state_names(optimizer: OptimizerConfig) -> list[str]:
     return [*names, "pending_sum"]
 
 
+def past_names(num_past: int, version: int) -> list[str]:
+    """The parameters of versions before `version`, up to `num_past` of them, by name: first those of the one before."""
+    return [f"past_{number}" for number in range(1, min(num_past, version) + 1)]
+
+
 class Shard:
     """Sums gradients and steps. Used by one thread.
 
@@ -54,15 +59,19 @@ class Shard:
         *,
         provisional: Sequence[torch.Tensor] = (),
         keeps_bases: bool = False,
+        num_past: int = 0,
         allocate: Callable[[str], torch.Tensor] | None = None,
     ) -> None:
         """`buffers` ([size] float32 each) become the shard's own: version v is made in `buffers[v % len(buffers)]`.
 
         Those of `version` lie there already. `provisional`: vectors in which `try_step` makes its own, in turns. `allocate`
         gives the memory ([size] float32, zeros) for a name of `state_names`; by default it is ordinary memory beside the first
-        buffer. `keeps_bases`: past versions are kept for `compensate`.
+        buffer. `keeps_bases`: past versions are kept for `compensate`. `num_past`: so many versions before the newest can be read;
+        it takes as many buffers, and one.
         """
+        assert num_past < len(buffers)
         self.version = version
+        self._num_past = num_past
         self._buffers = buffers
         self._provisional = provisional
         self._optimizer = optimizer
@@ -85,7 +94,9 @@ class Shard:
         return self._buffers[self.version % len(self._buffers)]
 
     def read(self, name: str) -> torch.Tensor:
-        """The live vector `parameters`, or one of `state_names`: [size], float32."""
+        """The live vector `parameters`, or one of `state_names` or `past_names`: [size], float32."""
+        if name in (past := past_names(self._num_past, self.version)):
+            return self._buffers[(self.version - 1 - past.index(name)) % len(self._buffers)]
         return self.parameters if name == "parameters" else self._vectors[name]
 
     def hold(self, gradient: Gradient, divisor: float) -> None:
@@ -165,7 +176,8 @@ class Shard:
 
         `pending_sum`, where it is given, counts as taken in.
         """
-        names: Collection[str] = ["parameters", *(name for name in self._vectors if name != "pending_sum")]
+        past = past_names(self._num_past, version)
+        names: Collection[str] = ["parameters", *past, *(name for name in self._vectors if name != "pending_sum")]
         if missing := set(names) - tensors.keys():
             raise ValueError(f"got no {', '.join(sorted(missing))}")
         size = self.parameters.numel()

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from hvd_async.config import OptimizerConfig
 from hvd_async.flat import FlatParameters
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
@@ -73,8 +74,8 @@ class SynchronousWorker:
     def __init__(self, job: Job, rank: int, all_reduce: AllReduce) -> None:
         """Collective: ranks call it in the same order as everything else of the strategy."""
         strategy = job.strategy.model_copy(update=ONE)
-        # The store updates the very vector that the model reads: no copy.
-        self.store: ParameterStore = job.make_store(Shard([job.flat.parameters], job.optimizer), strategy, 1)
+        self._replica = make_replica(job.flat, job.optimizer, strategy.delay)
+        self.store: ParameterStore = job.make_store(self._replica, strategy, 1)
         self.notice: StopNotice | None = None
         self._job = job
         self._rank = rank
@@ -92,6 +93,7 @@ class SynchronousWorker:
             self._group = self._next_group()
             if not self._group:
                 return
+            load_base(self._replica, self._job.flat, self._job.strategy.delay)
             counts = self._rank < len(self._group)
             yield Claim(self._group[self._rank if counts else 0], counts)
 
@@ -99,16 +101,17 @@ class SynchronousWorker:
         """See `Worker.step`."""
         started = time.monotonic()
         self._all_reduce.reduce(self._job.flat)
-        requested = self._job.stop_requested()
+        requested, journal = self._job.stop_requested(), self._job.journal
         asked = requested.signal_number if requested is not None else 0
-        table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, self._waited, asked])
+        is_over = journal is not None and journal.is_finished()
+        table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, self._waited, asked, float(is_over)])
         self._waited = time.monotonic() - started
-        version = self.store.version
+        base_version = self.store.version - num_versions_behind(self.store.version, self._job.strategy.delay)
         arrivals = [
             Arrival(
                 worker,
                 batch,
-                version,
+                base_version,
                 int(table[worker][0]),
                 table[worker][1],
                 table[worker][2],
@@ -117,9 +120,12 @@ class SynchronousWorker:
             )
             for worker, batch in enumerate(self._group)
         ]
+        if journal is not None:
+            journal.received(arrivals)
+            journal.updating()
         self.store.accept(arrivals, Gradient.measure(self._job.flat.gradient))
         self._tell_journal(self.store.advance())
-        self._is_finished |= self._is_last_version()
+        self._is_finished |= self._is_last_version() or bool(table[0][5])
         for rank, numbers in enumerate(table):
             if numbers[4] and self.notice is None:
                 self.notice = StopNotice(StopKind.SIGNAL, rank, int(numbers[4]))
@@ -160,6 +166,26 @@ class SynchronousWorker:
         """Rank 0 knows whether the run is over; all ranks learn it at the same point."""
         journal = self._job.journal
         return bool(self._all_reduce.gather([float(journal is not None and journal.is_finished())])[0][0])
+
+
+def make_replica(flat: FlatParameters, optimizer: OptimizerConfig, delay: int) -> Shard:
+    """The vectors of a rank's store, at version 0, whose parameters are those in `flat`; see `load_base`."""
+    if not delay:  # the store updates the very vector that the model reads: no copy
+        return Shard([flat.parameters], optimizer)
+    buffers = [flat.parameters.clone(), *(torch.empty_like(flat.parameters) for _ in range(delay))]
+    return Shard(buffers, optimizer, num_past=delay)
+
+
+def load_base(replica: Shard, flat: FlatParameters, delay: int) -> None:
+    """Bring into `flat` the parameters on which the next gradients are computed: those of `num_versions_behind` before."""
+    if delay:
+        behind = num_versions_behind(replica.version, delay)
+        flat.parameters.copy_(replica.read(f"past_{behind}" if behind else "parameters"))
+
+
+def num_versions_behind(version: int, delay: int) -> int:
+    """How stale gradients for the version after `version` are: `delay`, or all that there is."""
+    return min(version, delay)
 
 
 def next_group(start: int, num_workers: int, num_batches: int | None, epoch_of: Callable[[int], int]) -> range:

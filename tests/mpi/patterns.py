@@ -31,6 +31,10 @@ class Books:
 
     def started(self, store: ParameterStore) -> None: ...
 
+    def received(self, arrivals: Sequence[Arrival]) -> None: ...
+
+    def updating(self) -> None: ...
+
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
         raise AssertionError(refusal)
 

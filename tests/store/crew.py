@@ -35,6 +35,12 @@ class Recorder:
     def started(self, store: ParameterStore) -> None:
         """See `Journal`."""
 
+    def received(self, arrivals: Sequence[Arrival]) -> None:
+        """See `Journal`."""
+
+    def updating(self) -> None:
+        """See `Journal`."""
+
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
         """See `Journal`."""
         self.refusals.append((arrival, refusal))

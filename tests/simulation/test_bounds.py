@@ -1,0 +1,55 @@
+"""Runs that are bounded by time, and snapshots by tokens: in virtual time and on real ranks."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from tests.mpi.runs import Settings, events_of, run_toy, summary_of
+from tests.mpi.toy import make_config
+from tests.simulation.simulated import UNEVEN, run
+
+STRATEGIES: list[dict[str, Any]] = [{"kind": "async"}, {"kind": "async", "lockstep": True}, {"kind": "ddp"}]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_simulated_run_ends_with_the_first_update_after_its_time(tmp_path: pathlib.Path, strategy: dict[str, Any]) -> None:
+    training = {"epochs": None, "seconds": 10.0}
+    summary = run(tmp_path / "run", 10_000, strategy=strategy, training=training, emulation=UNEVEN)
+    made = [update["seconds"] for update in events_of(tmp_path / "run", "update")]
+    assert summary["how"] == "finished"
+    after = [seconds for seconds in made if seconds >= 10.0]
+    assert len(after) == 1 and made[-1] == after[0]
+
+
+@pytest.mark.mpi
+def test_real_ranks_end_when_their_time_is_over(tmp_path: pathlib.Path) -> None:
+    def settings(kind: str) -> Settings:
+        training = {"epochs": None, "seconds": 0.5}
+        return Settings(
+            make_config(tmp_path / kind, strategy={"kind": kind}, training=training, emulation={"seconds": 0.05}),
+            num_batches=10_000,
+        )
+
+    run_toy(3, settings("horovod"), settings("async")).check()
+    for kind in ("horovod", "async"):
+        made = [update["seconds"] for update in events_of(tmp_path / kind, "update")]
+        assert summary_of(tmp_path / kind)["how"] == "finished"
+        late = [seconds for seconds in made if seconds >= 0.5]
+        assert len(late) <= 2 and len(made) > len(late)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_snapshots_are_of_the_first_version_after_each_multiple(tmp_path: pathlib.Path, strategy: dict[str, Any]) -> None:
+    validation = {"every_tokens": 50, "when": "after"}
+    run(tmp_path / "run", 60, strategy=strategy, validation=validation, emulation=UNEVEN)
+    tokens, expected = 0, []
+    for update in events_of(tmp_path / "run", "update"):
+        tokens += update["tokens"]
+        if tokens // 50 > (tokens - update["tokens"]) // 50:
+            expected.append(update["version"])
+    last = update["version"]
+    measured = [m["version"] for m in summary_of(tmp_path / "run")["measurements"]]
+    assert len(expected) > 3 and measured == sorted({*expected, last})

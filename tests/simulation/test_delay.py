@@ -1,0 +1,68 @@
+"""Synchronous strategies with an artificial delay, against the rule written down, unbroken runs and real ranks."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+
+from hvd_async.checkpoint import load_latest_checkpoint
+from hvd_async.flat import FlatParameters
+from hvd_async.training import compute_gradient
+from tests.mpi.runs import Settings, digest_of, events_of, losses_of, resumed, run_toy
+from tests.mpi.toy import make_config
+from tests.simulation.simulated import CountedTask, run
+
+SGD = {"kind": "sgd", "learning_rate": 0.3, "schedule": {"kind": "constant"}}
+
+
+def late(folder: pathlib.Path, delay: int, kind: str = "horovod", **sections: Any) -> dict[str, Any]:
+    strategy = {"kind": kind, "delay": delay}
+    return make_config(folder, strategy=strategy, optimizer={"learning_rate": 0.05}, **sections)
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_every_gradient_is_that_of_the_parameters_so_many_versions_before(tmp_path: pathlib.Path, delay: int) -> None:
+    run(tmp_path / "run", 12, strategy={"kind": "single", "delay": delay}, optimizer=SGD)
+    task = CountedTask(Settings({}, num_batches=12, dropout=0.2), 0)
+    module = task.build_model().train()
+    flat = FlatParameters(module)
+    versions = [flat.parameters.clone()]
+    for batch in range(12):
+        flat.parameters.copy_(versions[max(0, batch - delay)])
+        tokens, _ = compute_gradient(task, module, flat, 1, batch)
+        versions.append(versions[-1] - 0.3 * flat.collect_gradient() / tokens)
+    checkpoint = load_latest_checkpoint(tmp_path / "run/checkpoints")
+    assert checkpoint is not None
+    torch.testing.assert_close(checkpoint.tensors["parameters"], versions[-1], rtol=1e-5, atol=1e-6)
+    assert [arrival["staleness"] for arrival in events_of(tmp_path / "run", "arrival")] == [
+        min(version, delay) for version in range(12)
+    ]
+
+
+def test_without_delay_the_bits_are_those_of_before(tmp_path: pathlib.Path) -> None:
+    for name, strategy in (("a", {"kind": "horovod"}), ("b", {"kind": "horovod", "delay": 0})):
+        run(tmp_path / name, 24, strategy=strategy)
+    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
+
+
+@pytest.mark.mpi
+def test_real_ranks_do_the_same_and_a_resumed_run_equals_an_unbroken_one(tmp_path: pathlib.Path) -> None:
+    unbroken = Settings(late(tmp_path / "unbroken", 2), num_batches=40, dropout=0.2)
+    first = Settings(late(tmp_path / "broken", 2, training={"epochs": None, "updates": 7}), num_batches=40, dropout=0.2)
+    longer = Settings(late(tmp_path / "broken", 2), num_batches=40, dropout=0.2)
+    ddp = Settings(late(tmp_path / "ddp", 2, "ddp"), num_batches=40, dropout=0.2)
+    run_toy(2, unbroken, first, resumed(longer), ddp).check()
+    assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "unbroken") and len(losses_of(tmp_path / "broken")) == 20
+    assert digest_of(tmp_path / "broken") == digest_of(tmp_path / "unbroken")
+    assert losses_of(tmp_path / "ddp") == pytest.approx(losses_of(tmp_path / "unbroken"), rel=2e-5)
+    run(
+        tmp_path / "simulated",
+        40,
+        strategy={"kind": "horovod", "delay": 2},
+        optimizer={"learning_rate": 0.05},
+        simulation={"workers": 2},
+    )
+    assert losses_of(tmp_path / "simulated") == pytest.approx(losses_of(tmp_path / "unbroken"), rel=2e-5)
