@@ -10,7 +10,7 @@ import torch
 from hvd_async.config import ModelConfig
 from hvd_async.nmt.batching import Batch, collate
 from hvd_async.nmt.criterion import cross_entropy_sum, output_tokens
-from hvd_async.nmt.transformer import Transformer
+from hvd_async.nmt.model import build_model
 
 _FIRST_WORD = 4  # below are padding, unknown, begin and end
 
@@ -44,7 +44,7 @@ class ModelStep:
         """Draw parameters and batch; torch's random state stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            self.model = Transformer(size.config, size.vocabulary)
+            self.model = build_model(size.config, size.vocabulary)
         self.batch = random_batch(size)
 
     def __call__(self) -> tuple[float, int]:

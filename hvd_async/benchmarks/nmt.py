@@ -19,8 +19,9 @@ from hvd_async.flat import FlatParameters
 from hvd_async.nmt.batching import Batch
 from hvd_async.nmt.corpus import PreparedCorpus
 from hvd_async.nmt.export import ExportedModel
+from hvd_async.nmt.model import DecoderState
 from hvd_async.nmt.task import TranslationTask
-from hvd_async.nmt.transformer import DecoderState, Transformer
+from hvd_async.nmt.transformer import Transformer, TransformerState
 from hvd_async.nmt.vocabulary import PAD
 
 FLOAT32, BFLOAT16, BFLOAT16_TRANSPOSED = "float32", "bfloat16", "bfloat16 transposed"
@@ -264,6 +265,7 @@ def measure_decoding(
     exported: ExportedModel, sentences: Sequence[str], beam: int, turns: int = 3, every: int = 1
 ) -> DecodingMeasurement:
     """Translate `sentences` in batches of similar length (`decoding.batch_sentences`), with `beam` (1: greedy search)."""
+    assert isinstance(exported.model, Transformer)
     reference = replace(exported, model=WithoutCache(exported.model).eval())
     few = sentences[::every]
     found: dict[str, list[str]] = {}
@@ -289,7 +291,7 @@ def measure_decoding(
 
 
 @dataclass
-class _Prefixes(DecoderState):
+class _Prefixes(TransformerState):
     """What a decoder without cache knows: the encoded source of each row, [B, S, W], and its tokens so far, [B, t]."""
 
     memory: Tensor = field(default_factory=lambda: torch.empty(0))

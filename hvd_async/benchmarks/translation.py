@@ -12,6 +12,7 @@ from hvd_async.benchmarks.measurement import Figure, Spread, rate
 from hvd_async.benchmarks.nmt import BFLOAT16, BFLOAT16_TRANSPOSED, FLOAT32, DecodingMeasurement, Rates, TrainingMeasurement
 from hvd_async.benchmarks.options import Options
 from hvd_async.config import RunConfig, load_config, parse_config
+from hvd_async.errors import ConfigError
 from hvd_async.nmt.corpus import PreparedCorpus, prepare
 from hvd_async.nmt.grammar import write_corpus
 
@@ -82,6 +83,8 @@ def _corpus(path: str | None) -> Iterator[tuple[RunConfig, PreparedCorpus]]:
     """The configuration at `path` and its corpus, or a model of Multi30k's size on the built-in corpus."""
     if path is not None:
         config = load_config(path)
+        if config.model.kind != "transformer":
+            raise ConfigError(f"{path}: model.kind: got {config.model.kind!r}, expected 'transformer', which this measures")
         yield config, prepare(config)
         return
     with tempfile.TemporaryDirectory(prefix="hvd-async-bench-") as folder:

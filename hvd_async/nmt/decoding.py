@@ -16,7 +16,7 @@ from torch import Tensor
 from hvd_async.config import DecodingConfig
 from hvd_async.errors import DataError
 from hvd_async.nmt.batching import pad_sources
-from hvd_async.nmt.transformer import Transformer
+from hvd_async.nmt.model import TranslationModel
 from hvd_async.nmt.vocabulary import BOS, EOS, PAD, UNK
 
 _SPARE_LENGTH = 10
@@ -24,7 +24,9 @@ _NEVER = [PAD, UNK, BOS]
 
 
 @torch.no_grad()
-def translate(model: Transformer, sources: Sequence[Sequence[int]], config: DecodingConfig, *, beam: int) -> list[list[int]]:
+def translate(
+    model: TranslationModel, sources: Sequence[Sequence[int]], config: DecodingConfig, *, beam: int
+) -> list[list[int]]:
     """The best translation found for each of `sources` (tokens without begin and end, as are the results), in their order.
 
     Uses `model` as it is: the caller sets eval mode. Raises `DataError` for a source that is too long for the model.
@@ -51,9 +53,9 @@ def translate(model: Transformer, sources: Sequence[Sequence[int]], config: Deco
 
 
 @torch.no_grad()
-def greedy_search(model: Transformer, sources: Sequence[Sequence[int]], max_lengths: Sequence[int]) -> list[list[int]]:
+def greedy_search(model: TranslationModel, sources: Sequence[Sequence[int]], max_lengths: Sequence[int]) -> list[list[int]]:
     """The most probable token at each step. `max_lengths`: most tokens of each result, the end of sentence not counted."""
-    device = model.positions.device
+    device = model.device
     source, source_mask = _to_device(sources, device)
     state = model.start(model.encode(source, source_mask), source_mask)
     results: list[list[int]] = [[] for _ in sources]
@@ -92,7 +94,7 @@ class _Search:
 
 @torch.no_grad()
 def beam_search(
-    model: Transformer,
+    model: TranslationModel,
     sources: Sequence[Sequence[int]],
     max_lengths: Sequence[int],
     *,
@@ -105,7 +107,7 @@ def beam_search(
     the first `beam` others live on. A sentence is done when `beam` hypotheses have finished, when none lives, or when none
     that lives can still beat the best finished one. Arguments as for `greedy_search`.
     """
-    device = model.positions.device
+    device = model.device
     source, source_mask = _to_device(sources, device)
     state = model.start(model.encode(source, source_mask), source_mask)
     state = state.select(torch.arange(len(sources), device=device).repeat_interleave(beam))
@@ -113,7 +115,7 @@ def beam_search(
     live = list(range(len(sources)))
     hypotheses: list[list[list[int]]] = [[[] for _ in range(beam)] for _ in sources]  # [live sentence][beam] -> tokens
     # All of a sentence's hypotheses are equal at first: only one of them may be continued.
-    scores = torch.full((len(sources), beam), -torch.inf, device=device, dtype=model.positions.dtype)
+    scores = torch.full((len(sources), beam), -torch.inf, device=device, dtype=model.dtype)
     scores[:, 0] = 0.0
     tokens = torch.full((len(sources) * beam,), BOS, device=device)
     while live:

@@ -17,7 +17,7 @@ from hvd_async.atomic import new_folder
 from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.nmt.decoding import translate
-from hvd_async.nmt.transformer import Transformer
+from hvd_async.nmt.model import TranslationModel, build_model
 from hvd_async.nmt.vocabulary import Vocabulary
 
 _PARAMETERS, _CONFIG, _VOCABULARY, _META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"
@@ -50,7 +50,7 @@ def export_model(
 class ExportedModel:
     """A model ready to translate, in eval mode."""
 
-    model: Transformer
+    model: TranslationModel
     vocabulary: Vocabulary
     config: RunConfig
     meta: dict[str, Any]
@@ -81,7 +81,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
     except ConfigError as error:
         raise DataError(str(error)) from None
     vocabulary = Vocabulary.load(folder / _VOCABULARY)
-    model = Transformer(config.model, len(vocabulary))
+    model = build_model(config.model, len(vocabulary))
     _fill(model, folder / _PARAMETERS)
     return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META))
 
@@ -96,7 +96,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _fill(model: Transformer, path: Path) -> None:
+def _fill(model: TranslationModel, path: Path) -> None:
     """Copy the tensors of `path` into the parameters, each of which must be there in its shape."""
     try:
         tensors = safetensors.torch.load_file(path)

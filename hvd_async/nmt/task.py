@@ -17,8 +17,8 @@ from hvd_async.nmt.corpus import ParallelArrays, PreparedCorpus
 from hvd_async.nmt.criterion import cross_entropy_sum, output_tokens
 from hvd_async.nmt.decoding import translate
 from hvd_async.nmt.export import export_model
+from hvd_async.nmt.model import TranslationModel, build_model
 from hvd_async.nmt.scoring import Evaluation
-from hvd_async.nmt.transformer import Transformer
 
 
 class TranslationTask:
@@ -34,11 +34,11 @@ class TranslationTask:
         self._plan = BatchPlan(train.source_lengths, train.target_lengths, config.batching, config.seed)
         self._validation_batches = _in_order_of_length(validation, config.batching.tokens)
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> TranslationModel:
         """A new model, on CPU, its parameters drawn from the run's seed; torch's random state stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed)
-            return Transformer(self._config.model, len(self._corpus.vocabulary))
+            return build_model(self._config.model, len(self._corpus.vocabulary))
 
     def num_batches(self) -> int | None:
         """Batches of the whole run; None where `training.updates` bounds it, which needs as many as it takes."""
@@ -108,7 +108,7 @@ class TranslationTask:
         return cross_entropy_sum(logits, output_tokens(batch), label_smoothing)
 
     def _translate(self, model: nn.Module, indices: range) -> list[str]:
-        if not isinstance(model, Transformer):
+        if not isinstance(model, TranslationModel):
             raise TypeError(f"got {type(model).__name__}, expected the model of build_model, without a wrapper")
         sources = [self._corpus.validation.source(i).tolist() for i in indices]
         decoding = self._config.decoding

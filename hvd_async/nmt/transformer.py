@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from hvd_async.config import ModelConfig
 from hvd_async.nmt.dropout import Dropout
+from hvd_async.nmt.model import DecoderState, TranslationModel
 
 
 @dataclass
-class DecoderState:
-    """What decoding remembers between steps: N sentences with K hypotheses each (B = N * K rows, those of a sentence side by
-    side), H heads of size D, t steps done. What comes from the source is kept once for all hypotheses of a sentence."""
+class TransformerState:
+    """See `DecoderState`; H heads of size D, t steps done."""
 
     keys_values: list[Tensor]
     """Per layer: [B, t, 2 * W] self-attention keys and values so far, as projected: appended to and selected in long runs."""
@@ -30,12 +30,9 @@ class DecoderState:
     length: int = 0
     """Steps done, the position of the next token."""
 
-    def select(self, rows: Tensor, sentences: Tensor | None = None) -> DecoderState:
-        """The state of `sentences` ([new N] int64; None: all, in their order) with the hypotheses `rows` ([new N * new K] int64).
-
-        Both may repeat, reorder or leave out; each row must be a hypothesis of the sentence at its place.
-        """
-        selected = DecoderState(
+    def select(self, rows: Tensor, sentences: Tensor | None = None) -> TransformerState:
+        """See `DecoderState.select`."""
+        selected = TransformerState(
             keys_values=_select(self.keys_values, rows),
             memory_keys=self.memory_keys,
             memory_values=self.memory_values,
@@ -95,7 +92,7 @@ class SelfAttention(Attention):
         query, key, value = self.split(self.query_key_value(x), 3)
         return self.attend(query, key, value, mask, causal)
 
-    def step(self, x: Tensor, state: DecoderState, layer: int) -> Tensor:
+    def step(self, x: Tensor, state: TransformerState, layer: int) -> Tensor:
         """One position, [B, 1, W] -> [B, 1, W]; its key and value are added to `state`."""
         width = x.shape[2]
         projected: Tensor = self.query_key_value(x)
@@ -189,7 +186,7 @@ class DecoderLayer(Layer):
         x = self.after(0, x, self.self_attention(self.before(0, x), None, causal=True))
         return self._attend_and_feed(x, key, value, source_mask)
 
-    def step(self, x: Tensor, state: DecoderState, layer: int) -> Tensor:
+    def step(self, x: Tensor, state: TransformerState, layer: int) -> Tensor:
         """One position, [B, 1, W] -> [B, 1, W], as `forward` would compute it after those in `state`."""
         x = self.after(0, x, self.self_attention.step(self.before(0, x), state, layer))
         key, value = state.memory_keys[layer], state.memory_values[layer]
@@ -201,7 +198,7 @@ class DecoderLayer(Layer):
         return self.after(2, x, self.feed_forward(self.before(2, x)))
 
 
-class Transformer(nn.Module):
+class Transformer(TranslationModel):
     """Encoder, decoder and the embeddings, which may be one matrix. V is the vocabulary's size."""
 
     positions: Tensor
@@ -209,38 +206,16 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         """Draw the initial parameters from torch's global random source; the caller seeds it."""
-        super().__init__()
-        self.config = config
+        super().__init__(config, vocabulary_size)
         width = config.width
-        self.source_embedding = nn.Embedding(vocabulary_size, width)
-        is_joint = config.tie_embeddings == "all"
-        self.target_embedding = self.source_embedding if is_joint else nn.Embedding(vocabulary_size, width)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         is_pre_norm = config.norm == "pre"  # then nothing yet normalises what the last layer adds up
         self.encoder_norm = nn.LayerNorm(width) if is_pre_norm else nn.Identity()
         self.decoder_norm = nn.LayerNorm(width) if is_pre_norm else nn.Identity()
-        self.output = nn.Linear(width, vocabulary_size, bias=False)
-        nn.init.xavier_uniform_(self.output.weight)
-        if config.tie_embeddings != "none":
-            self.output.weight = self.target_embedding.weight
+        self.output = self.make_output()
         self.dropout = Dropout(config.dropout)
         self.register_buffer("positions", sinusoids(config.max_positions, width), persistent=False)
-        for embedding in (self.source_embedding, self.target_embedding):
-            nn.init.normal_(embedding.weight, std=width**-0.5)  # `_embed` scales them to unit variance
-
-    def forward(
-        self, source: Tensor, source_mask: Tensor | None, target_input: Tensor, target_positions: Tensor | None = None
-    ) -> Tensor:
-        """Logits at the target positions asked for (all if None), [num, V]; arguments as in `Batch`.
-
-        Logits are the largest tensor of a step, so none are computed for padding.
-        """
-        hidden = self.decode(target_input, self.encode(source, source_mask), source_mask).flatten(0, 1)
-        if target_positions is not None:
-            hidden = hidden.index_select(0, target_positions)
-        logits: Tensor = self.output(hidden)
-        return logits
 
     def encode(self, source: Tensor, source_mask: Tensor | None) -> Tensor:
         """[B, S] int64 tokens -> [B, S, W]."""
@@ -258,11 +233,11 @@ class Transformer(nn.Module):
         normed: Tensor = self.decoder_norm(x)
         return normed
 
-    def start(self, memory: Tensor, source_mask: Tensor | None) -> DecoderState:
+    def start(self, memory: Tensor, source_mask: Tensor | None) -> TransformerState:
         """The state before the first step, from the encoded source [B, S, W]."""
         empty = memory.new_zeros(len(memory), 0, 2 * self.config.width)
         projected = [layer.cross_attention.project_memory(memory) for layer in self._decoder_layers()]
-        return DecoderState(
+        return TransformerState(
             keys_values=[empty] * len(self.decoder),
             memory_keys=[key for key, _ in projected],
             memory_values=[value for _, value in projected],
@@ -271,6 +246,7 @@ class Transformer(nn.Module):
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """The logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`."""
+        assert isinstance(state, TransformerState)
         x = self._embed(self.target_embedding, tokens[:, None], first=state.length)
         for number, layer in enumerate(self._decoder_layers()):
             x = layer.step(x, state, number)

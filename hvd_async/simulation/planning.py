@@ -91,10 +91,10 @@ def num_parameters(config: RunConfig) -> int:
     """Parameters of the model that `config` describes, whose memory is never allocated."""
     import torch
 
-    from hvd_async.nmt.transformer import Transformer
+    from hvd_async.nmt.model import build_model
 
     with torch.device("meta"):
-        model = Transformer(config.model, config.vocabulary.size)
+        model = build_model(config.model, config.vocabulary.size)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

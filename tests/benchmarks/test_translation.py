@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
+
 import pytest
 
 from hvd_async.benchmarks.nmt import BFLOAT16, BFLOAT16_TRANSPOSED, FLOAT32, DecodingMeasurement, Rates, TrainingMeasurement
-from hvd_async.benchmarks.translation import decoding_figure, gemm_figures, training_figures
+from hvd_async.benchmarks.translation import DEFAULTS, decoding_figure, gemm_figures, measure, training_figures
+from hvd_async.errors import ConfigError
 
 
 def test_products_in_bfloat16_stand_beside_float32() -> None:
@@ -30,3 +34,10 @@ def test_translation_stands_beside_itself_without_a_cache() -> None:
         cached=Rates((12.0,)), uncached=Rates((2.0,)), cached_few=Rates((10.0,)), tokens_per_sentence=9.0, same_share=1.0
     )
     assert decoding_figure(measured).ratio == pytest.approx(5.0)
+
+
+def test_a_gru_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("output: x\ndata: {folder: x}\ntraining: {epochs: 1}\nmodel: {kind: gru}\n")
+    with pytest.raises(ConfigError, match=r"model\.kind: got 'gru', expected 'transformer'"):
+        measure(dataclasses.replace(DEFAULTS, config=str(path)))

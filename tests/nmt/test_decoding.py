@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal, TypeAlias
 
 import pytest
 import torch
@@ -9,27 +10,42 @@ from hvd_async.config import DecodingConfig, ModelConfig
 from hvd_async.errors import DataError
 from hvd_async.nmt.batching import collate
 from hvd_async.nmt.decoding import beam_search, greedy_search, translate
-from hvd_async.nmt.transformer import Transformer
+from hvd_async.nmt.model import TranslationModel, build_model
 from hvd_async.nmt.vocabulary import EOS, NUM_SPECIAL
+
+Kind: TypeAlias = Literal["transformer", "gru"]
 
 SIZE = NUM_SPECIAL + 3
 SOURCES = [[4, 5, 6], [], [6], [5, 5, 4, 6], [4]]
 MAX_LENGTHS = [3, 2, 3, 3, 1]
 
 
-def make_model(seed: int, max_positions: int = 32) -> Transformer:
+@pytest.fixture(params=["transformer", "gru"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+def make_model(kind: Kind, seed: int, max_positions: int = 32) -> TranslationModel:
     """A random model in float64 whose predictions are far from uniform."""
     torch.manual_seed(seed)
     config = ModelConfig(
-        encoder_layers=1, decoder_layers=2, width=8, feed_forward=16, heads=2, max_positions=max_positions, dropout=0.0
+        kind=kind,
+        encoder_layers=1,
+        decoder_layers=2,
+        width=8,
+        feed_forward=16,
+        heads=2,
+        max_positions=max_positions,
+        dropout=0.0,
     )
-    model = Transformer(config, SIZE).double().eval()
+    model = build_model(config, SIZE).double().eval()
     with torch.no_grad():
         model.output.weight.mul_(2.0)
     return model
 
 
-def log_probability(model: Transformer, source: list[int], target: list[int]) -> float:
+def log_probability(model: TranslationModel, source: list[int], target: list[int]) -> float:
     """Of the target and its end, without a cache."""
     batch = collate([source], [target])
     with torch.no_grad():
@@ -38,7 +54,7 @@ def log_probability(model: Transformer, source: list[int], target: list[int]) ->
     return float(log_probs.gather(1, batch.target_output.flatten()[:, None]).sum())
 
 
-def exhaustive_search(model: Transformer, source: list[int], max_length: int, length_penalty: float) -> list[int]:
+def exhaustive_search(model: TranslationModel, source: list[int], max_length: int, length_penalty: float) -> list[int]:
     words = range(NUM_SPECIAL, SIZE)
     targets = [list(t) for length in range(max_length + 1) for t in itertools.product(words, repeat=length)]
     return max(targets, key=lambda t: log_probability(model, source, t) / (len(t) + 1) ** length_penalty)
@@ -46,22 +62,22 @@ def exhaustive_search(model: Transformer, source: list[int], max_length: int, le
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 1.5])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_wide_beam_finds_what_exhaustive_search_finds(seed: int, length_penalty: float) -> None:
-    model = make_model(seed)
+def test_a_wide_beam_finds_what_exhaustive_search_finds(kind: Kind, seed: int, length_penalty: float) -> None:
+    model = make_model(kind, seed)
     found = beam_search(model, SOURCES, MAX_LENGTHS, beam=50, length_penalty=length_penalty)
     assert found == [exhaustive_search(model, s, m, length_penalty) for s, m in zip(SOURCES, MAX_LENGTHS, strict=True)]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_beam_of_one_is_greedy_search(seed: int) -> None:
-    model = make_model(seed)
+def test_a_beam_of_one_is_greedy_search(kind: Kind, seed: int) -> None:
+    model = make_model(kind, seed)
     limits = [8] * len(SOURCES)
     assert beam_search(model, SOURCES, limits, beam=1, length_penalty=1.0) == greedy_search(model, SOURCES, limits)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_greedy_search_takes_the_most_probable_token_of_the_uncached_model(seed: int) -> None:
-    model = make_model(seed)
+def test_greedy_search_takes_the_most_probable_token_of_the_uncached_model(kind: Kind, seed: int) -> None:
+    model = make_model(kind, seed)
     for source, found in zip(SOURCES, greedy_search(model, SOURCES, [8] * len(SOURCES)), strict=True):
         expected: list[int] = []
         while len(expected) < 8:
@@ -76,16 +92,16 @@ def test_greedy_search_takes_the_most_probable_token_of_the_uncached_model(seed:
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_the_company_of_a_sentence_does_not_change_its_translation(beam: int) -> None:
-    model = make_model(7)
+def test_the_company_of_a_sentence_does_not_change_its_translation(kind: Kind, beam: int) -> None:
+    model = make_model(kind, 7)
     together = translate(model, SOURCES, DecodingConfig(), beam=beam)
     alone = [translate(model, [source], DecodingConfig(batch_sentences=1), beam=beam)[0] for source in SOURCES]
     assert together == alone
 
 
 @pytest.mark.parametrize("beam", [1, 2, 4])
-def test_no_translation_is_longer_than_its_limit(beam: int) -> None:
-    model = make_model(3)
+def test_no_translation_is_longer_than_its_limit(kind: Kind, beam: int) -> None:
+    model = make_model(kind, 3)
     with torch.no_grad():
         model.output.weight[EOS] = 0.0
         model.output.weight[4], model.output.weight[5] = 9.0, -9.0  # one of the two is always likelier than an end
@@ -94,15 +110,15 @@ def test_no_translation_is_longer_than_its_limit(beam: int) -> None:
     assert all(NUM_SPECIAL <= token < SIZE for target in found for token in target)
 
 
-def test_translations_stay_within_the_positions_of_the_model() -> None:
-    found = translate(make_model(3, max_positions=6), [[4] * 5] * 2, DecodingConfig(), beam=2)
+def test_translations_stay_within_the_positions_of_the_model(kind: Kind) -> None:
+    found = translate(make_model(kind, 3, max_positions=6), [[4] * 5] * 2, DecodingConfig(), beam=2)
     assert all(len(target) <= 5 for target in found)
 
 
-def test_a_source_too_long_for_the_model_is_refused_by_number() -> None:
+def test_a_source_too_long_for_the_model_is_refused_by_number(kind: Kind) -> None:
     with pytest.raises(DataError, match=r"sentence 2: got 6 tokens, expected at most 5 \(model\.max_positions\)"):
-        translate(make_model(1, max_positions=6), [[4], [4] * 6], DecodingConfig(), beam=1)
+        translate(make_model(kind, 1, max_positions=6), [[4], [4] * 6], DecodingConfig(), beam=1)
 
 
-def test_nothing_to_translate_gives_nothing() -> None:
-    assert translate(make_model(1), [], DecodingConfig(), beam=2) == []
+def test_nothing_to_translate_gives_nothing(kind: Kind) -> None:
+    assert translate(make_model(kind, 1), [], DecodingConfig(), beam=2) == []
