@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import pathlib
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hvd_async.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from hvd_async.comparison.collection import Collection
     from hvd_async.config import RunConfig
     from hvd_async.launcher import Host
 
@@ -42,9 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_launch(_verb(verbs, "launch", "build the mpirun or horovodrun command for a configuration, and run it", _launch))
     _add_translate(_verb(verbs, "translate", "translate text with an exported model, line by line", _translate))
     _add_score(_verb(verbs, "score", "translate a test set and print BLEU and chrF", _score))
-    _add_compare(_verb(verbs, "compare", "print finished runs side by side", _compare))
+    _add_compare(_verb(verbs, "compare", "compute a suite of comparable runs, and report on them", _compare))
+    _add_report(_verb(verbs, "report", "compare finished runs: tables, figures and one page", _report))
     _add_simulate(_verb(verbs, "simulate", "run a configuration on a simulated cluster, in this process", _simulate))
-    _add_study(_verb(verbs, "study", "compare methods on simulated clusters: what are their tokens worth?", _study))
     _add_replay(_verb(verbs, "replay", "compute a recorded run again and compare it, to the last bit", _replay))
     _add_bench(_verb(verbs, "bench", "measure how fast this is here, beside the limits of the machine", _bench))
     doctor = _verb(
@@ -298,16 +301,109 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", type=pathlib.Path, metavar="SUITE", help="YAML file; docs/comparisons.md explains it")
     parser.add_argument(
-        "runs", nargs="+", type=pathlib.Path, metavar="RUN", help="folders of runs; the first is the baseline"
+        "--output", type=pathlib.Path, metavar="FOLDER", help="of the runs and the report (default: runs/NAME of the suite)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="compute only runs, variants or settings of that name, in which * stands for anything; may repeat",
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs computed at a time; they disturb each other")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what is to be computed, and the commands, and do nothing"
     )
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from hvd_async.comparison.runs import compare, format_table, read_run
+    from hvd_async.comparison.board import Board
+    from hvd_async.comparison.execution import Execution
+    from hvd_async.comparison.plan import read_collection
+    from hvd_async.comparison.runs import Run
+    from hvd_async.comparison.suite import Suite
 
-    print(format_table(*compare([read_run(folder) for folder in arguments.runs])))
+    if arguments.jobs < 1:
+        raise ConfigError(f"--jobs: got {arguments.jobs}, expected 1 or more")
+    output = arguments.output if arguments.output is not None else pathlib.Path("runs") / arguments.suite.stem
+    _check_folder(output)
+    suite = Suite(arguments.suite, output)
+    execution = Execution(suite, output, arguments.only)
+    todo = execution.todo()
+    missing = [spec for spec, found in todo if not isinstance(found, Run)]
+    if arguments.dry_run:
+        for spec, found in todo:
+            print(f"{spec.name}: {'done' if isinstance(found, Run) else found}")
+            if not isinstance(found, Run):
+                print("    " + shlex.join(["hvd-async", *suite.command(spec)]))
+        print(f"{len(missing)} of {len(todo)} runs to be computed" + execution.remark())
+        return 0
+    print(f"{len(missing)} of {len(todo)} runs to be computed in {output}{execution.remark()}", flush=True)
+    failures = execution.run(arguments.jobs, Board(is_live=sys.stdout.isatty()))
+    _write_report(read_collection(output), output / "report", None)
+    if failures:
+        raise DataError("\n".join(["runs that failed:", *failures]))
     return 0
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", type=pathlib.Path, metavar="RUN", help="folders of runs, or the one folder of a comparison"
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("report"), metavar="FOLDER", help="default: report"
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="what the others are compared with (default: the suite's, or the first run)"
+    )
+    quality = parser.add_mutually_exclusive_group()
+    quality.add_argument("--target-loss", type=float, metavar="LOSS", help="validation loss that runs are timed to")
+    quality.add_argument("--target-bleu", type=float, metavar="BLEU", help="validation BLEU that runs are timed to")
+    parser.add_argument(
+        "--window",
+        metavar="START:SECONDS",
+        help="of the timeline, in seconds of training (default: some steps in the middle)",
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from hvd_async.comparison.gathering import gather
+    from hvd_async.comparison.target import Target
+
+    target = None
+    for measure in ("loss", "bleu"):
+        value = getattr(arguments, f"target_{measure}")
+        if value is not None:
+            if not 0.0 < value < math.inf:
+                raise ConfigError(f"--target-{measure}: got {value:g}, expected a number > 0")
+            target = Target("loss" if measure == "loss" else "bleu", value)
+    window = None if arguments.window is None else _window(arguments.window)
+    _check_folder(arguments.output)
+    collection = gather(arguments.runs, arguments.baseline, target)
+    _write_report(collection, arguments.output, window)
+    return 0
+
+
+def _window(text: str) -> tuple[float, float]:
+    try:
+        start, seconds = (float(part) for part in text.split(":"))
+        if start >= 0.0 and 0.0 < seconds < math.inf:
+            return start, seconds
+    except ValueError:
+        pass
+    raise ConfigError(f"--window: got {text!r}, expected START:SECONDS, such as 120:15")
+
+
+def _write_report(collection: Collection, output: pathlib.Path, window: tuple[float, float] | None) -> None:
+    from hvd_async.comparison.results import results
+    from hvd_async.report import Window, text_of, write_report
+
+    rows = results(collection)
+    paths = write_report(collection, output, None if window is None else Window(*window), rows)
+    print(text_of(collection, rows))
+    print("written: " + ", ".join(str(path) for path in paths if path.parent == output))
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -416,35 +512,6 @@ def _numbers(flag: str, text: str) -> list[int]:
     if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
         raise ConfigError(f"{flag}: got {text!r}, expected whole numbers >= 1, such as 4,16,64")
     return [int(part) for part in parts]
-
-
-def _add_study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=pathlib.Path, metavar="STUDY", help="YAML file; docs/staleness.md explains it")
-    parser.add_argument(
-        "--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder of the runs and the table"
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs computed at a time (default 1)")
-    parser.add_argument("--table", action="store_true", help="compute nothing, only make the table of what is there")
-
-
-def _study(arguments: argparse.Namespace) -> int:
-    from hvd_async.atomic import write_file
-    from hvd_async.simulation.study import Study, format_rows
-
-    if arguments.jobs < 1:
-        raise ConfigError(f"--jobs: got {arguments.jobs}, expected 1 or more")
-    _check_folder(arguments.output)
-    study = Study(arguments.study, arguments.output)
-    failures = [] if arguments.table else study.run(arguments.jobs, lambda line: print(line, flush=True))
-    for name in study.outdated() if arguments.table else ():
-        print(f"{name}: was computed with another configuration; left out")
-    table = format_rows(study.rows())
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_file(arguments.output / "study.md", f"{table}\n".encode())
-    print(table)
-    if failures:
-        raise DataError("\n".join(["runs that failed:", *failures]))
-    return 0
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:

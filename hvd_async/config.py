@@ -10,7 +10,7 @@ import difflib
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -719,7 +719,9 @@ def _sibling_names(location: Sequence[Any], root: type[Section]) -> list[str]:
         if isinstance(part, int) or _is_branch_name(part):
             section = ArrivalsFrom
             continue
-        section = section.model_fields[part].annotation
+        annotation = section.model_fields[part].annotation
+        branches = [branch for branch in get_args(annotation) if isinstance(branch, type) and issubclass(branch, Section)]
+        section = branches[0] if branches else annotation  # of `Section | None` the section
     return list(section.model_fields)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from hvd_async.atomic import write_file
-from hvd_async.checkpoint import Checkpoint, load_latest_checkpoint
 from hvd_async.config import RunConfig, dump_config, parse_config
 from hvd_async.errors import CheckpointError, ConfigError
 from hvd_async.events import read_events
+
+if TYPE_CHECKING:
+    from hvd_async.checkpoint import Checkpoint
 
 # What may differ between a run and its continuation: how long, where and how it is watched; not what is computed.
 _MAY_CHANGE = {"store", "output", "training", "validation", "decoding", "emulation", "simulation"}
@@ -56,6 +58,8 @@ class RunFolder:
 
         Raises `CheckpointError` if there is none or it is damaged, `ConfigError` if `config` would compute something else.
         """
+        from hvd_async.checkpoint import load_latest_checkpoint  # loads torch, which a reader of paths does not need
+
         if not self.config.exists():
             raise CheckpointError(
                 f"{self.root}: got no run to resume, expected {self.config.name} in it; leave out --resume"

@@ -10,7 +10,8 @@ usage() {
 usage: launch/demo.sh [--mpi openmpi|mpich|system]
 
 Trains a small Transformer on the built-in corpus with Horovod, and asynchronously with one arrival per update and with as
-many as there are workers; prints a table and three translations. Runs lie in runs/demo, see configs/demo.yaml.
+many as there are workers; prints a table and three translations. Runs lie in runs/demo, see configs/demo.yaml, and a page with
+tables and figures in runs/demo/report/report.html.
 TEXT
 }
 
@@ -49,11 +50,11 @@ train() {
 
 hvd-async data builtin --output data/builtin
 train "$baseline" "strategy.kind=$baseline"
-train async-1 strategy.arrivals_per_update=1 validation.every=210 # three times as many updates
+train async-1 strategy.arrivals_per_update=1
 train async-workers strategy.arrivals_per_update=workers
 
 printf '\n== The same model, data and tokens; worker 0 takes twice as long for a step\n'
-hvd-async compare "runs/demo/$baseline" runs/demo/async-1 runs/demo/async-workers
+hvd-async report "runs/demo/$baseline" runs/demo/async-1 runs/demo/async-workers --output runs/demo/report
 printf '\n== Three sentences of the test set: source, translation, reference\n'
 paste -d '\n' <(head -n 3 data/builtin/test.en) \
     <(head -n 3 data/builtin/test.en | hvd-async translate runs/demo/async-workers/models/last) \

@@ -6,6 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 setup=()
 mpi=openmpi
 selection=(-m 'not slow')
+browser=yes
 
 usage() {
     cat <<'TEXT'
@@ -14,8 +15,12 @@ usage: launch/test.sh [options] [pytest's arguments]
   --mpi openmpi|mpich|system  test with this MPI (default: openmpi)
   --no-horovod                set up without Horovod
   --slow                      the tests that take minutes too
+  --no-browser                install no browser
   --multi30k DIR              folder of the Multi30k corpus, for the tests that use it (or set HVD_ASYNC_MULTI30K)
   --help                      this text
+
+Reports are tested in a browser, Chromium. As root on Debian or its kin it is installed where it is missing; elsewhere, without
+one, those tests are skipped.
 TEXT
 }
 
@@ -38,6 +43,7 @@ while (($#)); do
             shift
             ;;
         --no-horovod) setup+=(--no-horovod) ;;
+        --no-browser) browser=no ;;
         --slow) selection=() ;;
         --help) usage && exit 0 ;;
         *) break ;;
@@ -45,11 +51,23 @@ while (($#)); do
     shift
 done
 
+# Where this machine may have one; without it tests are skipped, and say so.
+install_browser() {
+    type -P chromium chromium-browser google-chrome >/dev/null && return
+    ((EUID == 0)) && type -P apt-get >/dev/null || return 0
+    echo 'test: installing chromium'
+    {
+        apt-get update
+        DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
+    } >"$venv/browser.log" 2>&1 || echo "test: chromium could not be installed; the reason is at the end of $venv/browser.log"
+}
+
 "$root/launch/setup.sh" "${setup[@]}"
 venv=$root/.venv
 [[ $mpi == openmpi ]] || venv+=-$mpi
 export PATH="$venv/bin:$PATH"
 cd "$root"
+[[ $browser == no ]] || install_browser
 ruff check .
 ruff format --check .
 mypy

@@ -9,8 +9,10 @@ import yaml
 
 from hvd_async.__main__ import main
 from hvd_async.nmt.grammar import write_corpus
+from tests.comparison.made import run, write_run
 
-VERBS = ("data", "train", "launch", "translate", "score", "compare", "study", "replay", "doctor")
+VERBS = ("data", "train", "launch", "translate", "score", "compare", "report", "simulate", "replay", "bench", "doctor")
+WINDOWS = ("10", "a:1", "-1:5", "0:0", "0:inf", "nan:1", "1:2:3")
 
 
 @pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS), ["data", "builtin"], ["data", "multi30k"]])
@@ -41,7 +43,7 @@ def config(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def test_train_translate_score_and_compare_one_after_another(
+def test_train_translate_score_and_report_one_after_another(
     config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config)]) == 0
@@ -54,8 +56,9 @@ def test_train_translate_score_and_compare_one_after_another(
     text = capsys.readouterr().out
     assert text.startswith("BLEU ") and "chrF " in text and "version:" in text
     assert len((tmp_path / "out.de").read_text().splitlines()) == 8
-    assert main(["compare", str(tmp_path / "run"), str(tmp_path / "run")]) == 0
-    assert "1.00x" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "run"), str(tmp_path / "run"), "--output", str(tmp_path / "report")]) == 0
+    text = capsys.readouterr().out
+    assert "1 (baseline)" in text and text.splitlines()[-1].startswith(f"written: {tmp_path / 'report/report.html'}, ")
     assert main(["train", str(config)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main(["train", str(config), "--overwrite", "--set", "training.threads=2"]) == 0
@@ -85,7 +88,8 @@ def test_text_beyond_the_corpus_is_translated_or_refused_by_line(
     [
         (["train", "nowhere.yaml"], 2, "nowhere.yaml: no such file"),
         (["translate", "nowhere"], 3, "nowhere: no such folder"),
-        (["compare", "nowhere"], 3, "summary.json: no such file"),
+        (["compare", "nowhere.yaml"], 2, "nowhere.yaml: no such file; expected the YAML file of a suite"),
+        (["report", "nowhere"], 3, "nowhere: got no configuration of a run"),
         (["data", "multi30k", "--from", "nowhere", "--output", "unused"], 3, "nowhere"),
         (["data", "builtin", "--output", "unused", "--train", "0"], 2, "--train: got 0"),
     ],
@@ -120,3 +124,55 @@ def test_a_dry_run_prints_one_line_that_a_shell_understands(
 def test_several_workers_for_one_process_are_refused(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launch", str(config), "--dry-run", "--workers", "2"]) == 4
     assert "expected 1 for strategy single" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        *((["report", "run", f"--window={text}"], f"--window: got {text!r}, expected START:SECONDS") for text in WINDOWS),
+        (["report", "run", "--target-loss", "0"], "--target-loss: got 0, expected a number > 0"),
+        (["report", "run", "--target-loss=-1"], "--target-loss: got -1, expected a number > 0"),
+        (["report", "run", "--target-bleu", "nan"], "--target-bleu: got nan, expected a number > 0"),
+        (["report", "run", "--baseline", "b"], "--baseline: got 'b', expected one of run"),
+        (["report", "run", "--output", "file/below"], "--output: got file/below, but file is a file; expected a folder"),
+        (["compare", "suite.yaml", "--output", "file"], "--output: got file, but file is a file; expected a folder"),
+        (["compare", "suite.yaml", "--jobs", "0"], "--jobs: got 0, expected 1 or more"),
+        (["compare", "suite.yaml", "--only", "c"], "--only: got 'c', which fits no run, variant or setting; variants are a"),
+        (["compare", "run"], "run: cannot be read"),
+    ],
+)
+def test_wrong_arguments_of_comparisons_are_one_line(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(run((10.0, 4.0), folder=pathlib.Path("run")))
+    pathlib.Path("file").write_text("")
+    suite = {"base": "run/config.yaml", "budget": {"updates": 1}, "measure_every": 1, "baseline": "a", "variants": {"a": {}}}
+    pathlib.Path("suite.yaml").write_text(yaml.safe_dump(suite))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error and error.startswith("hvd-async: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run", "suite.yaml"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report"],
+        ["report", "run", "--target-loss", "2", "--target-bleu", "20"],
+        ["report", "run", "--target-loss", "low"],
+        ["compare"],
+        ["compare", "suite.yaml", "--jobs", "many"],
+    ],
+)
+def test_arguments_that_do_not_go_together_are_told_with_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert f"hvd-async {arguments[0]}: error: " in capsys.readouterr().err

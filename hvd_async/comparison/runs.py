@@ -1,142 +1,120 @@
-"""Reading finished runs, and what can be said of several of them together. Pure but for the reading."""
+"""What finished runs say of themselves: their configuration and their summary."""
 
 from __future__ import annotations
 
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_async.errors import DataError
+from hvd_async.config import RunConfig, load_config
+from hvd_async.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class Point:
-    """A validated version: training seconds and target tokens when it was made, loss in nats per token, BLEU if measured."""
+    """A validated version: training seconds, target tokens and updates when it was made; loss in nats per token, BLEU if it was
+    measured."""
 
     seconds: float
     tokens: int
+    updates: int
     loss: float
-    bleu: float | None
+    bleu: float | None = None
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """What a finished run says of itself. `points` rise in seconds; the last is the model at the end."""
+class Run:
+    """A run that has ended. `points` rise in updates; the last is the model at the end.
 
-    name: str
-    label: str
+    `how`: see docs/run-folder.md. `staleness`: applied arrivals by staleness. `refused`: arrivals by reason. `num_steps`,
+    `num_longer`: steps of the last process, and those whose real work lasted longer than emulation was to make them.
+    """
+
+    folder: pathlib.Path
+    config: RunConfig
+    how: str
+    is_simulated: bool
+    num_workers: int
+    parameters: int
     seconds: float
     tokens: int
     updates: int
     mean_staleness: float
+    staleness: Mapping[int, int]
+    refused: Mapping[str, int]
+    num_steps: int
+    num_longer: int
     points: tuple[Point, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.resolve().name
 
     @property
     def finite_points(self) -> tuple[Point, ...]:
         """Those of `points` at which the run had not diverged."""
         return tuple(point for point in self.points if math.isfinite(point.loss))
 
-    def seconds_to(self, loss: float) -> float | None:
-        """Training seconds until the validation loss is `loss` or lower, linearly between points; None if it never is."""
-        before: Point | None = None
-        for point in self.finite_points:
-            if point.loss <= loss:
-                if before is None:
-                    return point.seconds
-                share = (before.loss - loss) / (before.loss - point.loss)
-                return before.seconds + share * (point.seconds - before.seconds)
-            before = point
-        return None
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the model at the end has no finite loss."""
+        return not self.points or not math.isfinite(self.points[-1].loss)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Target tokens per second of training."""
+        return self.tokens / self.seconds if self.seconds else math.nan
+
+    @property
+    def steps_per_second(self) -> float:
+        """Applied arrivals per second of training."""
+        return sum(self.staleness.values()) / self.seconds if self.seconds else math.nan
 
 
-def read_run(folder: pathlib.Path) -> RunResult:
-    """Read the summary in a run's folder. Raises `DataError` if it is missing or damaged, or no loss in it is finite."""
+def read_run(folder: pathlib.Path) -> Run:
+    """Read the configuration and the summary in a run's folder. Raises `DataError` if one is missing or damaged, or the run was
+    stopped before its end."""
     path = folder / "summary.json"
     try:
+        config = load_config(folder / "config.yaml")
+    except ConfigError as error:
+        raise DataError(
+            f"{folder}: got no configuration of a run ({' '.join(str(error).split())}); expected the folder of a run"
+        ) from None
+    try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        points = tuple(Point(m["seconds"], m["tokens"], m["loss"], m["bleu"]) for m in summary["measurements"])
-        result = RunResult(
-            summary["name"],
-            _label(summary),
-            summary["seconds"],
-            summary["tokens"],
-            summary["updates"],
-            summary["mean_staleness"],
-            tuple(sorted(points, key=lambda point: point.seconds)),
-        )
+        run = _from_summary(folder, config, summary)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected the folder of a run that has ended") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); expected the summary of a run") from None
-    if not result.finite_points:
-        raise DataError(f"{path}: no validation with a finite loss in it; expected a run that went to its end")
-    return result
+    if run.how == "stopped":
+        raise DataError(f"{folder}: got a run that was stopped, expected one that has ended; go on with --resume")
+    if not run.points:
+        raise DataError(f"{path}: got no validation, expected one at least")
+    return run
 
 
-def common_loss(runs: Sequence[RunResult]) -> float:
-    """The lowest loss that every run reached: the highest among their best ones."""
-    return max(min(point.loss for point in run.finite_points) for run in runs)
-
-
-def compare(runs: Sequence[RunResult]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """Header and rows of a table of `runs`; the speed-up is that over the first run, in training seconds to `common_loss`."""
-    loss = common_loss(runs)
-    header = (
-        "run",
-        "strategy",
-        "seconds",
-        "tokens",
-        "updates",
-        "staleness",
-        "loss",
-        "BLEU",
-        f"to {loss:.3f} in",
-        "speed-up",
+def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str, Any]) -> Run:
+    points = [Point(m["seconds"], m["tokens"], m["version"], m["loss"], m["bleu"]) for m in summary["measurements"]]
+    return Run(
+        folder=folder,
+        config=config,
+        how=summary["how"],
+        is_simulated=bool(summary.get("simulated", False)),
+        num_workers=summary["num_workers"],
+        parameters=summary["parameters"],
+        seconds=summary["seconds"],
+        tokens=summary["tokens"],
+        updates=summary["updates"],
+        mean_staleness=summary["mean_staleness"],
+        staleness={int(staleness): count for staleness, count in summary["staleness"].items()},
+        refused=dict(summary["refused"]),
+        num_steps=summary["steps"],
+        num_longer=summary["longer_steps"],
+        points=tuple(sorted(points, key=lambda point: point.updates)),
     )
-    base = runs[0].seconds_to(loss)
-    rows = []
-    for run in runs:
-        last, reached = run.points[-1], run.seconds_to(loss)
-        assert base is not None and reached is not None  # every run reached the common loss
-        rows.append(
-            (
-                run.name,
-                run.label,
-                f"{run.seconds:.1f}",
-                f"{run.tokens:,}",
-                f"{run.updates:,}",
-                f"{run.mean_staleness:.2f}",
-                f"{last.loss:.3f}",
-                "-" if last.bleu is None else f"{last.bleu:.1f}",
-                f"{reached:.1f} s",
-                f"{base / reached:.2f}x" if reached > 0 else "-",
-            )
-        )
-    return header, rows
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned for a terminal: text left, numbers right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for line in (header, ["-" * width for width in widths], *rows):
-        cells = [
-            text.ljust(width) if i < 2 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _label(summary: dict[str, Any]) -> str:
-    kind, workers = summary["strategy"], summary["num_workers"]
-    if kind != "async":
-        return f"{kind}, {workers} workers" if kind != "single" else kind
-    arrivals = summary["options"]["arrivals_per_update"]
-    shown = "schedule" if isinstance(arrivals, list) else arrivals
-    lockstep = ", lock-step" if summary["options"]["lockstep"] else ""
-    provisional = ", provisional" if summary["options"].get("provisional") else ""  # older summaries: there were none
-    return f"async N = {shown}, {workers} workers{lockstep}{provisional}"

@@ -66,8 +66,8 @@ class Shard:
 
         Those of `version` lie there already. `provisional`: vectors in which `try_step` makes its own, in turns. `allocate`
         gives the memory ([size] float32, zeros) for a name of `state_names`; by default it is ordinary memory beside the first
-        buffer. `keeps_bases`: past versions are kept for `compensate`. `num_past`: so many versions before the newest can be read;
-        it takes as many buffers, and one.
+        buffer. `keeps_bases`: past versions are kept for `compensate`. `num_past`: so many versions before the newest can be
+        read; it takes as many buffers, and one.
         """
         assert num_past < len(buffers)
         self.version = version

@@ -1,0 +1,77 @@
+"""What a report is made of: runs, each of a variant, in a setting, with a seed, and what became of those that are not there."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hvd_async.comparison.runs import Run
+from hvd_async.comparison.target import Target
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a comparison.
+
+    Attributes:
+        rate: the learning rate, where several are tried; else None.
+        folder: of the run, whether it is there or not.
+        run: None where it has not ended well; then `fault` says in a line why.
+        is_chosen: whether it counts: with several rates, those of the variant's best alone.
+    """
+
+    setting: str
+    variant: str
+    rate: float | None
+    seed: int
+    folder: pathlib.Path
+    run: Run | None
+    fault: str = ""
+    is_chosen: bool = True
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A comparison: variants within settings.
+
+    Attributes:
+        baseline: the variant with which the others are compared in each setting.
+        target: None where there is no run with a finite loss.
+        entries: setting by setting, variant by variant, as in the suite.
+        rates: all that were tried; empty where each variant has its own alone.
+        source: the file of the suite, or nothing.
+        text: of that file.
+    """
+
+    title: str
+    baseline: str
+    target: Target | None
+    entries: tuple[Entry, ...]
+    rates: tuple[float, ...] = ()
+    source: str = ""
+    text: str = ""
+
+    @property
+    def settings(self) -> list[str]:
+        """In their order."""
+        return list(dict.fromkeys(entry.setting for entry in self.entries))
+
+    def variants(self, setting: str) -> list[str]:
+        """Of a setting, in their order."""
+        return list(dict.fromkeys(entry.variant for entry in self.entries if entry.setting == setting))
+
+    def chosen(self, setting: str, variant: str) -> list[Entry]:
+        """The entries of a variant that count, in the order of seeds."""
+        return [e for e in self.entries if (e.setting, e.variant) == (setting, variant) and e.is_chosen]
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Every setting with every variant in it."""
+        for setting in self.settings:
+            for variant in self.variants(setting):
+                yield setting, variant
+
+
+def runs_of(entries: Sequence[Entry]) -> list[Run]:
+    """The runs that are there."""
+    return [entry.run for entry in entries if entry.run is not None]

@@ -1,0 +1,35 @@
+"""In what the runs of a comparison differ, taken from the configurations that they ran with. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hvd_async.config import RunConfig
+
+# What every run has of its own.
+_OF_EACH_RUN = ("output", "seed")
+
+
+def differing_keys(configs: Sequence[RunConfig]) -> list[str]:
+    """The keys, with dots, whose values are not the same in all of `configs`; the seed and the output folder are left out."""
+    trees = [leaves(config) for config in configs]
+    names = dict.fromkeys(name for tree in trees for name in tree)
+    return [name for name in names if any(tree.get(name) != trees[0].get(name) for tree in trees)]
+
+
+def leaves(config: RunConfig) -> dict[str, Any]:
+    """The values of `config` by their keys with dots; `strategy.provisional` as it takes effect."""
+    tree = config.model_dump()
+    tree["strategy"]["provisional"] = config.strategy.kind == "async" and config.strategy.has_provisional
+    for name in _OF_EACH_RUN:
+        del tree[name]
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        is_section = isinstance(value, dict) and all(isinstance(name, str) for name in value) and value
+        found += _leaves(value, f"{prefix}{key}.") if is_section else [(f"{prefix}{key}", value)]
+    return found

@@ -1,0 +1,174 @@
+"""Where the time of a run went, from its event log: of each worker, and in a window of time."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hvd_async.comparison.runs import Run
+from hvd_async.errors import DataError
+from hvd_async.events import read_events
+from hvd_async.run_folder import RunFolder
+
+Kind = Literal["computing", "pushing", "waiting", "pulling", "updating"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A worker's step, and the exchange before it. `received_seconds`: on the run's clock, when its gradient reached the store,
+    or all had summed theirs. The others are lengths."""
+
+    worker: int
+    tokens: int
+    step_seconds: float
+    push_seconds: float
+    wait_seconds: float
+    pull_seconds: float
+    received_seconds: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """What `worker` (None: the store) did from `start` to `end`, in seconds on the run's clock."""
+
+    worker: int | None
+    kind: Kind
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of the time that there was, summed over workers: 0 to 1 each. `other`: the rest, such as reading data, evaluating, and the
+    beginning and the end of the run. With overlapped pushes computing and exchange go on at once, and `other` may be below 0."""
+
+    computing: float
+    pushing: float
+    waiting: float
+    pulling: float
+    other: float
+
+
+@dataclass(frozen=True)
+class History:
+    """All steps of a run, in the order of their events, and the spans of its updates."""
+
+    num_workers: int
+    seconds: float
+    steps: tuple[Step, ...]
+    updates: tuple[tuple[float, float], ...]
+    is_synchronous: bool = False
+    is_overlapped: bool = False
+
+    def steps_of(self, worker: int) -> list[Step]:
+        """Of one worker, in its order."""
+        own = [step for step in self.steps if step.worker == worker]
+        return sorted(own, key=lambda step: step.received_seconds)
+
+    def step_seconds(self) -> dict[int, list[float]]:
+        """The lengths of each worker's steps, its idling by emulation included."""
+        found: dict[int, list[float]] = collections.defaultdict(list)
+        for step in self.steps:
+            found[step.worker].append(step.step_seconds)
+        return dict(sorted(found.items()))
+
+    def shares(self, worker: int | None = None) -> Shares:
+        """Where the time of `worker` went; None: of all workers."""
+        steps = [step for step in self.steps if worker is None or step.worker == worker]
+        present = self.seconds * (self.num_workers if worker is None else 1)
+        parts = [
+            sum(getattr(step, f"{name}_seconds") for step in steps) / present if present else 0.0
+            for name in ("step", "push", "wait", "pull")
+        ]
+        return Shares(parts[0], parts[1], parts[2], parts[3], other=1.0 - sum(parts))
+
+    def spans(self, start: float, end: float) -> list[Span]:
+        """What everybody did between `start` and `end`, cut to that.
+
+        Lengths are measured, places are worked out from when gradients were received. Overlapped exchanges lie on top of steps.
+        """
+        spans = [Span(None, "updating", first, last) for first, last in self.updates]
+        for worker in range(self.num_workers):
+            own = self.steps_of(worker)
+            placed = (
+                _placed_by_groups(own)
+                if self.is_synchronous
+                else _placed_from_the_end(own, is_overlapped=self.is_overlapped)
+            )
+            spans += placed
+        cut = [Span(s.worker, s.kind, max(s.start, start), min(s.end, end)) for s in spans]
+        return sorted((span for span in cut if span.start < span.end), key=lambda span: span.start)
+
+
+def _placed_from_the_end(steps: Sequence[Step], *, is_overlapped: bool) -> list[Span]:
+    """Of one worker of `async`, from the last step to the first. What came before that is not known.
+
+    A step ended when its gradient was received, or earlier: before the push, and so much before the next step began as the
+    exchange between them took; overlapped exchanges take none of it.
+    """
+    spans = []
+    begin_of_next, following = math.inf, Step(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    for step in reversed(steps):
+        exchange: list[tuple[Kind, float]] = [
+            ("pushing", following.push_seconds),
+            ("waiting", following.wait_seconds),
+            ("pulling", following.pull_seconds),
+        ]
+        between = 0.0 if is_overlapped else sum(seconds for _, seconds in exchange)
+        end = min(step.received_seconds - following.push_seconds, begin_of_next - between)
+        begin_of_next, following = end - step.step_seconds, step
+        spans.append(Span(step.worker, "computing", begin_of_next, end))
+        for kind, seconds in exchange:
+            spans.append(Span(step.worker, kind, end, end + seconds))
+            end += seconds
+    return spans
+
+
+def _placed_by_groups(steps: Sequence[Step]) -> list[Span]:
+    """Of one worker of a synchronous strategy, whose steps all begin when the gradients before have been summed."""
+    spans = []
+    for number, step in enumerate(steps):
+        before = steps[number - 1].received_seconds if number else step.received_seconds - step.step_seconds
+        if number + 1 < len(steps):
+            end = step.received_seconds - steps[number + 1].wait_seconds
+        else:
+            end = before + step.step_seconds
+        spans.append(Span(step.worker, "computing", end - step.step_seconds, end))
+        spans.append(Span(step.worker, "waiting", end, step.received_seconds))
+    return spans
+
+
+def read_history(run: Run) -> History:
+    """Read the event log of `run`. Raises `DataError` if it is missing or damaged, or of an older version."""
+    path = RunFolder(run.folder).events
+    steps, updates = [], []
+    try:
+        for event in read_events(path):
+            if event["event"] == "arrival":
+                steps.append(_step(event))
+            elif event["event"] == "update":
+                updates.append((event["seconds"] - event["update_seconds"], event["seconds"]))
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: an event is damaged, or of an older hvd_async ({type(error).__name__}: {error}); expected the log of a run"
+            " of this version"
+        ) from None
+    is_async = run.config.strategy.kind == "async"
+    return History(
+        run.num_workers, run.seconds, tuple(steps), tuple(updates), not is_async, is_async and run.config.push.overlap
+    )
+
+
+def _step(event: Mapping[str, float]) -> Step:
+    return Step(
+        int(event["worker"]),
+        int(event["tokens"]),
+        event["step_seconds"],
+        event["push_seconds"],
+        event["wait_seconds"],
+        event["pull_seconds"],
+        event["received_seconds"],
+    )

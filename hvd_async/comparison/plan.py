@@ -1,0 +1,197 @@
+"""What runs a comparison consists of, written beside them, so that a report can be made of the folder alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hvd_async.atomic import write_file
+from hvd_async.comparison.collection import Collection, Entry
+from hvd_async.comparison.runs import Run, read_run
+from hvd_async.comparison.target import Target, common_target
+from hvd_async.config import RunConfig, dump_config, load_config
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.run_folder import RunFolder
+
+# Of a run that is another than the planned one: see `is_outdated`.
+OUTDATED = "was computed with another configuration"
+_FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run. `name` is that of its folder; `digest` that of its configuration, see `digest_of`. That does not say `num_workers`
+    of a real run, nor whether it is one: None where a plan of an older version does not say it either."""
+
+    setting: str
+    variant: str
+    rate: float | None
+    seed: int
+    name: str
+    digest: str
+    num_workers: int | None = None
+    is_simulated: bool | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a comparison, in the order of a report, and what is asked of them. See `Collection`."""
+
+    title: str
+    baseline: str
+    target: Target | None
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    source: str
+    text: str
+    runs: tuple[PlannedRun, ...]
+
+    def write(self, output: pathlib.Path) -> None:
+        """Keep it in `output`, the folder of the comparison. Raises `DataError` where the file system refuses."""
+        write_file(output / _FILE, json.dumps(asdict(self), indent=1).encode())
+
+    def of(self, setting: str, variant: str) -> list[PlannedRun]:
+        """The runs of a variant in a setting."""
+        return [run for run in self.runs if (run.setting, run.variant) == (setting, variant)]
+
+    def best_rate(self, results: Mapping[str, Run | str], setting: str, variant: str) -> float | None:
+        """The rate with the lowest loss at the end of the run with the first seed, of the runs that `results` has, by name;
+        one that diverged is above all others. None without rates, or runs."""
+        losses = {}
+        for planned in self.of(setting, variant):
+            run = results.get(planned.name)
+            if planned.seed == self.seeds[0] and isinstance(run, Run) and planned.rate is not None:
+                losses[planned.rate] = float("inf") if run.has_diverged else run.points[-1].loss
+        return min(losses, key=lambda rate: losses[rate], default=None)
+
+
+def has_plan(output: pathlib.Path) -> bool:
+    """Whether `output` is the folder of a comparison."""
+    return (output / _FILE).is_file()
+
+
+def read_plan(output: pathlib.Path) -> Plan:
+    """What `Plan.write` kept in `output`. Raises `DataError` if it is missing or damaged."""
+    path = output / _FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        target = None if fields["target"] is None else Target(**fields["target"])
+        runs = tuple(PlannedRun(**run) for run in fields["runs"])
+        return Plan(**_with_tuples({**fields, "target": target, "runs": runs}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); expected that of a comparison") from None
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, "rates": tuple(fields["rates"]), "seeds": tuple(fields["seeds"])}
+
+
+def digest_of(config: RunConfig) -> str:
+    """Of all that is computed; the folder may have another name elsewhere."""
+    text = dump_config(config.model_copy(update={"output": ""}))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def folder_of(output: pathlib.Path, planned: PlannedRun) -> pathlib.Path:
+    """Of a run, whether it is there or not."""
+    return output / "runs" / planned.name
+
+
+def fault_file(output: pathlib.Path, planned: PlannedRun) -> pathlib.Path:
+    """Where it is kept why a run failed."""
+    return output / "faults" / f"{planned.name}.txt"
+
+
+def result(output: pathlib.Path, planned: PlannedRun) -> Run | str:
+    """The run, if it has ended well with the configuration that is planned; else, in a line, why it does not count."""
+    folder = folder_of(output, planned)
+    if not RunFolder(folder).config.exists():
+        return _fault(output, planned) or "not run yet"
+    if is_outdated(output, planned):
+        return _fault(output, planned) or OUTDATED
+    try:
+        return read_run(folder)
+    except DataError as error:
+        return _fault(output, planned) or f"not finished: {' '.join(str(error).split())}"
+
+
+def is_outdated(output: pathlib.Path, planned: PlannedRun) -> bool:
+    """Whether another run than the planned one is in its folder, or one of another version, whether it has ended or not."""
+    folder = RunFolder(folder_of(output, planned))
+    if not folder.config.exists():
+        return False
+    try:
+        if digest_of(load_config(folder.config)) != planned.digest:
+            return True
+    except ConfigError:
+        return True
+    begun = _begun_with(folder)
+    wanted = (planned.num_workers, planned.is_simulated)
+    return begun is not None and any(
+        None not in (one, other) and one != other for one, other in zip(begun, wanted, strict=True)
+    )
+
+
+def _begun_with(folder: RunFolder) -> tuple[int, bool] | None:
+    """The number of workers, and whether they are simulated, from the first line of the log, which may be long; None where it is
+    not there."""
+    try:
+        with folder.events.open("rb") as file:
+            start = json.loads(file.readline())
+        return sum(len(team) for team in start["teams"]), bool(start.get("simulated", False))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _fault(output: pathlib.Path, planned: PlannedRun) -> str:
+    try:
+        return fault_file(output, planned).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def read_collection(output: pathlib.Path) -> Collection:
+    """The comparison in the folder `output`, as far as its runs are there. Raises `DataError` if it holds none."""
+    plan = read_plan(output)
+    results = {planned.name: result(output, planned) for planned in plan.runs}
+    best = {(p.setting, p.variant): plan.best_rate(results, p.setting, p.variant) for p in plan.runs}
+    entries = []
+    for planned in plan.runs:
+        found, rate = results[planned.name], best[planned.setting, planned.variant]
+        is_run = isinstance(found, Run)
+        is_chosen = planned.rate is None or planned.rate == (plan.rates[0] if rate is None else rate)
+        if planned.rate is not None and not is_run and not is_chosen and planned.seed != plan.seeds[0]:
+            continue  # of the other rates nobody wants more than the first seed
+        entries.append(
+            Entry(
+                planned.setting,
+                planned.variant,
+                planned.rate,
+                planned.seed,
+                folder_of(output, planned),
+                found if isinstance(found, Run) else None,
+                "" if isinstance(found, Run) else found,
+                is_chosen,
+            )
+        )
+    target = plan.target or derived_target(plan.baseline, entries)
+    return Collection(plan.title, plan.baseline, target, tuple(entries), plan.rates, plan.source, plan.text)
+
+
+def derived_target(baseline: str, entries: list[Entry]) -> Target | None:
+    """The highest of the common targets of the settings; see `common_target`."""
+    found = []
+    for setting in dict.fromkeys(entry.setting for entry in entries):
+        by_variant: dict[str, list[Run]] = {}
+        for entry in entries:
+            if entry.setting == setting and entry.is_chosen and entry.run is not None:
+                by_variant.setdefault(entry.variant, []).append(entry.run)
+        own = by_variant.pop(baseline, [])
+        target = common_target(own, list(by_variant.values())) if own else None
+        if target is not None:
+            found.append(target)
+    return max(found, key=lambda target: target.value, default=None)

@@ -1,0 +1,207 @@
+"""The figures of a comparison: for each variant in each setting, what it took to reach the target, and where the time went."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hvd_async.comparison.collection import Collection, Entry, runs_of
+from hvd_async.comparison.history import History, Shares, read_history
+from hvd_async.comparison.ideal import Ideal, ideal
+from hvd_async.comparison.runs import Run
+from hvd_async.comparison.statistics import (
+    Interval,
+    Reached,
+    mean_interval,
+    ratio_interval,
+    reached,
+    token_efficiency,
+)
+
+Key = TypeVar("Key", int, str)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is said of one variant in one setting. Intervals are over seeds; None where there is no run that it could be of.
+
+    Attributes:
+        rate: the learning rate at which it is shown, where several were tried.
+        is_at_the_edge: no higher, or no lower, rate was tried.
+        entries: what counts, one for each seed, whether the run is there or not.
+        reached: for each run of `runs`, when it reached the target, or None.
+        seconds_to, tokens_to, updates_to: to the target, of the runs that reached it.
+        speed_up: seconds of the baseline / own seconds to the target, seed by seed, where both reached it.
+        token_efficiency: tokens of the baseline / own tokens, seed by seed, to the lowest loss that both reached.
+        throughput: own tokens per second / those of the baseline, seed by seed.
+        final_loss, final_bleu: of the model at the end, of the runs that did not diverge.
+        bleu_difference: own final BLEU - that of the baseline, seed by seed.
+        shares: where the workers' time went, over all runs; `worker_shares` of each worker.
+        ideal: from the step times of its own runs. `steps_per_second`: what it came to.
+    """
+
+    setting: str
+    variant: str
+    rate: float | None
+    is_at_the_edge: bool
+    is_baseline: bool
+    entries: tuple[Entry, ...]
+    runs: tuple[Run, ...]
+    reached: tuple[Reached | None, ...]
+    seconds_to: Interval | None
+    tokens_to: Interval | None
+    updates_to: Interval | None
+    speed_up: Interval | None
+    token_efficiency: Interval | None
+    throughput: Interval | None
+    final_loss: Interval | None
+    final_bleu: Interval | None
+    bleu_difference: Interval | None
+    tokens_per_second: Interval | None
+    steps_per_second: float | None
+    mean_staleness: float | None
+    staleness: Mapping[int, int]
+    refused: Mapping[str, int]
+    num_diverged: int
+    num_longer: int
+    num_steps: int
+    shares: Shares | None
+    worker_shares: Mapping[int, Shares]
+    ideal: Ideal | None
+
+    @property
+    def num_reached(self) -> int:
+        """Runs that reached the target."""
+        return sum(each is not None for each in self.reached)
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether all workers wait for each other in each step, so that the synchronous ideal is the one to come close to."""
+        strategy = self.runs[0].config.strategy if self.runs else None
+        return strategy is not None and (strategy.kind != "async" or strategy.lockstep)
+
+    @property
+    def share_of_ideal(self) -> float | None:
+        """How close it came to the ideal of its kind."""
+        if self.ideal is None or self.steps_per_second is None:
+            return None
+        return self.steps_per_second / (self.ideal.synchronous if self.is_synchronous else self.ideal.asynchronous)
+
+
+def results(collection: Collection) -> list[Row]:
+    """A row for every variant in every setting. Reads the event logs. Raises `DataError` where one is damaged."""
+    return [_row(collection, setting, variant) for setting, variant in collection.pairs()]
+
+
+def _row(collection: Collection, setting: str, variant: str) -> Row:
+    entries = collection.chosen(setting, variant)
+    runs = runs_of(entries)
+    target = collection.target
+    whens = [None if target is None else reached(run, target) for run in runs]
+    there = [when for when in whens if when is not None]
+    pairs = _pairs(collection.chosen(setting, collection.baseline), entries)
+    speed_ups, efficiencies, throughputs, differences = [], [], [], []
+    for base, own in pairs:
+        if not all(run.seconds > 0.0 and run.tokens > 0 for run in (base, own)):
+            continue  # without an update there is no speed
+        throughputs.append(own.tokens_per_second / base.tokens_per_second)
+        if base.finite_points and own.finite_points:
+            efficiencies.append(token_efficiency(base, own))
+        first, second = (None if target is None else reached(run, target) for run in (base, own))
+        if first is not None and second is not None and first.seconds and second.seconds:
+            speed_ups.append(first.seconds / second.seconds)
+        if (a := _final_bleu(base)) is not None and (b := _final_bleu(own)) is not None:
+            differences.append(b - a)
+    whole = [run for run in runs if not run.has_diverged]
+    histories = [read_history(run) for run in runs]
+    rates = collection.rates
+    return Row(
+        setting=setting,
+        variant=variant,
+        rate=entries[0].rate if entries else None,
+        is_at_the_edge=len(rates) > 1 and bool(entries) and entries[0].rate in (min(rates), max(rates)),
+        is_baseline=variant == collection.baseline,
+        entries=tuple(entries),
+        runs=tuple(runs),
+        reached=tuple(whens),
+        seconds_to=_ratio([when.seconds for when in there if when.seconds > 0.0]),
+        tokens_to=_ratio([when.tokens for when in there if when.tokens > 0]),
+        updates_to=_ratio([when.updates for when in there if when.updates > 0]),
+        speed_up=_ratio(speed_ups),
+        token_efficiency=_ratio(efficiencies),
+        throughput=_ratio(throughputs),
+        final_loss=_mean([run.points[-1].loss for run in whole]),
+        final_bleu=_mean([bleu for run in whole if (bleu := _final_bleu(run)) is not None]),
+        bleu_difference=_mean(differences),
+        tokens_per_second=_ratio([run.tokens_per_second for run in runs if run.tokens > 0 and run.seconds > 0.0]),
+        steps_per_second=sum(run.steps_per_second for run in runs) / len(runs) if runs else None,
+        mean_staleness=_weighted(runs, lambda run: run.mean_staleness),
+        staleness=_sum([run.staleness for run in runs]),
+        refused=_sum([run.refused for run in runs]),
+        num_diverged=sum(run.has_diverged for run in runs),
+        num_longer=sum(run.num_longer for run in runs),
+        num_steps=sum(run.num_steps for run in runs),
+        shares=_mean_shares([history.shares() for history in histories]),
+        worker_shares=_by_worker(histories),
+        ideal=_ideal(histories),
+    )
+
+
+def _pairs(baseline: Sequence[Entry], entries: Sequence[Entry]) -> list[tuple[Run, Run]]:
+    """Runs of the same seed, where both are there."""
+    base = {entry.seed: entry.run for entry in baseline}
+    both = [(base.get(entry.seed), entry.run) for entry in entries]
+    return [(one, other) for one, other in both if one is not None and other is not None]
+
+
+def _final_bleu(run: Run) -> float | None:
+    return None if run.has_diverged else run.points[-1].bleu
+
+
+def _mean(values: Sequence[float]) -> Interval | None:
+    return mean_interval(values) if values else None
+
+
+def _ratio(ratios: Sequence[float]) -> Interval | None:
+    return ratio_interval(ratios) if ratios else None
+
+
+def _weighted(runs: Sequence[Run], get: Callable[[Run], float]) -> float | None:
+    """The mean over all applied arrivals."""
+    weights = [sum(run.staleness.values()) for run in runs]
+    return sum(w * get(run) for w, run in zip(weights, runs, strict=True)) / sum(weights) if sum(weights) else None
+
+
+def _sum(counts: Sequence[Mapping[Key, int]]) -> dict[Key, int]:
+    total: collections.Counter[Key] = collections.Counter()
+    for each in counts:
+        total.update(each)
+    return {key: total[key] for key in sorted(total)}
+
+
+def _mean_shares(shares: Sequence[Shares]) -> Shares | None:
+    if not shares:
+        return None
+    names = ("computing", "pushing", "waiting", "pulling", "other")
+    return Shares(**{name: math.fsum(getattr(each, name) for each in shares) / len(shares) for name in names})
+
+
+def _by_worker(histories: Sequence[History]) -> dict[int, Shares]:
+    num_workers = max((history.num_workers for history in histories), default=0)
+    found = {}
+    for worker in range(num_workers):
+        own = _mean_shares([history.shares(worker) for history in histories if worker < history.num_workers])
+        if own is not None:
+            found[worker] = own
+    return found
+
+
+def _ideal(histories: Sequence[History]) -> Ideal | None:
+    pooled: dict[int, list[float]] = collections.defaultdict(list)
+    for history in histories:
+        for worker, steps in history.step_seconds().items():
+            pooled[worker] += steps
+    return ideal(pooled)

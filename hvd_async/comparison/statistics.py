@@ -1,0 +1,104 @@
+"""Means over seeds with their intervals of 95 %, and when a run reached what. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hvd_async.comparison.runs import Point, Run
+from hvd_async.comparison.target import Target
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean of `num` measurements with a 95 % interval; both ends are the mean where there is one measurement alone."""
+
+    mean: float
+    low: float
+    high: float
+    num: int
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an interval: of one measurement there is none."""
+        return self.num > 1
+
+    def __str__(self) -> str:
+        """As `0.970 (0.940 to 1.010)`; without an interval where there is none."""
+        return self.format("{:.3f}")
+
+    def format(self, form: str) -> str:
+        """As `str`, each number written as `form` says."""
+        mean, low, high = (form.format(number) for number in (self.mean, self.low, self.high))
+        return f"{mean} ({low} to {high})" if self.is_known else mean
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a run was when it first reached a target: seconds of training, target tokens, updates.
+
+    Read off the line between the measurements before and after, so `updates` need not be whole. `is_bound`: it was there at the
+    first measurement, so that these are the most that it can have been.
+    """
+
+    seconds: float
+    tokens: float
+    updates: float
+    is_bound: bool = False
+
+
+def reached(run: Run, target: Target) -> Reached | None:
+    """When `run` first reached `target`; None if it never did. Measurements that are not finite are passed over."""
+    before: Point | None = None
+    for point in run.finite_points:
+        value = target.cost_of(point)
+        if value is None:
+            continue
+        if value > target.cost:
+            before = point
+            continue
+        if before is None:
+            return Reached(point.seconds, point.tokens, point.updates, is_bound=True)
+        cost_before = target.cost_of(before)
+        assert cost_before is not None
+        share = (cost_before - target.cost) / (cost_before - value)
+
+        def at(get: Callable[[Point], float], first: Point = before, second: Point = point, share: float = share) -> float:
+            return get(first) + share * (get(second) - get(first))
+
+        return Reached(at(lambda p: p.seconds), at(lambda p: p.tokens), at(lambda p: p.updates))
+    return None
+
+
+def token_efficiency(baseline: Run, run: Run) -> float:
+    """Tokens of `baseline` / tokens of `run`, to the lowest loss that both reached: 1 where a token is worth as much."""
+    target = Target("loss", max(min(point.loss for point in each.finite_points) for each in (baseline, run)))
+    needed, others = reached(baseline, target), reached(run, target)
+    assert needed is not None and others is not None  # both reached it
+    return needed.tokens / others.tokens
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % interval of `values`, one for each seed, by Student's t."""
+    mean, num = statistics.fmean(values), len(values)
+    half = _half(values)
+    return Interval(mean, mean - half, mean + half, num)
+
+
+def ratio_interval(ratios: Sequence[float]) -> Interval:
+    """Mean and 95 % interval of positive `ratios`, one for each seed: Student's t of their logarithms, so that a ratio and its
+    inverse are treated alike. Lengths of time and counts are treated so as well: no end is then below 0, however few seeds."""
+    logarithms = [math.log(ratio) for ratio in ratios]
+    mean, half = statistics.fmean(logarithms), _half(logarithms)
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(ratios))
+
+
+def _half(values: Sequence[float]) -> float:
+    """Half the width of the interval."""
+    if len(values) == 1:
+        return 0.0
+    from scipy.special import stdtrit  # slow to import
+
+    return float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))

@@ -1,0 +1,295 @@
+"""A suite of comparable runs: one YAML file, checked as a whole before anything runs.
+
+Runs are matched by construction: what a variant may not change (data, evaluation, budget) is refused, what is left of
+differences is read from the configurations.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from hvd_async.comparison.plan import Plan, PlannedRun, digest_of
+from hvd_async.comparison.target import Target
+from hvd_async.config import BOUNDS, Positive, RunConfig, Section, check, load_config, read_tree
+from hvd_async.errors import ConfigError
+
+Overrides = dict[str, Any]
+
+# What a suite gives to each run itself, and what all runs of a suite have alike.
+_OWN_KEYS = (
+    "seed",
+    "output",
+    "simulation.workers",
+    *(f"training.{bound}" for bound in BOUNDS),
+    *(f"validation.{key}" for key in ("when", "every", "every_tokens", "patience")),
+)
+_ALIKE = ("data", "vocabulary", "validation", "decoding", "emulation")
+_OF_THE_SUITE = re.compile(r"(-w|--workers|--starter|--set|--resume|--overwrite|--dry-run)(=|$)")
+# The setting of a suite that names none; it is not in the names of folders.
+_THE_SETTING = "all"
+
+
+class BudgetConfig(Section):
+    """How long every run is: exactly one of them."""
+
+    tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
+    updates: Positive | None = Field(None, description="Updates.")
+    seconds: float | None = Field(None, gt=0.0, description="Seconds of training.")
+
+    @model_validator(mode="after")
+    def _one(self) -> BudgetConfig:
+        given = [name for name, value in self.model_dump().items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"got {', '.join(given) or 'none of them'}, expected exactly one of tokens, updates and seconds"
+            )
+        return self
+
+
+class TargetConfig(Section):
+    """The quality that runs are timed to: one of them, or none."""
+
+    loss: float | None = Field(None, gt=0.0, description="Validation loss in nats per target token.")
+    bleu: float | None = Field(None, gt=0.0, lt=100.0, description="Validation BLEU.")
+
+    @model_validator(mode="after")
+    def _one(self) -> TargetConfig:
+        if self.loss is not None and self.bleu is not None:
+            raise ValueError("got both, expected loss or bleu")
+        return self
+
+    @property
+    def target(self) -> Target | None:
+        """The same, for comparisons; None: it is derived."""
+        if self.loss is not None:
+            return Target("loss", self.loss)
+        return None if self.bleu is None else Target("bleu", self.bleu)
+
+
+class SuiteConfig(Section):
+    """One YAML file. Overrides are `key.path: value`, as of the configuration of a run; in `variants` and `settings` the key
+    `workers` is the suite's own."""
+
+    base: str = Field(description="The configuration of a run from which all begin; relative to this file.")
+    launcher: Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "simulate"] = Field(
+        "mpirun", description="What starts the ranks of a run; `simulate`: nothing, it is computed on a simulated cluster."
+    )
+    launch_arguments: tuple[str, ...] = Field(
+        (), strict=False, description="Passed on to `hvd-async launch`, such as `[--hostfile, hosts]`."
+    )
+    workers: Positive = Field(4, description="Ranks that train; strategy `single` always has one.")
+    budget: BudgetConfig = Field(description="Length of every run.")
+    measure_every: Positive = Field(description="Target tokens between snapshots, which are measured when a run has ended.")
+    target: TargetConfig = Field(
+        TargetConfig(), description="Absent: the lowest loss that all runs of the baseline and of one other variant reached."
+    )
+    baseline: str = Field(description="The variant with which the others are compared.")
+    set: Overrides = Field({}, description="Overrides of all runs.")
+    variants: dict[str, Overrides] = Field(description="What is compared: overrides by name.")
+    settings: dict[str, Overrides] = Field(
+        {_THE_SETTING: {}}, description="Where: overrides by name; variants are compared within each."
+    )
+    rates: tuple[float, ...] = Field(
+        (), strict=False, description="Learning rates; each variant is shown at its own best. Absent: each has one."
+    )
+    seeds: tuple[Positive, ...] = Field((1,), strict=False, description="The first decides the best rate.")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run of a suite."""
+
+    setting: str
+    variant: str
+    rate: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        setting = [] if self.setting == _THE_SETTING else [_slug(self.setting)]
+        rate = [] if self.rate is None else [_slug(self.rate)]
+        return "-".join([*setting, _slug(self.variant), *rate, f"s{self.seed}"])
+
+
+class Suite:
+    """The runs that a file asks for.
+
+    Attributes:
+        config: the file.
+        specs: every run that may be wanted, in the order of a report.
+        plan: the same, for `comparison.plan`.
+    """
+
+    def __init__(self, path: pathlib.Path, output: pathlib.Path) -> None:
+        """Reads and checks everything before anything runs. Raises `ConfigError`."""
+        self.config = check(SuiteConfig, read_tree(path, "file of a suite"), str(path))
+        self.base = path.parent / self.config.base
+        self._output = output
+        if self.config.baseline not in self.config.variants:
+            names = ", ".join(self.config.variants)
+            raise ConfigError(f"{path}: baseline: got {self.config.baseline!r}, expected one of {names}")
+        for key in ("variants", "settings", "seeds"):
+            if not getattr(self.config, key):
+                raise ConfigError(f"{path}: {key}: got none, expected one or more")
+        _check_names(self.config, str(path))
+        _check_values(self.config, str(path))
+        self.specs = list(self._all())
+        self._configs = {spec: self._load(spec, str(path)) for spec in self.specs}
+        self.plan = self._make_plan(path)
+
+    def config_of(self, spec: Spec) -> RunConfig:
+        """What the run of `spec` is computed with."""
+        return self._configs[spec]
+
+    def command(self, spec: Spec, *, resume: bool = False) -> list[str]:
+        """The arguments of `hvd-async` that compute the run of `spec`, going on with what is there or in its place."""
+        arguments = [argument for text in self._overrides(spec) for argument in ("--set", text)]
+        begin = "--resume" if resume else "--overwrite"
+        if self.config.launcher == "simulate":
+            return ["simulate", str(self.base), *arguments, begin]
+        where = ["--workers", str(self._num_workers(spec)), "--starter", self.config.launcher, *self.config.launch_arguments]
+        return ["launch", str(self.base), *arguments, begin, *where]
+
+    def _all(self) -> Iterator[Spec]:
+        for setting in self.config.settings:
+            for variant in self.config.variants:
+                for rate in self.config.rates or (None,):
+                    for seed in self.config.seeds:
+                        yield Spec(setting, variant, rate, seed)
+
+    def _load(self, spec: Spec, source: str) -> RunConfig:
+        try:
+            return load_config(self.base, self._overrides(spec))
+        except ConfigError as error:
+            lines = [f"{source}: {spec.setting}: {spec.variant}: {line}" for line in str(error).splitlines()]
+            raise ConfigError("\n".join(lines)) from None
+
+    def _overrides(self, spec: Spec) -> list[str]:
+        suite = self.config
+        settings: Overrides = {}
+        for overrides in (suite.set, suite.settings[spec.setting], suite.variants[spec.variant]):
+            for key, value in overrides.items():
+                settings.pop(key, None)  # to the end: `strategy` after `strategy.kind` would undo it
+                settings[key] = value
+        settings.pop("workers", None)
+        if suite.launcher == "simulate":
+            settings["simulation.workers"] = self._workers(spec)
+        if spec.rate is not None:
+            settings["optimizer.learning_rate"] = spec.rate
+        settings |= {f"training.{bound}": getattr(suite.budget, bound, None) for bound in BOUNDS}
+        settings |= {"validation.every": None, "validation.patience": None, "validation.when": "after"}
+        settings |= {"validation.every_tokens": suite.measure_every, "seed": spec.seed}
+        settings["output"] = str(self._output / "runs" / spec.name)
+        return [f"{key}={_yaml(value)}" for key, value in settings.items()]
+
+    def _workers(self, spec: Spec) -> int:
+        places = (self.config.variants[spec.variant], self.config.settings[spec.setting])
+        return int(next((place["workers"] for place in places if "workers" in place), self.config.workers))
+
+    def _num_workers(self, spec: Spec) -> int:
+        """Those that there will be."""
+        return 1 if self._configs[spec].strategy.kind == "single" else self._workers(spec)
+
+    def _make_plan(self, path: pathlib.Path) -> Plan:
+        suite = self.config
+        return Plan(
+            title=path.stem,
+            baseline=suite.baseline,
+            target=suite.target.target,
+            rates=suite.rates,
+            seeds=suite.seeds,
+            source=path.name,
+            text=path.read_text(encoding="utf-8"),
+            runs=tuple(self._planned(spec) for spec in self.specs),
+        )
+
+    def _planned(self, spec: Spec) -> PlannedRun:
+        digest, is_simulated = digest_of(self._configs[spec]), self.config.launcher == "simulate"
+        workers = self._num_workers(spec)
+        return PlannedRun(spec.setting, spec.variant, spec.rate, spec.seed, spec.name, digest, workers, is_simulated)
+
+
+def _check_names(config: SuiteConfig, source: str) -> None:
+    """Raises `ConfigError` where two runs would have the same folder."""
+    for key in ("variants", "settings", "rates", "seeds"):
+        slugs: dict[str, Any] = {}
+        for value in getattr(config, key):
+            slug = _slug(value)
+            if not slug:
+                raise ConfigError(
+                    f"{source}: {key}: got {value!r}, expected a letter of a to z or a digit in it, for folders"
+                )
+            if slug in slugs:
+                raise ConfigError(
+                    f"{source}: {key}: got {slugs[slug]!r} and {value!r}, whose runs would have the same folder ({slug!r});"
+                    " expected others"
+                )
+            slugs[slug] = value
+
+
+def _check_values(config: SuiteConfig, source: str) -> None:
+    """Raises `ConfigError` for rates that are none, and where somebody else gives what the suite gives."""
+    _check_launch_arguments(config, f"{source}: launch_arguments")
+    for rate in config.rates:
+        if not 0.0 < rate < math.inf:
+            raise ConfigError(f"{source}: rates: got {rate:g}, expected numbers > 0")
+    _check_overrides(f"{source}: set", config.set, (*_OWN_KEYS, "workers"), config.rates)
+    for name, overrides in config.settings.items():
+        _check_overrides(f"{source}: settings: {name}", overrides, _OWN_KEYS, config.rates)
+    for name, overrides in config.variants.items():
+        place = f"{source}: variants: {name}"
+        _check_overrides(place, overrides, _OWN_KEYS, config.rates)
+        for key in _leaves(overrides):
+            if key.partition(".")[0] in _ALIKE:
+                raise ConfigError(
+                    f"{place}: got {key}, expected it in `set` or `settings`; variants are compared on equal terms"
+                )
+
+
+def _check_launch_arguments(config: SuiteConfig, place: str) -> None:
+    if config.launch_arguments and config.launcher == "simulate":
+        raise ConfigError(f"{place}: got some with launcher simulate, expected none; nothing is launched")
+    own = [text for text in config.launch_arguments if _OF_THE_SUITE.match(text)]
+    if own:
+        raise ConfigError(f"{place}: got {own[0]}, expected other arguments; a suite gives it to each run itself")
+
+
+def _check_overrides(place: str, overrides: Overrides, own_keys: tuple[str, ...], rates: tuple[float, ...]) -> None:
+    own = (*own_keys, *(["optimizer.learning_rate"] if rates else []))
+    for key in _leaves(overrides):
+        if key in own:
+            raise ConfigError(f"{place}: got {key}, expected other keys; a suite gives it to each run itself")
+    workers = overrides.get("workers", 1)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ConfigError(f"{place}: workers: got {workers!r}, expected a whole number >= 1")
+
+
+def _leaves(overrides: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """The keys, those of sections as well, with dots."""
+    for key, value in overrides.items():
+        path = f"{prefix}{str(key).strip()}"
+        yield path
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}.")
+
+
+def _yaml(value: Any) -> str:
+    """In one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _slug(value: Any) -> str:
+    """Part of the name of a folder."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return re.sub(r"[^a-z0-9]+", "_", str(value).lower()).strip("_")

@@ -1,0 +1,124 @@
+"""All runs, each with its folder: where every number comes from."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+
+from hvd_async.comparison.collection import Collection, Entry
+from hvd_async.comparison.runs import Run
+from hvd_async.comparison.statistics import reached
+from hvd_async.report import numbers
+from hvd_async.report.document import Cell, Column, Table
+from hvd_async.report.numbers import NOTHING
+from hvd_async.report.tables import rate_cell, value_cell
+
+Value = float | int | str | bool | None
+
+
+def relative(path: pathlib.Path, output: pathlib.Path) -> str:
+    """From the report's folder to `path`."""
+    return pathlib.PurePath(os.path.relpath(path.resolve(), output.resolve())).as_posix()
+
+
+def fault_of(entry: Entry, output: pathlib.Path) -> str:
+    """In a line, without a path that another machine does not have."""
+    fault = " ".join(entry.fault.split())
+    for folder in sorted(
+        {str(entry.folder.resolve()), str(entry.folder.absolute()), str(entry.folder)}, key=len, reverse=True
+    ):
+        fault = fault.replace(folder, relative(entry.folder, output))
+    return fault or "not there"
+
+
+def values_of(entry: Entry, collection: Collection, output: pathlib.Path) -> dict[str, Value]:
+    """All that is known of a run, by name; None where it has no such thing."""
+    run = entry.run
+    when = None if run is None or collection.target is None else reached(run, collection.target)
+    return {
+        "setting": entry.setting,
+        "variant": entry.variant,
+        "rate": entry.rate,
+        "seed": entry.seed,
+        "folder": relative(entry.folder, output),
+        "chosen": entry.is_chosen,
+        "how": "failed" if run is None else run.how,
+        "fault": fault_of(entry, output) if run is None else "",
+        **{name: None if run is None else getattr(run, name) for name in ("is_simulated", "seconds", "tokens", "updates")},
+        **{
+            f"reached_{name}": None if when is None else getattr(when, name)
+            for name in ("seconds", "tokens", "updates", "is_bound")
+        },
+        **(dict.fromkeys(_OF_RUN) if run is None else _of_run(run)),
+    }
+
+
+_OF_RUN = ("final_loss", "best_loss", "final_bleu", "tokens_per_second", "mean_staleness", "refused", "has_diverged")
+
+
+def _of_run(run: Run) -> dict[str, Value]:
+    last = run.points[-1]
+    best = min((point.loss for point in run.finite_points), default=None)
+    refused = sum(run.refused.values())
+    values = (last.loss, best, last.bleu, run.tokens_per_second, run.mean_staleness, refused, run.has_diverged)
+    return dict(zip(_OF_RUN, values, strict=True))
+
+
+def runs_table(collection: Collection, output: pathlib.Path) -> Table:
+    """A line for each run, those that failed and those that were not chosen included."""
+    several, rates = len(collection.settings) > 1, any(entry.rate is not None for entry in collection.entries)
+    has_bleu = any(point.bleu is not None for run in _there(collection.entries) for point in run.points)
+    columns = [Column("variant", is_number=False)]
+    columns += [Column("setting", is_number=False)] if several else []
+    columns += [Column("learning rate")] if rates else []
+    columns += [Column("seed"), Column("folder", is_number=False), Column("ended", is_number=False)]
+    names = ["seconds", "tokens", "updates", "target at s", "final loss", "best loss", "final BLEU", "tokens/s", "staleness"]
+    columns += [Column(name) for name in [*names, "refused"] if has_bleu or name != "final BLEU"]
+    rows = []
+    for entry in collection.entries:
+        values = values_of(entry, collection, output)
+        cells = [Cell(entry.variant), *([Cell(entry.setting)] if several else [])]
+        cells += [rate_cell(entry.rate)] if rates else []
+        cells += [Cell(str(entry.seed)), _folder_cell(entry, values), _ended_cell(entry, values)]
+        rows.append([*cells, *_number_cells(values, has_bleu)])
+    return Table("All runs", columns, rows)
+
+
+def _there(entries: Sequence[Entry]) -> Iterator[Run]:
+    return (entry.run for entry in entries if entry.run is not None)
+
+
+def _folder_cell(entry: Entry, values: Mapping[str, Value]) -> Cell:
+    path = str(values["folder"])
+    return Cell(path, href=urllib.parse.quote(f"{path}/") if entry.folder.is_dir() else "")
+
+
+def _ended_cell(entry: Entry, values: Mapping[str, Value]) -> Cell:
+    if entry.run is None:
+        return Cell("failed", str(values["fault"]), is_fault=True)
+    if entry.run.has_diverged:
+        return Cell("diverged", is_fault=True)
+    return Cell(str(values["how"]), "" if entry.is_chosen else "not chosen")
+
+
+def _number_cells(values: Mapping[str, Value], has_bleu: bool) -> list[Cell]:
+    bound = "≤ " if values["reached_is_bound"] else ""
+    forms = {
+        "seconds": numbers.seconds,
+        "tokens": numbers.count,
+        "updates": numbers.count,
+        "reached_seconds": lambda value: bound + numbers.seconds(value),
+        "final_loss": numbers.loss,
+        "best_loss": numbers.loss,
+        **({"final_bleu": numbers.bleu} if has_bleu else {}),
+        "tokens_per_second": numbers.rate,
+        "mean_staleness": numbers.staleness,
+        "refused": numbers.count,
+    }
+    cells = []
+    for name, write in forms.items():
+        value = values[name]
+        cells.append(value_cell(value, write) if isinstance(value, (int, float)) else Cell(NOTHING))
+    return cells

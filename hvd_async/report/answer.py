@@ -1,0 +1,183 @@
+"""What a comparison says, in a sentence for each setting, with what is to be known beside it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hvd_async.comparison.results import Row
+from hvd_async.comparison.target import Target
+from hvd_async.report import numbers
+from hvd_async.report.numbers import inverse, plural
+
+# Of steps that lasted longer than emulated, from which share on a reader has to know of it at once.
+_MANY_LONGER = 0.05
+# How wide an interval of a difference in BLEU may be for "equal": beyond, the runs cannot tell.
+_NARROW_BLEU = 2.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`notes`: whole sentences, the weightiest first."""
+
+    sentence: str
+    notes: tuple[str, ...] = ()
+
+
+def answer(rows: Sequence[Row], baseline: str, target: Target | None) -> Answer:
+    """From the rows of one setting. `baseline`: the name of the variant that the others are compared with."""
+    if not any(row.runs for row in rows):
+        return Answer("No run has ended: there is nothing to compare.", tuple(_faults(rows)))
+    if target is None:
+        return Answer("No target: no loss of the baseline is finite, so nothing can be timed.", tuple(_faults(rows)))
+    base = next((row for row in rows if row.is_baseline), None)
+    best = _fastest(rows)
+    notes = [] if best is None or base is None else _beside(best, base, num_others=len(rows) - 1)
+    return Answer(_sentence(rows, base, best, baseline, target), (*notes, *_faults(rows), *_ideal(base, best)))
+
+
+def _fastest(rows: Sequence[Row]) -> Row | None:
+    """Of those other than the baseline: one that can be compared, rather one that reached the target with all seeds."""
+    others = [row for row in rows if not row.is_baseline and row.speed_up is not None]
+    return max(others, key=lambda row: (row.num_reached == len(row.entries), _mean(row)), default=None)
+
+
+def _mean(row: Row) -> float:
+    assert row.speed_up is not None
+    return row.speed_up.mean
+
+
+def _sentence(rows: Sequence[Row], base: Row | None, best: Row | None, baseline: str, target: Target) -> str:
+    if best is not None and base is not None:
+        return _comparison(best, base, target)
+    reached = [row for row in rows if row.num_reached]
+    if base is None or not base.runs:
+        return f"No run of the baseline, {baseline}, has ended here: there is nothing to compare with." + _first(
+            rows, target
+        )
+    if len(rows) == 1:
+        return f"There is only {baseline} here, and nothing to compare it with." + _first(rows, target)
+    if not reached:
+        return f"Nobody reached {target}."
+    if reached == [base]:
+        return f"Only the baseline, {baseline}, reached {target}."
+    if not base.num_reached:
+        return f"The baseline, {baseline}, did not reach {target}." + _first(rows, target)
+    return f"{baseline} and the others reached {target} with different seeds: there is no pair of runs to compare."
+
+
+def _first(rows: Sequence[Row], target: Target) -> str:
+    """Who was first, where there is no ratio."""
+    there = [(row.seconds_to.mean, row) for row in rows if row.seconds_to is not None]
+    if not there:
+        return ""
+    seconds, row = min(there, key=lambda pair: pair[0])
+    return f" {row.variant} reached {target} after {numbers.seconds(seconds)} s ({_of(row.num_reached, row)})."
+
+
+def _of(number: int, row: Row) -> str:
+    return f"{number} of {plural(len(row.entries), 'seed')}"
+
+
+def _comparison(best: Row, base: Row, target: Target) -> str:
+    assert best.speed_up is not None
+    time = inverse(best.speed_up)
+    value, span = numbers.ratio(time.mean), numbers.span(time, "ratio")
+    quality = _quality(best, base)
+    if time.is_known and time.low <= 1.0 <= time.high:
+        return (
+            f"No clear difference: {best.variant} reached {target} in {value} of the time of {base.variant}, but 1 lies in the"
+            f" interval ({span}); {quality}."
+        )
+    beside = span if time.is_known else "one seed: no interval"
+    if time.mean < 1.0:
+        return f"{best.variant} reached {target} in {value} of the time of {base.variant} ({beside}), {quality}."
+    if time.mean == 1.0:
+        return f"{best.variant} reached {target} in the same time as {base.variant} ({beside}), {quality}."
+    return (
+        f"Nobody was faster than {base.variant}: the fastest other, {best.variant}, needed {value} times as long to reach"
+        f" {target} ({beside}), {quality}."
+    )
+
+
+def _quality(best: Row, base: Row) -> str:
+    """What both came to in the end."""
+    if best.final_bleu is not None and base.final_bleu is not None:
+        both = f"{numbers.bleu(best.final_bleu.mean)} against {numbers.bleu(base.final_bleu.mean)}"
+        gap = best.bleu_difference
+        if gap is None or not gap.is_known:
+            return f"with BLEU {both}"
+        span = numbers.span(gap, "difference")
+        if gap.low <= 0.0 <= gap.high:
+            word = "at equal BLEU" if gap.high - gap.low <= _NARROW_BLEU else "with no clear difference in BLEU"
+            return f"{word} ({both}; difference {span})"
+        word = "higher" if gap.mean > 0.0 else "lower"
+        return f"with {word} BLEU ({both}; difference {span})"
+    if best.final_loss is not None and base.final_loss is not None:
+        return f"with a final loss of {numbers.loss(best.final_loss.mean)} against {numbers.loss(base.final_loss.mean)}"
+    diverged = _listed([row.variant for row in (best, base) if row.final_loss is None])
+    return f"but {diverged} diverged later"
+
+
+def _beside(best: Row, base: Row, num_others: int) -> list[str]:
+    """What the ratio does not say of itself."""
+    assert best.speed_up is not None
+    notes = []
+    num, total = best.speed_up.num, max(len(best.entries), len(base.entries))
+    if num < total:
+        notes.append(f"The ratio is of {num} of {plural(total, 'seed')}: those with which both reached the target.")
+    bound = [row.variant for row in (best, base) if any(each is not None and each.is_bound for each in row.reached)]
+    if bound:
+        notes.append(
+            f"{_listed(bound)} had reached the target at the first measurement already: the time is the most that it can"
+            " have been, and the ratio is uncertain. Validate earlier, or set a harder target."
+        )
+    if num_others > 1:
+        unsaid = "; its interval does not allow for the choice" if best.speed_up.is_known else ""
+        notes.append(f"{best.variant} is the fastest of {num_others}, picked after the fact{unsaid}.")
+    edge = [row for row in (best, base) if row.is_at_the_edge]
+    notes += [f"{row.variant}: the best learning rate, {row.rate:g}, is at the edge of those tried." for row in edge]
+    return notes
+
+
+def _faults(rows: Sequence[Row]) -> list[str]:
+    """What is amiss, those with the same fault in one sentence."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for fault in _faults_of(row):
+            found.setdefault(fault, []).append(row.variant)
+    return [f"{_listed(variants)}{fault}" for fault, variants in found.items()]
+
+
+def _faults_of(row: Row) -> list[str]:
+    """Each follows upon the name of the variant."""
+    faults = []
+    total = plural(len(row.entries), "run")
+    if absent := [str(entry.seed) for entry in row.entries if entry.run is None]:
+        seeds = f"{'seed' if len(absent) == 1 else 'seeds'} {', '.join(absent)}"
+        faults.append(f": {len(absent)} of {total} missing or failed ({seeds}).")
+    if row.num_diverged:
+        faults.append(f": {row.num_diverged} of {total} diverged.")
+    if row.runs and not row.num_reached:
+        faults.append(" did not reach the target.")
+    elif row.num_reached < len(row.runs):
+        faults.append(f" reached the target in {row.num_reached} of {total}; times are of these alone.")
+    if row.num_longer > _MANY_LONGER * row.num_steps:
+        share = numbers.percent(row.num_longer / row.num_steps)
+        faults.append(f": {share} of the steps lasted longer than was to be emulated.")
+    return faults
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _ideal(base: Row | None, best: Row | None) -> list[str]:
+    row = base if base is not None and base.ideal is not None else best
+    if row is None or row.ideal is None:
+        return []
+    gain = numbers.ratio(row.ideal.speed_up)
+    return [
+        f"With these step times (those of {row.variant}) nobody could gain more than a factor of {gain} in steps per second by"
+        " not waiting."
+    ]

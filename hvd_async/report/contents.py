@@ -1,0 +1,110 @@
+"""The report put together: what stands where. Reads the event logs of the runs that are drawn."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from hvd_async.comparison.collection import Collection, runs_of
+from hvd_async.comparison.results import Row
+from hvd_async.report.all_runs import runs_table
+from hvd_async.report.answer import answer
+from hvd_async.report.bars import draw_shares, draw_staleness
+from hvd_async.report.curves import draw_curves, draw_rates
+from hvd_async.report.definitions import definitions
+from hvd_async.report.document import Block, Code, Document, Fold, Items, Section, Text, slugs
+from hvd_async.report.numbers import plural
+from hvd_async.report.setup import setup
+from hvd_async.report.speed_ups import draw_speed_ups
+from hvd_async.report.style import Style, styles
+from hvd_async.report.tables import ideal_table, quality_table, shares_table, target_table, worker_shares
+from hvd_async.report.timeline import Window, draw_timeline
+
+
+def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: Window | None) -> Document:
+    """Of the report that is written into `output`. `rows`: those of `results`."""
+    names = slugs(collection.settings)
+    by_setting = {setting: [row for row in rows if row.setting == setting] for setting in collection.settings}
+    looks = styles([entry.variant for entry in collection.entries], collection.baseline)
+    sections = [
+        Section(setting if len(names) > 1 else "Results", f"setting-{names[setting]}", blocks)
+        for setting, own in by_setting.items()
+        if (blocks := list(_setting(collection, own, looks, f"-{names[setting]}" if len(names) > 1 else "", window)))
+    ]
+    if runs_of(collection.entries):
+        sections.append(setup(collection))
+    sections.append(_all_runs(collection, output))
+    sections.append(Section("How the numbers are made", "definitions", [definitions(collection)]))
+    return Document(collection.title, list(_lead(collection, by_setting, looks)), sections)
+
+
+def _lead(collection: Collection, by_setting: Mapping[str, Sequence[Row]], looks: Mapping[str, Style]) -> Iterator[Block]:
+    yield Text(_overview(collection))
+    if not by_setting:
+        yield Text("No run: there is nothing to compare.", "answer")
+    target = collection.target
+    for setting, rows in by_setting.items():
+        said = answer(rows, collection.baseline, target)
+        yield Text(said.sentence, "answer", label=setting if len(by_setting) > 1 else "")
+        if said.notes:
+            yield Items(said.notes)
+    if target is not None and not target.is_given:
+        yield Text(
+            f"Nobody chose the target beforehand. {str(target)[:1].upper()}{str(target)[1:]} is the lowest that all runs of the"
+            " baseline reached, and all runs of at least one other variant.",
+            "small",
+        )
+    yield from _there(draw_speed_ups("speed-ups", by_setting, looks, target))
+
+
+def _overview(collection: Collection) -> str:
+    variants = len(dict.fromkeys(entry.variant for entry in collection.entries))
+    seeds = len({entry.seed for entry in collection.entries})
+    runs = runs_of(collection.entries)
+    parts = [
+        plural(variants, "variant"),
+        *([plural(len(collection.settings), "setting")] if len(collection.settings) > 1 else []),
+    ]
+    parts.append(plural(seeds, "seed"))
+    ended = f"{len(runs)} of {plural(len(collection.entries), 'run')} ended well"
+    text = f"{', '.join(parts)}; {ended}. Baseline: {collection.baseline}."
+    simulated = [run.is_simulated for run in runs]
+    if simulated and all(simulated):
+        return f"{text} All runs are simulated: seconds are virtual."
+    if any(simulated):
+        return f"{text} Some runs are simulated, and their seconds virtual; others are real: compare with care."
+    return text
+
+
+def _setting(
+    collection: Collection, rows: Sequence[Row], looks: Mapping[str, Style], suffix: str, window: Window | None
+) -> Iterator[Block]:
+    """The blocks of a setting; none where no run has ended."""
+    if not any(row.runs for row in rows):
+        return
+    target = collection.target
+    reached: list[Block] = [] if target is None else [target_table(rows, str(target))]
+    reached += _there(draw_curves(f"curves{suffix}", rows, looks, target))
+    yield Section("To the target", f"target{suffix}", reached)
+    quality: list[Block] = [quality_table(rows)]
+    quality += _there(draw_rates(f"rates{suffix}", collection, rows[0].setting, looks))
+    quality += _there(draw_staleness(f"staleness{suffix}", rows, looks))
+    yield Section("Final quality and staleness", f"quality{suffix}", quality)
+    time: list[Block] = [*_there(draw_shares(f"shares{suffix}", rows)), shares_table(rows), worker_shares(rows)]
+    time += _there(draw_timeline(f"timeline{suffix}", rows, window))
+    yield Section("Where the time went", f"time{suffix}", [*time, ideal_table(rows)])
+
+
+def _there(block: Block | None) -> list[Block]:
+    return [] if block is None else [block]
+
+
+def _all_runs(collection: Collection, output: pathlib.Path) -> Section:
+    blocks: list[Block] = []
+    if collection.entries:
+        blocks.append(runs_table(collection, output))
+        blocks.append(Text("The same in full precision: runs.csv; a line for each variant: variants.csv.", "small"))
+    if collection.text:
+        name = pathlib.PurePath(collection.source).name
+        blocks.append(Fold(f"The suite{f': {name}' if name else ''}", [Code(collection.text)]))
+    return Section("All runs", "runs", blocks or [Text("None.")])

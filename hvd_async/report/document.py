@@ -1,0 +1,138 @@
+"""What a report consists of, whether it is written as HTML or as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`detail`: small print after `text`, such as an interval. `href`: where a click on `text` leads, relative to the report."""
+
+    text: str
+    detail: str = ""
+    href: str = ""
+    is_fault: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of a table. `is_number`: its cells end at the same place."""
+
+    name: str
+    is_number: bool = True
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph. `kind`: what it is to look like. `label`: what it is about, before it."""
+
+    block: ClassVar[str] = "text"
+    text: str
+    kind: Literal["plain", "answer", "small"] = "plain"
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    block: ClassVar[str] = "items"
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Words and what they mean here."""
+
+    block: ClassVar[str] = "terms"
+    terms: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first cell of each row is its heading."""
+
+    block: ClassVar[str] = "table"
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing. `svg`: a whole file. `description`: for those who cannot see it."""
+
+    block: ClassVar[str] = "figure"
+    name: str
+    caption: str
+    description: str
+    svg: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text that is shown as it is."""
+
+    block: ClassVar[str] = "code"
+    text: str
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are shown when they are asked for."""
+
+    block: ClassVar[str] = "fold"
+    summary: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks and sections below a heading. `anchor` is unique in the document."""
+
+    block: ClassVar[str] = "section"
+    title: str
+    anchor: str
+    blocks: Sequence[Block]
+
+
+Block = Text | Items | Terms | Table | Figure | Code | Fold | Section
+
+
+@dataclass(frozen=True)
+class Document:
+    """`lead`: what comes before the table of contents."""
+
+    title: str
+    lead: Sequence[Block]
+    sections: Sequence[Section]
+
+    def figures(self) -> Iterator[Figure]:
+        """All, in their order."""
+        yield from _figures([*self.lead, *self.sections])
+
+
+def _figures(blocks: Sequence[Block]) -> Iterator[Figure]:
+    for block in blocks:
+        if isinstance(block, Figure):
+            yield block
+        elif isinstance(block, (Fold, Section)):
+            yield from _figures(block.blocks)
+
+
+def slugs(names: Sequence[str]) -> dict[str, str]:
+    """For each of `names` (which differ) one that fits into an anchor or the name of a file, no two alike."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "unnamed"
+        number, slug = 1, plain
+        while slug in found.values():
+            number += 1
+            slug = f"{plain}-{number}"
+        found[name] = slug
+    return found

@@ -1,0 +1,78 @@
+"""From a matplotlib figure to bytes that are the same each time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hvd_async.report.document import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+_SETTINGS: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "path",
+    # Letters as wide at every resolution: places are found at that of the PNG, and the SVG is drawn at another.
+    "figure.dpi": 150,
+    "text.hinting": "no_hinting",
+    "figure.constrained_layout.w_pad": 0.06,
+    "text.parse_math": False,  # a variant may be called $x$
+}
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Our settings, whatever the user's own are. A name may have letters that the font lacks: boxes in their place."""
+    import matplotlib  # slow to import
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        yield
+
+
+def finish(canvas: Canvas, name: str, caption: str, description: str) -> Figure:
+    """The block of a drawn figure. Called within `drawing`."""
+    import matplotlib
+
+    # Once for both files: to find the places of everything takes longer than to draw it.
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")
+    svg, png = io.StringIO(), io.BytesIO()
+    matplotlib.rcParams["svg.hashsalt"] = name  # else identifiers are drawn by lot
+    canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    canvas.savefig(png, format="png")
+    return Figure(name, caption, description, svg.getvalue(), png.getvalue())
+
+
+def inline(figure: Figure) -> str:
+    """The SVG as an element of an HTML page: its identifiers are no other figure's, and its size is the page's affair."""
+    svg = figure.svg[figure.svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    for before in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(before, f"{before}{figure.name}-")
+    head, rest = svg.split(">", 1)
+    width = re.search(r'\bwidth="([0-9.]+)pt"', head)
+    head = re.sub(r'\s(?:width|height|version|xmlns(?::xlink)?)="[^"]*"', "", head)
+    size = f' style="width: {float(width[1]):.0f}pt"' if width else ""
+    return f'{head}{size} role="img" aria-labelledby="caption-{figure.name}">{rest}'

@@ -1,0 +1,46 @@
+"""What is emulated, in words. Pure."""
+
+from __future__ import annotations
+
+import pathlib
+
+from hvd_async.config import EmulationConfig
+
+_SPREADS = {"log_normal": "log-normal", "gamma": "gamma"}
+_SIMULATED_SECONDS = 0.1  # of a step, where nothing is said
+
+
+def describe_emulation(emulation: EmulationConfig, *, is_simulated: bool = False) -> str:
+    """Such as `steps of 0.25 s, log-normal spread 0.3, worker 0 takes 2 times as long`."""
+    parts = [_length(emulation, is_simulated)]
+    if emulation.seconds_per_token:
+        parts.append(f"{emulation.seconds_per_token:g} s more for each target token")
+    if emulation.spread != "none":
+        parts.append(f"{_SPREADS[emulation.spread]} spread {emulation.deviation:g}")
+    parts += _slow_workers(emulation)
+    if emulation.pause_probability:
+        share = 100.0 * emulation.pause_probability
+        parts.append(f"a pause of {emulation.pause_seconds:g} s in {share:g} % of the steps")
+    return ", ".join(parts)
+
+
+def _length(emulation: EmulationConfig, is_simulated: bool) -> str:
+    if emulation.trace is not None:
+        return f"steps as long as in the trace {pathlib.PurePath(emulation.trace).name}"
+    if emulation.seconds is not None:
+        return f"steps of {emulation.seconds:g} s"
+    return f"steps of {_SIMULATED_SECONDS:g} s" if is_simulated else "steps as long as the real ones"
+
+
+def _slow_workers(emulation: EmulationConfig) -> list[str]:
+    """Those with the same factor together."""
+    by_factor: dict[float, list[int]] = {}
+    for worker, factor in sorted(emulation.slow_workers.items()):
+        if factor != 1.0:
+            by_factor.setdefault(factor, []).append(worker)
+    return [
+        f"worker {workers[0]} takes {factor:g} times as long"
+        if len(workers) == 1
+        else f"workers {', '.join(map(str, workers[:-1]))} and {workers[-1]} take {factor:g} times as long"
+        for factor, workers in by_factor.items()
+    ]

@@ -1,0 +1,49 @@
+"""What the runs were computed with and where, from the first event of their logs."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hvd_async.comparison.runs import Run
+from hvd_async.events import read_events
+from hvd_async.report.numbers import plural
+from hvd_async.run_folder import RunFolder
+
+
+def origins(runs: Sequence[Run]) -> list[str]:
+    """A line for each way in which runs were computed, the commonest first. Raises `DataError` where a log is damaged."""
+    lines = collections.Counter(_line(run) for run in runs)
+    return [
+        f"{plural(number, 'run')}: {line}" for line, number in sorted(lines.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+
+
+def _line(run: Run) -> str:
+    event = next((event for event in read_events(RunFolder(run.folder).events) if event.get("event") == "start"), {})
+    software, ranks = event.get("software"), event.get("ranks")
+    software = software if isinstance(software, dict) else {}
+    ranks = [rank for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
+    what = "simulated in one process; seconds are virtual" if run.is_simulated else "real; seconds are of a clock"
+    return "; ".join(part for part in (what, _where(run, ranks), _software(software)) if part)
+
+
+def _where(run: Run, ranks: Sequence[Mapping[str, Any]]) -> str:
+    hosts = list(dict.fromkeys(str(rank["host"]) for rank in ranks if "host" in rank))
+    devices = collections.Counter(str(rank["device"]).partition(":")[0] for rank in ranks if rank.get("device"))
+    workers = plural(run.num_workers, "worker")
+    if not hosts:
+        return workers
+    named = ", ".join(hosts) if len(hosts) <= 4 else f"{', '.join(hosts[:3])} and {len(hosts) - 3} more"
+    ran = "" if run.is_simulated else f" and {plural(len(ranks), 'rank')} ({', '.join(sorted(devices))})"
+    return f"{workers}{ran} on {plural(len(hosts), 'host')} ({named})"
+
+
+def _software(software: Mapping[str, Any]) -> str:
+    names = {"hvd_async": "hvd_async", "python": "Python", "torch": "torch", "cuda": "CUDA"}
+    parts = [f"{name} {software[key]}" for key, name in names.items() if software.get(key)]
+    if software.get("kernels"):
+        parts.append(f"{software['kernels']} kernels")
+    parts += [str(software[key]) for key in ("cpu", "gpu") if software.get(key)]
+    return ", ".join(parts)

@@ -1,0 +1,103 @@
+"""What differs between the variants and between the settings, and what is the same in all: from the configurations that ran."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hvd_async.comparison.collection import Collection, runs_of
+from hvd_async.comparison.differences import differing_keys, leaves
+from hvd_async.comparison.runs import Run
+from hvd_async.report.document import Block, Cell, Column, Items, Section, Table, Text
+from hvd_async.report.emulation import describe_emulation
+from hvd_async.report.numbers import NOTHING
+from hvd_async.report.origin import origins
+
+_KEY = Column("key", is_number=False)
+
+
+def setup(collection: Collection) -> Section:
+    """The section. Reads the beginning of each event log."""
+    blocks: list[Block] = []
+    tables = {setting: _between_variants(collection, setting) for setting in collection.settings}
+    several = len(tables) > 1
+    if several and (between := _between_settings(collection)):
+        blocks.append(between)
+    distinct: list[Sequence[Any]] = []
+    for table in tables.values():
+        if table is None or [table.columns, table.rows] in distinct:
+            continue
+        distinct.append([table.columns, table.rows])
+        same = [
+            name for name, other in tables.items() if other and [other.columns, other.rows] == [table.columns, table.rows]
+        ]
+        where = f" ({', '.join(same)})" if several and len(same) < len(tables) else ""
+        blocks.append(Table(f"{table.caption}{where}", table.columns, table.rows))
+    if not blocks:
+        blocks.append(Text("The configurations of the runs do not differ but for the seed."))
+    blocks.append(Section("Lengths of steps", "steps", [Items(list(_emulations(collection)))]))
+    every = runs_of(collection.entries)
+    blocks.append(Section("Where and with what", "origin", [Items(origins(every))]))
+    return Section("What differs", "differences", blocks)
+
+
+def _runs(collection: Collection, setting: str) -> dict[str, list[Run]]:
+    """Of each variant that has any."""
+    found = {variant: runs_of(collection.chosen(setting, variant)) for variant in collection.variants(setting)}
+    return {variant: runs for variant, runs in found.items() if runs}
+
+
+def _between_variants(collection: Collection, setting: str) -> Table | None:
+    return _table("Between variants", _runs(collection, setting))
+
+
+def _between_settings(collection: Collection) -> Table | None:
+    """The keys in which runs of a variant differ from setting to setting."""
+    by_setting = {setting: _runs(collection, setting) for setting in collection.settings}
+    keys: dict[str, None] = {}
+    for variant in dict.fromkeys(variant for runs in by_setting.values() for variant in runs):
+        keys |= dict.fromkeys(differing_keys([run.config for runs in by_setting.values() for run in runs.get(variant, [])]))
+    groups = {setting: [run for runs in found.values() for run in runs] for setting, found in by_setting.items()}
+    return _table("Between settings", {setting: runs for setting, runs in groups.items() if runs}, list(keys))
+
+
+def _table(caption: str, groups: Mapping[str, Sequence[Run]], keys: Sequence[str] | None = None) -> Table | None:
+    """A column for each group."""
+    if keys is None:
+        keys = differing_keys([run.config for runs in groups.values() for run in runs]) if groups else []
+    if not keys:
+        return None
+    values = {name: [leaves(run.config) for run in runs] for name, runs in groups.items()}
+    rows = [[Cell(key), *(Cell(_joined([tree.get(key) for tree in trees])) for trees in values.values())] for key in keys]
+    return Table(caption, [_KEY, *(Column(name, is_number=False) for name in groups)], rows)
+
+
+def _joined(values: Sequence[Any]) -> str:
+    """All that differ, where the runs of a group do."""
+    return " / ".join(dict.fromkeys(_written(value) for value in values))
+
+
+def _written(value: Any) -> str:
+    if value is None or value == {}:
+        return NOTHING
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _emulations(collection: Collection) -> list[str]:
+    """In words: for each setting, and for each variant where they differ."""
+    lines = []
+    for setting in collection.settings:
+        words = {variant: _words(runs[0]) for variant, runs in _runs(collection, setting).items()}
+        prefix = f"{setting}: " if len(collection.settings) > 1 else ""
+        if len(set(words.values())) == 1:
+            lines.append(f"{prefix}{next(iter(words.values()))}.")
+        else:
+            lines += [f"{prefix}{variant}: {text}." for variant, text in words.items()]
+    return lines
+
+
+def _words(run: Run) -> str:
+    return describe_emulation(run.config.emulation, is_simulated=run.is_simulated)

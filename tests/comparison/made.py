@@ -1,0 +1,95 @@
+"""Runs whose figures are known, without a run."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from hvd_async.comparison.collection import Entry
+from hvd_async.comparison.runs import Point, Run
+from hvd_async.config import dump_config, parse_config
+
+CONFIG = parse_config({"output": "run", "data": {"folder": "text"}, "training": {"epochs": 1}}, source="made")
+
+
+def run(*points: tuple[float, float] | tuple[float, float, float | None], **fields: Any) -> Run:
+    """A run that had loss (and BLEU) `points[i][1:]` after `points[i][0]` seconds, ten tokens a second, an update every two."""
+    measured = tuple(
+        Point(float(seconds), int(10 * seconds), int(seconds) // 2, loss, *bleu) for seconds, loss, *bleu in points
+    )
+    last = measured[-1] if measured else Point(0.0, 0, 0, 0.0)
+    values: dict[str, Any] = {
+        "folder": pathlib.Path("run"),
+        "config": CONFIG,
+        "how": "finished",
+        "is_simulated": False,
+        "num_workers": 1,
+        "parameters": 10,
+        "seconds": last.seconds,
+        "tokens": last.tokens,
+        "updates": last.updates,
+        "mean_staleness": 0.0,
+        "staleness": {0: last.updates},
+        "refused": {},
+        "num_steps": last.updates,
+        "num_longer": 0,
+        "points": measured,
+    }
+    return Run(**{**values, **fields})
+
+
+def entry(variant: str, seed: int, found: Run | None, setting: str = "all", **fields: Any) -> Entry:
+    """An entry of a comparison."""
+    fault = "" if found is not None else "not run yet"
+    return Entry(setting, variant, fields.pop("rate", None), seed, pathlib.Path(variant), found, fault, **fields)
+
+
+def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
+    """Leave in `made.folder` what such a run leaves, with `events` as its log; the folder."""
+    made.folder.mkdir(parents=True, exist_ok=True)
+    (made.folder / "config.yaml").write_text(dump_config(made.config))
+    summary = {
+        "name": made.folder.name,
+        "how": made.how,
+        **({"simulated": True} if made.is_simulated else {}),
+        "num_workers": made.num_workers,
+        "parameters": made.parameters,
+        "seconds": made.seconds,
+        "tokens": made.tokens,
+        "updates": made.updates,
+        "mean_staleness": made.mean_staleness,
+        "staleness": made.staleness,
+        "refused": made.refused,
+        "steps": made.num_steps,
+        "longer_steps": made.num_longer,
+        "measurements": [
+            {"version": p.updates, "tokens": p.tokens, "seconds": p.seconds, "loss": p.loss, "bleu": p.bleu}
+            for p in made.points
+        ],
+    }
+    (made.folder / "summary.json").write_text(json.dumps(summary))
+    (made.folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    return made.folder
+
+
+def arrival(
+    worker: int, received: float, step: float, push: float = 0.0, wait: float = 0.0, pull: float = 0.0
+) -> dict[str, Any]:
+    """The event of an arrival that was received at `received`; `push`, `wait` and `pull` are of the exchange before."""
+    return {
+        "event": "arrival",
+        "worker": worker,
+        "tokens": 10,
+        "step_seconds": step,
+        "push_seconds": push,
+        "wait_seconds": wait,
+        "pull_seconds": pull,
+        "received_seconds": received,
+    }
+
+
+def update(seconds: float, length: float) -> dict[str, Any]:
+    """The event of an update that was made at `seconds` and took `length`."""
+    return {"event": "update", "seconds": seconds, "update_seconds": length}

@@ -1,0 +1,551 @@
+"""Computing a suite: once, in turns, whatever fails, and to the same end however often it is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from hvd_async.__main__ import main
+from hvd_async.comparison import execution
+from hvd_async.comparison.plan import read_collection, read_plan
+from hvd_async.comparison.runs import read_run
+from hvd_async.config import RunConfig
+from hvd_async.errors import CheckpointError, ConfigError, DataError
+from tests.comparison.tiny import (
+    Pretended,
+    compute_here,
+    execute,
+    in_place_of_processes,
+    tiny,
+    write,
+    write_base,
+    write_text,
+)
+from tests.mpi.runs import losses_of
+
+SECONDS = 120.0  # in which anything that is waited for has happened, on a busy machine too
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path, text: pathlib.Path) -> pathlib.Path:
+    write_base(tmp_path, text)
+    return tmp_path
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are computed in this process."""
+    in_place_of_processes(monkeypatch, compute_here)
+
+
+def files_below(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def names_in(output: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in (output / "runs").iterdir())
+
+
+# What is computed.
+
+
+def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
+    folder: pathlib.Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = {"horovod": {"strategy.kind": "horovod"}, "bad": {"model.max_positions": 3}, "N = 1": {}}
+    command = ["compare", str(write(folder, tiny(variants=variants))), "--output", str(folder / "out")]
+    assert main(command) == 3
+    first = capsys.readouterr()
+    assert first.err.splitlines()[0] == "hvd-async: runs that failed:"
+    assert (
+        first.err.splitlines()[1].startswith("hvd-async: bad-s1: exit status 2: hvd-async: ")
+        and "max_positions" in first.err
+    )
+    assert len(first.err.splitlines()) == 2
+    lines = first.out.splitlines()
+    assert lines[0] == f"3 of 3 runs to be computed in {folder / 'out'}"
+    assert lines[1] == "horovod-s1: begins, 1 of 3"
+    assert lines[2].startswith("horovod-s1: finished: version 6, 2,0")
+    assert lines[3] == "bad-s1: begins, 2 of 3" and lines[5] == "n_1-s1: begins, 3 of 3"
+    fault = (folder / "out/faults/bad-s1.txt").read_text()
+    assert fault.startswith("exit status 2: hvd-async: ") and fault.count("\n") == 1
+    entries = read_collection(folder / "out").entries
+    assert [(entry.variant, entry.run is not None) for entry in entries] == [
+        ("horovod", True),
+        ("bad", False),
+        ("N = 1", True),
+    ]
+    assert entries[1].fault == fault.strip()
+    assert fault.strip()[:60] in (folder / "out/report/report.md").read_text()
+
+    whole = files_below(folder / "out/runs/horovod-s1")
+    (folder / "out/runs/n_1-s1/summary.json").unlink()  # as if it had been interrupted
+    assert main(command) == 3
+    second = capsys.readouterr().out.splitlines()
+    assert second[0] == f"2 of 3 runs to be computed in {folder / 'out'}"
+    assert [line for line in second if ": begins, " in line] == ["bad-s1: begins, 1 of 2", "n_1-s1: begins, 2 of 2"]
+    assert files_below(folder / "out/runs/horovod-s1") == whole
+
+
+def test_a_run_that_failed_is_forgotten_when_it_succeeds(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder, tiny())
+    in_place_of_processes(monkeypatch, Pretended(lambda config: [] if config.strategy.kind == "async" else [2.0]))
+    failures, lines = execute(path, folder / "out")
+    assert failures == ["n_1-s1: exit status 3: hvd-async: it failed"] and lines[-1] == failures[0]
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    assert execute(path, folder / "out")[0] == []
+    assert pretended.names == ["n_1-s1"] and not list((folder / "out/faults").iterdir())
+
+
+def test_a_run_that_ends_well_and_leaves_nothing_has_failed(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, lambda words: subprocess.CompletedProcess(list(words), 0, "fine\n", ""))
+    failures, _ = execute(write(folder, tiny()), folder / "out")
+    assert failures == ["horovod-s1: exit status 0: not run yet", "n_1-s1: exit status 0: not run yet"]
+
+
+def test_what_counts_counts_for_every_strategy(folder: pathlib.Path, here: None) -> None:
+    kinds = {
+        "horovod": {"kind": "horovod"},
+        "ddp": {"kind": "ddp"},
+        "single": {"kind": "single"},
+        "async": {"kind": "async", "lockstep": True},
+    }
+    suite = tiny(variants={name: {"strategy": keys} for name, keys in kinds.items()}, budget={"updates": 1})
+    # Over several nodes; of each the workers are counted from the log.
+    path = write(folder, {**suite, "workers": 3, "set": {"simulation": {"workers_per_node": 2}, "training.threads": 1}})
+    assert len(execute(path, folder / "out")[1]) == 8
+    assert execute(path, folder / "out") == ([], [])
+    workers = [entry.run.num_workers for entry in read_collection(folder / "out").entries if entry.run is not None]
+    assert workers == [3, 3, 1, 3]
+
+
+def test_a_run_of_another_configuration_is_computed_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(write(folder, tiny()), folder / "out")
+    path = write(folder, tiny(variants={"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 1.0}}))
+    _, lines = execute(path, folder / "out")
+    assert pretended.names == ["horovod-s1", "n_1-s1", "n_1-s1"]
+    assert lines[0] == "n_1-s1: was computed with another configuration; computed again"
+    assert read_collection(folder / "out").entries[1].run is not None
+
+
+def test_until_then_it_does_not_count(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, Pretended())
+    execute(write(folder, tiny()), folder / "out")
+    in_place_of_processes(monkeypatch, Pretended(lambda _: []))
+    variants = {"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 1.0}}
+    path = write(folder, tiny(variants=variants, launcher="mpirun"))
+    execute(path, folder / "out", only=["horovod"])
+    faults = [entry.fault for entry in read_collection(folder / "out").entries]
+    # The one that failed leaves what was there before: that is not why it is missing.
+    assert faults == ["exit status 3: hvd-async: it failed", "was computed with another configuration"]
+
+
+@pytest.mark.parametrize("change", [{"workers": 3}, {"launcher": "horovodrun-gloo"}, {"launcher": "simulate"}])
+def test_a_run_of_other_workers_is_computed_again_though_its_configuration_is_the_same(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    write_base(folder, folder / "text", simulation={"workers": 2})
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(write(folder, tiny(launcher="mpirun")), folder / "out", only=["horovod"])
+    # Its log says what it was begun with.
+    start = {"event": "start", "seconds": 0.0, "teams": [[0, 1]]}
+    (folder / "out/runs/horovod-s1/events.jsonl").write_text(json.dumps(start) + "\n")
+    execute(write(folder, tiny(**{"launcher": "mpirun", **change})), folder / "out", only=["horovod"])
+    assert len(pretended.names) == (1 if change == {"launcher": "horovodrun-gloo"} else 2)
+
+
+def test_a_damaged_run_is_computed_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    path = write(folder, tiny())
+    execute(path, folder / "out")
+    (folder / "out/runs/horovod-s1/summary.json").write_text("{")
+    (folder / "out/runs/n_1-s1/config.yaml").write_text("nonsense: 1")
+    entries = read_collection(folder / "out").entries
+    assert entries[0].fault.startswith("not finished: ") and entries[1].fault == "was computed with another configuration"
+    execute(path, folder / "out")
+    assert pretended.names == ["horovod-s1", "n_1-s1"] * 2
+
+
+# Rates, seeds and turns.
+
+
+def loss_of(config: RunConfig) -> Sequence[float]:
+    """Of horovod 0.2 is the best rate, of async 0.4; the first diverges at the highest."""
+    rate = config.optimizer.learning_rate
+    if config.strategy.kind == "horovod":
+        return {0.1: (4.0, 2.5), 0.2: (4.0, 2.0), 0.4: (1.0, math.nan)}[rate]
+    return {0.1: (4.0, 3.5), 0.2: (4.0, 3.0), 0.4: (4.0, 2.5)}[rate]
+
+
+def test_every_rate_is_tried_with_the_first_seed_and_the_best_with_the_others(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(folder, tiny(rates=[0.1, 0.4, 0.2], seeds=[7, 1]))
+    in_place_of_processes(monkeypatch, pretended := Pretended(loss_of))
+    failures, lines = execute(path, folder / "out")
+    assert failures == []
+    assert pretended.names == [
+        *("horovod-0.1-s7", "n_1-0.1-s7", "horovod-0.4-s7", "n_1-0.4-s7", "horovod-0.2-s7", "n_1-0.2-s7"),
+        *("horovod-0.2-s1", "n_1-0.4-s1"),
+    ]
+    numbers = [line.rpartition(", ")[2] for line in lines if ": begins, " in line]
+    assert numbers == [*(f"{number} of 6" for number in range(1, 7)), "7 of 8", "8 of 8"]
+    assert "horovod-0.4-s7: diverged; finished: pretended" in lines
+    collection = read_collection(folder / "out")
+    chosen = [(e.variant, e.rate, e.seed) for e in collection.entries if e.is_chosen]
+    assert chosen == [("horovod", 0.2, 7), ("horovod", 0.2, 1), ("N = 1", 0.4, 7), ("N = 1", 0.4, 1)]
+    # All rates are there for the first seed; of the others nobody asked for the second.
+    assert len(collection.entries) == 8 and all(entry.run is not None for entry in collection.entries)
+
+
+def test_without_a_best_rate_there_are_no_other_seeds(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, pretended := Pretended(lambda _: []))
+    failures, _ = execute(write(folder, tiny(rates=[0.1, 0.2], seeds=[1, 2])), folder / "out")
+    assert len(failures) == len(pretended.names) == 4 and not any(name.endswith("-s2") for name in pretended.names)
+    collection = read_collection(folder / "out")
+    assert collection.target is None
+    missing = [(e.variant, e.rate, e.seed, e.fault) for e in collection.entries if e.is_chosen and e.seed == 2]
+    assert missing == [("horovod", 0.1, 2, "not run yet"), ("N = 1", 0.1, 2, "not run yet")]
+
+
+def test_where_all_rates_diverged_the_first_is_shown(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, pretended := Pretended(lambda _: (math.nan, math.inf)))
+    assert execute(write(folder, tiny(rates=[0.4, 0.1], seeds=[1, 2])), folder / "out")[0] == []
+    assert pretended.names[4:] == ["horovod-0.4-s2", "n_1-0.4-s2"]
+    assert [e.run.has_diverged for e in read_collection(folder / "out").entries if e.run] == [True] * 6
+
+
+def test_variants_take_turns_so_that_what_changes_on_the_machine_meets_all(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = {name: {"optimizer.clip_norm": clip} for name, clip in (("A", 1.0), ("B", 2.0), ("C", 3.0))}
+    path = write(folder, tiny(variants=variants, baseline="A", seeds=[1, 2]))
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(path, folder / "out")
+    assert pretended.names == ["a-s1", "b-s1", "c-s1", "a-s2", "b-s2", "c-s2"]
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        (["horovod"], ["a-horovod-s1", "b-horovod-s1", "a-horovod-s2", "b-horovod-s2"]),
+        (["b"], ["b-horovod-s1", "b-n_1-s1", "b-horovod-s2", "b-n_1-s2"]),
+        (["*-s2", "N = ?"], ["a-n_1-s1", "b-n_1-s1", "a-horovod-s2", "a-n_1-s2", "b-horovod-s2", "b-n_1-s2"]),
+        (["a-n_1-s1"], ["a-n_1-s1"]),
+    ],
+)
+def test_only_some_runs(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, only: list[str], names: list[str]) -> None:
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(write(folder, tiny(settings={"a": {}, "b": {}}, seeds=[1, 2])), folder / "out", only=only)
+    assert pretended.names == names
+    entries = read_collection(folder / "out").entries
+    assert len(entries) == 8 and [e.fault for e in entries].count("not run yet") == 8 - len(names)
+
+
+def test_a_pattern_that_fits_nothing_is_refused(folder: pathlib.Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"--only: got 'ddp', which fits no run, variant or setting; variants are horovod, N = 1"
+    ):
+        execute(write(folder, tiny()), folder / "out", only=["horovod", "ddp"])
+    assert not (folder / "out").exists()
+
+
+def test_a_dry_run_computes_nothing_and_prints_commands_that_run(
+    folder: pathlib.Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(folder, tiny(seeds=[1, 2], rates=[0.001, 0.002], set={"model.dropout": 0.0, "data.train": "train"}))
+    command = ["compare", str(path), "--output", str(folder / "out"), "--dry-run", "--only", "horovod"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not (folder / "out").exists()
+    assert lines[-1] == "2 of 2 runs to be computed; other seeds follow at each variant's best rate"
+    assert lines[0] == "horovod-0.001-s1: not run yet" and lines[2] == "horovod-0.002-s1: not run yet"
+    for line in (lines[1], lines[3]):
+        program, *words = shlex.split(line)
+        assert program == "hvd-async" and main(words) == 0
+    capsys.readouterr()
+    assert main(command) == 0  # what a person computed by hand counts
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["horovod-0.001-s1: done", "horovod-0.002-s1: done"]
+    assert lines[2].endswith("-s2: not run yet") and lines[-1].startswith("1 of 3 runs to be computed")
+
+
+def test_several_jobs_at_a_time(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(2, timeout=SECONDS)  # each run waits for the other of its pair
+
+    def losses(_: RunConfig) -> Sequence[float]:
+        meeting.wait()
+        return (4.0, 2.0)
+
+    in_place_of_processes(monkeypatch, pretended := Pretended(losses))
+    failures, lines = execute(write(folder, tiny(seeds=[1, 2])), folder / "out", jobs=2)
+    assert failures == [] and sorted(pretended.names) == ["horovod-s1", "horovod-s2", "n_1-s1", "n_1-s2"]
+    numbers = sorted(line.rpartition(", ")[2] for line in lines if ": begins, " in line)
+    assert numbers == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
+
+
+# Going on with runs.
+
+
+def leave_checkpoint(output: pathlib.Path, name: str) -> None:
+    """As if the run had been killed after a checkpoint."""
+    (output / "runs" / name / "summary.json").unlink()
+    (output / "runs" / name / "checkpoints/v00000002").mkdir(parents=True)
+
+
+def begun_how(pretended: Pretended) -> list[str]:
+    return ["resume" if "--resume" in words else "overwrite" for words in pretended.arguments]
+
+
+def test_a_real_run_goes_on_from_its_checkpoint(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder, tiny(launcher="mpirun"))
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(path, folder / "out")
+    leave_checkpoint(folder / "out", "horovod-s1")
+    _, lines = execute(path, folder / "out")
+    assert begun_how(pretended) == ["overwrite", "overwrite", "resume"]
+    assert lines[0] == "horovod-s1: goes on, 1 of 1"
+
+
+@pytest.mark.parametrize("change", [{"set": {"training.label_smoothing": 0.1}}, {"workers": 3}])
+def test_the_checkpoint_of_another_run_is_not_used(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(write(folder, tiny(launcher="mpirun")), folder / "out", only=["horovod"])
+    leave_checkpoint(folder / "out", "horovod-s1")
+    start = {"event": "start", "seconds": 0.0, "teams": [[0], [1]]}
+    (folder / "out/runs/horovod-s1/events.jsonl").write_text(json.dumps(start) + "\n")
+    _, lines = execute(write(folder, tiny(launcher="mpirun", **change)), folder / "out", only=["horovod"])
+    assert begun_how(pretended) == ["overwrite", "overwrite"]
+    assert lines[0] == "horovod-s1: was computed with another configuration; computed again"
+
+
+def test_a_simulated_run_begins_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(write(folder, tiny()), folder / "out")
+    leave_checkpoint(folder / "out", "horovod-s1")
+    execute(write(folder, tiny()), folder / "out")
+    assert begun_how(pretended) == ["overwrite"] * 3
+
+
+def test_a_run_whose_checkpoint_is_damaged_begins_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder, tiny(launcher="mpirun"))
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(path, folder / "out")
+    leave_checkpoint(folder / "out", "horovod-s1")
+
+    def compute(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        if "--resume" in words:
+            return subprocess.CompletedProcess(list(words), CheckpointError.exit_status, "", "hvd-async: it is damaged\n")
+        return pretended(words)
+
+    in_place_of_processes(monkeypatch, compute)
+    failures, lines = execute(path, folder / "out")
+    assert failures == [] and begun_how(pretended) == ["overwrite"] * 3
+    assert lines[1] == "horovod-s1: cannot go on (hvd-async: it is damaged); computed again"
+
+
+# The folder belongs to one.
+
+
+@contextlib.contextmanager
+def held(output: pathlib.Path) -> Iterator[None]:
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_folder_in_which_another_is_at_work_is_refused(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "_LOCK_SECONDS", 0.0)
+    path = write(folder, tiny())
+    with held(folder / "out"), pytest.raises(DataError) as raised:
+        execute(path, folder / "out")
+    assert str(raised.value) == (
+        f"{folder / 'out'}: another hvd-async compare, or a run of it, is at work there; wait for it or end it"
+    )
+    assert [path.name for path in (folder / "out").iterdir()] == [".lock"]  # its plan is not replaced by ours
+
+
+def test_it_is_waited_for_a_while(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, Pretended())
+    holding = contextlib.ExitStack()
+    holding.enter_context(held(folder / "out"))
+    monkeypatch.setattr(time, "sleep", lambda _: holding.close())  # it ends while we wait
+    failures, lines = execute(write(folder, tiny()), folder / "out")
+    assert failures == [] and names_in(folder / "out") == ["horovod-s1", "n_1-s1"]
+    assert lines[0] == f"{folder / 'out'}: waiting for another hvd-async compare, or a run of it, to end"
+    assert sum("waiting for" in line for line in lines) == 1
+
+
+# Interrupted, with real processes.
+
+
+def until(condition: Callable[[], bool], parent: subprocess.Popen[str] | None = None) -> None:
+    """Wait until it is so; a failure if the process ends before, or it takes too long."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        assert parent is None or parent.poll() is None, parent.communicate()
+        time.sleep(0.002)
+
+
+def children_of(pid: int) -> list[int]:
+    tasks = pathlib.Path(f"/proc/{pid}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+def state_of(pid: int) -> str:
+    """As `ps` has it: T where the process is stopped, Z where it is dead and nobody has waited for it yet, nothing where it is
+    gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    return state_of(pid) not in ("Z", "X", "")
+
+
+@contextlib.contextmanager
+def compare(path: pathlib.Path, output: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
+    """`hvd-async compare` in a process, which has a group of its own and does not outlive the block."""
+    command = [sys.executable, "-m", "hvd_async", "compare", str(path), "--output", str(output)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield parent
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def events_of(output: pathlib.Path, name: str) -> pathlib.Path:
+    return output / "runs" / name / "events.jsonl"
+
+
+def test_what_runs_ends_with_the_suite(folder: pathlib.Path) -> None:
+    path = write(folder, tiny(budget={"updates": 1_000_000}))  # which nobody waits for
+    with compare(path, folder / "out") as parent:
+        until(events_of(folder / "out", "horovod-s1").exists, parent)
+        running = children_of(parent.pid)
+        parent.send_signal(signal.SIGTERM)
+        output, errors = parent.communicate(timeout=SECONDS)
+    assert parent.returncode == 143
+    assert errors == "hvd-async: compare: finished runs are kept, the same command goes on: stopped by SIGTERM\n"
+    assert output.splitlines()[1:] == ["horovod-s1: begins, 1 of 2"]
+    assert len(running) == 1 and not is_alive(running[0])
+    assert not (folder / "out/faults").exists() and not (folder / "out/report").exists()
+
+
+def test_what_runs_ends_as_well_when_nobody_can_tell_it_and_the_folder_is_free_then(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It prints nothing, or it would end since nobody reads that.
+    path = write(folder, tiny(budget={"updates": 1_000_000}, set={"training.log_every_seconds": 1e6}))
+    with compare(path, folder / "out") as parent:
+        until(events_of(folder / "out", "horovod-s1").exists, parent)
+        (child,) = children_of(parent.pid)
+        try:
+            os.kill(child, signal.SIGSTOP)  # so that it outlives its parent for as long as this test wants
+            until(lambda: state_of(child) == "T")  # or SIGTERM, which has a lower number, would come before it
+            parent.kill()
+            parent.communicate()
+            in_place_of_processes(monkeypatch, Pretended())
+            monkeypatch.setattr(execution, "_LOCK_SECONDS", 0.0)
+            with pytest.raises(DataError, match="another hvd-async compare, or a run of it, is at work there"):
+                execute(path, folder / "out")
+            assert is_alive(child)
+            os.kill(child, signal.SIGCONT)
+            until(lambda: not is_alive(child))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+    monkeypatch.setattr(execution, "_LOCK_SECONDS", SECONDS)  # its last thread may still be ending
+    in_place_of_processes(monkeypatch, compute_here)
+    failures, _ = execute(write(folder, tiny()), folder / "out")
+    assert failures == [] and names_in(folder / "out") == ["horovod-s1", "n_1-s1"]
+
+
+def test_a_suite_that_was_killed_gives_the_same_to_the_last_byte(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long enough that it can be killed in the middle of a run.
+    path = write(folder, tiny(budget={"tokens": 30_000}, measure_every=10_000, target={"loss": 5.9}))
+    broken, whole = folder / "broken", folder / "whole"
+    first, second = events_of(broken, "horovod-s1"), events_of(broken, "n_1-s1")
+    moments: list[tuple[Callable[[], bool], bool]] = [
+        (lambda: first.exists() and first.stat().st_size > 0, False),
+        ((first.parent / "summary.json").exists, True),
+        (lambda: second.exists() and second.stat().st_size > 0, False),
+    ]
+    for has_come, is_group in moments:
+        with compare(path, broken) as parent:
+            until(has_come, parent)
+            os.killpg(parent.pid, signal.SIGKILL) if is_group else parent.kill()
+            parent.communicate()
+    in_place_of_processes(monkeypatch, compute_here)
+    for output in (broken, whole):
+        assert main(["compare", str(path), "--output", str(output)]) == 0
+    assert read_plan(broken) == read_plan(whole)
+    for name in ("horovod-s1", "n_1-s1"):
+        for file in ("events.jsonl", "summary.json", "models/last/model.safetensors"):
+            assert (broken / "runs" / name / file).read_bytes() == (whole / "runs" / name / file).read_bytes()
+    report = files_below(whole / "report")
+    assert "runs.csv" in report and files_below(broken / "report") == report
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # two runs, each of them begun three times, on real ranks
+def test_real_runs_go_on_from_their_checkpoints(folder: pathlib.Path, text: pathlib.Path) -> None:
+    write_base(
+        folder,
+        text,
+        training={"updates": 4, "tensorboard": False, "threads": 1, "checkpoint_every": 5},
+        emulation={"seconds": 0.05},
+        strategy={"kind": "async", "arrivals_per_update": 2},
+    )
+    variants = {"horovod": {"strategy.kind": "horovod"}, "async": {}}
+    path = write(folder, tiny(launcher="mpirun", budget={"updates": 40}, variants=variants))
+    with compare(path, folder / "whole") as parent:
+        _, errors = parent.communicate(timeout=2 * SECONDS)
+        assert parent.returncode == 0, errors
+    for name in ("horovod-s1", "async-s1"):
+        run = folder / "broken/runs" / name
+        with compare(path, folder / "broken") as parent:
+            until(lambda run=run: any((run / "checkpoints").glob("v*")), parent)  # type: ignore[misc]
+            parent.send_signal(signal.SIGTERM)
+            _, errors = parent.communicate(timeout=SECONDS)
+            assert parent.returncode == 143, errors
+        assert json.loads((run / "summary.json").read_text())["how"] == "stopped"
+    with compare(path, folder / "broken") as parent:
+        output, errors = parent.communicate(timeout=2 * SECONDS)
+    assert parent.returncode == 0, errors
+    assert "async-s1: goes on, 1 of 1" in output.splitlines()
+    for name in ("horovod-s1", "async-s1"):
+        found = read_run(folder / "broken/runs" / name)
+        assert (found.how, found.updates, found.num_workers) == ("finished", 40, 2)
+    horovod = [losses_of(folder / output / "runs/horovod-s1") for output in ("broken", "whole")]
+    assert len(horovod[0]) == 40 and horovod[0] == horovod[1]

@@ -1,0 +1,160 @@
+"""Runs that no suite made, side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import pytest
+
+from hvd_async.comparison.collection import Collection
+from hvd_async.comparison.gathering import gather
+from hvd_async.comparison.target import Target
+from hvd_async.config import StrategyConfig
+from hvd_async.errors import ConfigError, DataError
+from tests.comparison.made import CONFIG, run, write_run
+from tests.comparison.tiny import Pretended, execute, in_place_of_processes, tiny, write, write_base
+
+
+def left(
+    folder: pathlib.Path, seed: int = 1, kind: str = "async", losses: tuple[float, ...] = (4.0, 2.0), **fields: Any
+) -> pathlib.Path:
+    """The folder of a run with these losses after 10, 20, ... seconds."""
+    config = CONFIG.model_copy(update={"seed": seed, "output": str(folder), "strategy": StrategyConfig(kind=kind)})  # type: ignore[arg-type]  # one of its kinds
+    points = [(10.0 * number, loss) for number, loss in enumerate(losses, start=1)]
+    return write_run(run(*points, folder=folder, config=config, **fields))
+
+
+def variants(collection: Collection) -> dict[str, list[int]]:
+    (setting,) = collection.settings or ["all"]
+    return {name: [entry.seed for entry in collection.chosen(setting, name)] for name in collection.variants(setting)}
+
+
+def gathered(*folders: pathlib.Path, baseline: str | None = None, target: Target | None = None) -> Collection:
+    return gather(folders, baseline, target)
+
+
+def test_runs_that_differ_in_their_seeds_alone_are_one_variant(tmp_path: pathlib.Path) -> None:
+    names = (("horovod-s1", 1, "horovod"), ("async-s1", 1, "async"), ("horovod-s2", 2, "horovod"), ("async-s2", 2, "async"))
+    found = gathered(*(left(tmp_path / name, seed, kind) for name, seed, kind in names))
+    assert variants(found) == {"horovod": [1, 2], "async": [1, 2]}
+    assert [entry.folder.name for entry in found.entries] == ["horovod-s1", "horovod-s2", "async-s1", "async-s2"]
+    assert found.baseline == "horovod" and found.title == "runs" and found.rates == () and found.text == ""
+    assert all(entry.run is not None and entry.is_chosen and entry.rate is None for entry in found.entries)
+
+
+def test_runs_of_one_seed_are_not_one_variant(tmp_path: pathlib.Path) -> None:
+    folders = [left(tmp_path / name, seed) for name, seed in (("a-1", 1), ("a-2", 2), ("b-2", 2), ("b-1", 1))]
+    assert variants(gathered(*folders)) == {"a": [1, 2], "b": [2, 1]}
+    assert variants(gathered(folders[0], folders[0])) == {"a-1": [1], "a-1 (2)": [1]}
+
+
+@pytest.mark.parametrize("fields", [{"num_workers": 2}, {"is_simulated": True}])
+def test_nor_are_runs_of_other_workers_or_simulated_ones(tmp_path: pathlib.Path, fields: dict[str, Any]) -> None:
+    folders = [left(tmp_path / "one", 1), left(tmp_path / "other", 2, **fields)]
+    assert variants(gathered(*folders)) == {"one": [1], "other": [2]}
+
+
+@pytest.mark.parametrize(
+    ("names", "variant"),
+    [
+        (("async-s1", "async-s2"), "async"),
+        (("async_seed1", "async_seed2"), "async"),
+        (("async-s10", "async-s11"), "async"),
+        (("async-4-s1", "async-4-s2"), "async-4"),
+        (("N4-1", "N4-2"), "N4"),
+        (("losses1", "losses2"), "losses"),
+        (("s1", "s2"), "s1"),
+        (("1", "2"), "1"),
+        (("here", "there"), "here"),
+        (("seed 1/run", "seed 2/run"), "run"),
+    ],
+)
+def test_a_variant_is_named_after_its_folders(tmp_path: pathlib.Path, names: tuple[str, str], variant: str) -> None:
+    folders = [left(tmp_path / name, seed) for seed, name in enumerate(names, start=1)]
+    assert list(variants(gathered(*folders))) == [variant]
+
+
+def test_a_run_alone_has_the_name_of_its_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(left(tmp_path / "async-s1"))
+    found = gathered(pathlib.Path("."))
+    assert variants(found) == {"async-s1": [1]}
+    assert found.target == Target("loss", 2.0, is_given=False)
+
+
+def test_a_baseline_and_a_target_may_be_chosen(tmp_path: pathlib.Path) -> None:
+    folders = [
+        left(tmp_path / "a", kind="horovod", losses=(4.0, 2.0)),
+        left(tmp_path / "b", kind="ddp", losses=(4.0, 3.0)),
+        left(tmp_path / "c", kind="async", losses=(4.0, math.nan)),
+    ]
+    assert gathered(*folders).target == Target("loss", 3.0, is_given=False)
+    changed = gathered(*folders, baseline="c")
+    assert (changed.baseline, changed.target) == ("c", Target("loss", 4.0, is_given=False))
+    given = gathered(*folders, baseline="b", target=Target("bleu", 20.0))
+    assert (given.baseline, given.target) == ("b", Target("bleu", 20.0))
+
+
+def test_a_baseline_that_is_not_there(tmp_path: pathlib.Path) -> None:
+    folders = [left(tmp_path / "a", kind="horovod"), left(tmp_path / "b")]
+    with pytest.raises(ConfigError, match="--baseline: got 'horovod', expected one of a, b"):
+        gathered(*folders, baseline="horovod")
+
+
+def test_the_folder_of_a_comparison(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_base(tmp_path, tmp_path / "text")
+    in_place_of_processes(monkeypatch, Pretended(lambda config: (4.0, 2.0) if config.strategy.kind == "horovod" else (3.0,)))
+    suite = tiny(settings={"a": {}, "b": {}}, target={"loss": 2.5})
+    execute(write(tmp_path, suite), tmp_path / "out", only=["horovod", "a"])
+    found = gathered(tmp_path / "out")
+    assert (found.title, found.baseline, found.source, found.target) == (
+        "suite",
+        "horovod",
+        "suite.yaml",
+        Target("loss", 2.5),
+    )
+    assert [(e.setting, e.variant, e.fault) for e in found.entries] == [
+        *(("a", "horovod", ""), ("a", "N = 1", "")),
+        *(("b", "horovod", ""), ("b", "N = 1", "not run yet")),
+    ]
+    # Another baseline does not change a target that was chosen beforehand; another target does.
+    changed = gathered(tmp_path / "out", baseline="N = 1")
+    assert (changed.baseline, changed.target, changed.text) == ("N = 1", Target("loss", 2.5), found.text)
+    assert gathered(tmp_path / "out", target=Target("loss", 3.5)).target == Target("loss", 3.5)
+
+
+def test_a_derived_target_follows_the_baseline_and_is_reached_in_every_setting(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_base(tmp_path, tmp_path / "text")
+    losses = {("horovod", 0.1): 2.0, ("async", 0.1): 2.2, ("horovod", 0.2): 3.0, ("async", 0.2): 2.9}
+    in_place_of_processes(monkeypatch, Pretended(lambda config: (4.0, losses[config.strategy.kind, config.model.dropout])))
+    settings = {"a": {"model.dropout": 0.1}, "b": {"model.dropout": 0.2}}
+    execute(write(tmp_path, tiny(settings=settings)), tmp_path / "out")
+    assert gathered(tmp_path / "out").target == Target("loss", 3.0, is_given=False)
+    assert gathered(tmp_path / "out", baseline="N = 1").target == Target("loss", 3.0, is_given=False)
+
+
+def test_a_comparison_of_an_older_version_is_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_base(tmp_path, tmp_path / "text")
+    in_place_of_processes(monkeypatch, Pretended())
+    execute(write(tmp_path, tiny()), tmp_path / "out")
+    plan = json.loads((tmp_path / "out/comparison.json").read_text())
+    for planned in plan["runs"]:
+        del planned["num_workers"], planned["is_simulated"]
+    (tmp_path / "out/comparison.json").write_text(json.dumps(plan))
+    assert all(entry.run is not None for entry in gathered(tmp_path / "out").entries)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"runs": [{}], "target": null}', "\udcff"])
+def test_a_damaged_plan(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "comparison.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=r"comparison.json: cannot be read .*expected that of a comparison"):
+        gathered(tmp_path)
+
+
+def test_a_folder_without_a_run(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match="expected the folder of a run"):
+        gathered(left(tmp_path / "a"), tmp_path)

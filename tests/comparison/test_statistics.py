@@ -1,0 +1,112 @@
+"""Means, intervals and times to a target, on runs whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from hvd_async.comparison.statistics import Interval, Reached, mean_interval, ratio_interval, reached, token_efficiency
+from hvd_async.comparison.target import Target, common_target
+from tests.comparison.made import run
+
+
+@pytest.mark.parametrize(
+    ("loss", "seconds"),
+    [
+        (4.0, 10.0),  # exactly the first measurement
+        (3.0, 15.0),  # half way from 4 to 2
+        (2.5, 17.5),
+        (2.0, 20.0),  # exactly a measurement
+        (1.5, 45.0),  # after a plateau, half way from 1.75 to 1.25
+        (1.0, 50.0),
+        (0.5, None),
+    ],
+)
+def test_between_two_measurements_the_time_is_read_off_the_line(loss: float, seconds: float | None) -> None:
+    falling = run((10.0, 4.0), (20.0, 2.0), (30.0, 2.0), (42.0, 1.75), (48.0, 1.25), (50.0, 1.0))
+    found = reached(falling, Target("loss", loss))
+    assert (None if found is None else found.seconds) == seconds
+
+
+def test_tokens_and_updates_are_read_off_the_same_line() -> None:
+    assert reached(run((10.0, 4.0), (20.0, 2.0)), Target("loss", 3.0)) == Reached(15.0, 150.0, 7.5)
+
+
+def test_what_the_first_measurement_shows_already_is_a_bound() -> None:
+    found = reached(run((10.0, 4.0), (20.0, 2.0)), Target("loss", 5.0))
+    assert found == Reached(10.0, 100, 5, is_bound=True)
+
+
+def test_the_first_time_counts_though_the_loss_rises_again() -> None:
+    found = reached(run((10.0, 4.0), (20.0, 2.0), (30.0, 5.0), (40.0, 1.0)), Target("loss", 3.0))
+    assert found is not None and found.seconds == 15.0
+
+
+@pytest.mark.parametrize("diverged", [math.nan, math.inf])
+def test_a_measurement_that_is_not_finite_is_passed_over(diverged: float) -> None:
+    found = reached(run((5.0, diverged), (10.0, 4.0), (15.0, diverged), (20.0, 2.0), (30.0, diverged)), Target("loss", 3.0))
+    assert found is not None and found.seconds == 15.0
+    assert reached(run((5.0, diverged)), Target("loss", 3.0)) is None
+
+
+def test_bleu_is_reached_from_below_and_need_not_be_measured_everywhere() -> None:
+    rising = run((10.0, 4.0, 10.0), (20.0, 3.0, None), (30.0, 2.0, 20.0), (40.0, 1.0, 15.0))
+    found = reached(rising, Target("bleu", 15.0))
+    assert found is not None and found.seconds == 20.0
+    assert reached(rising, Target("bleu", 20.5)) is None
+    assert reached(run((10.0, 4.0)), Target("bleu", 1.0)) is None
+
+
+def test_half_as_good_tokens() -> None:
+    baseline = run((10, 4.0), (20, 3.0), (40, 2.0))
+    slower = run((20, 4.0), (40, 3.0), (80, 2.0))
+    assert token_efficiency(baseline, slower) == 0.5
+    assert token_efficiency(slower, baseline) == 2.0
+    assert token_efficiency(baseline, baseline) == 1.0
+
+
+def test_the_loss_is_the_lowest_that_both_reached() -> None:
+    assert token_efficiency(run((10, 4.0), (20, 3.0), (40, 2.0)), run((10, 4.0), (40, 3.0))) == 0.5
+
+
+def test_the_interval_is_students() -> None:
+    # -0.1, 0 and 0.1: deviation 0.1, t = 4.302653 with two degrees of freedom.
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    found = mean_interval([-0.1, 0.0, 0.1])
+    assert (found.mean, found.low, found.high) == (pytest.approx(0.0), pytest.approx(-half), pytest.approx(half))
+    ratios = ratio_interval([math.exp(-0.1), 1.0, math.exp(0.1)])
+    assert ratios.mean == pytest.approx(1.0) and ratios.num == 3
+    assert (ratios.low, ratios.high) == (pytest.approx(math.exp(-half)), pytest.approx(math.exp(half)))
+
+
+def test_a_ratio_and_its_inverse_are_treated_alike() -> None:
+    there, back = ratio_interval([0.5, 0.8]), ratio_interval([2.0, 1.25])
+    assert back.mean == pytest.approx(1 / there.mean)
+    assert (back.low, back.high) == (pytest.approx(1 / there.high), pytest.approx(1 / there.low))
+
+
+@pytest.mark.parametrize("make", [mean_interval, ratio_interval])
+def test_one_seed_has_no_interval_and_seeds_that_agree_a_narrow_one(make: type) -> None:
+    one = make([0.9])
+    assert one == Interval(pytest.approx(0.9), pytest.approx(0.9), pytest.approx(0.9), 1)
+    assert not one.is_known and str(one) == "0.900"
+    assert str(make([0.9, 0.9])) == "0.900 (0.900 to 0.900)"
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    import numpy as np
+
+    samples = np.random.default_rng(1).normal(2.0, 0.5, (2000, 3))
+    covered = [interval.low <= 2.0 <= interval.high for interval in map(mean_interval, samples.tolist())]
+    assert 0.935 < sum(covered) / len(covered) < 0.965
+
+
+def test_a_target_nobody_gave_is_what_the_baseline_and_the_best_of_the_others_reached() -> None:
+    baseline = [run((10, 4.0), (20, 2.0)), run((10, 4.0), (20, 2.2))]
+    good, bad = [run((10, 4.0), (20, 2.1))], [run((10, 4.0), (20, 3.5))]
+    assert common_target(baseline, [bad, good]) == Target("loss", 2.2, is_given=False)
+    assert common_target(baseline, [bad]) == Target("loss", 3.5, is_given=False)
+    assert common_target(baseline, []) == Target("loss", 2.2, is_given=False)
+    assert common_target(baseline, [[run((10, math.nan))]]) == Target("loss", 2.2, is_given=False)
+    assert common_target([run((10, math.nan))], [good]) is None

@@ -1,0 +1,275 @@
+"""What a suite asks for, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from hvd_async.comparison.plan import digest_of, read_plan
+from hvd_async.comparison.suite import Spec, Suite
+from hvd_async.comparison.target import Target
+from hvd_async.errors import ConfigError
+from tests.comparison.tiny import tiny, write, write_base
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """With the base of suites; there is no text, which a suite does not look at."""
+    write_base(tmp_path, tmp_path / "text")
+    return tmp_path
+
+
+def suite_of(folder: pathlib.Path, **changes: Any) -> Suite:
+    return Suite(write(folder, tiny(**changes)), pathlib.Path("out"))
+
+
+def one_variant(**overrides: Any) -> dict[str, Any]:
+    return {"variants": {"horovod": {}, "N = 1": overrides}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # The keys of a suite.
+        ({"variantes": {}}, "suite.yaml: variantes: unknown key; did you mean 'variants'?"),
+        ({"xyz": {}}, "suite.yaml: xyz: unknown key; expected one of base, baseline, budget, "),
+        ({"budget": {"token": 3}}, "budget.token: unknown key; did you mean 'tokens'?"),
+        ({"target": {"los": 3.0}}, "target.los: unknown key; did you mean 'loss'?"),
+        ({"baseline": "sync"}, "suite.yaml: baseline: got 'sync', expected one of horovod, N = 1"),
+        ({"seeds": []}, "suite.yaml: seeds: got none, expected one or more"),
+        ({"settings": {}}, "suite.yaml: settings: got none, expected one or more"),
+        ({"seeds": [0]}, "seeds.0: got 0, expected: greater than or equal to 1"),
+        ({"seeds": 3}, "seeds: got 3"),
+        ({"rates": [0.1, 0.0]}, "suite.yaml: rates: got 0, expected numbers > 0"),
+        ({"rates": [float("inf")]}, "rates.0: got inf"),
+        ({"workers": 0}, "workers: got 0, expected: greater than or equal to 1"),
+        (
+            {"launcher": "slurm"},
+            "launcher: got 'slurm', expected: 'mpirun', 'horovodrun-mpi', 'horovodrun-gloo' or 'simulate'",
+        ),
+        ({"launch_arguments": ["--hosts", "a:4"]}, "launch_arguments: got some with launcher simulate, expected none"),
+        (
+            {"launcher": "mpirun", "launch_arguments": ["--workers=3"]},
+            "launch_arguments: got --workers=3, expected other arguments; a suite gives it to each run itself",
+        ),
+        ({"budget": {}}, "budget: got none of them, expected exactly one of tokens, updates and seconds"),
+        ({"budget": {"tokens": 1, "updates": 1}}, "budget: got tokens, updates, expected exactly one"),
+        ({"budget": {"seconds": 0.0}}, "budget.seconds: got 0.0, expected: greater than 0"),
+        ({"target": {"loss": 2.0, "bleu": 20.0}}, "target: got both, expected loss or bleu"),
+        ({"target": {"bleu": 100.0}}, "target.bleu: got 100.0, expected: less than 100"),
+        ({"measure_every": 0}, "measure_every: got 0"),
+        ({"variants": {"horovod": None}}, "variants.horovod: got None"),
+        # Names.
+        (
+            {"variants": {"horovod": {}, "Horovod!": {}}},
+            "suite.yaml: variants: got 'horovod' and 'Horovod!', whose runs would have the same folder ('horovod')",
+        ),
+        ({"variants": {"horovod": {}, "???": {}}}, "variants: got '???', expected a letter of a to z or a digit"),
+        ({"settings": {"a b": {}, "a, b": {}}}, "settings: got 'a b' and 'a, b', whose runs would have the same folder"),
+        ({"rates": [0.1, 0.1000000001]}, "rates: got 0.1 and 0.1000000001, whose runs would have the same folder ('0.1')"),
+        ({"seeds": [2, 2]}, "seeds: got 2 and 2, whose runs would have the same folder ('2')"),
+        # What a suite gives itself.
+        ({"set": {"seed": 1}}, "suite.yaml: set: got seed, expected other keys; a suite gives it to each run itself"),
+        (one_variant(output="x"), "suite.yaml: variants: N = 1: got output, expected other keys"),
+        ({"set": {"training.epochs": 1}}, "set: got training.epochs, expected other keys"),
+        ({"set": {"training": {"seconds": 1.0}}}, "set: got training.seconds, expected other keys"),
+        ({"settings": {"a": {"validation": {"every": 1}}}}, "settings: a: got validation.every, expected other keys"),
+        ({"set": {"validation.patience": 1}}, "set: got validation.patience, expected other keys"),
+        (one_variant(**{"simulation.workers": 3}), "variants: N = 1: got simulation.workers, expected other keys"),
+        ({"set": {"workers": 3}}, "set: got workers, expected other keys"),
+        (
+            {"rates": [0.1], "settings": {"a": {"optimizer": {"learning_rate": 1.0}}}},
+            "settings: a: got optimizer.learning_rate, expected other keys",
+        ),
+        # Numbers of workers.
+        (one_variant(workers=0), "variants: N = 1: workers: got 0, expected a whole number >= 1"),
+        ({"settings": {"a": {"workers": True}}}, "settings: a: workers: got True, expected a whole number >= 1"),
+        ({"settings": {"a": {"workers": 1.5}}}, "settings: a: workers: got 1.5, expected a whole number >= 1"),
+        # What all variants have alike.
+        *(
+            (
+                one_variant(**{key: value}),
+                f"variants: N = 1: got {key}, expected it in `set` or `settings`; variants are compared on equal terms",
+            )
+            for key, value in {
+                "data.folder": "x",
+                "data": {"folder": "x"},
+                "vocabulary.size": 400,
+                "validation.bleu": True,
+                "decoding.beam": 1,
+                "emulation": {"seconds": 1.0},
+            }.items()
+        ),
+        # What a run refuses, with whose it is.
+        ({"base": "nothing.yaml"}, "nothing.yaml: no such file; expected the YAML configuration of a run"),
+        ({"set": {"training.epoch": 1}}, "suite.yaml: all: horovod: "),
+        (one_variant(**{"strategy.kin": "ddp"}), "base.yaml: strategy.kin: unknown key; did you mean 'kind'?"),
+        (one_variant(**{"strategy.kind": "hvd"}), "suite.yaml: all: N = 1: "),
+        (
+            {"settings": {"even": {}, "uneven": {"emulation.slow_workers": {0: 0.5}}}},
+            "suite.yaml: uneven: horovod: ",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(folder: pathlib.Path, change: dict[str, Any], message: str) -> None:
+    path = write(folder, tiny(**change))
+    with pytest.raises(ConfigError) as raised:
+        Suite(path, folder / "out")
+    assert message in str(raised.value)
+    assert not (folder / "out").exists()
+
+
+def test_a_base_with_several_faults_is_told_line_by_line(folder: pathlib.Path) -> None:
+    write_base(folder, folder / "text", batching={"tokens": 0}, modell={})
+    with pytest.raises(ConfigError) as raised:
+        suite_of(folder)
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{folder / 'suite.yaml'}: all: horovod: {folder / 'base.yaml'}: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "no such file"), ("- 1", "got a list, expected keys"), ("a: [", "not YAML")]
+)
+def test_a_file_that_is_no_suite(folder: pathlib.Path, text: str | None, message: str) -> None:
+    path = folder / "suite.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Suite(path, folder / "out")
+
+
+def test_a_variant_overrides_a_setting_and_that_what_is_set_for_all(folder: pathlib.Path) -> None:
+    suite = suite_of(
+        folder,
+        set={"optimizer.clip_norm": 1.0, "optimizer.epsilon": 1e-6, "model.dropout": 0.3},
+        settings={"a": {"optimizer.clip_norm": 2.0, "optimizer.epsilon": 1e-5}, "b": {}},
+        variants={"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 3.0}},
+    )
+    found = {
+        (s.setting, s.variant): (c.optimizer.clip_norm, c.optimizer.epsilon, c.model.dropout, c.strategy.kind)
+        for s in suite.specs
+        for c in [suite.config_of(s)]
+    }
+    assert found == {
+        ("a", "horovod"): (2.0, 1e-5, 0.3, "horovod"),
+        ("a", "N = 1"): (3.0, 1e-5, 0.3, "async"),
+        ("b", "horovod"): (1.0, 1e-6, 0.3, "horovod"),
+        ("b", "N = 1"): (3.0, 1e-6, 0.3, "async"),
+    }
+
+
+def test_a_key_of_a_variant_is_not_undone_by_a_section_of_a_setting(folder: pathlib.Path) -> None:
+    suite = suite_of(
+        folder,
+        set={"strategy.kind": "single"},
+        settings={"a": {"strategy": {"kind": "ddp"}}},
+        variants={"horovod": {"strategy.kind": "horovod"}, "ddp": {}},
+    )
+    assert [suite.config_of(spec).strategy.kind for spec in suite.specs] == ["horovod", "ddp"]
+
+
+def test_a_suite_gives_each_run_its_length_its_measurements_its_seed_and_its_rate(folder: pathlib.Path) -> None:
+    suite = suite_of(folder, rates=[0.5], seeds=[7])
+    config = suite.config_of(Spec("all", "N = 1", 0.5, 7))
+    assert (config.training.tokens, config.training.updates, config.training.epochs) == (2000, None, None)
+    assert (config.validation.every_tokens, config.validation.every, config.validation.when) == (500, None, "after")
+    assert (config.seed, config.optimizer.learning_rate, config.output) == (7, 0.5, "out/runs/n_1-0.5-s7")
+    assert config.simulation.workers == 2
+
+
+@pytest.mark.parametrize("budget", [{"updates": 3}, {"seconds": 2.5}])
+def test_a_budget_is_the_only_bound(folder: pathlib.Path, budget: dict[str, Any]) -> None:
+    config = suite_of(folder, budget=budget).config_of(Spec("all", "horovod", None, 1)).training
+    assert {name: value for name in ("epochs", "tokens", "updates", "seconds") if (value := getattr(config, name))} == budget
+
+
+def test_workers_are_the_variants_or_the_settings_or_the_suites_and_one_process_is_one(folder: pathlib.Path) -> None:
+    variants = {"horovod": {}, "more": {"workers": 8}, "one": {"strategy.kind": "single"}}
+    suite = suite_of(folder, variants=variants, settings={"few": {}, "many": {"workers": 4}}, launcher="mpirun")
+    found = {}
+    for spec, planned in zip(suite.specs, suite.plan.runs, strict=True):
+        words = suite.command(spec)
+        found[spec.setting, spec.variant] = int(words[words.index("--workers") + 1])
+        assert planned.num_workers == found[spec.setting, spec.variant] and planned.is_simulated is False
+    few, many = [("few", name) for name in variants], [("many", name) for name in variants]
+    assert found == {**dict(zip(few, (2, 8, 1), strict=True)), **dict(zip(many, (4, 8, 1), strict=True))}
+
+
+def overrides(folder: pathlib.Path, *, simulated: bool) -> list[str]:
+    workers = ["--set", "simulation.workers=2"] if simulated else []
+    return [
+        *(str(folder / "base.yaml"), "--set", "training.label_smoothing=0.0"),
+        *("--set", "strategy.arrivals_per_update=1", *workers, "--set", "optimizer.learning_rate=0.001"),
+        *("--set", "training.epochs=null", "--set", "training.tokens=2000"),
+        *("--set", "training.updates=null", "--set", "training.seconds=null"),
+        *("--set", "validation.every=null", "--set", "validation.patience=null", "--set", "validation.when=after"),
+        *("--set", "validation.every_tokens=500", "--set", "seed=1", "--set", "output=out/runs/n_1-0.001-s1"),
+    ]
+
+
+def test_the_command_of_a_simulated_run(folder: pathlib.Path) -> None:
+    suite = suite_of(folder, rates=[0.001])
+    assert suite.command(Spec("all", "N = 1", 0.001, 1)) == ["simulate", *overrides(folder, simulated=True), "--overwrite"]
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun-mpi", "horovodrun-gloo"])
+def test_the_command_of_a_real_run(folder: pathlib.Path, launcher: str) -> None:
+    suite = suite_of(folder, rates=[0.001], launcher=launcher, launch_arguments=["--hosts", "a:1,b:1"])
+    spec = Spec("all", "N = 1", 0.001, 1)
+    where = ["--workers", "2", "--starter", launcher, "--hosts", "a:1,b:1"]
+    assert suite.command(spec) == ["launch", *overrides(folder, simulated=False), "--overwrite", *where]
+    assert suite.command(spec, resume=True) == ["launch", *overrides(folder, simulated=False), "--resume", *where]
+
+
+def test_long_values_and_numbers_as_keys_reach_a_run_as_they_are(folder: pathlib.Path) -> None:
+    text = " ".join(["a folder: # 'of'"] * 30)
+    slow = {0: 2.0, **dict.fromkeys(range(1, 40), 1.5)}
+    settings = {"wide": {"workers": 40, "emulation.slow_workers": slow, "data.folder": text, "optimizer.epsilon": 1e-09}}
+    config = suite_of(folder, settings=settings).config_of(Spec("wide", "horovod", None, 1))
+    assert config.emulation.slow_workers == slow and config.data.folder == text
+    assert config.optimizer.epsilon == 1e-9 and config.simulation.workers == 40
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (Spec("all", "horovod", None, 1), "horovod-s1"),
+        (Spec("two, even", "N = 1", None, 2), "two_even-n_1-s2"),
+        (Spec("all", "async, N = workers", 0.012, 1), "async_n_workers-0.012-s1"),
+        (Spec("even", "(plain) DDP!", 1e-05, 10), "even-plain_ddp-1e-05-s10"),
+        (Spec("all", "horovod", 1.0, 1), "horovod-1-s1"),
+    ],
+)
+def test_a_folder_says_which_run_it_holds(spec: Spec, name: str) -> None:
+    assert spec.name == name
+
+
+def test_the_plan_is_in_the_order_of_the_file_and_is_read_as_it_was_written(folder: pathlib.Path) -> None:
+    suite = suite_of(folder, settings={"b": {}, "a": {}}, rates=[0.2, 0.1], seeds=[2, 1], target={"loss": 3.0})
+    expected = [
+        Spec(setting, variant, rate, seed)
+        for setting in ("b", "a")
+        for variant in ("horovod", "N = 1")
+        for rate in (0.2, 0.1)
+        for seed in (2, 1)
+    ]
+    assert suite.specs == expected
+    runs = suite.plan.runs
+    assert [(run.setting, run.variant, run.rate, run.seed, run.name) for run in runs] == [
+        (s.setting, s.variant, s.rate, s.seed, s.name) for s in expected
+    ]
+    assert [run.digest for run in runs] == [digest_of(suite.config_of(spec)) for spec in expected]
+    assert len({run.digest for run in runs}) == 8  # of the two settings, which say the same, alike
+    assert (suite.plan.title, suite.plan.source, suite.plan.target) == ("suite", "suite.yaml", Target("loss", 3.0))
+    assert suite.plan.text == (folder / "suite.yaml").read_text()
+    suite.plan.write(folder / "out")
+    assert read_plan(folder / "out") == suite.plan
+
+
+def test_the_digest_of_a_run_does_not_depend_on_where_it_lies(folder: pathlib.Path) -> None:
+    path = write(folder, tiny())
+    here, there = (Suite(path, output).plan for output in (folder / "here", folder / "there"))
+    assert here == there

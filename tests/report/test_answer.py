@@ -1,0 +1,222 @@
+"""The sentence at the top of a report, for every case that it has to tell apart."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hvd_async.comparison.collection import Entry
+from hvd_async.comparison.ideal import Ideal
+from hvd_async.comparison.results import Row
+from hvd_async.comparison.runs import Point, Run
+from hvd_async.comparison.statistics import Interval, Reached
+from hvd_async.comparison.target import Target
+from hvd_async.config import parse_config
+from hvd_async.report.answer import answer
+
+TARGET = Target("loss", 2.1)
+CONFIG = parse_config({"output": "r", "data": {"folder": "d"}, "training": {"tokens": 1}}, source="test")
+THERE = Reached(10.0, 1000.0, 10.0)
+SYNC = {"is_baseline": True, "final_bleu": Interval(30.4, 30.0, 30.8, 3), "ideal": Ideal(10.0, 14.5)}
+FAST = {"speed_up": Interval(1 / 0.71, 1 / 0.77, 1 / 0.66, 3), "final_bleu": Interval(30.2, 30.0, 30.4, 3)}
+EQUAL = {"bleu_difference": Interval(-0.2, -0.9, 0.5, 3)}
+IDEAL = (
+    "With these step times (those of horovod) nobody could gain more than a factor of 1.45 in steps per second by"
+    " not waiting."
+)
+
+
+def a_run() -> Run:
+    points = (Point(5.0, 500, 5, 3.0), Point(10.0, 1000, 10, 2.0))
+    return Run(pathlib.Path("r"), CONFIG, "finished", False, 2, 9, 10.0, 1000, 10, 0.0, {0: 10}, {}, 100, 0, points)
+
+
+def row(variant: str, num_seeds: int = 3, *, num_failed: int = 0, num_not_reached: int = 0, **fields: Any) -> Row:
+    """A variant whose runs all reached the target, but for what is said otherwise."""
+    runs = [None] * num_failed + [a_run()] * (num_seeds - num_failed)
+    entries = tuple(Entry("even", variant, None, seed, pathlib.Path("r"), run) for seed, run in enumerate(runs, start=1))
+    there = tuple(run for run in runs if run is not None)
+    whens = (None,) * num_not_reached + (THERE,) * (len(there) - num_not_reached)
+    nothing: dict[str, Any] = dict.fromkeys(Row.__dataclass_fields__)
+    counts = {"num_diverged": 0, "num_longer": 0, "num_steps": 300, "refused": {}, "staleness": {}, "worker_shares": {}}
+    own = {"setting": "even", "variant": variant, "entries": entries, "runs": there, "reached": whens, "is_baseline": False}
+    seconds = Interval(123.4, 123.4, 123.4, 1) if any(whens) else None
+    loss = {"final_loss": Interval(2.05, 2.0, 2.1, 3), "is_at_the_edge": False}
+    return Row(**{**nothing, **counts, **own, **loss, "seconds_to": seconds, **fields})
+
+
+CASES = {
+    "faster": (
+        [row("horovod", **SYNC), row("async, N = 3", **FAST, **EQUAL)],
+        "async, N = 3 reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        " difference -0.9 to +0.5).",
+        [IDEAL],
+    ),
+    "the fastest of several": (
+        [
+            row("horovod", **SYNC),
+            row("slower", **{**FAST, "speed_up": Interval(1.2, 1.1, 1.3, 3)}, **EQUAL),
+            row("async", **FAST, **EQUAL),
+        ],
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
+        " -0.9 to +0.5).",
+        ["async is the fastest of 2, picked after the fact; its interval does not allow for the choice.", IDEAL],
+    ),
+    "reached with all seeds goes before faster": (
+        [
+            row("horovod", **SYNC),
+            row("lucky", num_not_reached=2, **{**FAST, "speed_up": Interval(9.0, 9.0, 9.0, 1)}, **EQUAL),
+            row("async", **FAST, **EQUAL),
+        ],
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
+        " -0.9 to +0.5).",
+        [
+            "async is the fastest of 2, picked after the fact; its interval does not allow for the choice.",
+            "lucky reached the target in 1 of 3 runs; times are of these alone.",
+            IDEAL,
+        ],
+    ),
+    "a wide interval of BLEU": (
+        [row("horovod", **SYNC), row("async", **FAST, bleu_difference=Interval(-0.2, -3.0, 2.6, 3))],
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with no clear difference in BLEU (30.2 against"
+        " 30.4; difference -3.0 to +2.6).",
+        [IDEAL],
+    ),
+    "lower BLEU": (
+        [row("horovod", **SYNC), row("async", **FAST, bleu_difference=Interval(-0.2, -0.3, -0.1, 3))],
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with lower BLEU (30.2 against 30.4; difference"
+        " -0.3 to -0.1).",
+        [IDEAL],
+    ),
+    "no BLEU": (
+        [row("horovod", is_baseline=True), row("async", speed_up=FAST["speed_up"])],
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with a final loss of 2.050 against 2.050.",
+        [],
+    ),
+    "one seed": (
+        [
+            row("horovod", 1, is_baseline=True, final_bleu=Interval(30.4, 30.4, 30.4, 1)),
+            row(
+                *("async", 1),
+                speed_up=Interval(1.25, 1.25, 1.25, 1),
+                final_bleu=Interval(30.2, 30.2, 30.2, 1),
+                bleu_difference=Interval(-0.2, -0.2, -0.2, 1),
+            ),
+        ],
+        "async reached loss 2.100 in 0.80 of the time of horovod (one seed: no interval), with BLEU 30.2 against 30.4.",
+        [],
+    ),
+    "no clear difference": (
+        [row("horovod", **SYNC), row("async", **{**FAST, "speed_up": Interval(1.05, 0.95, 1.2, 3)}, **EQUAL)],
+        "No clear difference: async reached loss 2.100 in 0.95 of the time of horovod, but 1 lies in the interval (0.83 to 1.05);"
+        " at equal BLEU (30.2 against 30.4; difference -0.9 to +0.5).",
+        [IDEAL],
+    ),
+    "slower": (
+        [row("horovod", **SYNC), row("async", **{**FAST, "speed_up": Interval(0.8, 0.7, 0.9, 3)}, **EQUAL)],
+        "Nobody was faster than horovod: the fastest other, async, needed 1.25 times as long to reach loss 2.100 (1.11 to 1.43),"
+        " at equal BLEU (30.2 against 30.4; difference -0.9 to +0.5).",
+        [IDEAL],
+    ),
+    "nobody reached it": (
+        [row("horovod", num_not_reached=3, is_baseline=True), row("async", num_not_reached=3)],
+        "Nobody reached loss 2.100.",
+        ["horovod and async did not reach the target."],
+    ),
+    "only the baseline": (
+        [row("horovod", **SYNC), row("async", num_not_reached=3)],
+        "Only the baseline, horovod, reached loss 2.100.",
+        ["async did not reach the target.", IDEAL],
+    ),
+    "not the baseline": (
+        [row("horovod", num_not_reached=3, is_baseline=True), row("async", num_not_reached=1)],
+        "The baseline, horovod, did not reach loss 2.100. async reached loss 2.100 after 123 s (2 of 3 seeds).",
+        ["horovod did not reach the target.", "async reached the target in 2 of 3 runs; times are of these alone."],
+    ),
+    "failed and diverged": (
+        [
+            row("horovod", num_failed=1, **SYNC),
+            row("async", num_diverged=1, **{**FAST, "speed_up": Interval(1.25, 1.2, 1.3, 2)}, **EQUAL),
+        ],
+        "async reached loss 2.100 in 0.80 of the time of horovod (0.77 to 0.83), at equal BLEU (30.2 against 30.4; difference"
+        " -0.9 to +0.5).",
+        [
+            "The ratio is of 2 of 3 seeds: those with which both reached the target.",
+            "horovod: 1 of 3 runs missing or failed (seed 1).",
+            "async: 1 of 3 runs diverged.",
+            IDEAL,
+        ],
+    ),
+    "the baseline failed": (
+        [row("horovod", num_failed=3, is_baseline=True), row("async")],
+        "No run of the baseline, horovod, has ended here: there is nothing to compare with. async reached loss 2.100 after 123 s"
+        " (3 of 3 seeds).",
+        ["horovod: 3 of 3 runs missing or failed (seeds 1, 2, 3)."],
+    ),
+    "no baseline in this setting": (
+        [row("async")],
+        "No run of the baseline, horovod, has ended here: there is nothing to compare with. async reached loss 2.100 after 123 s"
+        " (3 of 3 seeds).",
+        [],
+    ),
+    "the baseline alone": (
+        [row("horovod", **SYNC)],
+        "There is only horovod here, and nothing to compare it with. horovod reached loss 2.100 after 123 s (3 of 3 seeds).",
+        [IDEAL],
+    ),
+    "all failed": (
+        [row("horovod", num_failed=3, is_baseline=True)],
+        "No run has ended: there is nothing to compare.",
+        ["horovod: 3 of 3 runs missing or failed (seeds 1, 2, 3)."],
+    ),
+    "at the first measurement": (
+        [row("horovod", **SYNC), row("async", reached=(replace(THERE, is_bound=True),) * 3, **FAST, **EQUAL)],
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
+        " -0.9 to +0.5).",
+        [
+            "async had reached the target at the first measurement already: the time is the most that it can have been, and the"
+            " ratio is uncertain. Validate earlier, or set a harder target.",
+            IDEAL,
+        ],
+    ),
+    "longer steps and the edge of rates": (
+        [row("horovod", num_longer=30, **SYNC), row("async", rate=0.01, **{**FAST, **EQUAL, "is_at_the_edge": True})],
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
+        " -0.9 to +0.5).",
+        [
+            "async: the best learning rate, 0.01, is at the edge of those tried.",
+            "horovod: 10.0 % of the steps lasted longer than was to be emulated.",
+            IDEAL,
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_sentence(case: str) -> None:
+    rows, sentence, notes = CASES[case]
+    said = answer(rows, "horovod", TARGET)
+    assert said.sentence == sentence
+    assert list(said.notes) == notes
+
+
+def test_without_a_finite_loss_nothing_can_be_timed() -> None:
+    said = answer([row("horovod", is_baseline=True, num_diverged=3, reached=(None,) * 3)], "horovod", None)
+    assert said.sentence == "No target: no loss of the baseline is finite, so nothing can be timed."
+    assert "horovod: 3 of 3 runs diverged." in said.notes
+
+
+def test_one_that_diverged_after_the_target_is_said_to_have() -> None:
+    rows = [row("horovod", is_baseline=True), row("async", speed_up=FAST["speed_up"], final_loss=None, num_diverged=3)]
+    assert answer(rows, "horovod", TARGET).sentence.endswith("(0.66 to 0.77), but async diverged later.")
+
+
+def test_a_target_of_bleu_is_named() -> None:
+    rows = [row("horovod", num_not_reached=3, is_baseline=True)]
+    assert (
+        answer([*rows, row("async", num_not_reached=3)], "horovod", Target("bleu", 30.0)).sentence
+        == "Nobody reached BLEU 30.0."
+    )

@@ -1,0 +1,101 @@
+"""The page in a real browser: nothing missing, nothing from outside, nothing wider than the window."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import shutil
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+WIDTHS = (1400, 400)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium and no google-chrome on this machine")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def report(large: pathlib.Path) -> pathlib.Path:
+    return large / "report.html"
+
+
+@pytest.fixture(params=WIDTHS)
+def page(request: pytest.FixtureRequest, browser: Any, report: pathlib.Path) -> Iterator[Any]:
+    """The report in a window of that width. Fails where the page has something to complain of."""
+    opened = browser.new_page(viewport={"width": request.param, "height": 900})
+    said: list[str] = []
+    addresses: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda one: addresses.append(one.url))
+    opened.goto(report.as_uri())
+    yield opened
+    opened.close()
+    assert said == []
+    assert [address for address in addresses if not address.startswith(("file://", "data:"))] == []
+
+
+def test_nothing_is_wider_than_the_window(page: Any) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    wide, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= window
+    # What is wider itself lies in a box that scrolls.
+    outside = page.evaluate(
+        "[...document.body.querySelectorAll('*')].filter(each => each.getBoundingClientRect().right > innerWidth + 1"
+        " && !each.closest('.box, pre')).map(each => each.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+
+
+def test_all_figures_are_seen(page: Any, report: pathlib.Path) -> None:
+    sizes = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('figure')].map(each => ["
+        "each.id, (box => [box.width, box.height])(each.querySelector('svg').getBoundingClientRect())]))"
+    )
+    assert set(sizes) == {path.stem for path in report.parent.glob("figures/*.svg")} and len(sizes) == 10
+    assert all(width > 200 and height > 50 for width, height in sizes.values())
+    assert page.evaluate("[...document.querySelectorAll('svg')].every(each => each.getAttribute('role') === 'img')")
+
+
+def test_every_link_leads_somewhere(page: Any, report: pathlib.Path) -> None:
+    links = page.eval_on_selector_all("a[href]", "all => all.map(each => each.getAttribute('href'))")
+    fragments = [link[1:] for link in links if link.startswith("#")]
+    assert fragments and all(page.evaluate("id => document.getElementById(id) !== null", each) for each in fragments)
+    files = [link for link in links if not link.startswith("#")]
+    assert len([link for link in files if "/runs/" in link]) == 8  # of 10, two of which failed
+    assert all((report.parent / urllib.parse.unquote(link)).exists() for link in files)
+
+
+def test_headings_do_not_skip_a_level(page: Any) -> None:
+    levels = page.eval_on_selector_all("h1, h2, h3, h4, h5", "all => all.map(each => Number(each.tagName[1]))")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(second - first <= 1 for first, second in itertools.pairwise(levels))
+
+
+def test_the_first_screen_has_the_answer(page: Any) -> None:
+    box = page.locator(".answer").first.bounding_box()
+    assert box["y"] + box["height"] < 900
+
+
+def test_it_can_be_printed(browser: Any, report: pathlib.Path) -> None:
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    printed = page.pdf(prefer_css_page_size=True)
+    page.emulate_media(media="print")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.box')].every(each => getComputedStyle(each).overflowX === 'visible')"
+    )
+    page.close()
+    assert printed.startswith(b"%PDF") and len(printed) > 10_000

@@ -1,0 +1,196 @@
+"""The files of a report, of runs whose answers are known."""
+
+from __future__ import annotations
+
+import csv
+import math
+import pathlib
+import re
+import xml.etree.ElementTree
+from typing import Any
+
+import pytest
+
+from hvd_async.comparison.collection import Collection
+from hvd_async.comparison.target import Target
+from hvd_async.errors import DataError
+from hvd_async.report import text_of, write_report
+from tests.report.folders import Made, Wanted, collect
+
+TARGET = Target("loss", 2.5)  # three quarters of the way
+SYNC = Made("horovod", wait=0.5)
+FAST = Made(seconds=50.0, bleu=29.0)
+
+
+def pair(root: pathlib.Path, **fields: Any) -> Collection:
+    """Two seeds each of the baseline and of a variant that is twice as fast."""
+    return collect(root, [Wanted("horovod", [SYNC, SYNC]), Wanted("async", [FAST, FAST])], TARGET, **fields)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("pair")
+    output = root / "report"
+    paths = write_report(pair(root, text="title: a\n", source="/home/x/suite.yaml"), output)
+    written = [path for path in output.rglob("*") if path.is_file()]
+    assert sorted(paths) == sorted(written) and paths[0] == output / "report.html"
+    return output
+
+
+def lines_of(path: pathlib.Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_markdown_says_what_is_so(report: pathlib.Path) -> None:
+    text = (report / "report.md").read_text(encoding="utf-8")
+    assert text.startswith(
+        "# A test\n\n2 variants, 2 seeds; 4 of 4 runs ended well. Baseline: horovod.\n\n"
+        "**async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU (29.0 against 30.0; difference"
+        " -1.0 to -1.0).**\n\n"
+    )
+    for line in (
+        "| horovod | 2 of 2 | 75.0 (75.0 to 75.0) | 7,500 (7,500 to 7,500) | 75 (75 to 75) | 1 (baseline) | 1 (baseline)"
+        " | 1 (baseline) |",
+        "| async | 2 of 2 | 37.5 (37.5 to 37.5) | 7,500 (7,500 to 7,500) | 75 (75 to 75) | 2.00 (2.00 to 2.00)"
+        " | 1.00 (1.00 to 1.00) | 2.00 (2.00 to 2.00) |",
+        "| async | 2.000 (2.000 to 2.000) | 29.0 (29.0 to 29.0) | -1.0 (-1.0 to -1.0) | 0 of 2 | 200 (200 to 200) | 0.50 | 0 |",
+        "| strategy.kind | horovod | async |",
+        "| strategy.arrivals_per_update | workers | 1 |",
+        "- steps as long as the real ones.",
+        "- 4 runs: real; seconds are of a clock; 2 workers and 2 ranks (cpu) on 1 host (node1); hvd_async 0.1.0, Python 3.11.2,"
+        " torch 2.9, compiled kernels, A CPU",
+        "[../runs/00-s1](../runs/00-s1/)",
+        "<summary>The suite: suite.yaml</summary>",
+    ):
+        assert line in text
+
+
+def test_every_number_of_a_run_is_in_its_line(report: pathlib.Path) -> None:
+    lines = lines_of(report / "runs.csv")
+    assert [(line["variant"], line["seed"], line["folder"]) for line in lines] == [
+        ("horovod", "1", "../runs/00-s1"),
+        ("horovod", "2", "../runs/00-s2"),
+        ("async", "1", "../runs/01-s1"),
+        ("async", "2", "../runs/01-s2"),
+    ]
+    last = lines[-1]
+    assert last["chosen"] == "true" and last["how"] == "finished" and last["reached_is_bound"] == "false"
+    found = {name: float(last[name]) for name in ("seconds", "tokens", "updates", "final_loss", "best_loss", "final_bleu")}
+    assert found == {"seconds": 50, "tokens": 10_000, "updates": 100, "final_loss": 2, "best_loss": 2, "final_bleu": 29}
+    assert float(last["reached_seconds"]) == pytest.approx(37.5)
+    assert float(last["tokens_per_second"]) == 200.0
+
+
+def test_a_variant_has_a_line(report: pathlib.Path) -> None:
+    base, fast = lines_of(report / "variants.csv")
+    assert (base["variant"], base["is_baseline"], fast["is_baseline"]) == ("horovod", "true", "false")
+    assert float(fast["speed_up"]) == pytest.approx(2.0) and fast["speed_up_num"] == "2"
+    assert float(base["waiting"]) == pytest.approx(65 * 0.5 / 100)  # of 66 steps all but the first come after a wait
+
+
+def test_figures_are_whole(report: pathlib.Path) -> None:
+    names = {path.name for path in (report / "figures").iterdir()}
+    assert names == {
+        f"{name}.{kind}" for name in ("speed-ups", "curves", "staleness", "shares", "timeline") for kind in ("svg", "png")
+    }
+    for path in (report / "figures").glob("*.svg"):
+        assert xml.etree.ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_identifiers_in_the_page_are_unique(report: pathlib.Path) -> None:
+    text = (report / "report.html").read_text(encoding="utf-8")
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert not set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) - set(ids)
+
+
+def test_the_same_runs_give_the_same_bytes_wherever_they_lie(report: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    paths = write_report(pair(tmp_path, text="title: a\n", source="suite.yaml"), tmp_path / "report")
+    for path in paths:
+        assert path.read_bytes() == (report / path.relative_to(tmp_path / "report")).read_bytes(), path.name
+
+
+def test_settings_rates_and_failures_are_told_apart(large: pathlib.Path) -> None:
+    text = (large / "report.md").read_text(encoding="utf-8")
+    for line in (
+        "**even workers: async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU (29.0 against",
+        "**one slow worker: async reached loss 2.500 in the same time as horovod (one seed: no interval), with BLEU 30.0 against",
+        "async: the best learning rate, 0.01, is at the edge of those tried.",
+        "| async | 0.01 (at the edge) | 2 of 2 |",
+        "| 14 (too_stale: 14) |",
+        "| 3 of 200 |",
+        "(figures/rates-even-workers.svg)",
+        "(figures/timeline-one-slow-worker.svg)",
+        "What everybody did in 5.00 s: ",
+        "| emulation.seconds | – | 0.25 |",
+        "- one slow worker: steps of 0.25 s, log-normal spread 0.3, worker 0 takes 2 times as long.",
+        "| failed (../runs/02-s2: exit status 3) |",
+        "<summary>The suite: suite.yaml</summary>",
+    ):
+        assert line in text
+    lines = lines_of(large / "runs.csv")
+    assert [(line["chosen"], line["how"], line["has_diverged"]) for line in lines[2:6]] == [
+        ("true", "finished", "false"),
+        ("true", "finished", "false"),
+        ("false", "finished", "true"),
+        ("false", "failed", ""),
+    ]
+    assert (lines[5]["fault"], lines[5]["seconds"]) == ("../runs/02-s2: exit status 3", "")
+
+
+QUICK = Made("horovod", bleu=None)  # to draw
+NAMES = ("$x$ <b>&amp;</b>", "a|b *c* `d`", "x" * 90, "мир 世界")
+UNUSUAL = {
+    "nothing": ([], "No run: there is nothing to compare."),
+    "one run": ([Wanted("horovod", [SYNC])], "There is only horovod here, and nothing to compare it with."),
+    "failures alone": ([Wanted("horovod", [None, None]), Wanted("async", [None, None])], "No run has ended"),
+    "no BLEU": (
+        [Wanted("horovod", [Made("horovod", bleu=None)]), Wanted("async", [Made(bleu=None)])],
+        "with a final loss of 2.000",
+    ),
+    "diverged": (
+        [Wanted("horovod", [SYNC, None]), Wanted("async", [Made(final=math.nan, num_measured=2)] * 2)],
+        "async: 2 of 2 runs diverged.",
+    ),
+    "nothing but NaN": ([Wanted("horovod", [Made("horovod", final=math.nan, num_measured=1)])], "No target"),
+    "a dozen of odd names": (
+        [
+            Wanted("horovod", [QUICK]),
+            *(Wanted(name, [Made(bleu=None)]) for name in NAMES),
+            *(Wanted(f"variant {n}", [QUICK]) for n in range(7)),
+        ],
+        "is the fastest of 11",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_the_unusual_is_readable(case: str, tmp_path: pathlib.Path) -> None:
+    wanted, said = UNUSUAL[case]
+    collection = collect(tmp_path, wanted, None if case in ("nothing", "failures alone", "nothing but NaN") else TARGET)
+    write_report(collection, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert said in text.replace("\\", "")
+    assert said.partition(" in 0.")[0] in " ".join(text_of(collection).split())
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<b>" not in page and str(tmp_path) not in page
+    assert len(lines_of(tmp_path / "report" / "runs.csv")) == len(collection.entries)
+    figures = {path.stem for path in (tmp_path / "report").glob("figures/*.svg")}
+    assert ("curves" in figures) == (case not in ("nothing", "failures alone", "nothing but NaN"))
+
+
+def test_a_damaged_log_is_named(tmp_path: pathlib.Path) -> None:
+    collection = pair(tmp_path)
+    (tmp_path / "runs" / "01-s2" / "events.jsonl").write_text('{"event": "arrival"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"01-s2/events\.jsonl: an event is damaged"):
+        write_report(collection, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_terminal_gets_the_answer_and_a_table(tmp_path: pathlib.Path) -> None:
+    lines = text_of(pair(tmp_path)).splitlines()
+    assert lines[0].startswith("async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU")
+    assert [line.split("  ")[0] for line in lines[-4:]] == ["variant", "-------", "horovod", "async"]
+    assert lines[-1].split() == "async 2 of 2 37.5 2.00 (2.00 to 2.00) 1.00 2.000 29.0 0 of 2 200 0.50".split()
+    assert len({len(line) for line in lines[-4:]}) == 1
