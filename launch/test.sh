@@ -71,4 +71,5 @@ cd "$root"
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "${selection[@]}" "$@"
+# One process for the tests that start MPI jobs, one after another, and one for all others.
+exec python -m pytest -n 2 --dist loadgroup "${selection[@]}" "$@"

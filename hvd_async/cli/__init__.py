@@ -1,0 +1,22 @@
+"""The command line: a module for each group of verbs. They read arguments, call, and print; no logic of their own."""
+
+from __future__ import annotations
+
+import argparse
+
+from hvd_async.cli import comparisons, data, machine, models, simulations, training
+from hvd_async.cli.arguments import EXIT_STATUS
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line. Each verb sets `run`, a function from the parsed arguments to the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="hvd-async",
+        description="Train with asynchronous, summed gradients through a parameter store over MPI, or with Horovod or DDP.",
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for group in (data, training, models, comparisons, simulations, machine):
+        group.add_verbs(verbs)
+    return parser

@@ -1,0 +1,121 @@
+"""What verbs of the command line share: common arguments, and checks of what was given."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hvd_async.errors import ConfigError, SetupError
+
+if TYPE_CHECKING:
+    pass
+
+
+EXIT_STATUS = """\
+exit status:
+  0  done                          4  the machine, launcher or a package does not fit
+  1  an unforeseen failure         5  checkpoint missing, damaged, or of another run
+  2  configuration or arguments    6  another rank failed or fell silent
+  3  data or model files           7  a replayed run gives something else than was recorded
+                                   130, 143  stopped by Ctrl-C, SIGTERM; train, launch and compare
+                                   save everything first, other verbs are only cut off
+"""
+
+
+def verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    purpose: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    """Add the verb `name`; `run` takes the parsed arguments and gives the exit status. Its parser, for its arguments."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=purpose,
+        description=purpose[0].upper() + purpose[1:] + ".",
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """`--set`."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a key, such as strategy.arrivals_per_update=4; may be repeated",
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The configuration of a run, and how it begins."""
+    parser.add_argument("config", metavar="CONFIG", help="YAML file; docs/configuration.md explains every key")
+    add_overrides(parser)
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in the output folder")
+    begin.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
+
+
+def refuse(arguments: argparse.Namespace, names: Sequence[str], beside: str) -> None:
+    """Raises `ConfigError` for the first of the arguments that was given, where it would be ignored."""
+    for name in names:
+        given = getattr(arguments, name)
+        if not (given is None or given is False or given == []):
+            flag = "--set" if name == "overrides" else "--" + name.replace("_", "-")
+            got = "it" if given is True else given[0] if name == "overrides" else given
+            raise ConfigError(f"{flag}: got {got} beside {beside}, where it has no effect; leave one of them out")
+
+
+def check_folder(output: pathlib.Path) -> None:
+    """Raises `ConfigError` for an output folder that cannot be made since a file is there."""
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"--output: got {output}, but {path} is a file; expected a folder")
+
+
+def numbers(flag: str, text: str) -> list[int]:
+    """Whole numbers between commas. Raises `ConfigError` for anything else."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise ConfigError(f"{flag}: got {text!r}, expected whole numbers >= 1, such as 4,16,64")
+    return [int(part) for part in parts]
+
+
+def check_beam(beam: int | None) -> None:
+    """Raises `ConfigError` for a size that is none."""
+    if beam is not None and beam < 1:
+        raise ConfigError(f"--beam: got {beam}, expected 1 or more")
+
+
+def device(name: str) -> str:
+    """`name`, of a device that is here. Raises `ConfigError` for none at all, `SetupError` for one that is not here."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+            return name
+    except RuntimeError:
+        raise ConfigError(f"--device: got {name!r}, expected cpu or cuda[:INDEX]") from None
+    if device.type == "cpu":
+        return name
+    raise SetupError(f"--device: got {name}, expected cpu or one of {torch.cuda.device_count()} CUDA devices")
+
+
+def print_summary(summary: dict[str, Any], output: str) -> None:
+    """How a run ended, in a line or two."""
+    last = summary["last"]
+    bleu = "" if last["bleu"] is None else f", BLEU {last['bleu']:.2f}"
+    print(
+        f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s,"
+        f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}; see {output}"
+    )
+    if summary["refused"]:
+        print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))

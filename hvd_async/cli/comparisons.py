@@ -1,0 +1,131 @@
+"""`hvd-async compare` and `report`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pathlib
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from hvd_async.cli.arguments import (
+    check_folder,
+    verb,
+)
+from hvd_async.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from hvd_async.comparison.collection import Collection
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add them to the command line."""
+    _add_compare(verb(verbs, "compare", "compute a suite of comparable runs, and report on them", _compare))
+    _add_report(verb(verbs, "report", "compare finished runs: tables, figures and one page", _report))
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", type=pathlib.Path, metavar="SUITE", help="YAML file; docs/comparisons.md explains it")
+    parser.add_argument(
+        "--output", type=pathlib.Path, metavar="FOLDER", help="of the runs and the report (default: runs/NAME of the suite)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="compute only runs, variants or settings of that name, in which * stands for anything; may repeat",
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs computed at a time; they disturb each other")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what is to be computed, and the commands, and do nothing"
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from hvd_async.comparison.board import Board
+    from hvd_async.comparison.execution import Execution
+    from hvd_async.comparison.plan import read_collection
+    from hvd_async.comparison.runs import Run
+    from hvd_async.comparison.suite import Suite
+
+    if arguments.jobs < 1:
+        raise ConfigError(f"--jobs: got {arguments.jobs}, expected 1 or more")
+    output = arguments.output if arguments.output is not None else pathlib.Path("runs") / arguments.suite.stem
+    check_folder(output)
+    suite = Suite(arguments.suite, output)
+    execution = Execution(suite, output, arguments.only)
+    todo = execution.todo()
+    missing = [spec for spec, found in todo if not isinstance(found, Run)]
+    if arguments.dry_run:
+        for spec, found in todo:
+            print(f"{spec.name}: {'done' if isinstance(found, Run) else found}")
+            if not isinstance(found, Run):
+                print("    " + shlex.join(["hvd-async", *suite.command(spec)]))
+        print(f"{len(missing)} of {len(todo)} runs to be computed" + execution.remark())
+        return 0
+    print(f"{len(missing)} of {len(todo)} runs to be computed in {output}{execution.remark()}", flush=True)
+    failures = execution.run(arguments.jobs, Board(is_live=sys.stdout.isatty()))
+    _write_report(read_collection(output), output / "report", None)
+    if failures:
+        raise DataError("\n".join(["runs that failed:", *failures]))
+    return 0
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", type=pathlib.Path, metavar="RUN", help="folders of runs, or the one folder of a comparison"
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("report"), metavar="FOLDER", help="default: report"
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="what the others are compared with (default: the suite's, or the first run)"
+    )
+    quality = parser.add_mutually_exclusive_group()
+    quality.add_argument("--target-loss", type=float, metavar="LOSS", help="validation loss that runs are timed to")
+    quality.add_argument("--target-bleu", type=float, metavar="BLEU", help="validation BLEU that runs are timed to")
+    parser.add_argument(
+        "--window",
+        metavar="START:SECONDS",
+        help="of the timeline, in seconds of training (default: some steps in the middle)",
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from hvd_async.comparison.gathering import gather
+    from hvd_async.comparison.target import Target
+
+    target = None
+    for measure in ("loss", "bleu"):
+        value = getattr(arguments, f"target_{measure}")
+        if value is not None:
+            if not 0.0 < value < math.inf:
+                raise ConfigError(f"--target-{measure}: got {value:g}, expected a number > 0")
+            target = Target("loss" if measure == "loss" else "bleu", value)
+    window = None if arguments.window is None else _window(arguments.window)
+    check_folder(arguments.output)
+    collection = gather(arguments.runs, arguments.baseline, target)
+    _write_report(collection, arguments.output, window)
+    return 0
+
+
+def _window(text: str) -> tuple[float, float]:
+    try:
+        start, seconds = (float(part) for part in text.split(":"))
+        if start >= 0.0 and 0.0 < seconds < math.inf:
+            return start, seconds
+    except ValueError:
+        pass
+    raise ConfigError(f"--window: got {text!r}, expected START:SECONDS, such as 120:15")
+
+
+def _write_report(collection: Collection, output: pathlib.Path, window: tuple[float, float] | None) -> None:
+    from hvd_async.comparison.results import results
+    from hvd_async.report import Window, text_of, write_report
+
+    rows = results(collection)
+    paths = write_report(collection, output, None if window is None else Window(*window), rows)
+    print(text_of(collection, rows))
+    print("written: " + ", ".join(str(path) for path in paths if path.parent == output))

@@ -1,0 +1,66 @@
+"""`hvd-async data`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING
+
+from hvd_async.cli.arguments import (
+    verb,
+)
+from hvd_async.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add them to the command line."""
+    _add_data(verb(verbs, "data", "make a folder of parallel text to train on", _data))
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(title="corpora", required=True, metavar="CORPUS")
+    builtin = kinds.add_parser("builtin", help="generated English-like to German-like sentences; needs nothing else")
+    builtin.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
+    builtin.add_argument("--seed", type=int, default=1, help="decides words and sentences (default 1)")
+    builtin.add_argument("--train", type=int, default=20000, metavar="N", help="training pairs (default 20000)")
+    builtin.add_argument("--validation", type=int, default=500, metavar="N", help="validation pairs (default 500)")
+    builtin.add_argument("--test", type=int, default=500, metavar="N", help="test pairs (default 500)")
+    builtin.set_defaults(run=_data_builtin)
+    multi30k = kinds.add_parser("multi30k", help="Multi30k, English to German: from a folder, or downloaded")
+    multi30k.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
+    origin = multi30k.add_mutually_exclusive_group(required=True)
+    origin.add_argument(
+        "--from", type=pathlib.Path, dest="source", metavar="FOLDER", help="holds train, val, test .en .de[.gz]"
+    )
+    origin.add_argument("--download", action="store_true", help="fetch it from its public repository, checksums verified")
+    multi30k.set_defaults(run=_data_multi30k)
+
+
+def _data(_: argparse.Namespace) -> int:
+    raise AssertionError("argparse asks for a corpus")
+
+
+def _data_builtin(arguments: argparse.Namespace) -> int:
+    from hvd_async.nmt.grammar import write_corpus
+
+    sizes = {"train": arguments.train, "validation": arguments.validation, "test": arguments.test}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"--{name}: got {size}, expected 1 or more")
+    write_corpus(arguments.output, seed=arguments.seed, **sizes)
+    print(f"{arguments.output}: {arguments.train} training, {arguments.validation} validation, {arguments.test} test pairs")
+    return 0
+
+
+def _data_multi30k(arguments: argparse.Namespace) -> int:
+    from hvd_async.nmt.multi30k import download_multi30k, import_multi30k
+
+    if arguments.download:
+        download_multi30k(arguments.output)
+    else:
+        import_multi30k(arguments.source, arguments.output)
+    print(f"{arguments.output}: Multi30k, checksums verified")
+    return 0

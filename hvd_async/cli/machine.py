@@ -1,0 +1,61 @@
+"""`hvd-async bench` and `doctor`: what this machine can do."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING
+
+from hvd_async.cli.arguments import (
+    device,
+    verb,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add them to the command line."""
+    _add_bench(verb(verbs, "bench", "measure how fast this is here, beside the limits of the machine", _bench))
+    doctor = verb(
+        verbs, "doctor", "check this machine, MPI and Horovod; under mpirun also how ranks reach each other", _doctor
+    )
+    doctor.add_argument("--json", action="store_true", help="print findings as JSON")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "benchmark",
+        nargs="?",
+        metavar="BENCHMARK",
+        help="store, transport, step, scaling or nmt; default: all of them, one after another",
+    )
+    parser.add_argument("--sizes", metavar="M,...", help="millions of parameters, such as 1,25,100")
+    parser.add_argument("--model", metavar="NAME", help="for step: multi30k (default) or base, of 60 million parameters")
+    parser.add_argument("--config", metavar="CONFIG", help="for nmt: YAML file of a run (default: generated text)")
+    parser.add_argument("--device", metavar="NAME", help="for store: cpu (default), cuda or cuda:INDEX")
+    parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")
+    parser.add_argument("--step-seconds", type=float, metavar="S", help="for scaling: what a step sleeps (default 0.1)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="most turns of each measurement")
+    parser.add_argument("--seconds", type=float, metavar="S", help="limit for the turns of each measurement")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of each rank; see docs/performance.md")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures there")
+    parser.add_argument(
+        "--table", choices=("auto", "none"), default="auto", help="whether to print them (default auto: yes)"
+    )
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from hvd_async.benchmarks.command import FLAGS, Output, bench
+
+    if arguments.device is not None:
+        device(arguments.device)
+    given = {flag: getattr(arguments, flag) for flag in FLAGS}
+    return bench(arguments.benchmark, given, Output(arguments.json, arguments.table))
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hvd_async.doctor import main
+
+    return main(arguments.json)

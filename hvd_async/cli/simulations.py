@@ -1,0 +1,137 @@
+"""`hvd-async simulate` and `replay`: runs in this process alone."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from typing import TYPE_CHECKING
+
+from hvd_async.cli.arguments import (
+    add_overrides,
+    check_folder,
+    numbers,
+    print_summary,
+    refuse,
+    verb,
+)
+from hvd_async.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hvd_async.config import RunConfig
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add them to the command line."""
+    _add_simulate(verb(verbs, "simulate", "run a configuration on a simulated cluster, in this process", _simulate))
+    _add_replay(verb(verbs, "replay", "compute a recorded run again and compare it, to the last bit", _replay))
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="YAML file; docs/simulation.md explains what is simulated"
+    )
+    add_overrides(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for arithmetic (default 1)")
+    parser.add_argument("--timing-only", action="store_true", help="compute no gradients: how fast would it be?")
+    parser.add_argument(
+        "--workers", metavar="N,...", help="with --timing-only: sizes of the cluster (default: simulation.workers)"
+    )
+    parser.add_argument(
+        "--arrivals", type=int, metavar="N", help="with --timing-only: arrivals simulated (default: 50 of each worker)"
+    )
+    parser.add_argument(
+        "--calibrate", type=pathlib.Path, metavar="RUN", help="fit the cluster to a run that was recorded, and compare"
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="with --timing-only: folder for table and figure; with --calibrate: YAML file for what was fitted",
+    )
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from hvd_async.config import load_config
+
+    if arguments.calibrate is not None:
+        return _calibrate(arguments)
+    if arguments.timing_only:
+        refuse(arguments, ("threads", "overwrite"), "--timing-only")
+    for flag in ("workers", "arrivals", "output"):
+        if getattr(arguments, flag) is not None and not arguments.timing_only:
+            raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected --timing-only beside it; see --help")
+    if arguments.config is None:
+        raise ConfigError("simulate: got no configuration, expected CONFIG or --calibrate RUN")
+    threads = 1 if arguments.threads is None else arguments.threads
+    if threads < 1:
+        raise ConfigError(f"--threads: got {threads}, expected 1 or more")
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.timing_only:
+        return _plan(config, arguments)
+
+    from hvd_async.nmt import TranslationTask, prepare
+    from hvd_async.simulation.simulate import SimulateOptions, simulate
+
+    options = SimulateOptions(arguments.overwrite, threads, sys.stdout.isatty())
+    summary = simulate(config, lambda config: TranslationTask(config, prepare(config)), options)
+    print_summary(summary, config.output)
+    return 0
+
+
+def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from hvd_async.simulation.planning import lines_of, plan, write_plan
+
+    workers = numbers("--workers", arguments.workers) if arguments.workers else []
+    if arguments.arrivals is not None and arguments.arrivals < 1:
+        raise ConfigError(f"--arrivals: got {arguments.arrivals}, expected 1 or more")
+    if arguments.output is not None:
+        check_folder(arguments.output)
+    rows = plan(config, workers, arguments.arrivals)
+    print("\n".join(lines_of(rows)))
+    if arguments.output is not None:
+        print("written: " + ", ".join(str(path) for path in write_plan(arguments.output, rows)))
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from hvd_async.simulation.calibration import calibrate
+
+    if arguments.config is not None:
+        raise ConfigError(f"CONFIG: got {arguments.config} beside --calibrate, which reads that of the run; leave it out")
+    refuse(arguments, ("timing_only", "workers", "arrivals", "threads", "overwrite", "overrides"), "--calibrate")
+    if arguments.output is not None and arguments.output.is_dir():
+        raise ConfigError(f"--output: got the folder {arguments.output}, expected a YAML file beside --calibrate")
+    fitted = calibrate(arguments.calibrate)
+    print("\n".join(fitted.lines()))
+    if arguments.output is not None:
+        fitted.write(arguments.output)
+        print(f"written: {arguments.output}")
+    return 0
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("replayed", type=pathlib.Path, metavar="RUN", help="folder of the run; docs/replay.md")
+    parser.add_argument("--until", type=int, metavar="VERSION", help="go no further than this version")
+    parser.add_argument(
+        "--output", type=pathlib.Path, metavar="FOLDER", help="write the model of the last version made there"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="compute with so many threads instead of the recorded number"
+    )
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from hvd_async.nmt import TranslationTask, prepare
+    from hvd_async.simulation.replay import ReplayOptions, replay
+
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ConfigError(f"--threads: got {arguments.threads}, expected 1 or more")
+    options = ReplayOptions(arguments.until, arguments.output, arguments.overwrite, arguments.threads)
+    verdict = replay(arguments.replayed, lambda config: TranslationTask(config, prepare(config)), options)
+    print(f"equal: {verdict}, all to the last bit")
+    if arguments.output is not None:
+        print(f"{arguments.output}: the model of version {verdict.versions}")
+    return 0
