@@ -1,0 +1,46 @@
+"""The configuration of a run: one YAML file, typed, frozen and strict.
+
+Every key has a description here; `docs/configuration.md` is generated from them. All faults of a file are reported at
+once, before any rank works.
+"""
+
+from hvd_async.config.emulation import EmulationConfig
+from hvd_async.config.loading import check, dump_config, load_config, parse_config, read_tree
+from hvd_async.config.model import ModelConfig
+from hvd_async.config.optimizer import OptimizerConfig, ScheduleConfig
+from hvd_async.config.run import RunConfig
+from hvd_async.config.section import Fraction, Positive, Section
+from hvd_async.config.simulation import MemoryConfig, NetworkConfig, SimulationConfig
+from hvd_async.config.strategy import ArrivalsFrom, PushConfig, StoreConfig, StrategyConfig
+from hvd_async.config.text import BatchingConfig, DataConfig, VocabularyConfig
+from hvd_async.config.training import BOUNDS, DecodingConfig, TrainingConfig, ValidationConfig
+
+__all__ = [
+    "BOUNDS",
+    "ArrivalsFrom",
+    "BatchingConfig",
+    "DataConfig",
+    "DecodingConfig",
+    "EmulationConfig",
+    "Fraction",
+    "MemoryConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "Positive",
+    "PushConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "Section",
+    "SimulationConfig",
+    "StoreConfig",
+    "StrategyConfig",
+    "TrainingConfig",
+    "ValidationConfig",
+    "VocabularyConfig",
+    "check",
+    "dump_config",
+    "load_config",
+    "parse_config",
+    "read_tree",
+]

@@ -1,0 +1,57 @@
+"""The section `emulation`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from hvd_async.config.section import Section
+
+
+class EmulationConfig(Section):
+    """Steps of a chosen length: uneven workers on even hardware, and the workers of a simulation.
+
+    In a real run a worker idles after its real step until the step has lasted as long as is said here; in `hvd-async simulate`
+    nobody idles. The k-th step of a worker has the same length in both.
+    """
+
+    slow_workers: dict[int, Annotated[float, Field(ge=1.0)]] = Field(
+        {}, description="Worker number (0, 1, ...) -> how many times as long its step lasts, e.g. `{0: 2.0}`."
+    )
+    seconds: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Seconds of a step. Absent: in a real run those of the real step, in a simulation 0.1."
+    )
+    seconds_per_token: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="Seconds that each target token of the batch adds to `seconds`."
+    )
+    spread: Literal["none", "log_normal", "gamma"] = Field(
+        "none", description="Each step's length is multiplied by a factor drawn from this distribution, whose mean is 1."
+    )
+    deviation: Annotated[float, Field(ge=0.0)] = Field(
+        0.0,
+        description="How far factors spread: the standard deviation of their logarithm (`log_normal`), or their own relative"
+        " to the mean (`gamma`).",
+    )
+    pause_probability: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0, description="Share of the steps that a pause makes longer."
+    )
+    pause_seconds: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Seconds of such a pause.")
+    trace: str | None = Field(
+        None,
+        description='File of step times in place of `seconds`: lines `{"worker": 0, "seconds": 0.12}`, or the `events.jsonl`'
+        " of a run. Each worker repeats its own list; one without takes that of worker number modulo traced workers.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _lengths_fit(self) -> EmulationConfig:
+        if (self.spread == "none") != (self.deviation == 0.0):
+            raise ValueError(
+                f"deviation: got {self.deviation:g} with spread {self.spread}, expected > 0 with log_normal or gamma, else 0"
+            )
+        if (self.pause_probability == 0.0) != (self.pause_seconds == 0.0):
+            raise ValueError("pause_probability, pause_seconds: got one of them, expected both or neither")
+        if self.trace is not None and self.seconds is not None:
+            raise ValueError("trace: got a file with seconds beside it, expected one of them")
+        return self

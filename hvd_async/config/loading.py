@@ -1,0 +1,143 @@
+"""YAML files and overrides become configurations; every fault of a file is reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import pydantic
+import yaml
+
+from hvd_async.config.run import RunConfig
+from hvd_async.config.section import Section, SectionT
+from hvd_async.config.strategy import BRANCHES, ArrivalsFrom
+from hvd_async.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does and PyYAML does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
+
+
+def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read `path` (YAML), apply `overrides` (each `key.path=value`, the value in YAML) and check everything.
+
+    Raises `ConfigError` with one line per fault, each `file: key: got, expected`.
+    """
+    path = pathlib.Path(path)
+    tree = read_tree(path, "configuration of a run")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, source=str(path))
+
+
+def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
+    """The keys of the YAML file `path`, the `purpose`, unchecked. Raises `ConfigError` if there are none."""
+    try:
+        tree = _read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected the YAML {purpose}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: got {_kind(tree)}, expected keys, those of the {purpose}")
+    return tree
+
+
+def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:
+    """Check a configuration given as plain data; `source` names it in errors. Raises `ConfigError`."""
+    return check(RunConfig, tree, source)
+
+
+def check(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> SectionT:
+    """`tree` as a section of that kind; `source` names it in errors. Raises `ConfigError` with one line per fault."""
+    try:
+        return kind.model_validate(tree)
+    except pydantic.ValidationError as error:
+        lines = [f"{source}: {line}" for line in dict.fromkeys(_describe(fault, kind) for fault in error.errors())]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The YAML text of `config`, every key present; `load_config` reads it back equal."""
+    return yaml.safe_dump(_plain(config.model_dump()), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _apply_override(tree: dict[Any, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"--set {override}: expected key.path=value, such as strategy.arrivals_per_update=4")
+    try:
+        value = _read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
+    for part in parts[:-1]:
+        below = tree.setdefault(part, {})
+        if below is None:
+            below = tree[part] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {override}: {part} holds {_kind(below)}, expected a section of keys")
+        tree = below
+    tree[parts[-1]] = value
+
+
+def _describe(fault: Any, root: type[Section]) -> str:
+    """One line for one of pydantic's faults: key, what was found, what is expected."""
+    location = [part for part in fault["loc"] if not _is_branch_name(part)]
+    key = ".".join(str(part) for part in location) or "(top level)"
+    kind, message = fault["type"], fault["msg"]
+    if kind == "extra_forbidden":
+        names = _sibling_names(fault["loc"], root)
+        near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(names))}"
+        return f"{key}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{key}: missing, expected a value"
+    if kind == "value_error":
+        return f"{key}: {message.removeprefix('Value error, ')}"
+    if message.startswith("expected "):
+        return f"{key}: got {fault['input']!r}, {message}"
+    message = message[0].lower() + message[1:]
+    return f"{key}: got {fault['input']!r}, expected: {message.removeprefix('input should be ')}"
+
+
+def _is_branch_name(part: Any) -> bool:
+    """Pydantic names the member of a union in the location; that is no key of the file."""
+    return part in BRANCHES
+
+
+def _sibling_names(location: Sequence[Any], root: type[Section]) -> list[str]:
+    section: Any = root
+    for part in location[:-1]:
+        if isinstance(part, int) or _is_branch_name(part):
+            section = ArrivalsFrom
+            continue
+        annotation = section.model_fields[part].annotation
+        branches = [branch for branch in get_args(annotation) if isinstance(branch, type) and issubclass(branch, Section)]
+        section = branches[0] if branches else annotation  # of `Section | None` the section
+    return list(section.model_fields)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a section", list: "a list", str: "text", type(None): "nothing"}
+    return names.get(type(value), repr(value))

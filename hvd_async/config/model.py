@@ -1,0 +1,50 @@
+"""The section `model`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+
+from hvd_async.config.section import Fraction, Positive, Section
+
+
+class ModelConfig(Section):
+    """The Transformer (Vaswani et al. 2017), or a GRU with global attention (Luong et al. 2015) to compare it with.
+
+    A GRU leaves `feed_forward`, `heads`, `attention_dropout` and `norm` unread, so that one file will do for both kinds.
+    """
+
+    kind: Literal["transformer", "gru"] = Field("transformer", description="The architecture.")
+    encoder_layers: Positive = Field(3, description="Layers of the encoder; a GRU's run in both directions.")
+    decoder_layers: Positive = Field(3, description="Layers of the decoder.")
+    width: Positive = Field(
+        256,
+        description="Size of embeddings and hidden states: an even multiple of `heads`; for a GRU an even number, half of which"
+        " is each direction's of the encoder.",
+    )
+    feed_forward: Positive = Field(1024, description="Inner size of the feed-forward blocks. Transformer alone.")
+    heads: Positive = Field(4, description="Attention heads. Transformer alone; a GRU has one.")
+    dropout: Fraction = Field(
+        0.1,
+        description="Dropout after embeddings, attention and feed-forward blocks; in a GRU after embeddings, layers and"
+        " attention.",
+    )
+    attention_dropout: Fraction = Field(0.0, description="Dropout on attention weights. Transformer alone.")
+    norm: Literal["pre", "post"] = Field(
+        "pre", description="Layer normalisation before (`pre`) or after (`post`) a block. Transformer alone."
+    )
+    tie_embeddings: Literal["all", "decoder", "none"] = Field(
+        "all", description="Which matrices are one: source, target and output (`all`), target and output, or none."
+    )
+    max_positions: Positive = Field(512, description="Longest sequence of tokens that the model can read or write.")
+
+    @pydantic.model_validator(mode="after")
+    def _width_divides(self) -> ModelConfig:
+        if self.kind == "gru":
+            if self.width % 2:
+                raise ValueError(f"width: got {self.width}, expected an even number for kind gru, half for each direction")
+        elif self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width: got {self.width}, expected an even multiple of heads ({self.heads})")
+        return self

@@ -1,0 +1,61 @@
+"""The section `optimizer`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from hvd_async.config.section import Fraction, Positive, Section
+
+
+class ScheduleConfig(Section):
+    """The learning rate, a function of the store's version or of the target tokens seen; never of a worker's steps."""
+
+    kind: Literal["inverse_square_root", "linear", "constant"] = Field(
+        "inverse_square_root",
+        description="After warm-up: falls with the inverse square root, falls linearly to zero at `total`, or stays.",
+    )
+    unit: Literal["versions", "tokens"] = Field("versions", description="What `warmup` and `total` count.")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="The rate rises linearly from 0 over this many units.")
+    total: Positive | None = Field(None, description="Where `linear` reaches zero; needed for `linear`, refused elsewhere.")
+
+    @pydantic.model_validator(mode="after")
+    def _total_fits(self) -> ScheduleConfig:
+        if self.kind == "linear" and (self.total is None or self.total <= self.warmup):
+            raise ValueError(f"total: got {self.total}, expected more than warmup ({self.warmup}) for kind linear")
+        if self.kind != "linear" and self.total is not None:
+            raise ValueError(f"total: got {self.total}, expected no value for kind {self.kind}; remove it or use linear")
+        return self
+
+
+class OptimizerConfig(Section):
+    """The update, done by the store (or by each rank alike in a synchronous strategy)."""
+
+    kind: Literal["adam", "adamw", "sgd"] = Field("adam", description="Optimizer of torch.optim, fused where torch has it.")
+    learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="Highest rate, reached when warm-up ends.")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.98), strict=False, description="Decay of Adam's moments.")
+    epsilon: Annotated[float, Field(gt=0.0)] = Field(1e-9, description="Adam's epsilon.")
+    momentum: Fraction = Field(0.0, description="Momentum of SGD.")
+    nesterov: bool = Field(False, description="Nesterov momentum for SGD.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="Decoupled for adamw; added to the gradient for adam and sgd."
+    )
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Largest norm of an update's combined gradient; it is scaled down to it."
+    )
+    average_decay: Fraction = Field(
+        0.0,
+        description="Decay of the exponential moving average of parameters, which is then what is evaluated and"
+        " exported; 0 turns it off.",
+    )
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="The learning rate over time.")
+
+    @pydantic.model_validator(mode="after")
+    def _options_fit(self) -> OptimizerConfig:
+        if self.kind != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum, nesterov: expected no value for kind {self.kind}; they belong to sgd")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: got true, expected momentum > 0 beside it")
+        return self

@@ -1,0 +1,49 @@
+"""A whole configuration."""
+
+from __future__ import annotations
+
+import pydantic
+from pydantic import Field
+
+from hvd_async.config.emulation import EmulationConfig
+from hvd_async.config.model import ModelConfig
+from hvd_async.config.optimizer import OptimizerConfig
+from hvd_async.config.section import Section
+from hvd_async.config.simulation import SimulationConfig
+from hvd_async.config.strategy import PushConfig, StoreConfig, StrategyConfig
+from hvd_async.config.text import BatchingConfig, DataConfig, VocabularyConfig
+from hvd_async.config.training import DecodingConfig, TrainingConfig, ValidationConfig
+
+
+class RunConfig(Section):
+    """A training run."""
+
+    output: str = Field(description="Folder of the run: configuration, event log, snapshots, checkpoints, models.")
+    seed: int = Field(1, description="Decides initial parameters, order of batches and dropout.")
+    data: DataConfig = Field(description="The text.")
+    vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="The pieces.")
+    model: ModelConfig = Field(ModelConfig(), description="The network.")
+    batching: BatchingConfig = Field(BatchingConfig(), description="The batches.")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The update.")
+    strategy: StrategyConfig = Field(StrategyConfig(), description="Single, synchronous or asynchronous.")
+    store: StoreConfig = Field(StoreConfig(), description="Where the parameter store lies.")
+    push: PushConfig = Field(PushConfig(), description="How gradients travel to it.")
+    training: TrainingConfig = Field(description="Length, device, what is kept.")
+    validation: ValidationConfig = Field(ValidationConfig(), description="Measurements on the way.")
+    decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
+    emulation: EmulationConfig = Field(EmulationConfig(), description="How long steps last, for experiments.")
+    simulation: SimulationConfig = Field(SimulationConfig(), description="A cluster to simulate.")
+
+    @pydantic.model_validator(mode="after")
+    def _overlap_fits(self) -> RunConfig:
+        strategy = self.strategy
+        if not self.push.overlap or strategy.kind != "async":
+            return self
+        if strategy.lockstep:
+            raise ValueError("push.overlap: got true with strategy.lockstep, expected false; in lock-step a worker waits")
+        if strategy.max_staleness == 0:
+            raise ValueError(
+                "push.overlap: got true with strategy.max_staleness 0, expected max_staleness >= 1 or none; overlapped"
+                " gradients are at least one version stale"
+            )
+        return self

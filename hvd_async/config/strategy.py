@@ -1,0 +1,223 @@
+"""The sections `strategy`, `store` and `push`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from hvd_async.config.section import Positive, Section
+
+
+def _branch_of_arrivals(value: Any) -> str | None:
+    """Which member of a union of arrivals `value` is meant for; None, one error, where it fits none of them."""
+    if isinstance(value, (list, tuple)):
+        return "<schedule>"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return "<number>"
+    return "<workers>" if value == "workers" else None
+
+
+# A plain union would answer a wrong value with one fault per member; the tags, no keys of the file, are left out of errors.
+BRANCHES = ("<number>", "<workers>", "<schedule>")
+_Number = Annotated[Positive, pydantic.Tag("<number>")]
+_Workers = Annotated[Literal["workers"], pydantic.Tag("<workers>")]
+
+
+class ArrivalsFrom(Section):
+    """One entry of a schedule of `arrivals_per_update`."""
+
+    version: Annotated[int, Field(ge=0)] = Field(description="From this version on.")
+    arrivals: Annotated[
+        _Number | _Workers,
+        pydantic.Discriminator(
+            lambda value: None if (branch := _branch_of_arrivals(value)) == "<schedule>" else branch,
+            custom_error_type="arrivals",
+            custom_error_message="expected a whole number >= 1 or 'workers'",
+        ),
+    ] = Field(description="Arrivals summed for one update.")
+
+
+ArrivalsPerUpdate = Annotated[
+    _Number | _Workers | Annotated[tuple[ArrivalsFrom, ...], Field(strict=False), pydantic.Tag("<schedule>")],
+    pydantic.Discriminator(
+        _branch_of_arrivals,
+        custom_error_type="arrivals_per_update",
+        custom_error_message="expected a whole number >= 1, 'workers', or a list of {version, arrivals}",
+    ),
+]
+
+
+class StrategyConfig(Section):
+    """Who computes the update and when. The keys after `kind` are for `async` unless they say otherwise."""
+
+    kind: Literal["single", "horovod", "ddp", "async"] = Field(
+        "single",
+        description="`single`: one process. `horovod`, `ddp`: synchronous allreduce. `async`: the parameter store.",
+    )
+    arrivals_per_update: ArrivalsPerUpdate = Field(
+        "workers",
+        description="N, the arrivals summed for one update: a number (1 is plain asynchronous SGD), `workers` (as many as"
+        " are alive), or a schedule: a list of `{version, arrivals}`, the first from version 0.",
+    )
+    reduction: Literal["token_mean", "sum"] = Field(
+        "token_mean",
+        description="All strategies. `token_mean`: sum of gradients / sum of target tokens; `sum`: the plain sum.",
+    )
+    lockstep: bool = Field(False, description="Each worker waits for the update that its arrival went into.")
+    synchronous_versions: Annotated[int, Field(ge=0)] = Field(
+        0, description="The first updates are made in lock-step with N = workers, then asynchronously."
+    )
+    max_staleness: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Bound on staleness, in versions; see `on_stale`. No bound when absent; in lock-step none that waits.",
+    )
+    on_stale: Literal["wait", "drop"] = Field(
+        "wait",
+        description="`wait`: an update that would leave a gradient under way too stale waits for it and takes it in, and"
+        " workers ahead wait; `drop`: an arrival that is too stale is refused and counted.",
+    )
+    staleness_policy: Literal["none", "inverse", "delay_compensation"] = Field(
+        "none",
+        description="What is done to a stale gradient: nothing; gradient / (1 + staleness) (Zhang et al. 2016); or a"
+        " correction by the squared gradient times the parameters' change (DC-ASGD, Zheng et al. 2017).",
+    )
+    delay_compensation: Annotated[float, Field(ge=0.0)] = Field(
+        0.04, description="Lambda of `delay_compensation`, for the gradient of the mean loss per token."
+    )
+    provisional: bool | None = Field(
+        None,
+        description="A worker that pulls while arrivals are pending computes on what the next version would be if only those were"
+        " in it, instead of on a version that is about to be replaced (docs/staleness.md). It needs `reduction: token_mean`, and"
+        " no `delay_compensation`; absent: true with these. In lock-step, and with N = 1, it is without effect.",
+    )
+    delay: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Synchronous strategies only: gradients are computed on the parameters of so many versions before, as if they"
+        " were stale by that; for experiments.",
+    )
+    pending: Literal["apply", "drop"] = Field(
+        "apply", description="Arrivals accumulated but not yet applied when the data ends: applied, or dropped and counted."
+    )
+    placement: Literal["dedicated", "colocated"] = Field(
+        "dedicated", description="`dedicated`: rank 0 is the store alone; `colocated`: rank 0 trains as well."
+    )
+    store_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
+        60.0, description="A worker that sees no sign of life from the store for so long ends the job."
+    )
+    worker_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
+        600.0, description="A store that waits for a worker that gave no sign of life for so long ends the job."
+    )
+
+    @pydantic.field_validator("arrivals_per_update", mode="after")
+    @classmethod
+    def _schedule_rises(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            versions = [entry.version for entry in value]
+            if not versions or versions[0] != 0 or versions != sorted(set(versions)):
+                raise ValueError(f"got versions {versions}, expected a rising list that begins with 0")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _nobody_waits_twice(self) -> StrategyConfig:
+        # With N < workers the update would be held for a straggler that is not admitted before it, since batches are in order.
+        if self.kind == "async" and self.lockstep and self.max_staleness is not None and self.on_stale == "wait":
+            raise ValueError(
+                f"max_staleness: got {self.max_staleness} with lockstep true and on_stale wait, expected none; in lock-step each"
+                " worker waits for its update already"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _provisional_parameters_can_be(self) -> StrategyConfig:
+        if self.kind != "async" or not self.provisional or not self.has_provisional:
+            return self
+        if self.reduction != "token_mean":
+            raise ValueError(
+                f"provisional: got true with reduction {self.reduction}, expected false, or token_mean; the sum of some arrivals"
+                " makes a shorter step than that of all"
+            )
+        if self.staleness_policy == "delay_compensation":
+            raise ValueError(
+                "provisional: got true with staleness_policy delay_compensation, expected false, or none or inverse; what it"
+                " corrects is measured from the version, not from where the gradient was computed"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _delay_is_synchronous(self) -> StrategyConfig:
+        if self.kind == "async" and self.delay:
+            raise ValueError(f"delay: got {self.delay} with kind async, expected 0, or a synchronous kind")
+        return self
+
+    @property
+    def has_provisional(self) -> bool:
+        """Whether there ever are provisional parameters: not in lock-step, nor where each arrival makes a version."""
+        wanted = self.provisional
+        if wanted is None:
+            wanted = self.reduction == "token_mean" and self.staleness_policy != "delay_compensation"
+        return wanted and not self.lockstep and self.arrivals_per_update != 1
+
+
+class StoreConfig(Section):
+    """The parameter store of `async`: where its memory lies."""
+
+    shards: Positive = Field(
+        1,
+        description="Ranks that hold the store, each a contiguous range of the parameters, spread over hosts first; with"
+        " placement `dedicated` they do not train. Results do not depend on it.",
+    )
+    published_buffers: Literal[2, 3] = Field(
+        3, description="Copies of the parameters that workers read from; 2 saves memory, 3 makes repeated reads rarer."
+    )
+    device: str = Field(
+        "cpu",
+        description="Where updates are computed: `cpu`, `cuda` (a GPU that no worker uses, unless `training.allow_sharing`; a"
+        " store that trains as well takes the GPU that it trains on), `cuda:<index>`, or `auto` (`cuda` where there is such a"
+        " GPU, else `cpu`). Workers on GPUs of the store's host then push and pull by CUDA IPC.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _device_is_of_one_shard(self) -> StoreConfig:
+        if self.device != "cpu" and self.shards > 1:
+            raise ValueError(
+                f"device: got {self.device} with shards {self.shards}, expected cpu; the first shard reads the state of the"
+                " others in the memory of their hosts"
+            )
+        return self
+
+
+class PushConfig(Section):
+    """How gradients travel to the store of `async`."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="What gradients are rounded to before they are pushed; sums and parameters are float32."
+    )
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="Share of a gradient's elements that is pushed, those of largest magnitude: 0.01 drops 99 % (Aji &"
+        " Heafield 2017). Below 1 it needs `error_feedback`.",
+    )
+    error_feedback: bool = Field(
+        False,
+        description="What rounding and dropping left out is kept at the worker and added to its next gradient. It is not"
+        " in checkpoints.",
+    )
+    node_sum: bool = Field(
+        False,
+        description="The workers of a node act as one: they compute on one version, their gradients are summed in shared"
+        " memory, and one push (of as many arrivals) and one pull serve them all.",
+    )
+    overlap: bool = Field(
+        False,
+        description="A worker pushes and pulls while it computes the next batch: that gradient is one version staler.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _nothing_is_lost(self) -> PushConfig:
+        if self.keep < 1.0 and not self.error_feedback:
+            raise ValueError("error_feedback: got false with keep below 1, expected true; what is not pushed would be lost")
+        if self.error_feedback and self.keep == 1.0 and self.dtype == "float32":
+            raise ValueError("error_feedback: got true, but nothing is left out with dtype float32 and keep 1; remove it")
+        return self

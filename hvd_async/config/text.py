@@ -1,0 +1,47 @@
+"""The sections `data`, `vocabulary` and `batching`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hvd_async.config.section import Positive, Section
+
+
+class DataConfig(Section):
+    """Where the text is. `hvd-async data` makes such folders; any aligned text files will do."""
+
+    folder: str = Field(description="Folder of the text files, one sentence a line: `<split>.<language>`, plain or `.gz`.")
+    source: str = Field("en", description="Language translated from: the ending of its files.")
+    target: str = Field("de", description="Language translated to: the ending of its files.")
+    train: str = Field("train", description="Name of the training split.")
+    validation: str = Field("val", description="Name of the validation split.")
+    prepared: str | None = Field(
+        None,
+        description="Folder for the trained vocabulary and the tokenized arrays; made on first use and then reused as long"
+        " as text and settings stay the same. Default: `<folder>/prepared`.",
+    )
+    max_tokens_per_sentence: Positive = Field(
+        128, description="Training pairs with more tokens than this on either side are left out and counted."
+    )
+
+
+class VocabularyConfig(Section):
+    """The SentencePiece model, trained jointly on both sides of the training text."""
+
+    size: Annotated[int, Field(ge=16)] = Field(6000, description="Number of pieces, the four special ones included.")
+    kind: Literal["bpe", "unigram"] = Field("bpe", description="How SentencePiece builds the pieces.")
+    character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Share of the characters of the text that the pieces must cover."
+    )
+
+
+class BatchingConfig(Section):
+    """How sentences become batches. A seeded permutation, the same for every strategy."""
+
+    tokens: Positive = Field(1000, description="Most tokens of a batch on its larger side, padding included.")
+    max_sentences: Positive = Field(512, description="Most sentences of a batch.")
+    bucket_batches: Positive = Field(
+        100, description="Sentences are shuffled, then sorted by length within windows of about this many batches."
+    )

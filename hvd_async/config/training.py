@@ -1,0 +1,108 @@
+"""The sections `training`, `validation` and `decoding`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from hvd_async.config.section import Fraction, Positive, Section
+
+# Keys of `training` of which one says when a run ends.
+BOUNDS = ("epochs", "tokens", "updates", "seconds")
+
+
+class TrainingConfig(Section):
+    """How much, on what, and what is kept. Exactly one of `epochs`, `tokens`, `updates` and `seconds` bounds the run."""
+
+    epochs: Positive | None = Field(None, description="Passes over the training data.")
+    tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
+    updates: Positive | None = Field(None, description="Updates: the run ends at this version.")
+    seconds: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Seconds of training: the run ends then, at most two updates later."
+    )
+    device: str = Field(
+        "auto", description="`auto` (a GPU per worker where there are any), `cpu`, `cuda`, or `cuda:<index>` for all."
+    )
+    allow_sharing: bool = Field(False, description="Several workers may share a GPU.")
+    threads: Positive | None = Field(
+        None, description="Threads per rank for arithmetic on CPU. Default: the node's cores divided among its ranks."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="`bfloat16`: autocast for forward and backward; parameters and updates stay float32."
+    )
+    label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation is without.")
+    log_every_seconds: Annotated[float, Field(gt=0.0)] = Field(
+        10.0, description="Interval of the progress lines where the output is not a terminal."
+    )
+    checkpoint_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="Versions between checkpoints; 0: only at the end and when a signal stops the run."
+    )
+    keep_checkpoints: Positive = Field(1, description="How many of the latest checkpoints are kept.")
+    digest_every: Annotated[int, Field(ge=0)] = Field(
+        100,
+        description="Versions between digests of the parameters in the event log, which `hvd-async replay` compares with;"
+        " 0: none, not even of the first and the last version.",
+    )
+    tensorboard: bool = Field(True, description="Write TensorBoard scalars to `<output>/tensorboard`.")
+
+    @pydantic.model_validator(mode="after")
+    def _one_bound(self) -> TrainingConfig:
+        bounds = {name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None}
+        if len(bounds) != 1:
+            raise ValueError(f"got {bounds or 'none of them'}, expected exactly one of {', '.join(BOUNDS)}")
+        return self
+
+
+class ValidationConfig(Section):
+    """When the model is measured. Measurements are made on snapshots, each of exactly one version."""
+
+    every: Positive | None = Field(None, description="Versions between snapshots that are validated; absent: only the last.")
+    every_tokens: Positive | None = Field(
+        None,
+        description="Target tokens between them, in place of `every`, so that runs with updates of different sizes are measured"
+        " alike: the first version after each multiple. It needs `when: after`.",
+    )
+    when: Literal["during", "after"] = Field(
+        "during",
+        description="`during`: the first worker with a finished step takes the evaluation, the store goes on; `after`: when"
+        " training has ended, so that its clock measures training alone.",
+    )
+    bleu: bool = Field(True, description="Translate the validation split and compute BLEU too.")
+    bleu_sentences: Positive | None = Field(None, description="Only the first so many sentences for BLEU.")
+    patience: Positive | None = Field(
+        None, description="Stop after so many validations without a better loss; needs `when: during`."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _patience_fits(self) -> ValidationConfig:
+        if self.patience is not None and (self.when != "during" or self.every is None):
+            raise ValueError("patience: expected `when: during` and a value for `every` beside it")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _every_tokens_fits(self) -> ValidationConfig:
+        if self.every_tokens is not None and (self.when != "after" or self.every is not None):
+            raise ValueError("every_tokens: expected `when: after` and no value for `every` beside it")
+        return self
+
+    def is_due(self, version: int, tokens: int, update_tokens: int) -> bool:
+        """Whether `version` is validated, made by an update with `update_tokens` of the `tokens` target tokens so far."""
+        if self.every_tokens is not None:
+            return tokens // self.every_tokens > (tokens - update_tokens) // self.every_tokens
+        return self.every is not None and version % self.every == 0
+
+
+class DecodingConfig(Section):
+    """How translations are searched for."""
+
+    beam: Positive = Field(5, description="Beam size of `translate` and `score`; 1 is greedy search.")
+    validation_beam: Positive = Field(1, description="Beam size in validation.")
+    length_penalty: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="Hypotheses are compared by log probability / length ^ penalty; 0 compares plain sums."
+    )
+    max_length_ratio: Annotated[float, Field(gt=0.0)] = Field(
+        2.0, description="A translation has at most 10 + ratio x source tokens."
+    )
+    batch_sentences: Positive = Field(64, description="Sentences translated at once, of similar length.")
