@@ -18,7 +18,7 @@ import torch
 from hvd_async.atomic import new_folder, write_file
 from hvd_async.errors import CheckpointError
 
-_FORMAT = 2  # since 2 with the clipping factor of the last update
+_FORMAT = 3  # since 2 with the clipping factor of the last update, since 3 with when pending arrivals were received
 _TENSORS, _DATA = "tensors.safetensors", "data.json"
 
 

@@ -27,12 +27,15 @@ class Emulation:
 
     Attributes:
         num_longer: steps whose real work lasted longer than that; they are as long as they are.
-        num_steps: all steps so far.
+        num_steps: all steps so far of this process.
     """
 
-    def __init__(self, config: EmulationConfig, worker: int | None, seed: int, num_workers: int) -> None:
-        """`worker` is this rank's number among the workers, None for a rank that only stores. See
-        `check_emulation`."""
+    def __init__(
+        self, config: EmulationConfig, worker: int | None, seed: int, num_workers: int, first_step: int = 0
+    ) -> None:
+        """`worker` is this rank's number among the workers, None for a rank that only stores. `first_step`: those before it were
+        done by another process. See `check_emulation`."""
+        self._first_step = first_step
         self.num_steps = 0
         self.num_longer = 0
         self._worker = worker
@@ -44,7 +47,7 @@ class Emulation:
         """Idle for the rest of a step whose real work, on `tokens` target tokens, took `seconds`."""
         if self._worker is None:
             return
-        wanted = self._times.seconds(self._worker, self.num_steps, tokens)
+        wanted = self._times.seconds(self._worker, self._first_step + self.num_steps, tokens)
         if not self._has_length:
             wanted += self._factor * seconds
         self.num_steps += 1

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import re
 import shlex
 import signal
@@ -18,6 +20,7 @@ from typing import Literal, get_args
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import SetupError
+from hvd_async.ties import tie_to
 from hvd_async.topology import share_cores
 
 MpiFamily = Literal["openmpi", "mpich"]
@@ -259,7 +262,10 @@ def run_command(command: Command, environ: Mapping[str, str], stop_signal: int |
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         # A session of its own, or a terminal's Ctrl-C would come twice, once through us: mpirun kills on the second.
-        children.append(subprocess.Popen(command.argv, env={**environ, **command.environment}, start_new_session=True))
+        # Tied to us: killed, we could not end it.
+        tie = functools.partial(tie_to, os.getpid())
+        environment = {**environ, **command.environment}
+        children.append(subprocess.Popen(command.argv, env=environment, start_new_session=True, preexec_fn=tie))
         for number in early:
             children[0].send_signal(number)
         status = children[0].wait()

@@ -195,9 +195,18 @@ def _set_up(
             journal.restore(saved.data["journal"])
     saved_state = None if saved is None else (saved.tensors, saved.data["store"])
     job = dataclasses.replace(job, journal=journal, saved=saved_state)
-    emulation = Emulation(config.emulation, plan.worker, config.seed, job.num_workers)
+    steps_before = 0 if saved is None or plan.worker is None else _steps_of(saved.data["store"], plan.worker)
+    emulation = Emulation(config.emulation, plan.worker, config.seed, job.num_workers, steps_before)
     loop = TrainingLoop(task, model, flat, emulation, config.seed)
     return _Run(folder, job, loop, stop, progress, journal)
+
+
+def _steps_of(store: Mapping[str, Any], worker: int) -> int:
+    """Steps of `worker` that the state of a store knows of."""
+    pending = sum(arrival["worker"] == worker for arrival in store["pending"])
+    refused = sum(count for number, _, count in store["refused"] if number == worker)
+    steps: int = store["applied"].get(str(worker), 0) + pending + refused
+    return steps
 
 
 def _meet(group: Group, environ: Mapping[str, str]) -> list[Machine]:

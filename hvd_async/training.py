@@ -30,7 +30,7 @@ class Task(Protocol):
         """What a person should know of the data before training: what was left out, padding."""
 
     def num_batches(self) -> int | None:
-        """Batches of the whole run; None where the number of updates bounds it."""
+        """Batches of the whole run; None where updates or seconds bound it."""
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
         """Batch number `index`, on `device`."""

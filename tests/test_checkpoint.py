@@ -124,7 +124,7 @@ def test_another_format_is_not_called_damage(tmp_path: pathlib.Path) -> None:
     folder = save_checkpoint(tmp_path, 2, make(2.0), keep=1)
     document = json.loads((folder / "data.json").read_text())
     (folder / "data.json").write_text(json.dumps({**document, "format": 1}))
-    with pytest.raises(CheckpointError, match="got format 1, expected 2; use the hvd_async it is from"):
+    with pytest.raises(CheckpointError, match="got format 1, expected 3; use the hvd_async it is from"):
         load_latest_checkpoint(tmp_path)
 
 

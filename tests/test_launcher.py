@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from typing import Any
 
 import pytest
@@ -182,3 +183,29 @@ def test_signals_reach_the_command_and_its_status_comes_back(signal_number: sign
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.send_signal(signal_number)
         assert process.wait(timeout=30) == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are tied by Linux's prctl")
+def test_what_was_launched_ends_with_a_launcher_that_is_killed(tmp_path: pathlib.Path) -> None:
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = (
+        "import os, sys; from hvd_async.launcher import Command, run_command;"
+        f" run_command(Command((sys.executable, '-c', {child!r}), {{}}), os.environ)"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    started = int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 60.0
+    while pathlib.Path(f"/proc/{started}/status").exists() and "zombie" not in _status(started):
+        assert time.monotonic() < deadline, "it outlived its launcher"
+        time.sleep(0.01)
+    launcher.stdout.close()
+
+
+def _status(process: int) -> str:
+    try:
+        return pathlib.Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return "zombie"

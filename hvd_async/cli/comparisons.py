@@ -62,7 +62,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         for spec, found in todo:
             print(f"{spec.name}: {'done' if isinstance(found, Run) else found}")
             if not isinstance(found, Run):
-                print("    " + shlex.join(["hvd-async", *suite.command(spec)]))
+                print("    " + shlex.join(["hvd-async", *execution.command(spec)]))
         print(f"{len(missing)} of {len(todo)} runs to be computed" + execution.remark())
         return 0
     print(f"{len(missing)} of {len(todo)} runs to be computed in {output}{execution.remark()}", flush=True)
@@ -107,6 +107,11 @@ def _report(arguments: argparse.Namespace) -> int:
     window = None if arguments.window is None else _window(arguments.window)
     check_folder(arguments.output)
     collection = gather(arguments.runs, arguments.baseline, target)
+    longest = max((entry.run.seconds for entry in collection.entries if entry.run is not None), default=0.0)
+    if window is not None and window[0] >= longest:
+        raise ConfigError(
+            f"--window: got a start at {window[0]:g} s, expected one before {longest:.1f} s, the end of the runs"
+        )
     _write_report(collection, arguments.output, window)
     return 0
 

@@ -1,1 +1,1 @@
-"""Finished runs side by side."""
+"""Suites of comparable runs: what they consist of, how they are computed, and what figures finished ones give."""

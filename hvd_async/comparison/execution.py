@@ -53,6 +53,10 @@ class Execution:
         """See `comparison.plan.result`."""
         return result(self._output, self._planned[spec])
 
+    def command(self, spec: Spec) -> list[str]:
+        """The arguments of `hvd-async` that compute the run of `spec` as `run` would."""
+        return self._suite.command(spec, resume=self._can_resume(spec))
+
     def run(self, jobs: int, board: Board) -> list[str]:
         """Compute what is missing, `jobs` at a time; what failed, in words. Blocks, in the main thread.
 
@@ -112,7 +116,7 @@ class Execution:
         fault.unlink(missing_ok=True)
         if is_another:
             board.say(f"{spec.name}: {OUTDATED}; computed again")
-        resume = not is_another and self._can_resume(spec)
+        resume = self._can_resume(spec)
         folder = folder_of(self._output, planned)
         with board.running(spec.name, RunFolder(folder).events, self._suite.config.budget, is_resumed=resume):
             done = children.run(self._suite.command(spec, resume=resume))
@@ -131,8 +135,8 @@ class Execution:
         return f"{spec.name}: exit status {done.returncode}: {why}"
 
     def _can_resume(self, spec: Spec) -> bool:
-        """Whether a checkpoint is there; simulated runs do not go on."""
-        if self._suite.config.launcher == "simulate":
+        """Whether a checkpoint of that very run is there; simulated runs do not go on."""
+        if self._suite.config.launcher == "simulate" or is_outdated(self._output, self._planned[spec]):
             return False
         checkpoints = RunFolder(folder_of(self._output, self._planned[spec])).checkpoints
         return checkpoints.is_dir() and any(not path.name.startswith(".") for path in checkpoints.iterdir())

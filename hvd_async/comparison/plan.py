@@ -11,7 +11,7 @@ from typing import Any
 
 from hvd_async.atomic import write_file
 from hvd_async.comparison.collection import Collection, Entry
-from hvd_async.comparison.runs import Run, read_run
+from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, common_target
 from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import ConfigError, DataError
@@ -129,21 +129,19 @@ def is_outdated(output: pathlib.Path, planned: PlannedRun) -> bool:
             return True
     except ConfigError:
         return True
-    begun = _begun_with(folder)
+    begun = _begun_with(folder.root)
     wanted = (planned.num_workers, planned.is_simulated)
     return begun is not None and any(
         None not in (one, other) and one != other for one, other in zip(begun, wanted, strict=True)
     )
 
 
-def _begun_with(folder: RunFolder) -> tuple[int, bool] | None:
-    """The number of workers, and whether they are simulated, from the first line of the log, which may be long; None where it is
-    not there."""
+def _begun_with(folder: pathlib.Path) -> tuple[int, bool] | None:
+    """The number of workers, and whether they are simulated; None where that is not known."""
+    start = first_event(folder)
     try:
-        with folder.events.open("rb") as file:
-            start = json.loads(file.readline())
         return sum(len(team) for team in start["teams"]), bool(start.get("simulated", False))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

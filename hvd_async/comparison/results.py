@@ -30,7 +30,7 @@ class Row:
 
     Attributes:
         rate: the learning rate at which it is shown, where several were tried.
-        is_at_the_edge: no higher, or no lower, rate was tried.
+        is_at_the_edge: no higher, or no lower, rate was tried. `missing_rates`: of those that were to be, without a run.
         entries: what counts, one for each seed, whether the run is there or not.
         reached: for each run of `runs`, when it reached the target, or None.
         seconds_to, tokens_to, updates_to: to the target, of the runs that reached it.
@@ -39,7 +39,8 @@ class Row:
         throughput: own tokens per second / those of the baseline, seed by seed.
         final_loss, final_bleu: of the model at the end, of the runs that did not diverge.
         bleu_difference: own final BLEU - that of the baseline, seed by seed.
-        shares: where the workers' time went, over all runs; `worker_shares` of each worker.
+        shares: where the workers' time went, over all runs; `worker_shares` of each worker. They and `ideal` are None where a
+            step's length does not tell computing from waiting.
         ideal: from the step times of its own runs. `steps_per_second`: what it came to.
     """
 
@@ -71,6 +72,7 @@ class Row:
     shares: Shares | None
     worker_shares: Mapping[int, Shares]
     ideal: Ideal | None
+    missing_rates: tuple[float, ...] = ()
 
     @property
     def num_reached(self) -> int:
@@ -116,13 +118,15 @@ def _row(collection: Collection, setting: str, variant: str) -> Row:
         if (a := _final_bleu(base)) is not None and (b := _final_bleu(own)) is not None:
             differences.append(b - a)
     whole = [run for run in runs if not run.has_diverged]
-    histories = [read_history(run) for run in runs]
-    rates = collection.rates
+    histories = [read_history(run) for run in runs if _tells_waiting(run)]
+    every = [e for e in collection.entries if (e.setting, e.variant) == (setting, variant)]
+    rates = sorted({e.rate for e in every if e.run is not None and e.rate is not None})
     return Row(
         setting=setting,
         variant=variant,
         rate=entries[0].rate if entries else None,
         is_at_the_edge=len(rates) > 1 and bool(entries) and entries[0].rate in (min(rates), max(rates)),
+        missing_rates=tuple(rate for rate in collection.rates if rate not in rates),
         is_baseline=variant == collection.baseline,
         entries=tuple(entries),
         runs=tuple(runs),
@@ -148,6 +152,13 @@ def _row(collection: Collection, setting: str, variant: str) -> Row:
         worker_shares=_by_worker(histories),
         ideal=_ideal(histories),
     )
+
+
+def _tells_waiting(run: Run) -> bool:
+    """DDP waits for the others inside of its steps, unless these last as long as emulation says."""
+    emulation = run.config.emulation
+    has_length = run.is_simulated or emulation.seconds is not None or emulation.trace is not None
+    return run.config.strategy.kind != "ddp" or run.num_workers == 1 or has_length
 
 
 def _pairs(baseline: Sequence[Entry], entries: Sequence[Entry]) -> list[tuple[Run, Run]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hvd_async.config import RunConfig, load_config
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Run:
     num_steps: int
     num_longer: int
     points: tuple[Point, ...]
+    data: str | None = None
+    """A digest of the text and of how it is prepared; None where the log does not say it."""
 
     @property
     def name(self) -> str:
@@ -117,4 +120,15 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
         num_steps=summary["steps"],
         num_longer=summary["longer_steps"],
         points=tuple(sorted(points, key=lambda point: point.updates)),
+        data=first_event(folder).get("data"),
     )
+
+
+def first_event(folder: pathlib.Path) -> dict[str, Any]:
+    """That with which the run in `folder` began; nothing where there is none. The log, which may be long, is not read."""
+    try:
+        with RunFolder(folder).events.open("rb") as file:
+            event = json.loads(file.readline())
+    except (OSError, ValueError):
+        return {}
+    return event if isinstance(event, dict) else {}

@@ -19,7 +19,9 @@ from pydantic import Field, model_validator
 from hvd_async.comparison.plan import Plan, PlannedRun, digest_of
 from hvd_async.comparison.target import Target
 from hvd_async.config import BOUNDS, Positive, RunConfig, Section, check, load_config, read_tree
+from hvd_async.emulation import check_emulation
 from hvd_async.errors import ConfigError
+from hvd_async.step_times import StepTimes
 
 Overrides = dict[str, Any]
 
@@ -143,7 +145,7 @@ class Suite:
         _check_names(self.config, str(path))
         _check_values(self.config, str(path))
         self.specs = list(self._all())
-        self._configs = {spec: self._load(spec, str(path)) for spec in self.specs}
+        self._configs = self._load_all(str(path))
         self.plan = self._make_plan(path)
 
     def config_of(self, spec: Spec) -> RunConfig:
@@ -166,12 +168,35 @@ class Suite:
                     for seed in self.config.seeds:
                         yield Spec(setting, variant, rate, seed)
 
-    def _load(self, spec: Spec, source: str) -> RunConfig:
-        try:
-            return load_config(self.base, self._overrides(spec))
-        except ConfigError as error:
-            lines = [f"{source}: {spec.setting}: {spec.variant}: {line}" for line in str(error).splitlines()]
-            raise ConfigError("\n".join(lines)) from None
+    def _load_all(self, source: str) -> dict[Spec, RunConfig]:
+        """Raises `ConfigError` with what is wrong with any of them, each fault once, with the first that has it."""
+        found: dict[Spec, RunConfig] = {}
+        faults: dict[str, str] = {}
+        for spec in self.specs:
+            try:
+                found[spec] = load_config(self.base, self._overrides(spec))
+                self._check(spec, found[spec])
+            except ConfigError as error:
+                for line in str(error).splitlines():
+                    faults.setdefault(line, f"{source}: {spec.setting}: {spec.variant}: {line}")
+        if faults:
+            raise ConfigError("\n".join(faults.values()))
+        return found
+
+    def _check(self, spec: Spec, config: RunConfig) -> None:
+        """Raises `ConfigError` for what no run of this suite can do."""
+        workers = 1 if config.strategy.kind == "single" else self._workers(spec)
+        if self.config.launcher == "simulate":
+            StepTimes(config.emulation, 0, workers)
+        else:
+            check_emulation(config.emulation, workers)
+        if self.config.launcher == "horovodrun-gloo" and config.strategy.kind in ("async", "ddp"):
+            raise ConfigError(
+                f"strategy.kind: got {config.strategy.kind} with launcher horovodrun-gloo, expected horovod or single, or another"
+                " launcher; it needs MPI"
+            )
+        if self.config.target.bleu is not None and not config.validation.bleu:
+            raise ConfigError("validation.bleu: got false with a target of BLEU, expected true")
 
     def _overrides(self, spec: Spec) -> list[str]:
         suite = self.config

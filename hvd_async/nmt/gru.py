@@ -64,8 +64,13 @@ class Recurrence(nn.GRU):
 
     def run(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
         """All states [B, T, outputs], after `initial` ([B, outputs]; None: zero)."""
-        with _without_warning() if x.is_cuda else contextlib.nullcontext():
-            states: Tensor = self(x, None if initial is None else initial[None])[0]
+        states: Tensor
+        if not x.is_cuda:
+            states = self(x, None if initial is None else initial[None])[0]
+            return states
+        # Autocast, whatever its type, would have cuDNN compute in float16; and cuDNN wants the state in one piece.
+        with _without_warning(), torch.autocast("cuda", enabled=False):
+            states = self(x.float(), None if initial is None else initial[None].float().contiguous())[0]
         return states
 
 

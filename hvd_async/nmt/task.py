@@ -41,7 +41,7 @@ class TranslationTask:
             return build_model(self._config.model, len(self._corpus.vocabulary))
 
     def num_batches(self) -> int | None:
-        """Batches of the whole run; None where `training.updates` bounds it, which needs as many as it takes."""
+        """Batches of the whole run; None where updates or seconds bound it, which need as many as it takes."""
         training = self._config.training
         if training.epochs is not None:
             return self._plan.num_batches(training.epochs)

@@ -12,8 +12,8 @@ from hvd_async.report.numbers import inverse, plural
 
 # Of steps that lasted longer than emulated, from which share on a reader has to know of it at once.
 _MANY_LONGER = 0.05
-# How wide an interval of a difference in BLEU may be for "equal": beyond, the runs cannot tell.
-_NARROW_BLEU = 2.0
+# Within which the whole interval of a difference in BLEU has to lie for "equal": else the runs cannot tell.
+_EQUAL_BLEU = 1.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def _quality(best: Row, base: Row) -> str:
             return f"with BLEU {both}"
         span = numbers.span(gap, "difference")
         if gap.low <= 0.0 <= gap.high:
-            word = "at equal BLEU" if gap.high - gap.low <= _NARROW_BLEU else "with no clear difference in BLEU"
+            is_equal = -_EQUAL_BLEU <= gap.low and gap.high <= _EQUAL_BLEU
+            word = "at equal BLEU" if is_equal else "with no clear difference in BLEU"
             return f"{word} ({both}; difference {span})"
         word = "higher" if gap.mean > 0.0 else "lower"
         return f"with {word} BLEU ({both}; difference {span})"
@@ -156,6 +157,8 @@ def _faults_of(row: Row) -> list[str]:
     if absent := [str(entry.seed) for entry in row.entries if entry.run is None]:
         seeds = f"{'seed' if len(absent) == 1 else 'seeds'} {', '.join(absent)}"
         faults.append(f": {len(absent)} of {total} missing or failed ({seeds}).")
+    if row.missing_rates:
+        faults.append(f": no run at learning rate {', '.join(f'{rate:g}' for rate in row.missing_rates)}.")
     if row.num_diverged:
         faults.append(f": {row.num_diverged} of {total} diverged.")
     if row.runs and not row.num_reached:

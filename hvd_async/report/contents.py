@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.results import Row
+from hvd_async.comparison.runs import Run
 from hvd_async.report.all_runs import runs_table
 from hvd_async.report.answer import answer
 from hvd_async.report.bars import draw_shares, draw_staleness
@@ -42,6 +43,8 @@ def _lead(collection: Collection, by_setting: Mapping[str, Sequence[Row]], looks
     yield Text(_overview(collection))
     if not by_setting:
         yield Text("No run: there is nothing to compare.", "answer")
+    for warning in _unequal(runs_of(collection.entries)):
+        yield Text(warning)
     target = collection.target
     for setting, rows in by_setting.items():
         said = answer(rows, collection.baseline, target)
@@ -51,10 +54,19 @@ def _lead(collection: Collection, by_setting: Mapping[str, Sequence[Row]], looks
     if target is not None and not target.is_given:
         yield Text(
             f"Nobody chose the target beforehand. {str(target)[:1].upper()}{str(target)[1:]} is the lowest that all runs of the"
-            " baseline reached, and all runs of at least one other variant.",
+            " baseline reached, and all runs of at least one other variant"
+            f"{', in every setting' if len(by_setting) > 1 else ''}.",
             "small",
         )
     yield from _there(draw_speed_ups("speed-ups", by_setting, looks, target))
+
+
+def _unequal(runs: Sequence[Run]) -> Iterator[str]:
+    """What makes runs hard to compare."""
+    if len({run.data for run in runs if run.data is not None}) > 1:
+        yield "The runs were not trained on the same text, or it was prepared in another way: see what differs."
+    if any(run.config.validation.when == "during" for run in runs):
+        yield "Some runs were measured while they trained (validation.when: during), which is in their seconds."
 
 
 def _overview(collection: Collection) -> str:
@@ -83,7 +95,7 @@ def _setting(
     if not any(row.runs for row in rows):
         return
     target = collection.target
-    reached: list[Block] = [] if target is None else [target_table(rows, str(target))]
+    reached: list[Block] = [] if target is None else [target_table(rows, target)]
     reached += _there(draw_curves(f"curves{suffix}", rows, looks, target))
     yield Section("To the target", f"target{suffix}", reached)
     quality: list[Block] = [quality_table(rows)]

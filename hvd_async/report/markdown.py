@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ def _block(block: Block, level: int) -> list[str]:
         return [f"{'#' * level} {_escape(block.title)}", *_blocks(block.blocks, level + 1)]
     if isinstance(block, Fold):
         inside = _blocks(block.blocks, level)
-        return [f"<details>\n<summary>{_escape(block.summary)}</summary>", *inside, "</details>"]
+        return [f"<details>\n<summary>{html.escape(block.summary)}</summary>", *inside, "</details>"]
     if isinstance(block, Text):
         text = _escape(f"{block.label}: {block.text}" if block.label else block.text)
         return [f"**{text}**" if block.kind == "answer" else text]

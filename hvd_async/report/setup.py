@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hvd_async.comparison.collection import Collection, runs_of
@@ -15,6 +15,12 @@ from hvd_async.report.numbers import NOTHING
 from hvd_async.report.origin import origins
 
 _KEY = Column("key", is_number=False)
+# What is no key of a configuration.
+_FACTS: Mapping[str, Callable[[Run], Any]] = {
+    "(ranks that train)": lambda run: run.num_workers,
+    "(simulated)": lambda run: run.is_simulated,
+    "(text, as a digest)": lambda run: run.data,
+}
 
 
 def setup(collection: Collection) -> Section:
@@ -64,12 +70,17 @@ def _between_settings(collection: Collection) -> Table | None:
 
 def _table(caption: str, groups: Mapping[str, Sequence[Run]], keys: Sequence[str] | None = None) -> Table | None:
     """A column for each group."""
+    every = [run for runs in groups.values() for run in runs]
     if keys is None:
-        keys = differing_keys([run.config for runs in groups.values() for run in runs]) if groups else []
-    if not keys:
+        keys = differing_keys([run.config for run in every])
+    facts = {name: get for name, get in _FACTS.items() if len({get(run) for run in every}) > 1}
+    if not keys and not facts:
         return None
     values = {name: [leaves(run.config) for run in runs] for name, runs in groups.items()}
     rows = [[Cell(key), *(Cell(_joined([tree.get(key) for tree in trees])) for trees in values.values())] for key in keys]
+    rows += [
+        [Cell(name), *(Cell(_joined([get(run) for run in runs])) for runs in groups.values())] for name, get in facts.items()
+    ]
     return Table(caption, [_KEY, *(Column(name, is_number=False) for name in groups)], rows)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from hvd_async.comparison.history import Shares
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.statistics import Interval, Reached
+from hvd_async.comparison.target import Target
 from hvd_async.report import numbers
 from hvd_async.report.bars import SHARES
 from hvd_async.report.document import Cell, Column, Fold, Table
@@ -16,7 +17,7 @@ _VARIANT = Column("variant", is_number=False)
 _RATE = Column("learning rate")
 
 
-def target_table(rows: Sequence[Row], target: str) -> Table:
+def target_table(rows: Sequence[Row], target: Target) -> Table:
     """What it took to reach the target, and what that is compared with the baseline."""
     columns = (
         _VARIANT,
@@ -31,7 +32,7 @@ def target_table(rows: Sequence[Row], target: str) -> Table:
     )
     body = []
     for row in rows:
-        cells = [*_heading(row, rows), Cell(f"{row.num_reached} of {len(row.entries)}", _not_reached(row))]
+        cells = [*_heading(row, rows), Cell(f"{row.num_reached} of {len(row.entries)}", _not_reached(row, target))]
         for interval, form in ((row.seconds_to, "seconds"), (row.tokens_to, "count"), (row.updates_to, "count")):
             cells.append(_bounded(interval, form, row.reached))
         if row.is_baseline:
@@ -143,17 +144,22 @@ def _heading(row: Row, rows: Sequence[Row]) -> list[Cell]:
     return [Cell(row.variant), *([rate_cell(row.rate, row.is_at_the_edge)] if _rate_columns(rows) else [])]
 
 
-def _not_reached(row: Row) -> str:
+def _not_reached(row: Row, target: Target) -> str:
     """How near those came that did not reach it."""
-    lowest = [
-        min(run.finite_points, key=lambda point: point.loss)
+    points = [
+        (cost, point)
         for run, when in zip(row.runs, row.reached, strict=True)
-        if when is None and run.finite_points
+        if when is None
+        for point in run.finite_points
+        if (cost := target.cost_of(point)) is not None
     ]
-    if not lowest:
+    if not points:
         return ""
-    best = min(lowest, key=lambda point: point.loss)
-    return f"not reached: lowest loss {numbers.loss(best.loss)}, after {numbers.count(best.tokens)} tokens"
+    _, best = min(points, key=lambda pair: pair[0])
+    near = f"lowest loss {numbers.loss(best.loss)}"
+    if target.measure == "bleu" and best.bleu is not None:
+        near = f"highest BLEU {numbers.bleu(best.bleu)}"
+    return f"not reached: {near}, after {numbers.count(best.tokens)} tokens"
 
 
 def _bounded(interval: Interval | None, form: str, whens: Sequence[Reached | None]) -> Cell:

@@ -39,7 +39,7 @@ def _table(rows: Sequence[Row], collection: Collection) -> str:
     """Columns of both tables of the report side by side, most of them without their intervals."""
     tables = [quality_table(rows)]
     if collection.target is not None:
-        tables.insert(0, target_table(rows, str(collection.target)))
+        tables.insert(0, target_table(rows, collection.target))
     holders = {column.name: table for table in reversed(tables) for column in table.columns}
     columns = [_column(holders[name], name) for name in _COLUMNS if name in holders]
     widths = [max(map(len, column)) for column in columns]

@@ -37,4 +37,7 @@ def write_report(
         files[f"figures/{figure.name}.png"] = figure.png
     for name, content in files.items():
         write_file(output / name, content)
+    for path in (output / "figures").glob("*.*"):  # a figure of a former report would pass for one of this
+        if path.suffix in (".svg", ".png") and f"figures/{path.name}" not in files:
+            path.unlink()
     return [output / name for name in files]

@@ -61,7 +61,7 @@ class Journal(Protocol):
         """Snapshots that are on disk and wait to be evaluated, or have been, since the start of this process."""
 
     def is_finished(self) -> bool:
-        """Whether the run is to end before its data do: patience is exhausted."""
+        """Whether the run is to end before its data do: patience is exhausted, or its time is over."""
 
 
 @dataclass(frozen=True)

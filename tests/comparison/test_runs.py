@@ -76,3 +76,10 @@ def test_a_damaged_configuration(tmp_path: pathlib.Path) -> None:
     (tmp_path / "config.yaml").write_text("nonsense: 1")
     with pytest.raises(DataError, match=r"got no configuration of a run .*nonsense: unknown key"):
         read_run(tmp_path)
+
+
+def test_what_was_trained_on_is_in_the_first_line_of_the_log(tmp_path: pathlib.Path) -> None:
+    write_run(run((10.0, 4.0), folder=tmp_path), [{"event": "start", "data": "abc"}, {"event": "start", "data": "other"}])
+    assert read_run(tmp_path).data == "abc"
+    (tmp_path / "events.jsonl").write_text("nonsense")
+    assert read_run(tmp_path).data is None

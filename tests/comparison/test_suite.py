@@ -54,6 +54,22 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             {"launcher": "mpirun", "launch_arguments": ["--workers=3"]},
             "launch_arguments: got --workers=3, expected other arguments; a suite gives it to each run itself",
         ),
+        (
+            {"launcher": "horovodrun-gloo"},
+            "all: N = 1: strategy.kind: got async with launcher horovodrun-gloo, expected horovod or single",
+        ),
+        (
+            {"settings": {"a": {"emulation.slow_workers": {7: 2.0}}}},
+            "a: horovod: emulation.slow_workers: got worker 7, expected 0 to 1",
+        ),
+        (
+            {"launcher": "mpirun", "settings": {"a": {"emulation.spread": "gamma", "emulation.deviation": 0.1}}},
+            "a: horovod: emulation.spread: got gamma in a real run, expected emulation.seconds beside it",
+        ),
+        (
+            {"target": {"bleu": 20.0}, "set": {"validation.bleu": False}},
+            "all: horovod: validation.bleu: got false with a target of BLEU, expected true",
+        ),
         ({"budget": {}}, "budget: got none of them, expected exactly one of tokens, updates and seconds"),
         ({"budget": {"tokens": 1, "updates": 1}}, "budget: got tokens, updates, expected exactly one"),
         ({"budget": {"seconds": 0.0}}, "budget.seconds: got 0.0, expected: greater than 0"),
@@ -215,7 +231,7 @@ def test_the_command_of_a_simulated_run(folder: pathlib.Path) -> None:
     assert suite.command(Spec("all", "N = 1", 0.001, 1)) == ["simulate", *overrides(folder, simulated=True), "--overwrite"]
 
 
-@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun-mpi", "horovodrun-gloo"])
+@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun-mpi"])
 def test_the_command_of_a_real_run(folder: pathlib.Path, launcher: str) -> None:
     suite = suite_of(folder, rates=[0.001], launcher=launcher, launch_arguments=["--hosts", "a:1,b:1"])
     spec = Spec("all", "N = 1", 0.001, 1)

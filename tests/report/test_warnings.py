@@ -1,0 +1,42 @@
+"""What makes runs hard to compare is said at the top of the report."""
+
+from __future__ import annotations
+
+import pathlib
+
+from hvd_async.comparison.collection import Collection
+from hvd_async.comparison.results import results
+from hvd_async.comparison.runs import Run
+from hvd_async.comparison.target import Target
+from hvd_async.report.contents import contents
+from hvd_async.report.document import Text
+from tests.comparison.made import CONFIG, arrival, entry, run, write_run
+
+
+def said_at_the_top(folder: pathlib.Path, *runs: Run) -> list[str]:
+    for made in runs:
+        write_run(made, [{"event": "start", "data": made.data}, arrival(0, 4.0, 4.0)])
+    entries = tuple(entry(made.name, 1, made) for made in runs)
+    collection = Collection("title", runs[0].name, Target("loss", 3.0), entries)
+    document = contents(collection, results(collection), folder, None)
+    return [block.text for block in document.lead if isinstance(block, Text)]
+
+
+def one(folder: pathlib.Path, name: str, data: str, when: str = "after") -> Run:
+    config = CONFIG.model_copy(update={"validation": CONFIG.validation.model_copy(update={"when": when})})
+    return run((10.0, 4.0), (20.0, 2.0), folder=folder / name, data=data, config=config)
+
+
+def test_runs_on_equal_terms_need_no_warning(tmp_path: pathlib.Path) -> None:
+    said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "text"))
+    assert not any("same text" in line or "while they trained" in line for line in said)
+
+
+def test_other_text_is_said(tmp_path: pathlib.Path) -> None:
+    said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "another"))
+    assert any(line.startswith("The runs were not trained on the same text") for line in said)
+
+
+def test_measuring_while_training_is_said(tmp_path: pathlib.Path) -> None:
+    said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "text", "during"))
+    assert any(line.startswith("Some runs were measured while they trained") for line in said)
