@@ -25,15 +25,6 @@ class Interval:
         """Whether there is an interval: of one measurement there is none."""
         return self.num > 1
 
-    def __str__(self) -> str:
-        """As `0.970 (0.940 to 1.010)`; without an interval where there is none."""
-        return self.format("{:.3f}")
-
-    def format(self, form: str) -> str:
-        """As `str`, each number written as `form` says."""
-        mean, low, high = (form.format(number) for number in (self.mean, self.low, self.high))
-        return f"{mean} ({low} to {high})" if self.is_known else mean
-
 
 @dataclass(frozen=True)
 class Reached:

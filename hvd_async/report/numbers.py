@@ -57,7 +57,7 @@ def staleness(value: float) -> str:
 def span(interval: Interval | None, form: str) -> str:
     """The two ends, such as `0.66 to 0.77`; nothing where there is no interval. `form`: the name of a function of this file.
 
-    All but a difference is above 0, whatever Student's t says of few seeds."""
+    A loss or a BLEU score is not below 0, whatever Student's t says of few seeds."""
     if interval is None or not interval.is_known:
         return ""
     write = globals()[form]
