@@ -82,8 +82,11 @@ class Row:
     @property
     def is_synchronous(self) -> bool:
         """Whether all workers wait for each other in each step, so that the synchronous ideal is the one to come close to."""
-        strategy = self.runs[0].config.strategy if self.runs else None
-        return strategy is not None and (strategy.kind != "async" or strategy.lockstep)
+        if not self.runs:
+            return False
+        strategy, arrivals = self.runs[0].config.strategy, self.runs[0].config.strategy.arrivals_per_update
+        is_of_all = arrivals == "workers" or (isinstance(arrivals, int) and arrivals >= self.runs[0].num_workers)
+        return strategy.kind != "async" or (strategy.lockstep and is_of_all)
 
     @property
     def share_of_ideal(self) -> float | None:
