@@ -15,7 +15,7 @@ from hvd_async.report.curves import draw_curves, draw_rates
 from hvd_async.report.definitions import definitions
 from hvd_async.report.document import Block, Code, Document, Fold, Items, Section, Text, slugs
 from hvd_async.report.numbers import plural
-from hvd_async.report.setup import setup
+from hvd_async.report.setup import differs_within_a_seed, setup
 from hvd_async.report.speed_ups import draw_speed_ups
 from hvd_async.report.style import Style, styles
 from hvd_async.report.tables import ideal_table, quality_table, shares_table, target_table, worker_shares
@@ -63,7 +63,7 @@ def _lead(collection: Collection, by_setting: Mapping[str, Sequence[Row]], looks
 
 def _unequal(runs: Sequence[Run]) -> Iterator[str]:
     """What makes runs hard to compare."""
-    if len({run.data for run in runs if run.data is not None}) > 1:
+    if differs_within_a_seed(runs, lambda run: run.data):
         yield "The runs were not trained on the same text, or it was prepared in another way: see what differs."
     if any(run.config.validation.when == "during" for run in runs):
         yield "Some runs were measured while they trained (validation.when: during), which is in their seconds."

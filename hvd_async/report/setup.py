@@ -68,12 +68,20 @@ def _between_settings(collection: Collection) -> Table | None:
     return _table("Between settings", {setting: runs for setting, runs in groups.items() if runs}, list(keys))
 
 
+def differs_within_a_seed(runs: Sequence[Run], get: Callable[[Run], Any]) -> bool:
+    """Whether runs of the same seed are not alike in `get`. Each seed has its own vocabulary, and so its own digest of the text."""
+    by_seed: dict[int, set[Any]] = {}
+    for run in runs:
+        by_seed.setdefault(run.config.seed, set()).add(get(run))
+    return any(len(found) > 1 for found in by_seed.values())
+
+
 def _table(caption: str, groups: Mapping[str, Sequence[Run]], keys: Sequence[str] | None = None) -> Table | None:
     """A column for each group."""
     every = [run for runs in groups.values() for run in runs]
     if keys is None:
         keys = differing_keys([run.config for run in every])
-    facts = {name: get for name, get in _FACTS.items() if len({get(run) for run in every}) > 1}
+    facts = {name: get for name, get in _FACTS.items() if differs_within_a_seed(every, get)}
     if not keys and not facts:
         return None
     values = {name: [leaves(run.config) for run in runs] for name, runs in groups.items()}

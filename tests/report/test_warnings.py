@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 from hvd_async.comparison.collection import Collection
@@ -30,6 +31,13 @@ def one(folder: pathlib.Path, name: str, data: str, when: str = "after") -> Run:
 def test_runs_on_equal_terms_need_no_warning(tmp_path: pathlib.Path) -> None:
     said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "text"))
     assert not any("same text" in line or "while they trained" in line for line in said)
+
+
+def test_each_seed_has_a_preparation_of_its_own(tmp_path: pathlib.Path) -> None:
+    other = one(tmp_path, "b", "another")
+    other = dataclasses.replace(other, config=other.config.model_copy(update={"seed": 2}))
+    said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), other)
+    assert not any("same text" in line for line in said)
 
 
 def test_other_text_is_said(tmp_path: pathlib.Path) -> None:
