@@ -69,7 +69,7 @@ def _between_settings(collection: Collection) -> Table | None:
 
 
 def differs_within_a_seed(runs: Sequence[Run], get: Callable[[Run], Any]) -> bool:
-    """Whether runs of the same seed are not alike in `get`. Each seed has its own vocabulary, and so its own digest of the text."""
+    """Whether runs of the same seed are not alike in `get`. Each seed has its own vocabulary, so its own digest of the text."""
     by_seed: dict[int, set[Any]] = {}
     for run in runs:
         by_seed.setdefault(run.config.seed, set()).add(get(run))
