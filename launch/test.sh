@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Set up, then check and test everything; the last lines are pytest's summary.
+# Set up, then check and test everything; the last lines are pytest's summaries.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 setup=()
 mpi=openmpi
-selection=(-m 'not slow')
+slow=0
 browser=yes
 
 usage() {
@@ -44,7 +44,7 @@ while (($#)); do
             ;;
         --no-horovod) setup+=(--no-horovod) ;;
         --no-browser) browser=no ;;
-        --slow) selection=() ;;
+        --slow) slow=1 ;;
         --help) usage && exit 0 ;;
         *) break ;;
     esac
@@ -71,5 +71,14 @@ cd "$root"
 ruff check .
 ruff format --check .
 mypy
-# One process for the tests that start MPI jobs, one after another, and one for all others.
-exec python -m pytest -n 2 --dist loadgroup "${selection[@]}" "$@"
+if (($#)); then
+    ((slow)) || set -- -m 'not slow' "$@"
+    exec python -m pytest "$@"
+fi
+# Two at a time, but for those that start MPI jobs, which would starve each other.
+only=''
+((slow)) || only=' and not slow'
+status=0
+python -m pytest -n 2 -m "not mpi$only" || status=$?
+python -m pytest -m "mpi$only" || status=$?
+exit "$status"

@@ -18,15 +18,12 @@ _PREFIX = "hvdt"
 _NAMESPACES = pathlib.Path("/run/netns")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `mpi` are one group, for one process of pytest-xdist: two jobs at once would starve each other. They are
-    skipped, with the reason, where there is no mpirun."""
-    starting = [item for item in items if item.get_closest_marker("mpi")]
-    for item in starting:
-        item.add_marker(pytest.mark.xdist_group("mpi"))
-        if mpi_family() is None:
-            item.add_marker(pytest.mark.skip(reason="no mpirun in this environment; see launch/setup.sh"))
+    """Tests marked `mpi` are skipped, with the reason, where there is no mpirun."""
+    if any(item.get_closest_marker("mpi") for item in items) and mpi_family() is None:
+        for item in items:
+            if item.get_closest_marker("mpi"):
+                item.add_marker(pytest.mark.skip(reason="no mpirun in this environment; see launch/setup.sh"))
 
 
 @pytest.fixture(scope="session")
