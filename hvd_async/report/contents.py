@@ -65,7 +65,7 @@ def _unequal(runs: Sequence[Run]) -> Iterator[str]:
     """What makes runs hard to compare."""
     if differs_within_a_seed(runs, lambda run: run.data):
         yield "The runs were not trained on the same text, or it was prepared in another way: see what differs."
-    if any(run.config.validation.when == "during" for run in runs):
+    if any(run.config.validation.when == "during" and run.config.validation.every for run in runs):
         yield "Some runs were measured while they trained (validation.when: during), which is in their seconds."
 
 

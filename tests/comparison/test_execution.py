@@ -160,7 +160,7 @@ def test_until_then_it_does_not_count(folder: pathlib.Path, monkeypatch: pytest.
     assert faults == ["exit status 3: hvd-async: it failed", "was computed with another configuration"]
 
 
-@pytest.mark.parametrize("change", [{"workers": 3}, {"launcher": "horovodrun-gloo"}, {"launcher": "simulate"}])
+@pytest.mark.parametrize("change", [{"workers": 3}, {"launcher": "horovodrun-mpi"}, {"launcher": "simulate"}])
 def test_a_run_of_other_workers_is_computed_again_though_its_configuration_is_the_same(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_run_of_other_workers_is_computed_again_though_its_configuration_is_th
     start = {"event": "start", "seconds": 0.0, "teams": [[0, 1]]}
     (folder / "out/runs/horovod-s1/events.jsonl").write_text(json.dumps(start) + "\n")
     execute(write(folder, tiny(**{"launcher": "mpirun", **change})), folder / "out", only=["horovod"])
-    assert len(pretended.names) == (1 if change == {"launcher": "horovodrun-gloo"} else 2)
+    assert len(pretended.names) == (1 if change == {"launcher": "horovodrun-mpi"} else 2)
 
 
 def test_a_damaged_run_is_computed_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def said_at_the_top(folder: pathlib.Path, *runs: Run) -> list[str]:
 
 
 def one(folder: pathlib.Path, name: str, data: str, when: str = "after") -> Run:
-    config = CONFIG.model_copy(update={"validation": CONFIG.validation.model_copy(update={"when": when})})
+    config = CONFIG.model_copy(update={"validation": CONFIG.validation.model_copy(update={"when": when, "every": 5})})
     return run((10.0, 4.0), (20.0, 2.0), folder=folder / name, data=data, config=config)
 
 
