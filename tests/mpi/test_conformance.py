@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,8 @@ def check(
     if overlap:  # every gradient but a worker's first is computed before the pull that follows the one before it
         assert max(arrival["staleness"] for arrival in arrivals) >= 1
     losses = losses_of(folder)
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), "it does not learn"
+    # Medians: where a slow machine makes gradients very stale, single losses jump.
+    assert statistics.median(losses[-9:]) < 0.8 * statistics.median(losses[:5]), "it does not learn"
     assert summary_of(folder)["measurements"]
 
 
