@@ -10,27 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import rich.console
 import rich.live
 import rich.progress_bar
 import rich.table
 
+if TYPE_CHECKING:
+    from hvd_async.comparison.suite import BudgetConfig
+
 _REFRESH_PER_SECOND = 1.0
-
-
-class Budget(Protocol):
-    """How long a run is to be: one of them."""
-
-    @property
-    def tokens(self) -> int | None: ...  # noqa: D102
-
-    @property
-    def updates(self) -> int | None: ...  # noqa: D102
-
-    @property
-    def seconds(self) -> float | None: ...  # noqa: D102
 
 
 @dataclass
@@ -62,7 +52,7 @@ class Follower:
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 self._take(json.loads(line))
 
-    def share(self, budget: Budget) -> float:
+    def share(self, budget: BudgetConfig) -> float:
         """How much of it is done: 0 to 1."""
         for done, limit in ((self.tokens, budget.tokens), (self.version, budget.updates), (self.seconds, budget.seconds)):
             if limit is not None:
@@ -81,7 +71,7 @@ class Follower:
 class _Running:
     name: str
     follower: Follower
-    budget: Budget
+    budget: BudgetConfig
     since: float
 
 
@@ -118,7 +108,7 @@ class Board:
             yield
 
     @contextlib.contextmanager
-    def running(self, name: str, events: pathlib.Path, budget: Budget, *, is_resumed: bool) -> Iterator[None]:
+    def running(self, name: str, events: pathlib.Path, budget: BudgetConfig, *, is_resumed: bool) -> Iterator[None]:
         """The run `name` is computed inside the block; its event log will be at `events`."""
         one = _Running(name, Follower(events), budget, time.monotonic())
         with self._lock:

@@ -175,5 +175,5 @@ def _locked(output: pathlib.Path, board: Board) -> Iterator[int]:
             if not is_said:
                 board.say(f"{output}: waiting for another hvd-async compare, or a run of it, to end")
                 is_said = True
-            time.sleep(0.2)
+            time.sleep(0.2)  # flock has no time limit of its own
         yield file.fileno()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from hvd_async.comparison.history import Shares
 from hvd_async.comparison.results import Row
 from hvd_async.report.document import Figure
 from hvd_async.report.drawing import drawing, finish
 from hvd_async.report.style import ACTIVITIES, GRAY, HATCHES, Style, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST_BARS = 50
 SHARES = ("computing", "pushing", "waiting", "pulling", "other")
@@ -85,13 +89,13 @@ def draw_shares(name: str, rows: Sequence[Row]) -> Figure | None:
         return finish(canvas, name, _caption([shares for _, shares in known]), "The same shares as in the table below.")
 
 
-def _write_shares(left: Sequence[float], widths: Sequence[float], kind: str, axes: object) -> None:
+def _write_shares(left: Sequence[float], widths: Sequence[float], kind: str, axes: Axes) -> None:
     """In the bars, where there is room."""
     for line, (start, width) in enumerate(zip(left, widths, strict=True)):
         if width >= 0.06:
             colour = "white" if kind == "computing" else "black"
             back = None if kind == "computing" else {"facecolor": ACTIVITIES[kind], "edgecolor": "none", "pad": 1.0}
-            axes.text(  # type: ignore[attr-defined]
+            axes.text(
                 start + width / 2,
                 line,
                 f"{100.0 * width:.0f} %",

@@ -6,14 +6,12 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hvd_async.comparison.runs import Run
-from hvd_async.events import read_events
+from hvd_async.comparison.runs import Run, first_event
 from hvd_async.report.numbers import plural
-from hvd_async.run_folder import RunFolder
 
 
 def origins(runs: Sequence[Run]) -> list[str]:
-    """A line for each way in which runs were computed, the commonest first. Raises `DataError` where a log is damaged."""
+    """A line for each way in which runs were computed, the commonest first."""
     lines = collections.Counter(_line(run) for run in runs)
     return [
         f"{plural(number, 'run')}: {line}" for line, number in sorted(lines.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -21,7 +19,7 @@ def origins(runs: Sequence[Run]) -> list[str]:
 
 
 def _line(run: Run) -> str:
-    event = next((event for event in read_events(RunFolder(run.folder).events) if event.get("event") == "start"), {})
+    event = first_event(run.folder)
     software, ranks = event.get("software"), event.get("ranks")
     software = software if isinstance(software, dict) else {}
     ranks = [rank for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
