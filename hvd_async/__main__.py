@@ -35,7 +35,7 @@ def report(action: Callable[[], int]) -> int:
 
 def _is_ours_to_report(error: HvdAsyncError) -> bool:
     """Every rank that a launcher started meets the same fault: one of them says so."""
-    from hvd_async.topology import read_environment
+    from hvd_async.environment import read_environment
 
     is_reporter = getattr(error, "is_reporter", None)
     if is_reporter is not None:

@@ -17,19 +17,17 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from hvd_async.environment import LaunchedAs, check_world, read_environment
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.launcher import parse_mpi_family
 from hvd_async.topology import (
-    LaunchedAs,
     Machine,
     Placement,
     assign_roles,
-    check_world,
     describe,
-    read_environment,
     this_machine,
 )
-from hvd_async.transport.bootstrap import MpiGroup, init_mpi
+from hvd_async.transport.bootstrap import MpiGroup, start_mpi
 from hvd_async.transport.group import Group, Solo
 from hvd_async.transport.measured import Measurements
 
@@ -231,15 +229,15 @@ def _check_mpi(
 ) -> tuple[Group, list[Finding]]:
     """Start MPI and look at it. The group is this process alone where MPI does not work."""
     try:
-        comm = init_mpi()
+        comm = start_mpi()
     except HvdAsyncError as error:
-        return Solo(), [Finding("MPI", "fail", str(error), "launch/setup.sh")]
+        return Solo(), [Finding("MPI", "fail", str(error))]
     from hvd_async.transport import probe  # late: it needs an MPI that is initialised
 
     group, library = MpiGroup(comm), probe.library_name()
     findings = [judge_library(library), *([judge_mpirun(mpirun, library)] if mpirun else [])]
     try:
-        check_world(launched, group.rank, group.size)
+        check_world(launched, group.rank, group.size, library)
     except SetupError as error:
         return group, [*findings, Finding("MPI world", "fail", str(error))]
     if group.size == 1:

@@ -71,6 +71,7 @@ class RunJournal:
         self._progress = progress
         self._clock = clock
         self._origin = origin
+        self._num_processes = 0
         self._is_simulated = is_simulated
         self.metrics = RunMetrics()
         self.measurements: list[Measurement] = []
@@ -96,6 +97,7 @@ class RunJournal:
         self._received = {int(batch): seconds for batch, seconds in data["received"].items()}
         self._seconds_before = data["seconds"]
         self._log_bytes = data["log_bytes"]
+        self._num_processes = data.get("processes", 1)  # checkpoints of older versions do not say it
 
     def __enter__(self) -> RunJournal:
         """Open the event log and start the background thread."""
@@ -132,6 +134,7 @@ class RunJournal:
         """See `Journal.started`: the training clock runs from here."""
         self._store = store
         self._started = self._clock()
+        self._num_processes += 1
         origin = self._origin if self._origin is not None else origin_of_one_process()
         self._log.write(
             "start",
@@ -199,8 +202,7 @@ class RunJournal:
         self.measurements.append(measured)
         fields = {key: value for key, value in asdict(measured).items() if key != "seconds"}
         self._log.write("evaluation", self.seconds, **fields, snapshot_seconds=seconds)
-        bleu = "" if measured.bleu is None else f"  BLEU {measured.bleu:.2f}"
-        self._progress.say(f"      version {version}  validation loss {measured.loss:.4f}{bleu}")
+        self._progress.evaluated(version, measured.loss, measured.bleu)
         if self._scalars is not None:
             self._scalars.add_scalar("validation/loss", measured.loss, version)
             if measured.bleu is not None:
@@ -271,6 +273,8 @@ class RunJournal:
         summary = {
             "name": self._folder.root.name,
             "how": how,
+            "processes": self._num_processes,
+            "job": None if self._origin is None else self._origin.job_to_json(),
             **self._describe_strategy(),
             "num_workers": num_workers,
             "parameters": self._num_parameters,
@@ -332,6 +336,7 @@ class RunJournal:
                 "moments": self._moments,
                 "seconds": self.seconds,
                 "log_bytes": self._log.flush(),
+                "processes": self._num_processes,
             },
         }
         document = json.loads(json.dumps(document))  # a copy: the books go on while the file is written

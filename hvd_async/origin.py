@@ -7,13 +7,14 @@ import pathlib
 import platform
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 import hvd_async
 from hvd_async import kernels
+from hvd_async.batch_job import BatchJob
 from hvd_async.topology import RankPlan
 
 Facts = Mapping[str, Any]
@@ -29,14 +30,20 @@ class Origin:
     """Each rank's place, and as `software` what of that differs on it."""
     teams: Sequence[Sequence[int]]
     """The workers of each node, which `push.node_sum` makes one."""
+    job: BatchJob | None = None
+    """Of the batch system; None outside of one."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for an event."""
-        return {"software": self.software, "ranks": self.ranks, "teams": self.teams}
+        return {"software": self.software, "ranks": self.ranks, "teams": self.teams, "job": self.job_to_json()}
+
+    def job_to_json(self) -> dict[str, Any] | None:
+        """Plain data of the job alone."""
+        return None if self.job is None else asdict(self.job)
 
 
-def origin_of(plans: Sequence[RankPlan], software: Sequence[Facts]) -> Origin:
-    """That of a job; `software[r]` is what rank r reported."""
+def origin_of(plans: Sequence[RankPlan], software: Sequence[Facts], job: BatchJob | None = None) -> Origin:
+    """That of all ranks; `software[r]` is what rank r reported."""
     teams: dict[str, list[int]] = {}
     ranks = []
     for plan, facts in zip(plans, software, strict=True):
@@ -53,7 +60,7 @@ def origin_of(plans: Sequence[RankPlan], software: Sequence[Facts]) -> Origin:
         }
         others = {name: value for name, value in facts.items() if value != software[0].get(name)}
         ranks.append({**rank, "software": others} if others else rank)
-    return Origin(software[0], ranks, list(teams.values()))
+    return Origin(software[0], ranks, list(teams.values()), job)
 
 
 def origin_of_one_process(teams: Sequence[Sequence[int]] = ()) -> Origin:

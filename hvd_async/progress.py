@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -34,16 +34,30 @@ class Goal:
 
 
 class Progress:
-    """Shows updates as they happen: rate, loss, version, staleness, time left. Rates are over the time since the last line."""
+    """Shows updates as they happen: rate, loss, version, staleness, time left. Rates are over the time since the last line.
 
-    def __init__(self, goal: Goal, every_seconds: float, *, is_live: bool, stream: TextIO | None = None) -> None:
-        """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds`."""
+    Where there is no bar, evaluations share the lines of updates: logs of long runs are read by people too.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        every_seconds: float,
+        *,
+        is_live: bool,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds`, as `clock` has them."""
         self._goal = goal
         self._stream = sys.stdout if stream is None else stream
         self._is_live = is_live
         self._every_seconds = 0.5 if is_live else every_seconds
         self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
-        self._since = time.monotonic()
+        self._clock = clock
+        self._since = clock()
+        self._evaluation = ""  # the latest, until a line has shown it
+        self._is_training = True
         self._first_share: tuple[float, float] | None = None
         self._window = RunMetrics()
         self._loss_sum = 0.0
@@ -51,9 +65,10 @@ class Progress:
     @contextmanager
     def showing(self) -> Iterator[None]:
         """Show the bar within the block."""
-        self._since = time.monotonic()
+        self._since = self._clock()
         if not self._is_live:
             yield
+            self._is_training = False
             return
         columns = (
             rich.progress.BarColumn(bar_width=10),
@@ -70,7 +85,7 @@ class Progress:
         """Take note of `update`, and show something if it is time; `total` and `seconds` are the run so far."""
         self._window.add_update(update)
         self._loss_sum += update.loss * update.tokens
-        now = time.monotonic()
+        now = self._clock()
         share = self._goal.share_done(total.staleness.total(), update.version, seconds)
         if self._first_share is None:
             self._first_share = (now, share)
@@ -82,7 +97,20 @@ class Progress:
             bar, task = self._bar
             bar.update(task, completed=share, description=text)
         else:
-            self.say(f"{share:4.0%}  {text}")
+            self.say(f"{share:4.0%}  {text}{self._evaluation}")
+            self._evaluation = ""
+
+    def evaluated(self, version: int, loss: float, bleu: float | None) -> None:
+        """Show what the parameters of `version` gave; of several between two lines the latest."""
+        score = "" if bleu is None else f" BLEU {bleu:.2f}"
+        if self._is_live:
+            self.say(f"      version {version}  validation loss {loss:.4f}{score}")
+            return
+        if self._is_training:  # the next update's line is soon enough
+            self._evaluation = f"  validation loss {loss:.4f}{score} (version {version})"
+        elif self._clock() - self._since >= self._every_seconds:
+            self._since = self._clock()
+            self.say(f"      validation loss {loss:.4f}{score} (version {version})")
 
     def say(self, line: str) -> None:
         """Print a line, above the bar where there is one. One write, so that lines of ranks do not mix."""

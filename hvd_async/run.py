@@ -15,15 +15,17 @@ from typing import Any, TypeVar
 
 import torch
 
+from hvd_async.batch_job import read_batch_job
 from hvd_async.checkpoint import Checkpoint
 from hvd_async.config import RunConfig
 from hvd_async.emulation import Emulation, check_emulation
+from hvd_async.environment import check_world, read_environment
 from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
 from hvd_async.flat import FlatParameters
 from hvd_async.journal import RunJournal, read_snapshot
 from hvd_async.origin import device_of, origin_of, this_software
 from hvd_async.progress import Goal, Progress
-from hvd_async.run_folder import RunFolder
+from hvd_async.run_folder import Beginning, RunFolder
 from hvd_async.signals import StopRequest
 from hvd_async.store.slots import is_whole
 from hvd_async.strategies import make_strategy
@@ -33,9 +35,7 @@ from hvd_async.topology import (
     Placement,
     RankPlan,
     assign_roles,
-    check_world,
     describe,
-    read_environment,
     this_machine,
 )
 from hvd_async.training import Task, TrainingLoop
@@ -50,11 +50,12 @@ _GRACE_SECONDS = 5.0
 @dataclass(frozen=True)
 class TrainOptions:
     """What the command line adds to a configuration: go on with a stopped run, or replace what its folder holds; whether
-    progress is a live bar."""
+    progress is a live bar; go on where there is a checkpoint, else begin. At most one of the first, second and last is set."""
 
     resume: bool = False
     overwrite: bool = False
     live_progress: bool = False
+    auto_resume: bool = False
 
 
 def train(
@@ -82,8 +83,9 @@ def train(
         strategy.group.exchange("")
         strategy.close()
     if notice is not None and _is_signal(notice):
+        mend = "the same command goes on" if options.auto_resume else "go on with --resume"
         raise StoppedBySignal(
-            f"stopped by signal {notice.signal_number} on rank {notice.rank}, everything saved; go on with --resume",
+            f"stopped by signal {notice.signal_number} on rank {notice.rank}, everything saved; {mend}",
             notice.signal_number,
         )
     return summary
@@ -179,14 +181,18 @@ def _set_up(
         saved=None,
     )
     strategy.check(job)  # before the folder changes: what cannot run leaves nothing behind
+    lost = ""
+    if options.auto_resume:
+        options, lost = _decide(group, folder, config, options)
     saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
     progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
     own = this_software(device_of(plans[group.rank].device, plans[group.rank].store_device))
     software = [json.loads(text) for text in group.exchange(json.dumps(own))]
-    origin = origin_of(plans, software)
+    batch_job = read_batch_job(environ)
+    origin = origin_of(plans, software, batch_job)
     journal = RunJournal(folder, config, task, flat, progress, origin=origin) if group.rank == 0 else None
     if journal is not None:
-        for line in task.remarks():
+        for line in [*([str(batch_job)] if batch_job else []), *([lost] if lost else []), *task.remarks()]:
             progress.say(line)
         for line in (describe(each, strategy.transport(plans, each.rank)) for each in plans):
             progress.say(line)
@@ -231,6 +237,16 @@ def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPla
     num_workers = sum(plan.worker is not None for plan in plans)
     check_emulation(config.emulation, num_workers)
     return plans
+
+
+def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOptions) -> tuple[TrainOptions, str]:
+    """`options` with what `auto_resume` means for `folder`, and on rank 0 what is lost, in words. Collective."""
+    # Rank 0 decides, before it changes anything: others may see the files of a shared folder later than it does.
+    own = _in_agreement(group, lambda: folder.how_to_begin(config) if group.rank == 0 else None)
+    beginning = Beginning(group.exchange("" if own is None else own.value)[0])
+    lost = folder.describe_loss() if group.rank == 0 and beginning is Beginning.AGAIN else ""
+    resume, overwrite = beginning is Beginning.RESUME, beginning is Beginning.AGAIN
+    return dataclasses.replace(options, resume=resume, overwrite=overwrite), lost
 
 
 def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int) -> Checkpoint | None:

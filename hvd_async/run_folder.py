@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import pathlib
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ import yaml
 
 from hvd_async.atomic import write_file
 from hvd_async.config import RunConfig, dump_config, parse_config
-from hvd_async.errors import CheckpointError, ConfigError
+from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.events import read_events
 
 if TYPE_CHECKING:
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
 # What may differ between a run and its continuation: how long, where and how it is watched; not what is computed.
 _MAY_CHANGE = {"store", "output", "training", "validation", "decoding", "emulation", "simulation"}
 _MUST_STAY_IN_TRAINING = {"precision", "label_smoothing"}
+
+
+class Beginning(enum.Enum):
+    """What to do in a folder where a run goes on if it can: begin, go on, or begin again a run of which nothing was saved."""
+
+    NEW = "new"
+    RESUME = "resume"
+    AGAIN = "again"
 
 
 class RunFolder:
@@ -53,6 +63,34 @@ class RunFolder:
         self.snapshots.mkdir(parents=True, exist_ok=True)
         self.keep_config(config)
 
+    def how_to_begin(self, config: RunConfig) -> Beginning:
+        """What to do here for `config`, for a job that may have been started before. Changes nothing.
+
+        Raises `ConfigError` where `resume` would. A run that has ended, or of which a crash hid the checkpoint, is not begun
+        again: it is for `resume` to say what is missing.
+        """
+        if not self.config.exists():
+            return Beginning.NEW
+        self._check_same(config)
+        was_saved = self.has_checkpoint() or self.summary.exists() or any(self.checkpoints.glob(".v*.old"))
+        return Beginning.RESUME if was_saved else Beginning.AGAIN
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to resume from, whole or not."""
+        return any(path.is_dir() and path.name[1:].isdigit() for path in self.checkpoints.glob("v*"))
+
+    def describe_loss(self) -> str:
+        """In a line, what there is of a run that was interrupted before its first checkpoint, as far as its log says."""
+        num_updates, seconds = 0, 0.0
+        with contextlib.suppress(DataError):  # a log that is not there, or damaged: nothing more is known
+            for event in read_events(self.events):
+                num_updates += event.get("event") == "update"
+                seconds = event.get("seconds", seconds)
+        return (
+            f"{self.root}: a run was interrupted before its first checkpoint, and begins again; lost: {num_updates:,} updates,"
+            f" {seconds:.0f} s; see training.checkpoint_every"
+        )
+
     def resume(self, config: RunConfig) -> Checkpoint:
         """The latest checkpoint, to be continued with `config`.
 
@@ -64,6 +102,16 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.root}: got no run to resume, expected {self.config.name} in it; leave out --resume"
             )
+        self._check_same(config)
+        checkpoint = load_latest_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            raise CheckpointError(
+                f"{self.checkpoints}: got no checkpoint, expected one to resume from; start with --overwrite"
+            )
+        return checkpoint
+
+    def _check_same(self, config: RunConfig) -> None:
+        """Raises `ConfigError` if `config` would compute something else than the run that is here, or that was simulated."""
         before = parse_config(yaml.safe_load(self.config.read_text(encoding="utf-8")), source=str(self.config))
         if self.events.exists() and next(read_events(self.events), {}).get("simulated"):
             raise ConfigError(
@@ -73,12 +121,6 @@ class RunFolder:
         if changed := _changed_keys(_comparable(before, config), _comparable(config, before)):
             lines = [f"{key}: got {new!r}, expected {old!r} as in {self.config}" for key, old, new in changed]
             raise ConfigError("\n".join(f"--resume: {line}; or start another run" for line in lines))
-        checkpoint = load_latest_checkpoint(self.checkpoints)
-        if checkpoint is None:
-            raise CheckpointError(
-                f"{self.checkpoints}: got no checkpoint, expected one to resume from; start with --overwrite"
-            )
-        return checkpoint
 
     def keep_config(self, config: RunConfig) -> None:
         """Write `config` beside what it computes. On one rank, after all have agreed."""

@@ -1,7 +1,6 @@
-"""Who is who: from the launcher's environment and the machines of the ranks to roles, devices and threads.
+"""Who is who: from the machines of the ranks to roles, devices and threads.
 
-Pure but for `this_machine`: the environment comes in as a mapping, and every rank computes the same plan of all ranks from
-what all ranks reported.
+Pure but for `this_machine`: every rank computes the same plan of all ranks from what all ranks reported.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from hvd_async.errors import ConfigError, SetupError
@@ -22,116 +21,8 @@ from hvd_async.errors import ConfigError, SetupError
 Role = Literal["store", "shard", "worker", "store+worker", "shard+worker"]
 _DEDICATED = ("store", "shard")
 
-# Slurm numbers the steps that srun did not start (batch script, interactive shell, ...) down from the top of 32 bits.
-_FIRST_SPECIAL_SLURM_STEP = 0xFFFFFFF0
 # Cores of a worker beyond which one more helps it less than the store.
 _PLENTY = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Launcher:
-    """The variables in which a launcher tells a process who it is, and what to do where MPI does not agree."""
-
-    name: str
-    rank: str
-    size: tuple[str, ...]  # the first that is set counts
-    local_rank: str
-    local_size: str
-    mend: str
-
-
-_SAME_MPI = "start it with the mpirun of the environment that mpi4py is in, with no other MPI before it on LD_LIBRARY_PATH"
-
-# In order of precedence: an mpirun inside a Slurm job inherits Slurm's variables, and its own are those that count.
-LAUNCHERS = (
-    Launcher(
-        "Open MPI",
-        "OMPI_COMM_WORLD_RANK",
-        ("OMPI_COMM_WORLD_SIZE",),
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-        _SAME_MPI,
-    ),
-    Launcher("Hydra (MPICH, Intel MPI)", "PMI_RANK", ("PMI_SIZE",), "MPI_LOCALRANKID", "MPI_LOCALNRANKS", _SAME_MPI),
-    Launcher(
-        "horovodrun --gloo",
-        "HOROVOD_RANK",
-        ("HOROVOD_SIZE",),
-        "HOROVOD_LOCAL_RANK",
-        "HOROVOD_LOCAL_SIZE",
-        "horovodrun --gloo starts no MPI; use mpirun or horovodrun --mpi",
-    ),
-    Launcher(
-        "Slurm",
-        "SLURM_PROCID",
-        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
-        "SLURM_LOCALID",
-        "",  # Slurm has no such variable
-        "use srun --mpi=pmix for Open MPI and --mpi=pmi2 for MPICH; `srun --mpi=list` says what this Slurm has",
-    ),
-    Launcher(
-        "torchrun",
-        "RANK",
-        ("WORLD_SIZE",),
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "torchrun starts no MPI; use mpirun, or let `hvd-async launch` write the command",
-    ),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class LaunchedAs:
-    """What a launcher says about this process."""
-
-    launcher: Launcher
-    rank: int
-    size: int
-    local_rank: int | None
-    local_size: int | None
-
-
-def read_environment(environ: Mapping[str, str]) -> LaunchedAs | None:
-    """The place that a launcher gave this process, None for one that was started without any.
-
-    Raises `SetupError` where a launcher's variable is not a number.
-    """
-    for launcher in LAUNCHERS:
-        rank = _number(environ, launcher.rank)
-        size = next((found for name in launcher.size if (found := _number(environ, name)) is not None), None)
-        if rank is None or size is None or (launcher.name == "Slurm" and not _is_slurm_step(environ)):
-            continue
-        return LaunchedAs(launcher, rank, size, _number(environ, launcher.local_rank), _number(environ, launcher.local_size))
-    return None
-
-
-def _number(environ: Mapping[str, str], name: str) -> int | None:
-    text = environ.get(name)
-    if text is None:
-        return None
-    if not text.isdecimal():
-        raise SetupError(f"environment variable {name}: got {text!r}, expected a whole number from a launcher; unset it")
-    return int(text)
-
-
-def _is_slurm_step(environ: Mapping[str, str]) -> bool:
-    """Whether srun started this process; in a batch script or `salloc` the rank and size are there, but mean the shell."""
-    step = _number(environ, "SLURM_STEP_ID")
-    return step is not None and step < _FIRST_SPECIAL_SLURM_STEP
-
-
-def check_world(launched: LaunchedAs | None, rank: int, size: int) -> None:
-    """Refuse an MPI world that is not the one that the launcher started. Raises `SetupError`.
-
-    The usual case: the MPI library is not the launcher's, finds no launcher that it knows, and every process becomes
-    rank 0 of 1; a run would then train as many times, on its own, as there are processes.
-    """
-    if launched is None or (launched.rank, launched.size) == (rank, size):
-        return
-    raise SetupError(
-        f"{launched.launcher.name} started this process as rank {launched.rank} of {launched.size}, but MPI says rank {rank}"
-        f" of {size}: the MPI library and the launcher do not belong together; {launched.launcher.mend}"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ LAYERS = (
     {"store", "run_folder", "signals", "origin"},
     {"transport", "checkpoint", "emulation", "config_reference"},
     {"step_times"},
-    {"config", "topology", "flat", "events", "atomic", "kernels", "digests", "ties"},
+    {"config", "topology", "environment", "batch_job", "flat", "events", "atomic", "kernels", "digests", "ties"},
     {"errors", "_kernels", "kernels_cuda"},
 )
 # Narrower than the layers: all that these may import of the rest.

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from hvd_async.batch_job import BatchJob
 from hvd_async.origin import device_of, origin_of, origin_of_one_process, this_software
 from hvd_async.topology import Machine, Placement, assign_roles
 
@@ -38,6 +39,14 @@ def test_everything_is_plain_data() -> None:
     assert json.loads(json.dumps(origin.to_json())) == origin.to_json()
     assert origin.teams == [[0, 1], [2]] and origin.ranks[0]["threads"] == torch.get_num_threads()
     assert this_software()["torch"] == torch.__version__ and this_software()["cpu"]
+
+
+def test_a_job_of_a_batch_system_is_recorded() -> None:
+    plans = assign_roles([Machine("a", (0, 1), ())], Placement("single", threads=1))
+    data = origin_of(plans, [{}], BatchJob("123", 2, name="train")).to_json()
+    absent = dict.fromkeys(("array_job", "array_task", "partition", "nodes", "cluster"))
+    assert data["job"] == {"id": "123", "restarts": 2, "name": "train", **absent}
+    assert origin_of(plans, [{}]).to_json()["job"] is None
 
 
 def test_a_rank_without_a_gpu_leaves_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:

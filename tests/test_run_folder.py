@@ -11,7 +11,7 @@ import torch
 from hvd_async.checkpoint import Checkpoint, save_checkpoint
 from hvd_async.config import RunConfig, load_config, parse_config
 from hvd_async.errors import CheckpointError, ConfigError
-from hvd_async.run_folder import RunFolder
+from hvd_async.run_folder import Beginning, RunFolder
 
 
 def make_config(**sections: Any) -> RunConfig:
@@ -123,3 +123,52 @@ def test_there_is_nothing_to_resume_without_a_checkpoint(tmp_path: pathlib.Path)
     folder.begin(make_config(), overwrite=False)
     with pytest.raises(CheckpointError, match="got no checkpoint, expected one to resume from; start with --overwrite"):
         folder.resume(make_config())
+
+
+# A job that may have been started before.
+
+
+def test_where_there_is_no_run_it_begins(tmp_path: pathlib.Path) -> None:
+    assert RunFolder(tmp_path).how_to_begin(make_config()) is Beginning.NEW
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_is_a_checkpoint_it_goes_on_whole_or_not(folder: RunFolder) -> None:
+    assert folder.how_to_begin(make_config()) is Beginning.RESUME
+    assert folder.how_to_begin(make_config(training={"updates": 9})) is Beginning.RESUME
+    (folder.checkpoints / "v00000003" / "data.json").unlink()
+    assert folder.how_to_begin(make_config()) is Beginning.RESUME
+
+
+def test_a_run_that_was_interrupted_before_its_first_checkpoint_begins_again(tmp_path: pathlib.Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.begin(make_config(), overwrite=False)
+    (folder.checkpoints / ".v00000003.abc.tmp").mkdir(parents=True)  # it was being written
+    assert folder.how_to_begin(make_config()) is Beginning.AGAIN
+    lost = f"{tmp_path}: a run was interrupted before its first checkpoint, and begins again; lost:"
+    assert folder.describe_loss() == f"{lost} 0 updates, 0 s; see training.checkpoint_every"
+    folder.events.write_text('{"event": "start", "seconds": 0.0}\n' + '{"event": "update", "seconds": 7.5}\n' * 2 + '{"ev')
+    assert folder.describe_loss() == f"{lost} 2 updates, 8 s; see training.checkpoint_every"
+
+
+def test_a_run_that_was_saved_is_not_begun_again_where_its_checkpoint_is_missing(tmp_path: pathlib.Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.begin(make_config(), overwrite=False)
+    folder.summary.write_text("{}")
+    assert folder.how_to_begin(make_config()) is Beginning.RESUME  # which says what is missing
+    folder.summary.unlink()
+    (folder.checkpoints / ".v00000003.abc.old").mkdir(parents=True)  # a crash while it was being replaced
+    assert folder.how_to_begin(make_config()) is Beginning.RESUME
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_different_run_is_never_replaced(tmp_path: pathlib.Path, has_checkpoint: bool) -> None:
+    folder = RunFolder(tmp_path)
+    folder.begin(make_config(), overwrite=False)
+    if has_checkpoint:
+        save_checkpoint(folder.checkpoints, 3, Checkpoint({"t": torch.zeros(1)}, {"version": 3}), keep=1)
+    with pytest.raises(ConfigError, match="--resume: seed: got 2, expected 1 as in"):
+        folder.how_to_begin(make_config(seed=2))
+    folder.events.write_text('{"event": "start", "seconds": 0.0, "simulated": true}\n')
+    with pytest.raises(ConfigError, match="got a simulated run"):
+        folder.how_to_begin(make_config())

@@ -1,4 +1,4 @@
-"""Ranks to roles, devices and threads; the launcher's environment."""
+"""Ranks to roles, devices and threads."""
 
 from __future__ import annotations
 
@@ -11,83 +11,15 @@ from hvd_async.topology import (
     Machine,
     Placement,
     assign_roles,
-    check_world,
     describe,
-    read_environment,
     share_cores,
     this_machine,
 )
-
-OPEN_MPI = {
-    "OMPI_COMM_WORLD_RANK": "3",
-    "OMPI_COMM_WORLD_SIZE": "4",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-}
-SLURM_STEP = {
-    "SLURM_PROCID": "3",
-    "SLURM_NTASKS": "9",
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_LOCALID": "1",
-    "SLURM_STEP_ID": "0",
-}
-OF_OTHERS = [
-    ("Hydra", {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}),
-    ("horovodrun", {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}),
-    ("torchrun", {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}),
-]
 
 
 def machines(*hosts: str, cores: int = 8, gpus: int = 0) -> list[Machine]:
     """One for each rank; all ranks of a host see all of it."""
     return [Machine(host, tuple(range(cores)), tuple(f"{host}-gpu{i}" for i in range(gpus))) for host in hosts]
-
-
-@pytest.mark.parametrize(("name", "environ"), [("Open MPI", OPEN_MPI), *OF_OTHERS])
-def test_each_launcher_is_read(name: str, environ: dict[str, str]) -> None:
-    launched = read_environment(environ)
-    assert launched is not None and launched.launcher.name.startswith(name)
-    assert (launched.rank, launched.size, launched.local_rank, launched.local_size) == (3, 4, 1, 2)
-
-
-def test_a_slurm_step_counts_its_own_tasks() -> None:
-    launched = read_environment(SLURM_STEP)
-    assert launched is not None and launched.launcher.name == "Slurm"
-    assert (launched.rank, launched.size, launched.local_rank, launched.local_size) == (3, 4, 1, None)
-
-
-@pytest.mark.parametrize("step", [{}, {"SLURM_STEP_ID": "4294967291"}, {"SLURM_STEP_ID": "4294967290"}])
-def test_a_slurm_batch_script_or_shell_is_no_rank(step: dict[str, str]) -> None:
-    assert read_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", **step}) is None
-
-
-def test_mpirun_inside_a_slurm_job_counts_before_slurm() -> None:
-    launched = read_environment({**SLURM_STEP, "SLURM_PROCID": "0", **OPEN_MPI})
-    assert launched is not None and (launched.launcher.name, launched.rank) == ("Open MPI", 3)
-
-
-def test_no_launcher() -> None:
-    assert read_environment({"HOME": "/root", "PMI_RANK": "0"}) is None
-
-
-def test_a_launchers_variable_that_is_no_number() -> None:
-    with pytest.raises(SetupError, match="OMPI_COMM_WORLD_RANK: got 'x', expected a whole number"):
-        read_environment({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "x"})
-
-
-def test_a_world_that_agrees_passes() -> None:
-    check_world(read_environment(OPEN_MPI), 3, 4)
-    check_world(None, 0, 1)
-
-
-@pytest.mark.parametrize(
-    ("environ", "mend"),
-    [(OPEN_MPI, "mpirun of the environment"), (SLURM_STEP, "--mpi=pmix"), (OF_OTHERS[1][1], "starts no MPI")],
-)
-def test_singletons_are_refused_with_reason_and_mend(environ: dict[str, str], mend: str) -> None:
-    with pytest.raises(SetupError, match="as rank 3 of 4, but MPI says rank 0 of 1") as caught:
-        check_world(read_environment(environ), 0, 1)
-    assert mend in str(caught.value)
 
 
 def test_a_dedicated_store_is_rank_0_on_cpu() -> None:
@@ -221,11 +153,56 @@ def test_fewer_gpus_than_workers_is_an_error_unless_sharing_is_allowed() -> None
     assert [p.device for p in plans] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
+def test_hosts_may_have_different_numbers_of_gpus() -> None:
+    ranks = [*machines("a", "a", "a", "a", "a", gpus=4), *machines("b", "b", gpus=2)]
+    plans = assign_roles(ranks, Placement("async"))
+    assert [p.device for p in plans] == ["cpu", "cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0", "cuda:1"]
+    with pytest.raises(SetupError, match=r"b: 3 workers here, but rank 7 .*among the 2 that it sees"):
+        assign_roles([*ranks, *machines("b", gpus=2)], Placement("async"))
+    alone = assign_roles([*machines("a", "a", gpus=4), *machines("c")], Placement("ddp"))
+    assert [p.device for p in alone] == ["cuda:0", "cuda:1", "cpu"]
+
+
+@pytest.mark.parametrize("hosts", ["ababa", "aaabb", "bbaaa"])
+def test_gpus_are_dealt_by_the_place_among_a_hosts_workers_in_any_order_of_ranks(hosts: str) -> None:
+    plans = assign_roles(machines(*hosts, gpus=3), Placement("ddp"))
+    for host in "ab":
+        assert [p.device for p in plans if p.host == host] == [f"cuda:{i}" for i in range(hosts.count(host))]
+
+
 def test_gpus_that_the_launcher_dealt_out_are_each_index_0() -> None:
     dealt = [Machine("a", (0,), ("gpu-x",)), Machine("a", (1,), ("gpu-y",))]
     assert [p.device for p in assign_roles(dealt, Placement("ddp"))] == ["cuda:0", "cuda:0"]
     with pytest.raises(SetupError, match="finds no GPU of its own"):
         assign_roles([dealt[0], dealt[0]], Placement("ddp"))
+
+
+def test_a_store_leaves_the_gpu_that_the_launcher_dealt_to_it() -> None:
+    dealt = [Machine(host, (0,), (f"{host}-{i}",)) for host, i in [("a", 0), ("a", 1), ("b", 0), ("b", 1)]]
+    plans = assign_roles(dealt, Placement("async"))
+    assert [(p.device, p.store_device) for p in plans] == [("cpu", "cpu"), *[("cuda:0", None)] * 3]
+    # Asked for, it is the store's: no worker sees it, so that pushes go through the host.
+    plans = assign_roles(dealt, Placement("async", store_device="cuda"))
+    assert [(p.device, p.is_direct) for p in plans] == [("cuda:0", False)] * 4
+    assert [p.store_device for p in plans] == ["cuda:0", None, None, None]
+
+
+def test_some_ranks_may_see_one_gpu_and_others_all() -> None:
+    ranks = [Machine("a", (0,), ("x", "y", "z")), Machine("a", (0,), ("x",)), Machine("a", (0,), ("x", "y", "z"))]
+    with pytest.raises(SetupError, match="rank 1 finds no GPU of its own among the 1 that it sees"):
+        assign_roles(ranks, Placement("ddp"))
+    plans = assign_roles([ranks[1], ranks[0], ranks[2]], Placement("ddp"))
+    assert [p.device for p in plans] == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+def test_visible_devices_that_differ_are_told_apart_by_the_gpu_and_not_by_the_number() -> None:
+    ranks = [Machine("a", (0,), ("x", "y")), Machine("a", (0,), ("y", "x")), Machine("a", (0,), ("z",))]
+    plans = assign_roles(ranks, Placement("ddp"))
+    assert [(p.device, m.gpus[int(p.device[-1])]) for p, m in zip(plans, ranks, strict=True)] == [
+        ("cuda:0", "x"),
+        ("cuda:0", "y"),
+        ("cuda:0", "z"),
+    ]
 
 
 def test_a_gpu_by_number() -> None:

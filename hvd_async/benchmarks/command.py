@@ -14,8 +14,8 @@ from typing import Any, Literal, TextIO
 from hvd_async.benchmarks.options import MODELS, Options, make_options
 from hvd_async.benchmarks.ranks import run_as_rank, start_ranks
 from hvd_async.benchmarks.report import Machine, Result, print_results, write_results
+from hvd_async.environment import read_environment
 from hvd_async.errors import ConfigError
-from hvd_async.topology import read_environment
 
 # Benchmarks and their modules in this package, in the order in which they run. Each module has `measure`, `DEFAULTS`
 # (`Options`) and `TAKES`, the options that it looks at. `measure(options)` runs in one process, `measure(place, options)` on
@@ -65,7 +65,7 @@ def bench(name: str | None, given: dict[str, Any], output: Output, environ: Mapp
             if status != 0:
                 return status
         elif each in ON_RANKS:
-            result = run_as_rank(each, _module(each).measure, options, environ)
+            result = run_as_rank(each, _module(each).measure, options)
             measured = [] if result is None else [result]
         else:
             measured = [run_here(each, options)]

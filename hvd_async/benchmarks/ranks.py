@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from hvd_async.benchmarks.report import Machine, Result, read_results
 from hvd_async.errors import HvdAsyncError
 from hvd_async.launcher import Command, LaunchOptions, detect_mpi, mpirun_command, run_command
 from hvd_async.topology import Machine as RankMachine
-from hvd_async.topology import check_world, read_environment, this_machine
+from hvd_async.topology import this_machine
 
 if TYPE_CHECKING:
     from hvd_async.transport.bootstrap import MpiGroup
@@ -74,7 +74,6 @@ def run_as_rank(
     benchmark: str,
     measure: Callable[[Place, Options], list[Figure]],
     options: Options,
-    environ: Mapping[str, str] = os.environ,
 ) -> Result | None:
     """Play this rank's part of `benchmark`; the result on rank 0, None elsewhere. Collective over all ranks, at least two.
 
@@ -84,7 +83,6 @@ def run_as_rank(
 
     load = os.getloadavg()[0]
     group = MpiGroup(init_mpi())
-    check_world(read_environment(environ), group.rank, group.size)
     with _aborting_on_failure(group):
         hosts = [RankMachine.from_text(text).host for text in group.exchange(this_machine().to_text())]
         place = Place(group, tuple(host == hosts[0] for host in hosts))

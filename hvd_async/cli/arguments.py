@@ -19,8 +19,8 @@ exit status:
   1  an unforeseen failure         5  checkpoint missing, damaged, or of another run
   2  configuration or arguments    6  another rank failed or fell silent
   3  data or model files           7  a replayed run gives something else than was recorded
-                                   130, 143  stopped by Ctrl-C, SIGTERM; train, launch and compare
-                                   save everything first, other verbs are only cut off
+                                   130, 138, 143  stopped by Ctrl-C, SIGUSR1, SIGTERM; train, launch and
+                                   compare save everything first, other verbs are only cut off
 """
 
 
@@ -60,6 +60,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in the output folder")
+    begin.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="go on from the latest checkpoint where there is one, else begin; for jobs that a batch system starts again",
+    )
     begin.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
 
 
@@ -110,12 +115,14 @@ def device(name: str) -> str:
 
 
 def print_summary(summary: dict[str, Any], output: str) -> None:
-    """How a run ended, in a line or two."""
+    """How a run ended, in a line or two, of which the last says it all: it is what people look for in a log."""
     last = summary["last"]
     bleu = "" if last["bleu"] is None else f", BLEU {last['bleu']:.2f}"
-    print(
-        f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s,"
-        f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}; see {output}"
-    )
+    restarts = summary["processes"] - 1
+    again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
     if summary["refused"]:
         print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
+    print(
+        f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s,"
+        f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}{again}; see {output}"
+    )

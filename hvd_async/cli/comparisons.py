@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
     check_folder,
+    refuse,
     verb,
 )
 from hvd_async.errors import ConfigError, DataError
@@ -37,9 +38,25 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="compute only runs, variants or settings of that name, in which * stands for anything; may repeat",
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs computed at a time; they disturb each other")
-    parser.add_argument(
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs computed at a time (default 1); they disturb each other")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--dry-run", action="store_true", help="print what is to be computed, and the commands, and do nothing"
+    )
+    what.add_argument(
+        "--count", action="store_true", help="print how many runs each stage has, a number a line, and do nothing"
+    )
+    what.add_argument(
+        "--task",
+        type=int,
+        metavar="N",
+        help="compute run N of a stage alone, from 0, for a job array; no report is made. Tasks may run at once on several nodes",
+    )
+    parser.add_argument(
+        "--stage",
+        type=int,
+        metavar="S",
+        help="of --task: 1 (default), or, of a suite with rates and several seeds, 2: the other seeds at the best rates",
     )
 
 
@@ -50,12 +67,22 @@ def _compare(arguments: argparse.Namespace) -> int:
     from hvd_async.comparison.runs import Run
     from hvd_async.comparison.suite import Suite
 
-    if arguments.jobs < 1:
-        raise ConfigError(f"--jobs: got {arguments.jobs}, expected 1 or more")
+    jobs = 1 if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise ConfigError(f"--jobs: got {jobs}, expected 1 or more")
+    if arguments.stage is not None and arguments.task is None:
+        raise ConfigError(f"--stage: got {arguments.stage}, expected --task N beside it")
+    if arguments.task is not None or arguments.count:
+        refuse(arguments, ("jobs",), "--count" if arguments.count else "--task")
     output = arguments.output if arguments.output is not None else pathlib.Path("runs") / arguments.suite.stem
     check_folder(output)
     suite = Suite(arguments.suite, output)
     execution = Execution(suite, output, arguments.only)
+    if arguments.count:
+        print("\n".join(map(str, execution.num_runs())))
+        return 0
+    if arguments.task is not None:
+        return execution.run_one(1 if arguments.stage is None else arguments.stage, arguments.task, Board(is_live=False))
     todo = execution.todo()
     missing = [spec for spec, found in todo if not isinstance(found, Run)]
     if arguments.dry_run:
@@ -66,7 +93,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(f"{len(missing)} of {len(todo)} runs to be computed" + execution.remark())
         return 0
     print(f"{len(missing)} of {len(todo)} runs to be computed in {output}{execution.remark()}", flush=True)
-    failures = execution.run(arguments.jobs, Board(is_live=sys.stdout.isatty()))
+    failures = execution.run(jobs, Board(is_live=sys.stdout.isatty()))
     _write_report(read_collection(output), output / "report", None)
     if failures:
         raise DataError("\n".join(["runs that failed:", *failures]))

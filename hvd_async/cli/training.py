@@ -41,14 +41,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
 
+    from hvd_async.environment import read_environment
     from hvd_async.nmt import TranslationTask, prepare
     from hvd_async.run import TrainOptions, train
-    from hvd_async.topology import read_environment
 
     is_live = arguments.progress == "bar"
     if arguments.progress == "auto":
         is_live = sys.stdout.isatty() and read_environment(os.environ) is None
-    options = TrainOptions(arguments.resume, arguments.overwrite, is_live)
+    options = TrainOptions(arguments.resume, arguments.overwrite, is_live, arguments.auto_resume)
     summary = train(config, lambda config: TranslationTask(config, prepare(config)), options)
     if summary:
         print_summary(summary, config.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import signal
@@ -17,7 +18,9 @@ from hvd_async.errors import StoppedBySignal
 _PATIENCE_SECONDS = 60.0
 # Until it is killed then: asked twice, `launch` has its ranks killed, which would outlive it.
 _SECOND_PATIENCE_SECONDS = 10.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Batch systems announce the end of a job by a signal of one's choice, SIGUSR1 by custom.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_KEPT_CHARACTERS = 4096  # of the end of what a process says
 
 
 class Children:
@@ -29,6 +32,11 @@ class Children:
         self._running: set[subprocess.Popen[str]] = set()
         self._is_over = False
         self._lock = threading.Lock()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the block was left: nothing is begun any more."""
+        return self._is_over
 
     def __enter__(self) -> Children:
         return self
@@ -49,12 +57,12 @@ class Children:
                 except subprocess.TimeoutExpired:
                     process.kill()
 
-    def run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
+    def run(self, arguments: Sequence[str], inherited: Sequence[int] = ()) -> subprocess.CompletedProcess[str] | None:
         """`hvd-async` with `arguments`; None if it was ended, or not begun, since the block was left. Blocks.
 
-        It is told to stop as well if this process is killed.
+        It is told to stop as well if this process is killed, and keeps the descriptors `inherited` open beside those of all.
         """
-        command = [sys.executable, "-m", "hvd_async.tied", str(os.getpid()), *arguments]  # a list, no shell
+        command = _tied(arguments)
         with self._lock:
             if self._is_over:
                 return None
@@ -65,7 +73,7 @@ class Children:
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                pass_fds=self._inherited,
+                pass_fds=(*self._inherited, *inherited),
                 start_new_session=True,  # a terminal's Ctrl-C is for us, who pass it on
             )
             self._running.add(process)
@@ -75,9 +83,77 @@ class Children:
             return None if self._is_over else subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
+def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
+    """`hvd-async` with `arguments`, which says what it says where we do; the end of its errors is in the result too. Blocks, in
+    the main thread; `inherited` as of `Children`.
+
+    At Ctrl-C, SIGTERM and SIGUSR1 it is asked to end, and waited for: how long it may save is for the batch system to say, which
+    kills in the end. Raises `StoppedBySignal` if it did end for that.
+    """
+    received: list[int] = []
+    early: list[int] = []
+    running: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        # Later ones are repetitions, as batch systems send them; only a person who asks again wants it at once.
+        is_wanted = not received or number == signal.SIGINT
+        received.append(number)
+        if is_wanted and running:
+            running[0].terminate()
+        elif is_wanted:
+            early.append(number)
+
+    # Handlers first: a signal that found the process begun and no handler would leave it behind.
+    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    try:
+        command = _tied(arguments)
+        sys.stdout.flush()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=inherited, start_new_session=True
+        )
+        running.append(process)
+        for _ in early:
+            process.terminate()
+        errors = _Echo(process)
+        errors.start()
+        status = process.wait()
+        errors.join(_SECOND_PATIENCE_SECONDS)  # what it started may have outlived it, with the pipe open
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received and status in {sign for number in _SIGNALS for sign in (128 + number, -number)}:
+        name = signal.Signals(received[0]).name
+        raise StoppedBySignal(f"compare: the same command goes on: stopped by {name}", received[0])
+    return subprocess.CompletedProcess(command, status, "", errors.tail)
+
+
+class _Echo(threading.Thread):
+    """Writes to our stderr what comes from that of `process`, until it is closed, and keeps the end of it in `tail`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        super().__init__(name="hvd-async-echo", daemon=True)
+        self._process = process
+        self.tail = ""
+
+    def run(self) -> None:
+        assert self._process.stderr is not None
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        with self._process.stderr as stream:
+            while chunk := os.read(stream.fileno(), 1 << 16):
+                text = decoder.decode(chunk)
+                self.tail = (self.tail + text)[-_KEPT_CHARACTERS:]
+                with contextlib.suppress(OSError):  # nobody reads ours; the run is not to wait for that
+                    sys.stderr.write(text)
+                    sys.stderr.flush()
+
+
+def _tied(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "hvd_async.tied", str(os.getpid()), *arguments]  # a list, no shell
+
+
 @contextlib.contextmanager
 def stopping_on_signals(message: str) -> Iterator[None]:
-    """Raise `StoppedBySignal` with `message` at the first Ctrl-C or SIGTERM inside the block. In the main thread."""
+    """Raise `StoppedBySignal` with `message` at the first Ctrl-C, SIGTERM or SIGUSR1 inside the block. In the main thread."""
 
     def stop(number: int, _: FrameType | None) -> None:
         for each in _SIGNALS:

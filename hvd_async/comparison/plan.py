@@ -52,7 +52,15 @@ class Plan:
 
     def write(self, output: pathlib.Path) -> None:
         """Keep it in `output`, the folder of the comparison. Raises `DataError` where the file system refuses."""
-        write_file(output / _FILE, json.dumps(asdict(self), indent=1).encode())
+        path, content = output / _FILE, json.dumps(asdict(self), indent=1).encode()
+        if _holds(path, content):
+            return
+        try:
+            write_file(path, content)
+        except DataError:
+            # Tasks on several hosts write it at once, with the same temporary name where process ids are alike.
+            if not _holds(path, content):
+                raise
 
     def of(self, setting: str, variant: str) -> list[PlannedRun]:
         """The runs of a variant in a setting."""
@@ -86,13 +94,22 @@ def read_plan(output: pathlib.Path) -> Plan:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); expected that of a comparison") from None
 
 
+def _holds(path: pathlib.Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
+
+
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "rates": tuple(fields["rates"]), "seeds": tuple(fields["seeds"])}
 
 
 def digest_of(config: RunConfig) -> str:
-    """Of all that is computed; the folder may have another name elsewhere."""
-    text = dump_config(config.model_copy(update={"output": ""}))
+    """Of all that is computed; the folder may have another name elsewhere, and how often a line is printed is nobody's matter."""
+    # What was the default when the first digests were made: they are to stay valid.
+    training = config.training.model_copy(update={"log_every_seconds": 10.0})
+    text = dump_config(config.model_copy(update={"output": "", "training": training}))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -34,7 +34,7 @@ _OWN_KEYS = (
     *(f"validation.{key}" for key in ("when", "every", "every_tokens", "patience")),
 )
 _ALIKE = ("data", "vocabulary", "validation", "decoding", "emulation")
-_OF_THE_SUITE = re.compile(r"(-w|--workers|--starter|--set|--resume|--overwrite|--dry-run)(=|$)")
+_OF_THE_SUITE = re.compile(r"(-w|--workers|--starter|--set|--resume|--auto-resume|--overwrite|--dry-run)(=|$)")
 # The setting of a suite that names none; it is not in the names of folders.
 _THE_SETTING = "all"
 
@@ -81,7 +81,7 @@ class SuiteConfig(Section):
     `workers` is the suite's own."""
 
     base: str = Field(description="The configuration of a run from which all begin; relative to this file.")
-    launcher: Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "simulate"] = Field(
+    launcher: Literal["mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo", "simulate"] = Field(
         "mpirun", description="What starts the ranks of a run; `simulate`: nothing, it is computed on a simulated cluster."
     )
     launch_arguments: tuple[str, ...] = Field(

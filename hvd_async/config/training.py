@@ -34,7 +34,7 @@ class TrainingConfig(Section):
     )
     label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation is without.")
     log_every_seconds: Annotated[float, Field(gt=0.0)] = Field(
-        10.0, description="Interval of the progress lines where the output is not a terminal."
+        60.0, description="Shortest time between lines of progress where the output is not a terminal."
     )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         0, description="Versions between checkpoints; 0: only at the end and when a signal stops the run."

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import pathlib
+import warnings
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from hvd_async.environment import check_launcher, check_world, read_environment
 from hvd_async.errors import SetupError
 
 if TYPE_CHECKING:
@@ -16,17 +19,28 @@ if TYPE_CHECKING:
 
 
 def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
-    """Initialise MPI with full thread support, if that has not happened yet, and return a duplicate of the world.
+    """`start_mpi`, and a `SetupError` where its world is not the one that the launcher started. Collective over all ranks."""
+    comm = start_mpi(environ)
+    check_world(read_environment(environ), comm.Get_rank(), comm.Get_size(), _library())
+    return comm
 
-    Collective over all ranks. Settings that the user or `hvd-async launch` made are kept; where none is made, Open MPI is
-    told to leave UCX out of one-sided communication (it complains at every window), and to yield when ranks outnumber
-    cores (it starves itself otherwise). MPI is finalized at exit. Raises `SetupError` where MPI cannot be loaded or has no
-    MPI_THREAD_MULTIPLE.
+
+def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
+    """Initialise MPI with full thread support, if that has not happened yet, and return a duplicate of its world.
+
+    Collective over all ranks of that world, which need not be the launcher's. Settings that the user or `hvd-async launch`
+    made are kept; where none is made, Open MPI is told to leave UCX out of one-sided communication (it complains at every
+    window), and to yield when ranks outnumber cores (it starves itself otherwise). MPI is finalized at exit. Raises
+    `SetupError` where MPI cannot be loaded, would end the process, or has no MPI_THREAD_MULTIPLE.
     """
     environ.setdefault("OMPI_MCA_osc", "^ucx")
     local_size = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")
     if local_size.isdigit() and int(local_size) > len(os.sched_getaffinity(0)):
         environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    if "PMI_SIZE" in environ and "PMIX_NAMESPACE" in environ:
+        # MPICH's mpirun in a Slurm whose default is --mpi=pmix: ranks inherit that from the srun that starts the proxies, and
+        # MPICH, which finds two launchers, ends them. The nearer one is mpirun, with PMI 1.
+        environ.setdefault("MPIR_CVAR_PMI_VERSION", "1")
     try:
         import mpi4py
 
@@ -37,7 +51,11 @@ def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
         reason = " ".join(str(error).split())
         raise SetupError(f"MPI cannot be loaded: {reason}; launch/setup.sh installs one, or mend the library path") from None
     if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        check_launcher(read_environment(environ), _library(), has_pmix=_is_loaded("libpmix"))
+        with warnings.catch_warnings():
+            # mpi4py's own guess at what `check_world` finds out.
+            warnings.filterwarnings("ignore", message="suspicious MPI execution environment", category=RuntimeWarning)
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         library = MPI.Get_library_version().split(",")[0]
         raise SetupError(
@@ -45,6 +63,18 @@ def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
             f" ({MPI.THREAD_MULTIPLE}); use an MPI that is built with it"
         )
     return MPI.COMM_WORLD.Dup()
+
+
+def _library() -> str:
+    """What the loaded MPI calls itself; it can be asked before it is initialised."""
+    from mpi4py import MPI
+
+    return MPI.Get_library_version()
+
+
+def _is_loaded(library: str) -> bool:
+    maps = pathlib.Path("/proc/self/maps")
+    return library in maps.read_text(encoding="utf-8", errors="replace") if maps.exists() else False
 
 
 class MpiGroup:

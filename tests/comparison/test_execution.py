@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from hvd_async.__main__ import main
-from hvd_async.comparison import execution
+from hvd_async.comparison import locks
 from hvd_async.comparison.plan import read_collection, read_plan
 from hvd_async.comparison.runs import read_run
 from hvd_async.config import RunConfig
@@ -146,6 +146,14 @@ def test_a_run_of_another_configuration_is_computed_again(folder: pathlib.Path, 
     assert pretended.names == ["horovod-s1", "n_1-s1", "n_1-s1"]
     assert lines[0] == "n_1-s1: was computed with another configuration; computed again"
     assert read_collection(folder / "out").entries[1].run is not None
+
+
+def test_how_often_a_line_is_printed_makes_no_other_run(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, pretended := Pretended())
+    execute(write(folder, tiny(set={"training.log_every_seconds": 5})), folder / "out")
+    execute(write(folder, tiny(set={"training.log_every_seconds": 10})), folder / "out")
+    execute(write(folder, tiny(set={})), folder / "out")
+    assert pretended.names == ["horovod-s1", "n_1-s1"]
 
 
 def test_until_then_it_does_not_count(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +386,7 @@ def held(output: pathlib.Path) -> Iterator[None]:
 
 
 def test_a_folder_in_which_another_is_at_work_is_refused(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     path = write(folder, tiny())
     with held(folder / "out"), pytest.raises(DataError) as raised:
         execute(path, folder / "out")
@@ -473,7 +481,7 @@ def test_what_runs_ends_as_well_when_nobody_can_tell_it_and_the_folder_is_free_t
             parent.kill()
             parent.communicate()
             in_place_of_processes(monkeypatch, Pretended())
-            monkeypatch.setattr(execution, "_LOCK_SECONDS", 0.0)
+            monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
             with pytest.raises(DataError, match="another hvd-async compare, or a run of it, is at work there"):
                 execute(path, folder / "out")
             assert is_alive(child)
@@ -482,7 +490,7 @@ def test_what_runs_ends_as_well_when_nobody_can_tell_it_and_the_folder_is_free_t
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-    monkeypatch.setattr(execution, "_LOCK_SECONDS", SECONDS)  # its last thread may still be ending
+    monkeypatch.setattr(locks, "_PATIENCE_SECONDS", SECONDS)  # its last thread may still be ending
     in_place_of_processes(monkeypatch, compute_here)
     failures, _ = execute(write(folder, tiny()), folder / "out")
     assert failures == [] and names_in(folder / "out") == ["horovod-s1", "n_1-s1"]

@@ -47,7 +47,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ({"workers": 0}, "workers: got 0, expected: greater than or equal to 1"),
         (
             {"launcher": "slurm"},
-            "launcher: got 'slurm', expected: 'mpirun', 'horovodrun-mpi', 'horovodrun-gloo' or 'simulate'",
+            "launcher: got 'slurm', expected: 'mpirun', 'srun', 'horovodrun-mpi', 'horovodrun-gloo' or 'simulate'",
         ),
         ({"launch_arguments": ["--hosts", "a:4"]}, "launch_arguments: got some with launcher simulate, expected none"),
         (
@@ -231,7 +231,7 @@ def test_the_command_of_a_simulated_run(folder: pathlib.Path) -> None:
     assert suite.command(Spec("all", "N = 1", 0.001, 1)) == ["simulate", *overrides(folder, simulated=True), "--overwrite"]
 
 
-@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun-mpi"])
+@pytest.mark.parametrize("launcher", ["mpirun", "srun", "horovodrun-mpi"])
 def test_the_command_of_a_real_run(folder: pathlib.Path, launcher: str) -> None:
     suite = suite_of(folder, rates=[0.001], launcher=launcher, launch_arguments=["--hosts", "a:1,b:1"])
     spec = Spec("all", "N = 1", 0.001, 1)

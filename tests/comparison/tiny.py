@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from hvd_async.__main__ import main
+from hvd_async.comparison import execution
 from hvd_async.comparison.board import Board
 from hvd_async.comparison.children import Children
 from hvd_async.comparison.execution import Execution
@@ -72,7 +73,8 @@ Compute = Callable[[Sequence[str]], "subprocess.CompletedProcess[str] | None"]
 
 def in_place_of_processes(monkeypatch: pytest.MonkeyPatch, compute: Compute) -> None:
     """Have runs computed by `compute`, which is given the arguments of `hvd-async`."""
-    monkeypatch.setattr(Children, "run", lambda _, arguments: compute(arguments))
+    monkeypatch.setattr(Children, "run", lambda _, arguments, inherited: compute(arguments))
+    monkeypatch.setattr(execution, "run_in_sight", lambda arguments, inherited: compute(arguments))
 
 
 def compute_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ import torch
 
 from hvd_async import run, topology
 from hvd_async.__main__ import report
+from hvd_async.environment import read_environment
 from hvd_async.topology import Machine, Placement, RankPlan
 from hvd_async.transport import cuda_ipc, device_block
 from hvd_async.transport.cuda_ipc import Handle
@@ -98,7 +99,7 @@ def _map(path: str, num_bytes: int) -> torch.Tensor:
 
 if __name__ == "__main__":
     names, *others = sys.argv[2:]
-    launched = topology.read_environment(os.environ)
+    launched = read_environment(os.environ)
     with emulated(names.split(",")) if names else contextlib.nullcontext():
         if launched is not None and str(launched.rank) in "".join(others).split(","):
             refuse()

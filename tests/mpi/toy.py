@@ -258,7 +258,7 @@ def make_config(output: pathlib.Path, **sections: Any) -> dict[str, Any]:
 
 
 def main() -> int:
-    from hvd_async.topology import read_environment
+    from hvd_async.environment import read_environment
 
     launched = read_environment(os.environ)
     rank = 0 if launched is None else launched.rank

@@ -8,12 +8,13 @@ for host in "${prefix}a" "${prefix}b"; do
     mkdir -p "/etc/netns/$host"
     printf '127.0.0.1 localhost\n10.78.0.1 %sa\n10.78.0.2 %sb\n' "$prefix" "$prefix" >"/etc/netns/$host/hosts"
 done
-ip link add "${prefix}v1" netns "${prefix}a" type veth peer name "${prefix}v2" netns "${prefix}b"
+# The same name on both: horovodrun looks for an interface that all hosts have, by name.
+ip link add eth0 netns "${prefix}a" type veth peer name eth0 netns "${prefix}b"
 number=1
 for host in "${prefix}a" "${prefix}b"; do
-    ip -n "$host" addr add "10.78.0.$number/24" dev "${prefix}v$number"
+    ip -n "$host" addr add "10.78.0.$number/24" dev eth0
     ip -n "$host" link set lo up
-    ip -n "$host" link set "${prefix}v$number" up
+    ip -n "$host" link set eth0 up
     number=$((number + 1))
 done
 # The kernel reports a link as up only some time later, and UCX passes over one that is not.

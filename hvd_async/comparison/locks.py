@@ -1,0 +1,53 @@
+"""Locks on what several processes, on several hosts, may want to compute. They end with the processes that hold them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+from hvd_async.errors import DataError
+
+# For runs whose comparison was killed, which save everything before they end.
+_PATIENCE_SECONDS = 60.0
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class BusyError(DataError):
+    """Somebody else holds the lock."""
+
+
+@contextlib.contextmanager
+def held(
+    path: pathlib.Path, name: str, who: str, say: Callable[[str], None], is_over: Callable[[], bool] = lambda: False
+) -> Iterator[int]:
+    """Hold the lock in the file `path` inside the block; yields its descriptor: it is held as long as a process has that.
+
+    `name` is what is locked and `who` else may hold it, for people. Waits a while, but no longer than until `is_over`; raises
+    `BusyError` then. Where the file system knows no locks it says so, and goes on without.
+    """
+    deadline, is_said = time.monotonic() + _PATIENCE_SECONDS, False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    say(f"{name}: cannot be locked ({error.strerror}); see to it that nobody else computes there")
+                    break
+                if time.monotonic() > deadline or is_over():
+                    raise BusyError(f"{name}: {who} is at work there; wait for it or end it") from None
+            if not is_said:
+                say(f"{name}: waiting for {who} to end")
+                is_said = True
+            time.sleep(0.2)  # flock has no time limit of its own
+        yield file.fileno()

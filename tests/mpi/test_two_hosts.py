@@ -1,0 +1,107 @@
+"""`hvd-async launch --hosts` really trains over two hosts: started by mpirun and horovodrun over ssh, in its bare environment."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from hvd_async.nmt.grammar import write_corpus
+from tests.mpi.runs import events_of, losses_of, summary_of
+from tests.mpi.test_launching import write_config
+from tests.ranks import TWO_HOSTS, Completed, mpi_family, run_limited
+
+pytestmark = pytest.mark.mpi
+
+SYNCHRONOUS: Mapping[str, Mapping[str, Any]] = {"validation": {"bleu": False}, "training": {"tokens": 1000}}
+
+
+def launch(home: pathlib.Path, path: pathlib.Path, *arguments: str, on: str | None = None) -> Completed:
+    """The user's command, on this machine or on the host `on`, from which `ssh` reaches the other one."""
+    environ = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(TWO_HOSTS / "bin"), os.environ["PATH"]]),
+        "HOME": str(home),  # horovodrun keeps there what it found out about hosts
+        "OMPI_MCA_mpi_yield_when_idle": "1",  # these hosts share their cores, which no launcher can know
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+    }
+    first = () if on is None else (str(TWO_HOSTS / "onhost.sh"), on)
+    return run_limited((*first, sys.executable, "-m", "hvd_async", "launch", str(path), *arguments), environ, timeout=120)
+
+
+def hosts_of(done: Completed) -> list[str]:
+    """The host of every rank, as the run told it."""
+    places = re.findall(r"rank (\d+) on (\S+): ", done.stdout)
+    assert [int(rank) for rank, _ in places] == list(range(len(places))), str(done)
+    return [host for _, host in places]
+
+
+def skip_unless_it_runs_here(starter: str) -> None:
+    if starter.startswith("horovodrun"):
+        pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
+    if starter == "horovodrun-mpi" and mpi_family() != "openmpi":
+        pytest.skip("horovodrun --mpi knows Open MPI alone")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def losses_of_one_host(tmp_path_factory: pytest.TempPathFactory, home: pathlib.Path) -> list[float]:
+    """The training losses of two workers on this machine."""
+    folder = tmp_path_factory.mktemp("one")
+    write_corpus(folder / "text", train=200, validation=8, test=8)
+    launch(home, write_config(folder, strategy={"kind": "ddp"}, **SYNCHRONOUS), "--workers", "2").check()
+    return losses_of(folder / "run")
+
+
+@pytest.mark.parametrize(("starter", "placement"), [("mpirun", "dedicated"), ("horovodrun-mpi", "colocated")])
+def test_the_store_serves_workers_of_both_hosts(
+    tmp_path: pathlib.Path, home: pathlib.Path, two_hosts: tuple[str, str], starter: str, placement: str
+) -> None:
+    skip_unless_it_runs_here(starter)
+    first, second = two_hosts
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    strategy = {"kind": "async", "placement": placement, "lockstep": True, "arrivals_per_update": "workers"}
+    path = write_config(tmp_path, strategy=strategy, validation={"bleu": False})
+    on_first = 2 if placement == "dedicated" else 1
+    where = ("--hosts", f"{first}:{on_first},{second}:1", "--workers", "2", "--starter", starter)
+    done = launch(home, path, *where, on=first).check()
+    assert hosts_of(done) == [first] * on_first + [second]
+    assert "finished: version" in done.stdout
+    arrivals = events_of(tmp_path / "run", "arrival")
+    assert sorted(arrival["batch"] for arrival in arrivals) == list(range(len(arrivals)))
+    assert {arrival["worker"] for arrival in arrivals} == {0, 1}
+    assert summary_of(tmp_path / "run")["tokens"] >= 1500
+
+
+@pytest.mark.parametrize(
+    ("strategy", "starter"),
+    [("horovod", "mpirun"), ("ddp", "mpirun"), ("horovod", "horovodrun-mpi"), ("horovod", "horovodrun-gloo")],
+)
+def test_the_synchronous_baselines_are_on_two_hosts_what_they_are_on_one(
+    tmp_path: pathlib.Path,
+    home: pathlib.Path,
+    two_hosts: tuple[str, str],
+    losses_of_one_host: list[float],
+    strategy: str,
+    starter: str,
+) -> None:
+    skip_unless_it_runs_here("horovodrun" if strategy == "horovod" else starter)
+    skip_unless_it_runs_here(starter)
+    first, second = two_hosts
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    path = write_config(tmp_path, strategy={"kind": strategy}, **SYNCHRONOUS)
+    where = ("--hosts", f"{first}:1,{second}:1", "--workers", "2", "--starter", starter)
+    done = launch(home, path, *where, on=first).check()
+    assert hosts_of(done) == [first, second]
+    losses = losses_of(tmp_path / "run")
+    assert len(losses) > 3
+    assert losses == pytest.approx(losses_of_one_host, rel=1e-5)

@@ -1,0 +1,140 @@
+"""`hvd-async train --auto-resume`: the same command for the first start of a job and for all others."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import pytest
+import yaml
+
+from hvd_async.__main__ import main
+from hvd_async.checkpoint import load_latest_checkpoint
+from hvd_async.nmt.grammar import write_corpus
+from tests.ranks import run_ranks
+
+ENVIRON = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_JOB_PARTITION": "low", "SLURM_RESTART_COUNT": "2"}
+
+
+@pytest.fixture
+def config(tmp_path: pathlib.Path) -> pathlib.Path:
+    write_corpus(tmp_path / "text", train=120, validation=8, test=8)
+    tree = {
+        "output": str(tmp_path / "run"),
+        "data": {"folder": str(tmp_path / "text")},
+        "vocabulary": {"size": 300},
+        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
+        "batching": {"tokens": 200},
+        "training": {"updates": 4, "device": "cpu", "tensorboard": False, "threads": 1},
+        "validation": {"bleu": False},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def train(config: pathlib.Path, *overrides: str) -> int:
+    sets = [word for override in overrides for word in ("--set", override)]
+    return main(["train", str(config), "--auto-resume", *sets])
+
+
+def summary_of(config: pathlib.Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((config.parent / "run/summary.json").read_text())
+    return summary
+
+
+def test_it_begins_goes_on_and_ends_at_once_when_all_is_done(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("finished: version 4, ")
+    assert summary_of(config)["processes"] == 1 and summary_of(config)["job"] is None
+    assert train(config, "training.updates=6") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("finished: version 6, ") and line.endswith(f", 1 restart; see {config.parent / 'run'}")
+    model = (config.parent / "run/models/last/model.safetensors").read_bytes()
+    assert train(config, "training.updates=6") == 0
+    assert "version 6, " in capsys.readouterr().out.splitlines()[-1]
+    assert summary_of(config)["processes"] == 3 and summary_of(config)["updates"] == 6
+    events = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
+    assert [event["version"] for event in events if event["event"] == "start"] == [0, 4, 6]
+    assert (config.parent / "run/models/last/model.safetensors").read_bytes() == model
+
+
+def test_what_was_interrupted_before_a_checkpoint_begins_again_and_says_so(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config) == 0
+    whole = (config.parent / "run/models/last/model.safetensors").read_bytes()
+    shutil.rmtree(config.parent / "run/checkpoints")
+    (config.parent / "run/summary.json").unlink()
+    capsys.readouterr()
+    assert train(config) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        f"{config.parent / 'run'}: a run was interrupted before its first checkpoint, and begins again;"
+    )
+    assert "lost: 4 updates, " in lines[0]
+    assert summary_of(config)["processes"] == 1
+    assert (config.parent / "run/models/last/model.safetensors").read_bytes() == whole
+
+
+def test_another_run_and_a_damaged_checkpoint_are_errors_as_with_resume(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config) == 0
+    assert train(config, "seed=2") == 2
+    assert "seed: got 2, expected 1" in capsys.readouterr().err
+    (config.parent / "run/checkpoints/v00000004/data.json").write_text("{")
+    assert train(config) == 5
+    assert "damaged" in capsys.readouterr().err
+    shutil.rmtree(config.parent / "run/checkpoints")
+    assert train(config) == 5  # its summary is there: it was not interrupted
+    assert summary_of(config)["updates"] == 4
+
+
+@pytest.mark.parametrize("other", ["--resume", "--overwrite"])
+def test_there_is_one_way_to_begin(config: pathlib.Path, other: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", str(config), "--auto-resume", other])
+    assert f"{other}: not allowed with argument --auto-resume" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_say_how_often_it_was_started_counts_as_one(config: pathlib.Path) -> None:
+    assert train(config) == 0
+    path = config.parent / "run/checkpoints/v00000004/data.json"
+    document = json.loads(path.read_text())
+    assert document["data"]["journal"].pop("processes") == 1
+    path.write_text(json.dumps(document))
+    assert train(config) == 0 and summary_of(config)["processes"] == 2
+
+
+def test_refused_arrivals_come_before_the_last_line(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [f"--set={text}" for text in ("strategy.kind=async", "simulation.workers=3", f"output={config.parent / 'far'}")]
+    assert main(["simulate", str(config), *sets]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("refused arrivals: after_the_end ") and lines[-1].startswith("finished: version 4, ")
+
+
+@pytest.mark.mpi
+def test_all_ranks_begin_alike_and_the_job_is_recorded(config: pathlib.Path) -> None:
+    command = ["-m", "hvd_async", "train", str(config), "--auto-resume", "--set", "strategy.kind=async"]
+    run = config.parent / "run"
+    outputs = []
+    for updates in (4, 6, 8):
+        if updates == 6:  # as if it had been killed before its first checkpoint
+            shutil.rmtree(run / "checkpoints")
+            (run / "summary.json").unlink()
+        done = run_ranks(3, [*command, "--set", f"training.updates={updates}"], timeout=120.0, env=ENVIRON)
+        outputs.append(done.check().stdout.splitlines())
+    assert [lines[0] for lines in outputs] == ["job 123 (train, partition low), restart 2"] * 3
+    assert [" begins again; " in lines[1] for lines in outputs] == [False, True, False]
+    assert summary_of(config)["updates"] == 8 and summary_of(config)["processes"] == 2
+    assert summary_of(config)["job"]["id"] == "123" and summary_of(config)["job"]["restarts"] == 2
+    starts = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if '"start"' in line]
+    assert [(event["version"], event["job"]["name"]) for event in starts] == [(0, "train"), (6, "train")]
+    assert load_latest_checkpoint(run / "checkpoints") is not None
+    refused = run_ranks(3, [*command, "--set", "seed=2"], timeout=120.0)
+    assert refused.returncode == 2 and refused.stderr.count("seed: got 2, expected 1") == 1, str(refused)
