@@ -24,15 +24,14 @@ from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
 from hvd_async.flat import FlatParameters
 from hvd_async.journal import RunJournal, read_snapshot
 from hvd_async.origin import device_of, origin_of, this_software
+from hvd_async.placement import placement_of
 from hvd_async.progress import Goal, Progress
 from hvd_async.run_folder import Beginning, RunFolder
 from hvd_async.signals import StopRequest
-from hvd_async.store.slots import is_whole
 from hvd_async.strategies import make_strategy
 from hvd_async.strategies.protocol import EvaluationPlan, Job, Strategy
 from hvd_async.topology import (
     Machine,
-    Placement,
     RankPlan,
     assign_roles,
     describe,
@@ -223,17 +222,7 @@ def _meet(group: Group, environ: Mapping[str, str]) -> list[Machine]:
 
 def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPlan, ...]:
     """Every rank's role, device and threads; every rank computes the same."""
-    wanted = Placement(
-        kind=config.strategy.kind,
-        placement=config.strategy.placement,
-        device=config.training.device,
-        allow_sharing=config.training.allow_sharing,
-        threads=config.training.threads,
-        num_shards=config.store.shards,
-        store_device=config.store.device,
-        is_direct=is_whole(config.push),
-    )
-    plans = assign_roles(machines, wanted)
+    plans = assign_roles(machines, placement_of(config))
     num_workers = sum(plan.worker is not None for plan in plans)
     check_emulation(config.emulation, num_workers)
     return plans

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from hvd_async.errors import SetupError
-from hvd_async.launcher import Host, LaunchOptions, MpiFamily, detect_mpi, mpirun_command
+from hvd_async.launcher import Host, LaunchOptions, Layout, MpiFamily, detect_mpi, mpirun_command
 
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
 # Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
@@ -84,18 +84,20 @@ def run_ranks(
     options = LaunchOptions(
         mpi=family,
         mpirun=path,
-        hosts=tuple(Host(name, slots) for name in hosts),
-        num_cores=1,  # test machines are small and shared: always yield while waiting
         as_root=os.geteuid() == 0,
         extra=(*agent, *mpirun_args),
     )
+    # One core: test machines are small and shared, ranks that wait always yield.
+    layout = Layout.of_ranks(num_ranks, 1, tuple(Host(name, slots) for name in hosts))
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **(env or {})}
-    command = mpirun_command((sys.executable, *_python_arguments(program), *args), num_ranks, options, variables)
+    command = mpirun_command((sys.executable, *_python_arguments(program), *args), layout, options, variables)
     first_host = (str(TWO_HOSTS / "onhost.sh"), hosts[0]) if hosts else ()
     return run_limited((*first_host, *command.argv), {**os.environ, **command.environment}, timeout)
 
 
-def run_limited(argv: Sequence[str], environ: Mapping[str, str], timeout: float) -> Completed:
+def run_limited(
+    argv: Sequence[str], environ: Mapping[str, str], timeout: float, cwd: pathlib.Path | None = None
+) -> Completed:
     """Run `argv`; at the time limit kill it and whatever it started, wherever that has gone, and keep the output."""
     mark = uuid.uuid4().hex
     # Output goes to files: a pipe would be held open by a process that outlived the job, and reading it would hang.
@@ -103,6 +105,7 @@ def run_limited(argv: Sequence[str], environ: Mapping[str, str], timeout: float)
         job = subprocess.Popen(
             argv,
             env={**environ, _MARK: mark},
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

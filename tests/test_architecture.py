@@ -22,7 +22,7 @@ LAYERS = (
     {"launcher", "journal", "comparison"},
     {"training", "progress"},
     {"strategies", "nmt", "metrics"},
-    {"store", "run_folder", "signals", "origin"},
+    {"store", "run_folder", "signals", "origin", "placement"},
     {"transport", "checkpoint", "emulation", "config_reference"},
     {"step_times"},
     {"config", "topology", "environment", "batch_job", "flat", "events", "atomic", "kernels", "digests", "ties"},

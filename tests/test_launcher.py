@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -19,19 +20,38 @@ from hvd_async.launcher import (
     Command,
     Host,
     LaunchOptions,
+    Layout,
     TrainArguments,
+    Wanted,
+    choose_pmi,
     detect_mpi,
+    explain,
     launch_command,
+    lay_out,
     mpirun_command,
-    num_ranks_of,
     parse_hosts,
     parse_mpi_family,
+    parse_pmis,
+    plan_ranks,
+    read_allocation,
     run_command,
+    variables_to_forward,
 )
+from hvd_async.launcher.batch import SCRIPTS, Job, Resources, Script, default_script, render
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 TWO_HOSTS = (Host("node1", 3), Host("node2", 2))
 TRAIN = TrainArguments("run.yaml")
+CORES = 8
+
+
+def nodes(*tasks: int | None, **facts: Any) -> tuple[Host, ...]:
+    """Those of a Slurm job."""
+    return tuple(Host(f"node{number}", slots, 16, **facts) for number, slots in enumerate(tasks, 1))
+
+
+COMPONENTS = (Host("cpu1", 1, 16, 0, 0), Host("gpu1", 4, 32, 4, 1), Host("gpu2", 2, 16, 2, 1))
 
 
 def config(kind: str, shards: int = 1, placement: str = "dedicated", **training: Any) -> RunConfig:
@@ -46,45 +66,114 @@ def config(kind: str, shards: int = 1, placement: str = "dedicated", **training:
 
 
 def options(**changes: Any) -> LaunchOptions:
-    return LaunchOptions(**{"python": "python", "num_cores": 8, **changes})
+    return LaunchOptions(**{"python": "python", **changes})
 
 
+def here(config: RunConfig, workers: int, cores: int = CORES) -> tuple[RunConfig, Layout]:
+    return config, lay_out(config, Wanted(workers), (), cores)
+
+
+def there(config: RunConfig, workers: int | None = None, hosts: tuple[Host, ...] = TWO_HOSTS) -> tuple[RunConfig, Layout]:
+    return config, lay_out(config, Wanted(workers), hosts, CORES)
+
+
+def in_job(config: RunConfig, hosts: tuple[Host, ...], **wanted: Any) -> tuple[RunConfig, Layout]:
+    return config, lay_out(config, Wanted(**wanted), hosts, CORES, are_allocated=True)
+
+
+SRUN = options(starter="srun", pmi="pmix")
 CASES = {
-    "single": (config("single"), TRAIN, 1, options()),
-    "openmpi-async": (config("async"), TRAIN, 2, options()),
-    "openmpi-async-few-cores-root": (config("async"), TRAIN, 4, options(num_cores=2, as_root=True)),
-    "openmpi-async-two-hosts": (config("async"), TRAIN, 4, options(hosts=TWO_HOSTS, num_cores=16)),
-    "openmpi-async-shards": (config("async", shards=3), TRAIN, 2, options(hosts=TWO_HOSTS)),
-    "openmpi-async-colocated-shards": (config("async", shards=3, placement="colocated"), TRAIN, 4, options(hosts=TWO_HOSTS)),
-    "openmpi-horovod-threads": (config("horovod", threads=3), TRAIN, 2, options()),
-    "openmpi-ddp-extra": (config("ddp"), TRAIN, 2, options(extra=("--with-ft", "ulfm"))),
+    "single": (here(config("single"), 1), TRAIN, options()),
+    "openmpi-async": (here(config("async"), 2), TRAIN, options()),
+    "openmpi-async-few-cores-root": (here(config("async"), 4, cores=2), TRAIN, options(as_root=True)),
+    "openmpi-async-two-hosts": (there(config("async"), 4), TRAIN, options(forward=("NCCL_DEBUG", "PYTHONPATH"))),
+    "openmpi-async-shards": (there(config("async", shards=3), 2), TRAIN, options()),
+    "openmpi-async-colocated-shards": (there(config("async", shards=3, placement="colocated"), 4), TRAIN, options()),
+    "openmpi-horovod-threads": (here(config("horovod", threads=3), 2), TRAIN, options()),
+    "openmpi-ddp-extra": (here(config("ddp"), 2), TRAIN, options(extra=("--with-ft", "ulfm"))),
     "openmpi-resume-overrides": (
-        config("async"),
+        here(config("async"), 2),
         TrainArguments(
-            "my runs/run.yaml", ("seed=3", "training.device=cuda:0", "emulation.slow_workers={0: 2.0}"), resume=True
+            "my runs/run.yaml", ("seed=3", "training.device=cuda:0", "emulation.slow_workers={0: 2.0}"), begin="resume"
         ),
-        2,
         options(mpirun="/opt/mpi/bin/mpirun", python="/opt/env/bin/python"),
     ),
-    "mpich-async-root": (config("async"), TRAIN, 2, options(mpi="mpich", as_root=True)),
-    "mpich-async-two-hosts": (config("async"), TRAIN, 4, options(mpi="mpich", hosts=TWO_HOSTS)),
-    "horovodrun-gloo": (config("horovod"), TRAIN, 2, options(starter="horovodrun-gloo")),
+    "openmpi-job": (in_job(config("async"), nodes(4, 2)), TRAIN, options()),
+    "mpich-async-root": (here(config("async"), 2), TRAIN, options(mpi="mpich", as_root=True)),
+    "mpich-async-two-hosts": (there(config("async"), 4), TRAIN, options(mpi="mpich")),
+    "intel-two-hosts": (there(config("async"), 4), TRAIN, options(mpi="intel", path="/opt/env/bin:/bin")),
+    "horovodrun-gloo": (here(config("horovod"), 2), TRAIN, options(starter="horovodrun-gloo")),
     "horovodrun-gloo-mpich-two-hosts": (
-        config("horovod"),
+        there(config("horovod"), 4),
         TRAIN,
-        4,
-        options(starter="horovodrun-gloo", mpi="mpich", hosts=TWO_HOSTS),
+        options(starter="horovodrun-gloo", mpi="mpich", path="/opt/env/bin:/bin"),
     ),
-    "horovodrun-mpi": (config("horovod"), TRAIN, 2, options(starter="horovodrun-mpi")),
-    "horovodrun-mpi-async-two-hosts": (config("async"), TRAIN, 4, options(starter="horovodrun-mpi", hosts=TWO_HOSTS)),
+    "horovodrun-mpi": (here(config("horovod"), 2), TRAIN, options(starter="horovodrun-mpi")),
+    "horovodrun-mpi-async-two-hosts": (there(config("async"), 4), TRAIN, options(starter="horovodrun-mpi")),
+    "srun-async": (in_job(config("async"), nodes(2, 2)), TRAIN, SRUN),
+    "srun-async-shards-uneven": (in_job(config("async", shards=3), nodes(4, 2)), TRAIN, SRUN),
+    "srun-horovod-gpus": (in_job(config("horovod"), nodes(None, None, gpus=4)), TRAIN, SRUN),
+    "srun-mpich-resume": (
+        in_job(config("async"), nodes(2, 2)),
+        TrainArguments("run.yaml", begin="auto-resume"),
+        options(starter="srun", pmi="pmi2", mpi="mpich", extra=("--label",)),
+    ),
+    "srun-components": (in_job(config("async"), COMPONENTS, store_apart=True), TRAIN, SRUN),
 }
+
+
+def text_of(name: str) -> str:
+    (run, layout), arguments, launch_options = CASES[name]
+    lines = [f"# {line}" for line in explain(layout, plan_ranks(run, layout))]
+    return "\n".join([*lines, launch_command(run, arguments, layout, launch_options).shell_text()]) + "\n"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_command_lines(name: str) -> None:
     golden = GOLDEN / f"launch-{name}.txt"
-    assert golden.exists(), f"{golden} is missing; expected:\n{launch_command(*CASES[name]).shell_text()}"
-    assert launch_command(*CASES[name]).shell_text() + "\n" == golden.read_text()
+    assert golden.exists(), f"{golden} is missing; expected:\n{text_of(name)}"
+    assert text_of(name) == golden.read_text()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_scripts_in_the_folder_are_what_is_rendered_by_default(script: Script) -> None:
+    path = ROOT / "slurm" / f"{script}.sbatch"
+    assert path.exists(), f"{path} is missing; expected:\n{default_script(script)}"
+    assert path.read_text() == default_script(script)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_values_of_a_script_are_quoted_for_its_shell(script: Script) -> None:
+    awkward = "it's a $(touch /tmp/hvd-async-never) `name`; x"
+    job = Job(script, awkward, options=("--set", awkward), environment=awkward, folder=awkward)
+    text = render(job, Resources(gpus_per_node=2, more=("--partition=gpu",)))
+    checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "#SBATCH --partition=gpu\n" in text and "#SBATCH --gpus-per-node=2\n" in text
+    settings = [line for line in text.splitlines() if re.match("(config|suite|options|environment|folder)=", line)]
+    shown = subprocess.run(
+        ["bash", "-c", "\n".join([*settings, 'printf "%s|" "${config-$suite}" "${options[@]}" "$environment"'])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == f"{awkward}|--set|{awkward}|{awkward}|"
+
+
+@pytest.mark.parametrize(
+    ("job", "resources", "message"),
+    [
+        ({"name": "a b"}, {}, "--job-name: got 'a b'"),
+        ({}, {"nodes": 0}, "--nodes: got 0"),
+        ({}, {"gpus_per_node": -1}, "--gpus-per-node: got -1"),
+        ({}, {"time": "tomorrow"}, "--time: got 'tomorrow'"),
+        ({}, {"more": ("partition=x",)}, "--sbatch: got 'partition=x'"),
+        ({}, {"more": ("--comment=a\nrm -r x",)}, "--sbatch: got"),
+    ],
+)
+def test_what_has_no_place_in_a_script(job: dict[str, Any], resources: dict[str, Any], message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        render(Job("train", "run.yaml", **job), Resources(**resources))
 
 
 def test_every_golden_file_is_used() -> None:
@@ -97,48 +186,231 @@ def test_the_text_does_in_a_shell_what_the_command_does() -> None:
     assert shell.stdout == "a b|it's|$HOME|dark green|"
 
 
-def test_number_of_ranks() -> None:
-    assert num_ranks_of(config("async"), 4) == 5
-    assert num_ranks_of(config("horovod"), 4) == 4
-    assert num_ranks_of(config("async", placement="colocated"), 4) == 4
-    assert num_ranks_of(config("async", shards=3), 4) == 7
-    assert num_ranks_of(config("async", shards=3, placement="colocated"), 4) == 4
-    assert num_ranks_of(config("horovod", shards=3), 4) == 4
+def ranks_of(layout: Layout) -> list[tuple[str, int, int]]:
+    return [(place.host, place.stores, place.workers) for place in layout.places]
 
 
 @pytest.mark.parametrize(
-    ("kind", "num_workers", "changes", "message"),
+    ("run", "expected"),
     [
-        ("async", 0, {}, "number of workers: got 0, expected 1 or more"),
-        ("single", 2, {}, "got 2, expected 1 for strategy single"),
-        ("async", 5, {"hosts": TWO_HOSTS}, "6 ranks do not fit on node1:3,node2:2: 5 slots"),
-        ("async", 5, {"hosts": (Host("node1", 4), Host("node2", 1))}, "6 ranks do not fit on node1:4,node2:1: 5 slots"),
-        ("async", 2, {"starter": "horovodrun-gloo"}, "starts no MPI, which strategy async needs"),
-        ("ddp", 2, {"starter": "horovodrun-gloo"}, "starts no MPI, which strategy ddp needs"),
-        ("horovod", 2, {"starter": "horovodrun-mpi", "mpi": "mpich"}, "does not know MPICH"),
+        (config("async"), 5),
+        (config("horovod"), 4),
+        (config("async", placement="colocated"), 4),
+        (config("async", shards=3), 7),
+        (config("async", shards=3, placement="colocated"), 4),
+        (config("horovod", shards=3), 4),
     ],
 )
-def test_what_cannot_be_started(kind: str, num_workers: int, changes: dict[str, Any], message: str) -> None:
+def test_number_of_ranks(run: RunConfig, expected: int) -> None:
+    assert here(run, 4)[1].num_ranks == expected
+
+
+def test_slots_that_a_user_names_are_for_ranks_and_filled_in_order() -> None:
+    assert ranks_of(there(config("async"), 3)[1]) == [("node1", 1, 2), ("node2", 0, 1)]
+    assert ranks_of(there(config("async"), 1)[1]) == [("node1", 1, 1)]
+    assert ranks_of(there(config("async"))[1]) == [("node1", 1, 2), ("node2", 0, 2)]  # all of them
+    assert ranks_of(there(config("horovod"))[1]) == [("node1", 0, 3), ("node2", 0, 2)]
+
+
+def test_tasks_of_a_job_are_for_workers_and_the_store_comes_on_top() -> None:
+    asynchronous = config("async")
+    assert ranks_of(in_job(asynchronous, nodes(4, 2))[1]) == [("node1", 1, 4), ("node2", 0, 2)]
+    assert ranks_of(in_job(config("ddp"), nodes(4, 2))[1]) == [("node1", 0, 4), ("node2", 0, 2)]
+    assert ranks_of(in_job(asynchronous, nodes(None, None, gpus=4))[1]) == [("node1", 1, 4), ("node2", 0, 4)]
+    assert ranks_of(in_job(asynchronous, nodes(None))[1]) == [("node1", 1, 1)]
+    assert ranks_of(in_job(asynchronous, nodes(4, 2), workers=3)[1]) == [("node1", 1, 2), ("node2", 0, 1)]
+    assert ranks_of(in_job(asynchronous, nodes(4, 2), workers=1)[1]) == [("node1", 1, 1)]
+    assert ranks_of(in_job(asynchronous, nodes(4, 2), per_node=5)[1]) == [("node1", 1, 5), ("node2", 0, 5)]
+    assert ranks_of(in_job(asynchronous, nodes(None, None), workers=5)[1]) == [("node1", 1, 3), ("node2", 0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "shards"), [(nodes(4, 2), s) for s in range(1, 8)] + [(nodes(2, 2, 2), 5), (TWO_HOSTS, 3)]
+)
+def test_the_store_is_where_the_ranks_will_look_for_it(hosts: tuple[Host, ...], shards: int) -> None:
+    run = config("async", shards=shards)
+    layout = lay_out(run, Wanted(), hosts, CORES, are_allocated=hosts is not TWO_HOSTS)
+    plans = plan_ranks(run, layout)
+    for place in layout.places:
+        own = [plan for plan in plans if plan.host == place.host]
+        assert [plan.worker is None for plan in own] == [True] * place.stores + [False] * place.workers
+
+
+def test_the_store_apart_has_the_first_component() -> None:
+    layout = in_job(config("async"), COMPONENTS, store_apart=True)[1]
+    assert ranks_of(layout) == [("cpu1", 1, 0), ("gpu1", 0, 4), ("gpu2", 0, 2)]
+    assert [plan.device for plan in plan_ranks(config("async"), layout)] == [
+        "cpu",
+        *(f"cuda:{index}" for index in (0, 1, 2, 3, 0, 1)),
+    ]
+
+
+def test_too_few_gpus_are_found_before_anything_starts() -> None:
+    run, layout = in_job(config("async"), nodes(4, 4, gpus=3))
+    with pytest.raises(SetupError, match="node1: 4 workers here, but rank 4 finds no GPU of its own among the 3"):
+        launch_command(run, TRAIN, layout, SRUN)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "hosts", "changes", "message"),
+    [
+        ("async", {"workers": 0}, (), {}, "--workers: got 0, expected 1 or more"),
+        ("async", {"per_node": 0}, (), {}, "--workers-per-node: got 0, expected 1 or more"),
+        ("single", {"workers": 2}, (), {}, "got 2, expected 1 for strategy single"),
+        ("async", {"workers": 5}, TWO_HOSTS, {}, "6 ranks do not fit on node1:3,node2:2: 5 slots"),
+        ("async", {"per_node": 2}, TWO_HOSTS, {}, "--workers-per-node: got it beside slots in node1:3,node2:2"),
+        ("async", {}, (Host("a"),), {}, "a:1: 1 slots for 1 ranks of the store"),
+        ("async", {"workers": 7}, nodes(4, 2), {}, "--workers: got 7, expected at most 6, the tasks of this job"),
+        ("async", {"workers": 3, "per_node": 2}, nodes(4, 2), {}, "expected one of them, or 4 workers"),
+        ("async", {"store_apart": True}, nodes(4, 2), {}, "got one with a single component"),
+        ("async", {"store_apart": True}, (), {}, "expected a heterogeneous Slurm job"),
+        ("horovod", {"store_apart": True}, COMPONENTS, {}, "expected strategy async with placement dedicated"),
+        ("async", {"store_apart": True}, (Host("cpu0", 1), *COMPONENTS), {}, "got 2 nodes in the first component"),
+        ("async", {}, COMPONENTS, {}, "mpirun reaches only the first component"),
+        ("async", {}, COMPONENTS, {"starter": "horovodrun-mpi"}, "horovodrun does not know the components"),
+        ("async", {"workers": 2}, (), {"starter": "horovodrun-gloo"}, "starts no MPI, which strategy async needs"),
+        ("ddp", {"workers": 2}, (), {"starter": "horovodrun-gloo"}, "starts no MPI, which strategy ddp needs"),
+        ("horovod", {"workers": 2}, (), {"starter": "horovodrun-mpi", "mpi": "mpich"}, "does not know MPICH"),
+        ("horovod", {"workers": 2}, (), {"starter": "horovodrun-mpi", "mpi": "intel"}, "got Intel MPI"),
+    ],
+)
+def test_what_cannot_be_started(
+    kind: str, wanted: dict[str, Any], hosts: tuple[Host, ...], changes: dict[str, Any], message: str
+) -> None:
+    are_allocated = any(host.cores is not None for host in hosts)
     with pytest.raises(SetupError, match=message):
-        launch_command(config(kind), TRAIN, num_workers, options(**changes))
+        run = config(kind)
+        layout = lay_out(run, Wanted(**wanted), hosts, CORES, are_allocated=are_allocated)
+        launch_command(run, TRAIN, layout, options(**changes))
 
 
 def test_waiting_ranks_yield_where_they_outnumber_the_cores_of_a_host() -> None:
-    def yields(num_ranks: int, hosts: tuple[Host, ...]) -> bool:
-        command = mpirun_command(["x"], num_ranks, options(num_cores=2, hosts=hosts))
+    def yields(num_ranks: int, *hosts: Host) -> bool:
+        command = mpirun_command(["x"], Layout.of_ranks(num_ranks, 2, hosts), options())
         return "OMPI_MCA_mpi_yield_when_idle" in command.environment
 
-    assert not yields(2, ())
-    assert yields(3, ())
-    assert not yields(4, (Host("a", 2), Host("b", 2)))
-    assert yields(4, (Host("a", 3), Host("b", 1)))
+    assert not yields(2)
+    assert yields(3)
+    assert not yields(4, Host("a", 2), Host("b", 2))
+    assert yields(4, Host("a", 3), Host("b", 1))
+
+
+JOB = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NODELIST": "node[1-3]",
+    "SLURM_JOB_NUM_NODES": "3",
+    "SLURM_TASKS_PER_NODE": "4(x2),1",
+    "SLURM_JOB_CPUS_PER_NODE": "8(x2),2",
+}
+HETEROGENEOUS_JOB = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_HET_SIZE": "2",
+    "SLURM_JOB_NODELIST": "a1",
+    "SLURM_JOB_NODELIST_HET_GROUP_0": "a1",
+    "SLURM_TASKS_PER_NODE_HET_GROUP_0": "1",
+    "SLURM_NTASKS_HET_GROUP_0": "1",
+    "SLURM_JOB_CPUS_PER_NODE_HET_GROUP_0": "8",
+    "SLURM_JOB_NUM_NODES_HET_GROUP_0": "1",
+    "SLURM_JOB_NODELIST_HET_GROUP_1": "b1,b2",
+    "SLURM_TASKS_PER_NODE_HET_GROUP_1": "4(x2)",
+    "SLURM_NTASKS_HET_GROUP_1": "8",
+    "SLURM_JOB_CPUS_PER_NODE_HET_GROUP_1": "16(x2)",
+    "SLURM_JOB_NUM_NODES_HET_GROUP_1": "2",
+    "SLURM_GPUS_PER_NODE_HET_GROUP_1": "a100:4",
+}
+
+
+def expand(text: str) -> list[str]:
+    return {"node[1-3]": ["node1", "node2", "node3"]}.get(text, text.split(","))
+
+
+def test_no_job() -> None:
+    assert read_allocation({"HOME": "/root"}, expand) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "slots", "gpus"),
+    [
+        ({}, [None] * 3, [None] * 3),  # nobody asked for tasks: Slurm says the cores there
+        ({"SLURM_NTASKS": "9"}, [4, 4, 1], [None] * 3),
+        ({"SLURM_NTASKS": "9", "SLURM_GPUS_PER_TASK": "1"}, [4, 4, 1], [4, 4, 1]),
+        ({"SLURM_GPUS_PER_NODE": "gpu:a100:2", "SLURM_GPUS_ON_NODE": "2"}, [None] * 3, [2] * 3),
+        ({"SLURM_GPUS_ON_NODE": "4"}, [None] * 3, [4] * 3),
+    ],
+)
+def test_the_nodes_of_a_job(more: dict[str, str], slots: list[int | None], gpus: list[int | None]) -> None:
+    allocation = read_allocation({**JOB, **more}, expand)
+    assert allocation is not None and not allocation.is_heterogeneous
+    assert [host.name for host in allocation.hosts] == ["node1", "node2", "node3"]
+    assert [host.cores for host in allocation.hosts] == [8, 8, 2]
+    assert [host.slots for host in allocation.hosts] == slots
+    assert [host.gpus for host in allocation.hosts] == gpus
+
+
+def test_the_nodes_of_a_heterogeneous_job() -> None:
+    allocation = read_allocation(HETEROGENEOUS_JOB, expand)
+    assert allocation is not None and allocation.is_heterogeneous
+    assert allocation.hosts == (Host("a1", 1, 8, None, 0), Host("b1", 4, 16, 4, 1), Host("b2", 4, 16, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"SLURM_TASKS_PER_NODE": "four"}, "SLURM_TASKS_PER_NODE: got 'four'"),
+        ({"SLURM_TASKS_PER_NODE": "4"}, "got '4' for 3 nodes"),
+        ({"SLURM_HET_SIZE": "x"}, "SLURM_HET_SIZE: got 'x'"),
+        ({"SLURM_GPUS_PER_NODE": "many"}, "SLURM_GPUS_PER_NODE: got 'many'"),
+    ],
+)
+def test_a_job_that_cannot_be_understood(more: dict[str, str], message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        read_allocation({**JOB, **more}, expand)
+
+
+LISTS = [
+    (
+        "MPI plugin types are...\n\tpmix\n\tnone\n\tcray_shasta\n\tpmi2\nspecific pmix plugin versions available: pmix_v4\n",
+        "pmix",
+        "pmi2",
+    ),
+    ("srun: MPI types are...\nsrun: none\nsrun: openmpi\nsrun: pmi2\nsrun: pmix_v3\n", "pmix_v3", "pmi2"),
+]
+
+
+@pytest.mark.parametrize(("answer", "openmpi", "mpich"), LISTS)
+def test_the_pmi_that_is_there(answer: str, openmpi: str, mpich: str) -> None:
+    assert choose_pmi("openmpi", parse_pmis(answer)) == openmpi
+    assert choose_pmi("mpich", parse_pmis(answer)) == mpich
+    assert choose_pmi("intel", parse_pmis(answer)) == "pmi2"
+
+
+def test_a_pmi_that_is_not_there() -> None:
+    with pytest.raises(SetupError, match="got pmi2, expected pmix, which openmpi needs; use --starter mpirun"):
+        choose_pmi("openmpi", ["pmi2"])
+    with pytest.raises(SetupError, match="got nothing that we know, expected pmi2"):
+        choose_pmi("mpich", [])
+
+
+def test_what_ranks_on_other_hosts_get_of_the_environment() -> None:
+    environ = {"NCCL_DEBUG": "INFO", "PYTHONPATH": "x", "CUDA_VISIBLE_DEVICES": "1", "HOME": "/root", "MINE": "1"}
+    assert variables_to_forward(environ) == ("NCCL_DEBUG", "PYTHONPATH")
+    assert variables_to_forward(environ, ["MINE"]) == ("MINE", "NCCL_DEBUG", "PYTHONPATH")
+    with pytest.raises(SetupError, match="--forward: got THINE, which is not set"):
+        variables_to_forward(environ, ["THINE"])
+
+
+def test_a_command_takes_variables_out_of_the_callers_environment() -> None:
+    command = Command(("sh", "-c", 'echo "${A-none} ${B-none}"'), {"B": "y"}, without=("A",))
+    assert command.environ({"A": "x", "B": "z"}) == {"B": "y"}
+    shell = subprocess.run(["sh", "-c", command.shell_text()], capture_output=True, text=True, check=True, env={"A": "x"})
+    assert shell.stdout == "none y\n"
 
 
 @pytest.mark.parametrize(
     "text", ["a:2,b:1", "a slots=2\nb\n", "# ours\na:2  # big\n\nb:1\n", "a slots=2 max-slots=4\nb slots=1"]
 )
 def test_hosts_in_every_common_form(text: str) -> None:
-    assert parse_hosts(text, "hosts") == (Host("a", 2), Host("b", 1))
+    assert [(host.name, host.slots or 1) for host in parse_hosts(text, "hosts")] == [("a", 2), ("b", 1)]
 
 
 @pytest.mark.parametrize(("text", "message"), [("a:two", "got 'a:two'"), ("a:0", "got 'a:0'"), ("# none", "names no host")])
@@ -149,6 +421,7 @@ def test_hosts_that_cannot_be_read(text: str, message: str) -> None:
 
 def test_families_of_mpirun() -> None:
     assert parse_mpi_family("mpirun (Open MPI) 5.0.11\n") == "openmpi"
+    assert parse_mpi_family("Intel(R) MPI Library for Linux* OS, Version 2021.18.1 Build 20260108\n") == "intel"
     assert parse_mpi_family("HYDRA build details:\n    Version: 5.0.2\n") == "mpich"
     assert parse_mpi_family("something else") is None
 
@@ -156,7 +429,7 @@ def test_families_of_mpirun() -> None:
 def test_an_mpirun_that_is_absent_or_unknown() -> None:
     with pytest.raises(SetupError, match=r"launch/setup\.sh"):
         detect_mpi("/nowhere/mpirun")
-    with pytest.raises(SetupError, match="expected one of openmpi, mpich"):
+    with pytest.raises(SetupError, match="expected one of openmpi, mpich, intel"):
         detect_mpi("/bin/echo")
 
 

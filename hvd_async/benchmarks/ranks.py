@@ -18,7 +18,7 @@ from hvd_async.benchmarks.measurement import Figure
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.report import Machine, Result, read_results
 from hvd_async.errors import HvdAsyncError
-from hvd_async.launcher import Command, LaunchOptions, detect_mpi, mpirun_command, run_command
+from hvd_async.launcher import Command, LaunchOptions, Layout, detect_mpi, mpirun_command, run_command
 from hvd_async.topology import Machine as RankMachine
 from hvd_async.topology import this_machine
 
@@ -53,21 +53,21 @@ def start_ranks(benchmark: str, arguments: tuple[str, ...], num_ranks: int, thre
         path = Path(folder) / "results.json"
         program = (sys.executable, "-m", "hvd_async", "bench", benchmark, *arguments)
         program += ("--json", str(path), "--table", "none")
-        command = ranks_command(program, num_ranks, threads, _mpirun_options())
+        command = ranks_command(program, Layout.of_ranks(num_ranks, own_cores()), threads, _mpirun_options())
         status = run_command(command, os.environ)
         return status, read_results(path) if status == 0 else []
 
 
-def ranks_command(program: tuple[str, ...], num_ranks: int, threads: int, options: LaunchOptions) -> Command:
-    """The mpirun command line for `program` on this machine. Pure."""
-    return mpirun_command(program, num_ranks, options, {"OMP_NUM_THREADS": str(threads)})
+def ranks_command(program: tuple[str, ...], layout: Layout, threads: int, options: LaunchOptions) -> Command:
+    """The mpirun command line for `program` in the ranks of `layout`. Pure."""
+    return mpirun_command(program, layout, options, {"OMP_NUM_THREADS": str(threads)})
 
 
 def _mpirun_options() -> LaunchOptions:
     # The MPI of this environment, even if it is not active.
     beside_python = Path(sys.executable).parent / "mpirun"
     mpirun = str(beside_python) if beside_python.exists() else shutil.which("mpirun") or "mpirun"
-    return LaunchOptions(mpi=detect_mpi(mpirun), mpirun=mpirun, num_cores=own_cores(), as_root=os.geteuid() == 0)
+    return LaunchOptions(mpi=detect_mpi(mpirun), mpirun=mpirun, as_root=os.geteuid() == 0)
 
 
 def run_as_rank(

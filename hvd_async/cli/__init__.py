@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hvd_async.cli import comparisons, data, machine, models, simulations, training
+from hvd_async.cli import comparisons, data, launching, machine, models, simulations, training
 from hvd_async.cli.arguments import EXIT_STATUS
 
 
@@ -17,6 +17,6 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for group in (data, training, models, comparisons, simulations, machine):
+    for group in (data, training, launching, models, comparisons, simulations, machine):
         group.add_verbs(verbs)
     return parser

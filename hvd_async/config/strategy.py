@@ -221,3 +221,8 @@ class PushConfig(Section):
         if self.error_feedback and self.keep == 1.0 and self.dtype == "float32":
             raise ValueError("error_feedback: got true, but nothing is left out with dtype float32 and keep 1; remove it")
         return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a push is one vector of one worker, rounded at most: a worker can write that into device memory by itself."""
+        return self.keep == 1.0 and not self.error_feedback and not self.node_sum

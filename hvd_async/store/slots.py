@@ -39,11 +39,6 @@ def slot_format(size: int, part: slice, push: PushConfig) -> SlotFormat:
     return SlotFormat(dtype, min(length, num_kept(size, push.keep)), is_sparse=True)
 
 
-def is_whole(push: PushConfig) -> bool:
-    """Whether a push is one vector of one worker, rounded at most: a worker can write that into device memory by itself."""
-    return push.keep == 1.0 and not push.error_feedback and not push.node_sum
-
-
 @dataclass(frozen=True)
 class Sent:
     """What a push wrote: the largest magnitude among the numbers, and the bytes of them and their indices."""

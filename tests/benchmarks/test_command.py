@@ -15,7 +15,7 @@ from hvd_async.benchmarks.options import Options
 from hvd_async.benchmarks.ranks import ranks_command
 from hvd_async.benchmarks.report import Machine, Result, read_results
 from hvd_async.errors import ConfigError
-from hvd_async.launcher import LaunchOptions
+from hvd_async.launcher import LaunchOptions, Layout
 from tests.ranks import run_ranks
 
 
@@ -88,7 +88,7 @@ def test_a_job_that_failed_gives_its_status_and_no_file(tmp_path: pathlib.Path, 
 
 def test_ranks_are_started_without_a_shell() -> None:
     program = ("python", "-m", "hvd_async", "bench", "transport")
-    made = ranks_command(program, 2, 3, LaunchOptions(mpirun="mpirun", num_cores=8))
+    made = ranks_command(program, Layout.of_ranks(2, cores=8), 3, LaunchOptions(mpirun="mpirun"))
     assert made.argv[:3] == ("mpirun", "-np", "2") and made.argv[-5:] == program
     assert made.environment["OMP_NUM_THREADS"] == "3"
 

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from hvd_async.checkpoint import load_latest_checkpoint
 from hvd_async.events import read_events
@@ -41,6 +43,24 @@ def summary_of(folder: pathlib.Path) -> dict[str, Any]:
     return summary
 
 
+def write_config(folder: pathlib.Path, **sections: Mapping[str, Any]) -> pathlib.Path:
+    """The configuration `run.yaml` in `folder`, of a tiny run on the text in `folder`/text; its output is `folder`/run."""
+    tree: dict[str, Any] = {
+        "output": str(folder / "run"),
+        "data": {"folder": str(folder / "text")},
+        "vocabulary": {"size": 300},
+        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
+        "batching": {"tokens": 100},
+        "training": {"tokens": 1500, "device": "cpu", "tensorboard": False},
+        "validation": {"every": 3, "bleu_sentences": 4},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
 def digest_of(folder: pathlib.Path) -> int:
     """A checksum of the parameters and the optimizer's state in the last checkpoint."""
     checkpoint = load_latest_checkpoint(folder / "checkpoints")
@@ -51,4 +71,4 @@ def digest_of(folder: pathlib.Path) -> int:
     return digest
 
 
-__all__ = ["Settings", "digest_of", "events_of", "losses_of", "resumed", "run_toy", "summary_of"]
+__all__ = ["Settings", "digest_of", "events_of", "losses_of", "resumed", "run_toy", "summary_of", "write_config"]

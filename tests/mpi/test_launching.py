@@ -9,35 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import yaml
 
 from hvd_async.checkpoint import load_latest_checkpoint
 from hvd_async.nmt.grammar import write_corpus
-from tests.mpi.runs import events_of, losses_of, summary_of
+from tests.mpi.runs import events_of, losses_of, summary_of, write_config
 from tests.ranks import Completed, mpi_family, run_limited
 
 pytestmark = pytest.mark.mpi
-
-
-def write_config(folder: pathlib.Path, **sections: Mapping[str, Any]) -> pathlib.Path:
-    tree: dict[str, Any] = {
-        "output": str(folder / "run"),
-        "data": {"folder": str(folder / "text")},
-        "vocabulary": {"size": 300},
-        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
-        "batching": {"tokens": 100},
-        "training": {"tokens": 1500, "device": "cpu", "tensorboard": False},
-        "validation": {"every": 3, "bleu_sentences": 4},
-    }
-    for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section}
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
 
 
 def launch(path: pathlib.Path, *arguments: str, timeout: float = 150) -> Completed:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from hvd_async.nmt.grammar import write_corpus
-from tests.mpi.runs import events_of, losses_of, summary_of
-from tests.mpi.test_launching import write_config
+from tests.mpi.runs import events_of, losses_of, summary_of, write_config
 from tests.ranks import TWO_HOSTS, Completed, mpi_family, run_limited
 
 pytestmark = pytest.mark.mpi

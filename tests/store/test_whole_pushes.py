@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from hvd_async.config import PushConfig
-from hvd_async.store.slots import is_whole
 
 
 @pytest.mark.parametrize(
@@ -22,4 +21,4 @@ from hvd_async.store.slots import is_whole
     ],
 )
 def test_a_whole_push_is_one_vector_of_one_worker(push: dict[str, Any], expected: bool) -> None:
-    assert is_whole(PushConfig(**push)) is expected
+    assert PushConfig(**push).is_whole is expected

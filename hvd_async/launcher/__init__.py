@@ -1,0 +1,51 @@
+"""Starting runs: how many ranks where, the command lines of mpirun, horovodrun and srun, and Slurm's batch scripts.
+
+All of it is pure text, but for `detection`, which asks the machine, and `running`.
+"""
+
+from __future__ import annotations
+
+from hvd_async.launcher.command import Begin, Command, TrainArguments
+from hvd_async.launcher.detection import choose_pmi, detect_allocation, detect_mpi, detect_pmi, parse_mpi_family, parse_pmis
+from hvd_async.launcher.hosts import Allocation, Host, parse_hosts, read_allocation
+from hvd_async.launcher.layout import Layout, Place, Wanted, explain, lay_out, plan_ranks
+from hvd_async.launcher.running import run_command
+from hvd_async.launcher.starters import (
+    LaunchOptions,
+    MpiFamily,
+    Starter,
+    launch_command,
+    mpirun_command,
+    srun_command,
+    variables_to_forward,
+)
+
+__all__ = [
+    "Allocation",
+    "Begin",
+    "Command",
+    "Host",
+    "LaunchOptions",
+    "Layout",
+    "MpiFamily",
+    "Place",
+    "Starter",
+    "TrainArguments",
+    "Wanted",
+    "choose_pmi",
+    "detect_allocation",
+    "detect_mpi",
+    "detect_pmi",
+    "explain",
+    "launch_command",
+    "lay_out",
+    "mpirun_command",
+    "parse_hosts",
+    "parse_mpi_family",
+    "parse_pmis",
+    "plan_ranks",
+    "read_allocation",
+    "run_command",
+    "srun_command",
+    "variables_to_forward",
+]

@@ -1,0 +1,96 @@
+"""Batch scripts for Slurm: templates in `scripts/`, filled in. Pure; the files in `slurm/` are what they give by default."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jinja2
+
+from hvd_async.errors import SetupError
+
+Script = Literal["train", "train-requeue", "heterogeneous", "compare"]
+SCRIPTS: tuple[Script, ...] = get_args(Script)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What is asked of Slurm, for the workers' nodes. `more`: further options of sbatch, as they are; `time`: in Slurm's form."""
+
+    nodes: int = 2
+    workers_per_node: int = 4
+    cpus_per_worker: int = 4
+    gpus_per_node: int = 0
+    time: str = "24:00:00"
+    more: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises `SetupError` for what sbatch would misread."""
+        for flag in ("nodes", "workers_per_node", "cpus_per_worker"):
+            if getattr(self, flag) < 1:
+                raise SetupError(f"--{flag.replace('_', '-')}: got {getattr(self, flag)}, expected 1 or more")
+        if self.gpus_per_node < 0:
+            raise SetupError(f"--gpus-per-node: got {self.gpus_per_node}, expected 0 or more")
+        if not re.fullmatch(r"\d+(-\d+)?(:\d+){0,2}", self.time):
+            raise SetupError(f"--time: got {self.time!r}, expected minutes, H:MM:SS or D-HH, as sbatch has it")
+        for option in self.more:
+            if not re.fullmatch(r"-[^\n]+", option):
+                raise SetupError(
+                    f"--sbatch: got {option!r}, expected an option of sbatch in one line, such as --partition=gpu"
+                )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script runs: a configuration with options of `hvd-async launch`, or a suite with those of `hvd-async compare`.
+
+    `environment`: the folder of the Python environment; `folder`: of a suite's runs, by default from its name; `path`: of the
+    script, in its own comments."""
+
+    script: Script
+    target: str
+    options: tuple[str, ...] = ()
+    environment: str = ".venv"
+    name: str = "hvd-async"
+    starter: str = "srun"
+    folder: str = ""
+    at_once: int = 4
+    signal_seconds: int = 120
+    path: str = ""
+
+
+def render(job: Job, resources: Resources) -> str:
+    """The text of the script. Raises `SetupError` for values that have no place in one."""
+    resources.check()
+    if not re.fullmatch(r"[\w.+-]+", job.name):
+        raise SetupError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
+    loader = jinja2.PackageLoader("hvd_async.launcher", "scripts")
+    # Shell, not HTML. Every value that a user gives freely is quoted here, for a shell.
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True
+    )
+    return environment.get_template(f"{job.script}.sbatch").render(
+        name=job.name,
+        target=shlex.quote(job.target),
+        options=[shlex.quote(option) for option in job.options],
+        environment=shlex.quote(job.environment),
+        starter=job.starter,
+        folder=shlex.quote(job.folder) if job.folder else "",
+        at_once=job.at_once,
+        signal_seconds=job.signal_seconds,
+        path=job.path or f"slurm/{job.script}.sbatch",
+        nodes=resources.nodes,
+        workers_per_node=resources.workers_per_node,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_node=resources.gpus_per_node,
+        time=resources.time,
+        more=resources.more,
+    )
+
+
+def default_script(script: Script) -> str:
+    """The text of `slurm/<script>.sbatch`."""
+    targets = {"compare": "configs/suites/baselines.yaml"}
+    return render(Job(script, targets.get(script, "configs/multi30k.yaml")), Resources())

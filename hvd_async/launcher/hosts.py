@@ -1,0 +1,126 @@
+"""Hosts, as a user or a batch system names them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hvd_async.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine on which ranks are to run.
+
+    `slots`: what it has room for, in ranks where a user said so, in workers where a batch system did; None: nobody said.
+    `cores`, `gpus`: of them those that are ours, None where that is not known. `component`: of a heterogeneous job, from 0.
+    """
+
+    name: str
+    slots: int | None = None
+    cores: int | None = None
+    gpus: int | None = None
+    component: int = 0
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The nodes that Slurm gave to a job."""
+
+    job_id: str
+    hosts: tuple[Host, ...]
+
+    @property
+    def is_heterogeneous(self) -> bool:
+        """Whether the job has several components."""
+        return self.hosts[-1].component > 0
+
+
+def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
+    """Hosts from a hostfile in any of the common forms, or from `--hosts a:2,b:2`; `source` names it in errors.
+
+    One host a line or between commas: `name`, `name:2` (MPICH, Horovod) or `name slots=2` (Open MPI); `#` starts a comment.
+    """
+    hosts: list[Host] = []
+    for line in text.splitlines():
+        for entry in line.partition("#")[0].split(","):
+            if not entry.strip():
+                continue
+            found = re.fullmatch(r"([\w.-]+)(?:\s*:\s*(\d+)|\s+slots\s*=\s*(\d+).*)?", entry.strip())
+            slots = int(found[2] or found[3] or 1) if found else 0
+            if not found or slots < 1:
+                raise SetupError(f"{source}: got {entry.strip()!r}, expected NAME, NAME:SLOTS or NAME slots=SLOTS")
+            hosts.append(Host(found[1], int(found[2] or found[3]) if found[2] or found[3] else None))
+    if not hosts:
+        raise SetupError(f"{source}: names no host; expected NAME:SLOTS, one a line or between commas")
+    return tuple(hosts)
+
+
+def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence[str]]) -> Allocation | None:
+    """The nodes of the Slurm job that this environment is in, None outside of any.
+
+    `expand` turns Slurm's short form of a list of hosts (`node[1-4,7]`) into names. A host's slots are the tasks that the job
+    asked for on it; a job that asked for none has none. Raises `SetupError` where a variable cannot be understood.
+    """
+    if "SLURM_JOB_ID" not in environ or "SLURM_JOB_NODELIST" not in environ:
+        return None
+    num_components = _whole_number("SLURM_HET_SIZE", environ.get("SLURM_HET_SIZE", "1"))
+    hosts: list[Host] = []
+    for component in range(num_components):
+        suffix = f"_HET_GROUP_{component}" if num_components > 1 else ""
+        names = expand(environ[f"SLURM_JOB_NODELIST{suffix}"])
+        tasks = _per_node(environ, f"SLURM_TASKS_PER_NODE{suffix}", len(names))
+        cores = _per_node(environ, f"SLURM_JOB_CPUS_PER_NODE{suffix}", len(names))
+        # Without tasks that were asked for, Slurm puts the number of cores there.
+        slots = tasks if f"SLURM_NTASKS{suffix}" in environ else None
+        gpus = _gpus(environ, suffix, slots)
+        for index, name in enumerate(names):
+            slot, core, gpu = (None if numbers is None else numbers[index] for numbers in (slots, cores, gpus))
+            hosts.append(Host(name, slot, core, gpu, component))
+    return Allocation(environ["SLURM_JOB_ID"], tuple(hosts))
+
+
+def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None) -> Sequence[int] | None:
+    """Of each node; None where Slurm does not say, as with GPUs per job on several nodes."""
+    num_nodes = _whole_number("SLURM_JOB_NUM_NODES", environ.get(f"SLURM_JOB_NUM_NODES{suffix}", "1"))
+    per_node = environ.get(f"SLURM_GPUS_PER_NODE{suffix}")
+    if per_node:  # `4`, `a100:4`, and for several types `a100:2,v100:2`
+        return [
+            sum(_whole_number("SLURM_GPUS_PER_NODE", part.rpartition(":")[2]) for part in per_node.split(","))
+        ] * num_nodes
+    per_task = environ.get(f"SLURM_GPUS_PER_TASK{suffix}")
+    if per_task and tasks is not None:
+        return [_whole_number("SLURM_GPUS_PER_TASK", per_task.rpartition(":")[2]) * number for number in tasks]
+    if suffix:
+        return None
+    # Of the node of the batch script, which is the first.
+    return (
+        [_whole_number("SLURM_GPUS_ON_NODE", environ["SLURM_GPUS_ON_NODE"])] * num_nodes
+        if "SLURM_GPUS_ON_NODE" in environ
+        else None
+    )
+
+
+def _per_node(environ: Mapping[str, str], name: str, num_nodes: int) -> list[int] | None:
+    """A number for each node, from Slurm's short form: `2(x3),1` is 2, 2, 2, 1."""
+    text = environ.get(name)
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if not found:
+            raise SetupError(f"environment variable {name}: got {text!r}, expected a form like 4(x2),3 from Slurm; unset it")
+        numbers += [int(found[1])] * int(found[2] or 1)
+    if len(numbers) != num_nodes:
+        raise SetupError(
+            f"environment variable {name}: got {text!r} for {num_nodes} nodes, expected as many numbers; unset it"
+        )
+    return numbers
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise SetupError(f"environment variable {name}: got {text!r}, expected a whole number from Slurm; unset it")
+    return int(text)

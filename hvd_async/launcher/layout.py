@@ -1,0 +1,246 @@
+"""Where ranks run: from hosts and a number of workers to the ranks on each host. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hvd_async.config import RunConfig
+from hvd_async.errors import SetupError
+from hvd_async.launcher.hosts import Host
+from hvd_async.placement import placement_of
+from hvd_async.topology import Machine, RankPlan, assign_roles, describe
+
+_DEFAULT_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """A host and the ranks on it: those of the store alone come first. `host`: empty for this machine."""
+
+    host: str
+    workers: int
+    stores: int = 0
+    cores: int = 1
+    gpus: int | None = None
+    component: int = 0
+
+    @property
+    def ranks(self) -> int:
+        """All of them."""
+        return self.workers + self.stores
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks are numbered in the order of the places, which are at least one."""
+
+    places: tuple[Place, ...]
+
+    @classmethod
+    def of_ranks(cls, num_ranks: int, cores: int, hosts: Sequence[Host] = ()) -> Layout:
+        """`num_ranks` ranks of any program, on this machine or on `hosts`, filled in order. Raises `SetupError` if they do not
+        fit."""
+        if not hosts:
+            return cls((Place("", num_ranks, cores=cores),))
+        taken = _fill(num_ranks, hosts)
+        return cls(tuple(Place(host.name, k, cores=cores) for host, k in zip(hosts, taken, strict=True) if k))
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes to start."""
+        return sum(place.ranks for place in self.places)
+
+    @property
+    def num_workers(self) -> int:
+        """Those of them that train."""
+        return sum(place.workers for place in self.places)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all ranks run on this machine, whatever its name."""
+        return not self.places[0].host
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether ranks outnumber cores on some host."""
+        return any(place.ranks > place.cores for place in self.places)
+
+    def hosts_and_slots(self) -> str:
+        """The form that mpirun and horovodrun read."""
+        return ",".join(f"{place.host}:{place.ranks}" for place in self.places)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user says of the number of workers; None: nothing. `store_apart`: the first component of a heterogeneous job is
+    for the store alone."""
+
+    workers: int | None = None
+    per_node: int | None = None
+    store_apart: bool = False
+
+
+def lay_out(
+    config: RunConfig, wanted: Wanted, hosts: Sequence[Host], own_cores: int, *, are_allocated: bool = False
+) -> Layout:
+    """The ranks that train `config` on `hosts`, or on this machine if there are none.
+
+    `are_allocated`: hosts come from a batch system, their slots count workers, and the store's ranks are beside them; else a
+    user named them, and slots count ranks. Raises `SetupError` where it does not come out.
+    """
+    for flag, number in (("--workers", wanted.workers), ("--workers-per-node", wanted.per_node)):
+        if number is not None and number < 1:
+            raise SetupError(f"{flag}: got {number}, expected 1 or more")
+    strategy = config.strategy
+    is_dedicated = strategy.kind == "async" and strategy.placement == "dedicated"
+    stores = config.store.shards if is_dedicated else 0
+    if wanted.store_apart and not stores:
+        raise SetupError(
+            "--store-apart: expected strategy async with placement dedicated; else there is no rank that only stores"
+        )
+    if strategy.kind == "single":
+        _check_single(wanted)
+        return Layout((Place("", 1, cores=own_cores),))
+    if not hosts:
+        if wanted.store_apart:
+            raise SetupError("--store-apart: expected a heterogeneous Slurm job; see slurm/heterogeneous.sbatch")
+        workers = wanted.workers or wanted.per_node or _DEFAULT_WORKERS
+        return Layout((Place("", workers, stores, own_cores),))
+    cores = [own_cores if host.cores is None else host.cores for host in hosts]
+    if wanted.store_apart:
+        numbers = _apart(hosts, wanted, stores)
+    elif are_allocated or wanted.per_node is not None:
+        numbers = _beside(hosts, wanted, stores, are_allocated=are_allocated)
+    else:
+        numbers = _among(hosts, wanted, stores)
+    return Layout(
+        tuple(
+            Place(host.name, num_workers, num_stores, num_cores, host.gpus, host.component)
+            for host, num_cores, (num_workers, num_stores) in zip(hosts, cores, numbers, strict=True)
+            if num_workers + num_stores
+        )
+    )
+
+
+def _check_single(wanted: Wanted) -> None:
+    for number in (wanted.workers, wanted.per_node):
+        if number not in (None, 1):
+            raise SetupError(
+                f"number of workers: got {number}, expected 1 for strategy single;"
+                " for more choose one with --set strategy.kind=async (or horovod, ddp)"
+            )
+
+
+def _among(hosts: Sequence[Host], wanted: Wanted, stores: int) -> list[tuple[int, int]]:
+    """Workers and stores of each host where slots are for ranks, hosts filled in order; by default every slot is used."""
+    slots = sum(host.slots or 1 for host in hosts)
+    if wanted.workers is None and slots <= stores:
+        raise SetupError(
+            f"{_names(hosts)}: {slots} slots for {stores} ranks of the store; add some for workers (NAME:SLOTS)"
+        )
+    ranks = _fill(stores + (slots - stores if wanted.workers is None else wanted.workers), hosts)
+    of_store = _deal(stores, ranks)
+    return [(k - s, s) for k, s in zip(ranks, of_store, strict=True)]
+
+
+def _beside(hosts: Sequence[Host], wanted: Wanted, stores: int, *, are_allocated: bool) -> list[tuple[int, int]]:
+    """The same where slots are for workers, and the store's ranks come on top."""
+    if wanted.per_node is not None:
+        if wanted.workers is not None and wanted.workers != wanted.per_node * len(hosts):
+            raise SetupError(
+                f"--workers {wanted.workers} beside --workers-per-node {wanted.per_node} on {len(hosts)} hosts: expected one of"
+                f" them, or {wanted.per_node * len(hosts)} workers"
+            )
+        if not are_allocated and any(host.slots for host in hosts):
+            raise SetupError(f"--workers-per-node: got it beside slots in {_names(hosts)}; leave one of them out")
+        workers = [wanted.per_node] * len(hosts)
+    else:
+        workers = [host.slots or host.gpus or 1 for host in hosts]
+        if wanted.workers is not None and wanted.workers != sum(workers):
+            has_room = all(host.slots for host in hosts)
+            if has_room and wanted.workers > sum(workers):
+                raise SetupError(
+                    f"--workers: got {wanted.workers}, expected at most {sum(workers)}, the tasks of this job; ask for more with"
+                    " sbatch --ntasks-per-node, or say --workers-per-node"
+                )
+            workers = _deal(wanted.workers, workers if has_room else [wanted.workers] * len(hosts))
+    of_store = _deal(stores, [stores if k else 0 for k in workers])
+    return list(zip(workers, of_store, strict=True))
+
+
+def _apart(hosts: Sequence[Host], wanted: Wanted, stores: int) -> list[tuple[int, int]]:
+    """The same with the nodes of the first component for the store alone."""
+    first = [host for host in hosts if host.component == 0]
+    rest = [host for host in hosts if host.component > 0]
+    if not rest:
+        raise SetupError(
+            "--store-apart: expected a heterogeneous Slurm job, got one with a single component; see slurm/heterogeneous.sbatch"
+        )
+    # The store's shards lie on the first rank of each host in turn: were there fewer hosts, a worker's host would get one.
+    if len(first) != stores:
+        raise SetupError(
+            f"--store-apart: got {len(first)} nodes in the first component of the job, expected {stores}, as store.shards"
+        )
+    return [(0, 1)] * stores + [(k, 0) for k, _ in _beside(rest, wanted, 0, are_allocated=True)]
+
+
+def _fill(num_ranks: int, hosts: Sequence[Host]) -> list[int]:
+    """Ranks on each host, filled in order."""
+    slots = [host.slots or 1 for host in hosts]
+    if num_ranks > sum(slots):
+        raise SetupError(
+            f"{num_ranks} ranks do not fit on {_names(hosts)}: {sum(slots)} slots; add hosts or slots (NAME:SLOTS)"
+            " (strategy async with a dedicated store has one rank more than workers for each shard)"
+        )
+    before = itertools.accumulate(slots, initial=0)
+    return [max(0, min(k, num_ranks - start)) for start, k in zip(before, slots, strict=False)]
+
+
+def _deal(number: int, room: Sequence[int]) -> list[int]:
+    """So many of each as come when `number` are dealt to hosts in turn, each taking no more than it has room for."""
+    taken = [0] * len(room)
+    turns = (k for turn in itertools.count() for k in range(len(room)) if room[k] > turn)
+    for k in itertools.islice(turns, min(number, sum(room))):
+        taken[k] += 1
+    return taken
+
+
+def _names(hosts: Sequence[Host]) -> str:
+    return ",".join(f"{host.name}:{host.slots or 1}" for host in hosts)
+
+
+def plan_ranks(config: RunConfig, layout: Layout) -> tuple[RankPlan, ...]:
+    """What every rank is to be, as far as it is known before it starts: devices only where all GPUs are.
+
+    Raises what `assign_roles` raises.
+    """
+    placement = placement_of(config)
+    are_known = all(place.gpus is not None for place in layout.places) or placement.device == "cpu"
+    if not are_known:
+        placement = dataclasses.replace(placement, device="cpu", store_device="cpu")
+    machines: list[Machine] = []
+    for place in layout.places:
+        gpus = tuple(f"GPU {index} of {place.host}" for index in range(place.gpus or 0))
+        machines += [Machine(place.host or "this machine", tuple(range(place.cores)), gpus)] * place.ranks
+    plans = assign_roles(machines, placement)
+    if are_known:
+        return plans
+    return tuple(
+        plan if plan.worker is None else dataclasses.replace(plan, device=f"device {config.training.device}")
+        for plan in plans
+    )
+
+
+def explain(layout: Layout, plans: Sequence[RankPlan]) -> list[str]:
+    """A line for all, and one for each rank."""
+    stores = layout.num_ranks - layout.num_workers
+    facts = [_count(layout.num_workers, "worker"), *([f"{stores} for the store alone"] if stores else [])]
+    hosts = "this machine" if layout.is_local else _count(len(layout.places), "host")
+    return [f"{_count(layout.num_ranks, 'rank')} on {hosts}: {', '.join(facts)}", *map(describe, plans)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,171 @@
+"""The scripts of `slurm/` as they are, on a real Slurm: submitted, preempted, cancelled, out of time, robbed of a node."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from hvd_async.nmt.grammar import write_corpus
+from tests.mpi.runs import digest_of, events_of, summary_of, write_config
+from tests.ranks import mpi_family, run_limited
+from tests.slurm.conftest import BUSY, ROOT, Cluster, until
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(mpi_family() is None, reason="no mpirun in this environment; see launch/setup.sh"),
+]
+
+# Resources for tests, in place of those in the scripts.
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--time=5")
+OTHER = "pmi2" if mpi_family() == "openmpi" else "pmix"
+
+
+def submit(slurm: Cluster, desk: pathlib.Path, script: str, *arguments: str, options: tuple[str, ...] = TWO_NODES) -> str:
+    """The number of the job; its output goes to `log`."""
+    path = ROOT / "slurm" / f"{script}.sbatch"
+    return slurm.run("sbatch", "--parsable", "--output=log", *options, path, *arguments, cwd=desk).strip()
+
+
+def log_of(desk: pathlib.Path) -> str:
+    path = desk / "log"
+    return path.read_text() if path.exists() else ""
+
+
+def finish(slurm: Cluster, desk: pathlib.Path, job: str) -> str:
+    """The log of a job that is to end well."""
+    state = slurm.wait(job)
+    assert state == "COMPLETED", f"{state}\n{log_of(desk)}"
+    return log_of(desk)
+
+
+def updates(desk: pathlib.Path) -> int:
+    path = desk / "run" / "events.jsonl"
+    return path.read_text().count('"event": "update"') if path.exists() else 0
+
+
+def wait_for_updates(slurm: Cluster, desk: pathlib.Path, job: str, number: int) -> None:
+    def there() -> bool:
+        assert slurm.facts(job)["JobState"] in BUSY, log_of(desk)
+        return updates(desk) >= number
+
+    until(there, 90, lambda: f"{updates(desk)} updates\n{log_of(desk)}")
+
+
+def run_of(desk: pathlib.Path, updates: int, **sections: dict[str, Any]) -> str:
+    """A configuration of `updates` updates with a checkpoint now and then, by the name that is given to a script."""
+    write_corpus(desk / "text", train=200, validation=8, test=8)
+    training = {"tokens": None, "updates": updates, "threads": 1, "log_every_seconds": 1.0}
+    sections = {"validation": {"every": None, "bleu": False}, **sections}
+    write_config(desk, strategy={"kind": "async", **sections.pop("strategy", {})}, training=training, **sections)
+    return "run.yaml"
+
+
+@pytest.mark.parametrize("starter", ["srun", "mpirun"])
+def test_training_on_two_nodes(slurm: Cluster, desk: pathlib.Path, starter: str) -> None:
+    config = run_of(desk, 4)
+    log = finish(slurm, desk, submit(slurm, desk, "train", config, "--starter", starter))
+    lines = log.splitlines()
+    places = [re.match(r"rank (\d) on (node\d): (\w+)", line) for line in lines]
+    assert [place.groups() for place in places if place] == [
+        ("0", "node1", "store"),
+        ("1", "node1", "worker"),
+        ("2", "node2", "worker"),
+    ]
+    assert re.search("^finished: version 4,", lines[-2]) and lines[-1].startswith("launch: done after"), log
+    assert "\x1b" not in log and "\r" not in log
+    summary = summary_of(desk / "run")
+    assert summary["job"]["nodes"] == "node[1-2]" and summary["job"]["restarts"] == 0
+
+
+# Slow enough to be interrupted, for every worker alike.
+SLOW = {"emulation": {"seconds": 0.2}}
+
+
+def test_preempted_by_a_higher_partition_a_run_goes_on_to_the_same_parameters(slurm: Cluster, desk: pathlib.Path) -> None:
+    config = run_of(desk, 60, strategy={"lockstep": True}, **SLOW)
+    job = submit(slurm, desk, "train-requeue", config, options=(*TWO_NODES, "--partition=low"))
+    wait_for_updates(slurm, desk, job, 10)
+    other = slurm.run(
+        "sbatch", "--parsable", "--partition=high", "--exclusive", "--nodes=2", "--wrap=true", cwd=desk
+    ).strip()
+    assert slurm.wait(other) == "COMPLETED"
+    log = finish(slurm, desk, job)
+    assert slurm.facts(job)["Restarts"] == "1"
+    assert "everything saved; the same command goes on" in log and "back into the queue" in log, log
+    assert re.search(r"^finished: version 60,.*, 1 restart", log, re.M), log
+    summary = summary_of(desk / "run")
+    assert summary["job"]["restarts"] == 1 and summary["processes"] == 2
+    starts = [start["version"] for start in events_of(desk / "run", "start")]
+    assert starts[0] == 0 and 10 <= starts[1] < 60  # it stopped in the middle, and went on there
+    # Unbroken, without Slurm, as fast as it goes.
+    launch = [sys.executable, "-m", "hvd_async", "launch", config, "--workers", "2", "--set", "output=unbroken"]
+    run_limited([*launch, "--set", "emulation={}"], {**os.environ, "PYTHONPATH": str(ROOT)}, 120, cwd=desk).check()
+    assert digest_of(desk / "run") == digest_of(desk / "unbroken")
+
+
+def test_ahead_of_the_time_limit_a_run_is_saved_and_goes_on_with_its_books_in_order(
+    slurm: Cluster, desk: pathlib.Path
+) -> None:
+    config = run_of(desk, 1_000_000, **SLOW)
+    # Slurm looks at time limits twice a minute, so that the signal comes within the first half of this one.
+    job = submit(slurm, desk, "train-requeue", config, options=(*TWO_NODES, "--time=1", "--signal=B:USR1@30"))
+    until(lambda: "everything saved" in log_of(desk), 240, lambda: log_of(desk))
+    stopped_at = updates(desk)
+    run_of(desk, stopped_at + 20, **SLOW)  # it may be longer or shorter when it goes on
+    log = finish(slurm, desk, job)
+    assert re.search(rf"^finished: version {stopped_at + 20},.*, \d restart", log, re.M), log
+    arrivals, made, summary = events_of(desk / "run", "arrival"), events_of(desk / "run", "update"), summary_of(desk / "run")
+    assert sorted(arrival["batch"] for arrival in arrivals) == list(range(len(arrivals)))
+    applied = [arrival for arrival in arrivals if "refused" not in arrival]
+    assert Counter(arrival["version"] for arrival in applied) == {update["version"]: update["arrivals"] for update in made}
+    assert [update["version"] for update in made] == list(range(1, stopped_at + 21))
+    assert len(arrivals) == len(applied) + sum(summary["refused"].values()) and summary["pending"] == 0
+
+
+def test_a_job_that_is_cancelled_saves_everything_and_stays_away(slurm: Cluster, desk: pathlib.Path) -> None:
+    job = submit(slurm, desk, "train-requeue", run_of(desk, 1_000_000, **SLOW))
+    wait_for_updates(slurm, desk, job, 5)
+    slurm.run("scancel", job, cwd=desk)
+    assert slurm.wait(job) == "CANCELLED"
+    until(lambda: "everything saved" in log_of(desk), 30, lambda: log_of(desk))
+    assert summary_of(desk / "run")["how"] == "stopped"
+    assert digest_of(desk / "run")
+    assert slurm.facts(job)["Restarts"] == "0" and "back into the queue" not in log_of(desk)
+
+
+def test_when_a_node_fails_the_run_goes_on_from_its_last_checkpoint(slurm: Cluster, desk: pathlib.Path) -> None:
+    config = run_of(desk, 40, **SLOW)
+    job = submit(slurm, desk, "train-requeue", config, "--set", "training.checkpoint_every=5")
+    wait_for_updates(slurm, desk, job, 12)
+    slurm.do("kill-node", 2)
+    try:
+        until(lambda: slurm.facts(job)["Restarts"] == "1", 90, lambda: f"{slurm.facts(job)}\n{log_of(desk)}")
+    finally:
+        slurm.do("start-node", 2)
+    log = finish(slurm, desk, job)
+    assert re.search(r"^finished: version 40,.*, 1 restart", log, re.M), log
+    versions = [update["version"] for update in events_of(desk / "run", "update")]
+    assert versions == list(range(1, 41))
+    assert [start["version"] for start in events_of(desk / "run", "start")][1] >= 10
+
+
+def test_a_wrong_configuration_is_one_line_and_the_end_of_the_job(slurm: Cluster, desk: pathlib.Path) -> None:
+    run_of(desk, 5)
+    job = submit(slurm, desk, "train", "run.yaml", "--set", "strategy.kind=asink")
+    assert slurm.wait(job, 30) == "FAILED"
+    assert slurm.facts(job)["ExitCode"] == "2:0"
+    assert re.fullmatch(r"hvd-async: .*strategy\.kind: got 'asink'.*\n", log_of(desk)), log_of(desk)
+
+
+def test_ranks_that_do_not_find_each_other_are_refused(slurm: Cluster, desk: pathlib.Path) -> None:
+    run_of(desk, 5)
+    words = f"srun --mpi={OTHER} --ntasks=2 .venv/bin/python -m hvd_async train run.yaml"
+    job = slurm.run("sbatch", "--parsable", "--output=log", *TWO_NODES, f"--wrap={words}", cwd=desk).strip()
+    assert slurm.wait(job) == "FAILED"
+    assert "srun --mpi" in log_of(desk) and not (desk / "run").exists(), log_of(desk)
