@@ -7,6 +7,7 @@ setup=()
 mpi=openmpi
 slow=0
 browser=yes
+slurm=no
 
 usage() {
     cat <<'TEXT'
@@ -15,12 +16,13 @@ usage: launch/test.sh [options] [pytest's arguments]
   --mpi openmpi|mpich|system  test with this MPI (default: openmpi)
   --no-horovod                set up without Horovod
   --slow                      the tests that take minutes too
+  --slurm                     the batch scripts too, on a real Slurm of two nodes on this machine
   --no-browser                install no browser
   --multi30k DIR              folder of the Multi30k corpus, for the tests that use it (or set HVD_ASYNC_MULTI30K)
   --help                      this text
 
 Reports are tested in a browser, Chromium. As root on Debian or its kin it is installed where it is missing; elsewhere, without
-one, those tests are skipped.
+one, those tests are skipped. So is Slurm with --slurm; it runs in network namespaces of its own, and nothing of it stays.
 TEXT
 }
 
@@ -44,6 +46,7 @@ while (($#)); do
             ;;
         --no-horovod) setup+=(--no-horovod) ;;
         --no-browser) browser=no ;;
+        --slurm) slurm=yes ;;
         --slow) slow=1 ;;
         --help) usage && exit 0 ;;
         *) break ;;
@@ -51,15 +54,25 @@ while (($#)); do
     shift
 done
 
-# Where this machine may have one; without it tests are skipped, and say so.
-install_browser() {
-    type -P chromium chromium-browser google-chrome >/dev/null && return
+# install NAME COMMAND...: where this machine may have it; without it tests are skipped, and say so.
+install() {
+    local name=$1
+    shift
     ((EUID == 0)) && type -P apt-get >/dev/null || return 0
-    echo 'test: installing chromium'
-    {
-        apt-get update
-        DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
-    } >"$venv/browser.log" 2>&1 || echo "test: chromium could not be installed; the reason is at the end of $venv/browser.log"
+    echo "test: installing $name"
+    "$@" >"$venv/$name.log" 2>&1 || echo "test: $name could not be installed; the reason is at the end of $venv/$name.log"
+}
+
+install_chromium() {
+    apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
+}
+
+has_browser() {
+    type -P chromium >/dev/null || type -P chromium-browser >/dev/null || type -P google-chrome >/dev/null
+}
+
+has_slurm() {
+    PATH=$PATH:/usr/sbin type -P slurmctld slurmd munged ip >/dev/null # all of them
 }
 
 "$root/launch/setup.sh" "${setup[@]}"
@@ -67,7 +80,8 @@ venv=$root/.venv
 [[ $mpi == openmpi ]] || venv+=-$mpi
 export PATH="$venv/bin:$PATH"
 cd "$root"
-[[ $browser == no ]] || install_browser
+[[ $browser == no ]] || has_browser || install chromium install_chromium
+[[ $slurm == no ]] || has_slurm || install slurm tests/slurm/cluster.sh install
 ruff check .
 ruff format --check .
 mypy
@@ -79,6 +93,7 @@ fi
 only=''
 ((slow)) || only=' and not slow'
 status=0
-python -m pytest -n 2 -m "not mpi$only" || status=$?
+python -m pytest -n 2 -m "not mpi and not slurm$only" || status=$?
 python -m pytest -m "mpi$only" || status=$?
+[[ $slurm == no ]] || python -m pytest -m "slurm$only" || status=$?
 exit "$status"

@@ -14,10 +14,12 @@ from hvd_async.cli.arguments import (
     refuse,
     verb,
 )
+from hvd_async.cli.batch import ONLY_OF_SCRIPTS, add_resources, resources, submit
 from hvd_async.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from hvd_async.comparison.collection import Collection
+    from hvd_async.comparison.suite import Suite
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,6 +60,15 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="of --task: 1 (default), or, of a suite with rates and several seeds, 2: the other seeds at the best rates",
     )
+    batch = parser.add_argument_group("batch scripts")
+    batch.add_argument(
+        "--slurm",
+        action="store_true",
+        help="print a batch script, as slurm/compare.sbatch: each run is a task of a job array",
+    )
+    batch.add_argument("--workers-per-node", type=int, metavar="N", help="tasks on each node (default: the suite's workers)")
+    batch.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each node")
+    add_resources(batch)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -74,9 +85,14 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--stage: got {arguments.stage}, expected --task N beside it")
     if arguments.task is not None or arguments.count:
         refuse(arguments, ("jobs",), "--count" if arguments.count else "--task")
+    if not arguments.slurm:
+        refuse(arguments, (*ONLY_OF_SCRIPTS, "workers_per_node", "gpus_per_node"), "no --slurm")
     output = arguments.output if arguments.output is not None else pathlib.Path("runs") / arguments.suite.stem
     check_folder(output)
     suite = Suite(arguments.suite, output)
+    if arguments.slurm:
+        refuse(arguments, ("count", "task"), "--slurm")
+        return _write_script(arguments, suite, output)
     execution = Execution(suite, output, arguments.only)
     if arguments.count:
         print("\n".join(map(str, execution.num_runs())))
@@ -98,6 +114,30 @@ def _compare(arguments: argparse.Namespace) -> int:
     if failures:
         raise DataError("\n".join(["runs that failed:", *failures]))
     return 0
+
+
+def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.Path) -> int:
+    from hvd_async.atomic import write_file
+    from hvd_async.launcher.batch import Job, render
+
+    job = Job(
+        script="compare",
+        target=str(arguments.suite),
+        options=tuple(word for pattern in arguments.only for word in ("--only", pattern)),
+        environment=sys.prefix,
+        name=arguments.job_name or "hvd-async",
+        folder=str(output),
+        path="FILE",
+        **({} if arguments.jobs is None else {"at_once": arguments.jobs}),
+    )
+    text = render(job, resources(arguments, nodes=1, workers_per_node=suite.config.workers))
+    if not arguments.submit or arguments.dry_run:
+        print(text, end="")
+        return 0
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "compare.sbatch"
+    write_file(path, text.encode())
+    return submit(["bash", str(path)])
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

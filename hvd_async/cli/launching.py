@@ -7,22 +7,19 @@ import dataclasses
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import add_config, refuse, verb
+from hvd_async.cli.batch import ONLY_OF_SCRIPTS, add_resources, resources, submit
 from hvd_async.errors import SetupError
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
     from hvd_async.launcher import Allocation, Begin, Host, LaunchOptions, Starter, TrainArguments
-    from hvd_async.launcher.batch import Resources
 
-# What only a batch script needs, and what only a command needs.
-_OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "submit")
+# What a batch script has no use for.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
 
 
@@ -74,22 +71,6 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_resources(batch)
 
 
-def add_resources(group: argparse._ArgumentGroup) -> None:
-    """What a batch script asks of Slurm."""
-    group.add_argument("--submit", action="store_true", help="submit it with sbatch")
-    group.add_argument("--nodes", type=int, metavar="N", help="of the workers (default 2)")
-    group.add_argument("--cpus-per-worker", type=int, metavar="N", help="cores of each worker (default 4)")
-    group.add_argument("--time", metavar="TIME", help="limit, as sbatch has it (default 24:00:00)")
-    group.add_argument("--job-name", metavar="NAME", help="default hvd-async")
-    group.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="a further option, such as --sbatch=--partition=gpu; may repeat",
-    )
-
-
 def _launch(arguments: argparse.Namespace) -> int:
     from hvd_async.config import load_config
 
@@ -97,7 +78,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     if arguments.slurm:
         refuse(arguments, _OF_COMMANDS, "--slurm")
         return _write_script(arguments)
-    refuse(arguments, _OF_SCRIPTS, "no --slurm")
+    refuse(arguments, ONLY_OF_SCRIPTS, "no --slurm")
     return _run(config, arguments)
 
 
@@ -224,28 +205,3 @@ def _write_script(arguments: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     return submit(["sbatch"], text)
-
-
-def resources(arguments: argparse.Namespace) -> Resources:
-    """What is asked of Slurm, from arguments."""
-    from hvd_async.launcher.batch import Resources
-
-    gpus = arguments.gpus_per_node
-    given = {
-        "nodes": arguments.nodes,
-        "workers_per_node": arguments.workers_per_node or gpus,
-        "cpus_per_worker": arguments.cpus_per_worker,
-        "gpus_per_node": gpus,
-        "time": arguments.time,
-    }
-    return Resources(**{name: value for name, value in given.items() if value is not None}, more=tuple(arguments.sbatch))
-
-
-def submit(argv: Sequence[str], text: str = "") -> int:
-    """Run a command that submits, with `text` as its input: its exit status. Raises `SetupError` where it is not there."""
-    try:
-        return subprocess.run(argv, input=text, text=True, check=False).returncode
-    except OSError as error:
-        raise SetupError(
-            f"{argv[0]}: cannot be started: {error.strerror}; --submit needs a machine with Slurm's commands"
-        ) from None

@@ -92,5 +92,6 @@ def render(job: Job, resources: Resources) -> str:
 
 def default_script(script: Script) -> str:
     """The text of `slurm/<script>.sbatch`."""
-    targets = {"compare": "configs/suites/baselines.yaml"}
-    return render(Job(script, targets.get(script, "configs/multi30k.yaml")), Resources())
+    if script == "compare":
+        return render(Job(script, "configs/suites/baselines.yaml"), Resources(nodes=1))
+    return render(Job(script, "configs/multi30k.yaml"), Resources())

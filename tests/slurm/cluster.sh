@@ -7,13 +7,14 @@
 #   cluster.sh exec DIR COMMAND...  a command where Slurm's clients run
 #   cluster.sh kill-node DIR N      power failure: SIGKILL to everything on nodeN
 #   cluster.sh start-node DIR N     power on
+#   cluster.sh list DIR             jobs, and what runs on the nodes, but for the daemons
 #   cluster.sh stop DIR             end jobs and daemons, and remove what was made; quiet where nothing is there
 #
 # NAME is that of the network namespaces. Written for Slurm 20.11 to 23.11; no systemd, cgroups or database.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 
-readonly NODES=2 CPUS=8 GPUS=4 MEGABYTES=8000 NET=10.79.0 PORT=16817
+readonly NODES=2 CPUS=32 GPUS=4 MEGABYTES=8000 NET=10.79.0 PORT=16817
 
 fail() {
     echo "cluster.sh: $*" >&2
@@ -65,7 +66,8 @@ client() {
 }
 
 start_node() {
-    mkdir -p -m 1777 "$dir/tmp/node$1"
+    mkdir -p "$dir/tmp/node$1"
+    chmod 1777 "$dir/tmp/node$1"
     on "node$1" slurmd -c -N "node$1"
     wait_for 10 test -s "$dir/run/slurmd-node$1.pid" || fail "node$1 did not start; see $dir/log"
     readlink "/proc/$(pid_in "$dir/run/slurmd-node$1.pid")/ns/uts" >"$dir/run/node$1.uts"
@@ -214,6 +216,16 @@ start() {
     wait_for 30 all_idle || fail "not all nodes are idle; see $dir/log"
 }
 
+list() {
+    local pid
+    client timeout 5 squeue --noheader --format='job %i %T'
+    for ((i = 1; i <= NODES; i++)); do
+        for pid in $(pids_of_node "$i"); do
+            [[ $pid == "$(pid_in "$dir/run/slurmd-node$i.pid")" ]] || echo "node$i: $(tr '\0' ' ' <"/proc/$pid/cmdline")"
+        done 2>/dev/null
+    done
+}
+
 # --- stop
 
 no_jobs() {
@@ -223,7 +235,8 @@ no_jobs() {
 end_daemons() {
     local file pid
     for file in "$@"; do
-        pid=$(pid_in "$file") && runs "$pid" || continue
+        pid=$(pid_in "$file") || continue
+        runs "$pid" || continue
         kill -TERM "$pid" 2>/dev/null || true
         wait_for 10 gone "$pid" || kill -KILL "$pid" || true
     done
@@ -260,6 +273,7 @@ case $action in
     exec) shift 2 && client "$@" ;;
     kill-node) kill_node "${3:?a number}" ;;
     start-node) start_node "${3:?a number}" ;;
+    list) list ;;
     stop) stop ;;
     *) fail "$action: unknown" ;;
 esac

@@ -1,4 +1,4 @@
-"""One real Slurm for all tests of this folder: two nodes, which pretend to have 8 cores and 4 GPUs each."""
+"""One real Slurm for all tests of this folder: two nodes, which pretend to have 32 cores and 4 GPUs each."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Cluster:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
 
-    def do(self, action: str, *arguments: object, timeout: float = 60.0) -> None:
-        """An action of `cluster.sh`."""
+    def do(self, action: str, *arguments: object, timeout: float = 60.0) -> str:
+        """An action of `cluster.sh`, and what it said."""
         argv = [str(_SCRIPT), action, str(self.folder), *map(str, arguments)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def run(self, *command: object, cwd: pathlib.Path, env: Mapping[str, str] | None = None) -> str:
         """Output of a client's command; its time is limited, since a broken one may hang."""
@@ -76,7 +77,8 @@ def slurm() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def desk(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder to submit from, with an environment where the scripts expect it."""
+def desk(tmp_path: pathlib.Path, slurm: Cluster) -> Iterator[pathlib.Path]:
+    """A folder to submit from, with an environment where the scripts expect it. What a test submits leaves nothing running."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    return tmp_path
+    yield tmp_path
+    until(lambda: not slurm.do("list"), 30, lambda: slurm.do("list"))

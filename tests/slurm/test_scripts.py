@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 
 from hvd_async.nmt.grammar import write_corpus
 from tests.mpi.runs import digest_of, events_of, summary_of, write_config
@@ -68,8 +69,9 @@ def run_of(desk: pathlib.Path, updates: int, **sections: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("starter", ["srun", "mpirun"])
 def test_training_on_two_nodes(slurm: Cluster, desk: pathlib.Path, starter: str) -> None:
-    config = run_of(desk, 4)
-    log = finish(slurm, desk, submit(slurm, desk, "train", config, "--starter", starter))
+    # The store is one rank more than there are tasks, and GPUs.
+    options = (*TWO_NODES, "--gpus-per-task=1")
+    log = finish(slurm, desk, submit(slurm, desk, "train", run_of(desk, 4), "--starter", starter, options=options))
     lines = log.splitlines()
     places = [re.match(r"rank (\d) on (node\d): (\w+)", line) for line in lines]
     assert [place.groups() for place in places if place] == [
@@ -81,6 +83,43 @@ def test_training_on_two_nodes(slurm: Cluster, desk: pathlib.Path, starter: str)
     assert "\x1b" not in log and "\r" not in log
     summary = summary_of(desk / "run")
     assert summary["job"]["nodes"] == "node[1-2]" and summary["job"]["restarts"] == 0
+
+
+def test_the_store_on_a_node_of_its_own(slurm: Cluster, desk: pathlib.Path) -> None:
+    command = (sys.executable, "-m", "hvd_async", "launch", run_of(desk, 4), "--slurm", "heterogeneous", "--submit")
+    resources = ("--nodes", "1", "--workers-per-node", "2", "--cpus-per-worker", "1", "--time", "5")
+    said = slurm.run(*command, *resources, cwd=desk)
+    path = desk / f"hvd-async-{said.split()[-1]}.out"
+    log = until(lambda: path.exists() and "\nlaunch: " in path.read_text() and path.read_text(), 90)
+    places = re.findall(r"^rank \d on (node\d): (\w+)", log, re.M)
+    assert places == [("node1", "store"), ("node2", "worker"), ("node2", "worker")] and "launch: done" in log, log
+
+
+def test_a_suite_is_an_array_of_jobs_and_a_report(slurm: Cluster, desk: pathlib.Path) -> None:
+    run_of(desk, 4)
+    suite = {
+        "base": "run.yaml",
+        "launcher": "srun",
+        "workers": 2,
+        "budget": {"updates": 4},
+        "measure_every": 100,
+        "set": {"training.tensorboard": False},
+        "baseline": "all",
+        "variants": {"all": {}, "one": {"strategy.arrivals_per_update": 1}, "too many": {"workers": 5}},
+    }
+    (desk / "tiny.yaml").write_text(yaml.safe_dump(suite))
+    said = slurm.run("bash", ROOT / "slurm" / "compare.sbatch", "tiny.yaml", cwd=desk)
+    array, report = re.findall(r"job (\d+)", said)
+    assert said.startswith("stage 1: 3 runs"), said
+    assert slurm.wait(report) == "COMPLETED"
+    page = (desk / "runs" / "tiny" / "report" / "report.md").read_text()
+    assert "--workers: got 5, expected at most 4, the tasks of this job" in page  # the run that could not be
+    assert {summary_of(folder)["how"] for folder in (desk / "runs" / "tiny" / "runs").iterdir()} == {"finished"}
+    logs = {path.name: path.read_text() for path in desk.glob("hvd-async-*_*.out")}
+    assert set(logs) == {f"hvd-async-{array}_{task}.out" for task in range(3)}
+    assert all(
+        re.search(rf"^job \d+, task {task} of array {array}", logs[f"hvd-async-{array}_{task}.out"], re.M) for task in (0, 1)
+    )
 
 
 # Slow enough to be interrupted, for every worker alike.
