@@ -36,6 +36,7 @@ from hvd_async.launcher import (
     read_allocation,
     run_command,
     variables_to_forward,
+    variables_to_unset,
 )
 from hvd_async.launcher.batch import SCRIPTS, Job, Resources, Script, default_script, render
 
@@ -81,7 +82,7 @@ def in_job(config: RunConfig, hosts: tuple[Host, ...], **wanted: Any) -> tuple[R
     return config, lay_out(config, Wanted(**wanted), hosts, CORES, are_allocated=True)
 
 
-SRUN = options(starter="srun", pmi="pmix")
+SRUN = options(starter="srun", pmi="pmix", unset=("SLURM_NNODES", "SLURM_GPUS_PER_TASK"))
 CASES = {
     "single": (here(config("single"), 1), TRAIN, options()),
     "openmpi-async": (here(config("async"), 2), TRAIN, options()),
@@ -397,6 +398,12 @@ def test_what_ranks_on_other_hosts_get_of_the_environment() -> None:
     assert variables_to_forward(environ, ["MINE"]) == ("MINE", "NCCL_DEBUG", "PYTHONPATH")
     with pytest.raises(SetupError, match="--forward: got THINE, which is not set"):
         variables_to_forward(environ, ["THINE"])
+
+
+def test_what_srun_is_not_to_read_of_a_jobs_environment() -> None:
+    environ = {**JOB, "SLURM_GPUS_PER_TASK": "1", "SLURM_CPUS_PER_TASK": "4", "SLURM_CONF": "/etc/slurm.conf"}
+    assert variables_to_unset(environ, "mpirun") == ("SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK")
+    assert variables_to_unset(environ, "srun") == ("SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_JOB_NUM_NODES")
 
 
 def test_a_command_takes_variables_out_of_the_callers_environment() -> None:

@@ -123,7 +123,7 @@ def _ending(status: int, seconds: float) -> str:
 
 
 def _options(arguments: argparse.Namespace, allocation: Allocation | None, *, is_single: bool) -> LaunchOptions:
-    from hvd_async.launcher import LaunchOptions, detect_mpi, detect_pmi, variables_to_forward
+    from hvd_async.launcher import LaunchOptions, detect_mpi, detect_pmi, variables_to_forward, variables_to_unset
 
     bin_folder = pathlib.Path(sys.executable).parent  # the MPI and Horovod of this environment, even if it is not active
     found = {name: str(bin_folder / name) if (bin_folder / name).exists() else name for name in ("mpirun", "horovodrun")}
@@ -145,6 +145,7 @@ def _options(arguments: argparse.Namespace, allocation: Allocation | None, *, is
         as_root=os.geteuid() == 0,
         forward=variables_to_forward(os.environ, arguments.forward),
         extra=tuple(arguments.extra),
+        unset=variables_to_unset(os.environ, starter) if allocation else (),
         path=_path_with(bin_folder) if starter.startswith("horovodrun") or mpi == "intel" else None,
     )
 

@@ -18,6 +18,7 @@ from hvd_async.launcher.starters import (
     mpirun_command,
     srun_command,
     variables_to_forward,
+    variables_to_unset,
 )
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "run_command",
     "srun_command",
     "variables_to_forward",
+    "variables_to_unset",
 ]

@@ -16,8 +16,22 @@ from hvd_async.launcher.layout import Layout, Place, plan_ranks
 MpiFamily = Literal["openmpi", "mpich", "intel"]
 Starter = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]
 
-# Of a job's variables those that would give a step less than the job has: ranks choose among all GPUs of their node.
-_OF_JOBS = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_HOSTFILE")
+# What srun would take from a job's environment as if it had been asked for: the part of a node that each of the job's tasks was
+# to have, and how they were to be spread. Our ranks have a list of nodes, and use whatever the job has on theirs. mpirun starts its
+# daemons by srun, but reads the number of nodes itself.
+_OF_TASKS = (
+    *(
+        "SLURM_CPUS_PER_TASK",
+        "SRUN_CPUS_PER_TASK",
+        "SLURM_TRES_PER_TASK",
+        "SLURM_EXACT",
+        "SLURM_EXCLUSIVE",
+        "SLURM_HOSTFILE",
+    ),
+    *("SLURM_CPU_BIND", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_VERBOSE"),
+    *("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND"),
+)
+_OF_NODES = ("SLURM_NNODES", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
 # What processes on other hosts need of the caller's environment; not CUDA_VISIBLE_DEVICES, which is of one host.
 _FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH")
 _FORWARDED_PREFIXES = ("OMP_", "MKL_", "KMP_", "NCCL_", "UCX_", "FI_", "GLOO_", "HOROVOD_", "TORCH_", "PYTORCH_")
@@ -26,7 +40,8 @@ _FORWARDED_PREFIXES = ("OMP_", "MKL_", "KMP_", "NCCL_", "UCX_", "FI_", "GLOO_", 
 @dataclass(frozen=True)
 class LaunchOptions:
     """By what ranks are started. `pmi`: what `srun --mpi` is to be; `forward`: names of variables for other hosts; `path`: PATH
-    for the starter, where it is not the caller's; `extra`: for the starter, as it is."""
+    for the starter, where it is not the caller's; `unset`: names of variables that the starter is not to have; `extra`: for the
+    starter, as it is."""
 
     mpi: MpiFamily = "openmpi"
     starter: Starter = "mpirun"
@@ -38,6 +53,7 @@ class LaunchOptions:
     as_root: bool = False
     forward: tuple[str, ...] = ()
     path: str | None = None
+    unset: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
 
@@ -74,7 +90,9 @@ def mpirun_command(
         flags = () if layout.is_local else ("-hosts", layout.hosts_and_slots())
     if options.path is not None:
         variables["PATH"] = options.path
-    return Command((options.mpirun, "-np", str(layout.num_ranks), *flags, *options.extra, *program), variables)
+    return Command(
+        (options.mpirun, "-np", str(layout.num_ranks), *flags, *options.extra, *program), variables, options.unset
+    )
 
 
 def _openmpi_flags(layout: Layout, variables: Mapping[str, str], options: LaunchOptions) -> tuple[str, ...]:
@@ -125,7 +143,7 @@ def srun_command(
         if len(components) > 1:
             argv.append(f"--het-group={places[0].component}")
         argv += [*_step(places), *program]
-    return Command(tuple(argv), variables, _OF_JOBS)
+    return Command(tuple(argv), variables, options.unset)
 
 
 def _step(places: Sequence[Place]) -> list[str]:
@@ -153,6 +171,12 @@ def _mpi_environment(layout: Layout, options: LaunchOptions) -> dict[str, str]:
     if options.as_root:
         variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return variables
+
+
+def variables_to_unset(environ: Mapping[str, str], starter: Starter) -> tuple[str, ...]:
+    """Names of what the srun that starts ranks, or their daemons, would read in a job's environment, and must not."""
+    names = (*_OF_TASKS, *_OF_NODES) if starter == "srun" else _OF_TASKS
+    return tuple(name for name in names if name in environ)
 
 
 def variables_to_forward(environ: Mapping[str, str], more: Sequence[str] = ()) -> tuple[str, ...]:
