@@ -17,8 +17,8 @@ MpiFamily = Literal["openmpi", "mpich", "intel"]
 Starter = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]
 
 # What srun would take from a job's environment as if it had been asked for: the part of a node that each of the job's tasks was
-# to have, and how they were to be spread. Our ranks have a list of nodes, and use whatever the job has on theirs. mpirun starts its
-# daemons by srun, but reads the number of nodes itself.
+# to have, and how they were to be spread. Our ranks have a list of nodes, and use whatever the job has on theirs. mpirun starts
+# its daemons by srun, but reads the number of nodes itself.
 _OF_TASKS = (
     *(
         "SLURM_CPUS_PER_TASK",
