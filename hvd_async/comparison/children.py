@@ -16,7 +16,7 @@ from hvd_async.errors import StoppedBySignal
 
 # Until a process that was asked to end is asked again: it saves everything first, on all its ranks.
 _PATIENCE_SECONDS = 60.0
-# Until it is killed then: asked twice, `launch` has its ranks killed, which would outlive it.
+# Until it is killed then: at a Ctrl-C after another signal `launch` has its ranks killed, which would outlive it.
 _SECOND_PATIENCE_SECONDS = 10.0
 # Batch systems announce the end of a job by a signal of one's choice, SIGUSR1 by custom.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -51,7 +51,7 @@ class Children:
             try:
                 process.wait(_PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
-                process.terminate()
+                process.send_signal(signal.SIGINT)
                 try:
                     process.wait(_SECOND_PATIENCE_SECONDS)
                 except subprocess.TimeoutExpired:
@@ -97,9 +97,10 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
     def pass_on(number: int, _: FrameType | None) -> None:
         # Later ones are repetitions, as batch systems send them; only a person who asks again wants it at once.
         is_wanted = not received or number == signal.SIGINT
+        passed_on = signal.SIGINT if received else signal.SIGTERM
         received.append(number)
         if is_wanted and running:
-            running[0].terminate()
+            running[0].send_signal(passed_on)
         elif is_wanted:
             early.append(number)
 
