@@ -22,7 +22,7 @@ usage: launch/test.sh [options] [pytest's arguments]
   --help                      this text
 
 Reports are tested in a browser, Chromium. As root on Debian or its kin it is installed where it is missing; elsewhere, without
-one, those tests are skipped. So is Slurm with --slurm; it runs in network namespaces of its own, and nothing of it stays.
+one, those tests are skipped. So is Slurm with --slurm; it runs in network namespaces of its own, and is stopped at the end.
 TEXT
 }
 

@@ -8,11 +8,11 @@ import shutil
 from typing import Any
 
 import pytest
-import yaml
 
 from hvd_async.__main__ import main
 from hvd_async.checkpoint import load_latest_checkpoint
 from hvd_async.nmt.grammar import write_corpus
+from tests.mpi.runs import write_config
 from tests.ranks import run_ranks
 
 ENVIRON = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_JOB_PARTITION": "low", "SLURM_RESTART_COUNT": "2"}
@@ -21,18 +21,8 @@ ENVIRON = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_JOB_PARTITIO
 @pytest.fixture
 def config(tmp_path: pathlib.Path) -> pathlib.Path:
     write_corpus(tmp_path / "text", train=120, validation=8, test=8)
-    tree = {
-        "output": str(tmp_path / "run"),
-        "data": {"folder": str(tmp_path / "text")},
-        "vocabulary": {"size": 300},
-        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
-        "batching": {"tokens": 200},
-        "training": {"updates": 4, "device": "cpu", "tensorboard": False, "threads": 1},
-        "validation": {"bleu": False},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    training = {"tokens": None, "updates": 4, "threads": 1}
+    return write_config(tmp_path, training=training, validation={"every": None, "bleu": False})
 
 
 def train(config: pathlib.Path, *overrides: str) -> int:

@@ -11,7 +11,6 @@ import pathlib
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from hvd_async.comparison.plan import read_collection, read_plan
 from hvd_async.comparison.runs import read_run
 from hvd_async.config import RunConfig
 from hvd_async.errors import CheckpointError, ConfigError, DataError
+from tests.comparison.processes import SECONDS, children_of, compare, events_of, is_alive, state_of, until
 from tests.comparison.tiny import (
     Pretended,
     compute_here,
@@ -33,22 +33,8 @@ from tests.comparison.tiny import (
     tiny,
     write,
     write_base,
-    write_text,
 )
 from tests.mpi.runs import losses_of
-
-SECONDS = 120.0  # in which anything that is waited for has happened, on a busy machine too
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture
-def folder(tmp_path: pathlib.Path, text: pathlib.Path) -> pathlib.Path:
-    write_base(tmp_path, text)
-    return tmp_path
 
 
 @pytest.fixture
@@ -408,49 +394,6 @@ def test_it_is_waited_for_a_while(folder: pathlib.Path, monkeypatch: pytest.Monk
 
 
 # Interrupted, with real processes.
-
-
-def until(condition: Callable[[], bool], parent: subprocess.Popen[str] | None = None) -> None:
-    """Wait until it is so; a failure if the process ends before, or it takes too long."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        assert parent is None or parent.poll() is None, parent.communicate()
-        time.sleep(0.002)
-
-
-def children_of(pid: int) -> list[int]:
-    tasks = pathlib.Path(f"/proc/{pid}/task")
-    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
-
-
-def state_of(pid: int) -> str:
-    """As `ps` has it: T where the process is stopped, Z where it is dead and nobody has waited for it yet, nothing where it is
-    gone."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
-
-
-def is_alive(pid: int) -> bool:
-    return state_of(pid) not in ("Z", "X", "")
-
-
-@contextlib.contextmanager
-def compare(path: pathlib.Path, output: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
-    """`hvd-async compare` in a process, which has a group of its own and does not outlive the block."""
-    command = [sys.executable, "-m", "hvd_async", "compare", str(path), "--output", str(output)]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        yield parent
-    finally:
-        parent.kill()
-        parent.communicate()
-
-
-def events_of(output: pathlib.Path, name: str) -> pathlib.Path:
-    return output / "runs" / name / "events.jsonl"
 
 
 def test_what_runs_ends_with_the_suite(folder: pathlib.Path) -> None:

@@ -24,7 +24,7 @@ from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
 from hvd_async.events import read_events
-from tests.comparison.test_execution import SECONDS, children_of, events_of, is_alive, until
+from tests.comparison.processes import SECONDS, children_of, events_of, is_alive, until
 from tests.comparison.tiny import (
     Pretended,
     compute_here,
@@ -33,19 +33,7 @@ from tests.comparison.tiny import (
     tiny,
     write,
     write_base,
-    write_text,
 )
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture
-def folder(tmp_path: pathlib.Path, text: pathlib.Path) -> pathlib.Path:
-    write_base(tmp_path, text)
-    return tmp_path
 
 
 @pytest.fixture

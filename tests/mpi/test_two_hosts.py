@@ -83,7 +83,12 @@ def test_the_store_serves_workers_of_both_hosts(
 
 @pytest.mark.parametrize(
     ("strategy", "starter"),
-    [("horovod", "mpirun"), ("ddp", "mpirun"), ("horovod", "horovodrun-mpi"), ("horovod", "horovodrun-gloo")],
+    [
+        ("horovod", "mpirun"),
+        ("horovod", "horovodrun-gloo"),
+        pytest.param("horovod", "horovodrun-mpi", marks=pytest.mark.slow),
+        pytest.param("ddp", "mpirun", marks=pytest.mark.slow),
+    ],
 )
 def test_the_synchronous_baselines_are_on_two_hosts_what_they_are_on_one(
     tmp_path: pathlib.Path,

@@ -1,0 +1,55 @@
+"""Comparisons in processes of their own, and what they start."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+SECONDS = 120.0  # in which anything that is waited for has happened, on a busy machine too
+
+
+def until(condition: Callable[[], bool], parent: subprocess.Popen[str] | None = None) -> None:
+    """Wait until it is so; a failure if the process ends before, or it takes too long."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        assert parent is None or parent.poll() is None, parent.communicate()
+        time.sleep(0.002)
+
+
+def children_of(pid: int) -> list[int]:
+    tasks = pathlib.Path(f"/proc/{pid}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+def state_of(pid: int) -> str:
+    """As `ps` has it: T where the process is stopped, Z where it is dead and nobody has waited for it yet, nothing where it is
+    gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    return state_of(pid) not in ("Z", "X", "")
+
+
+@contextlib.contextmanager
+def compare(path: pathlib.Path, output: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
+    """`hvd-async compare` in a process, which has a group of its own and does not outlive the block."""
+    command = [sys.executable, "-m", "hvd_async", "compare", str(path), "--output", str(output)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield parent
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def events_of(output: pathlib.Path, name: str) -> pathlib.Path:
+    return output / "runs" / name / "events.jsonl"
