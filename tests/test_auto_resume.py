@@ -76,13 +76,23 @@ def test_another_run_and_a_damaged_checkpoint_are_errors_as_with_resume(
 ) -> None:
     assert train(config) == 0
     assert train(config, "seed=2") == 2
-    assert "seed: got 2, expected 1" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("hvd-async: --auto-resume: seed: got 2, expected 1")
     (config.parent / "run/checkpoints/v00000004/data.json").write_text("{")
     assert train(config) == 5
     assert "damaged" in capsys.readouterr().err
     shutil.rmtree(config.parent / "run/checkpoints")
     assert train(config) == 5  # its summary is there: it was not interrupted
+    assert "start with --overwrite in place of --auto-resume" in capsys.readouterr().err
     assert summary_of(config)["updates"] == 4
+
+
+def test_what_is_left_of_a_run_is_an_error_and_stays(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = config.parent / "run"
+    assert train(config) == 0
+    (run / "config.yaml").unlink()
+    assert train(config) == 2
+    assert f"--auto-resume: {run}: got checkpoints, events.jsonl, summary.json without" in capsys.readouterr().err
+    assert load_latest_checkpoint(run / "checkpoints") is not None
 
 
 @pytest.mark.parametrize("other", ["--resume", "--overwrite"])

@@ -18,9 +18,11 @@ from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import SetupError
 from hvd_async.launcher import (
     Command,
+    Ended,
     Host,
     LaunchOptions,
     Layout,
+    Summary,
     TrainArguments,
     Wanted,
     choose_pmi,
@@ -29,6 +31,7 @@ from hvd_async.launcher import (
     launch_command,
     lay_out,
     mpirun_command,
+    outcome_of,
     parse_hosts,
     parse_mpi_family,
     parse_pmis,
@@ -246,6 +249,17 @@ def test_the_store_apart_has_the_first_component() -> None:
     ]
 
 
+def test_gpus_of_each_host_are_workers_where_nothing_else_says_how_many() -> None:
+    run = config("async")
+    assert ranks_of(lay_out(run, Wanted(gpus=4), (), CORES)) == [("", 1, 4)]
+    assert ranks_of(lay_out(run, Wanted(gpus=4), (Host("a"), Host("b")), CORES)) == [("a", 1, 4), ("b", 0, 4)]
+    assert ranks_of(lay_out(run, Wanted(gpus=4), TWO_HOSTS, CORES)) == [("node1", 1, 2), ("node2", 0, 2)]
+    apart = lay_out(run, Wanted(gpus=4, store_apart=True), COMPONENTS, CORES, are_allocated=True)
+    assert [place.gpus for place in apart.places] == [0, 4, 4]
+    store_on_gpu = parse_config({**run.model_dump(mode="json"), "store": {"device": "cuda"}}, source="test")
+    assert plan_ranks(store_on_gpu, lay_out(store_on_gpu, Wanted(2), (), CORES))[0].device == "device cuda"
+
+
 def test_too_few_gpus_are_found_before_anything_starts() -> None:
     run, layout = in_job(config("async"), nodes(4, 4, gpus=3))
     with pytest.raises(SetupError, match="node1: 4 workers here, but rank 4 finds no GPU of its own among the 3"):
@@ -257,6 +271,9 @@ def test_too_few_gpus_are_found_before_anything_starts() -> None:
     [
         ("async", {"workers": 0}, (), {}, "--workers: got 0, expected 1 or more"),
         ("async", {"per_node": 0}, (), {}, "--workers-per-node: got 0, expected 1 or more"),
+        ("async", {"gpus": 0}, TWO_HOSTS, {}, "--gpus-per-node: got 0, expected 1 or more"),
+        ("async", {"workers": 3, "per_node": 2}, (), {}, "--workers 3 beside --workers-per-node 2 on one machine"),
+        ("async", {"workers": 4, "gpus": 2}, (), {}, "4 workers here, but rank 3 finds no GPU of its own"),
         ("single", {"workers": 2}, (), {}, "got 2, expected 1 for strategy single"),
         ("async", {"workers": 5}, TWO_HOSTS, {}, "6 ranks do not fit on node1:3,node2:2: 5 slots"),
         ("async", {"per_node": 2}, TWO_HOSTS, {}, "--workers-per-node: got it beside slots in node1:3,node2:2"),
@@ -337,6 +354,7 @@ def test_no_job() -> None:
         ({"SLURM_NTASKS": "9", "SLURM_GPUS_PER_TASK": "1"}, [4, 4, 1], [4, 4, 1]),
         ({"SLURM_GPUS_PER_NODE": "gpu:a100:2", "SLURM_GPUS_ON_NODE": "2"}, [None] * 3, [2] * 3),
         ({"SLURM_GPUS_ON_NODE": "4"}, [None] * 3, [4] * 3),
+        ({"SLURM_GPUS": "5", "SLURM_GPUS_ON_NODE": "2"}, [None] * 3, [None] * 3),  # of the others nobody knows
     ],
 )
 def test_the_nodes_of_a_job(more: dict[str, str], slots: list[int | None], gpus: list[int | None]) -> None:
@@ -360,6 +378,7 @@ def test_the_nodes_of_a_heterogeneous_job() -> None:
         ({"SLURM_TASKS_PER_NODE": "four"}, "SLURM_TASKS_PER_NODE: got 'four'"),
         ({"SLURM_TASKS_PER_NODE": "4"}, "got '4' for 3 nodes"),
         ({"SLURM_HET_SIZE": "x"}, "SLURM_HET_SIZE: got 'x'"),
+        ({"SLURM_HET_SIZE": "2"}, "SLURM_JOB_NODELIST_HET_GROUP_0: got none"),
         ({"SLURM_GPUS_PER_NODE": "many"}, "SLURM_GPUS_PER_NODE: got 'many'"),
     ],
 )
@@ -404,6 +423,8 @@ def test_what_srun_is_not_to_read_of_a_jobs_environment() -> None:
     environ = {**JOB, "SLURM_GPUS_PER_TASK": "1", "SLURM_CPUS_PER_TASK": "4", "SLURM_CONF": "/etc/slurm.conf"}
     assert variables_to_unset(environ, "mpirun") == ("SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK")
     assert variables_to_unset(environ, "srun") == ("SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_JOB_NUM_NODES")
+    components = {f"SLURM_GPUS_PER_TASK_{kind}_GROUP_1": "1" for kind in ("HET", "PACK")}
+    assert variables_to_unset(components, "srun") == tuple(sorted(components))
 
 
 def test_a_command_takes_variables_out_of_the_callers_environment() -> None:
@@ -418,6 +439,10 @@ def test_a_command_takes_variables_out_of_the_callers_environment() -> None:
 )
 def test_hosts_in_every_common_form(text: str) -> None:
     assert [(host.name, host.slots or 1) for host in parse_hosts(text, "hosts")] == [("a", 2), ("b", 1)]
+
+
+def test_a_host_that_is_named_again_has_more_slots() -> None:
+    assert parse_hosts("a:1,b:2,a:2,c,c", "hosts") == (Host("a", 3), Host("b", 2), Host("c", 2))
 
 
 @pytest.mark.parametrize(("text", "message"), [("a:two", "got 'a:two'"), ("a:0", "got 'a:0'"), ("# none", "names no host")])
@@ -442,8 +467,39 @@ def test_an_mpirun_that_is_absent_or_unknown() -> None:
 
 def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
     code = "import os, sys; sys.exit(3 if os.environ['A'] + os.environ['B'] == 'xy' else 1)"
-    assert run_command(Command((sys.executable, "-c", code), {"B": "y"}), {**os.environ, "A": "x", "B": "z"}) == 3
-    assert run_command(Command(("sh", "-c", "kill -KILL $$"), {}), os.environ) == 128 + signal.SIGKILL
+    assert run_command(Command((sys.executable, "-c", code), {"B": "y"}), {**os.environ, "A": "x", "B": "z"}) == Ended(3)
+    assert run_command(Command(("sh", "-c", "kill -KILL $$"), {}), os.environ) == Ended(128 + signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("ended", "how", "status", "text"),
+    [
+        (Ended(0), "finished", 0, "done after 1:02:03"),
+        (Ended(138, signal.SIGUSR1), "stopped", 138, "stopped by SIGUSR1 after 1:02:03, everything saved"),
+        (Ended(137, signal.SIGTERM), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
+        (Ended(143), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),  # the ranks alone were asked
+        (Ended(1), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
+        (Ended(137, signal.SIGINT), None, 130, "stopped by SIGINT after 1:02:03; what was saved before is whole"),
+        (Ended(143), None, 1, "failed after 1:02:03, exit status 143"),  # a rank failed, and srun ended the others
+        (Ended(2), None, 2, "failed after 1:02:03, exit status 2"),
+        (Ended(137), None, 137, "failed after 1:02:03, exit status 137"),
+    ],
+)
+def test_how_a_run_ended(ended: Ended, how: str | None, status: int, text: str) -> None:
+    outcome = outcome_of(ended, how, 3723.4)
+    assert (outcome.status, outcome.text) == (status, f"launch: {text}")
+
+
+def test_an_earlier_runs_summary_does_not_count(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "summary.json"
+    assert Summary(path).how() is None
+    path.write_text('{"how": "finished"}')
+    summary = Summary(path)
+    assert summary.how() is None
+    path.unlink()
+    path.write_text('{"how": "stopped"}')
+    os.utime(path, ns=(0, 0))
+    assert summary.how() == "stopped"
 
 
 def test_a_command_that_is_not_there() -> None:
@@ -457,7 +513,7 @@ def test_signals_reach_the_command_and_its_status_comes_back(signal_number: sign
     caller = textwrap.dedent(f"""
         import os
         from hvd_async.launcher import Command, run_command
-        raise SystemExit(run_command(Command(("sh", "-c", {child!r}), {{}}), os.environ))
+        raise SystemExit(run_command(Command(("sh", "-c", {child!r}), {{}}), os.environ).status)
     """)
     with subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"

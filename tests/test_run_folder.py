@@ -58,6 +58,55 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(folder: RunFolder)
     assert load_config(folder.config).seed == 5
 
 
+def make_remains(root: pathlib.Path, name: str) -> pathlib.Path:
+    """A file of a run whose configuration is missing; `name` is of what lies in the run's folder."""
+    path = root / (f"{name}/v00000003/data.json" if name == "checkpoints" else name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "events.jsonl", "summary.json"])
+def test_a_run_does_not_begin_among_what_is_left_of_another(tmp_path: pathlib.Path, name: str) -> None:
+    folder, remains = RunFolder(tmp_path), make_remains(tmp_path, name)
+    what = f"{tmp_path}: got {name} without config.yaml, expected all of a run or none; put it back, remove them with"
+    with pytest.raises(ConfigError) as caught:
+        folder.begin(make_config(), overwrite=False)
+    assert str(caught.value) == f"{what} --overwrite, or set another output"
+    with pytest.raises(ConfigError) as caught:
+        folder.how_to_begin(make_config())
+    assert str(caught.value) == f"--auto-resume: {what} --overwrite in place of --auto-resume, or set another output"
+    assert remains.exists() and not folder.config.exists() and not folder.snapshots.exists()
+    folder.begin(make_config(), overwrite=True)
+    assert not remains.exists() and load_config(folder.config) == make_config()
+
+
+def test_all_that_is_left_of_another_is_named(tmp_path: pathlib.Path) -> None:
+    for name in ("checkpoints", "events.jsonl", "summary.json"):
+        make_remains(tmp_path, name)
+    with pytest.raises(ConfigError, match=r"got checkpoints, events\.jsonl, summary\.json without config"):
+        RunFolder(tmp_path).begin(make_config(), overwrite=False)
+
+
+def test_a_lock_and_what_a_begin_that_was_killed_leaves_are_no_run(tmp_path: pathlib.Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.lock.touch()
+    for path in (folder.snapshots, folder.checkpoints):
+        path.mkdir()
+    assert folder.how_to_begin(make_config()) is Beginning.NEW
+    folder.begin(make_config(), overwrite=False)
+    assert load_config(folder.config) == make_config()
+
+
+def test_whoever_replaces_a_run_keeps_its_lock(tmp_path: pathlib.Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.held(print):
+        before = folder.lock.stat()
+        for overwrite in (False, True):
+            folder.begin(make_config(), overwrite=overwrite)
+        assert folder.lock.stat().st_ino == before.st_ino
+
+
 def test_a_run_goes_on_from_its_latest_checkpoint(folder: RunFolder) -> None:
     assert folder.resume(make_config()).data == {"version": 3}
 
@@ -121,8 +170,10 @@ def test_there_is_nothing_to_resume_without_a_run(tmp_path: pathlib.Path) -> Non
 def test_there_is_nothing_to_resume_without_a_checkpoint(tmp_path: pathlib.Path) -> None:
     folder = RunFolder(tmp_path)
     folder.begin(make_config(), overwrite=False)
-    with pytest.raises(CheckpointError, match="got no checkpoint, expected one to resume from; start with --overwrite"):
+    with pytest.raises(CheckpointError, match="expected one to resume from; start with --overwrite in place of --resume"):
         folder.resume(make_config())
+    with pytest.raises(CheckpointError, match="start with --overwrite in place of --auto-resume"):
+        folder.resume(make_config(), "--auto-resume")
 
 
 # A job that may have been started before.
@@ -167,8 +218,8 @@ def test_a_different_run_is_never_replaced(tmp_path: pathlib.Path, has_checkpoin
     folder.begin(make_config(), overwrite=False)
     if has_checkpoint:
         save_checkpoint(folder.checkpoints, 3, Checkpoint({"t": torch.zeros(1)}, {"version": 3}), keep=1)
-    with pytest.raises(ConfigError, match="--resume: seed: got 2, expected 1 as in"):
+    with pytest.raises(ConfigError, match=r"^--auto-resume: seed: got 2, expected 1 as in"):
         folder.how_to_begin(make_config(seed=2))
     folder.events.write_text('{"event": "start", "seconds": 0.0, "simulated": true}\n')
-    with pytest.raises(ConfigError, match="got a simulated run"):
+    with pytest.raises(ConfigError, match=r"^--auto-resume: .*: got a simulated run"):
         folder.how_to_begin(make_config())

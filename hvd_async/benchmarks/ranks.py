@@ -54,7 +54,7 @@ def start_ranks(benchmark: str, arguments: tuple[str, ...], num_ranks: int, thre
         program = (sys.executable, "-m", "hvd_async", "bench", benchmark, *arguments)
         program += ("--json", str(path), "--table", "none")
         command = ranks_command(program, Layout.of_ranks(num_ranks, own_cores()), threads, _mpirun_options())
-        status = run_command(command, os.environ)
+        status = run_command(command, os.environ).status
         return status, read_results(path) if status == 0 else []
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hvd_async.errors import ConfigError, SetupError
-
-if TYPE_CHECKING:
-    pass
-
 
 EXIT_STATUS = """\
 exit status:

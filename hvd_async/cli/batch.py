@@ -7,13 +7,13 @@ import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hvd_async.errors import SetupError
+from hvd_async.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
     from hvd_async.launcher.batch import Resources
 
-# Of `add_resources` what has no meaning elsewhere.
-ONLY_OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "submit")
+# Of `add_resources` all of it.
+_OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "submit")
 
 
 def add_resources(group: argparse._ArgumentGroup) -> None:
@@ -32,11 +32,22 @@ def add_resources(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def check_no_script(arguments: argparse.Namespace, *more: str) -> None:
+    """Raises `ConfigError` for arguments of batch scripts, and for `more`, where none is written."""
+    for name in (*_OF_SCRIPTS, *more):
+        given = getattr(arguments, name)
+        if given not in (None, False, []):
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag}: got it without --slurm, expected both; it is for a batch script")
+
+
 def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
     """What is asked of Slurm, from arguments; `defaults` of fields, where they are not those of `Resources`."""
     from hvd_async.launcher.batch import Resources
 
     gpus = arguments.gpus_per_node
+    if gpus is not None and gpus < 1:
+        raise SetupError(f"--gpus-per-node: got {gpus}, expected 1 or more")
     given = {
         "nodes": arguments.nodes,
         "workers_per_node": arguments.workers_per_node or gpus,

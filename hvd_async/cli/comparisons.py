@@ -14,7 +14,7 @@ from hvd_async.cli.arguments import (
     refuse,
     verb,
 )
-from hvd_async.cli.batch import ONLY_OF_SCRIPTS, add_resources, resources, submit
+from hvd_async.cli.batch import add_resources, check_no_script, resources, submit
 from hvd_async.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.task is not None or arguments.count:
         refuse(arguments, ("jobs",), "--count" if arguments.count else "--task")
     if not arguments.slurm:
-        refuse(arguments, (*ONLY_OF_SCRIPTS, "workers_per_node", "gpus_per_node"), "no --slurm")
+        check_no_script(arguments, "workers_per_node", "gpus_per_node")
     output = arguments.output if arguments.output is not None else pathlib.Path("runs") / arguments.suite.stem
     check_folder(output)
     suite = Suite(arguments.suite, output)
@@ -118,8 +118,17 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.Path) -> int:
     from hvd_async.atomic import write_file
+    from hvd_async.comparison.execution import Execution
     from hvd_async.launcher.batch import Job, render
 
+    Execution(suite, output, arguments.only)  # raises for a pattern that fits nothing
+    num_workers = 1 if suite.config.launcher == "simulate" else suite.most_workers
+    asked = resources(arguments, nodes=1, workers_per_node=num_workers)
+    if asked.nodes * asked.workers_per_node < num_workers:
+        raise ConfigError(
+            f"--workers-per-node: got {asked.workers_per_node} on {asked.nodes} nodes, expected room for {num_workers} workers,"
+            f" as in {arguments.suite}; ask for more nodes, or tasks on each"
+        )
     job = Job(
         script="compare",
         target=str(arguments.suite),
@@ -130,7 +139,7 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
         path="FILE",
         **({} if arguments.jobs is None else {"at_once": arguments.jobs}),
     )
-    text = render(job, resources(arguments, nodes=1, workers_per_node=suite.config.workers))
+    text = render(job, asked)
     if not arguments.submit or arguments.dry_run:
         print(text, end="")
         return 0

@@ -12,12 +12,13 @@ import time
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import add_config, refuse, verb
-from hvd_async.cli.batch import ONLY_OF_SCRIPTS, add_resources, resources, submit
+from hvd_async.cli.batch import add_resources, check_no_script, resources, submit
 from hvd_async.errors import SetupError
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
-    from hvd_async.launcher import Allocation, Begin, Host, LaunchOptions, Starter, TrainArguments
+    from hvd_async.launcher import Allocation, Begin, Host, LaunchOptions, Starter, TrainArguments, Wanted
+    from hvd_async.launcher.batch import Resources
 
 # What a batch script has no use for.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
@@ -77,23 +78,29 @@ def _launch(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.slurm:
         refuse(arguments, _OF_COMMANDS, "--slurm")
-        return _write_script(arguments)
-    refuse(arguments, ONLY_OF_SCRIPTS, "no --slurm")
+        return _write_script(config, arguments)
+    check_no_script(arguments)
     return _run(config, arguments)
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.launcher import Wanted, detect_allocation, explain, launch_command, lay_out, plan_ranks, run_command
+    from hvd_async.launcher import (
+        Summary,
+        detect_allocation,
+        explain,
+        launch_command,
+        lay_out,
+        outcome_of,
+        plan_ranks,
+        run_command,
+    )
+    from hvd_async.run_folder import RunFolder
 
+    _check_alone()
     given = _hosts(arguments)
     allocation = None if given else detect_allocation(os.environ)
     hosts = given or (allocation.hosts if allocation else ())
-    per_node = arguments.workers_per_node
-    if arguments.gpus_per_node is not None:
-        hosts = tuple(dataclasses.replace(host, gpus=arguments.gpus_per_node) for host in hosts)
-        per_node = per_node or (arguments.gpus_per_node if arguments.workers is None else None)
-    wanted = Wanted(arguments.workers, per_node, arguments.store_apart)
-    layout = lay_out(config, wanted, hosts, len(os.sched_getaffinity(0)), are_allocated=allocation is not None)
+    layout = lay_out(config, _wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=allocation is not None)
     is_single = config.strategy.kind == "single"
     options = _options(arguments, allocation, is_single=is_single)
     command = launch_command(config, _train_arguments(arguments), layout, options)
@@ -103,23 +110,30 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     print(command.shell_text(), flush=True)
     if arguments.dry_run:
         return 0
-    began = time.monotonic()
+    began, summary = time.monotonic(), Summary(RunFolder(config.output).summary)
     passes_on = options.starter in ("mpirun", "srun") and not is_single
-    status = run_command(command, os.environ, signal.SIGUSR1 if passes_on else None)
-    print(_ending(status, time.monotonic() - began), flush=True)
-    return status
+    ended = run_command(command, os.environ, signal.SIGUSR1 if passes_on else None)
+    outcome = outcome_of(ended, summary.how(), time.monotonic() - began)
+    print(outcome.text, flush=True)
+    return outcome.status
 
 
-def _ending(status: int, seconds: float) -> str:
-    """The last line of a log."""
-    minutes, rest = divmod(round(seconds), 60)
-    clock = f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-    if status == 0:
-        return f"launch: done after {clock}"
-    try:
-        return f"launch: stopped by {signal.Signals(status - 128).name} after {clock}, exit status {status}"
-    except ValueError:
-        return f"launch: failed after {clock}, exit status {status}"
+def _check_alone() -> None:
+    """Raises `SetupError` for one of several processes, each of which would start a run of its own in the same folder."""
+    from hvd_async.environment import read_environment
+
+    launched = read_environment(os.environ)
+    if launched is not None and launched.size > 1:
+        raise SetupError(
+            f"launch: got {launched.size} processes of {launched.launcher.name}, expected one, which starts the ranks itself;"
+            " leave out the other launcher, or have it start `hvd-async train`"
+        )
+
+
+def _wanted(arguments: argparse.Namespace) -> Wanted:
+    from hvd_async.launcher import Wanted
+
+    return Wanted(arguments.workers, arguments.workers_per_node, arguments.gpus_per_node, arguments.store_apart)
 
 
 def _options(arguments: argparse.Namespace, allocation: Allocation | None, *, is_single: bool) -> LaunchOptions:
@@ -178,20 +192,26 @@ def _hosts(arguments: argparse.Namespace) -> tuple[Host, ...]:
     if arguments.hostfile is not None:
         text = "\n".join(split_lines(read_bytes(arguments.hostfile), arguments.hostfile))
         return parse_hosts(text, str(arguments.hostfile))
-    return parse_hosts(arguments.hosts, "--hosts") if arguments.hosts else ()
+    return () if arguments.hosts is None else parse_hosts(arguments.hosts, "--hosts")
 
 
-def _write_script(arguments: argparse.Namespace) -> int:
+def _write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.launcher.batch import Job, render
 
+    is_single = config.strategy.kind == "single"
+    asked = resources(arguments, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
+    _check_ranks(config, arguments, asked)
+    if arguments.slurm == "train-requeue":
+        refuse(arguments, ("resume", "overwrite"), "--slurm train-requeue, which has --auto-resume")
+        arguments.auto_resume = False  # it is in the script
+    if arguments.slurm != "train":
+        refuse(arguments, ("starter",), f"--slurm {arguments.slurm}")
     options = list(_train_arguments(arguments).words()[1:])
     for flag in ("workers", "mpi", "pmi"):
         if getattr(arguments, flag) is not None:
             options += [f"--{flag}", str(getattr(arguments, flag))]
     for flag in ("forward", "extra"):
         options += [f"--{flag}={value}" for value in getattr(arguments, flag)]
-    if arguments.slurm != "train":
-        refuse(arguments, ("starter",), f"--slurm {arguments.slurm}")
     job = Job(
         script=arguments.slurm,
         target=arguments.config,
@@ -199,10 +219,25 @@ def _write_script(arguments: argparse.Namespace) -> int:
         environment=sys.prefix,
         name=arguments.job_name or "hvd-async",
         starter=arguments.starter or "srun",
+        store_nodes=config.store.shards,
         path="FILE",
     )
-    text = render(job, resources(arguments))
+    text = render(job, asked)
     if not arguments.submit or arguments.dry_run:
         print(text, end="")
         return 0
     return submit(["sbatch"], text)
+
+
+def _check_ranks(config: RunConfig, arguments: argparse.Namespace, asked: Resources) -> None:
+    """Raises what `launch` would raise in the job that the script asks for: better now than when its turn has come."""
+    from hvd_async.launcher import Host, lay_out, plan_ranks
+
+    asked.check()
+    is_apart = arguments.slurm == "heterogeneous"
+    cores = asked.workers_per_node * asked.cpus_per_worker
+    hosts = [Host(f"store{k}", 1, asked.cpus_per_worker, 0, 0) for k in range(config.store.shards if is_apart else 0)]
+    gpus = asked.gpus_per_node or None
+    hosts += [Host(f"node{k}", asked.workers_per_node, cores, gpus, int(is_apart)) for k in range(asked.nodes)]
+    wanted = dataclasses.replace(_wanted(arguments), per_node=None, store_apart=is_apart)
+    plan_ranks(config, lay_out(config, wanted, hosts, cores, are_allocated=True))

@@ -102,7 +102,7 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
         if is_wanted and running:
             running[0].send_signal(passed_on)
         elif is_wanted:
-            early.append(number)
+            early.append(passed_on)
 
     # Handlers first: a signal that found the process begun and no handler would leave it behind.
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
@@ -113,8 +113,8 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
             command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=inherited, start_new_session=True
         )
         running.append(process)
-        for _ in early:
-            process.terminate()
+        for number in early:
+            process.send_signal(number)
         errors = _Echo(process)
         errors.start()
         status = process.wait()

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 from hvd_async.atomic import write_file
 from hvd_async.comparison.board import Board
 from hvd_async.comparison.children import Children, run_in_sight, stopping_on_signals
-from hvd_async.comparison.locks import BusyError, held
 from hvd_async.comparison.plan import OUTDATED, fault_file, folder_of, is_outdated, result
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.errors import CheckpointError, ConfigError, DataError
+from hvd_async.locks import BusyError, held
 from hvd_async.run_folder import RunFolder
 
 # Runs `hvd-async` with arguments; None if it is not to be run any more.
@@ -199,7 +199,7 @@ class Execution:
             return 0, ""
         found = self.result(spec)
         if done.returncode == 0 and isinstance(found, Run):
-            told = [*(["diverged"] if found.has_diverged else []), *_lines(done.stdout)[-1:]]
+            told = [*(["diverged"] if found.has_diverged else []), *_lines_of_run(done.stdout)[-1:]]
             if told:
                 board.say(f"{spec.name}: {'; '.join(told)}")
             return 0, ""
@@ -221,6 +221,11 @@ class Execution:
 def _fits(spec: Spec, patterns: Sequence[str]) -> bool:
     names = (spec.name, spec.variant, spec.setting)
     return not patterns or any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _lines_of_run(text: str) -> list[str]:
+    """Of the output of `launch`, which has a line of its own after those of the run."""
+    return [line for line in _lines(text) if not line.startswith("launch: ")]
 
 
 def _lines(text: str) -> list[str]:

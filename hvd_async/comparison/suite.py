@@ -34,7 +34,9 @@ _OWN_KEYS = (
     *(f"validation.{key}" for key in ("when", "every", "every_tokens", "patience")),
 )
 _ALIKE = ("data", "vocabulary", "validation", "decoding", "emulation")
-_OF_THE_SUITE = re.compile(r"(-w|--workers|--starter|--set|--resume|--auto-resume|--overwrite|--dry-run)(=|$)")
+_OF_THE_SUITE = re.compile(
+    r"(-w|--workers|--starter|--set|--resume|--auto-resume|--overwrite|--dry-run|--slurm|--submit)(=|$)"
+)
 # The setting of a suite that names none; it is not in the names of folders.
 _THE_SETTING = "all"
 
@@ -147,6 +149,11 @@ class Suite:
         self.specs = list(self._all())
         self._configs = self._load_all(str(path))
         self.plan = self._make_plan(path)
+
+    @property
+    def most_workers(self) -> int:
+        """Of any of the runs."""
+        return max(self._num_workers(spec) for spec in self.specs)
 
     def config_of(self, spec: Spec) -> RunConfig:
         """What the run of `spec` is computed with."""

@@ -9,7 +9,8 @@ from hvd_async.launcher.command import Begin, Command, TrainArguments
 from hvd_async.launcher.detection import choose_pmi, detect_allocation, detect_mpi, detect_pmi, parse_mpi_family, parse_pmis
 from hvd_async.launcher.hosts import Allocation, Host, parse_hosts, read_allocation
 from hvd_async.launcher.layout import Layout, Place, Wanted, explain, lay_out, plan_ranks
-from hvd_async.launcher.running import run_command
+from hvd_async.launcher.outcome import Outcome, Summary, outcome_of
+from hvd_async.launcher.running import Ended, run_command
 from hvd_async.launcher.starters import (
     LaunchOptions,
     MpiFamily,
@@ -25,12 +26,15 @@ __all__ = [
     "Allocation",
     "Begin",
     "Command",
+    "Ended",
     "Host",
     "LaunchOptions",
     "Layout",
     "MpiFamily",
+    "Outcome",
     "Place",
     "Starter",
+    "Summary",
     "TrainArguments",
     "Wanted",
     "choose_pmi",
@@ -41,6 +45,7 @@ __all__ = [
     "launch_command",
     "lay_out",
     "mpirun_command",
+    "outcome_of",
     "parse_hosts",
     "parse_mpi_family",
     "parse_pmis",

@@ -46,8 +46,8 @@ class Resources:
 class Job:
     """What a script runs: a configuration with options of `hvd-async launch`, or a suite with those of `hvd-async compare`.
 
-    `environment`: the folder of the Python environment; `folder`: of a suite's runs, by default from its name; `path`: of the
-    script, in its own comments."""
+    `environment`: the folder of the Python environment; `folder`: of a suite's runs, by default from its name; `store_nodes`: of
+    a store on nodes of its own; `path`: of the script, in its own comments."""
 
     script: Script
     target: str
@@ -58,6 +58,7 @@ class Job:
     folder: str = ""
     at_once: int = 4
     signal_seconds: int = 120
+    store_nodes: int = 1
     path: str = ""
 
 
@@ -80,6 +81,7 @@ def render(job: Job, resources: Resources) -> str:
         folder=shlex.quote(job.folder) if job.folder else "",
         at_once=job.at_once,
         signal_seconds=job.signal_seconds,
+        store_nodes=job.store_nodes,
         path=job.path or f"slurm/{job.script}.sbatch",
         nodes=resources.nodes,
         workers_per_node=resources.workers_per_node,

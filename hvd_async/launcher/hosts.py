@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hvd_async.errors import SetupError
@@ -40,7 +40,8 @@ class Allocation:
 def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
     """Hosts from a hostfile in any of the common forms, or from `--hosts a:2,b:2`; `source` names it in errors.
 
-    One host a line or between commas: `name`, `name:2` (MPICH, Horovod) or `name slots=2` (Open MPI); `#` starts a comment.
+    One host a line or between commas: `name`, `name:2` (MPICH, Horovod) or `name slots=2` (Open MPI); `#` starts a comment. A
+    host that is named again has so many slots more, as all launchers have it.
     """
     hosts: list[Host] = []
     for line in text.splitlines():
@@ -54,7 +55,13 @@ def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
             hosts.append(Host(found[1], int(found[2] or found[3]) if found[2] or found[3] else None))
     if not hosts:
         raise SetupError(f"{source}: names no host; expected NAME:SLOTS, one a line or between commas")
-    return tuple(hosts)
+    return tuple(_merged(hosts))
+
+
+def _merged(hosts: Sequence[Host]) -> Iterator[Host]:
+    for name in dict.fromkeys(host.name for host in hosts):
+        same = [host for host in hosts if host.name == name]
+        yield same[0] if len(same) == 1 else Host(name, sum(host.slots or 1 for host in same))
 
 
 def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence[str]]) -> Allocation | None:
@@ -69,21 +76,25 @@ def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence
     hosts: list[Host] = []
     for component in range(num_components):
         suffix = f"_HET_GROUP_{component}" if num_components > 1 else ""
-        names = expand(environ[f"SLURM_JOB_NODELIST{suffix}"])
+        nodes = f"SLURM_JOB_NODELIST{suffix}"
+        if nodes not in environ:
+            raise SetupError(
+                f"environment variable {nodes}: got none, expected the nodes of a component of this job, from Slurm"
+            )
+        names = expand(environ[nodes])
         tasks = _per_node(environ, f"SLURM_TASKS_PER_NODE{suffix}", len(names))
         cores = _per_node(environ, f"SLURM_JOB_CPUS_PER_NODE{suffix}", len(names))
         # Without tasks that were asked for, Slurm puts the number of cores there.
         slots = tasks if f"SLURM_NTASKS{suffix}" in environ else None
-        gpus = _gpus(environ, suffix, slots)
+        gpus = _gpus(environ, suffix, slots, len(names))
         for index, name in enumerate(names):
             slot, core, gpu = (None if numbers is None else numbers[index] for numbers in (slots, cores, gpus))
             hosts.append(Host(name, slot, core, gpu, component))
     return Allocation(environ["SLURM_JOB_ID"], tuple(hosts))
 
 
-def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None) -> Sequence[int] | None:
-    """Of each node; None where Slurm does not say, as with GPUs per job on several nodes."""
-    num_nodes = _whole_number("SLURM_JOB_NUM_NODES", environ.get(f"SLURM_JOB_NUM_NODES{suffix}", "1"))
+def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None, num_nodes: int) -> Sequence[int] | None:
+    """Of each node; None where Slurm does not say."""
     per_node = environ.get(f"SLURM_GPUS_PER_NODE{suffix}")
     if per_node:  # `4`, `a100:4`, and for several types `a100:2,v100:2`
         return [
@@ -92,14 +103,11 @@ def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None) 
     per_task = environ.get(f"SLURM_GPUS_PER_TASK{suffix}")
     if per_task and tasks is not None:
         return [_whole_number("SLURM_GPUS_PER_TASK", per_task.rpartition(":")[2]) * number for number in tasks]
-    if suffix:
+    # Of the batch script's node alone, which is the first. With a number for the whole job others may have more or fewer.
+    on_node = environ.get("SLURM_GPUS_ON_NODE")
+    if suffix or on_node is None or ("SLURM_GPUS" in environ and num_nodes > 1):
         return None
-    # Of the node of the batch script, which is the first.
-    return (
-        [_whole_number("SLURM_GPUS_ON_NODE", environ["SLURM_GPUS_ON_NODE"])] * num_nodes
-        if "SLURM_GPUS_ON_NODE" in environ
-        else None
-    )
+    return [_whole_number("SLURM_GPUS_ON_NODE", on_node)] * num_nodes
 
 
 def _per_node(environ: Mapping[str, str], name: str, num_nodes: int) -> list[int] | None:

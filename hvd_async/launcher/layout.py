@@ -75,11 +75,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a user says of the number of workers; None: nothing. `store_apart`: the first component of a heterogeneous job is
-    for the store alone."""
+    """What a user says of the number of workers, in all and on each host, and of the GPUs of each; None: nothing. `store_apart`:
+    the first component of a heterogeneous job is for the store alone."""
 
     workers: int | None = None
     per_node: int | None = None
+    gpus: int | None = None
     store_apart: bool = False
 
 
@@ -91,7 +92,8 @@ def lay_out(
     `are_allocated`: hosts come from a batch system, their slots count workers, and the store's ranks are beside them; else a
     user named them, and slots count ranks. Raises `SetupError` where it does not come out.
     """
-    for flag, number in (("--workers", wanted.workers), ("--workers-per-node", wanted.per_node)):
+    flags = {"--workers": wanted.workers, "--workers-per-node": wanted.per_node, "--gpus-per-node": wanted.gpus}
+    for flag, number in flags.items():
         if number is not None and number < 1:
             raise SetupError(f"{flag}: got {number}, expected 1 or more")
     strategy = config.strategy
@@ -107,12 +109,22 @@ def lay_out(
     if not hosts:
         if wanted.store_apart:
             raise SetupError("--store-apart: expected a heterogeneous Slurm job; see slurm/heterogeneous.sbatch")
-        workers = wanted.workers or wanted.per_node or _DEFAULT_WORKERS
-        return Layout((Place("", workers, stores, own_cores),))
+        if None not in (wanted.workers, wanted.per_node) and wanted.workers != wanted.per_node:
+            raise SetupError(
+                f"--workers {wanted.workers} beside --workers-per-node {wanted.per_node} on one machine: expected one of them"
+            )
+        workers = wanted.workers or wanted.per_node or wanted.gpus or _DEFAULT_WORKERS
+        return Layout((Place("", workers, stores, own_cores, wanted.gpus),))
+    if wanted.gpus is not None:
+        are_of_workers = [host.component > 0 or not wanted.store_apart for host in hosts]
+        hosts = [
+            dataclasses.replace(host, gpus=wanted.gpus) if is_theirs else host
+            for host, is_theirs in zip(hosts, are_of_workers, strict=True)
+        ]
     cores = [own_cores if host.cores is None else host.cores for host in hosts]
     if wanted.store_apart:
         numbers = _apart(hosts, wanted, stores)
-    elif are_allocated or wanted.per_node is not None:
+    elif are_allocated or wanted.per_node is not None or (wanted.gpus is not None and not any(host.slots for host in hosts)):
         numbers = _beside(hosts, wanted, stores, are_allocated=are_allocated)
     else:
         numbers = _among(hosts, wanted, stores)
@@ -228,10 +240,13 @@ def plan_ranks(config: RunConfig, layout: Layout) -> tuple[RankPlan, ...]:
     plans = assign_roles(machines, placement)
     if are_known:
         return plans
-    return tuple(
-        plan if plan.worker is None else dataclasses.replace(plan, device=f"device {config.training.device}")
-        for plan in plans
-    )
+    return tuple(dataclasses.replace(plan, device=_device_asked_for(plan, config)) for plan in plans)
+
+
+def _device_asked_for(plan: RankPlan, config: RunConfig) -> str:
+    """In words, where it is not known what there is."""
+    asked = config.store.device if plan.worker is None else config.training.device
+    return asked if asked == "cpu" else f"device {asked}"
 
 
 def explain(layout: Layout, plans: Sequence[RankPlan]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import FrameType
 
 from hvd_async.errors import SetupError
@@ -16,12 +17,20 @@ from hvd_async.ties import tie_to
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def run_command(command: Command, environ: Mapping[str, str], stop_signal: int | None = None) -> int:
-    """Run `command` on top of `environ`, pass SIGINT, SIGTERM and SIGUSR1 on to it, and return its exit status.
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit status, 128 + signal if one killed it, and the first signal that we were sent meanwhile."""
 
-    They are passed on as `stop_signal`, if given, but for a second SIGINT: mpirun and srun would kill their ranks for the
-    signal itself, but hand SIGUSR1 to all of them, who then save everything. Blocks until the command ends. To be called in
-    the main thread, as signal handlers are.
+    status: int
+    signal: int | None = None
+
+
+def run_command(command: Command, environ: Mapping[str, str], stop_signal: int | None = None) -> Ended:
+    """Run `command` on top of `environ`, pass SIGINT, SIGTERM and SIGUSR1 on to it, until it ends.
+
+    They are passed on as `stop_signal`, if given: mpirun and srun keep others for themselves, but hand SIGUSR1 to all ranks, who
+    then save everything. At a second SIGINT it is SIGTERM, for which they kill their ranks. Blocks. To be called in the main
+    thread, as signal handlers are. Raises `SetupError` where the command cannot be started.
     """
     children: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
@@ -30,7 +39,7 @@ def run_command(command: Command, environ: Mapping[str, str], stop_signal: int |
     def forward(signal_number: int, frame: FrameType | None) -> None:
         # Ctrl-C again: it is not to wait. Batch systems repeat the others, and mean nothing by it.
         is_again = bool(received) and signal_number == signal.SIGINT
-        passed_on = signal_number if is_again or stop_signal is None else stop_signal
+        passed_on = signal_number if stop_signal is None else signal.SIGTERM if is_again else stop_signal
         received.append(signal_number)
         if children:
             children[0].send_signal(passed_on)
@@ -52,6 +61,4 @@ def run_command(command: Command, environ: Mapping[str, str], stop_signal: int |
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if received and stop_signal is not None and status in (-stop_signal, 128 + stop_signal):
-        return 128 + received[0]  # it stopped for what we were sent
-    return 128 - status if status < 0 else status
+    return Ended(128 - status if status < 0 else status, received[0] if received else None)

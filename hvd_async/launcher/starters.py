@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def _horovodrun_command(
         # Without its own binding arguments horovodrun passes some that Open MPI 5 no longer understands.
         controller = ("--mpi", "--binding-args=--bind-to none --map-by slot:OVERSUBSCRIBE")
     argv = (options.horovodrun, "-np", str(layout.num_ranks), *controller, *where, *options.extra, *program)
-    return Command(argv, variables)
+    return Command(argv, variables, options.unset)
 
 
 def srun_command(
@@ -176,7 +177,9 @@ def _mpi_environment(layout: Layout, options: LaunchOptions) -> dict[str, str]:
 def variables_to_unset(environ: Mapping[str, str], starter: Starter) -> tuple[str, ...]:
     """Names of what the srun that starts ranks, or their daemons, would read in a job's environment, and must not."""
     names = (*_OF_TASKS, *_OF_NODES) if starter == "srun" else _OF_TASKS
-    return tuple(name for name in names if name in environ)
+    # Of a heterogeneous job each component has its own, under a name of today and one of before.
+    own = re.compile(rf"({'|'.join(names)})(_(HET|PACK)_GROUP_\d+)?")
+    return tuple(sorted(name for name in environ if own.fullmatch(name)))
 
 
 def variables_to_forward(environ: Mapping[str, str], more: Sequence[str] = ()) -> tuple[str, ...]:

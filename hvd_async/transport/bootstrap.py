@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, NoReturn
@@ -30,12 +31,13 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
 
     Collective over all ranks of that world, which need not be the launcher's. Settings that the user or `hvd-async launch`
     made are kept; where none is made, Open MPI is told to leave UCX out of one-sided communication (it complains at every
-    window), and to yield when ranks outnumber cores (it starves itself otherwise). MPI is finalized at exit. Raises
-    `SetupError` where MPI cannot be loaded, would end the process, or has no MPI_THREAD_MULTIPLE.
+    window) and to yield when ranks outnumber cores (it starves itself otherwise), and MPICH before 5 to have a thread that
+    answers for a rank which is not in MPI. MPI is finalized at exit. Raises `SetupError` where MPI cannot be loaded, would end
+    the process, or has no MPI_THREAD_MULTIPLE.
     """
     environ.setdefault("OMPI_MCA_osc", "^ucx")
-    local_size = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")
-    if local_size.isdigit() and int(local_size) > len(os.sched_getaffinity(0)):
+    launched = read_environment(environ)
+    if launched is not None and (launched.local_size or 1) > len(os.sched_getaffinity(0)):
         environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if "PMI_SIZE" in environ and "PMIX_NAMESPACE" in environ:
         # MPICH's mpirun in a Slurm whose default is --mpi=pmix: ranks inherit that from the srun that starts the proxies, and
@@ -51,7 +53,10 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
         reason = " ".join(str(error).split())
         raise SetupError(f"MPI cannot be loaded: {reason}; launch/setup.sh installs one, or mend the library path") from None
     if not MPI.Is_initialized():
-        check_launcher(read_environment(environ), _library(), has_pmix=_is_loaded("libpmix"))
+        check_launcher(launched, _library(), has_pmix=_is_loaded("libpmix"))
+        if is_old_mpich(_library()):
+            # 4.0.2 completes what concerns a window in shared memory only when its owner enters MPI: workers wait for ever.
+            environ.setdefault("MPIR_CVAR_ASYNC_PROGRESS", "1")
         with warnings.catch_warnings():
             # mpi4py's own guess at what `check_world` finds out.
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment", category=RuntimeWarning)
@@ -70,6 +75,12 @@ def _library() -> str:
     from mpi4py import MPI
 
     return MPI.Get_library_version()
+
+
+def is_old_mpich(library: str) -> bool:
+    """Whether a library that calls itself so needs a thread for one-sided communication. Pure."""
+    version = re.match(r"MPICH Version:\s*(\d+)\.", library)
+    return version is not None and int(version[1]) < 5
 
 
 def _is_loaded(library: str) -> bool:

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from hvd_async import locks
 from hvd_async.__main__ import main
-from hvd_async.comparison import locks
 from hvd_async.comparison.plan import read_collection, read_plan
 from hvd_async.comparison.runs import read_run
 from hvd_async.config import RunConfig

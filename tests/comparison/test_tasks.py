@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from hvd_async import locks
 from hvd_async.__main__ import main
-from hvd_async.comparison import locks, plan
+from hvd_async.comparison import plan
 from hvd_async.comparison.plan import read_collection, read_plan
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.config import RunConfig
@@ -395,7 +396,7 @@ def test_what_a_killed_task_began_ends_and_is_waited_for(folder: pathlib.Path, t
         with task(path, 0) as next_one:  # as a batch system does, which knows nothing of what is left of the first
             output, errors = next_one.communicate(timeout=SECONDS)
     assert next_one.returncode == 0, errors
-    assert not is_alive(child) and output.splitlines()[-1].startswith("finished: version 60, ")
+    assert not is_alive(child) and output.splitlines()[-2].startswith("finished: version 60, ")
     assert batches_of(run) == list(range(60))
 
 
@@ -412,4 +413,6 @@ def test_a_task_of_real_ranks_goes_on(folder: pathlib.Path, text: pathlib.Path) 
     with task(path, 0) as process:
         output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0 and "async-s1: goes on, 1 of 1" in output.splitlines(), errors
-    assert output.splitlines()[-1].startswith("finished: version 60, ")
+    assert output.splitlines()[-2].startswith("finished: version 60, ") and output.splitlines()[-1].startswith(
+        "launch: done"
+    )

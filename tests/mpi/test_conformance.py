@@ -93,7 +93,7 @@ def run_all(
         check(tmp_path / name_of(each), each, strategy, max(1, len(hosts)))
 
 
-@pytest.mark.parametrize("shards", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_combination_keeps_its_books(tmp_path: pathlib.Path, shards: int) -> None:
     run_all(tmp_path, [each for each in combinations() if each[0] == shards], timeout=240)
 

@@ -30,7 +30,7 @@ STRATEGIES: dict[str, dict[str, object]] = {
 NUM_BATCHES = 41
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2, 4])
 def test_every_batch_ends_in_exactly_one_place(tmp_path: pathlib.Path, num_workers: int) -> None:
     runs = {}
     for seed, (name, strategy) in enumerate(STRATEGIES.items()):
@@ -66,7 +66,7 @@ def check_books(folder: pathlib.Path, strategy: dict[str, object]) -> None:
     assert set(evaluated) == {*range(7, len(updates) + 1, 7), len(updates)}
 
 
-@pytest.mark.parametrize("num_ranks", [2, 5])
+@pytest.mark.parametrize("num_ranks", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_no_pull_is_torn_and_no_push_is_lost(num_ranks: int) -> None:
     run_ranks(num_ranks, "tests.mpi.patterns", "400000", "30", timeout=120).check()
 

@@ -86,6 +86,7 @@ def check_books(folder: pathlib.Path) -> None:
     assert losses_of(folder)[-1] < losses_of(folder)[0], folder.name
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(tmp_path: pathlib.Path) -> None:
     whole, halves = config(tmp_path / "whole", lockstep=True), config(tmp_path / "halves", lockstep=True)
     run_device_toy(3, Settings(whole, num_batches=40)).check()

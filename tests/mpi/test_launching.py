@@ -26,7 +26,7 @@ def launch(path: pathlib.Path, *arguments: str, timeout: float = 150) -> Complet
     return run_limited((sys.executable, "-m", "hvd_async", "launch", str(path), *arguments), environ, timeout)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_mpirun_trains_a_translation_model_through_the_store(tmp_path: pathlib.Path, precision: str) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     path = write_config(tmp_path, strategy={"kind": "async"}, training={"precision": precision})
@@ -41,7 +41,7 @@ def test_mpirun_trains_a_translation_model_through_the_store(tmp_path: pathlib.P
     assert batches == list(range(len(batches)))
 
 
-@pytest.mark.parametrize("starter", ["horovodrun-gloo", "horovodrun-mpi"])
+@pytest.mark.parametrize("starter", ["horovodrun-gloo", pytest.param("horovodrun-mpi", marks=pytest.mark.slow)])
 def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, starter: str) -> None:
     pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
     if starter == "horovodrun-mpi" and mpi_family() != "openmpi":
@@ -69,7 +69,11 @@ def spoil_presence(text: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(spoil_nothing_left, "no line with text"), (spoil_alignment, "201"), (spoil_presence, "no such file")],
+    [
+        (spoil_nothing_left, "no line with text"),
+        pytest.param(spoil_alignment, "201", marks=pytest.mark.slow),
+        pytest.param(spoil_presence, "no such file", marks=pytest.mark.slow),
+    ],
 )
 def test_an_unusable_corpus_is_one_line_and_ends_every_rank(tmp_path: pathlib.Path, spoil: Any, words: str) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)

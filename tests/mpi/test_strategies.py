@@ -25,7 +25,7 @@ def config(folder: pathlib.Path, kind: str, **strategy: object) -> dict[str, obj
     return make_config(folder, strategy={"kind": kind, **strategy}, optimizer=UPDATE, validation={"every": 10})
 
 
-@pytest.mark.parametrize(("pending", "wanted"), [("apply", 1), ("drop", "workers")])
+@pytest.mark.parametrize(("pending", "wanted"), [("apply", 1), pytest.param("drop", "workers", marks=pytest.mark.slow)])
 def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(
     tmp_path: pathlib.Path, pending: str, wanted: int | str
 ) -> None:

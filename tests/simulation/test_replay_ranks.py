@@ -215,7 +215,8 @@ def test_interrupted_runs_replay_whole(ordinary: dict[str, tuple[pathlib.Path, S
         replay_toy(stopped_folder, stopped)
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.slow
 def test_a_translation_run_replays_to_its_exported_models(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], threads: int
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 _SCRIPT = pathlib.Path(__file__).with_name("cluster.sh")
+_PREFIX = "hvd-async-slurm-"
 BUSY = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED"}
 
 
@@ -65,7 +66,8 @@ def slurm() -> Iterator[Cluster]:
     """The cluster. Nothing of it is left behind, even if it was not started well."""
     if os.geteuid() != 0 or shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin") is None:
         pytest.skip("needs root and Slurm; launch/test.sh --slurm installs it on Debian")
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="hvd-async-slurm-"))
+    _stop_leftovers()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o755)
     cluster = Cluster(folder)
     try:
@@ -74,6 +76,16 @@ def slurm() -> Iterator[Cluster]:
     finally:
         cluster.do("stop")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stop_leftovers() -> None:
+    """Clusters carry the process id of their test run; where that has gone, it was interrupted."""
+    for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        name = folder / "name"
+        owner = re.fullmatch(r"hvds(\d+)\n", name.read_text()) if name.exists() else None
+        if owner and not pathlib.Path("/proc", owner[1]).exists():
+            Cluster(folder).do("stop")
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

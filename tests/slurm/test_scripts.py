@@ -210,9 +210,19 @@ def test_a_wrong_configuration_is_one_line_and_the_end_of_the_job(slurm: Cluster
     assert re.fullmatch(r"hvd-async: .*strategy\.kind: got 'asink'.*\n", log_of(desk)), log_of(desk)
 
 
+def test_what_only_the_ranks_find_wrong_ends_a_job_that_would_come_back(slurm: Cluster, desk: pathlib.Path) -> None:
+    config = run_of(desk, 2)
+    finish(slurm, desk, submit(slurm, desk, "train-requeue", config))
+    job = submit(slurm, desk, "train-requeue", config, "--set", "seed=77", options=(*TWO_NODES, "--open-mode=truncate"))
+    assert slurm.wait(job) == "FAILED"
+    assert slurm.facts(job)["Restarts"] == "0"
+    assert "--auto-resume: seed: got 77" in log_of(desk) and re.search("^launch: failed", log_of(desk), re.M), log_of(desk)
+
+
 def test_ranks_that_do_not_find_each_other_are_refused(slurm: Cluster, desk: pathlib.Path) -> None:
     run_of(desk, 5)
     words = f"srun --mpi={OTHER} --ntasks=2 .venv/bin/python -m hvd_async train run.yaml"
     job = slurm.run("sbatch", "--parsable", "--output=log", *TWO_NODES, f"--wrap={words}", cwd=desk).strip()
     assert slurm.wait(job) == "FAILED"
-    assert "srun --mpi" in log_of(desk) and not (desk / "run").exists(), log_of(desk)
+    wanted = "pmix" if mpi_family() == "openmpi" else "pmi2"
+    assert f"use srun --mpi={wanted}" in log_of(desk) and not (desk / "run").exists(), log_of(desk)

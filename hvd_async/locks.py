@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 
 from hvd_async.errors import DataError
 
-# For runs whose comparison was killed, which save everything before they end.
+# For what was told to end, or whose parent was killed, and which saves everything before it ends.
 _PATIENCE_SECONDS = 60.0
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_IS_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # the last where flock is made of the locks of fcntl
 
 
 class BusyError(DataError):
@@ -27,7 +28,8 @@ def held(
     """Hold the lock in the file `path` inside the block; yields its descriptor: it is held as long as a process has that.
 
     `name` is what is locked and `who` else may hold it, for people. Waits a while, but no longer than until `is_over`; raises
-    `BusyError` then. Where the file system knows no locks it says so, and goes on without.
+    `BusyError` then, and `DataError` where the file system fails. Where it knows no locks it says so, and goes on without.
+    The file stays: who has it open already would wait for one that nobody else finds.
     """
     deadline, is_said = time.monotonic() + _PATIENCE_SECONDS, False
     try:
@@ -44,6 +46,9 @@ def held(
                 if error.errno in _NO_LOCKS:
                     say(f"{name}: cannot be locked ({error.strerror}); see to it that nobody else computes there")
                     break
+                if error.errno not in _IS_HELD:
+                    mend = "try again, or take a folder on another file system"
+                    raise DataError(f"{path}: cannot be locked: {error.strerror}; {mend}") from None
                 if time.monotonic() > deadline or is_over():
                     raise BusyError(f"{name}: {who} is at work there; wait for it or end it") from None
             if not is_said:
