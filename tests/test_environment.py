@@ -136,7 +136,11 @@ def refusal(environ: dict[str, str], library: str = "") -> str:
 
 @pytest.mark.parametrize(
     ("environ", "mend"),
-    [(OPEN_MPI, "mpirun of the MPI that mpi4py loads"), (INTEL_MPI, "mpirun of the MPI that mpi4py loads"), (TORCHRUN, "starts no MPI")],
+    [
+        (OPEN_MPI, "mpirun of the MPI that mpi4py loads"),
+        (INTEL_MPI, "mpirun of the MPI that mpi4py loads"),
+        (TORCHRUN, "starts no MPI"),
+    ],
 )
 def test_singletons_are_refused_with_reason_and_mend(environ: dict[str, str], mend: str) -> None:
     said = refusal(environ)
