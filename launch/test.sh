@@ -89,20 +89,11 @@ if (($#)); then
     ((slow)) || set -- -m 'not slow' "$@"
     exec python -m pytest "$@"
 fi
-# Two at a time, but for those that start MPI jobs, which would starve each other. Those of Slurm wait most of their time, beside
-# the first.
+# Two at a time, but for those that start MPI jobs, which would starve each other.
 only=''
 ((slow)) || only=' and not slow'
 status=0
-if [[ $slurm == yes ]]; then
-    python -m pytest -m "slurm$only" >"$venv/slurm-tests.log" 2>&1 &
-    slurm_tests=$!
-    trap 'kill "$slurm_tests" 2>/dev/null || true' EXIT
-fi
 python -m pytest -n 2 -m "not mpi and not slurm$only" || status=$?
-if [[ $slurm == yes ]]; then
-    wait "$slurm_tests" || status=$?
-    cat "$venv/slurm-tests.log"
-fi
 python -m pytest -m "mpi$only" || status=$?
+[[ $slurm == no ]] || python -m pytest -m "slurm$only" || status=$?
 exit "$status"

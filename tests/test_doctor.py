@@ -73,6 +73,7 @@ def test_under_mpirun_it_measures_one_sided_communication() -> None:
     assert findings["devices"].detail.count("\n") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_across_hosts_it_measures_the_network(two_hosts: tuple[str, str]) -> None:
     done = run_ranks(2, ["-c", RUN.format(True)], timeout=90, env={"PATH": on_path()}, hosts=two_hosts).check()

@@ -138,7 +138,7 @@ def test_every_combination_keeps_its_books_on_two_hosts(tmp_path: pathlib.Path, 
 
 
 @pytest.mark.parametrize(
-    "form", [name if name in ("float32", "few") else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FORMATS)]
+    "form", [name if name == "few" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FORMATS)]
 )
 def test_the_number_of_shards_changes_no_bit(tmp_path: pathlib.Path, form: str) -> None:
     """Where runs repeat: in lock-step, and, where a worker keeps an error of its own, of one worker. With clipping, whose norm

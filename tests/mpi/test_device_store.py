@@ -40,7 +40,9 @@ def run_device_toy(num_ranks: int, *settings: Settings, gpus: str = "gpu0", refu
     return run_ranks(num_ranks, "tests.mpi.device_toy", settings_text(settings), gpus, refused, timeout=120.0)
 
 
-@pytest.mark.parametrize("refused", ["", "2", pytest.param("1,2,3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "refused", [pytest.param("", marks=pytest.mark.slow), "2", pytest.param("1,2,3", marks=pytest.mark.slow)]
+)
 def test_lock_step_gives_the_parameters_of_a_store_on_the_cpu(tmp_path: pathlib.Path, refused: str) -> None:
     on_cpu = config(tmp_path / "cpu", "cpu", {"device": "cpu"}, lockstep=True)
     run_toy(4, Settings(on_cpu, num_batches=60)).check()

@@ -162,6 +162,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_kept(tmp_path: pathlib.Path) -
     assert load_latest_checkpoint(tmp_path / "run" / "checkpoints") is not None
 
 
+@pytest.mark.slow
 def test_a_resumed_run_refuses_another_optimizer_and_names_the_key(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run")
     run_toy(2, first).check()
@@ -182,6 +183,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_run_ends_early_when_patience_is_exhausted(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run", arrivals_per_update=1)
     first.config["optimizer"]["learning_rate"] = 1e-30  # it never gets better
@@ -309,6 +311,7 @@ def test_a_signal_on_a_shards_rank_saves_everything_and_a_resumed_run_uses_every
     assert summary_of(tmp_path / "run")["how"] == "finished"
 
 
+@pytest.mark.slow
 def test_more_shards_than_the_model_has_blocks_are_one_line_on_one_rank(tmp_path: pathlib.Path) -> None:
     done = run_toy(3, sharded(tmp_path / "run", 2, hidden=8))
     assert not done.timed_out and done.returncode == 2, str(done)

@@ -94,7 +94,7 @@ def test_a_world_that_mpi_does_not_know_is_refused_by_one_process(tmp_path: path
     assert done.returncode == 4 and "rank 0 of 4" in done.stderr and "rank 0 of 1" in done.stderr, str(done)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_to_launch_reaches_all_ranks_and_saves_everything(tmp_path: pathlib.Path, signal_number: int) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     training = {"tokens": 10_000_000, "log_every_seconds": 0.05}

@@ -24,6 +24,7 @@ def test_a_simulated_run_ends_with_the_first_update_after_its_time(tmp_path: pat
     assert len(after) == 1 and made[-1] == after[0]
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_real_ranks_end_when_their_time_is_over(tmp_path: pathlib.Path) -> None:
     def settings(kind: str) -> Settings:

@@ -48,6 +48,7 @@ def test_without_delay_the_bits_are_those_of_before(tmp_path: pathlib.Path) -> N
     assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_real_ranks_do_the_same_and_a_resumed_run_equals_an_unbroken_one(tmp_path: pathlib.Path) -> None:
     unbroken = Settings(late(tmp_path / "unbroken", 2), num_batches=40, dropout=0.2)

@@ -192,6 +192,7 @@ def test_another_base_version_is_named(ordinary: dict[str, tuple[pathlib.Path, S
         replay_toy(folder, run)
 
 
+@pytest.mark.slow
 def test_interrupted_runs_replay_whole(ordinary: dict[str, tuple[pathlib.Path, Settings]], tmp_path: pathlib.Path) -> None:
     """One stopped by a signal with gradients pending, one killed after a checkpoint, one finished and then made longer."""
     killed = settings(
