@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hvd_async.config import RunConfig, parse_config
-from hvd_async.errors import SetupError
+from hvd_async.errors import ConfigError, SetupError
 from hvd_async.launcher import (
     Command,
     Ended,
@@ -176,7 +176,7 @@ def test_values_of_a_script_are_quoted_for_its_shell(script: Script) -> None:
     ],
 )
 def test_what_has_no_place_in_a_script(job: dict[str, Any], resources: dict[str, Any], message: str) -> None:
-    with pytest.raises(SetupError, match=message):
+    with pytest.raises(ConfigError, match=message):
         render(Job("train", "run.yaml", **job), Resources(**resources))
 
 

@@ -28,7 +28,7 @@ def add_resources(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="OPTION",
-        help="a further option, such as --sbatch=--partition=gpu; may repeat",
+        help="a further option, such as --sbatch=--partition=gpu, which overrides the script's own; may repeat",
     )
 
 
@@ -47,7 +47,7 @@ def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
 
     gpus = arguments.gpus_per_node
     if gpus is not None and gpus < 1:
-        raise SetupError(f"--gpus-per-node: got {gpus}, expected 1 or more")
+        raise ConfigError(f"--gpus-per-node: got {gpus}, expected 1 or more")
     given = {
         "nodes": arguments.nodes,
         "workers_per_node": arguments.workers_per_node or gpus,

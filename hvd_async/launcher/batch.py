@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import jinja2
 
-from hvd_async.errors import SetupError
+from hvd_async.errors import ConfigError
 
 Script = Literal["train", "train-requeue", "heterogeneous", "compare"]
 SCRIPTS: tuple[Script, ...] = get_args(Script)
@@ -27,17 +27,17 @@ class Resources:
     more: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises `SetupError` for what sbatch would misread."""
+        """Raises `ConfigError` for what sbatch would misread."""
         for flag in ("nodes", "workers_per_node", "cpus_per_worker"):
             if getattr(self, flag) < 1:
-                raise SetupError(f"--{flag.replace('_', '-')}: got {getattr(self, flag)}, expected 1 or more")
+                raise ConfigError(f"--{flag.replace('_', '-')}: got {getattr(self, flag)}, expected 1 or more")
         if self.gpus_per_node < 0:
-            raise SetupError(f"--gpus-per-node: got {self.gpus_per_node}, expected 0 or more")
+            raise ConfigError(f"--gpus-per-node: got {self.gpus_per_node}, expected 0 or more")
         if not re.fullmatch(r"\d+(-\d+)?(:\d+){0,2}", self.time):
-            raise SetupError(f"--time: got {self.time!r}, expected minutes, H:MM:SS or D-HH, as sbatch has it")
+            raise ConfigError(f"--time: got {self.time!r}, expected minutes, H:MM:SS or D-HH, as sbatch has it")
         for option in self.more:
             if not re.fullmatch(r"-[^\n]+", option):
-                raise SetupError(
+                raise ConfigError(
                     f"--sbatch: got {option!r}, expected an option of sbatch in one line, such as --partition=gpu"
                 )
 
@@ -63,10 +63,10 @@ class Job:
 
 
 def render(job: Job, resources: Resources) -> str:
-    """The text of the script. Raises `SetupError` for values that have no place in one."""
+    """The text of the script. Raises `ConfigError` for values that have no place in one."""
     resources.check()
     if not re.fullmatch(r"[\w.+-]+", job.name):
-        raise SetupError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
+        raise ConfigError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
     loader = jinja2.PackageLoader("hvd_async.launcher", "scripts")
     # Shell, not HTML. Every value that a user gives freely is quoted here, for a shell.
     environment = jinja2.Environment(

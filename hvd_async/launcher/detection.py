@@ -72,8 +72,12 @@ def detect_allocation(environ: Mapping[str, str]) -> Allocation | None:
 
 
 def _answer(argv: Sequence[str], mend: str) -> str:
+    done = _run(argv, mend)
+    return done.stdout + done.stderr  # some say it on the one, some on the other
+
+
+def _run(argv: Sequence[str], mend: str) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"{' '.join(argv)}: {error}; {mend}") from None
-    return done.stdout + done.stderr

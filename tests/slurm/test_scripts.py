@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 # Resources for tests, in place of those in the scripts.
-TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--time=5")
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--time=15")
 OTHER = "pmi2" if mpi_family() == "openmpi" else "pmix"
 
 
