@@ -19,7 +19,7 @@ _OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "submit
 def add_resources(group: argparse._ArgumentGroup) -> None:
     """What a batch script asks of Slurm."""
     group.add_argument("--submit", action="store_true", help="submit it with sbatch")
-    group.add_argument("--nodes", type=int, metavar="N", help="for workers (launch: 2, compare: 1)")
+    group.add_argument("--nodes", type=int, metavar="N", help="nodes to ask for (default: launch 2, compare 1)")
     group.add_argument("--cpus-per-worker", type=int, metavar="N", help="cores of each worker (default 4)")
     group.add_argument("--time", metavar="TIME", help="limit, as sbatch has it (default 24:00:00)")
     group.add_argument("--job-name", metavar="NAME", help="default hvd-async")

@@ -31,7 +31,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--dry-run", action="store_true", help="print what would be started, or submitted, and do nothing")
     ranks = parser.add_argument_group("ranks", "In a Slurm job, by default, a worker for each of its tasks.")
     ranks.add_argument("-w", "--workers", type=int, metavar="N", help="ranks that train (default 2; 1 for strategy single)")
-    ranks.add_argument("--workers-per-node", type=int, metavar="N", help="the same for each host")
+    ranks.add_argument("--workers-per-node", type=int, metavar="N", help="workers on each host")
     ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each host; by default a worker for each")
     ranks.add_argument(
         "--store-apart", action="store_true", help="the first component of a heterogeneous Slurm job is for the store alone"
