@@ -40,9 +40,9 @@ def is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def compare(path: pathlib.Path, output: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
+def compare(path: pathlib.Path, output: pathlib.Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`hvd-async compare` in a process, which has a group of its own and does not outlive the block."""
-    command = [sys.executable, "-m", "hvd_async", "compare", str(path), "--output", str(output)]
+    command = [sys.executable, "-m", "hvd_async", "compare", str(path), "--output", str(output), *arguments]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield parent

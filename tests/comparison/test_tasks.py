@@ -10,9 +10,9 @@ import math
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
 from hvd_async.events import read_events
-from tests.comparison.processes import SECONDS, children_of, events_of, is_alive, until
+from tests.comparison.processes import SECONDS, children_of, compare, events_of, is_alive, until
 from tests.comparison.tiny import (
     Pretended,
     compute_here,
@@ -48,16 +48,9 @@ def command(path: pathlib.Path, *arguments: str) -> list[str]:
     return ["compare", str(path), "--output", str(path.parent / "out"), *arguments]
 
 
-@contextlib.contextmanager
-def task(path: pathlib.Path, number: int) -> Iterator[subprocess.Popen[str]]:
+def task(path: pathlib.Path, number: int) -> AbstractContextManager[subprocess.Popen[str]]:
     """A task in a process, which does not outlive the block."""
-    words = [sys.executable, "-m", "hvd_async", *command(path, "--task", str(number))]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return compare(path, path.parent / "out", "--task", str(number))
 
 
 @contextlib.contextmanager
