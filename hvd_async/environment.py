@@ -132,9 +132,19 @@ def _is_slurm_step(environ: Mapping[str, str]) -> bool:
 def _tasks_on_node(environ: Mapping[str, str]) -> int | None:
     """Tasks of this step on this node: Slurm lists those of all nodes, such as "4(x2),3"."""
     node = _number(environ, "SLURM_NODEID")
-    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    tasks = [int(num_tasks) for num_tasks, times in runs for _ in range(int(times or 1))]
+    tasks = numbers_of_nodes(environ.get("SLURM_STEP_TASKS_PER_NODE", "")) or []
     return tasks[node] if node is not None and node < len(tasks) else None
+
+
+def numbers_of_nodes(text: str) -> list[int] | None:
+    """A number for each node, from Slurm's short form: `2(x3),1` is 2, 2, 2, 1. None for a text that has another form."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if not found:
+            return None
+        numbers += [int(found[1])] * int(found[2] or 1)
+    return numbers
 
 
 def _srun_mpi(environ: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from hvd_async.handlers import handling
 from hvd_async.transport.layout import StopKind, StopNotice
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -31,12 +32,8 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Handle the signals inside the block. A second Ctrl-C ends the process as usual; other signals may repeat,
         as batch systems send them again."""
-        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
-        try:
+        with handling(_SIGNALS, self._handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal_number:

@@ -25,13 +25,26 @@ LAYERS = (
     {"store", "run_folder", "signals", "origin", "placement"},
     {"transport", "checkpoint", "emulation", "config_reference"},
     {"step_times"},
-    {"config", "topology", "environment", "batch_job", "flat", "events", "atomic", "kernels", "digests", "ties", "locks"},
+    {
+        "config",
+        "topology",
+        "environment",
+        "batch_job",
+        "flat",
+        "events",
+        "atomic",
+        "kernels",
+        "digests",
+        "ties",
+        "handlers",
+        "locks",
+    },
     {"errors", "_kernels", "kernels_cuda"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
     "nmt": {"config", "errors", "atomic"},
-    "comparison": {"config", "errors", "atomic", "events", "locks", "run_folder", "emulation", "step_times"},
+    "comparison": {"config", "errors", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"},
     "flat": set(),
     "step_times": {"config", "errors"},
     "kernels": {"_kernels", "kernels_cuda"},

@@ -26,6 +26,7 @@ from hvd_async.launcher import (
     TrainArguments,
     Wanted,
     choose_pmi,
+    detect_allocation,
     detect_mpi,
     explain,
     launch_command,
@@ -358,18 +359,18 @@ def test_no_job() -> None:
     ],
 )
 def test_the_nodes_of_a_job(more: dict[str, str], slots: list[int | None], gpus: list[int | None]) -> None:
-    allocation = read_allocation({**JOB, **more}, expand)
-    assert allocation is not None and not allocation.is_heterogeneous
-    assert [host.name for host in allocation.hosts] == ["node1", "node2", "node3"]
-    assert [host.cores for host in allocation.hosts] == [8, 8, 2]
-    assert [host.slots for host in allocation.hosts] == slots
-    assert [host.gpus for host in allocation.hosts] == gpus
+    hosts = read_allocation({**JOB, **more}, expand)
+    assert hosts is not None and {host.component for host in hosts} == {0}
+    assert [host.name for host in hosts] == ["node1", "node2", "node3"]
+    assert [host.cores for host in hosts] == [8, 8, 2]
+    assert [host.slots for host in hosts] == slots
+    assert [host.gpus for host in hosts] == gpus
 
 
 def test_the_nodes_of_a_heterogeneous_job() -> None:
-    allocation = read_allocation(HETEROGENEOUS_JOB, expand)
-    assert allocation is not None and allocation.is_heterogeneous
-    assert allocation.hosts == (Host("a1", 1, 8, None, 0), Host("b1", 4, 16, 4, 1), Host("b2", 4, 16, 4, 1))
+    hosts = read_allocation(HETEROGENEOUS_JOB, expand)
+    assert hosts is not None and {host.component for host in hosts} == {0, 1}
+    assert hosts == (Host("a1", 1, 8, None, 0), Host("b1", 4, 16, 4, 1), Host("b2", 4, 16, 4, 1))
 
 
 @pytest.mark.parametrize(
@@ -385,6 +386,15 @@ def test_the_nodes_of_a_heterogeneous_job() -> None:
 def test_a_job_that_cannot_be_understood(more: dict[str, str], message: str) -> None:
     with pytest.raises(SetupError, match=message):
         read_allocation({**JOB, **more}, expand)
+
+
+def test_an_scontrol_that_fails_is_told_as_such(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scontrol"
+    path.write_text("#!/bin/sh\necho some words >&2\nexit 1\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(SetupError, match=r"scontrol show hostnames node\[1-3\]: exit status 1: some words; it must work"):
+        detect_allocation(JOB)
 
 
 LISTS = [

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,21 +22,13 @@ from hvd_async.locks import BusyError, held
 from hvd_async.nmt.grammar import write_corpus
 from hvd_async.run_folder import RunFolder
 from tests.comparison.processes import until
+from tests.locked import locked
 from tests.mpi.runs import write_config
 from tests.ranks import run_ranks
 
 
 def say_nothing(line: str) -> None:
     raise AssertionError(line)
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """The lock is held by somebody, as long as the block lasts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

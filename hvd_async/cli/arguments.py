@@ -64,11 +64,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     begin.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
 
 
+def is_given(arguments: argparse.Namespace, name: str) -> bool:
+    """Whether the argument was on the command line; 0 is a value like others."""
+    given = getattr(arguments, name)
+    return not (given is None or given is False or given == [])
+
+
 def refuse(arguments: argparse.Namespace, names: Sequence[str], beside: str) -> None:
     """Raises `ConfigError` for the first of the arguments that was given, where it would be ignored."""
     for name in names:
         given = getattr(arguments, name)
-        if not (given is None or given is False or given == []):
+        if is_given(arguments, name):
             flag = "--set" if name == "overrides" else "--" + name.replace("_", "-")
             got = "it" if given is True else given[0] if name == "overrides" else given
             raise ConfigError(f"{flag}: got {got} beside {beside}, where it has no effect; leave one of them out")

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hvd_async.cli.arguments import is_given
 from hvd_async.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def add_resources(group: argparse._ArgumentGroup) -> None:
 def check_no_script(arguments: argparse.Namespace, *more: str) -> None:
     """Raises `ConfigError` for arguments of batch scripts, and for `more`, where none is written."""
     for name in (*_OF_SCRIPTS, *more):
-        given = getattr(arguments, name)
-        if given not in (None, False, []):
+        if is_given(arguments, name):
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag}: got it without --slurm, expected both; it is for a batch script")
 

@@ -17,7 +17,7 @@ from hvd_async.errors import SetupError
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
-    from hvd_async.launcher import Allocation, Begin, Host, LaunchOptions, Starter, TrainArguments, Wanted
+    from hvd_async.launcher import Begin, Host, LaunchOptions, Starter, TrainArguments, Wanted
     from hvd_async.launcher.batch import Resources
 
 # What a batch script has no use for.
@@ -99,10 +99,11 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     _check_alone()
     given = _hosts(arguments)
     allocation = None if given else detect_allocation(os.environ)
-    hosts = given or (allocation.hosts if allocation else ())
-    layout = lay_out(config, _wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=allocation is not None)
+    is_in_job = allocation is not None
+    hosts = given or allocation or ()
+    layout = lay_out(config, _wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=is_in_job)
     is_single = config.strategy.kind == "single"
-    options = _options(arguments, allocation, is_single=is_single)
+    options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
     command = launch_command(config, _train_arguments(arguments), layout, options)
     if arguments.dry_run:
         for line in explain(layout, plan_ranks(config, layout)):
@@ -136,13 +137,13 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
     return Wanted(arguments.workers, arguments.workers_per_node, arguments.gpus_per_node, arguments.store_apart)
 
 
-def _options(arguments: argparse.Namespace, allocation: Allocation | None, *, is_single: bool) -> LaunchOptions:
+def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
     from hvd_async.launcher import LaunchOptions, detect_mpi, detect_pmi, variables_to_forward, variables_to_unset
 
     bin_folder = pathlib.Path(sys.executable).parent  # the MPI and Horovod of this environment, even if it is not active
     found = {name: str(bin_folder / name) if (bin_folder / name).exists() else name for name in ("mpirun", "horovodrun")}
     starter: Starter = arguments.starter or "mpirun"
-    if starter == "srun" and allocation is None:
+    if starter == "srun" and not is_in_job:
         raise SetupError(
             "--starter srun: expected to be in a Slurm job, with no --hosts; write a batch script with --slurm, or get nodes with"
             " salloc first"
@@ -159,7 +160,7 @@ def _options(arguments: argparse.Namespace, allocation: Allocation | None, *, is
         as_root=os.geteuid() == 0,
         forward=variables_to_forward(os.environ, arguments.forward),
         extra=tuple(arguments.extra),
-        unset=variables_to_unset(os.environ, starter) if allocation else (),
+        unset=variables_to_unset(os.environ, starter) if is_in_job else (),
         path=_path_with(bin_folder) if starter.startswith("horovodrun") or mpi == "intel" else None,
     )
 

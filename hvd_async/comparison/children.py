@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from hvd_async.errors import StoppedBySignal
+from hvd_async.handlers import handling
 
 # Until a process that was asked to end is asked again: it saves everything first, on all its ranks.
 _PATIENCE_SECONDS = 60.0
@@ -105,8 +106,7 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
             early.append(passed_on)
 
     # Handlers first: a signal that found the process begun and no handler would leave it behind.
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    try:
+    with handling(_SIGNALS, pass_on):
         command = _tied(arguments)
         sys.stdout.flush()
         process = subprocess.Popen(
@@ -119,9 +119,6 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
         errors.start()
         status = process.wait()
         errors.join(_SECOND_PATIENCE_SECONDS)  # what it started may have outlived it, with the pipe open
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if received and status in {sign for number in _SIGNALS for sign in (128 + number, -number)}:
         name = signal.Signals(received[0]).name
         raise StoppedBySignal(f"compare: the same command goes on: stopped by {name}", received[0])
@@ -161,9 +158,5 @@ def stopping_on_signals(message: str) -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)  # the processes are being ended: a second one must not prevent it
         raise StoppedBySignal(f"{message}: stopped by {signal.Signals(number).name}", number)
 
-    before = {number: signal.signal(number, stop) for number in _SIGNALS}
-    try:
+    with handling(_SIGNALS, stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hvd_async.launcher.command import Begin, Command, TrainArguments
 from hvd_async.launcher.detection import choose_pmi, detect_allocation, detect_mpi, detect_pmi, parse_mpi_family, parse_pmis
-from hvd_async.launcher.hosts import Allocation, Host, parse_hosts, read_allocation
+from hvd_async.launcher.hosts import Host, parse_hosts, read_allocation
 from hvd_async.launcher.layout import Layout, Place, Wanted, explain, lay_out, plan_ranks
 from hvd_async.launcher.outcome import Outcome, Summary, outcome_of
 from hvd_async.launcher.running import Ended, run_command
@@ -23,7 +23,6 @@ from hvd_async.launcher.starters import (
 )
 
 __all__ = [
-    "Allocation",
     "Begin",
     "Command",
     "Ended",

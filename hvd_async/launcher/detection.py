@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from hvd_async.errors import SetupError
-from hvd_async.launcher.hosts import Allocation, read_allocation
+from hvd_async.launcher.hosts import Host, read_allocation
 from hvd_async.launcher.starters import MpiFamily
 
 # A broken installation may hang rather than answer.
@@ -64,11 +64,18 @@ def detect_pmi(family: MpiFamily, srun: str = "srun") -> str:
     return choose_pmi(family, parse_pmis(_answer([srun, "--mpi=list"], "is Slurm installed here?")))
 
 
-def detect_allocation(environ: Mapping[str, str]) -> Allocation | None:
+def detect_allocation(environ: Mapping[str, str]) -> tuple[Host, ...] | None:
     """See `read_allocation`; Slurm itself is asked what its short form of host names means."""
-    return read_allocation(
-        environ, lambda text: _answer(["scontrol", "show", "hostnames", text], "is Slurm's PATH set?").split()
-    )
+    return read_allocation(environ, _expand)
+
+
+def _expand(text: str) -> list[str]:
+    argv = ["scontrol", "show", "hostnames", text]
+    done = _run(argv, "it must work where `launch` runs")
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise SetupError(f"{' '.join(argv)}: exit status {done.returncode}: {last}; it must work where `launch` runs")
+    return done.stdout.split()
 
 
 def _answer(argv: Sequence[str], mend: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hvd_async.environment import numbers_of_nodes
 from hvd_async.errors import SetupError
 
 
@@ -22,19 +23,6 @@ class Host:
     cores: int | None = None
     gpus: int | None = None
     component: int = 0
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """The nodes that Slurm gave to a job."""
-
-    job_id: str
-    hosts: tuple[Host, ...]
-
-    @property
-    def is_heterogeneous(self) -> bool:
-        """Whether the job has several components."""
-        return self.hosts[-1].component > 0
 
 
 def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
@@ -64,7 +52,7 @@ def _merged(hosts: Sequence[Host]) -> Iterator[Host]:
         yield same[0] if len(same) == 1 else Host(name, sum(host.slots or 1 for host in same))
 
 
-def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence[str]]) -> Allocation | None:
+def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence[str]]) -> tuple[Host, ...] | None:
     """The nodes of the Slurm job that this environment is in, None outside of any.
 
     `expand` turns Slurm's short form of a list of hosts (`node[1-4,7]`) into names. A host's slots are the tasks that the job
@@ -90,7 +78,7 @@ def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence
         for index, name in enumerate(names):
             slot, core, gpu = (None if numbers is None else numbers[index] for numbers in (slots, cores, gpus))
             hosts.append(Host(name, slot, core, gpu, component))
-    return Allocation(environ["SLURM_JOB_ID"], tuple(hosts))
+    return tuple(hosts)
 
 
 def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None, num_nodes: int) -> Sequence[int] | None:
@@ -111,16 +99,13 @@ def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None, 
 
 
 def _per_node(environ: Mapping[str, str], name: str, num_nodes: int) -> list[int] | None:
-    """A number for each node, from Slurm's short form: `2(x3),1` is 2, 2, 2, 1."""
+    """A number for each node; None where the variable is not there."""
     text = environ.get(name)
     if text is None:
         return None
-    numbers: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
-        if not found:
-            raise SetupError(f"environment variable {name}: got {text!r}, expected a form like 4(x2),3 from Slurm; unset it")
-        numbers += [int(found[1])] * int(found[2] or 1)
+    numbers = numbers_of_nodes(text)
+    if numbers is None:
+        raise SetupError(f"environment variable {name}: got {text!r}, expected a form like 4(x2),3 from Slurm; unset it")
     if len(numbers) != num_nodes:
         raise SetupError(
             f"environment variable {name}: got {text!r} for {num_nodes} nodes, expected as many numbers; unset it"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from hvd_async.errors import SetupError
+from hvd_async.handlers import handling
 from hvd_async.launcher.command import Command
 from hvd_async.ties import tie_to
 
@@ -47,18 +48,18 @@ def run_command(command: Command, environ: Mapping[str, str], stop_signal: int |
             early.append(passed_on)
 
     # Handlers first: a signal that found the command started and no handler would leave it behind.
-    previous = {number: signal.signal(number, forward) for number in _PASSED_ON}
-    try:
+    with handling(_PASSED_ON, forward):
         # A session of its own, or a terminal's Ctrl-C would come twice, once through us: mpirun kills on the second.
         # Tied to us: killed, we could not end it.
         tie = functools.partial(tie_to, os.getpid())
-        children.append(subprocess.Popen(command.argv, env=command.environ(environ), start_new_session=True, preexec_fn=tie))
+        own = command.environ(environ)
+        try:
+            children.append(subprocess.Popen(command.argv, env=own, start_new_session=True, preexec_fn=tie))
+        except OSError as error:
+            raise SetupError(
+                f"{command.argv[0]}: cannot be started: {error.strerror}; is it installed and on PATH?"
+            ) from None
         for number in early:
             children[0].send_signal(number)
         status = children[0].wait()
-    except OSError as error:
-        raise SetupError(f"{command.argv[0]}: cannot be started: {error.strerror}; is it installed and on PATH?") from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return Ended(128 - status if status < 0 else status, received[0] if received else None)

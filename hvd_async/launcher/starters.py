@@ -134,7 +134,6 @@ def srun_command(
 ) -> Command:
     """`program` in the ranks of `layout` in one step of the Slurm job that the caller is in."""
     variables = {**(environment or {}), **_mpi_environment(layout, options)}
-    variables = {name: value for name, value in variables.items() if "ALLOW_RUN_AS_ROOT" not in name}  # that is mpirun's
     # A task that fails ends the others, which would wait for it.
     argv: list[str] = [options.srun, f"--mpi={options.pmi}", "--kill-on-bad-exit=1", "--export=ALL", *options.extra]
     components = [list(places) for _, places in itertools.groupby(layout.places, key=lambda place: place.component)]
@@ -169,7 +168,7 @@ def _mpi_environment(layout: Layout, options: LaunchOptions) -> dict[str, str]:
     variables = {"OMPI_MCA_osc": "^ucx"}  # or it prints a message at every window where UCX finds no device
     if layout.is_crowded:
         variables["OMPI_MCA_mpi_yield_when_idle"] = "1"  # or waiting ranks starve working ones
-    if options.as_root:
+    if options.as_root and options.starter != "srun":  # mpirun asks for them
         variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return variables
 

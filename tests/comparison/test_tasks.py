@@ -11,7 +11,7 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,6 +35,7 @@ from tests.comparison.tiny import (
     write,
     write_base,
 )
+from tests.locked import locked
 
 
 @pytest.fixture
@@ -51,14 +52,6 @@ def command(path: pathlib.Path, *arguments: str) -> list[str]:
 def task(path: pathlib.Path, number: int) -> AbstractContextManager[subprocess.Popen[str]]:
     """A task in a process, which does not outlive the block."""
     return compare(path, path.parent / "out", "--task", str(number))
-
-
-@contextlib.contextmanager
-def held(path: pathlib.Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 # How many there are, and which.
@@ -285,7 +278,7 @@ def test_nobody_computes_the_run_of_another(
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     path = write(folder, tiny())
     busy = f"{folder / 'out/runs/horovod-s1'}: another process is at work there; wait for it or end it"
-    with held(folder / "out/.locks/horovod-s1"):
+    with locked(folder / "out/.locks/horovod-s1"):
         assert main(command(path, "--task", "0")) == 3
         assert capsys.readouterr().err == f"hvd-async: {busy}\n"
         assert main(command(path)) == 3  # a plain comparison does what it can
@@ -294,7 +287,7 @@ def test_nobody_computes_the_run_of_another(
 
 
 def test_a_task_does_not_wait_for_a_comparison_that_computes_another_run(folder: pathlib.Path, pretended: Pretended) -> None:
-    with held(folder / "out/.lock"):
+    with locked(folder / "out/.lock"):
         assert main(command(write(folder, tiny()), "--task", "0")) == 0
     assert pretended.names == ["horovod-s1"]
 
@@ -309,7 +302,7 @@ def test_what_another_computes_meanwhile_is_not_computed_again(
 ) -> None:
     path, spec = write(folder, tiny()), Spec("all", "horovod", None, 1)
     holding = contextlib.ExitStack()
-    holding.enter_context(held(folder / "out/.locks/horovod-s1"))
+    holding.enter_context(locked(folder / "out/.locks/horovod-s1"))
 
     def end(_: float) -> None:
         pretended(Suite(path, folder / "out").command(spec))
