@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import enum
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hvd_async.atomic import write_file
+from hvd_async import atomic
 from hvd_async.config import RunConfig, dump_config, parse_config
 from hvd_async.errors import CheckpointError, ConfigError, DataError
-from hvd_async.events import read_events
+from hvd_async.events import LogMark, fits, read_events, whole_part
 from hvd_async.locks import BusyError, held
 
 if TYPE_CHECKING:
-    from hvd_async.checkpoint import Checkpoint
+    from hvd_async.checkpoint import SavedData
 
 # What may differ between a run and its continuation: how long, where and how it is watched; not what is computed.
 _MAY_CHANGE = {"store", "output", "training", "validation", "decoding", "emulation", "simulation"}
@@ -31,6 +31,19 @@ class Beginning(enum.Enum):
     NEW = "new"
     RESUME = "resume"
     AGAIN = "again"
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a run goes on from: a checkpoint, and as much of the event log as is kept.
+
+    `has_gap`: events before the checkpoint are missing there. `remark`: what a person should know of the choice, or nothing.
+    """
+
+    saved: SavedData
+    log: LogMark
+    has_gap: bool = False
+    remark: str = ""
 
 
 class RunFolder:
@@ -76,14 +89,28 @@ class RunFolder:
                 f"{self.root}: holds a run already; go on with --resume, replace it with --overwrite, or set another output"
             )
         if overwrite:
-            for path in (self.events, self.summary):
-                path.unlink(missing_ok=True)
-            for path in (self.snapshots, self.checkpoints, self.models, self.tensorboard):
-                shutil.rmtree(path, ignore_errors=True)
+            for path in (self.events, self.summary, self.snapshots, self.checkpoints, self.models, self.tensorboard):
+                try:
+                    atomic.remove(path)
+                except OSError as error:
+                    raise DataError(
+                        f"--overwrite: {path}: cannot be removed: {error.strerror or error}; remove it, or set another output"
+                    ) from None
         elif remains := self._remains():
             raise ConfigError(f"{remains}; put it back, remove them with --overwrite, or set another output")
-        self.snapshots.mkdir(parents=True, exist_ok=True)
+        try:
+            self.snapshots.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.snapshots}: cannot be made: {error.strerror or error}") from None
         self.keep_config(config)
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes that died have left half-written, and restore what they were about to replace.
+
+        To be called while the folder is `held`. Raises `DataError` where the file system refuses.
+        """
+        for folder in (self.root, self.snapshots, self.checkpoints, self.models):
+            atomic.remove_leftovers(folder)
 
     def how_to_begin(self, config: RunConfig) -> Beginning:
         """What to do here for `config`, for a job that may have been started before. Changes nothing.
@@ -98,7 +125,7 @@ class RunFolder:
                 raise ConfigError(f"{flag}: {remains}; {mend}")
             return Beginning.NEW
         self._check_same(config, flag)
-        was_saved = self.has_checkpoint() or self.summary.exists() or any(self.checkpoints.glob(".v*.old"))
+        was_saved = self.has_checkpoint() or self.summary.exists()
         return Beginning.RESUME if was_saved else Beginning.AGAIN
 
     def has_checkpoint(self) -> bool:
@@ -122,21 +149,36 @@ class RunFolder:
         if not self.config.exists():
             raise CheckpointError(f"{self.root}: got no run to resume, expected {self.config.name} in it; leave out {flag}")
 
-    def resume(self, config: RunConfig, flag: str = "--resume") -> Checkpoint:
-        """The latest checkpoint, to be continued with `config`; `flag` is what asked for it.
+    def resume(self, config: RunConfig, flag: str = "--resume") -> Resumption:
+        """Choose what is continued with `config`: the latest checkpoint, if the log has all that it knows; `flag` asked for it.
 
-        Raises `CheckpointError` if there is none or it is damaged, `ConfigError` if `config` would compute something else.
+        Where the log was cut short or damaged, the latest that fits what is left; where none does, the latest, with a gap in the
+        log. Changes nothing. Raises `CheckpointError` if there is none or it is damaged, `ConfigError` if `config` would compute
+        something else.
         """
-        from hvd_async.checkpoint import load_latest_checkpoint  # loads torch, which a reader of paths does not need
+        # Not at the top: it loads torch, which a reader of paths does not need.
+        from hvd_async.checkpoint import list_checkpoints, read_data, way_out
 
         self.check_is_run(flag)
         self._check_same(config, flag)
-        checkpoint = load_latest_checkpoint(self.checkpoints)
-        if checkpoint is None:
+        found = list_checkpoints(self.checkpoints)
+        if not found:
             raise CheckpointError(
                 f"{self.checkpoints}: got no checkpoint, expected one to resume from; start with --overwrite in place of {flag}"
             )
-        return checkpoint
+        latest = read_data(found[-1], way_out(found[-1], found[:-1]))
+        fault = f"{self.events}: cut short or damaged since {found[-1].name} was saved"
+        for number in reversed(range(len(found))):
+            saved = latest if number == len(found) - 1 else read_data(found[number], way_out(found[number], found[:number]))
+            log = LogMark(*saved.data["journal"]["log"])
+            if fits(self.events, log):
+                is_latest = saved is latest
+                return Resumption(saved, log, remark="" if is_latest else f"{fault}; goes on from {found[number].name}")
+        log = LogMark(*latest.data["journal"]["log"])
+        part = whole_part(self.events, log)
+        lost = log.num_bytes - part.num_bytes
+        remark = f"{fault}; goes on from it, with a gap of {lost:,} bytes in the log: the run cannot be replayed"
+        return Resumption(latest, part, has_gap=True, remark=remark)
 
     def _remains(self) -> str:
         """In words, what there is of a run whose configuration is missing; nothing where there is none.
@@ -164,7 +206,7 @@ class RunFolder:
 
     def keep_config(self, config: RunConfig) -> None:
         """Write `config` beside what it computes. On one rank, after all have agreed."""
-        write_file(self.config, dump_config(config).encode())
+        atomic.write_file(self.config, dump_config(config).encode())
 
 
 def _comparable(config: RunConfig, other: RunConfig) -> dict[str, Any]:

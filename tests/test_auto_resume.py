@@ -102,15 +102,6 @@ def test_there_is_one_way_to_begin(config: pathlib.Path, other: str, capsys: pyt
     assert f"{other}: not allowed with argument --auto-resume" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_does_not_say_how_often_it_was_started_counts_as_one(config: pathlib.Path) -> None:
-    assert train(config) == 0
-    path = config.parent / "run/checkpoints/v00000004/data.json"
-    document = json.loads(path.read_text())
-    assert document["data"]["journal"].pop("processes") == 1
-    path.write_text(json.dumps(document))
-    assert train(config) == 0 and summary_of(config)["processes"] == 2
-
-
 def test_refused_arrivals_come_before_the_last_line(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [f"--set={text}" for text in ("strategy.kind=async", "simulation.workers=3", f"output={config.parent / 'far'}")]
     assert main(["simulate", str(config), *sets]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
+import zlib
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 
 from hvd_async.checkpoint import Checkpoint, save_checkpoint
 from hvd_async.config import RunConfig, load_config, parse_config
-from hvd_async.errors import CheckpointError, ConfigError
+from hvd_async.errors import CheckpointError, ConfigError, DataError
+from hvd_async.events import EventLog
 from hvd_async.run_folder import Beginning, RunFolder
 
 
@@ -24,8 +27,14 @@ def folder(tmp_path: pathlib.Path) -> RunFolder:
     """A run with a checkpoint of version 3."""
     folder = RunFolder(tmp_path / "run")
     folder.begin(make_config(), overwrite=False)
-    save_checkpoint(folder.checkpoints, 3, Checkpoint({"t": torch.zeros(1)}, {"version": 3}), keep=1)
+    save_version(folder, 3)
     return folder
+
+
+def save_version(folder: RunFolder, version: int, log: bytes = b"", keep: int = 9) -> None:
+    """A checkpoint of `version` that knows so much of the log."""
+    data = {"store": {"version": version}, "journal": {"log": [len(log), zlib.crc32(log)]}}
+    save_checkpoint(folder.checkpoints, version, Checkpoint({"t": torch.zeros(1)}, data), keep)
 
 
 def test_naming_a_folder_touches_nothing(tmp_path: pathlib.Path) -> None:
@@ -108,7 +117,7 @@ def test_whoever_replaces_a_run_keeps_its_lock(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_run_goes_on_from_its_latest_checkpoint(folder: RunFolder) -> None:
-    assert folder.resume(make_config()).data == {"version": 3}
+    assert folder.resume(make_config()).saved.data["store"] == {"version": 3}
 
 
 @pytest.mark.parametrize(
@@ -123,7 +132,7 @@ def test_a_run_goes_on_from_its_latest_checkpoint(folder: RunFolder) -> None:
     ids=lambda sections: next(iter(sections)),
 )
 def test_how_long_and_how_watched_may_change(folder: RunFolder, sections: dict[str, Any]) -> None:
-    assert folder.resume(make_config(**sections)).data == {"version": 3}
+    assert folder.resume(make_config(**sections)).saved.data["store"] == {"version": 3}
 
 
 def test_what_is_computed_may_not_change_and_every_change_is_named(folder: RunFolder) -> None:
@@ -149,9 +158,11 @@ def test_provisional_parameters_are_compared_by_what_they_mean(folder: RunFolder
     def strategy(**options: Any) -> RunConfig:
         return make_config(strategy={"kind": "async", "arrivals_per_update": 2, **options})
 
-    assert folder.resume(make_config(strategy={"kind": "single", "provisional": False})).data == {"version": 3}
+    assert folder.resume(make_config(strategy={"kind": "single", "provisional": False})).saved.data["store"] == {
+        "version": 3
+    }
     folder.keep_config(strategy())
-    assert folder.resume(strategy(provisional=True)).data == {"version": 3}
+    assert folder.resume(strategy(provisional=True)).saved.data["store"] == {"version": 3}
     with pytest.raises(ConfigError, match=r"--resume: strategy\.provisional: got False, expected True"):
         folder.resume(strategy(provisional=False))
 
@@ -207,9 +218,74 @@ def test_a_run_that_was_saved_is_not_begun_again_where_its_checkpoint_is_missing
     folder.begin(make_config(), overwrite=False)
     folder.summary.write_text("{}")
     assert folder.how_to_begin(make_config()) is Beginning.RESUME  # which says what is missing
-    folder.summary.unlink()
-    (folder.checkpoints / ".v00000003.abc.old").mkdir(parents=True)  # a crash while it was being replaced
+
+
+def test_what_processes_that_died_left_is_removed_and_what_they_were_replacing_comes_back(folder: RunFolder) -> None:
+    whole = folder.checkpoints / "v00000003"
+    whole.rename(folder.checkpoints / ".v00000003.0a1b.old")  # a crash between two renames
+    (folder.checkpoints / ".v00000003.77aa.tmp").mkdir()
+    (folder.checkpoints / ".v00000009.77aa.tmp").mkdir()
+    for name in (".config.yaml.12ab.tmp", "snapshots/.v00000002.safetensors.12ab.tmp", ".lock", ".hidden", "notes.tmp"):
+        (folder.root / name).write_text("x")
+    (folder.models / ".best.12ab.old").mkdir(parents=True)
+    (folder.models / "best").mkdir()
+    assert folder.how_to_begin(make_config()) is Beginning.AGAIN
+    folder.remove_leftovers()
     assert folder.how_to_begin(make_config()) is Beginning.RESUME
+    left = sorted(str(path.relative_to(folder.root)) for path in folder.root.rglob("*"))
+    checkpoint = ["checkpoints", "checkpoints/v00000003", *(f"checkpoints/v00000003/{n}" for n in ("data.json", TENSORS))]
+    assert left == sorted(
+        [*checkpoint, ".hidden", ".lock", "config.yaml", "models", "models/best", "notes.tmp", "snapshots"]
+    )
+
+
+TENSORS = "tensors.safetensors"
+EVENT = b'{"event": "update"}\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "version", "kept", "gap", "words"),
+    [
+        (4 * EVENT, 8, 3 * len(EVENT), False, ""),
+        ((3 * EVENT)[:-1], 5, 2 * len(EVENT), False, "since v00000008 was saved; goes on from v00000005"),
+        (2 * EVENT + bytes(len(EVENT)), 5, 2 * len(EVENT), False, "goes on from v00000005"),
+        (EVENT + b'{"event": "upd', 8, len(EVENT), True, f"with a gap of {2 * len(EVENT)} bytes in the log"),
+        (bytes(3 * len(EVENT)), 8, 0, True, "the run cannot be replayed"),
+        (None, 8, 0, True, f"with a gap of {3 * len(EVENT)} bytes in the log"),
+    ],
+)
+def test_a_run_goes_on_from_the_latest_checkpoint_that_the_log_fits(
+    folder: RunFolder, log: bytes | None, version: int, kept: int, gap: bool, words: str
+) -> None:
+    shutil.rmtree(folder.checkpoints)
+    save_version(folder, 5, 2 * EVENT)
+    save_version(folder, 8, 3 * EVENT)
+    if log is not None:
+        folder.events.write_bytes(log)
+    found = folder.resume(make_config())
+    assert (found.saved.data["store"]["version"], found.log.num_bytes, found.has_gap) == (version, kept, gap)
+    assert words in found.remark and bool(found.remark) == bool(words)
+    with EventLog(folder.events, found.log):  # it is what the log begins with
+        pass
+
+
+def test_overwriting_empties_a_link_and_keeps_it(folder: RunFolder, tmp_path: pathlib.Path) -> None:
+    scratch = tmp_path / "scratch"
+    folder.checkpoints.rename(scratch)
+    folder.checkpoints.symlink_to(scratch)
+    folder.begin(make_config(), overwrite=True)
+    assert folder.checkpoints.is_symlink() and list(scratch.iterdir()) == []
+    save_version(folder, 1)
+    assert [path.name for path in scratch.iterdir()] == ["v00000001"]
+
+
+def test_what_overwriting_cannot_remove_is_told(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(DataError, match=r"--overwrite: .*: cannot be removed: Permission denied; remove it"):
+        folder.begin(make_config(), overwrite=True)
 
 
 @pytest.mark.parametrize("has_checkpoint", [True, False])
@@ -217,7 +293,7 @@ def test_a_different_run_is_never_replaced(tmp_path: pathlib.Path, has_checkpoin
     folder = RunFolder(tmp_path)
     folder.begin(make_config(), overwrite=False)
     if has_checkpoint:
-        save_checkpoint(folder.checkpoints, 3, Checkpoint({"t": torch.zeros(1)}, {"version": 3}), keep=1)
+        save_version(folder, 3)
     with pytest.raises(ConfigError, match=r"^--auto-resume: seed: got 2, expected 1 as in"):
         folder.how_to_begin(make_config(seed=2))
     folder.events.write_text('{"event": "start", "seconds": 0.0, "simulated": true}\n')

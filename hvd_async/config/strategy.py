@@ -104,10 +104,22 @@ class StrategyConfig(Section):
         "dedicated", description="`dedicated`: rank 0 is the store alone; `colocated`: rank 0 trains as well."
     )
     store_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
-        60.0, description="A worker that sees no sign of life from the store for so long ends the job."
+        60.0, description="A worker that gets no sign of life from the store for so long ends the job."
     )
     worker_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
-        600.0, description="A store that waits for a worker that gave no sign of life for so long ends the job."
+        600.0,
+        description="All strategies. Whoever waits for a worker that gave no sign of life for so long, or in a synchronous"
+        " strategy for the others of a step, saves what there is and ends the job.",
+    )
+    hang_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
+        3600.0,
+        description="A process gives signs of life while it computes, however long that takes; when a step, an evaluation or an"
+        " update lasts longer than this, it counts as hung and gives none.",
+    )
+    stop_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
+        60.0,
+        description="All strategies. How long a run that is asked to stop waits for the ranks that do not answer; then it saves"
+        " what there is and ends the job.",
     )
 
     @pydantic.field_validator("arrivals_per_update", mode="after")

@@ -37,13 +37,22 @@ class TrainingConfig(Section):
         60.0, description="Shortest time between lines of progress where the output is not a terminal."
     )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="Versions between checkpoints; 0: only at the end and when a signal stops the run."
+        0,
+        description="Versions between checkpoints; where the disk is slower, the next version after the one before is written."
+        " 0: only by `checkpoint_minutes`, at the end, and when the run is stopped or a worker fails.",
+    )
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = Field(
+        10.0,
+        description="Minutes after which the next version is saved as a checkpoint, if none was saved meanwhile; 0: never.",
     )
     keep_checkpoints: Positive = Field(1, description="How many of the latest checkpoints are kept.")
     digest_every: Annotated[int, Field(ge=0)] = Field(
         100,
         description="Versions between digests of the parameters in the event log, which `hvd-async replay` compares with;"
         " 0: none, not even of the first and the last version.",
+    )
+    diverged_after: Positive = Field(
+        100, description="Gradients that are not finite, one after another, after which the run has diverged and ends."
     )
     tensorboard: bool = Field(True, description="Write TensorBoard scalars to `<output>/tensorboard`.")
 

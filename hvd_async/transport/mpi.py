@@ -56,6 +56,10 @@ class SharedMemory(MappedMemory):
         """See `Window.fetch_add`."""
         return self._atomics.fetch_and_op(word, amount, MPI.SUM)
 
+    def compare_swap(self, word: int, expected: int, value: int) -> int:
+        """See `Window.compare_swap`."""
+        return self._atomics.compare_and_swap(word, expected, value)
+
     def load(self, word: int) -> int:
         """See `Window.load`. On the owner, raises `PeerError` once its progress thread has met a failed rank."""
         if self._progress is not None:
@@ -115,6 +119,11 @@ class RemoteMemory:
     def fetch_add(self, word: int, amount: int) -> int:
         """See `Window.fetch_add`."""
         return self._atomically(word, amount, MPI.SUM)
+
+    def compare_swap(self, word: int, expected: int, value: int) -> int:
+        """See `Window.compare_swap`."""
+        with self._watched():
+            return self._atomics.compare_and_swap(word, expected, value)
 
     def put(self, offset: int, source: torch.Tensor) -> None:
         """See `Window.put`."""
@@ -277,6 +286,14 @@ class Atomics:
         """`op` with `value` on a control word; the value before."""
         before = np.zeros(1, dtype=np.int64)
         self.window.Fetch_and_op(np.array([value], dtype=np.int64), before, self.owner, WORD_BYTES * word, op)
+        self.window.Flush(self.owner)
+        return int(before[0])
+
+    def compare_and_swap(self, word: int, expected: int, value: int) -> int:
+        """Replace a control word that is `expected` by `value`; the value before."""
+        before = np.zeros(1, dtype=np.int64)
+        wanted, known = np.array([value], dtype=np.int64), np.array([expected], dtype=np.int64)
+        self.window.Compare_and_swap(wanted, known, before, self.owner, WORD_BYTES * word)
         self.window.Flush(self.owner)
         return int(before[0])
 
