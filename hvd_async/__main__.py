@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
+from hvd_async.openmp import bound_spinning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Errors meant for a user become one message without a traceback."""
+    bound_spinning(os.environ)
+
     from hvd_async.cli import make_parser
 
     parsed = make_parser().parse_args(arguments)

@@ -39,7 +39,7 @@ LAYERS = (
         "handlers",
         "locks",
     },
-    {"errors", "_kernels", "kernels_cuda"},
+    {"errors", "_kernels", "kernels_cuda", "openmp"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
