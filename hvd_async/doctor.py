@@ -232,7 +232,15 @@ def _check_horovod() -> Finding:
 
 def _output_of(argv: Sequence[str]) -> str:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_SUBPROCESS_SECONDS, check=False)
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SUBPROCESS_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return done.stdout if done.returncode == 0 else done.stdout + done.stderr

@@ -38,6 +38,7 @@ LAYERS = (
         "ties",
         "handlers",
         "locks",
+        "streams",
     },
     {"errors", "_kernels", "kernels_cuda", "openmp"},
 )
