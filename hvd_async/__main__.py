@@ -7,44 +7,79 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
+from hvd_async.openmp import bound_spinning
+from hvd_async.streams import discard_output, prepare_streams, tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Errors meant for a user become one message without a traceback."""
-    from hvd_async.cli import make_parser
+    bound_spinning(os.environ)
 
-    parsed = make_parser().parse_args(arguments)
-    return report(lambda: parsed.run(parsed))
+    def run() -> int:
+        from hvd_async.cli import make_parser
+
+        parsed = make_parser().parse_args(arguments)
+        status: int = parsed.run(parsed)
+        return status
+
+    return report(run)
 
 
 def report(action: Callable[[], int]) -> int:
-    """Do `action`; its exit status, or that of the error it raised, which one rank of the job prints."""
+    """Do `action`; its exit status, or that of the error it raised, or of standard output's failure. Prints the message."""
+    if failed := _status(prepare_streams):
+        return failed
     try:
-        return action()
-    except HvdAsyncError as error:
-        if _is_ours_to_report(error):
-            sys.stdout.flush()
-            sys.stderr.write("".join(f"hvd-async: {line}\n" for line in str(error).splitlines()))
-        return error.exit_status
-    except KeyboardInterrupt:
+        return _flushed(_status(action))
+    except SystemExit as ended:  # of a help text or a usage
+        if failed := _flushed(int(ended.code or 0)):
+            raise SystemExit(failed) from None
+        raise
+
+
+def _flushed(status: int) -> int:
+    """`status`, or that of a failure to write the last of the output; what failed before has been told, and counts."""
+    try:
+        sys.stdout.flush()
+    except (HvdAsyncError, BrokenPipeError) as error:
+        discard_output()
+        return status or _status_of(error)
+    return status
+
+
+def _status(action: Callable[[], int | None]) -> int:
+    try:
+        return action() or 0
+    except (HvdAsyncError, KeyboardInterrupt, BrokenPipeError) as error:
+        return _status_of(error)
+
+
+def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> int:
+    """The exit status that `error` means; prints the message of one that is meant for a user."""
+    if isinstance(error, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    if isinstance(error, BrokenPipeError):
+        return 141  # the reader of our output has gone, as `head` does
+    if _is_ours_to_report(error):
+        tell("".join(f"hvd-async: {line}\n" for line in str(error).splitlines()))
+    return error.exit_status
 
 
 def _is_ours_to_report(error: HvdAsyncError) -> bool:
-    """Every rank that a launcher started meets the same fault: one of them says so."""
-    from hvd_async.environment import read_environment
+    """What every rank of a job raises alike, one of them tells; anything else is told by whoever meets it."""
+    from hvd_async.environment import TORCHRUN, read_environment
 
     is_reporter = getattr(error, "is_reporter", None)
     if is_reporter is not None:
         return bool(is_reporter)
+    if not error.is_on_all_ranks:
+        return True
     try:
         launched = read_environment(os.environ)
     except SetupError:
         return True
-    return launched is None or launched.rank == 0
+    # A RANK may be left over from anything, and then there is no rank 0.
+    return launched is None or launched.rank == 0 or launched.launcher is TORCHRUN
 
 
 if __name__ == "__main__":

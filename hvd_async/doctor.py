@@ -20,6 +20,7 @@ from typing import Literal
 from hvd_async.environment import LaunchedAs, check_world, read_environment
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.launcher import parse_mpi_family
+from hvd_async.openmp import Contention, measure_contention
 from hvd_async.topology import (
     Machine,
     Placement,
@@ -39,6 +40,7 @@ _GIB = 1 << 30
 _LITTLE_SHARED_MEMORY_BYTES = _GIB
 _SLOW_COPY = 0.3  # of memcpy's speed, below which something is wrong within a host
 _SLOW_NETWORK = 0.1  # GB/s
+_CLIFF = 20.0  # one thread being so many times faster than all
 
 _HOROVOD_FLAGS = """
 import horovod, horovod.torch as hvd
@@ -77,6 +79,9 @@ def run_doctor(environ: Mapping[str, str], enter: Callable[[str], None] = lambda
         enter("asking mpirun and Horovod for their versions")
         mpirun = Mpirun.on_path(environ)
         findings += [*_check_packages(), _check_kernels(), _check_horovod()]
+    if launched is None:  # beside other ranks, which start MPI meanwhile, it would measure them
+        enter("computing beside a busy process")
+        findings.append(judge_contention(measure_contention()))
     enter("looking for GPUs")
     machine = this_machine()
     enter("initialising MPI")
@@ -203,6 +208,20 @@ def _check_kernels() -> Finding:
     return Finding("C extension", "warn", detail, "install a C compiler and Python's headers, then launch/setup.sh --force")
 
 
+def judge_contention(measured: Contention) -> Finding:
+    """Whether a busy process beside us would cost more than its share. Pure."""
+    if measured.threads == 1:
+        return Finding("OpenMP", "ok", f"1 thread, {measured.one_thread:,.0f} operations/s: it waits for no other")
+    detail = (
+        f"{measured.threads} threads {measured.alone:,.0f} operations/s, beside a busy process {measured.beside:,.0f}; one thread"
+        f" {measured.one_thread:,.0f}"
+    )
+    if measured.cliff < _CLIFF:
+        return Finding("OpenMP", "ok", detail)
+    mend = "unset OMP_WAIT_POLICY and GOMP_SPINCOUNT, so that waiting threads sleep soon; or OMP_NUM_THREADS=1"
+    return Finding("OpenMP", "warn", f"{detail}: threads spin on cores that others need", mend)
+
+
 def _check_horovod() -> Finding:
     answer = _output_of([sys.executable, "-c", _HOROVOD_FLAGS]).strip()
     if re.match(r"\d.* with ", answer):
@@ -213,7 +232,15 @@ def _check_horovod() -> Finding:
 
 def _output_of(argv: Sequence[str]) -> str:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_SUBPROCESS_SECONDS, check=False)
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SUBPROCESS_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return done.stdout if done.returncode == 0 else done.stdout + done.stderr

@@ -40,6 +40,15 @@ SLURM = Launcher(
     f"use srun --mpi=pmix for Open MPI and --mpi=pmi2 for MPICH and Intel MPI; {_LIST}",
 )
 
+TORCHRUN = Launcher(
+    "torchrun",
+    "RANK",
+    ("WORLD_SIZE",),
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "torchrun starts no MPI; use mpirun, or let `hvd-async launch` write the command",
+)
+
 # In order of precedence. An mpirun inside a Slurm job has srun start its proxies, whose variables the ranks inherit: its own
 # are those that count. Under `srun --mpi=pmi2` rank and size stand in the variables of Hydra, MPICH's mpirun, as well: only
 # Hydra tells the local rank too.
@@ -63,14 +72,7 @@ LAUNCHERS = (
         "horovodrun --gloo starts no MPI; use mpirun or horovodrun --mpi",
     ),
     SLURM,
-    Launcher(
-        "torchrun",
-        "RANK",
-        ("WORLD_SIZE",),
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "torchrun starts no MPI; use mpirun, or let `hvd-async launch` write the command",
-    ),
+    TORCHRUN,
     Launcher("a launcher with PMI", "PMI_RANK", ("PMI_SIZE",), "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE", _SAME_MPI),
 )
 
@@ -163,10 +165,12 @@ def check_world(launched: LaunchedAs | None, rank: int, size: int, library: str 
     """
     if launched is None or (launched.rank, launched.size) == (rank, size):
         return
-    raise SetupError(
+    error = SetupError(
         f"{launched} started this process as rank {launched.rank} of {launched.size}, but {_mpi(library)} says rank {rank}"
         f" of {size}: the MPI library and the launcher do not belong together; {_mend(launched, library)}"
     )
+    error.is_on_all_ranks = True
+    raise error
 
 
 def check_launcher(launched: LaunchedAs | None, library: str, has_pmix: bool) -> None:

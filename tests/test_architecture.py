@@ -40,8 +40,9 @@ LAYERS = (
         "writer",
         "measurements",
         "failures",
+        "streams",
     },
-    {"errors", "_kernels", "kernels_cuda"},
+    {"errors", "_kernels", "kernels_cuda", "openmp"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {

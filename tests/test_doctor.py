@@ -18,10 +18,12 @@ from hvd_async.doctor import (
     Mpirun,
     _check_kernels,
     format_findings,
+    judge_contention,
     judge_library,
     judge_measurements,
     judge_mpirun,
 )
+from hvd_async.openmp import Contention
 from hvd_async.transport.measured import Bandwidth, Measurements, Progress
 from tests.ranks import mpi_family, mpirun_path, run_limited, run_ranks
 
@@ -157,3 +159,11 @@ def test_the_table() -> None:
         "              two",
         "              -> do that",
     ]
+
+
+def test_threads_that_spin_beside_a_busy_process_are_told() -> None:
+    fine = judge_contention(Contention(2, one_thread=36_000, alone=7_000, beside=20_000))
+    cliff = judge_contention(Contention(2, one_thread=36_000, alone=30_000, beside=60))
+    alone = judge_contention(Contention(1, one_thread=36_000, alone=36_000, beside=60))
+    assert [finding.verdict for finding in (fine, cliff, alone)] == ["ok", "warn", "ok"]
+    assert "beside a busy process 60" in cliff.detail and "GOMP_SPINCOUNT" in cliff.mend

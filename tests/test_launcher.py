@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -555,3 +557,24 @@ def _status(process: int) -> str:
         return pathlib.Path(f"/proc/{process}/status").read_text()
     except OSError:
         return "zombie"
+
+
+def test_what_is_started_leaves_standard_input_to_its_caller() -> None:
+    program = (
+        "import os\nfrom hvd_async.launcher import Command, run_command\nrun_command(Command(('cat',), {}), os.environ)"
+    )
+    loop = f"printf 'a\\nb\\n' | {{ {shlex.quote(sys.executable)} -c {shlex.quote(program)}; cat; }}"
+    done = subprocess.run(["bash", "-c", loop], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "a\nb\n"
+
+
+def test_every_process_that_is_started_has_a_standard_input_of_its_own() -> None:
+    calls = [
+        (path, node)
+        for path in (ROOT / "hvd_async").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("subprocess.Popen", "subprocess.run")
+    ]
+    assert calls
+    inheriting = [path for path, node in calls if not {"stdin", "input"} & {keyword.arg for keyword in node.keywords}]
+    assert not inheriting

@@ -9,6 +9,8 @@ from typing import Any
 
 from hvd_async.errors import ConfigError, SetupError
 
+# More than any machine has cores; as many more only take memory.
+_MOST_THREADS = 4096
 EXIT_STATUS = """\
 exit status:
   0  done                          4  the machine, launcher or a package does not fit
@@ -99,6 +101,12 @@ def check_beam(beam: int | None) -> None:
     """Raises `ConfigError` for a size that is none."""
     if beam is not None and beam < 1:
         raise ConfigError(f"--beam: got {beam}, expected 1 or more")
+
+
+def check_threads(threads: int) -> None:
+    """Raises `ConfigError` for a number of threads that no machine has a use for."""
+    if not 1 <= threads <= _MOST_THREADS:
+        raise ConfigError(f"--threads: got {threads}, expected 1 to {_MOST_THREADS}")
 
 
 def device(name: str) -> str:

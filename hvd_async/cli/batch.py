@@ -62,7 +62,7 @@ def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
 def submit(argv: Sequence[str], text: str = "") -> int:
     """Run a command that submits, with `text` as its input: its exit status. Raises `SetupError` where it is not there."""
     try:
-        return subprocess.run(argv, input=text, text=True, check=False).returncode
+        return subprocess.run(argv, input=text, encoding="utf-8", check=False).returncode
     except OSError as error:
         raise SetupError(
             f"{argv[0]}: cannot be started: {error.strerror}; --submit needs a machine with Slurm's commands"

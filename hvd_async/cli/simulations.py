@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hvd_async.cli.arguments import (
     add_overrides,
     check_folder,
+    check_threads,
     numbers,
     print_summary,
     refuse,
@@ -65,8 +66,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise ConfigError("simulate: got no configuration, expected CONFIG or --calibrate RUN")
     threads = 1 if arguments.threads is None else arguments.threads
-    if threads < 1:
-        raise ConfigError(f"--threads: got {threads}, expected 1 or more")
+    check_threads(threads)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.timing_only:
         return _plan(config, arguments)
@@ -127,8 +127,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     from hvd_async.nmt import TranslationTask, prepare
     from hvd_async.simulation.replay import ReplayOptions, replay
 
-    if arguments.threads is not None and arguments.threads < 1:
-        raise ConfigError(f"--threads: got {arguments.threads}, expected 1 or more")
+    if arguments.threads is not None:
+        check_threads(arguments.threads)
     options = ReplayOptions(arguments.until, arguments.output, arguments.overwrite, arguments.threads)
     verdict = replay(arguments.replayed, lambda config: TranslationTask(config, prepare(config)), options)
     print(f"equal: {verdict}, all to the last bit")

@@ -11,6 +11,7 @@ from hvd_async.cli.arguments import (
     print_summary,
     verb,
 )
+from hvd_async.errors import ConfigError
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,7 +32,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from hvd_async.config import load_config
 
-    config = load_config(arguments.config, arguments.overrides)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except ConfigError as error:
+        error.is_on_all_ranks = True  # they read the same file
+        raise
 
     from hvd_async.environment import read_environment
     from hvd_async.nmt import TranslationTask, prepare

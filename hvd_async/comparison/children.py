@@ -72,7 +72,7 @@ class Children:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 pass_fds=(*self._inherited, *inherited),
                 start_new_session=True,  # a terminal's Ctrl-C is for us, who pass it on

@@ -85,6 +85,14 @@ def _answer(argv: Sequence[str], mend: str) -> str:
 
 def _run(argv: Sequence[str], mend: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"{' '.join(argv)}: {error}; {mend}") from None

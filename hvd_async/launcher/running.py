@@ -54,7 +54,10 @@ def run_command(command: Command, environ: Mapping[str, str], stop_signal: int |
         tie = functools.partial(tie_to, os.getpid())
         own = command.environ(environ)
         try:
-            children.append(subprocess.Popen(command.argv, env=own, start_new_session=True, preexec_fn=tie))
+            # Standard input is our caller's, a shell loop's list for one: mpirun would read all of it.
+            children.append(
+                subprocess.Popen(command.argv, env=own, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=tie)
+            )
         except OSError as error:
             raise SetupError(
                 f"{command.argv[0]}: cannot be started: {error.strerror}; is it installed and on PATH?"

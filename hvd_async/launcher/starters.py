@@ -13,6 +13,7 @@ from hvd_async.config import RunConfig
 from hvd_async.errors import SetupError
 from hvd_async.launcher.command import Command, TrainArguments
 from hvd_async.launcher.layout import Layout, Place, plan_ranks
+from hvd_async.openmp import is_default
 
 MpiFamily = Literal["openmpi", "mpich", "intel"]
 Starter = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]
@@ -35,7 +36,7 @@ _OF_TASKS = (
 _OF_NODES = ("SLURM_NNODES", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
 # What processes on other hosts need of the caller's environment; not CUDA_VISIBLE_DEVICES, which is of one host.
 _FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH")
-_FORWARDED_PREFIXES = ("OMP_", "MKL_", "KMP_", "NCCL_", "UCX_", "FI_", "GLOO_", "HOROVOD_", "TORCH_", "PYTORCH_")
+_FORWARDED_PREFIXES = ("OMP_", "GOMP_", "MKL_", "KMP_", "NCCL_", "UCX_", "FI_", "GLOO_", "HOROVOD_", "TORCH_", "PYTORCH_")
 
 
 @dataclass(frozen=True)
@@ -189,5 +190,9 @@ def variables_to_forward(environ: Mapping[str, str], more: Sequence[str] = ()) -
         raise SetupError(
             f"--forward: got {absent[0]}, which is not set; expected the name of a variable of this environment"
         )
-    usual = {name for name in environ if name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES)}
+    usual = {
+        name
+        for name, value in environ.items()
+        if name in _FORWARDED or (name.startswith(_FORWARDED_PREFIXES) and not is_default(name, value))
+    }
     return tuple(sorted(usual | set(more)))

@@ -2,12 +2,15 @@
 
 A hypothesis is a sequence of tokens that ends with the end of sentence; its score is the sum of its log probabilities, that
 end included, divided by (number of tokens, that end included) ^ penalty. Padding, unknown and begin of sentence are never
-chosen. A hypothesis that reaches its sentence's length limit must end there.
+chosen. A hypothesis that reaches its sentence's length limit must end there. A score that is not a number, as a diverged model
+gives, counts as minus infinity: what has only such continuations ends there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -25,31 +28,67 @@ _NEVER = [PAD, UNK, BOS]
 
 @torch.no_grad()
 def translate(
-    model: TranslationModel, sources: Sequence[Sequence[int]], config: DecodingConfig, *, beam: int
+    model: TranslationModel,
+    sources: Sequence[Sequence[int]],
+    config: DecodingConfig,
+    *,
+    beam: int,
+    threads: int | None = None,
 ) -> list[list[int]]:
     """The best translation found for each of `sources` (tokens without begin and end, as are the results), in their order.
 
-    Uses `model` as it is: the caller sets eval mode. Raises `DataError` for a source that is too long for the model.
+    `threads`: translate so many batches at a time, each with one thread; the results are the same for any number. None: one
+    batch after another, each with torch's threads. Uses `model` as it is: the caller sets eval mode. Raises `DataError` for a
+    source that is too long for the model.
     """
-    limit = model.config.max_positions
     for number, source in enumerate(sources, start=1):
-        if len(source) + 1 > limit:  # + 1: the end of sentence
-            raise DataError(
-                f"sentence {number}: got {len(source)} tokens, expected at most {limit - 1} (model.max_positions)"
-            )
+        if fault := length_fault(model, source):
+            raise DataError(f"sentence {number}: {fault}")
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    batches = [order[start : start + config.batch_sentences] for start in range(0, len(order), config.batch_sentences)]
+
+    def search(chosen: list[int]) -> list[list[int]]:
+        return _search(model, [sources[i] for i in chosen], config, beam)
+
     results: list[list[int]] = [[] for _ in sources]
-    for start in range(0, len(order), config.batch_sentences):
-        chosen = order[start : start + config.batch_sentences]
-        batch = [sources[i] for i in chosen]
-        max_lengths = [min(limit - 1, _SPARE_LENGTH + int(config.max_length_ratio * len(source))) for source in batch]
-        if beam == 1:
-            found = greedy_search(model, batch, max_lengths)
-        else:
-            found = beam_search(model, batch, max_lengths, beam=beam, length_penalty=config.length_penalty)
-        for i, tokens in zip(chosen, found, strict=True):
-            results[i] = tokens
+    with _spread(threads) as each:
+        for chosen, found in zip(batches, each(search, batches), strict=True):
+            for i, tokens in zip(chosen, found, strict=True):
+                results[i] = tokens
     return results
+
+
+def length_fault(model: TranslationModel, source: Sequence[int]) -> str:
+    """What is wrong with the length of `source`, in words; empty where the model can read it."""
+    limit = model.config.max_positions - 1  # the end of sentence takes a position
+    return "" if len(source) <= limit else f"got {len(source)} tokens, expected at most {limit} (model.max_positions)"
+
+
+@torch.no_grad()  # here, as the mode is each thread's own
+def _search(model: TranslationModel, batch: Sequence[Sequence[int]], config: DecodingConfig, beam: int) -> list[list[int]]:
+    limit = model.config.max_positions - 1
+    max_lengths = [min(limit, _SPARE_LENGTH + int(config.max_length_ratio * len(source))) for source in batch]
+    if beam == 1:
+        return greedy_search(model, batch, max_lengths)
+    return beam_search(model, batch, max_lengths, beam=beam, length_penalty=config.length_penalty)
+
+
+_Each = Callable[[Callable[[list[int]], list[list[int]]], Sequence[list[int]]], Iterator[list[list[int]]]]
+
+
+@contextlib.contextmanager
+def _spread(threads: int | None) -> Iterator[_Each]:
+    """Yield what `map` does, with so many calls at a time. Threads of an operation meet after each; these never wait."""
+    if threads is None:
+        yield map
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # of threads that start later too
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()
@@ -61,8 +100,11 @@ def greedy_search(model: TranslationModel, sources: Sequence[Sequence[int]], max
     results: list[list[int]] = [[] for _ in sources]
     live = list(range(len(sources)))
     tokens = torch.full((len(sources),), BOS, device=device)
-    while live:
-        chosen = _without_specials(model.step(tokens, state)).argmax(dim=1).tolist()
+    for _ in range(max(max_lengths, default=0) + 1):
+        if not live:
+            break
+        best, best_tokens = _without_specials(model.step(tokens, state)).max(dim=1)
+        chosen = best_tokens.masked_fill(best == -torch.inf, EOS).tolist()
         kept = []
         for row, (sentence, token) in enumerate(zip(live, chosen, strict=True)):
             if token != EOS and len(results[sentence]) < max_lengths[sentence]:
@@ -118,7 +160,9 @@ def beam_search(
     scores = torch.full((len(sources), beam), -torch.inf, device=device, dtype=model.dtype)
     scores[:, 0] = 0.0
     tokens = torch.full((len(sources) * beam,), BOS, device=device)
-    while live:
+    for _ in range(max(max_lengths, default=0) + 1):
+        if not live:
+            break
         log_probs = _without_specials(torch.log_softmax(model.step(tokens, state), dim=1))  # [live * beam, V]
         _force_end(log_probs, [searches[sentence].max_length <= state.length - 1 for sentence in live], beam)
         size = log_probs.shape[1]
@@ -186,9 +230,9 @@ def _is_done(search: _Search, extended: list[tuple[float, int, list[int]]], beam
 
 
 def _without_specials(scores: Tensor) -> Tensor:
-    """Minus infinity for what is never chosen; changes and returns `scores` ([rows, V])."""
+    """Minus infinity for what is never chosen, and for what is not a number; changes and returns `scores` ([rows, V])."""
     scores[:, _NEVER] = -torch.inf
-    return scores
+    return scores.masked_fill_(scores.isnan(), -torch.inf)
 
 
 def _force_end(log_probs: Tensor, at_limit: list[bool], beam: int) -> None:

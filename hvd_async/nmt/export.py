@@ -16,7 +16,7 @@ from torch import Tensor
 from hvd_async.atomic import new_folder
 from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.nmt.decoding import translate
+from hvd_async.nmt.decoding import length_fault, translate
 from hvd_async.nmt.model import TranslationModel, build_model
 from hvd_async.nmt.vocabulary import Vocabulary
 
@@ -56,23 +56,35 @@ class ExportedModel:
     meta: dict[str, Any]
     """`version`, and what was given as `extra`."""
 
-    def translate(self, sentences: Sequence[str], beam: int | None = None) -> list[str]:
+    def translate(self, sentences: Sequence[str], beam: int | None = None, threads: int | None = None) -> list[str]:
         """The translation of each sentence, in order; `beam` defaults to the configuration's. Empty lines stay empty.
 
+        `threads`: batches translated at a time, as in `decoding.translate`.
         Raises `DataError` for a sentence that is too long for the model.
         """
         encoded = self.vocabulary.encode([sentence.strip() for sentence in sentences])
         # An empty line keeps its place, so that a too long one is reported by its line.
         decoding = self.config.decoding
-        found = translate(self.model, encoded, decoding, beam=decoding.beam if beam is None else beam)
+        found = translate(self.model, encoded, decoding, beam=decoding.beam if beam is None else beam, threads=threads)
         texts = self.vocabulary.decode(found)
         return [text if tokens else "" for text, tokens in zip(texts, encoded, strict=True)]
+
+    def length_fault(self, sentence: str) -> str:
+        """What is wrong with the length of `sentence`, in words; empty where the model can read it."""
+        return length_fault(self.model, self.vocabulary.encode([sentence.strip()])[0])
+
+    def is_finite(self) -> bool:
+        """Whether every parameter is a finite number; a model whose training diverged translates nothing."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedModel:
     """Read what `export_model` wrote. Raises `DataError` if a file is missing, damaged or does not fit the others."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected an exported model")
+    if not (folder / _PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{_PARAMETERS}"))):
+        names = ", ".join(str(path.parent) for path in models)
+        raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
     for name in (_PARAMETERS, _CONFIG, _VOCABULARY, _META):
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")

@@ -122,3 +122,39 @@ def test_a_source_too_long_for_the_model_is_refused_by_number(kind: Kind) -> Non
 
 def test_nothing_to_translate_gives_nothing(kind: Kind) -> None:
     assert translate(make_model(kind, 1), [], DecodingConfig(), beam=2) == []
+
+
+def fill(model: TranslationModel, value: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_diverged_model_finds_nothing(kind: Kind, value: float, beam: int) -> None:
+    model = make_model(kind, 1)
+    fill(model, value)
+    assert translate(model, SOURCES, DecodingConfig(), beam=beam) == [[] for _ in SOURCES]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("token", [EOS, NUM_SPECIAL, NUM_SPECIAL + 2])
+def test_a_search_ends_where_one_logit_is_not_a_number(kind: Kind, token: int, beam: int) -> None:
+    model = make_model(kind, 2)
+    with torch.no_grad():
+        model.output.weight[token] = torch.nan
+    found = translate(model, SOURCES, DecodingConfig(max_length_ratio=1.0), beam=beam)
+    assert all(len(target) <= 10 + len(source) for source, target in zip(SOURCES, found, strict=True))
+    assert all(token not in target for target in found)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_translations_do_not_depend_on_the_number_of_threads(kind: Kind, beam: int) -> None:
+    model = make_model(kind, 5)
+    sources = [[4 + (i * k) % 3 for k in range(1, 2 + i % 7)] for i in range(30)]
+    decoding = DecodingConfig(batch_sentences=4)
+    expected = translate(model, sources, decoding, beam=beam)
+    assert all(translate(model, sources, decoding, beam=beam, threads=threads) == expected for threads in (1, 2, 5))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,19 @@ def test_missing_and_unknown_tensors_are_refused(exported: Path, change: str, si
     safetensors.torch.save_file(tensors, exported / "model.safetensors")
     with pytest.raises(DataError, match=f"is {side}"):
         load_model(exported)
+
+
+def test_a_run_in_place_of_a_model_names_its_models(exported: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("last", "best"):
+        shutil.copytree(exported, run / "models" / name)
+    with pytest.raises(DataError, match=f"{run}: holds a run.*expected one of {run}/models/best, {run}/models/last"):
+        load_model(run)
+
+
+def test_a_model_that_diverged_is_known(exported: Path) -> None:
+    loaded = load_model(exported)
+    assert loaded.is_finite()
+    with torch.no_grad():
+        next(loaded.model.parameters()).view(-1)[-1] = torch.nan
+    assert not loaded.is_finite()

@@ -1,0 +1,96 @@
+"""Standard input, output and error of a command: UTF-8 whatever the locale, and a failure of output told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+
+from hvd_async.errors import DataError
+
+_NAMES = {1: "standard output", 2: "standard error"}
+
+
+class _Output(io.RawIOBase):
+    """An open descriptor of which failures name it. A reader who has gone stays a `BrokenPipeError`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        """Write all of it: what lies above expects no less of an unbuffered stream."""
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view):
+            try:
+                written += os.write(self._descriptor, view[written:])
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise DataError(f"{_NAMES[self._descriptor]}: cannot be written: {error.strerror}") from None
+        return written
+
+
+def prepare_streams() -> None:
+    """Make standard output and error write UTF-8, and fail by `DataError`. Raises `DataError` where output is closed.
+
+    What a test or a caller has put in their place stays.
+    """
+    output = sys.stdout
+    _occupy_descriptors()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # as long as the process lives
+    elif sys.stderr is sys.__stderr__:
+        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    if output is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        raise DataError("standard output: closed; expected a file, a pipe or a terminal (/dev/null is one)")
+    if output is not sys.__stdout__ or not isinstance(output, io.TextIOWrapper):
+        return
+    output.flush()
+    raw = _Output(output.fileno())
+    is_unbuffered = output.write_through
+    sys.stdout = io.TextIOWrapper(
+        raw if is_unbuffered else io.BufferedWriter(raw),
+        encoding="utf-8",
+        errors="backslashreplace",  # names of files may hold what is no text
+        line_buffering=raw.isatty(),
+        write_through=is_unbuffered,
+    )
+
+
+def _occupy_descriptors() -> None:
+    """Where 0, 1 or 2 is closed, the next file of ours would get its number, and what libraries print."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def discard_output() -> None:
+    """Send to nowhere what is still to be written: it failed, and would again as the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def tell(text: str) -> None:
+    """Write lines to standard error, which may fail itself: nothing more can be done then."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
