@@ -9,10 +9,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from hvd_async.atomic import write_file
-from hvd_async.config import RunConfig, dump_config, parse_config
+from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.events import read_events
 from hvd_async.locks import BusyError, held
@@ -152,7 +150,7 @@ class RunFolder:
 
     def _check_same(self, config: RunConfig, flag: str) -> None:
         """Raises `ConfigError` if `config` would compute something else than the run that is here, or that was simulated."""
-        before = parse_config(yaml.safe_load(self.config.read_text(encoding="utf-8")), source=str(self.config))
+        before = load_config(self.config)
         if self.events.exists() and next(read_events(self.events), {}).get("simulated"):
             raise ConfigError(
                 f"{flag}: {self.root}: got a simulated run, whose seconds are virtual, expected one of `hvd-async train`;"

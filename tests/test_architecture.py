@@ -39,12 +39,14 @@ LAYERS = (
         "handlers",
         "locks",
     },
-    {"errors", "_kernels", "kernels_cuda"},
+    {"errors", "printable", "paths", "_kernels", "kernels_cuda"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
-    "nmt": {"config", "errors", "atomic"},
-    "comparison": {"config", "errors", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"},
+    "nmt": {"config", "errors", "atomic", "printable"},
+    "comparison": {
+        *("config", "errors", "printable", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"),
+    },
     "flat": set(),
     "step_times": {"config", "errors"},
     "kernels": {"_kernels", "kernels_cuda"},
@@ -60,6 +62,7 @@ DOORS = {
     "horovod": ("strategies.horovod",),
     "sentencepiece": ("nmt.vocabulary",),
     "triton": ("kernels_cuda",),
+    "yaml": ("config.yaml",),
 }
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from hvd_async.config.emulation import EmulationConfig
 from hvd_async.config.model import ModelConfig
 from hvd_async.config.optimizer import OptimizerConfig
-from hvd_async.config.section import Section
+from hvd_async.config.section import PathText, Section, Seed
 from hvd_async.config.simulation import SimulationConfig
 from hvd_async.config.strategy import PushConfig, StoreConfig, StrategyConfig
 from hvd_async.config.text import BatchingConfig, DataConfig, VocabularyConfig
@@ -18,8 +18,8 @@ from hvd_async.config.training import DecodingConfig, TrainingConfig, Validation
 class RunConfig(Section):
     """A training run."""
 
-    output: str = Field(description="Folder of the run: configuration, event log, snapshots, checkpoints, models.")
-    seed: int = Field(1, description="Decides initial parameters, order of batches and dropout.")
+    output: PathText = Field(description="Folder of the run: configuration, event log, snapshots, checkpoints, models.")
+    seed: Seed = Field(1, description="Decides initial parameters, order of batches and dropout.")
     data: DataConfig = Field(description="The text.")
     vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="The pieces.")
     model: ModelConfig = Field(ModelConfig(), description="The network.")
