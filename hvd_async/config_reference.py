@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from hvd_async.config import MOST, ArrivalsFrom, RunConfig, Section, dump_yaml_line
+from hvd_async.config import MOST, MOST_FLOAT32, ArrivalsFrom, RunConfig, Section, dump_yaml_line
 
 _INTRODUCTION = """\
 # Configuration
@@ -24,8 +24,8 @@ are reported at once, before any rank works. `--set key.path=value` overrides a 
 `config.yaml`; no environment variable changes it.
 
 Files are in YAML 1.2: numbers may be written as `1e-3`, `010` is 10, truth is `true` and `false` alone (`no` is text, as of
-Norwegian), a key stands once in its section, and there are no tags and no merging with `<<`. Numbers above 10^15, infinity and
-NaN are refused. In paths `~` and `~user` at the beginning are that person's home folder.
+Norwegian), a key stands once in its section, and there are no tags and no merging with `<<`. Whole numbers above 10^15,
+others above those of float32, infinity and NaN are refused. In paths `~` and `~user` at the beginning are that person's home folder.
 
 This page is generated from `hvd_async/config/`; `python -m hvd_async.config_reference > docs/configuration.md` renews it.
 """
@@ -93,8 +93,8 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is dict:
         return f"a map from {_type_in_words(arguments[0])} to {_type_in_words(arguments[1])}"
     bounds = [(text, _bound(one, kind)) for one in metadata for kind, text in _BOUNDS.items() if isinstance(one, kind)]
-    # The bound of all numbers is in the introduction.
-    said = ", ".join(text.format(_number(bound)) for text, bound in bounds if bound != MOST)
+    # The bounds of all numbers are in the introduction.
+    said = ", ".join(text.format(_number(bound)) for text, bound in bounds if bound not in (MOST, MOST_FLOAT32))
     return " ".join([_NAMES[annotation], said]).strip()
 
 

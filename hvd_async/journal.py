@@ -72,6 +72,7 @@ class RunJournal:
         self._clock = clock
         self._origin = origin
         self._num_processes = 0
+        self._num_idle = 0
         self._is_simulated = is_simulated
         self.metrics = RunMetrics()
         self.measurements: list[Measurement] = []
@@ -183,6 +184,11 @@ class RunJournal:
             update_seconds=round(now - self._updating_since, 6),
         )
         self._write_scalars(update)
+        self._num_idle += update.learning_rate == 0.0
+        if self._num_idle == 2:  # that of the last version of a whole schedule is 0
+            self._progress.say(
+                f"version {update.version}: the learning rate is 0 from here on; see optimizer.schedule.total"
+            )
         validation, training = self._config.validation, self._config.training
         if validation.is_due(update.version, self._store.tokens, update.tokens):
             self._take_snapshot()
@@ -328,6 +334,7 @@ class RunJournal:
         self._take_digest()
         tensors, data = self._store.state()
         document = {
+            "data": self._task.fingerprint(),
             "store": data,
             "journal": {
                 "metrics": self.metrics.to_json(),

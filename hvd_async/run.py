@@ -18,6 +18,7 @@ import torch
 from hvd_async.batch_job import read_batch_job
 from hvd_async.checkpoint import Checkpoint
 from hvd_async.config import RunConfig
+from hvd_async.continuation import Supply
 from hvd_async.emulation import Emulation, check_emulation
 from hvd_async.environment import check_world, read_environment
 from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
@@ -74,6 +75,10 @@ def train(
     # The folder is held until the other ranks are told to end, too: the outermost is left last.
     with contextlib.ExitStack() as holding, _aborting_on_failure(strategy.group):
         run = _set_up(config, make_task, options, strategy, environ, holding)
+        if isinstance(run, dict):
+            strategy.group.exchange("")
+            strategy.close()
+            return run
         with run.journal if run.journal is not None else contextlib.nullcontext():
             notice = run.execute(strategy)
             num_longer, num_steps = run.count_long_steps(strategy.group)
@@ -149,8 +154,9 @@ def _set_up(
     strategy: Strategy,
     environ: Mapping[str, str],
     holding: contextlib.ExitStack,
-) -> _Run:
-    """Make everything ready. On rank 0 `holding` keeps the lock of the run's folder. Collective."""
+) -> _Run | dict[str, Any]:
+    """Make everything ready; of a run that is finished, its summary. On rank 0 `holding` keeps the lock of the run's folder.
+    Collective."""
     group, folder = strategy.group, RunFolder(config.output)
     machines = _meet(group, environ)
     plans = _in_agreement(group, lambda: _plan_ranks(config, machines))
@@ -161,6 +167,8 @@ def _set_up(
         if device is not None and device.startswith("cuda"):
             torch.cuda.set_device(device)
             break
+    if options.resume:  # before text is prepared for a configuration that will be refused
+        _in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = _in_agreement(group, lambda: make_task(config))
     model = task.build_model()
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
@@ -189,7 +197,12 @@ def _set_up(
     lost = ""
     if options.auto_resume:
         options, lost = _decide(group, folder, config, options)
-    saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
+    saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank, task))
+    finished = folder.finished(config) if saved is not None and group.rank == 0 else None
+    if ended := json.loads(group.exchange(json.dumps(finished))[0]):
+        if group.rank == 0:
+            progress.say("finished before, and asked for no more: there is nothing to do")
+        return ended if group.rank == 0 else {}
     own = this_software(device_of(plans[group.rank].device, plans[group.rank].store_device))
     software = [json.loads(text) for text in group.exchange(json.dumps(own))]
     batch_job = read_batch_job(environ)
@@ -201,7 +214,7 @@ def _set_up(
         for line in (describe(each, strategy.transport(plans, each.rank)) for each in plans):
             progress.say(line)
         if saved is not None:
-            folder.keep_config(config)  # it may ask for a longer run now
+            folder.go_on(config)
             journal.restore(saved.data["journal"])
     saved_state = None if saved is None else (saved.tensors, saved.data["store"])
     job = dataclasses.replace(job, journal=journal, saved=saved_state)
@@ -250,9 +263,10 @@ def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOp
     return dataclasses.replace(options, resume=resume, overwrite=overwrite), lost
 
 
-def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int) -> Checkpoint | None:
+def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int, task: Task) -> Checkpoint | None:
     if options.resume:
-        return folder.resume(config, "--auto-resume" if options.auto_resume else "--resume")
+        flag = "--auto-resume" if options.auto_resume else "--resume"
+        return folder.resume(config, Supply(task.fingerprint(), task.num_batches()), flag)
     if rank == 0:
         folder.begin(config, overwrite=options.overwrite)
     return None

@@ -23,7 +23,7 @@ LAYERS = (
     {"training", "progress"},
     {"strategies", "nmt", "metrics"},
     {"store", "run_folder", "signals", "origin", "placement"},
-    {"transport", "checkpoint", "emulation", "config_reference"},
+    {"transport", "checkpoint", "emulation", "config_reference", "continuation"},
     {"step_times"},
     {
         "config",

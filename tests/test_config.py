@@ -135,6 +135,16 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             "optimizer.schedule: total: got 5, expected no value for kind constant; remove it or use linear",
         ),
         (
+            {"optimizer": {"schedule": {"kind": "linear", "total": 5}}, "training": {"updates": 6}},
+            "(top level): training.updates: got 6, expected at most optimizer.schedule.total (5); the rate is 0 from there on,"
+            " and nothing would be learned",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear", "unit": "tokens", "total": 5}}, "training": {"tokens": 6}},
+            "(top level): training.tokens: got 6, expected at most optimizer.schedule.total (5); the rate is 0 from there on,"
+            " and nothing would be learned",
+        ),
+        (
             {"optimizer": {"momentum": 0.9}},
             "optimizer: momentum, nesterov: expected no value for kind adam; they belong to sgd",
         ),
@@ -337,7 +347,7 @@ def test_the_configurations_that_we_ship_are_valid(path: pathlib.Path) -> None:
         ("model", "encoder_layers", 10**40, "1000"),
         ("vocabulary", "size", 5 * 10**11, "1000000"),
         ("batching", "tokens", 10**16, "1000000000000000"),
-        ("optimizer", "learning_rate", 1e300, "1000000000000000"),
+        ("optimizer", "learning_rate", 1e300, "3.4e+38"),
         ("strategy", "store_timeout_seconds", 1e300, "1000000000"),
         ("store", "shards", 10**6, "10000"),
         ("decoding", "beam", 10**6, "1000"),

@@ -35,6 +35,17 @@ class RunConfig(Section):
     simulation: SimulationConfig = Field(SimulationConfig(), description="A cluster to simulate.")
 
     @pydantic.model_validator(mode="after")
+    def _schedule_lasts(self) -> RunConfig:
+        schedule, bound = self.optimizer.schedule, "updates" if self.optimizer.schedule.unit == "versions" else "tokens"
+        length = getattr(self.training, bound)
+        if schedule.total is not None and length is not None and length > schedule.total:
+            raise ValueError(
+                f"training.{bound}: got {length}, expected at most optimizer.schedule.total ({schedule.total}); the rate is 0"
+                " from there on, and nothing would be learned"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _overlap_fits(self) -> RunConfig:
         strategy = self.strategy
         if not self.push.overlap or strategy.kind != "async":
