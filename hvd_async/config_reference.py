@@ -25,7 +25,8 @@ are reported at once, before any rank works. `--set key.path=value` overrides a 
 
 Files are in YAML 1.2: numbers may be written as `1e-3`, `010` is 10, truth is `true` and `false` alone (`no` is text, as of
 Norwegian), a key stands once in its section, and there are no tags and no merging with `<<`. Whole numbers above 10^15,
-others above those of float32, infinity and NaN are refused. In paths `~` and `~user` at the beginning are that person's home folder.
+others above those of float32, infinity and NaN are refused. In paths `~` and `~user` at the beginning are that person's home
+folder.
 
 This page is generated from `hvd_async/config/`; `python -m hvd_async.config_reference > docs/configuration.md` renews it.
 """

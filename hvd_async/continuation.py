@@ -28,10 +28,20 @@ def changed_keys(before: RunConfig, config: RunConfig) -> list[tuple[str, Any, A
     return _changed(_comparable(before, config), _comparable(config, before))
 
 
-def asks_for_no_more(before: RunConfig, config: RunConfig) -> bool:
-    """Whether a run that ended as `before` asked has given all that `config` asks for."""
-    is_as_long = all(getattr(before.training, bound) == getattr(config.training, bound) for bound in BOUNDS)
-    return is_as_long and before.validation == config.validation
+def goes_on(config: RunConfig, saved: Mapping[str, Any], supply: Supply) -> bool:
+    """Whether `config` asks for training beyond the checkpoint `saved`."""
+    training = config.training
+    if training.updates is not None:
+        return training.updates > int(saved["store"]["version"])
+    if training.seconds is not None:
+        return training.seconds > float(saved["journal"]["seconds"])
+    return supply.num_batches is not None and supply.num_batches > _num_used(saved["store"]["ledger"])
+
+
+def is_as_long(before: RunConfig, config: RunConfig) -> bool:
+    """Whether both ask for a run of the same length, with the same measurements."""
+    bounds = all(getattr(before.training, bound) == getattr(config.training, bound) for bound in BOUNDS)
+    return bounds and before.validation == config.validation
 
 
 def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str, Any], supply: Supply, flag: str) -> None:
@@ -43,26 +53,20 @@ def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str,
             " text back, or start another run"
         )
     version, tokens, seconds = saved["store"]["version"], saved["store"]["tokens"], saved["journal"]["seconds"]
-    used = _num_used(saved["store"]["ledger"])
-    training, got, goes_on = config.training, "", False
-    if training.updates is not None:
-        goes_on = training.updates > version
-        if training.updates < version:
-            got = f"updates: got {training.updates}, expected {version} or more"
-    elif training.seconds is not None:
-        goes_on = training.seconds > seconds
-        if not goes_on and training.seconds != before.training.seconds:
-            got = f"seconds: got {training.seconds:g}, expected {seconds:.1f} or more"
-    elif supply.num_batches is not None:
-        goes_on = supply.num_batches > used
-        if supply.num_batches < used:
-            bound = "tokens" if training.epochs is None else "epochs"
-            asked = f"{getattr(training, bound)}, which is {supply.num_batches} batches"
-            got = f"{bound}: got {asked}, expected {used} batches or more"
+    used, training, got = _num_used(saved["store"]["ledger"]), config.training, ""
+    if training.updates is not None and training.updates < version:
+        got = f"updates: got {training.updates}, expected {version} or more"
+    elif training.seconds is not None and training.seconds < seconds and training.seconds != before.training.seconds:
+        got = f"seconds: got {training.seconds:g}, expected {seconds:.1f} or more"
+    elif supply.num_batches is not None and supply.num_batches < used:
+        bound = "tokens" if training.epochs is None else "epochs"
+        asked = f"{getattr(training, bound)}, which is {supply.num_batches} batches"
+        got = f"{bound}: got {asked}, expected {used} batches or more"
     if got:
         raise ConfigError(f"{flag}: training.{got}, which the run has done; or start another run")
     schedule = config.optimizer.schedule
-    if goes_on and schedule.total is not None and (version if schedule.unit == "versions" else tokens) >= schedule.total:
+    position = version if schedule.unit == "versions" else tokens
+    if schedule.total is not None and position >= schedule.total and goes_on(config, saved, supply):
         raise ConfigError(
             f"{flag}: optimizer.schedule.total: got {schedule.total} {schedule.unit}, which the run has done, expected more to"
             " come; the rate is 0 from there on, and nothing would be learned; start another run"

@@ -197,8 +197,9 @@ def _set_up(
     lost = ""
     if options.auto_resume:
         options, lost = _decide(group, folder, config, options)
-    saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank, task))
-    finished = folder.finished(config) if saved is not None and group.rank == 0 else None
+    supply = Supply(task.fingerprint(), goal.num_batches)
+    saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank, supply))
+    finished = folder.finished(config, saved, supply) if saved is not None and group.rank == 0 else None
     if ended := json.loads(group.exchange(json.dumps(finished))[0]):
         if group.rank == 0:
             progress.say("finished before, and asked for no more: there is nothing to do")
@@ -263,10 +264,11 @@ def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOp
     return dataclasses.replace(options, resume=resume, overwrite=overwrite), lost
 
 
-def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int, task: Task) -> Checkpoint | None:
+def _open_folder(
+    folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int, supply: Supply
+) -> Checkpoint | None:
     if options.resume:
-        flag = "--auto-resume" if options.auto_resume else "--resume"
-        return folder.resume(config, Supply(task.fingerprint(), task.num_batches()), flag)
+        return folder.resume(config, supply, "--auto-resume" if options.auto_resume else "--resume")
     if rank == 0:
         folder.begin(config, overwrite=options.overwrite)
     return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvd_async.atomic import write_file
 from hvd_async.config import RunConfig, dump_config, load_config, read_tree
-from hvd_async.continuation import Supply, asks_for_no_more, changed_keys, check_goes_further
+from hvd_async.continuation import Supply, changed_keys, check_goes_further, goes_on, is_as_long
 from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.events import read_events
 from hvd_async.locks import BusyError, held
@@ -142,11 +142,12 @@ class RunFolder:
         check_goes_further(load_config(self.config), config, checkpoint.data, supply, flag)
         return checkpoint
 
-    def finished(self, config: RunConfig) -> dict[str, Any] | None:
+    def finished(self, config: RunConfig, checkpoint: Checkpoint, supply: Supply) -> dict[str, Any] | None:
         """The summary of the run that is here, where it has ended and `config` asks for no more; else None."""
         summary = _read_object(self.summary)
-        has_ended = str(summary.get("how")).startswith("finished") and asks_for_no_more(load_config(self.config), config)
-        return summary if has_ended else None
+        has_ended = summary.get("how") == "finished" and not goes_on(config, checkpoint.data, supply)
+        has_ended = has_ended or summary.get("how") == "finished early"
+        return summary if has_ended and is_as_long(load_config(self.config), config) else None
 
     def _own(self) -> list[pathlib.Path]:
         """All that is here under names that a run gives. A link to a folder, as of checkpoints on scratch, is followed."""

@@ -271,15 +271,22 @@ def test_a_run_does_not_go_on_past_the_end_of_its_schedule(folder: RunFolder, un
 
 
 def test_a_run_that_has_finished_is_finished_until_more_is_asked_for(folder: RunFolder) -> None:
-    assert folder.finished(make_config()) is None
+    def finished(num_batches: int = 7, **sections: Any) -> dict[str, Any] | None:
+        config, supply = make_config(**sections), Supply("text", num_batches)
+        return folder.finished(config, folder.resume(config, supply), supply)
+
+    assert finished() is None
     folder.summary.write_text('{"how": "stopped"}')
-    assert folder.finished(make_config()) is None
-    folder.summary.write_text('{"how": "finished early", "updates": 3}')
-    assert folder.finished(make_config(decoding={"beam": 1})) == {"how": "finished early", "updates": 3}
-    assert folder.finished(make_config(training={"epochs": 2})) is None
-    assert folder.finished(make_config(validation={"every": 2})) is None
+    assert finished() is None
+    folder.summary.write_text('{"how": "finished"}')
+    assert finished(decoding={"beam": 1}) == {"how": "finished"}
+    assert finished(num_batches=8) is None and finished(8, training={"epochs": 2}) is None
+    assert finished(validation={"every": 2}) is None
+    folder.summary.write_text('{"how": "finished early"}')
+    assert finished(num_batches=8) == {"how": "finished early"}
+    assert finished(8, training={"epochs": 2}) is None
     folder.go_on(make_config(training={"epochs": 2}))
-    assert folder.finished(make_config(training={"epochs": 2})) is None  # it may not have reached that end
+    assert finished(8, training={"epochs": 2}) is None  # it may not have reached that end
 
 
 def test_provisional_parameters_are_compared_by_what_they_mean(folder: RunFolder) -> None:
