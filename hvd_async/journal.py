@@ -72,6 +72,7 @@ class RunJournal:
         self._clock = clock
         self._origin = origin
         self._num_processes = 0
+        self._num_idle = 0
         self._is_simulated = is_simulated
         self.metrics = RunMetrics()
         self.measurements = Measurements()
@@ -198,6 +199,11 @@ class RunJournal:
             update_seconds=round(now - self._updating_since, 6),
         )
         self._write_scalars(update)
+        self._num_idle += update.learning_rate == 0.0
+        if self._num_idle == 2:  # that of the last version of a whole schedule is 0
+            self._progress.say(
+                f"version {update.version}: the learning rate is 0 from here on; see optimizer.schedule.total"
+            )
         validation, training = self._config.validation, self._config.training
         if validation.is_due(update.version, self._store.tokens, update.tokens):
             self._take_snapshot()
@@ -207,7 +213,7 @@ class RunJournal:
         if training.digest_every and update.version % training.digest_every == 0:
             self._take_digest()
         self._copies.clear()
-        self._log_digests()
+        self._log_digests(wait=self._is_simulated)  # where all that is written down follows from a seed
         self._progress.update(update, self.metrics, now)
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
@@ -396,7 +402,8 @@ class RunJournal:
     def _save_checkpoint(self) -> None:
         self._take_digest()
         tensors, data = self._store.state()
-        self._document = json.loads(json.dumps({"store": data, "journal": self._books()}))  # books go on meanwhile
+        document = {"data": self._task.fingerprint(), "store": data, "journal": self._books()}
+        self._document = json.loads(json.dumps(document))  # a copy: the books go on meanwhile
         copies = {
             name: self._copies[name] if name in self._copies else tensor.to("cpu", copy=True)
             for name, tensor in tensors.items()

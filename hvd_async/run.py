@@ -19,6 +19,7 @@ from hvd_async.agreement import in_agreement, told_by_rank_0
 from hvd_async.batch_job import read_batch_job
 from hvd_async.checkpoint import SavedData, check_tensors, load_tensors
 from hvd_async.config import RunConfig
+from hvd_async.continuation import Supply
 from hvd_async.emulation import Emulation, check_emulation
 from hvd_async.environment import check_world, read_environment
 from hvd_async.errors import (
@@ -98,8 +99,7 @@ def train(
             _aborting_on_failure(strategy.group),
         ):
             run = _set_up(config, make_task, options, strategy, environ, holding, stop)
-            with run.journal if run.journal is not None else contextlib.nullcontext():
-                notice, summary = run.play(strategy)
+            notice, summary = run.play(strategy) if isinstance(run, _Run) else (None, run)
             # Nobody leaves before everything is saved: a launcher kills the others when one has gone with a status other than 0.
             how = strategy.group.exchange(str(summary.get("how", "")))[0]
             strategy.close()
@@ -108,7 +108,7 @@ def train(
         raise StoppedBySignal(f"stopped by {notice}, everything saved; {mend}", notice.signal_number)
     if how == "diverged":
         raise DivergedError(
-            f"{config.output}: diverged: gradients or validation losses are not finite any more (see {run.folder.summary.name});"
+            f"{config.output}: diverged: gradients or validation losses are not finite any more (see summary.json);"
             " try a lower optimizer.learning_rate, a longer warm-up or optimizer.clip_norm"
         )
     return summary
@@ -128,8 +128,11 @@ class _Run:
     def play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
         """Train, measure, and write down what came of it; what stopped it, and the summary. Collective."""
         self.stop.defer()
-        showing = contextlib.nullcontext() if self.journal is None else self.progress.showing()
-        with showing:
+        with self.journal if self.journal is not None else contextlib.nullcontext():
+            return self._play(strategy)
+
+    def _play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
+        with contextlib.nullcontext() if self.journal is None else self.progress.showing():
             notice = strategy.execute(self.job, self.loop)
         num_longer, num_steps = self.count_long_steps(strategy.group)
         if notice is None or notice.is_end:
@@ -189,8 +192,9 @@ def _set_up(
     environ: Mapping[str, str],
     holding: contextlib.ExitStack,
     stop: StopRequest,
-) -> _Run:
-    """Make everything ready. On rank 0 `holding` keeps the lock of the run's folder. Collective."""
+) -> _Run | dict[str, Any]:
+    """Make everything ready; of a run that has ended, and is asked for no more, its summary. On rank 0 `holding` keeps the lock
+    of the run's folder. Collective."""
     group, folder = strategy.group, RunFolder(config.output)
     machines = _meet(group, environ)
     plans = in_agreement(group, lambda: _plan_ranks(config, machines))
@@ -201,6 +205,8 @@ def _set_up(
         if device is not None and device.startswith("cuda"):
             torch.cuda.set_device(device)
             break
+    if options.resume:  # before text is prepared for a configuration that will be refused
+        in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = in_agreement(group, lambda: make_task(config))
     model = task.build_model()
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
@@ -228,7 +234,13 @@ def _set_up(
     lost = ""
     if options.auto_resume:
         options, lost = _decide(group, folder, config, options)
-    resumption = in_agreement(group, lambda: _open_folder(folder, config, options) if group.rank == 0 else None)
+    supply = Supply(task.fingerprint(), goal.num_batches)
+    resumption = in_agreement(group, lambda: _open_folder(folder, config, options, supply) if group.rank == 0 else None)
+    finished = None if resumption is None else folder.finished(config, resumption.saved, supply)
+    if ended := json.loads(group.exchange(json.dumps(finished))[0]):
+        if group.rank == 0:
+            progress.say("finished before, and asked for no more: there is nothing to do")
+        return ended if group.rank == 0 else {}
     saved = _agree_on_checkpoint(group, resumption, needs_tensors=plan.shard is not None or config.strategy.kind != "async")
     own = this_software(device_of(plans[group.rank].device, plans[group.rank].store_device))
     software = [json.loads(text) for text in group.exchange(json.dumps(own))]
@@ -242,7 +254,7 @@ def _set_up(
         for line in (describe(each, strategy.transport(plans, each.rank)) for each in plans):
             progress.say(line)
         if resumption is not None:
-            folder.keep_config(config)  # it may ask for a longer run now
+            folder.go_on(config)
             journal.restore(resumption)
     job = dataclasses.replace(job, journal=journal, saved=saved)
     steps_before = 0 if saved is None or plan.worker is None else _steps_of(saved.data, plan.worker)
@@ -321,12 +333,12 @@ def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOp
     return dataclasses.replace(options, resume=resume, overwrite=overwrite), lost
 
 
-def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions) -> Resumption | None:
+def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, supply: Supply) -> Resumption | None:
     """Begin in `folder`, or choose what is gone on from. On rank 0, which holds the folder."""
     if not options.resume:
         folder.begin(config, overwrite=options.overwrite)
         return None
-    resumption = folder.resume(config, "--auto-resume" if options.auto_resume else "--resume")
+    resumption = folder.resume(config, supply, "--auto-resume" if options.auto_resume else "--resume")
     found = resumption.saved
     check_tensors(found, f"remove {found.folder} to resume from the one before it, if there is one")
     return resumption

@@ -23,7 +23,7 @@ LAYERS = (
     {"training", "progress"},
     {"strategies", "nmt", "metrics"},
     {"store", "run_folder", "signals", "origin", "placement", "agreement"},
-    {"transport", "checkpoint", "emulation", "config_reference"},
+    {"transport", "checkpoint", "emulation", "config_reference", "continuation"},
     {"step_times", "atomic"},
     {
         "config",
@@ -42,12 +42,14 @@ LAYERS = (
         "failures",
         "streams",
     },
-    {"errors", "_kernels", "kernels_cuda", "openmp"},
+    {"errors", "printable", "paths", "_kernels", "kernels_cuda", "openmp"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
-    "nmt": {"config", "errors", "atomic"},
-    "comparison": {"config", "errors", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"},
+    "nmt": {"config", "errors", "atomic", "printable"},
+    "comparison": {
+        *("config", "errors", "printable", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"),
+    },
     "flat": set(),
     "step_times": {"config", "errors"},
     "kernels": {"_kernels", "kernels_cuda"},
@@ -63,6 +65,7 @@ DOORS = {
     "horovod": ("strategies.horovod",),
     "sentencepiece": ("nmt.vocabulary",),
     "triton": ("kernels_cuda",),
+    "yaml": ("config.yaml",),
 }
 
 
