@@ -128,6 +128,10 @@ class RunFolder:
         was_saved = self.has_checkpoint() or self.summary.exists()
         return Beginning.RESUME if was_saved else Beginning.AGAIN
 
+    def is_being_saved(self) -> bool:
+        """Whether a checkpoint is being written, or was when its writer died."""
+        return any(self.checkpoints.glob(".v*.tmp"))
+
     def has_checkpoint(self) -> bool:
         """Whether there is one to resume from, whole or not."""
         return any(path.is_dir() and path.name[1:].isdigit() for path in self.checkpoints.glob("v*"))

@@ -10,7 +10,7 @@ from hvd_async.launcher.detection import choose_pmi, detect_allocation, detect_m
 from hvd_async.launcher.hosts import Host, parse_hosts, read_allocation
 from hvd_async.launcher.layout import Layout, Place, Wanted, explain, lay_out, plan_ranks
 from hvd_async.launcher.outcome import Outcome, Summary, outcome_of
-from hvd_async.launcher.running import Ended, run_command
+from hvd_async.launcher.running import Ended, Stopping, run_command
 from hvd_async.launcher.starters import (
     LaunchOptions,
     MpiFamily,
@@ -33,6 +33,7 @@ __all__ = [
     "Outcome",
     "Place",
     "Starter",
+    "Stopping",
     "Summary",
     "TrainArguments",
     "Wanted",
