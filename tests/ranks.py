@@ -21,7 +21,7 @@ from hvd_async.launcher import Host, LaunchOptions, Layout, MpiFamily, detect_mp
 
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
 # Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
-_MARK = "HVD_ASYNC_TEST_JOB"
+MARK = "HVD_ASYNC_TEST_JOB"
 _GRACE_SECONDS = 2.0
 
 
@@ -104,7 +104,7 @@ def run_limited(
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         job = subprocess.Popen(
             argv,
-            env={**environ, _MARK: mark},
+            env={**environ, MARK: mark},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -121,7 +121,7 @@ def run_limited(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(_GRACE_SECONDS)
         finally:
-            _kill_marked(mark)
+            kill_marked(mark)
             job.wait()
         return Completed(124 if timed_out else returncode, _text(stdout), _text(stderr), timed_out)
 
@@ -143,16 +143,16 @@ def _agent_arguments(family: MpiFamily) -> tuple[str, ...]:
     return ("--prtemca", "plm_ssh_agent", agent) if family == "openmpi" else ("-launcher", "ssh", "-launcher-exec", agent)
 
 
-def _kill_marked(mark: str) -> None:
+def kill_marked(mark: str) -> None:
     """Kill every process that inherited `mark`, until none is left: what one forks meanwhile has it too."""
-    while pids := list(_pids_marked(mark)):
+    while pids := list(pids_marked(mark)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _pids_marked(mark: str) -> Iterator[int]:
-    wanted = f"{_MARK}={mark}".encode()
+def pids_marked(mark: str) -> Iterator[int]:
+    wanted = f"{MARK}={mark}".encode()
     for folder in pathlib.Path("/proc").iterdir():
         if folder.name.isdigit():
             # A process may end while it is looked at; a dead one that nobody has waited for yet has no environment.

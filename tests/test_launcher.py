@@ -494,6 +494,7 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(0, signal.SIGINT), "stopped", 130, "stopped by Ctrl-C after 1:02:03, everything saved"),
         (Ended(0, signal.SIGHUP), "stopped", 129, "stopped by SIGHUP after 1:02:03, everything saved"),
         (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; what was saved before is whole"),
+        (Ended(139), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 139"),
         (Ended(8), "diverged", 8, "diverged after 1:02:03"),
         (Ended(143), None, 1, "failed after 1:02:03, exit status 143"),  # a rank failed, and srun ended the others
         (Ended(2), None, 2, "failed after 1:02:03, exit status 2"),
