@@ -34,13 +34,12 @@ from hvd_async.run_folder import Resumption, RunFolder
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.training import Task
 from hvd_async.transport.layout import StopKind, StopNotice
-from hvd_async.writer import BackgroundWriter
+from hvd_async.writer import MAX_UNWRITTEN_VECTORS, BackgroundWriter
 
 _SNAPSHOT_NAME = "parameters"
 _SCALARS_EVERY_SECONDS = 1.0
 _SAVING_SECONDS = 2.0
-# Copies of the parameters that may wait for the disk, beside one checkpoint; small ones never make the store wait.
-MAX_UNWRITTEN_VECTORS = 4
+# Small ones never make the store wait.
 _MAX_UNWRITTEN_BYTES = 1 << 26
 # Refusals that say that training itself has gone wrong.
 _NOT_FINITE = (Refusal.NOT_FINITE, Refusal.SUM_NOT_FINITE)

@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
+# Copies of a run's parameters that may wait for the disk, beside one checkpoint.
+MAX_UNWRITTEN_VECTORS = 4
 
 
 class BackgroundWriter:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
@@ -70,6 +71,7 @@ def run_ranks(
     env: Mapping[str, str] | None = None,
     hosts: Sequence[str] = (),
     mpirun_args: Sequence[str] = (),
+    outlives_mpirun: bool = False,
 ) -> Completed:
     """Run a Python program in `num_ranks` processes under mpirun, and kill all of them `timeout` seconds later.
 
@@ -92,13 +94,22 @@ def run_ranks(
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **(env or {})}
     command = mpirun_command((sys.executable, *_python_arguments(program), *args), layout, options, variables)
     first_host = (str(TWO_HOSTS / "onhost.sh"), hosts[0]) if hosts else ()
-    return run_limited((*first_host, *command.argv), {**os.environ, **command.environment}, timeout)
+    environ = {**os.environ, **command.environment}
+    return run_limited((*first_host, *command.argv), environ, timeout, outlives=outlives_mpirun)
 
 
 def run_limited(
-    argv: Sequence[str], environ: Mapping[str, str], timeout: float, cwd: pathlib.Path | None = None
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    timeout: float,
+    cwd: pathlib.Path | None = None,
+    outlives: bool = False,
 ) -> Completed:
-    """Run `argv`; at the time limit kill it and whatever it started, wherever that has gone, and keep the output."""
+    """Run `argv`; at the time limit kill it and whatever it started, wherever that has gone, and keep the output.
+
+    What it started is killed when it has ended, unless `outlives`: then that may end by itself within the limit.
+    """
+    deadline = time.monotonic() + timeout
     mark = uuid.uuid4().hex
     # Output goes to files: a pipe would be held open by a process that outlived the job, and reading it would hang.
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
@@ -114,6 +125,9 @@ def run_limited(
         timed_out = False
         try:
             returncode = job.wait(timeout)
+            while outlives and not timed_out and any(pids_marked(mark)):
+                timed_out = time.monotonic() > deadline
+                time.sleep(0.05)  # nobody tells when a process that is not ours ends
         except subprocess.TimeoutExpired:
             timed_out = True
             # Asked first, Open MPI's mpirun kills its ranks itself and removes their segments from /dev/shm.

@@ -136,6 +136,8 @@ class StoreClient:
     def idle(self) -> None:
         """Tell the store that no gradient is under way for this slot but what is in it."""
         self._under_way = IDLE
+        if self._options.announces:
+            self._set_slot(SlotWord.NEXT_BASE_VERSION, IDLE)
         self._announce_base(IDLE)
 
     def keep_announced(self, version: int) -> None:
@@ -311,6 +313,8 @@ class StoreClient:
             return self._window.load(Word.VERSION)
         while True:
             version = self._window.load(Word.VERSION)
+            if self._under_way != IDLE:
+                self._set_slot(SlotWord.NEXT_BASE_VERSION, version)
             self._announce_base(min(version, self._under_way))
             following = self._window.load(Word.NEXT_VERSION)
             # What is under way meanwhile is older and holds the store back itself: to wait for the store would be for ever.

@@ -141,7 +141,8 @@ class StoreServer:
         self._memory.store(Word.EVALUATE_EVERY, self._options.evaluate_every)
         self._memory.store(Word.NEXT_VERSION, self._store.version)
         for slot in range(self._layout.slots):
-            self._set(slot, SlotWord.BASE_VERSION, IDLE)  # nobody announces anything before the store is ready
+            for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
+                self._set(slot, word, IDLE)  # nobody announces anything before the store is ready
         self._journal.started(self._store)
         self._publish()
         self._memory.store(Word.READY, 1)
@@ -301,7 +302,12 @@ class StoreServer:
             self._withdraw_provisional()
         self._complete(update)
         # Asked again: until the new version was out, a worker may have announced the one before.
-        self._store.forget_base_versions(min(self._under_way(), default=self._store.version))
+        under_way = self._under_way()
+        if (
+            self._layout.arrivals_per_slot > 1
+        ):  # the members of a team may be on any version since the oldest that it announces
+            under_way += range(min(under_way, default=self._store.version), self._store.version)
+        self._store.keep_base_versions(under_way)
         return update is not None
 
     def _is_being_read(self, following: int) -> bool:
@@ -340,9 +346,10 @@ class StoreServer:
         versions = []
         for slot in range(self._layout.slots):
             # In this order: a worker fills its slot before it announces another version.
-            announced = self._get(slot, SlotWord.BASE_VERSION)
-            if announced != IDLE:
-                versions.append(announced)
+            for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
+                announced = self._get(slot, word)
+                if announced != IDLE:
+                    versions.append(announced)
             if self._get(slot, SlotWord.PUSHED) != self._drained[slot]:
                 versions.append(self._get(slot, SlotWord.PUSHED_BASE_VERSION))
         return versions

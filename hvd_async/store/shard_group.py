@@ -128,10 +128,10 @@ class ShardGroup:
         self._tell(Order(Verb.DISCARD))
         self._own.discard()
 
-    def forget(self, oldest_version: int) -> None:
+    def forget(self, version: int) -> None:
         """See `Vectors.forget`."""
-        self._tell(Order(Verb.FORGET, version=oldest_version))
-        self._own.forget(oldest_version)
+        self._tell(Order(Verb.FORGET, version=version))
+        self._own.forget(version)
 
     def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
         """See `Vectors.load`; the other shards load their own parts before they begin to serve."""
@@ -140,8 +140,8 @@ class ShardGroup:
 
     def meet(self) -> None:
         """Wait until the other shards have their parameters and serve. Called once, before anything is published."""
-        # It changes nothing, since no version is older than 0; to discard would lose what was pending in a checkpoint.
-        self._tell(Order(Verb.FORGET))
+        # It changes nothing, since there is no such version; to discard would lose what was pending in a checkpoint.
+        self._tell(Order(Verb.FORGET, version=-1))
         self._wait()
 
     def end(self) -> None:

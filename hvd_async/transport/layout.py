@@ -73,6 +73,7 @@ class SlotWord(enum.IntEnum):
 
     PUSHED = 0  # owner: gradients written into the slot; last of a push
     BASE_VERSION = 1  # owner: announced before a pull, where the rules ask what is under way; else IDLE
+    NEXT_BASE_VERSION = 3  # owner: the version that was pulled while a gradient on BASE_VERSION is computed; else IDLE
     WANTED = 2  # owner: the count of the push that waits for the slot to be free
     DRAINED = 8  # store: gradients that were taken in; if one completed an update, that is published
     FREED = 9  # store: gradients that were read, so that the slot may be written again
