@@ -39,11 +39,17 @@ class Ddp:
         timeout = datetime.timedelta(seconds=job.strategy.worker_timeout_seconds)
         rank, size = self.group.rank, self.group.size
         dist.init_process_group(backend, store=self._meet(timeout), rank=rank, world_size=size, timeout=timeout)
-        try:
-            notice = synchronous.execute(job, rank, DdpAllReduce(device), loop)
-        except dist.DistBackendError as error:
-            reason = " ".join(str(error).split())
-            raise PeerError(f"torch.distributed: {reason} (strategy.worker_timeout_seconds)") from None
+
+        def guarded(worker: Worker, model: torch.nn.Module) -> None:
+            try:
+                loop(worker, model)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                if isinstance(error, dist.DistBackendError) or "gloo" in reason:  # which raises nothing of its own
+                    raise _peer_error(reason, timeout) from None
+                raise
+
+        notice = synchronous.execute(job, rank, DdpAllReduce(device), guarded)
         dist.destroy_process_group()
         return notice
 
@@ -65,6 +71,13 @@ class Ddp:
             return server
         host, port = address.split()
         return TCPStore(host, int(port), self.group.size, is_master=False, timeout=timeout)
+
+
+def _peer_error(reason: str, timeout: datetime.timedelta) -> PeerError:
+    return PeerError(
+        f"torch.distributed: another rank has gone, or did not come for {timeout.total_seconds():.0f} s"
+        f" (strategy.worker_timeout_seconds); what was learnt is saved ({reason[:200]})"
+    )
 
 
 class DdpAllReduce:
