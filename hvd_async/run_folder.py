@@ -71,19 +71,24 @@ class RunFolder:
     def begin(self, config: RunConfig, *, overwrite: bool) -> None:
         """Make the folder for a new run. Raises `ConfigError` if it holds one, or what is left of one, and `overwrite` is not
         set."""
-        if self.config.exists() and not overwrite:
-            raise ConfigError(
-                f"{self.root}: holds a run already; go on with --resume, replace it with --overwrite, or set another output"
-            )
         if overwrite:
             for path in (self.events, self.summary):
                 path.unlink(missing_ok=True)
             for path in (self.snapshots, self.checkpoints, self.models, self.tensorboard):
                 shutil.rmtree(path, ignore_errors=True)
-        elif remains := self._remains():
-            raise ConfigError(f"{remains}; put it back, remove them with --overwrite, or set another output")
+        else:
+            self.check_vacant()
         self.snapshots.mkdir(parents=True, exist_ok=True)
         self.keep_config(config)
+
+    def check_vacant(self) -> None:
+        """Raise `ConfigError` if there is a run here, or what is left of one. Touches nothing."""
+        if self.config.exists():
+            raise ConfigError(
+                f"{self.root}: holds a run already; go on with --resume, replace it with --overwrite, or set another output"
+            )
+        if remains := self._remains():
+            raise ConfigError(f"{remains}; put it back, remove them with --overwrite, or set another output")
 
     def how_to_begin(self, config: RunConfig) -> Beginning:
         """What to do here for `config`, for a job that may have been started before. Changes nothing.
@@ -97,7 +102,7 @@ class RunFolder:
                 mend = f"put it back, remove them with --overwrite in place of {flag}, or set another output"
                 raise ConfigError(f"{flag}: {remains}; {mend}")
             return Beginning.NEW
-        self._check_same(config, flag)
+        self.check_same(config, flag)
         was_saved = self.has_checkpoint() or self.summary.exists() or any(self.checkpoints.glob(".v*.old"))
         return Beginning.RESUME if was_saved else Beginning.AGAIN
 
@@ -130,7 +135,7 @@ class RunFolder:
         from hvd_async.checkpoint import load_latest_checkpoint  # loads torch, which a reader of paths does not need
 
         self.check_is_run(flag)
-        self._check_same(config, flag)
+        self.check_same(config, flag)
         checkpoint = load_latest_checkpoint(self.checkpoints)
         if checkpoint is None:
             raise CheckpointError(
@@ -150,7 +155,7 @@ class RunFolder:
             f"{self.root}: got {', '.join(found)} without {self.config.name}, expected all of a run or none" if found else ""
         )
 
-    def _check_same(self, config: RunConfig, flag: str) -> None:
+    def check_same(self, config: RunConfig, flag: str = "--resume") -> None:
         """Raises `ConfigError` if `config` would compute something else than the run that is here, or that was simulated."""
         before = parse_config(yaml.safe_load(self.config.read_text(encoding="utf-8")), source=str(self.config))
         if self.events.exists() and next(read_events(self.events), {}).get("simulated"):

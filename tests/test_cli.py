@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hvd_async.__main__ import main
+from hvd_async.config import dump_config, load_config
 from hvd_async.nmt.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
@@ -176,3 +177,33 @@ def test_arguments_that_do_not_go_together_are_told_with_the_usage(
         main(arguments)
     assert ended.value.code == 2
     assert f"hvd-async {arguments[0]}: error: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def begun(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A configuration of a run that is in its folder, as far as a launcher looks."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(dump_config(load_config(config)), encoding="utf-8")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 2, "run: holds a run already; go on with --resume"),
+        (["--resume", "--set", "model.width=32"], 2, "--resume: model.width: got 32, expected 16"),
+        (["--auto-resume", "--set", "seed=5"], 2, "--auto-resume: seed: got 5, expected 1"),
+        (["--resume", "--set", "output=elsewhere"], 5, "elsewhere: got no run to resume"),
+        (["--overwrite", "--set", "data.train=nothing"], 3, "nothing.en: no such file, nor nothing.en.gz"),
+        (["--overwrite", "--set", "data.validation=nothing"], 3, "nothing.en: no such file"),
+    ],
+)
+def test_launch_refuses_what_its_ranks_would_before_it_starts_them(
+    arguments: list[str], status: int, words: str, begun: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(begun.parent.rglob("*"))
+    assert main(["launch", str(begun), "--mpi", "openmpi", "--set", "strategy.kind=async", *arguments]) == status
+    told = capsys.readouterr()
+    assert words in told.err and told.err.count("\n") <= 2
+    assert told.out == ""  # the command line is printed when it is run
+    assert sorted(begun.parent.rglob("*")) == before

@@ -105,6 +105,7 @@ CASES = {
         ),
         options(mpirun="/opt/mpi/bin/mpirun", python="/opt/env/bin/python"),
     ),
+    "openmpi-bar": (here(config("async"), 2), TrainArguments("run.yaml", progress="bar"), options()),
     "openmpi-job": (in_job(config("async"), nodes(4, 2)), TRAIN, options()),
     "mpich-async-root": (here(config("async"), 2), TRAIN, options(mpi="mpich", as_root=True)),
     "mpich-async-two-hosts": (there(config("async"), 4), TRAIN, options(mpi="mpich")),
@@ -118,6 +119,7 @@ CASES = {
     "horovodrun-mpi": (here(config("horovod"), 2), TRAIN, options(starter="horovodrun-mpi")),
     "horovodrun-mpi-async-two-hosts": (there(config("async"), 4), TRAIN, options(starter="horovodrun-mpi")),
     "srun-async": (in_job(config("async"), nodes(2, 2)), TRAIN, SRUN),
+    "srun-bar": (in_job(config("async"), nodes(2, 2)), TrainArguments("run.yaml", progress="bar"), SRUN),
     "srun-async-shards-uneven": (in_job(config("async", shards=3), nodes(4, 2)), TRAIN, SRUN),
     "srun-horovod-gpus": (in_job(config("horovod"), nodes(None, None, gpus=4)), TRAIN, SRUN),
     "srun-mpich-resume": (

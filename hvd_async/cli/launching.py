@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hvd_async.cli.arguments import add_config, refuse, verb
 from hvd_async.cli.batch import add_resources, check_no_script, resources, submit
 from hvd_async.errors import SetupError
+from hvd_async.streams import tell
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
@@ -92,6 +93,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
         lay_out,
         outcome_of,
         plan_ranks,
+        quieted,
         run_command,
     )
     from hvd_async.run_folder import RunFolder
@@ -105,6 +107,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     is_single = config.strategy.kind == "single"
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
     command = launch_command(config, _train_arguments(arguments), layout, options)
+    if not arguments.dry_run:
+        _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if arguments.dry_run:
         for line in explain(layout, plan_ranks(config, layout)):
             print(f"# {line}")
@@ -113,10 +117,28 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
         return 0
     began, summary = time.monotonic(), Summary(RunFolder(config.output).summary)
     passes_on = options.starter in ("mpirun", "srun") and not is_single
-    ended = run_command(command, os.environ, signal.SIGUSR1 if passes_on else None)
+    with quieted(tell) as errors:
+        ended = run_command(command, os.environ, signal.SIGUSR1 if passes_on else None, errors)
     outcome = outcome_of(ended, summary.how(), time.monotonic() - began)
     print(outcome.text, flush=True)
     return outcome.status
+
+
+def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: bool) -> None:
+    """Raise what the ranks would raise, who take seconds to start, of the folder and, where they run here, of the text."""
+    from hvd_async.nmt.text import find_texts
+    from hvd_async.run_folder import RunFolder
+
+    folder = RunFolder(config.output)
+    if arguments.auto_resume:
+        folder.how_to_begin(config)
+    elif arguments.resume:
+        folder.check_is_run()
+        folder.check_same(config)
+    elif not arguments.overwrite:
+        folder.check_vacant()
+    if is_here:
+        find_texts(config.data)
 
 
 def _check_alone() -> None:
@@ -174,7 +196,9 @@ def _path_with(folder: pathlib.Path) -> str | None:
 def _train_arguments(arguments: argparse.Namespace) -> TrainArguments:
     from hvd_async.launcher import TrainArguments
 
-    progress = "bar" if sys.stdout.isatty() and not arguments.dry_run else "auto"
+    # horovodrun puts the number of its rank before what looks like a line to it.
+    has_lines = arguments.dry_run or str(arguments.starter).startswith("horovodrun")
+    progress = "bar" if sys.stdout.isatty() and not has_lines else "auto"
     return TrainArguments(arguments.config, tuple(arguments.overrides), _begin(arguments), progress)
 
 

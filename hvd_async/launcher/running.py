@@ -26,12 +26,15 @@ class Ended:
     signal: int | None = None
 
 
-def run_command(command: Command, environ: Mapping[str, str], stop_signal: int | None = None) -> Ended:
+def run_command(
+    command: Command, environ: Mapping[str, str], stop_signal: int | None = None, errors: int | None = None
+) -> Ended:
     """Run `command` on top of `environ`, pass SIGINT, SIGTERM and SIGUSR1 on to it, until it ends.
 
     They are passed on as `stop_signal`, if given: mpirun and srun keep others for themselves, but hand SIGUSR1 to all ranks, who
-    then save everything. At a second SIGINT it is SIGTERM, for which they kill their ranks. Blocks. To be called in the main
-    thread, as signal handlers are. Raises `SetupError` where the command cannot be started.
+    then save everything. At a second SIGINT it is SIGTERM, for which they kill their ranks. `errors`: a descriptor for the
+    command's standard error, in place of ours; its standard input is empty. Blocks. To be called in the main thread, as signal
+    handlers are. Raises `SetupError` where the command cannot be started.
     """
     children: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
@@ -54,10 +57,12 @@ def run_command(command: Command, environ: Mapping[str, str], stop_signal: int |
         tie = functools.partial(tie_to, os.getpid())
         own = command.environ(environ)
         try:
-            # Standard input is our caller's, a shell loop's list for one: mpirun would read all of it.
-            children.append(
-                subprocess.Popen(command.argv, env=own, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=tie)
+            # Our input may be a shell loop's list, of which mpirun would leave nothing.
+            nothing = subprocess.DEVNULL
+            process = subprocess.Popen(
+                command.argv, env=own, stdin=nothing, stderr=errors, start_new_session=True, preexec_fn=tie
             )
+            children.append(process)
         except OSError as error:
             raise SetupError(
                 f"{command.argv[0]}: cannot be started: {error.strerror}; is it installed and on PATH?"
