@@ -179,6 +179,36 @@ def test_arguments_that_do_not_go_together_are_told_with_the_usage(
     assert f"hvd-async {arguments[0]}: error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "parser", "meant"),
+    [
+        (["translate", "m", "--inptu", "x"], "hvd-async translate", "--input"),
+        (["train", "a.yaml", "--reusme"], "hvd-async train", "--resume"),
+        (["launch", "a.yaml", "--worker-per-nodes=2"], "hvd-async launch", "--workers-per-node"),
+        (["data", "builtin", "--output", "x", "--sede", "2"], "hvd-async data builtin", "--seed"),
+        (["data", "builtn"], "hvd-async data", "builtin"),
+        (["lauch", "a.yaml"], "hvd-async", "launch"),
+        (["launch", "a.yaml", "--starter", "mpirnu"], "hvd-async launch", "mpirun"),
+        (["train", "a.yaml", "--xyzzy"], "hvd-async train", None),
+        (["train", "a.yaml", "b.yaml"], "hvd-async train", None),
+    ],
+)
+def test_a_slip_of_the_finger_is_told_by_its_own_verb(
+    arguments: list[str], parser: str, meant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(f"usage: {parser} [-h]") and f"\n{parser}: error: " in told
+    assert told.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in told
+
+
+@pytest.mark.parametrize("flags", [["--workers", "0"], ["--slurm", "--nodes", "0"], ["--slurm", "--workers", "0"]])
+def test_a_number_that_is_none_has_one_exit_status(flags: list[str], config: pathlib.Path) -> None:
+    assert main(["launch", str(config), "--dry-run", "--set", "strategy.kind=async", "--mpi", "openmpi", *flags]) == 2
+
+
 @pytest.fixture
 def begun(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     """A configuration of a run that is in its folder, as far as a launcher looks."""

@@ -272,11 +272,17 @@ def test_too_few_gpus_are_found_before_anything_starts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "flag"),
+    [({"workers": 0}, "--workers"), ({"per_node": 0}, "--workers-per-node"), ({"gpus": 0}, "--gpus-per-node")],
+)
+def test_a_number_below_one_is_a_fault_of_the_arguments(wanted: dict[str, int], flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag}: got 0, expected 1 or more"):
+        lay_out(config("async"), Wanted(**wanted), TWO_HOSTS, CORES)
+
+
+@pytest.mark.parametrize(
     ("kind", "wanted", "hosts", "changes", "message"),
     [
-        ("async", {"workers": 0}, (), {}, "--workers: got 0, expected 1 or more"),
-        ("async", {"per_node": 0}, (), {}, "--workers-per-node: got 0, expected 1 or more"),
-        ("async", {"gpus": 0}, TWO_HOSTS, {}, "--gpus-per-node: got 0, expected 1 or more"),
         ("async", {"workers": 3, "per_node": 2}, (), {}, "--workers 3 beside --workers-per-node 2 on one machine"),
         ("async", {"workers": 4, "gpus": 2}, (), {}, "4 workers here, but rank 3 finds no GPU of its own"),
         ("single", {"workers": 2}, (), {}, "got 2, expected 1 for strategy single"),
