@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import add_config, refuse, verb
-from hvd_async.cli.batch import add_resources, check_no_script, resources, submit
-from hvd_async.errors import SetupError
+from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
+from hvd_async.errors import ConfigError, SetupError
 from hvd_async.streams import tell
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     ranks = parser.add_argument_group("ranks", "In a Slurm job, by default, a worker for each of its tasks.")
     ranks.add_argument("-w", "--workers", type=int, metavar="N", help="ranks that train (default 2; 1 for strategy single)")
     ranks.add_argument("--workers-per-node", type=int, metavar="N", help="workers on each host")
-    ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each host; by default a worker for each")
+    ranks.add_argument(
+        "--gpus-per-node",
+        metavar="[TYPE:]N",
+        help="GPUs of each host; by default a worker for each; the type, such as a100, is for batch scripts",
+    )
     ranks.add_argument(
         "--store-apart", action="store_true", help="the first component of a heterogeneous Slurm job is for the store alone"
     )
@@ -156,7 +160,10 @@ def _check_alone() -> None:
 def _wanted(arguments: argparse.Namespace) -> Wanted:
     from hvd_async.launcher import Wanted
 
-    return Wanted(arguments.workers, arguments.workers_per_node, arguments.gpus_per_node, arguments.store_apart)
+    gpu_type, gpus = parse_gpus(arguments.gpus_per_node)
+    if gpu_type and not arguments.slurm:
+        raise ConfigError(f"--gpus-per-node: got the type {gpu_type} without --slurm, where it has no effect; leave it out")
+    return Wanted(arguments.workers, arguments.workers_per_node, gpus, arguments.store_apart)
 
 
 def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
