@@ -61,6 +61,8 @@ class StoppedBySignal(HvdAsyncError):
     `signal_number` decides the exit status, 128 + signal, as shells have it.
     """
 
+    is_on_all_ranks = True
+
     def __init__(self, message: str, signal_number: int) -> None:
         """Keep the signal, from which the exit status follows."""
         super().__init__(message)

@@ -92,17 +92,22 @@ class RunFolder:
         set."""
         if overwrite:
             self._remove()
-        elif self._has_config_of_run():
-            raise ConfigError(
-                f"{self.root}: holds a run already; go on with --resume, replace it with --overwrite, or set another output"
-            )
-        elif remains := self._remains():
-            raise ConfigError(f"{remains}; put it back, remove them with --overwrite, or set another output")
+        else:
+            self.check_vacant()
         try:
             self.snapshots.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.snapshots}: cannot be made: {error.strerror or error}") from None
         self.keep_config(config)
+
+    def check_vacant(self) -> None:
+        """Raise `ConfigError` if there is a run here, or what is left of one. Touches nothing."""
+        if self._has_config_of_run():
+            raise ConfigError(
+                f"{self.root}: holds a run already; go on with --resume, replace it with --overwrite, or set another output"
+            )
+        if remains := self._remains():
+            raise ConfigError(f"{remains}; put it back, remove them with --overwrite, or set another output")
 
     def remove_leftovers(self) -> None:
         """Remove what processes that died have left half-written, and restore what they were about to replace.

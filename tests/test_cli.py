@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hvd_async.__main__ import main
+from hvd_async.config import dump_config, load_config
 from hvd_async.nmt.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
@@ -176,3 +177,63 @@ def test_arguments_that_do_not_go_together_are_told_with_the_usage(
         main(arguments)
     assert ended.value.code == 2
     assert f"hvd-async {arguments[0]}: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parser", "meant"),
+    [
+        (["translate", "m", "--inptu", "x"], "hvd-async translate", "--input"),
+        (["train", "a.yaml", "--reusme"], "hvd-async train", "--resume"),
+        (["launch", "a.yaml", "--worker-per-nodes=2"], "hvd-async launch", "--workers-per-node"),
+        (["data", "builtin", "--output", "x", "--sede", "2"], "hvd-async data builtin", "--seed"),
+        (["data", "builtn"], "hvd-async data", "builtin"),
+        (["lauch", "a.yaml"], "hvd-async", "launch"),
+        (["launch", "a.yaml", "--starter", "mpirnu"], "hvd-async launch", "mpirun"),
+        (["train", "a.yaml", "--xyzzy"], "hvd-async train", None),
+        (["train", "a.yaml", "b.yaml"], "hvd-async train", None),
+    ],
+)
+def test_a_slip_of_the_finger_is_told_by_its_own_verb(
+    arguments: list[str], parser: str, meant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(f"usage: {parser} [-h]") and f"\n{parser}: error: " in told
+    assert told.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in told
+
+
+@pytest.mark.parametrize("flags", [["--workers", "0"], ["--slurm", "--nodes", "0"], ["--slurm", "--workers", "0"]])
+def test_a_number_that_is_none_has_one_exit_status(flags: list[str], config: pathlib.Path) -> None:
+    assert main(["launch", str(config), "--dry-run", "--set", "strategy.kind=async", "--mpi", "openmpi", *flags]) == 2
+
+
+@pytest.fixture
+def begun(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A configuration of a run that is in its folder, as far as a launcher looks."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(dump_config(load_config(config)), encoding="utf-8")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 2, "run: holds a run already; go on with --resume"),
+        (["--resume", "--set", "model.width=32"], 2, "--resume: model.width: got 32, expected 16"),
+        (["--auto-resume", "--set", "seed=5"], 2, "--auto-resume: seed: got 5, expected 1"),
+        (["--resume", "--set", "output=elsewhere"], 5, "elsewhere: got no run to resume"),
+        (["--overwrite", "--set", "data.train=nothing"], 3, "nothing.en: no such file, nor nothing.en.gz"),
+        (["--overwrite", "--set", "data.validation=nothing"], 3, "nothing.en: no such file"),
+    ],
+)
+def test_launch_refuses_what_its_ranks_would_before_it_starts_them(
+    arguments: list[str], status: int, words: str, begun: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(begun.parent.rglob("*"))
+    assert main(["launch", str(begun), "--mpi", "openmpi", "--set", "strategy.kind=async", *arguments]) == status
+    told = capsys.readouterr()
+    assert words in told.err and told.err.count("\n") <= 2
+    assert told.out == ""  # the command line is printed when it is run
+    assert sorted(begun.parent.rglob("*")) == before

@@ -105,6 +105,7 @@ CASES = {
         ),
         options(mpirun="/opt/mpi/bin/mpirun", python="/opt/env/bin/python"),
     ),
+    "openmpi-bar": (here(config("async"), 2), TrainArguments("run.yaml", progress="bar"), options()),
     "openmpi-job": (in_job(config("async"), nodes(4, 2)), TRAIN, options()),
     "mpich-async-root": (here(config("async"), 2), TRAIN, options(mpi="mpich", as_root=True)),
     "mpich-async-two-hosts": (there(config("async"), 4), TRAIN, options(mpi="mpich")),
@@ -118,6 +119,7 @@ CASES = {
     "horovodrun-mpi": (here(config("horovod"), 2), TRAIN, options(starter="horovodrun-mpi")),
     "horovodrun-mpi-async-two-hosts": (there(config("async"), 4), TRAIN, options(starter="horovodrun-mpi")),
     "srun-async": (in_job(config("async"), nodes(2, 2)), TRAIN, SRUN),
+    "srun-bar": (in_job(config("async"), nodes(2, 2)), TrainArguments("run.yaml", progress="bar"), SRUN),
     "srun-async-shards-uneven": (in_job(config("async", shards=3), nodes(4, 2)), TRAIN, SRUN),
     "srun-horovod-gpus": (in_job(config("horovod"), nodes(None, None, gpus=4)), TRAIN, SRUN),
     "srun-mpich-resume": (
@@ -270,11 +272,17 @@ def test_too_few_gpus_are_found_before_anything_starts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "flag"),
+    [({"workers": 0}, "--workers"), ({"per_node": 0}, "--workers-per-node"), ({"gpus": 0}, "--gpus-per-node")],
+)
+def test_a_number_below_one_is_a_fault_of_the_arguments(wanted: dict[str, int], flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag}: got 0, expected 1 or more"):
+        lay_out(config("async"), Wanted(**wanted), TWO_HOSTS, CORES)
+
+
+@pytest.mark.parametrize(
     ("kind", "wanted", "hosts", "changes", "message"),
     [
-        ("async", {"workers": 0}, (), {}, "--workers: got 0, expected 1 or more"),
-        ("async", {"per_node": 0}, (), {}, "--workers-per-node: got 0, expected 1 or more"),
-        ("async", {"gpus": 0}, TWO_HOSTS, {}, "--gpus-per-node: got 0, expected 1 or more"),
         ("async", {"workers": 3, "per_node": 2}, (), {}, "--workers 3 beside --workers-per-node 2 on one machine"),
         ("async", {"workers": 4, "gpus": 2}, (), {}, "4 workers here, but rank 3 finds no GPU of its own"),
         ("single", {"workers": 2}, (), {}, "got 2, expected 1 for strategy single"),

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from hvd_async.__main__ import main
+from hvd_async.__main__ import main, report
+from hvd_async.errors import StoppedBySignal
 
 COMMAND = f"{shlex.quote(sys.executable)} -m hvd_async"
 # Cheap ones that print, and one that fails.
@@ -106,6 +107,21 @@ def test_of_a_configuration_that_all_ranks_read_one_tells_the_faults(
         assert main(["train", "nowhere.yaml"]) == 2
         told.append(capsys.readouterr().err.count("nowhere.yaml"))
     assert told == [1, 0]
+
+
+def test_of_a_stop_that_all_ranks_heed_one_tells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop() -> int:
+        raise StoppedBySignal("stopped", 15)
+
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+        assert report(stop) == 143
+        told.append(capsys.readouterr().err)
+    assert told == ["hvd-async: stopped\n", ""]
 
 
 def test_a_left_over_rank_silences_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

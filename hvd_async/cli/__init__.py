@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 
 from hvd_async.cli import comparisons, data, launching, machine, models, simulations, training
-from hvd_async.cli.arguments import EXIT_STATUS
+from hvd_async.cli.arguments import EXIT_STATUS, Parser
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line. Each verb sets `run`, a function from the parsed arguments to the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hvd-async",
         description="Train with asynchronous, summed gradients through a parameter store over MPI, or with Horovod or DDP.",
         epilog=EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for group in (data, training, launching, models, comparisons, simulations, machine):
         group.add_verbs(verbs)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import pathlib
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.paths import path_of
@@ -23,6 +25,31 @@ exit status:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name what may have been meant, with the usage of the verb that was given."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]  # less strict
+        """Parse, or end the process by an error of the verb's own parser for what that does not know."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser: Parser = parsed.parser
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            meant = [_meant(word.partition("=")[0], flags) for word in unknown if word.startswith("-")]
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}" + next(filter(None, meant), ""))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and `message`, with the nearest choice where one was asked for, and exit with status 2."""
+        if found := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
+            message += _meant(found[1], re.findall(r"[\w-]+", found[2]))
+        super().error(message)
+
+
+def _meant(word: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -30,14 +57,14 @@ def verb(
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
     """Add the verb `name`; `run` takes the parsed arguments and gives the exit status. Its parser, for its arguments."""
-    parser: argparse.ArgumentParser = verbs.add_parser(
+    parser = verbs.add_parser(
         name,
         help=purpose,
         description=purpose[0].upper() + purpose[1:] + ".",
         epilog=EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     read_paths(parser)
     return parser
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pathlib
+import re
 import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from hvd_async.launcher.batch import Resources
 
 # Of `add_resources` all of it.
-_OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "submit")
+_OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "setup", "site", "submit")
 
 
 def add_resources(group: argparse._ArgumentGroup) -> None:
@@ -31,6 +34,19 @@ def add_resources(group: argparse._ArgumentGroup) -> None:
         metavar="OPTION",
         help="a further option, such as --sbatch=--partition=gpu, which overrides the script's own; may repeat",
     )
+    group.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="a line of shell before anything is started, such as 'module load cuda/12.4'; may repeat",
+    )
+    group.add_argument(
+        "--site",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="account, partition, setup and sbatch options of a cluster, in YAML (default: hvd_async/site.yaml in ~/.config)",
+    )
 
 
 def check_no_script(arguments: argparse.Namespace, *more: str) -> None:
@@ -41,13 +57,23 @@ def check_no_script(arguments: argparse.Namespace, *more: str) -> None:
             raise ConfigError(f"--{flag}: got it without --slurm, expected both; it is for a batch script")
 
 
+def parse_gpus(text: str | None) -> tuple[str, int | None]:
+    """The type, empty where it is left to the cluster, and the number in `a100:4` or `4`. Raises `ConfigError`."""
+    if text is None:
+        return "", None
+    found = re.fullmatch(r"(?:([A-Za-z][\w.-]*):)?(\d{1,6})", text)
+    if found is None or int(found[2]) < 1:
+        raise ConfigError(f"--gpus-per-node: got {text}, expected 1 or more, with or without a type, such as 4 or a100:4")
+    return found[1] or "", int(found[2])
+
+
 def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
     """What is asked of Slurm, from arguments; `defaults` of fields, where they are not those of `Resources`."""
     from hvd_async.launcher.batch import Resources
+    from hvd_async.launcher.site import read_site
 
-    gpus = arguments.gpus_per_node
-    if gpus is not None and gpus < 1:
-        raise ConfigError(f"--gpus-per-node: got {gpus}, expected 1 or more")
+    site = read_site(arguments.site, os.environ)
+    gpu_type, gpus = parse_gpus(arguments.gpus_per_node)
     given = {
         "nodes": arguments.nodes,
         "workers_per_node": arguments.workers_per_node or gpus,
@@ -56,7 +82,14 @@ def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
         "time": arguments.time,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    return Resources(**{**defaults, **given}, more=tuple(arguments.sbatch))
+    partition = () if site.partition is None else (f"--partition={site.partition}",)
+    return Resources(
+        **{**defaults, **given},
+        gpu_type=gpu_type,
+        more=(*partition, *site.sbatch, *arguments.sbatch),  # of two alike sbatch takes the later
+        account=site.account or "",
+        setup=(*site.setup, *arguments.setup),
+    )
 
 
 def submit(argv: Sequence[str], text: str = "") -> int:

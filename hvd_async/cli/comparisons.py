@@ -67,7 +67,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="print a batch script, as slurm/compare.sbatch: each run is a task of a job array",
     )
     batch.add_argument("--workers-per-node", type=int, metavar="N", help="tasks on each node (default: the suite's workers)")
-    batch.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each node")
+    batch.add_argument("--gpus-per-node", metavar="[TYPE:]N", help="GPUs of each node, such as 4 or a100:4")
     add_resources(batch)
 
 

@@ -29,7 +29,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     builtin.add_argument("--train", type=int, default=20000, metavar="N", help="training pairs (default 20000)")
     builtin.add_argument("--validation", type=int, default=500, metavar="N", help="validation pairs (default 500)")
     builtin.add_argument("--test", type=int, default=500, metavar="N", help="test pairs (default 500)")
-    builtin.set_defaults(run=_data_builtin)
+    builtin.set_defaults(run=_data_builtin, parser=builtin)
     read_paths(builtin)
     multi30k = kinds.add_parser("multi30k", help="Multi30k, English to German: from a folder, or downloaded")
     multi30k.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
@@ -38,7 +38,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--from", type=pathlib.Path, dest="source", metavar="FOLDER", help="holds train, val, test .en .de[.gz]"
     )
     origin.add_argument("--download", action="store_true", help="fetch it from its public repository, checksums verified")
-    multi30k.set_defaults(run=_data_multi30k)
+    multi30k.set_defaults(run=_data_multi30k, parser=multi30k)
     read_paths(multi30k)
 
 

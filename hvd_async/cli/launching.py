@@ -13,8 +13,9 @@ import time
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import add_config, is_given, refuse, verb
-from hvd_async.cli.batch import add_resources, check_no_script, resources, submit
+from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
 from hvd_async.errors import ConfigError, SetupError
+from hvd_async.streams import tell
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
@@ -35,7 +36,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     ranks = parser.add_argument_group("ranks", "In a Slurm job, by default, a worker for each of its tasks.")
     ranks.add_argument("-w", "--workers", type=int, metavar="N", help="ranks that train (default 2; 1 for strategy single)")
     ranks.add_argument("--workers-per-node", type=int, metavar="N", help="workers on each host")
-    ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each host; by default a worker for each")
+    ranks.add_argument(
+        "--gpus-per-node",
+        metavar="[TYPE:]N",
+        help="GPUs of each host; by default a worker for each; the type, such as a100, is for batch scripts",
+    )
     ranks.add_argument(
         "--store-apart", action="store_true", help="the first component of a heterogeneous Slurm job is for the store alone"
     )
@@ -107,6 +112,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     is_single = config.strategy.kind == "single"
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
     told = _train_arguments(arguments)
+    if not arguments.dry_run:
+        _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if arguments.dry_run:
         for line in explain(layout, plan_ranks(config, layout)):
             print(f"# {line}")
@@ -126,7 +133,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def _start(config: RunConfig, command: Command, stop_signal: int | None) -> Outcome:
     """Run `command`, which computes `config`, until it has ended; what became of it."""
-    from hvd_async.launcher import Stopping, Summary, outcome_of, run_command
+    from hvd_async.launcher import Stopping, Summary, outcome_of, quieted, run_command
     from hvd_async.run_folder import RunFolder
 
     folder = RunFolder(config.output)
@@ -134,7 +141,8 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None) -> Outc
     began, summary = time.monotonic(), Summary(folder.summary)
     # Ranks end by themselves when one of them does not answer; that they do not even do that is for the launcher to see.
     patience = config.strategy.stop_timeout_seconds + _PATIENCE_SECONDS
-    ended = run_command(command, os.environ, Stopping(stop_signal, patience, folder.is_being_saved))
+    with quieted(tell) as errors:
+        ended = run_command(command, os.environ, Stopping(stop_signal, patience, folder.is_being_saved), errors)
     return outcome_of(ended, summary.how(), time.monotonic() - began, summary.stop_signal())
 
 
@@ -142,6 +150,23 @@ def _say(line: str) -> None:
     """Print `line`; a terminal that was closed does not end what goes on behind it."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
+
+
+def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: bool) -> None:
+    """Raise what the ranks would raise, who take seconds to start, of the folder and, where they run here, of the text."""
+    from hvd_async.nmt.text import find_texts
+    from hvd_async.run_folder import RunFolder
+
+    folder = RunFolder(config.output)
+    if arguments.auto_resume:
+        folder.how_to_begin(config)
+    elif arguments.resume:
+        folder.check_is_run()
+        folder.check_same(config)
+    elif not arguments.overwrite:
+        folder.check_vacant()
+    if is_here:
+        find_texts(config.data)
 
 
 def _check_alone() -> None:
@@ -159,7 +184,10 @@ def _check_alone() -> None:
 def _wanted(arguments: argparse.Namespace) -> Wanted:
     from hvd_async.launcher import Wanted
 
-    return Wanted(arguments.workers, arguments.workers_per_node, arguments.gpus_per_node, arguments.store_apart)
+    gpu_type, gpus = parse_gpus(arguments.gpus_per_node)
+    if gpu_type and not arguments.slurm:
+        raise ConfigError(f"--gpus-per-node: got the type {gpu_type} without --slurm, where it has no effect; leave it out")
+    return Wanted(arguments.workers, arguments.workers_per_node, gpus, arguments.store_apart)
 
 
 def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
@@ -199,7 +227,9 @@ def _path_with(folder: pathlib.Path) -> str | None:
 def _train_arguments(arguments: argparse.Namespace) -> TrainArguments:
     from hvd_async.launcher import TrainArguments
 
-    progress = "bar" if sys.stdout.isatty() and not arguments.dry_run else "auto"
+    # horovodrun puts the number of its rank before what looks like a line to it.
+    has_lines = arguments.dry_run or str(arguments.starter).startswith("horovodrun")
+    progress = "bar" if sys.stdout.isatty() and not has_lines else "auto"
     return TrainArguments(arguments.config, tuple(arguments.overrides), _begin(arguments), progress)
 
 

@@ -15,6 +15,8 @@ from hvd_async.comparison.target import Target
 from hvd_async.errors import ConfigError
 
 _ALL = "all"
+# Variants that a title names.
+_MOST_NAMED = 3
 
 
 def gather(folders: Sequence[pathlib.Path], baseline: str | None, target: Target | None) -> Collection:
@@ -40,9 +42,9 @@ def _with(collection: Collection, baseline: str, derived: Target | None) -> Coll
     old = collection.target
     is_given = derived is not None and derived.is_given
     target = old if old is not None and old.is_given and not is_given else derived
-    return Collection(
-        collection.title, baseline, target, collection.entries, collection.rates, collection.source, collection.text
-    )
+    names = list(dict.fromkeys(entry.variant for entry in collection.entries))
+    title = collection.title if collection.text else _title(names, baseline)
+    return Collection(title, baseline, target, collection.entries, collection.rates, collection.source, collection.text)
 
 
 def _of_runs(runs: Sequence[Run]) -> Collection:
@@ -60,7 +62,19 @@ def _of_runs(runs: Sequence[Run]) -> Collection:
         for run in group
     ]
     baseline = names[0]
-    return Collection("runs", baseline, derived_target(baseline, entries), tuple(entries))
+    return Collection(_title(names, baseline), baseline, derived_target(baseline, entries), tuple(entries))
+
+
+def _title(names: Sequence[str], baseline: str) -> str:
+    """What is compared with what."""
+    others = [name for name in names if name != baseline]
+    if not others:
+        return baseline
+    if len(others) > _MOST_NAMED:
+        return f"{len(others)} variants against {baseline}"
+    return (
+        f"{', '.join(others[:-1])} and {others[-1]} against {baseline}" if others[1:] else f"{others[0]} against {baseline}"
+    )
 
 
 def _is_the_same_but_for_the_seed(one: Run, other: Run) -> bool:

@@ -9,6 +9,7 @@ from hvd_async.launcher.command import Begin, Command, TrainArguments
 from hvd_async.launcher.detection import choose_pmi, detect_allocation, detect_mpi, detect_pmi, parse_mpi_family, parse_pmis
 from hvd_async.launcher.hosts import Host, parse_hosts, read_allocation
 from hvd_async.launcher.layout import Layout, Place, Wanted, explain, lay_out, plan_ranks
+from hvd_async.launcher.noise import quieted
 from hvd_async.launcher.outcome import Outcome, Summary, outcome_of
 from hvd_async.launcher.running import Ended, Stopping, run_command
 from hvd_async.launcher.starters import (
@@ -50,6 +51,7 @@ __all__ = [
     "parse_mpi_family",
     "parse_pmis",
     "plan_ranks",
+    "quieted",
     "read_allocation",
     "run_command",
     "srun_command",

@@ -17,14 +17,18 @@ SCRIPTS: tuple[Script, ...] = get_args(Script)
 
 @dataclass(frozen=True)
 class Resources:
-    """What is asked of Slurm, for the workers' nodes. `more`: further options of sbatch, as they are; `time`: in Slurm's form."""
+    """What is asked of Slurm, for the workers' nodes. `gpu_type`: as the cluster names it, where it has several; `more`: further
+    options of sbatch, as they are; `time`: in Slurm's form; `account`: of all nodes; `setup`: lines of shell, run first."""
 
     nodes: int = 2
     workers_per_node: int = 4
     cpus_per_worker: int = 4
     gpus_per_node: int = 0
+    gpu_type: str = ""
     time: str = "24:00:00"
     more: tuple[str, ...] = ()
+    account: str = ""
+    setup: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises `ConfigError` for what sbatch would misread."""
@@ -35,6 +39,9 @@ class Resources:
             raise ConfigError(f"--gpus-per-node: got {self.gpus_per_node}, expected 0 or more")
         if not re.fullmatch(r"\d+(-\d+)?(:\d+){0,2}", self.time):
             raise ConfigError(f"--time: got {self.time!r}, expected minutes, H:MM:SS or D-HH, as sbatch has it")
+        for line in self.setup:
+            if not line.strip() or "\n" in line:
+                raise ConfigError(f"--setup: got {line!r}, expected a line of shell, such as 'module load cuda/12.4'")
         for option in self.more:
             if not re.fullmatch(r"-[^\n]+", option):
                 raise ConfigError(
@@ -87,6 +94,9 @@ def render(job: Job, resources: Resources) -> str:
         workers_per_node=resources.workers_per_node,
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_node=resources.gpus_per_node,
+        gpu_type=f"{resources.gpu_type}:" if resources.gpu_type else "",
+        account=resources.account,
+        setup=resources.setup,
         time=resources.time,
         more=resources.more,
     )

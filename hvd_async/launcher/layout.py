@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvd_async.config import RunConfig
-from hvd_async.errors import SetupError
+from hvd_async.errors import ConfigError, SetupError
 from hvd_async.launcher.hosts import Host
 from hvd_async.placement import placement_of
 from hvd_async.topology import Machine, RankPlan, assign_roles, describe
@@ -90,12 +90,12 @@ def lay_out(
     """The ranks that train `config` on `hosts`, or on this machine if there are none.
 
     `are_allocated`: hosts come from a batch system, their slots count workers, and the store's ranks are beside them; else a
-    user named them, and slots count ranks. Raises `SetupError` where it does not come out.
+    user named them, and slots count ranks. Raises `SetupError` where it does not come out, `ConfigError` for a number below 1.
     """
     flags = {"--workers": wanted.workers, "--workers-per-node": wanted.per_node, "--gpus-per-node": wanted.gpus}
     for flag, number in flags.items():
         if number is not None and number < 1:
-            raise SetupError(f"{flag}: got {number}, expected 1 or more")
+            raise ConfigError(f"{flag}: got {number}, expected 1 or more")
     strategy = config.strategy
     is_dedicated = strategy.kind == "async" and strategy.placement == "dedicated"
     stores = config.store.shards if is_dedicated else 0

@@ -44,11 +44,14 @@ class Stopping:
     is_saving: Callable[[], bool] = lambda: False
 
 
-def run_command(command: Command, environ: Mapping[str, str], stopping: Stopping = Stopping()) -> Ended:
+def run_command(
+    command: Command, environ: Mapping[str, str], stopping: Stopping = Stopping(), errors: int | None = None
+) -> Ended:
     """Run `command` on top of `environ`, and pass SIGINT, SIGTERM, SIGUSR1 and SIGHUP on to it, until it ends.
 
-    At a second SIGINT it is sent SIGTERM at once. If this process is killed, the command is asked to stop all the same. Blocks.
-    To be called in the main thread, as signal handlers are. Raises `SetupError` where the command cannot be started.
+    At a second SIGINT it is sent SIGTERM at once. If this process is killed, the command is asked to stop all the same. `errors`:
+    a descriptor for the command's standard error, in place of ours; its standard input is empty. Blocks. To be called in the main
+    thread, as signal handlers are. Raises `SetupError` where the command cannot be started.
     """
     children: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
@@ -72,10 +75,12 @@ def run_command(command: Command, environ: Mapping[str, str], stopping: Stopping
         tie = functools.partial(tie_to, os.getpid(), signal.SIGTERM if stopping.signal is None else stopping.signal)
         own = command.environ(environ)
         try:
-            # Standard input is our caller's, a shell loop's list for one: mpirun would read all of it.
-            children.append(
-                subprocess.Popen(command.argv, env=own, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=tie)
+            # Our input may be a shell loop's list, of which mpirun would leave nothing.
+            nothing = subprocess.DEVNULL
+            process = subprocess.Popen(
+                command.argv, env=own, stdin=nothing, stderr=errors, start_new_session=True, preexec_fn=tie
             )
+            children.append(process)
         except OSError as error:
             raise SetupError(
                 f"{command.argv[0]}: cannot be started: {error.strerror}; is it installed and on PATH?"

@@ -6,7 +6,7 @@ import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hvd_async.config import RunConfig
@@ -42,8 +42,8 @@ _FORWARDED_PREFIXES = ("OMP_", "GOMP_", "MKL_", "KMP_", "NCCL_", "UCX_", "FI_", 
 @dataclass(frozen=True)
 class LaunchOptions:
     """By what ranks are started. `pmi`: what `srun --mpi` is to be; `forward`: names of variables for other hosts; `path`: PATH
-    for the starter, where it is not the caller's; `unset`: names of variables that the starter is not to have; `extra`: for the
-    starter, as it is."""
+    for the starter, where it is not the caller's; `unset`: names of variables that the starter is not to have; `is_live`:
+    show lines of ranks before they are whole, as a bar needs it; `extra`: for the starter, as it is."""
 
     mpi: MpiFamily = "openmpi"
     starter: Starter = "mpirun"
@@ -56,12 +56,14 @@ class LaunchOptions:
     forward: tuple[str, ...] = ()
     path: str | None = None
     unset: tuple[str, ...] = ()
+    is_live: bool = False
     extra: tuple[str, ...] = ()
 
 
 def launch_command(config: RunConfig, arguments: TrainArguments, layout: Layout, options: LaunchOptions) -> Command:
     """The command that trains `config` as `layout` says. Raises `SetupError` where there is none."""
     program = arguments.program(options.python)
+    options = replace(options, is_live=arguments.progress == "bar")
     threads = min(plan.threads for plan in plan_ranks(config, layout) if plan.worker is not None)
     environment = {"OMP_NUM_THREADS": str(threads)}
     if config.strategy.kind == "single":
@@ -100,7 +102,9 @@ def mpirun_command(
 def _openmpi_flags(layout: Layout, variables: Mapping[str, str], options: LaunchOptions) -> tuple[str, ...]:
     # By default Open MPI would bind each rank to one core, and torch's threads with it. It counts physical cores, or a batch
     # system's tasks, as slots; ours may be fewer, and a store beside the workers has no core or task of its own.
-    flags = ("--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE")
+    flags: tuple[str, ...] = ("--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE")
+    if options.is_live:
+        flags += ("--stream-buffering", "0")  # or lines are held until they are whole; Hydra passes on what comes
     if layout.is_local:
         return flags
     names = dict.fromkeys([*sorted(variables), *options.forward])
@@ -136,7 +140,8 @@ def srun_command(
     """`program` in the ranks of `layout` in one step of the Slurm job that the caller is in."""
     variables = {**(environment or {}), **_mpi_environment(layout, options)}
     # A task that fails ends the others, which would wait for it.
-    argv: list[str] = [options.srun, f"--mpi={options.pmi}", "--kill-on-bad-exit=1", "--export=ALL", *options.extra]
+    argv: list[str] = [options.srun, f"--mpi={options.pmi}", "--kill-on-bad-exit=1", "--export=ALL"]
+    argv += [*(["--unbuffered"] if options.is_live else []), *options.extra]
     components = [list(places) for _, places in itertools.groupby(layout.places, key=lambda place: place.component)]
     for number, places in enumerate(components):
         if number:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hvd_async.atomic import new_folder
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
-from hvd_async.nmt.text import ParallelText, find_file, read_split
+from hvd_async.nmt.text import ParallelText, find_texts, read_split
 from hvd_async.nmt.vocabulary import Vocabulary
 
 Tokens = npt.NDArray[np.integer]
@@ -114,13 +114,11 @@ def _digest(config: RunConfig) -> str:
         "splits": [data.train, data.validation],
     }
     total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for split in (data.train, data.validation):
-        for language in (data.source, data.target):
-            path = find_file(Path(data.folder), split, language)
-            try:
-                total.update(hashlib.sha256(path.read_bytes()).digest())
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    for path in find_texts(data):
+        try:
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     return total.hexdigest()[:16]
 
 

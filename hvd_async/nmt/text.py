@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_async.config import DataConfig
 from hvd_async.errors import DataError
 
 
@@ -30,6 +31,13 @@ def find_file(folder: Path, split: str, language: str) -> Path:
         if path.is_file():
             return path
     raise DataError(f"{plain}: no such file, nor {zipped.name}; expected one sentence a line")
+
+
+def find_texts(data: DataConfig) -> list[Path]:
+    """The files of both splits, source before target. Raises `DataError` for the first that is not there."""
+    folder = Path(data.folder)
+    splits, languages = (data.train, data.validation), (data.source, data.target)
+    return [find_file(folder, split, language) for split in splits for language in languages]
 
 
 def read_bytes(path: Path) -> bytes:

@@ -41,8 +41,26 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_variant(tmp_path: pathlib
     found = gathered(*(left(tmp_path / name, seed, kind) for name, seed, kind in names))
     assert variants(found) == {"horovod": [1, 2], "async": [1, 2]}
     assert [entry.folder.name for entry in found.entries] == ["horovod-s1", "horovod-s2", "async-s1", "async-s2"]
-    assert found.baseline == "horovod" and found.title == "runs" and found.rates == () and found.text == ""
+    assert found.baseline == "horovod" and found.title == "async against horovod" and found.rates == () and found.text == ""
     assert all(entry.run is not None and entry.is_chosen and entry.rate is None for entry in found.entries)
+
+
+@pytest.mark.parametrize(
+    ("names", "baseline", "title"),
+    [
+        (["a"], None, "a"),
+        (["a", "b"], None, "b against a"),
+        (["a", "b"], "b", "a against b"),
+        (["a", "b", "c", "d"], None, "b, c and d against a"),
+        (["a", "b", "c", "d", "e"], "e", "4 variants against e"),
+    ],
+)
+def test_the_title_names_what_is_compared(
+    tmp_path: pathlib.Path, names: list[str], baseline: str | None, title: str
+) -> None:
+    assert gathered(*(left(tmp_path / name, 1) for name in names), baseline=baseline).title == title
+    timed = gathered(*(left(tmp_path / name, 1) for name in names), baseline=baseline, target=Target("loss", 2.0))
+    assert timed.title == title
 
 
 def test_runs_of_one_seed_are_not_one_variant(tmp_path: pathlib.Path) -> None:

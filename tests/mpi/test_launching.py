@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from hvd_async.checkpoint import load_latest_checkpoint
+from hvd_async.launcher import LaunchOptions, Layout, mpirun_command
 from hvd_async.nmt.grammar import write_corpus
 from tests.mpi.runs import events_of, losses_of, summary_of, write_config
-from tests.ranks import Completed, mpi_family, run_limited
+from tests.ranks import Completed, mpi_family, mpirun_path, run_limited
 
 pytestmark = pytest.mark.mpi
 
@@ -112,3 +113,18 @@ def test_a_signal_to_launch_reaches_all_ranks_and_saves_everything(tmp_path: pat
     assert errors == ""  # once, in words
     assert summary_of(tmp_path / "run")["how"] == "stopped"
     assert load_latest_checkpoint(tmp_path / "run" / "checkpoints") is not None
+
+
+@pytest.mark.timeout(60)
+def test_a_line_that_is_not_whole_yet_is_seen(tmp_path: pathlib.Path) -> None:
+    go_on = tmp_path / "go-on"
+    os.mkfifo(go_on)
+    rank = f"import sys; sys.stdout.write('half'); sys.stdout.flush(); open({str(go_on)!r}).read()"
+    family, mpirun = mpi_family(), mpirun_path()
+    assert family is not None and mpirun is not None
+    options = LaunchOptions(mpi=family, mpirun=mpirun, as_root=os.geteuid() == 0, is_live=True)
+    command = mpirun_command((sys.executable, "-c", rank), Layout.of_ranks(1, 1), options)
+    environ = command.environ(os.environ)
+    with subprocess.Popen(command.argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as job:
+        assert job.stdout is not None and job.stdout.read(4) == b"half"  # while the rank waits for us
+        go_on.write_text("")

@@ -203,6 +203,16 @@ def test_the_sentence(case: str) -> None:
     assert list(said.notes) == notes
 
 
+def test_the_bounds_of_both_are_told_where_they_differ() -> None:
+    base, fast = row("horovod", **SYNC), row("async", **FAST, **EQUAL, ideal=Ideal(10.0, 24.0))
+    assert answer([base, fast], "horovod", TARGET).notes == (
+        "By not waiting, steps per second can grow by a factor of 1.45 at most with the step times of horovod, and of 2.40 with"
+        " those of async, each measured in its own runs.",
+    )
+    same = row("async", **FAST, **EQUAL, ideal=Ideal(20.0, 29.0))
+    assert answer([base, same], "horovod", TARGET).notes == (IDEAL,)
+
+
 def test_without_a_finite_loss_nothing_can_be_timed() -> None:
     said = answer([row("horovod", is_baseline=True, num_diverged=3, reached=(None,) * 3)], "horovod", None)
     assert said.sentence == "No target: no loss of the baseline is finite, so nothing can be timed."

@@ -89,6 +89,11 @@ def test_the_first_screen_has_the_answer(page: Any) -> None:
     assert box["y"] + box["height"] < 900
 
 
+def test_the_first_figure_is_seen_whole(page: Any) -> None:
+    box = page.locator("#speed-ups svg").bounding_box()
+    assert box["width"] > 0 and box["x"] + box["width"] <= page.viewport_size["width"]
+
+
 def test_it_can_be_printed(browser: Any, report: pathlib.Path) -> None:
     page = browser.new_page()
     page.goto(report.as_uri())

@@ -1,0 +1,82 @@
+"""What a launcher prints of a rank that failed: boxes that bury the rank's own line, and say no more.
+
+They are held back until the launcher has ended, and left out where a line of ours stands. Anything else passes as it comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+
+_BORDER = re.compile(rb"-{60,}\s*")
+# How the boxes begin in which Open MPI says that a rank has ended as it wanted to. One that a signal ended, or that could not be
+# started, is told in others.
+_OF_FAILED_RANKS = (
+    b"prterun detected that one or more processes exited with non-zero status",
+    b"MPI_ABORT was invoked on rank",
+    b"prterun has exited due to process rank",
+)
+_OURS = b"hvd-async: "
+# A process that outlived the launcher may keep the pipe open.
+_PATIENCE_SECONDS = 2.0
+
+
+class Quieter:
+    """Sorts the lines of a launcher's standard error. Pure."""
+
+    def __init__(self) -> None:
+        """Nothing has come yet."""
+        self._box: list[bytes] | None = None
+        self._held: list[bytes] = []
+        self._has_ours = False
+
+    def feed(self, line: bytes) -> bytes:
+        """What to show now that `line` has come, its newline included."""
+        self._has_ours = self._has_ours or line.startswith(_OURS)
+        if self._box is None:
+            if not _BORDER.fullmatch(line):
+                return line
+            self._box = [line]
+            return b""
+        self._box.append(line)
+        if len(self._box) == 2 and not line.startswith(_OF_FAILED_RANKS):
+            return self._let_go()
+        if _BORDER.fullmatch(line):
+            self._held += self._box
+            self._box = None
+        return b""
+
+    def finish(self) -> bytes:
+        """What to show at the end: boxes that were held back, where nothing of ours explains them."""
+        rest = self._let_go()
+        return rest if self._has_ours else b"".join(self._held) + rest
+
+    def _let_go(self) -> bytes:
+        box, self._box = self._box or [], None
+        return b"".join(box)
+
+
+@contextlib.contextmanager
+def quieted(show: Callable[[str], object]) -> Iterator[int]:
+    """Yield a descriptor for a launcher's standard error, of which `show` gets what is to be seen, in a thread."""
+    reading, writing = os.pipe()
+    thread = threading.Thread(target=_relay, args=(reading, show), name="errors of the launcher", daemon=True)
+    thread.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        thread.join(_PATIENCE_SECONDS)
+
+
+def _relay(reading: int, show: Callable[[str], object]) -> None:
+    quieter = Quieter()
+    with open(reading, "rb") as stream:
+        for line in stream:
+            if shown := quieter.feed(line):
+                show(shown.decode(errors="backslashreplace"))
+    if shown := quieter.finish():
+        show(shown.decode(errors="backslashreplace"))

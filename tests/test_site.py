@@ -1,0 +1,119 @@
+"""A cluster's own values in batch scripts: a site file, lines of set-up, types of GPUs."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+from hvd_async.__main__ import main
+from hvd_async.errors import ConfigError
+from hvd_async.launcher.batch import SCRIPTS, Job, Resources, Script, render
+from hvd_async.launcher.site import SiteConfig, read_site
+
+SITE = "account: project1\npartition: gpu\nsbatch: [--qos=high]\nsetup: [module purge, module load cuda/12.4]\n"
+
+
+@pytest.fixture
+def config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A configuration; the user's own site file is that of this folder, where there will be one."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    path = tmp_path / "run.yaml"
+    path.write_text("output: run\ndata: {folder: data}\nstrategy: {kind: async}\ntraining: {epochs: 1}\n")
+    return path
+
+
+def script(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    assert main(["launch", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def options_of(lines: list[str]) -> list[str]:
+    return [line.split("  ")[0].removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+
+
+def test_a_site_file_is_in_every_script_and_flags_come_after_it(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config.parent / "hvd_async" / "site.yaml"
+    path.parent.mkdir()
+    path.write_text(SITE)
+    lines = script(capsys, str(config), "--slurm", "--setup", "export A=1", "--sbatch=--partition=big")
+    assert options_of(lines)[-3:] == ["--partition=gpu", "--qos=high", "--partition=big"]
+    assert "--account=project1" in options_of(lines)
+    start = lines.index("module purge")
+    assert lines[start - 1 : start + 4] == [
+        "set -eo pipefail",
+        "module purge",
+        "module load cuda/12.4",
+        "export A=1",
+        "set -u",
+    ]
+
+
+def test_another_site_file_can_be_named(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config.parent / "other.yaml"
+    path.write_text("account: project2\n")
+    both = script(capsys, str(config), "--slurm", "heterogeneous", "--site", str(path))
+    assert options_of(both).count("--account=project2") == 2  # sbatch asks for it of both components
+    assert "--account" not in "".join(script(capsys, str(config), "--slurm", "train-requeue")).replace(
+        "##SBATCH --account", ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("acount: a\n", "acount: unknown key; did you mean 'account'?"),
+        ("account: a b\n", "account: got 'a b'"),
+        ("account: 'a\n#SBATCH --x'\n", "account: got"),
+        ("setup: module load x\n", "setup: got 'module load x'"),
+        ("[a]\n", "expected keys, those of the site file"),
+    ],
+)
+def test_a_site_file_is_checked(text: str, words: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        read_site(path, {})
+    assert words in str(raised.value)
+
+
+def test_without_a_site_file_there_is_nothing_of_it(tmp_path: pathlib.Path) -> None:
+    assert read_site(None, {"XDG_CONFIG_HOME": str(tmp_path)}) == SiteConfig() == read_site(None, {"HOME": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file; expected the YAML site file"):
+        read_site(tmp_path / "none.yaml", {})
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_with_everything_is_one_that_bash_reads(name: Script) -> None:
+    asked = Resources(gpus_per_node=4, gpu_type="a100", account="a", setup=("module load x", "source /opt/setup.sh"))
+    text = render(Job(name, "run.yaml"), asked)
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    assert "#SBATCH --gpus-per-node=a100:4\n" in text and "\nmodule load x\nsource /opt/setup.sh\nset -u\n" in text
+    assert len(re.findall("^#SBATCH --account=a$", text, re.MULTILINE)) == (2 if name == "heterogeneous" else 1)
+
+
+@pytest.mark.parametrize("line", ["", "  ", "a\nb"])
+def test_a_line_of_set_up_is_one_line(line: str) -> None:
+    with pytest.raises(ConfigError, match="--setup: got"):
+        render(Job("train", "run.yaml"), Resources(setup=(line,)))
+
+
+@pytest.mark.parametrize("gpus", ["0", "a100:0", "a100", "a100:", ":4", "-1", "4:a100", "2.5", "a 1:2", "a100:4\n"])
+def test_what_is_no_number_of_gpus(gpus: str, config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", str(config), "--slurm", f"--gpus-per-node={gpus}"]) == 2
+    assert "--gpus-per-node: got" in capsys.readouterr().err
+
+
+def test_types_of_gpus_reach_the_script_and_their_number_the_layout(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = script(capsys, str(config), "--slurm", "--gpus-per-node", "nvidia_a100-80gb.x:3")
+    assert {"--gpus-per-node=nvidia_a100-80gb.x:3", "--ntasks-per-node=3"} <= set(options_of(lines))
+    assert main(["launch", str(config), "--dry-run", "--mpi", "openmpi", "--gpus-per-node", "a100:3"]) == 2
+    assert "a100 without --slurm" in capsys.readouterr().err
+    planned = script(capsys, str(config), "--dry-run", "--mpi", "openmpi", "--gpus-per-node", "3")
+    assert any("-np 4" in line for line in planned)
