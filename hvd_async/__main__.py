@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
+from hvd_async.printable import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def report(action: Callable[[], int]) -> int:
     except HvdAsyncError as error:
         if _is_ours_to_report(error):
             sys.stdout.flush()
-            sys.stderr.write("".join(f"hvd-async: {line}\n" for line in str(error).splitlines()))
+            sys.stderr.write("".join(f"hvd-async: {printable(line)}\n" for line in str(error).split("\n")))
         return error.exit_status
     except KeyboardInterrupt:
         return 130

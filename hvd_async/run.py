@@ -26,6 +26,7 @@ from hvd_async.flat import FlatParameters
 from hvd_async.journal import RunJournal, read_snapshot
 from hvd_async.origin import device_of, origin_of, this_software
 from hvd_async.placement import placement_of
+from hvd_async.printable import printable_lines
 from hvd_async.progress import Goal, Progress
 from hvd_async.run_folder import Beginning, RunFolder
 from hvd_async.signals import StopRequest
@@ -170,7 +171,7 @@ def _set_up(
     if options.resume:  # before text is prepared for a configuration that will be refused
         _in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = _in_agreement(group, lambda: make_task(config))
-    model = task.build_model()
+    model = _in_agreement(group, task.build_model)
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
     stop = StopRequest(group.rank)
@@ -318,7 +319,7 @@ def _aborting_on_failure(group: Group) -> Iterator[None]:
         if isinstance(error, PeerError) and error.is_reported:
             time.sleep(_GRACE_SECONDS)  # the rank that failed is about to end the job, or its launcher is
         elif isinstance(error, HvdAsyncError):
-            sys.stderr.write(f"hvd-async: rank {group.rank}: {error}\n")
+            sys.stderr.write(f"hvd-async: rank {group.rank}: {printable_lines(str(error))}\n")
         else:
             trace = "".join(traceback.format_exception(error))
             sys.stderr.write(f"{trace}hvd-async: rank {group.rank}: {type(error).__name__}: {error}\n")

@@ -104,6 +104,16 @@ def check_folder(output: pathlib.Path) -> None:
             raise ConfigError(f"--output: got {output}, but {path} is a file; expected a folder")
 
 
+def check_new(flag: str, path: pathlib.Path | None, *, overwrite: bool) -> None:
+    """Raises `ConfigError` for a file to be written that is there already; to be asked before the work is done."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{flag}: got the folder {path}, expected a file")
+    if path.exists() and not overwrite and path.is_file():
+        raise ConfigError(f"{flag}: got {path}, which is there already; replace it with --overwrite, or name another file")
+
+
 def numbers(flag: str, text: str) -> list[int]:
     """Whole numbers between commas. Raises `ConfigError` for anything else."""
     parts = text.split(",")

@@ -17,7 +17,7 @@ from hvd_async.nmt.corpus import ParallelArrays, PreparedCorpus
 from hvd_async.nmt.criterion import cross_entropy_sum, output_tokens
 from hvd_async.nmt.decoding import translate
 from hvd_async.nmt.export import export_model
-from hvd_async.nmt.model import TranslationModel, build_model
+from hvd_async.nmt.model import TranslationModel, build_model, check_memory
 from hvd_async.nmt.scoring import Evaluation
 
 
@@ -35,7 +35,10 @@ class TranslationTask:
         self._validation_batches = _in_order_of_length(validation, config.batching.tokens)
 
     def build_model(self) -> TranslationModel:
-        """A new model, on CPU, its parameters drawn from the run's seed; torch's random state stays as it was."""
+        """A new model, on CPU, its parameters drawn from the run's seed; torch's random state stays as it was.
+
+        Raises `ConfigError` for one that does not fit into memory."""
+        check_memory(self._config.model, len(self._corpus.vocabulary))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed)
             return build_model(self._config.model, len(self._corpus.vocabulary))

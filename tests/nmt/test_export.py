@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,19 @@ def test_missing_and_unknown_tensors_are_refused(exported: Path, change: str, si
     safetensors.torch.save_file(tensors, exported / "model.safetensors")
     with pytest.raises(DataError, match=f"is {side}"):
         load_model(exported)
+
+
+def test_a_model_larger_than_memory_is_refused_by_the_header_of_its_tensors(exported: Path) -> None:
+    path = exported / "config.yaml"
+    path.write_text(re.sub("width: 16", f"width: {2**20}", path.read_text()))
+    with pytest.raises(DataError, match=rf"model\.safetensors: .*: got shape .*, expected \[.*{2**20}\] by config\.yaml"):
+        load_model(exported)
+
+
+def test_the_name_of_a_tensor_stays_in_its_line(exported: Path) -> None:
+    tensors = safetensors.torch.load_file(exported / "model.safetensors")
+    tensors["a\nhvd-async: \x1b[31mforged"] = torch.zeros(1)
+    safetensors.torch.save_file(tensors, exported / "model.safetensors")
+    with pytest.raises(DataError) as caught:
+        load_model(exported)
+    assert "tensor a\\nhvd-async: \\x1b[31mforged is unknown" in str(caught.value) and str(caught.value).isprintable()
