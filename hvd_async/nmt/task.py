@@ -97,7 +97,19 @@ class TranslationTask:
         train, skipped = self._corpus.train, self._corpus.skipped
         share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)
         left_out = f"; left out: {skipped.train_too_long} too long, {skipped.train_empty} with an empty side"
-        return [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
+        lines = [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
+        losses, vocabulary = self._corpus.losses, self._config.vocabulary
+        if losses.unknown_pieces:
+            lines.append(
+                f"{losses.unknown_pieces:,} pieces of the training text are unknown to the vocabulary"
+                f" (vocabulary.character_coverage: {vocabulary.character_coverage:g})"
+            )
+        if losses.normalized_lines:
+            lines.append(
+                f"{losses.normalized_lines:,} lines of the training text are changed before it is read"
+                f" (vocabulary.normalization: {vocabulary.normalization})"
+            )
+        return lines
 
     def export(
         self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, measured: Mapping[str, float | None]
