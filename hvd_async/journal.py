@@ -123,7 +123,7 @@ class RunJournal:
 
     @property
     def _num_parameters(self) -> int:
-        return sum(piece.size for piece in self._flat.pieces)
+        return self._flat.num_parameters
 
     @property
     def best(self) -> Measurement | None:

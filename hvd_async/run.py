@@ -39,7 +39,7 @@ from hvd_async.topology import (
     describe,
     this_machine,
 )
-from hvd_async.training import Task, TrainingLoop
+from hvd_async.training import Task, TrainingLoop, check_buffers
 from hvd_async.transport.group import Group
 from hvd_async.transport.layout import StopKind, StopNotice
 
@@ -172,6 +172,8 @@ def _set_up(
         _in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = _in_agreement(group, lambda: make_task(config))
     model = _in_agreement(group, task.build_model)
+    if config.strategy.kind == "async":
+        _in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
     stop = StopRequest(group.rank)

@@ -42,8 +42,8 @@ class Vocabulary:
         """Train on `texts` (both languages). The same texts, settings and seed give the same pieces.
 
         By default SentencePiece would pass over lines of more than 4,192 bytes, and over letters of special pieces' names
-        in the text. Raises `DataError` where the text has too few or too many different characters and words for `config.size`, with
-        the size that would do.
+        in the text. Raises `DataError` where the text has too few or too many different characters and words for
+        `config.size`, with the size that would do.
         """
         texts = list(texts)
         sentencepiece.set_random_generator_seed(seed % _SEED_RANGE)
