@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 
 import pytest
@@ -95,3 +96,14 @@ def test_ones_own_files_stay(
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("train.en", "mine\n")]
+
+
+@pytest.mark.parametrize("verb", ["launch", "compare"])
+def test_a_pipe_is_not_handed_on_by_its_name(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    assert main([verb, "pipe"]) == 2
+    error = "pipe: got no ordinary file, expected one, as the ranks read it too; write it to a file first"
+    assert capsys.readouterr().err == f"hvd-async: {error}\n"

@@ -97,6 +97,13 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], beside: str) -> 
             raise ConfigError(f"{flag}: got {got} beside {beside}, where it has no effect; leave one of them out")
 
 
+def check_can_be_read_again(path: str | pathlib.Path) -> None:
+    """Raises `ConfigError` for a pipe, as of `<(...)`: the processes that are started read the file again, by its name."""
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{path}: got no ordinary file, expected one, as the ranks read it too; write it to a file first")
+
+
 def check_folder(output: pathlib.Path) -> None:
     """Raises `ConfigError` for an output folder that cannot be made since a file is there."""
     for path in (output, *output.parents):

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
+    check_can_be_read_again,
     check_folder,
     refuse,
     verb,
@@ -89,7 +90,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         check_no_script(arguments, "workers_per_node", "gpus_per_node")
     output = arguments.output if arguments.output is not None else pathlib.Path("runs") / arguments.suite.stem
     check_folder(output)
+    check_can_be_read_again(arguments.suite)
     suite = Suite(arguments.suite, output)
+    check_can_be_read_again(suite.base)
     if arguments.slurm:
         refuse(arguments, ("count", "task"), "--slurm")
         return _write_script(arguments, suite, output)

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from hvd_async.cli.arguments import add_config, refuse, verb
+from hvd_async.cli.arguments import add_config, check_can_be_read_again, refuse, verb
 from hvd_async.cli.batch import add_resources, check_no_script, resources, submit
 from hvd_async.errors import SetupError
 
@@ -75,6 +75,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _launch(arguments: argparse.Namespace) -> int:
     from hvd_async.config import load_config
 
+    check_can_be_read_again(arguments.config)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.slurm:
         refuse(arguments, _OF_COMMANDS, "--slurm")
@@ -84,6 +85,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from hvd_async.environment import check_home
     from hvd_async.launcher import (
         Summary,
         detect_allocation,
@@ -111,6 +113,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     print(command.shell_text(), flush=True)
     if arguments.dry_run:
         return 0
+    if options.mpi == "openmpi" and options.starter in ("mpirun", "horovodrun-mpi") and not is_single:
+        check_home(os.environ)
     began, summary = time.monotonic(), Summary(RunFolder(config.output).summary)
     passes_on = options.starter in ("mpirun", "srun") and not is_single
     ended = run_command(command, os.environ, signal.SIGUSR1 if passes_on else None)
