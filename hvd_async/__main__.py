@@ -52,6 +52,12 @@ def _status(action: Callable[[], int | None]) -> int:
         return action() or 0
     except (HvdAsyncError, KeyboardInterrupt, BrokenPipeError) as error:
         return _status_of(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "hvd_async":
+            raise  # a fault of ours
+        mend = "run launch/setup.sh, or install hvd_async with what it depends on"
+        return _status_of(SetupError(f"{package}: this package is not installed in {sys.prefix}; {mend}"))
 
 
 def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> int:

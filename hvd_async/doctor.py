@@ -315,7 +315,8 @@ def judge_measurements(measured: Measurements) -> list[Finding]:
             finding = Finding(f"{progress.window} window", "ok", took)
         elif progress.window == "created":
             # Expected of every MPI; windows of this kind serve other hosts.
-            finding = Finding("created window", "ok", f"{took}: waits for its target; the store's progress thread answers")
+            expected = "as expected; while the store computes, its progress thread answers"
+            finding = Finding("created window", "ok", f"{took}: {expected}")
         else:
             mend = "launch/setup.sh --mpi mpich, or another MPI: workers on the store's host would wait for it"
             finding = Finding("shared window", "fail", f"{took}: waits for its target", mend)

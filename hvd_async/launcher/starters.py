@@ -65,7 +65,9 @@ def launch_command(config: RunConfig, arguments: TrainArguments, layout: Layout,
     program = arguments.program(options.python)
     options = replace(options, is_live=arguments.progress == "bar")
     threads = min(plan.threads for plan in plan_ranks(config, layout) if plan.worker is not None)
-    environment = {"OMP_NUM_THREADS": str(threads)}
+    # Ranks set it for themselves, when they have counted their cores: a guess would only stand in their way.
+    are_known = all(place.are_threads_known for place in layout.places)
+    environment = {"OMP_NUM_THREADS": str(threads)} if are_known else {}
     if config.strategy.kind == "single":
         return Command(program, environment)
     if options.starter == "mpirun":
