@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
+from hvd_async.interpreter import leave_out_current_folder
 from hvd_async.openmp import bound_spinning
 from hvd_async.streams import discard_output, prepare_streams, tell
 
@@ -89,4 +90,5 @@ def _is_ours_to_report(error: HvdAsyncError) -> bool:
 
 
 if __name__ == "__main__":
+    leave_out_current_folder()
     sys.exit(main())

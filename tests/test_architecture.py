@@ -40,12 +40,23 @@ LAYERS = (
         "locks",
         "streams",
     },
-    {"errors", "_kernels", "kernels_cuda", "openmp"},
+    {"errors", "_kernels", "kernels_cuda", "openmp", "interpreter"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
     "nmt": {"config", "errors", "atomic"},
-    "comparison": {"config", "errors", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"},
+    "comparison": {
+        "config",
+        "errors",
+        "atomic",
+        "events",
+        "locks",
+        "run_folder",
+        "emulation",
+        "step_times",
+        "handlers",
+        "interpreter",
+    },
     "flat": set(),
     "step_times": {"config", "errors"},
     "kernels": {"_kernels", "kernels_cuda"},

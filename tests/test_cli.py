@@ -206,7 +206,10 @@ def test_a_slip_of_the_finger_is_told_by_its_own_verb(
     assert told.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in told
 
 
-@pytest.mark.parametrize("flags", [["--workers", "0"], ["--slurm", "--nodes", "0"], ["--slurm", "--workers", "0"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--workers", "0"], ["--slurm", "--nodes", "0"], ["--slurm", "--workers", "0"], ["--slurm", "--workers-per-node", "0"]],
+)
 def test_a_number_that_is_none_has_one_exit_status(flags: list[str], config: pathlib.Path) -> None:
     assert main(["launch", str(config), "--dry-run", "--set", "strategy.kind=async", "--mpi", "openmpi", *flags]) == 2
 

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from hvd_async import interpreter
 from hvd_async.cli.arguments import add_config, refuse, verb
 from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
 from hvd_async.errors import ConfigError, SetupError
@@ -186,6 +187,7 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
         pmi=arguments.pmi or (detect_pmi(mpi) if starter == "srun" and not is_single else ""),
         mpirun=found["mpirun"],
         horovodrun=found["horovodrun"],
+        python_flags=interpreter.flags(),
         as_root=os.geteuid() == 0,
         forward=variables_to_forward(os.environ, arguments.forward),
         extra=tuple(arguments.extra),
