@@ -1,6 +1,6 @@
 """Python for the processes that we start: they import what we do, and nothing that lies in the current folder.
 
-`python -m` puts the current folder first on the path: the ranks of `launch` would run a user's own `random.py` that lies there, which
+`python -m` puts the current folder first on the path: ranks of `launch` would run a user's own `random.py` that lies there, as
 `hvd-async train` would not.
 """
 
