@@ -1,23 +1,34 @@
-"""Files and folders that appear under their name complete, or not at all."""
+"""Files and folders that appear under their name complete, or not at all, and are on the disk when they do."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from hvd_async.errors import DataError
 
+# Hidden names of what is being written, and of what was moved aside for it: `.NAME.<letters>.tmp` and `.NAME.<letters>.old`.
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-z]+\.(?P<kind>tmp|old)")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2(2)
+
+
+def temporary_beside(path: Path, kind: str = "tmp") -> Path:
+    """Return a fresh hidden name beside `path`, for what is to become it (`tmp`) or has been it (`old`)."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
+
 
 def write_file(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name beside `path`, then rename it to `path`, replacing what was there.
 
-    Makes the folders on the way. Raises `DataError` where the file system refuses.
+    Makes the folders on the way. Content and name are on the disk on return. Raises `DataError` where the file system refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -25,6 +36,7 @@ def write_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -36,24 +48,75 @@ def write_file(path: Path, content: bytes) -> None:
 def new_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     """Yield an empty folder beside `path` to be filled; it becomes `path` when the block ends without an exception.
 
-    Where `path` exists at that moment it is replaced if `replace`; else it stays and the new folder is thrown away, which is
-    right for content that any process would have made alike. A folder cannot be renamed over a filled one, so a
-    replacement moves the old one aside first: a crash in between leaves both, whole, under hidden names beside `path`.
-    Raises `DataError` where the file system refuses.
+    All that lies in it is on the disk before it has its name. Where `path` exists at that moment it is replaced if `replace`;
+    else it stays and the new folder is thrown away, which is right for content that any process would have made alike. Old and
+    new change names in one step where the file system can do that; elsewhere the old one is moved aside first, and a crash in
+    between leaves both under hidden names, from which `remove_leftovers` restores it. Raises `DataError` where the file
+    system refuses.
     """
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary.mkdir()
     except OSError as error:
         raise DataError(f"{path}: cannot be made: {error.strerror or error}") from None
     try:
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         yield temporary
+        for parent, _, files in os.walk(temporary):
+            for name in files:
+                sync(Path(parent, name))
+            sync(Path(parent))
         _rename(temporary, path, replace=replace)
+        sync(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file or folder `path` is on the disk. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give the file `path` the mode of one that this process opens for writing, for files that a library made private."""
+    path.chmod(0o666 & ~_umask())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that died left in `folder`, and give back its name to what was moved aside and not replaced.
+
+    To be called by whoever keeps all other writers out of `folder`. Raises `DataError` where the file system refuses.
+    """
+    try:
+        for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+            found = _LEFTOVER.fullmatch(entry.name)
+            if found is None:
+                continue
+            whole = folder / found["name"]
+            if found["kind"] == "old" and not whole.exists():
+                entry.rename(whole)
+            else:
+                remove(entry)
+    except OSError as error:
+        raise DataError(f"{folder}: what an earlier process left cannot be removed: {error.strerror or error}") from None
+
+
+def remove(path: Path) -> None:
+    """Remove the file or folder `path`, if it is there. Of a link to a folder the contents go, and the link stays: somebody wants
+    the files to lie elsewhere. Raises `OSError` for anything that stays."""
+    if path.is_symlink() and path.is_dir():
+        for entry in list(path.iterdir()):
+            remove(entry)
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _rename(temporary: Path, path: Path, *, replace: bool) -> None:
@@ -64,10 +127,10 @@ def _rename(temporary: Path, path: Path, *, replace: bool) -> None:
         except OSError:
             if not path.exists():
                 raise
-        if not replace:
+        if not replace or _exchange(temporary, path):
             return
         # A fresh name for the old one: another process may be replacing it at the same time.
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        aside = temporary_beside(path, "old")
         with contextlib.suppress(FileNotFoundError):
             path.rename(aside)
         try:
@@ -81,8 +144,18 @@ def _rename(temporary: Path, path: Path, *, replace: bool) -> None:
                 shutil.rmtree(aside, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, if both are there and the system and the file system can do that; whether it was done."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    done: int = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0
+
+
 def _umask() -> int:
-    """The process's umask. There is no call that reads it without setting it."""
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
+    """The process's umask, read without setting it, which another thread would notice; where it cannot be, the usual one."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
+    return 0o022

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-from hvd_async.atomic import new_folder, write_file
-from hvd_async.errors import CheckpointError
+from hvd_async import atomic
+from hvd_async.errors import CheckpointError, DataError
 
-_FORMAT = 3  # since 2 with the clipping factor of the last update, since 3 with when pending arrivals were received
+# Since 2 with the clipping factor of the last update, since 3 with when pending arrivals were received, since 4 with checksums of
+# the data and of the log.
+_FORMAT = 4
 _TENSORS, _DATA = "tensors.safetensors", "data.json"
 
 
@@ -30,62 +31,143 @@ class Checkpoint:
     data: Mapping[str, Any]
 
 
-def save_checkpoint(root: pathlib.Path, version: int, checkpoint: Checkpoint, keep: int) -> pathlib.Path:
-    """Write the folder `root`/v<version>, whole or not at all, and remove all but the latest `keep`. Blocks on the disk."""
+@dataclass(frozen=True)
+class SavedData:
+    """The plain data of the checkpoint in `folder`, and the checksum by which its tensors are known."""
+
+    folder: pathlib.Path
+    data: Mapping[str, Any]
+    checksum: int
+
+
+def save_checkpoint(root: pathlib.Path, version: int, checkpoint: Checkpoint, keep: int) -> SavedData:
+    """Write the folder `root`/v<version>, whole or not at all; keep it and the `keep` - 1 before it. Blocks on the disk.
+
+    Checkpoints of later versions, which a run left behind that has since gone on from an earlier one, are removed too. Raises
+    `DataError` where the file system refuses.
+    """
     folder = root / f"v{version:08d}"
-    with new_folder(folder, replace=True) as temporary:
+    with atomic.new_folder(folder, replace=True) as temporary:
         write_tensors(temporary / _TENSORS, checkpoint.tensors)
-        document = {"format": _FORMAT, "checksum": _checksum(temporary / _TENSORS), "data": checkpoint.data}
-        write_file(temporary / _DATA, json.dumps(document).encode())
-    _sync(root)
-    for old in _checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
-    return folder
+        checksum = _checksum(temporary / _TENSORS)
+        _write_data(temporary, checkpoint.data, checksum)
+    found = list_checkpoints(root)
+    before = [other for other in found if other.name < folder.name]
+    kept = {folder.name, *(other.name for other in before[len(before) - keep + 1 :])}
+    for other in found:
+        if other.name not in kept:
+            _remove(other)
+    return SavedData(folder, checkpoint.data, checksum)
+
+
+def replace_data(saved: SavedData, data: Mapping[str, Any]) -> None:
+    """Replace the plain data of a checkpoint as one step; its tensors stay. Blocks on the disk. Raises `DataError`."""
+    _write_data(saved.folder, data, saved.checksum)
+
+
+def list_checkpoints(root: pathlib.Path) -> list[pathlib.Path]:
+    """Return the folders of the checkpoints in `root`, the latest version last, whole or not."""
+    return sorted(path for path in root.glob("v*") if path.is_dir() and path.name[1:].isdigit())
+
+
+def read_data(folder: pathlib.Path, mend: str = "") -> SavedData:
+    """Read the plain data of the checkpoint in `folder`. Raises `CheckpointError`, which says `mend`, if it is damaged."""
+    try:
+        head, _, body = (folder / _DATA).read_bytes().partition(b"\n")
+        document = json.loads(head)
+        if document["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{folder}: got format {document['format']}, expected {_FORMAT}; use the hvd_async it is from"
+            )
+        if (found := zlib.crc32(body)) != document["data"]:
+            raise CheckpointError(
+                f"{folder / _DATA}: got checksum {found}, expected {document['data']}: it is damaged; {mend}"
+            )
+        return SavedData(folder, json.loads(body), int(document["tensors"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {reason}); {mend}") from None
+
+
+def check_tensors(saved: SavedData, mend: str = "") -> None:
+    """Raise `CheckpointError`, which says `mend`, where the tensors' file is not the one that `saved` knows. Reads all of it."""
+    path = saved.folder / _TENSORS
+    try:
+        found = _checksum(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: damaged ({error.strerror}); {mend}") from None
+    if found != saved.checksum:
+        raise CheckpointError(f"{path}: got checksum {found}, expected {saved.checksum}: it is damaged; {mend}")
+
+
+def load_tensors(saved: SavedData, part: slice | None = None) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint, [size] each, or `part` of each, onto the CPU. See `check_tensors` for whether they belong
+    to it."""
+    return read_tensors(saved.folder / _TENSORS, part)
 
 
 def load_latest_checkpoint(root: pathlib.Path) -> Checkpoint | None:
-    """The latest checkpoint in `root`, or None where there is none. Raises `CheckpointError` if it is damaged."""
-    found = _checkpoints(root)
-    return _load(found[-1], others=found[:-1]) if found else None
+    """Read the latest checkpoint in `root`; None where there is none. Raises `CheckpointError` if it is damaged."""
+    found = list_checkpoints(root)
+    if not found:
+        return None
+    mend = way_out(found[-1], found[:-1])
+    saved = read_data(found[-1], mend)
+    check_tensors(saved, mend)
+    return Checkpoint(load_tensors(saved), saved.data)
+
+
+def way_out(folder: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
+    """What a person can do about the damaged checkpoint `folder`, where `others` were written before it."""
+    return f"remove {folder} to resume from {others[-1]}" if others else f"remove {folder} and start again"
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Replace the safetensors file `path` as one step. The tensors may live on any device and share memory."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.torch.save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, temporary)
-    _sync(temporary)
-    os.rename(temporary, path)
+    """Replace the safetensors file `path` as one step. The tensors may live on any device and share memory. Blocks on the disk.
 
-
-def read_tensors(path: pathlib.Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises `CheckpointError` if it is missing or damaged."""
+    Raises `DataError` where the file system refuses.
+    """
+    temporary = atomic.temporary_beside(path)
     try:
-        return safetensors.torch.load_file(path)
+        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(whole, temporary)
+        atomic.give_usual_mode(temporary)  # the library makes it private
+        atomic.sync(temporary)
+        os.rename(temporary, path)
+        atomic.sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be written: {reason}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: pathlib.Path, part: slice | None = None) -> dict[str, torch.Tensor]:
+    """Read a safetensors file onto the CPU, or `part` of each of its vectors. Raises `CheckpointError` if it is missing or
+    damaged."""
+    try:
+        if part is None:
+            return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name)[part.start : part.stop] for name in file.keys()}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {' '.join(str(error).split())}") from None
 
 
-def _load(folder: pathlib.Path, others: list[pathlib.Path]) -> Checkpoint:
-    mend = f"remove {folder} to resume from {others[-1]}" if others else f"remove {folder} and start again"
+def _write_data(folder: pathlib.Path, data: Mapping[str, Any], tensors_checksum: int) -> None:
+    """Two lines of JSON: what to check, and the data."""
+    body = json.dumps(data).encode()
+    head = {"format": _FORMAT, "tensors": tensors_checksum, "data": zlib.crc32(body)}
+    atomic.write_file(folder / _DATA, json.dumps(head).encode() + b"\n" + body)
+
+
+def _remove(folder: pathlib.Path) -> None:
     try:
-        document = json.loads((folder / _DATA).read_text(encoding="utf-8"))
-        expected, data = document["checksum"], document["data"]
-        if document["format"] != _FORMAT:
-            raise CheckpointError(
-                f"{folder}: got format {document['format']}, expected {_FORMAT}; use the hvd_async it is from"
-            )
-        if (found := _checksum(folder / _TENSORS)) != expected:
-            raise CheckpointError(f"{folder / _TENSORS}: got checksum {found}, expected {expected}: it is damaged; {mend}")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {reason}); {mend}") from None
-    return Checkpoint(read_tensors(folder / _TENSORS), data)
-
-
-def _checkpoints(root: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p for p in root.glob("v*") if p.is_dir() and p.name[1:].isdigit())
+        atomic.remove(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be removed: {error.strerror or error}") from None
 
 
 def _checksum(path: pathlib.Path) -> int:
@@ -94,11 +176,3 @@ def _checksum(path: pathlib.Path) -> int:
         while chunk := file.read(1 << 22):
             value = zlib.crc32(chunk, value)
     return value
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

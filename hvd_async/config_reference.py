@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
-import yaml
 from pydantic.fields import FieldInfo
 
-from hvd_async.config import ArrivalsFrom, RunConfig, Section
+from hvd_async.config import MOST, MOST_FLOAT32, ArrivalsFrom, RunConfig, Section, dump_yaml_line
 
 _INTRODUCTION = """\
 # Configuration
@@ -22,9 +21,14 @@ _INTRODUCTION = """\
 One YAML file describes a run. Unknown keys, values out of range and keys that do not go together are errors; all of them
 are reported at once, before any rank works. `--set key.path=value` overrides a key on the command line, the value in YAML:
 `--set strategy.arrivals_per_update=4`. The complete configuration, defaults included, is saved with the run as
-`config.yaml`; no environment variable changes it. Numbers may be written as `1e-3`; infinity and NaN are refused.
+`config.yaml`; no environment variable changes it.
 
-This page is generated from `hvd_async/config.py`; `python -m hvd_async.config_reference > docs/configuration.md` renews it.
+Files are in YAML 1.2: numbers may be written as `1e-3`, `010` is 10, truth is `true` and `false` alone (`no` is text, as of
+Norwegian), a key stands once in its section, and there are no tags and no merging with `<<`. Whole numbers above 10^15,
+others above those of float32, infinity and NaN are refused. In paths `~` and `~user` at the beginning are that person's home
+folder.
+
+This page is generated from `hvd_async/config/`; `python -m hvd_async.config_reference > docs/configuration.md` renews it.
 """
 _NAMES: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
 _BOUNDS = {annotated_types.Ge: ">= {}", annotated_types.Gt: "> {}", annotated_types.Le: "<= {}", annotated_types.Lt: "< {}"}
@@ -89,8 +93,10 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a list of {len(arguments)}: {_choice(sorted({_type_in_words(a) for a in arguments}))}"
     if origin is dict:
         return f"a map from {_type_in_words(arguments[0])} to {_type_in_words(arguments[1])}"
-    bounds = [text.format(_bound(one, kind)) for one in metadata for kind, text in _BOUNDS.items() if isinstance(one, kind)]
-    return " ".join([_NAMES[annotation], ", ".join(bounds)]).strip()
+    bounds = [(text, _bound(one, kind)) for one in metadata for kind, text in _BOUNDS.items() if isinstance(one, kind)]
+    # The bounds of all numbers are in the introduction.
+    said = ", ".join(text.format(_number(bound)) for text, bound in bounds if bound not in (MOST, MOST_FLOAT32))
+    return " ".join([_NAMES[annotation], said]).strip()
 
 
 def _flatten(metadata: Sequence[Any]) -> list[Any]:
@@ -101,9 +107,14 @@ def _flatten(metadata: Sequence[Any]) -> list[Any]:
     return flat
 
 
-def _bound(constraint: Any, kind: type) -> str:
-    value = getattr(constraint, kind.__name__.lower())
-    return f"{value:g}"
+def _bound(constraint: Any, kind: type) -> float:
+    value: float = getattr(constraint, kind.__name__.lower())
+    return value
+
+
+def _number(value: float) -> str:
+    is_power = isinstance(value, int) and abs(value) == 2**63
+    return ("-" if value < 0 else "") + "2^63" if is_power else f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _choice(words: Sequence[str]) -> str:
@@ -116,9 +127,7 @@ def _default(field: FieldInfo) -> str:
     default = field.default
     if default is None:
         return "none"
-    plain = list(default) if isinstance(default, tuple) else default
-    text = yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
-    return f"`{text}`"
+    return f"`{dump_yaml_line(default)}`"
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ class Digests:
     """Digests that are computed in a background thread, and handed out when they are done. Used by one other thread."""
 
     def __init__(self, submit: Callable[..., Future[dict[str, str]]]) -> None:
-        """`submit(function, *arguments)` has the background thread do it."""
+        """`submit(function, *arguments, num_bytes=...)` has the background thread do it; so much memory is held until then."""
         self._submit = submit
         self._under_way: list[tuple[int, Future[dict[str, str]]]] = []
         self._newest = -1
@@ -33,7 +33,8 @@ class Digests:
             return
         self._newest = version
         vectors = {field: read(name) for field, name in names.items()}
-        self._under_way.append((version, self._submit(_digest_all, vectors)))
+        num_bytes = sum(vector.nbytes for vector in vectors.values())
+        self._under_way.append((version, self._submit(_digest_all, vectors, num_bytes=num_bytes)))
 
     def finished(self, *, wait: bool = False) -> Iterator[dict[str, Any]]:
         """Those that are done, in order, each once: `version` and the fields. `wait`: all, when they are done."""

@@ -42,19 +42,21 @@ class CheckpointError(HvdAsyncError):
 class PeerError(HvdAsyncError):
     """Another rank failed, fell silent, or left while this one depended on it.
 
-    `is_reported`: the rank that failed has said so itself, and this one need not.
+    `is_reported`: the rank that failed has said so itself, and this one need not. `is_state_lost`: it held a part of the
+    parameters, so that there is nothing whole to save.
     """
 
     exit_status = 6
 
-    def __init__(self, message: str, *, is_reported: bool = False) -> None:
+    def __init__(self, message: str, *, is_reported: bool = False, is_state_lost: bool = False) -> None:
         """See the class."""
         super().__init__(message)
         self.is_reported = is_reported
+        self.is_state_lost = is_state_lost
 
 
 class StoppedBySignal(HvdAsyncError):
-    """The run was asked to stop (SIGINT or SIGTERM on some rank) and did so cleanly.
+    """The run was asked to stop (by a signal on some rank) and did so cleanly.
 
     `signal_number` decides the exit status, 128 + signal, as shells have it.
     """
@@ -65,6 +67,19 @@ class StoppedBySignal(HvdAsyncError):
         """Keep the signal, from which the exit status follows."""
         super().__init__(message)
         self.exit_status = 128 + signal_number
+
+
+class DivergedError(HvdAsyncError):
+    """A run whose gradients or validation losses are not finite any more: it has ended, and what it made is of no use."""
+
+    exit_status = 8
+    is_on_all_ranks = True
+
+
+class OrphanedError(HvdAsyncError):
+    """The launcher of this rank is gone. Everything is saved; nothing may be done any more that needs the other ranks."""
+
+    exit_status = 143
 
 
 class DifferenceError(HvdAsyncError):

@@ -1,49 +1,48 @@
 """Everything that is written down about a run, on rank 0: events, snapshots, checkpoints, evaluations, models.
 
 The store's loop calls it at every update, so large files are written by one background thread, from copies made at the call;
-the loop waits only when that thread falls far behind.
+the loop waits only when that thread falls far behind. What was written is given up only for what makes it superfluous: a
+snapshot stays until a checkpoint on the disk knows what it gave.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
 import torch
 
 from hvd_async.atomic import write_file
-from hvd_async.checkpoint import Checkpoint, read_tensors, save_checkpoint, write_tensors
+from hvd_async.checkpoint import Checkpoint, SavedData, read_tensors, replace_data, save_checkpoint, write_tensors
 from hvd_async.config import RunConfig
 from hvd_async.digests import Digests
-from hvd_async.events import EventLog
+from hvd_async.errors import DataError, HvdAsyncError
+from hvd_async.events import EventLog, LogMark
 from hvd_async.flat import FlatParameters
+from hvd_async.measurements import Measurement, Measurements
 from hvd_async.metrics import RunMetrics
 from hvd_async.nmt.scoring import Evaluation
 from hvd_async.origin import Origin, origin_of_one_process
 from hvd_async.progress import Progress
-from hvd_async.run_folder import RunFolder
+from hvd_async.run_folder import Resumption, RunFolder
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.training import Task
+from hvd_async.transport.layout import StopKind, StopNotice
+from hvd_async.writer import MAX_UNWRITTEN_VECTORS, BackgroundWriter
 
 _SNAPSHOT_NAME = "parameters"
 _SCALARS_EVERY_SECONDS = 1.0
-_MAX_UNWRITTEN = 8
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """An evaluation of one version, with how far training was when that version was made."""
-
-    version: int
-    tokens: int
-    seconds: float
-    loss: float
-    bleu: float | None
+_SAVING_SECONDS = 2.0
+# Small ones never make the store wait.
+_MAX_UNWRITTEN_BYTES = 1 << 26
+# Refusals that say that training itself has gone wrong.
+_NOT_FINITE = (Refusal.NOT_FINITE, Refusal.SUM_NOT_FINITE)
 
 
 class RunJournal:
@@ -72,48 +71,63 @@ class RunJournal:
         self._clock = clock
         self._origin = origin
         self._num_processes = 0
+        self._num_idle = 0
         self._is_simulated = is_simulated
         self.metrics = RunMetrics()
-        self.measurements: list[Measurement] = []
+        self.measurements = Measurements()
         self._received: dict[int, float] = {}  # seconds, by batch, of arrivals whose fate is open
         self._updating_since = 0.0
         self._moments: dict[int, tuple[int, float]] = {}  # version of a snapshot -> tokens and seconds then
         self._seconds_before = 0.0
-        self._log_bytes = 0
+        self._resumed: Resumption | None = None
         self._started: float | None = None
         self._snapshots_written: list[Future[None]] = []
-        self._work: list[Future[Any]] = []
         self._num_written = 0
+        self._writer = BackgroundWriter(max(_MAX_UNWRITTEN_BYTES, MAX_UNWRITTEN_VECTORS * 4 * flat.size))
+        self._scalars: Any = None
         self._scalars_at = 0.0
-        self._obsolete: list[int] = []
-        self._digests = Digests(self._submit)
+        self._removed: set[int] = set()  # versions whose snapshots have gone, since a checkpoint knows what they gave
+        self._digests = Digests(self._writer.submit)
         self._copies: dict[str, torch.Tensor] = {}  # of this version's vectors, for all that are to be written of it
+        self._document: dict[str, Any] = {}  # of the checkpoint that was handed over last
+        self._saved: Future[SavedData] | None = None
+        self._saved_at = time.monotonic()
+        self._store: ParameterStore
+        self._has_store = False
+        self._is_checkpoint_due = False
+        self._is_saved = False  # all that training made
+        self._num_not_finite = 0  # in a row
+        self._has_diverged = False
 
-    def restore(self, data: dict[str, Any]) -> None:
+    def restore(self, resumption: Resumption) -> None:
         """Continue the books of a checkpoint. Called before entering."""
+        data = resumption.saved.data["journal"]
         self.metrics = RunMetrics.from_json(data["metrics"])
-        self.measurements = [Measurement(**fields) for fields in data["measurements"]]
+        self.measurements = Measurements.from_json(data["measurements"])
         self._moments = {int(version): (tokens, seconds) for version, (tokens, seconds) in data["moments"].items()}
         self._received = {int(batch): seconds for batch, seconds in data["received"].items()}
         self._seconds_before = data["seconds"]
-        self._log_bytes = data["log_bytes"]
-        self._num_processes = data.get("processes", 1)  # checkpoints of older versions do not say it
+        self._num_processes = data["processes"]
+        self._resumed = resumption
 
     def __enter__(self) -> RunJournal:
         """Open the event log and start the background thread."""
-        self._log = EventLog(self._folder.events, keep_bytes=self._log_bytes).__enter__()
-        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hvd-async-journal")
-        self._scalars = _open_tensorboard(self._folder) if self._config.training.tensorboard else None
+        self._log = EventLog(self._folder.events, LogMark() if self._resumed is None else self._resumed.log).__enter__()
+        self._writer.__enter__()
+        if self._config.training.tensorboard:
+            # What was written after the checkpoint is written again: a curve is not to run back and forth.
+            following = None if self._resumed is None else int(self._resumed.saved.data["store"]["version"]) + 1
+            self._scalars = _open_tensorboard(self._folder, following)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Finish what is being written."""
-        self._background.shutdown(wait=True)
-        self._log.__exit__(kind, value, trace)
-        if self._scalars is not None:
-            self._scalars.close()
-        if kind is None:
-            self._raise_failures()
+        try:
+            self._writer.__exit__(kind, value, trace)
+        finally:
+            self._log.__exit__(kind, value, trace)
+            if self._scalars is not None:
+                self._scalars.close()
 
     @property
     def seconds(self) -> float:
@@ -124,17 +138,13 @@ class RunJournal:
     def _num_parameters(self) -> int:
         return sum(piece.size for piece in self._flat.pieces)
 
-    @property
-    def best(self) -> Measurement | None:
-        """The measurement with the lowest loss; the earliest of several."""
-        finite = [m for m in self.measurements if m.loss == m.loss]
-        return min(finite, key=lambda m: m.loss, default=None)
-
     def started(self, store: ParameterStore) -> None:
         """See `Journal.started`: the training clock runs from here."""
-        self._store = store
+        self._store, self._has_store = store, True
         self._started = self._clock()
         self._num_processes += 1
+        if self._resumed is not None and self._resumed.has_gap:
+            self._log.write("gap", self.seconds, version=store.version)
         origin = self._origin if self._origin is not None else origin_of_one_process()
         self._log.write(
             "start",
@@ -148,6 +158,7 @@ class RunJournal:
         )
         self._take_digest()
         self._copies.clear()
+        self._saved_at = time.monotonic()
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
         """See `Journal.received`."""
@@ -161,12 +172,16 @@ class RunJournal:
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
         """See `Journal.refused`."""
         self.metrics.add_refused(arrival, refusal)
+        if refusal in _NOT_FINITE:
+            self._num_not_finite += 1
+            self._has_diverged |= self._num_not_finite >= self._config.training.diverged_after
         self._log.write("arrival", self.seconds, **self._describe(arrival), refused=refusal.value)
 
     def updated(self, update: Update) -> None:
         """See `Journal.updated`."""
-        self._raise_failures()
+        self._writer.raise_failures()
         self.metrics.add_update(update)
+        self._num_not_finite = 0
         now = self.seconds
         for arrival in update.arrivals:
             staleness = update.staleness(arrival)
@@ -183,23 +198,30 @@ class RunJournal:
             update_seconds=round(now - self._updating_since, 6),
         )
         self._write_scalars(update)
+        self._num_idle += update.learning_rate == 0.0
+        if self._num_idle == 2:  # that of the last version of a whole schedule is 0
+            self._progress.say(
+                f"version {update.version}: the learning rate is 0 from here on; see optimizer.schedule.total"
+            )
         validation, training = self._config.validation, self._config.training
         if validation.is_due(update.version, self._store.tokens, update.tokens):
             self._take_snapshot()
-        if training.checkpoint_every and update.version % training.checkpoint_every == 0:
+        self._is_checkpoint_due |= self._is_due(update.version)
+        if self._is_checkpoint_due and self._has_saved():
             self._save_checkpoint()
         if training.digest_every and update.version % training.digest_every == 0:
             self._take_digest()
         self._copies.clear()
-        self._log_digests()
+        self._log_digests(wait=self._is_simulated)  # where all that is written down follows from a seed
         self._progress.update(update, self.metrics, now)
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
-        """See `Journal.evaluated`. Exports the model if it is the best so far, and removes the snapshot."""
+        """See `Journal.evaluated`. Exports the model if it is the best so far. After training the checkpoint learns of it at
+        once, and the snapshot goes; else with the next checkpoint."""
         evaluation = Evaluation.from_vector(statistics[: Evaluation.size])
         tokens, seconds = self._moments[version]
         measured = Measurement(version, tokens, seconds, evaluation.loss, evaluation.bleu)
-        self.measurements.append(measured)
+        self.measurements.add(measured)
         fields = {key: value for key, value in asdict(measured).items() if key != "seconds"}
         self._log.write("evaluation", self.seconds, **fields, snapshot_seconds=seconds)
         self._progress.evaluated(version, measured.loss, measured.bleu)
@@ -207,11 +229,10 @@ class RunJournal:
             self._scalars.add_scalar("validation/loss", measured.loss, version)
             if measured.bleu is not None:
                 self._scalars.add_scalar("validation/bleu", measured.bleu, version)
-        if measured == self.best:
-            self._submit(self._export_best, measured)
-        self._obsolete.append(version)
-        if not self._config.training.checkpoint_every:
-            self._remove_obsolete_snapshots()
+        if measured == self.measurements.best:
+            self._writer.submit(self._export_best, measured)
+        if self._started is None:
+            self._save_books()
 
     def num_evaluations_due(self) -> int:
         """See `Journal.num_evaluations_due`."""
@@ -222,19 +243,29 @@ class RunJournal:
         return self._num_written
 
     def is_finished(self) -> bool:
-        """See `Journal.is_finished`: patience is exhausted, or time is over."""
+        """See `Journal.is_finished`: patience is exhausted, time is over, or gradients have not been finite for long."""
         limit = self._config.training.seconds
-        return (limit is not None and self.seconds >= limit) or self.is_out_of_patience()
+        return (limit is not None and self.seconds >= limit) or self._has_diverged or self.is_out_of_patience()
 
     def is_out_of_patience(self) -> bool:
         """Whether too many validations have passed without a better loss."""
-        patience, best = self._config.validation.patience, self.best
-        if patience is None or best is None:
-            return False
-        return sum(m.version > best.version for m in self.measurements) >= patience
+        patience = self._config.validation.patience
+        return patience is not None and self.measurements.num_without_progress() >= patience
+
+    def ended(self, notice: StopNotice | None) -> None:
+        """See `Journal.ended`."""
+        self.end_training(is_complete=notice is None or notice.is_end)
+        if notice is not None and notice.kind is StopKind.ORPHANED:
+            self._conclude_alone(notice)
+
+    def _conclude_alone(self, stop: StopNotice) -> None:
+        """The summary of a run whose other ranks cannot be asked any more."""
+        ranks = origin_of_one_process().ranks if self._origin is None else self._origin.ranks
+        self.conclude("stopped", sum(rank["worker"] is not None for rank in ranks), 0, 0, stop)
 
     def end_training(self, *, is_complete: bool) -> None:
-        """Stop the training clock; keep a checkpoint and, of a complete run, a snapshot of the last version."""
+        """Stop the training clock; keep a checkpoint and, of a complete run, a snapshot of the last version. Blocks on the
+        disk."""
         self._seconds_before, self._started = self.seconds, None
         for arrival, refusal in self._store.take_refused():
             self.refused(arrival, refusal)
@@ -242,34 +273,60 @@ class RunJournal:
             self._take_snapshot()
         self._take_digest()
         self._log_digests(wait=True)  # before the checkpoint, which knows how long the log is
+        self._writer.wait()  # there is memory for one checkpoint
         self._save_checkpoint()
         self._copies.clear()
-        self.wait_for_files()
+        self._writer.wait()
+        self._is_saved = True
+
+    def rescue(self, stop: StopNotice | None = None) -> None:
+        """See `Journal.rescue`: it fails in silence, for the first failure is what is to be told."""
+        if not self._has_store or self._is_saved:
+            return
+        self._writer.forget_failures()
+        try:
+            self.end_training(is_complete=False)
+            if stop is not None:
+                self._conclude_alone(stop)
+        except HvdAsyncError:
+            self._writer.forget_failures()
 
     def snapshots_to_evaluate(self) -> list[int]:
-        """Versions whose snapshots lie on the disk and were not evaluated yet. Blocks on the disk."""
-        self.wait_for_files()
-        done = {m.version for m in self.measurements}
-        return [
-            version for version in sorted(self._moments) if version not in done and self._folder.snapshot(version).exists()
-        ]
+        """Versions that were to be measured and are not, whose snapshots lie on the disk. Blocks on the disk."""
+        self._writer.wait()
+        versions = sorted(self._moments.keys() - self.measurements.versions)
+        missing = [version for version in versions if not self._folder.snapshot(version).exists()]
+        if missing:
+            listed = ", ".join(map(str, missing))
+            self._progress.say(f"{self._folder.snapshots}: got no snapshots of versions {listed}, which are not measured")
+        return [version for version in versions if version not in missing]
 
-    def wait_for_files(self) -> None:
-        """Block until everything submitted so far is on the disk."""
-        while self._work:
-            self._work.pop(0).result()
+    def how_it_ended(self, notice: StopNotice | None) -> str:
+        """In a word of the summary: see docs/run-folder.md."""
+        last = self.measurements.last
+        if notice is not None and not notice.is_end:
+            return "stopped"
+        if self._has_diverged or (last is not None and not math.isfinite(last.loss)):
+            return "diverged"
+        return "finished early" if self.is_out_of_patience() else "finished"
 
-    def conclude(self, how: str, num_workers: int, num_steps: int, num_longer: int = 0) -> dict[str, Any]:
+    def conclude(
+        self, how: str, num_workers: int, num_steps: int, num_longer: int = 0, stop: StopNotice | None = None
+    ) -> dict[str, Any]:
         """Write the summary and, of a run that was not stopped, the last model; what the summary says. Blocks on the disk.
 
-        `num_steps`: of this process; `num_longer`: of them, those that lasted longer than emulation was to make them."""
-        last = max(self.measurements, key=lambda m: m.version, default=None)
+        `num_steps`: of this process; `num_longer`: of them, those that lasted longer than emulation was to make them. `stop`:
+        what stopped it."""
+        last, best = self.measurements.last, self.measurements.best
         if how != "stopped":
             self._export_last(last)
-            self._save_checkpoint()  # again: it now knows what was measured, and a longer run may continue from it
-        self.wait_for_files()
+            if self._resumed is not None and best is not None and self._folder.snapshot(best.version).exists():
+                # The one that is there may be of a future that was given up with the process before.
+                self._writer.submit(self._export_best, best)
+            self._save_books(is_last=True)
+        self._writer.wait()
         self._log.write("end", self.seconds, how=how)
-        self._log.flush()
+        self._log.mark()
         summary = {
             "name": self._folder.root.name,
             "how": how,
@@ -283,8 +340,10 @@ class RunJournal:
             "pending": len(self._store.pending),
             "steps": num_steps,
             "longer_steps": num_longer,
-            "measurements": [asdict(m) for m in self.measurements],
-            "best": None if self.best is None else asdict(self.best),
+            "stop": None if stop is None else stop.to_json(),
+            "measurements": self.measurements.to_json(),
+            "unmeasured": sorted(self._moments.keys() - self.measurements.versions),
+            "best": None if best is None else asdict(best),
             "last": None if last is None else asdict(last),
         }
         write_file(self._folder.summary, json.dumps(summary, indent=2).encode())
@@ -303,7 +362,8 @@ class RunJournal:
         version = self._store.version
         self._moments[version] = (self._store.tokens, self.seconds)
         vector = self._copy("average" if self._config.optimizer.average_decay else "parameters")
-        self._snapshots_written.append(self._submit(_write_snapshot, self._folder, version, vector))
+        written = self._writer.submit(_write_snapshot, self._folder, version, vector, num_bytes=vector.nbytes)
+        self._snapshots_written.append(written)
 
     def _take_digest(self) -> None:
         if self._config.training.digest_every:
@@ -324,41 +384,83 @@ class RunJournal:
             self._copies[name] = live.to("cpu", copy=True)
         return self._copies[name]
 
+    def _is_due(self, version: int) -> bool:
+        every, minutes = self._config.training.checkpoint_every, self._config.training.checkpoint_minutes
+        if every and version % every == 0:
+            return True
+        # A simulated run is not resumed, and what it writes down is to follow from its seed.
+        return minutes > 0 and not self._is_simulated and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def _has_saved(self) -> bool:
+        """Whether the checkpoint before is on the disk, which is waited for a moment. There is memory for one: where the disk is
+        slower than the run, the next version after it has been written is saved."""
+        if self._saved is not None:
+            wait([self._saved], timeout=_SAVING_SECONDS)
+        return self._saved is None or self._saved.done()
+
     def _save_checkpoint(self) -> None:
         self._take_digest()
         tensors, data = self._store.state()
-        document = {
-            "store": data,
-            "journal": {
-                "metrics": self.metrics.to_json(),
-                "measurements": [asdict(m) for m in self.measurements],
-                "received": self._received,
-                "moments": self._moments,
-                "seconds": self.seconds,
-                "log_bytes": self._log.flush(),
-                "processes": self._num_processes,
-            },
-        }
-        document = json.loads(json.dumps(document))  # a copy: the books go on while the file is written
+        document = {"data": self._task.fingerprint(), "store": data, "journal": self._books()}
+        self._document = json.loads(json.dumps(document))  # a copy: the books go on meanwhile
         copies = {
             name: self._copies[name] if name in self._copies else tensor.to("cpu", copy=True)
             for name, tensor in tensors.items()
         }
-        keep = self._config.training.keep_checkpoints
-        self._submit(save_checkpoint, self._folder.checkpoints, data["version"], Checkpoint(copies, document), keep)
-        self._remove_obsolete_snapshots()
+        checkpoint = Checkpoint(copies, self._document)
+        self._saved = self._writer.submit(self._write_checkpoint, checkpoint, self._obsolete_snapshots())
+        self._saved_at, self._is_checkpoint_due = time.monotonic(), False
+
+    def _save_books(self, *, is_last: bool = False) -> None:
+        """Have the checkpoint that was saved last learn what was measured since: its tensors stay."""
+        assert self._saved is not None
+        self._document = {**self._document, "journal": json.loads(json.dumps(self._books()))}
+        self._writer.submit(self._write_books, self._saved, self._document, self._obsolete_snapshots(is_last))
+
+    def _books(self) -> dict[str, Any]:
+        mark = self._log.mark()
+        return {
+            "metrics": self.metrics.to_json(),
+            "measurements": self.measurements.to_json(),
+            "received": self._received,
+            "moments": self._moments,
+            "seconds": self.seconds,
+            "log": [mark.num_bytes, mark.checksum],
+            "processes": self._num_processes,
+        }
+
+    def _write_checkpoint(self, checkpoint: Checkpoint, obsolete: Sequence[int]) -> SavedData:
+        self._log.sync()  # first: the checkpoint asks for all of it
+        version, keep = checkpoint.data["store"]["version"], self._config.training.keep_checkpoints
+        saved = save_checkpoint(self._folder.checkpoints, version, checkpoint, keep)
+        self._remove_snapshots(obsolete)
+        return saved
+
+    def _write_books(self, saved: Future[SavedData], document: Mapping[str, Any], obsolete: Sequence[int]) -> None:
+        self._log.sync()
+        replace_data(saved.result(), document)
+        self._remove_snapshots(obsolete)
+
+    def _obsolete_snapshots(self, is_last: bool = False) -> list[int]:
+        """Versions that were measured and whose snapshots are superfluous once the books say so. That of the best version stays
+        to the last: its model may have to be exported again."""
+        best = self.measurements.best
+        kept = set() if best is None or is_last else {best.version}
+        return sorted(self.measurements.versions - self._removed - kept)
+
+    def _remove_snapshots(self, versions: Sequence[int]) -> None:
+        for version in versions:
+            path = self._folder.snapshot(version)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be removed: {error.strerror or error}") from None
+            self._removed.add(version)
 
     def _export_best(self, best: Measurement) -> None:
         tensors = self._flat.named_tensors(read_snapshot(self._folder, best.version))
         measured = {"validation_loss": best.loss, "validation_bleu": best.bleu}
         self._task.export(self._folder.models / "best", tensors, best.version, measured)
-
-    def _remove_obsolete_snapshots(self) -> None:
-        """Of versions that were evaluated. A run resumed from an older checkpoint evaluates them again, so they are kept
-        until a checkpoint knows of it."""
-        for version in self._obsolete:
-            self._submit(self._folder.snapshot(version).unlink, True)
-        self._obsolete.clear()
 
     def _write_scalars(self, update: Update) -> None:
         now = time.monotonic()
@@ -392,17 +494,6 @@ class RunJournal:
             "store": config.store.model_dump(),
         }
 
-    def _submit(self, function: Any, *arguments: Any) -> Future[Any]:
-        while len(self._work) >= _MAX_UNWRITTEN:  # the disk is slower than the run: wait rather than fill the memory
-            self._work.pop(0).result()
-        future = self._background.submit(function, *arguments)
-        self._work.append(future)
-        return future
-
-    def _raise_failures(self) -> None:
-        while self._work and self._work[0].done():
-            self._work.pop(0).result()
-
 
 def read_snapshot(folder: RunFolder, version: int) -> torch.Tensor:
     """The parameters of a snapshot: [size], float32. Raises `CheckpointError` if it is missing or damaged."""
@@ -413,7 +504,8 @@ def _write_snapshot(folder: RunFolder, version: int, vector: torch.Tensor) -> No
     write_tensors(folder.snapshot(version), {_SNAPSHOT_NAME: vector})
 
 
-def _open_tensorboard(folder: RunFolder) -> Any:
+def _open_tensorboard(folder: RunFolder, purge_from: int | None) -> Any:
+    """`purge_from`: what was written of this version and later ones is to be forgotten."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-    return SummaryWriter(str(folder.tensorboard))
+    return SummaryWriter(str(folder.tensorboard), purge_step=purge_from)

@@ -6,30 +6,40 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from hvd_async.agreement import in_agreement, told_by_rank_0
 from hvd_async.batch_job import read_batch_job
-from hvd_async.checkpoint import Checkpoint
+from hvd_async.checkpoint import SavedData, check_tensors, load_tensors
 from hvd_async.config import RunConfig
+from hvd_async.continuation import Supply
 from hvd_async.emulation import Emulation, check_emulation
 from hvd_async.environment import check_world, read_environment
-from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
+from hvd_async.errors import (
+    CheckpointError,
+    DivergedError,
+    HvdAsyncError,
+    OrphanedError,
+    PeerError,
+    StoppedBySignal,
+)
+from hvd_async.failures import tell
 from hvd_async.flat import FlatParameters
 from hvd_async.journal import RunJournal, read_snapshot
 from hvd_async.origin import device_of, origin_of, this_software
 from hvd_async.placement import placement_of
 from hvd_async.progress import Goal, Progress
-from hvd_async.run_folder import Beginning, RunFolder
+from hvd_async.run_folder import Beginning, Resumption, RunFolder
 from hvd_async.signals import StopRequest
 from hvd_async.strategies import make_strategy
-from hvd_async.strategies.protocol import EvaluationPlan, Job, Strategy
+from hvd_async.strategies.protocol import EvaluationPlan, Job, SavedState, Strategy
 from hvd_async.topology import (
     Machine,
     RankPlan,
@@ -41,20 +51,26 @@ from hvd_async.training import Task, TrainingLoop
 from hvd_async.transport.group import Group
 from hvd_async.transport.layout import StopKind, StopNotice
 
-T = TypeVar("T")
 # How long a rank that was told of another's failure waits for the launcher to end it, before it ends the job itself.
 _GRACE_SECONDS = 5.0
+# How long a rank looks for a checkpoint that rank 0 has found: a listing of a network file system may be old.
+_LISTING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """What the command line adds to a configuration: go on with a stopped run, or replace what its folder holds; whether
-    progress is a live bar; go on where there is a checkpoint, else begin. At most one of the first, second and last is set."""
+    progress is a live bar; go on where there is a checkpoint, else begin. At most one of the first, second and last is set.
+
+    `stop` is listening already, for who wants to be heard before this module is loaded. `is_launched`: `hvd-async launch` started
+    the ranks, and tells how they ended: a stop is no failure then, and is not told by them."""
 
     resume: bool = False
     overwrite: bool = False
     live_progress: bool = False
     auto_resume: bool = False
+    stop: StopRequest | None = None
+    is_launched: bool = False
 
 
 def train(
@@ -67,27 +83,33 @@ def train(
 
     Collective over all ranks that the launcher started. `make_task` is called on rank 0 first, then on the others, and may
     leave files behind for them. What any rank raises before training begins, every rank raises. Later, a rank that fails
-    prints its message and aborts the job. Raises `StoppedBySignal` on every rank after a clean stop. Meanwhile rank 0 holds the
-    lock of the run's folder.
+    prints its message and aborts the job, when what is healthy is saved. Raises `StoppedBySignal` on every rank after a clean
+    stop, and `DivergedError` at the end of a run that has. Meanwhile rank 0 holds the lock of the run's folder.
     """
-    strategy = make_strategy(config.strategy.kind)
-    # The folder is held until the other ranks are told to end, too: the outermost is left last.
-    with contextlib.ExitStack() as holding, _aborting_on_failure(strategy.group):
-        run = _set_up(config, make_task, options, strategy, environ, holding)
-        with run.journal if run.journal is not None else contextlib.nullcontext():
-            notice = run.execute(strategy)
-            num_longer, num_steps = run.count_long_steps(strategy.group)
-            if not _is_signal(notice):
-                run.evaluate_snapshots(strategy.group)
-            summary = run.conclude(notice, num_steps, num_longer)
-        # Nobody leaves before everything is saved: a launcher kills the others when one has gone with a status other than 0.
-        strategy.group.exchange("")
-        strategy.close()
-    if notice is not None and _is_signal(notice):
+    stop = StopRequest() if options.stop is None else options.stop
+    with stop.listening() if options.stop is None else contextlib.nullcontext():
+        strategy = make_strategy(config.strategy.kind)
+        stop.rank = strategy.group.rank
+        limit = config.strategy.hang_timeout_seconds if stop.rank == 0 else config.strategy.stop_timeout_seconds
+        is_launched = read_environment(environ) is not None
+        # The folder is held until the other ranks are told to end, too: the outermost is left last.
+        with (
+            stop.watching_launcher(limit) if is_launched else contextlib.nullcontext(),
+            contextlib.ExitStack() as holding,
+            _aborting_on_failure(strategy.group),
+        ):
+            run = _set_up(config, make_task, options, strategy, environ, holding, stop)
+            notice, summary = run.play(strategy) if isinstance(run, _Run) else (None, run)
+            # Nobody leaves before everything is saved: a launcher kills the others when one has gone with a status other than 0.
+            how = strategy.group.exchange(str(summary.get("how", "")))[0]
+            strategy.close()
+    if notice is not None and not notice.is_end and not options.is_launched:
         mend = "the same command goes on" if options.auto_resume else "go on with --resume"
-        raise StoppedBySignal(
-            f"stopped by signal {notice.signal_number} on rank {notice.rank}, everything saved; {mend}",
-            notice.signal_number,
+        raise StoppedBySignal(f"stopped by {notice}, everything saved; {mend}", notice.signal_number)
+    if how == "diverged":
+        raise DivergedError(
+            f"{config.output}: diverged: gradients or validation losses are not finite any more (see summary.json);"
+            " try a lower optimizer.learning_rate, a longer warm-up or optimizer.clip_norm"
         )
     return summary
 
@@ -103,14 +125,23 @@ class _Run:
     progress: Progress
     journal: RunJournal | None
 
-    def execute(self, strategy: Strategy) -> StopNotice | None:
-        """Train, and save what training leaves behind; why it stopped."""
-        showing = contextlib.nullcontext() if self.journal is None else self.progress.showing()
-        with self.stop.listening(), showing:
+    def play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
+        """Train, measure, and write down what came of it; what stopped it, and the summary. Collective."""
+        self.stop.defer()
+        with self.journal if self.journal is not None else contextlib.nullcontext():
+            return self._play(strategy)
+
+    def _play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
+        with contextlib.nullcontext() if self.journal is None else self.progress.showing():
             notice = strategy.execute(self.job, self.loop)
-            if self.journal is not None:
-                self.journal.end_training(is_complete=not _is_signal(notice))
-        return notice
+        num_longer, num_steps = self.count_long_steps(strategy.group)
+        if notice is None or notice.is_end:
+            notice = self.evaluate_snapshots(strategy.group) or notice
+        summary: dict[str, Any] = {}
+        if self.journal is not None:
+            how = self.journal.how_it_ended(notice)
+            summary = self.journal.conclude(how, self.job.num_workers, num_steps, num_longer, notice)
+        return notice, summary
 
     def count_long_steps(self, group: Group) -> tuple[int, int]:
         """How many steps of all workers lasted longer than emulation was to make them, and how many there were; it is said.
@@ -124,22 +155,33 @@ class _Run:
             )
         return num_longer, num_steps
 
-    def evaluate_snapshots(self, group: Group) -> None:
-        """Evaluate what was not evaluated during training, shared among all ranks. Collective."""
+    def evaluate_snapshots(self, group: Group) -> StopNotice | None:
+        """Evaluate what was not evaluated during training, shared among all ranks; what stopped it, if something did, with the
+        rest still to be done. Collective."""
         pending = [] if self.journal is None else self.journal.snapshots_to_evaluate()
         for version in json.loads(group.exchange(json.dumps(pending))[0]):
             with self.loop.flat.holding(read_snapshot(self.folder, version)):
                 mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
-            table = [json.loads(text) for text in group.exchange(json.dumps(mine.to_vector()))]
+            asked = self.stop.notice()
+            table = [
+                json.loads(text)
+                for text in group.exchange(json.dumps([mine.to_vector(), 0 if asked is None else asked.to_word()]))
+            ]
             if self.journal is not None:
-                self.journal.evaluated(version, [sum(column) for column in zip(*table, strict=True)])
+                self.journal.evaluated(version, [sum(column) for column in zip(*(row for row, _ in table), strict=True)])
+            notices = [StopNotice.from_word(word) for _, word in table if word]
+            if notices:
+                self._check_launcher(notices)
+                return notices[0]
+        return None
 
-    def conclude(self, notice: StopNotice | None, num_steps: int, num_longer: int) -> dict[str, Any]:
-        """Write the summary, on rank 0."""
-        if self.journal is None:
-            return {}
-        how = "stopped" if _is_signal(notice) else "finished early" if self.journal.is_out_of_patience() else "finished"
-        return self.journal.conclude(how, self.job.num_workers, num_steps, num_longer)
+    def _check_launcher(self, notices: Sequence[StopNotice | None]) -> None:
+        """Where the launcher has gone, end by exception: what comes needs nobody else."""
+        for notice in notices:
+            if notice is not None and notice.kind is StopKind.ORPHANED:
+                if self.journal is not None:
+                    self.journal.conclude("stopped", self.job.num_workers, self.loop.emulation.num_steps, 0, notice)
+                raise OrphanedError(f"stopped by {notice}, everything saved")
 
 
 def _set_up(
@@ -149,11 +191,13 @@ def _set_up(
     strategy: Strategy,
     environ: Mapping[str, str],
     holding: contextlib.ExitStack,
-) -> _Run:
-    """Make everything ready. On rank 0 `holding` keeps the lock of the run's folder. Collective."""
+    stop: StopRequest,
+) -> _Run | dict[str, Any]:
+    """Make everything ready; of a run that has ended, and is asked for no more, its summary. On rank 0 `holding` keeps the lock
+    of the run's folder. Collective."""
     group, folder = strategy.group, RunFolder(config.output)
     machines = _meet(group, environ)
-    plans = _in_agreement(group, lambda: _plan_ranks(config, machines))
+    plans = in_agreement(group, lambda: _plan_ranks(config, machines))
     plan = plans[group.rank]
     torch.set_num_threads(plan.threads)
     # Before anything else asks for CUDA, or every process would also take memory on the first GPU.
@@ -161,11 +205,12 @@ def _set_up(
         if device is not None and device.startswith("cuda"):
             torch.cuda.set_device(device)
             break
-    task = _in_agreement(group, lambda: make_task(config))
+    if options.resume:  # before text is prepared for a configuration that will be refused
+        in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
+    task = in_agreement(group, lambda: make_task(config))
     model = task.build_model()
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
-    stop = StopRequest(group.rank)
     every = config.validation.every if config.validation.when == "during" else None
     job = Job(
         strategy=config.strategy,
@@ -185,30 +230,67 @@ def _set_up(
     )
     strategy.check(job)  # before the folder changes: what cannot run leaves nothing behind
     progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
-    _in_agreement(group, lambda: _hold(folder, options, progress, holding) if group.rank == 0 else None)
+    in_agreement(group, lambda: _hold(folder, options, progress, holding) if group.rank == 0 else None)
     lost = ""
     if options.auto_resume:
         options, lost = _decide(group, folder, config, options)
-    saved = _in_agreement(group, lambda: _open_folder(folder, config, options, group.rank))
+    supply = Supply(task.fingerprint(), goal.num_batches)
+    resumption = in_agreement(group, lambda: _open_folder(folder, config, options, supply) if group.rank == 0 else None)
+    finished = None if resumption is None else folder.finished(config, resumption.saved, supply)
+    if ended := json.loads(group.exchange(json.dumps(finished))[0]):
+        if group.rank == 0:
+            progress.say("finished before, and asked for no more: there is nothing to do")
+        return ended if group.rank == 0 else {}
+    saved = _agree_on_checkpoint(group, resumption, needs_tensors=plan.shard is not None or config.strategy.kind != "async")
     own = this_software(device_of(plans[group.rank].device, plans[group.rank].store_device))
     software = [json.loads(text) for text in group.exchange(json.dumps(own))]
     batch_job = read_batch_job(environ)
     origin = origin_of(plans, software, batch_job)
     journal = RunJournal(folder, config, task, flat, progress, origin=origin) if group.rank == 0 else None
     if journal is not None:
-        for line in [*([str(batch_job)] if batch_job else []), *([lost] if lost else []), *task.remarks()]:
+        remarks = [str(batch_job) if batch_job else "", lost, "" if resumption is None else resumption.remark]
+        for line in [*filter(None, remarks), *task.remarks()]:
             progress.say(line)
         for line in (describe(each, strategy.transport(plans, each.rank)) for each in plans):
             progress.say(line)
-        if saved is not None:
-            folder.keep_config(config)  # it may ask for a longer run now
-            journal.restore(saved.data["journal"])
-    saved_state = None if saved is None else (saved.tensors, saved.data["store"])
-    job = dataclasses.replace(job, journal=journal, saved=saved_state)
-    steps_before = 0 if saved is None or plan.worker is None else _steps_of(saved.data["store"], plan.worker)
+        if resumption is not None:
+            folder.go_on(config)
+            journal.restore(resumption)
+    job = dataclasses.replace(job, journal=journal, saved=saved)
+    steps_before = 0 if saved is None or plan.worker is None else _steps_of(saved.data, plan.worker)
     emulation = Emulation(config.emulation, plan.worker, config.seed, job.num_workers, steps_before)
     loop = TrainingLoop(task, model, flat, emulation, config.seed)
     return _Run(folder, job, loop, stop, progress, journal)
+
+
+def _agree_on_checkpoint(group: Group, resumption: Resumption | None, *, needs_tensors: bool) -> SavedState | None:
+    """What rank 0 has chosen to go on from, on every rank: nobody else chooses, since a listing of a shared folder may be old.
+
+    Those with `needs_tensors` check that they see the very same file. Collective.
+    """
+    chosen = None
+    if resumption is not None:
+        saved = resumption.saved
+        chosen = [str(saved.folder), saved.checksum, saved.data["store"]]
+    told = json.loads(group.exchange(json.dumps(chosen))[0])
+    if told is None:
+        return None
+    folder, checksum, data = told
+    saved = SavedData(pathlib.Path(folder), {"store": data}, checksum)
+    in_agreement(group, lambda: _find_tensors(saved, group.rank) if needs_tensors else None)
+    return SavedState(data, lambda part: load_tensors(saved, part))
+
+
+def _find_tensors(saved: SavedData, rank: int) -> None:
+    deadline = time.monotonic() + _LISTING_SECONDS
+    while not saved.folder.is_dir():
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"rank {rank}: {saved.folder}: no such folder here, expected the checkpoint that rank 0 goes on from; all"
+                " ranks must see the same output folder"
+            )
+        time.sleep(0.5)  # a file system says nothing when its listing is renewed
+    check_tensors(saved, f"remove {saved.folder} to resume from the one before it, if there is one")
 
 
 def _steps_of(store: Mapping[str, Any], worker: int) -> int:
@@ -238,53 +320,28 @@ def _hold(folder: RunFolder, options: TrainOptions, progress: Progress, holding:
     if options.resume:
         folder.check_is_run()  # the lock would make the folder
     holding.enter_context(folder.held(progress.say))
+    if folder.config.exists():
+        folder.remove_leftovers()  # of processes that died; one may have been about to replace the checkpoint
 
 
 def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOptions) -> tuple[TrainOptions, str]:
     """`options` with what `auto_resume` means for `folder`, and on rank 0 what is lost, in words. Collective."""
     # Rank 0 decides, before it changes anything: others may see the files of a shared folder later than it does.
-    own = _in_agreement(group, lambda: folder.how_to_begin(config) if group.rank == 0 else None)
-    beginning = Beginning(group.exchange("" if own is None else own.value)[0])
+    beginning = Beginning(told_by_rank_0(group, lambda: folder.how_to_begin(config).value))
     lost = folder.describe_loss() if group.rank == 0 and beginning is Beginning.AGAIN else ""
     resume, overwrite = beginning is Beginning.RESUME, beginning is Beginning.AGAIN
     return dataclasses.replace(options, resume=resume, overwrite=overwrite), lost
 
 
-def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, rank: int) -> Checkpoint | None:
-    if options.resume:
-        return folder.resume(config, "--auto-resume" if options.auto_resume else "--resume")
-    if rank == 0:
+def _open_folder(folder: RunFolder, config: RunConfig, options: TrainOptions, supply: Supply) -> Resumption | None:
+    """Begin in `folder`, or choose what is gone on from. On rank 0, which holds the folder."""
+    if not options.resume:
         folder.begin(config, overwrite=options.overwrite)
-    return None
-
-
-def _in_agreement(group: Group, action: Callable[[], T]) -> T:
-    """Do `action` on rank 0, then on the others, and raise everywhere what was raised anywhere. Collective."""
-    result: T | None = None
-    for turn in (0, 1):
-        fault = ""
-        if (group.rank == 0) == (turn == 0):
-            try:
-                result = action()
-            except HvdAsyncError as error:
-                fault = json.dumps([error.exit_status, str(error)])
-        faults = group.exchange(fault)
-        for rank, text in enumerate(faults):
-            if text:
-                raise AgreedError(json.loads(text), is_reporter=rank == group.rank)
-    return result  # type: ignore[return-value]  # every rank had its turn
-
-
-class AgreedError(HvdAsyncError):
-    """An error that every rank raises because one did; the one that did reports it."""
-
-    is_on_all_ranks = True
-
-    def __init__(self, fault: tuple[int, str], is_reporter: bool) -> None:
-        """`fault`: exit status and message; `is_reporter`: whether this rank is to print it."""
-        self.exit_status, message = fault
-        super().__init__(message)
-        self.is_reporter = is_reporter
+        return None
+    resumption = folder.resume(config, supply, "--auto-resume" if options.auto_resume else "--resume")
+    found = resumption.saved
+    check_tensors(found, f"remove {found.folder} to resume from the one before it, if there is one")
+    return resumption
 
 
 @contextlib.contextmanager
@@ -292,24 +349,16 @@ def _aborting_on_failure(group: Group) -> Iterator[None]:
     """An exception on this rank ends all ranks at once, with this rank's message as the only one."""
     try:
         yield
-    except KeyboardInterrupt:
-        sys.stderr.write(f"hvd-async: rank {group.rank}: interrupted outside of training; what was saved before is whole\n")
-        sys.stderr.flush()
-        group.abort(130)
     except BaseException as error:
-        if group.size == 1 or (isinstance(error, HvdAsyncError) and error.is_on_all_ranks):
+        if isinstance(error, OrphanedError):
+            tell(group.rank, error)
+            os._exit(error.exit_status)  # nobody is left to tell MPI's end to
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        if not is_interrupt and (group.size == 1 or (isinstance(error, HvdAsyncError) and error.is_on_all_ranks)):
             raise
+        tell(group.rank, error)
         if isinstance(error, PeerError) and error.is_reported:
             time.sleep(_GRACE_SECONDS)  # the rank that failed is about to end the job, or its launcher is
-        elif isinstance(error, HvdAsyncError):
-            sys.stderr.write(f"hvd-async: rank {group.rank}: {error}\n")
-        else:
-            trace = "".join(traceback.format_exception(error))
-            sys.stderr.write(f"{trace}hvd-async: rank {group.rank}: {type(error).__name__}: {error}\n")
-        sys.stderr.flush()
-        sys.stdout.flush()
-        group.abort(error.exit_status if isinstance(error, HvdAsyncError) else 1)
-
-
-def _is_signal(notice: StopNotice | None) -> bool:
-    return notice is not None and notice.kind is StopKind.SIGNAL
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        group.abort(error.exit_status if isinstance(error, HvdAsyncError) else 130 if is_interrupt else 1)

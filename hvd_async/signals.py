@@ -1,41 +1,88 @@
-"""SIGTERM, Ctrl-C and SIGUSR1 as a request that the training loop sees between steps.
+"""Requests to stop: signals, and the end of the launcher, which the training loop sees between steps.
 
-mpirun kills its ranks within a second of a SIGTERM or Ctrl-C of its own, but passes SIGUSR1 on to all of them, on all hosts.
+mpirun kills its ranks within a second of a SIGTERM or Ctrl-C of its own, but passes SIGUSR1 on to all of them, on all hosts. A
+closed terminal sends SIGHUP. Where mpirun itself is killed, nothing is sent at all: its ranks have another parent then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
+from hvd_async.errors import StoppedBySignal
 from hvd_async.handlers import handling
 from hvd_async.transport.layout import StopKind, StopNotice
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_LOOK_SECONDS = 0.5
 
 
 class StopRequest:
-    """Remembers the first signal that asked this process to stop."""
+    """Remembers the first thing that asked this process to stop.
 
-    def __init__(self, rank: int) -> None:
-        """`rank` is named in the notice."""
-        self._rank = rank
-        self._signal_number = 0
+    Before `defer` there is nothing to save, and preparing may take long: a signal raises `StoppedBySignal` where it finds the
+    main thread.
+    """
+
+    def __init__(self) -> None:
+        """Listens to nothing yet."""
+        self.rank = 0
+        """Of this process, for the notice; to be set once it is known."""
+        self._is_deferred = False
+        self._notice: tuple[StopKind, int] | None = None
+        self._is_over = threading.Event()
 
     def notice(self) -> StopNotice | None:
-        """What was asked for, if anything was."""
-        return StopNotice(StopKind.SIGNAL, self._rank, self._signal_number) if self._signal_number else None
+        """Return what was asked for, if anything was."""
+        return None if self._notice is None else StopNotice(self._notice[0], self.rank, self._notice[1])
+
+    def defer(self) -> None:
+        """From now on a request is remembered, for whoever asks for `notice` when it can stop."""
+        self._is_deferred = True
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals inside the block. A second Ctrl-C ends the process as usual; other signals may repeat,
-        as batch systems send them again."""
-        with handling(_SIGNALS, self._handle):
+        as batch systems send them again. A signal that is ignored, as SIGHUP under nohup, stays so. In the main thread."""
+        with handling([each for each in STOP_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN], self._handle):
             yield
 
+    @contextlib.contextmanager
+    def watching_launcher(self, limit_seconds: float) -> Iterator[None]:
+        """Notice inside the block when the process that started this one ends: whoever launched ranks outlives them.
+
+        MPI may wait for ever for a rank that has gone, or for its launcher: `limit_seconds` after that the process ends itself.
+        """
+        self._is_over.clear()
+        watcher = threading.Thread(
+            target=self._watch, args=(os.getppid(), limit_seconds), name="hvd-async-launcher", daemon=True
+        )
+        watcher.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signal_number:
+        if number == signal.SIGINT and self._notice is not None:
             signal.default_int_handler(number, None)  # asked twice by hand: do not wait for the end of the step
-        self._signal_number = self._signal_number or number
+        self._notice = self._notice or (StopKind.SIGNAL, number)
+        if not self._is_deferred:
+            name = signal.Signals(number).name
+            raise StoppedBySignal(f"stopped by {name} before training began; there is nothing to save", number)
+
+    def _watch(self, launcher: int, limit_seconds: float) -> None:
+        while os.getppid() == launcher:
+            if self._is_over.wait(_LOOK_SECONDS):
+                return
+        self._notice = (StopKind.ORPHANED, 0)  # whatever was asked for before: nobody may be waited for any more
+        gone = time.monotonic()
+        while time.monotonic() - gone < limit_seconds:
+            if self._is_over.wait(_LOOK_SECONDS):
+                return
+        os._exit(128 + signal.SIGTERM)

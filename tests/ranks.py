@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
@@ -21,7 +22,7 @@ from hvd_async.launcher import Host, LaunchOptions, Layout, MpiFamily, detect_mp
 
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
 # Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
-_MARK = "HVD_ASYNC_TEST_JOB"
+MARK = "HVD_ASYNC_TEST_JOB"
 _GRACE_SECONDS = 2.0
 
 
@@ -70,6 +71,7 @@ def run_ranks(
     env: Mapping[str, str] | None = None,
     hosts: Sequence[str] = (),
     mpirun_args: Sequence[str] = (),
+    outlives_mpirun: bool = False,
 ) -> Completed:
     """Run a Python program in `num_ranks` processes under mpirun, and kill all of them `timeout` seconds later.
 
@@ -92,19 +94,28 @@ def run_ranks(
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **(env or {})}
     command = mpirun_command((sys.executable, *_python_arguments(program), *args), layout, options, variables)
     first_host = (str(TWO_HOSTS / "onhost.sh"), hosts[0]) if hosts else ()
-    return run_limited((*first_host, *command.argv), {**os.environ, **command.environment}, timeout)
+    environ = {**os.environ, **command.environment}
+    return run_limited((*first_host, *command.argv), environ, timeout, outlives=outlives_mpirun)
 
 
 def run_limited(
-    argv: Sequence[str], environ: Mapping[str, str], timeout: float, cwd: pathlib.Path | None = None
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    timeout: float,
+    cwd: pathlib.Path | None = None,
+    outlives: bool = False,
 ) -> Completed:
-    """Run `argv`; at the time limit kill it and whatever it started, wherever that has gone, and keep the output."""
+    """Run `argv`; at the time limit kill it and whatever it started, wherever that has gone, and keep the output.
+
+    What it started is killed when it has ended, unless `outlives`: then that may end by itself within the limit.
+    """
+    deadline = time.monotonic() + timeout
     mark = uuid.uuid4().hex
     # Output goes to files: a pipe would be held open by a process that outlived the job, and reading it would hang.
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         job = subprocess.Popen(
             argv,
-            env={**environ, _MARK: mark},
+            env={**environ, MARK: mark},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -114,6 +125,9 @@ def run_limited(
         timed_out = False
         try:
             returncode = job.wait(timeout)
+            while outlives and not timed_out and any(pids_marked(mark)):
+                timed_out = time.monotonic() > deadline
+                time.sleep(0.05)  # nobody tells when a process that is not ours ends
         except subprocess.TimeoutExpired:
             timed_out = True
             # Asked first, Open MPI's mpirun kills its ranks itself and removes their segments from /dev/shm.
@@ -121,7 +135,7 @@ def run_limited(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(_GRACE_SECONDS)
         finally:
-            _kill_marked(mark)
+            kill_marked(mark)
             job.wait()
         return Completed(124 if timed_out else returncode, _text(stdout), _text(stderr), timed_out)
 
@@ -143,16 +157,16 @@ def _agent_arguments(family: MpiFamily) -> tuple[str, ...]:
     return ("--prtemca", "plm_ssh_agent", agent) if family == "openmpi" else ("-launcher", "ssh", "-launcher-exec", agent)
 
 
-def _kill_marked(mark: str) -> None:
+def kill_marked(mark: str) -> None:
     """Kill every process that inherited `mark`, until none is left: what one forks meanwhile has it too."""
-    while pids := list(_pids_marked(mark)):
+    while pids := list(pids_marked(mark)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _pids_marked(mark: str) -> Iterator[int]:
-    wanted = f"{_MARK}={mark}".encode()
+def pids_marked(mark: str) -> Iterator[int]:
+    wanted = f"{MARK}={mark}".encode()
     for folder in pathlib.Path("/proc").iterdir():
         if folder.name.isdigit():
             # A process may end while it is looked at; a dead one that nobody has waited for yet has no environment.

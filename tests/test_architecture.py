@@ -22,9 +22,9 @@ LAYERS = (
     {"launcher", "journal", "comparison"},
     {"training", "progress"},
     {"strategies", "nmt", "metrics"},
-    {"store", "run_folder", "signals", "origin", "placement"},
-    {"transport", "checkpoint", "emulation", "config_reference"},
-    {"step_times"},
+    {"store", "run_folder", "signals", "origin", "placement", "agreement"},
+    {"transport", "checkpoint", "emulation", "config_reference", "continuation"},
+    {"step_times", "atomic"},
     {
         "config",
         "topology",
@@ -32,29 +32,23 @@ LAYERS = (
         "batch_job",
         "flat",
         "events",
-        "atomic",
         "kernels",
         "digests",
         "ties",
         "handlers",
         "locks",
+        "writer",
+        "measurements",
+        "failures",
         "streams",
     },
-    {"errors", "_kernels", "kernels_cuda", "openmp", "interpreter"},
+    {"errors", "printable", "paths", "_kernels", "kernels_cuda", "openmp", "interpreter"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
-    "nmt": {"config", "errors", "atomic"},
+    "nmt": {"config", "errors", "atomic", "printable"},
     "comparison": {
-        "config",
-        "errors",
-        "atomic",
-        "events",
-        "locks",
-        "run_folder",
-        "emulation",
-        "step_times",
-        "handlers",
+        *("config", "errors", "printable", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"),
         "interpreter",
     },
     "flat": set(),
@@ -72,6 +66,7 @@ DOORS = {
     "horovod": ("strategies.horovod",),
     "sentencepiece": ("nmt.vocabulary",),
     "triton": ("kernels_cuda",),
+    "yaml": ("config.yaml",),
 }
 
 

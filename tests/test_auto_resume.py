@@ -46,11 +46,50 @@ def test_it_begins_goes_on_and_ends_at_once_when_all_is_done(
     assert line.startswith("finished: version 6, ") and line.endswith(f", 1 restart; see {config.parent / 'run'}")
     model = (config.parent / "run/models/last/model.safetensors").read_bytes()
     assert train(config, "training.updates=6") == 0
-    assert "version 6, " in capsys.readouterr().out.splitlines()[-1]
-    assert summary_of(config)["processes"] == 3 and summary_of(config)["updates"] == 6
+    *_, said, line = capsys.readouterr().out.splitlines()
+    assert said == "finished before, and asked for no more: there is nothing to do"
+    assert "version 6, " in line and ", 1 restart;" in line
+    assert summary_of(config)["processes"] == 2 and summary_of(config)["updates"] == 6
     events = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
-    assert [event["version"] for event in events if event["event"] == "start"] == [0, 4, 6]
+    assert [event["version"] for event in events if event["event"] == "start"] == [0, 4]
     assert (config.parent / "run/models/last/model.safetensors").read_bytes() == model
+
+
+def test_data_are_known_by_their_content_and_not_by_their_place(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config) == 0
+    text = config.parent / "text"
+    moved = text.rename(config.parent / "moved")
+    assert train(config, f"data.folder={moved}", "training.updates=6") == 0
+    assert summary_of(config)["updates"] == 6
+    write_corpus(text, seed=2, train=120, validation=8, test=8)
+    capsys.readouterr()
+    assert train(config, "training.updates=8") == 2
+    assert capsys.readouterr().err == (
+        f"hvd-async: --auto-resume: data.folder: got {text} with other text than the run has been trained on; bring that text"
+        " back, or start another run\n"
+    )
+
+
+def test_a_configuration_that_is_refused_has_no_text_prepared_for_it(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config) == 0
+    prepared = list((config.parent / "text/prepared").iterdir())
+    arguments = ["train", str(config), "--resume", "--set", "vocabulary.size=100", "--set", "seed=7"]
+    assert main(arguments) == 2
+    keys = [line.split(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert keys == ["seed", "vocabulary.size"] and list((config.parent / "text/prepared").iterdir()) == prepared
+
+
+def test_a_rate_that_has_come_to_nothing_is_said(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = "optimizer.schedule={kind: linear, unit: tokens, total: 200}"
+    assert train(config, schedule, "batching.tokens=100", "training.updates=9") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "learning rate is 0" in line]
+    updates = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
+    idle = [event["version"] for event in updates if event.get("learning_rate") == 0.0]
+    assert said == [f"version {idle[1]}: the learning rate is 0 from here on; see optimizer.schedule.total"]
 
 
 def test_what_was_interrupted_before_a_checkpoint_begins_again_and_says_so(
@@ -91,7 +130,7 @@ def test_what_is_left_of_a_run_is_an_error_and_stays(config: pathlib.Path, capsy
     assert train(config) == 0
     (run / "config.yaml").unlink()
     assert train(config) == 2
-    assert f"--auto-resume: {run}: got checkpoints, events.jsonl, summary.json without" in capsys.readouterr().err
+    assert f"--auto-resume: {run}: got checkpoints, models, events.jsonl, summary.json without" in capsys.readouterr().err
     assert load_latest_checkpoint(run / "checkpoints") is not None
 
 
@@ -100,15 +139,6 @@ def test_there_is_one_way_to_begin(config: pathlib.Path, other: str, capsys: pyt
     with pytest.raises(SystemExit):
         main(["train", str(config), "--auto-resume", other])
     assert f"{other}: not allowed with argument --auto-resume" in capsys.readouterr().err
-
-
-def test_a_checkpoint_that_does_not_say_how_often_it_was_started_counts_as_one(config: pathlib.Path) -> None:
-    assert train(config) == 0
-    path = config.parent / "run/checkpoints/v00000004/data.json"
-    document = json.loads(path.read_text())
-    assert document["data"]["journal"].pop("processes") == 1
-    path.write_text(json.dumps(document))
-    assert train(config) == 0 and summary_of(config)["processes"] == 2
 
 
 def test_refused_arrivals_come_before_the_last_line(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from hvd_async.comparison.suite import SuiteConfig
 from hvd_async.config import ArrivalsFrom, RunConfig, dump_config, load_config, parse_config
 from hvd_async.errors import ConfigError
 
@@ -132,6 +133,16 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         (
             {"optimizer": {"schedule": {"kind": "constant", "total": 5}}},
             "optimizer.schedule: total: got 5, expected no value for kind constant; remove it or use linear",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear", "total": 5}}, "training": {"updates": 6}},
+            "(top level): training.updates: got 6, expected at most optimizer.schedule.total (5); the rate is 0 from there on,"
+            " and nothing would be learned",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear", "unit": "tokens", "total": 5}}, "training": {"tokens": 6}},
+            "(top level): training.tokens: got 6, expected at most optimizer.schedule.total (5); the rate is 0 from there on,"
+            " and nothing would be learned",
         ),
         (
             {"optimizer": {"momentum": 0.9}},
@@ -324,3 +335,100 @@ def test_a_configuration_is_frozen() -> None:
 )
 def test_the_configurations_that_we_ship_are_valid(path: pathlib.Path) -> None:
     load_config(path)
+
+
+# --- Bounds and paths -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "most"),
+    [
+        ("model", "width", 10**18, "1048576"),
+        ("model", "encoder_layers", 10**40, "1000"),
+        ("vocabulary", "size", 5 * 10**11, "1000000"),
+        ("batching", "tokens", 10**16, "1000000000000000"),
+        ("optimizer", "learning_rate", 1e300, "34" + "0" * 37),
+        ("strategy", "store_timeout_seconds", 1e300, "1000000000"),
+        ("store", "shards", 10**6, "10000"),
+        ("decoding", "beam", 10**6, "1000"),
+        ("simulation", "workers", 2**63, "100000"),
+        ("emulation", "seconds", 1e12, "1000000000"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(section: str, key: str, value: float, most: str) -> None:
+    (line,) = faults(**{section: {key: value}})
+    assert line == f"config.yaml: {section}.{key}: got {value!r}, expected: less than or equal to {most}"
+
+
+def test_threads_and_seed_stay_within_what_libraries_take() -> None:
+    assert faults(training={"epochs": 1, "threads": 100_000}, seed=10**26) == [
+        f"config.yaml: seed: got {10**26}, expected: less than 9223372036854775808",
+        "config.yaml: training.threads: got 100000, expected: less than or equal to 1024",
+    ]
+
+
+def test_every_number_of_a_configuration_has_both_bounds() -> None:
+    """Also those of maps and lists: what has none would reach a library as it is."""
+
+    def unbounded(schema: Any, path: str) -> list[str]:
+        if isinstance(schema, list):
+            return [found for part in schema for found in unbounded(part, path)]
+        if not isinstance(schema, dict):
+            return []
+        found = [each for key, part in schema.items() if key != "default" for each in unbounded(part, f"{path}.{key}")]
+        if (
+            schema.get("type") in ("integer", "number")
+            and "enum" not in schema
+            and not (
+                ("minimum" in schema or "exclusiveMinimum" in schema)
+                and ("maximum" in schema or "exclusiveMaximum" in schema)
+            )
+        ):
+            found.append(path)
+        return found
+
+    assert unbounded(RunConfig.model_json_schema(), "") == []
+    assert unbounded(SuiteConfig.model_json_schema(), "") == []
+
+
+@pytest.mark.parametrize("key", ["output", "data.folder", "data.prepared", "emulation.trace"])
+def test_a_tilde_is_the_home_folder_in_every_path(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    value: Any = load_config(file, [f"{key}=~/a~b"]).model_dump()
+    for part in key.split("."):
+        value = value[part]
+    assert value == "/home/anna/a~b"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "got an empty path, expected that of a file or folder; the current folder is '.'"),
+        (
+            "a\nhvd-async: b",
+            "got 'a\\nhvd-async: b', expected a path in UTF-8 without control characters; rename what has it",
+        ),
+        ("a\x1b[31m", "got 'a\\x1b[31m', expected a path in UTF-8 without control characters; rename what has it"),
+        ("caf\udce9", "got 'caf\\udce9', expected a path in UTF-8 without control characters; rename what has it"),
+        ("a\0", "got 'a\\x00', expected a path in UTF-8 without control characters; rename what has it"),
+        (
+            "~nobody-of-that-name/x",
+            "got '~nobody-of-that-name/x', whose home folder is not known; write it out, or './~nobody-of-that-name/x' for a"
+            " name with a tilde",
+        ),
+    ],
+)
+def test_paths_that_cannot_be_used_are_refused(path: str, reason: str) -> None:
+    assert faults(output=path, data={"folder": path}) == [
+        f"config.yaml: output: {reason}",
+        f"config.yaml: data.folder: {reason}",
+    ]
+
+
+def test_a_suite_is_no_run(file: pathlib.Path) -> None:
+    file.write_text("base: b.yaml\nvariants: {}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(file)
+    assert str(raised.value) == (
+        f"{file}: got a suite, expected the configuration of a run; compute it with `hvd-async compare {file}`"
+    )

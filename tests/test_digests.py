@@ -22,7 +22,8 @@ def test_a_digest_is_of_the_bytes() -> None:
 def test_digests_come_in_order_and_each_version_once() -> None:
     waiting: list[tuple[Future[dict[str, str]], Callable[..., dict[str, str]], tuple[Any, ...]]] = []
 
-    def submit(function: Callable[..., dict[str, str]], *arguments: Any) -> Future[dict[str, str]]:
+    def submit(function: Callable[..., dict[str, str]], *arguments: Any, num_bytes: int) -> Future[dict[str, str]]:
+        assert num_bytes == sum(vector.nbytes for vector in arguments[0].values())
         waiting.append((Future(), function, arguments))
         return waiting[-1][0]
 

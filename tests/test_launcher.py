@@ -499,7 +499,11 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(137, signal.SIGTERM), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
         (Ended(143), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),  # the ranks alone were asked
         (Ended(1), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
-        (Ended(137, signal.SIGINT), None, 130, "stopped by SIGINT after 1:02:03; what was saved before is whole"),
+        (Ended(0, signal.SIGINT), "stopped", 130, "stopped by Ctrl-C after 1:02:03, everything saved"),
+        (Ended(0, signal.SIGHUP), "stopped", 129, "stopped by SIGHUP after 1:02:03, everything saved"),
+        (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; what was saved before is whole"),
+        (Ended(139), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 139"),
+        (Ended(8), "diverged", 8, "diverged after 1:02:03"),
         (Ended(143), None, 1, "failed after 1:02:03, exit status 143"),  # a rank failed, and srun ended the others
         (Ended(2), None, 2, "failed after 1:02:03, exit status 2"),
         (Ended(137), None, 137, "failed after 1:02:03, exit status 137"),
@@ -508,6 +512,21 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
 def test_how_a_run_ended(ended: Ended, how: str | None, status: int, text: str) -> None:
     outcome = outcome_of(ended, how, 3723.4)
     assert (outcome.status, outcome.text) == (status, f"launch: {text}")
+
+
+def test_ranks_that_were_stopped_without_their_launcher_name_the_signal_in_their_summary() -> None:
+    outcome = outcome_of(Ended(0), "stopped", 1.0, signal.SIGUSR1)
+    assert (outcome.status, outcome.text) == (138, "launch: stopped by SIGUSR1 after 0:00:01, everything saved")
+
+
+@pytest.mark.parametrize(
+    ("ended", "how", "is_failure"),
+    [(Ended(status), None, True) for status in (1, 6, 134, 137, 139, 143)]  # 143: srun's, of ranks that it ended
+    + [(Ended(status), None, False) for status in (0, 2, 3, 4, 5, 7, 8)]
+    + [(Ended(143), "stopped", False), (Ended(137, signal.SIGTERM), None, False)],
+)
+def test_only_a_failure_is_worth_another_try(ended: Ended, how: str | None, is_failure: bool) -> None:
+    assert outcome_of(ended, how, 1.0).is_failure == is_failure
 
 
 def test_an_earlier_runs_summary_does_not_count(tmp_path: pathlib.Path) -> None:
@@ -539,6 +558,40 @@ def test_signals_reach_the_command_and_its_status_comes_back(signal_number: sign
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.send_signal(signal_number)
         assert process.wait(timeout=30) == 7
+
+
+@pytest.mark.parametrize(("traps", "status"), [("USR1", 128 + signal.SIGTERM), ("USR1 TERM", 128 + signal.SIGKILL)])
+def test_a_command_that_does_not_stop_when_asked_is_ended_in_the_end(traps: str, status: int) -> None:
+    child = f"trap '' {traps}; echo ready; while :; do sleep 0.05; done"
+    caller = textwrap.dedent(f"""
+        import os, signal
+        from hvd_async.launcher import Command, Stopping, run_command, running
+        running._LAST_SECONDS = 0.2
+        looks = iter([True, True])  # it saves something at first
+        stopping = Stopping(signal.SIGUSR1, patience_seconds=0.0, is_saving=lambda: next(looks, False))
+        ended = run_command(Command(("sh", "-c", {child!r}), {{}}), os.environ, stopping)
+        print(ended.status, ended.signal, list(looks))
+    """)
+    with subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.read() == f"{status} {signal.SIGHUP:d} []\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are tied by Linux's prctl")
+def test_a_command_whose_launcher_is_killed_gets_the_signal_that_saves(tmp_path: pathlib.Path) -> None:
+    told = tmp_path / "told"
+    child = f"trap 'echo saved > {told}.new; mv {told}.new {told}; exit' USR1; echo ready; while :; do sleep 0.05; done"
+    caller = textwrap.dedent(f"""
+        import os, signal
+        from hvd_async.launcher import Command, Stopping, run_command
+        run_command(Command(("sh", "-c", {child!r}), {{}}), os.environ, Stopping(signal.SIGUSR1))
+    """)
+    with subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.kill()
+        process.stdout.read()  # until the command, which has it too, has ended
+    assert told.read_text() == "saved\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are tied by Linux's prctl")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.ranks import _pids_marked, run_limited, run_ranks
+from tests.ranks import pids_marked, run_limited, run_ranks
 
 HELLO = """
 from mpi4py import MPI
@@ -65,7 +65,7 @@ def test_the_time_limit_kills_every_rank_and_keeps_the_output(num_hosts: int, re
 
 def test_the_time_limit_reaches_processes_that_left_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     marks: list[str] = []
-    monkeypatch.setattr("tests.ranks._pids_marked", lambda mark: marks.append(mark) or _pids_marked(mark))
+    monkeypatch.setattr("tests.ranks.pids_marked", lambda mark: marks.append(mark) or pids_marked(mark))
     done = run_limited(["sh", "-c", "setsid sleep 600 & echo begun; wait"], {"PATH": "/usr/bin:/bin"}, timeout=0.5)
     assert done.timed_out and done.stdout == "begun\n"
-    assert not list(_pids_marked(marks[0]))
+    assert not list(pids_marked(marks[0]))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hvd_async.errors import HvdAsyncError
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.transport.layout import StopNotice
 
 
 class SilentJournal:
@@ -37,3 +38,9 @@ class SilentJournal:
     def is_finished(self) -> bool:
         """See `Journal.is_finished`: the workers decide."""
         return False
+
+    def ended(self, notice: StopNotice | None) -> None:
+        """See `Journal.ended`."""
+
+    def rescue(self, stop: StopNotice | None = None) -> None:
+        """See `Journal.rescue`: there is nothing to save."""

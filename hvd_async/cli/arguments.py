@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from hvd_async.errors import ConfigError, SetupError
+from hvd_async.paths import path_of
 
 # More than any machine has cores; as many more only take memory.
 _MOST_THREADS = 4096
@@ -64,7 +65,21 @@ def verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run, parser=parser)
+    read_paths(parser)
     return parser
+
+
+def read_paths(parser: argparse.ArgumentParser) -> None:
+    """Have every argument of type `pathlib.Path` read by the rules of `hvd_async.paths`."""
+    parser.register("type", pathlib.Path, lambda text: pathlib.Path(path_argument(text)))
+
+
+def path_argument(text: str) -> str:
+    """A path on the command line; argparse reports what is wrong with it."""
+    try:
+        return path_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +96,9 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """The configuration of a run, and how it begins."""
-    parser.add_argument("config", metavar="CONFIG", help="YAML file; docs/configuration.md explains every key")
+    parser.add_argument(
+        "config", type=path_argument, metavar="CONFIG", help="YAML file; docs/configuration.md explains every key"
+    )
     add_overrides(parser)
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in the output folder")

@@ -7,6 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
+    read_paths,
     verb,
 )
 from hvd_async.errors import ConfigError
@@ -29,6 +30,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     builtin.add_argument("--validation", type=int, default=500, metavar="N", help="validation pairs (default 500)")
     builtin.add_argument("--test", type=int, default=500, metavar="N", help="test pairs (default 500)")
     builtin.set_defaults(run=_data_builtin, parser=builtin)
+    read_paths(builtin)
     multi30k = kinds.add_parser("multi30k", help="Multi30k, English to German: from a folder, or downloaded")
     multi30k.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
     origin = multi30k.add_mutually_exclusive_group(required=True)
@@ -37,6 +39,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     origin.add_argument("--download", action="store_true", help="fetch it from its public repository, checksums verified")
     multi30k.set_defaults(run=_data_multi30k, parser=multi30k)
+    read_paths(multi30k)
 
 
 def _data(_: argparse.Namespace) -> int:

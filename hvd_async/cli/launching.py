@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -12,18 +13,20 @@ import time
 from typing import TYPE_CHECKING
 
 from hvd_async import interpreter
-from hvd_async.cli.arguments import add_config, refuse, verb
+from hvd_async.cli.arguments import add_config, is_given, refuse, verb
 from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.streams import tell
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
-    from hvd_async.launcher import Begin, Host, LaunchOptions, Starter, TrainArguments, Wanted
+    from hvd_async.launcher import Begin, Command, Host, LaunchOptions, Outcome, Starter, TrainArguments, Wanted
     from hvd_async.launcher.batch import Resources
 
 # What a batch script has no use for.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
+# Beyond the time that ranks have to stop: what they save may be large.
+_PATIENCE_SECONDS = 120.0
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,6 +50,12 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--starter",
         choices=("mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo"),
         help="what starts the ranks (default mpirun; srun in a batch script)",
+    )
+    starting.add_argument(
+        "--restarts",
+        type=int,
+        metavar="N",
+        help="after a failure, but not after a refusal or a stop, start again with --auto-resume, up to N times",
     )
     starting.add_argument("--mpi", choices=("openmpi", "mpich", "intel"), help="family of the MPI; default: ask mpirun")
     starting.add_argument("--pmi", metavar="NAME", help="for srun --mpi; default: what Slurm has for this MPI")
@@ -90,19 +99,11 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.launcher import (
-        Summary,
-        detect_allocation,
-        explain,
-        launch_command,
-        lay_out,
-        outcome_of,
-        plan_ranks,
-        quieted,
-        run_command,
-    )
-    from hvd_async.run_folder import RunFolder
+    from hvd_async.launcher import detect_allocation, explain, launch_command, lay_out, plan_ranks
 
+    restarts = arguments.restarts or 0
+    if restarts < 0:
+        raise ConfigError(f"--restarts: got {restarts}, expected 0 or more")
     _check_alone()
     given = _hosts(arguments)
     allocation = None if given else detect_allocation(os.environ)
@@ -111,22 +112,45 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     layout = lay_out(config, _wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=is_in_job)
     is_single = config.strategy.kind == "single"
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
-    command = launch_command(config, _train_arguments(arguments), layout, options)
+    told = _train_arguments(arguments)
     if not arguments.dry_run:
         _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if arguments.dry_run:
         for line in explain(layout, plan_ranks(config, layout)):
             print(f"# {line}")
-    print(command.shell_text(), flush=True)
-    if arguments.dry_run:
+        print(launch_command(config, told, layout, options).shell_text())
         return 0
-    began, summary = time.monotonic(), Summary(RunFolder(config.output).summary)
     passes_on = options.starter in ("mpirun", "srun") and not is_single
-    with quieted(tell) as errors:
-        ended = run_command(command, os.environ, signal.SIGUSR1 if passes_on else None, errors)
-    outcome = outcome_of(ended, summary.how(), time.monotonic() - began)
-    print(outcome.text, flush=True)
+    for restart in range(restarts + 1):
+        begin: Begin = "auto-resume" if restart else told.begin
+        command = launch_command(config, dataclasses.replace(told, begin=begin, is_launched=True), layout, options)
+        outcome = _start(config, command, signal.SIGUSR1 if passes_on else None)
+        is_last = not outcome.is_failure or restart == restarts
+        _say(outcome.text + ("" if is_last else f"; restart {restart + 1} of {restarts}, with --auto-resume"))
+        if is_last:
+            break
     return outcome.status
+
+
+def _start(config: RunConfig, command: Command, stop_signal: int | None) -> Outcome:
+    """Run `command`, which computes `config`, until it has ended; what became of it."""
+    from hvd_async.launcher import Stopping, Summary, outcome_of, quieted, run_command
+    from hvd_async.run_folder import RunFolder
+
+    folder = RunFolder(config.output)
+    _say(command.shell_text())
+    began, summary = time.monotonic(), Summary(folder.summary)
+    # Ranks end by themselves when one of them does not answer; that they do not even do that is for the launcher to see.
+    patience = config.strategy.stop_timeout_seconds + _PATIENCE_SECONDS
+    with quieted(tell) as errors:
+        ended = run_command(command, os.environ, Stopping(stop_signal, patience, folder.is_being_saved), errors)
+    return outcome_of(ended, summary.how(), time.monotonic() - began, summary.stop_signal())
+
+
+def _say(line: str) -> None:
+    """Print `line`; a terminal that was closed does not end what goes on behind it."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: bool) -> None:
@@ -241,8 +265,8 @@ def _write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
     if arguments.slurm != "train":
         refuse(arguments, ("starter",), f"--slurm {arguments.slurm}")
     options = list(_train_arguments(arguments).words()[1:])
-    for flag in ("workers", "mpi", "pmi"):
-        if getattr(arguments, flag) is not None:
+    for flag in ("workers", "mpi", "pmi", "restarts"):
+        if is_given(arguments, flag):
             options += [f"--{flag}", str(getattr(arguments, flag))]
     for flag in ("forward", "extra"):
         options += [f"--{flag}={value}" for value in getattr(arguments, flag)]

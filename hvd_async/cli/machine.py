@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
     device,
+    path_argument,
     verb,
 )
 
@@ -33,7 +34,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sizes", metavar="M,...", help="millions of parameters, such as 1,25,100")
     parser.add_argument("--model", metavar="NAME", help="for step: multi30k (default) or base, of 60 million parameters")
-    parser.add_argument("--config", metavar="CONFIG", help="for nmt: YAML file of a run (default: generated text)")
+    parser.add_argument(
+        "--config", type=path_argument, metavar="CONFIG", help="for nmt: YAML file of a run (default: generated text)"
+    )
     parser.add_argument("--device", metavar="NAME", help="for store: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")
     parser.add_argument("--step-seconds", type=float, metavar="S", help="for scaling: what a step sleeps (default 0.1)")

@@ -12,6 +12,7 @@ from hvd_async.cli.arguments import (
     check_folder,
     check_threads,
     numbers,
+    path_argument,
     print_summary,
     refuse,
     verb,
@@ -30,7 +31,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", nargs="?", metavar="CONFIG", help="YAML file; docs/simulation.md explains what is simulated"
+        "config",
+        nargs="?",
+        type=path_argument,
+        metavar="CONFIG",
+        help="YAML file; docs/simulation.md explains what is simulated",
     )
     add_overrides(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
     add_config,
@@ -12,6 +13,9 @@ from hvd_async.cli.arguments import (
     verb,
 )
 from hvd_async.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hvd_async.signals import StopRequest
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,9 +31,20 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto (default): a bar on a terminal, but lines under a launcher, which may show its ranks a terminal of its own",
     )
+    # Of `hvd-async launch`, which tells how the run ended.
+    parser.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from hvd_async.signals import StopRequest
+
+    # Before anything heavy is loaded: who stops a run that has only just been started gets the same answer as later.
+    stop = StopRequest()
+    with stop.listening():
+        return _train_unless_stopped(arguments, stop)
+
+
+def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from hvd_async.config import load_config
 
     try:
@@ -45,8 +60,10 @@ def _train(arguments: argparse.Namespace) -> int:
     is_live = arguments.progress == "bar"
     if arguments.progress == "auto":
         is_live = sys.stdout.isatty() and read_environment(os.environ) is None
-    options = TrainOptions(arguments.resume, arguments.overwrite, is_live, arguments.auto_resume)
+    options = TrainOptions(
+        arguments.resume, arguments.overwrite, is_live, arguments.auto_resume, stop, is_launched=arguments.launched
+    )
     summary = train(config, lambda config: TranslationTask(config, prepare(config)), options)
-    if summary:
+    if summary and summary["how"] != "stopped":  # of that whoever launched it tells
         print_summary(summary, config.output)
     return 0

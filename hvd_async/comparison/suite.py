@@ -6,21 +6,36 @@ differences is read from the configurations.
 
 from __future__ import annotations
 
-import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from hvd_async.comparison.plan import Plan, PlannedRun, digest_of
 from hvd_async.comparison.target import Target
-from hvd_async.config import BOUNDS, Positive, RunConfig, Section, check, load_config, read_tree
+from hvd_async.config import (
+    BOUNDS,
+    MOST,
+    MOST_RANKS,
+    PathText,
+    Positive,
+    PositiveAmount,
+    PositiveSeconds,
+    Ranks,
+    RunConfig,
+    Section,
+    Seed,
+    check,
+    dump_yaml_line,
+    load_config,
+    read_tree,
+)
 from hvd_async.emulation import check_emulation
 from hvd_async.errors import ConfigError
+from hvd_async.printable import shortened
 from hvd_async.step_times import StepTimes
 
 Overrides = dict[str, Any]
@@ -46,7 +61,7 @@ class BudgetConfig(Section):
 
     tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
     updates: Positive | None = Field(None, description="Updates.")
-    seconds: float | None = Field(None, gt=0.0, description="Seconds of training.")
+    seconds: PositiveSeconds | None = Field(None, description="Seconds of training.")
 
     @model_validator(mode="after")
     def _one(self) -> BudgetConfig:
@@ -61,7 +76,7 @@ class BudgetConfig(Section):
 class TargetConfig(Section):
     """The quality that runs are timed to: one of them, or none."""
 
-    loss: float | None = Field(None, gt=0.0, description="Validation loss in nats per target token.")
+    loss: float | None = Field(None, gt=0.0, le=MOST, description="Validation loss in nats per target token.")
     bleu: float | None = Field(None, gt=0.0, lt=100.0, description="Validation BLEU.")
 
     @model_validator(mode="after")
@@ -82,14 +97,14 @@ class SuiteConfig(Section):
     """One YAML file. Overrides are `key.path: value`, as of the configuration of a run; in `variants` and `settings` the key
     `workers` is the suite's own."""
 
-    base: str = Field(description="The configuration of a run from which all begin; relative to this file.")
+    base: PathText = Field(description="The configuration of a run from which all begin; relative to this file.")
     launcher: Literal["mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo", "simulate"] = Field(
         "mpirun", description="What starts the ranks of a run; `simulate`: nothing, it is computed on a simulated cluster."
     )
     launch_arguments: tuple[str, ...] = Field(
         (), strict=False, description="Passed on to `hvd-async launch`, such as `[--hostfile, hosts]`."
     )
-    workers: Positive = Field(4, description="Ranks that train; strategy `single` always has one.")
+    workers: Ranks = Field(4, description="Ranks that train; strategy `single` always has one.")
     budget: BudgetConfig = Field(description="Length of every run.")
     measure_every: Positive = Field(description="Target tokens between snapshots, which are measured when a run has ended.")
     target: TargetConfig = Field(
@@ -101,10 +116,12 @@ class SuiteConfig(Section):
     settings: dict[str, Overrides] = Field(
         {_THE_SETTING: {}}, description="Where: overrides by name; variants are compared within each."
     )
-    rates: tuple[float, ...] = Field(
+    rates: tuple[PositiveAmount, ...] = Field(
         (), strict=False, description="Learning rates; each variant is shown at its own best. Absent: each has one."
     )
-    seeds: tuple[Positive, ...] = Field((1,), strict=False, description="The first decides the best rate.")
+    seeds: tuple[Annotated[Seed, Field(ge=1)], ...] = Field(
+        (1,), strict=False, description="The first decides the best rate."
+    )
 
 
 @dataclass(frozen=True)
@@ -135,7 +152,13 @@ class Suite:
 
     def __init__(self, path: pathlib.Path, output: pathlib.Path) -> None:
         """Reads and checks everything before anything runs. Raises `ConfigError`."""
-        self.config = check(SuiteConfig, read_tree(path, "file of a suite"), str(path))
+        tree = read_tree(path, "file of a suite")
+        if "data" in tree and "variants" not in tree:
+            raise ConfigError(
+                f"{path}: got the configuration of a run, expected a suite; compute it with `hvd-async launch {path}`, or name it"
+                " as the `base` of a suite"
+            )
+        self.config = check(SuiteConfig, tree, str(path))
         self.base = path.parent / self.config.base
         self._output = output
         if self.config.baseline not in self.config.variants:
@@ -221,7 +244,7 @@ class Suite:
         settings |= {"validation.every": None, "validation.patience": None, "validation.when": "after"}
         settings |= {"validation.every_tokens": suite.measure_every, "seed": spec.seed}
         settings["output"] = str(self._output / "runs" / spec.name)
-        return [f"{key}={_yaml(value)}" for key, value in settings.items()]
+        return [f"{key}={dump_yaml_line(value)}" for key, value in settings.items()]
 
     def _workers(self, spec: Spec) -> int:
         places = (self.config.variants[spec.variant], self.config.settings[spec.setting])
@@ -256,6 +279,8 @@ def _check_names(config: SuiteConfig, source: str) -> None:
         slugs: dict[str, Any] = {}
         for value in getattr(config, key):
             slug = _slug(value)
+            if not str(value).isprintable():
+                raise ConfigError(f"{source}: {key}: got {value!r}, expected a name in one line, without control characters")
             if not slug:
                 raise ConfigError(
                     f"{source}: {key}: got {value!r}, expected a letter of a to z or a digit in it, for folders"
@@ -269,11 +294,8 @@ def _check_names(config: SuiteConfig, source: str) -> None:
 
 
 def _check_values(config: SuiteConfig, source: str) -> None:
-    """Raises `ConfigError` for rates that are none, and where somebody else gives what the suite gives."""
+    """Raises `ConfigError` where somebody else gives what the suite gives."""
     _check_launch_arguments(config, f"{source}: launch_arguments")
-    for rate in config.rates:
-        if not 0.0 < rate < math.inf:
-            raise ConfigError(f"{source}: rates: got {rate:g}, expected numbers > 0")
     _check_overrides(f"{source}: set", config.set, (*_OWN_KEYS, "workers"), config.rates)
     for name, overrides in config.settings.items():
         _check_overrides(f"{source}: settings: {name}", overrides, _OWN_KEYS, config.rates)
@@ -301,8 +323,8 @@ def _check_overrides(place: str, overrides: Overrides, own_keys: tuple[str, ...]
         if key in own:
             raise ConfigError(f"{place}: got {key}, expected other keys; a suite gives it to each run itself")
     workers = overrides.get("workers", 1)
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise ConfigError(f"{place}: workers: got {workers!r}, expected a whole number >= 1")
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MOST_RANKS:
+        raise ConfigError(f"{place}: workers: got {shortened(workers)}, expected a whole number from 1 to {MOST_RANKS:,}")
 
 
 def _leaves(overrides: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -312,12 +334,6 @@ def _leaves(overrides: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
         yield path
         if isinstance(value, dict):
             yield from _leaves(value, f"{path}.")
-
-
-def _yaml(value: Any) -> str:
-    """In one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
-    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _slug(value: Any) -> str:

@@ -9,16 +9,35 @@ from hvd_async.config.loading import check, dump_config, load_config, parse_conf
 from hvd_async.config.model import ModelConfig
 from hvd_async.config.optimizer import OptimizerConfig, ScheduleConfig
 from hvd_async.config.run import RunConfig
-from hvd_async.config.section import Fraction, Positive, Section
+from hvd_async.config.section import (
+    MOST,
+    MOST_FLOAT32,
+    MOST_RANKS,
+    Beam,
+    Fraction,
+    PathText,
+    Positive,
+    PositiveAmount,
+    PositiveSeconds,
+    Ranks,
+    Section,
+    Seed,
+    Threads,
+)
 from hvd_async.config.simulation import MemoryConfig, NetworkConfig, SimulationConfig
 from hvd_async.config.strategy import ArrivalsFrom, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.config.text import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.training import BOUNDS, DecodingConfig, TrainingConfig, ValidationConfig
+from hvd_async.config.yaml import dump_yaml, dump_yaml_line, read_yaml
 
 __all__ = [
     "BOUNDS",
+    "MOST",
+    "MOST_FLOAT32",
+    "MOST_RANKS",
     "ArrivalsFrom",
     "BatchingConfig",
+    "Beam",
     "DataConfig",
     "DecodingConfig",
     "EmulationConfig",
@@ -27,20 +46,29 @@ __all__ = [
     "ModelConfig",
     "NetworkConfig",
     "OptimizerConfig",
+    "PathText",
     "Positive",
+    "PositiveAmount",
+    "PositiveSeconds",
     "PushConfig",
+    "Ranks",
     "RunConfig",
     "ScheduleConfig",
     "Section",
+    "Seed",
     "SimulationConfig",
     "StoreConfig",
     "StrategyConfig",
+    "Threads",
     "TrainingConfig",
     "ValidationConfig",
     "VocabularyConfig",
     "check",
     "dump_config",
+    "dump_yaml",
+    "dump_yaml_line",
     "load_config",
     "parse_config",
     "read_tree",
+    "read_yaml",
 ]

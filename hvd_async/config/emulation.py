@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Section
+from hvd_async.config.section import MOST_RANKS, PathText, PositiveSeconds, Seconds, Section
 
 
 class EmulationConfig(Section):
@@ -17,19 +17,17 @@ class EmulationConfig(Section):
     nobody idles. The k-th step of a worker has the same length in both.
     """
 
-    slow_workers: dict[int, Annotated[float, Field(ge=1.0)]] = Field(
+    slow_workers: dict[Annotated[int, Field(ge=0, lt=MOST_RANKS)], Annotated[float, Field(ge=1.0, le=1e6)]] = Field(
         {}, description="Worker number (0, 1, ...) -> how many times as long its step lasts, e.g. `{0: 2.0}`."
     )
-    seconds: Annotated[float, Field(gt=0.0)] | None = Field(
+    seconds: PositiveSeconds | None = Field(
         None, description="Seconds of a step. Absent: in a real run those of the real step, in a simulation 0.1."
     )
-    seconds_per_token: Annotated[float, Field(ge=0.0)] = Field(
-        0.0, description="Seconds that each target token of the batch adds to `seconds`."
-    )
+    seconds_per_token: Seconds = Field(0.0, description="Seconds that each target token of the batch adds to `seconds`.")
     spread: Literal["none", "log_normal", "gamma"] = Field(
         "none", description="Each step's length is multiplied by a factor drawn from this distribution, whose mean is 1."
     )
-    deviation: Annotated[float, Field(ge=0.0)] = Field(
+    deviation: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
         0.0,
         description="How far factors spread: the standard deviation of their logarithm (`log_normal`), or their own relative"
         " to the mean (`gamma`).",
@@ -37,8 +35,8 @@ class EmulationConfig(Section):
     pause_probability: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.0, description="Share of the steps that a pause makes longer."
     )
-    pause_seconds: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Seconds of such a pause.")
-    trace: str | None = Field(
+    pause_seconds: Seconds = Field(0.0, description="Seconds of such a pause.")
+    trace: PathText | None = Field(
         None,
         description='File of step times in place of `seconds`: lines `{"worker": 0, "seconds": 0.12}`, or the `events.jsonl`'
         " of a run. Each worker repeats its own list; one without takes that of worker number modulo traced workers.",
@@ -50,6 +48,8 @@ class EmulationConfig(Section):
             raise ValueError(
                 f"deviation: got {self.deviation:g} with spread {self.spread}, expected > 0 with log_normal or gamma, else 0"
             )
+        if 0.0 < self.deviation < 1e-6:
+            raise ValueError(f"deviation: got {self.deviation:g}, expected 0, or 1e-6 and more")
         if (self.pause_probability == 0.0) != (self.pause_seconds == 0.0):
             raise ValueError("pause_probability, pause_seconds: got one of them, expected both or neither")
         if self.trace is not None and self.seconds is not None:

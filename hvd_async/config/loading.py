@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import difflib
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import pydantic
-import yaml
 
 from hvd_async.config.run import RunConfig
 from hvd_async.config.section import Section, SectionT
 from hvd_async.config.strategy import BRANCHES, ArrivalsFrom
+from hvd_async.config.yaml import dump_yaml, read_yaml, read_yaml_file
 from hvd_async.errors import ConfigError
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does and PyYAML does not."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
+from hvd_async.printable import printable, shortened
 
 
 def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -37,6 +24,10 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunC
     """
     path = pathlib.Path(path)
     tree = read_tree(path, "configuration of a run")
+    if "variants" in tree and "data" not in tree:
+        raise ConfigError(
+            f"{path}: got a suite, expected the configuration of a run; compute it with `hvd-async compare {path}`"
+        )
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, source=str(path))
@@ -44,14 +35,7 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunC
 
 def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
     """The keys of the YAML file `path`, the `purpose`, unchecked. Raises `ConfigError` if there are none."""
-    try:
-        tree = _read_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected the YAML {purpose}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml_file(path, purpose)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: got {_kind(tree)}, expected keys, those of the {purpose}")
     return tree
@@ -67,19 +51,13 @@ def check(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> Section
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        lines = [f"{source}: {line}" for line in dict.fromkeys(_describe(fault, kind) for fault in error.errors())]
-        raise ConfigError("\n".join(lines)) from None
+        lines = dict.fromkeys(_describe(fault, kind) for fault in error.errors())
+        raise ConfigError("\n".join(printable(f"{source}: {line}") for line in lines)) from None
 
 
 def dump_config(config: RunConfig) -> str:
     """The YAML text of `config`, every key present; `load_config` reads it back equal."""
-    return yaml.safe_dump(_plain(config.model_dump()), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return dump_yaml(config.model_dump())
 
 
 def _apply_override(tree: dict[Any, Any], override: str) -> None:
@@ -88,9 +66,9 @@ def _apply_override(tree: dict[Any, Any], override: str) -> None:
     if not separator or not all(parts):
         raise ConfigError(f"--set {override}: expected key.path=value, such as strategy.arrivals_per_update=4")
     try:
-        value = _read_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from None
+        value = read_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from None
     for part in parts[:-1]:
         below = tree.setdefault(part, {})
         if below is None:
@@ -116,9 +94,9 @@ def _describe(fault: Any, root: type[Section]) -> str:
     if kind == "value_error":
         return f"{key}: {message.removeprefix('Value error, ')}"
     if message.startswith("expected "):
-        return f"{key}: got {fault['input']!r}, {message}"
+        return f"{key}: got {shortened(fault['input'])}, {message}"
     message = message[0].lower() + message[1:]
-    return f"{key}: got {fault['input']!r}, expected: {message.removeprefix('input should be ')}"
+    return f"{key}: got {shortened(fault['input'])}, expected: {message.removeprefix('input should be ')}"
 
 
 def _is_branch_name(part: Any) -> bool:
@@ -140,4 +118,4 @@ def _sibling_names(location: Sequence[Any], root: type[Section]) -> list[str]:
 
 def _kind(value: Any) -> str:
     names = {dict: "a section", list: "a list", str: "text", type(None): "nothing"}
-    return names.get(type(value), repr(value))
+    return names.get(type(value), shortened(value))

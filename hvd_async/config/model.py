@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Fraction, Positive, Section
+from hvd_async.config.section import Fraction, Section
+
+Layers = Annotated[int, Field(ge=1, le=1000)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class ModelConfig(Section):
@@ -17,15 +20,15 @@ class ModelConfig(Section):
     """
 
     kind: Literal["transformer", "gru"] = Field("transformer", description="The architecture.")
-    encoder_layers: Positive = Field(3, description="Layers of the encoder; a GRU's run in both directions.")
-    decoder_layers: Positive = Field(3, description="Layers of the decoder.")
-    width: Positive = Field(
+    encoder_layers: Layers = Field(3, description="Layers of the encoder; a GRU's run in both directions.")
+    decoder_layers: Layers = Field(3, description="Layers of the decoder.")
+    width: Size = Field(
         256,
         description="Size of embeddings and hidden states: an even multiple of `heads`; for a GRU an even number, half of which"
         " is each direction's of the encoder.",
     )
-    feed_forward: Positive = Field(1024, description="Inner size of the feed-forward blocks. Transformer alone.")
-    heads: Positive = Field(4, description="Attention heads. Transformer alone; a GRU has one.")
+    feed_forward: Size = Field(1024, description="Inner size of the feed-forward blocks. Transformer alone.")
+    heads: Size = Field(4, description="Attention heads. Transformer alone; a GRU has one.")
     dropout: Fraction = Field(
         0.1,
         description="Dropout after embeddings, attention and feed-forward blocks; in a GRU after embeddings, layers and"
@@ -38,7 +41,7 @@ class ModelConfig(Section):
     tie_embeddings: Literal["all", "decoder", "none"] = Field(
         "all", description="Which matrices are one: source, target and output (`all`), target and output, or none."
     )
-    max_positions: Positive = Field(512, description="Longest sequence of tokens that the model can read or write.")
+    max_positions: Size = Field(512, description="Longest sequence of tokens that the model can read or write.")
 
     @pydantic.model_validator(mode="after")
     def _width_divides(self) -> ModelConfig:

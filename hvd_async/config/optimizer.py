@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Fraction, Positive, Section
+from hvd_async.config.section import Amount, Fraction, Natural, Positive, PositiveAmount, Section
 
 
 class ScheduleConfig(Section):
@@ -18,7 +18,7 @@ class ScheduleConfig(Section):
         description="After warm-up: falls with the inverse square root, falls linearly to zero at `total`, or stays.",
     )
     unit: Literal["versions", "tokens"] = Field("versions", description="What `warmup` and `total` count.")
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="The rate rises linearly from 0 over this many units.")
+    warmup: Natural = Field(0, description="The rate rises linearly from 0 over this many units.")
     total: Positive | None = Field(None, description="Where `linear` reaches zero; needed for `linear`, refused elsewhere.")
 
     @pydantic.model_validator(mode="after")
@@ -34,15 +34,13 @@ class OptimizerConfig(Section):
     """The update, done by the store (or by each rank alike in a synchronous strategy)."""
 
     kind: Literal["adam", "adamw", "sgd"] = Field("adam", description="Optimizer of torch.optim, fused where torch has it.")
-    learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-3, description="Highest rate, reached when warm-up ends.")
+    learning_rate: PositiveAmount = Field(1e-3, description="Highest rate, reached when warm-up ends.")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.98), strict=False, description="Decay of Adam's moments.")
-    epsilon: Annotated[float, Field(gt=0.0)] = Field(1e-9, description="Adam's epsilon.")
+    epsilon: PositiveAmount = Field(1e-9, description="Adam's epsilon.")
     momentum: Fraction = Field(0.0, description="Momentum of SGD.")
     nesterov: bool = Field(False, description="Nesterov momentum for SGD.")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
-        0.0, description="Decoupled for adamw; added to the gradient for adam and sgd."
-    )
-    clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(
+    weight_decay: Amount = Field(0.0, description="Decoupled for adamw; added to the gradient for adam and sgd.")
+    clip_norm: PositiveAmount | None = Field(
         None, description="Largest norm of an update's combined gradient; it is scaled down to it."
     )
     average_decay: Fraction = Field(

@@ -8,7 +8,7 @@ from pydantic import Field
 from hvd_async.config.emulation import EmulationConfig
 from hvd_async.config.model import ModelConfig
 from hvd_async.config.optimizer import OptimizerConfig
-from hvd_async.config.section import Section
+from hvd_async.config.section import PathText, Section, Seed
 from hvd_async.config.simulation import SimulationConfig
 from hvd_async.config.strategy import PushConfig, StoreConfig, StrategyConfig
 from hvd_async.config.text import BatchingConfig, DataConfig, VocabularyConfig
@@ -18,8 +18,8 @@ from hvd_async.config.training import DecodingConfig, TrainingConfig, Validation
 class RunConfig(Section):
     """A training run."""
 
-    output: str = Field(description="Folder of the run: configuration, event log, snapshots, checkpoints, models.")
-    seed: int = Field(1, description="Decides initial parameters, order of batches and dropout.")
+    output: PathText = Field(description="Folder of the run: configuration, event log, snapshots, checkpoints, models.")
+    seed: Seed = Field(1, description="Decides initial parameters, order of batches and dropout.")
     data: DataConfig = Field(description="The text.")
     vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="The pieces.")
     model: ModelConfig = Field(ModelConfig(), description="The network.")
@@ -33,6 +33,17 @@ class RunConfig(Section):
     decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
     emulation: EmulationConfig = Field(EmulationConfig(), description="How long steps last, for experiments.")
     simulation: SimulationConfig = Field(SimulationConfig(), description="A cluster to simulate.")
+
+    @pydantic.model_validator(mode="after")
+    def _schedule_lasts(self) -> RunConfig:
+        schedule, bound = self.optimizer.schedule, "updates" if self.optimizer.schedule.unit == "versions" else "tokens"
+        length = getattr(self.training, bound)
+        if schedule.total is not None and length is not None and length > schedule.total:
+            raise ValueError(
+                f"training.{bound}: got {length}, expected at most optimizer.schedule.total ({schedule.total}); the rate is 0"
+                " from there on, and nothing would be learned"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _overlap_fits(self) -> RunConfig:

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Positive, Section
+from hvd_async.config.section import MOST, Amount, Natural, Positive, PositiveSeconds, Section
 
 
 def _branch_of_arrivals(value: Any) -> str | None:
     """Which member of a union of arrivals `value` is meant for; None, one error, where it fits none of them."""
     if isinstance(value, (list, tuple)):
         return "<schedule>"
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST:
         return "<number>"
     return "<workers>" if value == "workers" else None
 
@@ -28,7 +28,7 @@ _Workers = Annotated[Literal["workers"], pydantic.Tag("<workers>")]
 class ArrivalsFrom(Section):
     """One entry of a schedule of `arrivals_per_update`."""
 
-    version: Annotated[int, Field(ge=0)] = Field(description="From this version on.")
+    version: Natural = Field(description="From this version on.")
     arrivals: Annotated[
         _Number | _Workers,
         pydantic.Discriminator(
@@ -66,10 +66,10 @@ class StrategyConfig(Section):
         description="All strategies. `token_mean`: sum of gradients / sum of target tokens; `sum`: the plain sum.",
     )
     lockstep: bool = Field(False, description="Each worker waits for the update that its arrival went into.")
-    synchronous_versions: Annotated[int, Field(ge=0)] = Field(
+    synchronous_versions: Natural = Field(
         0, description="The first updates are made in lock-step with N = workers, then asynchronously."
     )
-    max_staleness: Annotated[int, Field(ge=0)] | None = Field(
+    max_staleness: Natural | None = Field(
         None,
         description="Bound on staleness, in versions; see `on_stale`. No bound when absent; in lock-step none that waits.",
     )
@@ -83,7 +83,7 @@ class StrategyConfig(Section):
         description="What is done to a stale gradient: nothing; gradient / (1 + staleness) (Zhang et al. 2016); or a"
         " correction by the squared gradient times the parameters' change (DC-ASGD, Zheng et al. 2017).",
     )
-    delay_compensation: Annotated[float, Field(ge=0.0)] = Field(
+    delay_compensation: Amount = Field(
         0.04, description="Lambda of `delay_compensation`, for the gradient of the mean loss per token."
     )
     provisional: bool | None = Field(
@@ -92,7 +92,7 @@ class StrategyConfig(Section):
         " in it, instead of on a version that is about to be replaced (docs/staleness.md). It needs `reduction: token_mean`, and"
         " no `delay_compensation`; absent: true with these. In lock-step, and with N = 1, it is without effect.",
     )
-    delay: Annotated[int, Field(ge=0)] = Field(
+    delay: Annotated[int, Field(ge=0, le=10_000)] = Field(
         0,
         description="Synchronous strategies only: gradients are computed on the parameters of so many versions before, as if they"
         " were stale by that; for experiments.",
@@ -103,11 +103,23 @@ class StrategyConfig(Section):
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated", description="`dedicated`: rank 0 is the store alone; `colocated`: rank 0 trains as well."
     )
-    store_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
-        60.0, description="A worker that sees no sign of life from the store for so long ends the job."
+    store_timeout_seconds: PositiveSeconds = Field(
+        60.0, description="A worker that gets no sign of life from the store for so long ends the job."
     )
-    worker_timeout_seconds: Annotated[float, Field(gt=0.0)] = Field(
-        600.0, description="A store that waits for a worker that gave no sign of life for so long ends the job."
+    worker_timeout_seconds: PositiveSeconds = Field(
+        600.0,
+        description="All strategies. Whoever waits for a worker that gave no sign of life for so long, or in a synchronous"
+        " strategy for the others of a step, saves what there is and ends the job.",
+    )
+    hang_timeout_seconds: PositiveSeconds = Field(
+        3600.0,
+        description="A process gives signs of life while it computes, however long that takes; when a step, an evaluation or an"
+        " update lasts longer than this, it counts as hung and gives none.",
+    )
+    stop_timeout_seconds: PositiveSeconds = Field(
+        60.0,
+        description="All strategies. How long a run that is asked to stop waits for the ranks that do not answer; then it saves"
+        " what there is and ends the job.",
     )
 
     @pydantic.field_validator("arrivals_per_update", mode="after")
@@ -163,7 +175,7 @@ class StrategyConfig(Section):
 class StoreConfig(Section):
     """The parameter store of `async`: where its memory lies."""
 
-    shards: Positive = Field(
+    shards: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1,
         description="Ranks that hold the store, each a contiguous range of the parameters, spread over hosts first; with"
         " placement `dedicated` they do not train. Results do not depend on it.",

@@ -6,18 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hvd_async.config.section import Positive, Section
+from hvd_async.config.section import PathText, Positive, Section
 
 
 class DataConfig(Section):
     """Where the text is. `hvd-async data` makes such folders; any aligned text files will do."""
 
-    folder: str = Field(description="Folder of the text files, one sentence a line: `<split>.<language>`, plain or `.gz`.")
-    source: str = Field("en", description="Language translated from: the ending of its files.")
-    target: str = Field("de", description="Language translated to: the ending of its files.")
-    train: str = Field("train", description="Name of the training split.")
-    validation: str = Field("val", description="Name of the validation split.")
-    prepared: str | None = Field(
+    folder: PathText = Field(
+        description="Folder of the text files, one sentence a line: `<split>.<language>`, plain or `.gz`."
+    )
+    source: PathText = Field("en", description="Language translated from: the ending of its files.")
+    target: PathText = Field("de", description="Language translated to: the ending of its files.")
+    train: PathText = Field("train", description="Name of the training split.")
+    validation: PathText = Field("val", description="Name of the validation split.")
+    prepared: PathText | None = Field(
         None,
         description="Folder for the trained vocabulary and the tokenized arrays; made on first use and then reused as long"
         " as text and settings stay the same. Default: `<folder>/prepared`.",
@@ -30,7 +32,9 @@ class DataConfig(Section):
 class VocabularyConfig(Section):
     """The SentencePiece model, trained jointly on both sides of the training text."""
 
-    size: Annotated[int, Field(ge=16)] = Field(6000, description="Number of pieces, the four special ones included.")
+    size: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
+        6000, description="Number of pieces, the four special ones included."
+    )
     kind: Literal["bpe", "unigram"] = Field("bpe", description="How SentencePiece builds the pieces.")
     character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="Share of the characters of the text that the pieces must cover."

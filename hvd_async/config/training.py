@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Fraction, Positive, Section
+from hvd_async.config.section import Beam, Fraction, Natural, Positive, PositiveSeconds, Section, Threads
 
 # Keys of `training` of which one says when a run ends.
 BOUNDS = ("epochs", "tokens", "updates", "seconds")
@@ -19,31 +19,40 @@ class TrainingConfig(Section):
     epochs: Positive | None = Field(None, description="Passes over the training data.")
     tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
     updates: Positive | None = Field(None, description="Updates: the run ends at this version.")
-    seconds: Annotated[float, Field(gt=0.0)] | None = Field(
+    seconds: PositiveSeconds | None = Field(
         None, description="Seconds of training: the run ends then, at most two updates later."
     )
     device: str = Field(
         "auto", description="`auto` (a GPU per worker where there are any), `cpu`, `cuda`, or `cuda:<index>` for all."
     )
     allow_sharing: bool = Field(False, description="Several workers may share a GPU.")
-    threads: Positive | None = Field(
+    threads: Threads | None = Field(
         None, description="Threads per rank for arithmetic on CPU. Default: the node's cores divided among its ranks."
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="`bfloat16`: autocast for forward and backward; parameters and updates stay float32."
     )
     label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation is without.")
-    log_every_seconds: Annotated[float, Field(gt=0.0)] = Field(
+    log_every_seconds: PositiveSeconds = Field(
         60.0, description="Shortest time between lines of progress where the output is not a terminal."
     )
-    checkpoint_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="Versions between checkpoints; 0: only at the end and when a signal stops the run."
+    checkpoint_every: Natural = Field(
+        0,
+        description="Versions between checkpoints; where the disk is slower, the next version after the one before is written."
+        " 0: only by `checkpoint_minutes`, at the end, and when the run is stopped or a worker fails.",
+    )
+    checkpoint_minutes: Annotated[float, Field(ge=0.0, le=1e9)] = Field(
+        10.0,
+        description="Minutes after which the next version is saved as a checkpoint, if none was saved meanwhile; 0: never.",
     )
     keep_checkpoints: Positive = Field(1, description="How many of the latest checkpoints are kept.")
-    digest_every: Annotated[int, Field(ge=0)] = Field(
+    digest_every: Natural = Field(
         100,
         description="Versions between digests of the parameters in the event log, which `hvd-async replay` compares with;"
         " 0: none, not even of the first and the last version.",
+    )
+    diverged_after: Positive = Field(
+        100, description="Gradients that are not finite, one after another, after which the run has diverged and ends."
     )
     tensorboard: bool = Field(True, description="Write TensorBoard scalars to `<output>/tensorboard`.")
 
@@ -97,12 +106,12 @@ class ValidationConfig(Section):
 class DecodingConfig(Section):
     """How translations are searched for."""
 
-    beam: Positive = Field(5, description="Beam size of `translate` and `score`; 1 is greedy search.")
-    validation_beam: Positive = Field(1, description="Beam size in validation.")
-    length_penalty: Annotated[float, Field(ge=0.0)] = Field(
+    beam: Beam = Field(5, description="Beam size of `translate` and `score`; 1 is greedy search.")
+    validation_beam: Beam = Field(1, description="Beam size in validation.")
+    length_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = Field(
         1.0, description="Hypotheses are compared by log probability / length ^ penalty; 0 compares plain sums."
     )
-    max_length_ratio: Annotated[float, Field(gt=0.0)] = Field(
+    max_length_ratio: Annotated[float, Field(gt=0.0, le=1000.0)] = Field(
         2.0, description="A translation has at most 10 + ratio x source tokens."
     )
     batch_sentences: Positive = Field(64, description="Sentences translated at once, of similar length.")

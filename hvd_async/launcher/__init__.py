@@ -11,7 +11,7 @@ from hvd_async.launcher.hosts import Host, parse_hosts, read_allocation
 from hvd_async.launcher.layout import Layout, Place, Wanted, explain, lay_out, plan_ranks
 from hvd_async.launcher.noise import quieted
 from hvd_async.launcher.outcome import Outcome, Summary, outcome_of
-from hvd_async.launcher.running import Ended, run_command
+from hvd_async.launcher.running import Ended, Stopping, run_command
 from hvd_async.launcher.starters import (
     LaunchOptions,
     MpiFamily,
@@ -34,6 +34,7 @@ __all__ = [
     "Outcome",
     "Place",
     "Starter",
+    "Stopping",
     "Summary",
     "TrainArguments",
     "Wanted",

@@ -32,12 +32,16 @@ class Command:
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """What every rank is told. `begin`: a flag of `hvd-async train`, or none."""
+    """What every rank is told.
+
+    `begin`: a flag of `hvd-async train`, or none. `is_launched`: whoever starts the ranks tells how the run ended.
+    """
 
     config_path: str
     overrides: tuple[str, ...] = ()
     begin: Begin = ""
     progress: str = "auto"
+    is_launched: bool = False
 
     def words(self) -> tuple[str, ...]:
         """The same, as arguments of `hvd-async train` or `launch`."""
@@ -47,4 +51,5 @@ class TrainArguments:
     def program(self, python: str, flags: tuple[str, ...] = ()) -> tuple[str, ...]:
         """The program of one rank. `flags`: of the interpreter."""
         progress = ("--progress", self.progress) if self.progress != "auto" else ()
-        return (python, *flags, "-m", "hvd_async", "train", *self.words(), *progress)
+        launched = ("--launched",) if self.is_launched else ()
+        return (python, *flags, "-m", "hvd_async", "train", *self.words(), *progress, *launched)

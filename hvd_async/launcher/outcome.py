@@ -6,10 +6,16 @@ import json
 import pathlib
 import signal
 from dataclasses import dataclass
+from typing import Any
 
+from hvd_async.errors import CheckpointError, ConfigError, DataError, DifferenceError, DivergedError, SetupError
 from hvd_async.launcher.running import Ended
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# Statuses of what would come again: refused configurations, data, machines and checkpoints, and runs that diverge.
+_REFUSED = tuple(
+    kind.exit_status for kind in (ConfigError, DataError, SetupError, CheckpointError, DivergedError, DifferenceError)
+)
 
 
 class Summary:
@@ -22,12 +28,23 @@ class Summary:
 
     def how(self) -> str | None:
         """`finished`, `stopped`, ...; None if the run wrote none."""
+        how = self._read().get("how")
+        return None if how is None else str(how)
+
+    def stop_signal(self) -> int | None:
+        """The signal that stopped the run, wherever it came; None if none did."""
+        stop = self._read().get("stop")
+        name = str(stop.get("signal")) if isinstance(stop, dict) else ""
+        return int(signal.Signals[name]) if name in signal.Signals.__members__ else None
+
+    def _read(self) -> dict[str, Any]:
         if self._stamp() == self._before:
-            return None
+            return {}
         try:
-            return str(json.loads(self._path.read_text(encoding="utf-8"))["how"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            document = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
 
     def _stamp(self) -> tuple[int, int] | None:
         try:
@@ -39,27 +56,36 @@ class Summary:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a launcher of ours ends with: its exit status, and the last line of its log."""
+    """What a launcher of ours ends with: its exit status, and the last line of its log. `is_failure`: another try may succeed."""
 
     status: int
     text: str
+    is_failure: bool = False
 
 
-def outcome_of(ended: Ended, how: str | None, seconds: float) -> Outcome:
-    """128 + signal if the run was asked to stop: by a signal that came to us, or to ranks alone and they saved everything. Pure.
+def outcome_of(ended: Ended, how: str | None, seconds: float, stop_signal: int | None = None) -> Outcome:
+    """Say what became of a run: `how` and `stop_signal` are what it wrote down itself. Pure.
 
-    The status alone does not tell: when a rank fails, srun ends the others by SIGTERM, and gives 143.
+    128 + signal if it was asked to stop: by a signal that came to us, or to ranks alone and they saved everything. The status
+    alone does not tell: when a rank fails, srun ends the others by SIGTERM, and gives 143.
     """
     minutes, rest = divmod(round(seconds), 60)
     after = f"after {minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    by = next((number for number in _STOPPING if ended.status == 128 + number), signal.SIGTERM)
+    given = ended.signal if ended.signal is not None else stop_signal
+    if given is not None:
+        by = signal.Signals(given)
+    name = "Ctrl-C" if by is signal.SIGINT else by.name
+    if how == "stopped":
+        return Outcome(128 + by, f"launch: stopped by {name} {after}, everything saved")
     if ended.status == 0:
         return Outcome(0, f"launch: done {after}")
-    by = next((number for number in _STOPPING if ended.status == 128 + number), signal.SIGTERM)
+    if how in ("finished", "finished early") and ended.signal is None:  # as of a library that crashes when it is unloaded
+        return Outcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
+    if ended.status == DivergedError.exit_status:
+        return Outcome(ended.status, f"launch: diverged {after}")
     if ended.signal is not None:
-        by = signal.Signals(ended.signal)
-    if how == "stopped":
-        return Outcome(128 + by, f"launch: stopped by {by.name} {after}, everything saved")
-    if ended.signal is not None:
-        return Outcome(128 + by, f"launch: stopped by {by.name} {after}; what was saved before is whole")
+        return Outcome(128 + by, f"launch: stopped by {name} {after}; what was saved before is whole")
     status = 1 if ended.status - 128 in _STOPPING else ended.status
-    return Outcome(status, f"launch: failed {after}, exit status {ended.status}")
+    text = f"launch: failed {after}, exit status {ended.status}"
+    return Outcome(status, text, is_failure=ended.status not in _REFUSED)

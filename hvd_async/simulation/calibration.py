@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from hvd_async.atomic import write_file
-from hvd_async.config import EmulationConfig, RunConfig, SimulationConfig, load_config
+from hvd_async.config import EmulationConfig, RunConfig, SimulationConfig, dump_yaml, load_config
 from hvd_async.errors import DataError
 from hvd_async.run_folder import RunFolder
 from hvd_async.simulation.costs import push_bytes
@@ -206,7 +204,7 @@ def _mean(staleness: Counter[int]) -> float:
 
 
 def _yaml(emulation: dict[str, Any], simulation: dict[str, Any]) -> str:
-    return yaml.safe_dump(_rounded({"emulation": emulation, "simulation": simulation}), sort_keys=False)
+    return dump_yaml(_rounded({"emulation": emulation, "simulation": simulation}))
 
 
 def _rounded(value: Any) -> Any:

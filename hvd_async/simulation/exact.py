@@ -218,7 +218,7 @@ class ExactBooks:
         """See `Books`. Evaluations take no time."""
         assert self._update is not None
         version = self.store.version
-        self.store.forget_base_versions(version if oldest_under_way is None else oldest_under_way)
+        self.store.keep_base_versions(range(version if oldest_under_way is None else oldest_under_way, version))
         self._journal.updated(self._update)
         used = self._versions_in_use()
         self.versions.keep(used, version)

@@ -39,9 +39,9 @@ class Past:
             del self._kept[key]
 
     @property
-    def oldest(self) -> int | None:
-        """The oldest version whose parameters are still needed."""
-        return min((version for version, _ in self._kept), default=None)
+    def versions(self) -> set[int]:
+        """The versions that gradients still to come were computed on."""
+        return {version for version, _ in self._kept}
 
     def base_parameters(self, arrival: Arrival) -> torch.Tensor:
         """On what the gradient of `arrival` was computed: [size], float32."""

@@ -209,7 +209,7 @@ class _Replay:
         self._compare_updates(update, made)
         self._past.forget(made.version)
         self._past.keep(made.version, 0, self._store.parameters)
-        self._store.forget_base_versions(made.version if self._past.oldest is None else self._past.oldest)
+        self._store.keep_base_versions(self._past.versions)
         self.verdict.arrivals += len(made.arrivals)
 
     def _keep_provisional(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +15,14 @@ from hvd_async.config import PushConfig
 from hvd_async.errors import PeerError
 from hvd_async.store import description
 from hvd_async.store.ledger import ClaimOrder
-from hvd_async.store.notice import heed
+from hvd_async.store.liveness import Silence
+from hvd_async.store.notice import read_notice
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.slots import SlotWriter, split
 from hvd_async.transport.layout import (
     MAX_STATISTICS,
     NUM_PROVISIONAL,
     SlotWord,
-    StopKind,
     StopNotice,
     Word,
     WorkerState,
@@ -35,8 +37,8 @@ IDLE = 2**62
 _SLEEP_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.002
 _LOOK_AROUND_SECONDS = 0.01
-# A heartbeat costs a worker on another node a journey.
-_BEAT_SECONDS = 0.25
+# Copies that newer versions have overwritten meanwhile, before the store is asked to wait for this reader.
+_MAX_TORN = 2
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,12 @@ class StoreClient:
         options: ClientOptions,
         slot: int | None = None,
         error: torch.Tensor | None = None,
+        touch: Callable[[], None] = lambda: None,
     ) -> None:
         """`windows[k]` reaches shard k. `worker`: 0 to num_workers - 1, each used by one client; its pushes go into `slot`,
         which is its own number unless several share one, in turns. `error` ([size] float32, zeros) is what they share of
-        error feedback; by default the client has its own."""
+        error feedback; by default the client has its own. `touch` is called with everything that is done: see `Heartbeat.touch`.
+        """
         self._windows = windows
         self._window = windows[0]
         self._layout = self._window.layout
@@ -94,9 +98,7 @@ class StoreClient:
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
         self._freed = -1
         self._under_way = IDLE
-        self._heartbeat = 0
-        self._beaten = 0.0
-        self._ticket: int | None = None
+        self._touch = touch
         self._reported = 0
 
     @property
@@ -111,8 +113,9 @@ class StoreClient:
 
     def join(self) -> None:
         """Tell the store that this worker is there, and wait until it has published its first version."""
+        self._set(WorkerWord.PROCESS, os.getpid())
         self._set(WorkerWord.STATE, WorkerState.ACTIVE)
-        self._wait(lambda: self._window.load(Word.STORE_HEARTBEAT) > 0)
+        self._wait(lambda: self._window.load(Word.READY) != 0)
 
     def leave(self, slot_goes_on: bool = False) -> None:
         """Tell the store that no gradient will come from this worker any more. What is in the slot still counts.
@@ -133,6 +136,8 @@ class StoreClient:
     def idle(self) -> None:
         """Tell the store that no gradient is under way for this slot but what is in it."""
         self._under_way = IDLE
+        if self._options.announces:
+            self._set_slot(SlotWord.NEXT_BASE_VERSION, IDLE)
         self._announce_base(IDLE)
 
     def keep_announced(self, version: int) -> None:
@@ -150,7 +155,7 @@ class StoreClient:
         It is the sum of the gradients of `arrivals`, not more of them than the slot has room to describe. Waits until the
         slot is free.
         """
-        self._beat()
+        self._touch()
         if self._freed != self._pushed and not self._is_free():
             self._set_slot(SlotWord.WANTED, self._pushed + 1)
             self._window.ring(Word.STORE_BELL)
@@ -181,7 +186,7 @@ class StoreClient:
             nonlocal released
             released = self._get_slot(SlotWord.RELEASED) == self._pushed
             notice = self.stop_notice()
-            return released or (notice is not None and notice.kind is StopKind.SIGNAL)
+            return released or (notice is not None and not notice.is_end)
 
         self._wait(is_over)
         return released
@@ -192,9 +197,9 @@ class StoreClient:
         With `pulls_provisional` they are those that the store expects after it: see `base`. The copy is whole: all of what `base`
         says. Nothing is copied where it is held already, so `parameters` must be what the last pull left there.
         """
-        self._beat()
+        self._touch()
         may_be_provisional = self._options.pulls_provisional
-        while True:
+        for num_torn in itertools.count():
             version = self._announce()
             base = self._newest_base(version) if may_be_provisional else Base(version)
             if base is None:
@@ -202,15 +207,36 @@ class StoreClient:
             if base == self._base:
                 return version
             self._base = NO_BASE  # a copy that is torn has overwritten what was held
+            is_held = num_torn >= _MAX_TORN
+            if is_held and not self._hold(version):
+                continue
             for window, part in zip(self._windows, self._parts, strict=True):
                 layout = window.layout
                 is_version = base.provisional == 0
                 offset = layout.published_offset(version) if is_version else layout.provisional_offset(base.number)
                 window.get(offset, parameters[part])
-            if self._is_whole(base):
+            is_whole = self._is_whole(base)
+            if is_held:
+                self._let_go()
+            if is_whole:
                 self._base = base
                 return version
+            self._touch()
             may_be_provisional = False  # the store makes them faster than this worker reads
+        raise AssertionError("unreachable")
+
+    def _hold(self, version: int) -> bool:
+        """Ask the store to leave the buffer of `version` alone until `_let_go`; whether it does. It may be about to overwrite it:
+        each says what it wants first, then looks at what the other said."""
+        self._set(WorkerWord.READING, version + 1)
+        if self._window.load(Word.NEXT_VERSION) < version + self._layout.num_buffers:
+            return True
+        self._let_go()
+        return False
+
+    def _let_go(self) -> None:
+        self._set(WorkerWord.READING, 0)
+        self._window.ring(Word.STORE_BELL)
 
     def _newest_base(self, version: int) -> Base | None:
         """What to read where `version` was out a moment ago; None if a newer one is by now.
@@ -250,7 +276,7 @@ class StoreClient:
 
     def stop_notice(self) -> StopNotice | None:
         """What the run's stop word says. Raises `PeerError` if a rank announced its failure there."""
-        return heed(StopNotice.from_word(self._window.load(Word.STOP)))
+        return read_notice(self._window)
 
     def request_stop(self, notice: StopNotice) -> None:
         """Ask all ranks to stop; the first notice stands."""
@@ -260,22 +286,18 @@ class StoreClient:
 
     def take_evaluation(self) -> int | None:
         """The version whose snapshot this worker is to evaluate now, or None. Each is given to one worker."""
-        due = self._window.load(Word.EVALUATIONS_DUE)
-        if self._ticket is None and self._window.load(Word.EVALUATIONS) < due:
-            self._ticket = self._window.fetch_add(Word.EVALUATIONS, 1)
-        # Another worker may have been quicker: the ticket is then kept for the evaluation that it names.
-        if self._ticket is None or self._ticket >= due:
+        due, taken = self._window.load(Word.EVALUATIONS_DUE), self._window.load(Word.EVALUATIONS)
+        # Another worker may be quicker: then this one has nothing, and the next evaluation is anybody's.
+        if taken >= due or self._window.compare_swap(Word.EVALUATIONS, taken, taken + 1) != taken:
             return None
         first, every = self._window.load(Word.FIRST_EVALUATION), self._window.load(Word.EVALUATE_EVERY)
-        version = first + self._ticket * every
-        self._ticket = None
-        return version
+        return first + taken * every
 
     def report_evaluation(self, version: int, statistics: Sequence[float]) -> None:
         """Hand the result of an evaluation to the store; waits until it has read the one before."""
         if len(statistics) > MAX_STATISTICS:
             raise ValueError(f"statistics: got {len(statistics)} numbers, expected at most {MAX_STATISTICS}")
-        self._beat()
+        self._touch()
         self._wait(lambda: self._get(WorkerWord.EVALUATION_TAKEN) == self._reported)
         self._set(WorkerWord.EVALUATED_VERSION, version)
         first = self._layout.worker_word(self._worker, WorkerWord.STATISTICS)
@@ -291,6 +313,8 @@ class StoreClient:
             return self._window.load(Word.VERSION)
         while True:
             version = self._window.load(Word.VERSION)
+            if self._under_way != IDLE:
+                self._set_slot(SlotWord.NEXT_BASE_VERSION, version)
             self._announce_base(min(version, self._under_way))
             following = self._window.load(Word.NEXT_VERSION)
             # What is under way meanwhile is older and holds the store back itself: to wait for the store would be for ever.
@@ -327,8 +351,7 @@ class StoreClient:
 
     def wait_until(self, is_over: Callable[[], bool], window: Window, bell: int) -> None:
         """Look at `is_over` whenever `bell` of `window` rings, or again and again, watching the store's heartbeat meanwhile."""
-        pause, heartbeat, since = 0.0, -1, time.monotonic()
-        looked = since
+        pause, silence, looked = 0.0, Silence(), time.monotonic()
         while True:
             heard = window.heard(bell)
             if is_over():
@@ -341,23 +364,14 @@ class StoreClient:
                 continue
             looked = now
             self.stop_notice()
-            self._beat()
-            seen = self._window.load(Word.STORE_HEARTBEAT)
-            if seen != heartbeat:
-                heartbeat, since = seen, now
-            elif now - since > self._options.store_timeout_seconds:
+            self._touch()
+            quiet = silence.seconds(self._window.load(Word.STORE_HEARTBEAT))
+            if quiet > self._options.store_timeout_seconds:
                 raise PeerError(
-                    f"the store gave no sign of life for {now - since:.0f} s (strategy.store_timeout_seconds); its rank is"
-                    " dead, stopped or starved of a core"
+                    f"the store gave no sign of life for {quiet:.0f} s (strategy.store_timeout_seconds); its rank is dead,"
+                    " stopped or starved of a core",
+                    is_state_lost=True,
                 )
-
-    def _beat(self) -> None:
-        now = time.monotonic()
-        if now - self._beaten < _BEAT_SECONDS:
-            return
-        self._beaten = now
-        self._heartbeat += 1
-        self._set(WorkerWord.HEARTBEAT, self._heartbeat)
 
     def _get(self, word: int) -> int:
         return self._window.load(self._layout.worker_word(self._worker, word))

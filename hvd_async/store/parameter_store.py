@@ -118,7 +118,7 @@ class Vectors(Protocol):
     def discard(self) -> None:
         """See `Shard.discard`."""
 
-    def forget(self, oldest_version: int) -> None:
+    def forget(self, version: int) -> None:
         """See `Shard.forget`."""
 
     def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
@@ -155,6 +155,7 @@ class ParameterStore:
         self._pending: list[Arrival] = []
         self._refused: list[tuple[Arrival, Refusal]] = []
         self._held: list[int] = []
+        self._bases = {0}  # versions whose parameters are kept for compensation
         self._clip = 1.0  # of the last update
         self._largest = 0.0  # no element of the pending sum is larger
 
@@ -294,10 +295,15 @@ class ParameterStore:
         self._refuse_pending(Refusal.DROPPED_PENDING)
         return None
 
-    def forget_base_versions(self, oldest_under_way: int) -> None:
-        """No gradient computed on a version older than `oldest_under_way` will come any more."""
-        if staleness.needs_base_parameters(self._strategy):
-            self._vectors.forget(oldest_under_way)
+    def keep_base_versions(self, under_way: Collection[int]) -> None:
+        """Let go the parameters of all versions but the newest and those of `under_way`: no gradient computed on another will
+        come any more."""
+        if not staleness.needs_base_parameters(self._strategy):
+            return
+        self._bases.add(self.version)
+        for version in sorted(self._bases - {self.version, *under_way}):
+            self._vectors.forget(version)
+            self._bases.discard(version)
 
     def detach(self) -> None:
         """Copy all vectors to ordinary memory of this process, so that what they lie in may go."""
@@ -336,6 +342,7 @@ class ParameterStore:
         """Continue from what `state` gave. Raises `ValueError` or `KeyError` if it does not fit this store."""
         self._vectors.load(tensors, data["version"])
         self.version, self.tokens, self._clip = data["version"], data["tokens"], data["clip"]
+        self._bases = {self.version}
         self._pending = [Arrival(**fields) for fields in data["pending"]]
         self._largest = math.inf if self._pending else 0.0
         self.applied = Counter({int(worker): count for worker, count in data["applied"].items()})

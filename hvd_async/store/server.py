@@ -13,7 +13,8 @@ from typing import Protocol
 from hvd_async.errors import PeerError
 from hvd_async.store import description
 from hvd_async.store.client import IDLE
-from hvd_async.store.notice import heed
+from hvd_async.store.liveness import Silence, is_alive
+from hvd_async.store.notice import failed_rank, read_notice
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.slots import read_slot
 from hvd_async.transport.layout import (
@@ -34,6 +35,8 @@ from hvd_async.transport.window import StoreMemory
 _SLEEP_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.001
 _NOTHING = (-1, 0)  # no version, no arrivals
+# How often workers are looked after: a launcher may leave no more than a second to save what one that was killed leaves behind.
+_LOOK_SECONDS = 0.1
 
 
 class Journal(Protocol):
@@ -61,7 +64,15 @@ class Journal(Protocol):
         """Snapshots that are on disk and wait to be evaluated, or have been, since the start of this process."""
 
     def is_finished(self) -> bool:
-        """Whether the run is to end before its data do: patience is exhausted, or its time is over."""
+        """Whether the run is to end before its data do: patience is exhausted, its time is over, or it has diverged."""
+
+    def ended(self, notice: StopNotice | None) -> None:
+        """No more updates will be made; `notice` is why, None when the data ended. Blocks until all that is to outlive this
+        process is saved."""
+
+    def rescue(self, stop: StopNotice | None = None) -> None:
+        """Another rank failed, and `store` is whole: save it. Blocks, and raises nothing. `stop`: the run was asked to stop, and
+        counts as stopped."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +83,30 @@ class ServerOptions:
     first_evaluation: int = 0
     evaluate_every: int = 0
     worker_timeout_seconds: float = 600.0
+    stop_timeout_seconds: float = 60.0
+    near_workers: frozenset[int] = frozenset()
+    """Workers of the store's host, whose processes can be looked at."""
+    shard_ranks: frozenset[int] = frozenset()
+    """Ranks that hold other parts of the parameters."""
+
+
+class StopTimeoutError(PeerError):
+    """The run was asked to stop, and some ranks did not answer; the others' work can be saved."""
 
 
 class StoreServer:
     """Serves one run. Used by one thread of the store's rank; nothing here is collective."""
 
-    def __init__(self, store: ParameterStore, memory: StoreMemory, journal: Journal, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        store: ParameterStore,
+        memory: StoreMemory,
+        journal: Journal,
+        options: ServerOptions,
+        touch: Callable[[], None] = lambda: None,
+    ) -> None:
         """`store`, `memory` and `journal` are the server's until `serve` returns. The store's versions are made in the buffers
-        of `memory`, the block of shard 0."""
+        of `memory`, the block of shard 0. `touch` is called in every turn of the loop: see `Heartbeat.touch`."""
         self._store = store
         self._memory = memory
         self._layout = memory.layout
@@ -97,26 +124,33 @@ class StoreServer:
         self._shown = _NOTHING
         self._drained_now: list[int] = []  # taken in, and their owners not yet told
         self._turn = 0
-        self._heartbeats = 0
-        self._signs_of_life = {worker: (-1, time.monotonic()) for worker in range(num_workers)}
+        self._touch = touch
+        self._silences = {worker: Silence() for worker in range(num_workers)}
+        self._processes: dict[int, int] = {}  # of near workers that were seen alive
+        self._looked = 0.0
+        self._stopping_since: float | None = None
 
     def serve(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
         """Serve until every worker has left, and return why they did: None when the data ended.
 
         `stop_requested` is asked in every turn; a notice from it is passed to the workers. Raises `PeerError` when a worker
-        that is waited for gives no sign of life for the configured time, or announces its failure.
+        that is waited for gives no sign of life for the configured time, is dead, or announces its failure; the store is whole
+        then, unless `is_state_lost`. Raises `StopTimeoutError` where not all answer a request to stop.
         """
         self._memory.store(Word.FIRST_EVALUATION, self._options.first_evaluation)
         self._memory.store(Word.EVALUATE_EVERY, self._options.evaluate_every)
         self._memory.store(Word.NEXT_VERSION, self._store.version)
         for slot in range(self._layout.slots):
-            self._set(slot, SlotWord.BASE_VERSION, IDLE)  # nobody announces anything before the store's first beat
+            for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
+                self._set(slot, word, IDLE)  # nobody announces anything before the store is ready
         self._journal.started(self._store)
         self._publish()
+        self._memory.store(Word.READY, 1)
         pause = 0.0
         while self._present:
             heard = self._memory.heard(Word.STORE_BELL)
-            self.beat()
+            self._touch()
+            self._look_for_life()
             notice = self._pass_on(stop_requested())
             busy = self._drain(notice) | self._take_evaluations()
             self._dismiss_those_who_left()
@@ -125,24 +159,23 @@ class StoreServer:
                 continue
             # Nothing came: leave the core to the workers.
             pause = _SLEEP_SECONDS if self._memory.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00002)
-            self._look_for_life()
             if self._present:
                 self._memory.wait(Word.STORE_BELL, heard, pause)
         notice = self._notice()
-        if not self._is_stopped_by_signal(notice):
+        if not self._is_stopped(notice):
             self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
             self._journal.updating()
             self._complete(self._store.finish())
             self._tell_journal()
             self._memory.store(Word.NEXT_VERSION, self._store.version)
-        self._memory.store(Word.SERVED, 1)
-        self._ring_all()
+        self._journal.ended(notice)
+        self.release()
         return notice
 
-    def beat(self) -> None:
-        """Show the workers a sign of life. The loop does so itself; to be called where it waits for somebody else."""
-        self._heartbeats += 1
-        self._memory.store(Word.STORE_HEARTBEAT, self._heartbeats)
+    def release(self) -> None:
+        """Let the workers go, who wait until what is to outlive the run is saved."""
+        self._memory.store(Word.SERVED, 1)
+        self._ring_all()
 
     def _drain(self, notice: StopNotice | None) -> bool:
         """Offer every full slot to the store once, beginning with another one each time. Whether any was taken."""
@@ -255,9 +288,13 @@ class StoreServer:
     def _advance(self) -> bool:
         """Make the next version if it can be made. The store announces it first, so that no worker starts too late, and no
         reader of the buffer in which it is made is fooled."""
-        if not self._store.is_complete():
+        following = self._store.version + 1
+        if not self._store.is_complete() or self._is_being_read(following):
             return False
-        self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
+        self._memory.store(Word.NEXT_VERSION, following)
+        if self._is_being_read(following):  # asked for just now: whoever did may not have seen what was announced
+            self._memory.store(Word.NEXT_VERSION, self._store.version)
+            return False
         self._journal.updating()
         update = self._store.advance(self._under_way())
         if update is None and not self._store.pending:  # the sum is not finite: there is no next version yet
@@ -265,8 +302,18 @@ class StoreServer:
             self._withdraw_provisional()
         self._complete(update)
         # Asked again: until the new version was out, a worker may have announced the one before.
-        self._store.forget_base_versions(min(self._under_way(), default=self._store.version))
+        under_way = self._under_way()
+        if (
+            self._layout.arrivals_per_slot > 1
+        ):  # the members of a team may be on any version since the oldest that it announces
+            under_way += range(min(under_way, default=self._store.version), self._store.version)
+        self._store.keep_base_versions(under_way)
         return update is not None
+
+    def _is_being_read(self, following: int) -> bool:
+        """Whether a worker that could not read fast enough has asked for the buffer in which version `following` is made."""
+        held = following - self._layout.num_buffers + 1
+        return held > 0 and any(self._get_of(worker, WorkerWord.READING) == held for worker in self._present)
 
     def _complete(self, update: Update | None) -> None:
         self._tell_refused()
@@ -284,7 +331,7 @@ class StoreServer:
         """Tell of what was made: after the workers know, since the journal may copy all vectors."""
         for update in self._untold:
             self._journal.updated(update)
-            self.beat()
+            self._touch()
         if self._untold:
             self._untold.clear()
             self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
@@ -293,16 +340,16 @@ class StoreServer:
         """Say that the newest version is out; it was made in its place."""
         self._memory.bring_out(self._layout.published_offset(self._store.version))
         self._memory.store(Word.VERSION, self._store.version)
-        self.beat()
 
     def _under_way(self) -> list[int]:
         """Base versions of gradients that are being computed or wait in slots."""
         versions = []
         for slot in range(self._layout.slots):
             # In this order: a worker fills its slot before it announces another version.
-            announced = self._get(slot, SlotWord.BASE_VERSION)
-            if announced != IDLE:
-                versions.append(announced)
+            for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
+                announced = self._get(slot, word)
+                if announced != IDLE:
+                    versions.append(announced)
             if self._get(slot, SlotWord.PUSHED) != self._drained[slot]:
                 versions.append(self._get(slot, SlotWord.PUSHED_BASE_VERSION))
         return versions
@@ -327,13 +374,13 @@ class StoreServer:
             if self._get_of(worker, WorkerWord.STATE) != WorkerState.LEFT:
                 continue
             notice = self._notice()  # read now: a worker that leaves because of it has set it before
-            if self._has_undrained(worker) and not self._is_stopped_by_signal(notice):
+            if self._has_undrained(worker) and not self._is_stopped(notice):
                 continue  # its last gradient first
             if self._get_of(worker, WorkerWord.EVALUATED) != self._evaluated[worker]:
                 continue
             self._present.discard(worker)
-            # A run that a signal stops will be resumed with all its workers: nothing is applied because one left.
-            if not self._is_stopped_by_signal(notice):
+            # A run that is stopped will be resumed with all its workers: nothing is applied because one left.
+            if not self._is_stopped(notice):
                 self._store.leave(worker)
                 self._advance()
                 self._tell_journal()
@@ -356,27 +403,51 @@ class StoreServer:
         if notice is None and requested is not None:
             self._memory.store(Word.STOP, requested.to_word())
             notice = requested
-        return heed(notice)
+        if self._is_stopped(notice) and self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+        return notice
 
     def _notice(self) -> StopNotice | None:
-        return StopNotice.from_word(self._memory.load(Word.STOP))
+        try:
+            return read_notice(self._memory)
+        except PeerError as error:
+            error.is_state_lost = failed_rank(self._memory) in self._options.shard_ranks
+            raise
 
     @staticmethod
-    def _is_stopped_by_signal(notice: StopNotice | None) -> bool:
-        return notice is not None and notice.kind is StopKind.SIGNAL
+    def _is_stopped(notice: StopNotice | None) -> bool:
+        return notice is not None and not notice.is_end
 
     def _look_for_life(self) -> None:
         now = time.monotonic()
-        for worker in self._present:
-            heartbeat = self._get_of(worker, WorkerWord.HEARTBEAT)
-            seen, since = self._signs_of_life[worker]
-            if heartbeat != seen:
-                self._signs_of_life[worker] = (heartbeat, now)
-            elif now - since > self._options.worker_timeout_seconds:
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        for worker in sorted(self._present):
+            silence = self._silences[worker].seconds(self._get_of(worker, WorkerWord.HEARTBEAT))
+            if silence > self._options.worker_timeout_seconds:
                 raise PeerError(
-                    f"worker {worker} gave no sign of life for {now - since:.0f} s (strategy.worker_timeout_seconds); it is"
-                    " dead or stopped, or a step or an evaluation takes longer than that"
+                    f"worker {worker} gave no sign of life for {silence:.0f} s (strategy.worker_timeout_seconds); it is dead,"
+                    " stopped or starved of a core, or a step lasted longer than strategy.hang_timeout_seconds"
                 )
+            if worker in self._options.near_workers:
+                self._look_at_process(worker)
+        limit = self._options.stop_timeout_seconds
+        if self._stopping_since is not None and now - self._stopping_since > limit:
+            silent = ", ".join(map(str, sorted(self._present)))
+            raise StopTimeoutError(
+                f"worker {silent} did not answer a request to stop for {limit:.0f} s (strategy.stop_timeout_seconds); what the"
+                " store has is saved"
+            )
+
+    def _look_at_process(self, worker: int) -> None:
+        process = self._processes.get(worker) or self._get_of(worker, WorkerWord.PROCESS)
+        if process == 0:
+            return
+        if is_alive(process):
+            self._processes[worker] = process
+        elif worker in self._processes:  # else it counts its processes otherwise than this one, as in a container of its own
+            raise PeerError(f"worker {worker} is dead: its process {process} is gone; what the store has is saved")
 
     def _ring_all(self) -> None:
         for slot in range(self._layout.slots):

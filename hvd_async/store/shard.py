@@ -165,11 +165,10 @@ class Shard:
         """Forget all that was taken in since the last version."""
         self._held, self._has_sum = [], False
 
-    def forget(self, oldest_version: int) -> None:
-        """No gradient computed on a version older than `oldest_version` will come any more."""
-        if self._bases is not None:
-            for version in [v for v in self._bases if v < min(oldest_version, self.version)]:
-                del self._bases[version]
+    def forget(self, version: int) -> None:
+        """No gradient computed on `version`, which is not the newest, will come any more."""
+        if self._bases is not None and version < self.version:
+            self._bases.pop(version, None)
 
     def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
         """Continue from `tensors`, those of `read`, at `version`. Raises `ValueError` if one is missing or of another size.

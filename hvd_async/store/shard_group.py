@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,15 +10,16 @@ import torch
 from hvd_async import kernels
 from hvd_async.errors import PeerError
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.notice import heed
+from hvd_async.store.liveness import Silence
+from hvd_async.store.notice import failed_rank
 from hvd_async.store.orders import Order, Verb
 from hvd_async.store.shard import Shard, StepOrder
-from hvd_async.transport.layout import ShardWord, StopNotice, Word
+from hvd_async.transport.layout import ShardWord, Word
 from hvd_async.transport.window import StoreMemory, Window
 
 _SLEEP_SECONDS = 0.02
 _POLL_SECONDS = 0.0002
-# Elements that are read between two signs of life.
+# Elements that are read at once.
 _PIECE = 1 << 24
 
 
@@ -47,14 +47,16 @@ class ShardGroup:
         others: Sequence[RemoteShard],
         state_names: Sequence[str],
         timeout_seconds: float,
+        touch: Callable[[], None] = lambda: None,
     ) -> None:
-        """`memory` is the block of `own`; `state_names` the vectors that lie in each block, in their order."""
+        """`memory` is the block of `own`; `state_names` the vectors that lie in each block, in their order. `touch` is called
+        while others are waited for: see `Heartbeat.touch`."""
         self._own = own
         self._memory = memory
         self._others = others
         self._state_names = list(state_names)
         self._timeout_seconds = timeout_seconds
-        self._beat: Callable[[], None] | None = None
+        self._touch = touch
         self._num_orders = 0
         self._size = others[-1].part.stop
 
@@ -82,8 +84,7 @@ class ShardGroup:
     def _read_part(self, window: Window, offset: int, target: torch.Tensor) -> None:
         for start in range(0, target.numel(), _PIECE):
             window.get(offset + 4 * start, target[start : start + _PIECE])
-            if self._beat is not None:
-                self._beat()  # the workers wait meanwhile
+            self._touch()
 
     def hold(self, gradient: Gradient, divisor: float) -> None:
         """See `Vectors.hold`."""
@@ -127,24 +128,20 @@ class ShardGroup:
         self._tell(Order(Verb.DISCARD))
         self._own.discard()
 
-    def forget(self, oldest_version: int) -> None:
+    def forget(self, version: int) -> None:
         """See `Vectors.forget`."""
-        self._tell(Order(Verb.FORGET, version=oldest_version))
-        self._own.forget(oldest_version)
+        self._tell(Order(Verb.FORGET, version=version))
+        self._own.forget(version)
 
     def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
         """See `Vectors.load`; the other shards load their own parts before they begin to serve."""
         length = self._own.parameters.numel()
         self._own.load({name: tensor[:length] for name, tensor in tensors.items()}, version)
 
-    def call_while_waiting(self, beat: Callable[[], None]) -> None:
-        """`beat` is called again and again while other shards are waited for."""
-        self._beat = beat
-
     def meet(self) -> None:
         """Wait until the other shards have their parameters and serve. Called once, before anything is published."""
-        # It changes nothing, since no version is older than 0; to discard would lose what was pending in a checkpoint.
-        self._tell(Order(Verb.FORGET))
+        # It changes nothing, since there is no such version; to discard would lose what was pending in a checkpoint.
+        self._tell(Order(Verb.FORGET, version=-1))
         self._wait()
 
     def end(self) -> None:
@@ -176,21 +173,22 @@ class ShardGroup:
         """Until all shards have carried out all orders."""
         for other in self._others:
             done = self._memory.layout.shard_word(other.number, ShardWord.DONE)
-            heartbeat, since = -1, time.monotonic()
+            silence = Silence()
             while True:
                 heard = self._memory.heard(Word.STORE_BELL)
                 if self._memory.load(done) == self._num_orders:
                     break
                 self._memory.wait(Word.STORE_BELL, heard, _SLEEP_SECONDS if self._memory.has_bells else _POLL_SECONDS)
-                if self._beat is not None:
-                    self._beat()
-                heed(StopNotice.from_word(self._memory.load(Word.STOP)))
-                seen = self._memory.load(self._memory.layout.shard_word(other.number, ShardWord.HEARTBEAT))
-                if seen != heartbeat:
-                    heartbeat, since = seen, time.monotonic()
-                elif time.monotonic() - since > self._timeout_seconds:
+                self._touch()
+                # Whoever else failed, an order is carried out everywhere or nowhere: what there is stays whole.
+                failed = failed_rank(self._memory)
+                if failed in {each.rank for each in self._others}:
+                    raise PeerError(f"rank {failed} failed; its message says why", is_reported=True, is_state_lost=True)
+                heartbeat = self._memory.load(self._memory.layout.shard_word(other.number, ShardWord.HEARTBEAT))
+                if silence.seconds(heartbeat) > self._timeout_seconds:
                     raise PeerError(
                         f"shard {other.number} of the store (rank {other.rank}) gave no sign of life for"
                         f" {self._timeout_seconds:.0f} s (strategy.store_timeout_seconds); its rank is dead, stopped or"
-                        " starved of a core"
+                        " starved of a core",
+                        is_state_lost=True,
                     )

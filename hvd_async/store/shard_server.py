@@ -9,7 +9,8 @@ import torch
 
 from hvd_async import kernels
 from hvd_async.errors import PeerError
-from hvd_async.store.notice import heed
+from hvd_async.store.liveness import Silence
+from hvd_async.store.notice import read_notice
 from hvd_async.store.orders import Order, Verb
 from hvd_async.store.shard import Shard, StepOrder
 from hvd_async.store.slots import read_slot
@@ -26,9 +27,17 @@ class ShardServer:
     """Serves shard `number` of one run. Used by one thread of the shard's rank; nothing here is collective."""
 
     def __init__(
-        self, number: int, part: slice, shard: Shard, memory: StoreMemory, sequencer: Window, timeout_seconds: float
+        self,
+        number: int,
+        part: slice,
+        shard: Shard,
+        memory: StoreMemory,
+        sequencer: Window,
+        timeout_seconds: float,
+        touch: Callable[[], None] = lambda: None,
     ) -> None:
-        """`shard` holds `part` of the vector, in the buffers of `memory`, its own block; `sequencer` reaches block 0."""
+        """`shard` holds `part` of the vector, in the buffers of `memory`, its own block; `sequencer` reaches block 0. `touch` is
+        called in every turn of the loop: see `Heartbeat.touch`."""
         self._number = number
         self._part = part
         self._shard = shard
@@ -36,14 +45,15 @@ class ShardServer:
         self._sequencer = sequencer
         self._timeout_seconds = timeout_seconds
         self._done = 0
-        self._heartbeats = 0
+        self._touch = touch
 
     def serve(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
         """Serve until the sequencer ends the run; why it did. A notice from `stop_requested` is passed on.
 
-        Raises `PeerError` when the sequencer gives no sign of life for the configured time, or a rank announces its failure.
+        When a rank fails it goes on: the sequencer saves what is here first. Raises `PeerError` when the sequencer gives no sign
+        of life for the configured time, and at the end where a rank has failed.
         """
-        pause, looked, heartbeat, since = 0.0, 0.0, -1, time.monotonic()
+        pause, looked, silence = 0.0, 0.0, Silence()
         while True:
             heard = self._memory.heard(Word.STORE_BELL)
             if self._memory.load(Word.ORDERS) > self._done:
@@ -52,9 +62,9 @@ class ShardServer:
                 self._carry_out(order)
                 self._done += 1
                 self._tell(ShardWord.DONE, self._done)
-                pause, since = 0.0, time.monotonic()
+                pause, silence = 0.0, Silence()
                 if order.verb is Verb.END:
-                    return StopNotice.from_word(self._sequencer.load(Word.STOP))
+                    return read_notice(self._sequencer)
                 continue
             self._memory.wait(Word.STORE_BELL, heard, pause)
             pause = _SLEEP_SECONDS if self._memory.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00002)
@@ -62,16 +72,16 @@ class ShardServer:
             if now - looked < _LOOK_AROUND_SECONDS:
                 continue
             looked = now
-            self._heartbeats += 1
-            self._tell(ShardWord.HEARTBEAT, self._heartbeats)
+            self._touch()
             self._pass_on(stop_requested())
-            seen = self._sequencer.load(Word.STORE_HEARTBEAT)
-            if seen != heartbeat:
-                heartbeat, since = seen, now
-            elif now - since > self._timeout_seconds:
+            if self._sequencer.load(Word.SERVED):  # and no order to end: the sequencer could save nothing
+                read_notice(self._sequencer)
+            quiet = silence.seconds(self._sequencer.load(Word.STORE_HEARTBEAT))
+            if quiet > self._timeout_seconds:
                 raise PeerError(
-                    f"the store's sequencer (rank 0) gave no sign of life for {now - since:.0f} s"
-                    " (strategy.store_timeout_seconds); its rank is dead, stopped or starved of a core"
+                    f"the store's sequencer (rank 0) gave no sign of life for {quiet:.0f} s"
+                    " (strategy.store_timeout_seconds); its rank is dead, stopped or starved of a core",
+                    is_state_lost=True,
                 )
 
     def _carry_out(self, order: Order) -> None:
@@ -105,7 +115,6 @@ class ShardServer:
         self._sequencer.ring(Word.STORE_BELL)
 
     def _pass_on(self, requested: StopNotice | None) -> None:
-        notice = heed(StopNotice.from_word(self._sequencer.load(Word.STOP)))
-        if notice is None and requested is not None:
+        if requested is not None and self._sequencer.load(Word.STOP) == 0:
             self._sequencer.store(Word.STOP, requested.to_word())
             self._sequencer.ring(Word.STORE_BELL)

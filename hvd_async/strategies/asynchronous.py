@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from hvd_async.config import OptimizerConfig
-from hvd_async.errors import HvdAsyncError, PeerError
+from hvd_async.config import OptimizerConfig, StrategyConfig
+from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
+from hvd_async.failures import tell
 from hvd_async.store.client import ClientOptions, StoreClient
 from hvd_async.store.gradient import Gradient
+from hvd_async.store.liveness import Heartbeat, Silence
 from hvd_async.store.node_team import ERROR, NodeTeam
+from hvd_async.store.notice import announce_failure
 from hvd_async.store.parameter_store import ParameterStore
-from hvd_async.store.server import ServerOptions, StoreServer
+from hvd_async.store.server import ServerOptions, StopTimeoutError, StoreServer
 from hvd_async.store.shard import Shard, StepOrder, state_names
 from hvd_async.store.shard_group import RemoteShard, ShardGroup
 from hvd_async.store.shard_server import ShardServer
@@ -30,13 +34,14 @@ from hvd_async.transport import cuda_ipc
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity
 from hvd_async.transport.device_block import Reach, open_device_block
-from hvd_async.transport.layout import StopKind, StopNotice, Word
-from hvd_async.transport.window import StoreMemory
+from hvd_async.transport.layout import ShardWord, StopKind, StopNotice, Word, WorkerWord
+from hvd_async.transport.window import StoreMemory, Window
 
 if TYPE_CHECKING:
     from hvd_async.transport.mpi import RemoteMemory, SharedMemory
 
 Loop = Callable[[Worker, torch.nn.Module], None]
+_LOOK_SECONDS = 0.02
 
 
 class Asynchronous:
@@ -76,11 +81,11 @@ class Asynchronous:
             try:
                 notice = RankRole(job, plan, rank, memories, reach, team_block).play(loop)
             except BaseException as error:
-                # The others learn why this rank falls silent; the abort that follows ends them in any case. After a
-                # PeerError they know, or the store cannot be reached.
-                if not isinstance(error, PeerError):
-                    memories[0].store(Word.STOP, StopNotice(StopKind.FAILURE, rank).to_word())
+                if job.journal is None:
+                    fail(memories[0], rank, error, job.strategy)
                 raise
+            if notice is not None and notice.kind is StopKind.ORPHANED:
+                raise OrphanedError(f"stopped by {notice}, everything saved")
             # Workers that left early may not have seen why the others stopped; the store's word counts for all.
             word = self.group.exchange(str(0 if notice is None else notice.to_word()))[0]
         return StopNotice.from_word(int(word))
@@ -106,6 +111,25 @@ class Asynchronous:
         else:
             own = plan.ranks[rank].shard
             yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # its own block is mapped
+
+
+def fail(window: Window, rank: int, error: BaseException, strategy: StrategyConfig) -> None:
+    """Tell all that `rank` fails because of `error`, then wait until the store has saved what it has, as long as it lives.
+
+    Whoever fails ends the job, and the store with it: first what is healthy is saved.
+    """
+    tell(rank, error)
+    if isinstance(error, PeerError) and error.is_state_lost:
+        return  # there is nobody to wait for
+    if not (isinstance(error, PeerError) and error.is_reported):
+        announce_failure(window, rank)
+    silence, began = Silence(), time.monotonic()
+    while window.load(Word.SERVED) == 0:
+        window.wait(Word.STORE_BELL, window.heard(Word.STORE_BELL), _LOOK_SECONDS)
+        if silence.seconds(window.load(Word.STORE_HEARTBEAT)) > strategy.store_timeout_seconds:
+            return
+        if time.monotonic() - began > strategy.hang_timeout_seconds:
+            return
 
 
 class RankRole:
@@ -143,20 +167,39 @@ class RankRole:
         cuda_ipc.finish(self._me.store_device or "cpu")  # a thread with another stream is to use it
         if number > 0:
             if job.saved is not None:
-                tensors, data = job.saved
-                shard.load({name: tensor[part] for name, tensor in tensors.items()}, data["version"])
-            server = ShardServer(
-                number,
-                part,
-                shard,
-                memory,
-                self._memories[0],
-                job.strategy.store_timeout_seconds,
-            )
-            return lambda: server.serve(job.stop_requested)
-        return lambda: self._serve(shard, memory)
+                shard.load(job.saved.load(part), job.saved.data["version"])
+            return lambda: self._serve_shard(number, part, shard, memory)
+        return lambda: self._serve_or_rescue(shard, memory)
 
-    def _serve(self, shard: Shard, memory: StoreMemory) -> StopNotice | None:
+    def _heartbeat(self, word: int) -> Heartbeat:
+        """Signs of life of this rank, in the block of shard 0."""
+        return Heartbeat(self._memories[0], word, self._job.strategy.hang_timeout_seconds)
+
+    def _serve_shard(self, number: int, part: slice, shard: Shard, memory: StoreMemory) -> StopNotice | None:
+        sequencer, timeout = self._memories[0], self._job.strategy.store_timeout_seconds
+        with self._heartbeat(sequencer.layout.shard_word(number, ShardWord.HEARTBEAT)) as heartbeat:
+            server = ShardServer(number, part, shard, memory, sequencer, timeout, heartbeat.touch)
+            return server.serve(self._job.stop_requested)
+
+    def _serve_or_rescue(self, shard: Shard, memory: StoreMemory) -> StopNotice | None:
+        """Serve; where that fails though the store is whole, save it before anybody ends the job."""
+        journal, rank = self._job.journal, self._me.rank
+        assert journal is not None  # the store's rank keeps it
+        with self._heartbeat(Word.STORE_HEARTBEAT) as heartbeat:
+            try:
+                return self._serve(shard, memory, heartbeat.touch)
+            except BaseException as error:
+                if not (isinstance(error, PeerError) and error.is_reported):
+                    announce_failure(memory, rank)
+                tell(rank, error)
+                # Any other error may have come in the middle of an update.
+                if isinstance(error, HvdAsyncError) and not (isinstance(error, PeerError) and error.is_state_lost):
+                    asked = StopNotice.from_word(memory.load(Word.STOP)) if isinstance(error, StopTimeoutError) else None
+                    journal.rescue(asked)
+                memory.store(Word.SERVED, 1)
+                raise
+
+    def _serve(self, shard: Shard, memory: StoreMemory, touch: Callable[[], None]) -> StopNotice | None:
         job, plan = self._job, self._plan
         others = [
             RemoteShard(number, plan.owners[number], self._memories[number], plan.parts[number])
@@ -164,14 +207,14 @@ class RankRole:
         ]
         if not others:
             store = job.make_store(shard, job.strategy, job.num_workers)
-            notice = make_server(job, memory, store).serve(job.stop_requested)
+            notice = make_server(job, memory, store, touch).serve(job.stop_requested)
             store.detach()  # what lies in the block is about to go, and the last version is still to be saved
             return notice
-        group = ShardGroup(shard, memory, others, state_names(job.optimizer), job.strategy.store_timeout_seconds)
+        names = state_names(job.optimizer)
+        group = ShardGroup(shard, memory, others, names, job.strategy.store_timeout_seconds, touch)
         group.meet()
         store = job.make_store(group, job.strategy, job.num_workers)
-        server = make_server(job, memory, store)
-        group.call_while_waiting(server.beat)
+        server = make_server(job, memory, store, touch)
         notice = server.serve(job.stop_requested)
         store.detach()
         group.end()
@@ -190,7 +233,12 @@ class RankRole:
             push=job.push,
             pulls_provisional=strategy.has_provisional,
         )
-        client = self._make_client(worker, options)
+        word = self._memories[0].layout.worker_word(worker, WorkerWord.HEARTBEAT)
+        with self._heartbeat(word) as heartbeat:
+            return self._work_with(self._make_client(worker, options, heartbeat.touch), worker, loop)
+
+    def _work_with(self, client: StoreClient, worker: int, loop: Loop) -> StopNotice | None:
+        job = self._job
         client.join()
         exchange = self._make_exchange(client)
         host = HostCopy(job.flat, is_separate=job.push.overlap, is_direct=self._reach.is_direct)
@@ -202,12 +250,12 @@ class RankRole:
         exchange.leave()
         return client.wait_for_end(job.stop_requested)
 
-    def _make_client(self, worker: int, options: ClientOptions) -> StoreClient:
+    def _make_client(self, worker: int, options: ClientOptions, touch: Callable[[], None]) -> StoreClient:
         error: torch.Tensor | None = None
         if self._team_block is not None and self._job.push.error_feedback:
             error = self._team_block.vector(self._team_block.layout.state_offset(ERROR))
         windows = [self._reach.worker, *self._memories[1:]]
-        return StoreClient(windows, worker, options, self._plan.slot_of(worker), error)
+        return StoreClient(windows, worker, options, self._plan.slot_of(worker), error, touch)
 
     def _make_exchange(self, client: StoreClient) -> Exchange:
         strategy = self._job.strategy
@@ -231,14 +279,18 @@ class RankRole:
                 notices.append(serve())
             except BaseException as error:
                 failures.append(error)
-                self._memories[0].store(Word.STOP, StopNotice(StopKind.FAILURE, self._me.rank).to_word())
 
         thread = threading.Thread(target=run, name="hvd-async-store", daemon=True)
         thread.start()
         try:
             self._work(loop)
-        except PeerError:
-            if failures:
+        except BaseException as error:
+            own = not isinstance(error, PeerError) or not error.is_reported
+            if own:
+                tell(self._me.rank, error)
+                announce_failure(self._memories[0], self._me.rank)
+            thread.join()  # it saves what it has
+            if failures and not own:
                 raise failures[0] from None
             raise
         thread.join()
@@ -277,13 +329,18 @@ def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device
     shard.step(StepOrder(version=1, learning_rate=1e-3, divisor=2.0))
 
 
-def make_server(job: Job, memory: StoreMemory, store: ParameterStore) -> StoreServer:
-    """The loop of the store's rank, to be served by the calling thread or another."""
+def make_server(
+    job: Job, memory: StoreMemory, store: ParameterStore, touch: Callable[[], None] = lambda: None
+) -> StoreServer:
+    """The loop of the store's rank, to be served by the calling thread or another. `touch`: see `StoreServer`."""
     assert job.journal is not None  # the store's rank keeps the journal
     options = ServerOptions(
         last_version=job.last_version,
         first_evaluation=job.evaluation.next_after(store.version),
         evaluate_every=job.evaluation.every,
         worker_timeout_seconds=job.strategy.worker_timeout_seconds,
+        stop_timeout_seconds=job.strategy.stop_timeout_seconds,
+        near_workers=frozenset(p.worker for p in job.plans if p.worker is not None and p.host == job.plans[0].host),
+        shard_ranks=frozenset(p.rank for p in job.plans if p.shard is not None and p.shard > 0),
     )
-    return StoreServer(store, memory, job.journal, options)
+    return StoreServer(store, memory, job.journal, options, touch)

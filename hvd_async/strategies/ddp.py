@@ -10,15 +10,13 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import GradBucket, TCPStore
 
+from hvd_async.errors import PeerError
 from hvd_async.flat import FlatParameters
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
 from hvd_async.topology import RankPlan
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.layout import StopNotice
-
-# A rank that has gone ends the job through the launcher; this is the last resort.
-_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 class Ddp:
@@ -37,13 +35,23 @@ class Ddp:
         """See `Strategy.execute`."""
         device = job.flat.parameters.device
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, store=self._meet(), rank=self.group.rank, world_size=self.group.size, timeout=_TIMEOUT
-        )
-        try:
-            return synchronous.execute(job, self.group.rank, DdpAllReduce(device), loop)
-        finally:
-            dist.destroy_process_group()
+        # A rank that waits in backward for one that has gone is told so by torch then.
+        timeout = datetime.timedelta(seconds=job.strategy.worker_timeout_seconds)
+        rank, size = self.group.rank, self.group.size
+        dist.init_process_group(backend, store=self._meet(timeout), rank=rank, world_size=size, timeout=timeout)
+
+        def guarded(worker: Worker, model: torch.nn.Module) -> None:
+            try:
+                loop(worker, model)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                if isinstance(error, dist.DistBackendError) or "gloo" in reason:  # which raises nothing of its own
+                    raise _peer_error(reason, timeout) from None
+                raise
+
+        notice = synchronous.execute(job, rank, DdpAllReduce(device), guarded)
+        dist.destroy_process_group()
+        return notice
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
@@ -52,17 +60,24 @@ class Ddp:
     def close(self) -> None:
         """See `Strategy.close`."""
 
-    def _meet(self) -> TCPStore:
+    def _meet(self, timeout: datetime.timedelta) -> TCPStore:
         """A store on rank 0, on a port that the system chose."""
         host, server = "", None
         if self.group.rank == 0:
             host = socket.gethostname()
-            server = TCPStore(host, 0, self.group.size, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
+            server = TCPStore(host, 0, self.group.size, is_master=True, wait_for_workers=False, timeout=timeout)
         address = self.group.exchange(f"{host} {server.port}" if server is not None else "")[0]
         if server is not None:
             return server
         host, port = address.split()
-        return TCPStore(host, int(port), self.group.size, is_master=False, timeout=_TIMEOUT)
+        return TCPStore(host, int(port), self.group.size, is_master=False, timeout=timeout)
+
+
+def _peer_error(reason: str, timeout: datetime.timedelta) -> PeerError:
+    return PeerError(
+        f"torch.distributed: another rank has gone, or did not come for {timeout.total_seconds():.0f} s"
+        f" (strategy.worker_timeout_seconds); what was learnt is saved ({reason[:200]})"
+    )
 
 
 class DdpAllReduce:

@@ -14,6 +14,9 @@ from hvd_async.strategies.protocol import Job
 from hvd_async.topology import RankPlan
 from hvd_async.transport.capacity import Need
 from hvd_async.transport.layout import NUM_PROVISIONAL, Layout
+from hvd_async.writer import MAX_UNWRITTEN_VECTORS
+
+_MAX_INDEXED = 2**31 - 1
 
 
 class Plan:
@@ -33,6 +36,12 @@ class Plan:
         self.owners = [plan.rank for plan in shards]
         self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
         self.parts = split(job.flat.size, len(shards))
+        longest = max(part.stop - part.start for part in self.parts)
+        if job.push.keep < 1.0 and longest > _MAX_INDEXED:
+            raise ConfigError(
+                f"push.keep: got {job.push.keep:g} for {longest:,} elements of a shard, expected at most {_MAX_INDEXED:,}, which"
+                " its indices of 32 bits can number; use more store.shards, or push.keep: 1"
+            )
         self.workers = [plan for plan in job.plans if plan.worker is not None]
         hosts = list(dict.fromkeys(plan.host for plan in self.workers))
         self.teams = [[plan for plan in self.workers if plan.host == host] for host in hosts]
@@ -71,10 +80,11 @@ class Plan:
             if not self.is_on_device:
                 needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
             if needs_base_parameters(job.strategy):
-                num_versions = len(self.workers) + 1
+                num_versions = len(self.workers) * (2 if job.push.overlap else 1) + 1
                 needs.append(Need(f"{name}: parameters of {num_versions} versions", num_versions * part_bytes, False))
         if plan.shard == 0:  # a checkpoint, or all that is left when the blocks go
             needs.append(Need("store: a copy of everything", (1 + len(state_names(job.optimizer))) * vector_bytes, False))
+            needs.append(Need("store: parameters on their way to the disk", MAX_UNWRITTEN_VECTORS * vector_bytes, False))
         if plan.worker is not None:
             team = self.team_of_rank(rank)
             if job.push.node_sum and team[0].rank == rank:

@@ -80,6 +80,17 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
+class SavedState:
+    """What `ParameterStore.state()` gave an earlier process.
+
+    `data` is the same on all ranks; `load` reads the tensors, or a part of each, from the disk.
+    """
+
+    data: Mapping[str, Any]
+    load: Callable[[slice | None], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
 class Job:
     """All that a strategy is given on one rank. The objects are the strategy's to use until `execute` returns."""
 
@@ -98,8 +109,8 @@ class Job:
     journal: Journal | None
     """Told of everything; on rank 0 alone."""
     stop_requested: Callable[[], StopNotice | None]
-    saved: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]] | None
-    """Tensors and data of `ParameterStore.state()` to continue from."""
+    saved: SavedState | None
+    """What to continue from."""
 
     @property
     def num_workers(self) -> int:
@@ -109,13 +120,13 @@ class Job:
     @property
     def claim_order(self) -> ClaimOrder:
         """Which batches are still to be computed, and in which order."""
-        return ClaimOrder() if self.saved is None else BatchLedger(**self.saved[1]["ledger"]).claim_order()
+        return ClaimOrder() if self.saved is None else BatchLedger(**self.saved.data["ledger"]).claim_order()
 
     def make_store(self, vectors: Vectors, strategy: StrategyConfig, num_workers: int) -> ParameterStore:
         """A store that directs `vectors` (at version 0, its own from now on), continued from `saved` where there is that."""
         store = ParameterStore(vectors, self.flat.size, self.optimizer, strategy, num_workers)
         if self.saved is not None:
-            store.load_state(*self.saved)
+            store.load_state(self.saved.load(None), self.saved.data)
         return store
 
 

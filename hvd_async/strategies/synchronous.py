@@ -9,11 +9,14 @@ from typing import Protocol
 import torch
 
 from hvd_async.config import OptimizerConfig
+from hvd_async.errors import OrphanedError
+from hvd_async.failures import tell
 from hvd_async.flat import FlatParameters
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
 from hvd_async.store.shard import Shard
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
+from hvd_async.strategies.watch import Watch
 from hvd_async.transport.layout import StopKind, StopNotice
 
 # The store of a synchronous rank is given the sum of all ranks' gradients at once, so one acceptance completes an update.
@@ -60,8 +63,20 @@ def execute(
 ) -> StopNotice | None:
     """`Strategy.execute` for all synchronous strategies."""
     model = all_reduce.attach(job.model, job.flat)
-    worker = SynchronousWorker(job, rank, all_reduce)
-    loop(worker, model)
+    with Watch(job, rank) as watch:
+        worker = SynchronousWorker(job, rank, all_reduce, watch)
+        try:
+            loop(worker, model)
+        except Exception as error:
+            if len(job.plans) > 1:
+                tell(rank, error)  # before the disk is waited for
+            if job.journal is not None and watch.is_whole:
+                job.journal.rescue()
+            raise
+    if job.journal is not None:
+        job.journal.ended(worker.notice)
+    if worker.notice is not None and worker.notice.kind is StopKind.ORPHANED:
+        raise OrphanedError(f"stopped by {worker.notice}, everything saved")
     return worker.notice
 
 
@@ -71,7 +86,7 @@ class SynchronousWorker:
     A gradient that is not finite makes the sum so, and every replica refuses all arrivals of that step alike.
     """
 
-    def __init__(self, job: Job, rank: int, all_reduce: AllReduce) -> None:
+    def __init__(self, job: Job, rank: int, all_reduce: AllReduce, watch: Watch) -> None:
         """Collective: ranks call it in the same order as everything else of the strategy."""
         strategy = job.strategy.model_copy(update=ONE)
         self._replica = make_replica(job.flat, job.optimizer, strategy.delay)
@@ -80,6 +95,7 @@ class SynchronousWorker:
         self._job = job
         self._rank = rank
         self._all_reduce = all_reduce
+        self._watch = watch
         self._group = range(0)
         self._waited = 0.0
         self._next_evaluation = job.evaluation.next_after(self.store.version)
@@ -100,11 +116,18 @@ class SynchronousWorker:
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
         started = time.monotonic()
-        self._all_reduce.reduce(self._job.flat)
         requested, journal = self._job.stop_requested(), self._job.journal
-        asked = requested.signal_number if requested is not None else 0
+        asked = 0 if requested is None else requested.to_word()  # below 2^53: exact as a double
         is_over = journal is not None and journal.is_finished()
-        table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, self._waited, asked, float(is_over)])
+        with self._watch.waiting():
+            self._all_reduce.reduce(self._job.flat)
+            table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, self._waited, asked, float(is_over)])
+        with self._watch.updating():
+            self._update(started, table)
+
+    def _update(self, started: float, table: Sequence[Sequence[float]]) -> None:
+        """Take in what all ranks brought: the gradients' sum, and their `table` of numbers."""
+        journal = self._job.journal
         self._waited = time.monotonic() - started
         base_version = self.store.version - num_versions_behind(self.store.version, self._job.strategy.delay)
         arrivals = [
@@ -126,9 +149,9 @@ class SynchronousWorker:
         self.store.accept(arrivals, Gradient.measure(self._job.flat.gradient))
         self._tell_journal(self.store.advance())
         self._is_finished |= self._is_last_version() or bool(table[0][5])
-        for rank, numbers in enumerate(table):
-            if numbers[4] and self.notice is None:
-                self.notice = StopNotice(StopKind.SIGNAL, rank, int(numbers[4]))
+        for numbers in table:
+            if self.notice is None:
+                self.notice = StopNotice.from_word(int(numbers[4]))
 
     def evaluation_due(self) -> EvaluationRequest | None:
         """See `Worker.evaluation_due`: all ranks share it."""
@@ -141,7 +164,8 @@ class SynchronousWorker:
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
         """See `Worker.report`."""
-        table = self._all_reduce.gather(statistics)
+        with self._watch.waiting():
+            table = self._all_reduce.gather(statistics)
         if self._job.journal is not None:
             self._job.journal.evaluated(request.version, [sum(column) for column in zip(*table, strict=True)])
         self._is_finished |= self._ask_journal()

@@ -68,6 +68,10 @@ class DeviceWindow:
         """See `Window.fetch_add`."""
         return self._host.fetch_add(word, amount)
 
+    def compare_swap(self, word: int, expected: int, value: int) -> int:
+        """See `Window.compare_swap`."""
+        return self._host.compare_swap(word, expected, value)
+
     def put(self, offset: int, source: torch.Tensor) -> None:
         """See `Window.put`."""
         if offset < self._start:

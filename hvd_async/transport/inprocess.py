@@ -59,6 +59,10 @@ class MappedMemory:
         """See `Window.fetch_add`."""
         raise NotImplementedError
 
+    def compare_swap(self, word: int, expected: int, value: int) -> int:
+        """See `Window.compare_swap`."""
+        raise NotImplementedError
+
     def put(self, offset: int, source: torch.Tensor) -> None:
         """See `Window.put`."""
         kernels.copy(source, self.vector(offset, source.numel(), source.dtype))
@@ -127,6 +131,14 @@ class ThreadMemory(MappedMemory):
         with self._lock:
             before = int(self._words[word])
             self._words[word] = before + amount
+            return before
+
+    def compare_swap(self, word: int, expected: int, value: int) -> int:
+        """See `Window.compare_swap`."""
+        with self._lock:
+            before = int(self._words[word])
+            if before == expected:
+                self._words[word] = value
             return before
 
     def _fence(self) -> None:

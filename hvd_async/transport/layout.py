@@ -1,7 +1,7 @@
 """A shard's block of memory: control words, published parameters, slots. Who writes what, and where it lies.
 
-Every control word is an aligned int64 with one writer (the stop word apart: any rank may write it, and a failure overwrites
-what was there; and the bells, which anybody on the store's node may ring). The order of writes is the protocol; see
+Every control word is an aligned int64 with one writer (STOP and FAILED apart, which any rank may write; words changed by atomic
+operations; and the bells, which anybody on the store's node may ring). The order of writes is the protocol; see
 `store.client` and `store.server`. Shard 0 is the sequencer: the words of the run, of workers and slots that count are those of
 its block; in the blocks of other shards only the orders are used.
 """
@@ -9,6 +9,7 @@ its block; in the blocks of other shards only the orders are used.
 from __future__ import annotations
 
 import enum
+import signal
 import struct
 from dataclasses import dataclass
 
@@ -34,11 +35,11 @@ class Word(enum.IntEnum):
     VERSION = 0  # store: parameters of this version are published
     NEXT_VERSION = 1  # store: the version it is about to make; differs from VERSION during an update
     STOP = 2  # anyone, once: see `StopNotice`
-    STORE_HEARTBEAT = 3  # store: counts up while it lives
-    EVALUATIONS_DUE = 4  # store: evaluations whose snapshot is on disk
-    FIRST_EVALUATION = 5  # store, once: the version of the first evaluation of this process
-    EVALUATE_EVERY = 6  # store, once: versions between evaluations
-    SERVED = 7  # store, once: every worker has left and the run has ended
+    FAILED = 3  # anyone: a rank that failed, and 1; read together with STOP, and never overwritten by it
+    STORE_HEARTBEAT = 4  # store: counts up while it lives
+    EVALUATIONS_DUE = 5  # store: evaluations whose snapshot is on disk
+    READY = 6  # store, once: the first version is out
+    SERVED = 7  # store, once: the run has ended, and all that is to outlive it is saved
     CLAIMS = 8  # workers, by fetch-and-add: how many batches were claimed
     EVALUATIONS = 9  # workers, by fetch-and-add: evaluations claimed
     PROVISIONAL = 10  # store: how often it made provisional parameters; the last are readable
@@ -46,6 +47,8 @@ class Word(enum.IntEnum):
     PROVISIONAL_VERSION = 12  # store: the version below them, for each of the `NUM_PROVISIONAL` vectors
     PROVISIONAL_ARRIVALS = 14  # store: how many arrivals are in them, likewise
     STORE_BELL = 16  # rung by whoever gave the store something to do; a 32-bit count
+    FIRST_EVALUATION = 18  # store, once: the version of the first evaluation of this process
+    EVALUATE_EVERY = 19  # store, once: versions between evaluations
     ORDERS = 24  # sequencer, in the block of another shard: orders written; last of an order
 
 
@@ -54,6 +57,8 @@ class WorkerWord(enum.IntEnum):
 
     STATE = 0  # worker: see `WorkerState`
     HEARTBEAT = 1  # worker: counts up while it lives
+    READING = 4  # worker: the version that it reads, and 1, where the store is to leave that buffer alone; else 0
+    PROCESS = 5  # worker, once: its process id
     EVALUATED = 2  # worker: evaluations reported; last of a report
     EVALUATED_VERSION = 3
     EVALUATION_TAKEN = 8  # store: evaluations read
@@ -68,6 +73,7 @@ class SlotWord(enum.IntEnum):
 
     PUSHED = 0  # owner: gradients written into the slot; last of a push
     BASE_VERSION = 1  # owner: announced before a pull, where the rules ask what is under way; else IDLE
+    NEXT_BASE_VERSION = 3  # owner: the version that was pulled while a gradient on BASE_VERSION is computed; else IDLE
     WANTED = 2  # owner: the count of the push that waits for the slot to be free
     DRAINED = 8  # store: gradients that were taken in; if one completed an update, that is published
     FREED = 9  # store: gradients that were read, so that the slot may be written again
@@ -116,7 +122,7 @@ class StopKind(enum.IntEnum):
 
     FINISHED = 1
     SIGNAL = 2
-    FAILURE = 3
+    ORPHANED = 3
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,22 @@ class StopNotice:
     kind: StopKind
     rank: int
     signal_number: int = 0
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the run has come to its end; else it was stopped before, to go on later."""
+        return self.kind is StopKind.FINISHED
+
+    def __str__(self) -> str:
+        """Return what stopped the run, in words."""
+        if self.kind is StopKind.SIGNAL:
+            return f"{signal.Signals(self.signal_number).name} on rank {self.rank}"
+        return "its end" if self.is_end else f"the end of its launcher, as seen by rank {self.rank}"
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for a summary."""
+        name = signal.Signals(self.signal_number).name if self.kind is StopKind.SIGNAL else None
+        return {"kind": self.kind.name.lower(), "rank": self.rank, "signal": name}
 
     def to_word(self) -> int:
         """The notice as a control word; never 0."""

@@ -38,6 +38,8 @@ _IDLE_SLEEP_SECONDS = 0.001
 # Reads of this size and more are asked for and sent.
 _MESSAGE_BYTES = 1 << 14
 _REQUEST_TAG, _ANSWER_TAG = 1, 2
+# A link that is slower counts as broken.
+_SLOWEST_BYTES_PER_SECOND = 1e6
 
 
 class SharedMemory(MappedMemory):
@@ -55,6 +57,10 @@ class SharedMemory(MappedMemory):
     def fetch_add(self, word: int, amount: int) -> int:
         """See `Window.fetch_add`."""
         return self._atomics.fetch_and_op(word, amount, MPI.SUM)
+
+    def compare_swap(self, word: int, expected: int, value: int) -> int:
+        """See `Window.compare_swap`."""
+        return self._atomics.compare_and_swap(word, expected, value)
 
     def load(self, word: int) -> int:
         """See `Window.load`. On the owner, raises `PeerError` once its progress thread has met a failed rank."""
@@ -87,7 +93,8 @@ class RemoteMemory:
         self._reading = threading.Lock()
         self._what = what
         self._timeout_seconds = timeout_seconds
-        self._under_way: dict[int, float] = {}
+        self._deadlines: dict[int, float] = {}  # of operations under way
+        self._num_unflushed_bytes = 0
         self._unflushed: list[torch.Tensor] = []  # MPI still reads them
         self._numbers = itertools.count()
         threading.Thread(target=self._watch, name="hvd-async-watchdog", daemon=True).start()
@@ -116,17 +123,25 @@ class RemoteMemory:
         """See `Window.fetch_add`."""
         return self._atomically(word, amount, MPI.SUM)
 
+    def compare_swap(self, word: int, expected: int, value: int) -> int:
+        """See `Window.compare_swap`."""
+        with self._watched():
+            return self._atomics.compare_and_swap(word, expected, value)
+
     def put(self, offset: int, source: torch.Tensor) -> None:
         """See `Window.put`."""
-        with self._watched():
+        num_bytes = source.numel() * source.element_size()
+        with self._watched(num_bytes):
             for start, chunk in _chunks(source):
                 self._window.Put(chunk, self._owner, target=(offset + start, chunk.size, MPI.BYTE))
         self._unflushed.append(source)
+        self._num_unflushed_bytes += num_bytes
 
     def flush(self) -> None:
         """See `Window.flush`."""
         sources, self._unflushed = self._unflushed, []  # not what another thread puts meanwhile
-        with self._watched():
+        num_bytes, self._num_unflushed_bytes = self._num_unflushed_bytes, 0
+        with self._watched(num_bytes):
             self._window.Flush(self._owner)
         del sources
 
@@ -170,19 +185,21 @@ class RemoteMemory:
             return self._atomics.fetch_and_op(word, value, op)
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self, num_bytes: int = 0) -> Iterator[None]:
+        """An operation inside the block that may take the time of the configuration, and what a slow link needs for so many
+        bytes."""
         number = next(self._numbers)
-        self._under_way[number] = time.monotonic()
+        self._deadlines[number] = time.monotonic() + self._timeout_seconds + num_bytes / _SLOWEST_BYTES_PER_SECOND
         try:
             yield
         finally:
-            del self._under_way[number]
+            del self._deadlines[number]
 
     def _watch(self) -> None:
         while True:
             time.sleep(min(1.0, self._timeout_seconds / 4))  # a watchdog looks now and then
-            since = min(self._under_way.copy().values(), default=None)
-            if since is not None and time.monotonic() - since > self._timeout_seconds:
+            deadline = min(self._deadlines.copy().values(), default=None)
+            if deadline is not None and time.monotonic() > deadline:
                 sys.stderr.write(
                     f"hvd-async: {self._what} did not answer for {self._timeout_seconds:.0f} s"
                     " (strategy.store_timeout_seconds); its rank is dead, stopped or starved of a core\n"
@@ -217,9 +234,9 @@ class ProgressThread:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise `PeerError` if MPI told the thread that a rank failed."""
+        """Raise `PeerError` if the thread has ended by an error: MPI may have told it that a rank failed."""
         if self._failure is not None:
-            raise PeerError(f"MPI reports a failed rank: {self._failure}")
+            raise PeerError(f"the thread that answers other nodes has failed, or another rank: {self._failure}")
 
     def _run(self) -> None:
         bell = self._words.ctypes.data + WORD_BYTES * Word.STORE_BELL
@@ -227,8 +244,8 @@ class ProgressThread:
         while not self._stop.is_set():
             try:
                 is_asked = self._answer()
-            except MPI.Exception as error:
-                self._failure = " ".join(str(error).split())
+            except Exception as error:  # whatever it is: without this thread other nodes wait for ever
+                self._failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 return
             # Not what the owner itself changes while it waits, or the two would keep each other awake.
             own = int(self._words[Word.STORE_BELL]) + int(self._words[Word.STORE_HEARTBEAT])
@@ -277,6 +294,14 @@ class Atomics:
         """`op` with `value` on a control word; the value before."""
         before = np.zeros(1, dtype=np.int64)
         self.window.Fetch_and_op(np.array([value], dtype=np.int64), before, self.owner, WORD_BYTES * word, op)
+        self.window.Flush(self.owner)
+        return int(before[0])
+
+    def compare_and_swap(self, word: int, expected: int, value: int) -> int:
+        """Replace a control word that is `expected` by `value`; the value before."""
+        before = np.zeros(1, dtype=np.int64)
+        wanted, known = np.array([value], dtype=np.int64), np.array([expected], dtype=np.int64)
+        self.window.Compare_and_swap(wanted, known, before, self.owner, WORD_BYTES * word)
         self.window.Flush(self.owner)
         return int(before[0])
 

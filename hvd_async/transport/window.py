@@ -43,6 +43,9 @@ class Window(Protocol):
     def fetch_add(self, word: int, amount: int) -> int:
         """Add to a control word atomically; the value before. Words changed so are never changed by `store`."""
 
+    def compare_swap(self, word: int, expected: int, value: int) -> int:
+        """Set a control word to `value` if it is `expected`, atomically; the value before. As of `fetch_add`."""
+
     def put(self, offset: int, source: torch.Tensor) -> None:
         """Begin to copy `source` to byte `offset` of the block."""
 

@@ -42,8 +42,15 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ({"settings": {}}, "suite.yaml: settings: got none, expected one or more"),
         ({"seeds": [0]}, "seeds.0: got 0, expected: greater than or equal to 1"),
         ({"seeds": 3}, "seeds: got 3"),
-        ({"rates": [0.1, 0.0]}, "suite.yaml: rates: got 0, expected numbers > 0"),
+        ({"rates": [0.1, 0.0]}, "suite.yaml: rates.1: got 0.0, expected: greater than 0"),
         ({"rates": [float("inf")]}, "rates.0: got inf"),
+        ({"workers": 2**63}, "suite.yaml: workers: got 9223372036854775808, expected: less than or equal to 100000"),
+        (one_variant(workers=2**63), "N = 1: workers: got 9223372036854775808, expected a whole number from 1 to 100,000"),
+        ({"seeds": [10**26]}, f"suite.yaml: seeds.0: got {10**26}, expected: less than 9223372036854775808"),
+        (
+            {"settings": {"a\nhvd-async: b": {}}},
+            r"settings: got 'a\nhvd-async: b', expected a name in one line, without control characters",
+        ),
         ({"workers": 0}, "workers: got 0, expected: greater than or equal to 1"),
         (
             {"launcher": "slurm"},
@@ -100,9 +107,12 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             "settings: a: got optimizer.learning_rate, expected other keys",
         ),
         # Numbers of workers.
-        (one_variant(workers=0), "variants: N = 1: workers: got 0, expected a whole number >= 1"),
-        ({"settings": {"a": {"workers": True}}}, "settings: a: workers: got True, expected a whole number >= 1"),
-        ({"settings": {"a": {"workers": 1.5}}}, "settings: a: workers: got 1.5, expected a whole number >= 1"),
+        (one_variant(workers=0), "variants: N = 1: workers: got 0, expected a whole number from 1 to 100,000"),
+        (
+            {"settings": {"a": {"workers": True}}},
+            "settings: a: workers: got True, expected a whole number from 1 to 100,000",
+        ),
+        ({"settings": {"a": {"workers": 1.5}}}, "settings: a: workers: got 1.5, expected a whole number from 1 to 100,000"),
         # What all variants have alike.
         *(
             (
@@ -289,3 +299,13 @@ def test_the_digest_of_a_run_does_not_depend_on_where_it_lies(folder: pathlib.Pa
     path = write(folder, tiny())
     here, there = (Suite(path, output).plan for output in (folder / "here", folder / "there"))
     assert here == there
+
+
+def test_a_run_is_no_suite(folder: pathlib.Path) -> None:
+    path = folder / "base.yaml"
+    with pytest.raises(ConfigError) as raised:
+        Suite(path, folder / "out")
+    assert str(raised.value) == (
+        f"{path}: got the configuration of a run, expected a suite; compute it with `hvd-async launch {path}`, or name it as the"
+        " `base` of a suite"
+    )

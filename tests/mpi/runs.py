@@ -17,9 +17,24 @@ from tests.mpi.toy import Settings, settings_text
 from tests.ranks import Completed, run_ranks
 
 
-def run_toy(num_ranks: int, *settings: Settings, timeout: float = 120.0, hosts: Sequence[str] = ()) -> Completed:
-    """The toy with each of `settings` in turn, in one job of `num_ranks` ranks."""
-    return run_ranks(num_ranks, "tests.mpi.toy", settings_text(settings), timeout=timeout, hosts=hosts)
+def run_toy(
+    num_ranks: int,
+    *settings: Settings,
+    timeout: float = 120.0,
+    hosts: Sequence[str] = (),
+    mpirun_args: Sequence[str] = (),
+    outlives_mpirun: bool = False,
+) -> Completed:
+    """The toy with each of `settings` in turn, in one job of `num_ranks` ranks. See `run_limited` for `outlives_mpirun`."""
+    return run_ranks(
+        num_ranks,
+        "tests.mpi.toy",
+        settings_text(settings),
+        timeout=timeout,
+        hosts=hosts,
+        mpirun_args=mpirun_args,
+        outlives_mpirun=outlives_mpirun,
+    )
 
 
 def resumed(settings: Settings, **changes: Any) -> Settings:

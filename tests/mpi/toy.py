@@ -33,6 +33,7 @@ from hvd_async.store.shard_server import ShardServer
 
 FEATURES, CLASSES = 6, 3
 BATCHES_PER_EPOCH = 30
+PAUSE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Fault:
 
     rank: int
     step: int
-    kind: str  # nan, exception, error, sigterm, sigint, sigkill, leave
+    kind: str  # nan, exception, error, pause, orphan, or a signal such as sigterm
     write: int | None = None
+    in_evaluation: bool = False  # not at a step but at the `step`-th evaluation
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class ToyTask:
         self._rank = rank
         self._faults = [Fault(**fault) for fault in settings.faults]
         self._steps = 0
+        self._evaluations = 0
         self._random = None if settings.uneven is None else random.Random(f"{settings.uneven} {rank}")
 
     def build_model(self) -> torch.nn.Module:
@@ -105,7 +108,7 @@ class ToyTask:
             for _ in range(self._random.randrange(400)):
                 torch.randn(50, 50).sum()
         for fault in self._faults:
-            if (fault.rank, fault.step) == (self._rank, self._steps):
+            if (fault.rank, fault.step) == (self._rank, self._steps) and not fault.in_evaluation:
                 if fault.write is None:
                     loss = happen(fault, loss)
                 else:
@@ -116,6 +119,10 @@ class ToyTask:
     def evaluate(self, model: torch.nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
         was_training = model.training
         model.eval()
+        for fault in self._faults:
+            if (fault.rank, fault.step) == (self._rank, self._evaluations) and fault.in_evaluation:
+                happen(fault, torch.zeros(()))
+        self._evaluations += 1
         total = Evaluation()
         with torch.no_grad():
             for index in range(1000, 1008)[shard::num_shards]:
@@ -142,6 +149,12 @@ def happen(fault: Fault, loss: torch.Tensor) -> torch.Tensor:
         raise ZeroDivisionError("injected")
     if fault.kind == "error":
         raise HvdAsyncError("injected error")
+    if fault.kind == "pause":
+        time.sleep(PAUSE_SECONDS)
+        return loss
+    if fault.kind == "orphan":  # whoever started the ranks dies
+        os.kill(os.getppid(), signal.SIGKILL)
+        return loss
     os.kill(os.getpid(), getattr(signal, fault.kind.upper()))
     return loss
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from hvd_async.errors import DivergedError
 from hvd_async.run import TrainOptions, train
 from hvd_async.simulation.replay import ReplayOptions, Verdict, replay
 from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
@@ -23,13 +27,16 @@ def replay_toy(folder: pathlib.Path, settings: Settings, **options: Any) -> Verd
     return replay(folder, lambda _: task, ReplayOptions(**options), quiet)
 
 
-def run_single(folder: pathlib.Path, num_batches: int = 12, resume: bool = False, **sections: Any) -> Settings:
+def run_single(
+    folder: pathlib.Path, num_batches: int = 12, resume: bool = False, diverges: bool = False, **sections: Any
+) -> Settings:
     """The toy in one process, in `folder`, with digests of every fifth version."""
     training = {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "digest_every": 5}
     sections = {**sections, "training": {**training, **sections.get("training", {})}}
     settings = Settings(make_config(folder, **sections), num_batches=num_batches)
     config = parse_config(settings.config, source="toy")
-    train(config, lambda _: ToyTask(settings, rank=0), TrainOptions(resume=resume), environ={})
+    with pytest.raises(DivergedError) if diverges else contextlib.nullcontext():
+        train(config, lambda _: ToyTask(settings, rank=0), TrainOptions(resume=resume), environ={})
     return settings
 
 

@@ -177,7 +177,7 @@ def test_a_log_without_digests_is_still_compared(tmp_path: pathlib.Path) -> None
 def test_a_gradient_that_is_not_finite_is_in_no_update_here_either(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     optimizer = {"kind": "sgd", "learning_rate": 3e38}  # overflows
-    settings = run_single(folder, optimizer=optimizer)
+    settings = run_single(folder, diverges=True, optimizer=optimizer)
     refused = [event for event in read_log(folder) if "refused" in event]
     assert refused
     assert replay_toy(folder, settings).arrivals == 12 - len(refused)

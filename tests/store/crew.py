@@ -13,10 +13,12 @@ from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
 from hvd_async.store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.client import Base, ClientOptions, StoreClient
 from hvd_async.store.gradient import Gradient
+from hvd_async.store.liveness import Heartbeat
+from hvd_async.store.notice import announce_failure
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import StopKind, StopNotice, Word
+from hvd_async.transport.layout import StopNotice, Word, WorkerWord
 from tests.store.stores import arrival, make_store, sgd
 
 JOIN_SECONDS = 90.0  # generous: only a hang gets there
@@ -31,6 +33,8 @@ class Recorder:
     updates: list[Update] = field(default_factory=list)
     refusals: list[tuple[Arrival, Refusal]] = field(default_factory=list)
     evaluations: list[tuple[int, list[float]]] = field(default_factory=list)
+    endings: list[StopNotice | None] = field(default_factory=list)
+    rescues: list[StopNotice | None] = field(default_factory=list)
 
     def started(self, store: ParameterStore) -> None:
         """See `Journal`."""
@@ -52,6 +56,14 @@ class Recorder:
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
         """See `Journal`."""
         self.evaluations.append((version, list(statistics)))
+
+    def ended(self, notice: StopNotice | None) -> None:
+        """See `Journal`."""
+        self.endings.append(notice)
+
+    def rescue(self, stop: StopNotice | None = None) -> None:
+        """See `Journal`."""
+        self.rescues.append(stop)
 
     def num_evaluations_due(self) -> int:
         """See `Journal`."""
@@ -130,18 +142,22 @@ class Crew:
             job()
         except BaseException as error:
             self.failures[name] = error
-            if self.memory.load(Word.STOP) == 0:
-                self.memory.store(Word.STOP, StopNotice(StopKind.FAILURE, 99).to_word())
+            announce_failure(self.memory, 99)
 
     def _serve(self) -> None:
-        server = StoreServer(self.store, self.memory, self.journal, self.server)
-        self.notice = server.serve(lambda: None)
+        with Heartbeat(self.memory, Word.STORE_HEARTBEAT) as heartbeat:
+            server = StoreServer(self.store, self.memory, self.journal, self.server, heartbeat.touch)
+            self.notice = server.serve(lambda: None)
 
     def _work(self, worker: int) -> None:
         waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
         provisional = self.strategy.has_provisional
         options = ClientOptions(waits_for_stragglers=waits, push=self.push, pulls_provisional=provisional)
-        client = StoreClient(self.memories or [self.memory], worker, options)
+        with Heartbeat(self.memory, self.memory.layout.worker_word(worker, WorkerWord.HEARTBEAT)) as heartbeat:
+            client = StoreClient(self.memories or [self.memory], worker, options, touch=heartbeat.touch)
+            self._train(client, worker)
+
+    def _train(self, client: StoreClient, worker: int) -> None:
         pace = random.Random(self.seed * 1000 + worker)
         parameters = torch.full_like(self.store.parameters, torch.nan)
         num_steps = 0

@@ -10,6 +10,8 @@ import torch
 
 from hvd_async import kernels
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
+from hvd_async.store.liveness import Heartbeat
+from hvd_async.store.notice import announce_failure
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.shard import Shard, state_names
 from hvd_async.store.shard_group import RemoteShard, ShardGroup
@@ -17,7 +19,7 @@ from hvd_async.store.shard_server import ShardServer
 from hvd_async.store.slots import slot_format, split
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import Layout, StopKind, StopNotice, Word
+from hvd_async.transport.layout import Layout, ShardWord, StopNotice, Word
 from tests.store.crew import JOIN_SECONDS
 from tests.store.stores import num_provisional, provisional_vectors
 
@@ -60,7 +62,8 @@ class Shards:
         if error is None:
             self.vectors.end()
         else:
-            self.memories[0].store(Word.STOP, StopNotice(StopKind.FAILURE, 10).to_word())
+            announce_failure(self.memories[0], 10)
+            self.memories[0].store(Word.SERVED, 1)
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
         assert not any(thread.is_alive() for thread in self._threads), "a shard hangs"
@@ -78,7 +81,9 @@ class Shards:
 
     def _serve(self, number: int) -> None:
         try:
-            self.notices[number] = self.server(number).serve(self.stop_requested)
+            word = self.memories[0].layout.shard_word(number, ShardWord.HEARTBEAT)
+            with Heartbeat(self.memories[0], word):
+                self.notices[number] = self.server(number).serve(self.stop_requested)
         except BaseException as error:
             self.failures[number] = error
 

@@ -238,10 +238,21 @@ def test_a_stale_gradient_is_compensated_by_the_drift_since_its_version() -> Non
     store = make_store(strategy)
     accept(store, arrival(0), 2.0)
     assert store.advance() is not None  # parameters -2
-    store.forget_base_versions(0)
+    store.keep_base_versions([0])
     accept(store, arrival(1, base_version=0, tokens=4), 8.0)  # mean 2; 2 + 0.5 * 2 * 2 * (-2 - 0) = -2
     assert store.advance() is not None
     assert store.parameters.tolist() == [0.0] * 4
+
+
+def test_only_versions_under_way_are_kept_for_compensation_however_old_the_oldest_is() -> None:
+    store = make_store(asynchronous(arrivals_per_update=1, staleness_policy="delay_compensation"))
+    for batch in range(300):
+        accept(store, arrival(batch, base_version=batch))
+        assert store.advance() is not None
+        store.keep_base_versions([0, 250])  # a straggler, and one that began later
+    kept = store._vectors._bases  # type: ignore[attr-defined]
+    assert sorted(kept) == [0, 250, 300]
+    accept(store, arrival(300, base_version=250))
 
 
 # --- Provisional parameters -------------------------------------------------------------------------------------------

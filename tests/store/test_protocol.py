@@ -659,25 +659,24 @@ def test_evaluations_are_handed_out_in_turn() -> None:
     assert first.take_evaluation() is None and second.take_evaluation() is None
 
 
-def test_a_worker_that_came_second_for_an_evaluation_keeps_the_next() -> None:
+def test_a_worker_that_came_second_for_an_evaluation_leaves_the_next_to_anybody() -> None:
     memory = ThreadMemory(Layout(4, 2))
     memory.store(Word.FIRST_EVALUATION, 20)
     memory.store(Word.EVALUATE_EVERY, 10)
     memory.store(Word.EVALUATIONS_DUE, 1)
     first, second = (StoreClient([memory], worker, ClientOptions()) for worker in range(2))
     taken: list[int | None] = []
-    original = memory.fetch_add
+    original = memory.compare_swap
 
-    def first_claims_before(word: int, amount: int) -> int:
-        memory.__dict__.pop("fetch_add")
+    def first_claims_before(word: int, expected: int, value: int) -> int:
+        memory.__dict__.pop("compare_swap")
         taken.append(first.take_evaluation())
-        return original(word, amount)
+        return original(word, expected, value)
 
-    setattr(memory, "fetch_add", first_claims_before)  # noqa: B010  # mypy: a method is not to be assigned to
+    setattr(memory, "compare_swap", first_claims_before)  # noqa: B010  # mypy: a method is not to be assigned to
     assert second.take_evaluation() is None and taken == [20]
-    memory.store(Word.EVALUATIONS_DUE, 2)
-    assert first.take_evaluation() is None
-    assert second.take_evaluation() == 30
+    memory.store(Word.EVALUATIONS_DUE, 3)
+    assert (first.take_evaluation(), second.take_evaluation()) == (30, 40)
 
 
 def test_too_many_statistics_are_refused() -> None:

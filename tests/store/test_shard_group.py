@@ -14,6 +14,7 @@ from hvd_async.errors import PeerError
 from hvd_async.kernels import BLOCK
 from hvd_async.store import ParameterStore
 from hvd_async.store.gradient import Gradient
+from hvd_async.store.notice import announce_failure
 from hvd_async.store.orders import Order, Verb
 from hvd_async.store.shard import Shard, StepOrder, state_names
 from hvd_async.store.slots import SlotWriter, read_slot, slot_format, split
@@ -119,7 +120,7 @@ def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_na
             assert store.held == one.store.held and store.take_refused() == one.store.take_refused()
             if update is not None:
                 for each in (one.store, store):
-                    each.forget_base_versions(update.version - 3)
+                    each.keep_base_versions(range(update.version - 3, update.version))
         assert store.version > 2 and (number > 10) == (strategy_name == "provisional")
         assert one.store.finish() == store.finish()
         assert_same_state(one.store, store)
@@ -144,7 +145,7 @@ def test_the_ring_of_orders_goes_round() -> None:
             else:  # the slot is written again
                 shards.vectors.fold()
                 alone.fold()
-            shards.vectors.forget(0)
+            shards.vectors.forget(-1)
         for vectors in (alone, shards.vectors):
             vectors.hold(read_first(memories[0], 0, 0.0) if vectors is shards.vectors else Gradient.measure(values), 1.0)
         assert shards.vectors.step(StepOrder(1, 1.0, 1.0)) == alone.step(StepOrder(1, 1.0, 1.0))
@@ -209,16 +210,29 @@ def test_a_shard_gives_up_on_a_sequencer_that_is_silent() -> None:
         shards.server(1).serve(lambda: None)
 
 
-@pytest.mark.parametrize("who", ["sequencer", "shard"])
-def test_a_failure_elsewhere_ends_all_and_they_know_that_it_is_reported(who: str) -> None:
+def test_a_shard_that_failed_ends_the_sequencer_whose_state_is_lost() -> None:
     shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
-    shards.memories[0].store(Word.STOP, StopNotice(StopKind.FAILURE, 5).to_word())
-    with pytest.raises(PeerError, match="rank 5 failed; its message says why") as caught:
-        if who == "sequencer":
-            shards.vectors.meet()
-        else:
-            shards.server(1).serve(lambda: None)
-    assert caught.value.is_reported
+    announce_failure(shards.memories[0], 11)
+    with pytest.raises(PeerError, match="rank 11 failed; its message says why") as caught:
+        shards.vectors.meet()
+    assert caught.value.is_reported and caught.value.is_state_lost
+
+
+def test_the_shards_go_on_after_a_workers_failure_until_what_they_hold_is_saved() -> None:
+    shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
+    announce_failure(shards.memories[0], 5)
+    with pytest.raises(PeerError, match="rank 5 failed") as caught, shards:
+        shards.vectors.fold()
+        assert shards.vectors.read("parameters").shape == (SIZE,)
+    assert caught.value is shards.failures[1] and caught.value.is_reported  # at the very end
+
+
+def test_a_shard_ends_where_the_sequencer_could_save_nothing() -> None:
+    shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
+    announce_failure(shards.memories[0], 5)
+    shards.memories[0].store(Word.SERVED, 1)
+    with pytest.raises(PeerError, match="rank 5 failed"):
+        shards.server(1).serve(lambda: None)
 
 
 def test_a_request_to_stop_on_a_shards_rank_reaches_the_stop_word_and_comes_back_at_the_end() -> None:
@@ -230,20 +244,20 @@ def test_a_request_to_stop_on_a_shards_rank_reaches_the_stop_word_and_comes_back
     assert shards.notices == {1: asked}
 
 
-def test_the_sequencer_beats_while_it_waits_for_another_shard() -> None:
+def test_the_sequencer_says_that_it_goes_on_while_it_waits_for_another_shard() -> None:
     shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
-    beats: list[int] = []
+    touches: list[int] = []
 
-    def beat() -> None:
-        beats.append(1)
-        if len(beats) == 3:  # the other shard begins only now
+    def touch() -> None:
+        touches.append(1)
+        if len(touches) == 3:  # the other shard begins only now
             shards._threads[0].start()
 
-    shards.vectors.call_while_waiting(beat)
+    shards.vectors._touch = touch
     shards.vectors.meet()
     shards.vectors.end()
     shards._threads[0].join()
-    assert len(beats) >= 3 and shards.failures == {}
+    assert len(touches) >= 3 and shards.failures == {}
 
 
 @pytest.mark.parametrize("strategy", [{"arrivals_per_update": 2}, {"lockstep": True}])

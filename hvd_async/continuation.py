@@ -1,0 +1,100 @@
+"""What a run may be continued with: the same computation, on the same data, for longer. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hvd_async.config import BOUNDS, RunConfig
+from hvd_async.errors import ConfigError
+
+# What may differ between a run and its continuation: how long, where and how it is watched; not what is computed.
+_MAY_CHANGE = {"store", "output", "validation", "decoding", "emulation", "simulation", "data.folder", "data.prepared"}
+_MUST_STAY_IN_TRAINING = {"precision", "label_smoothing"}
+
+
+@dataclass(frozen=True)
+class Supply:
+    """The data that a continuation would be trained on: their digest, and how many batches there are in the whole run, where
+    the data bound it."""
+
+    fingerprint: str
+    num_batches: int | None
+
+
+def changed_keys(before: RunConfig, config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Each key that may not change and does: with its value before, and in `config`."""
+    return _changed(_comparable(before, config), _comparable(config, before))
+
+
+def goes_on(config: RunConfig, saved: Mapping[str, Any], supply: Supply) -> bool:
+    """Whether `config` asks for training beyond the checkpoint `saved`."""
+    training = config.training
+    if training.updates is not None:
+        return training.updates > int(saved["store"]["version"])
+    if training.seconds is not None:
+        return training.seconds > float(saved["journal"]["seconds"])
+    return supply.num_batches is not None and supply.num_batches > _num_used(saved["store"]["ledger"])
+
+
+def is_as_long(before: RunConfig, config: RunConfig) -> bool:
+    """Whether both ask for a run of the same length, with the same measurements."""
+    bounds = all(getattr(before.training, bound) == getattr(config.training, bound) for bound in BOUNDS)
+    return bounds and before.validation == config.validation
+
+
+def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str, Any], supply: Supply, flag: str) -> None:
+    """Raises `ConfigError` where a run with the checkpoint `saved`, which was asked for as `before`, would go on with other data,
+    end before that checkpoint, or learn nothing after it. `flag` is what asked for it."""
+    if saved.get("data", supply.fingerprint) != supply.fingerprint:  # checkpoints of older versions do not say it
+        raise ConfigError(
+            f"{flag}: data.folder: got {config.data.folder} with other text than the run has been trained on; bring that"
+            " text back, or start another run"
+        )
+    version, tokens, seconds = saved["store"]["version"], saved["store"]["tokens"], saved["journal"]["seconds"]
+    used, training, got = _num_used(saved["store"]["ledger"]), config.training, ""
+    if training.updates is not None and training.updates < version:
+        got = f"updates: got {training.updates}, expected {version} or more"
+    elif training.seconds is not None and training.seconds < seconds and training.seconds != before.training.seconds:
+        got = f"seconds: got {training.seconds:g}, expected {seconds:.1f} or more"
+    elif supply.num_batches is not None and supply.num_batches < used:
+        bound = "tokens" if training.epochs is None else "epochs"
+        asked = f"{getattr(training, bound)}, which is {supply.num_batches} batches"
+        got = f"{bound}: got {asked}, expected {used} batches or more"
+    if got:
+        raise ConfigError(f"{flag}: training.{got}, which the run has done; or start another run")
+    schedule = config.optimizer.schedule
+    position = version if schedule.unit == "versions" else tokens
+    if schedule.total is not None and position >= schedule.total and goes_on(config, saved, supply):
+        raise ConfigError(
+            f"{flag}: optimizer.schedule.total: got {schedule.total} {schedule.unit}, which the run has done, expected more to"
+            " come; the rate is 0 from there on, and nothing would be learned; start another run"
+        )
+
+
+def _num_used(ledger: Mapping[str, Any]) -> int:
+    """Batches of the run up to the last one that arrived."""
+    used: int = max([ledger["watermark"], *(batch + 1 for batch in ledger["above"])])
+    return used
+
+
+def _comparable(config: RunConfig, other: RunConfig) -> dict[str, Any]:
+    """`config` as plain data, with `provisional` as it takes effect: absent, true and false may mean the same."""
+    fields = config.model_dump()
+    are_async = config.strategy.kind == other.strategy.kind == "async"
+    fields["strategy"]["provisional"] = are_async and config.strategy.has_provisional
+    return fields
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    changed = []
+    for key, old in before.items():
+        new, path = after[key], f"{prefix}{key}"
+        if path in _MAY_CHANGE or (prefix == "training." and key not in _MUST_STAY_IN_TRAINING):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += _changed(dict(sorted(old.items())), new, f"{path}.")
+        elif old != new:
+            changed.append((path, old, new))
+    return changed

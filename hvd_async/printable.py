@@ -1,0 +1,29 @@
+"""Text from outside, made fit to be shown: names of files, of tensors and of variants may hold anything."""
+
+from __future__ import annotations
+
+import re
+
+
+def printable(text: str) -> str:
+    """`text` in one line that a terminal, a log or a page shows as it is: other characters as Python's escapes.
+
+    A newline would begin a line that looks like one of ours, an escape sequence would colour, hide or replace text.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def shortened(value: object, limit: int = 200) -> str:
+    """The representation of `value`, its middle left out where it is long."""
+    text = printable(repr(value))
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
+
+
+def spreadsheet_cell(text: str) -> str:
+    """`text` as a cell of a CSV file that spreadsheets take for text and not for a formula: with an apostrophe where it begins
+    like one. Numbers stay as they are."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"[-+]?[0-9.].*", text) else text

@@ -1,0 +1,99 @@
+"""A synchronous rank waits for all others in every step; what it does when one of them never comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+from hvd_async.errors import PeerError
+from hvd_async.failures import tell
+from hvd_async.strategies.protocol import Job
+from hvd_async.transport.layout import StopNotice
+
+_LOOK_SECONDS = 0.1
+# Rank 0 keeps the journal: the others leave it the time to save before they end the job.
+_OTHERS_SECONDS = 30.0
+
+
+class Watch:
+    """Ends this process, with a message, when it has waited for the other ranks for too long; a context manager.
+
+    Libraries wait inside their own code, for ever or for long, and no exception reaches them there. So a thread looks: has the
+    exchange of a step lasted longer than `worker_timeout_seconds`? Has this rank been asked to stop, and not come to the end of
+    a step for `stop_timeout_seconds`? On rank 0 the replica is saved first, which nobody changes meanwhile.
+    """
+
+    def __init__(self, job: Job, rank: int) -> None:
+        """Starts nothing."""
+        self._job = job
+        self._rank = rank
+        self._waiting_since: float | None = None
+        self._asked_since: float | None = None
+        self.is_whole = True
+        """Whether the replica is that of one version. False after an error within `updating`."""
+        self._changing = threading.Lock()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hvd-async-watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the thread and wait for it."""
+        self._is_over.set()
+        self._thread.join()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The other ranks are waited for inside the block."""
+        self._waiting_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waiting_since = None
+
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[None]:
+        """The replica changes inside the block: it cannot be saved."""
+        with self._changing:
+            self.is_whole = False
+            yield
+            self.is_whole = True
+
+    def _run(self) -> None:
+        while not self._is_over.wait(_LOOK_SECONDS):
+            fault, asked = self._fault()
+            if fault is not None:
+                self._end(fault, asked)
+
+    def _fault(self) -> tuple[PeerError | None, StopNotice | None]:
+        """What has lasted too long, and what asked this rank to stop."""
+        now, asked, waiting_since = time.monotonic(), self._job.stop_requested(), self._waiting_since
+        if asked is not None and self._asked_since is None:
+            self._asked_since = now
+        strategy, later = self._job.strategy, 0.0 if self._rank == 0 else _OTHERS_SECONDS
+        limit = strategy.stop_timeout_seconds
+        if self._asked_since is not None and now - self._asked_since > limit + later:
+            return PeerError(f"asked to stop, and other ranks did not come for {limit:.0f} s{_NAMES['stop']}"), asked
+        limit = strategy.worker_timeout_seconds
+        if waiting_since is not None and now - waiting_since > limit + later:
+            return PeerError(f"waited for other ranks for {limit:.0f} s{_NAMES['worker']}"), None
+        return None, None
+
+    def _end(self, fault: PeerError, asked: StopNotice | None) -> None:
+        tell(self._rank, fault)
+        with self._changing:
+            if self._job.journal is not None:
+                self._job.journal.rescue(asked)
+            os._exit(fault.exit_status)  # the main thread is inside the library and cannot be reached
+
+
+_NAMES = {
+    name: f" (strategy.{name}_timeout_seconds); one of them is dead, stopped or starved of a core; what was learnt is saved"
+    for name in ("stop", "worker")
+}

@@ -1,0 +1,179 @@
+"""What is healthy is saved before a failure ends the job, and whoever waits stops waiting: on real ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import signal
+from typing import Any
+
+import pytest
+
+from tests.mpi.runs import digest_of, events_of, losses_of, resumed, run_toy, summary_of
+from tests.mpi.test_faults import NUM_BATCHES, assert_fired, messages, settings, sharded
+from tests.mpi.toy import Settings
+from tests.ranks import mpi_family
+
+pytestmark = pytest.mark.mpi
+
+
+def finish(first: Settings, num_ranks: int) -> None:
+    """Resume the run of `first`: every batch is used once, every version measured, whatever had happened."""
+    folder = pathlib.Path(first.config["output"])
+    run_toy(num_ranks, resumed(first)).check()
+    num_batches = first.num_batches or 0
+    assert sorted(event["batch"] for event in events_of(folder, "arrival")) == list(range(num_batches))
+    summary = summary_of(folder)
+    assert summary["how"] == "finished" and summary["unmeasured"] == []
+    every = first.config["validation"]["every"]
+    expected = {*range(every, summary["updates"] + 1, every), summary["updates"]}
+    assert sorted(m["version"] for m in summary["measurements"]) == sorted(expected)
+    assert [path.name for path in (folder / "snapshots").iterdir()] == []
+
+
+def saved_updates(folder: pathlib.Path) -> int:
+    """Updates that the checkpoint knows: by default there is none before the end."""
+    (checkpoint,) = (folder / "checkpoints").glob("v*")
+    return int(checkpoint.name[1:])
+
+
+STORES: dict[str, tuple[int, dict[str, Any]]] = {
+    "dedicated": (3, {"strategy": {"arrivals_per_update": 2}}),
+    "colocated": (2, {"strategy": {"arrivals_per_update": 1, "placement": "colocated"}}),
+    "overlap": (3, {"strategy": {"arrivals_per_update": 1}, "push": {"overlap": True}}),
+}
+
+
+@pytest.mark.parametrize("where", ["dedicated", "colocated", pytest.param("overlap", marks=pytest.mark.slow)])
+def test_a_workers_failure_costs_nothing_that_the_store_has(tmp_path: pathlib.Path, where: str) -> None:
+    num_ranks, sections = STORES[where]
+    first = settings(tmp_path / "run", (num_ranks - 1, 8, "exception"), **sections["strategy"])
+    first.config.update({key: section for key, section in sections.items() if key != "strategy"})
+    done = run_toy(num_ranks, first)
+    assert_fired(done, "exception")
+    assert not done.timed_out and done.returncode != 0, str(done)
+    assert messages(done) == [f"hvd-async: rank {num_ranks - 1}: ZeroDivisionError: injected"]
+    assert saved_updates(tmp_path / "run") >= 4
+    finish(first, num_ranks)
+
+
+def test_a_workers_failure_costs_nothing_that_several_shards_have(tmp_path: pathlib.Path) -> None:
+    first = dataclasses.replace(sharded(tmp_path / "run", 2, (2, 8, "exception")), num_batches=30)
+    first.config["strategy"]["arrivals_per_update"] = 1
+    done = run_toy(3, first)
+    assert_fired(done, "exception")
+    assert messages(done) == ["hvd-async: rank 2: ZeroDivisionError: injected"], str(done)
+    assert saved_updates(tmp_path / "run") == 8
+    finish(first, 3)
+
+
+def test_a_workers_death_is_seen_and_what_the_store_has_is_saved(tmp_path: pathlib.Path) -> None:
+    if mpi_family() != "openmpi":
+        pytest.skip("MPICH's mpiexec kills the others at once")
+    first = settings(tmp_path / "run", (2, 8, "sigkill"), arrivals_per_update=1)
+    # By itself mpirun kills the others within half a second, which may or may not do.
+    done = run_toy(3, first, mpirun_args=["--rtos", "recoverable"])
+    assert_fired(done, "sigkill")
+    assert not done.timed_out and done.returncode != 0, str(done)
+    assert any("worker 1 is dead: its process" in line for line in messages(done)), str(done)
+    assert saved_updates(tmp_path / "run") >= 8
+    finish(first, 3)
+
+
+@pytest.mark.parametrize("kind", ["async", pytest.param("horovod", marks=pytest.mark.slow)])
+def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path: pathlib.Path, kind: str) -> None:
+    first = settings(tmp_path / "run", (1, 5, "orphan"), kind=kind)
+    first.config["emulation"] = {"seconds": 0.1}
+    done = run_toy(3, first, outlives_mpirun=True)
+    assert not done.timed_out, str(done)
+    assert done.returncode == -signal.SIGKILL, str(done)
+    summary = summary_of(tmp_path / "run")
+    assert (summary["how"], summary["stop"]["kind"]) == ("stopped", "orphaned")
+    assert 0 < summary["updates"] < NUM_BATCHES // 2
+    finish(first, 3)
+
+
+@pytest.mark.parametrize("in_evaluation", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_who_computes_for_longer_than_others_wait_for_signs_of_life_is_alive(
+    tmp_path: pathlib.Path, in_evaluation: bool
+) -> None:
+    first = settings(tmp_path / "run", worker_timeout_seconds=1.0, store_timeout_seconds=1.0)
+    faults = [{"rank": rank, "step": 1, "kind": "pause", "in_evaluation": in_evaluation} for rank in (1, 2)]
+    done = run_toy(3, dataclasses.replace(first, faults=faults)).check()
+    assert done.stderr.count("fault pause fired") == 2
+    assert summary_of(tmp_path / "run")["how"] == "finished"
+
+
+def test_a_store_that_is_slow_is_alive(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run", (0, 3, "pause"), store_timeout_seconds=1.0)
+    assert_fired(run_toy(3, first).check(), "pause")
+    assert summary_of(tmp_path / "run")["how"] == "finished"
+
+
+def test_who_takes_longer_than_a_step_may_last_counts_as_hung(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run", (2, 8, "pause"), worker_timeout_seconds=0.7, hang_timeout_seconds=0.7)
+    done = run_toy(3, first)
+    assert_fired(done, "pause")
+    assert done.returncode != 0 and any("worker 1 gave no sign of life" in line for line in messages(done)), str(done)
+    finish(first, 3)
+
+
+@pytest.mark.parametrize("kind", ["horovod", "ddp"])
+def test_a_synchronous_rank_that_stands_still_ends_the_job_after_the_configured_time(
+    tmp_path: pathlib.Path, kind: str
+) -> None:
+    first = settings(tmp_path / "broken", (1, 6, "sigstop"), kind=kind, worker_timeout_seconds=2.0)
+    done = run_toy(2, first)
+    assert_fired(done, "sigstop")
+    assert not done.timed_out and done.returncode != 0, str(done)
+    assert "worker_timeout_seconds" in messages(done)[0], str(done)
+    assert saved_updates(tmp_path / "broken") == 6
+    unbroken = settings(tmp_path / "unbroken", kind=kind)
+    run_toy(2, resumed(first), unbroken).check()
+    assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "unbroken")
+    assert digest_of(tmp_path / "broken") == digest_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("kind", ["async", "horovod", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_a_request_to_stop_does_not_wait_for_ever_for_a_rank_that_stands_still(tmp_path: pathlib.Path, kind: str) -> None:
+    first_worker = 1 if kind == "async" else 0
+    faults = ((first_worker + 1, 6, "sigstop"), (first_worker, 6, "sigterm"))
+    first = settings(tmp_path / "run", *faults, kind=kind, stop_timeout_seconds=2.0)
+    done = run_toy(first_worker + 2, first)
+    assert sorted(fault.split()[1] for fault in done.stderr.splitlines() if fault.startswith("fault ")) == [
+        "sigstop",
+        "sigterm",
+    ]
+    assert not done.timed_out and done.returncode != 0, str(done)
+    assert any("stop_timeout_seconds" in line for line in messages(done)), str(done)
+    summary = summary_of(tmp_path / "run")
+    assert summary["how"] == "stopped" and summary["stop"]["signal"] == "SIGTERM"
+    finish(first, first_worker + 2)
+
+
+@pytest.mark.parametrize(("kind", "num_ranks"), [("async", 3), ("horovod", 2)])
+def test_a_run_that_diverges_ends_and_says_so(tmp_path: pathlib.Path, kind: str, num_ranks: int) -> None:
+    faults = [(rank, step, "nan") for rank in range(num_ranks) for step in range(4, 60)]
+    first = settings(tmp_path / "run", *faults, kind=kind)
+    first.config["training"] = {"updates": 100, "device": "cpu", "tensorboard": False, "diverged_after": 12}
+    done = run_toy(num_ranks, dataclasses.replace(first, num_batches=None))
+    assert not done.timed_out and done.returncode != 0, str(done)
+    assert any("diverged: gradients or validation losses are not finite any more" in line for line in messages(done)), str(
+        done
+    )
+    summary = summary_of(tmp_path / "run")
+    assert summary["how"] == "diverged" and 12 <= summary["refused"]["not_finite"] < 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_measuring_after_training_goes_on_where_it_was_interrupted(tmp_path: pathlib.Path, number: signal.Signals) -> None:
+    first = settings(tmp_path / "run")
+    first.config["validation"] = {"every": 3, "when": "after", "bleu": False}
+    fault = {"rank": 1, "step": 3, "kind": number.name.lower(), "in_evaluation": True}
+    done = run_toy(3, dataclasses.replace(first, faults=[fault]))
+    assert_fired(done, number.name.lower())
+    assert not done.timed_out and done.returncode != 0, str(done)
+    if number == signal.SIGTERM:
+        assert summary_of(tmp_path / "run")["how"] == "stopped"
+        assert len(summary_of(tmp_path / "run")["measurements"]) == 4
+    finish(first, 3)
