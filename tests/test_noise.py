@@ -63,7 +63,7 @@ def test_errors_of_a_command_pass_through() -> None:
     script = f"printf '{OURS.decode().strip()}\\n\\377'; printf '%s' \"$BOX\"; exit 5"
     with quieted(told.append) as errors:
         ended = run_command(
-            Command(("sh", "-c", f"{{ {script}; }} >&2"), {"BOX": "\n" + FAILED.decode()}), os.environ, None, errors
+            Command(("sh", "-c", f"{{ {script}; }} >&2"), {"BOX": "\n" + FAILED.decode()}), os.environ, errors=errors
         )
     assert ended.status == 5
     assert "".join(told) == f"{OURS.decode()}\\xff\n"
@@ -79,7 +79,7 @@ from hvd_async.launcher import Command, quieted, run_command
 argv = ({mpirun_path()!r}, '-np', '2', '--map-by', 'slot:OVERSUBSCRIBE', sys.executable, '-c', {rank!r})
 root = {{'OMPI_ALLOW_RUN_AS_ROOT': '1', 'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1'}}
 with quieted(sys.stderr.write) as errors:
-    sys.exit(run_command(Command(argv, root), os.environ, None, errors).status)
+    sys.exit(run_command(Command(argv, root), os.environ, errors=errors).status)
 """
     done = run_limited([sys.executable, "-c", program], os.environ, 60, cwd=tmp_path)
     assert done.returncode == 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hvd_async import interpreter
 from hvd_async.cli.arguments import add_config, is_given, refuse, verb
 from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
-from hvd_async.errors import ConfigError, SetupError
+from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.streams import tell
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None) -> Outc
 
 
 def _say(line: str) -> None:
-    """Print `line`; a terminal that was closed does not end what goes on behind it."""
-    with contextlib.suppress(OSError):
+    """Print `line`; a terminal that was closed, or a full disk, does not end what goes on behind it."""
+    with contextlib.suppress(OSError, DataError):  # told when the last of the output is to be written
         print(line, flush=True)
 
 
