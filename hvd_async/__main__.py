@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
+from hvd_async.interpreter import leave_out_current_folder
 from hvd_async.openmp import bound_spinning
 from hvd_async.printable import printable
 from hvd_async.streams import discard_output, prepare_streams, tell
@@ -53,6 +54,12 @@ def _status(action: Callable[[], int | None]) -> int:
         return action() or 0
     except (HvdAsyncError, KeyboardInterrupt, BrokenPipeError) as error:
         return _status_of(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "hvd_async":
+            raise  # a fault of ours
+        mend = "run launch/setup.sh, or install hvd_async with what it depends on"
+        return _status_of(SetupError(f"{package}: this package is not installed in {sys.prefix}; {mend}"))
 
 
 def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> int:
@@ -84,4 +91,5 @@ def _is_ours_to_report(error: HvdAsyncError) -> bool:
 
 
 if __name__ == "__main__":
+    leave_out_current_folder()
     sys.exit(main())

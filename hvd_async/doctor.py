@@ -17,6 +17,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from hvd_async import interpreter
 from hvd_async.environment import LaunchedAs, check_world, read_environment
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.launcher import parse_mpi_family
@@ -223,7 +224,7 @@ def judge_contention(measured: Contention) -> Finding:
 
 
 def _check_horovod() -> Finding:
-    answer = _output_of([sys.executable, "-c", _HOROVOD_FLAGS]).strip()
+    answer = _output_of([sys.executable, *interpreter.flags(), "-c", _HOROVOD_FLAGS]).strip()
     if re.match(r"\d.* with ", answer):
         return Finding("Horovod", "ok", answer)
     reason = answer.splitlines()[-1] if answer else "no answer"
@@ -315,7 +316,8 @@ def judge_measurements(measured: Measurements) -> list[Finding]:
             finding = Finding(f"{progress.window} window", "ok", took)
         elif progress.window == "created":
             # Expected of every MPI; windows of this kind serve other hosts.
-            finding = Finding("created window", "ok", f"{took}: waits for its target; the store's progress thread answers")
+            expected = "as expected; while the store computes, its progress thread answers"
+            finding = Finding("created window", "ok", f"{took}: {expected}")
         else:
             mend = "launch/setup.sh --mpi mpich, or another MPI: workers on the store's host would wait for it"
             finding = Finding("shared window", "fail", f"{took}: waits for its target", mend)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 
 from hvd_async.__main__ import main
+from hvd_async.interpreter import leave_out_current_folder
 from hvd_async.ties import tie_to
 
 if __name__ == "__main__":
+    leave_out_current_folder()
     tie_to(int(sys.argv[1]))
     sys.exit(main(sys.argv[2:]))

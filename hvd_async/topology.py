@@ -130,14 +130,16 @@ def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPl
     return tuple(plans)
 
 
-def describe(plan: RankPlan, transport: str = "") -> str:
-    """One line: host, role, device, threads, and the transport where it is known."""
+def describe(plan: RankPlan, transport: str = "", *, knows_threads: bool = True) -> str:
+    """One line: host, role, device, threads, and the transport where it is known. `knows_threads`: else they are left open."""
     role: str = plan.role
     if plan.shard:
         role = role.replace("shard", f"shard {plan.shard}")
     if plan.worker is not None:
         role = f"{role} {plan.worker}"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+    if not knows_threads:
+        threads = "threads by its cores"
     facts = [role, plan.device]
     if plan.shard is not None and plan.worker is not None and plan.store_device not in (None, "cpu"):
         facts.append(f"store on {plan.store_device}")

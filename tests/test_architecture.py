@@ -42,13 +42,14 @@ LAYERS = (
         "failures",
         "streams",
     },
-    {"errors", "printable", "paths", "_kernels", "kernels_cuda", "openmp"},
+    {"errors", "printable", "paths", "_kernels", "kernels_cuda", "openmp", "interpreter"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
     "nmt": {"config", "errors", "atomic", "printable"},
     "comparison": {
         *("config", "errors", "printable", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"),
+        "interpreter",
     },
     "flat": set(),
     "step_times": {"config", "errors"},

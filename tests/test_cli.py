@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -204,7 +206,10 @@ def test_a_slip_of_the_finger_is_told_by_its_own_verb(
     assert told.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in told
 
 
-@pytest.mark.parametrize("flags", [["--workers", "0"], ["--slurm", "--nodes", "0"], ["--slurm", "--workers", "0"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--workers", "0"], ["--slurm", "--nodes", "0"], ["--slurm", "--workers", "0"], ["--slurm", "--workers-per-node", "0"]],
+)
 def test_a_number_that_is_none_has_one_exit_status(flags: list[str], config: pathlib.Path) -> None:
     assert main(["launch", str(config), "--dry-run", "--set", "strategy.kind=async", "--mpi", "openmpi", *flags]) == 2
 
@@ -237,3 +242,28 @@ def test_launch_refuses_what_its_ranks_would_before_it_starts_them(
     assert words in told.err and told.err.count("\n") <= 2
     assert told.out == ""  # the command line is printed when it is run
     assert sorted(begun.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [("pydantic", ["doctor"]), ("torch", ["doctor"]), ("pydantic", ["train", "x"]), ("yaml", ["report", "x"])],
+)
+def test_a_package_that_is_missing_is_one_line(package: str, arguments: list[str]) -> None:
+    hide = f"import sys; sys.modules[{package!r}] = None"  # the import fails as for one that is not there
+    code = f"{hide}; from hvd_async.__main__ import main; sys.exit(main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith(f"hvd-async: {package}: this package is not installed") and done.stderr.count("\n") == 1
+
+
+def test_a_simulated_run_says_that_its_seconds_are_virtual(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(config), "--set", "strategy.kind=async", "--set", "training.epochs=1"]) == 0
+    assert " virtual s, staleness" in capsys.readouterr().out
+    assert main(["report", str(config.parent / "run"), "--output", str(config.parent / "report")]) == 0
+    assert "All runs are simulated: seconds are virtual." in capsys.readouterr().out
+
+
+def test_a_single_process_has_no_transport(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(config), "--set", "validation.bleu=false"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rank 0 on ")]
+    assert line.endswith(": worker 0, cpu, 1 thread")

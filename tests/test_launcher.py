@@ -639,3 +639,12 @@ def test_every_process_that_is_started_has_a_standard_input_of_its_own() -> None
     assert calls
     inheriting = [path for path, node in calls if not {"stdin", "input"} & {keyword.arg for keyword in node.keywords}]
     assert not inheriting
+
+
+def test_threads_of_hosts_that_nobody_counted_are_left_to_them() -> None:
+    run, layout = there(config("async"), 4)
+    assert all(line.endswith("threads by its cores") for line in explain(layout, plan_ranks(run, layout))[1:])
+    assert "OMP_NUM_THREADS" not in launch_command(run, TRAIN, layout, options()).environment
+    run, layout = there(config("async", threads=3), 4)
+    assert explain(layout, plan_ranks(run, layout))[2].endswith("3 threads")
+    assert launch_command(run, TRAIN, layout, options()).environment["OMP_NUM_THREADS"] == "3"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hvd_async import interpreter
 from hvd_async.benchmarks.measurement import Figure
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.report import Machine, Result, read_results
@@ -51,7 +52,7 @@ def start_ranks(benchmark: str, arguments: tuple[str, ...], num_ranks: int, thre
     """
     with tempfile.TemporaryDirectory(prefix="hvd-async-bench-") as folder:
         path = Path(folder) / "results.json"
-        program = (sys.executable, "-m", "hvd_async", "bench", benchmark, *arguments)
+        program = (sys.executable, *interpreter.flags(), "-m", "hvd_async", "bench", benchmark, *arguments)
         program += ("--json", str(path), "--table", "none")
         command = ranks_command(program, Layout.of_ranks(num_ranks, own_cores()), threads, _mpirun_options())
         status = run_command(command, os.environ).status

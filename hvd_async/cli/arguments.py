@@ -190,10 +190,11 @@ def print_summary(summary: dict[str, Any], output: str) -> None:
     last = summary["last"]
     bleu = "" if last["bleu"] is None else f", BLEU {last['bleu']:.2f}"
     restarts = summary["processes"] - 1
+    unit = "virtual s" if summary.get("simulated") else "s"
     again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
     if summary["refused"]:
         print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
     print(
-        f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s,"
+        f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} {unit},"
         f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}{again}; see {output}"
     )

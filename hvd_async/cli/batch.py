@@ -76,7 +76,7 @@ def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
     gpu_type, gpus = parse_gpus(arguments.gpus_per_node)
     given = {
         "nodes": arguments.nodes,
-        "workers_per_node": arguments.workers_per_node or gpus,
+        "workers_per_node": gpus if arguments.workers_per_node is None else arguments.workers_per_node,
         "cpus_per_worker": arguments.cpus_per_worker,
         "gpus_per_node": gpus,
         "time": arguments.time,

@@ -12,9 +12,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from hvd_async import interpreter
 from hvd_async.cli.arguments import add_config, check_can_be_read_again, is_given, refuse, verb
 from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
-from hvd_async.errors import ConfigError, SetupError
+from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.streams import tell
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None) -> Outc
 
 
 def _say(line: str) -> None:
-    """Print `line`; a terminal that was closed does not end what goes on behind it."""
-    with contextlib.suppress(OSError):
+    """Print `line`; a terminal that was closed, or a full disk, does not end what goes on behind it."""
+    with contextlib.suppress(OSError, DataError):  # told when the last of the output is to be written
         print(line, flush=True)
 
 
@@ -214,6 +215,7 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
         pmi=arguments.pmi or (detect_pmi(mpi) if starter == "srun" and not is_single else ""),
         mpirun=found["mpirun"],
         horovodrun=found["horovodrun"],
+        python_flags=interpreter.flags(),
         as_root=os.geteuid() == 0,
         forward=variables_to_forward(os.environ, arguments.forward),
         extra=tuple(arguments.extra),

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from hvd_async import interpreter
 from hvd_async.errors import StoppedBySignal
 from hvd_async.handlers import handling
 
@@ -146,7 +147,7 @@ class _Echo(threading.Thread):
 
 
 def _tied(arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "hvd_async.tied", str(os.getpid()), *arguments]  # a list, no shell
+    return [sys.executable, *interpreter.flags(), "-m", "hvd_async.tied", str(os.getpid()), *arguments]  # a list, no shell
 
 
 @contextlib.contextmanager

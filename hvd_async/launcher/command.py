@@ -48,8 +48,8 @@ class TrainArguments:
         sets = tuple(word for override in self.overrides for word in ("--set", override))
         return (self.config_path, *sets, *([f"--{self.begin}"] if self.begin else []))
 
-    def program(self, python: str) -> tuple[str, ...]:
-        """The program of one rank."""
+    def program(self, python: str, flags: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """The program of one rank. `flags`: of the interpreter."""
         progress = ("--progress", self.progress) if self.progress != "auto" else ()
         launched = ("--launched",) if self.is_launched else ()
-        return (python, "-m", "hvd_async", "train", *self.words(), *progress, *launched)
+        return (python, *flags, "-m", "hvd_async", "train", *self.words(), *progress, *launched)

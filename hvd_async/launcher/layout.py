@@ -18,7 +18,8 @@ _DEFAULT_WORKERS = 2
 
 @dataclass(frozen=True)
 class Place:
-    """A host and the ranks on it: those of the store alone come first. `host`: empty for this machine."""
+    """A host and the ranks on it: those of the store alone come first. `host`: empty for this machine. `are_threads_known`:
+    else `cores` is a guess, the number of this machine's, from which no number of threads is to follow."""
 
     host: str
     workers: int
@@ -26,6 +27,7 @@ class Place:
     cores: int = 1
     gpus: int | None = None
     component: int = 0
+    are_threads_known: bool = True
 
     @property
     def ranks(self) -> int:
@@ -128,9 +130,12 @@ def lay_out(
         numbers = _beside(hosts, wanted, stores, are_allocated=are_allocated)
     else:
         numbers = _among(hosts, wanted, stores)
+    are_known = config.training.threads is not None
     return Layout(
         tuple(
-            Place(host.name, num_workers, num_stores, num_cores, host.gpus, host.component)
+            Place(
+                host.name, num_workers, num_stores, num_cores, host.gpus, host.component, are_known or host.cores is not None
+            )
             for host, num_cores, (num_workers, num_stores) in zip(hosts, cores, numbers, strict=True)
             if num_workers + num_stores
         )
@@ -254,7 +259,9 @@ def explain(layout: Layout, plans: Sequence[RankPlan]) -> list[str]:
     stores = layout.num_ranks - layout.num_workers
     facts = [_count(layout.num_workers, "worker"), *([f"{stores} for the store alone"] if stores else [])]
     hosts = "this machine" if layout.is_local else _count(len(layout.places), "host")
-    return [f"{_count(layout.num_ranks, 'rank')} on {hosts}: {', '.join(facts)}", *map(describe, plans)]
+    guessed = {place.host for place in layout.places if not place.are_threads_known}
+    ranks = [describe(plan, knows_threads=plan.host not in guessed) for plan in plans]
+    return [f"{_count(layout.num_ranks, 'rank')} on {hosts}: {', '.join(facts)}", *ranks]
 
 
 def _count(number: int, noun: str) -> str:

@@ -52,6 +52,7 @@ class LaunchOptions:
     horovodrun: str = "horovodrun"
     srun: str = "srun"
     python: str = sys.executable
+    python_flags: tuple[str, ...] = ()
     as_root: bool = False
     forward: tuple[str, ...] = ()
     path: str | None = None
@@ -62,10 +63,12 @@ class LaunchOptions:
 
 def launch_command(config: RunConfig, arguments: TrainArguments, layout: Layout, options: LaunchOptions) -> Command:
     """The command that trains `config` as `layout` says. Raises `SetupError` where there is none."""
-    program = arguments.program(options.python)
+    program = arguments.program(options.python, options.python_flags)
     options = replace(options, is_live=arguments.progress == "bar")
     threads = min(plan.threads for plan in plan_ranks(config, layout) if plan.worker is not None)
-    environment = {"OMP_NUM_THREADS": str(threads)}
+    # Ranks set it for themselves, when they have counted their cores: a guess would only stand in their way.
+    are_known = all(place.are_threads_known for place in layout.places)
+    environment = {"OMP_NUM_THREADS": str(threads)} if are_known else {}
     if config.strategy.kind == "single":
         return Command(program, environment)
     if options.starter == "mpirun":

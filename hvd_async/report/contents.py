@@ -15,6 +15,7 @@ from hvd_async.report.curves import draw_curves, draw_rates
 from hvd_async.report.definitions import definitions
 from hvd_async.report.document import Block, Code, Document, Fold, Items, Section, Text, slugs
 from hvd_async.report.numbers import plural
+from hvd_async.report.origin import clock_note
 from hvd_async.report.setup import differs_within_a_seed, setup
 from hvd_async.report.speed_ups import draw_speed_ups
 from hvd_async.report.style import Style, styles
@@ -79,13 +80,7 @@ def _overview(collection: Collection) -> str:
     ]
     parts.append(plural(seeds, "seed"))
     ended = f"{len(runs)} of {plural(len(collection.entries), 'run')} ended well"
-    text = f"{', '.join(parts)}; {ended}. Baseline: {collection.baseline}."
-    simulated = [run.is_simulated for run in runs]
-    if simulated and all(simulated):
-        return f"{text} All runs are simulated: seconds are virtual."
-    if any(simulated):
-        return f"{text} Some runs are simulated, and their seconds virtual; others are real: compare with care."
-    return text
+    return " ".join(filter(None, [f"{', '.join(parts)}; {ended}. Baseline: {collection.baseline}.", clock_note(runs)]))
 
 
 def _setting(

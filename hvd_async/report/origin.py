@@ -45,3 +45,13 @@ def _software(software: Mapping[str, Any]) -> str:
         parts.append(f"{software['kernels']} kernels")
     parts += [str(software[key]) for key in ("cpu", "gpu") if software.get(key)]
     return ", ".join(parts)
+
+
+def clock_note(runs: Sequence[Run]) -> str:
+    """A sentence where seconds are not those of a clock; empty where all are."""
+    simulated = [run.is_simulated for run in runs]
+    if simulated and all(simulated):
+        return "All runs are simulated: seconds are virtual."
+    if any(simulated):
+        return "Some runs are simulated, and their seconds virtual; others are real: compare with care."
+    return ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from hvd_async.comparison.collection import Collection
+from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.results import Row, results
 from hvd_async.printable import printable
 from hvd_async.report.answer import answer
 from hvd_async.report.document import Cell, Table
+from hvd_async.report.origin import clock_note
 from hvd_async.report.tables import quality_table, target_table
 
 _WIDTH = 120
@@ -22,7 +23,7 @@ _COLUMNS = (
 def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
     """The answer and the main tables of each setting, as plain text. `rows`: its `results`, where somebody has them already."""
     rows = results(collection) if rows is None else rows
-    parts = []
+    parts = [clock_note(runs_of(collection.entries))]
     for setting in collection.settings:
         own = [row for row in rows if row.setting == setting]
         said = answer(own, collection.baseline, collection.target)

@@ -31,7 +31,7 @@ class Single:
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
-        return "none"
+        return ""  # nothing is sent
 
     def close(self) -> None:
         """See `Strategy.close`."""

@@ -6,6 +6,7 @@ Import it after `init_mpi`. Rank 0 plays the store, rank 1 a worker.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -119,14 +120,17 @@ def _measure_bandwidth(pair: MPI.Intracomm, kind: WindowKind) -> Bandwidth:
             return Bandwidth(0.0, 0.0, 0.0)
         mine, other = np.ones(_BULK_BYTES, dtype=np.uint8), np.zeros(_BULK_BYTES, dtype=np.uint8)
         if kind == "shared":  # plain copies into and out of the mapped block, as the transport does
-            push = _rate(lambda: np.copyto(memory, mine))
-            pull = _rate(lambda: np.copyto(mine, memory))
-        else:
-            push, pull = (
-                _rate(lambda: _transfer(window, window.Put, mine)),
-                _rate(lambda: _transfer(window, window.Get, mine)),
+            push, pull, within = _rates(
+                lambda: np.copyto(memory, mine), lambda: np.copyto(mine, memory), lambda: np.copyto(other, mine)
             )
-        return Bandwidth(push, pull, _rate(lambda: np.copyto(other, mine)))
+            return Bandwidth(push, pull, max(push, pull, within))  # these are memcpy, too
+        return Bandwidth(
+            *_rates(
+                lambda: _transfer(window, window.Put, mine),
+                lambda: _transfer(window, window.Get, mine),
+                lambda: np.copyto(other, mine),
+            )
+        )
 
 
 def _transfer(window: MPI.Win, operation: Callable[..., None], data: npt.NDArray[np.uint8]) -> None:
@@ -135,11 +139,12 @@ def _transfer(window: MPI.Win, operation: Callable[..., None], data: npt.NDArray
     window.Flush(0)
 
 
-def _rate(copy: Callable[[], None]) -> float:
-    """Gigabytes a second of the fastest of a few copies of the bulk."""
-    seconds = []
+def _rates(*copies: Callable[[], None]) -> list[float]:
+    """Gigabytes a second of the fastest of a few copies of the bulk of each kind, which take turns."""
+    seconds = [math.inf] * len(copies)
     for _ in range(_REPEATS):
-        begin = time.perf_counter()
-        copy()
-        seconds.append(time.perf_counter() - begin)
-    return _BULK_BYTES / min(seconds) / 1e9
+        for kind, copy in enumerate(copies):
+            begin = time.perf_counter()
+            copy()
+            seconds[kind] = min(seconds[kind], time.perf_counter() - begin)
+    return [_BULK_BYTES / best / 1e9 for best in seconds]

@@ -1,0 +1,33 @@
+"""Python for the processes that we start: they import what we do, and nothing that lies in the current folder.
+
+`python -m` puts the current folder first on the path: ranks of `launch` would run a user's own `random.py` that lies there, as
+`hvd-async train` would not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hvd_async
+
+
+def leave_out_current_folder() -> None:
+    """Take the current folder off the path of a process that was started by `python -m`; first of all that it does."""
+    if not getattr(sys.flags, "safe_path", False) and sys.path and sys.path[0] in ("", os.getcwd()):
+        del sys.path[0]
+
+
+def flags() -> tuple[str, ...]:
+    """Flags that keep the current folder off the path of a Python of ours; none before Python 3.11, where each does so itself.
+
+    None as well where the package that runs was found in the current folder: another might be found elsewhere, or none.
+    """
+    return ("-P",) if sys.version_info >= (3, 11) and _is_found_elsewhere() else ()
+
+
+def _is_found_elsewhere() -> bool:
+    """Whether this package is what an import finds, now that the current folder is off the path."""
+    found = (finder.find_spec(hvd_async.__name__, None) for finder in sys.meta_path)
+    spec = next((spec for spec in found if spec is not None), None)
+    return spec is not None and spec.origin is not None and os.path.samefile(spec.origin, hvd_async.__file__)
