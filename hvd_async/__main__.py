@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.interpreter import leave_out_current_folder
 from hvd_async.openmp import bound_spinning
+from hvd_async.printable import printable
 from hvd_async.streams import discard_output, prepare_streams, tell
 
 
@@ -68,7 +69,7 @@ def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> in
     if isinstance(error, BrokenPipeError):
         return 141  # the reader of our output has gone, as `head` does
     if _is_ours_to_report(error):
-        tell("".join(f"hvd-async: {line}\n" for line in str(error).splitlines()))
+        tell("".join(f"hvd-async: {printable(line)}\n" for line in str(error).split("\n")))
     return error.exit_status
 
 

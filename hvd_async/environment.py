@@ -156,6 +156,12 @@ def _srun_mpi(environ: Mapping[str, str]) -> str:
     return "pmi2" if "PMI_RANK" in environ else "none"
 
 
+def check_home(environ: Mapping[str, str]) -> None:
+    """Raises `SetupError` where `HOME` is not set: Open MPI and its mpirun fail without it, in many lines that do not say so."""
+    if not environ.get("HOME"):
+        raise SetupError("HOME: got none, expected a folder; Open MPI does not start without one: export HOME=/tmp will do")
+
+
 def check_world(launched: LaunchedAs | None, rank: int, size: int, library: str = "") -> None:
     """Refuse an MPI world that is not the one that the launcher started. Raises `SetupError`.
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from hvd_async.errors import HvdAsyncError, PeerError
+from hvd_async.printable import printable_lines
 
 
 def tell(rank: int, error: BaseException) -> None:
@@ -17,7 +18,7 @@ def tell(rank: int, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         text = f"hvd-async: rank {rank}: interrupted outside of training; what was saved before is whole\n"
     elif isinstance(error, HvdAsyncError):
-        text = f"hvd-async: rank {rank}: {error}\n"
+        text = f"hvd-async: rank {rank}: {printable_lines(str(error))}\n"
     else:
         trace = "".join(traceback.format_exception(error))
         text = f"{trace}hvd-async: rank {rank}: {type(error).__name__}: {error}\n"

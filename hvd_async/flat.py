@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,31 +27,37 @@ class Piece:
 
 
 class FlatParameters:
-    """Moves the parameters of `model` into one float32 vector and gives them gradients in a second one.
+    """Moves the trained parameters of `model` into one float32 vector and gives them gradients in a second one.
 
-    After construction every parameter of the model is a view of `parameters`, and `backward` adds into views of
-    `gradient`. Tied parameters appear once. Buffers are not moved: a model whose buffers change in training (running
-    statistics) keeps them per rank, outside of what this vector exchanges.
+    After construction every parameter that asks for a gradient is a view of `parameters`, and `backward` adds into views of
+    `gradient`. Tied parameters appear once. Frozen parameters stay where they are, so that no weight decay, average or push
+    touches them; every rank has them from the model it built. Buffers are not moved either: a model whose buffers change in
+    training (running statistics) keeps them per rank, outside of what this vector exchanges.
 
     Attributes:
         parameters: [size], float32, on `device`; the model reads it, the owner may overwrite it between steps.
         gradient: [size], float32, on `device`.
-        pieces: name, shape and offset of each parameter, in the model's order.
+        pieces: name, shape and offset of each trained parameter, in the model's order.
+        num_parameters: elements of all parameters, frozen ones included.
     """
 
     def __init__(self, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
-        """Raises `TypeError` if a parameter is not float32."""
-        self.pieces, self.size = _lay_out(model)
+        """Raises `TypeError` if a trained parameter is not float32, `ValueError` if none is trained."""
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError("got a model without parameters that ask for a gradient, expected one at least")
+        self.pieces, self.size = _lay_out(trained)
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.parameters = torch.zeros(self.size, dtype=torch.float32, device=device)
         self.gradient = torch.zeros_like(self.parameters)
         self._trained: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         model.to(device)
-        for piece, (_, parameter) in zip(self.pieces, model.named_parameters(), strict=True):
+        self._frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        for piece, (_, parameter) in zip(self.pieces, trained, strict=True):
             view = self._view(self.parameters, piece)
             view.copy_(parameter.detach())
             parameter.data = view
-            if parameter.requires_grad:
-                self._trained.append((parameter, self._view(self.gradient, piece)))
+            self._trained.append((parameter, self._view(self.gradient, piece)))
         self.zero_gradient()
 
     def zero_gradient(self) -> None:
@@ -68,8 +74,9 @@ class FlatParameters:
         return self.gradient
 
     def named_tensors(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Views of `vector` ([size], any device) under the parameters' names."""
-        return {piece.name: self._view(vector, piece) for piece in self.pieces}
+        """Views of `vector` ([size], any device) under the trained parameters' names, and the frozen parameters under theirs."""
+        views = {piece.name: self._view(vector, piece) for piece in self.pieces}
+        return views | {name: parameter.detach() for name, parameter in self._frozen.items()}
 
     @contextlib.contextmanager
     def holding(self, vector: torch.Tensor) -> Iterator[None]:
@@ -86,9 +93,9 @@ class FlatParameters:
         return vector[piece.offset : piece.offset + piece.size].view(piece.shape)
 
 
-def _lay_out(model: torch.nn.Module) -> tuple[tuple[Piece, ...], int]:
+def _lay_out(trained: Sequence[tuple[str, torch.nn.Parameter]]) -> tuple[tuple[Piece, ...], int]:
     pieces, offset = [], 0
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained:
         if parameter.dtype != torch.float32:
             raise TypeError(f"parameter {name}: got {parameter.dtype}, expected float32; use autocast for lower precision")
         piece = Piece(name, tuple(parameter.shape), offset)

@@ -136,7 +136,7 @@ class RunJournal:
 
     @property
     def _num_parameters(self) -> int:
-        return sum(piece.size for piece in self._flat.pieces)
+        return self._flat.num_parameters
 
     def started(self, store: ParameterStore) -> None:
         """See `Journal.started`: the training clock runs from here."""

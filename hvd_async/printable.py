@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 
 def printable(text: str) -> str:
     """`text` in one line that a terminal, a log or a page shows as it is: other characters as Python's escapes.
@@ -15,6 +13,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same of text that may have several lines."""
+    return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
+
+
 def shortened(value: object, limit: int = 200) -> str:
     """The representation of `value`, its middle left out where it is long."""
     text = printable(repr(value))
@@ -23,7 +26,6 @@ def shortened(value: object, limit: int = 200) -> str:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """`text` as a cell of a CSV file that spreadsheets take for text and not for a formula: with an apostrophe where it begins
-    like one. Numbers stay as they are."""
+    """`text` as a cell of a CSV file that spreadsheets take for text, with an apostrophe where it begins like a formula."""
     text = printable(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"[-+]?[0-9.].*", text) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

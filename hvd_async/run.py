@@ -47,7 +47,7 @@ from hvd_async.topology import (
     describe,
     this_machine,
 )
-from hvd_async.training import Task, TrainingLoop
+from hvd_async.training import Task, TrainingLoop, check_buffers
 from hvd_async.transport.group import Group
 from hvd_async.transport.layout import StopKind, StopNotice
 
@@ -208,7 +208,9 @@ def _set_up(
     if options.resume:  # before text is prepared for a configuration that will be refused
         in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = in_agreement(group, lambda: make_task(config))
-    model = task.build_model()
+    model = in_agreement(group, task.build_model)
+    if config.strategy.kind == "async":
+        in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
     every = config.validation.every if config.validation.when == "during" else None

@@ -11,9 +11,11 @@ from typing import Protocol
 import torch
 
 from hvd_async.emulation import Emulation
+from hvd_async.errors import ConfigError
 from hvd_async.flat import FlatParameters
 from hvd_async.nmt.batching import Batch
 from hvd_async.nmt.scoring import Evaluation
+from hvd_async.printable import printable
 from hvd_async.strategies.protocol import Step, Worker
 
 
@@ -66,6 +68,29 @@ def compute_gradient(
         loss, tokens = loss * 0.0, 0
     loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
     return tokens, float(loss.detach())
+
+
+def check_buffers(task: Task, model: torch.nn.Module) -> None:
+    """Raises `ConfigError` for a model whose saved buffers change in training, found by a trial batch.
+
+    The store holds parameters alone: each rank would have statistics of its own, and the store's rank, which evaluates and
+    exports, those of an untrained model.
+    """
+    names = model.state_dict().keys()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name in names}
+    if not before:
+        return
+    was_training = model.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        task.loss(model.train(), task.batch(0, "cpu"))
+    after = dict(model.named_buffers())
+    changed = [name for name, buffer in before.items() if not torch.equal(buffer, after[name])]
+    model.train(was_training)
+    if changed:
+        raise ConfigError(
+            f"strategy.kind: got async with a model whose buffers change in training ({printable(', '.join(changed[:3]))}), as"
+            " those of BatchNorm do, expected none, as only parameters are exchanged; use LayerNorm, or kind single"
+        )
 
 
 @dataclass(frozen=True)

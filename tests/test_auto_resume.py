@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -168,3 +171,41 @@ def test_all_ranks_begin_alike_and_the_job_is_recorded(config: pathlib.Path) -> 
     assert load_latest_checkpoint(run / "checkpoints") is not None
     refused = run_ranks(3, [*command, "--set", "seed=2"], timeout=120.0)
     assert refused.returncode == 2 and refused.stderr.count("seed: got 2, expected 1") == 1, str(refused)
+
+
+KILLED_ONCE = """
+import os, pathlib, signal
+marker = pathlib.Path({marker!r})
+if b"\\0train\\0" in pathlib.Path("/proc/self/cmdline").read_bytes() and not marker.exists():
+    fsync, second = os.fsync, pathlib.Path({second!r})
+    def dying(descriptor):
+        if second.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+    os.fsync = dying
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize(("restarts", "status"), [(1, 0), pytest.param(0, 137, marks=pytest.mark.slow)])
+def test_a_run_that_fails_starts_again_as_often_as_it_may(config: pathlib.Path, restarts: int, status: int) -> None:
+    site = config.parent / "site"
+    site.mkdir()
+    second = config.parent / "run/checkpoints/v00000002"  # killed when it is there
+    (site / "sitecustomize.py").write_text(KILLED_ONCE.format(marker=str(site / "killed"), second=str(second)))
+    root = pathlib.Path(__file__).parents[1]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(root)])}
+    sets = ("--set", "training.checkpoint_every=1", "--set", "training.keep_checkpoints=9")
+    command = (sys.executable, "-m", "hvd_async", "launch", str(config), "--restarts", str(restarts), *sets)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == status and (site / "killed").exists(), done
+    lines = [line for line in done.stdout.splitlines() if line.startswith("launch: ")]
+    assert lines[0].startswith("launch: failed after ") and lines[0].endswith(
+        "exit status 137; restart 1 of 1, with --auto-resume" if restarts else "exit status 137"
+    )
+    if restarts:
+        assert lines[1].startswith("launch: done after ") and summary_of(config)["updates"] == 4
+        log = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
+        assert sorted(event["batch"] for event in log if event["event"] == "arrival") == [0, 1, 2, 3]
+        assert summary_of(config)["processes"] == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvd_async.environment import SLURM, check_launcher, check_world, read_environment
+from hvd_async.environment import SLURM, check_home, check_launcher, check_world, read_environment
 from hvd_async.errors import SetupError
 
 OPEN_MPI = {
@@ -199,3 +199,12 @@ def test_mpich_without_pmix_is_refused_before_it_would_end_the_process() -> None
 )
 def test_what_starts_is_left_to_start(environ: dict[str, str], library: str, has_pmix: bool) -> None:
     check_launcher(read_environment(environ), LIBRARIES[library], has_pmix)
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": ""}])
+def test_open_mpi_without_a_home_is_one_line(environ: dict[str, str]) -> None:
+    with pytest.raises(
+        SetupError, match=r"^HOME: got none, expected a folder; Open MPI does not start without one: export HOME=/tmp"
+    ):
+        check_home(environ)
+    check_home({"HOME": "/root"})

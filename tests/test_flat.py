@@ -27,14 +27,30 @@ def seeded() -> Tied:
     return Tied()
 
 
+FROZEN = 10.0  # what the frozen parameter adds to the result
 X = torch.arange(6.0).view(2, 3)
 
 
 def test_parameters_lie_in_order_each_on_its_own_cache_line_and_tied_ones_once() -> None:
     flat = FlatParameters(seeded())
-    assert flat.pieces == (Piece("frozen", (2,), 0), Piece("first.weight", (3, 3), 16), Piece("first.bias", (3,), 32))
-    assert [piece.size for piece in flat.pieces] == [2, 9, 3]
-    assert flat.size == 48 == flat.parameters.numel() == flat.gradient.numel()
+    assert flat.pieces == (Piece("first.weight", (3, 3), 0), Piece("first.bias", (3,), 16))
+    assert [piece.size for piece in flat.pieces] == [9, 3]
+    assert flat.size == 32 == flat.parameters.numel() == flat.gradient.numel()
+    assert flat.num_parameters == 9 + 3 + 2
+
+
+def test_frozen_parameters_stay_where_they_are_and_are_named_with_the_others() -> None:
+    model = seeded()
+    model.frozen.data = model.frozen.data.double()  # of any type
+    flat = FlatParameters(model)
+    flat.parameters.mul_(0.5)
+    assert model.frozen.tolist() == [5.0, 5.0]
+    assert flat.named_tensors(torch.zeros(flat.size))["frozen"].data_ptr() == model.frozen.data_ptr()
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="without parameters that ask for a gradient"):
+        FlatParameters(torch.nn.Linear(2, 2).requires_grad_(False))
 
 
 def test_values_move_and_gaps_are_zero() -> None:
@@ -54,7 +70,7 @@ def test_the_model_computes_as_before_and_with_what_is_written_to_the_vector() -
     flat = FlatParameters(model)
     assert torch.equal(model(X), expected)
     flat.parameters.zero_()
-    assert model(X).item() == 0.0
+    assert model(X).item() == FROZEN
 
 
 def test_backward_adds_into_the_vector() -> None:
@@ -65,8 +81,8 @@ def test_backward_adds_into_the_vector() -> None:
         model(X).backward()
         named = flat.named_tensors(flat.collect_gradient())
         for name, parameter in reference.named_parameters():
-            expected = torch.zeros(2) if parameter.grad is None else times * parameter.grad
-            torch.testing.assert_close(named[name], expected)
+            if parameter.grad is not None:
+                torch.testing.assert_close(named[name], times * parameter.grad)
     flat.zero_gradient()
     assert not flat.gradient.any()
 
@@ -77,7 +93,7 @@ def test_gradients_that_were_put_elsewhere_are_collected() -> None:
         parameter.grad = torch.full_like(parameter, 3.0) if parameter.requires_grad else None
     named = flat.named_tensors(flat.collect_gradient())
     assert {name: tensor.unique().tolist() for name, tensor in named.items()} == {
-        "frozen": [0.0],
+        "frozen": [5.0],
         "first.weight": [3.0],
         "first.bias": [3.0],
     }
@@ -97,7 +113,7 @@ def test_holding_other_parameters_ends_with_the_block_by_an_error_too() -> None:
     flat = FlatParameters(model := seeded())
     before, outside = flat.parameters.clone(), model(X)
     with pytest.raises(ZeroDivisionError), flat.holding(torch.zeros(flat.size)):
-        assert model(X).item() == 0.0
+        assert model(X).item() == FROZEN
         raise ZeroDivisionError
     assert torch.equal(flat.parameters, before) and torch.equal(model(X), outside)
 

@@ -54,8 +54,6 @@ def bench(name: str | None, given: dict[str, Any], output: Output, environ: Mapp
         )
     if launched is not None and launched.size < 2:
         raise ConfigError(f"bench {name}: got 1 rank, expected at least 2: rank 0 is the store, the others are workers")
-    if output.json_path is not None and output.json_path.is_dir():
-        raise ConfigError(f"--json: got the folder {output.json_path}, expected a file")
     results: list[Result] = []
     for each, options in chosen.items():
         if each in ON_RANKS and launched is None:

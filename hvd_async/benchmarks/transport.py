@@ -20,10 +20,11 @@ from hvd_async.benchmarks.ranks import Place
 from hvd_async.benchmarks.silence import SilentJournal
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store.client import ClientOptions, StoreClient
+from hvd_async.store.liveness import Heartbeat
 from hvd_async.store.parameter_store import Arrival, ParameterStore
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.store.shard import Shard
-from hvd_async.transport.layout import Layout
+from hvd_async.transport.layout import Layout, Word
 from hvd_async.transport.window import StoreMemory, Window
 
 DEFAULTS = Options()
@@ -119,7 +120,8 @@ def _serve(memory: StoreMemory, partner: Partner) -> None:
     optimizer = OptimizerConfig(kind="sgd", learning_rate=0.1)  # the least work: the update is not what is measured
     buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
     store = ParameterStore(Shard(buffers, optimizer), layout.num_elements, optimizer, strategy, layout.num_workers)
-    StoreServer(store, memory, SilentJournal(), ServerOptions()).serve(partner.between_turns)
+    with Heartbeat(memory, Word.STORE_HEARTBEAT):
+        StoreServer(store, memory, SilentJournal(), ServerOptions()).serve(partner.between_turns)
 
 
 def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:

@@ -126,11 +126,28 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], beside: str) -> 
             raise ConfigError(f"{flag}: got {got} beside {beside}, where it has no effect; leave one of them out")
 
 
+def check_can_be_read_again(path: str | pathlib.Path) -> None:
+    """Raises `ConfigError` for a pipe, as of `<(...)`: the processes that are started read the file again, by its name."""
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{path}: got no ordinary file, expected one, as the ranks read it too; write it to a file first")
+
+
 def check_folder(output: pathlib.Path) -> None:
     """Raises `ConfigError` for an output folder that cannot be made since a file is there."""
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"--output: got {output}, but {path} is a file; expected a folder")
+
+
+def check_new(flag: str, path: pathlib.Path | None, *, overwrite: bool) -> None:
+    """Raises `ConfigError` for a file to be written that is there already; to be asked before the work is done."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{flag}: got the folder {path}, expected a file")
+    if path.exists() and not overwrite and path.is_file():
+        raise ConfigError(f"{flag}: got {path}, which is there already; replace it with --overwrite, or name another file")
 
 
 def numbers(flag: str, text: str) -> list[int]:

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
+    check_can_be_read_again,
     check_folder,
     refuse,
     verb,
@@ -89,7 +90,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         check_no_script(arguments, "workers_per_node", "gpus_per_node")
     output = arguments.output if arguments.output is not None else pathlib.Path("runs") / arguments.suite.stem
     check_folder(output)
+    check_can_be_read_again(arguments.suite)
     suite = Suite(arguments.suite, output)
+    check_can_be_read_again(suite.base)
     if arguments.slurm:
         refuse(arguments, ("count", "task"), "--slurm")
         return _write_script(arguments, suite, output)
@@ -110,7 +113,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{len(missing)} of {len(todo)} runs to be computed in {output}{execution.remark()}", flush=True)
     failures = execution.run(jobs, Board(is_live=sys.stdout.isatty()))
-    _write_report(read_collection(output), output / "report", None)
+    _write_report(read_collection(output), output / "report", None, overwrite=True)
     if failures:
         raise DataError("\n".join(["runs that failed:", *failures]))
     return 0
@@ -156,6 +159,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("report"), metavar="FOLDER", help="default: report"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that are not of a report")
     parser.add_argument(
         "--baseline", metavar="NAME", help="what the others are compared with (default: the suite's, or the first run)"
     )
@@ -188,7 +192,7 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--window: got a start at {window[0]:g} s, expected one before {longest:.1f} s, the end of the runs"
         )
-    _write_report(collection, arguments.output, window)
+    _write_report(collection, arguments.output, window, overwrite=arguments.overwrite)
     return 0
 
 
@@ -202,11 +206,13 @@ def _window(text: str) -> tuple[float, float]:
     raise ConfigError(f"--window: got {text!r}, expected START:SECONDS, such as 120:15")
 
 
-def _write_report(collection: Collection, output: pathlib.Path, window: tuple[float, float] | None) -> None:
+def _write_report(
+    collection: Collection, output: pathlib.Path, window: tuple[float, float] | None, *, overwrite: bool
+) -> None:
     from hvd_async.comparison.results import results
     from hvd_async.report import Window, text_of, write_report
 
     rows = results(collection)
-    paths = write_report(collection, output, None if window is None else Window(*window), rows)
+    paths = write_report(collection, output, None if window is None else Window(*window), rows, overwrite=overwrite)
     print(text_of(collection, rows))
     print("written: " + ", ".join(str(path) for path in paths if path.parent == output))

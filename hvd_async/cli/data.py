@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
     read_paths,
@@ -12,8 +11,7 @@ from hvd_async.cli.arguments import (
 )
 from hvd_async.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
+_MOST_PAIRS = 10_000_000
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,7 +28,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     builtin.add_argument("--validation", type=int, default=500, metavar="N", help="validation pairs (default 500)")
     builtin.add_argument("--test", type=int, default=500, metavar="N", help="test pairs (default 500)")
     builtin.set_defaults(run=_data_builtin, parser=builtin)
-    read_paths(builtin)
+    _finish(builtin)
     multi30k = kinds.add_parser("multi30k", help="Multi30k, English to German: from a folder, or downloaded")
     multi30k.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
     origin = multi30k.add_mutually_exclusive_group(required=True)
@@ -39,7 +37,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     origin.add_argument("--download", action="store_true", help="fetch it from its public repository, checksums verified")
     multi30k.set_defaults(run=_data_multi30k, parser=multi30k)
-    read_paths(multi30k)
+    _finish(multi30k)
+
+
+def _finish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace other text in the output folder")
+    read_paths(parser)
 
 
 def _data(_: argparse.Namespace) -> int:
@@ -51,9 +54,9 @@ def _data_builtin(arguments: argparse.Namespace) -> int:
 
     sizes = {"train": arguments.train, "validation": arguments.validation, "test": arguments.test}
     for name, size in sizes.items():
-        if size < 1:
-            raise ConfigError(f"--{name}: got {size}, expected 1 or more")
-    write_corpus(arguments.output, seed=arguments.seed, **sizes)
+        if not 1 <= size <= _MOST_PAIRS:
+            raise ConfigError(f"--{name}: got {size}, expected 1 to {_MOST_PAIRS:,}")
+    write_corpus(arguments.output, seed=arguments.seed, overwrite=arguments.overwrite, **sizes)
     print(f"{arguments.output}: {arguments.train} training, {arguments.validation} validation, {arguments.test} test pairs")
     return 0
 
@@ -62,8 +65,8 @@ def _data_multi30k(arguments: argparse.Namespace) -> int:
     from hvd_async.nmt.multi30k import download_multi30k, import_multi30k
 
     if arguments.download:
-        download_multi30k(arguments.output)
+        download_multi30k(arguments.output, overwrite=arguments.overwrite)
     else:
-        import_multi30k(arguments.source, arguments.output)
+        import_multi30k(arguments.source, arguments.output, overwrite=arguments.overwrite)
     print(f"{arguments.output}: Multi30k, checksums verified")
     return 0

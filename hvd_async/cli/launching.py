@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hvd_async import interpreter
-from hvd_async.cli.arguments import add_config, is_given, refuse, verb
+from hvd_async.cli.arguments import add_config, check_can_be_read_again, is_given, refuse, verb
 from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
 from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.streams import tell
@@ -90,6 +90,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _launch(arguments: argparse.Namespace) -> int:
     from hvd_async.config import load_config
 
+    check_can_be_read_again(arguments.config)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.slurm:
         refuse(arguments, _OF_COMMANDS, "--slurm")
@@ -99,6 +100,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from hvd_async.environment import check_home
     from hvd_async.launcher import detect_allocation, explain, launch_command, lay_out, plan_ranks
 
     restarts = arguments.restarts or 0
@@ -120,6 +122,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
             print(f"# {line}")
         print(launch_command(config, told, layout, options).shell_text())
         return 0
+    if options.mpi == "openmpi" and options.starter in ("mpirun", "horovodrun-mpi") and not is_single:
+        check_home(os.environ)
     passes_on = options.starter in ("mpirun", "srun") and not is_single
     for restart in range(restarts + 1):
         begin: Begin = "auto-resume" if restart else told.begin

@@ -7,6 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
+    check_new,
     device,
     path_argument,
     verb,
@@ -44,6 +45,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="S", help="limit for the turns of each measurement")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of each rank; see docs/performance.md")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     parser.add_argument(
         "--table", choices=("auto", "none"), default="auto", help="whether to print them (default auto: yes)"
     )
@@ -52,6 +54,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _bench(arguments: argparse.Namespace) -> int:
     from hvd_async.benchmarks.command import FLAGS, Output, bench
 
+    check_new("--json", arguments.json, overwrite=arguments.overwrite)
     if arguments.device is not None:
         device(arguments.device)
     given = {flag: getattr(arguments, flag) for flag in FLAGS}

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from hvd_async.cli.arguments import (
     check_beam,
+    check_new,
     check_threads,
     device,
     verb,
 )
-from hvd_async.errors import DataError
+from hvd_async.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from hvd_async.nmt.export import ExportedModel
@@ -97,6 +98,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
     )
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="keep the translations there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -104,6 +106,10 @@ def _score(arguments: argparse.Namespace) -> int:
     from hvd_async.nmt.scoring import score_texts
     from hvd_async.nmt.text import read_bytes, split_lines
 
+    check_new("--output", arguments.output, overwrite=arguments.overwrite)
+    for flag in ("source", "reference"):
+        if arguments.output is not None and arguments.output.resolve() == getattr(arguments, flag).resolve():
+            raise ConfigError(f"--output: got {arguments.output}, the file of --{flag}, expected another one")
     model, threads = _load(arguments)
     sources = split_lines(read_bytes(arguments.source), arguments.source)
     references = split_lines(read_bytes(arguments.reference), arguments.reference)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hvd_async.cli.arguments import (
     add_overrides,
     check_folder,
+    check_new,
     check_threads,
     numbers,
     path_argument,
@@ -38,7 +39,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         help="YAML file; docs/simulation.md explains what is simulated",
     )
     add_overrides(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace what the output folder, or file, holds")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for arithmetic (default 1)")
     parser.add_argument("--timing-only", action="store_true", help="compute no gradients: how fast would it be?")
     parser.add_argument(
@@ -64,7 +65,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if arguments.calibrate is not None:
         return _calibrate(arguments)
     if arguments.timing_only:
-        refuse(arguments, ("threads", "overwrite"), "--timing-only")
+        refuse(arguments, ("threads", *(("overwrite",) if arguments.output is None else ())), "--timing-only")
     for flag in ("workers", "arrivals", "output"):
         if getattr(arguments, flag) is not None and not arguments.timing_only:
             raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected --timing-only beside it; see --help")
@@ -86,13 +87,15 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.simulation.planning import lines_of, plan, write_plan
+    from hvd_async.simulation.planning import PLAN_FILES, lines_of, plan, write_plan
 
     workers = numbers("--workers", arguments.workers) if arguments.workers else []
     if arguments.arrivals is not None and arguments.arrivals < 1:
         raise ConfigError(f"--arrivals: got {arguments.arrivals}, expected 1 or more")
     if arguments.output is not None:
         check_folder(arguments.output)
+        for name in PLAN_FILES:
+            check_new("--output", arguments.output / name, overwrite=arguments.overwrite)
     rows = plan(config, workers, arguments.arrivals)
     print("\n".join(lines_of(rows)))
     if arguments.output is not None:
@@ -105,9 +108,10 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
     if arguments.config is not None:
         raise ConfigError(f"CONFIG: got {arguments.config} beside --calibrate, which reads that of the run; leave it out")
-    refuse(arguments, ("timing_only", "workers", "arrivals", "threads", "overwrite", "overrides"), "--calibrate")
-    if arguments.output is not None and arguments.output.is_dir():
-        raise ConfigError(f"--output: got the folder {arguments.output}, expected a YAML file beside --calibrate")
+    refuse(arguments, ("timing_only", "workers", "arrivals", "threads", "overrides"), "--calibrate")
+    if arguments.output is None:
+        refuse(arguments, ("overwrite",), "--calibrate without --output")
+    check_new("--output", arguments.output, overwrite=arguments.overwrite)
     fitted = calibrate(arguments.calibrate)
     print("\n".join(fitted.lines()))
     if arguments.output is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.target import Target
+from hvd_async.printable import printable
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Entry:
     run: Run | None
     fault: str = ""
     is_chosen: bool = True
+
+    def __post_init__(self) -> None:
+        """Make names printable: they go into figures, pages and terminals, and may come from a file that was made elsewhere."""
+        _make_printable(self, "setting", "variant", "fault")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ class Collection:
     source: str = ""
     text: str = ""
 
+    def __post_init__(self) -> None:
+        """Make names printable, as those of entries are."""
+        _make_printable(self, "title", "baseline", "source")
+
     @property
     def settings(self) -> list[str]:
         """In their order."""
@@ -70,6 +79,11 @@ class Collection:
         for setting in self.settings:
             for variant in self.variants(setting):
                 yield setting, variant
+
+
+def _make_printable(holder: Entry | Collection, *names: str) -> None:
+    for name in names:
+        object.__setattr__(holder, name, printable(getattr(holder, name)))
 
 
 def runs_of(entries: Sequence[Entry]) -> list[Run]:

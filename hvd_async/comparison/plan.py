@@ -15,6 +15,7 @@ from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, common_target
 from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.printable import printable
 from hvd_async.run_folder import RunFolder
 
 # Of a run that is another than the planned one: see `is_outdated`.
@@ -164,7 +165,7 @@ def _begun_with(folder: pathlib.Path) -> tuple[int, bool] | None:
 
 def _fault(output: pathlib.Path, planned: PlannedRun) -> str:
     try:
-        return fault_file(output, planned).read_text(encoding="utf-8", errors="replace").strip()
+        return printable(fault_file(output, planned).read_text(encoding="utf-8", errors="replace").strip())
     except OSError:
         return ""
 
@@ -193,8 +194,10 @@ def read_collection(output: pathlib.Path) -> Collection:
                 is_chosen,
             )
         )
-    target = plan.target or derived_target(plan.baseline, entries)
-    return Collection(plan.title, plan.baseline, target, tuple(entries), plan.rates, plan.source, plan.text)
+    target = plan.target or derived_target(printable(plan.baseline), entries)
+    return Collection(
+        printable(plan.title), printable(plan.baseline), target, tuple(entries), plan.rates, plan.source, plan.text
+    )
 
 
 def derived_target(baseline: str, entries: list[Entry]) -> Target | None:

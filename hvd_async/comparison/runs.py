@@ -11,6 +11,7 @@ from typing import Any
 
 from hvd_async.config import RunConfig, load_config
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.printable import printable
 from hvd_async.run_folder import RunFolder
 
 
@@ -55,7 +56,7 @@ class Run:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return self.folder.resolve().name
+        return printable(self.folder.resolve().name)
 
     @property
     def finite_points(self) -> tuple[Point, ...]:

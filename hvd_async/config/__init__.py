@@ -27,12 +27,13 @@ from hvd_async.config.section import (
 from hvd_async.config.simulation import MemoryConfig, NetworkConfig, SimulationConfig
 from hvd_async.config.strategy import ArrivalsFrom, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.config.text import BatchingConfig, DataConfig, VocabularyConfig
-from hvd_async.config.training import BOUNDS, DecodingConfig, TrainingConfig, ValidationConfig
+from hvd_async.config.training import BOUNDS, MOST_EPOCHS, DecodingConfig, TrainingConfig, ValidationConfig
 from hvd_async.config.yaml import dump_yaml, dump_yaml_line, read_yaml
 
 __all__ = [
     "BOUNDS",
     "MOST",
+    "MOST_EPOCHS",
     "MOST_FLOAT32",
     "MOST_RANKS",
     "ArrivalsFrom",

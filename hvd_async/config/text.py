@@ -30,14 +30,23 @@ class DataConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """The SentencePiece model, trained jointly on both sides of the training text."""
+    """The SentencePiece model, trained jointly on both sides of the training text, on every line whatever its length.
+
+    Runs of spaces count as one. Characters that no piece covers are read as unknown, and are not in translations; a run says how
+    many there are, and how many lines normalisation changes.
+    """
 
     size: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
         6000, description="Number of pieces, the four special ones included."
     )
     kind: Literal["bpe", "unigram"] = Field("bpe", description="How SentencePiece builds the pieces.")
-    character_coverage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        1.0, description="Share of the characters of the text that the pieces must cover."
+    character_coverage: Annotated[float, Field(ge=0.98, le=1.0)] = Field(
+        1.0, description="Share of the characters of the text that the pieces must cover; the rarest others are unknown."
+    )
+    normalization: Literal["nmt_nfkc", "nfkc", "identity"] = Field(
+        "nmt_nfkc",
+        description="What is done to text first, to both sides and to what is translated: Unicode's NFKC, by which `½` becomes"
+        " `1⁄2` and `，` a comma, and (`nmt_nfkc`) invisible characters vanish or become spaces; or nothing.",
     )
 
 

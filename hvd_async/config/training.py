@@ -9,6 +9,8 @@ from pydantic import Field
 
 from hvd_async.config.section import Beam, Fraction, Natural, Positive, PositiveSeconds, Section, Threads
 
+# Every rank plans each epoch before training begins.
+MOST_EPOCHS = 10_000
 # Keys of `training` of which one says when a run ends.
 BOUNDS = ("epochs", "tokens", "updates", "seconds")
 
@@ -16,7 +18,7 @@ BOUNDS = ("epochs", "tokens", "updates", "seconds")
 class TrainingConfig(Section):
     """How much, on what, and what is kept. Exactly one of `epochs`, `tokens`, `updates` and `seconds` bounds the run."""
 
-    epochs: Positive | None = Field(None, description="Passes over the training data.")
+    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] | None = Field(None, description="Passes over the training data.")
     tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
     updates: Positive | None = Field(None, description="Updates: the run ends at this version.")
     seconds: PositiveSeconds | None = Field(

@@ -123,7 +123,8 @@ def _horovodrun_command(
     variables |= {} if options.path is None else {"PATH": options.path}
     where = () if layout.is_local else ("-H", layout.hosts_and_slots())
     if options.starter == "horovodrun-gloo":
-        controller: tuple[str, ...] = ("--gloo",)
+        # On one host ranks would else listen on an interface that other hosts reach.
+        controller: tuple[str, ...] = ("--gloo", *(("--network-interfaces", "lo") if layout.is_local else ()))
     elif options.mpi == "mpich":
         raise SetupError(
             "horovodrun --mpi does not know MPICH 5 (it reads 'HYDRA' and stops); use mpirun or horovodrun --gloo"
@@ -171,10 +172,13 @@ def _step(places: Sequence[Place]) -> list[str]:
 
 def _mpi_environment(layout: Layout, options: LaunchOptions) -> dict[str, str]:
     if options.mpi == "mpich":
-        return {"UCX_LOG_LEVEL": "error"}  # or it comments on every missing network device
+        # Without the first it comments on every missing network device, without the second ranks of one host listen to others.
+        return {"UCX_LOG_LEVEL": "error", **({"UCX_TLS": "^tcp"} if layout.is_local else {})}
     if options.mpi == "intel":
         return {"I_MPI_PIN": "off"}  # or each rank, and torch's threads with it, gets a part of the cores, store and all
     variables = {"OMPI_MCA_osc": "^ucx"}  # or it prints a message at every window where UCX finds no device
+    if layout.is_local:
+        variables["OMPI_MCA_btl"] = "^tcp"  # or every rank listens on all interfaces, though shared memory is all it uses
     if layout.is_crowded:
         variables["OMPI_MCA_mpi_yield_when_idle"] = "1"  # or waiting ranks starve working ones
     if options.as_root and options.starter != "srun":  # mpirun asks for them

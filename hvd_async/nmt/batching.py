@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hvd_async.config import BatchingConfig
+from hvd_async.config import MOST_EPOCHS, BatchingConfig
 from hvd_async.errors import ConfigError
 from hvd_async.nmt.vocabulary import BOS, EOS, PAD
 
@@ -122,9 +122,16 @@ class BatchPlan:
         return self._starts[epochs]
 
     def batches_for_tokens(self, tokens: int) -> int:
-        """The smallest number of batches, from the first on, that hold at least `tokens` target tokens, ends included."""
+        """The smallest number of batches, from the first on, that hold at least `tokens` target tokens, ends included.
+
+        Raises `ConfigError` for more epochs than a run may have."""
         per_epoch = int(self._target_lengths.sum(dtype=np.int64)) + len(self._target_lengths)
         whole_epochs = max(0, tokens - 1) // per_epoch
+        if whole_epochs > MOST_EPOCHS:
+            raise ConfigError(
+                f"training.tokens: got {tokens}, which is {whole_epochs:,} epochs of {per_epoch:,} tokens, expected"
+                f" {MOST_EPOCHS:,} epochs at most; bound the run by training.updates or seconds"
+            )
         count, left = self.num_batches(whole_epochs), tokens - whole_epochs * per_epoch
         for batch in self.batches_of(whole_epochs):
             if left <= 0:

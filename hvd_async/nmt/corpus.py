@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ from hvd_async.atomic import new_folder
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
 from hvd_async.nmt.text import ParallelText, find_texts, read_split
-from hvd_async.nmt.vocabulary import Vocabulary
+from hvd_async.nmt.vocabulary import UNK, Vocabulary
 
 Tokens = npt.NDArray[np.integer]
 Offsets = npt.NDArray[np.int64]
 
-_FORMAT = 1  # raise it when the files' meaning changes, so that older folders are not mistaken for new ones
+_FORMAT = 2  # raise it when the files' meaning changes, so that older folders are not mistaken for new ones
 _SIDES = ("source", "target")
 _LARGEST_UINT16 = 2**16
 
@@ -61,11 +62,19 @@ class ParallelArrays:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Pairs of the text files that are not in the arrays."""
+    """Pairs of the text files that are not in the arrays. A side without tokens is empty, even if it has invisible characters."""
 
     train_empty: int
     train_too_long: int
     validation_empty: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the vocabulary does not keep of the training text: pieces that are unknown, and lines that normalisation changes."""
+
+    unknown_pieces: int
+    normalized_lines: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ class PreparedCorpus:
     """The text of `validation`, line by line."""
     validation_targets: list[str]
     skipped: Skipped
+    losses: Losses
     digest: str
     """Of text and settings; equal digests mean equal arrays."""
 
@@ -93,7 +103,11 @@ def prepare(config: RunConfig) -> PreparedCorpus:
     is_damaged = folder.exists() and _fault(folder, digest) is not None
     if is_damaged or not folder.exists():
         train, validation = _read_texts(config)
-        with new_folder(folder, replace=is_damaged) as temporary:
+        with contextlib.ExitStack() as stack:
+            try:
+                temporary = stack.enter_context(new_folder(folder, replace=is_damaged))
+            except DataError as error:
+                raise DataError(f"{error}; set data.prepared to a folder that can be written") from None
             _build(temporary, config, train, validation, digest)
     return _open(folder, config, digest)
 
@@ -133,25 +147,39 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
     vocabulary = Vocabulary.train([*train.sources, *train.targets], config.vocabulary, config.seed)
     vocabulary.save(folder / "vocabulary.model")
     limit = config.data.max_tokens_per_sentence
-    sources, targets = vocabulary.encode(train.sources), vocabulary.encode(train.targets)
-    kept = [i for i, (s, t) in enumerate(zip(sources, targets, strict=True)) if max(len(s), len(t)) <= limit]
+    pairs, num_empty = _encode(vocabulary, train)
+    kept = [pair for pair in pairs if max(map(len, pair)) <= limit]
     if not kept:
         raise DataError(
-            f"{config.data.folder}: got no training pair of at most {limit} tokens on either side; raise"
+            f"{config.data.folder}: got no training pair of at most {limit} tokens on either side, and one at least; raise"
             " data.max_tokens_per_sentence"
         )
-    _save(folder, "train", [[sources[i] for i in kept], [targets[i] for i in kept]], len(vocabulary))
-    encoded = [vocabulary.encode(validation.sources), vocabulary.encode(validation.targets)]
-    _save(folder, "validation", encoded, len(vocabulary))
-    skipped = Skipped(train.num_empty, len(sources) - len(kept), validation.num_empty)
+    _save(folder, "train", kept, len(vocabulary))
+    validated, num_validation_empty = _encode(vocabulary, validation)
+    if not validated:
+        raise DataError(
+            f"{config.data.folder}: got no pair of {config.data.validation} with tokens on both sides, expected one"
+        )
+    _save(folder, "validation", validated, len(vocabulary))
+    skipped = Skipped(train.num_empty + num_empty, len(pairs) - len(kept), validation.num_empty + num_validation_empty)
+    unknown = sum(side.count(UNK) for pair in kept for side in pair)
+    losses = Losses(unknown, vocabulary.num_normalized([*train.sources, *train.targets]))
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    meta = {"format": _FORMAT, "digest": digest, "sizes": sizes, "skipped": asdict(skipped)}
+    meta = {"format": _FORMAT, "digest": digest, "sizes": sizes, "skipped": asdict(skipped), "losses": asdict(losses)}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _save(folder: Path, split: str, sides: Sequence[list[list[int]]], vocabulary_size: int) -> None:
+def _encode(vocabulary: Vocabulary, text: ParallelText) -> tuple[list[tuple[list[int], list[int]]], int]:
+    """The tokens of the pairs that have some on both sides, and how many others there are."""
+    pairs = zip(vocabulary.encode(text.sources), vocabulary.encode(text.targets), strict=True)
+    found = [pair for pair in pairs if all(pair)]
+    return found, len(text) - len(found)
+
+
+def _save(folder: Path, split: str, pairs: Sequence[tuple[list[int], list[int]]], vocabulary_size: int) -> None:
     dtype = np.uint16 if vocabulary_size <= _LARGEST_UINT16 else np.int32
-    for name, sentences in zip(_SIDES, sides, strict=True):
+    for side, name in enumerate(_SIDES):
+        sentences = [pair[side] for pair in pairs]
         offsets = np.cumsum([0, *(len(sentence) for sentence in sentences)], dtype=np.int64)
         tokens = np.fromiter((token for sentence in sentences for token in sentence), dtype=dtype, count=int(offsets[-1]))
         np.save(folder / f"{split}.{name}.tokens.npy", tokens)
@@ -185,17 +213,26 @@ def _open(folder: Path, config: RunConfig, digest: str) -> PreparedCorpus:
         raise DataError(f"{folder}: no such folder; expected the corpus as `hvd-async data` or a training run prepares it")
     if fault := _fault(folder, digest):
         raise DataError(f"{folder}: damaged: {fault}; remove the folder, it will be made again")
-    data = config.data
-    validation = read_split(Path(data.folder), data.validation, data.source, data.target)
+    data, meta = config.data, _read_meta(folder)
+    vocabulary = Vocabulary.load(folder / "vocabulary.model")
+    validation = _with_tokens(vocabulary, read_split(Path(data.folder), data.validation, data.source, data.target))
     return PreparedCorpus(
-        vocabulary=Vocabulary.load(folder / "vocabulary.model"),
+        vocabulary=vocabulary,
         train=_load(folder, "train"),
         validation=_load(folder, "validation"),
         validation_sources=validation.sources,
         validation_targets=validation.targets,
-        skipped=Skipped(**_read_meta(folder)["skipped"]),
+        skipped=Skipped(**meta["skipped"]),
+        losses=Losses(**meta["losses"]),
         digest=digest,
     )
+
+
+def _with_tokens(vocabulary: Vocabulary, text: ParallelText) -> ParallelText:
+    """The pairs of `text` that are in the arrays."""
+    sides = vocabulary.encode(text.sources), vocabulary.encode(text.targets)
+    kept = [i for i, pair in enumerate(zip(*sides, strict=True)) if all(pair)]
+    return ParallelText([text.sources[i] for i in kept], [text.targets[i] for i in kept], len(text) - len(kept))
 
 
 def _load(folder: Path, split: str) -> ParallelArrays:

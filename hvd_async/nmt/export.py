@@ -19,6 +19,7 @@ from hvd_async.errors import ConfigError, DataError
 from hvd_async.nmt.decoding import length_fault, translate
 from hvd_async.nmt.model import TranslationModel, build_model
 from hvd_async.nmt.vocabulary import Vocabulary
+from hvd_async.printable import printable
 
 _PARAMETERS, _CONFIG, _VOCABULARY, _META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"
 
@@ -93,6 +94,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
     except ConfigError as error:
         raise DataError(str(error)) from None
     vocabulary = Vocabulary.load(folder / _VOCABULARY)
+    _check_shapes(folder / _PARAMETERS, config, len(vocabulary))
     model = build_model(config.model, len(vocabulary))
     _fill(model, folder / _PARAMETERS)
     return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META))
@@ -108,21 +110,29 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def _check_shapes(path: Path, config: RunConfig, vocabulary_size: int) -> None:
+    """Raises `DataError` unless the tensors of `path` are those of the model, before memory is taken for either."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # it is no mapping
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path}: damaged: {printable(str(error))}") from None
+    with torch.device("meta"):
+        expected = {name: list(p.shape) for name, p in build_model(config.model, vocabulary_size).named_parameters()}
+    if odd := sorted(expected.keys() ^ found.keys()):
+        side = "missing" if odd[0] in expected else "unknown to the model of config.yaml"
+        raise DataError(f"{path}: tensor {printable(odd[0])} is {side}; got {len(found)} tensors, expected {len(expected)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise DataError(f"{path}: {name}: got shape {found[name]}, expected {shape} by config.yaml and vocabulary.model")
+
+
 def _fill(model: TranslationModel, path: Path) -> None:
-    """Copy the tensors of `path` into the parameters, each of which must be there in its shape."""
+    """Copy the tensors of `path` into the parameters, which have the same names and shapes."""
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise DataError(f"{path}: damaged: {error}") from None
-    parameters = dict(model.named_parameters())
-    if odd := sorted(parameters.keys() ^ tensors.keys()):
-        side = "missing" if odd[0] in parameters else "unknown to the model of config.yaml"
-        raise DataError(f"{path}: tensor {odd[0]} is {side}; got {len(tensors)} tensors, expected {len(parameters)}")
+        raise DataError(f"{path}: damaged: {printable(str(error))}") from None
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise DataError(
-                    f"{path}: {name}: got shape {list(tensors[name].shape)}, expected {list(parameter.shape)} by config.yaml"
-                    " and vocabulary.model"
-                )
+        for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from hvd_async.atomic import write_file
 from hvd_async.nmt.lexicon import Adjective, Noun, lexicon
+from hvd_async.nmt.text import write_texts
 
 Word = TypeVar("Word")
 
@@ -303,13 +303,17 @@ def generate(num_sentences: int, seed: int) -> list[tuple[str, str]]:
     return list(itertools.islice(sentences(seed), num_sentences))
 
 
-def write_corpus(folder: Path, *, seed: int = 1, train: int = 20000, validation: int = 500, test: int = 500) -> None:
+def write_corpus(
+    folder: Path, *, seed: int = 1, train: int = 20000, validation: int = 500, test: int = 500, overwrite: bool = False
+) -> None:
     """Write `train`, `val` and `test` with the endings `.en` and `.de` to `folder`; no sentence is in two of them.
 
-    Test and validation come first, so that they stay the same for any size of the training split.
+    Test and validation come first, so that they stay the same for any size of the training split. Raises `ConfigError` where
+    one of the files is there with other text and `overwrite` is not set.
     """
-    pairs = iter(generate(test + validation + train, seed))
+    pairs, texts = iter(generate(test + validation + train, seed)), {}
     for split, size in (("test", test), ("val", validation), ("train", train)):
         chosen = list(itertools.islice(pairs, size))
         for side, language in enumerate(("en", "de")):
-            write_file(folder / f"{split}.{language}", "".join(pair[side] + "\n" for pair in chosen).encode())
+            texts[f"{split}.{language}"] = "".join(pair[side] + "\n" for pair in chosen).encode()
+    write_texts(folder, texts, overwrite=overwrite)

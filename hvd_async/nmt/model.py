@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import os
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hvd_async.config import ModelConfig
+from hvd_async.errors import ConfigError
 
 
 class DecoderState(Protocol):
@@ -99,3 +101,24 @@ def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
 
     kinds: dict[str, type[AttentionalGru] | type[Transformer]] = {"transformer": Transformer, "gru": AttentionalGru}
     return kinds[config.kind](config, vocabulary_size)
+
+
+def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
+    """Raises `ConfigError` for a model whose parameters alone are more than the memory of this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    layers = (config.encoder_layers + config.decoder_layers) * (12 * config.width + 3 * config.feed_forward)
+    if (
+        4
+        * config.width
+        * (3 * vocabulary_size + config.max_positions + layers * (12 * config.width + 3 * config.feed_forward))
+        < memory // 8
+    ):
+        return  # far from it, and torch takes a second to count
+    with torch.device("meta"):
+        model = build_model(config, vocabulary_size)
+    size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
+    if size > memory:
+        raise ConfigError(
+            f"model: got parameters of {size / 1e9:,.0f} GB, expected less than the {memory / 1e9:,.0f} GB of memory here; make"
+            " width, layers, max_positions or vocabulary.size smaller"
+        )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import http.client
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from hvd_async.atomic import write_file
 from hvd_async.errors import DataError
-from hvd_async.nmt.text import find_file, read_bytes, split_lines
+from hvd_async.nmt.text import find_file, read_bytes, split_lines, unpack, write_texts
 
 BASE_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
 SPLITS = ("train", "val", "test_2016_flickr")
@@ -31,13 +28,14 @@ CHECKSUMS: Mapping[str, str] = {
 }
 
 _TIMEOUT_SECONDS = 30.0
+_MOST_BYTES = 64 << 20  # packed, they have less than 2 MB each
 
 
 class Response(Protocol):
     """What an opener returns: something to read and close."""
 
-    def read(self) -> bytes:
-        """All of it."""
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes, or all of them."""
 
     def close(self) -> None:
         """Give the connection back."""
@@ -48,24 +46,31 @@ def _open(url: str) -> Response:
     return response
 
 
-def import_multi30k(source: Path, folder: Path, *, verify: bool = True) -> None:
+def import_multi30k(source: Path, folder: Path, *, verify: bool = True, overwrite: bool = False) -> None:
     """Copy the six files, plain or `.gz` in `source`, to plain ones in `folder`, under the same names.
 
-    Nothing is written unless all are there, have as many lines on both sides, and (with `verify`) the known checksums.
-    Raises `DataError` otherwise.
+    Nothing is written unless all are there, have as many lines on both sides, and (with `verify`) the known checksums. Raises
+    `DataError` otherwise, and `ConfigError` where they would replace other text and `overwrite` is not set.
     """
-    _write_all(lambda split, language: _read_local(source, split, language), folder, verify=verify)
+    _write_all(lambda split, language: _read_local(source, split, language), folder, verify=verify, overwrite=overwrite)
 
 
-def download_multi30k(folder: Path, *, base_url: str = BASE_URL, opener: Callable[[str], Response] = _open) -> None:
+def download_multi30k(
+    folder: Path, *, base_url: str = BASE_URL, opener: Callable[[str], Response] = _open, overwrite: bool = False
+) -> None:
     """Fetch `<base_url>/<split>.<language>.gz` for the six files, check them and write them to `folder`, unpacked.
 
-    Nothing is written unless all are whole. Raises `DataError` otherwise; `opener` takes a URL.
+    Nothing is written unless all are whole. Raises `DataError` otherwise, and `ConfigError` where they would replace other text
+    and `overwrite` is not set; `opener` takes a URL.
     """
-    _write_all(lambda split, language: _fetch(f"{base_url}/{split}.{language}.gz", opener), folder, verify=True)
+
+    def read(split: str, language: str) -> tuple[str, bytes]:
+        return _fetch(f"{base_url}/{split}.{language}.gz", opener)
+
+    _write_all(read, folder, verify=True, overwrite=overwrite)
 
 
-def _write_all(read: Callable[[str, str], tuple[str, bytes]], folder: Path, *, verify: bool) -> None:
+def _write_all(read: Callable[[str, str], tuple[str, bytes]], folder: Path, *, verify: bool, overwrite: bool) -> None:
     """`read` takes split and language and returns where the text is from, and the text."""
     texts = {}
     for split in SPLITS:
@@ -79,8 +84,7 @@ def _write_all(read: Callable[[str, str], tuple[str, bytes]], folder: Path, *, v
         if len(set(num_lines.values())) > 1:
             counts = " and ".join(f"{origin} has {count} lines" for origin, count in num_lines.items())
             raise DataError(f"{counts}; expected as many in both")
-    for name, text in texts.items():
-        write_file(folder / name, text)
+    write_texts(folder, texts, overwrite=overwrite)
 
 
 def _read_local(source: Path, split: str, language: str) -> tuple[str, bytes]:
@@ -93,16 +97,16 @@ def _fetch(url: str, opener: Callable[[str], Response]) -> tuple[str, bytes]:
     try:
         response = opener(url)
         try:
-            packed = response.read()
+            packed = response.read(_MOST_BYTES)
         finally:
             response.close()
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise DataError(f"{url}: cannot be fetched: {reason}; {hint}") from None
     try:
-        return url, gzip.decompress(packed)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{url}: damaged gzip file: {error}; try again, or {hint}") from None
+        return url, unpack(packed, url)
+    except DataError as error:
+        raise DataError(f"{error}; try again, or {hint}") from None
 
 
 def _check(name: str, origin: str, text: bytes) -> None:

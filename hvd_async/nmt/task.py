@@ -17,7 +17,7 @@ from hvd_async.nmt.corpus import ParallelArrays, PreparedCorpus
 from hvd_async.nmt.criterion import cross_entropy_sum, output_tokens
 from hvd_async.nmt.decoding import translate
 from hvd_async.nmt.export import export_model
-from hvd_async.nmt.model import TranslationModel, build_model
+from hvd_async.nmt.model import TranslationModel, build_model, check_memory
 from hvd_async.nmt.scoring import Evaluation
 
 
@@ -35,7 +35,10 @@ class TranslationTask:
         self._validation_batches = _in_order_of_length(validation, config.batching.tokens)
 
     def build_model(self) -> TranslationModel:
-        """A new model, on CPU, its parameters drawn from the run's seed; torch's random state stays as it was."""
+        """A new model, on CPU, its parameters drawn from the run's seed; torch's random state stays as it was.
+
+        Raises `ConfigError` for one that does not fit into memory."""
+        check_memory(self._config.model, len(self._corpus.vocabulary))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed)
             return build_model(self._config.model, len(self._corpus.vocabulary))
@@ -94,7 +97,19 @@ class TranslationTask:
         train, skipped = self._corpus.train, self._corpus.skipped
         share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)
         left_out = f"; left out: {skipped.train_too_long} too long, {skipped.train_empty} with an empty side"
-        return [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
+        lines = [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
+        losses, vocabulary = self._corpus.losses, self._config.vocabulary
+        if losses.unknown_pieces:
+            lines.append(
+                f"{losses.unknown_pieces:,} pieces of the training text are unknown to the vocabulary"
+                f" (vocabulary.character_coverage: {vocabulary.character_coverage:g})"
+            )
+        if losses.normalized_lines:
+            lines.append(
+                f"{losses.normalized_lines:,} lines of the training text are changed before it is read"
+                f" (vocabulary.normalization: {vocabulary.normalization})"
+            )
+        return lines
 
     def export(
         self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, measured: Mapping[str, float | None]

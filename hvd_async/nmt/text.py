@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_async.atomic import write_file
 from hvd_async.config import DataConfig
-from hvd_async.errors import DataError
+from hvd_async.errors import ConfigError, DataError
+
+# Text shrinks to a third or a tenth. What unpacks to more than this, beyond the first bytes, was made to fill memory.
+_MOST_UNPACKING = 200
+_UNPACKED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,51 @@ def read_bytes(path: Path) -> bytes:
     """The content of `path`, unpacked if it ends in `.gz`. Raises `DataError` if it cannot be read."""
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return unpack(content, str(path)) if path.suffix == ".gz" else content
+
+
+def unpack(packed: bytes, origin: str) -> bytes:
+    """The content of a gzip file, of which `origin` is the name. Raises `DataError` if it is damaged, or unpacks to so much that
+    it can be no text."""
+    most = _MOST_UNPACKING * len(packed) + _UNPACKED_AT_ONCE
+    parts: list[bytes] = []
+    size, rest = 0, packed
+    try:
+        while rest:  # a member of the file after another
+            member = zlib.decompressobj(wbits=31)
+            while not member.eof:
+                parts.append(member.decompress(rest, _UNPACKED_AT_ONCE))
+                size, rest = size + len(parts[-1]), member.unconsumed_tail
+                if size > most:
+                    raise DataError(
+                        f"{origin}: got {len(packed):,} bytes that unpack to more than {most:,}, expected text; unpack it by hand"
+                        " if it is right"
+                    )
+                if not parts[-1] and not rest and not member.eof:
+                    raise DataError(f"{origin}: damaged gzip file: it ends too early")
+            rest = member.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        raise DataError(f"{origin}: damaged gzip file: {error}") from None
+    return b"".join(parts)
+
+
+def write_texts(folder: Path, texts: Mapping[str, bytes], *, overwrite: bool) -> None:
+    """Write each text to the file of its name in `folder`.
+
+    Nothing is written, and `ConfigError` raised, where a file is there with other text, or would be hidden by the new one, and
+    `overwrite` is not set."""
+    for name, text in texts.items():
+        plain, zipped = folder / name, folder / f"{name}.gz"
+        for path in (plain, zipped):
+            if not overwrite and path.exists() and (path == zipped or not path.is_file() or read_bytes(path) != text):
+                raise ConfigError(
+                    f"--output: got {folder}, where {path.name} is other text, expected a folder without it; name another"
+                    " folder, or replace it with --overwrite"
+                )
+    for name, text in texts.items():
+        write_file(folder / name, text)
 
 
 def split_lines(content: bytes, path: Path) -> list[str]:

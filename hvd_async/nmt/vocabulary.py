@@ -18,6 +18,7 @@ NUM_SPECIAL = 4
 
 # SentencePiece takes an unsigned 32-bit seed.
 _SEED_RANGE = 2**32
+_SPACE = "\u2581"  # SentencePiece's sign for one
 _QUIET = 2  # log errors alone; they reach us as exceptions
 
 
@@ -40,9 +41,11 @@ class Vocabulary:
     def train(cls, texts: Iterable[str], config: VocabularyConfig, seed: int) -> Vocabulary:
         """Train on `texts` (both languages). The same texts, settings and seed give the same pieces.
 
-        Raises `DataError` where the text has too few or too many different characters and words for `config.size`, with
-        the size that would do.
+        By default SentencePiece would pass over lines of more than 4,192 bytes, and over letters of special pieces' names
+        in the text. Raises `DataError` where the text has too few or too many different characters and words for
+        `config.size`, with the size that would do.
         """
+        texts = list(texts)
         sentencepiece.set_random_generator_seed(seed % _SEED_RANGE)
         model = io.BytesIO()
         try:
@@ -52,10 +55,18 @@ class Vocabulary:
                 model_type=config.kind,
                 vocab_size=config.size,
                 character_coverage=config.character_coverage,
+                normalization_rule_name=config.normalization,
+                max_sentence_length=max((len(text.encode()) for text in texts), default=0) + 10,  # 10 is its least
+                input_sentence_size=0,  # all of them
+                remove_extra_whitespaces=True,
                 pad_id=PAD,
                 unk_id=UNK,
                 bos_id=BOS,
                 eos_id=EOS,
+                pad_piece="<hvd_async:pad>",  # names that no text has, unlike <s>
+                unk_piece="<hvd_async:unk>",
+                bos_piece="<hvd_async:bos>",
+                eos_piece="<hvd_async:eos>",
                 num_threads=1,  # with more, the order in which floats are summed varies
                 minloglevel=_QUIET,
             )
@@ -87,6 +98,11 @@ class Vocabulary:
         ids: list[list[int]] = self._processor.encode(list(texts), num_threads=1)
         return ids
 
+    def num_normalized(self, texts: Sequence[str]) -> int:
+        """How many of `texts` normalisation changes, but for spaces."""
+        normalized: list[str] = self._processor.normalize(list(texts))
+        return sum(_without_spaces(a) != _without_spaces(b) for a, b in zip(texts, normalized, strict=True))
+
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Text of each sequence, up to its first end of sentence; the special pieces have no text."""
         return [self._decode_one(sequence) for sequence in sequences]
@@ -97,6 +113,10 @@ class Vocabulary:
             ids = ids[: ids.index(EOS)]
         text: str = self._processor.decode([int(i) for i in ids if i >= NUM_SPECIAL])
         return text
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.replace(_SPACE, "").split())
 
 
 def _explain(message: str, size: int) -> str:

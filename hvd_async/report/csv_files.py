@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.statistics import Interval
+from hvd_async.printable import printable, spreadsheet_cell
 from hvd_async.report.all_runs import Value, values_of
 from hvd_async.report.bars import SHARES
 
@@ -64,7 +65,7 @@ def _variant(row: Row, reasons: Sequence[str]) -> dict[str, Value]:
     for name in _INTERVALS:
         values |= _interval(name, getattr(row, name))
     values |= {"steps_per_second": row.steps_per_second, "mean_staleness": row.mean_staleness}
-    values |= {f"refused_{reason}": row.refused.get(reason, 0) for reason in reasons}
+    values |= {f"refused_{printable(reason)}": row.refused.get(reason, 0) for reason in reasons}
     values |= {name: None if row.shares is None else getattr(row.shares, name) for name in SHARES}
     for name in ("synchronous", "asynchronous"):
         values[f"ideal_{name}_steps_per_second"] = None if row.ideal is None else getattr(row.ideal, name)
@@ -90,4 +91,6 @@ def _csv(lines: Sequence[Mapping[str, Value]], columns: Sequence[str]) -> str:
 def _plain(value: Value) -> str:
     if value is None:
         return ""
+    if isinstance(value, str):
+        return spreadsheet_cell(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hvd_async.printable import printable_lines
 from hvd_async.report.document import Document
 from hvd_async.report.drawing import inline
 
@@ -14,6 +15,7 @@ def html(document: Document) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hvd_async.report", "templates"),
         autoescape=True,
+        finalize=lambda value: printable_lines(value) if type(value) is str else value,  # what is marked up is our own
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 
+from hvd_async.printable import printable, printable_lines
 from hvd_async.report.document import Block, Cell, Code, Document, Figure, Fold, Items, Section, Table, Terms, Text
 
 
@@ -25,7 +26,7 @@ def _block(block: Block, level: int) -> list[str]:
         return [f"{'#' * level} {_escape(block.title)}", *_blocks(block.blocks, level + 1)]
     if isinstance(block, Fold):
         inside = _blocks(block.blocks, level)
-        return [f"<details>\n<summary>{html.escape(block.summary)}</summary>", *inside, "</details>"]
+        return [f"<details>\n<summary>{html.escape(printable(block.summary))}</summary>", *inside, "</details>"]
     if isinstance(block, Text):
         text = _escape(f"{block.label}: {block.text}" if block.label else block.text)
         return [f"**{text}**" if block.kind == "answer" else text]
@@ -58,10 +59,10 @@ def _code(block: Code) -> str:
     """Fenced by more backticks than the text has on end."""
     longest = max(map(len, re.findall("`+", block.text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{block.text.rstrip()}\n{fence}"
+    return f"{fence}\n{printable_lines(block.text).rstrip()}\n{fence}"
 
 
 def _escape(text: str) -> str:
     """As text that means itself, in one line."""
-    text = re.sub(r"([\\`*\[\]<|])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*\[\]<|])", r"\\\1", printable(" ".join(text.split())))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.results import Row, results
+from hvd_async.printable import printable
 from hvd_async.report.answer import answer
 from hvd_async.report.document import Cell, Table
 from hvd_async.report.origin import clock_note
@@ -27,9 +28,11 @@ def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
         own = [row for row in rows if row.setting == setting]
         said = answer(own, collection.baseline, collection.target)
         label = f"{setting}: " if len(collection.settings) > 1 else ""
-        parts.append(textwrap.fill(f"{label}{said.sentence}", _WIDTH))
+        parts.append(textwrap.fill(printable(f"{label}{said.sentence}"), _WIDTH))
         parts.append(
-            "\n".join(textwrap.fill(note, _WIDTH, initial_indent="- ", subsequent_indent="  ") for note in said.notes)
+            "\n".join(
+                textwrap.fill(printable(note), _WIDTH, initial_indent="- ", subsequent_indent="  ") for note in said.notes
+            )
         )
         if any(row.runs for row in own):
             parts.append(_table(own, collection))
@@ -62,4 +65,4 @@ def _column(table: Table, name: str) -> list[str]:
 
 
 def _text(cell: Cell, *, with_detail: bool) -> str:
-    return f"{cell.text} ({cell.detail})" if cell.detail and with_detail else cell.text
+    return printable(f"{cell.text} ({cell.detail})" if cell.detail and with_detail else cell.text)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 from hvd_async.atomic import write_file
 from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.results import Row, results
+from hvd_async.errors import ConfigError
 from hvd_async.report.contents import contents
 from hvd_async.report.csv_files import runs_csv, variants_csv
 from hvd_async.report.html import html
@@ -16,13 +18,19 @@ from hvd_async.report.timeline import Window
 
 
 def write_report(
-    collection: Collection, output: pathlib.Path, window: Window | None = None, rows: Sequence[Row] | None = None
+    collection: Collection,
+    output: pathlib.Path,
+    window: Window | None = None,
+    rows: Sequence[Row] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> list[pathlib.Path]:
     """Write the report of `collection` into `output`; the paths of its files, `report.html` first.
 
     The same runs give the same bytes. `window`: of the timelines; absent, some steps in the middle of each run. `rows`: its
-    `results`, where somebody has them already. Raises
-    `DataError` where a run's event log is damaged, or a file cannot be written.
+    `results`, where somebody has them already. A former report is replaced, other files of these names are so with
+    `overwrite` alone. Raises `DataError` where a run's event log is damaged, or a file cannot be written, and `ConfigError` for
+    files that stay.
     """
     rows = results(collection) if rows is None else rows
     document = contents(collection, rows, output, window)
@@ -35,9 +43,22 @@ def write_report(
     for figure in document.figures():
         files[f"figures/{figure.name}.svg"] = figure.svg.encode()
         files[f"figures/{figure.name}.png"] = figure.png
+    former = _figures_of_former(output)
+    if former is None and not overwrite and (there := [name for name in files if (output / name).exists()]):
+        raise ConfigError(
+            f"--output: got {output}, where {there[0]} is not of a report, expected a folder without it; name another folder, or"
+            " replace it with --overwrite"
+        )
     for name, content in files.items():
         write_file(output / name, content)
-    for path in (output / "figures").glob("*.*"):  # a figure of a former report would pass for one of this
-        if path.suffix in (".svg", ".png") and f"figures/{path.name}" not in files:
-            path.unlink()
+    for name in (former or set()) - files.keys():  # it would pass for one of this report
+        (output / name).unlink(missing_ok=True)
     return [output / name for name in files]
+
+
+def _figures_of_former(output: pathlib.Path) -> set[str] | None:
+    """The figures of the report in `output`; None where there is none."""
+    if not all((output / name).is_file() for name in ("report.html", "report.md", "runs.csv", "variants.csv")):
+        return None
+    text = (output / "report.md").read_text(encoding="utf-8", errors="replace")
+    return {f"{name}.{kind}" for name in re.findall(r"\]\((figures/[\w.-]+)\.svg\)", text) for kind in ("svg", "png")}

@@ -136,6 +136,9 @@ def lines_of(rows: Sequence[Row]) -> list[str]:
     return ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in texts]
 
 
+PLAN_FILES = ("plan.csv", "plan.md", "plan.svg", "plan.png")
+
+
 def write_plan(folder: pathlib.Path, rows: Sequence[Row]) -> list[pathlib.Path]:
     """`plan.csv` with all figures, `plan.md` with those of the terminal, and `plan.svg` and `plan.png`; their paths."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from hvd_async.simulation.exact_groups import ExactGroups
 from hvd_async.simulation.synchronous import Synchronous
 from hvd_async.simulation.timing import DEFAULT_SECONDS
 from hvd_async.step_times import StepTimes
-from hvd_async.training import Task
+from hvd_async.training import Task, check_buffers
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     clock = make_clock(config, times, workers)
     task = make_task(config)
     module = task.build_model()
+    if config.strategy.kind == "async":
+        check_buffers(task, module)
     flat = FlatParameters(module)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
     folder = RunFolder(config.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 from collections.abc import Callable, Sequence
 
@@ -35,10 +36,13 @@ class Ddp:
         """See `Strategy.execute`."""
         device = job.flat.parameters.device
         backend = "nccl" if device.type == "cuda" else "gloo"
+        is_local = len({plan.host for plan in job.plans}) == 1
+        if is_local:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # Gloo has no other way to be told; nobody else is to reach it
         # A rank that waits in backward for one that has gone is told so by torch then.
         timeout = datetime.timedelta(seconds=job.strategy.worker_timeout_seconds)
         rank, size = self.group.rank, self.group.size
-        dist.init_process_group(backend, store=self._meet(timeout), rank=rank, world_size=size, timeout=timeout)
+        dist.init_process_group(backend, store=self._meet(is_local, timeout), rank=rank, world_size=size, timeout=timeout)
 
         def guarded(worker: Worker, model: torch.nn.Module) -> None:
             try:
@@ -60,12 +64,14 @@ class Ddp:
     def close(self) -> None:
         """See `Strategy.close`."""
 
-    def _meet(self, timeout: datetime.timedelta) -> TCPStore:
-        """A store on rank 0, on a port that the system chose."""
+    def _meet(self, is_local: bool, timeout: datetime.timedelta) -> TCPStore:
+        """A store on rank 0, on a port that the system chose; where all ranks are on one host, only that host reaches it."""
         host, server = "", None
         if self.group.rank == 0:
-            host = socket.gethostname()
-            server = TCPStore(host, 0, self.group.size, is_master=True, wait_for_workers=False, timeout=timeout)
+            host = "127.0.0.1" if is_local else socket.gethostname()
+            # The store itself would listen on all interfaces; it takes over the socket, and closes it.
+            listening = socket.create_server((host, 0)).detach() if is_local else None
+            server = TCPStore(host, 0, self.group.size, True, timeout, wait_for_workers=False, master_listen_fd=listening)
         address = self.group.exchange(f"{host} {server.port}" if server is not None else "")[0]
         if server is not None:
             return server

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from hvd_async.environment import check_launcher, check_world, read_environment
+from hvd_async.environment import check_home, check_launcher, check_world, read_environment
 from hvd_async.errors import SetupError
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
         raise SetupError(f"MPI cannot be loaded: {reason}; launch/setup.sh installs one, or mend the library path") from None
     if not MPI.Is_initialized():
         check_launcher(launched, _library(), has_pmix=_is_loaded("libpmix"))
+        if _library().startswith("Open MPI"):
+            check_home(environ)
         if is_old_mpich(_library()):
             # 4.0.2 completes what concerns a window in shared memory only when its owner enters MPI: workers wait for ever.
             environ.setdefault("MPIR_CVAR_ASYNC_PROGRESS", "1")

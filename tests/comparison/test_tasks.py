@@ -359,9 +359,9 @@ def test_a_signal_saves_everything_and_the_same_task_goes_on(
     with task(path, 0) as process:
         wait_for_updates(process)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=SECONDS)
+        output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number, errors
-    assert "everything saved" in errors and errors.endswith(f"the same command goes on: stopped by {number.name}\n")
+    assert "everything saved" in output and errors.endswith(f"the same command goes on: stopped by {number.name}\n")
     assert json.loads((run / "summary.json").read_text())["how"] == "stopped"
     assert not (folder / "out/faults").exists()
     with task(path, 0) as process:
@@ -394,8 +394,8 @@ def test_a_task_of_real_ranks_goes_on(folder: pathlib.Path, text: pathlib.Path) 
     with task(path, 0) as process:
         wait_for_updates(process)
         process.send_signal(signal.SIGUSR1)
-        _, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 138 and "everything saved" in errors, errors
+        output, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 138 and "everything saved" in output, errors
     with task(path, 0) as process:
         output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0 and "async-s1: goes on, 1 of 1" in output.splitlines(), errors

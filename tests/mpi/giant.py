@@ -10,11 +10,12 @@ import torch
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store.client import ClientOptions, StoreClient
+from hvd_async.store.liveness import Heartbeat
 from hvd_async.store.parameter_store import Arrival, ParameterStore
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.store.shard import Shard
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
-from hvd_async.transport.layout import Layout
+from hvd_async.transport.layout import Layout, Word
 from hvd_async.transport.mpi import SharedMemory, open_blocks
 from tests.mpi.patterns import Books
 
@@ -61,7 +62,8 @@ def exercise(group: MpiGroup, size: int, steps: int) -> None:
             assert isinstance(memory, SharedMemory)
             buffers = [memory.vector(layout.published_offset(number)) for number in range(2)]
             store = ParameterStore(Shard(buffers, optimizer, allocate=unused), size, optimizer, strategy, 1)
-            StoreServer(store, memory, Books(), ServerOptions()).serve(lambda: None)
+            with Heartbeat(memory, Word.STORE_HEARTBEAT):
+                StoreServer(store, memory, Books(), ServerOptions()).serve(lambda: None)
             assert store.version == steps
             check(store.parameters, -float(steps))
             return

@@ -15,11 +15,12 @@ import torch
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store.client import ClientOptions, StoreClient
+from hvd_async.store.liveness import Heartbeat
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.server import ServerOptions, StoreServer
 from hvd_async.store.shard import Shard
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
-from hvd_async.transport.layout import NUM_PROVISIONAL, Layout
+from hvd_async.transport.layout import NUM_PROVISIONAL, Layout, StopNotice, Word
 from hvd_async.transport.mpi import SharedMemory, open_blocks
 
 
@@ -49,6 +50,10 @@ class Books:
     def is_finished(self) -> bool:
         return False
 
+    def ended(self, notice: StopNotice | None) -> None: ...
+
+    def rescue(self, stop: StopNotice | None = None) -> None: ...
+
 
 def main(size: int, steps: int) -> None:
     torch.set_num_threads(1)
@@ -71,7 +76,8 @@ def exercise(group: MpiGroup, size: int, steps: int, strategy: StrategyConfig) -
             provisional = [memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)]
             shard = Shard(buffers, optimizer, provisional=provisional)
             store, books = ParameterStore(shard, size, optimizer, strategy, group.size - 1), Books()
-            StoreServer(store, memory, books, ServerOptions()).serve(lambda: None)
+            with Heartbeat(memory, Word.STORE_HEARTBEAT):
+                StoreServer(store, memory, books, ServerOptions()).serve(lambda: None)
             total = steps * (group.size - 1)
             assert books.num_arrivals == total, (books.num_arrivals, total)
             # SGD with rate 1 on gradients -1: the parameters count the arrivals, or versions.

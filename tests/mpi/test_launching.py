@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -52,6 +53,51 @@ def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, starte
     done = launch(path, "--workers", "2", "--starter", starter).check()
     assert "finished: version" in done.stdout
     assert len(losses_of(tmp_path / "run")) > 3
+
+
+def sockets_of(process: pathlib.Path) -> set[str]:
+    """Inodes of the sockets that a process has open, from its folder in /proc."""
+    with contextlib.suppress(OSError):
+        links = [os.readlink(path) for path in (process / "fd").iterdir()]
+        return {link[8:-1] for link in links if link.startswith("socket:[")}
+    return set()
+
+
+def listening() -> dict[str, str]:
+    """Of each listening TCP socket on another address than the loopback's, the inode and the address in hexadecimal."""
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in pathlib.Path("/proc/net", name).read_text().splitlines()[1:]
+    ]
+    here = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+    return {line[9]: line[1] for line in lines if line[3] == "0A" and line[1].partition(":")[0] not in here}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["async", "ddp", "horovod"])
+def test_ranks_of_one_host_listen_to_nobody_else(tmp_path: pathlib.Path, kind: str) -> None:
+    """The starter's own port is not ours to close."""
+    if kind == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    training = {"tokens": None, "seconds": 3.0, "device": "cpu"}
+    path = write_config(tmp_path, strategy={"kind": kind}, training=training, validation={"bleu": False})
+    seen_ranks, open_to_others = 0, {}
+    argv = [sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", "2"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as launched:
+        while launched.poll() is None:
+            words = {}
+            for process in pathlib.Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    words[process] = (process / "cmdline").read_text(errors="replace").split("\0")
+            ours = {process for process, argv in words.items() if "train" in argv and str(path) in argv}
+            ranks = {process for process in ours if words[process][1:3] == ["-m", "hvd_async"]}
+            starters = set().union(*(sockets_of(process) for process in ours - ranks))
+            seen_ranks = max(seen_ranks, len(ranks))
+            for process in ranks:
+                own = sockets_of(process) - starters
+                open_to_others |= {inode: address for inode, address in listening().items() if inode in own}
+    assert launched.returncode == 0 and seen_ranks >= 2
+    assert open_to_others == {}
 
 
 def spoil_nothing_left(text: pathlib.Path) -> None:

@@ -122,6 +122,14 @@ def test_batches_for_tokens_is_the_smallest_number_that_reaches_them(tokens: int
     assert count == 0 or sum(held[:-1]) < tokens
 
 
+def test_more_epochs_than_can_be_planned_are_refused_at_once() -> None:
+    plan = BatchPlan(np.array([3, 4]), np.array([4, 4]), SMALL, seed=1)
+    with pytest.raises(
+        ConfigError, match=r"got 1000000000000, which is 99,999,999,999 epochs of 10 tokens, expected 10,000 epochs"
+    ):
+        plan.batches_for_tokens(10**12)
+
+
 def test_collate_pads_at_the_right_and_shifts_the_target() -> None:
     batch = collate([[5, 6, 7], [8]], [[9], [10, 11]])
     assert batch.source.tolist() == [[5, 6, 7, EOS], [8, EOS, PAD, PAD]]

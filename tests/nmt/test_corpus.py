@@ -10,7 +10,8 @@ import pytest
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
-from hvd_async.nmt.corpus import PreparedCorpus, prepare
+from hvd_async.nmt.corpus import Losses, PreparedCorpus, prepare
+from hvd_async.nmt.vocabulary import UNK
 from tests.nmt.settings import make_config
 
 
@@ -98,6 +99,27 @@ def test_pairs_too_long_or_empty_are_left_out_of_training_and_counted(own_folder
     assert len(corpus.validation) == len(corpus.validation_sources) == 11
     assert max(*corpus.train.source_lengths, *corpus.train.target_lengths) <= 70
     assert corpus.validation.source_lengths[0] > 70
+
+
+def test_what_has_no_tokens_is_empty_and_what_is_lost_is_counted(own_folder: Path) -> None:
+    for name in ("train.en", "val.en"):
+        lines = (own_folder / name).read_text().splitlines()
+        lines[0], lines[1] = "\u200b\u200b", "½ ﬁ"
+        (own_folder / name).write_text("\n".join(lines) + "\n")
+    corpus = prepare(make_config(own_folder, vocabulary={"size": 200, "character_coverage": 0.98}))
+    assert (corpus.skipped.train_empty, corpus.skipped.validation_empty) == (1, 1)
+    assert (len(corpus.train), len(corpus.validation), len(corpus.validation_targets)) == (299, 11, 11)
+    assert corpus.validation_sources[0] == "½ ﬁ" and min(corpus.validation.source_lengths) > 0
+    tokens = [*corpus.train.source_tokens.tolist(), *corpus.train.target_tokens.tolist()]
+    assert corpus.losses == Losses(unknown_pieces=tokens.count(UNK), normalized_lines=2) and tokens.count(UNK) > 0
+    assert prepare(make_config(own_folder)).losses.unknown_pieces == 0
+
+
+def test_a_folder_that_cannot_be_written_names_the_key_that_helps(own_folder: Path) -> None:
+    (own_folder / "prepared").write_text("a file in the way")
+    with pytest.raises(DataError, match=r"cannot be made: .*; set data\.prepared to a folder that can be written"):
+        prepare(make_config(own_folder))
+    assert len(prepare(make_config(own_folder, data={"prepared": str(own_folder / "else")})).train) == 300
 
 
 def test_a_limit_that_leaves_nothing_is_refused(own_folder: Path) -> None:

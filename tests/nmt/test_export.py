@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -125,3 +126,19 @@ def test_a_model_that_diverged_is_known(exported: Path) -> None:
     with torch.no_grad():
         next(loaded.model.parameters()).view(-1)[-1] = torch.nan
     assert not loaded.is_finite()
+
+
+def test_a_model_larger_than_memory_is_refused_by_the_header_of_its_tensors(exported: Path) -> None:
+    path = exported / "config.yaml"
+    path.write_text(re.sub("width: 16", f"width: {2**20}", path.read_text()))
+    with pytest.raises(DataError, match=rf"model\.safetensors: .*: got shape .*, expected \[.*{2**20}\] by config\.yaml"):
+        load_model(exported)
+
+
+def test_the_name_of_a_tensor_stays_in_its_line(exported: Path) -> None:
+    tensors = safetensors.torch.load_file(exported / "model.safetensors")
+    tensors["a\nhvd-async: \x1b[31mforged"] = torch.zeros(1)
+    safetensors.torch.save_file(tensors, exported / "model.safetensors")
+    with pytest.raises(DataError) as caught:
+        load_model(exported)
+    assert "tensor a\\nhvd-async: \\x1b[31mforged is unknown" in str(caught.value) and str(caught.value).isprintable()

@@ -9,7 +9,7 @@ import torch
 
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.nmt import TranslationTask
-from hvd_async.nmt.corpus import PreparedCorpus
+from hvd_async.nmt.corpus import Losses, PreparedCorpus
 from hvd_async.nmt.export import load_model
 from hvd_async.nmt.scoring import Evaluation
 from tests.nmt.settings import make_config
@@ -130,6 +130,14 @@ def test_remarks_tell_sizes_padding_and_what_was_left_out(task: TranslationTask,
     assert remark.endswith(
         f"left out: {corpus.skipped.train_too_long} too long, {corpus.skipped.train_empty} with an empty side"
     )
+
+
+def test_remarks_tell_what_the_vocabulary_does_not_keep(folder: Path, corpus: PreparedCorpus) -> None:
+    lossy = dataclasses.replace(corpus, losses=Losses(unknown_pieces=1234, normalized_lines=7))
+    assert TranslationTask(make_config(folder), lossy).remarks()[1:] == [
+        "1,234 pieces of the training text are unknown to the vocabulary (vocabulary.character_coverage: 1)",
+        "7 lines of the training text are changed before it is read (vocabulary.normalization: nmt_nfkc)",
+    ]
 
 
 def test_an_export_carries_version_and_measurements(task: TranslationTask, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from hvd_async.errors import DataError
-from hvd_async.nmt.text import find_file, read_split
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.nmt.text import find_file, read_bytes, read_split, write_texts
 
 
 def write(folder: Path, source: bytes, target: bytes) -> None:
@@ -73,3 +74,39 @@ def test_a_damaged_gzip_file_is_reported(tmp_path: Path, damage: object) -> None
     (tmp_path / "train.de.gz").write_bytes(damage(gzip.compress(b"x\n" * 100)))
     with pytest.raises(DataError, match=r"train\.de\.gz: damaged gzip file"):
         read_split(tmp_path, "train", "en", "de")
+
+
+def test_a_file_that_unpacks_to_more_than_text_does_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(bytes(300 << 20)))
+    tracemalloc.start()
+    with pytest.raises(
+        DataError, match=r"got [\d,]+ bytes that unpack to more than [\d,]+, expected text; unpack it by hand"
+    ):
+        read_bytes(path)
+    assert tracemalloc.get_traced_memory()[1] < 150 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", [b"", b"a\n" * 400_000, b"some words of text\n" * 10])
+def test_files_of_several_members_and_padding_unpack_whole(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "text.gz"
+    path.write_bytes(gzip.compress(text) + gzip.compress(b"end\n") + bytes(10))
+    assert read_bytes(path) == text + b"end\n"
+
+
+@pytest.mark.parametrize("existing", ["train.en", "train.de", "train.en.gz"])
+def test_other_text_is_not_replaced_or_hidden(tmp_path: Path, existing: str) -> None:
+    texts = {"train.en": b"one\n", "train.de": b"eins\n"}
+    (tmp_path / existing).write_bytes(b"mine\n")
+    with pytest.raises(ConfigError) as caught:
+        write_texts(tmp_path, texts, overwrite=False)
+    assert str(caught.value) == (
+        f"--output: got {tmp_path}, where {existing} is other text, expected a folder without it; name another folder, or replace"
+        " it with --overwrite"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [existing] and (tmp_path / existing).read_bytes() == b"mine\n"
+    write_texts(tmp_path, texts, overwrite=True)
+    (tmp_path / "train.en.gz").unlink(missing_ok=True)
+    write_texts(tmp_path, texts, overwrite=False)  # the same text is nobody's loss
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == texts

@@ -77,3 +77,38 @@ def test_a_damaged_model_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         Vocabulary.load(tmp_path / "none")
+
+
+LONG = "ж " + "word " * 2400  # 12,002 bytes; SentencePiece passes over lines of more than 4,192 by itself
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_every_line_counts_whatever_its_length(kind: str) -> None:
+    config = VocabularyConfig.model_validate({"size": 80, "kind": kind})
+    vocabulary = Vocabulary.train([*TEXTS[:40], *[LONG] * 5], config, seed=1)
+    assert vocabulary.decode(vocabulary.encode(["ж word"])) == ["ж word"]
+
+
+@pytest.mark.parametrize("text", ["a <s> b", "</s> and <unk> and <pad>"])
+def test_names_of_special_pieces_are_text_like_other_text(text: str) -> None:
+    vocabulary = Vocabulary.train([*TEXTS, *[text] * 10], VocabularyConfig(size=150), seed=1)
+    assert vocabulary.decode(vocabulary.encode([text])) == [text]
+
+
+def test_normalisation_is_as_configured_and_counted() -> None:
+    texts = [*TEXTS, "½ and ，", "two  spaces", "plain"]
+    found = {}
+    for name in ("nmt_nfkc", "nfkc", "identity"):
+        config = VocabularyConfig.model_validate({"size": 150, "normalization": name})
+        vocabulary = Vocabulary.train(texts, config, seed=1)
+        found[name] = (vocabulary.decode(vocabulary.encode(texts[-3:])), vocabulary.num_normalized(texts))
+    assert found == {
+        "nmt_nfkc": (["1⁄2 and ,", "two spaces", "plain"], 1),
+        "nfkc": (["1⁄2 and ,", "two spaces", "plain"], 1),
+        "identity": (["½ and ，", "two spaces", "plain"], 0),
+    }
+
+
+def test_coverage_is_what_sentencepiece_can_do() -> None:
+    with pytest.raises(ValueError, match=r"greater than or equal to 0\.98"):
+        VocabularyConfig(character_coverage=0.3)

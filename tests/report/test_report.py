@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import pathlib
 import re
@@ -13,7 +14,7 @@ import pytest
 
 from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.target import Target
-from hvd_async.errors import DataError
+from hvd_async.errors import ConfigError, DataError
 from hvd_async.report import text_of, write_report
 from tests.report.folders import Made, Wanted, collect
 
@@ -178,6 +179,38 @@ def test_the_unusual_is_readable(case: str, tmp_path: pathlib.Path) -> None:
     assert len(lines_of(tmp_path / "report" / "runs.csv")) == len(collection.entries)
     figures = {path.stem for path in (tmp_path / "report").glob("figures/*.svg")}
     assert ("curves" in figures) == (case not in ("nothing", "failures alone", "nothing but NaN"))
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path: pathlib.Path) -> None:
+    output, collection = tmp_path / "paper", pair(tmp_path)
+    mine = {"report.md": "my own", "figures/mine.svg": "<svg/>"}
+    for name, text in mine.items():
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text(text)
+    with pytest.raises(ConfigError, match=f"--output: got {output}, where report.md is not of a report, expected a folder"):
+        write_report(collection, output)
+    assert {str(path.relative_to(output)): path.read_text() for path in output.rglob("*.*")} == mine
+    figures = {path for path in write_report(collection, output, overwrite=True) if path.parent.name == "figures"}
+    former = output / "figures" / "former.svg"
+    former.write_text("<svg/>")
+    with (output / "report.md").open("a") as file:
+        file.write("![of a former report](figures/former.svg)")
+    write_report(collection, output)
+    assert not former.exists() and set((output / "figures").iterdir()) == {*figures, output / "figures/mine.svg"}
+
+
+def test_names_of_a_damaged_or_hostile_plan_stay_within_their_line_and_cell(tmp_path: pathlib.Path) -> None:
+    collection = pair(tmp_path)
+    odd = "\x1b[31m=1+1\nhvd-async: forged"
+    entries = tuple(dataclasses.replace(e, variant=odd if e.variant == "async" else "=2+2") for e in collection.entries)
+    collection = dataclasses.replace(collection, entries=entries, baseline="=2+2", title=odd)
+    write_report(collection, tmp_path / "report")
+    shown = text_of(collection)
+    for text in (shown, *((tmp_path / "report" / name).read_text() for name in ("report.md", "report.html", "runs.csv"))):
+        assert "\x1b" not in text and not any(line.startswith("hvd-async: forged") for line in text.split("\n"))
+    lines = (tmp_path / "report" / "variants.csv").read_text().splitlines()
+    variants = {line["variant"] for line in csv.DictReader(lines)}
+    assert variants == {"'=2+2", "\\x1b[31m=1+1\\nhvd-async: forged"}
 
 
 def test_a_damaged_log_is_named(tmp_path: pathlib.Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +17,11 @@ from hvd_async.config import OptimizerConfig
 from hvd_async.errors import PeerError
 from hvd_async.store import ParameterStore, Refusal
 from hvd_async.store.client import IDLE, Base, ClientOptions, StoreClient
+from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import ClaimOrder
-from hvd_async.store.server import ServerOptions, StoreServer
+from hvd_async.store.liveness import Heartbeat, Silence
+from hvd_async.store.notice import announce_failure
+from hvd_async.store.server import ServerOptions, StopTimeoutError, StoreServer
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.layout import (
     NUM_PROVISIONAL,
@@ -693,6 +699,83 @@ def test_the_first_request_to_stop_stands() -> None:
     assert client.stop_notice() == StopNotice(StopKind.SIGNAL, 1, 2)
 
 
+def test_a_failure_outlives_every_request_to_stop() -> None:
+    memory = ThreadMemory(Layout(4, 1))
+    client = StoreClient([memory], 0, ClientOptions())
+    announce_failure(memory, 3)
+    client.request_stop(StopNotice(StopKind.SIGNAL, 1, 15))
+    with pytest.raises(PeerError, match="rank 3 failed"):
+        client.stop_notice()
+
+
+# --- A reader that is slower than the store ---------------------------------------------------------------------------
+
+
+class SlowMemory(ThreadMemory):
+    """While anybody copies parameters out of it, the store makes as many versions as it can."""
+
+    def __init__(self, layout: Layout, num_versions: int) -> None:
+        super().__init__(layout)
+        self.advance: Callable[[], None] = lambda: None
+        self.num_versions = num_versions
+        self.num_copies = 0
+
+    def get(self, offset: int, target: torch.Tensor) -> None:
+        self.num_copies += 1
+        for _ in range(self.num_versions):
+            self.advance()
+        super().get(offset, target)
+
+
+@pytest.mark.parametrize("num_versions", [1, 2, 3, 50])
+@pytest.mark.parametrize("num_buffers", [2, 3])
+def test_a_reader_slower_than_the_versions_gets_a_whole_one_in_the_end(num_buffers: int, num_versions: int) -> None:
+    """After two copies that were overwritten the store waits for it."""
+    layout = Layout(4, 2, num_buffers=num_buffers)
+    memory = SlowMemory(layout, num_versions)
+    store = make_store(asynchronous(arrivals_per_update=1), num_workers=2, memory=memory)
+    server = StoreServer(store, memory, Recorder(), ServerOptions())
+    server._publish()
+    batches = itertools.count()
+
+    def advance() -> None:
+        if not store.pending:
+            store.accept([arrival(next(batches), base_version=store.version)], Gradient.measure(torch.ones(4)))
+        server._advance()
+
+    memory.advance = advance
+    client = StoreClient([memory], 1, ClientOptions())
+    parameters = torch.full((4,), torch.nan)
+    for _ in range(3):
+        before, memory.num_copies = store.version, 0
+        version = client.pull(parameters)
+        assert parameters.tolist() == [-float(version)] * 4 and version >= before
+        assert memory.num_copies <= 3
+        advance()  # nothing holds the store any more
+    assert store.version > 3
+
+
+def test_a_store_that_waits_for_a_reader_goes_on_when_that_has_read() -> None:
+    memory = ThreadMemory(Layout(4, 1, num_buffers=2))
+    store = make_store(asynchronous(arrivals_per_update=1), memory=memory)
+    server = StoreServer(store, memory, Recorder(), ServerOptions())
+    client = StoreClient([memory], 0, ClientOptions())
+    assert client._hold(0)
+    for batch in range(2):
+        store.accept([arrival(batch, base_version=batch)], Gradient.measure(torch.ones(4)))
+        assert server._advance() == (batch == 0)  # version 2 would be made where version 0 lies
+    assert memory.load(Word.NEXT_VERSION) == store.version == 1
+    client._let_go()
+    assert server._advance() and store.version == 2
+
+
+def test_a_reader_that_asks_too_late_reads_a_newer_version() -> None:
+    memory = ThreadMemory(Layout(4, 1, num_buffers=2))
+    memory.store(Word.NEXT_VERSION, 2)  # it is being made where version 0 lies
+    client = StoreClient([memory], 0, ClientOptions())
+    assert not client._hold(0) and client._hold(1)
+
+
 # --- Silence ----------------------------------------------------------------------------------------------------------
 
 IMPATIENT = ClientOptions(store_timeout_seconds=0.2)
@@ -722,3 +805,50 @@ def test_the_store_gives_up_on_a_worker_that_is_silent() -> None:
     server = StoreServer(store, memory, Recorder(), ServerOptions(worker_timeout_seconds=0.2))
     with pytest.raises(PeerError, match=r"worker 1 gave no sign of life for .* \(strategy.worker_timeout_seconds\)"):
         server.serve(lambda: None)
+
+
+def test_the_store_tells_a_dead_process_from_one_that_is_still_starting() -> None:
+    memory = ThreadMemory(Layout(4, 1))
+    store, journal = make_store(asynchronous(), memory=memory), Recorder()
+    server = StoreServer(store, memory, journal, ServerOptions(near_workers=frozenset([0])))
+    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    word = memory.layout.worker_word(0, WorkerWord.PROCESS)
+    memory.store(word, 2**22 + 1)  # nobody of that number was ever seen here: it may be counted otherwise there
+
+    def stop_requested() -> StopNotice | None:
+        if memory.load(word) != gone.pid:
+            memory.store(word, gone.pid)
+        elif server._processes:
+            gone.kill()
+            gone.wait()
+        return None
+
+    with gone, pytest.raises(PeerError, match=f"worker 0 is dead: its process {gone.pid} is gone"):
+        server.serve(stop_requested)
+
+
+def test_who_does_not_answer_a_request_to_stop_is_not_waited_for_longer_than_configured() -> None:
+    memory = ThreadMemory(Layout(4, 2))
+    store = make_store(asynchronous(), num_workers=2, memory=memory)
+    StoreClient([memory], 0, ClientOptions()).leave()
+    server = StoreServer(store, memory, Recorder(), ServerOptions(stop_timeout_seconds=0.2))
+    with pytest.raises(StopTimeoutError, match=r"worker 1 did not answer a request to stop for 0 s"):
+        server.serve(lambda: StopNotice(StopKind.SIGNAL, 0, 15))
+
+
+def test_a_heartbeat_goes_on_while_its_owner_computes_and_stops_when_that_hangs() -> None:
+    memory = ThreadMemory(Layout(4, 1))
+    silence = Silence()
+    with Heartbeat(memory, Word.STORE_HEARTBEAT, hang_timeout_seconds=0.6) as heartbeat:
+        until(lambda: memory.load(Word.STORE_HEARTBEAT) >= 3)
+        until(lambda: silence.seconds(memory.load(Word.STORE_HEARTBEAT)) > 0.6)  # nobody touched it
+        before = memory.load(Word.STORE_HEARTBEAT)
+        heartbeat.touch()
+        until(lambda: memory.load(Word.STORE_HEARTBEAT) > before)
+
+
+def until(is_over: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not is_over():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # another thread counts
