@@ -40,6 +40,7 @@ class EventLog:
         self._path = path
         self._mark = keep
         self._looked = 0.0
+        self._fault = ""
 
     def __enter__(self) -> EventLog:
         """Open the file and cut it to what is kept. Raises `DataError` if it does not begin with that."""
@@ -92,10 +93,14 @@ class EventLog:
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
+        """A log that could not be written once has lost something: whatever comes later is refused as well."""
+        if self._fault:
+            raise DataError(self._fault)
         try:
             yield
         except OSError as error:
-            raise DataError(f"{self._path}: cannot be written: {error.strerror or error}") from None
+            self._fault = f"{self._path}: cannot be written: {error.strerror or error}"
+            raise DataError(self._fault) from None
 
 
 def fits(path: pathlib.Path, mark: LogMark) -> bool:

@@ -179,7 +179,6 @@ class RunJournal:
 
     def updated(self, update: Update) -> None:
         """See `Journal.updated`."""
-        self._writer.raise_failures()
         self.metrics.add_update(update)
         self._num_not_finite = 0
         now = self.seconds
@@ -214,6 +213,7 @@ class RunJournal:
         self._copies.clear()
         self._log_digests(wait=self._is_simulated)  # where all that is written down follows from a seed
         self._progress.update(update, self.metrics, now)
+        self._writer.raise_failures()  # when all of this update is in the books
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
         """See `Journal.evaluated`. Exports the model if it is the best so far. After training the checkpoint learns of it at

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 # Copies of a run's parameters that may wait for the disk, beside one checkpoint.
@@ -18,7 +18,8 @@ class BackgroundWriter:
     def __init__(self, max_bytes: int) -> None:
         """Starts nothing. `max_bytes`: what may wait to be written; whoever brings more waits for the disk."""
         self._max_bytes = max_bytes
-        self._work: list[tuple[Future[object], int]] = []
+        self._work: list[tuple[Future[Any], int]] = []
+        self._failures: list[BaseException] = []
 
     def __enter__(self) -> BackgroundWriter:
         """Start the thread."""
@@ -32,25 +33,37 @@ class BackgroundWriter:
             self.wait()
 
     def submit(self, function: Callable[..., T], *arguments: object, num_bytes: int = 0) -> Future[T]:
-        """Have `function(*arguments)` done; `num_bytes` is what it holds of memory until then. Blocks where too much waits."""
-        self.raise_failures()
+        """Have `function(*arguments)` done; `num_bytes` is what it holds of memory until then. Blocks where too much waits.
+
+        Raises nothing of what was written before: whoever hands something over is in the middle of other work.
+        """
         while self._work and sum(size for _, size in self._work) + num_bytes > self._max_bytes:
-            self._work.pop(0)[0].result()
+            self._take_first()
         future = self._thread.submit(function, *arguments)
-        self._work.append((future, num_bytes))  # type: ignore[arg-type]  # only whether it is done is asked of it
+        self._work.append((future, num_bytes))
         return future
 
     def wait(self) -> None:
         """Block until everything is written. Raises what a write raised."""
         while self._work:
-            self._work.pop(0)[0].result()
+            self._take_first()
+        self.raise_failures()
 
     def raise_failures(self) -> None:
-        """Raise what a finished write raised, each once."""
+        """Raise the first of what finished writes have raised; it, and those after it, once."""
         while self._work and self._work[0][0].done():
-            self._work.pop(0)[0].result()
+            self._take_first()
+        if self._failures:
+            failure, self._failures = self._failures[0], []
+            raise failure
 
     def forget_failures(self) -> None:
         """Wait for everything, and let go what could not be written: whoever calls knows that something failed."""
         while self._work:
-            self._work.pop(0)[0].exception()
+            self._take_first()
+        self._failures.clear()
+
+    def _take_first(self) -> None:
+        failure = self._work.pop(0)[0].exception()
+        if failure is not None:
+            self._failures.append(failure)

@@ -514,6 +514,14 @@ def test_how_a_run_ended(ended: Ended, how: str | None, status: int, text: str) 
     assert (outcome.status, outcome.text) == (status, f"launch: {text}")
 
 
+@pytest.mark.parametrize(("status", "name"), [(130, "Ctrl-C"), (138, "SIGUSR1"), (143, "SIGTERM"), (129, "SIGHUP")])
+def test_a_rank_that_is_stopped_before_there_is_anything_to_save_did_not_fail(status: int, name: str) -> None:
+    outcome = outcome_of(Ended(status), None, 2.0, status_tells=True)
+    assert outcome.text == f"launch: stopped by {name} after 0:00:02, before training began"
+    assert outcome.status == status and not outcome.is_failure
+    assert outcome_of(Ended(1), None, 2.0, status_tells=True).is_failure
+
+
 def test_ranks_that_were_stopped_without_their_launcher_name_the_signal_in_their_summary() -> None:
     outcome = outcome_of(Ended(0), "stopped", 1.0, signal.SIGUSR1)
     assert (outcome.status, outcome.text) == (138, "launch: stopped by SIGUSR1 after 0:00:01, everything saved")

@@ -19,7 +19,7 @@ exit status:
   0  done                          4  the machine, launcher or a package does not fit
   1  an unforeseen failure         5  checkpoint missing, damaged, or of another run
   2  configuration or arguments    6  another rank failed or fell silent
-  3  data or model files           7  a replayed run gives something else than was recorded
+  3  data, model files, output     7  a replayed run gives something else than was recorded
                                    8  a run has diverged
                                    130, 138, 143  stopped by Ctrl-C, SIGUSR1, SIGTERM; train, launch and
                                    compare save everything first, other verbs are only cut off

@@ -128,7 +128,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     for restart in range(restarts + 1):
         begin: Begin = "auto-resume" if restart else told.begin
         command = launch_command(config, dataclasses.replace(told, begin=begin, is_launched=True), layout, options)
-        outcome = _start(config, command, signal.SIGUSR1 if passes_on else None)
+        status_tells = options.mpi == "openmpi" and options.starter == "mpirun"
+        outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells)
         is_last = not outcome.is_failure or restart == restarts
         _say(outcome.text + ("" if is_last else f"; restart {restart + 1} of {restarts}, with --auto-resume"))
         if is_last:
@@ -136,8 +137,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     return outcome.status
 
 
-def _start(config: RunConfig, command: Command, stop_signal: int | None) -> Outcome:
-    """Run `command`, which computes `config`, until it has ended; what became of it."""
+def _start(config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool) -> Outcome:
+    """Run `command`, which computes `config`, until it has ended; what became of it. `status_tells`: see `outcome_of`."""
     from hvd_async.launcher import Stopping, Summary, outcome_of, quieted, run_command
     from hvd_async.run_folder import RunFolder
 
@@ -148,7 +149,8 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None) -> Outc
     patience = config.strategy.stop_timeout_seconds + _PATIENCE_SECONDS
     with quieted(tell) as errors:
         ended = run_command(command, os.environ, Stopping(stop_signal, patience, folder.is_being_saved), errors)
-    return outcome_of(ended, summary.how(), time.monotonic() - began, summary.stop_signal())
+    seconds = time.monotonic() - began
+    return outcome_of(ended, summary.how(), seconds, summary.stop_signal(), status_tells=status_tells)
 
 
 def _say(line: str) -> None:

@@ -63,11 +63,14 @@ class Outcome:
     is_failure: bool = False
 
 
-def outcome_of(ended: Ended, how: str | None, seconds: float, stop_signal: int | None = None) -> Outcome:
+def outcome_of(
+    ended: Ended, how: str | None, seconds: float, stop_signal: int | None = None, *, status_tells: bool = False
+) -> Outcome:
     """Say what became of a run: `how` and `stop_signal` are what it wrote down itself. Pure.
 
-    128 + signal if it was asked to stop: by a signal that came to us, or to ranks alone and they saved everything. The status
-    alone does not tell: when a rank fails, srun ends the others by SIGTERM, and gives 143.
+    128 + signal if it was asked to stop: by a signal that came to us, or to ranks alone and they saved everything. Of a run that
+    had nothing to save yet the status may tell (`status_tells`): under Open MPI's mpirun it is that of the rank that ended first;
+    but when a rank fails, srun ends the others by SIGTERM, and gives 143.
     """
     minutes, rest = divmod(round(seconds), 60)
     after = f"after {minutes // 60}:{minutes % 60:02d}:{rest:02d}"
@@ -86,6 +89,8 @@ def outcome_of(ended: Ended, how: str | None, seconds: float, stop_signal: int |
         return Outcome(ended.status, f"launch: diverged {after}")
     if ended.signal is not None:
         return Outcome(128 + by, f"launch: stopped by {name} {after}; what was saved before is whole")
+    if status_tells and ended.status - 128 in _STOPPING:
+        return Outcome(ended.status, f"launch: stopped by {name} {after}, before training began")
     status = 1 if ended.status - 128 in _STOPPING else ended.status
     text = f"launch: failed {after}, exit status {ended.status}"
     return Outcome(status, text, is_failure=ended.status not in _REFUSED)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hvd_async.errors import PeerError
+from hvd_async.errors import HvdAsyncError, PeerError
 from hvd_async.store import description
 from hvd_async.store.client import IDLE
 from hvd_async.store.liveness import Silence, is_alive
@@ -172,6 +172,15 @@ class StoreServer:
         self.release()
         return notice
 
+    def rescue(self, stop: StopNotice | None = None) -> None:
+        """After a `HvdAsyncError` of `serve` that left the store whole: have it saved. See `Journal.rescue`."""
+        try:
+            self._tell_refused()
+            self._tell_journal()
+        except HvdAsyncError:
+            pass  # a file that could not be written is told already; what can be saved is
+        self._journal.rescue(stop)
+
     def release(self) -> None:
         """Let the workers go, who wait until what is to outlive the run is saved."""
         self._memory.store(Word.SERVED, 1)
@@ -320,21 +329,21 @@ class StoreServer:
         if update is None:
             self._free_slots()  # what was refused is not held any more
             return
+        self._untold.append(update)  # first: whatever fails here, the journal hears of it before anything is saved
         self._publish()
         for arrival in update.arrivals:
             self._release(arrival)
         self._free_slots()
         self._ring_all()
-        self._untold.append(update)
 
     def _tell_journal(self) -> None:
         """Tell of what was made: after the workers know, since the journal may copy all vectors."""
-        for update in self._untold:
-            self._journal.updated(update)
+        if not self._untold:
+            return
+        while self._untold:
+            self._journal.updated(self._untold.pop(0))
             self._touch()
-        if self._untold:
-            self._untold.clear()
-            self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
+        self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
 
     def _publish(self) -> None:
         """Say that the newest version is out; it was made in its place."""

@@ -151,6 +151,7 @@ class RankRole:
         self._memories = memories
         self._reach = reach
         self._team_block = team_block
+        self._server: StoreServer | None = None
 
     def play(self, loop: Loop) -> StopNotice | None:
         """Serve, train, or both, until the run ends; why it did."""
@@ -183,8 +184,7 @@ class RankRole:
 
     def _serve_or_rescue(self, shard: Shard, memory: StoreMemory) -> StopNotice | None:
         """Serve; where that fails though the store is whole, save it before anybody ends the job."""
-        journal, rank = self._job.journal, self._me.rank
-        assert journal is not None  # the store's rank keeps it
+        rank = self._me.rank
         with self._heartbeat(Word.STORE_HEARTBEAT) as heartbeat:
             try:
                 return self._serve(shard, memory, heartbeat.touch)
@@ -193,9 +193,10 @@ class RankRole:
                     announce_failure(memory, rank)
                 tell(rank, error)
                 # Any other error may have come in the middle of an update.
-                if isinstance(error, HvdAsyncError) and not (isinstance(error, PeerError) and error.is_state_lost):
+                is_lost = not isinstance(error, HvdAsyncError) or (isinstance(error, PeerError) and error.is_state_lost)
+                if self._server is not None and not is_lost:
                     asked = StopNotice.from_word(memory.load(Word.STOP)) if isinstance(error, StopTimeoutError) else None
-                    journal.rescue(asked)
+                    self._server.rescue(asked)
                 memory.store(Word.SERVED, 1)
                 raise
 
@@ -207,15 +208,16 @@ class RankRole:
         ]
         if not others:
             store = job.make_store(shard, job.strategy, job.num_workers)
-            notice = make_server(job, memory, store, touch).serve(job.stop_requested)
+            self._server = make_server(job, memory, store, touch)
+            notice = self._server.serve(job.stop_requested)
             store.detach()  # what lies in the block is about to go, and the last version is still to be saved
             return notice
         names = state_names(job.optimizer)
         group = ShardGroup(shard, memory, others, names, job.strategy.store_timeout_seconds, touch)
         group.meet()
         store = job.make_store(group, job.strategy, job.num_workers)
-        server = make_server(job, memory, store, touch)
-        notice = server.serve(job.stop_requested)
+        self._server = make_server(job, memory, store, touch)
+        notice = self._server.serve(job.stop_requested)
         store.detach()
         group.end()
         return notice

@@ -177,3 +177,28 @@ def test_measuring_after_training_goes_on_where_it_was_interrupted(tmp_path: pat
         assert summary_of(tmp_path / "run")["how"] == "stopped"
         assert len(summary_of(tmp_path / "run")["measurements"]) == 4
     finish(first, 3)
+
+
+def test_a_store_that_fails_while_its_disk_is_slow_says_why_and_finishes_what_it_writes(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run", (0, 4, "error"), store_timeout_seconds=1.0)
+    first.config["training"]["checkpoint_every"] = 2
+    done = run_toy(3, dataclasses.replace(first, slow_disk=0.7))
+    assert_fired(done, "error")
+    assert not done.timed_out and (done.returncode == 1 or mpi_family() == "mpich"), str(done)
+    assert messages(done) == ["hvd-async: rank 0: injected error"]
+    assert saved_updates(tmp_path / "run") >= 2
+    finish(first, 3)
+
+
+@pytest.mark.parametrize("kind", ["async", "single"])
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path: pathlib.Path, kind: str) -> None:
+    num_ranks = 3 if kind == "async" else 1
+    first = settings(tmp_path / "run", kind=kind)
+    first.config["training"]["checkpoint_every"] = 1
+    done = run_toy(num_ranks, dataclasses.replace(first, file_bytes=9000))
+    assert not done.timed_out and (done.returncode == 3 or mpi_family() == "mpich"), str(done)
+    assert len(messages(done)) == 1 and messages(done)[0].endswith("events.jsonl: cannot be written: File too large"), str(
+        done
+    )
+    assert "Traceback" not in done.stderr
+    finish(first, num_ranks)

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ import torch
 from hvd_async import kernels
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import HvdAsyncError
+from hvd_async.journal import RunJournal
 from hvd_async.nmt.scoring import Evaluation
 from hvd_async.run import TrainOptions, train
 from hvd_async.store.client import StoreClient
@@ -59,6 +61,8 @@ class Settings:
     resume: bool = False
     dropout: float = 0.2
     hidden: int = 8
+    slow_disk: float = 0.0  # seconds that rank 0 waits for every file
+    file_bytes: int | None = None  # the largest file that rank 0 may write
     delays: int | None = None  # seed of random pauses before and after everything that is done to a window
 
 
@@ -286,6 +290,11 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             if is_store:
                 stack.enter_context(armed_store(settings))
+            if rank == 0 and settings.slow_disk:
+                hook(os, "fsync", lambda _, seconds=settings.slow_disk: time.sleep(seconds))
+            if rank == 0 and settings.file_bytes is not None:  # once MPI has its own files
+                limits = (settings.file_bytes, settings.file_bytes)
+                hook(RunJournal, "started", lambda *_, limits=limits: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
             if config.store.shards > 1 and rank > 0:
                 stack.enter_context(armed_shard(settings, rank))
             if settings.delays is not None:
