@@ -31,6 +31,7 @@ def shown(text: bytes) -> bytes:
 @pytest.mark.parametrize("noise", [FAILED, ABORTED, ABORTED + FAILED])
 def test_boxes_about_a_rank_that_spoke_are_left_out(noise: bytes) -> None:
     assert shown(OURS + noise) == shown(noise + OURS) == OURS
+    assert shown(OURS + noise + b" ") == OURS
     assert shown(b"a\n" + noise + OURS + b"b") == b"a\n" + OURS + b"b"
 
 

@@ -37,6 +37,9 @@ class Quieter:
         """What to show now that `line` has come, its newline included."""
         self._has_ours = self._has_ours or line.startswith(_OURS)
         if self._box is None:
+            if self._held and not line.strip():  # what follows upon boxes
+                self._held.append(line)
+                return b""
             if not _BORDER.fullmatch(line):
                 return line
             self._box = [line]
