@@ -62,7 +62,7 @@ def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
 
 def test_an_unknown_key_like_no_other_gets_all_names() -> None:
     assert faults(vocabulary={"zzz": 1}) == [
-        "config.yaml: vocabulary.zzz: unknown key; expected one of character_coverage, kind, size"
+        "config.yaml: vocabulary.zzz: unknown key; expected one of character_coverage, kind, normalization, size"
     ]
 
 
