@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from hvd_async.errors import DataError
+from hvd_async.json_text import parse_json
 
 
 class EventLog:
@@ -63,7 +64,7 @@ def read_events(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path}: cannot be read: {error.strerror}; expected the event log of a run") from None
     for number, line in enumerate(lines, start=1):
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:  # not JSON, or not even text
             event = None
         if not isinstance(event, dict):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import signal
 from dataclasses import dataclass
 
+from hvd_async.json_text import parse_json
 from hvd_async.launcher.running import Ended
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -25,7 +25,7 @@ class Summary:
         if self._stamp() == self._before:
             return None
         try:
-            return str(json.loads(self._path.read_text(encoding="utf-8"))["how"])
+            return str(parse_json(self._path.read_bytes())["how"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
