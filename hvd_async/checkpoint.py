@@ -16,6 +16,7 @@ import torch
 
 from hvd_async import atomic
 from hvd_async.errors import CheckpointError, DataError
+from hvd_async.json_text import parse_json
 
 # Since 2 with the clipping factor of the last update, since 3 with when pending arrivals were received, since 4 with checksums of
 # the data and of the log.
@@ -74,7 +75,7 @@ def read_data(folder: pathlib.Path, mend: str = "") -> SavedData:
     """Read the plain data of the checkpoint in `folder`. Raises `CheckpointError`, which says `mend`, if it is damaged."""
     try:
         head, _, body = (folder / _DATA).read_bytes().partition(b"\n")
-        document = json.loads(head)
+        document = parse_json(head)
         if document["format"] != _FORMAT:
             raise CheckpointError(
                 f"{folder}: got format {document['format']}, expected {_FORMAT}; use the hvd_async it is from"
@@ -83,8 +84,8 @@ def read_data(folder: pathlib.Path, mend: str = "") -> SavedData:
             raise CheckpointError(
                 f"{folder / _DATA}: got checksum {found}, expected {document['data']}: it is damaged; {mend}"
             )
-        return SavedData(folder, json.loads(body), int(document["tensors"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return SavedData(folder, parse_json(body), int(document["tensors"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {reason}); {mend}") from None
 

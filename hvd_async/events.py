@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from hvd_async.errors import DataError
+from hvd_async.json_text import parse_json
 
 _CHUNK_BYTES = 1 << 20
 _LOOK_EVERY_SECONDS = 1.0
@@ -149,7 +150,7 @@ def read_events(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):  # not JSON, or not even text
+        event = parse_json(line)
+    except ValueError:  # not JSON, or not even text
         return None
     return event if isinstance(event, dict) else None

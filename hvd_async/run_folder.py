@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import json
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from hvd_async.config import RunConfig, dump_config, load_config, read_tree
 from hvd_async.continuation import Supply, changed_keys, check_goes_further, goes_on, is_as_long
 from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.events import LogMark, fits, read_events, whole_part
+from hvd_async.json_text import parse_json
 from hvd_async.locks import BusyError, held
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class RunFolder:
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import numpy as np
 
 from hvd_async.config import EmulationConfig
 from hvd_async.errors import ConfigError
+from hvd_async.json_text import parse_json
 
 # Draws are made for so many steps at once, of all workers together.
 _DRAWS = 1 << 16
@@ -111,7 +111,7 @@ def read_trace(path: pathlib.Path) -> list[list[float]]:
         raise ConfigError(f"emulation.trace: {path}: cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
             if fields.get("event", "arrival") != "arrival":
                 continue
             seconds = float(fields["step_seconds"] if "event" in fields else fields["seconds"])

@@ -42,17 +42,28 @@ LAYERS = (
         "failures",
         "streams",
     },
-    {"errors", "printable", "paths", "_kernels", "kernels_cuda", "openmp", "interpreter"},
+    {"errors", "printable", "paths", "json_text", "_kernels", "kernels_cuda", "openmp", "interpreter"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
-    "nmt": {"config", "errors", "atomic", "printable"},
+    "nmt": {"config", "errors", "atomic", "printable", "json_text"},
     "comparison": {
-        *("config", "errors", "printable", "atomic", "events", "locks", "run_folder", "emulation", "step_times", "handlers"),
-        "interpreter",
+        *(
+            "config",
+            "errors",
+            "printable",
+            "json_text",
+            "atomic",
+            "events",
+            "locks",
+            "run_folder",
+            "emulation",
+            "step_times",
+        ),
+        *("handlers", "interpreter"),
     },
     "flat": set(),
-    "step_times": {"config", "errors"},
+    "step_times": {"config", "errors", "json_text"},
     "kernels": {"_kernels", "kernels_cuda"},
     "store.parameter_store": {"config", "store", "kernels"},  # what is done to gradients needs no transport
     "store.schedule": {"config"},

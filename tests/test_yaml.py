@@ -173,7 +173,9 @@ def test_a_file_that_is_no_configuration_is_not_read_whole(tmp_path: pathlib.Pat
     with pytest.raises(ConfigError, match="got more than 4 MiB, expected the YAML configuration of a run"):
         load_config(pathlib.Path("/dev/zero"))
     (tmp_path / "config.yaml").write_text('output: "r\n')
-    with pytest.raises(ConfigError, match=r"config\.yaml: not YAML: line 2, column 1: while scanning a quoted scalar found"):
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: not YAML: line 2, column 1: while scanning a quoted scalar: found"
+    ):
         load_config(tmp_path / "config.yaml")
 
 

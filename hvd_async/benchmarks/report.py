@@ -19,6 +19,7 @@ from hvd_async.atomic import write_file
 from hvd_async.benchmarks.measurement import Figure
 from hvd_async.benchmarks.options import Options
 from hvd_async.errors import DataError
+from hvd_async.json_text import parse_json
 
 HEADER = ("figure", "median", "quartiles", "limit", "its median", "ratio", "target", "met")
 _NUM_TEXT_COLUMNS = 1
@@ -90,7 +91,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
 def read_results(path: Path) -> list[Result]:
     """What `write_results` wrote. Raises `DataError` for anything else."""
     try:
-        return [Result.from_json(data) for data in json.loads(path.read_text(encoding="utf-8"))["results"]]
+        return [Result.from_json(data) for data in parse_json(path.read_bytes())["results"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: no results of hvd-async bench: {error}") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import sys
 import threading
@@ -16,6 +15,8 @@ import rich.console
 import rich.live
 import rich.progress_bar
 import rich.table
+
+from hvd_async.json_text import parse_json
 
 if TYPE_CHECKING:
     from hvd_async.comparison.suite import BudgetConfig
@@ -50,7 +51,7 @@ class Follower:
         for line in lines:
             # It is only looked at; reading it well is others' work.
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
-                self._take(json.loads(line))
+                self._take(parse_json(line))
 
     def share(self, budget: BudgetConfig) -> float:
         """How much of it is done: 0 to 1."""

@@ -15,6 +15,7 @@ from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, common_target
 from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.json_text import parse_json
 from hvd_async.printable import printable
 from hvd_async.run_folder import RunFolder
 
@@ -87,7 +88,7 @@ def read_plan(output: pathlib.Path) -> Plan:
     """What `Plan.write` kept in `output`. Raises `DataError` if it is missing or damaged."""
     path = output / _FILE
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_bytes())
         target = None if fields["target"] is None else Target(**fields["target"])
         runs = tuple(PlannedRun(**run) for run in fields["runs"])
         return Plan(**_with_tuples({**fields, "target": target, "runs": runs}))

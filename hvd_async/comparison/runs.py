@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from hvd_async.config import RunConfig, load_config
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.json_text import parse_json
 from hvd_async.printable import printable
 from hvd_async.run_folder import RunFolder
 
@@ -90,7 +90,7 @@ def read_run(folder: pathlib.Path) -> Run:
             f"{folder}: got no configuration of a run ({' '.join(str(error).split())}); expected the folder of a run"
         ) from None
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = parse_json(path.read_bytes())
         run = _from_summary(folder, config, summary)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected the folder of a run that has ended") from None
@@ -129,7 +129,7 @@ def first_event(folder: pathlib.Path) -> dict[str, Any]:
     """That with which the run in `folder` began; nothing where there is none. The log, which may be long, is not read."""
     try:
         with RunFolder(folder).events.open("rb") as file:
-            event = json.loads(file.readline())
+            event = parse_json(file.readline())
     except (OSError, ValueError):
         return {}
     return event if isinstance(event, dict) else {}

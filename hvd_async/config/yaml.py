@@ -193,6 +193,6 @@ def _reason(error: yaml.YAMLError) -> str:
         return f"character {error.position + 1}: got {chr(error.character)!r}, expected text without control characters"
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        words = " ".join(part for part in (error.context, error.problem) if part)
+        words = ": ".join(part for part in (error.context, error.problem) if part)
         return f"line {mark.line + 1}, column {mark.column + 1}: {words}" if mark is not None else words
     return " ".join(str(error).split())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import signal
 from dataclasses import dataclass
 from typing import Any
 
 from hvd_async.errors import CheckpointError, ConfigError, DataError, DifferenceError, DivergedError, SetupError
+from hvd_async.json_text import parse_json
 from hvd_async.launcher.running import Ended
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -41,7 +41,7 @@ class Summary:
         if self._stamp() == self._before:
             return {}
         try:
-            document = json.loads(self._path.read_text(encoding="utf-8"))
+            document = parse_json(self._path.read_bytes())
         except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}

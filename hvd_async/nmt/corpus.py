@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hvd_async.atomic import new_folder
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
+from hvd_async.json_text import parse_json
 from hvd_async.nmt.text import ParallelText, find_texts, read_split
 from hvd_async.nmt.vocabulary import UNK, Vocabulary
 
@@ -187,7 +188,7 @@ def _save(folder: Path, split: str, pairs: Sequence[tuple[list[int], list[int]]]
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta = parse_json((folder / "meta.json").read_bytes())
     return meta if isinstance(meta, dict) else {}
 
 

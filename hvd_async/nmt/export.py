@@ -16,6 +16,7 @@ from torch import Tensor
 from hvd_async.atomic import new_folder
 from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.json_text import parse_json
 from hvd_async.nmt.decoding import length_fault, translate
 from hvd_async.nmt.model import TranslationModel, build_model
 from hvd_async.nmt.vocabulary import Vocabulary
@@ -102,7 +103,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged: {error}") from None
     if not isinstance(meta, dict) or not isinstance(meta.get("version"), int):

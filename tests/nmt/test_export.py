@@ -135,6 +135,13 @@ def test_a_model_larger_than_memory_is_refused_by_the_header_of_its_tensors(expo
         load_model(exported)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"version": ' + "9" * 5000 + "}", "\udcff"])
+def test_a_hostile_description_is_damaged(exported: Path, text: str) -> None:
+    (exported / "meta.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=r"meta\.json: damaged: "):
+        load_model(exported)
+
+
 def test_the_name_of_a_tensor_stays_in_its_line(exported: Path) -> None:
     tensors = safetensors.torch.load_file(exported / "model.safetensors")
     tensors["a\nhvd-async: \x1b[31mforged"] = torch.zeros(1)

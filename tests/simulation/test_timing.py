@@ -224,7 +224,6 @@ def test_the_command_line_refuses_what_it_cannot_do(tmp_path: pathlib.Path, opti
         ("--workers=4", "--workers: got 4"),
         ("--arrivals=4", "--arrivals: got 4"),
         ("--threads=1", "--threads: got 1"),
-        ("--overwrite", "--overwrite: got it"),
         ("--set=seed=1", "--set: got seed=1"),
     ],
 )
@@ -234,6 +233,12 @@ def test_a_calibration_refuses_what_it_would_ignore(tmp_path: pathlib.Path, opti
         arguments.run(arguments)
     without = " without --output" if option == "--overwrite" else ""
     assert str(caught.value).startswith(f"{fault} beside --calibrate{without}, where it has no effect")
+
+
+def test_a_calibration_replaces_nothing_where_it_writes_nothing(tmp_path: pathlib.Path) -> None:
+    arguments = make_parser().parse_args(["simulate", "--calibrate", str(tmp_path), "--overwrite"])
+    with pytest.raises(ConfigError, match="--overwrite: got it beside --calibrate without --output, where it has no effect"):
+        arguments.run(arguments)
 
 
 def test_the_command_line_needs_something_to_simulate() -> None:
