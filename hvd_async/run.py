@@ -105,7 +105,9 @@ def train(
             strategy.close()
     if notice is not None and not notice.is_end and not options.is_launched:
         mend = "the same command goes on" if options.auto_resume else "go on with --resume"
-        raise StoppedBySignal(f"stopped by {notice}, everything saved; {mend}", notice.signal_number)
+        stopped = StoppedBySignal(f"stopped by {notice}, everything saved; {mend}", notice.signal_number)
+        stopped.is_on_all_ranks = True
+        raise stopped
     if how == "diverged":
         raise DivergedError(
             f"{config.output}: diverged: gradients or validation losses are not finite any more (see summary.json);"
