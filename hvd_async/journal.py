@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from hvd_async.atomic import write_file
-from hvd_async.checkpoint import Checkpoint, SavedData, read_tensors, replace_data, save_checkpoint, write_tensors
+from hvd_async.checkpoint import read_tensors, write_tensors
+from hvd_async.checkpoint_keeper import CheckpointKeeper
 from hvd_async.config import RunConfig
 from hvd_async.digests import Digests
-from hvd_async.errors import DataError, HvdAsyncError
+from hvd_async.errors import HvdAsyncError
 from hvd_async.events import EventLog, LogMark
 from hvd_async.flat import FlatParameters
 from hvd_async.measurements import Measurement, Measurements
@@ -38,7 +39,6 @@ from hvd_async.writer import MAX_UNWRITTEN_VECTORS, BackgroundWriter
 
 _SNAPSHOT_NAME = "parameters"
 _SCALARS_EVERY_SECONDS = 1.0
-_SAVING_SECONDS = 2.0
 # Small ones never make the store wait.
 _MAX_UNWRITTEN_BYTES = 1 << 26
 # Refusals that say that training itself has gone wrong.
@@ -86,15 +86,12 @@ class RunJournal:
         self._writer = BackgroundWriter(max(_MAX_UNWRITTEN_BYTES, MAX_UNWRITTEN_VECTORS * 4 * flat.size))
         self._scalars: Any = None
         self._scalars_at = 0.0
-        self._removed: set[int] = set()  # versions whose snapshots have gone, since a checkpoint knows what they gave
+        # A simulated run is not resumed, and what it writes down is to follow from its seed.
+        self._checkpoints = CheckpointKeeper(folder, config.training, self._writer, by_time=not is_simulated)
         self._digests = Digests(self._writer.submit)
         self._copies: dict[str, torch.Tensor] = {}  # of this version's vectors, for all that are to be written of it
-        self._document: dict[str, Any] = {}  # of the checkpoint that was handed over last
-        self._saved: Future[SavedData] | None = None
-        self._saved_at = time.monotonic()
         self._store: ParameterStore
         self._has_store = False
-        self._is_checkpoint_due = False
         self._is_saved = False  # all that training made
         self._num_not_finite = 0  # in a row
         self._has_diverged = False
@@ -158,7 +155,7 @@ class RunJournal:
         )
         self._take_digest()
         self._copies.clear()
-        self._saved_at = time.monotonic()
+        self._checkpoints.begin()
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
         """See `Journal.received`."""
@@ -205,8 +202,7 @@ class RunJournal:
         validation, training = self._config.validation, self._config.training
         if validation.is_due(update.version, self._store.tokens, update.tokens):
             self._take_snapshot()
-        self._is_checkpoint_due |= self._is_due(update.version)
-        if self._is_checkpoint_due and self._has_saved():
+        if self._checkpoints.is_due(update.version):
             self._save_checkpoint()
         if training.digest_every and update.version % training.digest_every == 0:
             self._take_digest()
@@ -232,7 +228,7 @@ class RunJournal:
         if measured == self.measurements.best:
             self._writer.submit(self._export_best, measured)
         if self._started is None:
-            self._save_books()
+            self._checkpoints.save_books(self._books(), self._log, self.measurements)
 
     def num_evaluations_due(self) -> int:
         """See `Journal.num_evaluations_due`."""
@@ -323,7 +319,7 @@ class RunJournal:
             if self._resumed is not None and best is not None and self._folder.snapshot(best.version).exists():
                 # The one that is there may be of a future that was given up with the process before.
                 self._writer.submit(self._export_best, best)
-            self._save_books(is_last=True)
+            self._checkpoints.save_books(self._books(), self._log, self.measurements, is_last=True)
         self._writer.wait()
         self._log.write("end", self.seconds, how=how)
         self._log.mark()
@@ -384,38 +380,15 @@ class RunJournal:
             self._copies[name] = live.to("cpu", copy=True)
         return self._copies[name]
 
-    def _is_due(self, version: int) -> bool:
-        every, minutes = self._config.training.checkpoint_every, self._config.training.checkpoint_minutes
-        if every and version % every == 0:
-            return True
-        # A simulated run is not resumed, and what it writes down is to follow from its seed.
-        return minutes > 0 and not self._is_simulated and time.monotonic() - self._saved_at >= 60 * minutes
-
-    def _has_saved(self) -> bool:
-        """Whether the checkpoint before is on the disk, which is waited for a moment. There is memory for one: where the disk is
-        slower than the run, the next version after it has been written is saved."""
-        if self._saved is not None:
-            wait([self._saved], timeout=_SAVING_SECONDS)
-        return self._saved is None or self._saved.done()
-
     def _save_checkpoint(self) -> None:
         self._take_digest()
         tensors, data = self._store.state()
-        document = {"data": self._task.fingerprint(), "store": data, "journal": self._books()}
-        self._document = json.loads(json.dumps(document))  # a copy: the books go on meanwhile
         copies = {
             name: self._copies[name] if name in self._copies else tensor.to("cpu", copy=True)
             for name, tensor in tensors.items()
         }
-        checkpoint = Checkpoint(copies, self._document)
-        self._saved = self._writer.submit(self._write_checkpoint, checkpoint, self._obsolete_snapshots())
-        self._saved_at, self._is_checkpoint_due = time.monotonic(), False
-
-    def _save_books(self, *, is_last: bool = False) -> None:
-        """Have the checkpoint that was saved last learn what was measured since: its tensors stay."""
-        assert self._saved is not None
-        self._document = {**self._document, "journal": json.loads(json.dumps(self._books()))}
-        self._writer.submit(self._write_books, self._saved, self._document, self._obsolete_snapshots(is_last))
+        document = {"data": self._task.fingerprint(), "store": data, "journal": self._books()}
+        self._checkpoints.save(copies, document, self._log, self.measurements)
 
     def _books(self) -> dict[str, Any]:
         mark = self._log.mark()
@@ -428,34 +401,6 @@ class RunJournal:
             "log": [mark.num_bytes, mark.checksum],
             "processes": self._num_processes,
         }
-
-    def _write_checkpoint(self, checkpoint: Checkpoint, obsolete: Sequence[int]) -> SavedData:
-        self._log.sync()  # first: the checkpoint asks for all of it
-        version, keep = checkpoint.data["store"]["version"], self._config.training.keep_checkpoints
-        saved = save_checkpoint(self._folder.checkpoints, version, checkpoint, keep)
-        self._remove_snapshots(obsolete)
-        return saved
-
-    def _write_books(self, saved: Future[SavedData], document: Mapping[str, Any], obsolete: Sequence[int]) -> None:
-        self._log.sync()
-        replace_data(saved.result(), document)
-        self._remove_snapshots(obsolete)
-
-    def _obsolete_snapshots(self, is_last: bool = False) -> list[int]:
-        """Versions that were measured and whose snapshots are superfluous once the books say so. That of the best version stays
-        to the last: its model may have to be exported again."""
-        best = self.measurements.best
-        kept = set() if best is None or is_last else {best.version}
-        return sorted(self.measurements.versions - self._removed - kept)
-
-    def _remove_snapshots(self, versions: Sequence[int]) -> None:
-        for version in versions:
-            path = self._folder.snapshot(version)
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise DataError(f"{path}: cannot be removed: {error.strerror or error}") from None
-            self._removed.add(version)
 
     def _export_best(self, best: Measurement) -> None:
         tensors = self._flat.named_tensors(read_snapshot(self._folder, best.version))

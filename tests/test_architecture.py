@@ -20,7 +20,7 @@ LAYERS = (
     {"cli"},
     {"doctor", "run", "benchmarks", "simulation", "report"},
     {"launcher", "journal", "comparison"},
-    {"training", "progress"},
+    {"training", "progress", "checkpoint_keeper"},
     {"strategies", "nmt", "metrics"},
     {"store", "run_folder", "signals", "origin", "placement", "agreement"},
     {"transport", "checkpoint", "emulation", "config_reference", "continuation"},
