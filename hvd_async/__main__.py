@@ -13,9 +13,16 @@ from hvd_async.printable import printable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Errors meant for a user become one message without a traceback."""
     from hvd_async.cli import make_parser
+    from hvd_async.cli.arguments import check_numbers
 
     parsed = make_parser().parse_args(arguments)
-    return report(lambda: parsed.run(parsed))
+
+    def run() -> int:
+        check_numbers(parsed)
+        status: int = parsed.run(parsed)
+        return status
+
+    return report(run)
 
 
 def report(action: Callable[[], int]) -> int:

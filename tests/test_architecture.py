@@ -39,7 +39,7 @@ LAYERS = (
         "handlers",
         "locks",
     },
-    {"errors", "printable", "paths", "json_text", "_kernels", "kernels_cuda"},
+    {"errors", "bounds", "printable", "paths", "json_text", "_kernels", "kernels_cuda"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
