@@ -45,19 +45,8 @@ LAYERS = (
 ONLY = {
     "nmt": {"config", "errors", "atomic", "printable", "json_text"},
     "comparison": {
-        *(
-            "config",
-            "errors",
-            "printable",
-            "json_text",
-            "atomic",
-            "events",
-            "locks",
-            "run_folder",
-            "emulation",
-            "step_times",
-            "handlers",
-        ),
+        *("bounds", "config", "errors", "printable", "json_text", "atomic", "events", "locks"),
+        *("run_folder", "emulation", "step_times", "handlers"),
     },
     "flat": set(),
     "step_times": {"config", "errors", "json_text"},
