@@ -19,8 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         from hvd_async.cli import make_parser
+        from hvd_async.cli.arguments import check_numbers
 
         parsed = make_parser().parse_args(arguments)
+        check_numbers(parsed)
         status: int = parsed.run(parsed)
         return status
 

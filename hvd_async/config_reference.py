@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from hvd_async.config import MOST, MOST_FLOAT32, ArrivalsFrom, RunConfig, Section, dump_yaml_line
+from hvd_async.bounds import MOST, MOST_FLOAT32
+from hvd_async.config import ArrivalsFrom, RunConfig, Section, dump_yaml_line
 
 _INTRODUCTION = """\
 # Configuration

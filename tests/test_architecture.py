@@ -42,25 +42,14 @@ LAYERS = (
         "failures",
         "streams",
     },
-    {"errors", "printable", "paths", "json_text", "_kernels", "kernels_cuda", "openmp", "interpreter"},
+    {"errors", "bounds", "printable", "paths", "json_text", "_kernels", "kernels_cuda", "openmp", "interpreter"},
 )
 # Narrower than the layers: all that these may import of the rest.
 ONLY = {
     "nmt": {"config", "errors", "atomic", "printable", "json_text"},
     "comparison": {
-        *(
-            "config",
-            "errors",
-            "printable",
-            "json_text",
-            "atomic",
-            "events",
-            "locks",
-            "run_folder",
-            "emulation",
-            "step_times",
-        ),
-        *("handlers", "interpreter"),
+        *("bounds", "config", "errors", "printable", "json_text", "atomic", "events", "locks"),
+        *("run_folder", "emulation", "step_times", "handlers", "interpreter"),
     },
     "flat": set(),
     "step_times": {"config", "errors", "json_text"},

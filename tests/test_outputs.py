@@ -107,3 +107,21 @@ def test_a_pipe_is_not_handed_on_by_its_name(
     assert main([verb, "pipe"]) == 2
     error = "pipe: got no ordinary file, expected one, as the ranks read it too; write it to a file first"
     assert capsys.readouterr().err == f"hvd-async: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch", "x", "--workers", str(2**63)], f"--workers: got {2**63}, expected 100,000 at most"),
+        (["launch", "x", "--nodes", str(2**63)], f"--nodes: got {2**63}, expected 10,000 at most"),
+        (["replay", "x", "--threads", str(2**63)], f"--threads: got {2**63}, expected 1,024 at most"),
+        (["translate", "x", "--beam", str(2**63)], f"--beam: got {2**63}, expected 1,000 at most"),
+        (["bench", "step", "--seconds", "nan"], "--seconds: got nan, expected 1,000,000,000 at most"),
+        (["compare", "x", "--jobs", str(10**40)], f"--jobs: got {10**40}, expected 100,000 at most"),
+    ],
+)
+def test_numbers_that_no_machine_can_mean_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"hvd-async: {message}\n"

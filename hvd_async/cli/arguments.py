@@ -9,8 +9,22 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from hvd_async.bounds import MOST_BEAM, MOST_RANKS, MOST_SECONDS, MOST_THREADS
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.paths import path_of
+from hvd_async.printable import shortened
+
+# Of numbers on the command line, by the name of the argument; the same bounds as in a configuration.
+_MOST = {
+    **dict.fromkeys(("workers", "workers_per_node", "jobs", "stage", "task"), MOST_RANKS),
+    "nodes": 10_000,
+    **dict.fromkeys(("threads", "cpus_per_worker", "gpus_per_node"), MOST_THREADS),
+    "beam": MOST_BEAM,
+    "arrivals": 10**9,
+    "repeats": 10**9,
+    "seconds": MOST_SECONDS,
+    "step_seconds": MOST_SECONDS,
+}
 
 # More than any machine has cores; as many more only take memory.
 _MOST_THREADS = 4096
@@ -141,6 +155,18 @@ def check_folder(output: pathlib.Path) -> None:
             raise ConfigError(f"--output: got {output}, but {path} is a file; expected a folder")
 
 
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises `ConfigError` for a number that no machine can mean, which would end in a library, or in a list without end.
+
+    What is too small is for the verb to say.
+    """
+    for name, most in _MOST.items():
+        given = getattr(arguments, name, None)
+        if isinstance(given, (int, float)) and not given <= most:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag}: got {given}, expected {most:,} at most")
+
+
 def check_new(flag: str, path: pathlib.Path | None, *, overwrite: bool) -> None:
     """Raises `ConfigError` for a file to be written that is there already; to be asked before the work is done."""
     if path is None:
@@ -154,8 +180,8 @@ def check_new(flag: str, path: pathlib.Path | None, *, overwrite: bool) -> None:
 def numbers(flag: str, text: str) -> list[int]:
     """Whole numbers between commas. Raises `ConfigError` for anything else."""
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
-        raise ConfigError(f"{flag}: got {text!r}, expected whole numbers >= 1, such as 4,16,64")
+    if not all(part.strip().isdecimal() and len(part) < 12 and 1 <= int(part) <= MOST_RANKS for part in parts):
+        raise ConfigError(f"{flag}: got {shortened(text)}, expected whole numbers from 1 to {MOST_RANKS:,}, such as 4,16,64")
     return [int(part) for part in parts]
 
 

@@ -14,12 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from hvd_async.bounds import MOST, MOST_RANKS
 from hvd_async.comparison.plan import Plan, PlannedRun, digest_of
 from hvd_async.comparison.target import Target
 from hvd_async.config import (
     BOUNDS,
-    MOST,
-    MOST_RANKS,
     PathText,
     Positive,
     PositiveAmount,

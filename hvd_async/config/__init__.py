@@ -10,9 +10,6 @@ from hvd_async.config.model import ModelConfig
 from hvd_async.config.optimizer import OptimizerConfig, ScheduleConfig
 from hvd_async.config.run import RunConfig
 from hvd_async.config.section import (
-    MOST,
-    MOST_FLOAT32,
-    MOST_RANKS,
     Beam,
     Fraction,
     PathText,
@@ -32,10 +29,7 @@ from hvd_async.config.yaml import dump_yaml, dump_yaml_line, read_yaml
 
 __all__ = [
     "BOUNDS",
-    "MOST",
     "MOST_EPOCHS",
-    "MOST_FLOAT32",
-    "MOST_RANKS",
     "ArrivalsFrom",
     "BatchingConfig",
     "Beam",

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import MOST_RANKS, PathText, PositiveSeconds, Seconds, Section
+from hvd_async.bounds import MOST_RANKS
+from hvd_async.config.section import PathText, PositiveSeconds, Seconds, Section
 
 
 class EmulationConfig(Section):

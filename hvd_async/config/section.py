@@ -7,23 +7,19 @@ from typing import Annotated, TypeVar
 import pydantic
 from pydantic import AfterValidator, Field
 
+from hvd_async.bounds import MOST, MOST_BEAM, MOST_FLOAT32, MOST_RANKS, MOST_SECONDS, MOST_THREADS
 from hvd_async.paths import path_of
 
-# Larger numbers are slips, and would end in a library as a crash: more than this no run has of anything.
-MOST = 10**15
-MOST_FLOAT32 = 3.4e38
-MOST_RANKS = 100_000
 Natural = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Amount = Annotated[float, Field(ge=0.0, le=MOST_FLOAT32)]
 """A number that may be 0."""
 PositiveAmount = Annotated[float, Field(gt=0.0, le=MOST_FLOAT32)]
-Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
-"""Up to thirty years, which clocks and time limits of libraries can hold."""
-PositiveSeconds = Annotated[float, Field(gt=0.0, le=1e9)]
-Threads = Annotated[int, Field(ge=1, le=1024)]
-Beam = Annotated[int, Field(ge=1, le=1000)]
+Seconds = Annotated[float, Field(ge=0.0, le=MOST_SECONDS)]
+PositiveSeconds = Annotated[float, Field(gt=0.0, le=MOST_SECONDS)]
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+Beam = Annotated[int, Field(ge=1, le=MOST_BEAM)]
 Ranks = Annotated[int, Field(ge=1, le=MOST_RANKS)]
 PathText = Annotated[str, AfterValidator(path_of)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]

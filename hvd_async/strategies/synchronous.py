@@ -158,12 +158,14 @@ class SynchronousWorker:
         if not self._next_evaluation or self.store.version < self._next_evaluation:
             return None
         self._next_evaluation = self._job.evaluation.next_after(self.store.version)
+        self._watch.is_evaluating = True
         return EvaluationRequest(
             self.store.version, self.store.evaluated_parameters, shard=self._rank, num_shards=self._job.num_workers
         )
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
         """See `Worker.report`."""
+        self._watch.is_evaluating = False
         with self._watch.waiting():
             table = self._all_reduce.gather(statistics)
         if self._job.journal is not None:

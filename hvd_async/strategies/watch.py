@@ -34,19 +34,23 @@ class Watch:
         self._asked_since: float | None = None
         self.is_whole = True
         """Whether the replica is that of one version. False after an error within `updating`."""
+        self.is_evaluating = False
+        """Whether this rank is at work on an evaluation, which may take long."""
         self._changing = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hvd-async-watch", daemon=True)
 
     def __enter__(self) -> Watch:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, where there is somebody to wait for."""
+        if len(self._job.plans) > 1:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop the thread and wait for it."""
         self._is_over.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -74,7 +78,7 @@ class Watch:
     def _fault(self) -> tuple[PeerError | None, StopNotice | None]:
         """What has lasted too long, and what asked this rank to stop."""
         now, asked, waiting_since = time.monotonic(), self._job.stop_requested(), self._waiting_since
-        if asked is not None and self._asked_since is None:
+        if asked is not None and (self._asked_since is None or self.is_evaluating):
             self._asked_since = now
         strategy, later = self._job.strategy, 0.0 if self._rank == 0 else _OTHERS_SECONDS
         limit = strategy.stop_timeout_seconds
