@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def save_checkpoint(root: pathlib.Path, version: int, checkpoint: Checkpoint, ke
         _write_data(temporary, checkpoint.data, checksum)
     found = list_checkpoints(root)
     before = [other for other in found if other.name < folder.name]
-    kept = {folder.name, *(other.name for other in before[len(before) - keep + 1 :])}
+    kept = {folder.name, *(other.name for other in before[max(0, len(before) - keep + 1) :])}
     for other in found:
         if other.name not in kept:
             _remove(other)
@@ -128,8 +129,10 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> No
 
     Raises `DataError` where the file system refuses.
     """
-    temporary = atomic.temporary_beside(path)
+    folder = atomic.temporary_beside(path)  # the library has temporary files of its own, under names that we would not know
     try:
+        folder.mkdir()
+        temporary = folder / path.name
         whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(whole, temporary)
         atomic.give_usual_mode(temporary)  # the library makes it private
@@ -137,10 +140,10 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> No
         os.rename(temporary, path)
         atomic.sync(path.parent)
     except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or " ".join(str(error).partition(" at path ")[0].split())
         raise DataError(f"{path}: cannot be written: {reason}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_tensors(path: pathlib.Path, part: slice | None = None) -> dict[str, torch.Tensor]:

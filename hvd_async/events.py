@@ -85,12 +85,17 @@ class EventLog:
 
     def _check_there(self) -> None:
         """A log that was deleted takes what is written, and nobody ever reads it."""
-        with contextlib.suppress(OSError):
+        try:
             if self._path.stat().st_ino == self._inode:
                 return
-        raise DataError(
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return  # the file system has other troubles, of which writing tells
+        self._fault = (
             f"{self._path}: was deleted or moved while the run went on, expected it to stay; put the folder of the run back"
         )
+        raise DataError(self._fault)
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:

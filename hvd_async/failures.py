@@ -16,7 +16,7 @@ def tell(rank: int, error: BaseException) -> None:
         return
     error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
     if isinstance(error, KeyboardInterrupt):
-        text = f"hvd-async: rank {rank}: interrupted outside of training; what was saved before is whole\n"
+        text = f"hvd-async: rank {rank}: interrupted; what was saved before is whole\n"
     elif isinstance(error, HvdAsyncError):
         text = f"hvd-async: rank {rank}: {printable_lines(str(error))}\n"
     else:

@@ -32,6 +32,7 @@ from hvd_async.nmt.scoring import Evaluation
 from hvd_async.origin import Origin, origin_of_one_process
 from hvd_async.progress import Progress
 from hvd_async.run_folder import Resumption, RunFolder
+from hvd_async.scalars import Scalars
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.training import Task
 from hvd_async.transport.layout import StopKind, StopNotice
@@ -84,7 +85,7 @@ class RunJournal:
         self._snapshots_written: list[Future[None]] = []
         self._num_written = 0
         self._writer = BackgroundWriter(max(_MAX_UNWRITTEN_BYTES, MAX_UNWRITTEN_VECTORS * 4 * flat.size))
-        self._scalars: Any = None
+        self._scalars = Scalars(folder.tensorboard if config.training.tensorboard else None, progress.say)
         self._scalars_at = 0.0
         # A simulated run is not resumed, and what it writes down is to follow from its seed.
         self._checkpoints = CheckpointKeeper(folder, config.training, self._writer, by_time=not is_simulated)
@@ -106,15 +107,13 @@ class RunJournal:
         self._seconds_before = data["seconds"]
         self._num_processes = data["processes"]
         self._resumed = resumption
+        self._scalars.forget_from(int(resumption.saved.data["store"]["version"]) + 1)
 
     def __enter__(self) -> RunJournal:
         """Open the event log and start the background thread."""
         self._log = EventLog(self._folder.events, LogMark() if self._resumed is None else self._resumed.log).__enter__()
         self._writer.__enter__()
-        if self._config.training.tensorboard:
-            # What was written after the checkpoint is written again: a curve is not to run back and forth.
-            following = None if self._resumed is None else int(self._resumed.saved.data["store"]["version"]) + 1
-            self._scalars = _open_tensorboard(self._folder, following)
+        self._scalars.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -123,8 +122,7 @@ class RunJournal:
             self._writer.__exit__(kind, value, trace)
         finally:
             self._log.__exit__(kind, value, trace)
-            if self._scalars is not None:
-                self._scalars.close()
+            self._scalars.__exit__(kind, value, trace)
 
     @property
     def seconds(self) -> float:
@@ -221,10 +219,9 @@ class RunJournal:
         fields = {key: value for key, value in asdict(measured).items() if key != "seconds"}
         self._log.write("evaluation", self.seconds, **fields, snapshot_seconds=seconds)
         self._progress.evaluated(version, measured.loss, measured.bleu)
-        if self._scalars is not None:
-            self._scalars.add_scalar("validation/loss", measured.loss, version)
-            if measured.bleu is not None:
-                self._scalars.add_scalar("validation/bleu", measured.bleu, version)
+        self._scalars.add("validation/loss", measured.loss, version)
+        if measured.bleu is not None:
+            self._scalars.add("validation/bleu", measured.bleu, version)
         if measured == self.measurements.best:
             self._writer.submit(self._export_best, measured)
         if self._started is None:
@@ -265,8 +262,11 @@ class RunJournal:
         self._seconds_before, self._started = self.seconds, None
         for arrival, refusal in self._store.take_refused():
             self.refused(arrival, refusal)
-        if is_complete and self._store.version not in self._moments:
-            self._take_snapshot()
+        version = self._store.version
+        if is_complete and version not in self.measurements.versions:
+            self._writer.wait()
+            if not self._folder.snapshot(version).exists():  # not due, or a process before could not write it
+                self._take_snapshot()
         self._take_digest()
         self._log_digests(wait=True)  # before the checkpoint, which knows how long the log is
         self._writer.wait()  # there is memory for one checkpoint
@@ -275,13 +275,18 @@ class RunJournal:
         self._writer.wait()
         self._is_saved = True
 
+    def settle(self) -> None:
+        """See `Journal.settle`."""
+        self._writer.forget_failures()
+
     def rescue(self, stop: StopNotice | None = None) -> None:
         """See `Journal.rescue`: it fails in silence, for the first failure is what is to be told."""
-        if not self._has_store or self._is_saved:
+        if not self._has_store:
             return
-        self._writer.forget_failures()
+        self.settle()
         try:
-            self.end_training(is_complete=False)
+            if not self._is_saved:
+                self.end_training(is_complete=False)
             if stop is not None:
                 self._conclude_alone(stop)
         except HvdAsyncError:
@@ -356,7 +361,7 @@ class RunJournal:
 
     def _take_snapshot(self) -> None:
         version = self._store.version
-        self._moments[version] = (self._store.tokens, self.seconds)
+        self._moments.setdefault(version, (self._store.tokens, self.seconds))
         vector = self._copy("average" if self._config.optimizer.average_decay else "parameters")
         written = self._writer.submit(_write_snapshot, self._folder, version, vector, num_bytes=vector.nbytes)
         self._snapshots_written.append(written)
@@ -409,7 +414,7 @@ class RunJournal:
 
     def _write_scalars(self, update: Update) -> None:
         now = time.monotonic()
-        if self._scalars is None or now - self._scalars_at < _SCALARS_EVERY_SECONDS:
+        if now - self._scalars_at < _SCALARS_EVERY_SECONDS:
             return
         self._scalars_at = now
         staleness = sum(map(update.staleness, update.arrivals)) / len(update.arrivals)
@@ -421,7 +426,7 @@ class RunJournal:
             ("training/tokens", self.metrics.tokens),
             ("training/tokens_per_second", self.metrics.tokens / max(1e-9, self.seconds)),
         ):
-            self._scalars.add_scalar(name, value, update.version)
+            self._scalars.add(name, value, update.version)
 
     def _describe_strategy(self) -> dict[str, Any]:
         config = self._config
@@ -447,10 +452,3 @@ def read_snapshot(folder: RunFolder, version: int) -> torch.Tensor:
 
 def _write_snapshot(folder: RunFolder, version: int, vector: torch.Tensor) -> None:
     write_tensors(folder.snapshot(version), {_SNAPSHOT_NAME: vector})
-
-
-def _open_tensorboard(folder: RunFolder, purge_from: int | None) -> Any:
-    """`purge_from`: what was written of this version and later ones is to be forgotten."""
-    from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-    return SummaryWriter(str(folder.tensorboard), purge_step=purge_from)

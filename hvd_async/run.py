@@ -40,6 +40,7 @@ from hvd_async.run_folder import Beginning, Resumption, RunFolder
 from hvd_async.signals import StopRequest
 from hvd_async.strategies import make_strategy
 from hvd_async.strategies.protocol import EvaluationPlan, Job, SavedState, Strategy
+from hvd_async.strategies.watch import Watch
 from hvd_async.topology import (
     Machine,
     RankPlan,
@@ -136,6 +137,7 @@ class _Run:
     def _play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
         with contextlib.nullcontext() if self.journal is None else self.progress.showing():
             notice = strategy.execute(self.job, self.loop)
+        self.stop.limit_seconds = self.job.strategy.stop_timeout_seconds  # everything is saved
         num_longer, num_steps = self.count_long_steps(strategy.group)
         if notice is None or notice.is_end:
             notice = self.evaluate_snapshots(strategy.group) or notice
@@ -165,10 +167,10 @@ class _Run:
             with self.loop.flat.holding(read_snapshot(self.folder, version)):
                 mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
             asked = self.stop.notice()
-            table = [
-                json.loads(text)
-                for text in group.exchange(json.dumps([mine.to_vector(), 0 if asked is None else asked.to_word()]))
-            ]
+            self._check_launcher([asked])
+            text = json.dumps([mine.to_vector(), 0 if asked is None else asked.to_word()])
+            with Watch(self.job, group.rank) as watch, watch.waiting():
+                table = [json.loads(each) for each in group.exchange(text)]
             if self.journal is not None:
                 self.journal.evaluated(version, [sum(column) for column in zip(*(row for row, _ in table), strict=True)])
             notices = [StopNotice.from_word(word) for _, word in table if word]
@@ -294,7 +296,7 @@ def _find_tensors(saved: SavedData, rank: int) -> None:
                 " ranks must see the same output folder"
             )
         time.sleep(0.5)  # a file system says nothing when its listing is renewed
-    check_tensors(saved, f"remove {saved.folder} to resume from the one before it, if there is one")
+    check_tensors(saved, f"rank {rank} sees another file than rank 0 does, perhaps an old copy of it; start again")
 
 
 def _steps_of(store: Mapping[str, Any], worker: int) -> int:

@@ -114,7 +114,7 @@ class RunFolder:
 
         To be called while the folder is `held`. Raises `DataError` where the file system refuses.
         """
-        for folder in (self.root, self.snapshots, self.checkpoints, self.models):
+        for folder in (self.root, self.snapshots, self.checkpoints, *self.checkpoints.glob("v*"), self.models):
             atomic.remove_leftovers(folder)
 
     def how_to_begin(self, config: RunConfig) -> Beginning:
@@ -133,9 +133,11 @@ class RunFolder:
         was_saved = self.has_checkpoint() or self.summary.exists()
         return Beginning.RESUME if was_saved else Beginning.AGAIN
 
-    def is_being_saved(self) -> bool:
-        """Whether a checkpoint is being written, or was when its writer died."""
-        return any(self.checkpoints.glob(".v*.tmp"))
+    def is_being_saved(self, since: float) -> bool:
+        """Whether a checkpoint is being written, or was when its writer died, that was begun after `since` (of `time.time`)."""
+        with contextlib.suppress(OSError):  # it may be done at this moment
+            return any(path.stat().st_mtime >= since for path in self.checkpoints.glob(".v*.tmp"))
+        return True
 
     def has_checkpoint(self) -> bool:
         """Whether there is one to resume from, whole or not."""
@@ -202,11 +204,13 @@ class RunFolder:
         """All that is here under names that a run gives. A link to a folder, as of checkpoints on scratch, is followed."""
         if not self.root.is_dir():
             return []
-        found = [path for path in sorted(self.root.iterdir()) if _FILES.fullmatch(path.name)]
+        # The configuration last: as long as it is there, what is left after a death is a run, which can be removed again.
+        names = sorted(self.root.iterdir(), key=lambda path: (path == self.config, path))
+        found: list[pathlib.Path] = []
         for name, pattern in _IN_FOLDERS.items():
             if (self.root / name).is_dir():
                 found += [path for path in sorted((self.root / name).iterdir()) if pattern.fullmatch(path.name)]
-        return found
+        return [*found, *(path for path in names if _FILES.fullmatch(path.name))]
 
     def _remove(self) -> None:
         """Remove what a run left here, and nothing else. Raises `ConfigError` if nothing tells that a run did."""
@@ -276,7 +280,11 @@ class RunFolder:
     def go_on(self, config: RunConfig) -> None:
         """Write `config`, which may ask for a longer run, in place of the one before; the summary, of its end, is no longer
         true. On one rank, after all have agreed."""
-        self.summary.unlink(missing_ok=True)
+        try:
+            self.summary.unlink(missing_ok=True)
+            self.snapshots.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be made ready: {error.strerror or error}") from None
         self.keep_config(config)
 
     def keep_config(self, config: RunConfig) -> None:

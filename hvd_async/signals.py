@@ -33,6 +33,8 @@ class StopRequest:
         """Listens to nothing yet."""
         self.rank = 0
         """Of this process, for the notice; to be set once it is known."""
+        self.limit_seconds = 0.0
+        """How long this process may go on when its launcher has gone; it may change as long as that is there."""
         self._is_deferred = False
         self._notice: tuple[StopKind, int] | None = None
         self._is_over = threading.Event()
@@ -58,10 +60,9 @@ class StopRequest:
 
         MPI may wait for ever for a rank that has gone, or for its launcher: `limit_seconds` after that the process ends itself.
         """
+        self.limit_seconds = limit_seconds
         self._is_over.clear()
-        watcher = threading.Thread(
-            target=self._watch, args=(os.getppid(), limit_seconds), name="hvd-async-launcher", daemon=True
-        )
+        watcher = threading.Thread(target=self._watch, args=(os.getppid(),), name="hvd-async-launcher", daemon=True)
         watcher.start()
         try:
             yield
@@ -76,13 +77,15 @@ class StopRequest:
             name = signal.Signals(number).name
             raise StoppedBySignal(f"stopped by {name} before training began; there is nothing to save", number)
 
-    def _watch(self, launcher: int, limit_seconds: float) -> None:
+    def _watch(self, launcher: int) -> None:
         while os.getppid() == launcher:
             if self._is_over.wait(_LOOK_SECONDS):
                 return
+        if not self._is_deferred:
+            os._exit(128 + signal.SIGTERM)  # there is nothing to save
         self._notice = (StopKind.ORPHANED, 0)  # whatever was asked for before: nobody may be waited for any more
         gone = time.monotonic()
-        while time.monotonic() - gone < limit_seconds:
+        while time.monotonic() - gone < self.limit_seconds:
             if self._is_over.wait(_LOOK_SECONDS):
                 return
         os._exit(128 + signal.SIGTERM)

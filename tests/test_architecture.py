@@ -38,6 +38,7 @@ LAYERS = (
         "handlers",
         "locks",
         "writer",
+        "scalars",
         "measurements",
         "failures",
         "streams",

@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -68,6 +70,26 @@ def test_the_one_just_saved_is_never_removed_and_those_after_it_are_of_a_future_
         save_checkpoint(tmp_path, version, make(version), keep=9)
     save_checkpoint(tmp_path, 7, make(7), keep=keep)
     assert folders(tmp_path) == [f"v{version:08d}" for version in left]
+
+
+@pytest.mark.parametrize("keep", range(1, 11))
+def test_as_many_are_kept_as_were_asked_for(tmp_path: pathlib.Path, keep: int) -> None:
+    for version in range(1, 9):
+        save_checkpoint(tmp_path, version, make(version), keep=keep)
+    assert folders(tmp_path) == [f"v{version:08d}" for version in range(max(1, 9 - keep), 9)]
+
+
+def test_a_writer_that_dies_leaves_nothing_that_its_successor_does_not_know(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "v00000003.safetensors"
+    code = (
+        "import os, pathlib, sys, torch; from hvd_async import atomic, checkpoint;"
+        "atomic.give_usual_mode = lambda path: os._exit(9);"
+        "checkpoint.write_tensors(pathlib.Path(sys.argv[1]), {'t': torch.zeros(3)})"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
+    assert len(folders(tmp_path)) == 1
+    atomic.remove_leftovers(tmp_path)
+    assert folders(tmp_path) == []
 
 
 def test_data_are_replaced_beside_the_same_tensors(tmp_path: pathlib.Path) -> None:

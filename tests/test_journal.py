@@ -86,6 +86,33 @@ def test_a_death_while_measuring_costs_only_what_was_being_measured(tmp_path: pa
     assert [m["loss"] for m in summary["measurements"]] == [m["loss"] for m in whole["measurements"]]
 
 
+@pytest.mark.parametrize("step", [5, 11])
+def test_a_file_that_cannot_be_written_ends_a_run_and_costs_nothing_else(tmp_path: pathlib.Path, step: int) -> None:
+    folder = tmp_path / "run"
+
+    class Vanishes(ToyTask):
+        def loss(self, *arguments: Any) -> Any:
+            if self._steps == step:
+                shutil.rmtree(folder / "snapshots")
+            return super().loss(*arguments)
+
+    settings = settings_of(folder, validation={**MEASURED, "every": 1})
+    with pytest.raises(DataError, match=r"v000000\d\d.safetensors: cannot be written: No such file or directory$"):
+        run(settings, Vanishes)
+    assert len(list((folder / "checkpoints").glob("v*"))) == 1
+    summary = run(settings, resume=True)
+    assert summary["updates"] == 12 and 12 in versions(summary)
+    assert sorted(versions(summary) + summary["unmeasured"]) == list(range(1, 13))
+
+
+def test_scalars_that_cannot_be_written_end_no_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/tensorboard").write_text("in the way")
+    summary = run(settings_of(tmp_path / "run", training={"tensorboard": True}))
+    assert summary["how"] == "finished"
+    assert capsys.readouterr().out.count("tensorboard: cannot be written: ") == 1
+
+
 def test_a_snapshot_that_has_gone_is_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = settings_of(tmp_path / "run", validation=MEASURED)
     with pytest.raises(OSError, match="injected"):

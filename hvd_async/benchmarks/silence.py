@@ -42,5 +42,8 @@ class SilentJournal:
     def ended(self, notice: StopNotice | None) -> None:
         """See `Journal.ended`."""
 
+    def settle(self) -> None:
+        """See `Journal.settle`: there is nothing to write."""
+
     def rescue(self, stop: StopNotice | None = None) -> None:
         """See `Journal.rescue`: there is nothing to save."""

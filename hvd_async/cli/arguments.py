@@ -219,6 +219,8 @@ def print_summary(summary: dict[str, Any], output: str) -> None:
     restarts = summary["processes"] - 1
     unit = "virtual s" if summary.get("simulated") else "s"
     again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
+    if summary.get("unmeasured"):
+        print(f"not measured, though they were to be: versions {', '.join(map(str, summary['unmeasured']))}")
     if summary["refused"]:
         print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
     print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -148,7 +149,9 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
     # Ranks end by themselves when one of them does not answer; that they do not even do that is for the launcher to see.
     patience = config.strategy.stop_timeout_seconds + _PATIENCE_SECONDS
     with quieted(tell) as errors:
-        ended = run_command(command, os.environ, Stopping(stop_signal, patience, folder.is_being_saved), errors)
+        is_saving = functools.partial(folder.is_being_saved, time.time())
+        stopping = Stopping(stop_signal, patience, is_saving, config.strategy.hang_timeout_seconds)
+        ended = run_command(command, os.environ, stopping, errors)
     seconds = time.monotonic() - began
     return outcome_of(ended, summary.how(), seconds, summary.stop_signal(), status_tells=status_tells)
 

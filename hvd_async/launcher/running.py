@@ -35,13 +35,14 @@ class Stopping:
     """How a command is asked to stop.
 
     `signal`: what it is sent in place of what we are; mpirun and srun keep others for themselves, but hand SIGUSR1 to all ranks,
-    who then save everything. `patience_seconds`: how long it may take, and longer while `is_saving`; then it is sent SIGTERM, for
-    which mpirun kills its ranks, and killed in the end.
+    who then save everything. `patience_seconds`: how long it may take, and longer while `is_saving`, but no longer than
+    `saving_seconds`; then it is sent SIGTERM, for which mpirun kills its ranks, and killed in the end.
     """
 
     signal: int | None = None
     patience_seconds: float = 180.0
     is_saving: Callable[[], bool] = lambda: False
+    saving_seconds: float = 3600.0
 
 
 def run_command(
@@ -99,8 +100,10 @@ def _wait(child: subprocess.Popen[bytes], stopping: Stopping, asked_at: Callable
             return child.wait(_LOOK_SECONDS)
         except subprocess.TimeoutExpired:
             asked = asked_at()
-        if asked is None or stopping.is_saving():
+        if asked is None:
             continue
         late = time.monotonic() - asked - stopping.patience_seconds
+        if late < stopping.saving_seconds and stopping.is_saving():
+            continue
         if last and late > last[-1][0]:
             child.send_signal(last.pop()[1])

@@ -280,8 +280,7 @@ class StoreClient:
 
     def request_stop(self, notice: StopNotice) -> None:
         """Ask all ranks to stop; the first notice stands."""
-        if self._window.load(Word.STOP) == 0:
-            self._window.store(Word.STOP, notice.to_word())
+        if self._window.load(Word.STOP) == 0 and self._window.compare_swap(Word.STOP, 0, notice.to_word()) == 0:
             self._window.ring(Word.STORE_BELL)
 
     def take_evaluation(self) -> int | None:

@@ -8,7 +8,6 @@ import threading
 import time
 from types import TracebackType
 
-from hvd_async.errors import HvdAsyncError
 from hvd_async.transport.window import Window
 
 # A sign of life costs a rank on another node a journey.
@@ -53,8 +52,8 @@ class Heartbeat:
             if time.monotonic() - self._touched > self._hang_timeout_seconds:
                 continue
             count += 1
-            # The window's own errors are met, and told, by the thread that works with it.
-            with contextlib.suppress(HvdAsyncError):
+            # Whatever is wrong with the window is met, and told, by the thread that works with it.
+            with contextlib.suppress(Exception):
                 self._window.store(self._word, count)
 
 

@@ -14,7 +14,7 @@ from hvd_async.errors import HvdAsyncError, PeerError
 from hvd_async.store import description
 from hvd_async.store.client import IDLE
 from hvd_async.store.liveness import Silence, is_alive
-from hvd_async.store.notice import failed_rank, read_notice
+from hvd_async.store.notice import read_notice
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.slots import read_slot
 from hvd_async.transport.layout import (
@@ -70,6 +70,9 @@ class Journal(Protocol):
         """No more updates will be made; `notice` is why, None when the data ended. Blocks until all that is to outlive this
         process is saved."""
 
+    def settle(self) -> None:
+        """`store` is lost: finish writing what was handed over before. Blocks, and raises nothing."""
+
     def rescue(self, stop: StopNotice | None = None) -> None:
         """Another rank failed, and `store` is whole: save it. Blocks, and raises nothing. `stop`: the run was asked to stop, and
         counts as stopped."""
@@ -86,8 +89,6 @@ class ServerOptions:
     stop_timeout_seconds: float = 60.0
     near_workers: frozenset[int] = frozenset()
     """Workers of the store's host, whose processes can be looked at."""
-    shard_ranks: frozenset[int] = frozenset()
-    """Ranks that hold other parts of the parameters."""
 
 
 class StopTimeoutError(PeerError):
@@ -410,18 +411,14 @@ class StoreServer:
         if notice is None and requested is None and (is_last or self._journal.is_finished()):
             requested = StopNotice(StopKind.FINISHED, rank=0)
         if notice is None and requested is not None:
-            self._memory.store(Word.STOP, requested.to_word())
-            notice = requested
+            before = self._memory.compare_swap(Word.STOP, 0, requested.to_word())  # who asked first is heard
+            notice = StopNotice.from_word(before) or requested
         if self._is_stopped(notice) and self._stopping_since is None:
             self._stopping_since = time.monotonic()
         return notice
 
     def _notice(self) -> StopNotice | None:
-        try:
-            return read_notice(self._memory)
-        except PeerError as error:
-            error.is_state_lost = failed_rank(self._memory) in self._options.shard_ranks
-            raise
+        return read_notice(self._memory)
 
     @staticmethod
     def _is_stopped(notice: StopNotice | None) -> bool:

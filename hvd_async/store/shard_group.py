@@ -11,7 +11,7 @@ from hvd_async import kernels
 from hvd_async.errors import PeerError
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.liveness import Silence
-from hvd_async.store.notice import failed_rank
+from hvd_async.store.notice import check_state
 from hvd_async.store.orders import Order, Verb
 from hvd_async.store.shard import Shard, StepOrder
 from hvd_async.transport.layout import ShardWord, Word
@@ -181,9 +181,7 @@ class ShardGroup:
                 self._memory.wait(Word.STORE_BELL, heard, _SLEEP_SECONDS if self._memory.has_bells else _POLL_SECONDS)
                 self._touch()
                 # Whoever else failed, an order is carried out everywhere or nowhere: what there is stays whole.
-                failed = failed_rank(self._memory)
-                if failed in {each.rank for each in self._others}:
-                    raise PeerError(f"rank {failed} failed; its message says why", is_reported=True, is_state_lost=True)
+                check_state(self._memory)
                 heartbeat = self._memory.load(self._memory.layout.shard_word(other.number, ShardWord.HEARTBEAT))
                 if silence.seconds(heartbeat) > self._timeout_seconds:
                     raise PeerError(

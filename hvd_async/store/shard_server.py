@@ -115,6 +115,5 @@ class ShardServer:
         self._sequencer.ring(Word.STORE_BELL)
 
     def _pass_on(self, requested: StopNotice | None) -> None:
-        if requested is not None and self._sequencer.load(Word.STOP) == 0:
-            self._sequencer.store(Word.STOP, requested.to_word())
+        if requested is not None and self._sequencer.compare_swap(Word.STOP, 0, requested.to_word()) == 0:
             self._sequencer.ring(Word.STORE_BELL)

@@ -82,7 +82,8 @@ class Asynchronous:
                 notice = RankRole(job, plan, rank, memories, reach, team_block).play(loop)
             except BaseException as error:
                 if job.journal is None:
-                    fail(memories[0], rank, error, job.strategy)
+                    me = job.plans[rank]
+                    fail(memories[0], rank, error, job.strategy, is_state_lost=me.shard is not None and me.worker is None)
                 raise
             if notice is not None and notice.kind is StopKind.ORPHANED:
                 raise OrphanedError(f"stopped by {notice}, everything saved")
@@ -113,16 +114,17 @@ class Asynchronous:
             yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # its own block is mapped
 
 
-def fail(window: Window, rank: int, error: BaseException, strategy: StrategyConfig) -> None:
+def fail(window: Window, rank: int, error: BaseException, strategy: StrategyConfig, *, is_state_lost: bool = False) -> None:
     """Tell all that `rank` fails because of `error`, then wait until the store has saved what it has, as long as it lives.
 
-    Whoever fails ends the job, and the store with it: first what is healthy is saved.
+    Whoever fails ends the job, and the store with it: first what is healthy is saved. `is_state_lost`: a part of the parameters
+    is not.
     """
     tell(rank, error)
     if isinstance(error, PeerError) and error.is_state_lost:
         return  # there is nobody to wait for
-    if not (isinstance(error, PeerError) and error.is_reported):
-        announce_failure(window, rank)
+    if not is_of_others(error) and window.load(Word.FAILED) == 0:
+        announce_failure(window, rank, is_state_lost=is_state_lost)
     silence, began = Silence(), time.monotonic()
     while window.load(Word.SERVED) == 0:
         window.wait(Word.STORE_BELL, window.heard(Word.STORE_BELL), _LOOK_SECONDS)
@@ -130,6 +132,11 @@ def fail(window: Window, rank: int, error: BaseException, strategy: StrategyConf
             return
         if time.monotonic() - began > strategy.hang_timeout_seconds:
             return
+
+
+def is_of_others(error: BaseException) -> bool:
+    """Whether another rank failed, and says why itself."""
+    return isinstance(error, PeerError) and error.is_reported
 
 
 class RankRole:
@@ -167,8 +174,6 @@ class RankRole:
         shard = make_shard(job, memory, part)
         cuda_ipc.finish(self._me.store_device or "cpu")  # a thread with another stream is to use it
         if number > 0:
-            if job.saved is not None:
-                shard.load(job.saved.load(part), job.saved.data["version"])
             return lambda: self._serve_shard(number, part, shard, memory)
         return lambda: self._serve_or_rescue(shard, memory)
 
@@ -179,22 +184,27 @@ class RankRole:
     def _serve_shard(self, number: int, part: slice, shard: Shard, memory: StoreMemory) -> StopNotice | None:
         sequencer, timeout = self._memories[0], self._job.strategy.store_timeout_seconds
         with self._heartbeat(sequencer.layout.shard_word(number, ShardWord.HEARTBEAT)) as heartbeat:
+            if (saved := self._job.saved) is not None:
+                shard.load(saved.load(part), saved.data["version"])
             server = ShardServer(number, part, shard, memory, sequencer, timeout, heartbeat.touch)
             return server.serve(self._job.stop_requested)
 
     def _serve_or_rescue(self, shard: Shard, memory: StoreMemory) -> StopNotice | None:
         """Serve; where that fails though the store is whole, save it before anybody ends the job."""
-        rank = self._me.rank
+        assert self._job.journal is not None  # the store's rank keeps it
+        rank, journal = self._me.rank, self._job.journal
         with self._heartbeat(Word.STORE_HEARTBEAT) as heartbeat:
             try:
                 return self._serve(shard, memory, heartbeat.touch)
             except BaseException as error:
-                if not (isinstance(error, PeerError) and error.is_reported):
-                    announce_failure(memory, rank)
+                is_lost = not isinstance(error, HvdAsyncError) or (isinstance(error, PeerError) and error.is_state_lost)
+                if not is_of_others(error):
+                    announce_failure(memory, rank, is_state_lost=is_lost)
                 tell(rank, error)
                 # Any other error may have come in the middle of an update.
-                is_lost = not isinstance(error, HvdAsyncError) or (isinstance(error, PeerError) and error.is_state_lost)
-                if self._server is not None and not is_lost:
+                if is_lost:
+                    journal.settle()
+                elif self._server is not None:
                     asked = StopNotice.from_word(memory.load(Word.STOP)) if isinstance(error, StopTimeoutError) else None
                     self._server.rescue(asked)
                 memory.store(Word.SERVED, 1)
@@ -280,6 +290,10 @@ class RankRole:
                 cuda_ipc.use_own_stream(self._me.store_device or "cpu")
                 notices.append(serve())
             except BaseException as error:
+                if not is_of_others(error):  # the store's own rank has done so itself
+                    tell(self._me.rank, error)
+                    if self._memories[0].load(Word.FAILED) == 0:
+                        announce_failure(self._memories[0], self._me.rank, is_state_lost=True)
                 failures.append(error)
 
         thread = threading.Thread(target=run, name="hvd-async-store", daemon=True)
@@ -287,7 +301,7 @@ class RankRole:
         try:
             self._work(loop)
         except BaseException as error:
-            own = not isinstance(error, PeerError) or not error.is_reported
+            own = not is_of_others(error)
             if own:
                 tell(self._me.rank, error)
                 announce_failure(self._memories[0], self._me.rank)
@@ -343,6 +357,5 @@ def make_server(
         worker_timeout_seconds=job.strategy.worker_timeout_seconds,
         stop_timeout_seconds=job.strategy.stop_timeout_seconds,
         near_workers=frozenset(p.worker for p in job.plans if p.worker is not None and p.host == job.plans[0].host),
-        shard_ranks=frozenset(p.rank for p in job.plans if p.shard is not None and p.shard > 0),
     )
     return StoreServer(store, memory, job.journal, options, touch)

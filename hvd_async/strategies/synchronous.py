@@ -169,7 +169,8 @@ class SynchronousWorker:
         with self._watch.waiting():
             table = self._all_reduce.gather(statistics)
         if self._job.journal is not None:
-            self._job.journal.evaluated(request.version, [sum(column) for column in zip(*table, strict=True)])
+            with self._watch.updating():
+                self._job.journal.evaluated(request.version, [sum(column) for column in zip(*table, strict=True)])
         self._is_finished |= self._ask_journal()
 
     def _next_group(self) -> range:
@@ -191,7 +192,8 @@ class SynchronousWorker:
     def _ask_journal(self) -> bool:
         """Rank 0 knows whether the run is over; all ranks learn it at the same point."""
         journal = self._job.journal
-        return bool(self._all_reduce.gather([float(journal is not None and journal.is_finished())])[0][0])
+        with self._watch.waiting():
+            return bool(self._all_reduce.gather([float(journal is not None and journal.is_finished())])[0][0])
 
 
 def make_replica(flat: FlatParameters, optimizer: OptimizerConfig, delay: int) -> Shard:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from hvd_async.errors import PeerError
+from hvd_async.errors import HvdAsyncError, PeerError
 from hvd_async.failures import tell
 from hvd_async.strategies.protocol import Job
 from hvd_async.transport.layout import StopNotice
@@ -66,7 +66,11 @@ class Watch:
         """The replica changes inside the block: it cannot be saved."""
         with self._changing:
             self.is_whole = False
-            yield
+            try:
+                yield
+            except HvdAsyncError:  # the journal's, which is told when a version is made
+                self.is_whole = True
+                raise
             self.is_whole = True
 
     def _run(self) -> None:
@@ -83,7 +87,7 @@ class Watch:
         strategy, later = self._job.strategy, 0.0 if self._rank == 0 else _OTHERS_SECONDS
         limit = strategy.stop_timeout_seconds
         if self._asked_since is not None and now - self._asked_since > limit + later:
-            return PeerError(f"asked to stop, and other ranks did not come for {limit:.0f} s{_NAMES['stop']}"), asked
+            return PeerError(f"asked to stop, and the step was not over after {limit:.0f} s{_NAMES['stop']}"), asked
         limit = strategy.worker_timeout_seconds
         if waiting_since is not None and now - waiting_since > limit + later:
             return PeerError(f"waited for other ranks for {limit:.0f} s{_NAMES['worker']}"), None
@@ -98,6 +102,6 @@ class Watch:
 
 
 _NAMES = {
-    name: f" (strategy.{name}_timeout_seconds); one of them is dead, stopped or starved of a core; what was learnt is saved"
+    name: f" (strategy.{name}_timeout_seconds); a rank is slow, dead, stopped or starved of a core; what was learnt is saved"
     for name in ("stop", "worker")
 }

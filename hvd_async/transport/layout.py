@@ -35,7 +35,7 @@ class Word(enum.IntEnum):
     VERSION = 0  # store: parameters of this version are published
     NEXT_VERSION = 1  # store: the version it is about to make; differs from VERSION during an update
     STOP = 2  # anyone, once: see `StopNotice`
-    FAILED = 3  # anyone: a rank that failed, and 1; read together with STOP, and never overwritten by it
+    FAILED = 3  # anyone: which rank failed, see `store.notice`; read together with STOP, and never overwritten by it
     STORE_HEARTBEAT = 4  # store: counts up while it lives
     EVALUATIONS_DUE = 5  # store: evaluations whose snapshot is on disk
     READY = 6  # store, once: the first version is out

@@ -130,19 +130,18 @@ class RemoteMemory:
 
     def put(self, offset: int, source: torch.Tensor) -> None:
         """See `Window.put`."""
-        num_bytes = source.numel() * source.element_size()
-        with self._watched(num_bytes):
+        self._num_unflushed_bytes += source.numel() * source.element_size()
+        with self._watched():
             for start, chunk in _chunks(source):
                 self._window.Put(chunk, self._owner, target=(offset + start, chunk.size, MPI.BYTE))
         self._unflushed.append(source)
-        self._num_unflushed_bytes += num_bytes
 
     def flush(self) -> None:
         """See `Window.flush`."""
         sources, self._unflushed = self._unflushed, []  # not what another thread puts meanwhile
-        num_bytes, self._num_unflushed_bytes = self._num_unflushed_bytes, 0
-        with self._watched(num_bytes):
+        with self._watched():
             self._window.Flush(self._owner)
+        self._num_unflushed_bytes -= sum(source.numel() * source.element_size() for source in sources)
         del sources
 
     def get(self, offset: int, target: torch.Tensor) -> None:
@@ -185,11 +184,12 @@ class RemoteMemory:
             return self._atomics.fetch_and_op(word, value, op)
 
     @contextlib.contextmanager
-    def _watched(self, num_bytes: int = 0) -> Iterator[None]:
-        """An operation inside the block that may take the time of the configuration, and what a slow link needs for so many
-        bytes."""
+    def _watched(self) -> Iterator[None]:
+        """An operation inside the block that may take the time of the configuration, and what a slow link needs for all that was
+        put before: whichever thread flushes waits for it."""
         number = next(self._numbers)
-        self._deadlines[number] = time.monotonic() + self._timeout_seconds + num_bytes / _SLOWEST_BYTES_PER_SECOND
+        allowed = self._timeout_seconds + self._num_unflushed_bytes / _SLOWEST_BYTES_PER_SECOND
+        self._deadlines[number] = time.monotonic() + allowed
         try:
             yield
         finally:

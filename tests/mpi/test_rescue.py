@@ -67,6 +67,33 @@ def test_a_workers_failure_costs_nothing_that_several_shards_have(tmp_path: path
     finish(first, 3)
 
 
+def colocated_shards(folder: pathlib.Path, **fault: Any) -> Settings:
+    """Two ranks, each with a worker and a shard of the store."""
+    first = dataclasses.replace(
+        sharded(folder, 2), num_batches=30, faults=[{"rank": 1, "step": 8, "kind": "exception", **fault}]
+    )
+    first.config["strategy"] |= {"arrivals_per_update": 1, "placement": "colocated"}
+    return first
+
+
+def test_a_worker_that_fails_beside_a_shard_costs_nothing_that_the_shard_has(tmp_path: pathlib.Path) -> None:
+    first = colocated_shards(tmp_path / "run")
+    done = run_toy(2, first)
+    assert_fired(done, "exception")
+    assert not done.timed_out and messages(done) == ["hvd-async: rank 1: ZeroDivisionError: injected"], str(done)
+    assert saved_updates(tmp_path / "run") >= 8
+    finish(first, 2)
+
+
+def test_a_shard_that_fails_beside_a_worker_ends_the_job_with_its_message(tmp_path: pathlib.Path) -> None:
+    first = colocated_shards(tmp_path / "run", in_shard=True)
+    done = run_toy(2, first)
+    assert_fired(done, "exception")
+    assert not done.timed_out and done.returncode != 0, str(done)
+    assert messages(done) == ["hvd-async: rank 1: ZeroDivisionError: injected"], str(done)
+    assert not list((tmp_path / "run/checkpoints").glob("v*"))  # a part of the parameters is gone
+
+
 def test_a_workers_death_is_seen_and_what_the_store_has_is_saved(tmp_path: pathlib.Path) -> None:
     if mpi_family() != "openmpi":
         pytest.skip("MPICH's mpiexec kills the others at once")
@@ -179,13 +206,23 @@ def test_measuring_after_training_goes_on_where_it_was_interrupted(tmp_path: pat
     finish(first, 3)
 
 
-def test_a_store_that_fails_while_its_disk_is_slow_says_why_and_finishes_what_it_writes(tmp_path: pathlib.Path) -> None:
-    first = settings(tmp_path / "run", (0, 4, "error"), store_timeout_seconds=1.0)
+@pytest.mark.parametrize(
+    ("kind", "seconds", "message"),
+    [
+        ("error", 0.4, "injected error"),
+        pytest.param("exception", 1.5, "ZeroDivisionError: injected", marks=pytest.mark.slow),
+    ],
+)
+def test_a_store_that_fails_while_its_disk_is_slow_says_why_and_finishes_what_it_writes(
+    tmp_path: pathlib.Path, kind: str, seconds: float, message: str
+) -> None:
+    """After an exception, which may have come in the middle of an update, that is the checkpoint before."""
+    first = settings(tmp_path / "run", (0, 4, kind), store_timeout_seconds=1.0)
     first.config["training"]["checkpoint_every"] = 2
-    done = run_toy(3, dataclasses.replace(first, slow_disk=0.7))
-    assert_fired(done, "error")
+    done = run_toy(3, dataclasses.replace(first, slow_disk=seconds))
+    assert_fired(done, kind)
     assert not done.timed_out and (done.returncode == 1 or mpi_family() == "mpich"), str(done)
-    assert messages(done) == ["hvd-async: rank 0: injected error"]
+    assert messages(done) == [f"hvd-async: rank 0: {message}"]
     assert saved_updates(tmp_path / "run") >= 2
     finish(first, 3)
 

@@ -48,6 +48,7 @@ class Fault:
     kind: str  # nan, exception, error, pause, orphan, or a signal such as sigterm
     write: int | None = None
     in_evaluation: bool = False  # not at a step but at the `step`-th evaluation
+    in_shard: bool = False  # of a rank that trains as well: in its shard, at an order
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class ToyTask:
             for _ in range(self._random.randrange(400)):
                 torch.randn(50, 50).sum()
         for fault in self._faults:
-            if (fault.rank, fault.step) == (self._rank, self._steps) and not fault.in_evaluation:
+            if (fault.rank, fault.step) == (self._rank, self._steps) and not (fault.in_evaluation or fault.in_shard):
                 if fault.write is None:
                     loss = happen(fault, loss)
                 else:
@@ -242,7 +243,8 @@ def armed_store(settings: Settings) -> Iterator[None]:
 @contextlib.contextmanager
 def armed_shard(settings: Settings, rank: int) -> Iterator[None]:
     """Faults of another shard happen before it carries out its order number `step`."""
-    faults = [Fault(**fault) for fault in settings.faults if fault["rank"] == rank]
+    is_colocated = settings.config["strategy"].get("placement") == "colocated"
+    faults = [fault for each in settings.faults if (fault := Fault(**each)).rank == rank and fault.in_shard == is_colocated]
     carry_out, orders = ShardServer._carry_out, itertools.count()
 
     def carry_out_and_fail(server: ShardServer, order: Any) -> None:

@@ -61,6 +61,9 @@ class Recorder:
         """See `Journal`."""
         self.endings.append(notice)
 
+    def settle(self) -> None:
+        """See `Journal`."""
+
     def rescue(self, stop: StopNotice | None = None) -> None:
         """See `Journal`."""
         self.rescues.append(stop)

@@ -212,7 +212,7 @@ def test_a_shard_gives_up_on_a_sequencer_that_is_silent() -> None:
 
 def test_a_shard_that_failed_ends_the_sequencer_whose_state_is_lost() -> None:
     shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
-    announce_failure(shards.memories[0], 11)
+    announce_failure(shards.memories[0], 11, is_state_lost=True)
     with pytest.raises(PeerError, match="rank 11 failed; its message says why") as caught:
         shards.vectors.meet()
     assert caught.value.is_reported and caught.value.is_state_lost

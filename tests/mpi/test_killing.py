@@ -1,0 +1,20 @@
+"""A short part of what `python -m tests.mpi.killing` does: real runs, killed at random moments, lose nothing."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from tests.mpi.killing import Case, run_case
+
+pytestmark = pytest.mark.mpi
+
+
+# Drawn from the seed and the number, whatever they are; those that take longer are slow.
+@pytest.mark.parametrize("number", [5, 44, *(pytest.param(number, marks=pytest.mark.slow) for number in range(20, 30))])
+def test_a_run_that_is_killed_loses_nothing(tmp_path: pathlib.Path, number: int) -> None:
+    case = Case.draw(1, number)
+    if case.strategy == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
+    assert run_case(case, tmp_path).fault == "", str(case)
