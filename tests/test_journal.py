@@ -93,11 +93,11 @@ def test_a_file_that_cannot_be_written_ends_a_run_and_costs_nothing_else(tmp_pat
     class Vanishes(ToyTask):
         def loss(self, *arguments: Any) -> Any:
             if self._steps == step:
-                shutil.rmtree(folder / "snapshots")
+                (folder / "snapshots").rename(tmp_path / "elsewhere")
             return super().loss(*arguments)
 
     settings = settings_of(folder, validation={**MEASURED, "every": 1})
-    with pytest.raises(DataError, match=r"v000000\d\d.safetensors: cannot be written: No such file or directory$"):
+    with pytest.raises(DataError, match=r"v000000\d\d.safetensors: cannot be written: .*No such file or directory"):
         run(settings, Vanishes)
     assert len(list((folder / "checkpoints").glob("v*"))) == 1
     summary = run(settings, resume=True)

@@ -121,8 +121,8 @@ def fail(window: Window, rank: int, error: BaseException, strategy: StrategyConf
     is not.
     """
     tell(rank, error)
-    if isinstance(error, PeerError) and error.is_state_lost:
-        return  # there is nobody to wait for
+    if isinstance(error, PeerError) and error.is_state_lost and not error.is_reported:
+        return  # the store fell silent: there is nobody to wait for
     if not is_of_others(error) and window.load(Word.FAILED) == 0:
         announce_failure(window, rank, is_state_lost=is_state_lost)
     silence, began = Silence(), time.monotonic()

@@ -217,7 +217,7 @@ def test_a_store_that_fails_while_its_disk_is_slow_says_why_and_finishes_what_it
     tmp_path: pathlib.Path, kind: str, seconds: float, message: str
 ) -> None:
     """After an exception, which may have come in the middle of an update, that is the checkpoint before."""
-    first = settings(tmp_path / "run", (0, 4, kind), store_timeout_seconds=1.0)
+    first = settings(tmp_path / "run", (0, 4, kind), store_timeout_seconds=4 * seconds)  # shorter than a checkpoint takes
     first.config["training"]["checkpoint_every"] = 2
     done = run_toy(3, dataclasses.replace(first, slow_disk=seconds))
     assert_fired(done, kind)
