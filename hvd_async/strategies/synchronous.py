@@ -67,14 +67,15 @@ def execute(
         worker = SynchronousWorker(job, rank, all_reduce, watch)
         try:
             loop(worker, model)
+            watch.is_busy = True
+            if job.journal is not None:
+                job.journal.ended(worker.notice)
         except Exception as error:
             if len(job.plans) > 1:
                 tell(rank, error)  # before the disk is waited for
             if job.journal is not None and watch.is_whole:
                 job.journal.rescue()
             raise
-    if job.journal is not None:
-        job.journal.ended(worker.notice)
     if worker.notice is not None and worker.notice.kind is StopKind.ORPHANED:
         raise OrphanedError(f"stopped by {worker.notice}, everything saved")
     return worker.notice
@@ -158,14 +159,14 @@ class SynchronousWorker:
         if not self._next_evaluation or self.store.version < self._next_evaluation:
             return None
         self._next_evaluation = self._job.evaluation.next_after(self.store.version)
-        self._watch.is_evaluating = True
+        self._watch.is_busy = True
         return EvaluationRequest(
             self.store.version, self.store.evaluated_parameters, shard=self._rank, num_shards=self._job.num_workers
         )
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
         """See `Worker.report`."""
-        self._watch.is_evaluating = False
+        self._watch.is_busy = False
         with self._watch.waiting():
             table = self._all_reduce.gather(statistics)
         if self._job.journal is not None:

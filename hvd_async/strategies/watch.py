@@ -34,8 +34,8 @@ class Watch:
         self._asked_since: float | None = None
         self.is_whole = True
         """Whether the replica is that of one version. False after an error within `updating`."""
-        self.is_evaluating = False
-        """Whether this rank is at work on an evaluation, which may take long."""
+        self.is_busy = False
+        """Whether this rank is at work on what may take long: an evaluation, or saving."""
         self._changing = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hvd-async-watch", daemon=True)
@@ -82,7 +82,7 @@ class Watch:
     def _fault(self) -> tuple[PeerError | None, StopNotice | None]:
         """What has lasted too long, and what asked this rank to stop."""
         now, asked, waiting_since = time.monotonic(), self._job.stop_requested(), self._waiting_since
-        if asked is not None and (self._asked_since is None or self.is_evaluating):
+        if asked is not None and (self._asked_since is None or self.is_busy):
             self._asked_since = now
         strategy, later = self._job.strategy, 0.0 if self._rank == 0 else _OTHERS_SECONDS
         limit = strategy.stop_timeout_seconds
