@@ -98,6 +98,7 @@ class StoreClient:
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
         self._freed = -1
         self._under_way = IDLE
+        self._has_next_base = False
         self._touch = touch
         self._reported = 0
 
@@ -136,9 +137,8 @@ class StoreClient:
     def idle(self) -> None:
         """Tell the store that no gradient is under way for this slot but what is in it."""
         self._under_way = IDLE
-        if self._options.announces:
-            self._set_slot(SlotWord.NEXT_BASE_VERSION, IDLE)
         self._announce_base(IDLE)
+        self._withdraw_next_base()
 
     def keep_announced(self, version: int) -> None:
         """A gradient on `version` is being computed meanwhile: it stays announced, whatever is pushed and pulled."""
@@ -172,6 +172,7 @@ class StoreClient:
         self._set_slot(SlotWord.PUSHED, self._pushed)  # last: the store looks at the rest only after this
         # After PUSHED: the gradient is under way here or there, never nowhere.
         self._announce_base(self._under_way)
+        self._withdraw_next_base()
         self._window.ring(Word.STORE_BELL)
 
     def wait_drained(self) -> None:
@@ -314,6 +315,7 @@ class StoreClient:
             version = self._window.load(Word.VERSION)
             if self._under_way != IDLE:
                 self._set_slot(SlotWord.NEXT_BASE_VERSION, version)
+                self._has_next_base = True
             self._announce_base(min(version, self._under_way))
             following = self._window.load(Word.NEXT_VERSION)
             # What is under way meanwhile is older and holds the store back itself: to wait for the store would be for ever.
@@ -340,6 +342,12 @@ class StoreClient:
         self._set_slot(SlotWord.BASE_VERSION, version)
         if self._options.waits_for_stragglers:  # an update may wait for this
             self._window.ring(Word.STORE_BELL)
+
+    def _withdraw_next_base(self) -> None:
+        """What was pulled ahead is what is being computed now, which the base version says; or nothing is."""
+        if self._has_next_base:
+            self._set_slot(SlotWord.NEXT_BASE_VERSION, IDLE)
+            self._has_next_base = False
 
     def _is_settled(self, announced: int) -> bool:
         """Whether the version that the store announced is out, or will not come: the sum of its gradients was not finite."""

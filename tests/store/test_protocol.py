@@ -776,6 +776,39 @@ def test_a_reader_that_asks_too_late_reads_a_newer_version() -> None:
     assert not client._hold(0) and client._hold(1)
 
 
+def test_what_was_pulled_ahead_is_announced_until_it_is_what_is_being_computed() -> None:
+    memory = ThreadMemory(Layout(4, 1))
+    for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
+        memory.store(memory.layout.slot_word(0, word), IDLE)
+    client = StoreClient([memory], 0, ClientOptions())
+
+    def announced() -> list[int]:
+        words = (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION)
+        return [memory.load(memory.layout.slot_word(0, word)) for word in words]
+
+    def make_version(version: int) -> None:
+        memory.store(Word.NEXT_VERSION, version)
+        memory.store(Word.VERSION, version)
+
+    parameters = torch.zeros(4)
+    client.pull(parameters)
+    assert announced() == [0, IDLE]
+    client.keep_announced(0)  # it is being computed
+    make_version(1)
+    client.pull(parameters)
+    assert announced() == [0, 1]
+    client.keep_announced(1)  # now that is
+    client.push(torch.ones(4), [arrival(0)])
+    assert announced() == [1, IDLE]
+    make_version(2)
+    client.pull(parameters)
+    assert announced() == [1, 2]
+    client.keep_announced(IDLE)  # the last: nothing is computed meanwhile
+    memory.store(memory.layout.slot_word(0, SlotWord.FREED), 1)
+    client.push(torch.ones(4), [arrival(1, base_version=1)])
+    assert announced() == [IDLE, IDLE]
+
+
 # --- Silence ----------------------------------------------------------------------------------------------------------
 
 IMPATIENT = ClientOptions(store_timeout_seconds=0.2)
