@@ -133,6 +133,8 @@ class StoreClient:
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
         self._freed = -1
         self._base = base
+        if self._options.announces:
+            self._has_next_base = self._get_slot(SlotWord.NEXT_BASE_VERSION) != IDLE
 
     def idle(self) -> None:
         """Tell the store that no gradient is under way for this slot but what is in it."""

@@ -776,6 +776,18 @@ def test_a_reader_that_asks_too_late_reads_a_newer_version() -> None:
     assert not client._hold(0) and client._hold(1)
 
 
+def test_who_takes_a_slot_over_withdraws_what_another_pulled_ahead() -> None:
+    memory = ThreadMemory(Layout(4, 2, num_slots=1))
+    word = memory.layout.slot_word(0, SlotWord.NEXT_BASE_VERSION)
+    first, second = (StoreClient([memory], worker, ClientOptions(), slot=0) for worker in range(2))
+    first.keep_announced(0)
+    first.pull(torch.zeros(4))
+    assert memory.load(word) == 0
+    second.take_over(first.base)
+    second.push(torch.ones(4), [arrival(0, worker=1)])
+    assert memory.load(word) == IDLE
+
+
 def test_what_was_pulled_ahead_is_announced_until_it_is_what_is_being_computed() -> None:
     memory = ThreadMemory(Layout(4, 1))
     for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
