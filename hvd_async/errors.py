@@ -63,6 +63,9 @@ class StoppedBySignal(HvdAsyncError):
 
     is_on_all_ranks = True
 
+    is_reporter: bool | None = None
+    """Whether this rank tells it; None: as of other errors."""
+
     def __init__(self, message: str, signal_number: int) -> None:
         """Keep the signal, from which the exit status follows."""
         super().__init__(message)

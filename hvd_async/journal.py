@@ -289,8 +289,9 @@ class RunJournal:
                 self.end_training(is_complete=False)
             if stop is not None:
                 self._conclude_alone(stop)
-        except HvdAsyncError:
+        except HvdAsyncError as error:
             self._writer.forget_failures()
+            self._progress.say(f"what training made since the last checkpoint could not be saved: {error}")
 
     def snapshots_to_evaluate(self) -> list[int]:
         """Versions that were to be measured and are not, whose snapshots lie on the disk. Blocks on the disk."""
@@ -341,7 +342,7 @@ class RunJournal:
             "pending": len(self._store.pending),
             "steps": num_steps,
             "longer_steps": num_longer,
-            "stop": None if stop is None else stop.to_json(),
+            "stop": None if stop is None or stop.is_end else stop.to_json(),
             "measurements": self.measurements.to_json(),
             "unmeasured": sorted(self._moments.keys() - self.measurements.versions),
             "best": None if best is None else asdict(best),

@@ -488,7 +488,8 @@ def test_an_mpirun_that_is_absent_or_unknown() -> None:
 def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
     code = "import os, sys; sys.exit(3 if os.environ['A'] + os.environ['B'] == 'xy' else 1)"
     assert run_command(Command((sys.executable, "-c", code), {"B": "y"}), {**os.environ, "A": "x", "B": "z"}) == Ended(3)
-    assert run_command(Command(("sh", "-c", "kill -KILL $$"), {}), os.environ) == Ended(128 + signal.SIGKILL)
+    killed = run_command(Command(("sh", "-c", "kill -KILL $$"), {}), os.environ)
+    assert killed == Ended(128 + signal.SIGKILL, is_killed=True)
 
 
 @pytest.mark.parametrize(
@@ -502,6 +503,8 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(0, signal.SIGINT), "stopped", 130, "stopped by Ctrl-C after 1:02:03, everything saved"),
         (Ended(0, signal.SIGHUP), "stopped", 129, "stopped by SIGHUP after 1:02:03, everything saved"),
         (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; what was saved before is whole"),
+        (Ended(2), "finished", 2, "failed after 1:02:03, exit status 2"),  # another job was there first
+        (Ended(3), "stopped", 3, "failed after 1:02:03, exit status 3"),
         (Ended(139), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 139"),
         (Ended(8), "diverged", 8, "diverged after 1:02:03"),
         (Ended(143), None, 1, "failed after 1:02:03, exit status 143"),  # a rank failed, and srun ended the others
@@ -520,6 +523,12 @@ def test_a_rank_that_is_stopped_before_there_is_anything_to_save_did_not_fail(st
     assert outcome.text == f"launch: stopped by {name} after 0:00:02, before training began"
     assert outcome.status == status and not outcome.is_failure
     assert outcome_of(Ended(1), None, 2.0, status_tells=True).is_failure
+
+
+def test_ranks_outlive_a_launcher_that_is_killed_and_save() -> None:
+    outcome = outcome_of(Ended(137, is_killed=True), None, 1.0, status_tells=True)
+    assert outcome.text.endswith("exit status 137; what started the ranks was killed: they save what they have and end")
+    assert outcome.is_failure
 
 
 def test_ranks_that_were_stopped_without_their_launcher_name_the_signal_in_their_summary() -> None:

@@ -35,8 +35,8 @@ exit status:
   2  configuration or arguments    6  another rank failed or fell silent
   3  data, model files, output     7  a replayed run gives something else than was recorded
                                    8  a run has diverged
-                                   130, 138, 143  stopped by Ctrl-C, SIGUSR1, SIGTERM; train, launch and
-                                   compare save everything first, other verbs are only cut off
+                                   129, 130, 138, 143  stopped by SIGHUP, Ctrl-C, SIGUSR1, SIGTERM; train,
+                                   launch and compare save everything first, other verbs are cut off
 """
 
 

@@ -12,7 +12,7 @@ from hvd_async.cli.arguments import (
     print_summary,
     verb,
 )
-from hvd_async.errors import ConfigError
+from hvd_async.errors import ConfigError, StoppedBySignal
 
 if TYPE_CHECKING:
     from hvd_async.signals import StopRequest
@@ -40,8 +40,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
     # Before anything heavy is loaded: who stops a run that has only just been started gets the same answer as later.
     stop = StopRequest()
-    with stop.listening():
-        return _train_unless_stopped(arguments, stop)
+    try:
+        with stop.listening():
+            return _train_unless_stopped(arguments, stop)
+    except StoppedBySignal as error:
+        if arguments.launched:
+            error.is_on_all_ranks, error.is_reporter = True, False  # who launched them tells
+        raise
 
 
 def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> int:

@@ -79,7 +79,7 @@ def _relay(reading: int, show: Callable[[str], object]) -> None:
     quieter = Quieter()
     with open(reading, "rb") as stream:
         for line in stream:
-            if shown := quieter.feed(line):
+            if shown := quieter.feed(line.replace(b"\0", b"")):  # prterun writes some, and grep takes a log for binary
                 show(shown.decode(errors="backslashreplace"))
     if shown := quieter.finish():
         show(shown.decode(errors="backslashreplace"))

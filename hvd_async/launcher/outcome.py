@@ -69,7 +69,7 @@ def outcome_of(
     """Say what became of a run: `how` and `stop_signal` are what it wrote down itself. Pure.
 
     128 + signal if it was asked to stop: by a signal that came to us, or to ranks alone and they saved everything. Of a run that
-    had nothing to save yet the status may tell (`status_tells`): under Open MPI's mpirun it is that of the rank that ended first;
+    had nothing to save yet the status may tell (`status_tells`): of Open MPI's mpirun it is that of the rank that ended first;
     but when a rank fails, srun ends the others by SIGTERM, and gives 143.
     """
     minutes, rest = divmod(round(seconds), 60)
@@ -79,18 +79,22 @@ def outcome_of(
     if given is not None:
         by = signal.Signals(given)
     name = "Ctrl-C" if by is signal.SIGINT else by.name
+    if ended.status in _REFUSED:  # whatever the folder says: it may be of another job, which was there first
+        kind = "diverged" if ended.status == DivergedError.exit_status else "failed"
+        told = "" if kind == "diverged" else f", exit status {ended.status}"
+        return Outcome(ended.status, f"launch: {kind} {after}{told}")
     if how == "stopped":
         return Outcome(128 + by, f"launch: stopped by {name} {after}, everything saved")
     if ended.status == 0:
         return Outcome(0, f"launch: done {after}")
     if how in ("finished", "finished early") and ended.signal is None:  # as of a library that crashes when it is unloaded
         return Outcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
-    if ended.status == DivergedError.exit_status:
-        return Outcome(ended.status, f"launch: diverged {after}")
+    if status_tells and ended.status - 128 in _STOPPING:
+        return Outcome(128 + by, f"launch: stopped by {name} {after}, before training began")
     if ended.signal is not None:
         return Outcome(128 + by, f"launch: stopped by {name} {after}; what was saved before is whole")
-    if status_tells and ended.status - 128 in _STOPPING:
-        return Outcome(ended.status, f"launch: stopped by {name} {after}, before training began")
     status = 1 if ended.status - 128 in _STOPPING else ended.status
     text = f"launch: failed {after}, exit status {ended.status}"
-    return Outcome(status, text, is_failure=ended.status not in _REFUSED)
+    if ended.is_killed and status_tells:
+        text += "; what started the ranks was killed: they save what they have and end"
+    return Outcome(status, text, is_failure=True)

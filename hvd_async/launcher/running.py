@@ -24,10 +24,14 @@ _LAST_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status, 128 + signal if one killed it, and the first signal that we were sent meanwhile."""
+    """How a command ended: its exit status, 128 + signal if one killed it, and the first signal that we were sent meanwhile.
+
+    `is_killed`: SIGKILL ended the command itself, and whatever it had started may still be there.
+    """
 
     status: int
     signal: int | None = None
+    is_killed: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def run_command(
         for number in early:
             children[0].send_signal(number)
         status = _wait(children[0], stopping, lambda: received[0][1] if received else None)
-    return Ended(128 - status if status < 0 else status, received[0][0] if received else None)
+    first = received[0][0] if received else None
+    return Ended(128 - status if status < 0 else status, first, is_killed=status == -signal.SIGKILL)
 
 
 def _wait(child: subprocess.Popen[bytes], stopping: Stopping, asked_at: Callable[[], float | None]) -> int:
