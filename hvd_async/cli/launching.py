@@ -153,6 +153,8 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
         stopping = Stopping(stop_signal, patience, is_saving, config.strategy.hang_timeout_seconds)
         ended = run_command(command, os.environ, stopping, errors)
     seconds = time.monotonic() - began
+    if config.strategy.kind == "single":
+        ended = dataclasses.replace(ended, is_killed=False)  # it was the run itself
     return outcome_of(ended, summary.how(), seconds, summary.stop_signal(), status_tells=status_tells)
 
 
