@@ -44,7 +44,9 @@ STORES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("where", ["dedicated", "colocated", pytest.param("overlap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "where", ["dedicated", *(pytest.param(w, marks=pytest.mark.slow) for w in ("colocated", "overlap"))]
+)
 def test_a_workers_failure_costs_nothing_that_the_store_has(tmp_path: pathlib.Path, where: str) -> None:
     num_ranks, sections = STORES[where]
     first = settings(tmp_path / "run", (num_ranks - 1, 8, "exception"), **sections["strategy"])
@@ -57,6 +59,7 @@ def test_a_workers_failure_costs_nothing_that_the_store_has(tmp_path: pathlib.Pa
     finish(first, num_ranks)
 
 
+@pytest.mark.slow
 def test_a_workers_failure_costs_nothing_that_several_shards_have(tmp_path: pathlib.Path) -> None:
     first = dataclasses.replace(sharded(tmp_path / "run", 2, (2, 8, "exception")), num_batches=30)
     first.config["strategy"]["arrivals_per_update"] = 1
@@ -131,12 +134,14 @@ def test_who_computes_for_longer_than_others_wait_for_signs_of_life_is_alive(
     assert summary_of(tmp_path / "run")["how"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_store_that_is_slow_is_alive(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run", (0, 3, "pause"), store_timeout_seconds=1.0)
     assert_fired(run_toy(3, first).check(), "pause")
     assert summary_of(tmp_path / "run")["how"] == "finished"
 
 
+@pytest.mark.slow
 def test_who_takes_longer_than_a_step_may_last_counts_as_hung(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run", (2, 8, "pause"), worker_timeout_seconds=0.7, hang_timeout_seconds=0.7)
     done = run_toy(3, first)
@@ -145,7 +150,7 @@ def test_who_takes_longer_than_a_step_may_last_counts_as_hung(tmp_path: pathlib.
     finish(first, 3)
 
 
-@pytest.mark.parametrize("kind", ["horovod", "ddp"])
+@pytest.mark.parametrize("kind", ["horovod", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_a_synchronous_rank_that_stands_still_ends_the_job_after_the_configured_time(
     tmp_path: pathlib.Path, kind: str
 ) -> None:
@@ -161,7 +166,7 @@ def test_a_synchronous_rank_that_stands_still_ends_the_job_after_the_configured_
     assert digest_of(tmp_path / "broken") == digest_of(tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize("kind", ["async", "horovod", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["async", *(pytest.param(k, marks=pytest.mark.slow) for k in ("horovod", "ddp"))])
 def test_a_request_to_stop_does_not_wait_for_ever_for_a_rank_that_stands_still(tmp_path: pathlib.Path, kind: str) -> None:
     first_worker = 1 if kind == "async" else 0
     faults = ((first_worker + 1, 6, "sigstop"), (first_worker, 6, "sigterm"))
@@ -178,7 +183,7 @@ def test_a_request_to_stop_does_not_wait_for_ever_for_a_rank_that_stands_still(t
     finish(first, first_worker + 2)
 
 
-@pytest.mark.parametrize(("kind", "num_ranks"), [("async", 3), ("horovod", 2)])
+@pytest.mark.parametrize(("kind", "num_ranks"), [("async", 3), pytest.param("horovod", 2, marks=pytest.mark.slow)])
 def test_a_run_that_diverges_ends_and_says_so(tmp_path: pathlib.Path, kind: str, num_ranks: int) -> None:
     faults = [(rank, step, "nan") for rank in range(num_ranks) for step in range(4, 60)]
     first = settings(tmp_path / "run", *faults, kind=kind)
@@ -192,7 +197,7 @@ def test_a_run_that_diverges_ends_and_says_so(tmp_path: pathlib.Path, kind: str,
     assert summary["how"] == "diverged" and 12 <= summary["refused"]["not_finite"] < 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_measuring_after_training_goes_on_where_it_was_interrupted(tmp_path: pathlib.Path, number: signal.Signals) -> None:
     first = settings(tmp_path / "run")
     first.config["validation"] = {"every": 3, "when": "after", "bleu": False}
