@@ -169,7 +169,7 @@ class _Run:
             asked = self.stop.notice()
             self._check_launcher([asked])
             text = json.dumps([mine.to_vector(), 0 if asked is None else asked.to_word()])
-            with Watch(self.job, group.rank) as watch, watch.waiting():
+            with Watch(self.job, group) as watch, watch.waiting():
                 table = [json.loads(each) for each in group.exchange(text)]
             if self.journal is not None:
                 self.journal.evaluated(version, [sum(column) for column in zip(*(row for row, _ in table), strict=True)])

@@ -53,7 +53,7 @@ class Ddp:
                     raise _peer_error(reason, timeout) from None
                 raise
 
-        notice = synchronous.execute(job, rank, DdpAllReduce(device), guarded)
+        notice = synchronous.execute(job, self.group, DdpAllReduce(device), guarded)
         dist.destroy_process_group()
         return notice
 

@@ -17,7 +17,7 @@ from hvd_async.flat import FlatParameters
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
 from hvd_async.topology import RankPlan
-from hvd_async.transport.bootstrap import init_mpi
+from hvd_async.transport.bootstrap import init_mpi, report_failure, reported_failure
 from hvd_async.transport.layout import StopNotice
 
 _MEND = "launch/setup.sh builds it (its log says why it could not); `async`, `ddp` and `single` work without it"
@@ -51,7 +51,7 @@ class Horovod:
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """See `Strategy.execute`."""
-        return synchronous.execute(job, self.group.rank, HorovodAllReduce(self.group.hvd), loop)
+        return synchronous.execute(job, self.group, HorovodAllReduce(self.group.hvd), loop)
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""
@@ -114,6 +114,16 @@ class _HorovodGroup:
         ends = list(itertools.accumulate(sizes, initial=0))
         received = bytes(self.hvd.allgather(mine, name="exchange.text").tolist())
         return [received[a : b - 1].decode() for a, b in itertools.pairwise(ends)]
+
+    def report_failure(self, status: int) -> bool:
+        """See `Group.report_failure`. Under Gloo there is no way beside the collective calls."""
+        if self._comm is not None:
+            report_failure(self._comm, status)
+        return self._comm is not None
+
+    def reported_failure(self) -> int | None:
+        """See `Group.reported_failure`."""
+        return None if self._comm is None else reported_failure(self._comm)
 
     def abort(self, status: int) -> NoReturn:
         """See `Group.abort`. Under Gloo the launcher ends the other ranks when one has gone."""

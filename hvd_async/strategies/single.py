@@ -27,7 +27,7 @@ class Single:
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """See `Strategy.execute`."""
-        return synchronous.execute(job, 0, synchronous.NoAllReduce(), loop)
+        return synchronous.execute(job, self.group, synchronous.NoAllReduce(), loop)
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """See `Strategy.transport`."""

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.errors import OrphanedError
+from hvd_async.errors import HvdAsyncError, OrphanedError
 from hvd_async.failures import tell
 from hvd_async.flat import FlatParameters
 from hvd_async.store.gradient import Gradient
@@ -17,6 +17,7 @@ from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
 from hvd_async.store.shard import Shard
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
 from hvd_async.strategies.watch import Watch
+from hvd_async.transport.group import Group
 from hvd_async.transport.layout import StopKind, StopNotice
 
 # The store of a synchronous rank is given the sum of all ranks' gradients at once, so one acceptance completes an update.
@@ -59,11 +60,14 @@ class NoAllReduce:
 
 
 def execute(
-    job: Job, rank: int, all_reduce: AllReduce, loop: Callable[[Worker, torch.nn.Module], None]
+    job: Job, group: Group, all_reduce: AllReduce, loop: Callable[[Worker, torch.nn.Module], None]
 ) -> StopNotice | None:
-    """`Strategy.execute` for all synchronous strategies."""
-    model = all_reduce.attach(job.model, job.flat)
-    with Watch(job, rank) as watch:
+    """`Strategy.execute` for all synchronous strategies.
+
+    A rank that fails leaves it to rank 0 to end the job, as rank 0 saves its replica first, for as long as a stop may take.
+    """
+    rank, model = group.rank, all_reduce.attach(job.model, job.flat)
+    with Watch(job, group) as watch:
         worker = SynchronousWorker(job, rank, all_reduce, watch)
         try:
             loop(worker, model)
@@ -75,6 +79,9 @@ def execute(
                 tell(rank, error)  # before the disk is waited for
             if job.journal is not None and watch.is_whole:
                 job.journal.rescue()
+            status = error.exit_status if isinstance(error, HvdAsyncError) else 1
+            if rank > 0 and group.report_failure(status):
+                time.sleep(job.strategy.stop_timeout_seconds)  # rank 0 ends the job before
             raise
     if worker.notice is not None and worker.notice.kind is StopKind.ORPHANED:
         raise OrphanedError(f"stopped by {worker.notice}, everything saved")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from hvd_async.errors import HvdAsyncError, PeerError
 from hvd_async.failures import tell
 from hvd_async.strategies.protocol import Job
+from hvd_async.transport.group import Group
 from hvd_async.transport.layout import StopNotice
 
 _LOOK_SECONDS = 0.1
@@ -23,13 +24,15 @@ class Watch:
 
     Libraries wait inside their own code, for ever or for long, and no exception reaches them there. So a thread looks: has the
     exchange of a step lasted longer than `worker_timeout_seconds`? Has this rank been asked to stop, and not come to the end of
-    a step for `stop_timeout_seconds`? On rank 0 the replica is saved first, which nobody changes meanwhile.
+    a step for `stop_timeout_seconds`? Has another rank reported to this one that it fails? On rank 0 the replica is saved first,
+    which nobody changes meanwhile.
     """
 
-    def __init__(self, job: Job, rank: int) -> None:
+    def __init__(self, job: Job, group: Group) -> None:
         """Starts nothing."""
         self._job = job
-        self._rank = rank
+        self._group = group
+        self._rank = group.rank
         self._waiting_since: float | None = None
         self._asked_since: float | None = None
         self.is_whole = True
@@ -75,9 +78,14 @@ class Watch:
 
     def _run(self) -> None:
         while not self._is_over.wait(_LOOK_SECONDS):
+            if self._rank == 0 and (status := self._group.reported_failure()) is not None:
+                self._save(None)
+                self._group.abort(status)
             fault, asked = self._fault()
             if fault is not None:
-                self._end(fault, asked)
+                tell(self._rank, fault)
+                self._save(asked)
+                os._exit(fault.exit_status)  # the main thread is inside the library and cannot be reached
 
     def _fault(self) -> tuple[PeerError | None, StopNotice | None]:
         """What has lasted too long, and what asked this rank to stop."""
@@ -93,12 +101,11 @@ class Watch:
             return PeerError(f"waited for other ranks for {limit:.0f} s{_NAMES['worker']}"), None
         return None, None
 
-    def _end(self, fault: PeerError, asked: StopNotice | None) -> None:
-        tell(self._rank, fault)
-        with self._changing:
-            if self._job.journal is not None:
-                self._job.journal.rescue(asked)
-            os._exit(fault.exit_status)  # the main thread is inside the library and cannot be reached
+    def _save(self, asked: StopNotice | None) -> None:
+        """Save what there is, and let the main thread change nothing any more."""
+        self._changing.acquire()
+        if self._job.journal is not None:
+            self._job.journal.rescue(asked)
 
 
 _NAMES = {

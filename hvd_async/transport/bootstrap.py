@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+_FAILURE_TAG = 77
+_reports: list[object] = []  # messages that MPI still reads
+
+
 def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
     """`start_mpi`, and a `SetupError` where its world is not the one that the launcher started. Collective over all ranks."""
     comm = start_mpi(environ)
@@ -90,6 +94,23 @@ def _is_loaded(library: str) -> bool:
     return library in maps.read_text(encoding="utf-8", errors="replace") if maps.exists() else False
 
 
+def report_failure(comm: MPI.Intracomm, status: int) -> None:
+    """Send rank 0 of `comm` the `status` with which this rank would end the job. Returns at once."""
+    _reports.append((message := np.array([status], dtype=np.int64), comm.Isend(message, 0, _FAILURE_TAG)))
+
+
+def reported_failure(comm: MPI.Intracomm) -> int | None:
+    """What another rank of `comm` has reported to this one, if one has. Any thread may ask."""
+    from mpi4py import MPI
+
+    status = MPI.Status()
+    if not comm.Iprobe(MPI.ANY_SOURCE, _FAILURE_TAG, status):
+        return None
+    message = np.zeros(1, dtype=np.int64)
+    comm.Recv(message, status.Get_source(), _FAILURE_TAG)
+    return int(message[0])
+
+
 class MpiGroup:
     """The ranks of an MPI communicator as a `Group`."""
 
@@ -108,6 +129,15 @@ class MpiGroup:
         starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self.comm.Allgatherv(mine, (received, (sizes.tolist(), starts[:-1])))
         return [received[a:b].tobytes().decode() for a, b in itertools.pairwise(starts)]
+
+    def report_failure(self, status: int) -> bool:
+        """See `Group.report_failure`."""
+        report_failure(self.comm, status)
+        return True
+
+    def reported_failure(self) -> int | None:
+        """See `Group.reported_failure`."""
+        return reported_failure(self.comm)
 
     def abort(self, status: int) -> NoReturn:
         """See `Group.abort`."""

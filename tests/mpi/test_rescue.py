@@ -166,6 +166,17 @@ def test_a_synchronous_rank_that_stands_still_ends_the_job_after_the_configured_
     assert digest_of(tmp_path / "broken") == digest_of(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("kind", ["horovod", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_a_synchronous_ranks_failure_costs_nothing_that_rank_0_has(tmp_path: pathlib.Path, kind: str) -> None:
+    first = settings(tmp_path / "run", (1, 6, "error"), kind=kind)
+    done = run_toy(2, first)
+    assert_fired(done, "error")
+    assert not done.timed_out and (done.returncode == 1 or mpi_family() == "mpich"), str(done)
+    assert messages(done) == ["hvd-async: rank 1: injected error"]
+    assert saved_updates(tmp_path / "run") == 6
+    finish(first, 2)
+
+
 @pytest.mark.parametrize("kind", ["async", *(pytest.param(k, marks=pytest.mark.slow) for k in ("horovod", "ddp"))])
 def test_a_request_to_stop_does_not_wait_for_ever_for_a_rank_that_stands_still(tmp_path: pathlib.Path, kind: str) -> None:
     first_worker = 1 if kind == "async" else 0
