@@ -51,7 +51,7 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Handle the signals inside the block. A second Ctrl-C ends the process as usual; other signals may repeat,
         as batch systems send them again. A signal that is ignored, as SIGHUP under nohup, stays so. In the main thread."""
-        with handling([each for each in STOP_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN], self._handle):
+        with handling(STOP_SIGNALS, self._handle):
             yield
 
     @contextlib.contextmanager

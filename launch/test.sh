@@ -72,7 +72,8 @@ has_browser() {
 }
 
 has_slurm() {
-    PATH=$PATH:/usr/sbin type -P slurmctld slurmd munged ip >/dev/null # all of them
+    PATH=$PATH:/usr/sbin type -P slurmctld slurmd munged ip >/dev/null && # all of them
+        /sbin/ldconfig -p | grep -q 'libpmix\.so ' # which Slurm's plugin for Open MPI loads, and does not depend on
 }
 
 "$root/launch/setup.sh" "${setup[@]}"

@@ -596,6 +596,19 @@ def test_a_command_that_does_not_stop_when_asked_is_ended_in_the_end(traps: str,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are tied by Linux's prctl")
+def test_nohup_is_heeded() -> None:
+    caller = textwrap.dedent("""
+        import os, signal
+        from hvd_async.launcher import Command, run_command
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        command = Command(("sh", "-c", "kill -HUP $PPID; exit 4"), {})
+        print(run_command(command, os.environ))
+    """)
+    done = subprocess.run([sys.executable, "-c", caller], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "Ended(status=4, signal=None, is_killed=False)\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are tied by Linux's prctl")
 def test_a_command_whose_launcher_is_killed_gets_the_signal_that_saves(tmp_path: pathlib.Path) -> None:
     told = tmp_path / "told"
     child = f"trap 'echo saved > {told}.new; mv {told}.new {told}; exit' USR1; echo ready; while :; do sleep 0.05; done"

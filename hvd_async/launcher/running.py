@@ -74,7 +74,7 @@ def run_command(
             early.append(passed_on)
 
     # Handlers first: a signal that found the command started and no handler would leave it behind.
-    with handling([each for each in _PASSED_ON if signal.getsignal(each) is not signal.SIG_IGN], forward):
+    with handling(_PASSED_ON, forward):
         # A session of its own, or a terminal's Ctrl-C would come twice, once through us: mpirun kills on the second.
         # Tied to us: killed, we could not end it; and by the signal that lets it save.
         tie = functools.partial(tie_to, os.getpid(), signal.SIGTERM if stopping.signal is None else stopping.signal)

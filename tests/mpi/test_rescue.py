@@ -128,9 +128,11 @@ def test_who_computes_for_longer_than_others_wait_for_signs_of_life_is_alive(
     tmp_path: pathlib.Path, in_evaluation: bool
 ) -> None:
     first = settings(tmp_path / "run", worker_timeout_seconds=1.0, store_timeout_seconds=1.0)
-    faults = [{"rank": rank, "step": 1, "kind": "pause", "in_evaluation": in_evaluation} for rank in (1, 2)]
+    first.config["validation"]["every"] = 1
+    faults = [{"rank": rank, "step": 0, "kind": "pause", "in_evaluation": in_evaluation} for rank in (1, 2)]
     done = run_toy(3, dataclasses.replace(first, faults=faults)).check()
-    assert done.stderr.count("fault pause fired") == 2
+    # While one pauses at an evaluation, the other may take all the rest.
+    assert done.stderr.count("fault pause fired") >= (1 if in_evaluation else 2)
     assert summary_of(tmp_path / "run")["how"] == "finished"
 
 

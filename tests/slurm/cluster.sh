@@ -24,7 +24,7 @@ fail() {
 install() {
     apt-get update
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends \
-        munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins iproute2
+        munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins iproute2 libpmix-dev
 }
 
 # --- processes
