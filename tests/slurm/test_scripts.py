@@ -144,7 +144,7 @@ def test_preempted_by_a_higher_partition_a_run_goes_on_to_the_same_parameters(sl
     assert slurm.wait(other) == "COMPLETED"
     log = finish(slurm, desk, job)
     assert slurm.facts(job)["Restarts"] == "1"
-    assert "everything saved; the same command goes on" in log and "back into the queue" in log, log
+    assert re.search("^launch: stopped by .*, everything saved$", log, re.M) and "back into the queue" in log, log
     assert re.search(r"^finished: version 60,.*, 1 restart", log, re.M), log
     summary = summary_of(desk / "run")
     assert summary["job"]["restarts"] == 1 and summary["processes"] == 2
@@ -213,10 +213,14 @@ def test_a_wrong_configuration_is_one_line_and_the_end_of_the_job(slurm: Cluster
 def test_what_only_the_ranks_find_wrong_ends_a_job_that_would_come_back(slurm: Cluster, desk: pathlib.Path) -> None:
     config = run_of(desk, 2)
     finish(slurm, desk, submit(slurm, desk, "train-requeue", config))
-    job = submit(slurm, desk, "train-requeue", config, "--set", "seed=77", options=(*TWO_NODES, "--open-mode=truncate"))
+    for language in ("en", "de"):
+        with (desk / "text" / f"train.{language}").open("a") as text:
+            text.write("one more\n")
+    job = submit(slurm, desk, "train-requeue", config, options=(*TWO_NODES, "--open-mode=truncate"))
     assert slurm.wait(job) == "FAILED"
     assert slurm.facts(job)["Restarts"] == "0"
-    assert "--auto-resume: seed: got 77" in log_of(desk) and re.search("^launch: failed", log_of(desk), re.M), log_of(desk)
+    assert "with other text than the run has been trained on" in log_of(desk), log_of(desk)
+    assert re.search("^launch: failed", log_of(desk), re.M), log_of(desk)
 
 
 def test_ranks_that_do_not_find_each_other_are_refused(slurm: Cluster, desk: pathlib.Path) -> None:
