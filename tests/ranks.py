@@ -112,10 +112,14 @@ def run_limited(
     deadline = time.monotonic() + timeout
     mark = uuid.uuid4().hex
     # Output goes to files: a pipe would be held open by a process that outlived the job, and reading it would hang.
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+    with contextlib.ExitStack() as stack:
+        stdout, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        own = {MARK: mark}
+        if outlives:
+            own["TMPDIR"] = stack.enter_context(short_folder())
         job = subprocess.Popen(
             argv,
-            env={**environ, MARK: mark},
+            env={**environ, **own},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -138,6 +142,12 @@ def run_limited(
             kill_marked(mark)
             job.wait()
         return Completed(124 if timed_out else returncode, _text(stdout), _text(stderr), timed_out)
+
+
+def short_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for temporary files. An mpirun that is killed leaves some, in which a later one of the same process id fails; and
+    their sockets want a short path."""
+    return tempfile.TemporaryDirectory(prefix="hvdt", ignore_cleanup_errors=True)
 
 
 def _python_arguments(program: str | pathlib.Path | Sequence[str]) -> tuple[str, ...]:

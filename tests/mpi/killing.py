@@ -34,7 +34,7 @@ from hvd_async.nmt import TranslationTask, prepare
 from hvd_async.nmt.grammar import write_corpus
 from hvd_async.simulation.replay import ReplayOptions, replay
 from tests.mpi.runs import summary_of, write_config
-from tests.ranks import MARK, kill_marked, pids_marked
+from tests.ranks import MARK, kill_marked, pids_marked, short_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -115,13 +115,27 @@ def run_case(case: Case, folder: pathlib.Path) -> Verdict:
     validation = {"every": 3, "when": "during" if case.during else "after", "bleu_sentences": 8}
     path = write_config(folder, emulation={"seconds": 0.2}, training=training, validation=validation, **sections)
     mark = uuid.uuid4().hex
+    with short_folder() as temporary:
+        return _run_case(case, path, Job(mark, temporary))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What all processes of a case inherit: the mark by which they are found, and the folder for temporary files."""
+
+    mark: str
+    temporary: str
+
+
+def _run_case(case: Case, path: pathlib.Path, job: Job) -> Verdict:
+    folder, mark = path.parent, job.mark
     try:
-        fired, status = _killed(case, path, mark)
+        fired, status = _killed(case, path, job)
         starts = 1
         while not _has_finished(folder / "run"):
             if starts == 4:
                 return Verdict(fired, status, starts, "has not finished after three more starts")
-            again = _start(path, mark, folder / f"log{starts}.txt", "--auto-resume")
+            again = _start(path, job, folder / f"log{starts}.txt", "--auto-resume")
             try:
                 code = again.wait(SECONDS)
             except subprocess.TimeoutExpired:
@@ -136,8 +150,8 @@ def run_case(case: Case, folder: pathlib.Path) -> Verdict:
         kill_marked(mark)
 
 
-def _start(path: pathlib.Path, mark: str, log: pathlib.Path, *arguments: str) -> subprocess.Popen[bytes]:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), MARK: mark}
+def _start(path: pathlib.Path, job: Job, log: pathlib.Path, *arguments: str) -> subprocess.Popen[bytes]:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), MARK: job.mark, "TMPDIR": job.temporary}
     command = [sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", _workers(path), *arguments]
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -149,11 +163,11 @@ def _workers(path: pathlib.Path) -> str:
     return "1" if "kind: single" in path.read_text() else "2"
 
 
-def _killed(case: Case, path: pathlib.Path, mark: str) -> tuple[bool, int]:
+def _killed(case: Case, path: pathlib.Path, job: Job) -> tuple[bool, int]:
     """Start the run, signal whom the case says, and wait until all its processes have ended: whether it was alive then, and the
     status of `launch`."""
     log, run = path.parent / "log0.txt", path.parent / "run"
-    launch = _start(path, mark, log)
+    launch, mark = _start(path, job, log), job.mark
     began = time.monotonic()
     while launch.poll() is None and not _is_time(case, run, time.monotonic() - began):
         time.sleep(0.005)  # the moment is drawn; what is watched is a file
