@@ -280,7 +280,7 @@ class RunJournal:
         self._writer.forget_failures()
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """See `Journal.rescue`: it fails in silence, for the first failure is what is to be told."""
+        """See `Journal.rescue`: what fails here is said, not raised, for the first failure is what ends the run."""
         if not self._has_store:
             return
         self.settle()

@@ -116,13 +116,12 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     is_single = config.strategy.kind == "single"
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
     told = _train_arguments(arguments)
-    if not arguments.dry_run:
-        _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if arguments.dry_run:
         for line in explain(layout, plan_ranks(config, layout)):
             print(f"# {line}")
         print(launch_command(config, told, layout, options).shell_text())
         return 0
+    _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if options.mpi == "openmpi" and options.starter in ("mpirun", "horovodrun-mpi") and not is_single:
         check_home(os.environ)
     passes_on = options.starter in ("mpirun", "srun") and not is_single
@@ -173,7 +172,6 @@ def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: b
     if arguments.auto_resume:
         folder.how_to_begin(config)
     elif arguments.resume:
-        folder.check_is_run()
         folder.check_same(config)
     elif not arguments.overwrite:
         folder.check_vacant()
