@@ -1,4 +1,8 @@
-"""`python -m hvd_async` and the console script `hvd-async`."""
+"""`python -m hvd_async` and the console script `hvd-async`.
+
+`python -m hvd_async --parent PID ARGUMENT...` stops when the process PID, which started it, is gone. A run whose starter was
+killed would otherwise train on unwatched, and write where its successor does.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
-from hvd_async.interpreter import leave_out_current_folder
-from hvd_async.openmp import bound_spinning
-from hvd_async.printable import printable
-from hvd_async.streams import discard_output, prepare_streams, tell
+from hvd_async.system.interpreter import leave_out_current_folder
+from hvd_async.system.openmp import bound_spinning
+from hvd_async.system.parent_death import tie_to
+from hvd_async.system.printable import printable
+from hvd_async.system.standard_streams import discard_output, prepare_streams, tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +82,7 @@ def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> in
 
 def _is_ours_to_report(error: HvdAsyncError) -> bool:
     """What every rank of a job raises alike, one of them tells; anything else is told by whoever meets it."""
-    from hvd_async.environment import TORCHRUN, read_environment
+    from hvd_async.cluster.environment import TORCHRUN, read_environment
 
     is_reporter = getattr(error, "is_reporter", None)
     if is_reporter is not None:
@@ -94,4 +99,8 @@ def _is_ours_to_report(error: HvdAsyncError) -> bool:
 
 if __name__ == "__main__":
     leave_out_current_folder()
-    sys.exit(main())
+    words = sys.argv[1:]
+    if words[:1] == ["--parent"]:
+        tie_to(int(words[1]))
+        words = words[2:]
+    sys.exit(main(words))

@@ -17,21 +17,15 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from hvd_async import interpreter
-from hvd_async.environment import LaunchedAs, check_world, read_environment
+from hvd_async.cluster.environment import LaunchedAs, check_world, read_environment
+from hvd_async.cluster.topology import Machine, Placement, assign_roles, describe, this_machine
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.launcher import parse_mpi_family
-from hvd_async.openmp import Contention, measure_contention
-from hvd_async.topology import (
-    Machine,
-    Placement,
-    assign_roles,
-    describe,
-    this_machine,
-)
+from hvd_async.system import interpreter
+from hvd_async.system.openmp import Contention, measure_contention
 from hvd_async.transport.bootstrap import MpiGroup, start_mpi
 from hvd_async.transport.group import Group, Solo
-from hvd_async.transport.measured import Measurements
+from hvd_async.transport.probe_results import Measurements
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -201,9 +195,9 @@ def _check_packages() -> Iterator[Finding]:
 
 
 def _check_kernels() -> Finding:
-    from hvd_async import kernels  # late: torch takes seconds
+    from hvd_async.vectors import arithmetic  # late: torch takes seconds
 
-    if kernels.is_compiled():
+    if arithmetic.is_compiled():
         return Finding("C extension", "ok", "built: an update is one pass over memory, and waiting ranks sleep")
     detail = "not built: updates take several times as long, and waiting ranks poll"
     return Finding("C extension", "warn", detail, "install a C compiler and Python's headers, then launch/setup.sh --force")

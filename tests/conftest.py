@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hvd_async.openmp import bound_spinning
+from hvd_async.system.openmp import bound_spinning
 from tests.ranks import TWO_HOSTS, mpi_family
 
 bound_spinning(os.environ)  # before any test loads torch; what tests start inherits it

@@ -11,7 +11,7 @@ import yaml
 
 from hvd_async.__main__ import main
 from hvd_async.config import dump_config, load_config
-from hvd_async.nmt.grammar import write_corpus
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
 VERBS = ("data", "train", "launch", "translate", "score", "compare", "report", "simulate", "replay", "bench", "doctor")

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import pytest
 
-from hvd_async import kernels
 from hvd_async.doctor import (
     Finding,
     Mpirun,
@@ -23,8 +22,9 @@ from hvd_async.doctor import (
     judge_measurements,
     judge_mpirun,
 )
-from hvd_async.openmp import Contention
-from hvd_async.transport.measured import Bandwidth, Measurements, Progress
+from hvd_async.system.openmp import Contention
+from hvd_async.transport.probe_results import Bandwidth, Measurements, Progress
+from hvd_async.vectors import arithmetic
 from tests.ranks import mpi_family, mpirun_path, run_limited, run_ranks
 
 RUN = "from hvd_async.doctor import main; raise SystemExit(main(as_json={}))"
@@ -147,7 +147,7 @@ def test_an_mpirun_of_another_mpi_is_a_warning(mpirun: Mpirun, verdict: str) -> 
 
 @pytest.mark.parametrize(("module", "verdict"), [(object(), "ok"), (None, "warn")])
 def test_a_missing_extension_is_a_warning(monkeypatch: pytest.MonkeyPatch, module: object, verdict: str) -> None:
-    monkeypatch.setattr(kernels, "_c", module)
+    monkeypatch.setattr(arithmetic, "_c", module)
     assert _check_kernels().verdict == verdict
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 from hvd_async.benchmarks.options import MODELS, Options, make_options
 from hvd_async.benchmarks.ranks import run_as_rank, start_ranks
 from hvd_async.benchmarks.report import Machine, Result, print_results, write_results
-from hvd_async.environment import read_environment
+from hvd_async.cluster.environment import read_environment
 from hvd_async.errors import ConfigError
 
 # Benchmarks and their modules in this package, in the order in which they run. Each module has `measure`, `DEFAULTS`

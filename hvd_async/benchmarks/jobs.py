@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+from hvd_async.benchmarks.null_observer import SilentJournal
 from hvd_async.benchmarks.ranks import Place
-from hvd_async.benchmarks.silence import SilentJournal
+from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
-from hvd_async.flat import FlatParameters
 from hvd_async.strategies.asynchronous import Asynchronous
 from hvd_async.strategies.protocol import EvaluationPlan, Job, Worker
-from hvd_async.topology import RankPlan
 from hvd_async.transport.bootstrap import MpiGroup
+from hvd_async.vectors.flat import FlatParameters
 
 
 class GroupAsynchronous(Asynchronous):

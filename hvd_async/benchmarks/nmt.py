@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from hvd_async.config import RunConfig
-from hvd_async.flat import FlatParameters
-from hvd_async.nmt.batching import Batch
-from hvd_async.nmt.corpus import PreparedCorpus
-from hvd_async.nmt.export import ExportedModel
-from hvd_async.nmt.model import DecoderState
-from hvd_async.nmt.task import TranslationTask
-from hvd_async.nmt.transformer import Transformer, TransformerState
-from hvd_async.nmt.vocabulary import PAD
+from hvd_async.tasks.translation.batching import Batch
+from hvd_async.tasks.translation.corpus import PreparedCorpus
+from hvd_async.tasks.translation.export import ExportedModel
+from hvd_async.tasks.translation.model import DecoderState
+from hvd_async.tasks.translation.task import TranslationTask
+from hvd_async.tasks.translation.transformer import Transformer, TransformerState
+from hvd_async.tasks.translation.vocabulary import PAD
+from hvd_async.vectors.flat import FlatParameters
 
 FLOAT32, BFLOAT16, BFLOAT16_TRANSPOSED = "float32", "bfloat16", "bfloat16 transposed"
 PRECISIONS = (FLOAT32, BFLOAT16)

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvd_async import interpreter
 from hvd_async.benchmarks.measurement import Figure
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.report import Machine, Result, read_results
+from hvd_async.cluster.topology import Machine as RankMachine
+from hvd_async.cluster.topology import this_machine
 from hvd_async.errors import HvdAsyncError
-from hvd_async.launcher import Command, LaunchOptions, Layout, detect_mpi, mpirun_command, run_command
-from hvd_async.topology import Machine as RankMachine
-from hvd_async.topology import this_machine
+from hvd_async.launcher import LaunchOptions, Layout, detect_mpi, mpirun_command
+from hvd_async.system import interpreter
+from hvd_async.system.processes import Command, run_command
 
 if TYPE_CHECKING:
     from hvd_async.transport.bootstrap import MpiGroup

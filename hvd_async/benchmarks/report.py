@@ -15,11 +15,11 @@ from typing import Any, TextIO
 import torch
 
 from hvd_async import __version__
-from hvd_async.atomic import write_file
 from hvd_async.benchmarks.measurement import Figure
 from hvd_async.benchmarks.options import Options
 from hvd_async.errors import DataError
-from hvd_async.json_text import parse_json
+from hvd_async.system.files import write_file
+from hvd_async.system.json_text import parse_json
 
 HEADER = ("figure", "median", "quartiles", "limit", "its median", "ratio", "target", "met")
 _NUM_TEXT_COLUMNS = 1

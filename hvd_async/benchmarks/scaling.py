@@ -8,12 +8,12 @@ import time
 import torch
 
 from hvd_async.benchmarks.jobs import run_job
-from hvd_async.benchmarks.limits import arithmetic_threads
 from hvd_async.benchmarks.measurement import Figure, Spread, Target, rate
+from hvd_async.benchmarks.memcpy import arithmetic_threads
 from hvd_async.benchmarks.options import Options, num_elements
 from hvd_async.benchmarks.ranks import Place
-from hvd_async.flat import FlatParameters
 from hvd_async.strategies.protocol import Step, Worker
+from hvd_async.vectors.flat import FlatParameters
 
 DEFAULTS = Options(sizes=(1.0,), workers=6, repeats=3, seconds=90.0)
 TAKES = frozenset({"sizes", "workers", "repeats", "threads", "seconds", "step_seconds"})
@@ -45,7 +45,7 @@ def num_steps(options: Options, num_workers: int) -> int:
 
 def _throughput(place: Place, num_workers: int, num: int, steps: int, options: Options) -> float:
     """Steps a second of the first `num_workers` workers together, known to every rank; the others wait. Collective."""
-    from hvd_async.transport.pointtopoint import first_ranks, wait_quietly  # late: they need an MPI that is initialised
+    from hvd_async.transport.messages import first_ranks, wait_quietly  # late: they need an MPI that is initialised
 
     group = first_ranks(place.group, num_workers + 1)
     mine: list[float] = []

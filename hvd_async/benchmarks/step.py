@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 from hvd_async.benchmarks.jobs import run_job
-from hvd_async.benchmarks.limits import arithmetic_threads
 from hvd_async.benchmarks.measurement import Effort, Figure, Target, duration, take_turns
+from hvd_async.benchmarks.memcpy import arithmetic_threads
 from hvd_async.benchmarks.models import SIZES, ModelStep
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.ranks import Place
 from hvd_async.config import PushConfig
-from hvd_async.flat import FlatParameters
 from hvd_async.strategies.protocol import Step, Worker
+from hvd_async.vectors.flat import FlatParameters
 
 DEFAULTS = Options(threads=max(1, own_cores() - 1), seconds=90.0)  # the store has a core of its own
 TAKES = frozenset({"model", "repeats", "threads", "seconds"})

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from hvd_async import kernels
-from hvd_async.benchmarks.limits import arithmetic_threads, memcpy_with, page_aligned
 from hvd_async.benchmarks.measurement import Effort, Figure, Spread, Target, duration, take_turns, timed
+from hvd_async.benchmarks.memcpy import arithmetic_threads, memcpy_with, page_aligned
 from hvd_async.benchmarks.options import Options, num_elements, own_cores
 from hvd_async.config import ArrivalsFrom, OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.errors import SetupError
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore
-from hvd_async.store.shard import Shard
-from hvd_async.transport.layout import NUM_PROVISIONAL
+from hvd_async.store.shards.shard import Shard
+from hvd_async.store.wire.layout import NUM_PROVISIONAL
+from hvd_async.vectors import arithmetic
 
 DEFAULTS = Options(threads=own_cores())
 TAKES = frozenset({"sizes", "repeats", "threads", "seconds", "device"})
@@ -57,11 +57,11 @@ def measure(options: Options) -> list[Figure]:
 def _measure_size(num: int, options: Options) -> dict[str, Spread]:
     """Seconds by competitor for vectors of `num` parameters."""
     device = torch.device(options.device)
-    slots = [kernels.zeros_apart(num, 3 + number, device).normal_(0.0, 1e-3) for number in range(NUM_ARRIVALS)]
-    published, other = kernels.zeros_apart(num, NUM_ARRIVALS + 3, device), torch.zeros(num, device=device)
+    slots = [arithmetic.zeros_apart(num, 3 + number, device).normal_(0.0, 1e-3) for number in range(NUM_ARRIVALS)]
+    published, other = arithmetic.zeros_apart(num, NUM_ARRIVALS + 3, device), torch.zeros(num, device=device)
     source, target = page_aligned(num).to(device), page_aligned(num).to(device)
     ours, theirs = StoreUpdate(slots, published), TorchUpdate(slots, other)
-    provisional = ProvisionalArrival(slots, kernels.zeros_apart(num, NUM_ARRIVALS + 5, device))
+    provisional = ProvisionalArrival(slots, arithmetic.zeros_apart(num, NUM_ARRIVALS + 5, device))
     effort = Effort(options.repeats, options.seconds, warm_ups=2)  # the first makes the moments
     with _copies(options) as copy:
         return take_turns(
@@ -102,7 +102,7 @@ class StoreUpdate:
     def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
         """`slots`: N gradients, [size] float32, only read; `published`: [size] float32, written in turns with a second one."""
         strategy = StrategyConfig(kind="async", arrivals_per_update=len(slots))
-        second = kernels.zeros_apart(published.numel(), len(slots) + 4, published.device)
+        second = arithmetic.zeros_apart(published.numel(), len(slots) + 4, published.device)
         shard = Shard([published, second], OPTIMIZER)
         self._store = ParameterStore(shard, published.numel(), OPTIMIZER, strategy, num_workers=len(slots))
         # The largest magnitude comes with a push: whoever writes into a slot has seen every element.
@@ -128,7 +128,9 @@ class ProvisionalArrival:
         schedule = (ArrivalsFrom(version=0, arrivals=1), ArrivalsFrom(version=1, arrivals=10**9))
         strategy = StrategyConfig(kind="async", arrivals_per_update=schedule, provisional=True)
         size = published.numel()
-        vectors = [kernels.zeros_apart(size, len(slots) + 6 + number, published.device) for number in range(NUM_PROVISIONAL)]
+        vectors = [
+            arithmetic.zeros_apart(size, len(slots) + 6 + number, published.device) for number in range(NUM_PROVISIONAL)
+        ]
         shard = Shard([published], OPTIMIZER, provisional=vectors)
         self._store = ParameterStore(shard, size, OPTIMIZER, strategy, num_workers=len(slots))
         self._gradients = [Gradient.measure(slot) for slot in slots]

@@ -13,8 +13,8 @@ from hvd_async.benchmarks.nmt import BFLOAT16, BFLOAT16_TRANSPOSED, FLOAT32, Dec
 from hvd_async.benchmarks.options import Options
 from hvd_async.config import RunConfig, load_config, parse_config
 from hvd_async.errors import ConfigError
-from hvd_async.nmt.corpus import PreparedCorpus, prepare
-from hvd_async.nmt.grammar import write_corpus
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from hvd_async.tasks.translation.corpus import PreparedCorpus, prepare
 
 DEFAULTS = Options(repeats=3, seconds=20.0)
 TAKES = frozenset({"config", "repeats", "seconds"})

@@ -12,20 +12,19 @@ from typing import cast
 
 import torch
 
-from hvd_async.benchmarks.limits import arithmetic_threads, memcpy_with, page_aligned
+from hvd_async.benchmarks.echo import Asker, Partner
 from hvd_async.benchmarks.measurement import Effort, Figure, Spread, Target, duration, take_turns, timed
+from hvd_async.benchmarks.memcpy import arithmetic_threads, memcpy_with, page_aligned
+from hvd_async.benchmarks.null_observer import SilentJournal
 from hvd_async.benchmarks.options import Options, num_elements
-from hvd_async.benchmarks.partner import Asker, Partner
 from hvd_async.benchmarks.ranks import Place
-from hvd_async.benchmarks.silence import SilentJournal
 from hvd_async.config import OptimizerConfig, StrategyConfig
-from hvd_async.store.client import ClientOptions, StoreClient
-from hvd_async.store.liveness import Heartbeat
 from hvd_async.store.parameter_store import Arrival, ParameterStore
-from hvd_async.store.server import ServerOptions, StoreServer
-from hvd_async.store.shard import Shard
-from hvd_async.transport.layout import Layout, Word
-from hvd_async.transport.window import StoreMemory, Window
+from hvd_async.store.serve.client import ClientOptions, StoreClient
+from hvd_async.store.serve.liveness import Heartbeat
+from hvd_async.store.serve.server import ServerOptions, StoreServer
+from hvd_async.store.shards.shard import Shard
+from hvd_async.store.wire.layout import Layout, StoreMemory, StoreWindow, Word
 
 DEFAULTS = Options()
 TAKES = frozenset({"sizes", "repeats", "threads", "seconds"})
@@ -68,7 +67,7 @@ def measuring_ranks(is_near: tuple[bool, ...]) -> list[int]:
 class Session:
     """One worker beside a store that makes a version of each gradient that it gets, so that every pull copies."""
 
-    def __init__(self, window: Window, client: StoreClient, asker: Asker, worker: int) -> None:
+    def __init__(self, window: StoreWindow, client: StoreClient, asker: Asker, worker: int) -> None:
         """`client` has joined the store."""
         self.window = window
         self.asker = asker
@@ -93,8 +92,8 @@ class Session:
 @contextlib.contextmanager
 def _serving(place: Place, num: int) -> Iterator[Session | None]:
     """A store for vectors of `num` parameters. Collective: serves on rank 0 (yields None); workers take turns in the block."""
+    from hvd_async.transport.messages import PointToPoint, all_but_first, wait_quietly
     from hvd_async.transport.mpi import open_blocks  # late: they need an MPI that is initialised
-    from hvd_async.transport.pointtopoint import PointToPoint, all_but_first, wait_quietly
 
     messages, workers = PointToPoint(place.group), all_but_first(place.group)
     with open_blocks(place.group, [Layout(num, place.num_workers)], [0]) as (memory,):
@@ -181,7 +180,7 @@ def _measure_small(session: Session, place: Place, options: Options) -> list[Fig
     return figures
 
 
-def _mapped(window: Window, offset: int) -> torch.Tensor | None:
+def _mapped(window: StoreWindow, offset: int) -> torch.Tensor | None:
     """The vector at byte `offset` itself where this rank has the block mapped, else None."""
     vector = getattr(window, "vector", None)
     return None if vector is None else vector(offset)

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from hvd_async.bounds import MOST_BEAM, MOST_RANKS, MOST_SECONDS, MOST_THREADS
 from hvd_async.errors import ConfigError, SetupError
-from hvd_async.paths import path_of
-from hvd_async.printable import shortened
+from hvd_async.system.limits import MOST_BEAM, MOST_RANKS, MOST_SECONDS, MOST_THREADS
+from hvd_async.system.paths import path_of
+from hvd_async.system.printable import shortened
 
 # Of numbers on the command line, by the name of the argument; the same bounds as in a configuration.
 _MOST = {
@@ -85,7 +85,7 @@ def verb(
 
 
 def read_paths(parser: argparse.ArgumentParser) -> None:
-    """Have every argument of type `pathlib.Path` read by the rules of `hvd_async.paths`."""
+    """Have every argument of type `pathlib.Path` read by the rules of `hvd_async.system.paths`."""
     parser.register("type", pathlib.Path, lambda text: pathlib.Path(path_argument(text)))
 
 

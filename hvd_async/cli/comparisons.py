@@ -73,11 +73,11 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from hvd_async.comparison.board import Board
     from hvd_async.comparison.execution import Execution
     from hvd_async.comparison.plan import read_collection
     from hvd_async.comparison.runs import Run
     from hvd_async.comparison.suite import Suite
+    from hvd_async.comparison.suite_progress import Board
 
     jobs = 1 if arguments.jobs is None else arguments.jobs
     if jobs < 1:
@@ -120,9 +120,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.Path) -> int:
-    from hvd_async.atomic import write_file
     from hvd_async.comparison.execution import Execution
     from hvd_async.launcher.batch import Job, render
+    from hvd_async.system.files import write_file
 
     Execution(suite, output, arguments.only)  # raises for a pattern that fits nothing
     num_workers = 1 if suite.config.launcher == "simulate" else suite.most_workers

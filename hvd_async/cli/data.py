@@ -50,7 +50,7 @@ def _data(_: argparse.Namespace) -> int:
 
 
 def _data_builtin(arguments: argparse.Namespace) -> int:
-    from hvd_async.nmt.grammar import write_corpus
+    from hvd_async.tasks.translation.builtin.grammar import write_corpus
 
     sizes = {"train": arguments.train, "validation": arguments.validation, "test": arguments.test}
     for name, size in sizes.items():
@@ -62,7 +62,7 @@ def _data_builtin(arguments: argparse.Namespace) -> int:
 
 
 def _data_multi30k(arguments: argparse.Namespace) -> int:
-    from hvd_async.nmt.multi30k import download_multi30k, import_multi30k
+    from hvd_async.tasks.translation.multi30k import download_multi30k, import_multi30k
 
     if arguments.download:
         download_multi30k(arguments.output, overwrite=arguments.overwrite)

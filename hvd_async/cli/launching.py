@@ -13,16 +13,17 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from hvd_async import interpreter
 from hvd_async.cli.arguments import add_config, check_can_be_read_again, is_given, refuse, verb
 from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
 from hvd_async.errors import ConfigError, DataError, SetupError
-from hvd_async.streams import tell
+from hvd_async.system import interpreter
+from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
-    from hvd_async.launcher import Begin, Command, Host, LaunchOptions, Outcome, Starter, TrainArguments, Wanted
+    from hvd_async.launcher import Begin, Host, LaunchOptions, Outcome, Starter, TrainArguments, Wanted
     from hvd_async.launcher.batch import Resources
+    from hvd_async.system.processes import Command
 
 # What a batch script has no use for.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
@@ -101,7 +102,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.environment import check_home
+    from hvd_async.cluster.environment import check_home
     from hvd_async.launcher import detect_allocation, explain, launch_command, lay_out, plan_ranks
 
     restarts = arguments.restarts or 0
@@ -139,8 +140,9 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def _start(config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool) -> Outcome:
     """Run `command`, which computes `config`, until it has ended; what became of it. `status_tells`: see `outcome_of`."""
-    from hvd_async.launcher import Stopping, Summary, outcome_of, quieted, run_command
-    from hvd_async.run_folder import RunFolder
+    from hvd_async.launcher import Summary, outcome_of, quieted
+    from hvd_async.runs.folder import RunFolder
+    from hvd_async.system.processes import Stopping, run_command
 
     folder = RunFolder(config.output)
     _say(command.shell_text())
@@ -165,8 +167,8 @@ def _say(line: str) -> None:
 
 def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: bool) -> None:
     """Raise what the ranks would raise, who take seconds to start, of the folder and, where they run here, of the text."""
-    from hvd_async.nmt.text import find_texts
-    from hvd_async.run_folder import RunFolder
+    from hvd_async.runs.folder import RunFolder
+    from hvd_async.tasks.translation.text import find_texts
 
     folder = RunFolder(config.output)
     if arguments.auto_resume:
@@ -181,7 +183,7 @@ def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: b
 
 def _check_alone() -> None:
     """Raises `SetupError` for one of several processes, each of which would start a run of its own in the same folder."""
-    from hvd_async.environment import read_environment
+    from hvd_async.cluster.environment import read_environment
 
     launched = read_environment(os.environ)
     if launched is not None and launched.size > 1:
@@ -254,7 +256,7 @@ def _begin(arguments: argparse.Namespace) -> Begin:
 
 def _hosts(arguments: argparse.Namespace) -> tuple[Host, ...]:
     from hvd_async.launcher import parse_hosts
-    from hvd_async.nmt.text import read_bytes, split_lines
+    from hvd_async.tasks.translation.text import read_bytes, split_lines
 
     if arguments.hostfile is not None:
         text = "\n".join(split_lines(read_bytes(arguments.hostfile), arguments.hostfile))

@@ -20,7 +20,7 @@ from hvd_async.cli.arguments import (
 from hvd_async.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from hvd_async.nmt.export import ExportedModel
+    from hvd_async.tasks.translation.export import ExportedModel
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,7 +40,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _load(arguments: argparse.Namespace) -> tuple[ExportedModel, int | None]:
     """The model, and by how many threads its sentences are to be translated."""
-    from hvd_async.nmt.export import load_model
+    from hvd_async.tasks.translation.export import load_model
 
     check_beam(arguments.beam)
     if arguments.threads is not None:
@@ -61,7 +61,7 @@ def _add_translate(parser: argparse.ArgumentParser) -> None:
 
 
 def _translate(arguments: argparse.Namespace) -> int:
-    from hvd_async.nmt.streaming import translate_stream
+    from hvd_async.tasks.translation.streaming import translate_stream
 
     model, threads = _load(arguments)
     source = "standard input" if arguments.input is None else str(arguments.input)
@@ -80,7 +80,7 @@ def _translate(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _input(path: pathlib.Path | None) -> Iterator[BinaryIO]:
-    from hvd_async.nmt.streaming import open_lines
+    from hvd_async.tasks.translation.streaming import open_lines
 
     if path is not None:
         with open_lines(path) as stream:
@@ -102,9 +102,9 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from hvd_async.atomic import write_file
-    from hvd_async.nmt.scoring import score_texts
-    from hvd_async.nmt.text import read_bytes, split_lines
+    from hvd_async.system.files import write_file
+    from hvd_async.tasks.translation.scoring import score_texts
+    from hvd_async.tasks.translation.text import read_bytes, split_lines
 
     check_new("--output", arguments.output, overwrite=arguments.overwrite)
     for flag in ("source", "reference"):

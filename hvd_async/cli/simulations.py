@@ -77,11 +77,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if arguments.timing_only:
         return _plan(config, arguments)
 
-    from hvd_async.nmt import TranslationTask, prepare
     from hvd_async.simulation.simulate import SimulateOptions, simulate
+    from hvd_async.tasks.registry import make_task
 
     options = SimulateOptions(arguments.overwrite, threads, sys.stdout.isatty())
-    summary = simulate(config, lambda config: TranslationTask(config, prepare(config)), options)
+    summary = simulate(config, make_task, options)
     print_summary(summary, config.output)
     return 0
 
@@ -133,13 +133,13 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from hvd_async.nmt import TranslationTask, prepare
-    from hvd_async.simulation.replay import ReplayOptions, replay
+    from hvd_async.replay.replay import ReplayOptions, replay
+    from hvd_async.tasks.registry import make_task
 
     if arguments.threads is not None:
         check_threads(arguments.threads)
     options = ReplayOptions(arguments.until, arguments.output, arguments.overwrite, arguments.threads)
-    verdict = replay(arguments.replayed, lambda config: TranslationTask(config, prepare(config)), options)
+    verdict = replay(arguments.replayed, make_task, options)
     print(f"equal: {verdict}, all to the last bit")
     if arguments.output is not None:
         print(f"{arguments.output}: the model of version {verdict.versions}")

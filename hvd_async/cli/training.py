@@ -15,7 +15,7 @@ from hvd_async.cli.arguments import (
 from hvd_async.errors import ConfigError, StoppedBySignal
 
 if TYPE_CHECKING:
-    from hvd_async.signals import StopRequest
+    from hvd_async.training.stop_request import StopRequest
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +36,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from hvd_async.signals import StopRequest
+    from hvd_async.training.stop_request import StopRequest
 
     # Before anything heavy is loaded: who stops a run that has only just been started gets the same answer as later.
     stop = StopRequest()
@@ -58,9 +58,9 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
         error.is_on_all_ranks = True  # they read the same file
         raise
 
-    from hvd_async.environment import read_environment
-    from hvd_async.nmt import TranslationTask, prepare
-    from hvd_async.run import TrainOptions, train
+    from hvd_async.cluster.environment import read_environment
+    from hvd_async.tasks.registry import make_task
+    from hvd_async.training.run import TrainOptions, train
 
     is_live = arguments.progress == "bar"
     if arguments.progress == "auto":
@@ -68,7 +68,7 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
     options = TrainOptions(
         arguments.resume, arguments.overwrite, is_live, arguments.auto_resume, stop, is_launched=arguments.launched
     )
-    summary = train(config, lambda config: TranslationTask(config, prepare(config)), options)
+    summary = train(config, make_task, options)
     if summary and summary["how"] != "stopped":  # of that whoever launched it tells
         print_summary(summary, config.output)
     return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.target import Target
-from hvd_async.printable import printable
+from hvd_async.system.printable import printable
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from hvd_async.atomic import write_file
-from hvd_async.comparison.board import Board
-from hvd_async.comparison.children import Children, run_in_sight, stopping_on_signals
 from hvd_async.comparison.plan import OUTDATED, fault_file, folder_of, is_outdated, result
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.suite import Spec, Suite
+from hvd_async.comparison.suite_progress import Board
 from hvd_async.errors import CheckpointError, ConfigError, DataError
-from hvd_async.locks import BusyError, held
-from hvd_async.run_folder import RunFolder
+from hvd_async.runs.folder import RunFolder
+from hvd_async.system.files import write_file
+from hvd_async.system.locks import BusyError, held
+from hvd_async.system.processes import Children, run_in_sight, stopping_on_signals
 
 # Runs `hvd-async` with arguments; None if it is not to be run any more.
 _Process = Callable[[Sequence[str]], "subprocess.CompletedProcess[str] | None"]

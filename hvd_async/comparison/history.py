@@ -10,8 +10,8 @@ from typing import Literal
 
 from hvd_async.comparison.runs import Run
 from hvd_async.errors import DataError
-from hvd_async.events import read_events
-from hvd_async.run_folder import RunFolder
+from hvd_async.runs.event_log import read_events
+from hvd_async.runs.folder import RunFolder
 
 Kind = Literal["computing", "pushing", "waiting", "pulling", "updating"]
 

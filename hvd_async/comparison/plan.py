@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_async.atomic import write_file
 from hvd_async.comparison.collection import Collection, Entry
 from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, common_target
 from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.json_text import parse_json
-from hvd_async.printable import printable
-from hvd_async.run_folder import RunFolder
+from hvd_async.runs.folder import RunFolder
+from hvd_async.system.files import write_file
+from hvd_async.system.json_text import parse_json
+from hvd_async.system.printable import printable
 
 # Of a run that is another than the planned one: see `is_outdated`.
 OUTDATED = "was computed with another configuration"

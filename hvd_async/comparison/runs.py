@@ -10,9 +10,9 @@ from typing import Any
 
 from hvd_async.config import RunConfig, load_config
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.json_text import parse_json
-from hvd_async.printable import printable
-from hvd_async.run_folder import RunFolder
+from hvd_async.runs.folder import RunFolder
+from hvd_async.system.json_text import parse_json
+from hvd_async.system.printable import printable
 
 
 @dataclass(frozen=True)

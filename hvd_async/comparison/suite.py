@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hvd_async.bounds import MOST, MOST_RANKS
 from hvd_async.comparison.plan import Plan, PlannedRun, digest_of
 from hvd_async.comparison.target import Target
 from hvd_async.config import (
@@ -32,10 +31,11 @@ from hvd_async.config import (
     load_config,
     read_tree,
 )
-from hvd_async.emulation import check_emulation
+from hvd_async.emulation.idling import check_emulation
+from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
-from hvd_async.printable import shortened
-from hvd_async.step_times import StepTimes
+from hvd_async.system.limits import MOST, MOST_RANKS
+from hvd_async.system.printable import shortened
 
 Overrides = dict[str, Any]
 

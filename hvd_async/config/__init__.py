@@ -4,6 +4,7 @@ Every key has a description here; `docs/configuration.md` is generated from them
 once, before any rank works.
 """
 
+from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.emulation import EmulationConfig
 from hvd_async.config.loading import check, dump_config, load_config, parse_config, read_tree
 from hvd_async.config.model import ModelConfig
@@ -23,7 +24,6 @@ from hvd_async.config.section import (
 )
 from hvd_async.config.simulation import MemoryConfig, NetworkConfig, SimulationConfig
 from hvd_async.config.strategy import ArrivalsFrom, PushConfig, StoreConfig, StrategyConfig
-from hvd_async.config.text import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.training import BOUNDS, MOST_EPOCHS, DecodingConfig, TrainingConfig, ValidationConfig
 from hvd_async.config.yaml import dump_yaml, dump_yaml_line, read_yaml
 

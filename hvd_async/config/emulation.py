@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.bounds import MOST_RANKS
 from hvd_async.config.section import PathText, PositiveSeconds, Seconds, Section
+from hvd_async.system.limits import MOST_RANKS
 
 
 class EmulationConfig(Section):

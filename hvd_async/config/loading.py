@@ -14,7 +14,7 @@ from hvd_async.config.section import Section, SectionT
 from hvd_async.config.strategy import BRANCHES, ArrivalsFrom
 from hvd_async.config.yaml import dump_yaml, read_yaml, read_yaml_file
 from hvd_async.errors import ConfigError
-from hvd_async.printable import printable, shortened
+from hvd_async.system.printable import printable, shortened
 
 
 def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pydantic
 from pydantic import Field
 
+from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.emulation import EmulationConfig
 from hvd_async.config.model import ModelConfig
 from hvd_async.config.optimizer import OptimizerConfig
 from hvd_async.config.section import PathText, Section, Seed
 from hvd_async.config.simulation import SimulationConfig
 from hvd_async.config.strategy import PushConfig, StoreConfig, StrategyConfig
-from hvd_async.config.text import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.training import DecodingConfig, TrainingConfig, ValidationConfig
 
 

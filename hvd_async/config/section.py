@@ -7,8 +7,8 @@ from typing import Annotated, TypeVar
 import pydantic
 from pydantic import AfterValidator, Field
 
-from hvd_async.bounds import MOST, MOST_BEAM, MOST_FLOAT32, MOST_RANKS, MOST_SECONDS, MOST_THREADS
-from hvd_async.paths import path_of
+from hvd_async.system.limits import MOST, MOST_BEAM, MOST_FLOAT32, MOST_RANKS, MOST_SECONDS, MOST_THREADS
+from hvd_async.system.paths import path_of
 
 Natural = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]

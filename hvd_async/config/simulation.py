@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hvd_async.bounds import MOST
 from hvd_async.config.section import Positive, Ranks, Seconds, Section
+from hvd_async.system.limits import MOST
 
 Speed = Annotated[float, Field(ge=1.0, le=MOST)]
 

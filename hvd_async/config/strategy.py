@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.bounds import MOST
 from hvd_async.config.section import Amount, Natural, Positive, PositiveSeconds, Section
+from hvd_async.system.limits import MOST
 
 
 def _branch_of_arrivals(value: Any) -> str | None:

@@ -1,17 +1,15 @@
 """Starting runs: how many ranks where, the command lines of mpirun, horovodrun and srun, and Slurm's batch scripts.
 
-All of it is pure text, but for `detection`, which asks the machine, and `running`.
+All of it is pure text, but for `detection`, which asks the machine.
 """
 
 from __future__ import annotations
 
-from hvd_async.launcher.command import Begin, Command, TrainArguments
+from hvd_async.cluster.hosts import Host, parse_hosts, read_allocation
 from hvd_async.launcher.detection import choose_pmi, detect_allocation, detect_mpi, detect_pmi, parse_mpi_family, parse_pmis
-from hvd_async.launcher.hosts import Host, parse_hosts, read_allocation
 from hvd_async.launcher.layout import Layout, Place, Wanted, explain, lay_out, plan_ranks
 from hvd_async.launcher.noise import quieted
 from hvd_async.launcher.outcome import Outcome, Summary, outcome_of
-from hvd_async.launcher.running import Ended, Stopping, run_command
 from hvd_async.launcher.starters import (
     LaunchOptions,
     MpiFamily,
@@ -22,11 +20,10 @@ from hvd_async.launcher.starters import (
     variables_to_forward,
     variables_to_unset,
 )
+from hvd_async.launcher.train_arguments import Begin, TrainArguments
 
 __all__ = [
     "Begin",
-    "Command",
-    "Ended",
     "Host",
     "LaunchOptions",
     "Layout",
@@ -34,7 +31,6 @@ __all__ = [
     "Outcome",
     "Place",
     "Starter",
-    "Stopping",
     "Summary",
     "TrainArguments",
     "Wanted",
@@ -53,7 +49,6 @@ __all__ = [
     "plan_ranks",
     "quieted",
     "read_allocation",
-    "run_command",
     "srun_command",
     "variables_to_forward",
     "variables_to_unset",

@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from hvd_async.cluster.hosts import Host, read_allocation
 from hvd_async.errors import SetupError
-from hvd_async.launcher.hosts import Host, read_allocation
 from hvd_async.launcher.starters import MpiFamily
 
 # A broken installation may hang rather than answer.

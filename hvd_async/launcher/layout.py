@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hvd_async.cluster.hosts import Host
+from hvd_async.cluster.placement import placement_of
+from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, SetupError
-from hvd_async.launcher.hosts import Host
-from hvd_async.placement import placement_of
-from hvd_async.topology import Machine, RankPlan, assign_roles, describe
 
 _DEFAULT_WORKERS = 2
 

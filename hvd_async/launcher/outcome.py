@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_async.errors import CheckpointError, ConfigError, DataError, DifferenceError, DivergedError, SetupError
-from hvd_async.json_text import parse_json
-from hvd_async.launcher.running import Ended
+from hvd_async.system.json_text import parse_json
+from hvd_async.system.processes import Ended
+from hvd_async.system.signals import STOP_SIGNALS
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # Statuses of what would come again: refused configurations, data, machines and checkpoints, and runs that diverge.
 _REFUSED = tuple(
     kind.exit_status for kind in (ConfigError, DataError, SetupError, CheckpointError, DivergedError, DifferenceError)
@@ -74,7 +74,7 @@ def outcome_of(
     """
     minutes, rest = divmod(round(seconds), 60)
     after = f"after {minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-    by = next((number for number in _STOPPING if ended.status == 128 + number), signal.SIGTERM)
+    by = next((number for number in STOP_SIGNALS if ended.status == 128 + number), signal.SIGTERM)
     given = ended.signal if ended.signal is not None else stop_signal
     if given is not None:
         by = signal.Signals(given)
@@ -89,11 +89,11 @@ def outcome_of(
         return Outcome(0, f"launch: done {after}")
     if how in ("finished", "finished early") and ended.signal is None:  # as of a library that crashes when it is unloaded
         return Outcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
-    if status_tells and ended.status - 128 in _STOPPING:
+    if status_tells and ended.status - 128 in STOP_SIGNALS:
         return Outcome(128 + by, f"launch: stopped by {name} {after}, before training began")
     if ended.signal is not None:
         return Outcome(128 + by, f"launch: stopped by {name} {after}; what was saved before is whole")
-    status = 1 if ended.status - 128 in _STOPPING else ended.status
+    status = 1 if ended.status - 128 in STOP_SIGNALS else ended.status
     text = f"launch: failed {after}, exit status {ended.status}"
     if ended.is_killed and status_tells:
         text += "; what started the ranks was killed: they save what they have and end"

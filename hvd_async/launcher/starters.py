@@ -11,9 +11,10 @@ from typing import Literal
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import SetupError
-from hvd_async.launcher.command import Command, TrainArguments
 from hvd_async.launcher.layout import Layout, Place, plan_ranks
-from hvd_async.openmp import is_default
+from hvd_async.launcher.train_arguments import TrainArguments
+from hvd_async.system.openmp import is_default
+from hvd_async.system.processes import Command
 
 MpiFamily = Literal["openmpi", "mpich", "intel"]
 Starter = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]

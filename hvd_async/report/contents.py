@@ -10,17 +10,17 @@ from hvd_async.comparison.results import Row
 from hvd_async.comparison.runs import Run
 from hvd_async.report.all_runs import runs_table
 from hvd_async.report.answer import answer
-from hvd_async.report.bars import draw_shares, draw_staleness
-from hvd_async.report.curves import draw_curves, draw_rates
 from hvd_async.report.definitions import definitions
 from hvd_async.report.document import Block, Code, Document, Fold, Items, Section, Text, slugs
+from hvd_async.report.figures.bars import draw_shares, draw_staleness
+from hvd_async.report.figures.curves import draw_curves, draw_rates
+from hvd_async.report.figures.speed_ups import draw_speed_ups
+from hvd_async.report.figures.style import Style, styles
+from hvd_async.report.figures.timeline import Window, draw_timeline
 from hvd_async.report.numbers import plural
-from hvd_async.report.origin import clock_note
 from hvd_async.report.setup import differs_within_a_seed, setup
-from hvd_async.report.speed_ups import draw_speed_ups
-from hvd_async.report.style import Style, styles
+from hvd_async.report.software import clock_note
 from hvd_async.report.tables import ideal_table, quality_table, shares_table, target_table, worker_shares
-from hvd_async.report.timeline import Window, draw_timeline
 
 
 def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: Window | None) -> Document:

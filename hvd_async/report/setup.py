@@ -10,9 +10,9 @@ from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.differences import differing_keys, leaves
 from hvd_async.comparison.runs import Run
 from hvd_async.report.document import Block, Cell, Column, Items, Section, Table, Text
-from hvd_async.report.emulation import describe_emulation
+from hvd_async.report.emulated_workers import describe_emulation
 from hvd_async.report.numbers import NOTHING
-from hvd_async.report.origin import origins
+from hvd_async.report.software import origins
 
 _KEY = Column("key", is_number=False)
 # What is no key of a configuration.

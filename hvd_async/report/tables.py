@@ -9,8 +9,8 @@ from hvd_async.comparison.results import Row
 from hvd_async.comparison.statistics import Interval, Reached
 from hvd_async.comparison.target import Target
 from hvd_async.report import numbers
-from hvd_async.report.bars import SHARES
 from hvd_async.report.document import Cell, Column, Fold, Table
+from hvd_async.report.figures.bars import SHARES
 from hvd_async.report.numbers import NOTHING
 
 _VARIANT = Column("variant", is_number=False)

@@ -6,15 +6,15 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from hvd_async.atomic import write_file
 from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.results import Row, results
 from hvd_async.errors import ConfigError
 from hvd_async.report.contents import contents
-from hvd_async.report.csv_files import runs_csv, variants_csv
-from hvd_async.report.html import html
-from hvd_async.report.markdown import markdown
-from hvd_async.report.timeline import Window
+from hvd_async.report.figures.timeline import Window
+from hvd_async.report.writers.csv_files import runs_csv, variants_csv
+from hvd_async.report.writers.html import html
+from hvd_async.report.writers.markdown import markdown
+from hvd_async.system.files import write_file
 
 
 def write_report(

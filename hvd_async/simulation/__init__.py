@@ -1,1 +1,1 @@
-"""Runs without a cluster: simulated ones in virtual time, and recorded ones computed again."""
+"""Runs without a cluster, in virtual time: a clock, a cost model, and virtual workers over the real store."""

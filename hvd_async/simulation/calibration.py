@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_async.atomic import write_file
 from hvd_async.config import EmulationConfig, RunConfig, SimulationConfig, dump_yaml, load_config
 from hvd_async.errors import DataError
-from hvd_async.run_folder import RunFolder
+from hvd_async.runs.folder import RunFolder
 from hvd_async.simulation.costs import push_bytes
-from hvd_async.simulation.counting import Tokens
+from hvd_async.simulation.counting_store import Tokens
 from hvd_async.simulation.fitting import fit_steps, low, mean
 from hvd_async.simulation.measurement import Measured, read_measured
-from hvd_async.simulation.timing import Outcome, Size, TooFewArrivalsError, predict
+from hvd_async.simulation.predict import Outcome, Size, TooFewArrivalsError, predict
+from hvd_async.system.files import write_file
 
 # What waiting takes is corrected so often: a store that is busy makes others wait, which is simulated and not fitted.
 _ROUNDS = 4

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 
 from hvd_async.config import RunConfig
+from hvd_async.emulation.step_times import StepTimes
 from hvd_async.simulation.announced import Announced
-from hvd_async.simulation.books import Books
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs, Link
-from hvd_async.simulation.crew import NONE, Sender, Worker, crew
+from hvd_async.simulation.simulated_store import Books
 from hvd_async.simulation.totals import Totals
-from hvd_async.step_times import StepTimes
+from hvd_async.simulation.workers import NONE, Sender, Worker, crew
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.staleness import needs_base_parameters
 

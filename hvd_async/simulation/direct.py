@@ -9,12 +9,12 @@ from __future__ import annotations
 from heapq import heappush
 
 from hvd_async.config import RunConfig
-from hvd_async.simulation.books import Books
+from hvd_async.emulation.step_times import StepTimes
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs
-from hvd_async.simulation.crew import NONE, Sender, Worker
-from hvd_async.step_times import StepTimes
+from hvd_async.simulation.simulated_store import Books
+from hvd_async.simulation.workers import NONE, Sender, Worker
 
 
 class DirectCluster(Cluster):

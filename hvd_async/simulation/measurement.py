@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_async.errors import DataError
-from hvd_async.events import read_events
+from hvd_async.runs.event_log import read_events
 
 _FEWEST_ARRIVALS = 20
 

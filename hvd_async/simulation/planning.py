@@ -8,11 +8,12 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hvd_async.atomic import write_file
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
-from hvd_async.simulation.counting import Tokens
-from hvd_async.simulation.timing import Outcome, Size, predict
+from hvd_async.simulation.counting_store import Tokens
+from hvd_async.simulation.predict import Outcome, Size, predict
+from hvd_async.system.files import write_file
+from hvd_async.tasks.registry import count_parameters
 
 # Arrivals of each worker, and of all at least, where nobody asks for a number.
 _ARRIVALS_EACH = 50
@@ -73,7 +74,7 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
     sizes = workers or [config.simulation.workers]
     if unknown := [worker for worker in config.emulation.slow_workers if not 0 <= worker < max(sizes)]:
         raise ConfigError(f"emulation.slow_workers: got worker {unknown[0]}, expected 0 to {max(sizes) - 1}")
-    parameters = config.simulation.parameters or num_parameters(config)
+    parameters = config.simulation.parameters or count_parameters(config)
     tokens = Tokens([config.simulation.tokens or config.batching.tokens])
     none_slow = config.model_copy(update={"emulation": config.emulation.model_copy(update={"slow_workers": {}})})
     alone = predict(_with(none_slow, "single", 1), Size(parameters, 1000, tokens)).tokens_per_second
@@ -85,17 +86,6 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
         outcome = predict(_with(config, kind, number), size)
         rows.append(Row(outcome, predict(_with(config, "horovod", number), size), alone))
     return rows
-
-
-def num_parameters(config: RunConfig) -> int:
-    """Parameters of the model that `config` describes, whose memory is never allocated."""
-    import torch
-
-    from hvd_async.nmt.model import build_model
-
-    with torch.device("meta"):
-        model = build_model(config.model, config.vocabulary.size)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _with(config: RunConfig, kind: str, workers: int) -> RunConfig:

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 
 from hvd_async.config import RunConfig
+from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
-from hvd_async.flat import FlatParameters
-from hvd_async.journal import RunJournal, read_snapshot
-from hvd_async.origin import origin_of_one_process
-from hvd_async.progress import Goal, Progress
-from hvd_async.run_folder import RunFolder
+from hvd_async.runs.folder import RunFolder
+from hvd_async.runs.progress import Goal, Progress
+from hvd_async.runs.provenance import origin_of_one_process
+from hvd_async.runs.recorder import RunJournal, read_snapshot
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs, costs, num_workers
 from hvd_async.simulation.direct import make_clock, make_cluster
-from hvd_async.simulation.exact import ExactBooks, Model
-from hvd_async.simulation.exact_groups import ExactGroups
-from hvd_async.simulation.synchronous import Synchronous
-from hvd_async.simulation.timing import DEFAULT_SECONDS
-from hvd_async.step_times import StepTimes
-from hvd_async.training import Task, check_buffers
+from hvd_async.simulation.predict import DEFAULT_SECONDS
+from hvd_async.simulation.real_replica import ExactGroups
+from hvd_async.simulation.real_store import ExactBooks, Model
+from hvd_async.simulation.synchronous_cluster import Synchronous
+from hvd_async.tasks.gradient import check_buffers
+from hvd_async.tasks.task import Task
+from hvd_async.vectors.flat import FlatParameters
 
 
 @dataclass(frozen=True)

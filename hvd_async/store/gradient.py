@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hvd_async import kernels
+from hvd_async.vectors import arithmetic
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,4 @@ class Gradient:
     @classmethod
     def measure(cls, vector: torch.Tensor) -> Gradient:
         """The whole `vector` ([size], float32), read once to find its largest magnitude."""
-        return cls(vector, kernels.copy_and_measure(vector, None))
+        return cls(vector, arithmetic.copy_and_measure(vector, None))

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 import torch
 
-from hvd_async import kernels
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store import staleness
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import BatchLedger
 from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_rate
-from hvd_async.store.shard import MAX_HELD, Shard, StepOrder, past_names, state_names
+from hvd_async.store.shards.shard import MAX_HELD, Shard, StepOrder, past_names, state_names
+from hvd_async.vectors import arithmetic
 
 # A combined gradient whose norm is not below this would overflow when it is squared: it counts as not finite.
 _NORM_LIMIT = 1.8e19
@@ -368,7 +368,7 @@ class ParameterStore:
             return None
         config = self._optimizer
         rate = learning_rate(config.schedule, config.learning_rate, self.version + 1, self.tokens + tokens)
-        norm = kernels.norm(self._vectors.step(StepOrder(self.version + 1, rate, divisor, clip)))
+        norm = arithmetic.norm(self._vectors.step(StepOrder(self.version + 1, rate, divisor, clip)))
         self._clip = clip
         self.version += 1
         self.tokens += tokens
@@ -389,7 +389,7 @@ class ParameterStore:
         may_overflow = not math.sqrt(self._size) * self._largest / divisor < _NORM_LIMIT
         if self._optimizer.clip_norm is None and not may_overflow:
             return 1.0
-        norm = kernels.norm(self._vectors.combine(divisor))
+        norm = arithmetic.norm(self._vectors.combine(divisor))
         self._held = []
         if not norm < _NORM_LIMIT:
             return None

@@ -6,39 +6,35 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 
+from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
-from hvd_async.failures import tell
-from hvd_async.store.client import ClientOptions, StoreClient
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.liveness import Heartbeat, Silence
-from hvd_async.store.node_team import ERROR, NodeTeam
-from hvd_async.store.notice import announce_failure
 from hvd_async.store.parameter_store import ParameterStore
-from hvd_async.store.server import ServerOptions, StopTimeoutError, StoreServer
-from hvd_async.store.shard import Shard, StepOrder, state_names
-from hvd_async.store.shard_group import RemoteShard, ShardGroup
-from hvd_async.store.shard_server import ShardServer
-from hvd_async.store.slots import DTYPES
+from hvd_async.store.serve.client import ClientOptions, StoreClient
+from hvd_async.store.serve.device_block import Reach, open_device_block
+from hvd_async.store.serve.liveness import Heartbeat, Silence
+from hvd_async.store.serve.node_aggregation import ERROR, NodeTeam
+from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
+from hvd_async.store.shards.shard import Shard, StepOrder, state_names
+from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
+from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.strategies.exchange import DirectExchange, Exchange, TeamExchange, wait_and_pull
-from hvd_async.strategies.plan import Plan
+from hvd_async.store.wire.layout import ShardWord, StopKind, StopNotice, StoreMemory, StoreWindow, Word, WorkerWord
+from hvd_async.store.wire.slots import DTYPES
+from hvd_async.store.wire.stop import announce_failure
+from hvd_async.strategies.memory_plan import Plan
 from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.strategies.push_pull import DirectExchange, Exchange, TeamExchange, wait_and_pull
 from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
-from hvd_async.topology import RankPlan
+from hvd_async.system.failures import tell
 from hvd_async.transport import cuda_ipc
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity
-from hvd_async.transport.device_block import Reach, open_device_block
-from hvd_async.transport.layout import ShardWord, StopKind, StopNotice, Word, WorkerWord
-from hvd_async.transport.window import StoreMemory, Window
-
-if TYPE_CHECKING:
-    from hvd_async.transport.mpi import RemoteMemory, SharedMemory
 
 Loop = Callable[[Worker, torch.nn.Module], None]
 _LOOK_SECONDS = 0.02
@@ -71,7 +67,7 @@ class Asynchronous:
             memories = stack.enter_context(
                 open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds)
             )
-            team_block: SharedMemory | None = None
+            team_block: StoreMemory | None = None
             if job.push.node_sum:
                 team = plan.team_of_rank(rank)
                 team_block = stack.enter_context(
@@ -103,7 +99,7 @@ class Asynchronous:
         """See `Strategy.close`."""
 
     @contextlib.contextmanager
-    def _reach(self, plan: Plan, rank: int, memories: Sequence[SharedMemory | RemoteMemory]) -> Iterator[Reach]:
+    def _reach(self, plan: Plan, rank: int, memories: Sequence[StoreWindow]) -> Iterator[Reach]:
         """The block of shard 0, as `rank` uses it. Collective where it is on a GPU."""
         if plan.is_on_device:
             slots = {each.rank: plan.slot_of(each.worker) for each in plan.workers if each.worker is not None}
@@ -114,7 +110,9 @@ class Asynchronous:
             yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # its own block is mapped
 
 
-def fail(window: Window, rank: int, error: BaseException, strategy: StrategyConfig, *, is_state_lost: bool = False) -> None:
+def fail(
+    window: StoreWindow, rank: int, error: BaseException, strategy: StrategyConfig, *, is_state_lost: bool = False
+) -> None:
     """Tell all that `rank` fails because of `error`, then wait until the store has saved what it has, as long as it lives.
 
     Whoever fails ends the job, and the store with it: first what is healthy is saved. `is_state_lost`: a part of the parameters
@@ -147,9 +145,9 @@ class RankRole:
         job: Job,
         plan: Plan,
         rank: int,
-        memories: Sequence[SharedMemory | RemoteMemory],
+        memories: Sequence[StoreWindow],
         reach: Reach,
-        team_block: SharedMemory | None,
+        team_block: StoreMemory | None,
     ) -> None:
         """All are the caller's; `memories[k]` reaches shard k, in the memory of its host."""
         self._job = job

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import GradBucket, TCPStore
 
+from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import PeerError
-from hvd_async.flat import FlatParameters
+from hvd_async.store.wire.layout import StopNotice
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
-from hvd_async.topology import RankPlan
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
-from hvd_async.transport.layout import StopNotice
+from hvd_async.vectors.flat import FlatParameters
 
 
 class Ddp:

@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 
 import torch
 
+from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import SetupError
-from hvd_async.flat import FlatParameters
+from hvd_async.store.wire.layout import StopNotice
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
-from hvd_async.topology import RankPlan
 from hvd_async.transport.bootstrap import init_mpi, report_failure, reported_failure
-from hvd_async.transport.layout import StopNotice
+from hvd_async.vectors.flat import FlatParameters
 
 _MEND = "launch/setup.sh builds it (its log says why it could not); `async`, `ddp` and `single` work without it"
 

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import torch
 
+from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
-from hvd_async.flat import FlatParameters
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
 from hvd_async.store.parameter_store import ParameterStore, Vectors
-from hvd_async.store.server import Journal
-from hvd_async.topology import RankPlan
+from hvd_async.store.serve.server import Journal
+from hvd_async.store.wire.layout import StopNotice
 from hvd_async.transport.group import Group
-from hvd_async.transport.layout import StopNotice
+from hvd_async.vectors.flat import FlatParameters
 
 
 @dataclass(frozen=True)

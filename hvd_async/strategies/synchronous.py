@@ -10,15 +10,15 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError
-from hvd_async.failures import tell
-from hvd_async.flat import FlatParameters
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
-from hvd_async.store.shard import Shard
+from hvd_async.store.shards.shard import Shard
+from hvd_async.store.wire.layout import StopKind, StopNotice
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
 from hvd_async.strategies.watch import Watch
+from hvd_async.system.failures import tell
 from hvd_async.transport.group import Group
-from hvd_async.transport.layout import StopKind, StopNotice
+from hvd_async.vectors.flat import FlatParameters
 
 # The store of a synchronous rank is given the sum of all ranks' gradients at once, so one acceptance completes an update.
 ONE = {

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 
 from hvd_async.errors import HvdAsyncError, PeerError
-from hvd_async.failures import tell
+from hvd_async.store.wire.layout import StopNotice
 from hvd_async.strategies.protocol import Job
+from hvd_async.system.failures import tell
 from hvd_async.transport.group import Group
-from hvd_async.transport.layout import StopNotice
 
 _LOOK_SECONDS = 0.1
 # Rank 0 keeps the journal: the others leave it the time to save before they end the job.

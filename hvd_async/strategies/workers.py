@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hvd_async import kernels
-from hvd_async.flat import FlatParameters
-from hvd_async.store.client import IDLE, NO_BASE, Base, StoreClient
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.strategies.exchange import Exchange, Took
+from hvd_async.store.serve.client import IDLE, NO_BASE, Base, StoreClient
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step
+from hvd_async.strategies.push_pull import Exchange, Took
 from hvd_async.transport import cuda_ipc
+from hvd_async.vectors import arithmetic
+from hvd_async.vectors.flat import FlatParameters
 
 if TYPE_CHECKING:
     pass
@@ -156,7 +156,7 @@ class OverlappedWorker:
         """See `Worker.step`."""
         arrival = describe(self._worker, step, self._base, self._took)
         self._settle()
-        kernels.copy(self._host.gradient(), self._gradient)
+        arithmetic.copy(self._host.gradient(), self._gradient)
         waits = not self._batches or self._batches[0] is None or is_synchronous(self._job.strategy, self._base.version)
         self._under_way = self._thread.submit(self._bring, arrival, IDLE if waits else self._base.version)
         if waits:
@@ -237,14 +237,14 @@ class HostCopy:
         """The gradient, where `parameters` are: [size], float32; valid until the next step."""
         gradient = self._flat.collect_gradient()
         if self._is_pinned:
-            kernels.copy(gradient, self._gradient)
+            arithmetic.copy(gradient, self._gradient)
             return self._gradient
         return gradient
 
     def load_parameters(self) -> None:
         """Give the model what was pulled into `parameters`."""
         if self._is_copy:
-            kernels.copy(self.parameters, self._flat.parameters)
+            arithmetic.copy(self.parameters, self._flat.parameters)
 
     @staticmethod
     def _pinned(vector: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from hvd_async.environment import check_home, check_launcher, check_world, read_environment
+from hvd_async.cluster.environment import check_home, check_launcher, check_world, read_environment
 from hvd_async.errors import SetupError
 
 if TYPE_CHECKING:

@@ -5,25 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from typing import Generic
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from hvd_async import kernels
-from hvd_async.transport.layout import WORD_BYTES, Layout
+from hvd_async.transport.block import WORD_BYTES, BlockT
+from hvd_async.vectors import arithmetic
 
 
-class MappedMemory:
+class MappedMemory(Generic[BlockT]):
     """Plain loads, stores and copies on a mapped block of bytes.
 
     CPython writes an aligned int64 of a NumPy array in one instruction; `_fence` orders it with the copies around it.
     """
 
     name = "memory"
-    has_bells = kernels.has_doorbells()
+    has_bells = arithmetic.has_doorbells()
 
-    def __init__(self, layout: Layout, block: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, layout: BlockT, block: npt.NDArray[np.uint8]) -> None:
         """`block`: [layout.total_bytes], uint8, page-aligned; it must outlive this object."""
         if block.nbytes < layout.total_bytes:
             raise ValueError(f"block: got {block.nbytes} bytes, expected {layout.total_bytes}")
@@ -65,7 +66,7 @@ class MappedMemory:
 
     def put(self, offset: int, source: torch.Tensor) -> None:
         """See `Window.put`."""
-        kernels.copy(source, self.vector(offset, source.numel(), source.dtype))
+        arithmetic.copy(source, self.vector(offset, source.numel(), source.dtype))
 
     def flush(self) -> None:
         """See `Window.flush`."""
@@ -73,7 +74,7 @@ class MappedMemory:
 
     def get(self, offset: int, target: torch.Tensor) -> None:
         """See `Window.get`."""
-        kernels.copy(self.vector(offset, target.numel(), target.dtype), target)
+        arithmetic.copy(self.vector(offset, target.numel(), target.dtype), target)
         self._fence()  # the version is looked at again only after this
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -81,29 +82,29 @@ class MappedMemory:
         return self.vector(offset, count, dtype)
 
     def vector(self, offset: int, count: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """See `StoreMemory.vector`."""
+        """See `OwnerWindow.vector`."""
         count = self.layout.num_elements if count is None else count
         return self._bytes[offset : offset + dtype.itemsize * count].view(dtype)
 
-    def bring_in(self, slot: int) -> None:
-        """See `StoreMemory.bring_in`: it is there."""
+    def bring_in(self, offset: int, num_bytes: int) -> None:
+        """See `OwnerWindow.bring_in`: it is there."""
 
-    def bring_out(self, offset: int) -> None:
-        """See `StoreMemory.bring_out`: they are."""
+    def bring_out(self, offset: int, num_bytes: int) -> None:
+        """See `OwnerWindow.bring_out`: it is."""
 
     def ring(self, bell: int) -> None:
         """See `Window.ring`."""
         if self.has_bells:
-            kernels.ring(self._bell(bell))
+            arithmetic.ring(self._bell(bell))
 
     def heard(self, bell: int) -> int:
         """See `Window.heard`."""
-        return kernels.heard(self._bell(bell)) if self.has_bells else 0
+        return arithmetic.heard(self._bell(bell)) if self.has_bells else 0
 
     def wait(self, bell: int, heard: int, seconds: float) -> None:
         """See `Window.wait`."""
         if self.has_bells:
-            kernels.wait(self._bell(bell), heard, seconds)
+            arithmetic.wait(self._bell(bell), heard, seconds)
         else:
             time.sleep(seconds)  # nobody can ring
 
@@ -114,12 +115,12 @@ class MappedMemory:
         """Order what this thread did before with what it does after, for other threads and processes."""
 
 
-class ThreadMemory(MappedMemory):
+class ThreadMemory(MappedMemory[BlockT]):
     """The block shared by threads of one process. Every thread may use the same object."""
 
     name = "threads"
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: BlockT) -> None:
         """Allocates the block, zeroed."""
         spare = np.zeros(layout.total_bytes + 64, dtype=np.uint8)
         start = -spare.ctypes.data % 64

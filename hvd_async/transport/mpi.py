@@ -16,19 +16,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, Generic, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from mpi4py import MPI
 
-from hvd_async import kernels
 from hvd_async.errors import PeerError
+from hvd_async.transport.block import WORD_BYTES, Block, BlockT
 from hvd_async.transport.bootstrap import MpiGroup
 from hvd_async.transport.inprocess import MappedMemory
-from hvd_async.transport.layout import WORD_BYTES, Layout, Word
+from hvd_async.vectors import arithmetic
 
 # Measured over TCP: whole transfers and smaller chunks are no faster. Counts stay far below 2^31.
 _CHUNK_BYTES = 1 << 20
@@ -42,12 +42,12 @@ _REQUEST_TAG, _ANSWER_TAG = 1, 2
 _SLOWEST_BYTES_PER_SECOND = 1e6
 
 
-class SharedMemory(MappedMemory):
+class SharedMemory(MappedMemory[BlockT]):
     """The block mapped into a rank of its owner's node."""
 
     name = "shared memory"
 
-    def __init__(self, layout: Layout, block: MappedBlock, atomics: Atomics, progress: ProgressThread | None) -> None:
+    def __init__(self, layout: BlockT, block: MappedBlock, atomics: Atomics, progress: ProgressThread | None) -> None:
         """`block` was made by `Allocate_shared`; `atomics` is what fetch-and-add uses."""
         super().__init__(layout, np.frombuffer(block.memory, dtype=np.uint8))
         self._window = block.window
@@ -72,13 +72,13 @@ class SharedMemory(MappedMemory):
         self._window.Sync()
 
 
-class RemoteMemory:
+class RemoteMemory(Generic[BlockT]):
     """The block of another node, reached by one-sided communication."""
 
     name = "RMA"
     has_bells = False
 
-    def __init__(self, layout: Layout, atomics: Atomics, messages: MPI.Comm, what: str, timeout_seconds: float) -> None:
+    def __init__(self, layout: BlockT, atomics: Atomics, messages: MPI.Comm, what: str, timeout_seconds: float) -> None:
         """`atomics.window` exposes the block on its owner in bytes and is locked for the life of this object; `messages` is the
         communicator of the owner's progress thread.
 
@@ -212,12 +212,13 @@ class ProgressThread:
     """Lets MPI complete the one-sided operations of other nodes on this rank, whatever its other threads do; and sends them
     what they ask for, since over a network a Get takes more than twice as long as a message of the same size (measured)."""
 
-    def __init__(self, comm: MPI.Comm, block: memoryview, num_words: int) -> None:
-        """`comm`: a communicator of the real ranks, for requests and their answers alone; `block`: what they read, the first
-        `num_words` control words of which show traffic."""
+    def __init__(self, comm: MPI.Comm, memory: memoryview, block: Block) -> None:
+        """`comm`: a communicator of the real ranks, for requests and their answers alone; `memory`: what they read, the control
+        words of which show traffic."""
         self._comm = comm
-        self._block = np.frombuffer(block, dtype=np.uint8)
-        self._words = self._block[: WORD_BYTES * num_words].view(np.int64)
+        self._bell, self._heartbeat = block.owners_bell, block.owners_heartbeat
+        self._block = np.frombuffer(memory, dtype=np.uint8)
+        self._words = self._block[: WORD_BYTES * block.num_words].view(np.int64)
         self._answers: list[MPI.Request] = []
         self._stop = threading.Event()
         self._failure: str | None = None
@@ -239,7 +240,7 @@ class ProgressThread:
             raise PeerError(f"the thread that answers other nodes has failed, or another rank: {self._failure}")
 
     def _run(self) -> None:
-        bell = self._words.ctypes.data + WORD_BYTES * Word.STORE_BELL
+        bell = self._words.ctypes.data + WORD_BYTES * self._bell
         seen, eager_until = -1, 0.0
         while not self._stop.is_set():
             try:
@@ -248,15 +249,15 @@ class ProgressThread:
                 self._failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 return
             # Not what the owner itself changes while it waits, or the two would keep each other awake.
-            own = int(self._words[Word.STORE_BELL]) + int(self._words[Word.STORE_HEARTBEAT])
+            own = int(self._words[self._bell]) + int(self._words[self._heartbeat])
             traffic = int(self._words.sum()) - own
             now = time.monotonic()
             if is_asked or self._answers:
                 eager_until = now + _EAGER_SECONDS
             if traffic != seen:
                 seen, eager_until = traffic, now + _EAGER_SECONDS
-                if kernels.has_doorbells():
-                    kernels.ring(bell)  # ranks on other nodes cannot
+                if arithmetic.has_doorbells():
+                    arithmetic.ring(bell)  # ranks on other nodes cannot
             # sleep(0) gives the interpreter and the core away without losing the turn for long
             time.sleep(0 if now < eager_until else _IDLE_SLEEP_SECONDS)
 
@@ -308,8 +309,8 @@ class Atomics:
 
 @contextlib.contextmanager
 def open_blocks(
-    group: MpiGroup, layouts: Sequence[Layout], owners: Sequence[int], timeout_seconds: float = 60.0
-) -> Iterator[list[SharedMemory | RemoteMemory]]:
+    group: MpiGroup, layouts: Sequence[BlockT], owners: Sequence[int], timeout_seconds: float = 60.0
+) -> Iterator[list[SharedMemory[BlockT] | RemoteMemory[BlockT]]]:
     """The blocks of all shards, block k lying on rank `owners[k]`, as this rank reaches them.
 
     Collective over `group`, on entry and on an orderly exit; an exit by an exception frees nothing, since the other ranks
@@ -319,22 +320,21 @@ def open_blocks(
     """
     node = cast(MPI.Intracomm, group.comm.Split_type(MPI.COMM_TYPE_SHARED, key=group.rank))
     neighbours = _ranks_of(node, group.rank)
-    windows: list[MPI.Win] = []
     with contextlib.ExitStack() as stack:
+        opener = _Opener(group, node, neighbours, stack, timeout_seconds)
         memories = [
-            _open_block(group, node, neighbours, Block(number, layout, owner), stack, windows, timeout_seconds)
-            for number, (layout, owner) in enumerate(zip(layouts, owners, strict=True))
+            opener.open(number, layout, owner) for number, (layout, owner) in enumerate(zip(layouts, owners, strict=True))
         ]
         group.exchange("")  # nobody reads before the owners have touched their blocks
         yield memories
         group.exchange("")  # the progress threads serve until every rank is done
-    for window in reversed(windows):
+    for window in reversed(opener.windows):
         window.Unlock_all()
         window.Free()
 
 
 @contextlib.contextmanager
-def open_node_block(group: MpiGroup, layout: Layout | None, owner: int) -> Iterator[SharedMemory | None]:
+def open_node_block(group: MpiGroup, layout: BlockT | None, owner: int) -> Iterator[SharedMemory[BlockT] | None]:
     """A block shared by the ranks of one node, on rank `owner` of `group`; None where `layout` is.
 
     Collective over `group`; the ranks of a node pass the same `layout` and `owner`, one of them. As `open_blocks` else.
@@ -347,9 +347,7 @@ def open_node_block(group: MpiGroup, layout: Layout | None, owner: int) -> Itera
     position = _ranks_of(node, group.rank).index(owner)
     mapped = _map_block(node, position, layout.total_bytes if group.rank == owner else 0)
     window = mapped.window
-    memory = SharedMemory(layout, mapped, Atomics(window, position), None)
-    if group.rank == owner:
-        _touch(memory)
+    memory = _touched(layout, mapped, Atomics(window, position), None, group.rank == owner)
     node.Barrier()
     yield memory
     group.exchange("")
@@ -358,45 +356,42 @@ def open_node_block(group: MpiGroup, layout: Layout | None, owner: int) -> Itera
 
 
 @dataclass(frozen=True)
-class Block:
-    """The block of shard `number`, on rank `owner`."""
+class _Opener:
+    """Opens blocks one after the other: `windows` collects what is to be freed, `stack` the threads that are to end."""
 
-    number: int
-    layout: Layout
-    owner: int
+    group: MpiGroup
+    node: MPI.Intracomm
+    neighbours: Sequence[int]  # ranks of `group` on this node
+    stack: contextlib.ExitStack
+    timeout_seconds: float
+    windows: list[MPI.Win] = field(default_factory=list)
 
-
-def _open_block(
-    group: MpiGroup,
-    node: MPI.Intracomm,
-    neighbours: Sequence[int],
-    block: Block,
-    stack: contextlib.ExitStack,
-    windows: list[MPI.Win],
-    timeout_seconds: float,
-) -> SharedMemory | RemoteMemory:
-    is_owner, layout = group.rank == block.owner, block.layout
-    mapped: MappedBlock | None = None
-    if block.owner in neighbours:
-        mapped = _map_block(node, neighbours.index(block.owner), layout.total_bytes if is_owner else 0)
-        windows.append(mapped.window)
-    if "far" not in group.exchange("far" if mapped is None else "near"):
-        assert mapped is not None
-        memory = SharedMemory(layout, mapped, Atomics(mapped.window, neighbours.index(block.owner)), None)
+    def open(self, number: int, layout: BlockT, owner: int) -> SharedMemory[BlockT] | RemoteMemory[BlockT]:
+        """Block `number`, which lies on rank `owner`. Collective over `group`."""
+        is_owner = self.group.rank == owner
+        mapped: MappedBlock | None = None
+        if owner in self.neighbours:
+            mapped = _map_block(self.node, self.neighbours.index(owner), layout.total_bytes if is_owner else 0)
+            self.windows.append(mapped.window)
+        if "far" not in self.group.exchange("far" if mapped is None else "near"):
+            assert mapped is not None
+            return _touched(layout, mapped, Atomics(mapped.window, self.neighbours.index(owner)), None, is_owner)
+        created = MPI.Win.Create(mapped.memory if is_owner and mapped is not None else None, 1, comm=self.group.comm)
+        created.Lock_all(MPI.MODE_NOCHECK)
+        self.windows.append(created)
+        messages = self.group.comm.Dup()
+        if mapped is None:
+            what = "the store" if number == 0 else f"shard {number} of the store (rank {owner})"
+            return RemoteMemory(layout, Atomics(created, owner), messages, what, self.timeout_seconds)
+        progress: ProgressThread | None = None
         if is_owner:
-            _touch(memory)
-        return memory
-    created = MPI.Win.Create(mapped.memory if is_owner and mapped is not None else None, 1, comm=group.comm)
-    created.Lock_all(MPI.MODE_NOCHECK)
-    windows.append(created)
-    atomics = Atomics(created, block.owner)
-    messages = group.comm.Dup()
-    if mapped is None:
-        what = "the store" if block.number == 0 else f"shard {block.number} of the store (rank {block.owner})"
-        return RemoteMemory(layout, atomics, messages, what, timeout_seconds)
-    progress: ProgressThread | None = None
-    if is_owner:
-        progress = stack.enter_context(ProgressThread(messages, mapped.memory, layout.num_words))
+            progress = self.stack.enter_context(ProgressThread(messages, mapped.memory, layout))
+        return _touched(layout, mapped, Atomics(created, owner), progress, is_owner)
+
+
+def _touched(
+    layout: BlockT, mapped: MappedBlock, atomics: Atomics, progress: ProgressThread | None, is_owner: bool
+) -> SharedMemory[BlockT]:
     memory = SharedMemory(layout, mapped, atomics, progress)
     if is_owner:
         _touch(memory)
@@ -419,7 +414,7 @@ def _map_block(node: MPI.Intracomm, position: int, num_bytes: int) -> MappedBloc
     return MappedBlock(window, memoryview(buffer))
 
 
-def _touch(memory: SharedMemory) -> None:
+def _touch(memory: SharedMemory[BlockT]) -> None:
     """Give every page its memory now, zeroed; the first touch of a window is ten times slower than a copy.
 
     Where its owner is alone on a node, Open MPI's shared window is ordinary memory with old contents.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
-from hvd_async.transport.measured import Bandwidth, Measurements, Progress, WindowKind
+from hvd_async.transport.probe_results import Bandwidth, Measurements, Progress, WindowKind
 
 _BUSY_SECONDS = 0.5
 _HEAD_START_SECONDS = 0.05

@@ -1,4 +1,4 @@
-"""The face of a shard's block of memory, the same for every way to reach it."""
+"""The face of a block of memory, the same for every way to reach it: bytes, control words and bells."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Protocol
 
 import torch
 
-from hvd_async.transport.layout import Layout
+from hvd_async.transport.block import BlockT_co
 
 
-class Window(Protocol):
+class Window(Protocol[BlockT_co]):
     """Loads, stores and copies on a block, as one rank sees it. Its threads may use it at the same time.
 
     Contract, which every implementation passes as one conformance suite:
@@ -24,9 +24,12 @@ class Window(Protocol):
       caller's again on return, a `put` one with the `flush`. They promise nothing about concurrent writers: the protocol does.
     """
 
-    layout: Layout
     name: str  # for people: "shared memory", "RMA", ...
     has_bells: bool  # whether `ring` wakes this rank's `wait`; else it only sleeps
+
+    @property
+    def layout(self) -> BlockT_co:
+        """What lies where in the block."""
 
     def load(self, word: int) -> int:
         """The value of control word number `word`, atomically."""
@@ -68,15 +71,15 @@ class Window(Protocol):
         """Sleep about `seconds`; less, where there are bells, if this one has been rung since `heard` was read."""
 
 
-class StoreMemory(Window, Protocol):
-    """The block as its owner sees it: mapped, so that slots and buffers are tensors."""
+class OwnerWindow(Window[BlockT_co], Protocol[BlockT_co]):
+    """The block as its owner has it: mapped, so that parts of it are tensors."""
 
     def vector(self, offset: int, count: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """[count], or [num_elements]: the memory itself at byte `offset`, where the store computes, which may be on a GPU.
-        Changes to it are seen by all ranks, of published parameters after `bring_out`."""
+        """[count], or [num_elements]: the memory itself at byte `offset`, where the owner computes, which may be on a GPU.
+        All ranks see changes to it, of what they read through a copy after `bring_out`."""
 
-    def bring_in(self, slot: int) -> None:
-        """Make `vector` show what was pushed into `slot`. Called once for a push, after it was announced."""
+    def bring_in(self, offset: int, num_bytes: int) -> None:
+        """Make `vector` show what another rank wrote at byte `offset`, once that is announced. Called once for each writing."""
 
-    def bring_out(self, offset: int) -> None:
-        """Make the published parameters at byte `offset`, whole in `vector`, readable by every worker; they are on return."""
+    def bring_out(self, offset: int, num_bytes: int) -> None:
+        """Make what `vector` holds at byte `offset` readable by every rank; it is on return."""

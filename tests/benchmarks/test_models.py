@@ -11,7 +11,7 @@ import yaml
 from hvd_async.benchmarks.models import SIZES, ModelSize, ModelStep, random_batch
 from hvd_async.benchmarks.options import MODELS
 from hvd_async.config import ModelConfig
-from hvd_async.nmt.transformer import Transformer
+from hvd_async.tasks.translation.transformer import Transformer
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "multi30k.yaml"
 

@@ -8,12 +8,12 @@ import torch
 from hvd_async.benchmarks import nmt
 from hvd_async.benchmarks.nmt import Rates, TrainingEffort, WithoutCache
 from hvd_async.config import DecodingConfig, RunConfig
-from hvd_async.nmt.batching import collate
-from hvd_async.nmt.corpus import PreparedCorpus, prepare
-from hvd_async.nmt.decoding import translate
-from hvd_async.nmt.grammar import write_corpus
-from hvd_async.nmt.transformer import Transformer
-from tests.nmt.settings import make_config
+from hvd_async.tasks.translation.batching import collate
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from hvd_async.tasks.translation.corpus import PreparedCorpus, prepare
+from hvd_async.tasks.translation.decoding import translate
+from hvd_async.tasks.translation.transformer import Transformer
+from tests.translation.settings import make_config
 
 
 @pytest.fixture(scope="module")

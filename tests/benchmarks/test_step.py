@@ -10,8 +10,8 @@ from hvd_async.benchmarks.models import ModelSize, ModelStep
 from hvd_async.benchmarks.options import Options
 from hvd_async.benchmarks.step import measure_steps
 from hvd_async.config import ModelConfig, PushConfig
-from hvd_async.flat import FlatParameters
 from hvd_async.strategies.protocol import Claim, Step
+from hvd_async.vectors.flat import FlatParameters
 
 TINY = ModelSize(
     ModelConfig(encoder_layers=1, decoder_layers=1, width=8, feed_forward=8, heads=2), vocabulary=20, tokens=30, length=10

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
+from hvd_async.benchmarks.echo import Asker, Partner
 from hvd_async.benchmarks.measurement import Spread
-from hvd_async.benchmarks.partner import Asker, Partner
 from hvd_async.benchmarks.transport import copy_figures, measuring_ranks
 
 

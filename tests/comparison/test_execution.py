@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from hvd_async import locks
 from hvd_async.__main__ import main
 from hvd_async.comparison.plan import read_collection, read_plan
 from hvd_async.comparison.runs import read_run
 from hvd_async.config import RunConfig
 from hvd_async.errors import CheckpointError, ConfigError, DataError
+from hvd_async.system import locks
 from tests.comparison.processes import SECONDS, children_of, compare, events_of, is_alive, state_of, until
 from tests.comparison.tiny import (
     Pretended,

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from hvd_async import locks
 from hvd_async.__main__ import main
 from hvd_async.comparison import plan
 from hvd_async.comparison.plan import read_collection, read_plan
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
-from hvd_async.events import read_events
+from hvd_async.runs.event_log import read_events
+from hvd_async.system import locks
 from tests.comparison.processes import SECONDS, children_of, compare, events_of, is_alive, until
 from tests.comparison.tiny import (
     Pretended,
@@ -35,7 +35,7 @@ from tests.comparison.tiny import (
     write,
     write_base,
 )
-from tests.locked import locked
+from tests.system.locked import locked
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ import yaml
 
 from hvd_async.__main__ import main
 from hvd_async.comparison import execution
-from hvd_async.comparison.board import Board
-from hvd_async.comparison.children import Children
 from hvd_async.comparison.execution import Execution
 from hvd_async.comparison.suite import Suite
+from hvd_async.comparison.suite_progress import Board
 from hvd_async.config import RunConfig, load_config
-from hvd_async.nmt.grammar import write_corpus
+from hvd_async.system.processes import Children
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
 

@@ -18,13 +18,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from hvd_async import run, topology
 from hvd_async.__main__ import report
-from hvd_async.environment import read_environment
-from hvd_async.topology import Machine, Placement, RankPlan
-from hvd_async.transport import cuda_ipc, device_block
+from hvd_async.cluster import topology
+from hvd_async.cluster.environment import read_environment
+from hvd_async.cluster.topology import Machine, Placement, RankPlan
+from hvd_async.store.serve import device_block
+from hvd_async.store.wire.layout import Layout
+from hvd_async.training import run
+from hvd_async.transport import cuda_ipc
+from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.cuda_ipc import Handle
-from hvd_async.transport.layout import WORD_BYTES, Layout
 from tests.mpi import toy
 
 

@@ -29,10 +29,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from hvd_async.errors import HvdAsyncError
-from hvd_async.events import read_events
-from hvd_async.nmt import TranslationTask, prepare
-from hvd_async.nmt.grammar import write_corpus
-from hvd_async.simulation.replay import ReplayOptions, replay
+from hvd_async.replay.replay import ReplayOptions, replay
+from hvd_async.runs.event_log import read_events
+from hvd_async.tasks.registry import make_task
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import summary_of, write_config
 from tests.ranks import MARK, kill_marked, pids_marked, short_folder
 
@@ -276,7 +276,7 @@ def _faults(run: pathlib.Path, path: pathlib.Path) -> Iterator[str]:
     if summary["strategy"] in ("horovod", "ddp"):
         return  # in which order their libraries sum is not known
     try:
-        replay(run, lambda config: TranslationTask(config, prepare(config)), ReplayOptions(), lambda line: None)
+        replay(run, make_task, ReplayOptions(), lambda line: None)
     except HvdAsyncError as error:
         yield f"replay: {error}"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from hvd_async.checkpoint import load_latest_checkpoint
-from hvd_async.events import read_events
+from hvd_async.runs.checkpoint import load_latest_checkpoint
+from hvd_async.runs.event_log import read_events
 from tests.mpi.toy import Settings, settings_text
 from tests.ranks import Completed, run_ranks
 

@@ -203,7 +203,7 @@ def test_an_overlapped_worker_alone_is_one_version_behind_and_no_more(tmp_path: 
     arrivals = events_of(tmp_path / "run", "arrival")
     assert [arrival["staleness"] for arrival in arrivals] == [0] + [1] * 19
 
-    from hvd_async.flat import FlatParameters
+    from hvd_async.vectors.flat import FlatParameters
     from tests.mpi.toy import ToyTask
 
     task = ToyTask(settings, 1)
@@ -215,7 +215,7 @@ def test_an_overlapped_worker_alone_is_one_version_behind_and_no_more(tmp_path: 
         flat.zero_gradient()
         task.loss(model, task.batch(batch, "cpu"))[0].backward()
         versions.append(versions[-1] - flat.collect_gradient() * 0.01)
-    from hvd_async.checkpoint import load_latest_checkpoint
+    from hvd_async.runs.checkpoint import load_latest_checkpoint
 
     checkpoint = load_latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None and torch.equal(checkpoint.tensors["parameters"], versions[-1])

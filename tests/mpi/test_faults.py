@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from hvd_async.checkpoint import load_latest_checkpoint
+from hvd_async.runs.checkpoint import load_latest_checkpoint
 from tests.mpi.runs import digest_of, events_of, losses_of, resumed, run_toy, summary_of
 from tests.mpi.toy import Settings, make_config
 from tests.ranks import Completed, mpi_family

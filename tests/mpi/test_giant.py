@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hvd_async.store.wire.layout import Layout
 from hvd_async.transport.capacity import free_memory
-from hvd_async.transport.layout import Layout
 from tests.ranks import run_ranks
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from hvd_async.checkpoint import load_latest_checkpoint
 from hvd_async.launcher import LaunchOptions, Layout, mpirun_command
-from hvd_async.nmt.grammar import write_corpus
+from hvd_async.runs.checkpoint import load_latest_checkpoint
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import events_of, losses_of, summary_of, write_config
 from tests.ranks import Completed, mpi_family, mpirun_path, run_limited
 

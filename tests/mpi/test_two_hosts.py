@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.nmt.grammar import write_corpus
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import events_of, losses_of, summary_of, write_config
 from tests.ranks import TWO_HOSTS, Completed, mpi_family, run_limited
 

@@ -2,7 +2,7 @@
 
     python -m tests.mpi.toy SETTINGS      SETTINGS: a JSON list of `Settings`, run one after another
 
-It runs `hvd_async.run.train`, the very function of the command line, with a task of a few numbers in place of translation.
+It runs `hvd_async.training.run.train`, the very function of the command line, with a task of a few numbers.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 
-from hvd_async import kernels
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import HvdAsyncError
-from hvd_async.journal import RunJournal
-from hvd_async.nmt.scoring import Evaluation
-from hvd_async.run import TrainOptions, train
-from hvd_async.store.client import StoreClient
-from hvd_async.store.server import StoreServer
-from hvd_async.store.shard_server import ShardServer
+from hvd_async.runs.recorder import RunJournal
+from hvd_async.store.serve.client import StoreClient
+from hvd_async.store.serve.server import StoreServer
+from hvd_async.store.shards.shard_server import ShardServer
+from hvd_async.tasks.evaluation import Evaluation
+from hvd_async.training.run import TrainOptions, train
+from hvd_async.vectors import arithmetic
 
 FEATURES, CLASSES = 6, 3
 BATCHES_PER_EPOCH = 30
@@ -174,7 +174,7 @@ def arm_push(fault: Fault) -> None:
 
     def push_and_fail(client: StoreClient, *arguments: Any) -> None:
         # The gradient itself is the first write: into the mapped slot, or by `put`.
-        hook(kernels, "copy_and_measure", before_write)
+        hook(arithmetic, "copy_and_measure", before_write)
         for name in ("put", "store", "store_words"):
             hook(type(client._window), name, before_write)
         push(client, *arguments)
@@ -277,7 +277,7 @@ def make_config(output: pathlib.Path, **sections: Any) -> dict[str, Any]:
 
 
 def main() -> int:
-    from hvd_async.environment import read_environment
+    from hvd_async.cluster.environment import read_environment
 
     launched = read_environment(os.environ)
     rank = 0 if launched is None else launched.rank

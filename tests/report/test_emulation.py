@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hvd_async.config import EmulationConfig
-from hvd_async.report.emulation import describe_emulation
+from hvd_async.report.emulated_workers import describe_emulation
 
 
 @pytest.mark.parametrize(

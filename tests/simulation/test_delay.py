@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_async.checkpoint import load_latest_checkpoint
-from hvd_async.flat import FlatParameters
-from hvd_async.training import compute_gradient
+from hvd_async.runs.checkpoint import load_latest_checkpoint
+from hvd_async.tasks.gradient import compute_gradient
+from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import Settings, digest_of, events_of, losses_of, resumed, run_toy
 from tests.mpi.toy import make_config
 from tests.simulation.simulated import CountedTask, run

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hvd_async.errors import ConfigError
-from hvd_async.simulation import exact
+from hvd_async.simulation import real_store
 from tests.mpi.runs import digest_of, events_of, losses_of, run_toy
 from tests.mpi.toy import Settings, make_config
 from tests.simulation.simulated import UNEVEN, run
@@ -123,13 +123,13 @@ def test_parameters_of_a_version_are_held_once_and_no_longer_than_needed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = []
-    keep = exact.Versions.keep
+    keep = real_store.Versions.keep
 
-    def counted(versions: exact.Versions, used: set[int], newest: int) -> None:
+    def counted(versions: real_store.Versions, used: set[int], newest: int) -> None:
         keep(versions, used, newest)
         held.append((versions.num_held, len(used)))
 
-    monkeypatch.setattr(exact.Versions, "keep", counted)
+    monkeypatch.setattr(real_store.Versions, "keep", counted)
     strategy = {"kind": "async", "arrivals_per_update": 1}
     simulated(tmp_path / "run", num_batches=120, strategy=strategy, emulation=UNEVEN, simulation={"workers": 6})
     assert len(held) == 120

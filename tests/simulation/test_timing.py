@@ -10,15 +10,16 @@ import pytest
 
 from hvd_async.cli import make_parser
 from hvd_async.config import RunConfig
+from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
-from hvd_async.flat import FlatParameters
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import costs, num_workers
-from hvd_async.simulation.counting import CountingBooks, Tokens
+from hvd_async.simulation.counting_store import CountingBooks, Tokens
 from hvd_async.simulation.direct import make_clock, make_cluster
-from hvd_async.simulation.planning import lines_of, num_parameters, plan, write_plan
-from hvd_async.simulation.timing import Outcome, Size, predict
-from hvd_async.step_times import StepTimes
+from hvd_async.simulation.planning import lines_of, plan, write_plan
+from hvd_async.simulation.predict import Outcome, Size, predict
+from hvd_async.tasks.registry import count_parameters
+from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import events_of
 from tests.mpi.toy import Settings
 from tests.simulation.simulated import UNEVEN, CountedTask, parse, run
@@ -171,11 +172,11 @@ def test_slow_workers_that_no_size_has_are_refused(tmp_path: pathlib.Path) -> No
 
 
 def test_parameters_are_counted_without_memory(tmp_path: pathlib.Path) -> None:
-    from hvd_async.nmt.transformer import Transformer
+    from hvd_async.tasks.translation.transformer import Transformer
 
     config = parse(tmp_path, model={"width": 16, "feed_forward": 32, "heads": 2}, vocabulary={"size": 50})
     model = Transformer(config.model, 50)
-    assert num_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
 
 
 def write_config(folder: pathlib.Path) -> pathlib.Path:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hvd_async.nmt.grammar import write_corpus
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import digest_of, events_of, summary_of, write_config
 from tests.ranks import mpi_family, run_limited
 from tests.slurm.conftest import BUSY, ROOT, Cluster, until

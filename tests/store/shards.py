@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hvd_async import kernels
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
-from hvd_async.store.liveness import Heartbeat
-from hvd_async.store.notice import announce_failure
 from hvd_async.store.parameter_store import ParameterStore
-from hvd_async.store.shard import Shard, state_names
-from hvd_async.store.shard_group import RemoteShard, ShardGroup
-from hvd_async.store.shard_server import ShardServer
-from hvd_async.store.slots import slot_format, split
+from hvd_async.store.serve.liveness import Heartbeat
+from hvd_async.store.shards.shard import Shard, state_names
+from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
+from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.store.wire.layout import Layout, ShardWord, StopNotice, Word
+from hvd_async.store.wire.slots import slot_format, split
+from hvd_async.store.wire.stop import announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import Layout, ShardWord, StopNotice, Word
+from hvd_async.vectors import arithmetic
 from tests.store.crew import JOIN_SECONDS
 from tests.store.stores import num_provisional, provisional_vectors
 
@@ -95,7 +95,7 @@ class Shards:
             num_shards=self.num_shards,
             num_state_vectors=len(state_names(self.optimizer)),
             num_provisional=num_provisional(self.strategy),
-            num_partials=-(-self.size // kernels.BLOCK) if number == 0 else 0,
+            num_partials=-(-self.size // arithmetic.BLOCK) if number == 0 else 0,
         )
 
     def _shard(self, memory: ThreadMemory) -> Shard:

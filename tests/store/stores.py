@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
-from hvd_async.store import Arrival, ParameterStore
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.shard import Shard
+from hvd_async.store.parameter_store import Arrival, ParameterStore
+from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.transport.layout import NUM_PROVISIONAL
-from hvd_async.transport.window import StoreMemory
+from hvd_async.store.wire.layout import NUM_PROVISIONAL, StoreMemory
 
 CONSTANT = ScheduleConfig(kind="constant")
 

@@ -12,14 +12,13 @@ import torch
 
 from hvd_async.config import PushConfig
 from hvd_async.errors import PeerError
-from hvd_async.kernels import BLOCK
-from hvd_async.store.client import ClientOptions, StoreClient
-from hvd_async.store.node_team import NodeTeam, team_layout
-from hvd_async.store.slots import slot_format
-from hvd_async.strategies.exchange import TeamExchange, wait_and_pull
+from hvd_async.store.serve.client import ClientOptions, StoreClient
+from hvd_async.store.serve.node_aggregation import NodeTeam, team_layout
+from hvd_async.store.wire.layout import Layout, SlotWord, StoreMemory, WorkerState, WorkerWord
+from hvd_async.store.wire.slots import slot_format
+from hvd_async.strategies.push_pull import TeamExchange, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import Layout, SlotWord, WorkerState, WorkerWord
-from hvd_async.transport.window import StoreMemory
+from hvd_async.vectors.arithmetic import BLOCK
 from tests.store.crew import Crew, Pull
 from tests.store.shards import Shards
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd

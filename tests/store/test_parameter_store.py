@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvd_async import kernels
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
-from hvd_async.store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.shard import Shard, StepOrder
+from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.store.shards.shard import Shard, StepOrder
+from hvd_async.vectors import arithmetic
 from tests.store.stores import CONSTANT, accept, arrival, asynchronous, make_store, sgd
 
 SIZE = 17
@@ -77,7 +77,7 @@ def test_one_arrival_is_the_update_rule_on_its_mean_gradient_bit_for_bit() -> No
         store.accept([arrival(version - 1, base_version=version - 1, tokens=7)], Gradient.measure(gradient))
         update = store.advance()
         shard.hold(Gradient.measure(gradient), 1.0)
-        norm = kernels.norm(shard.combine(7.0))
+        norm = arithmetic.norm(shard.combine(7.0))
         assert update is not None and update.gradient_norm == norm
         shard.step(StepOrder(version, update.learning_rate, 7.0, min(1.0, 0.5 / norm)))
         assert torch.equal(store.parameters, shard.parameters)

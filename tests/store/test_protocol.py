@@ -15,15 +15,13 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import PeerError
-from hvd_async.store import ParameterStore, Refusal
-from hvd_async.store.client import IDLE, Base, ClientOptions, StoreClient
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import ClaimOrder
-from hvd_async.store.liveness import Heartbeat, Silence
-from hvd_async.store.notice import announce_failure
-from hvd_async.store.server import ServerOptions, StopTimeoutError, StoreServer
-from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import (
+from hvd_async.store.parameter_store import ParameterStore, Refusal
+from hvd_async.store.serve.client import IDLE, Base, ClientOptions, StoreClient
+from hvd_async.store.serve.liveness import Heartbeat, Silence
+from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
+from hvd_async.store.wire.layout import (
     NUM_PROVISIONAL,
     Layout,
     SlotWord,
@@ -33,6 +31,8 @@ from hvd_async.transport.layout import (
     WorkerState,
     WorkerWord,
 )
+from hvd_async.store.wire.stop import announce_failure
+from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.crew import Crew, Pull, Recorder
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd, value_of
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.kernels import BLOCK
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.shard import Shard, StepOrder, state_names
+from hvd_async.store.shards.shard import Shard, StepOrder, state_names
+from hvd_async.vectors.arithmetic import BLOCK
 from tests.store.stores import sgd
 
 

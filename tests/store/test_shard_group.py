@@ -11,16 +11,16 @@ import torch
 
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
 from hvd_async.errors import PeerError
-from hvd_async.kernels import BLOCK
-from hvd_async.store import ParameterStore
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.notice import announce_failure
-from hvd_async.store.orders import Order, Verb
-from hvd_async.store.shard import Shard, StepOrder, state_names
-from hvd_async.store.slots import SlotWriter, read_slot, slot_format, split
+from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.shards.orders import Order, Verb
+from hvd_async.store.shards.shard import Shard, StepOrder, state_names
 from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.store.wire.layout import NUM_ORDERS, Layout, StopKind, StopNotice, Word
+from hvd_async.store.wire.slots import SlotWriter, read_slot, slot_format, split
+from hvd_async.store.wire.stop import announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
-from hvd_async.transport.layout import NUM_ORDERS, Layout, StopKind, StopNotice, Word
+from hvd_async.vectors.arithmetic import BLOCK
 from tests.store.crew import Crew, Pull
 from tests.store.shards import Shards
 from tests.store.stores import arrival, asynchronous, num_provisional, provisional_vectors, sgd

@@ -14,9 +14,9 @@ from typing import NoReturn
 
 import torch
 
+from hvd_async.store.wire.layout import Layout, SlotWord, StoreWindow, Word, WorkerWord
+from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.group import Group
-from hvd_async.transport.layout import WORD_BYTES, Layout, SlotWord, Word, WorkerWord
-from hvd_async.transport.window import Window
 
 # Nobody waits so long: where a bell does not wake, the job ends at its time limit.
 FOREVER = 3600.0
@@ -87,7 +87,7 @@ class Actor:
     """One of those who use a block at the same time. `is_owner`: it is the owner's rank."""
 
     group: Group
-    window: Window
+    window: StoreWindow
     is_owner: bool
 
     def meet(self) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hvd_async import kernels
+from hvd_async.store.wire.layout import Layout
 from hvd_async.transport.inprocess import MappedMemory, ThreadMemory
-from hvd_async.transport.layout import Layout
+from hvd_async.vectors import arithmetic
 from tests.ranks import run_ranks
 from tests.transport.contract import CONTRACT, Actor, make_layout, run_threads
 
@@ -24,7 +24,7 @@ class Bellless(ThreadMemory):
 @pytest.mark.parametrize("memory_type", [ThreadMemory, Bellless])
 def test_threads(check: Callable[[Actor], None], memory_type: type[MappedMemory], monkeypatch: pytest.MonkeyPatch) -> None:
     if memory_type is Bellless:
-        monkeypatch.setattr(kernels, "_c", None)
+        monkeypatch.setattr(arithmetic, "_c", None)
     memory = ThreadMemory(make_layout(3)) if memory_type is ThreadMemory else Bellless(make_layout(3))
     run_threads(3, lambda group: check(Actor(group, memory, is_owner=group.rank == 0)))
 

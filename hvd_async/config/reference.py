@@ -1,0 +1,140 @@
+"""The reference of all configuration keys, generated from the configuration's own models.
+
+`python -m hvd_async.config.reference > docs/configuration.md` renews the page.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from hvd_async.config import ArrivalsFrom, RunConfig, Section, dump_yaml_line
+from hvd_async.system.limits import MOST, MOST_FLOAT32
+
+_INTRODUCTION = """\
+# Configuration
+
+One YAML file describes a run. Unknown keys, values out of range and keys that do not go together are errors; all of them
+are reported at once, before any rank works. `--set key.path=value` overrides a key on the command line, the value in YAML:
+`--set strategy.arrivals_per_update=4`. The complete configuration, defaults included, is saved with the run as
+`config.yaml`; no environment variable changes it.
+
+Files are in YAML 1.2: numbers may be written as `1e-3`, `010` is 10, truth is `true` and `false` alone (`no` is text, as of
+Norwegian), a key stands once in its section, and there are no tags and no merging with `<<`. Whole numbers above 10^15,
+others above those of float32, infinity and NaN are refused. In paths `~` and `~user` at the beginning are that person's home
+folder.
+
+This page is generated from `hvd_async/config/`; `python -m hvd_async.config.reference > docs/configuration.md` renews it.
+"""
+_NAMES: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
+_BOUNDS = {annotated_types.Ge: ">= {}", annotated_types.Gt: "> {}", annotated_types.Le: "<= {}", annotated_types.Lt: "< {}"}
+
+
+def reference() -> str:
+    """The text of docs/configuration.md."""
+    own = [(key, field) for key, field in RunConfig.model_fields.items() if _section(field) is None]
+    pages = [_INTRODUCTION, f"## Top level\n\n{inspect.getdoc(RunConfig)}\n\n{_table(own)}"]
+    pages += [
+        f"## {path}\n\n{inspect.getdoc(section)}\n\n{_table(_keys(section))}" for path, section in _sections(RunConfig)
+    ]
+    entry = f"### An entry of a schedule of `arrivals_per_update`\n\n{_table(_keys(ArrivalsFrom))}"
+    position = next(i for i, page in enumerate(pages) if page.startswith("## strategy\n"))
+    pages.insert(position + 1, entry)
+    return "\n".join(pages)
+
+
+def _sections(model: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
+    for key, field in model.model_fields.items():
+        if (section := _section(field)) is not None:
+            yield prefix + key, section
+            yield from _sections(section, f"{prefix}{key}.")
+
+
+def _section(field: FieldInfo) -> type[Section] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _keys(model: type[Section]) -> list[tuple[str, FieldInfo]]:
+    return list(model.model_fields.items())
+
+
+def _table(keys: Sequence[tuple[str, FieldInfo]]) -> str:
+    rows = [
+        (f"`{key}`", _type_in_words(field.annotation, field.metadata), _default(field), field.description or "")
+        for key, field in keys
+        if _section(field) is None
+    ]
+    cells = [("key", "type", "default", "meaning"), ("---",) * 4, *rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    below = [f"`{key}`" for key, field in keys if _section(field) is not None]
+    note = f"\n\nFurther keys lie in {', '.join(below)}, below." if below else ""
+    return "\n".join(lines) + note + "\n"
+
+
+def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """`annotation` for a reader who knows YAML and not Python, its bounds with it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_in_words(arguments[0], [*_flatten(arguments[1:]), *metadata])
+    if origin in (Union, types.UnionType):
+        return _choice([_type_in_words(member) for member in arguments if member is not type(None)])
+    if origin is Literal:
+        return _choice([f"`{value}`" for value in arguments])
+    if origin is tuple and arguments[-1] is Ellipsis:
+        entry = arguments[0]
+        keys = ", ".join(entry.model_fields) if issubclass(entry, Section) else _type_in_words(entry)
+        return f"a list of `{{{keys}}}`"
+    if origin is tuple:
+        return f"a list of {len(arguments)}: {_choice(sorted({_type_in_words(a) for a in arguments}))}"
+    if origin is dict:
+        return f"a map from {_type_in_words(arguments[0])} to {_type_in_words(arguments[1])}"
+    bounds = [(text, _bound(one, kind)) for one in metadata for kind, text in _BOUNDS.items() if isinstance(one, kind)]
+    # The bounds of all numbers are in the introduction.
+    said = ", ".join(text.format(_number(bound)) for text, bound in bounds if bound not in (MOST, MOST_FLOAT32))
+    return " ".join([_NAMES[annotation], said]).strip()
+
+
+def _flatten(metadata: Sequence[Any]) -> list[Any]:
+    """Pydantic hides the bounds of an `Annotated[..., Field(...)]` in the field's own list."""
+    flat: list[Any] = []
+    for one in metadata:
+        flat += one.metadata if isinstance(one, FieldInfo) else [one]
+    return flat
+
+
+def _bound(constraint: Any, kind: type) -> float:
+    value: float = getattr(constraint, kind.__name__.lower())
+    return value
+
+
+def _number(value: float) -> str:
+    is_power = isinstance(value, int) and abs(value) == 2**63
+    return ("-" if value < 0 else "") + "2^63" if is_power else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _choice(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.default
+    if default is None:
+        return "none"
+    return f"`{dump_yaml_line(default)}`"
+
+
+def main() -> None:
+    """Print the page."""
+    print(reference(), end="")
+
+
+if __name__ == "__main__":
+    main()

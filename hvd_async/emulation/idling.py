@@ -1,0 +1,57 @@
+"""Uneven workers on even hardware: a worker idles after its real step. A sleeping rank uses no core."""
+
+from __future__ import annotations
+
+import time
+
+from hvd_async.config import EmulationConfig
+from hvd_async.emulation.step_times import StepTimes
+from hvd_async.errors import ConfigError
+
+
+def check_emulation(config: EmulationConfig, num_workers: int) -> None:
+    """Raise `ConfigError` for workers that are not there, a trace that cannot be read, and for what can be simulated but not
+    emulated: a real step cannot be made shorter."""
+    StepTimes(config, 0, num_workers)
+    needs_length = {"spread": config.spread != "none", "seconds_per_token": config.seconds_per_token > 0.0}
+    for key, is_set in needs_length.items():
+        if is_set and config.seconds is None and config.trace is None:
+            raise ConfigError(
+                f"emulation.{key}: got {getattr(config, key)} in a real run, expected emulation.seconds beside it, longer than"
+                " the real step; that cannot be made shorter"
+            )
+
+
+class Emulation:
+    """Makes one worker's steps last as long as the configuration says.
+
+    Attributes:
+        num_longer: steps whose real work lasted longer than that; they are as long as they are.
+        num_steps: all steps so far of this process.
+    """
+
+    def __init__(
+        self, config: EmulationConfig, worker: int | None, seed: int, num_workers: int, first_step: int = 0
+    ) -> None:
+        """`worker` is this rank's number among the workers, None for a rank that only stores. `first_step`: those before it were
+        done by another process. See `check_emulation`."""
+        self._first_step = first_step
+        self.num_steps = 0
+        self.num_longer = 0
+        self._worker = worker
+        self._has_length = config.seconds is not None or config.trace is not None
+        self._factor = 1.0 if worker is None else config.slow_workers.get(worker, 1.0)
+        self._times = StepTimes(config, seed, num_workers, num_readers=1)
+
+    def delay(self, seconds: float, tokens: int) -> None:
+        """Idle for the rest of a step whose real work, on `tokens` target tokens, took `seconds`."""
+        if self._worker is None:
+            return
+        wanted = self._times.seconds(self._worker, self._first_step + self.num_steps, tokens)
+        if not self._has_length:
+            wanted += self._factor * seconds
+        self.num_steps += 1
+        if wanted > seconds:
+            time.sleep(wanted - seconds)  # the idling is the purpose
+        elif wanted < seconds:
+            self.num_longer += 1

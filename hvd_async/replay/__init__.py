@@ -1,0 +1,1 @@
+"""Recorded runs computed again, bit for bit."""

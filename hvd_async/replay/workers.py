@@ -1,0 +1,102 @@
+"""What the workers of a recorded run did, done again by one process: gradients, and what of them was sent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import torch
+
+from hvd_async.config import RunConfig
+from hvd_async.replay.past_parameters import Past
+from hvd_async.replay.recording import Process, Push
+from hvd_async.runs.provenance import device_of, this_software
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.wire.local_push import Pushes, add
+from hvd_async.tasks.gradient import compute_gradient
+from hvd_async.tasks.task import Task
+from hvd_async.vectors.flat import FlatParameters
+
+
+class Recomputation:
+    """Computes recorded pushes again, each with the threads and on the kind of device of the rank that computed it."""
+
+    def __init__(self, config: RunConfig, task: Task, past: Past, threads: int | None) -> None:
+        """`threads`: in place of the recorded numbers. `past` stays the caller's."""
+        self._task = task
+        self._seed = config.seed
+        self._past = past
+        self._threads = threads
+        self._models: dict[str, tuple[torch.nn.Module, FlatParameters]] = {}
+        _, flat = self._model_on("cpu")
+        is_async = config.strategy.kind == "async"
+        # A synchronous strategy sends nothing: its sums go to the store as they are.
+        self._pushes = Pushes(flat.size, config.push) if is_async else None
+        self._sum = torch.zeros(flat.size)
+        self._process = 0
+
+    def send(
+        self, process: Process, push: Push, check: Callable[[Arrival, Arrival], None]
+    ) -> tuple[list[Arrival], Gradient]:
+        """Compute `push`, one of `process`: its arrivals, with the tokens and losses of now, and what reaches the store of its
+        gradient, which is valid until the next call. `check(recorded, recomputed)` is called with each arrival.
+        """
+        if process.number != self._process:
+            self._process = process.number
+            if self._pushes is not None:
+                self._pushes.forget_errors()
+        arrivals = []
+        for number, recorded in enumerate(push.arrivals):
+            arrival, gradient = self._compute(process, recorded)
+            check(recorded, arrival)
+            arrivals.append(arrival)
+            if len(push.arrivals) > 1:
+                add(gradient, self._sum, is_first=number == 0)
+                gradient = self._sum
+        if self._pushes is None:
+            return arrivals, Gradient.measure(gradient)
+        return arrivals, self._pushes.send(push.sender, gradient)[0]
+
+    def where(self, process: Process, worker: int | None) -> dict[str, object]:
+        """What this machine computes the gradients of `worker` with."""
+        rank = process.rank_of(worker)
+        return {
+            **this_software(kind_of_device(device_of(rank["device"], rank["store_device"]))),
+            "threads": self._threads_for(process, worker),
+            "device": self._device_for(process, worker),
+        }
+
+    def _compute(self, process: Process, recorded: Arrival) -> tuple[Arrival, torch.Tensor]:
+        module, flat = self._model_on(self._device_for(process, recorded.worker))
+        threads = self._threads_for(process, recorded.worker)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        flat.parameters.copy_(self._past.base_parameters(recorded))
+        tokens, loss = compute_gradient(self._task, module, flat, self._seed, recorded.batch)
+        return dataclasses.replace(recorded, tokens=tokens, loss=loss), flat.collect_gradient().cpu()
+
+    def _threads_for(self, process: Process, worker: int | None) -> int:
+        return self._threads or int(process.rank_of(worker)["threads"])
+
+    @staticmethod
+    def _device_for(process: Process, worker: int | None) -> str:
+        return kind_of_device(process.rank_of(worker)["device"])
+
+    def _model_on(self, device: str) -> tuple[torch.nn.Module, FlatParameters]:
+        if device not in self._models:
+            module = self._task.build_model()
+            self._models[device] = (module, FlatParameters(module, device))
+            module.train()
+        return self._models[device]
+
+
+def kind_of_device(recorded: str) -> str:
+    """Where what was computed on `recorded` is computed here: on the same kind of device if there is one, else on the CPU."""
+    return "cuda" if recorded.startswith("cuda") and torch.cuda.is_available() else "cpu"
+
+
+def facts_of(process: Process, worker: int | None) -> Mapping[str, object]:
+    """What `worker` computed with: as `Recomputation.where`, of the recorded run."""
+    rank = process.rank_of(worker)
+    return {**process.software_of(worker), "threads": rank["threads"], "device": str(rank["device"]).partition(":")[0]}

@@ -1,0 +1,77 @@
+"""The figure of the answer: how much sooner each variant reached the target than the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hvd_async.comparison.results import Row
+from hvd_async.comparison.target import Target
+from hvd_async.report.document import Figure
+from hvd_async.report.figures.drawing import drawing, finish
+from hvd_async.report.figures.style import GRAY, Style, short
+
+# In inches: legible on a telephone, where this figure alone is shrunk and not scrolled.
+_WIDTH = 6.0
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_speed_ups(
+    name: str, by_setting: Mapping[str, Sequence[Row]], looks: Mapping[str, Style], target: Target | None
+) -> Figure | None:
+    """A line for each variant in each setting, with its interval. None where no variant can be compared with the baseline."""
+    from matplotlib.figure import Figure as Canvas
+
+    shown = {setting: [row for row in rows if row.speed_up and not row.is_baseline] for setting, rows in by_setting.items()}
+    settings = [setting for setting, rows in shown.items() if rows]
+    if not settings:
+        return None
+    counts = [len(shown[setting]) for setting in settings]
+    ideals = {setting: _ideal(by_setting[setting]) for setting in settings}
+    means = [row.speed_up.mean for rows in shown.values() for row in rows if row.speed_up]
+    right = 1.25 * max(1.0, *means, *(ideal for ideal in ideals.values() if ideal is not None))
+    with drawing():
+        canvas = Canvas(figsize=(_WIDTH, 0.8 + 0.35 * len(settings) + 0.27 * sum(counts)), layout="constrained")
+        grid = canvas.subplots(len(settings), 1, squeeze=False, sharex=True, height_ratios=[count + 0.6 for count in counts])
+        for axes, setting in zip(grid.flat, settings, strict=True):
+            _draw_setting(axes, shown[setting], looks, ideals[setting])
+            if len(by_setting) > 1:
+                axes.set_title(short(setting, 60), loc="left")
+        grid.flat[-1].set_xlim(0.0, right)
+        grid.flat[-1].set_xlabel(f"speed-up over the baseline in time to {target}")
+        caption = (
+            "Speed-up over the baseline in time to the target, with intervals of 95 % over seeds where there are several."
+        )
+        if any(ideal is not None for ideal in ideals.values()):
+            caption += (
+                " Dotted: what not waiting can gain in steps per second at most, by the measured step times that allow most."
+            )
+        if any(row.speed_up.high > right for rows in shown.values() for row in rows if row.speed_up):
+            caption += " An interval that meets the right edge goes on beyond it."
+        return finish(canvas, name, caption, "The same speed-ups as in the tables of each setting.")
+
+
+def _ideal(rows: Sequence[Row]) -> float | None:
+    """By the step times of the baseline, if it waits at all, or of another variant whose own allow more."""
+    base = next((row for row in rows if row.is_baseline), None)
+    if base is None or base.ideal is None or not base.is_synchronous:
+        return None
+    return max(row.ideal.speed_up for row in rows if row.ideal is not None)
+
+
+def _draw_setting(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Style], ideal: float | None) -> None:
+    axes.axvline(1.0, color="black", linewidth=1.2)
+    if ideal is not None:
+        axes.axvline(ideal, color=GRAY, linewidth=1.2, linestyle=":")
+    for line, row in enumerate(rows):
+        assert row.speed_up is not None
+        look, speed_up = looks[row.variant], row.speed_up
+        ends = [[speed_up.mean - speed_up.low], [speed_up.high - speed_up.mean]] if speed_up.is_known else None
+        axes.errorbar(
+            speed_up.mean, line, xerr=ends, fmt=look.marker, color=look.colour, capsize=3, markersize=6, linewidth=1.8
+        )
+    axes.set_yticks(range(len(rows)), [short(row.variant) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")

@@ -1,0 +1,68 @@
+"""The report in short, for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from hvd_async.comparison.collection import Collection, runs_of
+from hvd_async.comparison.results import Row, results
+from hvd_async.report.answer import answer
+from hvd_async.report.document import Cell, Table
+from hvd_async.report.software import clock_note
+from hvd_async.report.tables import quality_table, target_table
+from hvd_async.system.printable import printable
+
+_WIDTH = 120
+_COLUMNS = (
+    *("variant", "learning rate", "reached by", "seconds", "speed-up", "token efficiency", "final loss", "final BLEU"),
+    *("diverged", "tokens/s", "staleness"),
+)
+
+
+def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
+    """The answer and the main tables of each setting, as plain text. `rows`: its `results`, where somebody has them already."""
+    rows = results(collection) if rows is None else rows
+    parts = [clock_note(runs_of(collection.entries))]
+    for setting in collection.settings:
+        own = [row for row in rows if row.setting == setting]
+        said = answer(own, collection.baseline, collection.target)
+        label = f"{setting}: " if len(collection.settings) > 1 else ""
+        parts.append(textwrap.fill(printable(f"{label}{said.sentence}"), _WIDTH))
+        parts.append(
+            "\n".join(
+                textwrap.fill(printable(note), _WIDTH, initial_indent="- ", subsequent_indent="  ") for note in said.notes
+            )
+        )
+        if any(row.runs for row in own):
+            parts.append(_table(own, collection))
+    return "\n\n".join(part for part in parts if part) or "No run: there is nothing to compare."
+
+
+def _table(rows: Sequence[Row], collection: Collection) -> str:
+    """Columns of both tables of the report side by side, most of them without their intervals."""
+    tables = [quality_table(rows)]
+    if collection.target is not None:
+        tables.insert(0, target_table(rows, collection.target))
+    holders = {column.name: table for table in reversed(tables) for column in table.columns}
+    columns = [_column(holders[name], name) for name in _COLUMNS if name in holders]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        [
+            text.rjust(width) if place else text.ljust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in zip(*columns, strict=True)
+    ]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _column(table: Table, name: str) -> list[str]:
+    """Its name and its cells."""
+    place = [each.name for each in table.columns].index(name)
+    return [name, *(_text(row[place], with_detail=name == "speed-up") for row in table.rows)]
+
+
+def _text(cell: Cell, *, with_detail: bool) -> str:
+    return printable(f"{cell.text} ({cell.detail})" if cell.detail and with_detail else cell.text)

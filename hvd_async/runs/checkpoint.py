@@ -1,0 +1,182 @@
+"""Checkpoints: folders written whole or not at all, checked when they are read, the latest few kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from hvd_async.errors import CheckpointError, DataError
+from hvd_async.system import files
+from hvd_async.system.json_text import parse_json
+
+# Since 2 with the clipping factor of the last update, since 3 with when pending arrivals were received, since 4 with checksums of
+# the data and of the log.
+_FORMAT = 4
+_TENSORS, _DATA = "tensors.safetensors", "data.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: tensors by name, and plain data."""
+
+    tensors: Mapping[str, torch.Tensor]
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SavedData:
+    """The plain data of the checkpoint in `folder`, and the checksum by which its tensors are known."""
+
+    folder: pathlib.Path
+    data: Mapping[str, Any]
+    checksum: int
+
+
+def save_checkpoint(root: pathlib.Path, version: int, checkpoint: Checkpoint, keep: int) -> SavedData:
+    """Write the folder `root`/v<version>, whole or not at all; keep it and the `keep` - 1 before it. Blocks on the disk.
+
+    Checkpoints of later versions, which a run left behind that has since gone on from an earlier one, are removed too. Raises
+    `DataError` where the file system refuses.
+    """
+    folder = root / f"v{version:08d}"
+    with files.new_folder(folder, replace=True) as temporary:
+        write_tensors(temporary / _TENSORS, checkpoint.tensors)
+        checksum = _checksum(temporary / _TENSORS)
+        _write_data(temporary, checkpoint.data, checksum)
+    found = list_checkpoints(root)
+    before = [other for other in found if other.name < folder.name]
+    kept = {folder.name, *(other.name for other in before[max(0, len(before) - keep + 1) :])}
+    for other in found:
+        if other.name not in kept:
+            _remove(other)
+    return SavedData(folder, checkpoint.data, checksum)
+
+
+def replace_data(saved: SavedData, data: Mapping[str, Any]) -> None:
+    """Replace the plain data of a checkpoint as one step; its tensors stay. Blocks on the disk. Raises `DataError`."""
+    _write_data(saved.folder, data, saved.checksum)
+
+
+def list_checkpoints(root: pathlib.Path) -> list[pathlib.Path]:
+    """Return the folders of the checkpoints in `root`, the latest version last, whole or not."""
+    return sorted(path for path in root.glob("v*") if path.is_dir() and path.name[1:].isdigit())
+
+
+def read_data(folder: pathlib.Path, mend: str = "") -> SavedData:
+    """Read the plain data of the checkpoint in `folder`. Raises `CheckpointError`, which says `mend`, if it is damaged."""
+    try:
+        head, _, body = (folder / _DATA).read_bytes().partition(b"\n")
+        document = parse_json(head)
+        if document["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{folder}: got format {document['format']}, expected {_FORMAT}; use the hvd_async it is from"
+            )
+        if (found := zlib.crc32(body)) != document["data"]:
+            raise CheckpointError(
+                f"{folder / _DATA}: got checksum {found}, expected {document['data']}: it is damaged; {mend}"
+            )
+        return SavedData(folder, parse_json(body), int(document["tensors"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {reason}); {mend}") from None
+
+
+def check_tensors(saved: SavedData, mend: str = "") -> None:
+    """Raise `CheckpointError`, which says `mend`, where the tensors' file is not the one that `saved` knows. Reads all of it."""
+    path = saved.folder / _TENSORS
+    try:
+        found = _checksum(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: damaged ({error.strerror}); {mend}") from None
+    if found != saved.checksum:
+        raise CheckpointError(f"{path}: got checksum {found}, expected {saved.checksum}: it is damaged; {mend}")
+
+
+def load_tensors(saved: SavedData, part: slice | None = None) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint, [size] each, or `part` of each, onto the CPU. See `check_tensors` for whether they belong
+    to it."""
+    return read_tensors(saved.folder / _TENSORS, part)
+
+
+def load_latest_checkpoint(root: pathlib.Path) -> Checkpoint | None:
+    """Read the latest checkpoint in `root`; None where there is none. Raises `CheckpointError` if it is damaged."""
+    found = list_checkpoints(root)
+    if not found:
+        return None
+    mend = way_out(found[-1], found[:-1])
+    saved = read_data(found[-1], mend)
+    check_tensors(saved, mend)
+    return Checkpoint(load_tensors(saved), saved.data)
+
+
+def way_out(folder: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
+    """What a person can do about the damaged checkpoint `folder`, where `others` were written before it."""
+    return f"remove {folder} to resume from {others[-1]}" if others else f"remove {folder} and start again"
+
+
+def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Replace the safetensors file `path` as one step. The tensors may live on any device and share memory. Blocks on the disk.
+
+    Raises `DataError` where the file system refuses.
+    """
+    folder = files.temporary_beside(path)  # the library has temporary files of its own, under names that we would not know
+    try:
+        folder.mkdir()
+        temporary = folder / path.name
+        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(whole, temporary)
+        files.give_usual_mode(temporary)  # the library makes it private
+        files.sync(temporary)
+        os.rename(temporary, path)
+        files.sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).partition(" at path ")[0].split())
+        raise DataError(f"{path}: cannot be written: {reason}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_tensors(path: pathlib.Path, part: slice | None = None) -> dict[str, torch.Tensor]:
+    """Read a safetensors file onto the CPU, or `part` of each of its vectors. Raises `CheckpointError` if it is missing or
+    damaged."""
+    try:
+        if part is None:
+            return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name)[part.start : part.stop] for name in file.keys()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {' '.join(str(error).split())}") from None
+
+
+def _write_data(folder: pathlib.Path, data: Mapping[str, Any], tensors_checksum: int) -> None:
+    """Two lines of JSON: what to check, and the data."""
+    body = json.dumps(data).encode()
+    head = {"format": _FORMAT, "tensors": tensors_checksum, "data": zlib.crc32(body)}
+    files.write_file(folder / _DATA, json.dumps(head).encode() + b"\n" + body)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    try:
+        files.remove(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be removed: {error.strerror or error}") from None
+
+
+def _checksum(path: pathlib.Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value

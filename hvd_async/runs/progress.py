@@ -1,0 +1,140 @@
+"""Progress for a person: a live bar on a terminal, plain lines in a batch log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TextIO
+
+import rich.console
+import rich.progress
+
+from hvd_async.runs.totals import RunMetrics
+from hvd_async.store.parameter_store import Update
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a run is heading for: whichever of them bounds it."""
+
+    num_batches: int | None
+    last_version: int | None
+    seconds: float | None = None
+
+    def share_done(self, arrivals: int, version: int, seconds: float) -> float:
+        """0 to 1, after so many applied arrivals, versions and seconds of training."""
+        if self.seconds is not None:
+            return min(1.0, seconds / self.seconds)
+        if self.last_version is not None:
+            return min(1.0, version / self.last_version)
+        return min(1.0, arrivals / self.num_batches) if self.num_batches else 1.0
+
+
+class Progress:
+    """Shows updates as they happen: rate, loss, version, staleness, time left. Rates are over the time since the last line.
+
+    Where there is no bar, evaluations share the lines of updates: logs of long runs are read by people too.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        every_seconds: float,
+        *,
+        is_live: bool,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds`, as `clock` has them."""
+        self._goal = goal
+        self._stream = sys.stdout if stream is None else stream
+        self._is_live = is_live
+        self._every_seconds = 0.5 if is_live else every_seconds
+        self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
+        self._clock = clock
+        self._since = clock()
+        self._evaluation = ""  # the latest, until a line has shown it
+        self._is_training = True
+        self._first_share: tuple[float, float] | None = None
+        self._window = RunMetrics()
+        self._loss_sum = 0.0
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Show the bar within the block."""
+        self._since = self._clock()
+        if not self._is_live:
+            yield
+            self._is_training = False
+            return
+        columns = (
+            rich.progress.BarColumn(bar_width=10),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.description}"),
+        )
+        console = rich.console.Console(file=self._stream, force_terminal=True)
+        with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+            self._bar = bar, bar.add_task("starting", total=1.0)
+            yield
+            self._bar = None
+
+    def update(self, update: Update, total: RunMetrics, seconds: float) -> None:
+        """Take note of `update`, and show something if it is time; `total` and `seconds` are the run so far."""
+        self._window.add_update(update)
+        self._loss_sum += update.loss * update.tokens
+        now = self._clock()
+        share = self._goal.share_done(total.staleness.total(), update.version, seconds)
+        if self._first_share is None:
+            self._first_share = (now, share)
+        if now - self._since < self._every_seconds:
+            return
+        text = self._describe(update, share, now)
+        self._window, self._loss_sum, self._since = RunMetrics(), 0.0, now
+        if self._bar is not None:
+            bar, task = self._bar
+            bar.update(task, completed=share, description=text)
+        else:
+            self.say(f"{share:4.0%}  {text}{self._evaluation}")
+            self._evaluation = ""
+
+    def evaluated(self, version: int, loss: float, bleu: float | None) -> None:
+        """Show what the parameters of `version` gave; of several between two lines the latest."""
+        score = "" if bleu is None else f" BLEU {bleu:.2f}"
+        if self._is_live:
+            self.say(f"      version {version}  validation loss {loss:.4f}{score}")
+            return
+        if self._is_training:  # the next update's line is soon enough
+            self._evaluation = f"  validation loss {loss:.4f}{score} (version {version})"
+        elif self._clock() - self._since >= self._every_seconds:
+            self._since = self._clock()
+            self.say(f"      validation loss {loss:.4f}{score} (version {version})")
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar where there is one. One write, so that lines of ranks do not mix."""
+        if self._bar is not None:
+            self._bar[0].console.print(line, markup=False, highlight=False)
+        else:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def _describe(self, update: Update, share: float, now: float) -> str:
+        assert self._first_share is not None
+        began, first = self._first_share
+        left = (now - began) * (1 - share) / (share - first) if share > first else None
+        rate = self._window.tokens / (now - self._since)
+        loss = self._loss_sum / max(1, self._window.tokens)
+        return (
+            f"version {update.version}  loss {loss:.3f}  {rate:,.0f} tokens/s"
+            f"  staleness {self._window.mean_staleness:.2f}  left {_clock(left)}"
+        )
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,188 @@
+"""The books of a simulation that only counts: the decisions of the store without gradients, for planning."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hvd_async.config import StrategyConfig
+from hvd_async.simulation.workers import Sender
+from hvd_async.store.ledger import BatchLedger
+from hvd_async.store.schedule import arrivals_needed, is_synchronous
+
+
+@dataclass(frozen=True)
+class Fate:
+    """An arrival whose fate is decided: the version that it went into, None where it was refused."""
+
+    seconds: float
+    worker: int
+    batch: int
+    base_version: int
+    version: int | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Target tokens of batches: those of `each`, over and over again."""
+
+    each: Sequence[int]
+
+    def of(self, batch: int) -> int:
+        """Of one batch."""
+        return self.each[batch % len(self.each)]
+
+    @property
+    def mean(self) -> float:
+        """Of a batch."""
+        return sum(self.each) / len(self.each)
+
+
+class CountingBooks:
+    """`Books` that decides as `ParameterStore` does of gradients that are finite.
+
+    Attributes:
+        version: see `Books`.
+        staleness: applied arrivals by their staleness.
+        num_applied, num_refused: arrivals that are in updates, and in none.
+        fates: every arrival, where that is asked for.
+    """
+
+    def __init__(
+        self,
+        strategy: StrategyConfig,
+        num_workers: int,
+        tokens: Tokens,
+        last_version: int | None = None,
+        record: Callable[[], float] | None = None,
+        watch: Callable[[int], bool] | None = None,
+    ) -> None:
+        """`record`: the time, if fates are to be kept. `watch` is told at every version how many arrivals are in updates;
+        whether the run is to end."""
+        self.version = 0
+        self.num_applied = 0
+        self._watch = watch
+        self._is_over = False
+        self.staleness: Counter[int] = Counter()
+        self.num_refused = 0
+        self.fates: list[Fate] = []
+        self.tokens = tokens.of
+        self._strategy = strategy
+        self._num_active = num_workers
+        self._last_version = last_version
+        self._record = record
+        self._bases: list[int] = []  # of what is pending
+        self._pending: list[tuple[int, int, int]] = []  # worker, batch, base version, if fates are kept
+        self._made: list[tuple[int, int, int]] = []
+        self._may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
+        self._bound = strategy.max_staleness
+        self._waits = self._bound is not None and strategy.on_stale == "wait"
+        self._drops = self._bound is not None and strategy.on_stale == "drop"
+        self._ledger = BatchLedger()
+        # N, where it is always the same.
+        wanted = strategy.arrivals_per_update
+        self._fixed = wanted if isinstance(wanted, int) and not self._may_be_synchronous else None
+
+    @property
+    def num_pending(self) -> int:
+        """See `Books`."""
+        return len(self._bases)
+
+    @property
+    def watermark(self) -> int:
+        """See `Books`."""
+        return self._ledger.watermark
+
+    def provisional(self, version: int) -> int:
+        """See `Books`: what is pending tells them apart."""
+        is_made = version == self.version > 0 and not is_synchronous(self._strategy, version)
+        return len(self._bases) if is_made else 0
+
+    def admits(self, sender: Sender) -> bool:
+        """See `Books`."""
+        if self._may_be_synchronous and is_synchronous(self._strategy, self.version):
+            if sender.first_batch != self._ledger.watermark:
+                return False
+        return not self.is_complete() or self._would_be_too_stale(sender.oldest_base)
+
+    def accept(self, sender: Sender) -> bool:
+        """See `Books`."""
+        if self._may_be_synchronous:
+            for worker in sender.contributors:
+                self._ledger.record(worker.out_batch)
+        if self._drops and self._bound is not None and self.version - sender.oldest_base > self._bound:
+            self.refuse(sender)
+            return False
+        for worker in sender.contributors:
+            self._bases.append(worker.out_base)
+        if self._record is not None:
+            self._pending += _described(sender)
+        return True
+
+    def refuse(self, sender: Sender) -> None:
+        """See `Books`."""
+        self.num_refused += len(sender.contributors)
+        if self._record is not None:
+            self._decide(_described(sender), None)
+
+    def is_complete(self) -> bool:
+        """See `Books`."""
+        num_pending = len(self._bases)
+        if self._fixed is not None:
+            return num_pending >= self._fixed
+        return num_pending > 0 and num_pending >= arrivals_needed(self._strategy, self.version, self._num_active)
+
+    def advance(self, oldest_under_way: int | None) -> bool:
+        """See `Books`."""
+        if oldest_under_way is not None and self._would_be_too_stale(oldest_under_way):
+            return False
+        self._apply()
+        return True
+
+    def leave(self, worker: int) -> None:
+        """See `Books`."""
+        self._num_active -= 1
+
+    def finish(self) -> bool:
+        """See `Books`."""
+        if self._bases and self._strategy.pending == "apply":
+            self._apply()
+            return True
+        self.num_refused += len(self._bases)
+        self._bases = []
+        self._decide(self._pending, None)
+        self._pending = []
+        return False
+
+    def published(self, oldest_under_way: int | None) -> None:
+        """See `Books`."""
+        if self._record is not None:
+            self._decide(self._made, self.version)
+            self._made = []
+        if self._watch is not None and self._watch(self.num_applied):
+            self._is_over = True
+
+    def is_over(self) -> bool:
+        """See `Books`."""
+        return self._is_over or (self._last_version is not None and self.version >= self._last_version)
+
+    def _apply(self) -> None:
+        version, staleness = self.version, self.staleness
+        for base in self._bases:
+            staleness[version - base] += 1
+        self.num_applied += len(self._bases)
+        self.version = version + 1
+        self._bases = []
+        self._made, self._pending = self._pending, []
+
+    def _would_be_too_stale(self, base_version: int) -> bool:
+        return self._waits and self._bound is not None and self.version + 1 - base_version > self._bound
+
+    def _decide(self, arrivals: Sequence[tuple[int, int, int]], version: int | None) -> None:
+        if self._record is not None:
+            self.fates += [Fate(self._record(), *arrival, version) for arrival in arrivals]
+
+
+def _described(sender: Sender) -> list[tuple[int, int, int]]:
+    return [(worker.number, worker.out_batch, worker.out_base) for worker in sender.contributors]

@@ -1,0 +1,218 @@
+"""Runs in virtual time without gradients: how fast a cluster would be, and what would keep it from being faster."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hvd_async.config import RunConfig
+from hvd_async.emulation.step_times import StepTimes
+from hvd_async.errors import ConfigError
+from hvd_async.simulation.cluster import Cluster
+from hvd_async.simulation.costs import Costs, costs, num_workers
+from hvd_async.simulation.counting_store import CountingBooks, Tokens
+from hvd_async.simulation.direct import make_clock, make_cluster
+from hvd_async.simulation.synchronous_cluster import Synchronous
+from hvd_async.simulation.totals import Totals
+
+DEFAULT_SECONDS = 0.1
+"""Of a step, where the configuration says nothing."""
+# A resource that is busy for this share of the time is what limits a run.
+_SATURATED = 0.85
+# As are the workers' own steps, with this share.
+_COMPUTING = 0.8
+
+
+class TooFewArrivalsError(ConfigError):
+    """Of a simulation that makes too few versions for a rate."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is simulated of a run: parameters of the model, arrivals, target tokens of the batches."""
+
+    parameters: int
+    arrivals: int
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a simulated cluster did. Rates leave the beginning out, in which nothing arrives yet.
+
+    `shares`: of the workers' time, in computing, pushing, waiting and pulling. `busy`: the share of the time in which each
+    resource was in use.
+    """
+
+    workers: int
+    arrivals_per_second: float
+    tokens_per_second: float
+    updates_per_second: float
+    staleness: Counter[int]
+    refused: int
+    shares: dict[str, float]
+    busy: dict[str, float]
+    waits_for_others: bool
+    """Whether workers wait for each other, or for the store alone."""
+
+    @property
+    def mean_staleness(self) -> float:
+        """Of applied arrivals."""
+        return sum(value * count for value, count in self.staleness.items()) / max(1, self.staleness.total())
+
+    @property
+    def limit(self) -> str:
+        """What keeps it from being faster."""
+        name, share = max(self.busy.items(), key=lambda item: item[1])
+        if share >= _SATURATED:
+            return name
+        if self.shares["computing"] >= _COMPUTING:
+            return "computing"
+        if self.shares["waiting"] > self.shares["pushing"] + self.shares["pulling"]:
+            return "stragglers" if self.waits_for_others else "store"
+        return "exchange"
+
+
+def predict(config: RunConfig, size: Size) -> Outcome:
+    """How fast `config` would be on its simulated cluster, whatever its strategy.
+
+    Raises `ConfigError` as `StepTimes` does, and `TooFewArrivalsError`, which is one, where a rate would rest on nothing.
+    """
+    workers = num_workers(config)
+    times = StepTimes(config.emulation, config.seed, workers, default=DEFAULT_SECONDS)
+    prices = costs(config, size.parameters)
+    was_enabled = gc.isenabled()
+    gc.disable()  # a million events leave nothing behind that only it would find
+    try:
+        if config.strategy.kind == "async":
+            return _predict_asynchronous(config, size, prices, times)
+        return _predict_synchronous(config, size, prices, times)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class _Meter:
+    """How many arrivals had been applied when: at the end, and when the beginning was over."""
+
+    def __init__(self, last: int, workers: int) -> None:
+        """`last`: arrivals that end the run."""
+        self.applied, self.now = 0, 0.0
+        self._num_versions = 0
+        self._began = (0, 0.0)
+        self._first = min(max(last // 10, workers), last // 2)
+        self._last = last
+
+    def note(self, applied: int, now: float) -> bool:
+        """So many arrivals are applied; whether that is enough."""
+        if self.applied < self._first <= applied:
+            self._began = (applied, now)
+        self._num_versions += applied > self.applied
+        self.applied, self.now = applied, now
+        return applied >= self._last
+
+    @property
+    def rate(self) -> float:
+        """Arrivals per second. Raises `TooFewArrivalsError`."""
+        if self._num_versions < 2 or self.applied == self._began[0] or self.now == self._began[1]:
+            raise _too_few(self._last, self._num_versions)
+        return (self.applied - self._began[0]) / (self.now - self._began[1])
+
+
+def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: StepTimes) -> Outcome:
+    clock = make_clock(config, times, prices.num_workers)
+    meter = _Meter(size.arrivals, prices.num_workers)
+
+    def watch(applied: int) -> bool:
+        return meter.note(applied, clock.now)
+
+    strategy = config.strategy
+    books = CountingBooks(strategy, prices.num_workers, size.tokens, watch=watch)
+    cluster = make_cluster(config, prices, times, books, clock, None)
+    cluster.run()
+    return Outcome(
+        prices.num_workers,
+        meter.rate,
+        meter.rate * size.tokens.mean,
+        meter.rate * books.version / max(1, books.num_applied),
+        books.staleness,
+        books.num_refused,
+        _shares(cluster.totals),
+        _busy(cluster, clock.now),
+        strategy.lockstep or config.push.node_sum or (strategy.max_staleness is not None and strategy.on_stale == "wait"),
+    )
+
+
+def _busy(cluster: Cluster, seconds: float) -> dict[str, float]:
+    totals = cluster.totals
+    nodes = {id(sender.node): sender.node for sender in cluster.senders}.values()
+    of_nodes = max(max(node.sending.busy, node.receiving.busy) for node in nodes)
+    # The store does one after the other; it is named for what takes it longer.
+    name = "updates" if totals.updates > totals.arrivals else "arrivals"
+    busy = {
+        "store's link": max(cluster.ingress.busy, cluster.egress.busy),
+        "nodes' links": of_nodes,
+        name: totals.arrivals + totals.updates,
+    }
+    return {name: value / max(1e-12, seconds) for name, value in busy.items()}
+
+
+class _CountingGroups:
+    """`GroupBooks` that only counts."""
+
+    def __init__(self, num_workers: int, size: Size) -> None:
+        self._num_workers = num_workers
+        self._size = size
+        self._next = 0
+
+    @property
+    def version(self) -> int:
+        return self._next // self._num_workers
+
+    def tokens(self, batch: int) -> int:
+        return self._size.tokens.of(batch)
+
+    def group(self) -> range:
+        if self._next >= self._size.arrivals:
+            return range(0)
+        return range(self._next, self._next + self._num_workers)
+
+    def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
+        self._next = group.stop
+
+    def update(self) -> None: ...
+
+
+def _predict_synchronous(config: RunConfig, size: Size, prices: Costs, times: StepTimes) -> Outcome:
+    clock = make_clock(config, times, prices.num_workers)
+    groups = _CountingGroups(prices.num_workers, size)
+    cluster = Synchronous(prices, times, groups, clock)
+    cluster.run()
+    if groups.version < 2 or clock.now == 0.0:
+        raise _too_few(size.arrivals, groups.version)
+    arrivals = groups.version * prices.num_workers
+    rate = arrivals / clock.now
+    sums = groups.version * prices.allreduce_seconds
+    return Outcome(
+        prices.num_workers,
+        rate,
+        rate * size.tokens.mean,
+        rate / prices.num_workers,
+        Counter({0: arrivals}),
+        0,
+        _shares(cluster.totals),
+        {name: value / max(1e-12, clock.now) for name, value in (("sums", sums), ("updates", cluster.totals.updates))},
+        waits_for_others=True,
+    )
+
+
+def _too_few(arrivals: int, versions: int) -> TooFewArrivalsError:
+    made = "1 version" if versions == 1 else f"{versions} versions"
+    return TooFewArrivalsError(f"--arrivals: got {arrivals}, which make {made}, too few for a rate; expected more")
+
+
+def _shares(totals: Totals) -> dict[str, float]:
+    parts = {name: getattr(totals, name) for name in ("computing", "pushing", "waiting", "pulling")}
+    return {name: seconds / max(1e-12, totals.present) for name, seconds in parts.items()}

@@ -1,0 +1,287 @@
+"""The books of a simulation that computes: the real store, fed with real gradients of the real task.
+
+A gradient is computed when its push reaches the store: it follows from its batch and its parameters, whenever it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hvd_async.config import RunConfig
+from hvd_async.runs.recorder import RunJournal
+from hvd_async.simulation.workers import Sender, Worker
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.store.shards.shard import Shard
+from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.store.wire.local_push import Pushes, add
+from hvd_async.tasks.gradient import compute_gradient
+from hvd_async.tasks.task import Task
+from hvd_async.vectors import arithmetic
+from hvd_async.vectors.flat import FlatParameters
+
+
+@dataclass(frozen=True)
+class Model:
+    """What gradients are computed with: the task, the model in training mode, its vectors, the run's seed."""
+
+    task: Task
+    module: torch.nn.Module
+    flat: FlatParameters
+    seed: int
+
+    def gradient(self, batch: int, counts: bool = True) -> tuple[int, float]:
+        """See `compute_gradient`."""
+        return compute_gradient(self.task, self.module, self.flat, self.seed, batch, counts)
+
+    def evaluate(self, parameters: torch.Tensor) -> Sequence[float]:
+        """The statistics of the whole validation data with `parameters` ([size], float32)."""
+        with self.flat.holding(parameters):
+            return self.task.evaluate(self.module).to_vector()
+
+
+class Versions(Sequence[torch.Tensor]):
+    """A vector for each version that somebody uses: as buffers of a shard, one that never overwrites a version.
+
+    However many workers compute on a version, it is held once.
+    """
+
+    def __init__(self, initial: torch.Tensor) -> None:
+        """Version 0 is a copy of `initial` ([size], float32)."""
+        self._held = {0: initial.clone()}
+        self._free: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        """More than there will be versions."""
+        return 2**62
+
+    def __getitem__(self, version: int) -> torch.Tensor:  # type: ignore[override]  # nobody takes slices
+        """The parameters of `version`; new memory where there are none yet."""
+        found = self._held.get(version)
+        if found is None:
+            found = self._held[version] = self._free.pop() if self._free else torch.empty_like(self._held[min(self._held)])
+        return found
+
+    @property
+    def num_held(self) -> int:
+        """How many versions are held."""
+        return len(self._held)
+
+    def keep(self, used: set[int], newest: int) -> None:
+        """Let go of all but `used`, and `newest`."""
+        for version in [v for v in self._held if v not in used and v < newest]:
+            self._free.append(self._held.pop(version))
+
+
+class Provisional(Sequence[torch.Tensor]):
+    """Provisional parameters that somebody uses, each made once: as those of a shard, never overwritten. They count from 1."""
+
+    def __init__(self, size: int) -> None:
+        """There are none."""
+        self._size = size
+        self._held: dict[int, torch.Tensor] = {}
+        self._bases: dict[int, tuple[int, int]] = {0: (0, 0)}  # number -> version, arrivals
+        self._number = 0
+
+    def __len__(self) -> int:
+        """More than there will be."""
+        return 2**62
+
+    def __getitem__(self, number: int) -> torch.Tensor:  # type: ignore[override]  # nobody takes slices
+        """Those that were made as `number`; new memory where there are none yet."""
+        if number not in self._held:
+            self._held[number] = torch.empty(self._size)
+        return self._held[number]
+
+    def number_of(self, version: int, arrivals: int, make: Callable[[int], int]) -> int:
+        """The number of those on top of `version` with its first `arrivals`; `make(number)` makes them if they are not there."""
+        if self._bases.get(self._number) != (version, arrivals):
+            self._number += 1
+            self._bases[self._number] = (version, make(self._number))
+        return self._number
+
+    def arrivals(self, number: int) -> int:
+        """How many are in those of `number`; 0 for number 0, which is none."""
+        return self._bases[number][1]
+
+    def keep(self, used: set[int], newest: int) -> None:
+        """Let go of those on top of other versions than `used` and `newest`."""
+        for number in [n for n in self._held if self._bases[n][0] not in used and self._bases[n][0] < newest]:
+            del self._held[number], self._bases[number]
+
+
+class ExactBooks:
+    """`Books` over a real store, with a journal."""
+
+    def __init__(
+        self, config: RunConfig, model: Model, num_workers: int, journal: RunJournal, last_version: int | None
+    ) -> None:
+        """All are the caller's. The journal is told of everything."""
+        self.versions = Versions(model.flat.parameters)
+        self._provisional = Provisional(model.flat.size)
+        keeps_bases = needs_base_parameters(config.strategy)
+        shard = Shard(self.versions, config.optimizer, provisional=self._provisional, keeps_bases=keeps_bases)
+        self.store = ParameterStore(shard, model.flat.size, config.optimizer, config.strategy, num_workers)
+        self._config = config
+        self._model = model
+        self._journal = journal
+        self._last_version = last_version
+        self._versions_in_use: Callable[[], set[int]] = set
+        # What arrives whole is taken as it is; everything else is written and read as in a real push.
+        is_whole = config.push.keep == 1.0 and config.push.dtype == "float32"
+        self._pushes = None if is_whole else Pushes(model.flat.size, config.push)
+        self._total = torch.empty_like(model.flat.parameters) if config.push.node_sum else None
+        self._loaded = (0, 0)
+        self._update: Update | None = None
+
+    def watch(self, versions_in_use: Callable[[], set[int]]) -> None:
+        """`versions_in_use`: asked before parameters are let go."""
+        self._versions_in_use = versions_in_use
+
+    @property
+    def version(self) -> int:
+        """See `Books`."""
+        return self.store.version
+
+    @property
+    def num_pending(self) -> int:
+        """See `Books`."""
+        return len(self.store.pending)
+
+    @property
+    def watermark(self) -> int:
+        """See `Books`."""
+        return self.store.ledger.watermark
+
+    def tokens(self, batch: int) -> int:
+        """See `Books`."""
+        num_tokens: int = self._model.task.batch(batch, "cpu").num_tokens
+        return num_tokens
+
+    def base_parameters(self, version: int, provisional: int) -> torch.Tensor:
+        """The parameters on which a step that pulled `version` is computed: [size], float32, only to be read."""
+        return self._provisional[provisional] if provisional else self.versions[version]
+
+    def provisional(self, version: int) -> int:
+        """See `Books`."""
+        if version != self.store.version or not self.store.makes_provisional():
+            return 0
+        return self._provisional.number_of(version, len(self.store.pending), self.store.make_provisional)
+
+    def admits(self, sender: Sender) -> bool:
+        """See `Books`."""
+        return self.store.admits([Arrival(0, sender.first_batch, sender.oldest_base, 0, 0.0)])
+
+    def accept(self, sender: Sender) -> bool:
+        """See `Books`."""
+        arrivals, gradient = self._compute(sender)
+        self._journal.received(arrivals)
+        self.store.accept(arrivals, gradient)
+        if not self.store.is_complete():
+            self.store.fold()  # the next gradient will be computed in the same memory
+        return not self._tell_refused()
+
+    def refuse(self, sender: Sender) -> None:
+        """See `Books`."""
+        arrivals, _ = self._compute(sender)
+        self._journal.received(arrivals)
+        self.store.refuse(arrivals, Refusal.AFTER_THE_END)
+        self._tell_refused()
+
+    def is_complete(self) -> bool:
+        """See `Books`."""
+        return self.store.is_complete()
+
+    def advance(self, oldest_under_way: int | None) -> bool:
+        """See `Books`."""
+        under_way = [] if oldest_under_way is None else [oldest_under_way]
+        self._journal.updating()
+        self._update = self.store.advance(under_way)
+        self._tell_refused()
+        if self._update is None:
+            self.store.fold()
+        return self._update is not None
+
+    def leave(self, worker: int) -> None:
+        """See `Books`."""
+        self.store.leave(worker)
+
+    def finish(self) -> bool:
+        """See `Books`."""
+        self._journal.updating()
+        self._update = self.store.finish()
+        self._tell_refused()
+        return self._update is not None
+
+    def published(self, oldest_under_way: int | None) -> None:
+        """See `Books`. Evaluations take no time."""
+        assert self._update is not None
+        version = self.store.version
+        self.store.keep_base_versions(range(version if oldest_under_way is None else oldest_under_way, version))
+        self._journal.updated(self._update)
+        used = self._versions_in_use()
+        self.versions.keep(used, version)
+        self._provisional.keep(used, version)
+        validation = self._config.validation
+        if validation.when == "during" and validation.every and version % validation.every == 0:
+            self._journal.evaluated(version, self._model.evaluate(self.store.evaluated_parameters))
+
+    def is_over(self) -> bool:
+        """See `Books`."""
+        return (self._last_version is not None and self.version >= self._last_version) or self._journal.is_finished()
+
+    def _tell_refused(self) -> bool:
+        refused = self.store.take_refused()
+        for arrival, refusal in refused:
+            self._journal.refused(arrival, refusal)
+        return bool(refused)
+
+    def _compute(self, sender: Sender) -> tuple[list[Arrival], Gradient]:
+        """What `sender` pushed, in the order of batches, and the sum of the gradients."""
+        flat, workers = self._model.flat, sender.contributors
+        results = []
+        for number, worker in enumerate(workers):
+            results.append(self._gradient_of(worker))
+            if self._total is not None:
+                add(flat.gradient, self._total, is_first=number == 0)
+        vector = flat.gradient if self._total is None else self._total
+        if self._pushes is None:
+            gradient, num_bytes = Gradient.measure(vector), 4 * flat.size
+        else:
+            gradient, num_bytes = self._pushes.send(sender.number, vector)
+        push = workers[0].out_batch
+        arrivals = [
+            _arrival(worker, tokens, loss, 0 if number else num_bytes, push, self._provisional)
+            for number, (worker, (tokens, loss)) in enumerate(zip(workers, results, strict=True))
+        ]
+        return arrivals, gradient
+
+    def _gradient_of(self, worker: Worker) -> tuple[int, float]:
+        wanted = (worker.out_base, worker.out_provisional)
+        if wanted != self._loaded:
+            arithmetic.copy(self.base_parameters(*wanted), self._model.flat.parameters)
+            self._loaded = wanted
+        result = self._model.gradient(worker.out_batch)
+        self._model.flat.collect_gradient()
+        return result
+
+
+def _arrival(worker: Worker, tokens: int, loss: float, sent_bytes: int, push: int, provisional: Provisional) -> Arrival:
+    pushed, waited, pulled = worker.out_took
+    return Arrival(
+        worker.number,
+        worker.out_batch,
+        worker.out_base,
+        tokens,
+        loss,
+        worker.out_seconds,
+        pushed,
+        waited,
+        pulled,
+        provisional.arrivals(worker.out_provisional),
+        sent_bytes,
+        push,
+    )

@@ -1,0 +1,1 @@
+"""The arithmetic of one shard, and how several shards act as one."""

@@ -1,0 +1,191 @@
+"""Several shards as one: the sequencer's own, and those of other ranks, which it directs and waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hvd_async.errors import PeerError
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.serve.liveness import Silence
+from hvd_async.store.shards.orders import Order, Verb
+from hvd_async.store.shards.shard import Shard, StepOrder
+from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word
+from hvd_async.store.wire.stop import check_state
+from hvd_async.vectors import arithmetic
+
+_SLEEP_SECONDS = 0.02
+_POLL_SECONDS = 0.0002
+# Elements that are read at once.
+_PIECE = 1 << 24
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """A shard of another rank, as the sequencer reaches it."""
+
+    number: int
+    rank: int
+    window: StoreWindow
+    part: slice
+
+
+class ShardGroup:
+    """Implements `Vectors` on shard 0 and `others`. Used by one thread, on the sequencer's rank.
+
+    Every order goes to all shards in the same order; what must be over before the sequencer goes on is waited for, with
+    `PeerError`, naming the shard, when one gives no sign of life for `timeout_seconds`.
+    """
+
+    def __init__(
+        self,
+        own: Shard,
+        memory: StoreMemory,
+        others: Sequence[RemoteShard],
+        state_names: Sequence[str],
+        timeout_seconds: float,
+        touch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`memory` is the block of `own`; `state_names` the vectors that lie in each block, in their order. `touch` is called
+        while others are waited for: see `Heartbeat.touch`."""
+        self._own = own
+        self._memory = memory
+        self._others = others
+        self._state_names = list(state_names)
+        self._timeout_seconds = timeout_seconds
+        self._touch = touch
+        self._num_orders = 0
+        self._size = others[-1].part.stop
+
+    @property
+    def parameters(self) -> torch.Tensor:
+        """See `Vectors.parameters`."""
+        return self.read("parameters")
+
+    def read(self, name: str) -> torch.Tensor:
+        """See `Vectors.read`. The shards do nothing meanwhile: only this thread tells them to."""
+        whole = torch.empty(self._size)
+        mine = self._own.read(name)
+        whole[: mine.numel()] = mine
+        for other in self._others:
+            layout = other.window.layout
+            is_published = name == "parameters"
+            offset = (
+                layout.published_offset(self._own.version)
+                if is_published
+                else layout.state_offset(self._state_names.index(name))
+            )
+            self._read_part(other.window, offset, whole[other.part])
+        return whole
+
+    def _read_part(self, window: StoreWindow, offset: int, target: torch.Tensor) -> None:
+        for start in range(0, target.numel(), _PIECE):
+            window.get(offset + 4 * start, target[start : start + _PIECE])
+            self._touch()
+
+    def hold(self, gradient: Gradient, divisor: float) -> None:
+        """See `Vectors.hold`."""
+        self._tell(Order(Verb.HOLD, slot=gradient.slot, number=divisor))
+        self._own.hold(gradient, divisor)
+        if gradient.indices is not None:
+            self._wait()  # it was read at once, and its slot counts as free
+
+    def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
+        """See `Vectors.compensate`."""
+        self._tell(Order(Verb.COMPENSATE, slot=gradient.slot, version=base_version, number=weight))
+        self._own.compensate(gradient, base_version, weight)
+        self._wait()
+
+    def fold(self) -> None:
+        """See `Vectors.fold`."""
+        self._tell(Order(Verb.FOLD))
+        self._own.fold()
+        self._wait()
+
+    def combine(self, divisor: float) -> list[float]:
+        """See `Vectors.combine`."""
+        self._tell(Order(Verb.COMBINE, number=divisor))
+        return self._own.combine(divisor) + self._wait_for_partials()
+
+    def step(self, order: StepOrder) -> list[float]:
+        """See `Vectors.step`."""
+        self._tell(
+            Order(Verb.STEP, version=order.version, number=order.divisor, learning_rate=order.learning_rate, clip=order.clip)
+        )
+        return self._own.step(order) + self._wait_for_partials()
+
+    def try_step(self, order: StepOrder, number: int) -> None:
+        """See `Vectors.try_step`."""
+        self._tell(Order(Verb.TRY_STEP, number, order.version, order.divisor, order.learning_rate, order.clip))
+        self._own.try_step(order, number)
+        self._wait()
+
+    def discard(self) -> None:
+        """See `Vectors.discard`."""
+        self._tell(Order(Verb.DISCARD))
+        self._own.discard()
+
+    def forget(self, version: int) -> None:
+        """See `Vectors.forget`."""
+        self._tell(Order(Verb.FORGET, version=version))
+        self._own.forget(version)
+
+    def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
+        """See `Vectors.load`; the other shards load their own parts before they begin to serve."""
+        length = self._own.parameters.numel()
+        self._own.load({name: tensor[:length] for name, tensor in tensors.items()}, version)
+
+    def meet(self) -> None:
+        """Wait until the other shards have their parameters and serve. Called once, before anything is published."""
+        # It changes nothing, since there is no such version; to discard would lose what was pending in a checkpoint.
+        self._tell(Order(Verb.FORGET, version=-1))
+        self._wait()
+
+    def end(self) -> None:
+        """Send the other shards home."""
+        self._tell(Order(Verb.END))
+        self._wait()
+
+    def _tell(self, order: Order) -> None:
+        words = order.to_words()
+        for other in self._others:
+            other.window.store_words(other.window.layout.order_word(self._num_orders), words)
+            other.window.flush()
+            other.window.store(Word.ORDERS, self._num_orders + 1)
+            other.window.ring(Word.STORE_BELL)
+        self._num_orders += 1
+        if self._num_orders % 16 == 0:
+            self._wait()  # the ring of orders is longer than what was not waited for
+
+    def _wait_for_partials(self) -> list[float]:
+        self._wait()
+        first = self._others[0].part.start // arithmetic.BLOCK
+        layout = self._memory.layout
+        partials: list[float] = self._memory.vector(layout.partials_offset, layout.num_partials, torch.float64)[
+            first:
+        ].tolist()
+        return partials
+
+    def _wait(self) -> None:
+        """Until all shards have carried out all orders."""
+        for other in self._others:
+            done = self._memory.layout.shard_word(other.number, ShardWord.DONE)
+            silence = Silence()
+            while True:
+                heard = self._memory.heard(Word.STORE_BELL)
+                if self._memory.load(done) == self._num_orders:
+                    break
+                self._memory.wait(Word.STORE_BELL, heard, _SLEEP_SECONDS if self._memory.has_bells else _POLL_SECONDS)
+                self._touch()
+                # Whoever else failed, an order is carried out everywhere or nowhere: what there is stays whole.
+                check_state(self._memory)
+                heartbeat = self._memory.load(self._memory.layout.shard_word(other.number, ShardWord.HEARTBEAT))
+                if silence.seconds(heartbeat) > self._timeout_seconds:
+                    raise PeerError(
+                        f"shard {other.number} of the store (rank {other.rank}) gave no sign of life for"
+                        f" {self._timeout_seconds:.0f} s (strategy.store_timeout_seconds); its rank is dead, stopped or"
+                        " starved of a core",
+                        is_state_lost=True,
+                    )

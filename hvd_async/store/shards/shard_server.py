@@ -1,0 +1,119 @@
+"""The loop of a shard that is not the sequencer's: it carries out orders on its own range."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from hvd_async.errors import PeerError
+from hvd_async.store.serve.liveness import Silence
+from hvd_async.store.shards.orders import Order, Verb
+from hvd_async.store.shards.shard import Shard, StepOrder
+from hvd_async.store.wire.layout import ORDER_WORDS, ShardWord, StopNotice, StoreMemory, StoreWindow, Word
+from hvd_async.store.wire.slots import read_slot
+from hvd_async.store.wire.stop import read_notice
+from hvd_async.transport.block import WORD_BYTES
+from hvd_async.vectors import arithmetic
+
+_SLEEP_SECONDS = 0.02
+_LONGEST_POLL_SECONDS = 0.001
+# How often a shard that waits looks at the sequencer, which may be on another node.
+_LOOK_AROUND_SECONDS = 0.25
+
+
+class ShardServer:
+    """Serves shard `number` of one run. Used by one thread of the shard's rank; nothing here is collective."""
+
+    def __init__(
+        self,
+        number: int,
+        part: slice,
+        shard: Shard,
+        memory: StoreMemory,
+        sequencer: StoreWindow,
+        timeout_seconds: float,
+        touch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`shard` holds `part` of the vector, in the buffers of `memory`, its own block; `sequencer` reaches block 0. `touch` is
+        called in every turn of the loop: see `Heartbeat.touch`."""
+        self._number = number
+        self._part = part
+        self._shard = shard
+        self._memory = memory
+        self._sequencer = sequencer
+        self._timeout_seconds = timeout_seconds
+        self._done = 0
+        self._touch = touch
+
+    def serve(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
+        """Serve until the sequencer ends the run; why it did. A notice from `stop_requested` is passed on.
+
+        When a rank fails it goes on: the sequencer saves what is here first. Raises `PeerError` when the sequencer gives no sign
+        of life for the configured time, and at the end where a rank has failed.
+        """
+        pause, looked, silence = 0.0, 0.0, Silence()
+        while True:
+            heard = self._memory.heard(Word.STORE_BELL)
+            if self._memory.load(Word.ORDERS) > self._done:
+                words = self._memory.load_words(self._memory.layout.order_word(self._done), ORDER_WORDS)
+                order = Order.from_words(words)
+                self._carry_out(order)
+                self._done += 1
+                self._tell(ShardWord.DONE, self._done)
+                pause, silence = 0.0, Silence()
+                if order.verb is Verb.END:
+                    return read_notice(self._sequencer)
+                continue
+            self._memory.wait(Word.STORE_BELL, heard, pause)
+            pause = _SLEEP_SECONDS if self._memory.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00002)
+            now = time.monotonic()
+            if now - looked < _LOOK_AROUND_SECONDS:
+                continue
+            looked = now
+            self._touch()
+            self._pass_on(stop_requested())
+            if self._sequencer.load(Word.SERVED):  # and no order to end: the sequencer could save nothing
+                read_notice(self._sequencer)
+            quiet = silence.seconds(self._sequencer.load(Word.STORE_HEARTBEAT))
+            if quiet > self._timeout_seconds:
+                raise PeerError(
+                    f"the store's sequencer (rank 0) gave no sign of life for {quiet:.0f} s"
+                    " (strategy.store_timeout_seconds); its rank is dead, stopped or starved of a core",
+                    is_state_lost=True,
+                )
+
+    def _carry_out(self, order: Order) -> None:
+        if order.verb is Verb.HOLD:
+            self._shard.hold(read_slot(self._memory, self._memory.layout, order.slot, 0.0), order.number)
+        elif order.verb is Verb.COMPENSATE:
+            gradient = read_slot(self._memory, self._memory.layout, order.slot, 0.0)
+            self._shard.compensate(gradient, order.version, order.number)
+        elif order.verb is Verb.FOLD:
+            self._shard.fold()
+        elif order.verb is Verb.COMBINE:
+            self._report(self._shard.combine(order.number))
+        elif order.verb is Verb.STEP:
+            self._report(self._shard.step(StepOrder(order.version, order.learning_rate, order.number, order.clip)))
+        elif order.verb is Verb.TRY_STEP:
+            step = StepOrder(order.version, order.learning_rate, order.number, order.clip)
+            self._shard.try_step(step, order.slot)
+        elif order.verb is Verb.DISCARD:
+            self._shard.discard()
+        elif order.verb is Verb.FORGET:
+            self._shard.forget(order.version)
+
+    def _report(self, partials: list[float]) -> None:
+        first = self._part.start // arithmetic.BLOCK
+        offset = self._sequencer.layout.partials_offset + WORD_BYTES * first
+        self._sequencer.put(offset, torch.tensor(partials, dtype=torch.float64))
+        self._sequencer.flush()
+
+    def _tell(self, word: int, value: int) -> None:
+        self._sequencer.store(self._sequencer.layout.shard_word(self._number, word), value)
+        self._sequencer.ring(Word.STORE_BELL)
+
+    def _pass_on(self, requested: StopNotice | None) -> None:
+        if requested is not None and self._sequencer.compare_swap(Word.STOP, 0, requested.to_word()) == 0:
+            self._sequencer.ring(Word.STORE_BELL)

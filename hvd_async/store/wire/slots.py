@@ -1,0 +1,157 @@
+"""What is written into slots and read out of them: casting, dropping, and the error that feedback keeps at the worker."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hvd_async.config import PushConfig
+from hvd_async.store.gradient import Gradient
+from hvd_async.store.wire.layout import Layout, SlotDtype, SlotFormat, StoreMemory, StoreWindow
+from hvd_async.transport.block import WORD_BYTES
+from hvd_async.vectors import arithmetic
+
+DTYPES = {SlotDtype.FLOAT32: torch.float32, SlotDtype.BFLOAT16: torch.bfloat16, SlotDtype.FLOAT16: torch.float16}
+# The threshold for dropping is found among about so many elements of the gradient.
+_SAMPLE = 50_000
+
+
+def split(size: int, num_shards: int) -> list[slice]:
+    """Contiguous ranges of a vector of `size` elements, one for each shard, of equal size but for whole blocks."""
+    num_blocks = -(-size // arithmetic.BLOCK)
+    bounds = [min(size, arithmetic.BLOCK * (num_blocks * k // num_shards)) for k in range(num_shards + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def num_kept(size: int, keep: float) -> int:
+    """How many of `size` elements are sent at most when the share `keep` is."""
+    return max(1, round(size * keep))
+
+
+def slot_format(size: int, part: slice, push: PushConfig) -> SlotFormat:
+    """The slots of the shard that holds `part` of the vector of `size` elements."""
+    dtype, length = SlotDtype(push.dtype), part.stop - part.start
+    if push.keep == 1.0:
+        return SlotFormat(dtype, length)
+    return SlotFormat(dtype, min(length, num_kept(size, push.keep)), is_sparse=True)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a push wrote: the largest magnitude among the numbers, and the bytes of them and their indices."""
+
+    largest: float
+    num_bytes: int
+
+
+class SlotWriter:
+    """Writes gradients into one slot, of all shards. Used by one thread.
+
+    Dropping keeps the elements of largest magnitude, with a threshold that is found on a sample; what was not sent, and what
+    casting cut off, is added to the next gradient (Aji & Heafield 2017, "Sparse communication for distributed gradient
+    descent"; Seide et al. 2014 for the feedback). A gradient that is not finite is sent as it is, to be refused, and leaves
+    the kept error alone.
+    """
+
+    def __init__(
+        self, windows: Sequence[StoreWindow], parts: Sequence[slice], push: PushConfig, error: torch.Tensor | None = None
+    ) -> None:
+        """`windows[k]` reaches the shard that holds `parts[k]` of the vector. `error` ([size] float32): where the error is
+        kept with feedback; by default in new memory."""
+        self._windows = windows
+        self._parts = parts
+        self._dtype = DTYPES[SlotDtype(push.dtype)]
+        self._push = push
+        self._size = parts[-1].stop
+        self._error = (torch.zeros(self._size) if error is None else error) if push.error_feedback else None
+        self._staged: torch.Tensor | None = None
+
+    def write(self, gradient: torch.Tensor, slot: int) -> Sent:
+        """Begin to write `gradient` ([size], float32, where the windows take it) into `slot`. It must stay as it is until the
+        windows were flushed."""
+        if self._push.keep < 1.0:
+            return self._write_few(gradient, slot)
+        if self._error is None:
+            each = [self._write_part(gradient, slot, number, part) for number, part in enumerate(self._parts)]
+            return Sent(max(each, key=_rank), self._size * self._dtype.itemsize)
+        wanted = gradient + self._error
+        sent = self._stage(self._size)
+        largest = arithmetic.copy_and_measure(wanted, sent)
+        if largest < float("inf"):
+            torch.sub(wanted, sent.float(), out=self._error)
+        for window, part in zip(self._windows, self._parts, strict=True):
+            window.put(window.layout.slot_offset(slot), sent[part])
+        return Sent(largest, self._size * self._dtype.itemsize)
+
+    def _write_part(self, gradient: torch.Tensor, slot: int, number: int, part: slice) -> float:
+        window, source = self._windows[number], gradient[part]
+        offset = window.layout.slot_offset(slot)
+        target = window.mapped(offset, source.numel(), self._dtype)
+        if target is not None:
+            return arithmetic.copy_and_measure(source, target)
+        if self._dtype == torch.float32:
+            window.put(offset, source)
+            return arithmetic.copy_and_measure(source, None)
+        staged = self._stage(self._size)[part]
+        largest = arithmetic.copy_and_measure(source, staged)
+        window.put(offset, staged)
+        return largest
+
+    def _write_few(self, gradient: torch.Tensor, slot: int) -> Sent:
+        assert self._error is not None  # the configuration asks for feedback beside dropping
+        wanted = gradient + self._error
+        if not arithmetic.copy_and_measure(wanted, None) < float("inf"):
+            indices = (~torch.isfinite(wanted)).nonzero().flatten()[:1]
+        else:
+            indices = _largest_elements(wanted, num_kept(self._size, self._push.keep))
+        values = wanted[indices].to(self._dtype)
+        largest = float(values.abs().max()) if len(values) else 0.0
+        if largest < float("inf"):
+            self._error.copy_(wanted)
+            self._error[indices] -= values.float()
+        bounds = torch.searchsorted(indices, torch.tensor([part.start for part in self._parts] + [self._size])).tolist()
+        for number, (window, part) in enumerate(zip(self._windows, self._parts, strict=True)):
+            mine = slice(bounds[number], bounds[number + 1])
+            layout, offset = window.layout, window.layout.slot_offset(slot)
+            window.put(offset + layout.format.indices_offset, (indices[mine] - part.start).to(torch.int32))
+            window.put(offset + layout.format.values_offset, values[mine])
+            window.put(offset, torch.tensor([mine.stop - mine.start]))
+        return Sent(largest, len(indices) * (4 + self._dtype.itemsize))
+
+    def _stage(self, size: int) -> torch.Tensor:
+        if self._staged is None:
+            self._staged = torch.empty(size, dtype=self._dtype)
+        return self._staged
+
+
+def read_slot(memory: StoreMemory, layout: Layout, slot: int, largest: float) -> Gradient:
+    """The gradient in `slot`: views of the memory itself, where the store computes."""
+    form, offset = layout.format, layout.slot_offset(slot)
+    memory.bring_in(offset, form.num_bytes)
+    dtype = DTYPES[form.dtype]
+    if not form.is_sparse:
+        return Gradient(memory.vector(offset, form.capacity, dtype), largest, slot=slot)
+    count = memory.load(offset // WORD_BYTES)
+    indices = memory.vector(offset + form.indices_offset, count, torch.int32)
+    return Gradient(memory.vector(offset + form.values_offset, count, dtype), largest, indices, slot)
+
+
+def _largest_elements(vector: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices, rising, of about the `count` elements of largest magnitude, never more; zeros are left out."""
+    magnitude = vector.abs()
+    stride = max(1, vector.numel() // _SAMPLE) | 1  # odd: rows of matrices are even
+    sample = magnitude[::stride]
+    wanted = max(1, round(count / vector.numel() * sample.numel()))
+    threshold = float(sample.topk(wanted).values[-1])
+    indices = ((magnitude >= threshold) & (magnitude > 0.0)).nonzero().flatten()
+    if len(indices) > count:
+        indices = indices[magnitude[indices].topk(count).indices].sort().values
+    return indices
+
+
+def _rank(magnitude: float) -> float:
+    """NaN above infinity: a maximum must not lose it."""
+    return magnitude if magnitude == magnitude else float("inf")

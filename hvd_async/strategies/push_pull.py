@@ -1,0 +1,137 @@
+"""How a worker of the asynchronous strategy brings gradients to the store and parameters back: by itself or with its node."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from hvd_async.config import StrategyConfig
+from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.schedule import is_synchronous
+from hvd_async.store.serve.client import IDLE, Base, StoreClient
+from hvd_async.store.serve.node_aggregation import NodeTeam
+from hvd_async.store.wire.layout import WorkerState
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds that an exchange took: writing the gradient, waiting for the store or for others, reading parameters."""
+
+    push_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    pull_seconds: float = 0.0
+
+
+class Exchange(Protocol):
+    """Brings one worker's gradients to the store. Used by one thread; everything may wait for the store.
+
+    Vectors are on the CPU, or on the worker's GPU where its window takes them there.
+    """
+
+    took: Took
+    """The last `exchange`."""
+
+    def come(self, parameters: torch.Tensor) -> Base:
+        """Begin to compute, or go on after `pause`: `parameters` ([size], float32) become new ones; which they are.
+
+        What they held is not needed.
+        """
+
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+        """Push `gradient` ([size], float32), wait as the strategy asks, and pull into `parameters`; which they are.
+
+        `parameters` must be what the last `come` or `exchange` left there. `computing`: the base version of the gradient that
+        this worker computes meanwhile.
+        """
+
+    def pause(self) -> None:
+        """No gradient comes for a while: nobody is to wait for one."""
+
+    def leave(self) -> None:
+        """No gradient comes any more."""
+
+
+class DirectExchange:
+    """A worker with a slot of its own."""
+
+    def __init__(self, client: StoreClient, strategy: StrategyConfig) -> None:
+        """`client` has joined the store and stays the caller's."""
+        self.took = Took()
+        self._client = client
+        self._strategy = strategy
+
+    def come(self, parameters: torch.Tensor) -> Base:
+        """See `Exchange.come`."""
+        self._client.pull(parameters)
+        return self._client.base
+
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+        """See `Exchange.exchange`."""
+        self._client.keep_announced(computing)
+        started = time.monotonic()
+        self._client.push(gradient, [arrival])
+        pushed = time.monotonic()
+        wait(self._client, self._strategy)
+        waited = time.monotonic()
+        self._client.pull(parameters)
+        self.took = Took(pushed - started, waited - pushed, time.monotonic() - waited)
+        return self._client.base
+
+    def pause(self) -> None:
+        """See `Exchange.pause`."""
+        self._client.idle()
+
+    def leave(self) -> None:
+        """See `Exchange.leave`."""
+        self._client.leave()
+
+
+class TeamExchange:
+    """A worker that pushes and pulls together with the others of its node."""
+
+    def __init__(self, team: NodeTeam, client: StoreClient, strategy: StrategyConfig) -> None:
+        """`client` has joined the store; it and `team` stay the caller's."""
+        self.took = Took()
+        self._team = team
+        self._client = client
+        self._strategy = strategy
+
+    def come(self, parameters: torch.Tensor) -> Base:
+        """See `Exchange.come`."""
+        return self._team.come(parameters)
+
+    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+        """See `Exchange.exchange`."""
+        started = time.monotonic()
+        base = self._team.exchange(gradient, arrival, parameters, computing)
+        # Most of it is waiting for the others, and all is one step of the team.
+        self.took = Took(wait_seconds=time.monotonic() - started)
+        return base
+
+    def pause(self) -> None:
+        """See `Exchange.pause`. In lock-step the update waits for this worker in any case, so the team does too."""
+        if not is_synchronous(self._strategy, self._team.version):
+            self._team.go(WorkerState.AWAY)
+
+    def leave(self) -> None:
+        """See `Exchange.leave`."""
+        self._team.go(WorkerState.LEFT)
+        self._client.leave(slot_goes_on=True)
+
+
+def wait(client: StoreClient, strategy: StrategyConfig) -> None:
+    """After a push and before the pull: wait as `strategy` asks for."""
+    if client.version >= 0 and is_synchronous(strategy, client.version):
+        client.wait_released()
+    else:
+        # A worker computes on parameters that know its own gradient: with one worker and N = 1 nothing is ever stale.
+        client.wait_drained()
+
+
+def wait_and_pull(client: StoreClient, strategy: StrategyConfig, parameters: torch.Tensor) -> None:
+    """As `wait`, and pull into `parameters`."""
+    wait(client, strategy)
+    client.pull(parameters)

@@ -1,0 +1,1 @@
+"""What the operating system is for: files, locks, signals, processes, streams, and text that comes from outside."""

@@ -1,0 +1,1 @@
+"""What is trained: `Task`, the gradient of a batch, and the tasks themselves."""

@@ -1,0 +1,1 @@
+"""A corpus made by a grammar of our own, for tests and demonstrations without a download."""

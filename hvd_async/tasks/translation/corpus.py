@@ -1,0 +1,244 @@
+"""The prepared corpus: vocabulary and tokenized splits, made once from text and settings and then memory-mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hvd_async.config import RunConfig
+from hvd_async.errors import DataError
+from hvd_async.system.files import new_folder
+from hvd_async.system.json_text import parse_json
+from hvd_async.tasks.translation.text import ParallelText, find_texts, read_split
+from hvd_async.tasks.translation.vocabulary import UNK, Vocabulary
+
+Tokens = npt.NDArray[np.integer]
+Offsets = npt.NDArray[np.int64]
+
+_FORMAT = 2  # raise it when the files' meaning changes, so that older folders are not mistaken for new ones
+_SIDES = ("source", "target")
+_LARGEST_UINT16 = 2**16
+
+
+@dataclass(frozen=True)
+class ParallelArrays:
+    """The tokens of a split, without begin and end of sentence; side by side, all of them in one array a side."""
+
+    source_tokens: Tokens
+    """[sum of source lengths] uint16, or int32 where the vocabulary is larger."""
+    source_offsets: Offsets
+    """[num_sentences + 1]: sentence i is `source_tokens[source_offsets[i] : source_offsets[i + 1]]`."""
+    target_tokens: Tokens
+    target_offsets: Offsets
+
+    def __len__(self) -> int:
+        return len(self.source_offsets) - 1
+
+    def source(self, index: int) -> Tokens:
+        """Source tokens of a sentence, a view [length]."""
+        return self.source_tokens[self.source_offsets[index] : self.source_offsets[index + 1]]
+
+    def target(self, index: int) -> Tokens:
+        """Target tokens of a sentence, a view [length]."""
+        return self.target_tokens[self.target_offsets[index] : self.target_offsets[index + 1]]
+
+    @property
+    def source_lengths(self) -> Offsets:
+        """[num_sentences] int64."""
+        return np.diff(self.source_offsets)
+
+    @property
+    def target_lengths(self) -> Offsets:
+        """[num_sentences] int64."""
+        return np.diff(self.target_offsets)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Pairs of the text files that are not in the arrays. A side without tokens is empty, even if it has invisible characters."""
+
+    train_empty: int
+    train_too_long: int
+    validation_empty: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the vocabulary does not keep of the training text: pieces that are unknown, and lines that normalisation changes."""
+
+    unknown_pieces: int
+    normalized_lines: int
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """All that training reads. Validation keeps its longest pairs: a limit of training must not change what is measured."""
+
+    vocabulary: Vocabulary
+    train: ParallelArrays
+    validation: ParallelArrays
+    validation_sources: list[str]
+    """The text of `validation`, line by line."""
+    validation_targets: list[str]
+    skipped: Skipped
+    losses: Losses
+    digest: str
+    """Of text and settings; equal digests mean equal arrays."""
+
+
+def prepare(config: RunConfig) -> PreparedCorpus:
+    """Open the prepared corpus of `config`, after making it if it is missing or damaged.
+
+    Safe in several processes at once: each would make the same, the first to finish gives it its name. Raises `DataError`.
+    """
+    digest = _digest(config)
+    folder = _folder(config, digest)
+    is_damaged = folder.exists() and _fault(folder, digest) is not None
+    if is_damaged or not folder.exists():
+        train, validation = _read_texts(config)
+        with contextlib.ExitStack() as stack:
+            try:
+                temporary = stack.enter_context(new_folder(folder, replace=is_damaged))
+            except DataError as error:
+                raise DataError(f"{error}; set data.prepared to a folder that can be written") from None
+            _build(temporary, config, train, validation, digest)
+    return _open(folder, config, digest)
+
+
+def _folder(config: RunConfig, digest: str) -> Path:
+    return Path(config.data.prepared or Path(config.data.folder) / "prepared") / digest
+
+
+def _digest(config: RunConfig) -> str:
+    """Of all that the prepared folder depends on: the files' bytes and the settings that shape it."""
+    data = config.data
+    settings = {
+        "format": _FORMAT,
+        "seed": config.seed,
+        "vocabulary": config.vocabulary.model_dump(),
+        "max_tokens_per_sentence": data.max_tokens_per_sentence,
+        "languages": [data.source, data.target],
+        "splits": [data.train, data.validation],
+    }
+    total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in find_texts(data):
+        try:
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return total.hexdigest()[:16]
+
+
+def _read_texts(config: RunConfig) -> tuple[ParallelText, ParallelText]:
+    data = config.data
+    folder = Path(data.folder)
+    train = read_split(folder, data.train, data.source, data.target)
+    return train, read_split(folder, data.validation, data.source, data.target)
+
+
+def _build(folder: Path, config: RunConfig, train: ParallelText, validation: ParallelText, digest: str) -> None:
+    vocabulary = Vocabulary.train([*train.sources, *train.targets], config.vocabulary, config.seed)
+    vocabulary.save(folder / "vocabulary.model")
+    limit = config.data.max_tokens_per_sentence
+    pairs, num_empty = _encode(vocabulary, train)
+    kept = [pair for pair in pairs if max(map(len, pair)) <= limit]
+    if not kept:
+        raise DataError(
+            f"{config.data.folder}: got no training pair of at most {limit} tokens on either side, and one at least; raise"
+            " data.max_tokens_per_sentence"
+        )
+    _save(folder, "train", kept, len(vocabulary))
+    validated, num_validation_empty = _encode(vocabulary, validation)
+    if not validated:
+        raise DataError(
+            f"{config.data.folder}: got no pair of {config.data.validation} with tokens on both sides, expected one"
+        )
+    _save(folder, "validation", validated, len(vocabulary))
+    skipped = Skipped(train.num_empty + num_empty, len(pairs) - len(kept), validation.num_empty + num_validation_empty)
+    unknown = sum(side.count(UNK) for pair in kept for side in pair)
+    losses = Losses(unknown, vocabulary.num_normalized([*train.sources, *train.targets]))
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    meta = {"format": _FORMAT, "digest": digest, "sizes": sizes, "skipped": asdict(skipped), "losses": asdict(losses)}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _encode(vocabulary: Vocabulary, text: ParallelText) -> tuple[list[tuple[list[int], list[int]]], int]:
+    """The tokens of the pairs that have some on both sides, and how many others there are."""
+    pairs = zip(vocabulary.encode(text.sources), vocabulary.encode(text.targets), strict=True)
+    found = [pair for pair in pairs if all(pair)]
+    return found, len(text) - len(found)
+
+
+def _save(folder: Path, split: str, pairs: Sequence[tuple[list[int], list[int]]], vocabulary_size: int) -> None:
+    dtype = np.uint16 if vocabulary_size <= _LARGEST_UINT16 else np.int32
+    for side, name in enumerate(_SIDES):
+        sentences = [pair[side] for pair in pairs]
+        offsets = np.cumsum([0, *(len(sentence) for sentence in sentences)], dtype=np.int64)
+        tokens = np.fromiter((token for sentence in sentences for token in sentence), dtype=dtype, count=int(offsets[-1]))
+        np.save(folder / f"{split}.{name}.tokens.npy", tokens)
+        np.save(folder / f"{split}.{name}.offsets.npy", offsets)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta = parse_json((folder / "meta.json").read_bytes())
+    return meta if isinstance(meta, dict) else {}
+
+
+def _fault(folder: Path, digest: str) -> str | None:
+    """What is wrong with a prepared folder, if anything is."""
+    try:
+        meta = _read_meta(folder)
+    except (OSError, ValueError) as error:
+        return f"meta.json cannot be read ({error})"
+    sizes = meta.get("sizes")
+    if meta.get("digest") != digest or meta.get("format") != _FORMAT or not isinstance(sizes, dict):
+        return "meta.json is of another corpus"
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            return f"{name} has {found if found is not None else 'no'} bytes, expected {size}"
+    return None
+
+
+def _open(folder: Path, config: RunConfig, digest: str) -> PreparedCorpus:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected the corpus as `hvd-async data` or a training run prepares it")
+    if fault := _fault(folder, digest):
+        raise DataError(f"{folder}: damaged: {fault}; remove the folder, it will be made again")
+    data, meta = config.data, _read_meta(folder)
+    vocabulary = Vocabulary.load(folder / "vocabulary.model")
+    validation = _with_tokens(vocabulary, read_split(Path(data.folder), data.validation, data.source, data.target))
+    return PreparedCorpus(
+        vocabulary=vocabulary,
+        train=_load(folder, "train"),
+        validation=_load(folder, "validation"),
+        validation_sources=validation.sources,
+        validation_targets=validation.targets,
+        skipped=Skipped(**meta["skipped"]),
+        losses=Losses(**meta["losses"]),
+        digest=digest,
+    )
+
+
+def _with_tokens(vocabulary: Vocabulary, text: ParallelText) -> ParallelText:
+    """The pairs of `text` that are in the arrays."""
+    sides = vocabulary.encode(text.sources), vocabulary.encode(text.targets)
+    kept = [i for i, pair in enumerate(zip(*sides, strict=True)) if all(pair)]
+    return ParallelText([text.sources[i] for i in kept], [text.targets[i] for i in kept], len(text) - len(kept))
+
+
+def _load(folder: Path, split: str) -> ParallelArrays:
+    """Memory-mapped, so that the processes of a machine share one copy."""
+    arrays = [
+        np.load(folder / f"{split}.{side}.{part}.npy", mmap_mode="r") for side in _SIDES for part in ("tokens", "offsets")
+    ]
+    return ParallelArrays(*arrays)

@@ -1,0 +1,139 @@
+"""The exported model: a folder with parameters, configuration, vocabulary and what is known about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hvd_async.config import RunConfig, dump_config, load_config
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.system.files import new_folder
+from hvd_async.system.json_text import parse_json
+from hvd_async.system.printable import printable
+from hvd_async.tasks.translation.decoding import length_fault, translate
+from hvd_async.tasks.translation.model import TranslationModel, build_model
+from hvd_async.tasks.translation.vocabulary import Vocabulary
+
+_PARAMETERS, _CONFIG, _VOCABULARY, _META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"
+
+
+def export_model(
+    folder: Path,
+    named_tensors: Mapping[str, Tensor],
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    *,
+    version: int,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write `folder` anew, whole or not at all, in place of one that is there.
+
+    `named_tensors` are those of the model's `named_parameters()`; they may be views of one vector and are copied. `extra`
+    (what JSON can hold) goes to meta.json beside `version`. Raises `DataError` where the file system refuses.
+    """
+    # Copies, as safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors.items()}
+    with new_folder(folder, replace=True) as temporary:
+        (temporary / _PARAMETERS).write_bytes(safetensors.torch.save(tensors))
+        (temporary / _CONFIG).write_text(dump_config(config), encoding="utf-8")
+        (temporary / _META).write_text(json.dumps({"version": version, **extra}, indent=1), encoding="utf-8")
+        vocabulary.save(temporary / _VOCABULARY)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model ready to translate, in eval mode."""
+
+    model: TranslationModel
+    vocabulary: Vocabulary
+    config: RunConfig
+    meta: dict[str, Any]
+    """`version`, and what was given as `extra`."""
+
+    def translate(self, sentences: Sequence[str], beam: int | None = None, threads: int | None = None) -> list[str]:
+        """The translation of each sentence, in order; `beam` defaults to the configuration's. Empty lines stay empty.
+
+        `threads`: batches translated at a time, as in `decoding.translate`.
+        Raises `DataError` for a sentence that is too long for the model.
+        """
+        encoded = self.vocabulary.encode([sentence.strip() for sentence in sentences])
+        # An empty line keeps its place, so that a too long one is reported by its line.
+        decoding = self.config.decoding
+        found = translate(self.model, encoded, decoding, beam=decoding.beam if beam is None else beam, threads=threads)
+        texts = self.vocabulary.decode(found)
+        return [text if tokens else "" for text, tokens in zip(texts, encoded, strict=True)]
+
+    def length_fault(self, sentence: str) -> str:
+        """What is wrong with the length of `sentence`, in words; empty where the model can read it."""
+        return length_fault(self.model, self.vocabulary.encode([sentence.strip()])[0])
+
+    def is_finite(self) -> bool:
+        """Whether every parameter is a finite number; a model whose training diverged translates nothing."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedModel:
+    """Read what `export_model` wrote. Raises `DataError` if a file is missing, damaged or does not fit the others."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected an exported model")
+    if not (folder / _PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{_PARAMETERS}"))):
+        names = ", ".join(str(path.parent) for path in models)
+        raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
+    for name in (_PARAMETERS, _CONFIG, _VOCABULARY, _META):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")
+    try:
+        config = load_config(folder / _CONFIG)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    vocabulary = Vocabulary.load(folder / _VOCABULARY)
+    _check_shapes(folder / _PARAMETERS, config, len(vocabulary))
+    model = build_model(config.model, len(vocabulary))
+    _fill(model, folder / _PARAMETERS)
+    return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META))
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged: {error}") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("version"), int):
+        raise DataError(f"{path}: damaged: expected an object with the number `version`")
+    return meta
+
+
+def _check_shapes(path: Path, config: RunConfig, vocabulary_size: int) -> None:
+    """Raises `DataError` unless the tensors of `path` are those of the model, before memory is taken for either."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # it is no mapping
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path}: damaged: {printable(str(error))}") from None
+    with torch.device("meta"):
+        expected = {name: list(p.shape) for name, p in build_model(config.model, vocabulary_size).named_parameters()}
+    if odd := sorted(expected.keys() ^ found.keys()):
+        side = "missing" if odd[0] in expected else "unknown to the model of config.yaml"
+        raise DataError(f"{path}: tensor {printable(odd[0])} is {side}; got {len(found)} tensors, expected {len(expected)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise DataError(f"{path}: {name}: got shape {found[name]}, expected {shape} by config.yaml and vocabulary.model")
+
+
+def _fill(model: TranslationModel, path: Path) -> None:
+    """Copy the tensors of `path` into the parameters, which have the same names and shapes."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path}: damaged: {printable(str(error))}") from None
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])

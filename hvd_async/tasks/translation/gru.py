@@ -1,0 +1,216 @@
+"""GRUs with global attention (Luong et al. 2015), to see whether what holds for the Transformer holds for it alone.
+
+The encoder is bidirectional as Bahdanau et al.'s (2015), and the decoder's initial states come from the mean of what it
+gives, as in Nematus (Sennrich et al. 2017). There is no input feeding, Luong et al.'s section 3.3: a hidden state does not
+depend on what the step before attended to, so that training runs a layer over a whole sentence, and then all attention, at
+once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hvd_async.config import ModelConfig
+from hvd_async.tasks.translation.dropout import Dropout
+from hvd_async.tasks.translation.model import DecoderState, TranslationModel
+
+
+@dataclass
+class GruState:
+    """See `DecoderState`."""
+
+    hidden: list[Tensor]
+    """Per layer: [B, W]."""
+    memory: Tensor
+    """[N, S, W], the encoded source."""
+    keys: Tensor
+    """[N, S, W], what hidden states are compared with."""
+    source_mask: Tensor | None
+    """[N, S] bool, True at tokens; None where nothing is padded."""
+    length: int = 0
+    """Steps done."""
+
+    def select(self, rows: Tensor, sentences: Tensor | None = None) -> GruState:
+        """See `DecoderState.select`."""
+        selected = GruState(
+            hidden=[layer.index_select(0, rows) for layer in self.hidden],
+            memory=self.memory,
+            keys=self.keys,
+            source_mask=self.source_mask,
+            length=self.length,
+        )
+        if sentences is not None:
+            selected.memory = self.memory.index_select(0, sentences)
+            selected.keys = self.keys.index_select(0, sentences)
+            selected.source_mask = None if self.source_mask is None else self.source_mask.index_select(0, sentences)
+        return selected
+
+
+class Recurrence(nn.GRU):
+    """One layer in one direction: [B, T, inputs] -> [B, T, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        """Initialised as torch does: uniformly, up to 1 / sqrt(outputs)."""
+        super().__init__(inputs, outputs, batch_first=True)
+
+    def run(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
+        """All states [B, T, outputs], after `initial` ([B, outputs]; None: zero)."""
+        states: Tensor
+        if not x.is_cuda:
+            states = self(x, None if initial is None else initial[None])[0]
+            return states
+        # Autocast, whatever its type, would have cuDNN compute in float16; and cuDNN wants the state in one piece.
+        with _without_warning(), torch.autocast("cuda", enabled=False):
+            states = self(x.float(), None if initial is None else initial[None].float().contiguous())[0]
+        return states
+
+
+@contextlib.contextmanager
+def _without_warning() -> Iterator[None]:
+    """cuDNN copies parameters that are no memory of their own, at each call. They are small, and belong in the flat vector."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        yield
+
+
+class EncoderLayer(nn.Module):
+    """Two recurrences, from left to right and from right to left, of half the width each."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make both."""
+        super().__init__()
+        self.left_to_right = Recurrence(config.width, config.width // 2)
+        self.right_to_left = Recurrence(config.width, config.width // 2)
+
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:
+        """[B, S, W] -> [B, S, W]; `order` is that of `reversal`.
+
+        Reversed, padding is still at the right, where no token's state depends on it. A packed sequence does the same more
+        slowly, and wants the lengths on the CPU.
+        """
+        backwards = self.right_to_left.run(_reordered(x, order))
+        return torch.cat([self.left_to_right.run(x), _reordered(backwards, order)], dim=2)
+
+
+def reversal(source: Tensor, source_mask: Tensor | None) -> Tensor:
+    """[B or 1, S, 1] int64: the position to read at each position, so that tokens are reversed and padding stays put.
+
+    Reordering twice is reordering not at all. `source` is [B, S, ...].
+    """
+    position = torch.arange(source.shape[1], device=source.device)
+    if source_mask is None:
+        return position.flip(0)[None, :, None]
+    lengths = source_mask.sum(dim=1, keepdim=True)
+    return torch.where(source_mask, lengths - 1 - position, position)[:, :, None]
+
+
+def _reordered(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(1, order.expand(x.shape))
+
+
+class GlobalAttention(nn.Module):
+    """Luong et al.'s attention over all source positions, with the score "general", and the attentional vector."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make the bilinear form of the score, and the projection of context and hidden state."""
+        super().__init__()
+        self.score = nn.Linear(config.width, config.width, bias=False)
+        self.combine = nn.Linear(2 * config.width, config.width, bias=False)
+        for linear in (self.score, self.combine):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def project_memory(self, memory: Tensor) -> Tensor:
+        """What hidden states are compared with, so that the form is applied once for each source position: [B, S, W]."""
+        keys: Tensor = self.score(memory)
+        return keys
+
+    def forward(self, hidden: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """tanh(W [context; hidden]), [B, T, W], for hidden states [B, T, W]. `mask`: [B, S] bool, True where to look."""
+        context = F.scaled_dot_product_attention(
+            hidden[:, None],
+            keys[:, None],
+            memory[:, None],
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            scale=1.0,
+        )
+        return torch.tanh(self.combine(torch.cat([context.squeeze(1), hidden], dim=2)))
+
+
+class AttentionalGru(TranslationModel):
+    """Encoder, decoder, attention and the embeddings. V is the vocabulary's size."""
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        """Draw the initial parameters from torch's global random source; the caller seeds it."""
+        super().__init__(config, vocabulary_size)
+        width = config.width
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.initial = nn.Linear(width, config.decoder_layers * width)
+        self.decoder = nn.ModuleList(Recurrence(width, width) for _ in range(config.decoder_layers))
+        self.attention = GlobalAttention(config)
+        self.output = self.make_output()
+        self.dropout = Dropout(config.dropout)
+
+    def encode(self, source: Tensor, source_mask: Tensor | None) -> Tensor:
+        """[B, S] int64 tokens -> [B, S, W]."""
+        x = self._embed(self.source_embedding, source)
+        order = reversal(source, source_mask)
+        for layer in self.encoder:
+            x = self.dropout(layer(x, order))
+        return x
+
+    def decode(self, target_input: Tensor, memory: Tensor, source_mask: Tensor | None) -> Tensor:
+        """[B, T] int64 tokens and the encoded source [B, S, W] -> attentional vectors [B, T, W], for `output`.
+
+        Padding is at the right of the target, where no earlier position sees it.
+        """
+        return self._advance(target_input, self.start(memory, source_mask))
+
+    def start(self, memory: Tensor, source_mask: Tensor | None) -> GruState:
+        """The state before the first step, from the encoded source [B, S, W]."""
+        if source_mask is None:
+            mean = memory.mean(dim=1)
+        else:
+            mean = (memory * source_mask[:, :, None]).sum(dim=1) / source_mask.sum(dim=1, keepdim=True)
+        initial = torch.tanh(self.initial(mean)).to(memory.dtype)  # autocast would have a GRU mix two precisions
+        return GruState(
+            hidden=list(initial.chunk(len(self.decoder), dim=1)),
+            memory=memory,
+            keys=self.attention.project_memory(memory),
+            source_mask=source_mask,
+        )
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """The logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`."""
+        assert isinstance(state, GruState)
+        logits: Tensor = self.output(self._advance(tokens[:, None], state)).squeeze(1)
+        return logits
+
+    def _advance(self, tokens: Tensor, state: GruState) -> Tensor:
+        """[B, T] int64 tokens -> attentional vectors [B, T, W]. Advances `state` by T steps."""
+        x = self._embed(self.target_embedding, tokens)
+        for number, layer in enumerate(self._decoder_layers()):
+            states = layer.run(x, state.hidden[number])
+            state.hidden[number] = states[:, -1]
+            x = self.dropout(states)
+        state.length += tokens.shape[1]
+        by_sentence = x.reshape(len(state.memory), -1, x.shape[2])  # [N, K * T, W]: to attention, hypotheses are positions
+        attentional = self.attention(by_sentence, state.keys, state.memory, state.source_mask)
+        dropped: Tensor = self.dropout(attentional.view(x.shape))
+        return dropped
+
+    def _decoder_layers(self) -> list[Recurrence]:
+        return [cast(Recurrence, layer) for layer in self.decoder]
+
+    def _embed(self, embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+        """[B, T] int64 -> [B, T, W], of unit variance at first."""
+        embedded: Tensor = self.dropout(embedding(tokens) * math.sqrt(self.config.width))
+        return embedded

@@ -1,0 +1,124 @@
+"""What training, search and export know of a translation model, and the choice of its architecture."""
+
+from __future__ import annotations
+
+import abc
+import os
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hvd_async.config import ModelConfig
+from hvd_async.errors import ConfigError
+
+
+class DecoderState(Protocol):
+    """What decoding remembers between steps: N sentences with K hypotheses each (B = N * K rows, those of a sentence side by
+    side). What comes from the source is kept once for all hypotheses of a sentence."""
+
+    length: int
+    """Steps done, the position of the next token."""
+
+    def select(self, rows: Tensor, sentences: Tensor | None = None) -> DecoderState:
+        """The state of `sentences` ([new N] int64; None: all, in their order) with the hypotheses `rows` ([new N * new K] int64).
+
+        Both may repeat, reorder or leave out; each row must be a hypothesis of the sentence at its place.
+        """
+
+
+class TranslationModel(nn.Module, abc.ABC):
+    """Encoder, decoder and the embeddings, which may be one matrix. W is the width, V the vocabulary's size."""
+
+    config: ModelConfig
+    output: nn.Linear
+    """From the decoder's hidden states to logits; a subclass sets it to `make_output()` when it has made its layers."""
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        """Draw initial parameters from torch's global random source; the caller seeds it."""
+        super().__init__()
+        self.config = config
+        self.source_embedding = nn.Embedding(vocabulary_size, config.width)
+        is_joint = config.tie_embeddings == "all"
+        self.target_embedding = self.source_embedding if is_joint else nn.Embedding(vocabulary_size, config.width)
+
+    def make_output(self) -> nn.Linear:
+        """The output projection, tied as configured. Draws it and the embeddings, which models scale to unit variance."""
+        vocabulary_size, width = self.target_embedding.weight.shape
+        output = nn.Linear(width, vocabulary_size, bias=False)
+        nn.init.xavier_uniform_(output.weight)
+        if self.config.tie_embeddings != "none":
+            output.weight = self.target_embedding.weight
+        for embedding in (self.source_embedding, self.target_embedding):
+            nn.init.normal_(embedding.weight, std=width**-0.5)
+        return output
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.output.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.output.weight.dtype
+
+    def forward(
+        self, source: Tensor, source_mask: Tensor | None, target_input: Tensor, target_positions: Tensor | None = None
+    ) -> Tensor:
+        """Logits at the target positions asked for (all if None), [num, V]; arguments as in `Batch`.
+
+        Logits are the largest tensor of a step, so none are computed for padding.
+        """
+        hidden = self.decode(target_input, self.encode(source, source_mask), source_mask).flatten(0, 1)
+        if target_positions is not None:
+            hidden = hidden.index_select(0, target_positions)
+        logits: Tensor = self.output(hidden)
+        return logits
+
+    @abc.abstractmethod
+    def encode(self, source: Tensor, source_mask: Tensor | None) -> Tensor:
+        """[B, S] int64 tokens -> [B, S, W]; what it is at padding does not matter."""
+
+    @abc.abstractmethod
+    def decode(self, target_input: Tensor, memory: Tensor, source_mask: Tensor | None) -> Tensor:
+        """[B, T] int64 tokens and the encoded source [B, S, W] -> hidden states [B, T, W], for `output`."""
+
+    @abc.abstractmethod
+    def start(self, memory: Tensor, source_mask: Tensor | None) -> DecoderState:
+        """The state before the first step, from the encoded source [B, S, W]."""
+
+    @abc.abstractmethod
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """The logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`, which must
+        come from this model's `start`."""
+
+
+def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
+    """The model that `config` describes, drawn from torch's global random source; the caller seeds it."""
+    from hvd_async.tasks.translation.gru import AttentionalGru  # here, as both derive from the class above
+    from hvd_async.tasks.translation.transformer import Transformer
+
+    kinds: dict[str, type[AttentionalGru] | type[Transformer]] = {"transformer": Transformer, "gru": AttentionalGru}
+    return kinds[config.kind](config, vocabulary_size)
+
+
+def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
+    """Raises `ConfigError` for a model whose parameters alone are more than the memory of this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    layers = (config.encoder_layers + config.decoder_layers) * (12 * config.width + 3 * config.feed_forward)
+    if (
+        4
+        * config.width
+        * (3 * vocabulary_size + config.max_positions + layers * (12 * config.width + 3 * config.feed_forward))
+        < memory // 8
+    ):
+        return  # far from it, and torch takes a second to count
+    with torch.device("meta"):
+        model = build_model(config, vocabulary_size)
+    size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
+    if size > memory:
+        raise ConfigError(
+            f"model: got parameters of {size / 1e9:,.0f} GB, expected less than the {memory / 1e9:,.0f} GB of memory here; make"
+            " width, layers, max_positions or vocabulary.size smaller"
+        )

@@ -1,0 +1,179 @@
+"""Translation as training sees it: a model to build, numbered batches, a loss, an evaluation, an export."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hvd_async.config import RunConfig
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.tasks.evaluation import Evaluation
+from hvd_async.tasks.translation.batching import Batch, BatchPlan, Ints, collate, padding_share
+from hvd_async.tasks.translation.corpus import ParallelArrays, PreparedCorpus
+from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
+from hvd_async.tasks.translation.decoding import translate
+from hvd_async.tasks.translation.export import export_model
+from hvd_async.tasks.translation.model import TranslationModel, build_model, check_memory
+
+
+class TranslationTask:
+    """One task per run and process. Model, batches and their numbers follow from configuration and corpus alone, so that all
+    ranks agree on them without a word."""
+
+    def __init__(self, config: RunConfig, corpus: PreparedCorpus) -> None:
+        """Plan the batches. Raises `ConfigError` or `DataError` for sentences longer than the model can read."""
+        self._config = config
+        self._corpus = corpus
+        _check_lengths(config, corpus)
+        train, validation = corpus.train, corpus.validation
+        self._plan = BatchPlan(train.source_lengths, train.target_lengths, config.batching, config.seed)
+        self._validation_batches = _in_order_of_length(validation, config.batching.tokens)
+
+    def build_model(self) -> TranslationModel:
+        """A new model, on CPU, its parameters drawn from the run's seed; torch's random state stays as it was.
+
+        Raises `ConfigError` for one that does not fit into memory."""
+        check_memory(self._config.model, len(self._corpus.vocabulary))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._config.seed)
+            return build_model(self._config.model, len(self._corpus.vocabulary))
+
+    def num_batches(self) -> int | None:
+        """Batches of the whole run; None where updates or seconds bound it, which need as many as it takes."""
+        training = self._config.training
+        if training.epochs is not None:
+            return self._plan.num_batches(training.epochs)
+        return None if training.tokens is None else self._plan.batches_for_tokens(training.tokens)
+
+    def batch(self, index: int, device: torch.device | str) -> Batch:
+        """The batch `index` (0 and up, across epochs), on `device`."""
+        return self._collate(self._corpus.train, self._plan[index]).to(device)
+
+    def epoch_of(self, index: int) -> int:
+        """The epoch, from 0, that the batch `index` belongs to."""
+        return self._plan.epoch_of(index)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """The summed training loss, a scalar float32 in nats with label smoothing, and the target tokens it is over.
+
+        `model` is that of `build_model`, or a wrapper which passes arguments on.
+        """
+        is_mixed = self._config.training.precision == "bfloat16"
+        with torch.autocast(batch.source.device.type, dtype=torch.bfloat16, enabled=is_mixed):
+            loss_sum = self._loss_sum(model, batch, self._config.training.label_smoothing)
+        return loss_sum, batch.num_tokens
+
+    def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
+        """Measure this shard of the validation split; the sum over all shards measures the whole.
+
+        Loss over each `num_shards`-th batch and, if configured, BLEU over each `num_shards`-th sentence, both from `shard`
+        on. In float32 whatever the precision of training, so that runs compare. Leaves the model's mode as it was.
+        """
+        device = _device_of(model)
+        loss_sum, num_tokens = torch.zeros((), dtype=torch.float64), 0
+        with _evaluating(model):
+            for indices in self._validation_batches[shard::num_shards]:
+                batch = self._collate(self._corpus.validation, indices).to(device)
+                loss_sum += self._loss_sum(model, batch, label_smoothing=0.0).cpu()
+                num_tokens += batch.num_tokens
+        evaluation = Evaluation(float(loss_sum), num_tokens)
+        if not self._config.validation.bleu:
+            return evaluation
+        sentences = range(len(self._corpus.validation))[: self._config.validation.bleu_sentences][shard::num_shards]
+        references = [self._corpus.validation_targets[i] for i in sentences]
+        return evaluation + Evaluation.of_texts(self._translate(model, sentences), references)
+
+    def fingerprint(self) -> str:
+        """The digest of the prepared corpus: of the text, the vocabulary's settings, and what was left out."""
+        return self._corpus.digest
+
+    def remarks(self) -> list[str]:
+        """What a person should know of the data: sizes, what was left out, and the share of padding in a first epoch."""
+        train, skipped = self._corpus.train, self._corpus.skipped
+        share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)
+        left_out = f"; left out: {skipped.train_too_long} too long, {skipped.train_empty} with an empty side"
+        lines = [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
+        losses, vocabulary = self._corpus.losses, self._config.vocabulary
+        if losses.unknown_pieces:
+            lines.append(
+                f"{losses.unknown_pieces:,} pieces of the training text are unknown to the vocabulary"
+                f" (vocabulary.character_coverage: {vocabulary.character_coverage:g})"
+            )
+        if losses.normalized_lines:
+            lines.append(
+                f"{losses.normalized_lines:,} lines of the training text are changed before it is read"
+                f" (vocabulary.normalization: {vocabulary.normalization})"
+            )
+        return lines
+
+    def export(
+        self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, measured: Mapping[str, float | None]
+    ) -> None:
+        """Write the model folder of `export_model` for parameters of `version`, with what was measured of them, by name."""
+        vocabulary, extra = self._corpus.vocabulary, dict(measured)
+        export_model(folder, named_tensors, self._config, vocabulary, version=version, extra=extra)
+
+    def _loss_sum(self, model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
+        logits: Tensor = model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
+        return cross_entropy_sum(logits, output_tokens(batch), label_smoothing)
+
+    def _translate(self, model: nn.Module, indices: range) -> list[str]:
+        if not isinstance(model, TranslationModel):
+            raise TypeError(f"got {type(model).__name__}, expected the model of build_model, without a wrapper")
+        sources = [self._corpus.validation.source(i).tolist() for i in indices]
+        decoding = self._config.decoding
+        with _evaluating(model):
+            return self._corpus.vocabulary.decode(translate(model, sources, decoding, beam=decoding.validation_beam))
+
+    def _collate(self, arrays: ParallelArrays, indices: Ints) -> Batch:
+        return collate([arrays.source(i) for i in indices], [arrays.target(i) for i in indices])
+
+
+def _check_lengths(config: RunConfig, corpus: PreparedCorpus) -> None:
+    """Both sides of a batch have one position more than the sentence has tokens."""
+    positions, longest = config.model.max_positions, config.data.max_tokens_per_sentence
+    if longest + 1 > positions:
+        raise ConfigError(
+            f"model.max_positions: got {positions}, expected more than data.max_tokens_per_sentence ({longest}), as the"
+            " end of sentence takes a position"
+        )
+    lengths = np.maximum(corpus.validation.source_lengths, corpus.validation.target_lengths)
+    if lengths.max() + 1 > positions:
+        raise DataError(
+            f"{config.data.validation}: pair {int(lengths.argmax()) + 1}: got {int(lengths.max())} tokens, expected at most"
+            f" {positions - 1} (model.max_positions)"
+        )
+
+
+def _in_order_of_length(arrays: ParallelArrays, tokens: int) -> list[Ints]:
+    """Batches of sentences sorted by length, within a budget of padded tokens (or a sentence alone)."""
+    larger = np.maximum(arrays.source_lengths, arrays.target_lengths) + 1
+    batches: list[Ints] = []
+    order = np.argsort(larger, kind="stable")
+    while len(order):
+        # Lengths rise: the budget fits the first k sentences if k times the k-th length does.
+        count = max(1, int(np.searchsorted(larger[order] * np.arange(1, len(order) + 1), tokens, side="right")))
+        batches.append(order[:count])
+        order = order[count:]
+    return batches
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients within."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,1 @@
+"""A run on one rank: set up, the loop, and the end."""

@@ -1,0 +1,46 @@
+"""The training loop, one for every strategy and every task."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hvd_async.emulation.idling import Emulation
+from hvd_async.strategies.protocol import Step, Worker
+from hvd_async.tasks.gradient import compute_gradient
+from hvd_async.tasks.task import Task
+from hvd_async.vectors.flat import FlatParameters
+
+
+@dataclass(frozen=True)
+class TrainingLoop:
+    """The loop of one worker: claim a batch, compute its gradient, hand it over, go on. The same for every strategy."""
+
+    task: Task
+    model: torch.nn.Module
+    flat: FlatParameters
+    emulation: Emulation
+    seed: int
+
+    def __call__(self, worker: Worker, module: torch.nn.Module) -> None:
+        """Train until `worker` has no more claims. `module` is the model, or the strategy's wrapper around it."""
+        device = self.flat.parameters.device
+        module.train()
+        for claim in worker.claims():
+            started = time.monotonic()
+            tokens, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # the step's time is its work, not its launch
+            self.emulation.delay(time.monotonic() - started, tokens)
+            worker.step(Step(claim.batch, tokens, loss, time.monotonic() - started))
+            self._evaluate_if_due(worker)
+
+    def _evaluate_if_due(self, worker: Worker) -> None:
+        request = worker.evaluation_due()
+        if request is None:
+            return
+        with self.flat.holding(request.parameters):
+            evaluation = self.task.evaluate(self.model, request.shard, request.num_shards)
+        worker.report(request, evaluation.to_vector())

@@ -1,0 +1,568 @@
+/* The store's arithmetic in one pass over memory, and waiting without spinning.
+ *
+ * Every function has a twin in kernels.py made of torch operations that rounds alike: each elementary operation is done in
+ * float32 and rounded once, in the order written there. So this file must be compiled without contraction into fused
+ * multiply-adds (-ffp-contract=off). Addresses come in as integers; the caller vouches for them. All functions release the
+ * interpreter's lock while they work, and work on one contiguous range, so that threads can share a vector.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
+#define HOT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__)
+#define HOT __attribute__((target_clones("avx2", "default")))
+#else
+#define HOT
+#endif
+
+/* Elements worked on at a time, whose buffers stay in the first-level cache. A divisor of NORM_BLOCK. */
+#define CHUNK 256
+/* Sums of squares are formed in blocks of this many elements, in as many lanes; kernels.py does the same. */
+#define NORM_BLOCK 4096
+#define LANES 64
+#define MAX_INPUTS 64
+/* Copies longer than this go past the cache. */
+#define STREAM_BYTES (12 << 20)
+
+enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+#define WIDTH(kind) ((kind) == FLOAT32 ? 4 : 2)
+
+static inline float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint32_t to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+/* Exact: every half is a float. Subnormals come out of the multiplication by 2^112; infinity and NaN are put right after. */
+static inline float half_to_float(uint16_t half) {
+    uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
+    uint32_t scaled = to_bits(from_bits(magnitude) * 0x1p112f);
+    uint32_t special = magnitude | 0x7f800000u;
+    uint32_t bits = (half & 0x7c00) == 0x7c00 ? special : scaled;
+    return from_bits(bits | (uint32_t)(half & 0x8000) << 16);
+}
+
+/* Round to nearest, ties to even, as torch does; NaN stays NaN. */
+static inline uint16_t float_to_bfloat(float value) {
+    uint32_t bits = to_bits(value);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0 : (uint16_t)rounded;
+}
+
+static inline uint16_t float_to_half(float value) {
+    uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffffu;
+    /* Subnormal halves are multiples of 2^-24: adding 0.5 lines their bits up and rounds to even. */
+    uint32_t subnormal = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
+    uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;
+    uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
+    result = magnitude >= 0x47800000u ? 0x7c00 : result; /* 65536 and more; 65520 to 65536 have rounded up to it above */
+    result = magnitude > 0x7f800000u ? 0x7e00 : result;
+    return (uint16_t)(sign | result);
+}
+
+/* target[0..n) = the values at element `start` of a vector of type `kind`. */
+static inline void load_chunk(float *restrict target, const void *restrict vector, int kind, Py_ssize_t start, int n) {
+    if (kind == FLOAT32) {
+        memcpy(target, (const float *)vector + start, 4 * (size_t)n);
+    } else if (kind == BFLOAT16) {
+        const uint16_t *restrict source = (const uint16_t *)vector + start;
+        for (int i = 0; i < n; i++) target[i] = from_bits((uint32_t)source[i] << 16);
+    } else {
+        const uint16_t *restrict source = (const uint16_t *)vector + start;
+        for (int i = 0; i < n; i++) target[i] = half_to_float(source[i]);
+    }
+}
+
+/* Write past the cache: nobody on this core reads it soon, and the old contents need not be fetched. `target` is aligned to 32
+ * bytes, `num_bytes` a multiple of 64. */
+#if defined(__x86_64__)
+__attribute__((target("avx"))) static void stream_lines_avx(char *target, const char *source, size_t num_bytes) {
+    for (size_t i = 0; i < num_bytes; i += 64) {
+        __m256i a = _mm256_loadu_si256((const __m256i *)(source + i));
+        __m256i b = _mm256_loadu_si256((const __m256i *)(source + i + 32));
+        _mm256_stream_si256((__m256i *)(target + i), a);
+        _mm256_stream_si256((__m256i *)(target + i + 32), b);
+    }
+}
+
+static void stream_lines_sse(char *target, const char *source, size_t num_bytes) {
+    for (size_t i = 0; i < num_bytes; i += 16)
+        _mm_stream_si128((__m128i *)(target + i), _mm_loadu_si128((const __m128i *)(source + i)));
+}
+
+static void (*stream_lines)(char *, const char *, size_t) = stream_lines_sse;
+static int has_avx2 = 0;
+#endif
+
+/* As above, for any alignment and length. */
+static inline void stream_out(void *target, const void *source, size_t num_bytes) {
+#if defined(__x86_64__)
+    char *to = target;
+    const char *from = source;
+    size_t head = (size_t)(-(uintptr_t)to & 63);
+    head = head < num_bytes ? head : num_bytes;
+    memcpy(to, from, head);
+    size_t lines = (num_bytes - head) & ~(size_t)63;
+    stream_lines(to + head, from + head, lines);
+    memcpy(to + head + lines, from + head + lines, num_bytes - head - lines);
+#else
+    memcpy(target, source, num_bytes);
+#endif
+}
+
+static inline void stream_fence(void) {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+/* Gradients that are added up in the order given, each divided by its divisor first. */
+typedef struct {
+    int count;
+    const void *vectors[MAX_INPUTS];
+    int kinds[MAX_INPUTS];
+    float divisors[MAX_INPUTS];
+} inputs_t;
+
+static inline void sum_chunk(float *restrict sum, const inputs_t *inputs, Py_ssize_t start, int n) {
+    float one[CHUNK];
+    for (int k = 0; k < inputs->count; k++) {
+        float *restrict target = k == 0 ? sum : one;
+        load_chunk(target, inputs->vectors[k], inputs->kinds[k], start, n);
+        float divisor = inputs->divisors[k];
+        if (divisor != 1.0f)
+            for (int i = 0; i < n; i++) target[i] = target[i] / divisor;
+        if (k > 0)
+            for (int i = 0; i < n; i++) sum[i] = sum[i] + one[i];
+    }
+}
+
+/* Add the squares of a chunk to the lanes: element i of a block belongs to lane i % LANES. */
+static inline void add_squares(double *restrict lanes, const float *restrict g, int n) {
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) lanes[lane] = lanes[lane] + (double)g[i + lane] * (double)g[i + lane];
+    for (int lane = 0; i < n; i++, lane++) lanes[lane] = lanes[lane] + (double)g[i] * (double)g[i];
+}
+
+/* The sum of the lanes: halved until one is left. */
+static inline double add_lanes(double *lanes) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i] + lanes[i + half];
+    return lanes[0];
+}
+
+enum { ADAM, ADAM_DECAY, ADAMW, TRIAL = 4 }; /* TRIAL beside one of the others */
+enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4 };
+
+typedef struct {
+    int kind; /* 0: sgd, 1: adam, 2: adamw */
+    int has_momentum, has_nesterov, has_average, is_trial;
+    float divisor, clip; /* gradient = sum / divisor, then * clip; 1 where there is nothing to do */
+    float rate, decay;   /* step size; weight decay, for adamw: the factor of the parameters */
+    float beta1, beta2, one_minus_beta1, one_minus_beta2, inverse_root, epsilon, average_weight;
+} rule_t;
+
+/* One pass over a chunk: the sum of `count` gradients, which is left in `g`, then Adam's step from `p` into `target`.
+ *
+ * `count` and `kind` are constants where this is inlined. All that is read comes straight from memory in one loop, so that its
+ * latency hides behind the arithmetic.
+ */
+__attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule, const int count, const int kind,
+                                                             const float *const *from, float *restrict g,
+                                                             const float *p, float *target, float *restrict m,
+                                                             float *restrict v, int n) {
+    const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
+    const float w1 = rule->one_minus_beta1, b2 = rule->beta2, w2 = rule->one_minus_beta2;
+    const float root = rule->inverse_root, epsilon = rule->epsilon;
+    const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
+#pragma GCC ivdep
+    for (int i = 0; i < n; i++) {
+        float sum = x0[i], parameter = p[i];
+        if (count > 1) sum = sum + x1[i];
+        if (count > 2) sum = sum + x2[i];
+        if (count > 3) sum = sum + x3[i];
+        float mean = sum / divisor;
+        g[i] = mean;
+        float gradient = mean * clip;
+        if ((kind & ~TRIAL) == ADAM_DECAY) gradient = gradient + parameter * decay;
+        if ((kind & ~TRIAL) == ADAMW) parameter = parameter * decay;
+        float first = m[i] + (gradient - m[i]) * w1;
+        float added = gradient * gradient * w2;
+        float second = kind & TRIAL ? (added > v[i] ? added : v[i]) : v[i] * b2 + added;
+        if (!(kind & TRIAL)) {
+            m[i] = first;
+            v[i] = second;
+        }
+        target[i] = parameter - first / (sqrtf(second) * root + epsilon) * rate;
+    }
+}
+
+/* The same for SGD; `m` is NULL without momentum. */
+__attribute__((always_inline)) static inline void sgd_chunk(const rule_t *rule, const int count, const int kind,
+                                                            const float *const *from, float *restrict g, const float *p,
+                                                            float *target, float *restrict m, int n) {
+    const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
+    const float momentum = rule->beta1;
+    const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
+#pragma GCC ivdep
+    for (int i = 0; i < n; i++) {
+        float sum = x0[i], parameter = p[i];
+        if (count > 1) sum = sum + x1[i];
+        if (count > 2) sum = sum + x2[i];
+        if (count > 3) sum = sum + x3[i];
+        float mean = sum / divisor;
+        g[i] = mean;
+        float gradient = mean * clip;
+        if (kind & SGD_DECAY) gradient = gradient + parameter * decay;
+        if (kind & SGD_MOMENTUM) {
+            float moved = m[i] * momentum + gradient;
+            m[i] = moved;
+            gradient = kind & SGD_NESTEROV ? gradient + moved * momentum : moved;
+        }
+        target[i] = parameter - gradient * rate;
+    }
+}
+
+/* Choose the loop that was compiled for these constants. `from` has 4 places, the first `count` of them filled. */
+__attribute__((always_inline)) static inline void step_chunk(const rule_t *rule, int count, const float *const *from,
+                                                             float *g, const float *p, float *target, float *m, float *v,
+                                                             int n) {
+#define ADAM_CASE(KIND)                                                              \
+    case KIND:                                                                       \
+        switch (count) {                                                             \
+        case 1: adam_chunk(rule, 1, KIND, from, g, p, target, m, v, n); break;       \
+        case 2: adam_chunk(rule, 2, KIND, from, g, p, target, m, v, n); break;       \
+        case 3: adam_chunk(rule, 3, KIND, from, g, p, target, m, v, n); break;       \
+        default: adam_chunk(rule, 4, KIND, from, g, p, target, m, v, n);             \
+        }                                                                            \
+        break;
+#define SGD_CASE(KIND)                                                               \
+    case KIND:                                                                       \
+        switch (count) {                                                             \
+        case 1: sgd_chunk(rule, 1, KIND, from, g, p, target, m, n); break;           \
+        case 2: sgd_chunk(rule, 2, KIND, from, g, p, target, m, n); break;           \
+        case 3: sgd_chunk(rule, 3, KIND, from, g, p, target, m, n); break;           \
+        default: sgd_chunk(rule, 4, KIND, from, g, p, target, m, n);                 \
+        }                                                                            \
+        break;
+    if (rule->kind == 0) {
+        int kind = (rule->decay != 0.0f ? SGD_DECAY : 0) | (rule->has_momentum ? SGD_MOMENTUM : 0);
+        kind |= rule->has_momentum && rule->has_nesterov ? SGD_NESTEROV : 0;
+        switch (kind) {
+            SGD_CASE(0)
+            SGD_CASE(SGD_DECAY)
+            SGD_CASE(SGD_MOMENTUM)
+            SGD_CASE(SGD_MOMENTUM | SGD_DECAY)
+            SGD_CASE(SGD_MOMENTUM | SGD_NESTEROV)
+            SGD_CASE(SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY)
+        }
+    } else {
+        int kind = rule->kind == 2 ? ADAMW : rule->decay != 0.0f ? ADAM_DECAY : ADAM;
+        switch (rule->is_trial ? kind | TRIAL : kind) {
+            ADAM_CASE(ADAM)
+            ADAM_CASE(ADAM_DECAY)
+            ADAM_CASE(ADAMW)
+            ADAM_CASE(ADAM | TRIAL)
+            ADAM_CASE(ADAM_DECAY | TRIAL)
+            ADAM_CASE(ADAMW | TRIAL)
+        }
+    }
+}
+
+static inline void average_chunk(float weight, const float *restrict p, float *restrict a, int n) {
+    for (int i = 0; i < n; i++) a[i] = a[i] + (p[i] - a[i]) * weight;
+}
+
+typedef struct {
+    float *parameters, *target, *first, *second, *average;
+} state_t;
+
+/* Whether the inputs can be read by the loops above as they are: at most 4, float32, to be divided by nothing. */
+static int are_plain(const inputs_t *inputs) {
+    if (inputs->count > 4) return 0;
+    for (int k = 0; k < inputs->count; k++)
+        if (inputs->kinds[k] != FLOAT32 || inputs->divisors[k] != 1.0f) return 0;
+    return 1;
+}
+
+/* Sum elements [start, end) into `sum` (may be NULL), and the squares of sum / divisor into `partials`. */
+HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, double *partials, Py_ssize_t start,
+                          Py_ssize_t end) {
+    float g[CHUNK];
+    double lanes[LANES];
+    for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
+        Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
+        memset(lanes, 0, sizeof lanes);
+        for (Py_ssize_t at = block; at < block_end; at += CHUNK) {
+            int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
+            sum_chunk(g, inputs, at, n);
+            if (sum != NULL) memcpy(sum + at, g, 4 * (size_t)n);
+            if (divisor != 1.0f)
+                for (int i = 0; i < n; i++) g[i] = g[i] / divisor;
+            add_squares(lanes, g, n);
+        }
+        partials[block / NORM_BLOCK] = add_lanes(lanes);
+    }
+}
+
+/* Sum, divide, step: elements [start, end) of everything; the squares of sum / divisor into `partials`. */
+HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, double *partials,
+                           Py_ssize_t start, Py_ssize_t end) {
+    float g[CHUNK], made[CHUNK], summed[CHUNK], tried[CHUNK];
+    double lanes[LANES];
+    const int is_plain = are_plain(inputs);
+    for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
+        Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
+        memset(lanes, 0, sizeof lanes);
+        for (Py_ssize_t at = block; at < block_end; at += CHUNK) {
+            int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
+            float *first = state->first == NULL ? NULL : state->first + at;
+            float *second = state->second == NULL ? NULL : state->second + at;
+            if (rule->is_trial && rule->kind == 0 && first != NULL) first = memcpy(tried, first, 4 * (size_t)n);
+            const float *from[4] = {summed, summed, summed, summed};
+            if (is_plain)
+                for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
+            else
+                sum_chunk(summed, inputs, at, n);
+            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made, first, second, n);
+            add_squares(lanes, g, n);
+            if (rule->has_average) average_chunk(rule->average_weight, made, state->average + at, n);
+            if (state->target == state->parameters)
+                memcpy(state->target + at, made, 4 * (size_t)n);
+            else
+                stream_out(state->target + at, made, 4 * (size_t)n);
+        }
+        partials[block / NORM_BLOCK] = add_lanes(lanes);
+    }
+    stream_fence();
+}
+
+/* [(address, kind, divisor), ...] -> inputs */
+static int parse_inputs(PyObject *list, inputs_t *inputs) {
+    Py_ssize_t count = PySequence_Size(list);
+    if (count < 1 || count > MAX_INPUTS) {
+        PyErr_Format(PyExc_ValueError, "inputs: got %zd, expected 1 to %d", count, MAX_INPUTS);
+        return -1;
+    }
+    inputs->count = (int)count;
+    for (Py_ssize_t k = 0; k < count; k++) {
+        PyObject *item = PySequence_GetItem(list, k);
+        unsigned long long address;
+        int ok = item != NULL && PyArg_ParseTuple(item, "Kif", &address, &inputs->kinds[k], &inputs->divisors[k]);
+        Py_XDECREF(item);
+        if (!ok) return -1;
+        inputs->vectors[k] = (const void *)(uintptr_t)address;
+    }
+    return 0;
+}
+
+static PyObject *py_sum(PyObject *self, PyObject *args) {
+    PyObject *list;
+    unsigned long long sum, partials;
+    float divisor;
+    Py_ssize_t start, end;
+    inputs_t inputs;
+    if (!PyArg_ParseTuple(args, "OKfKnn", &list, &sum, &divisor, &partials, &start, &end)) return NULL;
+    if (parse_inputs(list, &inputs) < 0) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    sum_range(&inputs, (float *)(uintptr_t)sum, divisor, (double *)(uintptr_t)partials, start, end);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_step(PyObject *self, PyObject *args) {
+    PyObject *list;
+    unsigned long long parameters, target, first, second, average, partials;
+    Py_ssize_t start, end;
+    inputs_t inputs;
+    rule_t r;
+    if (!PyArg_ParseTuple(args, "OKKKKKKnn(iiiiifffffffffff)", &list, &parameters, &target, &first, &second, &average,
+                          &partials, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_trial,
+                          &r.divisor, &r.clip, &r.rate, &r.decay, &r.beta1, &r.beta2, &r.one_minus_beta1, &r.one_minus_beta2,
+                          &r.inverse_root, &r.epsilon, &r.average_weight))
+        return NULL;
+    if (parse_inputs(list, &inputs) < 0) return NULL;
+    state_t state = {(float *)(uintptr_t)parameters, (float *)(uintptr_t)target, (float *)(uintptr_t)first,
+                     (float *)(uintptr_t)second, (float *)(uintptr_t)average};
+    Py_BEGIN_ALLOW_THREADS
+    step_range(&inputs, &r, &state, (double *)(uintptr_t)partials, start, end);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* The largest magnitude is compared as an integer: infinity is above every number, NaN above infinity. */
+static inline uint32_t measure_chunk(const float *restrict from, int n, uint32_t largest) {
+    for (int i = 0; i < n; i++) {
+        uint32_t magnitude = to_bits(from[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+
+#if defined(__x86_64__)
+/* Copy `num_bytes`, a multiple of 64, to a target aligned to 64 bytes; the largest magnitude of the floats on the way. */
+__attribute__((target("avx2"))) static uint32_t copy_lines_avx2(char *target, const char *source, size_t num_bytes,
+                                                                int past_cache) {
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i first = _mm256_setzero_si256(), second = first;
+    for (size_t i = 0; i < num_bytes; i += 64) {
+        __m256i a = _mm256_loadu_si256((const __m256i *)(source + i));
+        __m256i b = _mm256_loadu_si256((const __m256i *)(source + i + 32));
+        first = _mm256_max_epu32(first, _mm256_and_si256(a, mask));
+        second = _mm256_max_epu32(second, _mm256_and_si256(b, mask));
+        if (past_cache) {
+            _mm256_stream_si256((__m256i *)(target + i), a);
+            _mm256_stream_si256((__m256i *)(target + i + 32), b);
+        } else {
+            _mm256_store_si256((__m256i *)(target + i), a);
+            _mm256_store_si256((__m256i *)(target + i + 32), b);
+        }
+    }
+    uint32_t lanes[8], largest = 0;
+    _mm256_storeu_si256((__m256i *)lanes, _mm256_max_epu32(first, second));
+    for (int i = 0; i < 8; i++) largest = lanes[i] > largest ? lanes[i] : largest;
+    return largest;
+}
+
+static uint32_t copy_floats_avx2(const float *source, float *target, Py_ssize_t count, int past_cache) {
+    Py_ssize_t head = (Py_ssize_t)(-(uintptr_t)target & 63) / 4;
+    head = head < count ? head : count;
+    Py_ssize_t middle = (count - head) & ~(Py_ssize_t)15, tail = head + middle;
+    memcpy(target, source, 4 * (size_t)head);
+    memcpy(target + tail, source + tail, 4 * (size_t)(count - tail));
+    uint32_t largest = copy_lines_avx2((char *)(target + head), (const char *)(source + head), 4 * (size_t)middle, past_cache);
+    largest = measure_chunk(source, (int)head, largest);
+    return measure_chunk(source + tail, (int)(count - tail), largest);
+}
+#endif
+
+HOT static uint32_t copy_and_measure(const float *source, void *target, int kind, Py_ssize_t start, Py_ssize_t end) {
+    uint32_t largest = 0;
+    float values[CHUNK];
+    uint16_t halves[CHUNK];
+    const int is_long = 4 * (end - start) >= STREAM_BYTES;
+#if defined(__x86_64__)
+    if (kind == FLOAT32 && target != NULL && has_avx2) {
+        largest = copy_floats_avx2(source + start, (float *)target + start, end - start, is_long);
+        stream_fence();
+        return largest;
+    }
+#endif
+    for (Py_ssize_t at = start; at < end; at += CHUNK) {
+        int n = end - at < CHUNK ? (int)(end - at) : CHUNK;
+        const float *restrict from = source + at;
+        if (kind == FLOAT32) {
+            largest = measure_chunk(from, n, largest);
+            if (target != NULL && is_long) stream_out((float *)target + at, from, 4 * (size_t)n);
+            if (target != NULL && !is_long) memcpy((float *)target + at, from, 4 * (size_t)n);
+            continue;
+        }
+        if (kind == BFLOAT16) {
+            for (int i = 0; i < n; i++) halves[i] = float_to_bfloat(from[i]);
+            for (int i = 0; i < n; i++) values[i] = from_bits((uint32_t)halves[i] << 16);
+        } else {
+            for (int i = 0; i < n; i++) halves[i] = float_to_half(from[i]);
+            for (int i = 0; i < n; i++) values[i] = half_to_float(halves[i]);
+        }
+        largest = measure_chunk(values, n, largest);
+        stream_out((uint16_t *)target + at, halves, 2 * (size_t)n);
+    }
+    stream_fence();
+    return largest;
+}
+
+static PyObject *py_copy_and_measure(PyObject *self, PyObject *args) {
+    unsigned long long source, target;
+    int kind;
+    Py_ssize_t start, end;
+    uint32_t largest;
+    if (!PyArg_ParseTuple(args, "KKinn", &source, &target, &kind, &start, &end)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    largest = copy_and_measure((const float *)(uintptr_t)source, (void *)(uintptr_t)target, kind, start, end);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble((double)from_bits(largest));
+}
+
+static PyObject *py_copy(PyObject *self, PyObject *args) {
+    unsigned long long source, target;
+    Py_ssize_t num_bytes;
+    if (!PyArg_ParseTuple(args, "KKn", &source, &target, &num_bytes)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    if (num_bytes >= STREAM_BYTES)
+        stream_out((void *)(uintptr_t)target, (const void *)(uintptr_t)source, (size_t)num_bytes);
+    else
+        memcpy((void *)(uintptr_t)target, (const void *)(uintptr_t)source, (size_t)num_bytes);
+    stream_fence();
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* A doorbell is a 32-bit count in shared memory: rung by adding to it, waited for by a futex on it. */
+static PyObject *py_ring(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    if (!PyArg_ParseTuple(args, "K", &address)) return NULL;
+    uint32_t *bell = (uint32_t *)(uintptr_t)address;
+    __atomic_fetch_add(bell, 1, __ATOMIC_SEQ_CST);
+    syscall(SYS_futex, bell, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_heard(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    if (!PyArg_ParseTuple(args, "K", &address)) return NULL;
+    return PyLong_FromUnsignedLong(__atomic_load_n((uint32_t *)(uintptr_t)address, __ATOMIC_SEQ_CST));
+}
+
+static PyObject *py_wait(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    unsigned int heard;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "KId", &address, &heard, &seconds)) return NULL;
+    struct timespec limit = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    Py_BEGIN_ALLOW_THREADS
+    syscall(SYS_futex, (uint32_t *)(uintptr_t)address, FUTEX_WAIT, heard, &limit, NULL, 0);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE; /* rung, timed out or interrupted: the caller looks */
+}
+
+static PyMethodDef methods[] = {
+    {"sum", py_sum, METH_VARARGS, "sum(inputs, sum, divisor, partials, start, end)"},
+    {"step", py_step, METH_VARARGS, "step(inputs, parameters, target, first, second, average, partials, start, end, rule)"},
+    {"copy_and_measure", py_copy_and_measure, METH_VARARGS, "copy_and_measure(source, target, kind, start, end) -> largest"},
+    {"copy", py_copy, METH_VARARGS, "copy(source, target, num_bytes)"},
+    {"ring", py_ring, METH_VARARGS, "ring(bell)"},
+    {"heard", py_heard, METH_VARARGS, "heard(bell) -> count"},
+    {"wait", py_wait, METH_VARARGS, "wait(bell, heard, seconds)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx")) stream_lines = stream_lines_avx;
+    has_avx2 = __builtin_cpu_supports("avx2") != 0;
+#endif
+    return PyModule_Create(&module);
+}

@@ -1,0 +1,427 @@
+"""The store's arithmetic over whole vectors, in one pass over memory where the C extension was built.
+
+Each function exists twice: in `_native.c`, and here as torch operations, for other devices and for machines without a
+compiler. Both round alike, so they give the same bits: every elementary operation is done in float32 and rounded once, in
+the order written here. Work is shared among `torch.get_num_threads()` threads; no result depends on their number.
+
+On a GPU the sum and the step are one pass of `cuda`, else torch operations over whole vectors. All functions are
+complete there when they return: what was read may be overwritten, and what was written may be read by other processes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+import math
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+_c: Any
+try:
+    from hvd_async.vectors import _native as _c
+except ImportError:  # no compiler when the package was installed
+    _c = None
+
+T = TypeVar("T")
+# Sums of squares are formed block by block; a shard begins at a multiple of this many elements.
+BLOCK = 4096
+_LANES = 64
+# Torch operations go over pieces of this size, whose intermediate results stay in the cache.
+_PIECE = 32 * BLOCK
+# Fewer elements are not worth a second thread.
+_SMALLEST_SHARE = 64 * BLOCK
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_INPUTS = 64
+
+
+@dataclass(frozen=True)
+class Input:
+    """A gradient to be summed: `vector` ([size]; float32, bfloat16 or float16), divided by `divisor` first."""
+
+    vector: torch.Tensor
+    divisor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The numbers of one optimizer step, as float32 will hold them; see `step`."""
+
+    kind: str  # "sgd", "adam", "adamw"
+    rate: float
+    """What the direction is multiplied by: for Adam with its first correction, learning rate / (1 - beta1^t)."""
+    decay: float = 0.0
+    """Added to the gradient times the parameter; for adamw: what parameters are multiplied by, 1 - learning rate * decay."""
+    beta1: float = 0.0
+    """For sgd: the momentum."""
+    beta2: float = 0.0
+    inverse_root: float = 1.0
+    """Adam's second correction, 1 / sqrt(1 - beta2^t)."""
+    epsilon: float = 0.0
+    nesterov: bool = False
+    divisor: float = 1.0
+    clip: float = 1.0
+    average_weight: float | None = None
+    """Weight of the new parameters in the moving average, where there is one."""
+    is_trial: bool = False
+    """Only `target` changes: what the step would make, and nothing else."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The vectors of an optimizer, [size] float32 each, changed in place. `target` may be `parameters`."""
+
+    parameters: torch.Tensor
+    target: torch.Tensor
+    first: torch.Tensor | None = None
+    second: torch.Tensor | None = None
+    average: torch.Tensor | None = None
+
+
+def is_compiled() -> bool:
+    """Whether the C extension was built."""
+    return _c is not None
+
+
+def sum_inputs(inputs: Sequence[Input], total: torch.Tensor | None, divisor: float, use_c: bool = True) -> list[float]:
+    """Add `inputs` (1 to MAX_INPUTS) up in order into `total` ([size] float32, may be the first input; None: nowhere).
+
+    Returns the sums of squares of total / divisor, block by block (on a GPU all in one), each exact to a double's rounding: see
+    `norm`. `use_c`: whether compiled code may be used.
+    """
+    size = inputs[0].vector.numel()
+    vectors = [each.vector for each in inputs] + ([] if total is None else [total])
+    if use_c and (fused := _fused_for(vectors, inputs)) is not None:
+        divisors = [each.divisor for each in inputs]
+        work = fused.Pass([each.vector for each in inputs], divisors, "none", {"divisor": divisor}, total)
+        return [float(fused.run(work).sum())]
+    if not _fits_c(vectors, use_c):
+        partials: list[float] = []
+        for start in range(0, size, _piece(vectors[0])):
+            piece = slice(start, start + _piece(vectors[0]))
+            summed = _sum_piece(inputs, piece)
+            if total is not None:
+                total[piece] = summed
+            partials += _squares(summed if divisor == 1.0 else _divide(summed, divisor))
+        return partials
+    squares = torch.empty(-(-size // BLOCK), dtype=torch.float64)
+    described, address = _describe(inputs), _address(total)
+    _share(
+        size,
+        lambda a, b: _c.sum(described, address, divisor, squares.data_ptr(), a, b),
+    )
+    result: list[float] = squares.tolist()
+    return result
+
+
+def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) -> list[float]:
+    """Sum `inputs` in order and make one optimizer step with the sum; returns what `sum_inputs` returns.
+
+        g = sum / divisor * clip
+        sgd:   g = g + decay * p;  m = momentum * m + g;  g = m, or g + momentum * m (nesterov);  p = p - rate * g
+        adam:  g = g + decay * p   (adamw: p = p * decay)
+               m = m + (g - m) * (1 - beta1);  v = beta2 * v + g * g * (1 - beta2)
+               p = p - m / (sqrt(v) * inverse_root + epsilon) * rate
+        average = average + (p - average) * average_weight
+
+    A trial makes the target alone; Adam's is
+
+               p = p - (m + (g - m) * (1 - beta1)) / (sqrt(max(v, g * g * (1 - beta2))) * inverse_root + epsilon) * rate
+
+    since the square of a part of an update's gradients is larger than that of all: `v` stays as it is, but where that square
+    alone will make it larger, as of an element whose gradient was 0 so far; `v` would let it jump to anywhere.
+
+    The formulas are those of torch.optim (Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2); state begins
+    as zeros. The inputs are unchanged; `state.parameters` too, unless it is the target.
+    """
+    size = state.target.numel()
+    vectors = [each.vector for each in inputs]
+    vectors += [v for v in (state.parameters, state.target, state.first, state.second, state.average) if v is not None]
+    if use_c and not rule.is_trial and (fused := _fused_for(vectors, inputs)) is not None:
+        # The copy of the sum to the CPU is what waits for the GPU.
+        return [float(fused.run(_fused_step(fused, inputs, state, rule)).sum())]
+    if not _fits_c(vectors, use_c):
+        partials: list[float] = []
+        for start in range(0, size, _piece(vectors[0])):
+            piece = slice(start, start + _piece(vectors[0]))
+            gradient = _sum_piece(inputs, piece)
+            if rule.divisor != 1.0:
+                gradient = _divide(gradient, rule.divisor)
+            partials += _squares(gradient)
+            _step_piece(gradient, state, rule, piece)
+        _wait_for(state.target)  # the sums of squares were there before the step was made
+        return partials
+    squares = torch.empty(-(-size // BLOCK), dtype=torch.float64)
+    described = _describe(inputs)
+    addresses = [_address(v) for v in (state.parameters, state.target, state.first, state.second, state.average, squares)]
+    numbers = _numbers(rule, state)
+    _share(size, lambda a, b: _c.step(described, *addresses, a, b, numbers))
+    result: list[float] = squares.tolist()
+    return result
+
+
+def zeros_apart(size: int, number: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """[size] float32 zeros. Vectors of different `number` begin at different places of a page, as a block's vectors do, so that
+    a loop over all of them finds room for each in the nearest cache."""
+    start = 144 * (number + 1) % 1024  # nine lines apart
+    return torch.zeros(size + 1024, dtype=torch.float32, device=device)[start : start + size]
+
+
+def norm(partials: Sequence[float]) -> float:
+    """The Euclidean norm from sums of squares, the same however the blocks were shared; infinite or NaN if one is."""
+    if not all(map(math.isfinite, partials)):
+        return math.nan if any(map(math.isnan, partials)) else math.inf
+    return math.sqrt(math.fsum(partials))
+
+
+def copy_and_measure(source: torch.Tensor, target: torch.Tensor | None, use_c: bool = True) -> float:
+    """Copy `source` ([size] float32) into `target` ([size]; float32, bfloat16 or float16; rounded to nearest even; perhaps on
+    another device).
+
+    Returns the largest magnitude in `target` (of `source`, if that is None): infinite or NaN if an element is.
+    """
+    if _fits_c([source] if target is None else [source, target], use_c):
+        address = _address(target)
+        kind = 0 if target is None else _KINDS[target.dtype]
+        largest = _share(
+            source.numel(),
+            lambda a, b: _c.copy_and_measure(source.data_ptr(), address, kind, a, b),
+        )
+        return math.nan if any(map(math.isnan, largest)) else max(largest, default=0.0)
+    rounded = source if target is None else source.to(target.dtype)
+    if target is not None:
+        target.copy_(rounded)
+    # Measured where the gradient is: the target may be in the memory of another GPU.
+    extremes: tuple[Any, Any] = torch.aminmax(rounded) if source.numel() else (0.0, 0.0)
+    low, high = map(float, extremes)
+    _wait_for(source, *([] if target is None else [target]))
+    return math.nan if math.isnan(low) else max(abs(low), abs(high))
+
+
+def copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy `source` into `target`, contiguous and of one dtype and size, at the speed of memory; perhaps between devices."""
+    if not _fits_c([source, target], True, anything=True):
+        target.copy_(source)
+        _wait_for(source, target)
+        return
+    width = source.element_size()
+    _share(
+        source.numel(),
+        lambda a, b: _c.copy(source.data_ptr() + a * width, target.data_ptr() + a * width, (b - a) * width),
+    )
+
+
+def _fits_c(vectors: Sequence[torch.Tensor], use_c: bool, anything: bool = False) -> bool:
+    if _c is None or not use_c:
+        return False
+    return all(v.device.type == "cpu" and v.is_contiguous() and (anything or v.dtype in _KINDS) for v in vectors)
+
+
+def _address(vector: torch.Tensor | None) -> int:
+    return 0 if vector is None else vector.data_ptr()
+
+
+def _describe(inputs: Sequence[Input]) -> list[tuple[int, int, float]]:
+    return [(each.vector.data_ptr(), _KINDS[each.vector.dtype], each.divisor) for each in inputs]
+
+
+def _numbers(rule: Rule, state: State) -> tuple[float, ...]:
+    kind = ("sgd", "adam", "adamw").index(rule.kind)
+    has_average = rule.average_weight is not None and not rule.is_trial
+    return (
+        kind, state.first is not None, rule.nesterov, has_average, rule.is_trial,
+        rule.divisor, rule.clip, rule.rate, rule.decay, rule.beta1, rule.beta2,
+        1 - rule.beta1, 1 - rule.beta2, rule.inverse_root, rule.epsilon, rule.average_weight or 0.0,
+    )  # fmt: skip
+
+
+@functools.cache
+def _pool(num_threads: int) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="hvd-async-kernels")
+
+
+def _share(size: int, work: Callable[[int, int], T]) -> list[T]:
+    """Call `work(start, end)` on ranges that cover `size` elements, whole blocks each, in several threads."""
+    num_threads = max(1, min(torch.get_num_threads(), size // _SMALLEST_SHARE))
+    num_blocks = -(-size // BLOCK)
+    bounds = [min(size, BLOCK * (num_blocks * i // num_threads)) for i in range(num_threads + 1)]
+    others = [_pool(num_threads).submit(work, a, b) for a, b in itertools.pairwise(bounds[1:])]
+    return [work(0, bounds[1]), *(other.result() for other in others)]
+
+
+# --- On a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def _fused_for(vectors: Sequence[torch.Tensor], inputs: Sequence[Input]) -> types.ModuleType | None:
+    """`cuda`, if it takes these."""
+    device = vectors[0].device
+    fused = _fused(device) if device.type == "cuda" else None
+    return fused if fused is not None and fused.fits(vectors, [each.vector for each in inputs]) else None
+
+
+@functools.cache
+def _fused(device: torch.device) -> types.ModuleType | None:
+    """`cuda`, if it runs on `device`."""
+    try:
+        from hvd_async.vectors import cuda
+    except ImportError:
+        return None
+    try:
+        cuda.try_out(device)
+    except Exception as error:  # Triton raises its own, the C compiler's, the driver's: torch operations serve instead
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"updates on {device} run as torch operations: Triton: {reason}", RuntimeWarning, stacklevel=2)
+        return None
+    return cuda
+
+
+def _fused_step(fused: types.ModuleType, inputs: Sequence[Input], state: State, rule: Rule) -> Any:
+    numbers = {
+        "divisor": rule.divisor,
+        "clip": rule.clip,
+        "rate": rule.rate,
+        "decay": rule.decay,
+        "beta1": rule.beta1,
+        "beta2": rule.beta2,
+        "rest1": 1 - rule.beta1,
+        "rest2": 1 - rule.beta2,
+        "inverse_root": rule.inverse_root,
+        "epsilon": rule.epsilon,
+    }
+    if rule.average_weight is not None:
+        numbers["average_weight"] = rule.average_weight
+    return fused.Pass(
+        sources=[each.vector for each in inputs],
+        divisors=[each.divisor for each in inputs],
+        rule=rule.kind,
+        numbers=numbers,
+        target=state.target,
+        parameters=state.parameters,
+        first=state.first,
+        second=state.second,
+        average=state.average,
+        nesterov=rule.nesterov,
+    )
+
+
+def _wait_for(*vectors: torch.Tensor) -> None:
+    """Wait for all that this thread has given to the GPUs of `vectors`, if they are on any.
+
+    A copy between two GPUs runs on a stream of the one, and the other's waits for it: both are asked.
+    """
+    for device in {vector.device for vector in vectors if vector.device.type == "cuda"}:
+        torch.cuda.current_stream(device).synchronize()
+
+
+# --- The same as torch operations -------------------------------------------------------------------------------------
+
+
+def _piece(vector: torch.Tensor) -> int:
+    """A GPU has no cache for pieces to stay in, and each of them would be a launch."""
+    return _PIECE if vector.device.type == "cpu" else max(1, vector.numel())
+
+
+def _divide(vector: torch.Tensor, divisor: float) -> torch.Tensor:
+    """On a GPU torch multiplies by the reciprocal of a number, which rounds twice; of a tensor it does not."""
+    if vector.device.type == "cpu":
+        return vector / divisor
+    return vector / torch.full((), divisor, dtype=vector.dtype, device=vector.device)
+
+
+def _sum_piece(inputs: Sequence[Input], piece: slice) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    for each in inputs:
+        gradient = each.vector[piece].float()
+        if each.divisor != 1.0:
+            gradient = _divide(gradient, each.divisor)
+        total = gradient if total is None else total + gradient
+    assert total is not None
+    return total
+
+
+def _squares(gradient: torch.Tensor) -> list[float]:
+    """The sum of squares of each block: in lanes (element i of a block in lane i % 64), which are then halved."""
+    if gradient.device.type != "cpu":
+        return [float(gradient.double().square_().sum())]
+    num_blocks = -(-gradient.numel() // BLOCK)
+    squares = torch.zeros(num_blocks * BLOCK, dtype=torch.float64, device=gradient.device)
+    squares[: gradient.numel()] = gradient.double().square()
+    rows = squares.view(num_blocks, -1, _LANES).unbind(1)
+    lanes = rows[0]
+    for row in rows[1:]:
+        lanes = lanes + row
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    result: list[float] = lanes.flatten().tolist()
+    return result
+
+
+def _square_root(values: torch.Tensor) -> torch.Tensor:
+    """Rounded correctly, which torch's own float32 square root on CPU is not where MKL computes it."""
+    return values.double().sqrt().float() if values.device.type == "cpu" else values.sqrt()
+
+
+def _tried(vector: torch.Tensor, rule: Rule) -> torch.Tensor:
+    return vector.clone() if rule.is_trial else vector
+
+
+def _step_piece(gradient: torch.Tensor, state: State, rule: Rule, piece: slice) -> None:
+    parameters = state.parameters[piece]
+    if rule.clip != 1.0:
+        gradient = gradient * rule.clip
+    if rule.kind == "adamw":
+        parameters = parameters * rule.decay
+    elif rule.decay:
+        gradient = gradient + parameters * rule.decay
+    if rule.kind == "sgd":
+        if state.first is not None:
+            first = _tried(state.first[piece], rule)
+            first.mul_(rule.beta1).add_(gradient)
+            gradient = gradient + first * rule.beta1 if rule.nesterov else first
+        parameters = parameters - gradient * rule.rate
+    else:
+        assert state.first is not None and state.second is not None
+        first, second = _tried(state.first[piece], rule), state.second[piece]
+        first.add_((gradient - first).mul_(1 - rule.beta1))
+        added = (gradient * gradient).mul_(1 - rule.beta2)
+        second = torch.where(added > second, added, second) if rule.is_trial else second.mul_(rule.beta2).add_(added)
+        direction = first / _square_root(second).mul_(rule.inverse_root).add_(rule.epsilon)
+        parameters = parameters - direction.mul_(rule.rate)
+    state.target[piece] = parameters
+    if state.average is not None and rule.average_weight is not None and not rule.is_trial:
+        average = state.average[piece]
+        average.add_((parameters - average).mul_(rule.average_weight))
+
+
+# --- Doorbells --------------------------------------------------------------------------------------------------------
+
+
+def has_doorbells() -> bool:
+    """Whether `ring`, `heard` and `wait` may be used; else poll."""
+    return _c is not None
+
+
+def ring(address: int) -> None:
+    """Add 1 to the 32-bit count at `address` (shared memory) and wake all threads and processes that wait for it."""
+    _compiled().ring(address)
+
+
+def heard(address: int) -> int:
+    """The count at `address`, for a later `wait`: read it before looking at what the bell announces."""
+    return int(_compiled().heard(address))
+
+
+def wait(address: int, before: int, seconds: float) -> None:
+    """Sleep until the count at `address` differs from `before`, or `seconds` have passed, or without any reason."""
+    _compiled().wait(address, before, seconds)
+
+
+def _compiled() -> Any:
+    assert _c is not None, "ask has_doorbells first"
+    return _c

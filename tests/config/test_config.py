@@ -1,0 +1,434 @@
+"""Configuration files: what is read, and exactly what is said of each fault."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pydantic
+import pytest
+
+from hvd_async.comparison.suite import SuiteConfig
+from hvd_async.config import ArrivalsFrom, RunConfig, dump_config, load_config, parse_config
+from hvd_async.errors import ConfigError
+
+SMALLEST: dict[str, Any] = {"output": "runs/x", "data": {"folder": "data"}, "training": {"epochs": 1}}
+TEXT = "output: runs/x\ndata: {folder: data}\ntraining: {epochs: 1}\n"
+
+
+def parse(**sections: Any) -> RunConfig:
+    return parse_config({**SMALLEST, **sections}, source="config.yaml")
+
+
+def faults(**sections: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(**sections)
+    return str(caught.value).splitlines()
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+# --- Faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_faults_of_a_file_are_reported_at_once() -> None:
+    lines = faults(
+        sead=3,
+        model={"width": 6, "heads": 4},
+        optimizer={"learning_rate": "fast", "betas": [0.9, 1.5]},
+        strategy={"kind": "asink"},
+        validation=3,
+    )
+    assert lines == [
+        "config.yaml: model: width: got 6, expected an even multiple of heads (4)",
+        "config.yaml: optimizer.learning_rate: got 'fast', expected: a valid number",
+        "config.yaml: optimizer.betas.1: got 1.5, expected: less than 1",
+        "config.yaml: strategy.kind: got 'asink', expected: 'single', 'horovod', 'ddp' or 'async'",
+        "config.yaml: validation: got 3, expected: a valid dictionary or instance of ValidationConfig",
+        "config.yaml: sead: unknown key; did you mean 'seed'?",
+    ]
+
+
+def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
+    assert faults(optimizer={"schedule": {"warm_up": 3}}) == [
+        "config.yaml: optimizer.schedule.warm_up: unknown key; did you mean 'warmup'?"
+    ]
+
+
+def test_an_unknown_key_like_no_other_gets_all_names() -> None:
+    assert faults(vocabulary={"zzz": 1}) == [
+        "config.yaml: vocabulary.zzz: unknown key; expected one of character_coverage, kind, normalization, size"
+    ]
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"output": "x", "training": {"epochs": 1}, "data": {}}, source="a.yaml")
+    assert str(caught.value) == "a.yaml: data.folder: missing, expected a value"
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "many", None, {"version": 0}])
+def test_wrong_arrivals_per_update_are_one_line(value: object) -> None:
+    assert faults(strategy={"arrivals_per_update": value}) == [
+        f"config.yaml: strategy.arrivals_per_update: got {value!r},"
+        " expected a whole number >= 1, 'workers', or a list of {version, arrivals}"
+    ]
+
+
+def test_faults_in_a_schedule_of_arrivals_name_the_key_of_the_entry() -> None:
+    schedule = [{"version": -1, "arrivals": 0}, {"version": 3, "arivals": 2}, {"version": 4, "arrivals": [1]}]
+    assert faults(strategy={"arrivals_per_update": schedule}) == [
+        "config.yaml: strategy.arrivals_per_update.0.version: got -1, expected: greater than or equal to 0",
+        "config.yaml: strategy.arrivals_per_update.0.arrivals: got 0, expected a whole number >= 1 or 'workers'",
+        "config.yaml: strategy.arrivals_per_update.1.arrivals: missing, expected a value",
+        "config.yaml: strategy.arrivals_per_update.1.arivals: unknown key; did you mean 'arrivals'?",
+        "config.yaml: strategy.arrivals_per_update.2.arrivals: got [1], expected a whole number >= 1 or 'workers'",
+    ]
+
+
+@pytest.mark.parametrize("elsewhere", [{"kind": "ddp"}, {"lockstep": True}, {"arrivals_per_update": 1}])
+def test_what_provisional_parameters_need_is_not_asked_for_where_there_are_none(elsewhere: dict[str, Any]) -> None:
+    assert parse(strategy={"kind": "async", "provisional": True, "reduction": "sum", **elsewhere}).strategy.provisional
+
+
+def test_in_lockstep_nobody_waits_for_a_bound_as_well() -> None:
+    lockstep = {"kind": "async", "lockstep": True, "max_staleness": 2}
+    assert faults(strategy=lockstep) == [
+        "config.yaml: strategy: max_staleness: got 2 with lockstep true and on_stale wait, expected none; in lock-step each"
+        " worker waits for its update already"
+    ]
+    assert parse(strategy={**lockstep, "on_stale": "drop"}).strategy.max_staleness == 2
+    assert parse(strategy={**lockstep, "kind": "single"}).strategy.max_staleness == 2
+
+
+@pytest.mark.parametrize("versions", [[], [1], [0, 3, 2], [0, 2, 2]])
+def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> None:
+    schedule = [{"version": version, "arrivals": 1} for version in versions]
+    assert faults(strategy={"arrivals_per_update": schedule}) == [
+        f"config.yaml: strategy.arrivals_per_update: got versions {versions}, expected a rising list that begins with 0"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"model": {"width": 12, "heads": 4}}, "model: width: got 12, expected an even multiple of heads (4)"),
+        (
+            {"model": {"kind": "gru", "width": 7}},
+            "model: width: got 7, expected an even number for kind gru, half for each direction",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear"}}},
+            "optimizer.schedule: total: got None, expected more than warmup (0) for kind linear",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear", "warmup": 5, "total": 5}}},
+            "optimizer.schedule: total: got 5, expected more than warmup (5) for kind linear",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "constant", "total": 5}}},
+            "optimizer.schedule: total: got 5, expected no value for kind constant; remove it or use linear",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear", "total": 5}}, "training": {"updates": 6}},
+            "(top level): training.updates: got 6, expected at most optimizer.schedule.total (5); the rate is 0 from there on,"
+            " and nothing would be learned",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear", "unit": "tokens", "total": 5}}, "training": {"tokens": 6}},
+            "(top level): training.tokens: got 6, expected at most optimizer.schedule.total (5); the rate is 0 from there on,"
+            " and nothing would be learned",
+        ),
+        (
+            {"optimizer": {"momentum": 0.9}},
+            "optimizer: momentum, nesterov: expected no value for kind adam; they belong to sgd",
+        ),
+        (
+            {"optimizer": {"kind": "sgd", "nesterov": True}},
+            "optimizer: nesterov: got true, expected momentum > 0 beside it",
+        ),
+        (
+            {"store": {"device": "cuda", "shards": 2}},
+            "store: device: got cuda with shards 2, expected cpu; the first shard reads the state of the others in the memory of"
+            " their hosts",
+        ),
+        (
+            {"strategy": {"kind": "async", "provisional": True, "reduction": "sum"}},
+            "strategy: provisional: got true with reduction sum, expected false, or token_mean; the sum of some arrivals"
+            " makes a shorter step than that of all",
+        ),
+        (
+            {"strategy": {"kind": "async", "provisional": True, "staleness_policy": "delay_compensation"}},
+            "strategy: provisional: got true with staleness_policy delay_compensation, expected false, or none or inverse;"
+            " what it corrects is measured from the version, not from where the gradient was computed",
+        ),
+        ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens, updates, seconds"),
+        (
+            {"training": {"epochs": 1, "updates": 2}},
+            "training: got {'epochs': 1, 'updates': 2}, expected exactly one of epochs, tokens, updates, seconds",
+        ),
+        (
+            {"validation": {"patience": 2}},
+            "validation: patience: expected `when: during` and a value for `every` beside it",
+        ),
+        (
+            {"validation": {"patience": 2, "every": 5, "when": "after"}},
+            "validation: patience: expected `when: during` and a value for `every` beside it",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together(sections: dict[str, Any], line: str) -> None:
+    assert faults(**sections) == [f"config.yaml: {line}"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_are_finite(value: float) -> None:
+    assert len(faults(optimizer={"learning_rate": value})) == 1
+
+
+def test_the_width_of_a_gru_need_not_fit_heads() -> None:
+    assert parse(model={"kind": "gru", "width": 6, "heads": 4}).model.width == 6
+    assert parse().model.kind == "transformer"
+
+
+def test_values_are_not_converted() -> None:
+    assert faults(seed="1", training={"epochs": 1, "allow_sharing": 1}) == [
+        "config.yaml: seed: got '1', expected: a valid integer",
+        "config.yaml: training.allow_sharing: got 1, expected: a valid boolean",
+    ]
+
+
+# --- Files and overrides ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", ".1e-2", "+1e-3", "0.001"])
+def test_exponents_are_numbers(file: pathlib.Path, text: str) -> None:
+    file.write_text(TEXT + f"optimizer: {{learning_rate: {text}}}\n", encoding="utf-8")
+    assert load_config(file).optimizer.learning_rate == 0.001
+
+
+def test_overrides_are_yaml_and_the_last_stands(file: pathlib.Path) -> None:
+    config = load_config(
+        file,
+        [
+            "strategy.arrivals_per_update=4",
+            "optimizer.schedule.warmup=7",
+            "optimizer.learning_rate=2e-3",
+            "training.epochs=2",
+            "training.epochs=null",
+            "training.updates=9",
+            "emulation.slow_workers={0: 2.0}",
+            "output=runs/a=b",
+        ],
+    )
+    assert config.strategy.arrivals_per_update == 4
+    assert config.optimizer.schedule.warmup == 7 and config.optimizer.learning_rate == 0.002
+    assert (config.training.epochs, config.training.updates) == (None, 9)
+    assert config.emulation.slow_workers == {0: 2.0}
+    assert config.output == "runs/a=b"
+    assert config.data.folder == "data"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "--set seed: expected key.path=value, such as strategy.arrivals_per_update=4"),
+        ("=3", "--set =3: expected key.path=value, such as strategy.arrivals_per_update=4"),
+        ("model..width=3", "--set model..width=3: expected key.path=value, such as strategy.arrivals_per_update=4"),
+        ("output.x=3", "--set output.x=3: output holds text, expected a section of keys"),
+    ],
+)
+def test_an_override_that_cannot_be_read(file: pathlib.Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [override])
+    assert str(caught.value) == message
+
+
+def test_an_override_whose_value_is_not_yaml(file: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set seed=\[: the value is not YAML: "):
+        load_config(file, ["seed=["])
+
+
+def test_an_override_fills_an_empty_section(file: pathlib.Path) -> None:
+    file.write_text(TEXT + "model:\n", encoding="utf-8")
+    assert load_config(file, ["model.heads=2"]).model.heads == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not YAML"),
+        ("- 1", "got a list, expected keys"),
+        ("", "got nothing, expected keys"),
+        ("7", "got 7, expected"),
+    ],
+)
+def test_a_file_that_holds_no_keys(file: pathlib.Path, text: str, message: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="no such file; expected the YAML configuration of a run"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_text(file: pathlib.Path) -> None:
+    file.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(file)
+
+
+# --- Values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {
+            "seed": -3,
+            "strategy": {
+                "kind": "async",
+                "arrivals_per_update": [{"version": 0, "arrivals": 1}, {"version": 9, "arrivals": "workers"}],
+            },
+            "optimizer": {"epsilon": 1e-9, "betas": [0.5, 0.25], "schedule": {"kind": "linear", "total": 7}},
+            "emulation": {"slow_workers": {1: 2.5}},
+            "data": {"folder": "späte Daten: #1"},
+        },
+    ],
+    ids=["defaults", "everything"],
+)
+def test_dump_and_load_is_the_same_configuration(tmp_path: pathlib.Path, sections: dict[str, Any]) -> None:
+    config = parse(**sections)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_a_dump_names_every_key() -> None:
+    lines = dump_config(parse()).splitlines()
+    assert "  published_buffers: 3" in lines and "  prepared: null" in lines and "    warmup: 0" in lines
+
+
+def test_a_schedule_of_arrivals_becomes_entries() -> None:
+    schedule = [{"version": 0, "arrivals": 1}, {"version": 5, "arrivals": "workers"}]
+    assert parse(strategy={"arrivals_per_update": schedule}).strategy.arrivals_per_update == (
+        ArrivalsFrom(version=0, arrivals=1),
+        ArrivalsFrom(version=5, arrivals="workers"),
+    )
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        parse().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_the_configurations_that_we_ship_are_valid(path: pathlib.Path) -> None:
+    load_config(path)
+
+
+# --- Bounds and paths -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "most"),
+    [
+        ("model", "width", 10**18, "1048576"),
+        ("model", "encoder_layers", 10**40, "1000"),
+        ("vocabulary", "size", 5 * 10**11, "1000000"),
+        ("batching", "tokens", 10**16, "1000000000000000"),
+        ("optimizer", "learning_rate", 1e300, "34" + "0" * 37),
+        ("strategy", "store_timeout_seconds", 1e300, "1000000000"),
+        ("store", "shards", 10**6, "10000"),
+        ("decoding", "beam", 10**6, "1000"),
+        ("simulation", "workers", 2**63, "100000"),
+        ("emulation", "seconds", 1e12, "1000000000"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(section: str, key: str, value: float, most: str) -> None:
+    (line,) = faults(**{section: {key: value}})
+    assert line == f"config.yaml: {section}.{key}: got {value!r}, expected: less than or equal to {most}"
+
+
+def test_threads_and_seed_stay_within_what_libraries_take() -> None:
+    assert faults(training={"epochs": 1, "threads": 100_000}, seed=10**26) == [
+        f"config.yaml: seed: got {10**26}, expected: less than 9223372036854775808",
+        "config.yaml: training.threads: got 100000, expected: less than or equal to 1024",
+    ]
+
+
+def test_every_number_of_a_configuration_has_both_bounds() -> None:
+    """Also those of maps and lists: what has none would reach a library as it is."""
+
+    def unbounded(schema: Any, path: str) -> list[str]:
+        if isinstance(schema, list):
+            return [found for part in schema for found in unbounded(part, path)]
+        if not isinstance(schema, dict):
+            return []
+        found = [each for key, part in schema.items() if key != "default" for each in unbounded(part, f"{path}.{key}")]
+        if (
+            schema.get("type") in ("integer", "number")
+            and "enum" not in schema
+            and not (
+                ("minimum" in schema or "exclusiveMinimum" in schema)
+                and ("maximum" in schema or "exclusiveMaximum" in schema)
+            )
+        ):
+            found.append(path)
+        return found
+
+    assert unbounded(RunConfig.model_json_schema(), "") == []
+    assert unbounded(SuiteConfig.model_json_schema(), "") == []
+
+
+@pytest.mark.parametrize("key", ["output", "data.folder", "data.prepared", "emulation.trace"])
+def test_a_tilde_is_the_home_folder_in_every_path(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    value: Any = load_config(file, [f"{key}=~/a~b"]).model_dump()
+    for part in key.split("."):
+        value = value[part]
+    assert value == "/home/anna/a~b"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "got an empty path, expected that of a file or folder; the current folder is '.'"),
+        (
+            "a\nhvd-async: b",
+            "got 'a\\nhvd-async: b', expected a path in UTF-8 without control characters; rename what has it",
+        ),
+        ("a\x1b[31m", "got 'a\\x1b[31m', expected a path in UTF-8 without control characters; rename what has it"),
+        ("caf\udce9", "got 'caf\\udce9', expected a path in UTF-8 without control characters; rename what has it"),
+        ("a\0", "got 'a\\x00', expected a path in UTF-8 without control characters; rename what has it"),
+        (
+            "~nobody-of-that-name/x",
+            "got '~nobody-of-that-name/x', whose home folder is not known; write it out, or './~nobody-of-that-name/x' for a"
+            " name with a tilde",
+        ),
+    ],
+)
+def test_paths_that_cannot_be_used_are_refused(path: str, reason: str) -> None:
+    assert faults(output=path, data={"folder": path}) == [
+        f"config.yaml: output: {reason}",
+        f"config.yaml: data.folder: {reason}",
+    ]
+
+
+def test_a_suite_is_no_run(file: pathlib.Path) -> None:
+    file.write_text("base: b.yaml\nvariants: {}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(file)
+    assert str(raised.value) == (
+        f"{file}: got a suite, expected the configuration of a run; compute it with `hvd-async compare {file}`"
+    )

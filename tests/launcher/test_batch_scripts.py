@@ -1,0 +1,200 @@
+"""What `hvd-async launch --slurm` and `compare --slurm` write, and refuse to write; on a real Slurm they run in `tests/slurm`."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from hvd_async.__main__ import main
+from tests.mpi.runs import write_config
+
+
+def write_run(folder: pathlib.Path, **sections: Any) -> str:
+    return str(write_config(folder, strategy={"kind": "async", **sections.pop("strategy", {})}, **sections))
+
+
+def write_suite(folder: pathlib.Path, **changes: Any) -> str:
+    write_run(folder)
+    suite = {
+        "base": "run.yaml",
+        "workers": 3,
+        "budget": {"updates": 4},
+        "measure_every": 100,
+        "baseline": "all",
+        "variants": {"all": {}, "one": {"strategy.arrivals_per_update": 1}},
+        **changes,
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(suite))
+    return str(folder / "tiny.yaml")
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_script_has_the_values_it_was_asked_for(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch", write_run(tmp_path), "--slurm", "--nodes", "3", "--gpus-per-node", "2", "--time", "1:30:00"]
+    words += [
+        "--sbatch=--partition=gpu",
+        "--job-name",
+        "mine",
+        "--set",
+        "seed=2",
+        "--resume",
+        "--starter",
+        "mpirun",
+        "--mpi",
+        "mpich",
+    ]
+    assert main(words) == 0
+    lines = lines_of(capsys)
+    directives = [line.partition("  ")[0].removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+    assert directives == [
+        "--job-name=mine",
+        "--nodes=3",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=4",
+        "--gpus-per-node=2",
+        "--time=1:30:00",
+        "--output=%x-%j.out",
+        "--signal=B:USR1@120",
+        "--partition=gpu",
+    ]
+    assert f"config=${{1:-{tmp_path / 'run.yaml'}}}" in lines
+    assert any(line.startswith('options=(--set seed=2 --resume --mpi mpich "${@:2}")') for line in lines)
+    assert any(line.startswith(f"environment={sys.prefix} ") for line in lines)
+    assert any(line.startswith("starter=mpirun ") for line in lines)
+    assert lines[-1] == 'exec hvd-async launch "$config" --starter "$starter" "${options[@]}"'
+
+
+def test_a_store_of_several_shards_has_as_many_nodes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", write_run(tmp_path, store={"shards": 3}), "--slurm", "heterogeneous"]) == 0
+    nodes = [line for line in lines_of(capsys) if line.startswith("#SBATCH --nodes")]
+    assert nodes == ["#SBATCH --nodes=3", "#SBATCH --nodes=2"]
+
+
+def test_a_single_process_asks_for_one(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", write_run(tmp_path, strategy={"kind": "single"}), "--slurm"]) == 0
+    lines = lines_of(capsys)
+    assert "#SBATCH --nodes=1" in lines and any(line.startswith("#SBATCH --ntasks-per-node=1 ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words", "status", "message"),
+    [
+        ({}, ["--slurm", "train-requeue", "--overwrite"], 2, "--overwrite: got it beside --slurm train-requeue"),
+        ({}, ["--slurm", "heterogeneous", "--starter", "mpirun"], 2, "--starter: got mpirun beside --slurm heterogeneous"),
+        ({}, ["--slurm", "--hosts", "a:2"], 2, "--hosts: got a:2 beside --slurm"),
+        ({}, ["--nodes", "2"], 2, "--nodes: got it without --slurm"),
+        ({}, ["--submit"], 2, "--submit: got it without --slurm"),
+        ({}, ["--slurm", "--nodes", "0"], 2, "--nodes: got 0"),
+        ({}, ["--slurm", "--gpus-per-node", "0"], 2, "--gpus-per-node: got 0"),
+        ({}, ["--slurm", "--workers", "9"], 4, "--workers: got 9, expected at most 8, the tasks of this job"),
+        (
+            {"training": {"device": "auto"}},
+            ["--slurm", "--gpus-per-node", "2", "--workers-per-node", "3"],
+            4,
+            "finds no GPU of its own",
+        ),
+        ({"strategy": {"kind": "horovod"}}, ["--slurm", "heterogeneous"], 4, "--store-apart: expected strategy async"),
+        (
+            {"strategy": {"kind": "single"}},
+            ["--slurm", "--workers-per-node", "2", "--workers", "2"],
+            4,
+            "expected 1 for strategy single",
+        ),
+    ],
+)
+def test_a_script_that_could_not_run_is_not_written(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    sections: dict[str, Any],
+    words: list[str],
+    status: int,
+    message: str,
+) -> None:
+    assert main(["launch", write_run(tmp_path, **sections), *words]) == status
+    captured = capsys.readouterr()
+    assert message in captured.err and not captured.out
+
+
+def test_the_script_of_a_suite_asks_for_its_workers(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", write_suite(tmp_path), "--output", "my runs", "--slurm", "--jobs", "2", "--only", "*"]) == 0
+    lines = lines_of(capsys)
+    assert "#SBATCH --nodes=1" in lines and any(line.startswith("#SBATCH --ntasks-per-node=3 ") for line in lines)
+    assert any(line.startswith("folder='my runs' ") for line in lines) and any(
+        line.startswith("at_once=2 ") for line in lines
+    )
+    assert any(line.startswith("options=(--only '*' \"${@:2}\")") for line in lines)
+
+
+def test_simulated_runs_have_one_process(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", write_suite(tmp_path, launcher="simulate"), "--slurm"]) == 0
+    assert any(line.startswith("#SBATCH --ntasks-per-node=1 ") for line in lines_of(capsys))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--slurm", "--gpus-per-node", "2"], "--workers-per-node: got 2 on 1 nodes, expected room for 3 workers"),
+        (["--slurm", "--only", "nobody"], "--only: got 'nobody'"),
+        (["--slurm", "--count"], "--count: got it beside --slurm"),
+        (["--workers-per-node", "2"], "--workers-per-node: got it without --slurm"),
+    ],
+)
+def test_a_suites_script_that_could_not_run_is_not_written(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["compare", write_suite(tmp_path), "--output", str(tmp_path / "out"), *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and not captured.out
+
+
+def test_submitting_where_there_is_no_slurm_is_one_line(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["launch", write_run(tmp_path), "--slurm", "--submit"]) == 4
+    assert (
+        "sbatch: cannot be started: No such file or directory; --submit needs a machine with Slurm"
+        in capsys.readouterr().err
+    )
+
+
+# The script that puts a job back into the queue, with programs in place of Slurm's that say what they were asked.
+@pytest.mark.parametrize(
+    ("launch", "squeue", "restarts", "status", "is_requeued"),
+    [
+        ("exit 0", "echo RUNNING", "", 0, False),
+        ("exit 143", "echo RUNNING", "", 0, True),
+        ("exit 138", "echo RUNNING", "3", 0, True),
+        ("exit 143", "echo COMPLETING", "", 143, False),  # cancelled, or out of time
+        ("exit 143", "exit 1", "", 143, False),  # nobody says that it runs
+        ("exit 143", "echo RUNNING", "100", 143, False),  # often enough
+        ("exit 2", "echo RUNNING", "", 2, False),
+        ("exit 5", "echo RUNNING", "", 5, False),
+        ("exit 1", "echo RUNNING", "", 1, False),  # all nodes answer
+    ],
+)
+def test_what_goes_back_into_the_queue(
+    tmp_path: pathlib.Path, launch: str, squeue: str, restarts: str, status: int, is_requeued: bool
+) -> None:
+    programs = {"hvd-async": launch, "squeue": squeue, "srun": "exit 0", "scontrol": 'echo "asked: $*"', "sleep": "exit 0"}
+    for name, text in programs.items():
+        path = tmp_path / ".venv" / "bin" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    script = pathlib.Path(__file__).parents[2] / "slurm" / "train-requeue.sbatch"
+    environ = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    environ |= {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    done = subprocess.run(
+        ["bash", script], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == status, done
+    assert ("asked: requeue 7" in done.stdout) == is_requeued, done

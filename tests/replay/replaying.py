@@ -1,0 +1,57 @@
+"""Runs of the toy computed again, and what their logs say."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hvd_async.errors import DivergedError
+from hvd_async.replay.replay import ReplayOptions, Verdict, replay
+from hvd_async.training.run import TrainOptions, train
+from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
+
+
+def quiet(_: str) -> None:
+    """Says nothing."""
+
+
+def replay_toy(folder: pathlib.Path, settings: Settings, **options: Any) -> Verdict:
+    """Compute the toy run in `folder` again, in this process and without its faults."""
+    task = ToyTask(dataclasses.replace(settings, faults=[], uneven=None), rank=0)
+    return replay(folder, lambda _: task, ReplayOptions(**options), quiet)
+
+
+def run_single(
+    folder: pathlib.Path, num_batches: int = 12, resume: bool = False, diverges: bool = False, **sections: Any
+) -> Settings:
+    """The toy in one process, in `folder`, with digests of every fifth version."""
+    training = {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "digest_every": 5}
+    sections = {**sections, "training": {**training, **sections.get("training", {})}}
+    settings = Settings(make_config(folder, **sections), num_batches=num_batches)
+    config = parse_config(settings.config, source="toy")
+    with pytest.raises(DivergedError) if diverges else contextlib.nullcontext():
+        train(config, lambda _: ToyTask(settings, rank=0), TrainOptions(resume=resume), environ={})
+    return settings
+
+
+def read_log(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """All events."""
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def edit_log(folder: pathlib.Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Let `change` alter the list of events in place."""
+    events = read_log(folder)
+    change(events)
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def nth(events: list[dict[str, Any]], kind: str, number: int) -> dict[str, Any]:
+    """The event of `kind` number 0, 1, ..."""
+    return [event for event in events if event["event"] == kind][number]

@@ -1,0 +1,272 @@
+"""Replay of what real ranks did: with stale gradients, rounded, dropped, summed by node, interrupted; equal to the last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import signal
+from typing import Any
+
+import pytest
+
+from hvd_async.__main__ import main
+from hvd_async.errors import DifferenceError
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from tests.mpi.runs import events_of, resumed, run_toy, summary_of
+from tests.mpi.toy import Settings, make_config
+from tests.ranks import run_ranks
+from tests.replay.replaying import edit_log, nth, read_log, replay_toy
+
+pytestmark = pytest.mark.mpi
+
+ADAM = {"clip_norm": 0.5, "average_decay": 0.9, "schedule": {"unit": "tokens", "warmup": 100}}
+FEW = {"keep": 0.05, "error_feedback": True}
+ROUNDED = {"dtype": "bfloat16", "error_feedback": True}
+
+
+def settings(
+    folder: pathlib.Path,
+    strategy: dict[str, Any],
+    push: dict[str, Any] | None = None,
+    num_batches: int | None = 60,
+    **sections: Any,
+) -> Settings:
+    """The toy with uneven steps and enough elements for several shards, of which 5 % are hundreds."""
+    training = {"epochs": 1, "device": "cpu", "tensorboard": False, "digest_every": 5}
+    sections = {"optimizer": ADAM, **sections, "training": {**training, **sections.get("training", {})}}
+    config = make_config(folder, strategy={"kind": "async", **strategy}, push=push or {}, **sections)
+    return Settings(config, num_batches=num_batches, uneven=3, hidden=2000)
+
+
+def assert_equal(folder: pathlib.Path, run: Settings) -> None:
+    """Replayed, the whole run is equal; there was something to compare."""
+    verdict = replay_toy(folder, run)
+    updates, arrivals = events_of(folder, "update"), events_of(folder, "arrival")
+    assert verdict.versions == len(updates) == verdict.digested > 0
+    assert verdict.arrivals == sum(update["arrivals"] for update in updates) <= len(arrivals)
+    assert verdict.digests == len(events_of(folder, "digest")) >= 2 + (verdict.versions - 1) // 5
+
+
+# Each shows its own mechanism; all but the last are stale.
+ORDINARY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "four": ({"arrivals_per_update": 4}, {}),
+    "few": ({"arrivals_per_update": 2, "staleness_policy": "delay_compensation"}, {**FEW, "dtype": "float16"}),
+    "stale": ({"arrivals_per_update": 1, "max_staleness": 1, "on_stale": "drop"}, ROUNDED),
+    "team": ({"arrivals_per_update": 1}, {**ROUNDED, "node_sum": True, "overlap": True}),
+    "provisional": ({"arrivals_per_update": 4, "provisional": True}, ROUNDED),
+}
+MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "inverse": ({"arrivals_per_update": 1, "staleness_policy": "inverse"}, ROUNDED),
+    "half": ({"arrivals_per_update": 2, "staleness_policy": "inverse"}, {"dtype": "float16"}),
+    "bounded": ({"arrivals_per_update": 2, "max_staleness": 2}, {"overlap": True}),
+    "compensated": ({"arrivals_per_update": 1, "staleness_policy": "delay_compensation"}, {"overlap": True}),
+    "stale_few": ({"arrivals_per_update": 1, "max_staleness": 1, "on_stale": "drop"}, FEW),
+    "warm": ({"arrivals_per_update": 1, "synchronous_versions": 6, "reduction": "sum"}, FEW),
+    "schedule": (
+        {"arrivals_per_update": [{"version": 0, "arrivals": 1}, {"version": 7, "arrivals": 5}], "pending": "drop"},
+        ROUNDED,
+    ),
+    "colocated": ({"arrivals_per_update": "workers", "placement": "colocated"}, FEW),
+    "provisional_stale": (
+        {"arrivals_per_update": 2, "provisional": True, "max_staleness": 1, "on_stale": "drop"},
+        {"overlap": True},
+    ),
+    "provisional_few": ({"arrivals_per_update": 5, "provisional": True, "staleness_policy": "inverse"}, FEW),
+    "provisional_team": (
+        {"arrivals_per_update": 4, "provisional": True},
+        {**FEW, "node_sum": True, "overlap": True},
+    ),
+    "team_compensated": (
+        {"arrivals_per_update": 1, "staleness_policy": "delay_compensation"},
+        {**FEW, "node_sum": True, "overlap": True},
+    ),
+}
+
+
+def run_all(folder: pathlib.Path, matrix: dict[str, tuple[dict[str, Any], dict[str, Any]]], **sections: Any) -> None:
+    """Run each on 4 ranks, replay it, and see that staleness occurred."""
+    runs = {name: settings(folder / name, *both, **sections) for name, both in matrix.items()}
+    run_toy(4, *runs.values()).check()
+    for name, run in runs.items():
+        assert summary_of(folder / name)["mean_staleness"] > 0, name
+        assert_equal(folder / name, run)
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[pathlib.Path, Settings]]:
+    """Runs that are not to be changed, by name."""
+    root = tmp_path_factory.mktemp("ranks")
+    runs = {name: settings(root / name, *both, validation={"every": 4}) for name, both in ORDINARY.items()}
+    end = {"epochs": None, "updates": 10, "checkpoint_every": 3}
+    runs["longer"] = settings(root / "longer", {"arrivals_per_update": 3}, ROUNDED, None, training=end)
+    nan = [{"rank": 1, "step": 2, "kind": "nan"}, {"rank": 2, "step": 4, "kind": "nan"}]
+    runs["nan"] = dataclasses.replace(settings(root / "nan", {"arrivals_per_update": 2}, FEW), faults=nan)
+    runs["lockstep"] = settings(root / "lockstep", {"lockstep": True}, ROUNDED)
+    # The last one is stopped by a signal, with gradients pending.
+    few_updates = {"arrivals_per_update": [{"version": 0, "arrivals": 4}, {"version": 1, "arrivals": 80}]}
+    stopped = settings(root / "stopped", few_updates, FEW, num_batches=90)
+    runs["stopped"] = dataclasses.replace(stopped, faults=[{"rank": 2, "step": 7, "kind": "sigterm"}])
+    done = run_toy(4, *runs.values())
+    assert done.returncode == 128 + signal.SIGTERM, str(done)
+    return {name: (root / name, run) for name, run in runs.items()}
+
+
+@pytest.mark.parametrize("name", [*ORDINARY, "longer", "nan", "lockstep", "stopped"])
+def test_a_run_is_equal_to_the_last_bit(ordinary: dict[str, tuple[pathlib.Path, Settings]], name: str) -> None:
+    folder, run = ordinary[name]
+    assert (summary_of(folder)["mean_staleness"] > 0) == (name not in ("lockstep", "stopped"))
+    assert_equal(folder, run)
+
+
+def test_the_runs_show_what_they_are_to_show(ordinary: dict[str, tuple[pathlib.Path, Settings]]) -> None:
+    assert "too_stale" in summary_of(ordinary["stale"][0])["refused"]
+    assert any(arrival["provisional"] for arrival in events_of(ordinary["provisional"][0], "arrival"))
+    assert summary_of(ordinary["nan"][0])["refused"]["not_finite"] == 2
+    assert {len([a for a in events_of(ordinary["team"][0], "arrival") if a["push"] == 0])} == {3}
+    start = events_of(ordinary["team"][0], "start")[0]
+    assert start["teams"] == [[0, 1, 2]] and [rank["worker"] for rank in start["ranks"]] == [None, 0, 1, 2]
+
+
+def copy_of(
+    ordinary: dict[str, tuple[pathlib.Path, Settings]], name: str, to: pathlib.Path
+) -> tuple[pathlib.Path, Settings]:
+    """What a replay reads of a run, to be changed."""
+    folder, run = ordinary[name]
+    to.mkdir()
+    for file in ("config.yaml", "events.jsonl"):
+        (to / file).write_bytes((folder / file).read_bytes())
+    return to, run
+
+
+def test_another_order_of_summation_is_found_in_its_update(
+    ordinary: dict[str, tuple[pathlib.Path, Settings]], tmp_path: pathlib.Path
+) -> None:
+    folder, run = copy_of(ordinary, "four", tmp_path / "run")
+
+    def swap(events: list[dict[str, Any]]) -> None:
+        number = events.index(nth(events, "update", 6))
+        events[number - 4], events[number - 1] = events[number - 1], events[number - 4]
+
+    edit_log(folder, swap)
+    # Of 18,000 sums a few are rounded otherwise: perhaps not enough for the norm, but for what follows.
+    with pytest.raises(DifferenceError, match=r"version ([7-9]|1\d): "):
+        replay_toy(folder, run)
+
+
+@pytest.mark.parametrize("name", ["few", "stale", "team"])
+def test_without_its_feedback_a_run_is_not_equal(
+    ordinary: dict[str, tuple[pathlib.Path, Settings]], name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run = copy_of(ordinary, name, tmp_path / "run")
+    from hvd_async.store.wire.local_push import Pushes
+
+    send = Pushes.send
+
+    def send_and_forget(pushes: Pushes, *arguments: Any) -> Any:
+        pushes.forget_errors()
+        return send(pushes, *arguments)
+
+    monkeypatch.setattr(Pushes, "send", send_and_forget)
+    with pytest.raises(DifferenceError, match=r"version \d: "):
+        replay_toy(folder, run)
+
+
+def test_what_was_refused_as_too_stale_is_in_the_feedback(
+    ordinary: dict[str, tuple[pathlib.Path, Settings]], tmp_path: pathlib.Path
+) -> None:
+    folder, run = copy_of(ordinary, "stale", tmp_path / "run")
+    edit_log(folder, lambda events: events.remove(next(event for event in events if event.get("refused") == "too_stale")))
+    with pytest.raises(DifferenceError):
+        replay_toy(folder, run)
+
+
+def test_another_base_version_is_named(ordinary: dict[str, tuple[pathlib.Path, Settings]], tmp_path: pathlib.Path) -> None:
+    folder, run = copy_of(ordinary, "four", tmp_path / "run")
+    events = read_log(folder)
+    number = next(n for n, event in enumerate(events) if event["event"] == "arrival" and event["staleness"] == 1)
+    edit_log(folder, lambda events: events[number].update(base_version=events[number]["base_version"] + 1))
+    words = f"version {events[number]['version']}: the loss of batch {events[number]['batch']}, computed by"
+    with pytest.raises(DifferenceError, match=words):
+        replay_toy(folder, run)
+
+
+@pytest.mark.slow
+def test_interrupted_runs_replay_whole(ordinary: dict[str, tuple[pathlib.Path, Settings]], tmp_path: pathlib.Path) -> None:
+    """One stopped by a signal with gradients pending, one killed after a checkpoint, one finished and then made longer."""
+    killed = settings(
+        tmp_path / "killed", {"arrivals_per_update": 2}, ROUNDED, num_batches=90, training={"checkpoint_every": 4}
+    )
+    killed = dataclasses.replace(killed, faults=[{"rank": 3, "step": 10, "kind": "sigkill"}])
+    assert run_toy(4, killed).returncode != 0
+
+    (longer_folder, longer), (stopped_folder, stopped) = ordinary["longer"], ordinary["stopped"]
+    longer.config["training"]["updates"] = 20
+    run_toy(4, resumed(stopped), resumed(killed), resumed(longer)).check()
+    for folder, run in ((stopped_folder, stopped), (tmp_path / "killed", killed), (longer_folder, longer)):
+        starts = events_of(folder, "start")
+        assert len(starts) == 2 and starts[1]["version"] > 0
+        assert summary_of(folder)["mean_staleness"] > 0
+        assert_equal(folder, run)
+    assert events_of(stopped_folder, "start")[1]["pending"]
+    # That those which were pending belong to the process before is what decides.
+    edit_log(stopped_folder, lambda events: nth(events, "start", 1).update(pending=[]))
+    with pytest.raises(DifferenceError):
+        replay_toy(stopped_folder, stopped)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.slow
+def test_a_translation_run_replays_to_its_exported_models(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], threads: int
+) -> None:
+    write_corpus(tmp_path / "text", train=120, validation=8, test=8)
+    tree: dict[str, Any] = {
+        "output": str(tmp_path / "run"),
+        "data": {"folder": str(tmp_path / "text")},
+        "vocabulary": {"size": 300},
+        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "feed_forward": 64, "heads": 2},
+        "batching": {"tokens": 200},
+        "optimizer": {"average_decay": 0.9, "clip_norm": 1.0},
+        "strategy": {"kind": "async", "arrivals_per_update": 2},
+        "push": {"keep": 0.1, "error_feedback": True},
+        "training": {"epochs": 2, "device": "cpu", "tensorboard": False, "threads": threads, "digest_every": 5},
+        "validation": {"every": 5, "bleu": False},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(tree))
+    run_ranks(4, "hvd_async", "train", str(tmp_path / "run.yaml")).check()
+    assert summary_of(tmp_path / "run")["mean_staleness"] > 0
+    best = summary_of(tmp_path / "run")["best"]["version"]
+    for name, until in (("last", []), ("best", ["--until", str(best)])):
+        capsys.readouterr()
+        assert main(["replay", str(tmp_path / "run"), "--output", str(tmp_path / name), *until]) == 0
+        assert re.search(r"equal: \d+ versions, \d+ arrivals, \d+ digests, all to the last bit", capsys.readouterr().out)
+        exported, recorded = tmp_path / name, tmp_path / "run" / "models" / name
+        assert (exported / "model.safetensors").read_bytes() == (recorded / "model.safetensors").read_bytes(), name
+        assert (exported / "meta.json").read_bytes() == (recorded / "meta.json").read_bytes(), name
+
+
+# --- Many settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [ADAM, {"kind": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_many_settings(tmp_path: pathlib.Path, optimizer: dict[str, Any], shards: int) -> None:
+    run_all(tmp_path, {**ORDINARY, **MANY}, optimizer=optimizer, store={"shards": shards})
+
+
+@pytest.mark.slow
+def test_three_shards_and_two_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
+    strategy = {"arrivals_per_update": 3, "placement": "colocated"}
+    runs = [
+        settings(tmp_path / "few", strategy, FEW, store={"shards": 3}),
+        settings(tmp_path / "teams", strategy, {**ROUNDED, "node_sum": True}, store={"shards": 3}),
+        settings(tmp_path / "teams_few", strategy, {**FEW, "node_sum": True, "overlap": True}, store={"shards": 3}),
+    ]
+    run_toy(4, *runs, hosts=two_hosts).check()
+    for run in runs:
+        folder = pathlib.Path(run.config["output"])
+        assert summary_of(folder)["mean_staleness"] > 0
+        assert_equal(folder, run)

@@ -1,0 +1,83 @@
+"""What a person sees of a run: a bar on a terminal, few lines in a log."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from hvd_async.runs.progress import Goal, Progress
+from hvd_async.runs.totals import RunMetrics
+from hvd_async.store.parameter_store import Arrival, Update
+
+
+class Watched:
+    """A run of ten updates of ten tokens, on a clock that goes on by hand."""
+
+    def __init__(self, *, is_live: bool = False) -> None:
+        self.now = 100.0
+        self.stream = io.StringIO()
+        goal = Goal(num_batches=None, last_version=10)
+        self.progress = Progress(goal, 60.0, is_live=is_live, stream=self.stream, clock=lambda: self.now)
+        self._total = RunMetrics()
+
+    def update(self, version: int, seconds: float) -> None:
+        """The update that makes `version`, `seconds` after what was before."""
+        self.now += seconds
+        update = Update(version, (Arrival(0, version - 1, version - 1, 10, 20.0),), 0.1, 1.0)
+        self._total.add_update(update)
+        self.progress.update(update, self._total, self.now)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
+
+
+def test_a_log_has_a_line_a_minute() -> None:
+    run = Watched()
+    with run.progress.showing():
+        for version in range(1, 5):
+            run.update(version, 20.0)
+    assert run.lines == [" 30%  version 3  loss 2.000  0 tokens/s  staleness 0.00  left 2:20"]
+
+
+def test_an_evaluation_is_on_the_next_line_and_only_there() -> None:
+    run = Watched()
+    with run.progress.showing():
+        run.update(1, 20.0)
+        run.progress.evaluated(0, 4.0, 1.0)
+        run.progress.evaluated(1, 3.4121, 12.1)
+        assert run.lines == []
+        run.update(2, 40.0)
+        run.update(3, 60.0)
+        run.progress.evaluated(3, 3.0, None)
+        run.update(4, 60.0)
+    parts = [line.partition("left ")[2].partition("  ")[2] for line in run.lines]
+    assert parts == ["validation loss 3.4121 BLEU 12.10 (version 1)", "", "validation loss 3.0000 (version 3)"]
+
+
+def test_evaluations_after_training_have_lines_of_their_own_but_no_more_than_one_a_minute() -> None:
+    run = Watched()
+    with run.progress.showing():
+        run.update(10, 50.0)
+    for version, seconds in ((2, 5.0), (4, 5.0), (6, 40.0), (8, 20.0), (10, 5.0)):
+        run.now += seconds
+        run.progress.evaluated(version, 3.0, None)
+    assert run.lines == ["      validation loss 3.0000 (version 4)", "      validation loss 3.0000 (version 8)"]
+
+
+def test_a_log_has_no_control_characters() -> None:
+    run = Watched()
+    with run.progress.showing():
+        run.update(1, 60.0)
+        run.progress.say("[bold]said[/bold]")
+    assert run.lines[1] == "[bold]said[/bold]" and not re.search(r"[\x00-\x09\x0b-\x1f]", run.stream.getvalue())
+
+
+def test_on_a_terminal_every_evaluation_has_its_line() -> None:
+    run = Watched(is_live=True)
+    with run.progress.showing():
+        run.update(1, 1.0)
+        run.progress.evaluated(1, 3.4121, 12.1)
+    run.progress.evaluated(2, 3.0, None)
+    assert "      version 1  validation loss 3.4121 BLEU 12.10\n" in run.stream.getvalue()
+    assert run.stream.getvalue().endswith("      version 2  validation loss 3.0000\n")

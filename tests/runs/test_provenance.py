@@ -1,0 +1,60 @@
+"""What is recorded of the ranks of a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hvd_async.cluster.batch_job import BatchJob
+from hvd_async.cluster.topology import Machine, Placement, assign_roles
+from hvd_async.runs.provenance import device_of, origin_of, origin_of_one_process, this_software
+
+
+def test_ranks_teams_and_what_differs_on_other_hosts() -> None:
+    machines = [Machine(host, (0, 1), ()) for host in ("a", "a", "b", "b")]
+    plans = assign_roles(machines, Placement("async", threads=1))
+    software = [{"torch": "2", "cpu": "x"}] * 2 + [{"torch": "2", "cpu": "y"}] * 2
+    origin = origin_of(plans, software)
+    assert origin.software == {"torch": "2", "cpu": "x"}
+    assert origin.teams == [[0], [1, 2]]
+    assert [rank["worker"] for rank in origin.ranks] == [None, 0, 1, 2]
+    assert [rank["store_device"] for rank in origin.ranks] == ["cpu", None, None, None]
+    assert [rank.get("software") for rank in origin.ranks] == [None, None, {"cpu": "y"}, {"cpu": "y"}]
+    assert origin.ranks[2] == {
+        "rank": 2,
+        "role": "worker",
+        "host": "b",
+        "device": "cpu",
+        "threads": 1,
+        "worker": 1,
+        "store_device": None,
+        "software": {"cpu": "y"},
+    }
+
+
+def test_everything_is_plain_data() -> None:
+    origin = origin_of_one_process([[0, 1], [2]])
+    assert json.loads(json.dumps(origin.to_json())) == origin.to_json()
+    assert origin.teams == [[0, 1], [2]] and origin.ranks[0]["threads"] == torch.get_num_threads()
+    assert this_software()["torch"] == torch.__version__ and this_software()["cpu"]
+
+
+def test_a_job_of_a_batch_system_is_recorded() -> None:
+    plans = assign_roles([Machine("a", (0, 1), ())], Placement("single", threads=1))
+    data = origin_of(plans, [{}], BatchJob("123", 2, name="train")).to_json()
+    absent = dict.fromkeys(("array_job", "array_task", "partition", "nodes", "cluster"))
+    assert data["job"] == {"id": "123", "restarts": 2, "name": "train", **absent}
+    assert origin_of(plans, [{}]).to_json()["job"] is None
+
+
+def test_a_rank_without_a_gpu_leaves_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("CUDA was asked"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
+    this_software.cache_clear()
+    assert this_software()["gpu"] is None
+    assert this_software("cuda:1")["gpu"] == "the GPU cuda:1"
+    this_software.cache_clear()
+    assert device_of("cpu", None) == device_of("cpu", "cpu") == "cpu"
+    assert device_of("cuda:1", "cpu") == "cuda:1" and device_of("cpu", "cuda:0") == "cuda:0"

@@ -1,0 +1,250 @@
+"""What is written down about a run outlives whatever ends it: measurements, the best model, scalars, checkpoints by time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from hvd_async.errors import CheckpointError, DataError
+from hvd_async.runs.measurements import Measurement, Measurements
+from hvd_async.system.background_writer import BackgroundWriter
+from hvd_async.training.run import TrainOptions, train
+from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
+
+MEASURED = {"every": 3, "when": "after", "bleu": False}
+
+
+def settings_of(folder: pathlib.Path, **sections: Any) -> Settings:
+    """The toy in one process, 12 updates."""
+    training = {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, **sections.pop("training", {})}
+    return Settings(make_config(folder, training=training, **sections), num_batches=12)
+
+
+def run(settings: Settings, task: type[ToyTask] = ToyTask, resume: bool = False) -> dict[str, Any]:
+    config = parse_config(settings.config, source="toy")
+    return train(config, lambda _: task(settings, rank=0), TrainOptions(resume=resume), environ={})
+
+
+def versions(summary: Mapping[str, Any]) -> list[int]:
+    return sorted(measurement["version"] for measurement in summary["measurements"])
+
+
+def snapshots(folder: pathlib.Path) -> list[int]:
+    return sorted(int(path.stem[1:]) for path in (folder / "snapshots").iterdir())
+
+
+class FullDisk(ToyTask):
+    """The last model finds no room."""
+
+    def export(self, folder: pathlib.Path, *arguments: Any) -> None:
+        if folder.name == "last":
+            raise DataError(f"{folder}: cannot be written: No space left on device")
+        super().export(folder, *arguments)
+
+
+class DiesAtTheThird(ToyTask):
+    """The third evaluation is the last."""
+
+    def evaluate(self, *arguments: Any) -> Any:
+        if self._evaluations == 2:
+            raise OSError("injected")
+        return super().evaluate(*arguments)
+
+
+def test_a_full_disk_under_the_last_model_costs_no_measurement(tmp_path: pathlib.Path) -> None:
+    settings = settings_of(tmp_path / "run", validation=MEASURED)
+    with pytest.raises(DataError, match="last: cannot be written: No space left on device"):
+        run(settings, FullDisk)
+    summary = run(settings, resume=True)
+    assert versions(summary) == [3, 6, 9, 12] and summary["how"] == "finished" and summary["unmeasured"] == []
+    assert snapshots(tmp_path / "run") == [] and (tmp_path / "run/models/last/exported.json").exists()
+
+
+def test_a_death_while_measuring_costs_only_what_was_being_measured(tmp_path: pathlib.Path) -> None:
+    settings = settings_of(tmp_path / "run", validation=MEASURED)
+    with pytest.raises(OSError, match="injected"):
+        run(settings, DiesAtTheThird)
+    best = json.loads((tmp_path / "run/models/best/exported.json").read_text())["version"]
+    assert snapshots(tmp_path / "run") == sorted({best, 9, 12})  # of the best until the end
+    counted: list[int] = []
+
+    class Counts(ToyTask):
+        def evaluate(self, *arguments: Any) -> Any:
+            counted.append(1)
+            return super().evaluate(*arguments)
+
+    summary = run(settings, Counts, resume=True)
+    assert versions(summary) == [3, 6, 9, 12] and len(counted) == 2
+    whole = run(settings_of(tmp_path / "whole", validation=MEASURED))
+    assert [m["loss"] for m in summary["measurements"]] == [m["loss"] for m in whole["measurements"]]
+
+
+@pytest.mark.parametrize("step", [5, 11])
+def test_a_file_that_cannot_be_written_ends_a_run_and_costs_nothing_else(tmp_path: pathlib.Path, step: int) -> None:
+    folder = tmp_path / "run"
+
+    class Vanishes(ToyTask):
+        def loss(self, *arguments: Any) -> Any:
+            if self._steps == step:
+                (folder / "snapshots").rename(tmp_path / "elsewhere")
+            return super().loss(*arguments)
+
+    settings = settings_of(folder, validation={**MEASURED, "every": 1})
+    with pytest.raises(DataError, match=r"v000000\d\d.safetensors: cannot be written: .*No such file or directory"):
+        run(settings, Vanishes)
+    assert len(list((folder / "checkpoints").glob("v*"))) == 1
+    summary = run(settings, resume=True)
+    assert summary["updates"] == 12 and 12 in versions(summary)
+    assert sorted(versions(summary) + summary["unmeasured"]) == list(range(1, 13))
+
+
+def test_scalars_that_cannot_be_written_end_no_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/tensorboard").write_text("in the way")
+    summary = run(settings_of(tmp_path / "run", training={"tensorboard": True}))
+    assert summary["how"] == "finished"
+    assert capsys.readouterr().out.count("tensorboard: cannot be written: ") == 1
+
+
+def test_a_snapshot_that_has_gone_is_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_of(tmp_path / "run", validation=MEASURED)
+    with pytest.raises(OSError, match="injected"):
+        run(settings, DiesAtTheThird)
+    (tmp_path / "run/snapshots/v00000009.safetensors").unlink()
+    summary = run(settings, resume=True)
+    assert versions(summary) == [3, 6, 12] and summary["unmeasured"] == [9]
+    assert "got no snapshots of versions 9, which are not measured" in capsys.readouterr().out
+
+
+def test_the_best_model_is_that_of_the_books_after_a_future_was_given_up(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    settings = settings_of(folder, validation={"every": 2, "bleu": False}, training={"checkpoint_every": 5})
+
+    class Killed(ToyTask):
+        def loss(self, *arguments: Any) -> Any:
+            if self._steps == 9:
+                raise KeyboardInterrupt  # after which nothing is saved
+            return super().loss(*arguments)
+
+    class GetsWorse(ToyTask):
+        def evaluate(self, *arguments: Any) -> Any:
+            return dataclasses.replace(super().evaluate(*arguments), loss_sum=1e9)
+
+    with pytest.raises(SystemExit):
+        run(settings, Killed)
+    exported = folder / "models/best/exported.json"
+    assert json.loads(exported.read_text())["version"] == 8  # of a future that is given up
+    summary = run(settings, GetsWorse, resume=True)
+    assert summary["best"]["version"] == json.loads(exported.read_text())["version"] == 4
+    assert snapshots(folder) == []
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(1e-9, list(range(1, 13))), (0.0, [12]), (10.0, [12])])
+def test_checkpoints_are_saved_by_time_too(tmp_path: pathlib.Path, minutes: float, saved: list[int]) -> None:
+    run(settings_of(tmp_path / "run", training={"checkpoint_minutes": minutes, "keep_checkpoints": 99}))
+    assert sorted(int(path.name[1:]) for path in (tmp_path / "run/checkpoints").iterdir()) == saved
+
+
+def test_scalars_do_not_run_back_and_forth_after_a_resume(tmp_path: pathlib.Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    training = {"checkpoint_every": 5, "keep_checkpoints": 9, "tensorboard": True}
+    settings = settings_of(folder, validation={"every": 1, "bleu": False}, training=training)
+    run(settings)
+    shutil.rmtree(folder / "checkpoints/v00000012")  # killed at version 12, the last checkpoint at 10
+    (folder / "summary.json").unlink()
+    run(settings, resume=True)
+    scalars = EventAccumulator(str(folder / "tensorboard"))
+    scalars.Reload()
+    assert [event.step for event in scalars.Scalars("validation/loss")] == list(range(1, 13))
+
+
+def test_a_log_that_was_cut_is_gone_on_from_with_a_gap_that_is_told(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(tmp_path / "run")
+    run(settings)
+    log = tmp_path / "run/events.jsonl"
+    log.write_bytes(log.read_bytes()[:-900])
+    summary = run(dataclasses.replace(settings, num_batches=15), resume=True)
+    assert summary["updates"] == 15 and summary["how"] == "finished"
+    assert "with a gap of" in capsys.readouterr().out
+    assert next(json.loads(line) for line in log.read_text().splitlines() if '"gap"' in line)["version"] == 12
+
+
+def test_a_checkpoint_that_another_rank_does_not_see_is_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hvd_async.runs.checkpoint import SavedData
+    from hvd_async.training import run as module
+
+    monkeypatch.setattr(module, "_LISTING_SECONDS", 0.0)
+    with pytest.raises(
+        CheckpointError, match=r"rank 2: .*v00000003: no such folder here, expected the checkpoint that rank 0"
+    ):
+        module._find_tensors(SavedData(tmp_path / "v00000003", {}, 1), 2)
+
+
+# --- What it is made of -----------------------------------------------------------------------------------------------
+
+
+def measured(*losses: float) -> Measurements:
+    return Measurements(Measurement(version, 0, 0.0, loss, None) for version, loss in enumerate(losses, start=1))
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "without"),
+    [
+        ((), None, 0),
+        ((3.0, 2.0, 2.0, 4.0), 2, 2),
+        ((float("nan"), float("inf")), None, 2),
+        ((3.0, float("nan"), float("nan")), 1, 2),
+    ],
+)
+def test_progress_is_a_finite_lower_loss(losses: tuple[float, ...], best: int | None, without: int) -> None:
+    found = measured(*losses)
+    assert (found.best.version if found.best else None) == best and found.num_without_progress() == without
+
+
+def test_whoever_brings_more_than_may_wait_waits_for_the_disk() -> None:
+    is_free, done, order = threading.Event(), threading.Event(), []
+
+    def slow() -> None:
+        is_free.wait(60)
+        order.append("slow")
+
+    with BackgroundWriter(max_bytes=10) as writer:
+        writer.submit(slow, num_bytes=6)
+        writer.submit(order.append, "small", num_bytes=4)  # there is room for it
+
+        def bring() -> None:
+            writer.submit(order.append, "large", num_bytes=5)
+            done.set()
+
+        thread = threading.Thread(target=bring)
+        thread.start()
+        assert not done.wait(0.1)
+        is_free.set()
+        thread.join()
+    assert order == ["slow", "small", "large"]
+
+
+def test_what_could_not_be_written_is_raised_once() -> None:
+    def fail() -> None:
+        raise DataError("no room")
+
+    with BackgroundWriter(10) as writer:
+        writer.submit(fail)
+        with pytest.raises(DataError, match="no room"):
+            writer.wait()
+        writer.submit(fail)
+        writer.forget_failures()
+        writer.wait()

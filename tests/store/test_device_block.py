@@ -1,0 +1,85 @@
+"""A block in two memories, the device's being ordinary memory too: what lies where, and what is copied for whom."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hvd_async.store.serve.device_block import DeviceMemory, DeviceWindow, Reach, device_bytes
+from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, SlotDtype, SlotFormat, Word
+from hvd_async.transport.inprocess import ThreadMemory
+
+SIZE = 5
+LAYOUT = Layout(SIZE, num_workers=3, num_buffers=2)
+
+
+def make(host_slots: list[int], layout: Layout = LAYOUT) -> tuple[ThreadMemory, DeviceMemory, DeviceWindow]:
+    """The host's block, the block as the store sees it, and as a worker does that reaches the device."""
+    host = ThreadMemory(layout)
+    device = torch.zeros(device_bytes(layout), dtype=torch.uint8)
+    return host, DeviceMemory(host, device, host_slots), DeviceWindow(host, device)
+
+
+def test_words_are_the_hosts_and_vectors_the_devices() -> None:
+    host, memory, window = make([])
+    window.store(Word.STOP, 7)
+    assert memory.load(Word.STOP) == host.load(Word.STOP) == 7
+    for offset in (LAYOUT.published_offset(1), LAYOUT.slot_offset(2)):
+        memory.vector(offset).fill_(3.0)
+        mapped, got = window.mapped(offset, SIZE, torch.float32), torch.zeros(SIZE)
+        window.get(offset, got)
+        assert mapped is not None and mapped.tolist() == got.tolist() == [3.0] * SIZE
+        assert host.vector(offset).tolist() == [0.0] * SIZE
+        window.put(offset, torch.full((SIZE,), 4.0))
+        assert memory.vector(offset).tolist() == [4.0] * SIZE
+
+
+def test_every_byte_of_buffers_and_slots_has_its_place() -> None:
+    _, memory, _ = make([])
+    last = LAYOUT.slot_offset(LAYOUT.slots) - 4
+    assert memory.vector(last, 1).numel() == memory.vector(LAYOUT.published_offset(0), 1).numel() == 1
+
+
+def test_a_slot_is_brought_in_only_where_its_worker_writes_to_the_host() -> None:
+    host, memory, _ = make([1])
+    for slot in range(3):
+        host.vector(LAYOUT.slot_offset(slot)).fill_(1.0 + slot)
+        memory.bring_in(LAYOUT.slot_offset(slot), LAYOUT.format.num_bytes)
+    assert [memory.vector(LAYOUT.slot_offset(slot))[0].item() for slot in range(3)] == [0.0, 2.0, 0.0]
+
+
+def test_a_slot_of_another_format_is_brought_in_whole() -> None:
+    layout = Layout(SIZE, 1, slot_format=SlotFormat(SlotDtype.BFLOAT16, 3, is_sparse=True))
+    host, memory, _ = make([0], layout)
+    whole = host.vector(layout.slot_offset(0), layout.format.num_bytes, torch.uint8)
+    whole.copy_(torch.arange(whole.numel(), dtype=torch.uint8))
+    memory.bring_in(layout.slot_offset(0), layout.format.num_bytes)
+    assert torch.equal(memory.vector(layout.slot_offset(0), layout.format.num_bytes, torch.uint8), whole)
+
+
+@pytest.mark.parametrize("host_slots", [[], [2]])
+def test_versions_are_brought_out_only_where_somebody_reads_them_there(host_slots: list[int]) -> None:
+    host, memory, _ = make(host_slots)
+    for version in (2, 3):
+        memory.vector(LAYOUT.published_offset(version)).fill_(float(version))
+        memory.bring_out(LAYOUT.published_offset(version), 4 * LAYOUT.num_elements)
+    values = [host.vector(LAYOUT.published_offset(version))[0].item() for version in (2, 3)]
+    assert values == ([2.0, 3.0] if host_slots else [0.0, 0.0])
+
+
+def test_provisional_parameters_are_on_the_device_and_brought_out_by_their_place() -> None:
+    layout = Layout(SIZE, 2, num_provisional=NUM_PROVISIONAL)
+    host, memory, window = make([1], layout)
+    offsets = [layout.provisional_offset(number) for number in (1, 2)]
+    for number, offset in enumerate(offsets):
+        memory.vector(offset).fill_(1.0 + number)
+    memory.bring_out(offsets[1], 4 * LAYOUT.num_elements)
+    got = torch.zeros(SIZE)
+    window.get(offsets[0], got)
+    assert got.tolist() == [1.0] * SIZE
+    assert [host.vector(offset)[0].item() for offset in offsets] == [0.0, 2.0]
+
+
+def test_a_worker_is_direct_where_its_window_is() -> None:
+    host, memory, window = make([])
+    assert [Reach(each).is_direct for each in (host, window, memory)] == [False, True, True]

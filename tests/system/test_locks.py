@@ -1,0 +1,259 @@
+"""Locks between processes, and a run's folder, which one job at a time may write."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hvd_async.__main__ import main
+from hvd_async.errors import DataError
+from hvd_async.runs.folder import RunFolder
+from hvd_async.system import locks
+from hvd_async.system.locks import BusyError, held
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from tests.comparison.processes import until
+from tests.mpi.runs import write_config
+from tests.ranks import run_ranks
+from tests.system.locked import locked
+
+
+def say_nothing(line: str) -> None:
+    raise AssertionError(line)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Every lock fails with the error of that number."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_a_free_lock_is_taken_without_a_word_and_is_free_after_the_block(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a" / ".lock"
+    for _ in range(2):
+        with held(path, "it", "another", say_nothing), path.open("ab") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_lock_that_stays_held_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
+    with (
+        locked(tmp_path / ".lock"),
+        pytest.raises(BusyError, match=r"^it: another is at work there; wait for it or end it$"),
+        held(tmp_path / ".lock", "it", "another", say_nothing),
+    ):
+        pass
+
+
+def test_it_is_waited_for_and_that_is_said_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holding, lines, naps = contextlib.ExitStack(), list[str](), list[float]()
+    holding.enter_context(locked(tmp_path / ".lock"))
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            holding.close()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with held(tmp_path / ".lock", "it", "another", lines.append):
+        assert lines == ["it: waiting for another to end"] and len(naps) == 3
+
+
+def test_nobody_waits_for_what_is_over(tmp_path: pathlib.Path) -> None:
+    with (
+        locked(tmp_path / ".lock"),
+        pytest.raises(BusyError),
+        held(tmp_path / ".lock", "it", "another", say_nothing, is_over=lambda: True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_somebody_else_holds_it_in_the_words_of_any_file_system(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
+    refuse(monkeypatch, number)
+    with pytest.raises(BusyError), held(tmp_path / ".lock", "it", "another", say_nothing):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_file_system_that_fails_is_no_other_process(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse(monkeypatch, number)
+    with pytest.raises(DataError) as caught, held(tmp_path / ".lock", "it", "another", say_nothing):
+        pass
+    assert not isinstance(caught.value, BusyError)
+    assert str(caught.value).startswith(f"{tmp_path / '.lock'}: cannot be locked: {os.strerror(number)}; ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_it_goes_on_and_says_so(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse(monkeypatch, number)
+    lines: list[str] = []
+    with held(tmp_path / ".lock", "it", "another", lines.append):
+        pass
+    assert lines == [f"it: cannot be locked ({os.strerror(number)}); see to it that nobody else computes there"]
+
+
+def test_what_cannot_be_written_cannot_be_locked(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(DataError, match=r"file/\.lock: cannot be written: "),
+        held(tmp_path / "file" / ".lock", "it", "another", say_nothing),
+    ):
+        pass
+
+
+HOLDER = """
+import pathlib, subprocess, sys
+from hvd_async.system.locks import held
+with held(pathlib.Path(sys.argv[1]), "it", "another", print):
+    child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, close_fds=False)
+    print(child.pid, flush=True)
+    child.wait()
+"""
+
+
+def test_it_ends_with_the_process_that_holds_it_though_a_child_lives_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
+    path = tmp_path / ".lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(BusyError), held(path, "it", "another", say_nothing):
+                pass
+            process.kill()
+            process.wait()
+            os.kill(child, 0)  # it is alive
+            with held(path, "it", "another", say_nothing):
+                pass
+        finally:
+            process.kill()
+            os.kill(child, signal.SIGKILL)
+
+
+# The folder of a run.
+
+
+@pytest.fixture
+def config(tmp_path: pathlib.Path) -> pathlib.Path:
+    write_corpus(tmp_path / "text", train=120, validation=8, test=8)
+    training = {"tokens": None, "updates": 4, "threads": 1}
+    return write_config(tmp_path, training=training, validation={"every": None, "bleu": False})
+
+
+def content_of(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("flag", ["", "--resume", "--overwrite", "--auto-resume"])
+def test_a_run_that_is_computed_is_left_alone(
+    config: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
+    folder = RunFolder(config.parent / "run")
+    assert main(["train", str(config)]) == 0
+    (folder.checkpoints / "v00000004" / "data.json").unlink()  # for --auto-resume nothing is decided yet, either
+    before = content_of(folder.root)
+    with locked(folder.lock):
+        assert main(["train", str(config), *([flag] if flag else [])]) == DataError.exit_status
+    assert capsys.readouterr().err.splitlines() == [
+        f"hvd-async: {folder.root}: got another process that computes there, expected none; wait for it, end it, or set"
+        " another output"
+    ]
+    assert content_of(folder.root) == before
+
+
+def test_a_run_that_has_ended_or_failed_holds_its_folder_no_longer(
+    config: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
+    assert main(["train", str(config)]) == 0
+    assert main(["train", str(config)]) == 2  # it holds a run
+    assert main(["train", str(config), "--overwrite"]) == 0
+    with held(config.parent / "run/.lock", "it", "another", say_nothing):
+        pass
+
+
+def test_without_locks_a_run_says_so_and_goes_on(
+    config: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse(monkeypatch, errno.ENOLCK)
+    assert main(["train", str(config)]) == 0
+    run = config.parent / "run"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{run}: cannot be locked (No locks available); see to it that nobody else computes there"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_where_there_is_nothing_to_resume_no_lock_is_left(config: pathlib.Path, exists: bool) -> None:
+    run = config.parent / "run"
+    if exists:
+        run.mkdir()
+    assert main(["train", str(config), "--resume"]) == 5
+    assert list(run.iterdir()) == [] if exists else not run.exists()
+
+
+def test_a_second_start_waits_and_begins_again_what_was_killed(config: pathlib.Path) -> None:
+    run = RunFolder(config.parent / "run")
+    command = [sys.executable, "-m", "hvd_async", "train", str(config), "--auto-resume", "--set"]
+
+    def start(setting: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([*command, setting], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    with start("training.updates=1000000") as first:
+        until(run.events.exists, first)  # it trains, and saves nothing
+        with start("training.updates=4") as second:
+            try:
+                assert second.stdout is not None
+                said = second.stdout.readline()
+                assert said == f"{run.root}: waiting for another process to end\n"
+                assert first.poll() is None and not run.summary.exists()
+                first.kill()
+                output, _ = second.communicate(timeout=120)
+            finally:
+                first.kill()
+                second.kill()
+    assert second.returncode == 0, output
+    lines = output.splitlines()
+    assert " begins again; " in lines[0] and lines[-1].startswith("finished: version 4, ")
+    assert json.loads(run.summary.read_text())["processes"] == 1
+
+
+IMPATIENT = """
+import sys
+from hvd_async.system import locks
+from hvd_async.__main__ import main
+locks._PATIENCE_SECONDS = 0.0
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.mpi
+def test_all_ranks_fail_alike_and_one_says_why(config: pathlib.Path) -> None:
+    run = config.parent / "run"
+    with locked(run / ".lock"):
+        done = run_ranks(3, ["-c", IMPATIENT, str(config), "--set", "strategy.kind=async"], timeout=120.0)
+    assert not done.timed_out and done.returncode == DataError.exit_status, str(done)
+    assert done.stderr.count("got another process that computes there") == 1, str(done)
+    assert [path.name for path in run.iterdir()] == [".lock"]

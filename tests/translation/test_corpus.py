@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvd_async.config import RunConfig
+from hvd_async.errors import DataError
+from hvd_async.tasks.translation.corpus import Losses, PreparedCorpus, prepare
+from hvd_async.tasks.translation.vocabulary import UNK
+from tests.translation.settings import make_config
+
+
+@pytest.fixture
+def own_folder(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the text that a test may change."""
+    return Path(shutil.copytree(folder, tmp_path / "text", ignore=shutil.ignore_patterns("prepared")))
+
+
+def prepared_folders(folder: Path) -> list[Path]:
+    return list((folder / "prepared").iterdir())
+
+
+def contents(corpus: PreparedCorpus) -> list[list[int]]:
+    arrays = corpus.train
+    return [side(i).tolist() for i in range(len(arrays)) for side in (arrays.source, arrays.target)]
+
+
+def test_arrays_hold_the_tokens_of_the_text(corpus: PreparedCorpus, folder: Path) -> None:
+    assert (len(corpus.train), len(corpus.validation), len(corpus.vocabulary)) == (300, 12, 200)
+    texts = {name: (folder / name).read_text().splitlines() for name in ("train.en", "train.de", "val.en", "val.de")}
+    for arrays, split in ((corpus.train, "train"), (corpus.validation, "val")):
+        sources = [arrays.source(i).tolist() for i in range(len(arrays))]
+        targets = [arrays.target(i).tolist() for i in range(len(arrays))]
+        assert corpus.vocabulary.decode(sources) == texts[f"{split}.en"]
+        assert corpus.vocabulary.decode(targets) == texts[f"{split}.de"]
+        assert arrays.source_lengths.tolist() == [len(source) for source in sources]
+        assert arrays.target_lengths.tolist() == [len(target) for target in targets]
+    assert corpus.train.source_tokens.dtype == np.uint16
+    assert (corpus.validation_sources, corpus.validation_targets) == (texts["val.en"], texts["val.de"])
+
+
+def test_preparing_again_changes_nothing(own_folder: Path) -> None:
+    config = make_config(own_folder)
+    first = prepare(config)
+    (folder,) = prepared_folders(own_folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    second = prepare(config)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+    assert contents(first) == contents(second)
+    assert folder.name == second.digest
+
+
+def test_several_at_once_make_one_folder(own_folder: Path) -> None:
+    config = make_config(own_folder)
+    with ThreadPoolExecutor(3) as pool:
+        corpora = list(pool.map(prepare, [config] * 3))
+    assert [path.name for path in prepared_folders(own_folder)] == [corpora[0].digest]
+    assert contents(corpora[0]) == contents(corpora[1]) == contents(corpora[2])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 2},
+        {"vocabulary": {"size": 210}},
+        {"data": {"max_tokens_per_sentence": 30}},
+        {"data": {"source": "de", "target": "en"}},
+        {"data": {"validation": "test"}},
+    ],
+)
+def test_other_settings_have_another_digest(own_folder: Path, changes: dict[str, object]) -> None:
+    assert prepare(make_config(own_folder)).digest != prepare(make_config(own_folder, **changes)).digest
+
+
+def test_other_text_has_another_digest(own_folder: Path) -> None:
+    config = make_config(own_folder)
+    before = prepare(config).digest
+    with (own_folder / "val.de").open("a") as file:
+        file.write("Noch einer.\n")
+    with (own_folder / "val.en").open("a") as file:
+        file.write("One more.\n")
+    assert prepare(config).digest != before
+
+
+def test_pairs_too_long_or_empty_are_left_out_of_training_and_counted(own_folder: Path) -> None:
+    for name in ("train.en", "val.en"):
+        lines = (own_folder / name).read_text().splitlines()
+        lines[0], lines[1] = "", "word " * 90
+        (own_folder / name).write_text("\n".join(lines) + "\n")
+    corpus = prepare(make_config(own_folder, data={"max_tokens_per_sentence": 70}))
+    assert (corpus.skipped.train_empty, corpus.skipped.validation_empty) == (1, 1)
+    assert corpus.skipped.train_too_long >= 1
+    assert len(corpus.train) == 300 - 1 - corpus.skipped.train_too_long
+    assert len(corpus.validation) == len(corpus.validation_sources) == 11
+    assert max(*corpus.train.source_lengths, *corpus.train.target_lengths) <= 70
+    assert corpus.validation.source_lengths[0] > 70
+
+
+def test_what_has_no_tokens_is_empty_and_what_is_lost_is_counted(own_folder: Path) -> None:
+    for name in ("train.en", "val.en"):
+        lines = (own_folder / name).read_text().splitlines()
+        lines[0], lines[1] = "\u200b\u200b", "½ ﬁ"
+        (own_folder / name).write_text("\n".join(lines) + "\n")
+    corpus = prepare(make_config(own_folder, vocabulary={"size": 200, "character_coverage": 0.98}))
+    assert (corpus.skipped.train_empty, corpus.skipped.validation_empty) == (1, 1)
+    assert (len(corpus.train), len(corpus.validation), len(corpus.validation_targets)) == (299, 11, 11)
+    assert corpus.validation_sources[0] == "½ ﬁ" and min(corpus.validation.source_lengths) > 0
+    tokens = [*corpus.train.source_tokens.tolist(), *corpus.train.target_tokens.tolist()]
+    assert corpus.losses == Losses(unknown_pieces=tokens.count(UNK), normalized_lines=2) and tokens.count(UNK) > 0
+    assert prepare(make_config(own_folder)).losses.unknown_pieces == 0
+
+
+def test_a_folder_that_cannot_be_written_names_the_key_that_helps(own_folder: Path) -> None:
+    (own_folder / "prepared").write_text("a file in the way")
+    with pytest.raises(DataError, match=r"cannot be made: .*; set data\.prepared to a folder that can be written"):
+        prepare(make_config(own_folder))
+    assert len(prepare(make_config(own_folder, data={"prepared": str(own_folder / "else")})).train) == 300
+
+
+def test_a_limit_that_leaves_nothing_is_refused(own_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"no training pair of at most 1 tokens .* raise data\.max_tokens_per_sentence"):
+        prepare(make_config(own_folder, data={"max_tokens_per_sentence": 1}))
+    assert prepared_folders(own_folder) == []
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "train.source.tokens.npy"
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def remove_file(folder: Path) -> None:
+    (folder / "vocabulary.model").unlink()
+
+
+def break_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("{")
+
+
+def empty_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("[]")
+
+
+@pytest.mark.parametrize("damage", [cut_short, remove_file, break_meta, empty_meta])
+def test_a_damaged_folder_is_made_anew(own_folder: Path, damage: Callable[[Path], None]) -> None:
+    config = make_config(own_folder)
+    expected = contents(prepare(config))
+    damage(prepared_folders(own_folder)[0])
+    assert contents(prepare(config)) == expected
+    assert len(prepared_folders(own_folder)) == 1
+
+
+def test_the_folder_may_be_elsewhere(own_folder: Path, tmp_path: Path) -> None:
+    config: RunConfig = make_config(own_folder, data={"prepared": str(tmp_path / "else" / "where")})
+    digest = prepare(config).digest
+    assert (tmp_path / "else" / "where" / digest / "meta.json").is_file()
+    assert not (own_folder / "prepared").exists()

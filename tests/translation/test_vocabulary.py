@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hvd_async.config import VocabularyConfig
+from hvd_async.errors import DataError
+from hvd_async.tasks.translation.builtin.grammar import generate
+from hvd_async.tasks.translation.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+
+TEXTS = [side for pair in generate(200, seed=3) for side in pair]
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
+    return Vocabulary.train(TEXTS, VocabularyConfig(size=150, kind=request.param), seed=1)
+
+
+def test_has_the_asked_size_and_decodes_what_it_encoded(vocabulary: Vocabulary) -> None:
+    assert len(vocabulary) == 150
+    encoded = vocabulary.encode(TEXTS)
+    assert vocabulary.decode(encoded) == TEXTS
+    assert all(4 <= token < 150 for sentence in encoded for token in sentence)
+
+
+def test_decoding_stops_at_the_end_and_drops_special_pieces(vocabulary: Vocabulary) -> None:
+    (tokens,) = vocabulary.encode([TEXTS[0]])
+    assert vocabulary.decode([[BOS, UNK, *tokens, PAD, EOS, *tokens], [], [EOS]]) == [TEXTS[0], "", ""]
+
+
+def test_an_empty_text_has_no_pieces(vocabulary: Vocabulary) -> None:
+    assert vocabulary.encode([""]) == [[]]
+
+
+def test_training_is_deterministic() -> None:
+    models = {Vocabulary.train(TEXTS, VocabularyConfig(size=150), seed=1).to_bytes() for _ in range(2)}
+    assert len(models) == 1
+
+
+def test_saved_and_loaded_is_the_same(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    vocabulary.save(tmp_path / "new" / "vocabulary.model")
+    loaded = Vocabulary.load(tmp_path / "new" / "vocabulary.model")
+    assert loaded.to_bytes() == vocabulary.to_bytes()
+    assert loaded.encode(TEXTS[:3]) == vocabulary.encode(TEXTS[:3])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_too_large_a_size_is_refused_with_one_that_does(kind: str) -> None:
+    texts = ["the cat sat on the mat", "der Hund"] * 3
+    with pytest.raises(DataError, match=r"vocabulary\.size: got 4000, expected at most \d+ for so small a text") as raised:
+        Vocabulary.train(texts, VocabularyConfig.model_validate({"size": 4000, "kind": kind}), seed=1)
+    largest = int(str(raised.value).split("at most ")[1].split()[0])
+    assert len(Vocabulary.train(texts, VocabularyConfig.model_validate({"size": largest, "kind": kind}), seed=1)) == largest
+
+
+def test_too_small_a_size_is_refused_with_one_that_does() -> None:
+    texts = ["abcdefghijklmnopqrstuvwxyz 0123456789"]
+    with pytest.raises(DataError, match=r"vocabulary\.size: got 16, expected at least \d+") as raised:
+        Vocabulary.train(texts, VocabularyConfig(size=16), seed=1)
+    smallest = int(str(raised.value).split("at least ")[1].split()[0])
+    assert len(Vocabulary.train(texts, VocabularyConfig(size=smallest), seed=1)) == smallest
+
+
+def test_no_text_is_refused() -> None:
+    with pytest.raises(DataError, match="no text to train on"):
+        Vocabulary.train([], VocabularyConfig(), seed=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model"])
+def test_a_damaged_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "v").write_bytes(content)
+    with pytest.raises(DataError, match=r"v: (damaged|got pad)"):
+        Vocabulary.load(tmp_path / "v")
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        Vocabulary.load(tmp_path / "none")
+
+
+LONG = "ж " + "word " * 2400  # 12,002 bytes; SentencePiece passes over lines of more than 4,192 by itself
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_every_line_counts_whatever_its_length(kind: str) -> None:
+    config = VocabularyConfig.model_validate({"size": 80, "kind": kind})
+    vocabulary = Vocabulary.train([*TEXTS[:40], *[LONG] * 5], config, seed=1)
+    assert vocabulary.decode(vocabulary.encode(["ж word"])) == ["ж word"]
+
+
+@pytest.mark.parametrize("text", ["a <s> b", "</s> and <unk> and <pad>"])
+def test_names_of_special_pieces_are_text_like_other_text(text: str) -> None:
+    vocabulary = Vocabulary.train([*TEXTS, *[text] * 10], VocabularyConfig(size=150), seed=1)
+    assert vocabulary.decode(vocabulary.encode([text])) == [text]
+
+
+def test_normalisation_is_as_configured_and_counted() -> None:
+    texts = [*TEXTS, "½ and ，", "two  spaces", "plain"]
+    found = {}
+    for name in ("nmt_nfkc", "nfkc", "identity"):
+        config = VocabularyConfig.model_validate({"size": 150, "normalization": name})
+        vocabulary = Vocabulary.train(texts, config, seed=1)
+        found[name] = (vocabulary.decode(vocabulary.encode(texts[-3:])), vocabulary.num_normalized(texts))
+    assert found == {
+        "nmt_nfkc": (["1⁄2 and ,", "two spaces", "plain"], 1),
+        "nfkc": (["1⁄2 and ,", "two spaces", "plain"], 1),
+        "identity": (["½ and ，", "two spaces", "plain"], 0),
+    }
+
+
+def test_coverage_is_what_sentencepiece_can_do() -> None:
+    with pytest.raises(ValueError, match=r"greater than or equal to 0\.98"):
+        VocabularyConfig(character_coverage=0.3)
