@@ -65,8 +65,8 @@ def _status(action: Callable[[], int | None]) -> int:
         package = (error.name or "").partition(".")[0]
         if package == "hvd_async":
             raise  # a fault of ours
-        mend = "run launch/setup.sh, or install hvd_async with what it depends on"
-        return _status_of(SetupError(f"{package}: this package is not installed in {sys.prefix}; {mend}"))
+        hint = "run launch/setup.sh, or install hvd_async with what it depends on"
+        return _status_of(SetupError(f"{package}: this package is not installed in {sys.prefix}; {hint}"))
 
 
 def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> int:

@@ -25,7 +25,7 @@ from hvd_async.system import interpreter
 from hvd_async.system.openmp import Contention, measure_contention
 from hvd_async.transport.bootstrap import MpiGroup, start_mpi
 from hvd_async.transport.group import Group, Solo
-from hvd_async.transport.probe_results import Measurements
+from hvd_async.transport.probe_result import ProbeResult
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -46,12 +46,12 @@ print(horovod.__version__, "with", ", ".join(built) or "no controller")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the table. `mend` says what to do about a verdict other than ok."""
+    """One line of the table. `hint` says what to do about a verdict other than ok."""
 
     name: str
     verdict: Verdict
     detail: str
-    mend: str = ""
+    hint: str = ""
 
 
 def main(as_json: bool) -> int:
@@ -82,7 +82,7 @@ def run_doctor(environ: Mapping[str, str], enter: Callable[[str], None] = lambda
     enter("initialising MPI")
     group, of_mpi = _check_mpi(launched, mpirun, enter)
     enter("exchanging what the ranks found")
-    reports = [_Report.from_text(text) for text in group.exchange(_Report.of(machine, of_mpi).to_text())]
+    reports = [_Report.from_text(text) for text in group.allgather(_Report.of(machine, of_mpi).to_text())]
     if not is_first:
         return []
     findings += _merged([report.findings for report in reports])
@@ -100,8 +100,8 @@ def format_findings(findings: Sequence[Finding]) -> str:
         lines.append(f"{finding.verdict:4}  {finding.name:{width}}  {first}")
         indent = " " * (width + 8)
         lines += [indent + line for line in more]
-        if finding.mend:
-            lines.append(f"{indent}-> {finding.mend}")
+        if finding.hint:
+            lines.append(f"{indent}-> {finding.hint}")
     return "\n".join(lines)
 
 
@@ -213,8 +213,8 @@ def judge_contention(measured: Contention) -> Finding:
     )
     if measured.cliff < _CLIFF:
         return Finding("OpenMP", "ok", detail)
-    mend = "unset OMP_WAIT_POLICY and GOMP_SPINCOUNT, so that waiting threads sleep soon; or OMP_NUM_THREADS=1"
-    return Finding("OpenMP", "warn", f"{detail}: threads spin on cores that others need", mend)
+    hint = "unset OMP_WAIT_POLICY and GOMP_SPINCOUNT, so that waiting threads sleep soon; or OMP_NUM_THREADS=1"
+    return Finding("OpenMP", "warn", f"{detail}: threads spin on cores that others need", hint)
 
 
 def _check_horovod() -> Finding:
@@ -283,8 +283,8 @@ def judge_library(name: str) -> Finding:
     """Whether this MPI can be used at all; that it has MPI_THREAD_MULTIPLE was found at its start. Pure."""
     version = re.search(r"Open MPI v?(\d+)\.", name)
     if version and int(version[1]) < 5:
-        mend = "launch/setup.sh (it installs Open MPI 5), or launch/setup.sh --mpi mpich"
-        return Finding("MPI", "fail", f"{name}: its one-sided windows crash or are refused", mend)
+        hint = "launch/setup.sh (it installs Open MPI 5), or launch/setup.sh --mpi mpich"
+        return Finding("MPI", "fail", f"{name}: its one-sided windows crash or are refused", hint)
     return Finding("MPI", "ok", f"{name}, MPI_THREAD_MULTIPLE")
 
 
@@ -301,7 +301,7 @@ def judge_mpirun(mpirun: Mpirun, library: str) -> Finding:
     return Finding("mpirun", "ok", detail)
 
 
-def judge_measurements(measured: Measurements) -> list[Finding]:
+def judge_measurements(measured: ProbeResult) -> list[Finding]:
     """What the measurements of ranks 0 and 1 mean for a run. Pure."""
     findings = []
     for progress in measured.progress:
@@ -313,19 +313,19 @@ def judge_measurements(measured: Measurements) -> list[Finding]:
             expected = "as expected; while the store computes, its progress thread answers"
             finding = Finding("created window", "ok", f"{took}: {expected}")
         else:
-            mend = "launch/setup.sh --mpi mpich, or another MPI: workers on the store's host would wait for it"
-            finding = Finding("shared window", "fail", f"{took}: waits for its target", mend)
+            hint = "launch/setup.sh --mpi mpich, or another MPI: workers on the store's host would wait for it"
+            finding = Finding("shared window", "fail", f"{took}: waits for its target", hint)
         findings.append(finding)
     rates = measured.bandwidth
     detail = f"push {rates.push:.1f}, pull {rates.pull:.1f}, memcpy {rates.memcpy:.1f} GB/s"
     slowest = min(rates.push, rates.pull)
     if measured.same_host:
         slow, where = slowest < _SLOW_COPY * rates.memcpy, "within a host"
-        mend = "is the machine busy, or are the ranks on different memory nodes? measure again when it is quiet"
+        hint = "is the machine busy, or are the ranks on different memory nodes? measure again when it is quiet"
     else:
         slow, where = slowest < _SLOW_NETWORK, "between hosts"
-        mend = "is it the network you meant? choose one, e.g. OMPI_MCA_btl_tcp_if_include=eth0 or UCX_NET_DEVICES=eth0"
-    return [*findings, Finding("bandwidth", "warn" if slow else "ok", f"{where}: {detail}", mend if slow else "")]
+        hint = "is it the network you meant? choose one, e.g. OMPI_MCA_btl_tcp_if_include=eth0 or UCX_NET_DEVICES=eth0"
+    return [*findings, Finding("bandwidth", "warn" if slow else "ok", f"{where}: {detail}", hint if slow else "")]
 
 
 def _check_shared_memory(free_of_hosts: Mapping[str, int]) -> Finding:

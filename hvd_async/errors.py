@@ -7,7 +7,7 @@ class HvdAsyncError(Exception):
     """Base of every error meant for a user.
 
     The message is one line (or one line per fault) that says what is wrong, what was found, what was expected and how to
-    mend it. The command line prints it without a traceback and ends with `exit_status`.
+    hint it. The command line prints it without a traceback and ends with `exit_status`.
     """
 
     exit_status = 1

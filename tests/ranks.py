@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from hvd_async.errors import SetupError
-from hvd_async.launcher import Host, LaunchOptions, Layout, MpiFamily, detect_mpi, mpirun_command
+from hvd_async.launcher import Host, LaunchOptions, MpiFamily, RankLayout, detect_mpi, mpirun_command
 
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
 # Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
@@ -90,7 +90,7 @@ def run_ranks(
         extra=(*agent, *mpirun_args),
     )
     # One core: test machines are small and shared, ranks that wait always yield.
-    layout = Layout.of_ranks(num_ranks, 1, tuple(Host(name, slots) for name in hosts))
+    layout = RankLayout.of_ranks(num_ranks, 1, tuple(Host(name, slots) for name in hosts))
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **(env or {})}
     command = mpirun_command((sys.executable, *_python_arguments(program), *args), layout, options, variables)
     first_host = (str(TWO_HOSTS / "onhost.sh"), hosts[0]) if hosts else ()

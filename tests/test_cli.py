@@ -140,7 +140,10 @@ def test_several_workers_for_one_process_are_refused(config: pathlib.Path, capsy
         (["report", "run", "--output", "file/below"], "--output: got file/below, but file is a file; expected a folder"),
         (["compare", "suite.yaml", "--output", "file"], "--output: got file, but file is a file; expected a folder"),
         (["compare", "suite.yaml", "--jobs", "0"], "--jobs: got 0, expected 1 or more"),
-        (["compare", "suite.yaml", "--only", "c"], "--only: got 'c', which fits no run, variant or setting; variants are a"),
+        (
+            ["compare", "suite.yaml", "--only", "c"],
+            "--only: got 'c', which fits no run, variant or environment; variants are a",
+        ),
         (["compare", "run"], "run: cannot be read"),
     ],
 )
@@ -190,7 +193,7 @@ def test_arguments_that_do_not_go_together_are_told_with_the_usage(
         (["data", "builtin", "--output", "x", "--sede", "2"], "hvd-async data builtin", "--seed"),
         (["data", "builtn"], "hvd-async data", "builtin"),
         (["lauch", "a.yaml"], "hvd-async", "launch"),
-        (["launch", "a.yaml", "--starter", "mpirnu"], "hvd-async launch", "mpirun"),
+        (["launch", "a.yaml", "--launcher", "mpirnu"], "hvd-async launch", "mpirun"),
         (["train", "a.yaml", "--xyzzy"], "hvd-async train", None),
         (["train", "a.yaml", "b.yaml"], "hvd-async train", None),
     ],

@@ -23,13 +23,13 @@ from hvd_async.doctor import (
     judge_mpirun,
 )
 from hvd_async.system.openmp import Contention
-from hvd_async.transport.probe_results import Bandwidth, Measurements, Progress
+from hvd_async.transport.probe_result import Bandwidth, OneSidedProgress, ProbeResult
 from hvd_async.vectors import arithmetic
 from tests.ranks import mpi_family, mpirun_path, run_limited, run_ranks
 
 RUN = "from hvd_async.doctor import main; raise SystemExit(main(as_json={}))"
-AT_ONCE = Progress("shared", 0.001, 0.45)
-WAITED = Progress("created", 0.449, 0.45)
+AT_ONCE = OneSidedProgress("shared", 0.001, 0.45)
+WAITED = OneSidedProgress("created", 0.449, 0.45)
 FAST = Bandwidth(push=8.0, pull=9.0, memcpy=10.0)
 
 
@@ -108,21 +108,21 @@ def test_what_never_answers_is_ended_by_the_watchdog() -> None:
 
 
 def test_an_mpi_that_behaves_as_expected() -> None:
-    findings = judge_measurements(Measurements(True, (AT_ONCE, WAITED), FAST))
+    findings = judge_measurements(ProbeResult(True, (AT_ONCE, WAITED), FAST))
     assert verdicts(findings) == {"shared window": "ok", "created window": "ok", "bandwidth": "ok"}
     assert findings[1].detail.endswith("as expected; while the store computes, its progress thread answers")
     assert findings[2].detail == "within a host: push 8.0, pull 9.0, memcpy 10.0 GB/s"
 
 
 def test_a_shared_window_that_waits_for_its_target_is_refused() -> None:
-    findings = judge_measurements(Measurements(True, (Progress("shared", 0.45, 0.45),), FAST))
+    findings = judge_measurements(ProbeResult(True, (OneSidedProgress("shared", 0.45, 0.45),), FAST))
     assert verdicts(findings) == {"shared window": "fail", "bandwidth": "ok"}
 
 
 @pytest.mark.parametrize(("same_host", "push"), [(True, 2.0), (False, 0.05)])
 def test_slow_transfers_are_a_warning(same_host: bool, push: float) -> None:
-    finding = judge_measurements(Measurements(same_host, (), Bandwidth(push, 9.0, 10.0)))[0]
-    assert finding.verdict == "warn" and finding.mend
+    finding = judge_measurements(ProbeResult(same_host, (), Bandwidth(push, 9.0, 10.0)))[0]
+    assert finding.verdict == "warn" and finding.hint
 
 
 def test_open_mpi_before_5_is_refused() -> None:
@@ -166,4 +166,4 @@ def test_threads_that_spin_beside_a_busy_process_are_told() -> None:
     cliff = judge_contention(Contention(2, one_thread=36_000, alone=30_000, beside=60))
     alone = judge_contention(Contention(1, one_thread=36_000, alone=36_000, beside=60))
     assert [finding.verdict for finding in (fine, cliff, alone)] == ["ok", "warn", "ok"]
-    assert "beside a busy process 60" in cliff.detail and "GOMP_SPINCOUNT" in cliff.mend
+    assert "beside a busy process 60" in cliff.detail and "GOMP_SPINCOUNT" in cliff.hint

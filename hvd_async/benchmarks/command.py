@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 
 from hvd_async.benchmarks.options import MODELS, Options, make_options
 from hvd_async.benchmarks.ranks import run_as_rank, start_ranks
-from hvd_async.benchmarks.report import Machine, Result, print_results, write_results
+from hvd_async.benchmarks.report import BenchMachine, Result, print_results, write_results
 from hvd_async.cluster.environment import read_environment
 from hvd_async.errors import ConfigError
 
@@ -78,7 +78,7 @@ def bench(name: str | None, given: dict[str, Any], output: Output, environ: Mapp
 
 def run_here(name: str, options: Options) -> Result:
     """Run a benchmark of one process."""
-    machine = Machine.here()
+    machine = BenchMachine.here()
     return Result(name, machine, options, tuple(_module(name).measure(options)))
 
 

@@ -28,7 +28,7 @@ class Request(enum.IntEnum):
     IDLE = 3  # milliseconds over which to account for CPU time
 
 
-class Partner:
+class EchoServer:
     """The store rank's side. Its method `between_turns` is given to the server as `stop_requested`."""
 
     def __init__(self, messages: PointToPoint, most_bytes: int) -> None:
@@ -75,7 +75,7 @@ class Partner:
         self._messages.send(worker, torch.tensor([share], dtype=torch.float64))
 
 
-class Asker:
+class EchoClient:
     """A worker's side."""
 
     def __init__(self, messages: PointToPoint) -> None:

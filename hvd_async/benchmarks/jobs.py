@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from hvd_async.benchmarks.null_observer import SilentJournal
-from hvd_async.benchmarks.ranks import Place
+from hvd_async.benchmarks.null_observer import NullObserver
+from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.strategies.asynchronous import Asynchronous
@@ -25,7 +25,7 @@ class GroupAsynchronous(Asynchronous):
 
 
 def run_job(
-    place: Place,
+    place: BenchRank,
     model: torch.nn.Module,
     flat: FlatParameters,
     threads: int,
@@ -49,14 +49,14 @@ def run_job(
         epoch_of=lambda batch: 0,
         last_version=None,
         evaluation=EvaluationPlan(0, _no_snapshot),
-        journal=SilentJournal() if place.rank == 0 else None,
+        observer=NullObserver() if place.rank == 0 else None,
         stop_requested=lambda: None,
         saved=None,
     )
     GroupAsynchronous(place.group).execute(job, lambda worker, module: loop(worker))
 
 
-def _plans(place: Place, threads: int) -> list[RankPlan]:
+def _plans(place: BenchRank, threads: int) -> list[RankPlan]:
     """Rank 0 stores, the others work; all on their CPUs."""
     plans = [RankPlan(0, "host 0", 0, "store", None, "cpu", threads, shard=0)]
     for rank in range(1, place.group.size):

@@ -72,7 +72,7 @@ def take_turns(
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class BenchTarget:
     """What a figure is to reach: a ratio to its limit of at least `bound`, or a value of at most `bound`."""
 
     kind: Literal["ratio at least", "value at most"]
@@ -88,7 +88,7 @@ class Limit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class BenchFigure:
     """One measured thing.
 
     Attributes:
@@ -101,7 +101,7 @@ class Figure:
     unit: str
     limit: Limit | None = None
     ratio: float | None = None
-    target: Target | None = None
+    target: BenchTarget | None = None
 
     @property
     def met(self) -> bool | None:
@@ -118,7 +118,7 @@ class Figure:
         return {**dataclasses.asdict(self), "met": self.met}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Figure:
+    def from_json(cls, data: Mapping[str, Any]) -> BenchFigure:
         """The inverse of `to_json`."""
         limit, target = data["limit"], data["target"]
         return cls(
@@ -127,17 +127,19 @@ class Figure:
             unit=data["unit"],
             limit=Limit(limit["name"], Spread(**limit["spread"])) if limit else None,
             ratio=data["ratio"],
-            target=Target(**target) if target else None,
+            target=BenchTarget(**target) if target else None,
         )
 
 
-def duration(name: str, seconds: Spread, limit: tuple[str, Spread] | None = None, target: Target | None = None) -> Figure:
+def duration(
+    name: str, seconds: Spread, limit: tuple[str, Spread] | None = None, target: BenchTarget | None = None
+) -> BenchFigure:
     """A figure of time, in milliseconds; `limit`: its name and its seconds. The ratio is that of the two medians."""
     bound = None if limit is None else Limit(limit[0], limit[1].scaled(1e3))
     ratio = None if limit is None else limit[1].median / seconds.median
-    return Figure(name, seconds.scaled(1e3), "ms", bound, ratio, target)
+    return BenchFigure(name, seconds.scaled(1e3), "ms", bound, ratio, target)
 
 
-def rate(name: str, value: Spread, unit: str, limit: tuple[str, Spread], target: Target | None = None) -> Figure:
+def rate(name: str, value: Spread, unit: str, limit: tuple[str, Spread], target: BenchTarget | None = None) -> BenchFigure:
     """A figure of which more is better; `limit` in the same unit. The ratio is that of the two medians."""
-    return Figure(name, value, unit, Limit(*limit), value.median / limit[1].median, target)
+    return BenchFigure(name, value, unit, Limit(*limit), value.median / limit[1].median, target)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvd_async.benchmarks.measurement import Figure
+from hvd_async.benchmarks.measurement import BenchFigure
 from hvd_async.benchmarks.options import Options, own_cores
-from hvd_async.benchmarks.report import Machine, Result, read_results
+from hvd_async.benchmarks.report import BenchMachine, Result, read_results
 from hvd_async.cluster.topology import Machine as RankMachine
 from hvd_async.cluster.topology import this_machine
 from hvd_async.errors import HvdAsyncError
-from hvd_async.launcher import LaunchOptions, Layout, detect_mpi, mpirun_command
+from hvd_async.launcher import LaunchOptions, RankLayout, detect_mpi, mpirun_command
 from hvd_async.system import interpreter
 from hvd_async.system.processes import Command, run_command
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class BenchRank:
     """This rank among those of a benchmark. `is_near[r]`: whether rank r shares a host with the store, which is rank 0."""
 
     group: MpiGroup
@@ -55,12 +55,12 @@ def start_ranks(benchmark: str, arguments: tuple[str, ...], num_ranks: int, thre
         path = Path(folder) / "results.json"
         program = (sys.executable, *interpreter.flags(), "-m", "hvd_async", "bench", benchmark, *arguments)
         program += ("--json", str(path), "--table", "none")
-        command = ranks_command(program, Layout.of_ranks(num_ranks, own_cores()), threads, _mpirun_options())
+        command = ranks_command(program, RankLayout.of_ranks(num_ranks, own_cores()), threads, _mpirun_options())
         status = run_command(command, os.environ).status
         return status, read_results(path) if status == 0 else []
 
 
-def ranks_command(program: tuple[str, ...], layout: Layout, threads: int, options: LaunchOptions) -> Command:
+def ranks_command(program: tuple[str, ...], layout: RankLayout, threads: int, options: LaunchOptions) -> Command:
     """The mpirun command line for `program` in the ranks of `layout`. Pure."""
     return mpirun_command(program, layout, options, {"OMP_NUM_THREADS": str(threads)})
 
@@ -74,7 +74,7 @@ def _mpirun_options() -> LaunchOptions:
 
 def run_as_rank(
     benchmark: str,
-    measure: Callable[[Place, Options], list[Figure]],
+    measure: Callable[[BenchRank, Options], list[BenchFigure]],
     options: Options,
 ) -> Result | None:
     """Play this rank's part of `benchmark`; the result on rank 0, None elsewhere. Collective over all ranks, at least two.
@@ -86,16 +86,16 @@ def run_as_rank(
     load = os.getloadavg()[0]
     group = MpiGroup(init_mpi())
     with _aborting_on_failure(group):
-        hosts = [RankMachine.from_text(text).host for text in group.exchange(this_machine().to_text())]
-        place = Place(group, tuple(host == hosts[0] for host in hosts))
+        hosts = [RankMachine.from_text(text).host for text in group.allgather(this_machine().to_text())]
+        place = BenchRank(group, tuple(host == hosts[0] for host in hosts))
         mine = measure(place, options)
-        gathered = group.exchange(json.dumps([figure.to_json() for figure in mine]))
+        gathered = group.allgather(json.dumps([figure.to_json() for figure in mine]))
     if group.rank != 0:
         return None
     from hvd_async.transport.probe import library_name  # late: it needs an MPI that is initialised
 
-    machine = dataclasses.replace(Machine.here(library_name(), len(set(hosts))), load=round(load, 2))
-    figures = tuple(Figure.from_json(data) for text in gathered for data in json.loads(text))
+    machine = dataclasses.replace(BenchMachine.here(library_name(), len(set(hosts))), load=round(load, 2))
+    figures = tuple(BenchFigure.from_json(data) for text in gathered for data in json.loads(text))
     return Result(benchmark, machine, options, figures)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import torch
 
 from hvd_async import __version__
-from hvd_async.benchmarks.measurement import Figure
+from hvd_async.benchmarks.measurement import BenchFigure
 from hvd_async.benchmarks.options import Options
 from hvd_async.errors import DataError
 from hvd_async.system.files import write_file
@@ -29,7 +29,7 @@ _RICH_MARGIN = len(HEADER) + 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class BenchMachine:
     """What figures depend on beside the code. `hosts`: how many; `mpi`: empty where none was used."""
 
     cpu: str
@@ -42,7 +42,7 @@ class Machine:
     hosts: int = 1
 
     @classmethod
-    def here(cls, mpi: str = "", hosts: int = 1) -> Machine:
+    def here(cls, mpi: str = "", hosts: int = 1) -> BenchMachine:
         """The machine of this process."""
         return cls(
             cpu=cpu_name(_read("/proc/cpuinfo")) or platform.machine(),
@@ -60,9 +60,9 @@ class Result:
     """All figures of one benchmark."""
 
     benchmark: str
-    machine: Machine
+    machine: BenchMachine
     options: Options
-    figures: tuple[Figure, ...]
+    figures: tuple[BenchFigure, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -78,8 +78,8 @@ class Result:
     def from_json(cls, data: dict[str, Any]) -> Result:
         """The inverse of `to_json`."""
         options = Options(**{**data["options"], "sizes": tuple(data["options"]["sizes"])})
-        figures = tuple(Figure.from_json(figure) for figure in data["figures"])
-        return cls(data["benchmark"], Machine(**data["machine"]), options, figures)
+        figures = tuple(BenchFigure.from_json(figure) for figure in data["figures"])
+        return cls(data["benchmark"], BenchMachine(**data["machine"]), options, figures)
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
@@ -120,7 +120,7 @@ def title(result: Result) -> str:
     )
 
 
-def cells(figure: Figure) -> tuple[str, ...]:
+def cells(figure: BenchFigure) -> tuple[str, ...]:
     """The row of `figure`, in the order of `HEADER`."""
     limit = figure.limit
     return (
@@ -135,7 +135,7 @@ def cells(figure: Figure) -> tuple[str, ...]:
     )
 
 
-def _target_text(figure: Figure) -> str:
+def _target_text(figure: BenchFigure) -> str:
     if figure.target is None:
         return "-"
     if figure.target.kind == "ratio at least":

@@ -8,24 +8,24 @@ import time
 import torch
 
 from hvd_async.benchmarks.jobs import run_job
-from hvd_async.benchmarks.measurement import Figure, Spread, Target, rate
+from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Spread, rate
 from hvd_async.benchmarks.memcpy import arithmetic_threads
 from hvd_async.benchmarks.options import Options, num_elements
-from hvd_async.benchmarks.ranks import Place
+from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.vectors.flat import FlatParameters
 
 DEFAULTS = Options(sizes=(1.0,), workers=6, repeats=3, seconds=90.0)
 TAKES = frozenset({"sizes", "workers", "repeats", "threads", "seconds", "step_seconds"})
 
-_TARGET = Target("ratio at least", 0.95)
+_TARGET = BenchTarget("ratio at least", 0.95)
 _FEWEST_STEPS = 3
 _UNIT = "steps/s"
 
 
-def measure(place: Place, options: Options) -> list[Figure]:
+def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
     """One figure for each size and number of workers, on rank 0. The numbers of workers take turns."""
-    figures: list[Figure] = []
+    figures: list[BenchFigure] = []
     with arithmetic_threads(options.threads):
         for size in options.sizes:
             rates: dict[int, list[float]] = {workers: [] for workers in range(1, place.num_workers + 1)}
@@ -43,7 +43,7 @@ def num_steps(options: Options, num_workers: int) -> int:
     return max(_FEWEST_STEPS, int(options.seconds / measurements / options.step_seconds))
 
 
-def _throughput(place: Place, num_workers: int, num: int, steps: int, options: Options) -> float:
+def _throughput(place: BenchRank, num_workers: int, num: int, steps: int, options: Options) -> float:
     """Steps a second of the first `num_workers` workers together, known to every rank; the others wait. Collective."""
     from hvd_async.transport.messages import first_ranks, wait_quietly  # late: they need an MPI that is initialised
 
@@ -57,11 +57,11 @@ def _throughput(place: Place, num_workers: int, num: int, steps: int, options: O
             flat.gradient.fill_(1e-4)
             mine.append(work(worker, steps, options.step_seconds))
 
-        inner = Place(group, place.is_near[: group.size])
+        inner = BenchRank(group, place.is_near[: group.size])
         run_job(inner, model, flat, options.threads, loop)
         group.comm.Free()
     wait_quietly(place.group)
-    return sum(sum(json.loads(text)) for text in place.group.exchange(json.dumps(mine)))
+    return sum(sum(json.loads(text)) for text in place.group.allgather(json.dumps(mine)))
 
 
 def work(worker: Worker, steps: int, step_seconds: float) -> float:
@@ -77,7 +77,7 @@ def work(worker: Worker, steps: int, step_seconds: float) -> float:
     return steps / (time.perf_counter() - begin)
 
 
-def scaling_figures(size: float, rates: dict[int, list[float]], step_seconds: float) -> list[Figure]:
+def scaling_figures(size: float, rates: dict[int, list[float]], step_seconds: float) -> list[BenchFigure]:
     """`rates`: by number of workers, the steps a second of every round."""
     alone = Spread.of(rates[1])
     ceiling = Spread.of([1.0 / step_seconds])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 from hvd_async.benchmarks.jobs import run_job
-from hvd_async.benchmarks.measurement import Effort, Figure, Target, duration, take_turns
+from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Effort, duration, take_turns
 from hvd_async.benchmarks.memcpy import arithmetic_threads
 from hvd_async.benchmarks.models import SIZES, ModelStep
 from hvd_async.benchmarks.options import Options, own_cores
-from hvd_async.benchmarks.ranks import Place
+from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.config import PushConfig
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.vectors.flat import FlatParameters
@@ -18,12 +18,12 @@ DEFAULTS = Options(threads=max(1, own_cores() - 1), seconds=90.0)  # the store h
 TAKES = frozenset({"model", "repeats", "threads", "seconds"})
 
 _OVERLAPPED_STEPS = 4
-_TARGETS = {"multi30k": Target("ratio at least", 0.97), "base": Target("ratio at least", 0.95)}
+_TARGETS = {"multi30k": BenchTarget("ratio at least", 0.97), "base": BenchTarget("ratio at least", 0.95)}
 
 
-def measure(place: Place, options: Options) -> list[Figure]:
+def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
     """One figure, of worker 0."""
-    figures: list[Figure] = []
+    figures: list[BenchFigure] = []
     with arithmetic_threads(options.threads):
         step = ModelStep(SIZES[options.model])
         flat = FlatParameters(step.model)
@@ -38,7 +38,7 @@ def measure(place: Place, options: Options) -> list[Figure]:
     return figures if place.rank == 1 else []
 
 
-def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options: Options, push: PushConfig) -> Figure:
+def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options: Options, push: PushConfig) -> BenchFigure:
     """Bare and whole steps of `worker` in turns; `flat` holds the parameters of `step`'s model.
 
     With overlap a turn has several whole steps, whose mean counts, so that there is a next batch to overlap with.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from hvd_async.benchmarks.measurement import Effort, Figure, Spread, Target, duration, take_turns, timed
+from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Effort, Spread, duration, take_turns, timed
 from hvd_async.benchmarks.memcpy import arithmetic_threads, memcpy_with, page_aligned
 from hvd_async.benchmarks.options import Options, num_elements, own_cores
 from hvd_async.config import ArrivalsFrom, OptimizerConfig, ScheduleConfig, StrategyConfig
@@ -37,15 +37,15 @@ _PROVISIONAL_MOVED = 3 + 5
 _VECTORS_HELD = NUM_ARRIVALS + 3 * 5 + 4
 _TOKENS = 100
 
-_MEMCPY_TARGET = Target("ratio at least", 0.8)
-_TORCH_TARGET = Target("ratio at least", 1.5)
-_NEVER_SLOWER = Target("ratio at least", 1.0)
+_MEMCPY_TARGET = BenchTarget("ratio at least", 0.8)
+_TORCH_TARGET = BenchTarget("ratio at least", 1.5)
+_NEVER_SLOWER = BenchTarget("ratio at least", 1.0)
 _LARGE = 25.0
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[BenchFigure]:
     """The figures of every size. Raises `SetupError` where memory does not hold one."""
-    figures: list[Figure] = []
+    figures: list[BenchFigure] = []
     for size in options.sizes:
         check_memory(num_elements(size), _available_bytes(options.device))
     for size in options.sizes:
@@ -174,7 +174,7 @@ class TorchUpdate:
         self._published.copy_(self._parameters.detach())
 
 
-def _figures(size: float, seconds: dict[str, Spread], device: str) -> list[Figure]:
+def _figures(size: float, seconds: dict[str, Spread], device: str) -> list[BenchFigure]:
     """A copy of b bytes reads b and writes b: the limit is the time of `_VECTORS_MOVED / 2` copies of one vector."""
     limit = seconds["memcpy"].scaled(_VECTORS_MOVED / 2)
     against_torch = _TORCH_TARGET if size >= _LARGE else _NEVER_SLOWER

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hvd_async.benchmarks import nmt
-from hvd_async.benchmarks.measurement import Figure, Spread, rate
+from hvd_async.benchmarks.measurement import BenchFigure, Spread, rate
 from hvd_async.benchmarks.nmt import BFLOAT16, BFLOAT16_TRANSPOSED, FLOAT32, DecodingMeasurement, Rates, TrainingMeasurement
 from hvd_async.benchmarks.options import Options
 from hvd_async.config import RunConfig, load_config, parse_config
@@ -26,7 +26,7 @@ _PAIRS = 4000
 _BEAM = 4
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[BenchFigure]:
     """Matrix products, training and translation on one core; `options.seconds` is for each of them, roughly."""
     with _corpus(options.config) as (config, corpus):
         gemm = nmt.measure_gemm(options.repeats)
@@ -39,11 +39,11 @@ def measure(options: Options) -> list[Figure]:
     return [*gemm_figures(gemm), *training_figures(training), decoding_figure(decoding)]
 
 
-def gemm_figures(rates: dict[str, Rates]) -> list[Figure]:
+def gemm_figures(rates: dict[str, Rates]) -> list[BenchFigure]:
     """Matrix products in bfloat16 beside float32."""
     single = spread(rates[FLOAT32])
     return [
-        Figure("matrix product, float32", single, "GFLOP/CPU s"),
+        BenchFigure("matrix product, float32", single, "GFLOP/CPU s"),
         *(
             rate(f"matrix product, {name}", spread(rates[name]), "GFLOP/CPU s", ("float32", single))
             for name in (BFLOAT16, BFLOAT16_TRANSPOSED)
@@ -51,7 +51,7 @@ def gemm_figures(rates: dict[str, Rates]) -> list[Figure]:
     ]
 
 
-def training_figures(measured: TrainingMeasurement) -> list[Figure]:
+def training_figures(measured: TrainingMeasurement) -> list[BenchFigure]:
     """Tokens a second beside those of the step's matrix products alone, at the speed of a large one; bfloat16 beside float32."""
     unit = "tokens/CPU s"
     single = spread(measured.rates[FLOAT32])
@@ -63,7 +63,7 @@ def training_figures(measured: TrainingMeasurement) -> list[Figure]:
     ]
 
 
-def decoding_figure(measured: DecodingMeasurement) -> Figure:
+def decoding_figure(measured: DecodingMeasurement) -> BenchFigure:
     """Sentences a second with the cache beside those without."""
     limit = ("without a cache", spread(measured.uncached))
     return rate(f"translation, beam {_BEAM}", spread(measured.cached_few), "sentences/CPU s", limit)

@@ -12,12 +12,12 @@ from typing import cast
 
 import torch
 
-from hvd_async.benchmarks.echo import Asker, Partner
-from hvd_async.benchmarks.measurement import Effort, Figure, Spread, Target, duration, take_turns, timed
+from hvd_async.benchmarks.echo import EchoClient, EchoServer
+from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Effort, Spread, duration, take_turns, timed
 from hvd_async.benchmarks.memcpy import arithmetic_threads, memcpy_with, page_aligned
-from hvd_async.benchmarks.null_observer import SilentJournal
+from hvd_async.benchmarks.null_observer import NullObserver
 from hvd_async.benchmarks.options import Options, num_elements
-from hvd_async.benchmarks.ranks import Place
+from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store.parameter_store import Arrival, ParameterStore
 from hvd_async.store.serve.client import ClientOptions, StoreClient
@@ -29,10 +29,10 @@ from hvd_async.store.wire.layout import Layout, StoreMemory, StoreWindow, Word
 DEFAULTS = Options()
 TAKES = frozenset({"sizes", "repeats", "threads", "seconds"})
 
-_NEAR_TARGET = Target("ratio at least", 0.9)
-_FAR_TARGET = Target("ratio at least", 0.85)
-_SERVED_TARGET = Target("value at most", 2.0)
-_IDLE_TARGET = Target("value at most", 3.0)
+_NEAR_TARGET = BenchTarget("ratio at least", 0.9)
+_FAR_TARGET = BenchTarget("ratio at least", 0.85)
+_SERVED_TARGET = BenchTarget("value at most", 2.0)
+_IDLE_TARGET = BenchTarget("value at most", 3.0)
 
 _SMALL = 1000
 _ECHOES = 10
@@ -41,9 +41,9 @@ _PAUSE_SECONDS = 0.1
 _IDLE_SECONDS = 3.0
 
 
-def measure(place: Place, options: Options) -> list[Figure]:
+def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
     """Every size, then the small one. The first worker on the store's host measures, and the first on another."""
-    figures: list[Figure] = []
+    figures: list[BenchFigure] = []
     is_measuring = place.rank in measuring_ranks(place.is_near)
     with arithmetic_threads(options.threads):
         for size in options.sizes:
@@ -67,7 +67,7 @@ def measuring_ranks(is_near: tuple[bool, ...]) -> list[int]:
 class Session:
     """One worker beside a store that makes a version of each gradient that it gets, so that every pull copies."""
 
-    def __init__(self, window: StoreWindow, client: StoreClient, asker: Asker, worker: int) -> None:
+    def __init__(self, window: StoreWindow, client: StoreClient, asker: EchoClient, worker: int) -> None:
         """`client` has joined the store."""
         self.window = window
         self.asker = asker
@@ -90,7 +90,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def _serving(place: Place, num: int) -> Iterator[Session | None]:
+def _serving(place: BenchRank, num: int) -> Iterator[Session | None]:
     """A store for vectors of `num` parameters. Collective: serves on rank 0 (yields None); workers take turns in the block."""
     from hvd_async.transport.messages import PointToPoint, all_but_first, wait_quietly
     from hvd_async.transport.mpi import open_blocks  # late: they need an MPI that is initialised
@@ -98,7 +98,7 @@ def _serving(place: Place, num: int) -> Iterator[Session | None]:
     messages, workers = PointToPoint(place.group), all_but_first(place.group)
     with open_blocks(place.group, [Layout(num, place.num_workers)], [0]) as (memory,):
         if workers is None:
-            _serve(cast(StoreMemory, memory), Partner(messages, 4 * num))  # rank 0 has mapped memory
+            _serve(cast(StoreMemory, memory), EchoServer(messages, 4 * num))  # rank 0 has mapped memory
             yield None
         else:
             worker = place.rank - 1
@@ -106,21 +106,21 @@ def _serving(place: Place, num: int) -> Iterator[Session | None]:
             client.join()
             for turn in range(place.num_workers):
                 if turn == worker:
-                    yield Session(memory, client, Asker(messages), worker)
+                    yield Session(memory, client, EchoClient(messages), worker)
                 wait_quietly(workers)
             client.leave()
             client.wait_for_end(lambda: None)
     messages.free()
 
 
-def _serve(memory: StoreMemory, partner: Partner) -> None:
+def _serve(memory: StoreMemory, partner: EchoServer) -> None:
     layout = memory.layout
     strategy = StrategyConfig(kind="async", arrivals_per_update=1)
     optimizer = OptimizerConfig(kind="sgd", learning_rate=0.1)  # the least work: the update is not what is measured
     buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
     store = ParameterStore(Shard(buffers, optimizer), layout.num_elements, optimizer, strategy, layout.num_workers)
     with Heartbeat(memory, Word.STORE_HEARTBEAT):
-        StoreServer(store, memory, SilentJournal(), ServerOptions()).serve(partner.between_turns)
+        StoreServer(store, memory, NullObserver(), ServerOptions()).serve(partner.between_turns)
 
 
 def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:
@@ -151,7 +151,7 @@ def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:
         )
 
 
-def copy_figures(size: float, is_near: bool, seconds: dict[str, Spread]) -> list[Figure]:
+def copy_figures(size: float, is_near: bool, seconds: dict[str, Spread]) -> list[BenchFigure]:
     """Push and pull of `size` million parameters beside their limits."""
     where, target = ("same host", _NEAR_TARGET) if is_near else ("other host", _FAR_TARGET)
     into, out_of = ("memcpy into the block", "memcpy out of the block") if is_near else ("MPI Send", "MPI Recv")
@@ -161,7 +161,7 @@ def copy_figures(size: float, is_near: bool, seconds: dict[str, Spread]) -> list
     ]
 
 
-def _measure_small(session: Session, place: Place, options: Options) -> list[Figure]:
+def _measure_small(session: Session, place: BenchRank, options: Options) -> list[BenchFigure]:
     """Latency of a push after a pause, and the idle store's CPU time, which the first measuring rank asks for."""
 
     def turn() -> dict[str, float]:
@@ -176,7 +176,7 @@ def _measure_small(session: Session, place: Place, options: Options) -> list[Fig
     figures = [duration(name, seconds["served"], ("MPI message and answer", seconds["echo"]), target)]
     if place.rank == measuring_ranks(place.is_near)[0]:
         share = 100.0 * session.asker.idle_share(min(_IDLE_SECONDS, options.seconds))
-        figures.append(Figure("store, idle workers", Spread.of([share]), "% of a core", target=_IDLE_TARGET))
+        figures.append(BenchFigure("store, idle workers", Spread.of([share]), "% of a core", target=_IDLE_TARGET))
     return figures
 
 

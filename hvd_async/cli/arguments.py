@@ -224,6 +224,6 @@ def print_summary(summary: dict[str, Any], output: str) -> None:
     if summary["refused"]:
         print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
     print(
-        f"{summary['how']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} {unit},"
+        f"{summary['status']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} {unit},"
         f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}{again}; see {output}"
     )

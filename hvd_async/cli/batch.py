@@ -14,7 +14,7 @@ from hvd_async.cli.arguments import is_given
 from hvd_async.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
-    from hvd_async.launcher.batch import Resources
+    from hvd_async.launcher.batch_script import Resources
 
 # Of `add_resources` all of it.
 _OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "setup", "site", "submit")
@@ -69,7 +69,7 @@ def parse_gpus(text: str | None) -> tuple[str, int | None]:
 
 def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
     """What is asked of Slurm, from arguments; `defaults` of fields, where they are not those of `Resources`."""
-    from hvd_async.launcher.batch import Resources
+    from hvd_async.launcher.batch_script import Resources
     from hvd_async.launcher.site import read_site
 
     site = read_site(arguments.site, os.environ)

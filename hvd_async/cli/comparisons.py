@@ -39,7 +39,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="compute only runs, variants or settings of that name, in which * stands for anything; may repeat",
+        help="compute only runs, variants or environments of that name, in which * stands for anything; may repeat",
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="runs computed at a time (default 1); they disturb each other")
     what = parser.add_mutually_exclusive_group()
@@ -121,7 +121,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.Path) -> int:
     from hvd_async.comparison.execution import Execution
-    from hvd_async.launcher.batch import Job, render
+    from hvd_async.launcher.batch_script import ScriptJob, render
     from hvd_async.system.files import write_file
 
     Execution(suite, output, arguments.only)  # raises for a pattern that fits nothing
@@ -132,7 +132,7 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
             f"--workers-per-node: got {asked.workers_per_node} on {asked.nodes} nodes, expected room for {num_workers} workers,"
             f" as in {arguments.suite}; ask for more nodes, or tasks on each"
         )
-    job = Job(
+    job = ScriptJob(
         script="compare",
         target=str(arguments.suite),
         options=tuple(word for pattern in arguments.only for word in ("--only", pattern)),
@@ -210,9 +210,9 @@ def _write_report(
     collection: Collection, output: pathlib.Path, window: tuple[float, float] | None, *, overwrite: bool
 ) -> None:
     from hvd_async.comparison.results import results
-    from hvd_async.report import Window, text_of, write_report
+    from hvd_async.report import TimeWindow, text_of, write_report
 
     rows = results(collection)
-    paths = write_report(collection, output, None if window is None else Window(*window), rows, overwrite=overwrite)
+    paths = write_report(collection, output, None if window is None else TimeWindow(*window), rows, overwrite=overwrite)
     print(text_of(collection, rows))
     print("written: " + ", ".join(str(path) for path in paths if path.parent == output))

@@ -21,8 +21,8 @@ from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
-    from hvd_async.launcher import Begin, Host, LaunchOptions, Outcome, Starter, TrainArguments, Wanted
-    from hvd_async.launcher.batch import Resources
+    from hvd_async.launcher import Begin, Host, LauncherName, LaunchOptions, LaunchOutcome, TrainArguments, Wanted
+    from hvd_async.launcher.batch_script import Resources
     from hvd_async.system.processes import Command
 
 # What a batch script has no use for.
@@ -49,7 +49,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     starting = parser.add_argument_group("starting")
     starting.add_argument(
-        "--starter",
+        "--launcher",
         choices=("mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo"),
         help="what starts the ranks (default mpirun; srun in a batch script)",
     )
@@ -76,7 +76,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="a variable that ranks on other hosts are to have; may repeat",
     )
     starting.add_argument(
-        "--extra", action="append", default=[], metavar="ARG", help="passed to the starter as it is; may repeat"
+        "--extra", action="append", default=[], metavar="ARG", help="passed to the launcher as it is; may repeat"
     )
     batch = parser.add_argument_group("batch scripts")
     batch.add_argument(
@@ -123,13 +123,13 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
         print(launch_command(config, told, layout, options).shell_text())
         return 0
     _check_start(config, arguments, is_here=layout.is_local or is_in_job)
-    if options.mpi == "openmpi" and options.starter in ("mpirun", "horovodrun-mpi") and not is_single:
+    if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
         check_home(os.environ)
-    passes_on = options.starter in ("mpirun", "srun") and not is_single
+    passes_on = options.launcher in ("mpirun", "srun") and not is_single
     for restart in range(restarts + 1):
         begin: Begin = "auto-resume" if restart else told.begin
         command = launch_command(config, dataclasses.replace(told, begin=begin, is_launched=True), layout, options)
-        status_tells = options.mpi == "openmpi" and options.starter == "mpirun"
+        status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
         outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells)
         is_last = not outcome.is_failure or restart == restarts
         _say(outcome.text + ("" if is_last else f"; restart {restart + 1} of {restarts}, with --auto-resume"))
@@ -138,7 +138,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     return outcome.status
 
 
-def _start(config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool) -> Outcome:
+def _start(config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool) -> LaunchOutcome:
     """Run `command`, which computes `config`, until it has ended; what became of it. `status_tells`: see `outcome_of`."""
     from hvd_async.launcher import Summary, outcome_of, quieted
     from hvd_async.runs.folder import RunFolder
@@ -156,7 +156,7 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
     seconds = time.monotonic() - began
     if config.strategy.kind == "single":
         ended = dataclasses.replace(ended, is_killed=False)  # it was the run itself
-    return outcome_of(ended, summary.how(), seconds, summary.stop_signal(), status_tells=status_tells)
+    return outcome_of(ended, summary.status(), seconds, summary.stop_signal(), status_tells=status_tells)
 
 
 def _say(line: str) -> None:
@@ -207,27 +207,27 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
 
     bin_folder = pathlib.Path(sys.executable).parent  # the MPI and Horovod of this environment, even if it is not active
     found = {name: str(bin_folder / name) if (bin_folder / name).exists() else name for name in ("mpirun", "horovodrun")}
-    starter: Starter = arguments.starter or "mpirun"
-    if starter == "srun" and not is_in_job:
+    launcher: LauncherName = arguments.launcher or "mpirun"
+    if launcher == "srun" and not is_in_job:
         raise SetupError(
-            "--starter srun: expected to be in a Slurm job, with no --hosts; write a batch script with --slurm, or get nodes with"
-            " salloc first"
+            "--launcher srun: expected to be in a Slurm job, with no --hosts; write a batch script with --slurm, or get"
+            " nodes with salloc first"
         )
-    if arguments.pmi is not None and starter != "srun":
-        raise SetupError(f"--pmi: got it with --starter {starter}, expected srun")
+    if arguments.pmi is not None and launcher != "srun":
+        raise SetupError(f"--pmi: got it with --launcher {launcher}, expected srun")
     mpi = arguments.mpi or ("openmpi" if is_single else detect_mpi(found["mpirun"]))
     return LaunchOptions(
         mpi=mpi,
-        starter=starter,
-        pmi=arguments.pmi or (detect_pmi(mpi) if starter == "srun" and not is_single else ""),
+        launcher=launcher,
+        pmi=arguments.pmi or (detect_pmi(mpi) if launcher == "srun" and not is_single else ""),
         mpirun=found["mpirun"],
         horovodrun=found["horovodrun"],
         python_flags=interpreter.flags(),
         as_root=os.geteuid() == 0,
         forward=variables_to_forward(os.environ, arguments.forward),
         extra=tuple(arguments.extra),
-        unset=variables_to_unset(os.environ, starter) if is_in_job else (),
-        path=_path_with(bin_folder) if starter.startswith("horovodrun") or mpi == "intel" else None,
+        unset=variables_to_unset(os.environ, launcher) if is_in_job else (),
+        path=_path_with(bin_folder) if launcher.startswith("horovodrun") or mpi == "intel" else None,
     )
 
 
@@ -241,7 +241,7 @@ def _train_arguments(arguments: argparse.Namespace) -> TrainArguments:
     from hvd_async.launcher import TrainArguments
 
     # horovodrun puts the number of its rank before what looks like a line to it.
-    has_lines = arguments.dry_run or str(arguments.starter).startswith("horovodrun")
+    has_lines = arguments.dry_run or str(arguments.launcher).startswith("horovodrun")
     progress = "bar" if sys.stdout.isatty() and not has_lines else "auto"
     return TrainArguments(arguments.config, tuple(arguments.overrides), _begin(arguments), progress)
 
@@ -265,7 +265,7 @@ def _hosts(arguments: argparse.Namespace) -> tuple[Host, ...]:
 
 
 def _write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.launcher.batch import Job, render
+    from hvd_async.launcher.batch_script import ScriptJob, render
 
     is_single = config.strategy.kind == "single"
     asked = resources(arguments, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
@@ -274,20 +274,20 @@ def _write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
         refuse(arguments, ("resume", "overwrite"), "--slurm train-requeue, which has --auto-resume")
         arguments.auto_resume = False  # it is in the script
     if arguments.slurm != "train":
-        refuse(arguments, ("starter",), f"--slurm {arguments.slurm}")
+        refuse(arguments, ("launcher",), f"--slurm {arguments.slurm}")
     options = list(_train_arguments(arguments).words()[1:])
     for flag in ("workers", "mpi", "pmi", "restarts"):
         if is_given(arguments, flag):
             options += [f"--{flag}", str(getattr(arguments, flag))]
     for flag in ("forward", "extra"):
         options += [f"--{flag}={value}" for value in getattr(arguments, flag)]
-    job = Job(
+    job = ScriptJob(
         script=arguments.slurm,
         target=arguments.config,
         options=tuple(options),
         environment=sys.prefix,
         name=arguments.job_name or "hvd-async",
-        starter=arguments.starter or "srun",
+        launcher=arguments.launcher or "srun",
         store_nodes=config.store.shards,
         path="FILE",
     )

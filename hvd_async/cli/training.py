@@ -69,6 +69,6 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
         arguments.resume, arguments.overwrite, is_live, arguments.auto_resume, stop, is_launched=arguments.launched
     )
     summary = train(config, make_task, options)
-    if summary and summary["how"] != "stopped":  # of that whoever launched it tells
+    if summary and summary["status"] != "stopped":  # of that whoever launched it tells
         print_summary(summary, config.output)
     return 0

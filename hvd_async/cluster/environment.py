@@ -24,7 +24,7 @@ class Launcher:
     size: tuple[str, ...]  # the first that is set counts
     local_rank: str
     local_size: str
-    mend: str
+    hint: str
     mark: str = ""  # set by this launcher alone, where others set the same rank and size
 
 
@@ -173,7 +173,7 @@ def check_world(launched: LaunchedAs | None, rank: int, size: int, library: str 
         return
     error = SetupError(
         f"{launched} started this process as rank {launched.rank} of {launched.size}, but {_mpi(library)} says rank {rank}"
-        f" of {size}: the MPI library and the launcher do not belong together; {_mend(launched, library)}"
+        f" of {size}: the MPI library and the launcher do not belong together; {_hint(launched, library)}"
     )
     error.is_on_all_ranks = True
     raise error
@@ -189,7 +189,7 @@ def check_launcher(launched: LaunchedAs | None, library: str, has_pmix: bool) ->
         return
     raise SetupError(
         f"{launched} started this process as rank {launched.rank} of {launched.size}, but {_mpi(library)} is built without"
-        f" PMIx; {_mend(launched, library)}"
+        f" PMIx; {_hint(launched, library)}"
     )
 
 
@@ -199,10 +199,10 @@ def _mpi(library: str) -> str:
     return f"MPI ({name})" if name else "MPI"
 
 
-def _mend(launched: LaunchedAs, library: str) -> str:
+def _hint(launched: LaunchedAs, library: str) -> str:
     flag = next((flag for name, flag in _SRUN_FLAGS.items() if library.startswith(name)), None)
     if launched.launcher is not SLURM or flag is None:
-        return launched.launcher.mend
+        return launched.launcher.hint
     if flag == launched.srun_mpi:
         return f"the {flag} of srun and that of this MPI do not understand each other; use its mpirun inside the job"
     return f"use srun --mpi={flag}; {_LIST}"

@@ -1,4 +1,4 @@
-"""What a report is made of: runs, each of a variant, in a setting, with a seed, and what became of those that are not there."""
+"""What a report is made of: runs, each of a variant in an environment with a seed, and what became of the missing ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entry:
         is_chosen: whether it counts: with several rates, those of the variant's best alone.
     """
 
-    setting: str
+    environment: str
     variant: str
     rate: float | None
     seed: int
@@ -33,17 +33,17 @@ class Entry:
 
     def __post_init__(self) -> None:
         """Make names printable: they go into figures, pages and terminals, and may come from a file that was made elsewhere."""
-        _make_printable(self, "setting", "variant", "fault")
+        _make_printable(self, "environment", "variant", "fault")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A comparison: variants within settings.
+    """A comparison: variants within environments.
 
     Attributes:
-        baseline: the variant with which the others are compared in each setting.
+        baseline: the variant with which the others are compared in each environment.
         target: None where there is no run with a finite loss.
-        entries: setting by setting, variant by variant, as in the suite.
+        entries: environment by environment, variant by variant, as in the suite.
         rates: all that were tried; empty where each variant has its own alone.
         source: the file of the suite, or nothing.
         text: of that file.
@@ -62,23 +62,23 @@ class Collection:
         _make_printable(self, "title", "baseline", "source")
 
     @property
-    def settings(self) -> list[str]:
+    def environments(self) -> list[str]:
         """In their order."""
-        return list(dict.fromkeys(entry.setting for entry in self.entries))
+        return list(dict.fromkeys(entry.environment for entry in self.entries))
 
-    def variants(self, setting: str) -> list[str]:
-        """Of a setting, in their order."""
-        return list(dict.fromkeys(entry.variant for entry in self.entries if entry.setting == setting))
+    def variants(self, environment: str) -> list[str]:
+        """Of an environment, in their order."""
+        return list(dict.fromkeys(entry.variant for entry in self.entries if entry.environment == environment))
 
-    def chosen(self, setting: str, variant: str) -> list[Entry]:
+    def chosen(self, environment: str, variant: str) -> list[Entry]:
         """The entries of a variant that count, in the order of seeds."""
-        return [e for e in self.entries if (e.setting, e.variant) == (setting, variant) and e.is_chosen]
+        return [e for e in self.entries if (e.environment, e.variant) == (environment, variant) and e.is_chosen]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Every setting with every variant in it."""
-        for setting in self.settings:
-            for variant in self.variants(setting):
-                yield setting, variant
+        """Every environment with every variant in it."""
+        for environment in self.environments:
+            for variant in self.variants(environment):
+                yield environment, variant
 
 
 def _make_printable(holder: Entry | Collection, *names: str) -> None:

@@ -28,8 +28,8 @@ class Execution:
     begins again."""
 
     def __init__(self, suite: Suite, output: pathlib.Path, only: Sequence[str] = ()) -> None:
-        """`only`: patterns (`*`, `?`) of the names of runs, variants or settings; empty: all. Raises `ConfigError` for one that
-        fits nothing."""
+        """`only`: patterns (`*`, `?`) of the names of runs, variants or environments; empty: all. Raises `ConfigError` for a
+        pattern that fits nothing."""
         self._suite = suite
         self._output = output
         self._only = only
@@ -37,7 +37,9 @@ class Execution:
         for pattern in only:
             if not any(_fits(spec, [pattern]) for spec in suite.specs):
                 names = ", ".join(dict.fromkeys(spec.variant for spec in suite.specs))
-                raise ConfigError(f"--only: got {pattern!r}, which fits no run, variant or setting; variants are {names}")
+                raise ConfigError(
+                    f"--only: got {pattern!r}, which fits no run, variant or environment; variants are {names}"
+                )
 
     def todo(self) -> list[tuple[Spec, Run | str]]:
         """Every run that is asked for, in the order of computation, with what is there of it. With several rates, the runs of all
@@ -121,16 +123,16 @@ class Execution:
             raise ConfigError(f"--task: got {number}, expected {expected}: so many runs are in stage {stage}")
         if stage == 1:
             return self._first_stage()[number]
-        setting, variant, seed = list(self._second_slots())[number]
+        environment, variant, seed = list(self._second_slots())[number]
         results = self._results()
-        rate = self._suite.plan.best_rate(results, setting, variant)
-        first = [p for p in self._suite.plan.of(setting, variant) if p.seed == self._suite.config.seeds[0]]
+        rate = self._suite.plan.best_rate(results, environment, variant)
+        first = [p for p in self._suite.plan.of(environment, variant) if p.seed == self._suite.config.seeds[0]]
         missing = ", ".join(p.name for p in first if not isinstance(results[p.name], Run))
         if rate is None:
             raise DataError(f"--task: {missing}: got none of them, expected one that has ended; compute stage 1 first")
         if missing:
             board.say(f"not there: {missing}; of the others rate {rate:g} is the best")
-        spec = Spec(setting, variant, rate, seed)
+        spec = Spec(environment, variant, rate, seed)
         return spec if _fits(spec, self._only) else None
 
     def _held(self, spec: Spec, board: Board, is_over: Callable[[], bool] = lambda: False) -> AbstractContextManager[int]:
@@ -149,20 +151,20 @@ class Execution:
     def _second_stage(self) -> list[Spec]:
         """The other seeds, each variant at its best rate."""
         results, wanted = self._results(), []
-        for setting, variant, seed in self._second_slots():
-            rate = self._suite.plan.best_rate(results, setting, variant)
+        for environment, variant, seed in self._second_slots():
+            rate = self._suite.plan.best_rate(results, environment, variant)
             if rate is not None:
-                wanted.append(Spec(setting, variant, rate, seed))
+                wanted.append(Spec(environment, variant, rate, seed))
         return [spec for spec in wanted if _fits(spec, self._only)]
 
     def _second_slots(self) -> Iterator[tuple[str, str, int]]:
         """Setting, variant and seed of each run whose rate is the best of others; of those that are asked for at some rate."""
         suite = self._suite.config
         for seed in suite.seeds[1:] if suite.rates else ():
-            for setting in suite.settings:
+            for environment in suite.environments:
                 for variant in suite.variants:
-                    if any(_fits(Spec(setting, variant, rate, seed), self._only) for rate in suite.rates):
-                        yield setting, variant, seed
+                    if any(_fits(Spec(environment, variant, rate, seed), self._only) for rate in suite.rates):
+                        yield environment, variant, seed
 
     def _results(self) -> dict[str, Run | str]:
         return {planned.name: self.result(spec) for spec, planned in self._planned.items()}
@@ -219,7 +221,7 @@ class Execution:
 
 
 def _fits(spec: Spec, patterns: Sequence[str]) -> bool:
-    names = (spec.name, spec.variant, spec.setting)
+    names = (spec.name, spec.variant, spec.environment)
     return not patterns or any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 

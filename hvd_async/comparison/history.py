@@ -17,7 +17,7 @@ Kind = Literal["computing", "pushing", "waiting", "pulling", "updating"]
 
 
 @dataclass(frozen=True)
-class Step:
+class TimedStep:
     """A worker's step, and the exchange before it. `received_seconds`: on the run's clock, when its gradient reached the store,
     or all had summed theirs. The others are lengths."""
 
@@ -58,12 +58,12 @@ class History:
 
     num_workers: int
     seconds: float
-    steps: tuple[Step, ...]
+    steps: tuple[TimedStep, ...]
     updates: tuple[tuple[float, float], ...]
     is_synchronous: bool = False
     is_overlapped: bool = False
 
-    def steps_of(self, worker: int) -> list[Step]:
+    def steps_of(self, worker: int) -> list[TimedStep]:
         """Of one worker, in its order."""
         own = [step for step in self.steps if step.worker == worker]
         return sorted(own, key=lambda step: step.received_seconds)
@@ -103,14 +103,14 @@ class History:
         return sorted((span for span in cut if span.start < span.end), key=lambda span: span.start)
 
 
-def _placed_from_the_end(steps: Sequence[Step], *, is_overlapped: bool) -> list[Span]:
+def _placed_from_the_end(steps: Sequence[TimedStep], *, is_overlapped: bool) -> list[Span]:
     """Of one worker of `async`, from the last step to the first. What came before that is not known.
 
     A step ended when its gradient was received, or earlier: before the push, and so much before the next step began as the
     exchange between them took; overlapped exchanges take none of it.
     """
     spans = []
-    begin_of_next, following = math.inf, Step(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    begin_of_next, following = math.inf, TimedStep(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
     for step in reversed(steps):
         exchange: list[tuple[Kind, float]] = [
             ("pushing", following.push_seconds),
@@ -127,7 +127,7 @@ def _placed_from_the_end(steps: Sequence[Step], *, is_overlapped: bool) -> list[
     return spans
 
 
-def _placed_by_groups(steps: Sequence[Step]) -> list[Span]:
+def _placed_by_groups(steps: Sequence[TimedStep]) -> list[Span]:
     """Of one worker of a synchronous strategy, whose steps all begin when the gradients before have been summed."""
     spans = []
     for number, step in enumerate(steps):
@@ -162,8 +162,8 @@ def read_history(run: Run) -> History:
     )
 
 
-def _step(event: Mapping[str, float]) -> Step:
-    return Step(
+def _step(event: Mapping[str, float]) -> TimedStep:
+    return TimedStep(
         int(event["worker"]),
         int(event["tokens"]),
         event["step_seconds"],

@@ -26,21 +26,21 @@ _FILE = "comparison.json"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run. `name` is that of its folder; `digest` that of its configuration, see `digest_of`. That does not say `num_workers`
-    of a real run, nor whether it is one: None where a plan of an older version does not say it either."""
+    """One run: `name` of its folder, `config_hash` of its configuration. The configuration does not give `num_workers` of a real
+    run, nor whether it is one: None where a plan of an older version does not give it either."""
 
-    setting: str
+    environment: str
     variant: str
     rate: float | None
     seed: int
     name: str
-    digest: str
+    config_hash: str
     num_workers: int | None = None
     is_simulated: bool | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
+class SuitePlan:
     """All runs of a comparison, in the order of a report, and what is asked of them. See `Collection`."""
 
     title: str
@@ -64,15 +64,15 @@ class Plan:
             if not _holds(path, content):
                 raise
 
-    def of(self, setting: str, variant: str) -> list[PlannedRun]:
-        """The runs of a variant in a setting."""
-        return [run for run in self.runs if (run.setting, run.variant) == (setting, variant)]
+    def of(self, environment: str, variant: str) -> list[PlannedRun]:
+        """The runs of a variant in an environment."""
+        return [run for run in self.runs if (run.environment, run.variant) == (environment, variant)]
 
-    def best_rate(self, results: Mapping[str, Run | str], setting: str, variant: str) -> float | None:
+    def best_rate(self, results: Mapping[str, Run | str], environment: str, variant: str) -> float | None:
         """The rate with the lowest loss at the end of the run with the first seed, of the runs that `results` has, by name;
         one that diverged is above all others. None without rates, or runs."""
         losses = {}
-        for planned in self.of(setting, variant):
+        for planned in self.of(environment, variant):
             run = results.get(planned.name)
             if planned.seed == self.seeds[0] and isinstance(run, Run) and planned.rate is not None:
                 losses[planned.rate] = float("inf") if run.has_diverged else run.points[-1].loss
@@ -84,14 +84,14 @@ def has_plan(output: pathlib.Path) -> bool:
     return (output / _FILE).is_file()
 
 
-def read_plan(output: pathlib.Path) -> Plan:
-    """What `Plan.write` kept in `output`. Raises `DataError` if it is missing or damaged."""
+def read_plan(output: pathlib.Path) -> SuitePlan:
+    """What `SuitePlan.write` kept in `output`. Raises `DataError` if it is missing or damaged."""
     path = output / _FILE
     try:
         fields = parse_json(path.read_bytes())
         target = None if fields["target"] is None else Target(**fields["target"])
         runs = tuple(PlannedRun(**run) for run in fields["runs"])
-        return Plan(**_with_tuples({**fields, "target": target, "runs": runs}))
+        return SuitePlan(**_with_tuples({**fields, "target": target, "runs": runs}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); expected that of a comparison") from None
 
@@ -107,7 +107,7 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "rates": tuple(fields["rates"]), "seeds": tuple(fields["seeds"])}
 
 
-def digest_of(config: RunConfig) -> str:
+def config_hash(config: RunConfig) -> str:
     """Of all that is computed; the folder may have another name elsewhere, and how often a line is printed is nobody's matter."""
     # What was the default when the first digests were made: they are to stay valid.
     training = config.training.model_copy(update={"log_every_seconds": 10.0})
@@ -144,7 +144,7 @@ def is_outdated(output: pathlib.Path, planned: PlannedRun) -> bool:
     if not folder.config.exists():
         return False
     try:
-        if digest_of(load_config(folder.config)) != planned.digest:
+        if config_hash(load_config(folder.config)) != planned.config_hash:
             return True
     except ConfigError:
         return True
@@ -159,7 +159,7 @@ def _begun_with(folder: pathlib.Path) -> tuple[int, bool] | None:
     """The number of workers, and whether they are simulated; None where that is not known."""
     start = first_event(folder)
     try:
-        return sum(len(team) for team in start["teams"]), bool(start.get("simulated", False))
+        return sum(len(team) for team in start["node_workers"]), bool(start.get("simulated", False))
     except (KeyError, TypeError):
         return None
 
@@ -175,17 +175,17 @@ def read_collection(output: pathlib.Path) -> Collection:
     """The comparison in the folder `output`, as far as its runs are there. Raises `DataError` if it holds none."""
     plan = read_plan(output)
     results = {planned.name: result(output, planned) for planned in plan.runs}
-    best = {(p.setting, p.variant): plan.best_rate(results, p.setting, p.variant) for p in plan.runs}
+    best = {(p.environment, p.variant): plan.best_rate(results, p.environment, p.variant) for p in plan.runs}
     entries = []
     for planned in plan.runs:
-        found, rate = results[planned.name], best[planned.setting, planned.variant]
+        found, rate = results[planned.name], best[planned.environment, planned.variant]
         is_run = isinstance(found, Run)
         is_chosen = planned.rate is None or planned.rate == (plan.rates[0] if rate is None else rate)
         if planned.rate is not None and not is_run and not is_chosen and planned.seed != plan.seeds[0]:
             continue  # of the other rates nobody wants more than the first seed
         entries.append(
             Entry(
-                planned.setting,
+                planned.environment,
                 planned.variant,
                 planned.rate,
                 planned.seed,
@@ -202,12 +202,12 @@ def read_collection(output: pathlib.Path) -> Collection:
 
 
 def derived_target(baseline: str, entries: list[Entry]) -> Target | None:
-    """The highest of the common targets of the settings; see `common_target`."""
+    """The highest of the common targets of the environments; see `common_target`."""
     found = []
-    for setting in dict.fromkeys(entry.setting for entry in entries):
+    for environment in dict.fromkeys(entry.environment for entry in entries):
         by_variant: dict[str, list[Run]] = {}
         for entry in entries:
-            if entry.setting == setting and entry.is_chosen and entry.run is not None:
+            if entry.environment == environment and entry.is_chosen and entry.run is not None:
                 by_variant.setdefault(entry.variant, []).append(entry.run)
         own = by_variant.pop(baseline, [])
         target = common_target(own, list(by_variant.values())) if own else None

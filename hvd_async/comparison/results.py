@@ -1,4 +1,4 @@
-"""The figures of a comparison: for each variant in each setting, what it took to reach the target, and where the time went."""
+"""The figures of a comparison: what each variant took to reach the target in each environment, and where the time went."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Key = TypeVar("Key", int, str)
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one variant in one setting. Intervals are over seeds; None where there is no run that it could be of.
+    """What is said of one variant in one environment. Intervals are over seeds; None where there is no run that it could be of.
 
     Attributes:
         rate: the learning rate at which it is shown, where several were tried.
@@ -44,7 +44,7 @@ class Row:
         ideal: from the step times of its own runs. `steps_per_second`: what it came to.
     """
 
-    setting: str
+    environment: str
     variant: str
     rate: float | None
     is_at_the_edge: bool
@@ -67,7 +67,7 @@ class Row:
     staleness: Mapping[int, int]
     refused: Mapping[str, int]
     num_diverged: int
-    num_longer: int
+    num_overrun: int
     num_steps: int
     shares: Shares | None
     worker_shares: Mapping[int, Shares]
@@ -97,17 +97,17 @@ class Row:
 
 
 def results(collection: Collection) -> list[Row]:
-    """A row for every variant in every setting. Reads the event logs. Raises `DataError` where one is damaged."""
-    return [_row(collection, setting, variant) for setting, variant in collection.pairs()]
+    """A row for every variant in every environment. Reads the event logs. Raises `DataError` where one is damaged."""
+    return [_row(collection, environment, variant) for environment, variant in collection.pairs()]
 
 
-def _row(collection: Collection, setting: str, variant: str) -> Row:
-    entries = collection.chosen(setting, variant)
+def _row(collection: Collection, environment: str, variant: str) -> Row:
+    entries = collection.chosen(environment, variant)
     runs = runs_of(entries)
     target = collection.target
     whens = [None if target is None else reached(run, target) for run in runs]
     there = [when for when in whens if when is not None]
-    pairs = _pairs(collection.chosen(setting, collection.baseline), entries)
+    pairs = _pairs(collection.chosen(environment, collection.baseline), entries)
     speed_ups, efficiencies, throughputs, differences = [], [], [], []
     for base, own in pairs:
         if not all(run.seconds > 0.0 and run.tokens > 0 for run in (base, own)):
@@ -122,10 +122,10 @@ def _row(collection: Collection, setting: str, variant: str) -> Row:
             differences.append(b - a)
     whole = [run for run in runs if not run.has_diverged]
     histories = [read_history(run) for run in runs if _tells_waiting(run)]
-    every = [e for e in collection.entries if (e.setting, e.variant) == (setting, variant)]
+    every = [e for e in collection.entries if (e.environment, e.variant) == (environment, variant)]
     rates = sorted({e.rate for e in every if e.run is not None and e.rate is not None})
     return Row(
-        setting=setting,
+        environment=environment,
         variant=variant,
         rate=entries[0].rate if entries else None,
         is_at_the_edge=len(rates) > 1 and bool(entries) and entries[0].rate in (min(rates), max(rates)),
@@ -149,7 +149,7 @@ def _row(collection: Collection, setting: str, variant: str) -> Row:
         staleness=_sum([run.staleness for run in runs]),
         refused=_sum([run.refused for run in runs]),
         num_diverged=sum(run.has_diverged for run in runs),
-        num_longer=sum(run.num_longer for run in runs),
+        num_overrun=sum(run.num_overrun for run in runs),
         num_steps=sum(run.num_steps for run in runs),
         shares=_mean_shares([history.shares() for history in histories]),
         worker_shares=_by_worker(histories),

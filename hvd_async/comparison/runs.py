@@ -31,13 +31,13 @@ class Point:
 class Run:
     """A run that has ended. `points` rise in updates; the last is the model at the end.
 
-    `how`: see docs/run-folder.md. `staleness`: applied arrivals by staleness. `refused`: arrivals by reason. `num_steps`,
-    `num_longer`: steps of the last process, and those whose real work lasted longer than emulation was to make them.
+    `status`: see docs/run-folder.md. `staleness`: applied arrivals by staleness. `refused`: arrivals by reason. `num_steps`,
+    `num_overrun`: steps of the last process, and those whose real work lasted longer than emulation was to make them.
     """
 
     folder: pathlib.Path
     config: RunConfig
-    how: str
+    status: str
     is_simulated: bool
     num_workers: int
     parameters: int
@@ -48,9 +48,9 @@ class Run:
     staleness: Mapping[int, int]
     refused: Mapping[str, int]
     num_steps: int
-    num_longer: int
+    num_overrun: int
     points: tuple[Point, ...]
-    data: str | None = None
+    data_fingerprint: str | None = None
     """A digest of the text and of how it is prepared; None where the log does not say it."""
 
     @property
@@ -96,7 +96,7 @@ def read_run(folder: pathlib.Path) -> Run:
         raise DataError(f"{path}: no such file; expected the folder of a run that has ended") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); expected the summary of a run") from None
-    if run.how == "stopped":
+    if run.status == "stopped":
         raise DataError(f"{folder}: got a run that was stopped, expected one that has ended; go on with --resume")
     if not run.points:
         raise DataError(f"{path}: got no validation, expected one at least")
@@ -108,7 +108,7 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
     return Run(
         folder=folder,
         config=config,
-        how=summary["how"],
+        status=summary["status"],
         is_simulated=bool(summary.get("simulated", False)),
         num_workers=summary["num_workers"],
         parameters=summary["parameters"],
@@ -119,9 +119,9 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
         staleness={int(staleness): count for staleness, count in summary["staleness"].items()},
         refused=dict(summary["refused"]),
         num_steps=summary["steps"],
-        num_longer=summary["longer_steps"],
+        num_overrun=summary["overrun_steps"],
         points=tuple(sorted(points, key=lambda point: point.updates)),
-        data=first_event(folder).get("data"),
+        data_fingerprint=first_event(folder).get("data_fingerprint"),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hvd_async.comparison.plan import Plan, PlannedRun, digest_of
+from hvd_async.comparison.plan import PlannedRun, SuitePlan, config_hash
 from hvd_async.comparison.target import Target
 from hvd_async.config import (
     BOUNDS,
@@ -49,9 +49,9 @@ _OWN_KEYS = (
 )
 _ALIKE = ("data", "vocabulary", "validation", "decoding", "emulation")
 _OF_THE_SUITE = re.compile(
-    r"(-w|--workers|--starter|--set|--resume|--auto-resume|--overwrite|--dry-run|--slurm|--submit)(=|$)"
+    r"(-w|--workers|--launcher|--set|--resume|--auto-resume|--overwrite|--dry-run|--slurm|--submit)(=|$)"
 )
-# The setting of a suite that names none; it is not in the names of folders.
+# The environment of a suite that names none; it is not in the names of folders.
 _THE_SETTING = "all"
 
 
@@ -93,7 +93,7 @@ class TargetConfig(Section):
 
 
 class SuiteConfig(Section):
-    """One YAML file. Overrides are `key.path: value`, as of the configuration of a run; in `variants` and `settings` the key
+    """One YAML file. Overrides are `key.path: value`, as of the configuration of a run; in `variants` and `environments` the key
     `workers` is the suite's own."""
 
     base: PathText = Field(description="The configuration of a run from which all begin; relative to this file.")
@@ -112,7 +112,7 @@ class SuiteConfig(Section):
     baseline: str = Field(description="The variant with which the others are compared.")
     set: Overrides = Field({}, description="Overrides of all runs.")
     variants: dict[str, Overrides] = Field(description="What is compared: overrides by name.")
-    settings: dict[str, Overrides] = Field(
+    environments: dict[str, Overrides] = Field(
         {_THE_SETTING: {}}, description="Where: overrides by name; variants are compared within each."
     )
     rates: tuple[PositiveAmount, ...] = Field(
@@ -127,7 +127,7 @@ class SuiteConfig(Section):
 class Spec:
     """One run of a suite."""
 
-    setting: str
+    environment: str
     variant: str
     rate: float | None
     seed: int
@@ -135,9 +135,9 @@ class Spec:
     @property
     def name(self) -> str:
         """Of its folder."""
-        setting = [] if self.setting == _THE_SETTING else [_slug(self.setting)]
+        environment = [] if self.environment == _THE_SETTING else [_slug(self.environment)]
         rate = [] if self.rate is None else [_slug(self.rate)]
-        return "-".join([*setting, _slug(self.variant), *rate, f"s{self.seed}"])
+        return "-".join([*environment, _slug(self.variant), *rate, f"s{self.seed}"])
 
 
 class Suite:
@@ -163,7 +163,7 @@ class Suite:
         if self.config.baseline not in self.config.variants:
             names = ", ".join(self.config.variants)
             raise ConfigError(f"{path}: baseline: got {self.config.baseline!r}, expected one of {names}")
-        for key in ("variants", "settings", "seeds"):
+        for key in ("variants", "environments", "seeds"):
             if not getattr(self.config, key):
                 raise ConfigError(f"{path}: {key}: got none, expected one or more")
         _check_names(self.config, str(path))
@@ -187,15 +187,21 @@ class Suite:
         begin = "--resume" if resume else "--overwrite"
         if self.config.launcher == "simulate":
             return ["simulate", str(self.base), *arguments, begin]
-        where = ["--workers", str(self._num_workers(spec)), "--starter", self.config.launcher, *self.config.launch_arguments]
+        where = [
+            "--workers",
+            str(self._num_workers(spec)),
+            "--launcher",
+            self.config.launcher,
+            *self.config.launch_arguments,
+        ]
         return ["launch", str(self.base), *arguments, begin, *where]
 
     def _all(self) -> Iterator[Spec]:
-        for setting in self.config.settings:
+        for environment in self.config.environments:
             for variant in self.config.variants:
                 for rate in self.config.rates or (None,):
                     for seed in self.config.seeds:
-                        yield Spec(setting, variant, rate, seed)
+                        yield Spec(environment, variant, rate, seed)
 
     def _load_all(self, source: str) -> dict[Spec, RunConfig]:
         """Raises `ConfigError` with what is wrong with any of them, each fault once, with the first that has it."""
@@ -207,7 +213,7 @@ class Suite:
                 self._check(spec, found[spec])
             except ConfigError as error:
                 for line in str(error).splitlines():
-                    faults.setdefault(line, f"{source}: {spec.setting}: {spec.variant}: {line}")
+                    faults.setdefault(line, f"{source}: {spec.environment}: {spec.variant}: {line}")
         if faults:
             raise ConfigError("\n".join(faults.values()))
         return found
@@ -229,33 +235,33 @@ class Suite:
 
     def _overrides(self, spec: Spec) -> list[str]:
         suite = self.config
-        settings: Overrides = {}
-        for overrides in (suite.set, suite.settings[spec.setting], suite.variants[spec.variant]):
+        merged: Overrides = {}
+        for overrides in (suite.set, suite.environments[spec.environment], suite.variants[spec.variant]):
             for key, value in overrides.items():
-                settings.pop(key, None)  # to the end: `strategy` after `strategy.kind` would undo it
-                settings[key] = value
-        settings.pop("workers", None)
+                merged.pop(key, None)  # to the end: `strategy` after `strategy.kind` would undo it
+                merged[key] = value
+        merged.pop("workers", None)
         if suite.launcher == "simulate":
-            settings["simulation.workers"] = self._workers(spec)
+            merged["simulation.workers"] = self._workers(spec)
         if spec.rate is not None:
-            settings["optimizer.learning_rate"] = spec.rate
-        settings |= {f"training.{bound}": getattr(suite.budget, bound, None) for bound in BOUNDS}
-        settings |= {"validation.every": None, "validation.patience": None, "validation.when": "after"}
-        settings |= {"validation.every_tokens": suite.measure_every, "seed": spec.seed}
-        settings["output"] = str(self._output / "runs" / spec.name)
-        return [f"{key}={dump_yaml_line(value)}" for key, value in settings.items()]
+            merged["optimizer.learning_rate"] = spec.rate
+        merged |= {f"training.{bound}": getattr(suite.budget, bound, None) for bound in BOUNDS}
+        merged |= {"validation.every": None, "validation.patience": None, "validation.when": "after"}
+        merged |= {"validation.every_tokens": suite.measure_every, "seed": spec.seed}
+        merged["output"] = str(self._output / "runs" / spec.name)
+        return [f"{key}={dump_yaml_line(value)}" for key, value in merged.items()]
 
     def _workers(self, spec: Spec) -> int:
-        places = (self.config.variants[spec.variant], self.config.settings[spec.setting])
+        places = (self.config.variants[spec.variant], self.config.environments[spec.environment])
         return int(next((place["workers"] for place in places if "workers" in place), self.config.workers))
 
     def _num_workers(self, spec: Spec) -> int:
         """Those that there will be."""
         return 1 if self._configs[spec].strategy.kind == "single" else self._workers(spec)
 
-    def _make_plan(self, path: pathlib.Path) -> Plan:
+    def _make_plan(self, path: pathlib.Path) -> SuitePlan:
         suite = self.config
-        return Plan(
+        return SuitePlan(
             title=path.stem,
             baseline=suite.baseline,
             target=suite.target.target,
@@ -267,14 +273,16 @@ class Suite:
         )
 
     def _planned(self, spec: Spec) -> PlannedRun:
-        digest, is_simulated = digest_of(self._configs[spec]), self.config.launcher == "simulate"
+        hash_of_config, is_simulated = config_hash(self._configs[spec]), self.config.launcher == "simulate"
         workers = self._num_workers(spec)
-        return PlannedRun(spec.setting, spec.variant, spec.rate, spec.seed, spec.name, digest, workers, is_simulated)
+        return PlannedRun(
+            spec.environment, spec.variant, spec.rate, spec.seed, spec.name, hash_of_config, workers, is_simulated
+        )
 
 
 def _check_names(config: SuiteConfig, source: str) -> None:
     """Raises `ConfigError` where two runs would have the same folder."""
-    for key in ("variants", "settings", "rates", "seeds"):
+    for key in ("variants", "environments", "rates", "seeds"):
         slugs: dict[str, Any] = {}
         for value in getattr(config, key):
             slug = _slug(value)
@@ -296,15 +304,15 @@ def _check_values(config: SuiteConfig, source: str) -> None:
     """Raises `ConfigError` where somebody else gives what the suite gives."""
     _check_launch_arguments(config, f"{source}: launch_arguments")
     _check_overrides(f"{source}: set", config.set, (*_OWN_KEYS, "workers"), config.rates)
-    for name, overrides in config.settings.items():
-        _check_overrides(f"{source}: settings: {name}", overrides, _OWN_KEYS, config.rates)
+    for name, overrides in config.environments.items():
+        _check_overrides(f"{source}: environments: {name}", overrides, _OWN_KEYS, config.rates)
     for name, overrides in config.variants.items():
         place = f"{source}: variants: {name}"
         _check_overrides(place, overrides, _OWN_KEYS, config.rates)
         for key in _leaves(overrides):
             if key.partition(".")[0] in _ALIKE:
                 raise ConfigError(
-                    f"{place}: got {key}, expected it in `set` or `settings`; variants are compared on equal terms"
+                    f"{place}: got {key}, expected it in `set` or `environments`; variants are compared on equal terms"
                 )
 
 

@@ -48,7 +48,7 @@ class TrainingConfig(Section):
         description="Minutes after which the next version is saved as a checkpoint, if none was saved meanwhile; 0: never.",
     )
     keep_checkpoints: Positive = Field(1, description="How many of the latest checkpoints are kept.")
-    digest_every: Natural = Field(
+    hash_every: Natural = Field(
         100,
         description="Versions between digests of the parameters in the event log, which `hvd-async replay` compares with;"
         " 0: none, not even of the first and the last version.",

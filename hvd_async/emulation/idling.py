@@ -26,7 +26,7 @@ class Emulation:
     """Makes one worker's steps last as long as the configuration says.
 
     Attributes:
-        num_longer: steps whose real work lasted longer than that; they are as long as they are.
+        num_overrun: steps whose real work lasted longer than that; they are as long as they are.
         num_steps: all steps so far of this process.
     """
 
@@ -37,7 +37,7 @@ class Emulation:
         done by another process. See `check_emulation`."""
         self._first_step = first_step
         self.num_steps = 0
-        self.num_longer = 0
+        self.num_overrun = 0
         self._worker = worker
         self._has_length = config.seconds is not None or config.trace is not None
         self._factor = 1.0 if worker is None else config.slow_workers.get(worker, 1.0)
@@ -54,4 +54,4 @@ class Emulation:
         if wanted > seconds:
             time.sleep(wanted - seconds)  # the idling is the purpose
         elif wanted < seconds:
-            self.num_longer += 1
+            self.num_overrun += 1

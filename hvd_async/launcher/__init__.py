@@ -6,31 +6,31 @@ All of it is pure text, but for `detection`, which asks the machine.
 from __future__ import annotations
 
 from hvd_async.cluster.hosts import Host, parse_hosts, read_allocation
-from hvd_async.launcher.detection import choose_pmi, detect_allocation, detect_mpi, detect_pmi, parse_mpi_family, parse_pmis
-from hvd_async.launcher.layout import Layout, Place, Wanted, explain, lay_out, plan_ranks
-from hvd_async.launcher.noise import quieted
-from hvd_async.launcher.outcome import Outcome, Summary, outcome_of
-from hvd_async.launcher.starters import (
+from hvd_async.launcher.command_lines import (
+    LauncherName,
     LaunchOptions,
     MpiFamily,
-    Starter,
     launch_command,
     mpirun_command,
     srun_command,
     variables_to_forward,
     variables_to_unset,
 )
+from hvd_async.launcher.detection import choose_pmi, detect_allocation, detect_mpi, detect_pmi, parse_mpi_family, parse_pmis
+from hvd_async.launcher.noise import quieted
+from hvd_async.launcher.outcome import LaunchOutcome, Summary, outcome_of
+from hvd_async.launcher.rank_layout import RankLayout, RankPlace, Wanted, explain, lay_out, plan_ranks
 from hvd_async.launcher.train_arguments import Begin, TrainArguments
 
 __all__ = [
     "Begin",
     "Host",
     "LaunchOptions",
-    "Layout",
+    "RankLayout",
     "MpiFamily",
-    "Outcome",
-    "Place",
-    "Starter",
+    "LaunchOutcome",
+    "RankPlace",
+    "LauncherName",
     "Summary",
     "TrainArguments",
     "Wanted",

@@ -9,7 +9,7 @@ from typing import get_args
 
 from hvd_async.cluster.hosts import Host, read_allocation
 from hvd_async.errors import SetupError
-from hvd_async.launcher.starters import MpiFamily
+from hvd_async.launcher.command_lines import MpiFamily
 
 # A broken installation may hang rather than answer.
 _TIMEOUT_SECONDS = 30.0
@@ -54,7 +54,7 @@ def choose_pmi(family: MpiFamily, available: Sequence[str]) -> str:
                 return name
     found, needs = ", ".join(available) or "nothing that we know", " or ".join(_PMIS[family])
     raise SetupError(
-        f"srun --mpi=list: got {found}, expected {needs}, which {family} needs; use --starter mpirun, another MPI"
+        f"srun --mpi=list: got {found}, expected {needs}, which {family} needs; use --launcher mpirun, another MPI"
         " (launch/setup.sh --mpi), or name one with --pmi"
     )
 
@@ -78,12 +78,12 @@ def _expand(text: str) -> list[str]:
     return done.stdout.split()
 
 
-def _answer(argv: Sequence[str], mend: str) -> str:
-    done = _run(argv, mend)
+def _answer(argv: Sequence[str], hint: str) -> str:
+    done = _run(argv, hint)
     return done.stdout + done.stderr  # some say it on the one, some on the other
 
 
-def _run(argv: Sequence[str], mend: str) -> subprocess.CompletedProcess[str]:
+def _run(argv: Sequence[str], hint: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             argv,
@@ -95,4 +95,4 @@ def _run(argv: Sequence[str], mend: str) -> subprocess.CompletedProcess[str]:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SetupError(f"{' '.join(argv)}: {error}; {mend}") from None
+        raise SetupError(f"{' '.join(argv)}: {error}; {hint}") from None

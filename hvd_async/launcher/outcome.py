@@ -26,10 +26,10 @@ class Summary:
         self._path = path
         self._before = self._stamp()
 
-    def how(self) -> str | None:
+    def status(self) -> str | None:
         """`finished`, `stopped`, ...; None if the run wrote none."""
-        how = self._read().get("how")
-        return None if how is None else str(how)
+        status = self._read().get("status")
+        return None if status is None else str(status)
 
     def stop_signal(self) -> int | None:
         """The signal that stopped the run, wherever it came; None if none did."""
@@ -55,7 +55,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LaunchOutcome:
     """What a launcher of ours ends with: its exit status, and the last line of its log. `is_failure`: another try may succeed."""
 
     status: int
@@ -64,9 +64,9 @@ class Outcome:
 
 
 def outcome_of(
-    ended: Ended, how: str | None, seconds: float, stop_signal: int | None = None, *, status_tells: bool = False
-) -> Outcome:
-    """Say what became of a run: `how` and `stop_signal` are what it wrote down itself. Pure.
+    ended: Ended, run_status: str | None, seconds: float, stop_signal: int | None = None, *, status_tells: bool = False
+) -> LaunchOutcome:
+    """Say what became of a run: `run_status` and `stop_signal` are what it wrote down itself. Pure.
 
     128 + signal if it was asked to stop: by a signal that came to us, or to ranks alone and they saved everything. Of a run that
     had nothing to save yet the status may tell (`status_tells`): of Open MPI's mpirun it is that of the rank that ended first;
@@ -82,19 +82,19 @@ def outcome_of(
     if ended.status in _REFUSED:  # whatever the folder says: it may be of another job, which was there first
         kind = "diverged" if ended.status == DivergedError.exit_status else "failed"
         told = "" if kind == "diverged" else f", exit status {ended.status}"
-        return Outcome(ended.status, f"launch: {kind} {after}{told}")
-    if how == "stopped":
-        return Outcome(128 + by, f"launch: stopped by {name} {after}, everything saved")
+        return LaunchOutcome(ended.status, f"launch: {kind} {after}{told}")
+    if run_status == "stopped":
+        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, everything saved")
     if ended.status == 0:
-        return Outcome(0, f"launch: done {after}")
-    if how in ("finished", "finished early") and ended.signal is None:  # as of a library that crashes when it is unloaded
-        return Outcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
+        return LaunchOutcome(0, f"launch: done {after}")
+    if run_status in ("finished", "finished early") and ended.signal is None:  # a library crashed as it was unloaded
+        return LaunchOutcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
     if status_tells and ended.status - 128 in STOP_SIGNALS:
-        return Outcome(128 + by, f"launch: stopped by {name} {after}, before training began")
+        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, before training began")
     if ended.signal is not None:
-        return Outcome(128 + by, f"launch: stopped by {name} {after}; what was saved before is whole")
+        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}; what was saved before is whole")
     status = 1 if ended.status - 128 in STOP_SIGNALS else ended.status
     text = f"launch: failed {after}, exit status {ended.status}"
     if ended.is_killed and status_tells:
         text += "; what started the ranks was killed: they save what they have and end"
-    return Outcome(status, text, is_failure=True)
+    return LaunchOutcome(status, text, is_failure=True)

@@ -28,7 +28,7 @@ class Process:
     number: int
     software: Event
     ranks: Sequence[Event]
-    teams: Sequence[Sequence[int]]
+    node_workers: Sequence[Sequence[int]]
     is_simulated: bool = False
     data: str | None = None
     """The fingerprint of what was trained on; None where it was not recorded."""
@@ -43,7 +43,7 @@ class Process:
 
     def team_of(self, worker: int) -> int:
         """The number of the team in which `worker` was."""
-        return next((number for number, team in enumerate(self.teams) if worker in team), 0)
+        return next((number for number, team in enumerate(self.node_workers) if worker in team), 0)
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class RecordedUpdate:
 
 @dataclass(frozen=True)
 class Recording:
-    """A run from version 0 on. `digests` and `evaluations` are events, by version. `withdrawn`: versions on top of which a sum
+    """A run from version 0 on. `hashes` and `evaluations` are events, by version. `withdrawn`: versions on top of which a sum
     was refused, and with it the provisional parameters that were made of it."""
 
     processes: tuple[Process, ...]
     updates: tuple[RecordedUpdate, ...]
-    digests: Mapping[int, Sequence[Event]]
+    hashes: Mapping[int, Sequence[Event]]
     evaluations: Mapping[int, Event]
     withdrawn: frozenset[int] = frozenset()
 
@@ -117,7 +117,7 @@ class _Reader:
         self._has_feedback = self._is_async and config.push.error_feedback
         self._processes: list[Process] = []
         self._updates: list[RecordedUpdate] = []
-        self._digests: dict[int, list[Event]] = {}
+        self._hashes: dict[int, list[Event]] = {}
         self._evaluations: dict[int, Event] = {}
         self._withdrawn: set[int] = set()
         self._carried: dict[int, int] = {}  # batches pending in a checkpoint -> the process that computed them
@@ -135,19 +135,19 @@ class _Reader:
                 self._settle_refused()
             if event["event"] in handle:
                 handle[event["event"]](event)
-            elif event["event"] == "digest":
-                self._digests.setdefault(event["version"], []).append(event)
+            elif event["event"] == "parameter_hash":
+                self._hashes.setdefault(event["version"], []).append(event)
             elif event["event"] == "evaluation":
                 self._evaluations[event["version"]] = event
         if not self._processes:
             raise DataError(f"{self._path}: holds no event; expected the log of a run")
         self._place_lost()
         return Recording(
-            tuple(self._processes), tuple(self._updates), self._digests, self._evaluations, frozenset(self._withdrawn)
+            tuple(self._processes), tuple(self._updates), self._hashes, self._evaluations, frozenset(self._withdrawn)
         )
 
     def _start(self, event: Event) -> None:
-        if missing := [name for name in ("software", "ranks", "teams", "pending") if name not in event]:
+        if missing := [name for name in ("software", "ranks", "node_workers", "pending") if name not in event]:
             raise DataError(
                 f"{self._path}: a start event has no {missing[0]!r}: recorded by an older hvd_async, which did not write down"
                 " what replay needs"
@@ -162,8 +162,8 @@ class _Reader:
         number = len(self._processes)
         for rank in event["ranks"]:
             _ = rank["worker"], rank["threads"], rank["device"], rank["store_device"]
-        is_simulated, data = event.get("simulated", False), event.get("data")
-        self._processes.append(Process(number, event["software"], event["ranks"], event["teams"], is_simulated, data))
+        is_simulated, data = event.get("simulated", False), event.get("data_fingerprint")
+        self._processes.append(Process(number, event["software"], event["ranks"], event["node_workers"], is_simulated, data))
 
     def _arrival(self, event: Event) -> None:
         names = [each.name for each in dataclasses.fields(Arrival)]

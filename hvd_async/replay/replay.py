@@ -20,7 +20,7 @@ from hvd_async.replay.past_parameters import Past
 from hvd_async.replay.recording import RecordedUpdate, Recording, read_recording, repeated_batches
 from hvd_async.replay.workers import Recomputation, facts_of, kind_of_device
 from hvd_async.runs.folder import RunFolder
-from hvd_async.runs.hashes import digest
+from hvd_async.runs.hashes import hash_of
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
 from hvd_async.store.shards.shard import Shard
@@ -58,14 +58,18 @@ class Verdict:
 
     versions: int = 0
     arrivals: int = 0
-    digests: int = 0
-    digested: int | None = None
+    hashes: int = 0
+    last_hashed: int | None = None
     """The last version whose digest was compared."""
 
     def __str__(self) -> str:
-        """Such as `4 versions, 16 arrivals, 2 digests`."""
-        counts = [(self.versions, "version"), (self.arrivals, "arrival"), (self.digests, "digest")]
-        return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+        """Such as `4 versions, 16 arrivals, 2 hashes`."""
+        counts = [
+            (self.versions, "version", "versions"),
+            (self.arrivals, "arrival", "arrivals"),
+            (self.hashes, "hash", "hashes"),
+        ]
+        return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts)
 
 
 def replay(
@@ -178,11 +182,11 @@ class _Replay:
     def run(self, last: int) -> None:
         """Up to version `last`."""
         said = time.monotonic()
-        self._compare_digests()
+        self._compare_hashes()
         for update in self._recording.updates[:last]:
             self._make(update)
             self.verdict.versions += 1
-            self._compare_digests()
+            self._compare_hashes()
             if time.monotonic() - said > _SAY_EVERY_SECONDS:
                 said = time.monotonic()
                 self._say(f"version {update.version} of {last}: equal so far")
@@ -199,7 +203,7 @@ class _Replay:
                 self._process = self._recording.processes[each.process]
                 arrivals, gradient = self._workers.send(self._process, each, self._compare_arrivals)
             self._store.accept(arrivals, self._at_store(gradient))
-            self._store.fold()  # the next gradient lies where this one does
+            self._store.flush()  # the next gradient lies where this one does
             for arrival, refusal in self._store.take_refused():
                 self._differ(f"the gradient of batch {arrival.batch}", "accepted", refusal.value, arrival)
             self._keep_provisional()
@@ -235,15 +239,15 @@ class _Replay:
         for name in ("tokens", "loss", "learning_rate", "gradient_norm"):
             self._compare(f"{name} of the update", recorded.event[name], getattr(made, name), last)
 
-    def _compare_digests(self) -> None:
+    def _compare_hashes(self) -> None:
         version = self._store.version
-        for event in self._recording.digests.get(version, ()):
-            self._compare("the digest of the parameters", event["digest"], digest(self._store.parameters.cpu()))
+        for event in self._recording.hashes.get(version, ()):
+            self._compare("the hash of the parameters", event["hash"], hash_of(self._store.parameters.cpu()))
             if "average" in event:
-                average = digest(self._store.evaluated_parameters.cpu())
-                self._compare("the digest of the moving average", event["average"], average)
-            self.verdict.digests += 1
-            self.verdict.digested = version
+                average = hash_of(self._store.evaluated_parameters.cpu())
+                self._compare("the hash of the moving average", event["average"], average)
+            self.verdict.hashes += 1
+            self.verdict.last_hashed = version
 
     def _compare(self, what: str, recorded: Any, recomputed: Any, arrival: Arrival | None = None) -> None:
         is_nan = recorded != recorded and recomputed != recomputed
@@ -255,8 +259,8 @@ class _Replay:
         facts, here = facts_of(self._process, worker), self._workers.where(self._process, worker)
         others = [f"{name}: {facts.get(name)}, here {here[name]}" for name in here if facts.get(name) != here[name]]
         known = "; ".join(others) if others else "software, processor, device and threads are those of the record"
-        if self.verdict.digested is not None:
-            known = f"the last equal digest is of version {self.verdict.digested}; {known}"
+        if self.verdict.last_hashed is not None:
+            known = f"the last equal hash is of version {self.verdict.last_hashed}; {known}"
         if arrival is not None and arrival.provisional and arrival.base_version in self._recording.withdrawn:
             known += (
                 f"; at version {arrival.base_version} a sum was not finite and was refused: batch {arrival.batch} may have been"

@@ -38,13 +38,13 @@ def values_of(entry: Entry, collection: Collection, output: pathlib.Path) -> dic
     run = entry.run
     when = None if run is None or collection.target is None else reached(run, collection.target)
     return {
-        "setting": entry.setting,
+        "environment": entry.environment,
         "variant": entry.variant,
         "rate": entry.rate,
         "seed": entry.seed,
         "folder": relative(entry.folder, output),
         "chosen": entry.is_chosen,
-        "how": "failed" if run is None else run.how,
+        "status": "failed" if run is None else run.status,
         "fault": fault_of(entry, output) if run is None else "",
         **{name: None if run is None else getattr(run, name) for name in ("is_simulated", "seconds", "tokens", "updates")},
         **{
@@ -68,10 +68,10 @@ def _of_run(run: Run) -> dict[str, Value]:
 
 def runs_table(collection: Collection, output: pathlib.Path) -> Table:
     """A line for each run, those that failed and those that were not chosen included."""
-    several, rates = len(collection.settings) > 1, any(entry.rate is not None for entry in collection.entries)
+    several, rates = len(collection.environments) > 1, any(entry.rate is not None for entry in collection.entries)
     has_bleu = any(point.bleu is not None for run in _there(collection.entries) for point in run.points)
     columns = [Column("variant", is_number=False)]
-    columns += [Column("setting", is_number=False)] if several else []
+    columns += [Column("environment", is_number=False)] if several else []
     columns += [Column("learning rate")] if rates else []
     columns += [Column("seed"), Column("folder", is_number=False), Column("ended", is_number=False)]
     names = ["seconds", "tokens", "updates", "target at s", "final loss", "best loss", "final BLEU", "tokens/s", "staleness"]
@@ -79,7 +79,7 @@ def runs_table(collection: Collection, output: pathlib.Path) -> Table:
     rows = []
     for entry in collection.entries:
         values = values_of(entry, collection, output)
-        cells = [Cell(entry.variant), *([Cell(entry.setting)] if several else [])]
+        cells = [Cell(entry.variant), *([Cell(entry.environment)] if several else [])]
         cells += [rate_cell(entry.rate)] if rates else []
         cells += [Cell(str(entry.seed)), _folder_cell(entry, values), _ended_cell(entry, values)]
         rows.append([*cells, *_number_cells(values, has_bleu)])
@@ -100,7 +100,7 @@ def _ended_cell(entry: Entry, values: Mapping[str, Value]) -> Cell:
         return Cell("failed", str(values["fault"]), is_fault=True)
     if entry.run.has_diverged:
         return Cell("diverged", is_fault=True)
-    return Cell(str(values["how"]), "" if entry.is_chosen else "not chosen")
+    return Cell(str(values["status"]), "" if entry.is_chosen else "not chosen")
 
 
 def _number_cells(values: Mapping[str, Value], has_bleu: bool) -> list[Cell]:

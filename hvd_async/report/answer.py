@@ -1,4 +1,4 @@
-"""What a comparison says, in a sentence for each setting, with what is to be known beside it. Pure."""
+"""What a comparison says, in a sentence for each environment, with what is to be known beside it. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Answer:
 
 
 def answer(rows: Sequence[Row], baseline: str, target: Target | None) -> Answer:
-    """From the rows of one setting. `baseline`: the name of the variant that the others are compared with."""
+    """From the rows of one environment. `baseline`: the name of the variant that the others are compared with."""
     if not any(row.runs for row in rows):
         return Answer("No run has ended: there is nothing to compare.", tuple(_faults(rows)))
     if target is None:
@@ -165,8 +165,8 @@ def _faults_of(row: Row) -> list[str]:
         faults.append(" did not reach the target.")
     elif row.num_reached < len(row.runs):
         faults.append(f" reached the target in {row.num_reached} of {total}; times are of these alone.")
-    if row.num_longer > _MANY_LONGER * row.num_steps:
-        share = numbers.percent(row.num_longer / row.num_steps)
+    if row.num_overrun > _MANY_LONGER * row.num_steps:
+        share = numbers.percent(row.num_overrun / row.num_steps)
         faults.append(f": {share} of the steps lasted longer than was to be emulated.")
     return faults
 

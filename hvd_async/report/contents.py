@@ -11,60 +11,64 @@ from hvd_async.comparison.runs import Run
 from hvd_async.report.all_runs import runs_table
 from hvd_async.report.answer import answer
 from hvd_async.report.definitions import definitions
-from hvd_async.report.document import Block, Code, Document, Fold, Items, Section, Text, slugs
+from hvd_async.report.document import Block, Code, Document, Fold, Items, PageSection, Text, slugs
 from hvd_async.report.figures.bars import draw_shares, draw_staleness
 from hvd_async.report.figures.curves import draw_curves, draw_rates
 from hvd_async.report.figures.speed_ups import draw_speed_ups
 from hvd_async.report.figures.style import Style, styles
-from hvd_async.report.figures.timeline import Window, draw_timeline
+from hvd_async.report.figures.timeline import TimeWindow, draw_timeline
 from hvd_async.report.numbers import plural
 from hvd_async.report.setup import differs_within_a_seed, setup
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import ideal_table, quality_table, shares_table, target_table, worker_shares
 
 
-def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: Window | None) -> Document:
+def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: TimeWindow | None) -> Document:
     """Of the report that is written into `output`. `rows`: those of `results`."""
-    names = slugs(collection.settings)
-    by_setting = {setting: [row for row in rows if row.setting == setting] for setting in collection.settings}
+    names = slugs(collection.environments)
+    by_environment = {
+        environment: [row for row in rows if row.environment == environment] for environment in collection.environments
+    }
     looks = styles([entry.variant for entry in collection.entries], collection.baseline)
     sections = [
-        Section(setting if len(names) > 1 else "Results", f"setting-{names[setting]}", blocks)
-        for setting, own in by_setting.items()
-        if (blocks := list(_setting(collection, own, looks, f"-{names[setting]}" if len(names) > 1 else "", window)))
+        PageSection(environment if len(names) > 1 else "Results", f"environment-{names[environment]}", blocks)
+        for environment, own in by_environment.items()
+        if (blocks := list(_environment(collection, own, looks, f"-{names[environment]}" if len(names) > 1 else "", window)))
     ]
     if runs_of(collection.entries):
         sections.append(setup(collection))
     sections.append(_all_runs(collection, output))
-    sections.append(Section("How the numbers are made", "definitions", [definitions(collection)]))
-    return Document(collection.title, list(_lead(collection, by_setting, looks)), sections)
+    sections.append(PageSection("How the numbers are made", "definitions", [definitions(collection)]))
+    return Document(collection.title, list(_lead(collection, by_environment, looks)), sections)
 
 
-def _lead(collection: Collection, by_setting: Mapping[str, Sequence[Row]], looks: Mapping[str, Style]) -> Iterator[Block]:
+def _lead(
+    collection: Collection, by_environment: Mapping[str, Sequence[Row]], looks: Mapping[str, Style]
+) -> Iterator[Block]:
     yield Text(_overview(collection))
-    if not by_setting:
+    if not by_environment:
         yield Text("No run: there is nothing to compare.", "answer")
     for warning in _unequal(runs_of(collection.entries)):
         yield Text(warning)
     target = collection.target
-    for setting, rows in by_setting.items():
+    for environment, rows in by_environment.items():
         said = answer(rows, collection.baseline, target)
-        yield Text(said.sentence, "answer", label=setting if len(by_setting) > 1 else "")
+        yield Text(said.sentence, "answer", label=environment if len(by_environment) > 1 else "")
         if said.notes:
             yield Items(said.notes)
     if target is not None and not target.is_given:
         yield Text(
             f"Nobody chose the target beforehand. {str(target)[:1].upper()}{str(target)[1:]} is the lowest that all runs of the"
             " baseline reached, and all runs of at least one other variant"
-            f"{', in every setting' if len(by_setting) > 1 else ''}.",
+            f"{', in every environment' if len(by_environment) > 1 else ''}.",
             "small",
         )
-    yield from _there(draw_speed_ups("speed-ups", by_setting, looks, target))
+    yield from _there(draw_speed_ups("speed-ups", by_environment, looks, target))
 
 
 def _unequal(runs: Sequence[Run]) -> Iterator[str]:
     """What makes runs hard to compare."""
-    if differs_within_a_seed(runs, lambda run: run.data):
+    if differs_within_a_seed(runs, lambda run: run.data_fingerprint):
         yield "The runs were not trained on the same text, or it was prepared in another way: see what differs."
     if any(run.config.validation.when == "during" and run.config.validation.every for run in runs):
         yield "Some runs were measured while they trained (validation.when: during), which is in their seconds."
@@ -76,37 +80,37 @@ def _overview(collection: Collection) -> str:
     runs = runs_of(collection.entries)
     parts = [
         plural(variants, "variant"),
-        *([plural(len(collection.settings), "setting")] if len(collection.settings) > 1 else []),
+        *([plural(len(collection.environments), "environment")] if len(collection.environments) > 1 else []),
     ]
     parts.append(plural(seeds, "seed"))
     ended = f"{len(runs)} of {plural(len(collection.entries), 'run')} ended well"
     return " ".join(filter(None, [f"{', '.join(parts)}; {ended}. Baseline: {collection.baseline}.", clock_note(runs)]))
 
 
-def _setting(
-    collection: Collection, rows: Sequence[Row], looks: Mapping[str, Style], suffix: str, window: Window | None
+def _environment(
+    collection: Collection, rows: Sequence[Row], looks: Mapping[str, Style], suffix: str, window: TimeWindow | None
 ) -> Iterator[Block]:
-    """The blocks of a setting; none where no run has ended."""
+    """The blocks of an environment; none where no run has ended."""
     if not any(row.runs for row in rows):
         return
     target = collection.target
     reached: list[Block] = [] if target is None else [target_table(rows, target)]
     reached += _there(draw_curves(f"curves{suffix}", rows, looks, target))
-    yield Section("To the target", f"target{suffix}", reached)
+    yield PageSection("To the target", f"target{suffix}", reached)
     quality: list[Block] = [quality_table(rows)]
-    quality += _there(draw_rates(f"rates{suffix}", collection, rows[0].setting, looks))
+    quality += _there(draw_rates(f"rates{suffix}", collection, rows[0].environment, looks))
     quality += _there(draw_staleness(f"staleness{suffix}", rows, looks))
-    yield Section("Final quality and staleness", f"quality{suffix}", quality)
+    yield PageSection("Final quality and staleness", f"quality{suffix}", quality)
     time: list[Block] = [*_there(draw_shares(f"shares{suffix}", rows)), shares_table(rows), worker_shares(rows)]
     time += _there(draw_timeline(f"timeline{suffix}", rows, window))
-    yield Section("Where the time went", f"time{suffix}", [*time, ideal_table(rows)])
+    yield PageSection("Where the time went", f"time{suffix}", [*time, ideal_table(rows)])
 
 
 def _there(block: Block | None) -> list[Block]:
     return [] if block is None else [block]
 
 
-def _all_runs(collection: Collection, output: pathlib.Path) -> Section:
+def _all_runs(collection: Collection, output: pathlib.Path) -> PageSection:
     blocks: list[Block] = []
     if collection.entries:
         blocks.append(runs_table(collection, output))
@@ -114,4 +118,4 @@ def _all_runs(collection: Collection, output: pathlib.Path) -> Section:
     if collection.text:
         name = pathlib.PurePath(collection.source).name
         blocks.append(Fold(f"The suite{f': {name}' if name else ''}", [Code(collection.text)]))
-    return Section("All runs", "runs", blocks or [Text("None.")])
+    return PageSection("All runs", "runs", blocks or [Text("None.")])

@@ -92,7 +92,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """Blocks and sections below a heading. `anchor` is unique in the document."""
 
     block: ClassVar[str] = "section"
@@ -101,7 +101,7 @@ class Section:
     blocks: Sequence[Block]
 
 
-Block = Text | Items | Terms | Table | Figure | Code | Fold | Section
+Block = Text | Items | Terms | Table | Figure | Code | Fold | PageSection
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Document:
 
     title: str
     lead: Sequence[Block]
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
 
     def figures(self) -> Iterator[Figure]:
         """All, in their order."""
@@ -121,7 +121,7 @@ def _figures(blocks: Sequence[Block]) -> Iterator[Figure]:
     for block in blocks:
         if isinstance(block, Figure):
             yield block
-        elif isinstance(block, (Fold, Section)):
+        elif isinstance(block, (Fold, PageSection)):
             yield from _figures(block.blocks)
 
 

@@ -1,4 +1,4 @@
-"""What differs between the variants and between the settings, and what is the same in all: from the configurations that ran."""
+"""What differs between variants and between environments, and what is the same in all: from the configurations that ran."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.differences import differing_keys, leaves
 from hvd_async.comparison.runs import Run
-from hvd_async.report.document import Block, Cell, Column, Items, Section, Table, Text
+from hvd_async.report.document import Block, Cell, Column, Items, PageSection, Table, Text
 from hvd_async.report.emulated_workers import describe_emulation
 from hvd_async.report.numbers import NOTHING
-from hvd_async.report.software import origins
+from hvd_async.report.software import software_of
 
 _KEY = Column("key", is_number=False)
 # What is no key of a configuration.
 _FACTS: Mapping[str, Callable[[Run], Any]] = {
     "(ranks that train)": lambda run: run.num_workers,
     "(simulated)": lambda run: run.is_simulated,
-    "(text, as a digest)": lambda run: run.data,
+    "(data fingerprint)": lambda run: run.data_fingerprint,
 }
 
 
-def setup(collection: Collection) -> Section:
+def setup(collection: Collection) -> PageSection:
     """The section. Reads the beginning of each event log."""
     blocks: list[Block] = []
-    tables = {setting: _between_variants(collection, setting) for setting in collection.settings}
+    tables = {environment: _between_variants(collection, environment) for environment in collection.environments}
     several = len(tables) > 1
-    if several and (between := _between_settings(collection)):
+    if several and (between := _between_environments(collection)):
         blocks.append(between)
     distinct: list[Sequence[Any]] = []
     for table in tables.values():
@@ -42,34 +42,36 @@ def setup(collection: Collection) -> Section:
         blocks.append(Table(f"{table.caption}{where}", table.columns, table.rows))
     if not blocks:
         blocks.append(Text("The configurations of the runs do not differ but for the seed."))
-    blocks.append(Section("Lengths of steps", "steps", [Items(list(_emulations(collection)))]))
+    blocks.append(PageSection("Lengths of steps", "steps", [Items(list(_emulations(collection)))]))
     every = runs_of(collection.entries)
-    blocks.append(Section("Where and with what", "origin", [Items(origins(every))]))
-    return Section("What differs", "differences", blocks)
+    blocks.append(PageSection("Where and with what", "origin", [Items(software_of(every))]))
+    return PageSection("What differs", "differences", blocks)
 
 
-def _runs(collection: Collection, setting: str) -> dict[str, list[Run]]:
+def _runs(collection: Collection, environment: str) -> dict[str, list[Run]]:
     """Of each variant that has any."""
-    found = {variant: runs_of(collection.chosen(setting, variant)) for variant in collection.variants(setting)}
+    found = {variant: runs_of(collection.chosen(environment, variant)) for variant in collection.variants(environment)}
     return {variant: runs for variant, runs in found.items() if runs}
 
 
-def _between_variants(collection: Collection, setting: str) -> Table | None:
-    return _table("Between variants", _runs(collection, setting))
+def _between_variants(collection: Collection, environment: str) -> Table | None:
+    return _table("Between variants", _runs(collection, environment))
 
 
-def _between_settings(collection: Collection) -> Table | None:
-    """The keys in which runs of a variant differ from setting to setting."""
-    by_setting = {setting: _runs(collection, setting) for setting in collection.settings}
+def _between_environments(collection: Collection) -> Table | None:
+    """The keys in which runs of a variant differ from environment to environment."""
+    by_environment = {environment: _runs(collection, environment) for environment in collection.environments}
     keys: dict[str, None] = {}
-    for variant in dict.fromkeys(variant for runs in by_setting.values() for variant in runs):
-        keys |= dict.fromkeys(differing_keys([run.config for runs in by_setting.values() for run in runs.get(variant, [])]))
-    groups = {setting: [run for runs in found.values() for run in runs] for setting, found in by_setting.items()}
-    return _table("Between settings", {setting: runs for setting, runs in groups.items() if runs}, list(keys))
+    for variant in dict.fromkeys(variant for runs in by_environment.values() for variant in runs):
+        keys |= dict.fromkeys(
+            differing_keys([run.config for runs in by_environment.values() for run in runs.get(variant, [])])
+        )
+    groups = {environment: [run for runs in found.values() for run in runs] for environment, found in by_environment.items()}
+    return _table("Between environments", {environment: runs for environment, runs in groups.items() if runs}, list(keys))
 
 
 def differs_within_a_seed(runs: Sequence[Run], get: Callable[[Run], Any]) -> bool:
-    """Whether runs of the same seed are not alike in `get`. Each seed has its own vocabulary, so its own digest of the text."""
+    """Whether runs of the same seed are not alike in `get`. Each seed has its own vocabulary, so its own fingerprint."""
     by_seed: dict[int, set[Any]] = {}
     for run in runs:
         by_seed.setdefault(run.config.seed, set()).add(get(run))
@@ -106,11 +108,11 @@ def _written(value: Any) -> str:
 
 
 def _emulations(collection: Collection) -> list[str]:
-    """In words: for each setting, and for each variant where they differ."""
+    """In words: for each environment, and for each variant where they differ."""
     lines = []
-    for setting in collection.settings:
-        words = {variant: _words(runs[0]) for variant, runs in _runs(collection, setting).items()}
-        prefix = f"{setting}: " if len(collection.settings) > 1 else ""
+    for environment in collection.environments:
+        words = {variant: _words(runs[0]) for variant, runs in _runs(collection, environment).items()}
+        prefix = f"{environment}: " if len(collection.environments) > 1 else ""
         if len(set(words.values())) == 1:
             lines.append(f"{prefix}{next(iter(words.values()))}.")
         else:

@@ -10,7 +10,7 @@ from hvd_async.comparison.runs import Run, first_event
 from hvd_async.report.numbers import plural
 
 
-def origins(runs: Sequence[Run]) -> list[str]:
+def software_of(runs: Sequence[Run]) -> list[str]:
     """A line for each way in which runs were computed, the commonest first."""
     lines = collections.Counter(_line(run) for run in runs)
     return [

@@ -1,4 +1,4 @@
-"""The tables of a setting: a line for each variant. Pure."""
+"""The tables of an environment: a line for each variant. Pure."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def worker_shares(rows: Sequence[Row]) -> Fold:
 
 def ideal_table(rows: Sequence[Row]) -> Table:
     """How fast each could have been with its own step times, and how fast it was."""
-    are_longer = any(row.num_longer for row in rows)
+    are_overrun = any(row.num_overrun for row in rows)
     columns = (
         _VARIANT,
         Column("ideal steps/s, synchronous"),
@@ -99,7 +99,7 @@ def ideal_table(rows: Sequence[Row]) -> Table:
         Column("gain of not waiting, at most"),
         Column("steps/s"),
         Column("share of its own ideal"),
-        *((Column("steps longer than emulated"),) if are_longer else ()),
+        *((Column("steps longer than emulated"),) if are_overrun else ()),
     )
     body = []
     for row in rows:
@@ -112,8 +112,8 @@ def ideal_table(rows: Sequence[Row]) -> Table:
             value_cell(row.steps_per_second, numbers.rate),
             value_cell(row.share_of_ideal, numbers.percent),
         ]
-        if are_longer:
-            cells.append(Cell(f"{row.num_longer:,} of {row.num_steps:,}", is_fault=row.num_longer > 0))
+        if are_overrun:
+            cells.append(Cell(f"{row.num_overrun:,} of {row.num_steps:,}", is_fault=row.num_overrun > 0))
         body.append(cells)
     return Table("Steps per second of all workers, if exchanging gradients cost nothing", columns, body)
 

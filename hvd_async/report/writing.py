@@ -10,7 +10,7 @@ from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.results import Row, results
 from hvd_async.errors import ConfigError
 from hvd_async.report.contents import contents
-from hvd_async.report.figures.timeline import Window
+from hvd_async.report.figures.timeline import TimeWindow
 from hvd_async.report.writers.csv_files import runs_csv, variants_csv
 from hvd_async.report.writers.html import html
 from hvd_async.report.writers.markdown import markdown
@@ -20,7 +20,7 @@ from hvd_async.system.files import write_file
 def write_report(
     collection: Collection,
     output: pathlib.Path,
-    window: Window | None = None,
+    window: TimeWindow | None = None,
     rows: Sequence[Row] | None = None,
     *,
     overwrite: bool = False,

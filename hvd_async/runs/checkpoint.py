@@ -72,8 +72,8 @@ def list_checkpoints(root: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in root.glob("v*") if path.is_dir() and path.name[1:].isdigit())
 
 
-def read_data(folder: pathlib.Path, mend: str = "") -> SavedData:
-    """Read the plain data of the checkpoint in `folder`. Raises `CheckpointError`, which says `mend`, if it is damaged."""
+def read_data(folder: pathlib.Path, hint: str = "") -> SavedData:
+    """Read the plain data of the checkpoint in `folder`. Raises `CheckpointError`, which says `hint`, if it is damaged."""
     try:
         head, _, body = (folder / _DATA).read_bytes().partition(b"\n")
         document = parse_json(head)
@@ -83,23 +83,23 @@ def read_data(folder: pathlib.Path, mend: str = "") -> SavedData:
             )
         if (found := zlib.crc32(body)) != document["data"]:
             raise CheckpointError(
-                f"{folder / _DATA}: got checksum {found}, expected {document['data']}: it is damaged; {mend}"
+                f"{folder / _DATA}: got checksum {found}, expected {document['data']}: it is damaged; {hint}"
             )
         return SavedData(folder, parse_json(body), int(document["tensors"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {reason}); {mend}") from None
+        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {reason}); {hint}") from None
 
 
-def check_tensors(saved: SavedData, mend: str = "") -> None:
-    """Raise `CheckpointError`, which says `mend`, where the tensors' file is not the one that `saved` knows. Reads all of it."""
+def check_tensors(saved: SavedData, hint: str = "") -> None:
+    """Raise `CheckpointError`, which says `hint`, where the tensors' file is not the one that `saved` knows. Reads all of it."""
     path = saved.folder / _TENSORS
     try:
         found = _checksum(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: damaged ({error.strerror}); {mend}") from None
+        raise CheckpointError(f"{path}: damaged ({error.strerror}); {hint}") from None
     if found != saved.checksum:
-        raise CheckpointError(f"{path}: got checksum {found}, expected {saved.checksum}: it is damaged; {mend}")
+        raise CheckpointError(f"{path}: got checksum {found}, expected {saved.checksum}: it is damaged; {hint}")
 
 
 def load_tensors(saved: SavedData, part: slice | None = None) -> dict[str, torch.Tensor]:
@@ -113,9 +113,9 @@ def load_latest_checkpoint(root: pathlib.Path) -> Checkpoint | None:
     found = list_checkpoints(root)
     if not found:
         return None
-    mend = way_out(found[-1], found[:-1])
-    saved = read_data(found[-1], mend)
-    check_tensors(saved, mend)
+    hint = way_out(found[-1], found[:-1])
+    saved = read_data(found[-1], hint)
+    check_tensors(saved, hint)
     return Checkpoint(load_tensors(saved), saved.data)
 
 

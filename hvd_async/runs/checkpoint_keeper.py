@@ -13,9 +13,9 @@ import torch
 from hvd_async.config import TrainingConfig
 from hvd_async.errors import DataError
 from hvd_async.runs.checkpoint import Checkpoint, SavedData, replace_data, save_checkpoint
+from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.event_log import EventLog
 from hvd_async.runs.folder import RunFolder
-from hvd_async.runs.measurements import Measurements
 from hvd_async.system.background_writer import BackgroundWriter
 
 _SAVING_SECONDS = 2.0
@@ -55,7 +55,7 @@ class CheckpointKeeper:
         return self._is_due and (self._saved is None or self._saved.done())
 
     def save(
-        self, tensors: Mapping[str, torch.Tensor], document: Mapping[str, Any], log: EventLog, measured: Measurements
+        self, tensors: Mapping[str, torch.Tensor], document: Mapping[str, Any], log: EventLog, measured: EvaluationHistory
     ) -> None:
         """Have a checkpoint written. `tensors` are the keeper's; `document` is copied, and knows `measured`."""
         self._document = json.loads(json.dumps(document))  # the books go on meanwhile
@@ -63,10 +63,12 @@ class CheckpointKeeper:
         self._saved = self._writer.submit(self._write, checkpoint, log, self._superfluous(measured))
         self._saved_at, self._is_due = time.monotonic(), False
 
-    def save_books(self, books: Mapping[str, Any], log: EventLog, measured: Measurements, *, is_last: bool = False) -> None:
+    def save_books(
+        self, books: Mapping[str, Any], log: EventLog, measured: EvaluationHistory, *, is_last: bool = False
+    ) -> None:
         """Have the checkpoint that was saved last learn the `books`, which know `measured`; its tensors stay."""
         assert self._saved is not None
-        self._document = {**self._document, "journal": json.loads(json.dumps(books))}
+        self._document = {**self._document, "recorder": json.loads(json.dumps(books))}
         self._writer.submit(self._write_books, self._saved, self._document, log, self._superfluous(measured, is_last))
 
     def _write(self, checkpoint: Checkpoint, log: EventLog, superfluous: Sequence[int]) -> SavedData:
@@ -83,7 +85,7 @@ class CheckpointKeeper:
         replace_data(saved.result(), document)
         self._remove_snapshots(superfluous)
 
-    def _superfluous(self, measured: Measurements, is_last: bool = False) -> list[int]:
+    def _superfluous(self, measured: EvaluationHistory, is_last: bool = False) -> list[int]:
         """Versions whose snapshots nobody needs once the books are saved. That of the best version stays to the last: its model
         may have to be exported again."""
         best = measured.best

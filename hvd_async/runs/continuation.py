@@ -34,7 +34,7 @@ def goes_on(config: RunConfig, saved: Mapping[str, Any], supply: Supply) -> bool
     if training.updates is not None:
         return training.updates > int(saved["store"]["version"])
     if training.seconds is not None:
-        return training.seconds > float(saved["journal"]["seconds"])
+        return training.seconds > float(saved["recorder"]["seconds"])
     return supply.num_batches is not None and supply.num_batches > _num_used(saved["store"]["ledger"])
 
 
@@ -47,12 +47,14 @@ def is_as_long(before: RunConfig, config: RunConfig) -> bool:
 def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str, Any], supply: Supply, flag: str) -> None:
     """Raises `ConfigError` where a run with the checkpoint `saved`, which was asked for as `before`, would go on with other data,
     end before that checkpoint, or learn nothing after it. `flag` is what asked for it."""
-    if saved.get("data", supply.fingerprint) != supply.fingerprint:  # checkpoints of older versions do not say it
+    if (
+        saved.get("data_fingerprint", supply.fingerprint) != supply.fingerprint
+    ):  # checkpoints of older versions do not say it
         raise ConfigError(
             f"{flag}: data.folder: got {config.data.folder} with other text than the run has been trained on; bring that"
             " text back, or start another run"
         )
-    version, tokens, seconds = saved["store"]["version"], saved["store"]["tokens"], saved["journal"]["seconds"]
+    version, tokens, seconds = saved["store"]["version"], saved["store"]["tokens"], saved["recorder"]["seconds"]
     used, training, got = _num_used(saved["store"]["ledger"]), config.training, ""
     if training.updates is not None and training.updates < version:
         got = f"updates: got {training.updates}, expected {version} or more"

@@ -126,8 +126,8 @@ class RunFolder:
         flag = "--auto-resume"
         if not self.config.exists():
             if remains := self._remains():
-                mend = f"put it back, remove them with --overwrite in place of {flag}, or set another output"
-                raise ConfigError(f"{flag}: {remains}; {mend}")
+                hint = f"put it back, remove them with --overwrite in place of {flag}, or set another output"
+                raise ConfigError(f"{flag}: {remains}; {hint}")
             return Beginning.NEW
         self.check_same(config, flag)
         was_saved = self.has_checkpoint() or self.summary.exists()
@@ -181,13 +181,13 @@ class RunFolder:
         fault = f"{self.events}: cut short or damaged since {found[-1].name} was saved"
         for number in reversed(range(len(found))):
             saved = latest if number == len(found) - 1 else read_data(found[number], way_out(found[number], found[:number]))
-            log = LogMark(*saved.data["journal"]["log"])
+            log = LogMark(*saved.data["recorder"]["log"])
             if fits(self.events, log):
                 check_goes_further(load_config(self.config), config, saved.data, supply, flag)
                 is_latest = saved is latest
                 return Resumption(saved, log, remark="" if is_latest else f"{fault}; goes on from {found[number].name}")
         check_goes_further(load_config(self.config), config, latest.data, supply, flag)
-        log = LogMark(*latest.data["journal"]["log"])
+        log = LogMark(*latest.data["recorder"]["log"])
         part = whole_part(self.events, log)
         lost = log.num_bytes - part.num_bytes
         remark = f"{fault}; goes on from it, with a gap of {lost:,} bytes in the log: the run cannot be replayed"
@@ -196,8 +196,8 @@ class RunFolder:
     def finished(self, config: RunConfig, saved: SavedData, supply: Supply) -> dict[str, Any] | None:
         """The summary of the run that is here, where it has ended and `config` asks for no more; else None."""
         summary = _read_object(self.summary)
-        has_ended = summary.get("how") == "finished" and not goes_on(config, saved.data, supply)
-        has_ended = has_ended or summary.get("how") in ("finished early", "diverged")
+        has_ended = summary.get("status") == "finished" and not goes_on(config, saved.data, supply)
+        has_ended = has_ended or summary.get("status") in ("finished early", "diverged")
         return summary if has_ended and is_as_long(load_config(self.config), config) else None
 
     def _own(self) -> list[pathlib.Path]:
@@ -236,7 +236,7 @@ class RunFolder:
 
     def _is_of_run(self) -> bool:
         """Whether something here can only be of a run: names alone are too common to remove files by."""
-        if self._has_config_of_run() or {"how", "num_workers"} <= _read_object(self.summary).keys():
+        if self._has_config_of_run() or {"status", "num_workers"} <= _read_object(self.summary).keys():
             return True
         with contextlib.suppress(DataError):
             if next(read_events(self.events), {}).get("event") == "start":

@@ -1,4 +1,4 @@
-"""Digests of parameters, from which it is seen later whether a run that is computed again is the same to the last bit."""
+"""Hashes of parameters, which show whether a run that is computed again is the same to the last bit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 
-def digest(vector: torch.Tensor) -> str:
+def hash_of(vector: torch.Tensor) -> str:
     """BLAKE2b over the bytes of `vector` ([size] float32, on the CPU, gaps between tensors included), 32 hexadecimal digits."""
     return hashlib.blake2b(vector.numpy().data, digest_size=16).hexdigest()
 
 
-class Digests:
-    """Digests that are computed in a background thread, and handed out when they are done. Used by one other thread."""
+class ParameterHashes:
+    """Computes hashes in a background thread, and hands them out when they are done. Used by one other thread."""
 
     def __init__(self, submit: Callable[..., Future[dict[str, str]]]) -> None:
         """`submit(function, *arguments, num_bytes=...)` has the background thread do it; so much memory is held until then."""
@@ -34,7 +34,7 @@ class Digests:
         self._newest = version
         vectors = {field: read(name) for field, name in names.items()}
         num_bytes = sum(vector.nbytes for vector in vectors.values())
-        self._under_way.append((version, self._submit(_digest_all, vectors, num_bytes=num_bytes)))
+        self._under_way.append((version, self._submit(_hash_all, vectors, num_bytes=num_bytes)))
 
     def finished(self, *, wait: bool = False) -> Iterator[dict[str, Any]]:
         """Those that are done, in order, each once: `version` and the fields. `wait`: all, when they are done."""
@@ -43,5 +43,5 @@ class Digests:
             yield {"version": version, **work.result()}
 
 
-def _digest_all(vectors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    return {field: digest(vector) for field, vector in vectors.items()}
+def _hash_all(vectors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    return {field: hash_of(vector) for field, vector in vectors.items()}

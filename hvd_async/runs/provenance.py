@@ -21,34 +21,34 @@ Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """Where the events of one process of a run come from; goes into its `start` event."""
 
     software: Facts
     """`this_software` on rank 0."""
     ranks: Sequence[Facts]
     """Each rank's place, and as `software` what of that differs on it."""
-    teams: Sequence[Sequence[int]]
+    node_workers: Sequence[Sequence[int]]
     """The workers of each node, which `push.node_sum` makes one."""
     job: BatchJob | None = None
     """Of the batch system; None outside of one."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for an event."""
-        return {"software": self.software, "ranks": self.ranks, "teams": self.teams, "job": self.job_to_json()}
+        return {"software": self.software, "ranks": self.ranks, "node_workers": self.node_workers, "job": self.job_to_json()}
 
     def job_to_json(self) -> dict[str, Any] | None:
         """Plain data of the job alone."""
         return None if self.job is None else asdict(self.job)
 
 
-def origin_of(plans: Sequence[RankPlan], software: Sequence[Facts], job: BatchJob | None = None) -> Origin:
+def provenance_of(plans: Sequence[RankPlan], software: Sequence[Facts], job: BatchJob | None = None) -> Provenance:
     """That of all ranks; `software[r]` is what rank r reported."""
-    teams: dict[str, list[int]] = {}
+    node_workers: dict[str, list[int]] = {}
     ranks = []
     for plan, facts in zip(plans, software, strict=True):
         if plan.worker is not None:
-            teams.setdefault(plan.host, []).append(plan.worker)
+            node_workers.setdefault(plan.host, []).append(plan.worker)
         rank = {
             "rank": plan.rank,
             "role": plan.role,
@@ -60,13 +60,13 @@ def origin_of(plans: Sequence[RankPlan], software: Sequence[Facts], job: BatchJo
         }
         others = {name: value for name, value in facts.items() if value != software[0].get(name)}
         ranks.append({**rank, "software": others} if others else rank)
-    return Origin(software[0], ranks, list(teams.values()), job)
+    return Provenance(software[0], ranks, list(node_workers.values()), job)
 
 
-def origin_of_one_process(teams: Sequence[Sequence[int]] = ()) -> Origin:
+def provenance_of_one_process(node_workers: Sequence[Sequence[int]] = ()) -> Provenance:
     """That of a process which computes for all workers, with the threads that it has now."""
     role = {"rank": 0, "role": "store+worker", "host": socket.gethostname(), "device": "cpu", "worker": None}
-    return Origin(this_software(), [{**role, "threads": torch.get_num_threads(), "store_device": "cpu"}], teams)
+    return Provenance(this_software(), [{**role, "threads": torch.get_num_threads(), "store_device": "cpu"}], node_workers)
 
 
 def device_of(device: str, store_device: str | None) -> str:

@@ -22,12 +22,12 @@ from hvd_async.config import RunConfig
 from hvd_async.errors import HvdAsyncError
 from hvd_async.runs.checkpoint import read_tensors, write_tensors
 from hvd_async.runs.checkpoint_keeper import CheckpointKeeper
+from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
 from hvd_async.runs.event_log import EventLog, LogMark
 from hvd_async.runs.folder import Resumption, RunFolder
-from hvd_async.runs.hashes import Digests
-from hvd_async.runs.measurements import Measurement, Measurements
+from hvd_async.runs.hashes import ParameterHashes
 from hvd_async.runs.progress import Progress
-from hvd_async.runs.provenance import Origin, origin_of_one_process
+from hvd_async.runs.provenance import Provenance, provenance_of_one_process
 from hvd_async.runs.scalars import Scalars
 from hvd_async.runs.totals import RunMetrics
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
@@ -46,8 +46,8 @@ _MAX_UNWRITTEN_BYTES = 1 << 26
 _NOT_FINITE = (Refusal.NOT_FINITE, Refusal.SUM_NOT_FINITE)
 
 
-class RunJournal:
-    """Keeps the books of one run; a context manager. Implements `store.server.Journal`; used by one thread."""
+class RunRecorder:
+    """Keeps the books of one run; a context manager. Implements `store.server.Observer`; used by one thread."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class RunJournal:
         flat: FlatParameters,
         progress: Progress,
         clock: Callable[[], float] = time.monotonic,
-        origin: Origin | None = None,
+        provenance: Provenance | None = None,
         is_simulated: bool = False,
     ) -> None:
-        """Opens nothing yet. `origin`: where it is computed, by default in this process alone.
+        """Opens nothing yet. `provenance`: where it is computed, by default in this process alone.
 
         `clock` gives the seconds that are written down. `is_simulated`: they are virtual, which `start` events and the
         summary say."""
@@ -70,12 +70,12 @@ class RunJournal:
         self._flat = flat
         self._progress = progress
         self._clock = clock
-        self._origin = origin
+        self._provenance = provenance
         self._num_processes = 0
         self._num_idle = 0
         self._is_simulated = is_simulated
         self.metrics = RunMetrics()
-        self.measurements = Measurements()
+        self.measurements = EvaluationHistory()
         self._received: dict[int, float] = {}  # seconds, by batch, of arrivals whose fate is open
         self._updating_since = 0.0
         self._moments: dict[int, tuple[int, float]] = {}  # version of a snapshot -> tokens and seconds then
@@ -89,7 +89,7 @@ class RunJournal:
         self._scalars_at = 0.0
         # A simulated run is not resumed, and what it writes down is to follow from its seed.
         self._checkpoints = CheckpointKeeper(folder, config.training, self._writer, by_time=not is_simulated)
-        self._digests = Digests(self._writer.submit)
+        self._hashes = ParameterHashes(self._writer.submit)
         self._copies: dict[str, torch.Tensor] = {}  # of this version's vectors, for all that are to be written of it
         self._store: ParameterStore
         self._has_store = False
@@ -99,9 +99,9 @@ class RunJournal:
 
     def restore(self, resumption: Resumption) -> None:
         """Continue the books of a checkpoint. Called before entering."""
-        data = resumption.saved.data["journal"]
+        data = resumption.saved.data["recorder"]
         self.metrics = RunMetrics.from_json(data["metrics"])
-        self.measurements = Measurements.from_json(data["measurements"])
+        self.measurements = EvaluationHistory.from_json(data["measurements"])
         self._moments = {int(version): (tokens, seconds) for version, (tokens, seconds) in data["moments"].items()}
         self._received = {int(batch): seconds for batch, seconds in data["received"].items()}
         self._seconds_before = data["seconds"]
@@ -109,7 +109,7 @@ class RunJournal:
         self._resumed = resumption
         self._scalars.forget_from(int(resumption.saved.data["store"]["version"]) + 1)
 
-    def __enter__(self) -> RunJournal:
+    def __enter__(self) -> RunRecorder:
         """Open the event log and start the background thread."""
         self._log = EventLog(self._folder.events, LogMark() if self._resumed is None else self._resumed.log).__enter__()
         self._writer.__enter__()
@@ -134,38 +134,38 @@ class RunJournal:
         return self._flat.num_parameters
 
     def started(self, store: ParameterStore) -> None:
-        """See `Journal.started`: the training clock runs from here."""
+        """See `Observer.started`: the training clock runs from here."""
         self._store, self._has_store = store, True
         self._started = self._clock()
         self._num_processes += 1
         if self._resumed is not None and self._resumed.has_gap:
             self._log.write("gap", self.seconds, version=store.version)
-        origin = self._origin if self._origin is not None else origin_of_one_process()
+        provenance = self._provenance if self._provenance is not None else provenance_of_one_process()
         self._log.write(
             "start",
             self.seconds,
             version=store.version,
             parameters=self._num_parameters,
             pending=[arrival.batch for arrival in store.pending],
-            data=self._task.fingerprint(),
+            data_fingerprint=self._task.fingerprint(),
             **self._describe_strategy(),
-            **origin.to_json(),
+            **provenance.to_json(),
         )
-        self._take_digest()
+        self._take_hash()
         self._copies.clear()
         self._checkpoints.begin()
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
-        """See `Journal.received`."""
+        """See `Observer.received`."""
         now = self.seconds
         self._received.update((arrival.batch, now) for arrival in arrivals)
 
     def updating(self) -> None:
-        """See `Journal.updating`."""
+        """See `Observer.updating`."""
         self._updating_since = self.seconds
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """See `Journal.refused`."""
+        """See `Observer.refused`."""
         self.metrics.add_refused(arrival, refusal)
         if refusal in _NOT_FINITE:
             self._num_not_finite += 1
@@ -173,7 +173,7 @@ class RunJournal:
         self._log.write("arrival", self.seconds, **self._describe(arrival), refused=refusal.value)
 
     def updated(self, update: Update) -> None:
-        """See `Journal.updated`."""
+        """See `Observer.updated`."""
         self.metrics.add_update(update)
         self._num_not_finite = 0
         now = self.seconds
@@ -202,19 +202,19 @@ class RunJournal:
             self._take_snapshot()
         if self._checkpoints.is_due(update.version):
             self._save_checkpoint()
-        if training.digest_every and update.version % training.digest_every == 0:
-            self._take_digest()
+        if training.hash_every and update.version % training.hash_every == 0:
+            self._take_hash()
         self._copies.clear()
-        self._log_digests(wait=self._is_simulated)  # where all that is written down follows from a seed
+        self._log_hashes(wait=self._is_simulated)  # where all that is written down follows from a seed
         self._progress.update(update, self.metrics, now)
         self._writer.raise_failures()  # when all of this update is in the books
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
-        """See `Journal.evaluated`. Exports the model if it is the best so far. After training the checkpoint learns of it at
+        """See `Observer.evaluated`. Exports the model if it is the best so far. After training the checkpoint learns of it at
         once, and the snapshot goes; else with the next checkpoint."""
         evaluation = Evaluation.from_vector(statistics[: Evaluation.size])
         tokens, seconds = self._moments[version]
-        measured = Measurement(version, tokens, seconds, evaluation.loss, evaluation.bleu)
+        measured = EvaluationResult(version, tokens, seconds, evaluation.loss, evaluation.bleu)
         self.measurements.add(measured)
         fields = {key: value for key, value in asdict(measured).items() if key != "seconds"}
         self._log.write("evaluation", self.seconds, **fields, snapshot_seconds=seconds)
@@ -228,7 +228,7 @@ class RunJournal:
             self._checkpoints.save_books(self._books(), self._log, self.measurements)
 
     def num_evaluations_due(self) -> int:
-        """See `Journal.num_evaluations_due`."""
+        """See `Observer.num_evaluations_due`."""
         if self._config.validation.when == "after":
             return 0
         while len(self._snapshots_written) > self._num_written and self._snapshots_written[self._num_written].done():
@@ -236,7 +236,7 @@ class RunJournal:
         return self._num_written
 
     def is_finished(self) -> bool:
-        """See `Journal.is_finished`: patience is exhausted, time is over, or gradients have not been finite for long."""
+        """See `Observer.is_finished`: patience is exhausted, time is over, or gradients have not been finite for long."""
         limit = self._config.training.seconds
         return (limit is not None and self.seconds >= limit) or self._has_diverged or self.is_out_of_patience()
 
@@ -246,14 +246,14 @@ class RunJournal:
         return patience is not None and self.measurements.num_without_progress() >= patience
 
     def ended(self, notice: StopNotice | None) -> None:
-        """See `Journal.ended`."""
+        """See `Observer.ended`."""
         self.end_training(is_complete=notice is None or notice.is_end)
         if notice is not None and notice.kind is StopKind.ORPHANED:
             self._conclude_alone(notice)
 
     def _conclude_alone(self, stop: StopNotice) -> None:
         """The summary of a run whose other ranks cannot be asked any more."""
-        ranks = origin_of_one_process().ranks if self._origin is None else self._origin.ranks
+        ranks = provenance_of_one_process().ranks if self._provenance is None else self._provenance.ranks
         self.conclude("stopped", sum(rank["worker"] is not None for rank in ranks), 0, 0, stop)
 
     def end_training(self, *, is_complete: bool) -> None:
@@ -267,8 +267,8 @@ class RunJournal:
             self._writer.wait()
             if not self._folder.snapshot(version).exists():  # not due, or a process before could not write it
                 self._take_snapshot()
-        self._take_digest()
-        self._log_digests(wait=True)  # before the checkpoint, which knows how long the log is
+        self._take_hash()
+        self._log_hashes(wait=True)  # before the checkpoint, which knows how long the log is
         self._writer.wait()  # there is memory for one checkpoint
         self._save_checkpoint()
         self._copies.clear()
@@ -276,11 +276,11 @@ class RunJournal:
         self._is_saved = True
 
     def settle(self) -> None:
-        """See `Journal.settle`."""
+        """See `Observer.settle`."""
         self._writer.forget_failures()
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """See `Journal.rescue`: what fails here is said, not raised, for the first failure is what ends the run."""
+        """See `Observer.rescue`: what fails here is said, not raised, for the first failure is what ends the run."""
         if not self._has_store:
             return
         self.settle()
@@ -303,7 +303,7 @@ class RunJournal:
             self._progress.say(f"{self._folder.snapshots}: got no snapshots of versions {listed}, which are not measured")
         return [version for version in versions if version not in missing]
 
-    def how_it_ended(self, notice: StopNotice | None) -> str:
+    def status_of(self, notice: StopNotice | None) -> str:
         """In a word of the summary: see docs/run-folder.md."""
         last = self.measurements.last
         if notice is not None and not notice.is_end:
@@ -313,27 +313,27 @@ class RunJournal:
         return "finished early" if self.is_out_of_patience() else "finished"
 
     def conclude(
-        self, how: str, num_workers: int, num_steps: int, num_longer: int = 0, stop: StopNotice | None = None
+        self, status: str, num_workers: int, num_steps: int, num_overrun: int = 0, stop: StopNotice | None = None
     ) -> dict[str, Any]:
         """Write the summary and, of a run that was not stopped, the last model; what the summary says. Blocks on the disk.
 
-        `num_steps`: of this process; `num_longer`: of them, those that lasted longer than emulation was to make them. `stop`:
+        `num_steps`: of this process; `num_overrun`: of them, those that lasted longer than emulation was to make them. `stop`:
         what stopped it."""
         last, best = self.measurements.last, self.measurements.best
-        if how != "stopped":
+        if status != "stopped":
             self._export_last(last)
             if self._resumed is not None and best is not None and self._folder.snapshot(best.version).exists():
                 # The one that is there may be of a future that was given up with the process before.
                 self._writer.submit(self._export_best, best)
             self._checkpoints.save_books(self._books(), self._log, self.measurements, is_last=True)
         self._writer.wait()
-        self._log.write("end", self.seconds, how=how)
+        self._log.write("end", self.seconds, status=status)
         self._log.mark()
         summary = {
             "name": self._folder.root.name,
-            "how": how,
+            "status": status,
             "processes": self._num_processes,
-            "job": None if self._origin is None else self._origin.job_to_json(),
+            "job": None if self._provenance is None else self._provenance.job_to_json(),
             **self._describe_strategy(),
             "num_workers": num_workers,
             "parameters": self._num_parameters,
@@ -341,7 +341,7 @@ class RunJournal:
             **self.metrics.to_json(),
             "pending": len(self._store.pending),
             "steps": num_steps,
-            "longer_steps": num_longer,
+            "overrun_steps": num_overrun,
             "stop": None if stop is None or stop.is_end else stop.to_json(),
             "measurements": self.measurements.to_json(),
             "unmeasured": sorted(self._moments.keys() - self.measurements.versions),
@@ -355,7 +355,7 @@ class RunJournal:
         """The fields of an arrival's event, those of its fate left out."""
         return {**asdict(arrival), "received_seconds": round(self._received.pop(arrival.batch), 6)}
 
-    def _export_last(self, last: Measurement | None) -> None:
+    def _export_last(self, last: EvaluationResult | None) -> None:
         tensors = self._flat.named_tensors(self._store.evaluated_parameters)
         measured = {} if last is None else {"validation_loss": last.loss, "validation_bleu": last.bleu}
         self._task.export(self._folder.models / "last", tensors, self._store.version, measured)
@@ -367,14 +367,14 @@ class RunJournal:
         written = self._writer.submit(_write_snapshot, self._folder, version, vector, num_bytes=vector.nbytes)
         self._snapshots_written.append(written)
 
-    def _take_digest(self) -> None:
-        if self._config.training.digest_every:
-            names = {"digest": "parameters", **({"average": "average"} if self._config.optimizer.average_decay else {})}
-            self._digests.take(self._store.version, self._copy, names)
+    def _take_hash(self) -> None:
+        if self._config.training.hash_every:
+            names = {"hash": "parameters", **({"average": "average"} if self._config.optimizer.average_decay else {})}
+            self._hashes.take(self._store.version, self._copy, names)
 
-    def _log_digests(self, *, wait: bool = False) -> None:
-        for fields in self._digests.finished(wait=wait):
-            self._log.write("digest", self.seconds, **fields)
+    def _log_hashes(self, *, wait: bool = False) -> None:
+        for fields in self._hashes.finished(wait=wait):
+            self._log.write("parameter_hash", self.seconds, **fields)
 
     def _copy(self, name: str) -> torch.Tensor:
         """The parameters or their average as they are now; one copy for all that are to be written of a version.
@@ -387,13 +387,13 @@ class RunJournal:
         return self._copies[name]
 
     def _save_checkpoint(self) -> None:
-        self._take_digest()
+        self._take_hash()
         tensors, data = self._store.state()
         copies = {
             name: self._copies[name] if name in self._copies else tensor.to("cpu", copy=True)
             for name, tensor in tensors.items()
         }
-        document = {"data": self._task.fingerprint(), "store": data, "journal": self._books()}
+        document = {"data_fingerprint": self._task.fingerprint(), "store": data, "recorder": self._books()}
         self._checkpoints.save(copies, document, self._log, self.measurements)
 
     def _books(self) -> dict[str, Any]:
@@ -408,7 +408,7 @@ class RunJournal:
             "processes": self._num_processes,
         }
 
-    def _export_best(self, best: Measurement) -> None:
+    def _export_best(self, best: EvaluationResult) -> None:
         tensors = self._flat.named_tensors(read_snapshot(self._folder, best.version))
         measured = {"validation_loss": best.loss, "validation_bleu": best.bleu}
         self._task.export(self._folder.models / "best", tensors, best.version, measured)

@@ -15,7 +15,7 @@ from hvd_async.simulation.costs import push_bytes
 from hvd_async.simulation.counting_store import Tokens
 from hvd_async.simulation.fitting import fit_steps, low, mean
 from hvd_async.simulation.measurement import Measured, read_measured
-from hvd_async.simulation.predict import Outcome, Size, TooFewArrivalsError, predict
+from hvd_async.simulation.predict import ClusterRates, Size, TooFewArrivalsError, predict
 from hvd_async.system.files import write_file
 
 # What waiting takes is corrected so often: a store that is busy makes others wait, which is simulated and not fitted.
@@ -113,7 +113,7 @@ def _geometry(config: RunConfig, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _simulate(config: RunConfig, measured: Measured, emulation: dict[str, Any], simulation: dict[str, Any]) -> Outcome:
+def _simulate(config: RunConfig, measured: Measured, emulation: dict[str, Any], simulation: dict[str, Any]) -> ClusterRates:
     fitted = config.model_copy(
         update={"emulation": EmulationConfig(**emulation), "simulation": SimulationConfig.model_validate(simulation)}
     )

@@ -1,7 +1,7 @@
 """The asynchronous strategy in virtual time: workers that compute, push and pull, and the loop of the store.
 
-Who waits for whom, and when, is as with `StoreServer`, `StoreClient`, `NodeTeam` and the workers of `strategies`. What the store
-decides is asked of `Books`: of the real store, or of one that only counts.
+Who waits for whom, and when, is as with `StoreServer`, `StoreClient`, `NodeAggregator` and the workers of `strategies`. What
+the store decides is asked of `SimulatedStore`: of the real store, or of one that only counts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from hvd_async.emulation.step_times import StepTimes
 from hvd_async.simulation.announced import Announced
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs, Link
-from hvd_async.simulation.simulated_store import Books
+from hvd_async.simulation.simulated_store import SimulatedStore
 from hvd_async.simulation.totals import Totals
-from hvd_async.simulation.workers import NONE, Sender, Worker, crew
+from hvd_async.simulation.workers import NONE, Sender, VirtualWorker, make_workers
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.staleness import needs_base_parameters
 
@@ -29,7 +29,7 @@ class Cluster:
     """
 
     def __init__(
-        self, config: RunConfig, costs: Costs, times: StepTimes, books: Books, clock: Clock, num_batches: int | None
+        self, config: RunConfig, costs: Costs, times: StepTimes, store: SimulatedStore, clock: Clock, num_batches: int | None
     ) -> None:
         """All are the caller's; `num_batches` bounds the run, where it is given."""
         strategy = config.strategy
@@ -37,31 +37,31 @@ class Cluster:
         self._costs = costs
         self._times = times
         self._asks_for_tokens = times.asks_for_tokens
-        self._books = books
+        self._store = store
         self._clock = clock
         self._num_batches = num_batches
         self._is_overlapped = config.push.overlap
-        self._is_team = config.push.node_sum
+        self._aggregates_nodes = config.push.node_sum
         self._may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
         self._waits_for_stragglers = strategy.max_staleness is not None and strategy.on_stale == "wait"
         self._admits_all = not self._may_be_synchronous and not self._waits_for_stragglers
         announces = self._waits_for_stragglers or needs_base_parameters(strategy)
         self._announced = Announced() if announces else None
         nodes, node_of = costs.nodes(config)
-        self.senders, self.workers = crew(nodes, node_of, self._is_team)
+        self.senders, self.workers = make_workers(nodes, node_of, self._aggregates_nodes)
         self.totals = Totals()
         self.ingress = Link(costs.push_bytes, costs.store_bytes_per_second)
         self.egress = Link(costs.pull_bytes, costs.store_bytes_per_second)
         self._claims = 0
-        self._published = self._next = books.version
+        self._published = self._next = store.version
         self._waiting: OrderedDict[int, Sender] = OrderedDict()  # pushes in the store's memory, by their first batch
         self._unreleased: list[Sender] = []
         self._held_back: list[Sender] = []  # pulls that wait for the next version
-        self._leavers: deque[Worker] = deque()
+        self._leavers: deque[VirtualWorker] = deque()
         self._num_present = len(self.workers)
         self._is_busy = False
         self._has_made = False
-        self._is_over = books.is_over()
+        self._is_over = store.is_over()
 
     def run(self) -> None:
         """From the first pull to the last update."""
@@ -70,10 +70,10 @@ class Cluster:
             self._clock.at(self._clock.now, self._begin_pull, sender)
         self._clock.run()
         assert self._num_present == 0 and not self._waiting, "somebody waits for what will not come"
-        if self._books.finish():
+        if self._store.finish():
             self._clock.now += self._costs.update_seconds
             self.totals.updates += self._costs.update_seconds
-            self._books.published(None)
+            self._store.published(None)
 
     def versions_in_use(self) -> set[int]:
         """Those on which a gradient is, or is about to be, computed, as far as it has not been taken in."""
@@ -90,25 +90,25 @@ class Cluster:
         self._claims += 1
         return self._claims - 1
 
-    def _begin_step(self, worker: Worker, batch: int) -> None:
+    def _begin_step(self, worker: VirtualWorker, batch: int) -> None:
         worker.batch = batch
         worker.base = worker.version
         worker.provisional = worker.version_provisional
         if self._announced is not None:
             self._announced.add(worker.base)
-        tokens = self._books.tokens(batch) if self._asks_for_tokens else 0
+        tokens = self._store.tokens(batch) if self._asks_for_tokens else 0
         worker.seconds = seconds = self._times.seconds(worker.number, worker.steps, tokens)
         worker.steps += 1
         self._clock.at_end_of_step(self._clock.now + seconds, self._end_step, worker)
 
-    def _end_step(self, worker: Worker) -> None:
+    def _end_step(self, worker: VirtualWorker) -> None:
         self.totals.computing += worker.seconds
         if worker.exchanging:
             worker.is_blocked = True
         else:
             self._hand_over(worker)
 
-    def _hand_over(self, worker: Worker) -> None:
+    def _hand_over(self, worker: VirtualWorker) -> None:
         """Begin to exchange the gradient that is ready; with overlap, go on computing meanwhile."""
         worker.out_batch = worker.batch
         worker.out_base = worker.base
@@ -125,13 +125,13 @@ class Cluster:
             self._begin_step(worker, worker.ahead.popleft())
         self._contribute(worker)
 
-    def _settle(self, worker: Worker) -> None:
+    def _settle(self, worker: VirtualWorker) -> None:
         """Compute with what the last exchange brought from now on."""
         worker.took = worker.took_next
         worker.version = worker.brought
         worker.version_provisional = worker.brought_provisional
 
-    def _go_on(self, worker: Worker) -> None:
+    def _go_on(self, worker: VirtualWorker) -> None:
         """After an exchange, or the first pull."""
         if not self._is_overlapped:
             self._settle(worker)
@@ -154,7 +154,7 @@ class Cluster:
         else:
             self._begin_step(worker, batch)
 
-    def _leave(self, worker: Worker) -> None:
+    def _leave(self, worker: VirtualWorker) -> None:
         sender = worker.sender
         sender.members.remove(worker)
         self._num_present -= 1
@@ -164,17 +164,17 @@ class Cluster:
 
     # Exchanges.
 
-    def _contribute(self, worker: Worker) -> None:
+    def _contribute(self, worker: VirtualWorker) -> None:
         sender = worker.sender
         sender.contributors.append(worker)
-        if self._is_team:
+        if self._aggregates_nodes:
             self._send_if_complete(sender)
         else:
             self._send(sender)
 
     def _send_if_complete(self, sender: Sender) -> None:
         """Of a team: once all who compute have contributed, and copied their gradients."""
-        if self._is_team and sender.contributors and len(sender.contributors) == len(sender.members):
+        if self._aggregates_nodes and sender.contributors and len(sender.contributors) == len(sender.members):
             self._clock.at(self._clock.now + self._costs.memory_push_seconds, self._send, sender)
 
     def _send(self, sender: Sender) -> None:
@@ -229,7 +229,7 @@ class Cluster:
         if self._announced is not None:
             self._announced.add(version)
         sender.pulled = version
-        provisional = self._books.provisional(version) if self._strategy.has_provisional else 0
+        provisional = self._store.provisional(version) if self._strategy.has_provisional else 0
         sender.pulled_provisional = provisional
         node, costs = sender.node, self._costs
         if version == sender.held and provisional == sender.held_provisional:
@@ -240,7 +240,7 @@ class Cluster:
             egress, receiving = self.egress, node.receiving
             receiving.take(egress.take(now))
             ends = (egress.free if egress.free > receiving.free else receiving.free) + costs.pull_latency
-        if self._is_team:
+        if self._aggregates_nodes:
             ends += costs.memory_pull_seconds
         self._clock.at(ends, self._end_pull, sender)
 
@@ -253,7 +253,7 @@ class Cluster:
         if not is_first:
             pushed, waited = sender.reached - sender.sent, sender.waited - sender.reached
             pulled = self._clock.now - sender.waited
-            took = (0.0, pushed + waited + pulled, 0.0) if self._is_team else (pushed, waited, pulled)
+            took = (0.0, pushed + waited + pulled, 0.0) if self._aggregates_nodes else (pushed, waited, pulled)
             self.totals.pushing += pushed * len(contributors)
             self.totals.pulling += pulled * len(contributors)
         for worker in contributors:
@@ -282,8 +282,8 @@ class Cluster:
                 break
             if not self._leavers:
                 return
-            self._books.leave(self._leavers.popleft().number)
-            if self._books.is_complete() and self._advance():
+            self._store.leave(self._leavers.popleft().number)
+            if self._store.is_complete() and self._advance():
                 self._is_busy = True
                 self._clock.at(self._clock.now + self._costs.update_seconds, self._end_turn, None)
                 return
@@ -293,13 +293,13 @@ class Cluster:
         if not waiting:
             return None
         if not self._is_over:
-            if self._is_synchronous(self._books.version):
-                sender = waiting.get(self._books.watermark)
-                if sender is None or not self._books.admits(sender):
+            if self._is_synchronous(self._store.version):
+                sender = waiting.get(self._store.watermark)
+                if sender is None or not self._store.admits(sender):
                     return None
                 return waiting.pop(sender.first_batch)
             if self._waits_for_stragglers:
-                sender = next((sender for sender in waiting.values() if self._books.admits(sender)), None)
+                sender = next((sender for sender in waiting.values() if self._store.admits(sender)), None)
                 return None if sender is None else waiting.pop(sender.first_batch)
         return waiting.popitem(last=False)[1]
 
@@ -308,27 +308,27 @@ class Cluster:
             for worker in sender.contributors:
                 self._announced.drop(worker.out_base)
         if self._is_over:
-            self._books.refuse(sender)
+            self._store.refuse(sender)
             sender.is_released = True
         else:
-            sender.is_released = not self._books.accept(sender)
+            sender.is_released = not self._store.accept(sender)
             if self._may_be_synchronous and not sender.is_released:
                 self._unreleased.append(sender)
         seconds = self._costs.arrival_seconds
         self.totals.arrivals += seconds
-        if self._books.is_complete() and self._advance():
+        if self._store.is_complete() and self._advance():
             seconds += self._costs.update_seconds
         self._is_busy = True
         self._clock.at(self._clock.now + seconds, self._end_turn, sender)
 
     def _advance(self) -> bool:
         """Make the next version, whose arrivals are complete, if none is held back for; see `StoreServer._advance`."""
-        books = self._books
+        store = self._store
         self._next = self._published + 1
-        self._has_made = books.advance(self._oldest_under_way)
+        self._has_made = store.advance(self._oldest_under_way)
         if self._has_made:
             self.totals.updates += self._costs.update_seconds
-        elif not books.num_pending:  # the sum is not finite: there is no next version yet
+        elif not store.num_pending:  # the sum is not finite: there is no next version yet
             self._next = self._published
             self._release_all()
             self._let_pull()
@@ -350,9 +350,9 @@ class Cluster:
             self._wait(sender)
 
     def _publish(self) -> None:
-        self._published = self._next = self._books.version
-        self._books.published(self._oldest_under_way)
-        self._is_over = self._is_over or self._books.is_over()
+        self._published = self._next = self._store.version
+        self._store.published(self._oldest_under_way)
+        self._is_over = self._is_over or self._store.is_over()
         self._release_all()
         self._let_pull()
 

@@ -80,7 +80,7 @@ class Costs:
         nodes = [Node(self, number == 0 and simulation.store_node_trains) for number in range(node_of[-1] + 1)]
         return nodes, node_of
 
-    def teams(self, config: RunConfig) -> list[list[int]]:
+    def node_workers(self, config: RunConfig) -> list[list[int]]:
         """The workers of each node."""
         node_of = self.nodes(config)[1]
         return [[worker for worker, node in enumerate(node_of) if node == number] for number in range(node_of[-1] + 1)]

@@ -1,4 +1,4 @@
-"""The books of a simulation that only counts: the decisions of the store without gradients, for planning."""
+"""The store of a simulation that only counts: the decisions of the store without gradients, for planning."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Tokens:
         return sum(self.each) / len(self.each)
 
 
-class CountingBooks:
-    """`Books` that decides as `ParameterStore` does of gradients that are finite.
+class CountingStore:
+    """`SimulatedStore` that decides as `ParameterStore` does of gradients that are finite.
 
     Attributes:
-        version: see `Books`.
+        version: see `SimulatedStore`.
         staleness: applied arrivals by their staleness.
         num_applied, num_refused: arrivals that are in updates, and in none.
         fates: every arrival, where that is asked for.
@@ -86,28 +86,28 @@ class CountingBooks:
 
     @property
     def num_pending(self) -> int:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         return len(self._bases)
 
     @property
     def watermark(self) -> int:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         return self._ledger.watermark
 
     def provisional(self, version: int) -> int:
-        """See `Books`: what is pending tells them apart."""
+        """See `SimulatedStore`: what is pending tells them apart."""
         is_made = version == self.version > 0 and not is_synchronous(self._strategy, version)
         return len(self._bases) if is_made else 0
 
     def admits(self, sender: Sender) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         if self._may_be_synchronous and is_synchronous(self._strategy, self.version):
             if sender.first_batch != self._ledger.watermark:
                 return False
         return not self.is_complete() or self._would_be_too_stale(sender.oldest_base)
 
     def accept(self, sender: Sender) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         if self._may_be_synchronous:
             for worker in sender.contributors:
                 self._ledger.record(worker.out_batch)
@@ -121,31 +121,31 @@ class CountingBooks:
         return True
 
     def refuse(self, sender: Sender) -> None:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         self.num_refused += len(sender.contributors)
         if self._record is not None:
             self._decide(_described(sender), None)
 
     def is_complete(self) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         num_pending = len(self._bases)
         if self._fixed is not None:
             return num_pending >= self._fixed
         return num_pending > 0 and num_pending >= arrivals_needed(self._strategy, self.version, self._num_active)
 
     def advance(self, oldest_under_way: int | None) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         if oldest_under_way is not None and self._would_be_too_stale(oldest_under_way):
             return False
         self._apply()
         return True
 
     def leave(self, worker: int) -> None:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         self._num_active -= 1
 
     def finish(self) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         if self._bases and self._strategy.pending == "apply":
             self._apply()
             return True
@@ -156,7 +156,7 @@ class CountingBooks:
         return False
 
     def published(self, oldest_under_way: int | None) -> None:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         if self._record is not None:
             self._decide(self._made, self.version)
             self._made = []
@@ -164,7 +164,7 @@ class CountingBooks:
             self._is_over = True
 
     def is_over(self) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         return self._is_over or (self._last_version is not None and self.version >= self._last_version)
 
     def _apply(self) -> None:

@@ -13,8 +13,8 @@ from hvd_async.emulation.step_times import StepTimes
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs
-from hvd_async.simulation.simulated_store import Books
-from hvd_async.simulation.workers import NONE, Sender, Worker
+from hvd_async.simulation.simulated_store import SimulatedStore
+from hvd_async.simulation.workers import NONE, Sender, VirtualWorker
 
 
 class DirectCluster(Cluster):
@@ -22,10 +22,10 @@ class DirectCluster(Cluster):
 
     def run(self) -> None:
         """See `Cluster.run`."""
-        assert not self._is_team and not self._is_overlapped
+        assert not self._aggregates_nodes and not self._is_overlapped
         super().run()
 
-    def _end_step(self, worker: Worker) -> None:
+    def _end_step(self, worker: VirtualWorker) -> None:
         """As `_end_step`, `_hand_over`, `_contribute` and `_send`."""
         clock = self._clock
         now = clock.now
@@ -68,18 +68,18 @@ class DirectCluster(Cluster):
         worker.held_provisional = worker.provisional = worker.version_provisional = worker.pulled_provisional
         worker.batch = batch
         step = worker.steps
-        tokens = self._books.tokens(batch) if self._asks_for_tokens else 0
+        tokens = self._store.tokens(batch) if self._asks_for_tokens else 0
         worker.seconds = seconds = self._times.seconds(worker.number, step, tokens)
         worker.steps = step + 1
         clock.at_end_of_step(now + seconds, self._end_step, worker)
 
 
 def make_cluster(
-    config: RunConfig, costs: Costs, times: StepTimes, books: Books, clock: Clock, num_batches: int | None
+    config: RunConfig, costs: Costs, times: StepTimes, store: SimulatedStore, clock: Clock, num_batches: int | None
 ) -> Cluster:
     """The quickest `Cluster` for `config`."""
     kind = Cluster if config.push.node_sum or config.push.overlap else DirectCluster
-    return kind(config, costs, times, books, clock, num_batches)
+    return kind(config, costs, times, store, clock, num_batches)
 
 
 def make_clock(config: RunConfig, times: StepTimes, num_workers: int) -> Clock:

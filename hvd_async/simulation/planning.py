@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
 from hvd_async.simulation.counting_store import Tokens
-from hvd_async.simulation.predict import Outcome, Size, predict
+from hvd_async.simulation.predict import ClusterRates, Size, predict
 from hvd_async.system.files import write_file
 from hvd_async.tasks.registry import count_parameters
 
@@ -21,11 +21,11 @@ _FEWEST_ARRIVALS = 10_000
 
 
 @dataclass(frozen=True)
-class Row:
+class SizeRow:
     """One size of the cluster: the configuration itself, and the synchronous strategy on the same workers."""
 
-    outcome: Outcome
-    synchronous: Outcome
+    outcome: ClusterRates
+    synchronous: ClusterRates
     alone: float
     """Tokens per second of one process without any exchange, which is none of the slow ones."""
 
@@ -65,7 +65,7 @@ class Row:
         }
 
 
-def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) -> list[Row]:
+def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) -> list[SizeRow]:
     """Simulate `config` with each number of `workers` (none: as configured).
 
     Without gradients: no data are read and no model is built. `num_arrivals`: how many are simulated, by default 50 of each
@@ -84,7 +84,7 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
         size = Size(parameters, arrivals, tokens)
         kind = config.strategy.kind
         outcome = predict(_with(config, kind, number), size)
-        rows.append(Row(outcome, predict(_with(config, "horovod", number), size), alone))
+        rows.append(SizeRow(outcome, predict(_with(config, "horovod", number), size), alone))
     return rows
 
 
@@ -119,7 +119,7 @@ _HEADER = (
 )
 
 
-def lines_of(rows: Sequence[Row]) -> list[str]:
+def lines_of(rows: Sequence[SizeRow]) -> list[str]:
     """The table for a terminal."""
     texts = [[name for name, _ in _HEADER], *([form.format(row.cells()[name]) for name, form in _HEADER] for row in rows)]
     widths = [max(len(line[column]) for line in texts) for column in range(len(_HEADER))]
@@ -129,7 +129,7 @@ def lines_of(rows: Sequence[Row]) -> list[str]:
 PLAN_FILES = ("plan.csv", "plan.md", "plan.svg", "plan.png")
 
 
-def write_plan(folder: pathlib.Path, rows: Sequence[Row]) -> list[pathlib.Path]:
+def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Path]:
     """`plan.csv` with all figures, `plan.md` with those of the terminal, and `plan.svg` and `plan.png`; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
@@ -141,13 +141,13 @@ def write_plan(folder: pathlib.Path, rows: Sequence[Row]) -> list[pathlib.Path]:
     return [folder / "plan.csv", folder / "plan.md", *_draw(folder, rows)]
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _markdown(rows: Sequence[SizeRow]) -> str:
     lines = [[name for name, _ in _HEADER], ["---:"] * len(_HEADER)]
     lines += [[form.format(row.cells()[name]) for name, form in _HEADER] for row in rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _draw(folder: pathlib.Path, rows: Sequence[Row]) -> list[pathlib.Path]:
+def _draw(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Path]:
     """Speed and staleness over the number of workers."""
     from matplotlib.figure import Figure  # slow to import
 

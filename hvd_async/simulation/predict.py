@@ -12,7 +12,7 @@ from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs, costs, num_workers
-from hvd_async.simulation.counting_store import CountingBooks, Tokens
+from hvd_async.simulation.counting_store import CountingStore, Tokens
 from hvd_async.simulation.direct import make_clock, make_cluster
 from hvd_async.simulation.synchronous_cluster import Synchronous
 from hvd_async.simulation.totals import Totals
@@ -39,7 +39,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClusterRates:
     """What a simulated cluster did. Rates leave the beginning out, in which nothing arrives yet.
 
     `shares`: of the workers' time, in computing, pushing, waiting and pulling. `busy`: the share of the time in which each
@@ -75,7 +75,7 @@ class Outcome:
         return "exchange"
 
 
-def predict(config: RunConfig, size: Size) -> Outcome:
+def predict(config: RunConfig, size: Size) -> ClusterRates:
     """How fast `config` would be on its simulated cluster, whatever its strategy.
 
     Raises `ConfigError` as `StepTimes` does, and `TooFewArrivalsError`, which is one, where a rate would rest on nothing.
@@ -121,7 +121,7 @@ class _Meter:
         return (self.applied - self._began[0]) / (self.now - self._began[1])
 
 
-def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: StepTimes) -> Outcome:
+def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: StepTimes) -> ClusterRates:
     clock = make_clock(config, times, prices.num_workers)
     meter = _Meter(size.arrivals, prices.num_workers)
 
@@ -129,16 +129,16 @@ def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: S
         return meter.note(applied, clock.now)
 
     strategy = config.strategy
-    books = CountingBooks(strategy, prices.num_workers, size.tokens, watch=watch)
-    cluster = make_cluster(config, prices, times, books, clock, None)
+    store = CountingStore(strategy, prices.num_workers, size.tokens, watch=watch)
+    cluster = make_cluster(config, prices, times, store, clock, None)
     cluster.run()
-    return Outcome(
+    return ClusterRates(
         prices.num_workers,
         meter.rate,
         meter.rate * size.tokens.mean,
-        meter.rate * books.version / max(1, books.num_applied),
-        books.staleness,
-        books.num_refused,
+        meter.rate * store.version / max(1, store.num_applied),
+        store.staleness,
+        store.num_refused,
         _shares(cluster.totals),
         _busy(cluster, clock.now),
         strategy.lockstep or config.push.node_sum or (strategy.max_staleness is not None and strategy.on_stale == "wait"),
@@ -159,8 +159,8 @@ def _busy(cluster: Cluster, seconds: float) -> dict[str, float]:
     return {name: value / max(1e-12, seconds) for name, value in busy.items()}
 
 
-class _CountingGroups:
-    """`GroupBooks` that only counts."""
+class _CountingReplica:
+    """`SimulatedReplica` that only counts."""
 
     def __init__(self, num_workers: int, size: Size) -> None:
         self._num_workers = num_workers
@@ -185,9 +185,9 @@ class _CountingGroups:
     def update(self) -> None: ...
 
 
-def _predict_synchronous(config: RunConfig, size: Size, prices: Costs, times: StepTimes) -> Outcome:
+def _predict_synchronous(config: RunConfig, size: Size, prices: Costs, times: StepTimes) -> ClusterRates:
     clock = make_clock(config, times, prices.num_workers)
-    groups = _CountingGroups(prices.num_workers, size)
+    groups = _CountingReplica(prices.num_workers, size)
     cluster = Synchronous(prices, times, groups, clock)
     cluster.run()
     if groups.version < 2 or clock.now == 0.0:
@@ -195,7 +195,7 @@ def _predict_synchronous(config: RunConfig, size: Size, prices: Costs, times: St
     arrivals = groups.version * prices.num_workers
     rate = arrivals / clock.now
     sums = groups.version * prices.allreduce_seconds
-    return Outcome(
+    return ClusterRates(
         prices.num_workers,
         rate,
         rate * size.tokens.mean,

@@ -1,4 +1,4 @@
-"""The books of a synchronous strategy in a simulation that computes: one replica of the store, fed with sums over all workers."""
+"""The store of a synchronous strategy in a simulation that computes: one replica of the store, fed with sums over all workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hvd_async.config import RunConfig
-from hvd_async.runs.recorder import RunJournal
+from hvd_async.runs.recorder import RunRecorder
 from hvd_async.simulation.real_store import Model
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore
@@ -15,43 +15,43 @@ from hvd_async.store.wire.local_push import add
 from hvd_async.strategies.synchronous import ONE, load_base, make_replica, next_group, num_versions_behind
 
 
-class ExactGroups:
-    """`GroupBooks` over a real store, with a journal: as `SynchronousWorker` on every rank."""
+class RealReplica:
+    """`SimulatedReplica` over a real store, with a recorder: as `SynchronousWorker` on every rank."""
 
     def __init__(
         self,
         config: RunConfig,
         model: Model,
         num_workers: int,
-        journal: RunJournal,
+        recorder: RunRecorder,
         last_version: int | None,
         num_batches: int | None,
     ) -> None:
-        """All are the caller's. The journal is told of everything."""
+        """All are the caller's. The recorder is told of everything."""
         strategy = config.strategy.model_copy(update=ONE)
         self._replica = make_replica(model.flat, config.optimizer, strategy.delay)
         self.store = ParameterStore(self._replica, model.flat.size, config.optimizer, strategy, 1)
         self._config = config
         self._model = model
         self._num_workers = num_workers
-        self._journal = journal
+        self._recorder = recorder
         self._last_version = last_version
         self._num_batches = num_batches
         self._total = torch.empty_like(model.flat.gradient)
 
     def tokens(self, batch: int) -> int:
-        """See `GroupBooks`."""
+        """See `SimulatedReplica`."""
         num_tokens: int = self._model.task.batch(batch, "cpu").num_tokens
         return num_tokens
 
     def group(self) -> range:
-        """See `GroupBooks`: a group never reaches into the next epoch."""
-        if (self._last_version is not None and self.store.version >= self._last_version) or self._journal.is_finished():
+        """See `SimulatedReplica`: a group never reaches into the next epoch."""
+        if (self._last_version is not None and self.store.version >= self._last_version) or self._recorder.is_finished():
             return range(0)
         return next_group(self.store.ledger.watermark, self._num_workers, self._num_batches, self._model.task.epoch_of)
 
     def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
-        """See `GroupBooks`."""
+        """See `SimulatedReplica`."""
         delay = self._config.strategy.delay
         base_version = self.store.version - num_versions_behind(self.store.version, delay)
         load_base(self._replica, self._model.flat, delay)
@@ -65,18 +65,18 @@ class ExactGroups:
                     worker, batch, base_version, tokens, loss, seconds[worker], wait_seconds=waited[worker], push=group[0]
                 )
             )
-        self._journal.received(arrivals)
-        self._journal.updating()
+        self._recorder.received(arrivals)
+        self._recorder.updating()
         self.store.accept(arrivals, Gradient.measure(self._total))
 
     def update(self) -> None:
-        """See `GroupBooks`."""
+        """See `SimulatedReplica`."""
         update = self.store.advance()
         for arrival, refusal in self.store.take_refused():
-            self._journal.refused(arrival, refusal)
+            self._recorder.refused(arrival, refusal)
         if update is None:
             return
-        self._journal.updated(update)
+        self._recorder.updated(update)
         validation = self._config.validation
         if validation.when == "during" and validation.every and update.version % validation.every == 0:
-            self._journal.evaluated(update.version, self._model.evaluate(self.store.evaluated_parameters))
+            self._recorder.evaluated(update.version, self._model.evaluate(self.store.evaluated_parameters))

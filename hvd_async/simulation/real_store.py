@@ -1,4 +1,4 @@
-"""The books of a simulation that computes: the real store, fed with real gradients of the real task.
+"""The store of a simulation that computes: the real store, fed with real gradients of the real task.
 
 A gradient is computed when its push reaches the store: it follows from its batch and its parameters, whenever it is computed.
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from hvd_async.config import RunConfig
-from hvd_async.runs.recorder import RunJournal
-from hvd_async.simulation.workers import Sender, Worker
+from hvd_async.runs.recorder import RunRecorder
+from hvd_async.simulation.workers import Sender, VirtualWorker
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
 from hvd_async.store.shards.shard import Shard
@@ -113,13 +113,13 @@ class Provisional(Sequence[torch.Tensor]):
             del self._held[number], self._bases[number]
 
 
-class ExactBooks:
-    """`Books` over a real store, with a journal."""
+class RealStore:
+    """`SimulatedStore` over a real store, with a recorder."""
 
     def __init__(
-        self, config: RunConfig, model: Model, num_workers: int, journal: RunJournal, last_version: int | None
+        self, config: RunConfig, model: Model, num_workers: int, recorder: RunRecorder, last_version: int | None
     ) -> None:
-        """All are the caller's. The journal is told of everything."""
+        """All are the caller's. The recorder is told of everything."""
         self.versions = Versions(model.flat.parameters)
         self._provisional = Provisional(model.flat.size)
         keeps_bases = needs_base_parameters(config.strategy)
@@ -127,7 +127,7 @@ class ExactBooks:
         self.store = ParameterStore(shard, model.flat.size, config.optimizer, config.strategy, num_workers)
         self._config = config
         self._model = model
-        self._journal = journal
+        self._recorder = recorder
         self._last_version = last_version
         self._versions_in_use: Callable[[], set[int]] = set
         # What arrives whole is taken as it is; everything else is written and read as in a real push.
@@ -143,21 +143,21 @@ class ExactBooks:
 
     @property
     def version(self) -> int:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         return self.store.version
 
     @property
     def num_pending(self) -> int:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         return len(self.store.pending)
 
     @property
     def watermark(self) -> int:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         return self.store.ledger.watermark
 
     def tokens(self, batch: int) -> int:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         num_tokens: int = self._model.task.batch(batch, "cpu").num_tokens
         return num_tokens
 
@@ -166,77 +166,77 @@ class ExactBooks:
         return self._provisional[provisional] if provisional else self.versions[version]
 
     def provisional(self, version: int) -> int:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         if version != self.store.version or not self.store.makes_provisional():
             return 0
         return self._provisional.number_of(version, len(self.store.pending), self.store.make_provisional)
 
     def admits(self, sender: Sender) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         return self.store.admits([Arrival(0, sender.first_batch, sender.oldest_base, 0, 0.0)])
 
     def accept(self, sender: Sender) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         arrivals, gradient = self._compute(sender)
-        self._journal.received(arrivals)
+        self._recorder.received(arrivals)
         self.store.accept(arrivals, gradient)
         if not self.store.is_complete():
-            self.store.fold()  # the next gradient will be computed in the same memory
+            self.store.flush()  # the next gradient will be computed in the same memory
         return not self._tell_refused()
 
     def refuse(self, sender: Sender) -> None:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         arrivals, _ = self._compute(sender)
-        self._journal.received(arrivals)
+        self._recorder.received(arrivals)
         self.store.refuse(arrivals, Refusal.AFTER_THE_END)
         self._tell_refused()
 
     def is_complete(self) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         return self.store.is_complete()
 
     def advance(self, oldest_under_way: int | None) -> bool:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         under_way = [] if oldest_under_way is None else [oldest_under_way]
-        self._journal.updating()
+        self._recorder.updating()
         self._update = self.store.advance(under_way)
         self._tell_refused()
         if self._update is None:
-            self.store.fold()
+            self.store.flush()
         return self._update is not None
 
     def leave(self, worker: int) -> None:
-        """See `Books`."""
+        """See `SimulatedStore`."""
         self.store.leave(worker)
 
     def finish(self) -> bool:
-        """See `Books`."""
-        self._journal.updating()
+        """See `SimulatedStore`."""
+        self._recorder.updating()
         self._update = self.store.finish()
         self._tell_refused()
         return self._update is not None
 
     def published(self, oldest_under_way: int | None) -> None:
-        """See `Books`. Evaluations take no time."""
+        """See `SimulatedStore`. Evaluations take no time."""
         assert self._update is not None
         version = self.store.version
         self.store.keep_base_versions(range(version if oldest_under_way is None else oldest_under_way, version))
-        self._journal.updated(self._update)
+        self._recorder.updated(self._update)
         used = self._versions_in_use()
         self.versions.keep(used, version)
         self._provisional.keep(used, version)
         validation = self._config.validation
         if validation.when == "during" and validation.every and version % validation.every == 0:
-            self._journal.evaluated(version, self._model.evaluate(self.store.evaluated_parameters))
+            self._recorder.evaluated(version, self._model.evaluate(self.store.evaluated_parameters))
 
     def is_over(self) -> bool:
-        """See `Books`."""
-        return (self._last_version is not None and self.version >= self._last_version) or self._journal.is_finished()
+        """See `SimulatedStore`."""
+        return (self._last_version is not None and self.version >= self._last_version) or self._recorder.is_finished()
 
     def _tell_refused(self) -> bool:
         refused = self.store.take_refused()
         for arrival, refusal in refused:
-            self._journal.refused(arrival, refusal)
+            self._recorder.refused(arrival, refusal)
         return bool(refused)
 
     def _compute(self, sender: Sender) -> tuple[list[Arrival], Gradient]:
@@ -259,7 +259,7 @@ class ExactBooks:
         ]
         return arrivals, gradient
 
-    def _gradient_of(self, worker: Worker) -> tuple[int, float]:
+    def _gradient_of(self, worker: VirtualWorker) -> tuple[int, float]:
         wanted = (worker.out_base, worker.out_provisional)
         if wanted != self._loaded:
             arithmetic.copy(self.base_parameters(*wanted), self._model.flat.parameters)
@@ -269,7 +269,9 @@ class ExactBooks:
         return result
 
 
-def _arrival(worker: Worker, tokens: int, loss: float, sent_bytes: int, push: int, provisional: Provisional) -> Arrival:
+def _arrival(
+    worker: VirtualWorker, tokens: int, loss: float, sent_bytes: int, push: int, provisional: Provisional
+) -> Arrival:
     pushed, waited, pulled = worker.out_took
     return Arrival(
         worker.number,

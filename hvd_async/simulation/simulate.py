@@ -14,14 +14,14 @@ from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.progress import Goal, Progress
-from hvd_async.runs.provenance import origin_of_one_process
-from hvd_async.runs.recorder import RunJournal, read_snapshot
+from hvd_async.runs.provenance import provenance_of_one_process
+from hvd_async.runs.recorder import RunRecorder, read_snapshot
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs, costs, num_workers
 from hvd_async.simulation.direct import make_clock, make_cluster
 from hvd_async.simulation.predict import DEFAULT_SECONDS
-from hvd_async.simulation.real_replica import ExactGroups
-from hvd_async.simulation.real_store import ExactBooks, Model
+from hvd_async.simulation.real_replica import RealReplica
+from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.synchronous_cluster import Synchronous
 from hvd_async.tasks.gradient import check_buffers
 from hvd_async.tasks.task import Task
@@ -75,21 +75,21 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     folder = RunFolder(config.output)
     folder.begin(config, overwrite=options.overwrite)
     progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
-    for line in task.remarks():
+    for line in task.describe_data():
         progress.say(line)
     model = Model(task, module.train(), flat, config.seed)
     prices = costs(config, config.simulation.parameters or flat.size)
-    origin = origin_of_one_process(prices.teams(config))
-    journal = RunJournal(folder, config, task, flat, progress, clock.read, origin, is_simulated=True)
-    with journal:
+    provenance = provenance_of_one_process(prices.node_workers(config))
+    recorder = RunRecorder(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True)
+    with recorder:
         with progress.showing():
-            _train(config, prices, times, model, journal, goal, clock)
-            journal.end_training(is_complete=True)
-        for version in journal.snapshots_to_evaluate():
-            journal.evaluated(version, model.evaluate(read_snapshot(folder, version)))
-        how = "finished early" if journal.is_out_of_patience() else "finished"
-        num_steps = journal.metrics.staleness.total() + journal.metrics.refused.total()
-        return journal.conclude(how, workers, num_steps)
+            _train(config, prices, times, model, recorder, goal, clock)
+            recorder.end_training(is_complete=True)
+        for version in recorder.snapshots_to_evaluate():
+            recorder.evaluated(version, model.evaluate(read_snapshot(folder, version)))
+        status = "finished early" if recorder.is_out_of_patience() else "finished"
+        num_steps = recorder.metrics.staleness.total() + recorder.metrics.refused.total()
+        return recorder.conclude(status, workers, num_steps)
 
 
 def _train(
@@ -97,17 +97,17 @@ def _train(
     prices: Costs,
     times: StepTimes,
     model: Model,
-    journal: RunJournal,
+    recorder: RunRecorder,
     goal: Goal,
     clock: Clock,
 ) -> None:
     if config.strategy.kind == "async":
-        books = ExactBooks(config, model, prices.num_workers, journal, goal.last_version)
-        journal.started(books.store)
-        cluster = make_cluster(config, prices, times, books, clock, goal.num_batches)
-        books.watch(cluster.versions_in_use)
+        store = RealStore(config, model, prices.num_workers, recorder, goal.last_version)
+        recorder.started(store.store)
+        cluster = make_cluster(config, prices, times, store, clock, goal.num_batches)
+        store.watch(cluster.versions_in_use)
         cluster.run()
     else:
-        groups = ExactGroups(config, model, prices.num_workers, journal, goal.last_version, goal.num_batches)
-        journal.started(groups.store)
+        groups = RealReplica(config, model, prices.num_workers, recorder, goal.last_version, goal.num_batches)
+        recorder.started(groups.store)
         Synchronous(prices, times, groups, clock).run()

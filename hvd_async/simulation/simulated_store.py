@@ -7,7 +7,7 @@ from typing import Protocol
 from hvd_async.simulation.workers import Sender
 
 
-class Books(Protocol):
+class SimulatedStore(Protocol):
     """The store's decisions, and whatever is computed for them."""
 
     @property

@@ -11,7 +11,7 @@ from hvd_async.simulation.costs import Costs
 from hvd_async.simulation.totals import Totals
 
 
-class GroupBooks(Protocol):
+class SimulatedReplica(Protocol):
     """What becomes of a group of batches, one for each worker, or fewer at the end of an epoch."""
 
     def tokens(self, batch: int) -> int:
@@ -34,27 +34,27 @@ class Synchronous:
         totals: where the time went.
     """
 
-    def __init__(self, costs: Costs, times: StepTimes, books: GroupBooks, clock: Clock) -> None:
+    def __init__(self, costs: Costs, times: StepTimes, store: SimulatedReplica, clock: Clock) -> None:
         """All are the caller's."""
         self.totals = Totals()
         self._costs = costs
         self._times = times
-        self._books = books
+        self._store = store
         self._clock = clock
 
     def run(self) -> None:
         """From the first step to the last update."""
         costs, clock, totals = self._costs, self._clock, self.totals
         waited, step = [0.0] * costs.num_workers, 0
-        while group := self._books.group():
+        while group := self._store.group():
             # Ranks that are left over compute along with the others for nothing.
             batches = [*group, *[group[0]] * (costs.num_workers - len(group))]
             seconds = [self._seconds(worker, step, batch) for worker, batch in enumerate(batches)]
             slowest = max(seconds)
             clock.now += slowest + costs.allreduce_seconds
-            self._books.take_in(group, seconds, waited)
+            self._store.take_in(group, seconds, waited)
             clock.now += costs.update_seconds
-            self._books.update()
+            self._store.update()
             waited = [slowest - own + costs.allreduce_seconds for own in seconds]
             totals.present = costs.num_workers * clock.now
             totals.computing += sum(seconds)
@@ -63,5 +63,5 @@ class Synchronous:
             step += 1
 
     def _seconds(self, worker: int, step: int, batch: int) -> float:
-        tokens = self._books.tokens(batch) if self._times.asks_for_tokens else 0
+        tokens = self._store.tokens(batch) if self._times.asks_for_tokens else 0
         return self._times.seconds(worker, step, tokens)

@@ -36,20 +36,20 @@ class Sender:
         """`number`: among the senders."""
         self.number = number
         self.node = node
-        self.members: list[Worker] = []
-        self.contributors: list[Worker] = []
+        self.members: list[VirtualWorker] = []
+        self.contributors: list[VirtualWorker] = []
         """Of the push that is being gathered, or under way."""
         self.held = self.pulled = self.first_batch = self.oldest_base = NONE
         """Versions: that of the parameters here, that on its way; of the push: its first batch, its oldest base version."""
         self.held_provisional = self.pulled_provisional = 0
-        """Which provisional parameters these are, by the number that `Books` gave them; 0: those of the version."""
+        """Which provisional parameters these are, by the number that `SimulatedStore` gave them; 0: those of the version."""
         self.sent = self.reached = self.waited = 0.0
         """When the last push began, was in the store's memory, and need not be waited for any more."""
         self.is_released = True
         self.is_waiting = False
 
 
-class Worker(Sender):
+class VirtualWorker(Sender):
     """One worker: the step that it computes, and the one whose gradient is on its way or in the store's memory.
 
     It is its own sender, unless the workers of a node push together.
@@ -95,10 +95,15 @@ class Worker(Sender):
         self.waits = True
 
 
-def crew(nodes: Sequence[Node], node_of: Sequence[int], is_team: bool) -> tuple[list[Sender], list[Worker]]:
+def make_workers(
+    nodes: Sequence[Node], node_of: Sequence[int], aggregates_nodes: bool
+) -> tuple[list[Sender], list[VirtualWorker]]:
     """Who pushes, and all workers."""
-    teams = [Sender(number, node) for number, node in enumerate(nodes)] if is_team else []
-    workers = [Worker(number, nodes[node], teams[node] if is_team else None) for number, node in enumerate(node_of)]
+    together = [Sender(number, node) for number, node in enumerate(nodes)] if aggregates_nodes else []
+    workers = [
+        VirtualWorker(number, nodes[node], together[node] if aggregates_nodes else None)
+        for number, node in enumerate(node_of)
+    ]
     for worker in workers:
         worker.sender.members.append(worker)
-    return teams or list(workers), workers
+    return together or list(workers), workers

@@ -87,7 +87,7 @@ class Update:
         return self.version - 1 - arrival.base_version
 
 
-class Vectors(Protocol):
+class ShardOps(Protocol):
     """The arithmetic that a store directs: one `Shard`, or several that do the same to their own ranges; see there."""
 
     @property
@@ -97,23 +97,23 @@ class Vectors(Protocol):
     def read(self, name: str) -> torch.Tensor:
         """See `Shard.read`. Of several shards it is a copy."""
 
-    def hold(self, gradient: Gradient, divisor: float) -> None:
-        """See `Shard.hold`."""
+    def add(self, gradient: Gradient, divisor: float) -> None:
+        """See `Shard.add`."""
 
     def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
         """See `Shard.compensate`."""
 
-    def fold(self) -> None:
-        """See `Shard.fold`."""
+    def flush(self) -> None:
+        """See `Shard.flush`."""
 
-    def combine(self, divisor: float) -> list[float]:
-        """See `Shard.combine`."""
+    def norm(self, divisor: float) -> list[float]:
+        """See `Shard.norm`."""
 
     def step(self, order: StepOrder) -> list[float]:
         """See `Shard.step`."""
 
-    def try_step(self, order: StepOrder, number: int) -> None:
-        """See `Shard.try_step`."""
+    def provisional_step(self, order: StepOrder, number: int) -> None:
+        """See `Shard.provisional_step`."""
 
     def discard(self) -> None:
         """See `Shard.discard`."""
@@ -128,7 +128,7 @@ class Vectors(Protocol):
 class ParameterStore:
     """Accumulates arrivals and applies the optimizer to their combination (Aji & Heafield 2019; design of the update there).
 
-    It decides; the arithmetic is done by its `Vectors`. Conservation holds after every call: arrivals ever accepted or
+    It decides; the arithmetic is done by its `ShardOps`. Conservation holds after every call: arrivals ever accepted or
     refused = arrivals in updates + pending + refused.
 
     Attributes:
@@ -139,7 +139,7 @@ class ParameterStore:
     """
 
     def __init__(
-        self, vectors: Vectors, size: int, optimizer: OptimizerConfig, strategy: StrategyConfig, num_workers: int
+        self, vectors: ShardOps, size: int, optimizer: OptimizerConfig, strategy: StrategyConfig, num_workers: int
     ) -> None:
         """`vectors`, of `size` elements and at version 0, become the store's own."""
         self.version = 0
@@ -186,7 +186,7 @@ class ParameterStore:
 
     @property
     def held(self) -> Sequence[int]:
-        """Slots of accepted gradients that are still to be read; all others may be overwritten. See `fold`."""
+        """Slots of accepted gradients that are still to be read; all others may be overwritten. See `flush`."""
         return self._held
 
     def admits(self, arrivals: Sequence[Arrival]) -> bool:
@@ -223,17 +223,17 @@ class ParameterStore:
             self._held = []
             self._largest = math.inf  # not known: the sum is measured before it is applied
         else:
-            self._vectors.hold(gradient, staleness.divisor(self._strategy, staleness_now))
+            self._vectors.add(gradient, staleness.divisor(self._strategy, staleness_now))
             self._largest += gradient.largest
             if gradient.indices is None:
                 self._held.append(gradient.slot)
         self._pending.extend(arrivals)
         if len(self._held) >= MAX_HELD:
-            self.fold()
+            self.flush()
 
-    def fold(self) -> None:
+    def flush(self) -> None:
         """Read what is held now, so that all slots may be overwritten."""
-        self._vectors.fold()
+        self._vectors.flush()
         self._held = []
 
     def is_complete(self) -> bool:
@@ -271,7 +271,7 @@ class ParameterStore:
         tokens = self.tokens + sum(arrival.tokens for arrival in self._pending)
         config = self._optimizer
         rate = learning_rate(config.schedule, config.learning_rate, self.version + 1, tokens)
-        self._vectors.try_step(StepOrder(self.version + 1, rate, self._divisor(), self._clip), number)
+        self._vectors.provisional_step(StepOrder(self.version + 1, rate, self._divisor(), self._clip), number)
         self._held = []
         return len(self._pending)
 
@@ -307,7 +307,7 @@ class ParameterStore:
 
     def detach(self) -> None:
         """Copy all vectors to ordinary memory of this process, so that what they lie in may go."""
-        self.fold()
+        self.flush()
         names = ["parameters", *state_names(self._optimizer)]
         if not self._pending:
             names.remove("pending_sum")
@@ -324,7 +324,7 @@ class ParameterStore:
         keep_pending = bool(self._pending) and not is_synchronous(self._strategy, self.version)
         names = ["parameters", *past_names(self._strategy.delay, self.version), *state_names(self._optimizer)]
         if keep_pending:
-            self.fold()
+            self.flush()
         else:
             names.remove("pending_sum")
         ledger = self.ledger if keep_pending else self.ledger.without([a.batch for a in self._pending])
@@ -389,7 +389,7 @@ class ParameterStore:
         may_overflow = not math.sqrt(self._size) * self._largest / divisor < _NORM_LIMIT
         if self._optimizer.clip_norm is None and not may_overflow:
             return 1.0
-        norm = arithmetic.norm(self._vectors.combine(divisor))
+        norm = arithmetic.norm(self._vectors.norm(divisor))
         self._held = []
         if not norm < _NORM_LIMIT:
             return None

@@ -18,7 +18,7 @@ from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.device_block import Reach, open_device_block
 from hvd_async.store.serve.liveness import Heartbeat, Silence
-from hvd_async.store.serve.node_aggregation import ERROR, NodeTeam
+from hvd_async.store.serve.node_aggregation import ERROR, NodeAggregator
 from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
 from hvd_async.store.shards.shard import Shard, StepOrder, state_names
 from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
@@ -27,9 +27,9 @@ from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import ShardWord, StopKind, StopNotice, StoreMemory, StoreWindow, Word, WorkerWord
 from hvd_async.store.wire.slots import DTYPES
 from hvd_async.store.wire.stop import announce_failure
-from hvd_async.strategies.memory_plan import Plan
+from hvd_async.strategies.memory_plan import MemoryPlan
 from hvd_async.strategies.protocol import Job, Worker
-from hvd_async.strategies.push_pull import DirectExchange, Exchange, TeamExchange, wait_and_pull
+from hvd_async.strategies.push_pull import DirectPushPull, NodePushPull, PushPull, wait_and_pull
 from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
 from hvd_async.system.failures import tell
 from hvd_async.transport import cuda_ipc
@@ -53,7 +53,7 @@ class Asynchronous:
         """See `Strategy.check`: shards that the model has room for, and memory on every node."""
         rank = self.group.rank
         try:
-            check_capacity(self.group, job.plans[rank].host, Plan(job).needs(rank))
+            check_capacity(self.group, job.plans[rank].host, MemoryPlan(job).needs(rank))
         except HvdAsyncError as error:
             error.is_on_all_ranks = True  # each computes the same
             raise
@@ -62,29 +62,29 @@ class Asynchronous:
         """See `Strategy.execute`."""
         from hvd_async.transport.mpi import open_blocks, open_node_block  # starts mpi4py, which init_mpi has configured
 
-        rank, plan = self.group.rank, Plan(job)
+        rank, plan = self.group.rank, MemoryPlan(job)
         with contextlib.ExitStack() as stack:
             memories = stack.enter_context(
                 open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds)
             )
-            team_block: StoreMemory | None = None
+            node_block: StoreMemory | None = None
             if job.push.node_sum:
-                team = plan.team_of_rank(rank)
-                team_block = stack.enter_context(
-                    open_node_block(self.group, plan.team_layout(team) if team else None, team[0].rank if team else 0)
+                team = plan.node_of_rank(rank)
+                node_block = stack.enter_context(
+                    open_node_block(self.group, plan.node_layout(team) if team else None, team[0].rank if team else 0)
                 )
             reach = stack.enter_context(self._reach(plan, rank, memories))
             try:
-                notice = RankRole(job, plan, rank, memories, reach, team_block).play(loop)
+                notice = RankRole(job, plan, rank, memories, reach, node_block).play(loop)
             except BaseException as error:
-                if job.journal is None:
+                if job.observer is None:
                     me = job.plans[rank]
                     fail(memories[0], rank, error, job.strategy, is_state_lost=me.shard is not None and me.worker is None)
                 raise
             if notice is not None and notice.kind is StopKind.ORPHANED:
                 raise OrphanedError(f"stopped by {notice}, everything saved")
             # Workers that left early may not have seen why the others stopped; the store's word counts for all.
-            word = self.group.exchange(str(0 if notice is None else notice.to_word()))[0]
+            word = self.group.allgather(str(0 if notice is None else notice.to_word()))[0]
         return StopNotice.from_word(int(word))
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
@@ -99,7 +99,7 @@ class Asynchronous:
         """See `Strategy.close`."""
 
     @contextlib.contextmanager
-    def _reach(self, plan: Plan, rank: int, memories: Sequence[StoreWindow]) -> Iterator[Reach]:
+    def _reach(self, plan: MemoryPlan, rank: int, memories: Sequence[StoreWindow]) -> Iterator[Reach]:
         """The block of shard 0, as `rank` uses it. Collective where it is on a GPU."""
         if plan.is_on_device:
             slots = {each.rank: plan.slot_of(each.worker) for each in plan.workers if each.worker is not None}
@@ -143,11 +143,11 @@ class RankRole:
     def __init__(
         self,
         job: Job,
-        plan: Plan,
+        plan: MemoryPlan,
         rank: int,
         memories: Sequence[StoreWindow],
         reach: Reach,
-        team_block: StoreMemory | None,
+        node_block: StoreMemory | None,
     ) -> None:
         """All are the caller's; `memories[k]` reaches shard k, in the memory of its host."""
         self._job = job
@@ -155,7 +155,7 @@ class RankRole:
         self._me = job.plans[rank]
         self._memories = memories
         self._reach = reach
-        self._team_block = team_block
+        self._node_block = node_block
         self._server: StoreServer | None = None
 
     def play(self, loop: Loop) -> StopNotice | None:
@@ -189,8 +189,8 @@ class RankRole:
 
     def _serve_or_rescue(self, shard: Shard, memory: StoreMemory) -> StopNotice | None:
         """Serve; where that fails though the store is whole, save it before anybody ends the job."""
-        assert self._job.journal is not None  # the store's rank keeps it
-        rank, journal = self._me.rank, self._job.journal
+        assert self._job.observer is not None  # the store's rank keeps it
+        rank, observer = self._me.rank, self._job.observer
         with self._heartbeat(Word.STORE_HEARTBEAT) as heartbeat:
             try:
                 return self._serve(shard, memory, heartbeat.touch)
@@ -201,7 +201,7 @@ class RankRole:
                 tell(rank, error)
                 # Any other error may have come in the middle of an update.
                 if is_lost:
-                    journal.settle()
+                    observer.settle()
                 elif self._server is not None:
                     asked = StopNotice.from_word(memory.load(Word.STOP)) if isinstance(error, StopTimeoutError) else None
                     self._server.rescue(asked)
@@ -250,33 +250,33 @@ class RankRole:
     def _work_with(self, client: StoreClient, worker: int, loop: Loop) -> StopNotice | None:
         job = self._job
         client.join()
-        exchange = self._make_exchange(client)
+        push_pull = self._make_push_pull(client)
         host = HostCopy(job.flat, is_separate=job.push.overlap, is_direct=self._reach.is_direct)
         if job.push.overlap:
-            with OverlappedWorker(job, client, exchange, host, worker) as overlapped:
+            with OverlappedWorker(job, client, push_pull, host, worker) as overlapped:
                 loop(overlapped, job.model)
         else:
-            loop(AsynchronousWorker(job, client, exchange, host, worker), job.model)
-        exchange.leave()
+            loop(AsynchronousWorker(job, client, push_pull, host, worker), job.model)
+        push_pull.stop()
         return client.wait_for_end(job.stop_requested)
 
     def _make_client(self, worker: int, options: ClientOptions, touch: Callable[[], None]) -> StoreClient:
         error: torch.Tensor | None = None
-        if self._team_block is not None and self._job.push.error_feedback:
-            error = self._team_block.vector(self._team_block.layout.state_offset(ERROR))
+        if self._node_block is not None and self._job.push.error_feedback:
+            error = self._node_block.vector(self._node_block.layout.state_offset(ERROR))
         windows = [self._reach.worker, *self._memories[1:]]
         return StoreClient(windows, worker, options, self._plan.slot_of(worker), error, touch)
 
-    def _make_exchange(self, client: StoreClient) -> Exchange:
+    def _make_push_pull(self, client: StoreClient) -> PushPull:
         strategy = self._job.strategy
-        if self._team_block is None:
-            return DirectExchange(client, strategy)
-        ranks = [plan.rank for plan in self._plan.team_of_rank(self._me.rank)]
+        if self._node_block is None:
+            return DirectPushPull(client, strategy)
+        ranks = [plan.rank for plan in self._plan.node_of_rank(self._me.rank)]
 
-        def exchange(client: StoreClient, parameters: torch.Tensor) -> None:
+        def pull(client: StoreClient, parameters: torch.Tensor) -> None:
             wait_and_pull(client, strategy, parameters)
 
-        return TeamExchange(NodeTeam(self._team_block, ranks.index(self._me.rank), client, exchange), client, strategy)
+        return NodePushPull(NodeAggregator(self._node_block, ranks.index(self._me.rank), client, pull), client, strategy)
 
     def _serve_and_work(self, serve: Callable[[], StopNotice | None], loop: Loop) -> StopNotice | None:
         """Colocated: the shard in a thread, the worker in this one. A failure of either ends the other."""
@@ -339,7 +339,7 @@ def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device
         return
     shard = Shard([torch.zeros(64, device=device), torch.zeros(64, device=device)], optimizer)
     for _ in range(2):
-        shard.hold(Gradient(torch.zeros(64, dtype=dtype, device=device), 0.0), 1.0)
+        shard.add(Gradient(torch.zeros(64, dtype=dtype, device=device), 0.0), 1.0)
     shard.step(StepOrder(version=1, learning_rate=1e-3, divisor=2.0))
 
 
@@ -347,7 +347,7 @@ def make_server(
     job: Job, memory: StoreMemory, store: ParameterStore, touch: Callable[[], None] = lambda: None
 ) -> StoreServer:
     """The loop of the store's rank, to be served by the calling thread or another. `touch`: see `StoreServer`."""
-    assert job.journal is not None  # the store's rank keeps the journal
+    assert job.observer is not None  # the store's rank keeps the observer
     options = ServerOptions(
         last_version=job.last_version,
         first_evaluation=job.evaluation.next_after(store.version),
@@ -356,4 +356,4 @@ def make_server(
         stop_timeout_seconds=job.strategy.stop_timeout_seconds,
         near_workers=frozenset(p.worker for p in job.plans if p.worker is not None and p.host == job.plans[0].host),
     )
-    return StoreServer(store, memory, job.journal, options, touch)
+    return StoreServer(store, memory, job.observer, options, touch)

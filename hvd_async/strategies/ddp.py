@@ -72,7 +72,7 @@ class Ddp:
             # The store itself would listen on all interfaces; it takes over the socket, and closes it.
             listening = socket.create_server((host, 0)).detach() if is_local else None
             server = TCPStore(host, 0, self.group.size, True, timeout, wait_for_workers=False, master_listen_fd=listening)
-        address = self.group.exchange(f"{host} {server.port}" if server is not None else "")[0]
+        address = self.group.allgather(f"{host} {server.port}" if server is not None else "")[0]
         if server is not None:
             return server
         host, port = address.split()

@@ -107,12 +107,12 @@ class _HorovodGroup:
         self.size = int(hvd.size())
         self._comm = comm
 
-    def exchange(self, text: str) -> list[str]:
-        """See `Group.exchange`."""
+    def allgather(self, text: str) -> list[str]:
+        """See `Group.allgather`."""
         mine = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8)  # never empty: Horovod refuses that
-        sizes = self.hvd.allgather(torch.tensor([len(mine)]), name="exchange.sizes").tolist()
+        sizes = self.hvd.allgather(torch.tensor([len(mine)]), name="allgather.sizes").tolist()
         ends = list(itertools.accumulate(sizes, initial=0))
-        received = bytes(self.hvd.allgather(mine, name="exchange.text").tolist())
+        received = bytes(self.hvd.allgather(mine, name="allgather.text").tolist())
         return [received[a : b - 1].decode() for a, b in itertools.pairwise(ends)]
 
     def report_failure(self, status: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import ConfigError
-from hvd_async.store.serve.node_aggregation import team_layout
+from hvd_async.store.serve.node_aggregation import node_layout
 from hvd_async.store.shards.shard import state_names
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout
@@ -19,7 +19,7 @@ from hvd_async.vectors import arithmetic
 _MAX_INDEXED = 2**31 - 1
 
 
-class Plan:
+class MemoryPlan:
     """Who holds what: pure arithmetic on a job, the same on every rank."""
 
     def __init__(self, job: Job) -> None:
@@ -44,23 +44,23 @@ class Plan:
             )
         self.workers = [plan for plan in job.plans if plan.worker is not None]
         hosts = list(dict.fromkeys(plan.host for plan in self.workers))
-        self.teams = [[plan for plan in self.workers if plan.host == host] for host in hosts]
+        self.node_workers = [[plan for plan in self.workers if plan.host == host] for host in hosts]
         self.layouts = [self._layout(number, part) for number, part in enumerate(self.parts)]
 
     def slot_of(self, worker: int) -> int:
         """The slot into which a worker's gradients go."""
         if not self._job.push.node_sum:
             return worker
-        return next(n for n, team in enumerate(self.teams) if any(plan.worker == worker for plan in team))
+        return next(n for n, node in enumerate(self.node_workers) if any(plan.worker == worker for plan in node))
 
-    def team_of_rank(self, rank: int) -> list[RankPlan]:
+    def node_of_rank(self, rank: int) -> list[RankPlan]:
         """The workers of the node of `rank`; empty where there are none."""
         host = self._job.plans[rank].host
         return [plan for plan in self.workers if plan.host == host]
 
-    def team_layout(self, team: Sequence[RankPlan]) -> Layout:
+    def node_layout(self, team: Sequence[RankPlan]) -> Layout:
         """The block that `team` shares."""
-        return team_layout(self._job.flat.size, len(team), self._job.push.error_feedback)
+        return node_layout(self._job.flat.size, len(team), self._job.push.error_feedback)
 
     def needs(self, rank: int) -> list[Need]:
         """The memory that `rank` is about to ask for."""
@@ -86,9 +86,9 @@ class Plan:
             needs.append(Need("store: a copy of everything", (1 + len(state_names(job.optimizer))) * vector_bytes, False))
             needs.append(Need("store: parameters on their way to the disk", MAX_UNWRITTEN_VECTORS * vector_bytes, False))
         if plan.worker is not None:
-            team = self.team_of_rank(rank)
+            team = self.node_of_rank(rank)
             if job.push.node_sum and team[0].rank == rank:
-                total = self.team_layout(team).total_bytes
+                total = self.node_layout(team).total_bytes
                 needs.append(Need(f"{len(team)} workers of the node: their sum and slots", total, True))
             if job.push.overlap:
                 needs.append(Need("overlap: a gradient and parameters on their way", 2 * vector_bytes, False))
@@ -109,8 +109,8 @@ class Plan:
             num_elements=part.stop - part.start,
             num_workers=len(self.workers),
             num_buffers=job.store.published_buffers,
-            num_slots=len(self.teams) if job.push.node_sum else len(self.workers),
-            arrivals_per_slot=max(map(len, self.teams)) if job.push.node_sum else 1,
+            num_slots=len(self.node_workers) if job.push.node_sum else len(self.workers),
+            arrivals_per_slot=max(map(len, self.node_workers)) if job.push.node_sum else 1,
             slot_format=slot_format(job.flat.size, part, job.push),
             num_shards=num_shards,
             # The sequencer reads them for a checkpoint.

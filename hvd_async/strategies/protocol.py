@@ -11,8 +11,8 @@ import torch
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
-from hvd_async.store.parameter_store import ParameterStore, Vectors
-from hvd_async.store.serve.server import Journal
+from hvd_async.store.parameter_store import ParameterStore, ShardOps
+from hvd_async.store.serve.server import Observer
 from hvd_async.store.wire.layout import StopNotice
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
@@ -106,7 +106,7 @@ class Job:
     last_version: int | None
     """The run ends when this version is made; None: when its batches are used up."""
     evaluation: EvaluationPlan
-    journal: Journal | None
+    observer: Observer | None
     """Told of everything; on rank 0 alone."""
     stop_requested: Callable[[], StopNotice | None]
     saved: SavedState | None
@@ -122,7 +122,7 @@ class Job:
         """Which batches are still to be computed, and in which order."""
         return ClaimOrder() if self.saved is None else BatchLedger(**self.saved.data["ledger"]).claim_order()
 
-    def make_store(self, vectors: Vectors, strategy: StrategyConfig, num_workers: int) -> ParameterStore:
+    def make_store(self, vectors: ShardOps, strategy: StrategyConfig, num_workers: int) -> ParameterStore:
         """A store that directs `vectors` (at version 0, its own from now on), continued from `saved` where there is that."""
         store = ParameterStore(vectors, self.flat.size, self.optimizer, strategy, num_workers)
         if self.saved is not None:
@@ -141,7 +141,7 @@ class Strategy(Protocol):
 
     def check(self, job: Job) -> None:
         """Raise `HvdAsyncError`, on all ranks alike, where `job` cannot be run here. Collective over all ranks; nothing has been
-        written or allocated for the run yet, and `journal` and `saved` are not there."""
+        written or allocated for the run yet, and `observer` and `saved` are not there."""
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """Run `loop` on every worker until the run ends; why it was stopped, or None when it reached its end.

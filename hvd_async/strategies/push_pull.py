@@ -12,7 +12,7 @@ from hvd_async.config import StrategyConfig
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import IDLE, Base, StoreClient
-from hvd_async.store.serve.node_aggregation import NodeTeam
+from hvd_async.store.serve.node_aggregation import NodeAggregator
 from hvd_async.store.wire.layout import WorkerState
 
 
@@ -25,36 +25,36 @@ class Took:
     pull_seconds: float = 0.0
 
 
-class Exchange(Protocol):
+class PushPull(Protocol):
     """Brings one worker's gradients to the store. Used by one thread; everything may wait for the store.
 
-    Vectors are on the CPU, or on the worker's GPU where its window takes them there.
+    ShardOps are on the CPU, or on the worker's GPU where its window takes them there.
     """
 
     took: Took
-    """The last `exchange`."""
+    """The last `push_pull`."""
 
-    def come(self, parameters: torch.Tensor) -> Base:
+    def start(self, parameters: torch.Tensor) -> Base:
         """Begin to compute, or go on after `pause`: `parameters` ([size], float32) become new ones; which they are.
 
         What they held is not needed.
         """
 
-    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+    def push_pull(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
         """Push `gradient` ([size], float32), wait as the strategy asks, and pull into `parameters`; which they are.
 
-        `parameters` must be what the last `come` or `exchange` left there. `computing`: the base version of the gradient that
+        `parameters` must be what the last `start` or `push_pull` left there. `computing`: the base version of the gradient that
         this worker computes meanwhile.
         """
 
     def pause(self) -> None:
         """No gradient comes for a while: nobody is to wait for one."""
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """No gradient comes any more."""
 
 
-class DirectExchange:
+class DirectPushPull:
     """A worker with a slot of its own."""
 
     def __init__(self, client: StoreClient, strategy: StrategyConfig) -> None:
@@ -63,13 +63,13 @@ class DirectExchange:
         self._client = client
         self._strategy = strategy
 
-    def come(self, parameters: torch.Tensor) -> Base:
-        """See `Exchange.come`."""
+    def start(self, parameters: torch.Tensor) -> Base:
+        """See `PushPull.start`."""
         self._client.pull(parameters)
         return self._client.base
 
-    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
-        """See `Exchange.exchange`."""
+    def push_pull(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+        """See `PushPull.push_pull`."""
         self._client.keep_announced(computing)
         started = time.monotonic()
         self._client.push(gradient, [arrival])
@@ -81,44 +81,44 @@ class DirectExchange:
         return self._client.base
 
     def pause(self) -> None:
-        """See `Exchange.pause`."""
+        """See `PushPull.pause`."""
         self._client.idle()
 
-    def leave(self) -> None:
-        """See `Exchange.leave`."""
+    def stop(self) -> None:
+        """See `PushPull.stop`."""
         self._client.leave()
 
 
-class TeamExchange:
+class NodePushPull:
     """A worker that pushes and pulls together with the others of its node."""
 
-    def __init__(self, team: NodeTeam, client: StoreClient, strategy: StrategyConfig) -> None:
-        """`client` has joined the store; it and `team` stay the caller's."""
+    def __init__(self, node: NodeAggregator, client: StoreClient, strategy: StrategyConfig) -> None:
+        """`client` has joined the store; it and `node` stay the caller's."""
         self.took = Took()
-        self._team = team
+        self._node = node
         self._client = client
         self._strategy = strategy
 
-    def come(self, parameters: torch.Tensor) -> Base:
-        """See `Exchange.come`."""
-        return self._team.come(parameters)
+    def start(self, parameters: torch.Tensor) -> Base:
+        """See `PushPull.start`."""
+        return self._node.start(parameters)
 
-    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
-        """See `Exchange.exchange`."""
+    def push_pull(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+        """See `PushPull.push_pull`."""
         started = time.monotonic()
-        base = self._team.exchange(gradient, arrival, parameters, computing)
+        base = self._node.push_pull(gradient, arrival, parameters, computing)
         # Most of it is waiting for the others, and all is one step of the team.
         self.took = Took(wait_seconds=time.monotonic() - started)
         return base
 
     def pause(self) -> None:
-        """See `Exchange.pause`. In lock-step the update waits for this worker in any case, so the team does too."""
-        if not is_synchronous(self._strategy, self._team.version):
-            self._team.go(WorkerState.AWAY)
+        """See `PushPull.pause`. In lock-step the update waits for this worker in any case, so the team does too."""
+        if not is_synchronous(self._strategy, self._node.version):
+            self._node.go(WorkerState.AWAY)
 
-    def leave(self) -> None:
-        """See `Exchange.leave`."""
-        self._team.go(WorkerState.LEFT)
+    def stop(self) -> None:
+        """See `PushPull.stop`."""
+        self._node.go(WorkerState.LEFT)
         self._client.leave(slot_goes_on=True)
 
 

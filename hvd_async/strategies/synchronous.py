@@ -72,13 +72,13 @@ def execute(
         try:
             loop(worker, model)
             watch.is_busy = True
-            if job.journal is not None:
-                job.journal.ended(worker.notice)
+            if job.observer is not None:
+                job.observer.ended(worker.notice)
         except Exception as error:
             if len(job.plans) > 1:
                 tell(rank, error)  # before the disk is waited for
-            if job.journal is not None and watch.is_whole:
-                job.journal.rescue()
+            if job.observer is not None and watch.is_whole:
+                job.observer.rescue()
             status = error.exit_status if isinstance(error, HvdAsyncError) else 1
             if rank > 0 and group.report_failure(status):
                 time.sleep(job.strategy.stop_timeout_seconds)  # rank 0 ends the job before
@@ -107,9 +107,9 @@ class SynchronousWorker:
         self._group = range(0)
         self._waited = 0.0
         self._next_evaluation = job.evaluation.next_after(self.store.version)
-        if job.journal is not None:
-            job.journal.started(self.store)
-        self._is_finished = self._is_last_version() or self._ask_journal()
+        if job.observer is not None:
+            job.observer.started(self.store)
+        self._is_finished = self._is_last_version() or self._ask_observer()
 
     def claims(self) -> Iterator[Claim]:
         """See `Worker.claims`: batch = first of the group + rank; a group never reaches into the next epoch."""
@@ -124,9 +124,9 @@ class SynchronousWorker:
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
         started = time.monotonic()
-        requested, journal = self._job.stop_requested(), self._job.journal
+        requested, observer = self._job.stop_requested(), self._job.observer
         asked = 0 if requested is None else requested.to_word()  # below 2^53: exact as a double
-        is_over = journal is not None and journal.is_finished()
+        is_over = observer is not None and observer.is_finished()
         with self._watch.waiting():
             self._all_reduce.reduce(self._job.flat)
             table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, self._waited, asked, float(is_over)])
@@ -135,7 +135,7 @@ class SynchronousWorker:
 
     def _update(self, started: float, table: Sequence[Sequence[float]]) -> None:
         """Take in what all ranks brought: the gradients' sum, and their `table` of numbers."""
-        journal = self._job.journal
+        observer = self._job.observer
         self._waited = time.monotonic() - started
         base_version = self.store.version - num_versions_behind(self.store.version, self._job.strategy.delay)
         arrivals = [
@@ -151,11 +151,11 @@ class SynchronousWorker:
             )
             for worker, batch in enumerate(self._group)
         ]
-        if journal is not None:
-            journal.received(arrivals)
-            journal.updating()
+        if observer is not None:
+            observer.received(arrivals)
+            observer.updating()
         self.store.accept(arrivals, Gradient.measure(self._job.flat.gradient))
-        self._tell_journal(self.store.advance())
+        self._notify(self.store.advance())
         self._is_finished |= self._is_last_version() or bool(table[0][5])
         for numbers in table:
             if self.notice is None:
@@ -176,32 +176,32 @@ class SynchronousWorker:
         self._watch.is_busy = False
         with self._watch.waiting():
             table = self._all_reduce.gather(statistics)
-        if self._job.journal is not None:
+        if self._job.observer is not None:
             with self._watch.updating():
-                self._job.journal.evaluated(request.version, [sum(column) for column in zip(*table, strict=True)])
-        self._is_finished |= self._ask_journal()
+                self._job.observer.evaluated(request.version, [sum(column) for column in zip(*table, strict=True)])
+        self._is_finished |= self._ask_observer()
 
     def _next_group(self) -> range:
         job = self._job
         return next_group(self.store.ledger.watermark, job.num_workers, job.num_batches, job.epoch_of)
 
-    def _tell_journal(self, update: Update | None) -> None:
+    def _notify(self, update: Update | None) -> None:
         refused = self.store.take_refused()
-        if self._job.journal is None:
+        if self._job.observer is None:
             return
         for arrival, reason in refused:
-            self._job.journal.refused(arrival, reason)
+            self._job.observer.refused(arrival, reason)
         if update is not None:
-            self._job.journal.updated(update)
+            self._job.observer.updated(update)
 
     def _is_last_version(self) -> bool:
         return self._job.last_version is not None and self.store.version >= self._job.last_version
 
-    def _ask_journal(self) -> bool:
+    def _ask_observer(self) -> bool:
         """Rank 0 knows whether the run is over; all ranks learn it at the same point."""
-        journal = self._job.journal
+        observer = self._job.observer
         with self._watch.waiting():
-            return bool(self._all_reduce.gather([float(journal is not None and journal.is_finished())])[0][0])
+            return bool(self._all_reduce.gather([float(observer is not None and observer.is_finished())])[0][0])
 
 
 def make_replica(flat: FlatParameters, optimizer: OptimizerConfig, delay: int) -> Shard:

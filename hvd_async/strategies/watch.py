@@ -15,7 +15,7 @@ from hvd_async.system.failures import tell
 from hvd_async.transport.group import Group
 
 _LOOK_SECONDS = 0.1
-# Rank 0 keeps the journal: the others leave it the time to save before they end the job.
+# Rank 0 keeps the observer: the others leave it the time to save before they end the job.
 _OTHERS_SECONDS = 30.0
 
 
@@ -71,7 +71,7 @@ class Watch:
             self.is_whole = False
             try:
                 yield
-            except HvdAsyncError:  # the journal's, which is told when a version is made
+            except HvdAsyncError:  # the observer's, which is told when a version is made
                 self.is_whole = True
                 raise
             self.is_whole = True
@@ -104,8 +104,8 @@ class Watch:
     def _save(self, asked: StopNotice | None) -> None:
         """Save what there is, and let the main thread change nothing any more."""
         self._changing.acquire()
-        if self._job.journal is not None:
-            self._job.journal.rescue(asked)
+        if self._job.observer is not None:
+            self._job.observer.rescue(asked)
 
 
 _NAMES = {

@@ -14,7 +14,7 @@ from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import IDLE, NO_BASE, Base, StoreClient
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step
-from hvd_async.strategies.push_pull import Exchange, Took
+from hvd_async.strategies.push_pull import PushPull, Took
 from hvd_async.transport import cuda_ipc
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.flat import FlatParameters
@@ -58,26 +58,26 @@ def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
 class AsynchronousWorker:
     """Claims batches, pushes gradients, pulls parameters; waits for others only where the strategy says so."""
 
-    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, host: HostCopy, worker: int) -> None:
-        """`client` has joined the store; it, `exchange` and `host` stay the caller's."""
+    def __init__(self, job: Job, client: StoreClient, push_pull: PushPull, host: HostCopy, worker: int) -> None:
+        """`client` has joined the store; it, `push_pull` and `host` stay the caller's."""
         self._job = job
         self._client = client
-        self._exchange = exchange
+        self._push_pull = push_pull
         self._worker = worker
         self._host = host
         self._base = NO_BASE
 
     def claims(self) -> Iterator[Claim]:
         """See `Worker.claims`."""
-        self._come()
+        self._start()
         while (batch := claim(self._job, self._client)) is not None:
             yield Claim(batch)
 
     def step(self, step: Step) -> None:
         """See `Worker.step`."""
         before = self._base
-        arrival = describe(self._worker, step, before, self._exchange.took)
-        self._base = self._exchange.exchange(self._host.gradient(), arrival, self._host.parameters)
+        arrival = describe(self._worker, step, before, self._push_pull.took)
+        self._base = self._push_pull.push_pull(self._host.gradient(), arrival, self._host.parameters)
         if self._base != before:
             self._host.load_parameters()
 
@@ -86,21 +86,21 @@ class AsynchronousWorker:
         version = self._client.take_evaluation() if self._job.evaluation.every else None
         if version is None:
             return None
-        self._exchange.pause()
+        self._push_pull.pause()
         return EvaluationRequest(version, self._job.evaluation.snapshot(version))
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
         """See `Worker.report`."""
         self._client.report_evaluation(request.version, statistics)
-        self._come()  # others have gone on meanwhile
+        self._start()  # others have gone on meanwhile
 
-    def _come(self) -> None:
-        self._base = self._exchange.come(self._host.parameters)
+    def _start(self) -> None:
+        self._base = self._push_pull.start(self._host.parameters)
         self._host.load_parameters()
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Brought:
     """What the exchange beside a step brought: what was pulled, batches claimed ahead, an evaluation to do."""
 
     base: Base
@@ -116,18 +116,18 @@ class OverlappedWorker:
     says. Everything that touches the store is done by that one thread. A context manager.
     """
 
-    def __init__(self, job: Job, client: StoreClient, exchange: Exchange, host: HostCopy, worker: int) -> None:
-        """`client` has joined the store; it, `exchange` and `host`, which is separate, stay the caller's."""
+    def __init__(self, job: Job, client: StoreClient, push_pull: PushPull, host: HostCopy, worker: int) -> None:
+        """`client` has joined the store; it, `push_pull` and `host`, which is separate, stay the caller's."""
         self._job = job
         self._client = client
-        self._exchange = exchange
+        self._push_pull = push_pull
         self._worker = worker
         self._host = host
         self._gradient = torch.empty_like(host.parameters)
         self._base = NO_BASE
         self._took = Took()
         self._batches: deque[int | None] = deque()  # claimed ahead; None: there are no more
-        self._under_way: Future[Outcome] | None = None
+        self._under_way: Future[Brought] | None = None
         self._evaluation: int | None = None
 
     def __enter__(self) -> OverlappedWorker:
@@ -135,7 +135,7 @@ class OverlappedWorker:
         # On the stream of the model its copies would wait for all of the next batch.
         self._thread = ThreadPoolExecutor(
             max_workers=1,
-            thread_name_prefix="hvd-async-exchange",
+            thread_name_prefix="hvd-async-push-pull",
             initializer=cuda_ipc.use_own_stream,
             initargs=(self._host.parameters.device,),
         )
@@ -147,7 +147,7 @@ class OverlappedWorker:
 
     def claims(self) -> Iterator[Claim]:
         """See `Worker.claims`."""
-        self._come()
+        self._start()
         self._claim_ahead()
         while (batch := self._batches.popleft()) is not None:
             yield Claim(batch)
@@ -169,22 +169,22 @@ class OverlappedWorker:
             return None
         self._settle()
         version, self._evaluation = self._evaluation, None
-        self._thread.submit(self._exchange.pause).result()
+        self._thread.submit(self._push_pull.pause).result()
         return EvaluationRequest(version, self._job.evaluation.snapshot(version))
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
         """See `Worker.report`."""
         self._thread.submit(self._client.report_evaluation, request.version, statistics).result()
-        self._come()
+        self._start()
 
-    def _bring(self, arrival: Arrival, computing: int) -> Outcome:
-        base = self._exchange.exchange(self._gradient, arrival, self._host.parameters, computing)
+    def _bring(self, arrival: Arrival, computing: int) -> Brought:
+        base = self._push_pull.push_pull(self._gradient, arrival, self._host.parameters, computing)
         evaluation = None
         if self._job.evaluation.every and self._evaluation is None:
             evaluation = self._client.take_evaluation()
         # Where the worker waits for this, it claims by itself, knowing the version.
         batches = (claim(self._job, self._client),) if computing != IDLE else ()
-        return Outcome(base, batches, evaluation, self._exchange.took)
+        return Brought(base, batches, evaluation, self._push_pull.took)
 
     def _settle(self) -> None:
         """Wait for the exchange that is under way, if one is, and compute with what it brought from now on."""
@@ -206,8 +206,8 @@ class OverlappedWorker:
         while len(self._batches) < wanted and (not self._batches or self._batches[-1] is not None):
             self._batches.append(self._thread.submit(claim, self._job, self._client).result())
 
-    def _come(self) -> None:
-        self._base = self._thread.submit(self._exchange.come, self._host.parameters).result()
+    def _start(self) -> None:
+        self._base = self._thread.submit(self._push_pull.start, self._host.parameters).result()
         self._host.load_parameters()
 
 

@@ -47,8 +47,8 @@ def held(
                     say(f"{name}: cannot be locked ({error.strerror}); see to it that nobody else computes there")
                     break
                 if error.errno not in _IS_HELD:
-                    mend = "try again, or take a folder on another file system"
-                    raise DataError(f"{path}: cannot be locked: {error.strerror}; {mend}") from None
+                    hint = "try again, or take a folder on another file system"
+                    raise DataError(f"{path}: cannot be locked: {error.strerror}; {hint}") from None
                 if time.monotonic() > deadline or is_over():
                     raise BusyError(f"{name}: {who} is at work there; wait for it or end it") from None
             if not is_said:

@@ -23,7 +23,7 @@ class Task(Protocol):
     def fingerprint(self) -> str:
         """Of what is trained on and how it is prepared: equal ones mean equal batches, under the same configuration."""
 
-    def remarks(self) -> list[str]:
+    def describe_data(self) -> list[str]:
         """What a person should know of the data before training: what was left out, padding."""
 
     def num_batches(self) -> int | None:

@@ -34,7 +34,7 @@ def in_agreement(group: Group, action: Callable[[], T]) -> T:
                 result = action()
             except HvdAsyncError as error:
                 fault = json.dumps([error.exit_status, str(error)])
-        faults = group.exchange(fault)
+        faults = group.allgather(fault)
         for rank, text in enumerate(faults):
             if text:
                 raise AgreedError(json.loads(text), is_reporter=rank == group.rank)
@@ -44,4 +44,4 @@ def in_agreement(group: Group, action: Callable[[], T]) -> T:
 def told_by_rank_0(group: Group, action: Callable[[], str]) -> str:
     """Do `action` on rank 0 alone, and return on all ranks what it gave; raise on all what it raised. Collective."""
     own = in_agreement(group, lambda: action() if group.rank == 0 else "")
-    return group.exchange(own)[0]
+    return group.allgather(own)[0]

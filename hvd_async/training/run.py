@@ -33,8 +33,8 @@ from hvd_async.runs.checkpoint import SavedData, check_tensors, load_tensors
 from hvd_async.runs.continuation import Supply
 from hvd_async.runs.folder import Beginning, Resumption, RunFolder
 from hvd_async.runs.progress import Goal, Progress
-from hvd_async.runs.provenance import device_of, origin_of, this_software
-from hvd_async.runs.recorder import RunJournal, read_snapshot
+from hvd_async.runs.provenance import device_of, provenance_of, this_software
+from hvd_async.runs.recorder import RunRecorder, read_snapshot
 from hvd_async.store.wire.layout import StopKind, StopNotice
 from hvd_async.strategies import make_strategy
 from hvd_async.strategies.protocol import EvaluationPlan, Job, SavedState, Strategy
@@ -98,14 +98,14 @@ def train(
             run = _set_up(config, make_task, options, strategy, environ, holding, stop)
             notice, summary = run.play(strategy) if isinstance(run, _Run) else (None, run)
             # Nobody leaves before everything is saved: a launcher kills the others when one has gone with a status other than 0.
-            how = strategy.group.exchange(str(summary.get("how", "")))[0]
+            status = strategy.group.allgather(str(summary.get("status", "")))[0]
             strategy.close()
     if notice is not None and not notice.is_end and not options.is_launched:
-        mend = "the same command goes on" if options.auto_resume else "go on with --resume"
-        stopped = StoppedBySignal(f"stopped by {notice}, everything saved; {mend}", notice.signal_number)
+        hint = "the same command goes on" if options.auto_resume else "go on with --resume"
+        stopped = StoppedBySignal(f"stopped by {notice}, everything saved; {hint}", notice.signal_number)
         stopped.is_on_all_ranks = True
         raise stopped
-    if how == "diverged":
+    if status == "diverged":
         raise DivergedError(
             f"{config.output}: diverged: gradients or validation losses are not finite any more (see summary.json);"
             " try a lower optimizer.learning_rate, a longer warm-up or optimizer.clip_norm"
@@ -115,60 +115,60 @@ def train(
 
 @dataclass(frozen=True)
 class _Run:
-    """The pieces of a run on this rank; `journal` is on rank 0 alone."""
+    """The pieces of a run on this rank; `recorder` is on rank 0 alone."""
 
     folder: RunFolder
     job: Job
     loop: TrainingLoop
     stop: StopRequest
     progress: Progress
-    journal: RunJournal | None
+    recorder: RunRecorder | None
 
     def play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
         """Train, measure, and write down what came of it; what stopped it, and the summary. Collective."""
         self.stop.defer()
-        with self.journal if self.journal is not None else contextlib.nullcontext():
+        with self.recorder if self.recorder is not None else contextlib.nullcontext():
             return self._play(strategy)
 
     def _play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
-        with contextlib.nullcontext() if self.journal is None else self.progress.showing():
+        with contextlib.nullcontext() if self.recorder is None else self.progress.showing():
             notice = strategy.execute(self.job, self.loop)
         self.stop.limit_seconds = self.job.strategy.stop_timeout_seconds  # everything is saved
-        num_longer, num_steps = self.count_long_steps(strategy.group)
+        num_overrun, num_steps = self.count_overrun_steps(strategy.group)
         if notice is None or notice.is_end:
             notice = self.evaluate_snapshots(strategy.group) or notice
         summary: dict[str, Any] = {}
-        if self.journal is not None:
-            how = self.journal.how_it_ended(notice)
-            summary = self.journal.conclude(how, self.job.num_workers, num_steps, num_longer, notice)
+        if self.recorder is not None:
+            status = self.recorder.status_of(notice)
+            summary = self.recorder.conclude(status, self.job.num_workers, num_steps, num_overrun, notice)
         return notice, summary
 
-    def count_long_steps(self, group: Group) -> tuple[int, int]:
+    def count_overrun_steps(self, group: Group) -> tuple[int, int]:
         """How many steps of all workers lasted longer than emulation was to make them, and how many there were; it is said.
         Collective."""
         emulation = self.loop.emulation
-        counts = [json.loads(text) for text in group.exchange(json.dumps([emulation.num_longer, emulation.num_steps]))]
-        num_longer, num_steps = (sum(column) for column in zip(*counts, strict=True))
-        if num_longer and self.journal is not None:
+        counts = [json.loads(text) for text in group.allgather(json.dumps([emulation.num_overrun, emulation.num_steps]))]
+        num_overrun, num_steps = (sum(column) for column in zip(*counts, strict=True))
+        if num_overrun and self.recorder is not None:
             self.progress.say(
-                f"emulation: {num_longer:,} of {num_steps:,} steps lasted longer than configured; their real work did"
+                f"emulation: {num_overrun:,} of {num_steps:,} steps lasted longer than configured; their real work did"
             )
-        return num_longer, num_steps
+        return num_overrun, num_steps
 
     def evaluate_snapshots(self, group: Group) -> StopNotice | None:
         """Evaluate what was not evaluated during training, shared among all ranks; what stopped it, if something did, with the
         rest still to be done. Collective."""
-        pending = [] if self.journal is None else self.journal.snapshots_to_evaluate()
-        for version in json.loads(group.exchange(json.dumps(pending))[0]):
+        pending = [] if self.recorder is None else self.recorder.snapshots_to_evaluate()
+        for version in json.loads(group.allgather(json.dumps(pending))[0]):
             with self.loop.flat.holding(read_snapshot(self.folder, version)):
                 mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
             asked = self.stop.notice()
             self._check_launcher([asked])
             text = json.dumps([mine.to_vector(), 0 if asked is None else asked.to_word()])
             with Watch(self.job, group) as watch, watch.waiting():
-                table = [json.loads(each) for each in group.exchange(text)]
-            if self.journal is not None:
-                self.journal.evaluated(version, [sum(column) for column in zip(*(row for row, _ in table), strict=True)])
+                table = [json.loads(each) for each in group.allgather(text)]
+            if self.recorder is not None:
+                self.recorder.evaluated(version, [sum(column) for column in zip(*(row for row, _ in table), strict=True)])
             notices = [StopNotice.from_word(word) for _, word in table if word]
             if notices:
                 self._check_launcher(notices)
@@ -179,8 +179,8 @@ class _Run:
         """Where the launcher has gone, end by exception: what comes needs nobody else."""
         for notice in notices:
             if notice is not None and notice.kind is StopKind.ORPHANED:
-                if self.journal is not None:
-                    self.journal.conclude("stopped", self.job.num_workers, self.loop.emulation.num_steps, 0, notice)
+                if self.recorder is not None:
+                    self.recorder.conclude("stopped", self.job.num_workers, self.loop.emulation.num_steps, 0, notice)
                 raise OrphanedError(f"stopped by {notice}, everything saved")
 
 
@@ -226,7 +226,7 @@ def _set_up(
         epoch_of=task.epoch_of,
         last_version=goal.last_version,
         evaluation=EvaluationPlan(every or 0, lambda version: read_snapshot(folder, version)),
-        journal=None,
+        observer=None,
         stop_requested=stop.notice,
         saved=None,
     )
@@ -239,30 +239,30 @@ def _set_up(
     supply = Supply(task.fingerprint(), goal.num_batches)
     resumption = in_agreement(group, lambda: _open_folder(folder, config, options, supply) if group.rank == 0 else None)
     finished = None if resumption is None else folder.finished(config, resumption.saved, supply)
-    if ended := json.loads(group.exchange(json.dumps(finished))[0]):
+    if ended := json.loads(group.allgather(json.dumps(finished))[0]):
         if group.rank == 0:
             progress.say("finished before, and asked for no more: there is nothing to do")
         return ended if group.rank == 0 else {}
     saved = _agree_on_checkpoint(group, resumption, needs_tensors=plan.shard is not None or config.strategy.kind != "async")
     own = this_software(device_of(plans[group.rank].device, plans[group.rank].store_device))
-    software = [json.loads(text) for text in group.exchange(json.dumps(own))]
+    software = [json.loads(text) for text in group.allgather(json.dumps(own))]
     batch_job = read_batch_job(environ)
-    origin = origin_of(plans, software, batch_job)
-    journal = RunJournal(folder, config, task, flat, progress, origin=origin) if group.rank == 0 else None
-    if journal is not None:
+    provenance = provenance_of(plans, software, batch_job)
+    recorder = RunRecorder(folder, config, task, flat, progress, provenance=provenance) if group.rank == 0 else None
+    if recorder is not None:
         remarks = [str(batch_job) if batch_job else "", lost, "" if resumption is None else resumption.remark]
-        for line in [*filter(None, remarks), *task.remarks()]:
+        for line in [*filter(None, remarks), *task.describe_data()]:
             progress.say(line)
         for line in (describe(each, strategy.transport(plans, each.rank)) for each in plans):
             progress.say(line)
         if resumption is not None:
             folder.go_on(config)
-            journal.restore(resumption)
-    job = dataclasses.replace(job, journal=journal, saved=saved)
+            recorder.restore(resumption)
+    job = dataclasses.replace(job, observer=recorder, saved=saved)
     steps_before = 0 if saved is None or plan.worker is None else _steps_of(saved.data, plan.worker)
     emulation = Emulation(config.emulation, plan.worker, config.seed, job.num_workers, steps_before)
     loop = TrainingLoop(task, model, flat, emulation, config.seed)
-    return _Run(folder, job, loop, stop, progress, journal)
+    return _Run(folder, job, loop, stop, progress, recorder)
 
 
 def _agree_on_checkpoint(group: Group, resumption: Resumption | None, *, needs_tensors: bool) -> SavedState | None:
@@ -274,7 +274,7 @@ def _agree_on_checkpoint(group: Group, resumption: Resumption | None, *, needs_t
     if resumption is not None:
         saved = resumption.saved
         chosen = [str(saved.folder), saved.checksum, saved.data["store"]]
-    told = json.loads(group.exchange(json.dumps(chosen))[0])
+    told = json.loads(group.allgather(json.dumps(chosen))[0])
     if told is None:
         return None
     folder, checksum, data = told
@@ -306,7 +306,7 @@ def _steps_of(store: Mapping[str, Any], worker: int) -> int:
 def _meet(group: Group, environ: Mapping[str, str]) -> list[Machine]:
     """What every rank may use of its host, in the order of ranks. Collective."""
     check_world(read_environment(environ), group.rank, group.size)
-    return [Machine.from_text(text) for text in group.exchange(this_machine().to_text())]
+    return [Machine.from_text(text) for text in group.allgather(this_machine().to_text())]
 
 
 def _plan_ranks(config: RunConfig, machines: Sequence[Machine]) -> tuple[RankPlan, ...]:

@@ -55,7 +55,7 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise SetupError(f"MPI cannot be loaded: {reason}; launch/setup.sh installs one, or mend the library path") from None
+        raise SetupError(f"MPI cannot be loaded: {reason}; launch/setup.sh installs one, or hint the library path") from None
     if not MPI.Is_initialized():
         check_launcher(launched, _library(), has_pmix=_is_loaded("libpmix"))
         if _library().startswith("Open MPI"):
@@ -120,8 +120,8 @@ class MpiGroup:
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
 
-    def exchange(self, text: str) -> list[str]:
-        """See `Group.exchange`."""
+    def allgather(self, text: str) -> list[str]:
+        """See `Group.allgather`."""
         mine = np.frombuffer(text.encode(), dtype=np.uint8)
         sizes = np.zeros(self.size, dtype=np.int64)
         self.comm.Allgather(np.array([mine.size], dtype=np.int64), sizes)

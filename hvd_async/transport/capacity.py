@@ -43,7 +43,7 @@ def check_capacity(group: Group, host: str, needs: Sequence[Need], room: Room | 
         "memory": room.memory,
         "shared": room.shared,
     }
-    reports = [json.loads(text) for text in group.exchange(json.dumps(mine))]
+    reports = [json.loads(text) for text in group.allgather(json.dumps(mine))]
     faults = []
     for name in dict.fromkeys(report["host"] for report in reports):
         of_host = [report for report in reports if report["host"] == name]

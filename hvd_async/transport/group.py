@@ -6,12 +6,12 @@ from typing import NoReturn, Protocol
 
 
 class Group(Protocol):
-    """All ranks of a job. Only `exchange` is collective: all ranks call it, and it blocks until they have."""
+    """All ranks of a job. Only `allgather` is collective: all ranks call it, and it blocks until they have."""
 
     rank: int
     size: int
 
-    def exchange(self, text: str) -> list[str]:
+    def allgather(self, text: str) -> list[str]:
         """Give every rank the `text` of every rank, in the order of ranks."""
 
     def report_failure(self, status: int) -> bool:
@@ -31,8 +31,8 @@ class Solo:
     rank = 0
     size = 1
 
-    def exchange(self, text: str) -> list[str]:
-        """See `Group.exchange`."""
+    def allgather(self, text: str) -> list[str]:
+        """See `Group.allgather`."""
         return [text]
 
     def report_failure(self, status: int) -> bool:

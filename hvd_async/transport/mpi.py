@@ -325,9 +325,9 @@ def open_blocks(
         memories = [
             opener.open(number, layout, owner) for number, (layout, owner) in enumerate(zip(layouts, owners, strict=True))
         ]
-        group.exchange("")  # nobody reads before the owners have touched their blocks
+        group.allgather("")  # nobody reads before the owners have touched their blocks
         yield memories
-        group.exchange("")  # the progress threads serve until every rank is done
+        group.allgather("")  # the progress threads serve until every rank is done
     for window in reversed(opener.windows):
         window.Unlock_all()
         window.Free()
@@ -342,7 +342,7 @@ def open_node_block(group: MpiGroup, layout: BlockT | None, owner: int) -> Itera
     node = cast(MPI.Intracomm, group.comm.Split_type(MPI.COMM_TYPE_SHARED, key=group.rank))
     if layout is None:
         yield None
-        group.exchange("")
+        group.allgather("")
         return
     position = _ranks_of(node, group.rank).index(owner)
     mapped = _map_block(node, position, layout.total_bytes if group.rank == owner else 0)
@@ -350,7 +350,7 @@ def open_node_block(group: MpiGroup, layout: BlockT | None, owner: int) -> Itera
     memory = _touched(layout, mapped, Atomics(window, position), None, group.rank == owner)
     node.Barrier()
     yield memory
-    group.exchange("")
+    group.allgather("")
     window.Unlock_all()
     window.Free()
 
@@ -373,7 +373,7 @@ class _Opener:
         if owner in self.neighbours:
             mapped = _map_block(self.node, self.neighbours.index(owner), layout.total_bytes if is_owner else 0)
             self.windows.append(mapped.window)
-        if "far" not in self.group.exchange("far" if mapped is None else "near"):
+        if "far" not in self.group.allgather("far" if mapped is None else "near"):
             assert mapped is not None
             return _touched(layout, mapped, Atomics(mapped.window, self.neighbours.index(owner)), None, is_owner)
         created = MPI.Win.Create(mapped.memory if is_owner and mapped is not None else None, 1, comm=self.group.comm)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
-from hvd_async.transport.probe_results import Bandwidth, Measurements, Progress, WindowKind
+from hvd_async.transport.probe_result import Bandwidth, OneSidedProgress, ProbeResult, WindowKind
 
 _BUSY_SECONDS = 0.5
 _HEAD_START_SECONDS = 0.05
@@ -33,7 +33,7 @@ def library_name() -> str:
     return " ".join(name.strip("\0 ").split())
 
 
-def measure(comm: MPI.Comm) -> Measurements | None:
+def measure(comm: MPI.Comm) -> ProbeResult | None:
     """Measure between ranks 0 and 1; the others wait. Collective over `comm`.
 
     The result is on rank 1 (whose clock it is), None everywhere else, and where /dev/shm is too small to try.
@@ -54,7 +54,7 @@ def measure(comm: MPI.Comm) -> Measurements | None:
     host.Free()
     rank = pair.Get_rank()
     pair.Free()
-    return Measurements(same_host, progress, bandwidth) if rank == 1 else None
+    return ProbeResult(same_host, progress, bandwidth) if rank == 1 else None
 
 
 @contextlib.contextmanager
@@ -79,19 +79,19 @@ def _open_window(pair: MPI.Intracomm, kind: WindowKind, num_bytes: int) -> Itera
         window.Free()
 
 
-def _measure_progress(pair: MPI.Intracomm, kind: WindowKind) -> Progress:
+def _measure_progress(pair: MPI.Intracomm, kind: WindowKind) -> OneSidedProgress:
     """A fetch-and-add, a Put and a Get on rank 0's memory while rank 0 computes. Collective; rank 1 has the seconds."""
     with _open_window(pair, kind, 8 * (_WORDS + 1)) as (window, _):
         if pair.Get_rank() == 0:
             pair.Barrier()
             _compute_without_mpi(_BUSY_SECONDS)
-            return Progress(kind, 0.0, _BUSY_SECONDS)
+            return OneSidedProgress(kind, 0.0, _BUSY_SECONDS)
         _touch(window)  # connections are made on first use, while rank 0 waits in the barrier and so makes progress
         pair.Barrier()
         time.sleep(_HEAD_START_SECONDS)
         begin = time.perf_counter()
         _touch(window)
-        return Progress(kind, time.perf_counter() - begin, _BUSY_SECONDS - _HEAD_START_SECONDS)
+        return OneSidedProgress(kind, time.perf_counter() - begin, _BUSY_SECONDS - _HEAD_START_SECONDS)
 
 
 def _touch(window: MPI.Win) -> None:

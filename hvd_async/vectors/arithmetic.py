@@ -166,7 +166,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
 
 
 def zeros_apart(size: int, number: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """[size] float32 zeros. Vectors of different `number` begin at different places of a page, as a block's vectors do, so that
+    """[size] float32 zeros. ShardOps of different `number` begin at different places of a page, as a block's vectors do, so that
     a loop over all of them finds room for each in the nearest cache."""
     start = 144 * (number + 1) % 1024  # nine lines apart
     return torch.zeros(size + 1024, dtype=torch.float32, device=device)[start : start + size]

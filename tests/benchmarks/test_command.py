@@ -13,9 +13,9 @@ from hvd_async.benchmarks import command
 from hvd_async.benchmarks.command import BENCHMARKS, FLAGS, ON_RANKS, Output, bench
 from hvd_async.benchmarks.options import Options
 from hvd_async.benchmarks.ranks import ranks_command
-from hvd_async.benchmarks.report import Machine, Result, read_results
+from hvd_async.benchmarks.report import BenchMachine, Result, read_results
 from hvd_async.errors import ConfigError
-from hvd_async.launcher import LaunchOptions, Layout
+from hvd_async.launcher import LaunchOptions, RankLayout
 from tests.ranks import run_ranks
 
 
@@ -66,11 +66,11 @@ def test_without_a_name_all_are_run_each_with_the_flags_that_it_takes(
 
     def start(name: str, arguments: tuple[str, ...], num_ranks: int, threads: int) -> tuple[int, list[Result]]:
         started.append((name, arguments, num_ranks))
-        return 0, [Result(name, Machine("cpu", 1, 0.0, "3", "2"), Options(), ())]
+        return 0, [Result(name, BenchMachine("cpu", 1, 0.0, "3", "2"), Options(), ())]
 
     monkeypatch.setattr(command, "start_ranks", start)
     monkeypatch.setattr(
-        command, "run_here", lambda name, options: Result(name, Machine("cpu", 1, 0.0, "3", "2"), options, ())
+        command, "run_here", lambda name, options: Result(name, BenchMachine("cpu", 1, 0.0, "3", "2"), options, ())
     )
     given = dict.fromkeys(FLAGS) | {"workers": 3, "repeats": 2, "sizes": "0.001"}
     assert bench(None, given, Output(tmp_path / "all.json", stream=io.StringIO()), {}) == 0
@@ -88,7 +88,7 @@ def test_a_job_that_failed_gives_its_status_and_no_file(tmp_path: pathlib.Path, 
 
 def test_ranks_are_started_without_a_shell() -> None:
     program = ("python", "-m", "hvd_async", "bench", "transport")
-    made = ranks_command(program, Layout.of_ranks(2, cores=8), 3, LaunchOptions(mpirun="mpirun"))
+    made = ranks_command(program, RankLayout.of_ranks(2, cores=8), 3, LaunchOptions(mpirun="mpirun"))
     assert made.argv[:3] == ("mpirun", "-np", "2") and made.argv[-5:] == program
     assert made.environment["OMP_NUM_THREADS"] == "3"
 

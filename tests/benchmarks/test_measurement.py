@@ -8,11 +8,11 @@ import json
 import pytest
 
 from hvd_async.benchmarks.measurement import (
+    BenchFigure,
+    BenchTarget,
     Effort,
-    Figure,
     Limit,
     Spread,
-    Target,
     duration,
     rate,
     take_turns,
@@ -86,24 +86,24 @@ def test_of_a_rate_more_is_better() -> None:
     assert figure.ratio == pytest.approx(0.9)
 
 
-def judged() -> list[tuple[Figure, bool | None]]:
+def judged() -> list[tuple[BenchFigure, bool | None]]:
     value, limit = Spread.of([2.0]), Limit("limit", Spread.of([1.8]))
-    cases: list[tuple[Target | None, bool | None]] = [
+    cases: list[tuple[BenchTarget | None, bool | None]] = [
         (None, None),
-        (Target("ratio at least", 0.9), True),
-        (Target("ratio at least", 0.91), False),
-        (Target("value at most", 2.0), True),
-        (Target("value at most", 1.9), False),
+        (BenchTarget("ratio at least", 0.9), True),
+        (BenchTarget("ratio at least", 0.91), False),
+        (BenchTarget("value at most", 2.0), True),
+        (BenchTarget("value at most", 1.9), False),
     ]
-    return [(Figure("f", value, "ms", limit, 0.9, target), met) for target, met in cases]
+    return [(BenchFigure("f", value, "ms", limit, 0.9, target), met) for target, met in cases]
 
 
 @pytest.mark.parametrize(("figure", "met"), judged())
-def test_a_target_is_met_or_not(figure: Figure, met: bool | None) -> None:
+def test_a_target_is_met_or_not(figure: BenchFigure, met: bool | None) -> None:
     assert figure.met is met
     assert figure.to_json()["met"] is met
 
 
-@pytest.mark.parametrize("figure", [figure for figure, _ in judged()] + [Figure("bare", Spread.of([1.0]), "%")])
-def test_figures_survive_json(figure: Figure) -> None:
-    assert Figure.from_json(json.loads(json.dumps(figure.to_json()))) == figure
+@pytest.mark.parametrize("figure", [figure for figure, _ in judged()] + [BenchFigure("bare", Spread.of([1.0]), "%")])
+def test_figures_survive_json(figure: BenchFigure) -> None:
+    assert BenchFigure.from_json(json.loads(json.dumps(figure.to_json()))) == figure

@@ -8,19 +8,28 @@ import pathlib
 
 import pytest
 
-from hvd_async.benchmarks.measurement import Figure, Spread, Target, duration
+from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Spread, duration
 from hvd_async.benchmarks.options import Options
-from hvd_async.benchmarks.report import HEADER, Machine, Result, cpu_name, number, print_results, read_results, write_results
+from hvd_async.benchmarks.report import (
+    HEADER,
+    BenchMachine,
+    Result,
+    cpu_name,
+    number,
+    print_results,
+    read_results,
+    write_results,
+)
 from hvd_async.errors import DataError
 
 RESULT = Result(
     "transport",
-    Machine("A processor", 8, 0.25, "3.11.7", "2.13.0", "Open MPI v5.0.11", 2),
+    BenchMachine("A processor", 8, 0.25, "3.11.7", "2.13.0", "Open MPI v5.0.11", 2),
     Options(sizes=(1.0,)),
     (
-        duration("push", Spread(0.010, 0.009, 0.012, 7), ("memcpy", Spread.of([0.008])), Target("ratio at least", 0.9)),
-        Figure("idle", Spread.of([2.5]), "% of a core", target=Target("value at most", 3.0)),
-        Figure("bare", Spread.of([1234.0]), "steps/s"),
+        duration("push", Spread(0.010, 0.009, 0.012, 7), ("memcpy", Spread.of([0.008])), BenchTarget("ratio at least", 0.9)),
+        BenchFigure("idle", Spread.of([2.5]), "% of a core", target=BenchTarget("value at most", 3.0)),
+        BenchFigure("bare", Spread.of([1234.0]), "steps/s"),
     ),
 )
 
@@ -85,5 +94,5 @@ def test_the_processor_has_a_name() -> None:
 
 
 def test_this_machine_has_facts() -> None:
-    here = Machine.here()
+    here = BenchMachine.here()
     assert here.cpu and here.cores >= 1 and here.torch and here.hosts == 1 and here.mpi == ""

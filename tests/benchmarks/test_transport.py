@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from hvd_async.benchmarks.echo import Asker, Partner
+from hvd_async.benchmarks.echo import EchoClient, EchoServer
 from hvd_async.benchmarks.measurement import Spread
 from hvd_async.benchmarks.transport import copy_figures, measuring_ranks
 
@@ -56,8 +56,8 @@ class Mailbox:
 
 def test_a_worker_is_answered_between_turns_of_the_store() -> None:
     inboxes: list[queue.Queue[torch.Tensor]] = [queue.Queue(), queue.Queue()]
-    partner = Partner(Mailbox(0, inboxes), most_bytes=400)  # type: ignore[arg-type]  # it has what is used
-    asker = Asker(Mailbox(1, inboxes))  # type: ignore[arg-type]
+    partner = EchoServer(Mailbox(0, inboxes), most_bytes=400)  # type: ignore[arg-type]  # it has what is used
+    asker = EchoClient(Mailbox(1, inboxes))  # type: ignore[arg-type]
     is_over = threading.Event()
 
     def turns() -> None:

@@ -135,16 +135,16 @@ def refusal(environ: dict[str, str], library: str = "") -> str:
 
 
 @pytest.mark.parametrize(
-    ("environ", "mend"),
+    ("environ", "hint"),
     [
         (OPEN_MPI, "mpirun of the MPI that mpi4py loads"),
         (INTEL_MPI, "mpirun of the MPI that mpi4py loads"),
         (TORCHRUN, "starts no MPI"),
     ],
 )
-def test_singletons_are_refused_with_reason_and_mend(environ: dict[str, str], mend: str) -> None:
+def test_singletons_are_refused_with_reason_and_hint(environ: dict[str, str], hint: str) -> None:
     said = refusal(environ)
-    assert "as rank 3 of 4, but MPI says rank 0 of 1" in said and mend in said
+    assert "as rank 3 of 4, but MPI says rank 0 of 1" in said and hint in said
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_the_right_flag_that_did_not_help_leaves_mpirun() -> None:
 
 
 def test_an_mpi_that_we_do_not_know_is_told_of_all_flags() -> None:
-    assert refusal(SLURM_STEP, "MVAPICH 4.0").count("--mpi=") == 3 and SLURM.mend in refusal(SLURM_STEP, "MVAPICH 4.0")
+    assert refusal(SLURM_STEP, "MVAPICH 4.0").count("--mpi=") == 3 and SLURM.hint in refusal(SLURM_STEP, "MVAPICH 4.0")
 
 
 def test_mpich_without_pmix_is_refused_before_it_would_end_the_process() -> None:

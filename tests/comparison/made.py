@@ -23,7 +23,7 @@ def run(*points: tuple[float, float] | tuple[float, float, float | None], **fiel
     values: dict[str, Any] = {
         "folder": pathlib.Path("run"),
         "config": CONFIG,
-        "how": "finished",
+        "status": "finished",
         "is_simulated": False,
         "num_workers": 1,
         "parameters": 10,
@@ -34,16 +34,16 @@ def run(*points: tuple[float, float] | tuple[float, float, float | None], **fiel
         "staleness": {0: last.updates},
         "refused": {},
         "num_steps": last.updates,
-        "num_longer": 0,
+        "num_overrun": 0,
         "points": measured,
     }
     return Run(**{**values, **fields})
 
 
-def entry(variant: str, seed: int, found: Run | None, setting: str = "all", **fields: Any) -> Entry:
+def entry(variant: str, seed: int, found: Run | None, environment: str = "all", **fields: Any) -> Entry:
     """An entry of a comparison."""
     fault = "" if found is not None else "not run yet"
-    return Entry(setting, variant, fields.pop("rate", None), seed, pathlib.Path(variant), found, fault, **fields)
+    return Entry(environment, variant, fields.pop("rate", None), seed, pathlib.Path(variant), found, fault, **fields)
 
 
 def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
@@ -52,7 +52,7 @@ def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
     (made.folder / "config.yaml").write_text(dump_config(made.config))
     summary = {
         "name": made.folder.name,
-        "how": made.how,
+        "status": made.status,
         **({"simulated": True} if made.is_simulated else {}),
         "num_workers": made.num_workers,
         "parameters": made.parameters,
@@ -63,7 +63,7 @@ def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
         "staleness": made.staleness,
         "refused": made.refused,
         "steps": made.num_steps,
-        "longer_steps": made.num_longer,
+        "overrun_steps": made.num_overrun,
         "measurements": [
             {"version": p.updates, "tokens": p.tokens, "seconds": p.seconds, "loss": p.loss, "bleu": p.bleu}
             for p in made.points

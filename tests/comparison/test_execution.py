@@ -162,7 +162,7 @@ def test_a_run_of_other_workers_is_computed_again_though_its_configuration_is_th
     in_place_of_processes(monkeypatch, pretended := Pretended())
     execute(write(folder, tiny(launcher="mpirun")), folder / "out", only=["horovod"])
     # Its log says what it was begun with.
-    start = {"event": "start", "seconds": 0.0, "teams": [[0, 1]]}
+    start = {"event": "start", "seconds": 0.0, "node_workers": [[0, 1]]}
     (folder / "out/runs/horovod-s1/events.jsonl").write_text(json.dumps(start) + "\n")
     execute(write(folder, tiny(**{"launcher": "mpirun", **change})), folder / "out", only=["horovod"])
     assert len(pretended.names) == (1 if change == {"launcher": "horovodrun-mpi"} else 2)
@@ -250,7 +250,7 @@ def test_variants_take_turns_so_that_what_changes_on_the_machine_meets_all(
 )
 def test_only_some_runs(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, only: list[str], names: list[str]) -> None:
     in_place_of_processes(monkeypatch, pretended := Pretended())
-    execute(write(folder, tiny(settings={"a": {}, "b": {}}, seeds=[1, 2])), folder / "out", only=only)
+    execute(write(folder, tiny(environments={"a": {}, "b": {}}, seeds=[1, 2])), folder / "out", only=only)
     assert pretended.names == names
     entries = read_collection(folder / "out").entries
     assert len(entries) == 8 and [e.fault for e in entries].count("not run yet") == 8 - len(names)
@@ -258,7 +258,7 @@ def test_only_some_runs(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, o
 
 def test_a_pattern_that_fits_nothing_is_refused(folder: pathlib.Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"--only: got 'ddp', which fits no run, variant or setting; variants are horovod, N = 1"
+        ConfigError, match=r"--only: got 'ddp', which fits no run, variant or environment; variants are horovod, N = 1"
     ):
         execute(write(folder, tiny()), folder / "out", only=["horovod", "ddp"])
     assert not (folder / "out").exists()
@@ -328,7 +328,7 @@ def test_the_checkpoint_of_another_run_is_not_used(
     in_place_of_processes(monkeypatch, pretended := Pretended())
     execute(write(folder, tiny(launcher="mpirun")), folder / "out", only=["horovod"])
     leave_checkpoint(folder / "out", "horovod-s1")
-    start = {"event": "start", "seconds": 0.0, "teams": [[0], [1]]}
+    start = {"event": "start", "seconds": 0.0, "node_workers": [[0], [1]]}
     (folder / "out/runs/horovod-s1/events.jsonl").write_text(json.dumps(start) + "\n")
     _, lines = execute(write(folder, tiny(launcher="mpirun", **change)), folder / "out", only=["horovod"])
     assert begun_how(pretended) == ["overwrite", "overwrite"]
@@ -490,13 +490,13 @@ def test_real_runs_go_on_from_their_checkpoints(folder: pathlib.Path, text: path
             parent.send_signal(signal.SIGTERM)
             _, errors = parent.communicate(timeout=SECONDS)
             assert parent.returncode == 143, errors
-        assert json.loads((run / "summary.json").read_text())["how"] == "stopped"
+        assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
     with compare(path, folder / "broken") as parent:
         output, errors = parent.communicate(timeout=2 * SECONDS)
     assert parent.returncode == 0, errors
     assert "async-s1: goes on, 1 of 1" in output.splitlines()
     for name in ("horovod-s1", "async-s1"):
         found = read_run(folder / "broken/runs" / name)
-        assert (found.how, found.updates, found.num_workers) == ("finished", 40, 2)
+        assert (found.status, found.updates, found.num_workers) == ("finished", 40, 2)
     horovod = [losses_of(folder / output / "runs/horovod-s1") for output in ("broken", "whole")]
     assert len(horovod[0]) == 40 and horovod[0] == horovod[1]

@@ -28,8 +28,10 @@ def left(
 
 
 def variants(collection: Collection) -> dict[str, list[int]]:
-    (setting,) = collection.settings or ["all"]
-    return {name: [entry.seed for entry in collection.chosen(setting, name)] for name in collection.variants(setting)}
+    (environment,) = collection.environments or ["all"]
+    return {
+        name: [entry.seed for entry in collection.chosen(environment, name)] for name in collection.variants(environment)
+    }
 
 
 def gathered(*folders: pathlib.Path, baseline: str | None = None, target: Target | None = None) -> Collection:
@@ -124,7 +126,7 @@ def test_a_baseline_that_is_not_there(tmp_path: pathlib.Path) -> None:
 def test_the_folder_of_a_comparison(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_base(tmp_path, tmp_path / "text")
     in_place_of_processes(monkeypatch, Pretended(lambda config: (4.0, 2.0) if config.strategy.kind == "horovod" else (3.0,)))
-    suite = tiny(settings={"a": {}, "b": {}}, target={"loss": 2.5})
+    suite = tiny(environments={"a": {}, "b": {}}, target={"loss": 2.5})
     execute(write(tmp_path, suite), tmp_path / "out", only=["horovod", "a"])
     found = gathered(tmp_path / "out")
     assert (found.title, found.baseline, found.source, found.target) == (
@@ -133,7 +135,7 @@ def test_the_folder_of_a_comparison(tmp_path: pathlib.Path, monkeypatch: pytest.
         "suite.yaml",
         Target("loss", 2.5),
     )
-    assert [(e.setting, e.variant, e.fault) for e in found.entries] == [
+    assert [(e.environment, e.variant, e.fault) for e in found.entries] == [
         *(("a", "horovod", ""), ("a", "N = 1", "")),
         *(("b", "horovod", ""), ("b", "N = 1", "not run yet")),
     ]
@@ -143,14 +145,14 @@ def test_the_folder_of_a_comparison(tmp_path: pathlib.Path, monkeypatch: pytest.
     assert gathered(tmp_path / "out", target=Target("loss", 3.5)).target == Target("loss", 3.5)
 
 
-def test_a_derived_target_follows_the_baseline_and_is_reached_in_every_setting(
+def test_a_derived_target_follows_the_baseline_and_is_reached_in_every_environment(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_base(tmp_path, tmp_path / "text")
     losses = {("horovod", 0.1): 2.0, ("async", 0.1): 2.2, ("horovod", 0.2): 3.0, ("async", 0.2): 2.9}
     in_place_of_processes(monkeypatch, Pretended(lambda config: (4.0, losses[config.strategy.kind, config.model.dropout])))
-    settings = {"a": {"model.dropout": 0.1}, "b": {"model.dropout": 0.2}}
-    execute(write(tmp_path, tiny(settings=settings)), tmp_path / "out")
+    environments = {"a": {"model.dropout": 0.1}, "b": {"model.dropout": 0.2}}
+    execute(write(tmp_path, tiny(environments=environments)), tmp_path / "out")
     assert gathered(tmp_path / "out").target == Target("loss", 3.0, is_given=False)
     assert gathered(tmp_path / "out", baseline="N = 1").target == Target("loss", 3.0, is_given=False)
 

@@ -225,7 +225,7 @@ def test_settings_have_baselines_of_their_own(rows: Rows) -> None:
         *(entry("base", 1, slower(1.0), "even"), entry("other", 1, slower(0.5), "even")),
         *(entry("base", 1, slower(4.0), "uneven"), entry("other", 1, slower(1.0), "uneven")),
     )
-    assert [(row.setting, row.variant) for row in found] == [
+    assert [(row.environment, row.variant) for row in found] == [
         *(("even", "base"), ("even", "other")),
         *(("uneven", "base"), ("uneven", "other")),
     ]
@@ -233,11 +233,11 @@ def test_settings_have_baselines_of_their_own(rows: Rows) -> None:
 
 
 def test_counts_are_summed_and_staleness_is_that_of_an_arrival(rows: Rows) -> None:
-    one = run(*FALLING, mean_staleness=1.0, staleness={0: 1, 2: 1}, refused={"not_finite": 1}, num_steps=3, num_longer=1)
+    one = run(*FALLING, mean_staleness=1.0, staleness={0: 1, 2: 1}, refused={"not_finite": 1}, num_steps=3, num_overrun=1)
     two = run(*FALLING, mean_staleness=0.0, staleness={0: 6}, refused={"not_finite": 2, "stale": 1}, num_steps=9)
     (row,) = rows(entry("base", 1, one), entry("base", 2, two))
     assert row.mean_staleness == 0.25 and row.staleness == {0: 7, 2: 1}
-    assert row.refused == {"not_finite": 3, "stale": 1} and (row.num_longer, row.num_steps) == (1, 12)
+    assert row.refused == {"not_finite": 3, "stale": 1} and (row.num_overrun, row.num_steps) == (1, 12)
     assert row.steps_per_second == pytest.approx((2 / 40 + 6 / 40) / 2)
 
 

@@ -23,7 +23,7 @@ def test_a_summary_is_read_as_it_was_written_with_its_measurements_in_order(tmp_
         staleness={0: 5, 1: 5},
         refused={"not_finite": 2},
         num_steps=12,
-        num_longer=3,
+        num_overrun=3,
     )
     write_run(made)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -52,7 +52,7 @@ def test_a_run_that_has_not_ended(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_run_that_was_stopped(tmp_path: pathlib.Path) -> None:
-    write_run(run((10.0, 4.0), folder=tmp_path, how="stopped"))
+    write_run(run((10.0, 4.0), folder=tmp_path, status="stopped"))
     with pytest.raises(DataError, match="got a run that was stopped, expected one that has ended; go on with --resume"):
         read_run(tmp_path)
 
@@ -79,7 +79,10 @@ def test_a_damaged_configuration(tmp_path: pathlib.Path) -> None:
 
 
 def test_what_was_trained_on_is_in_the_first_line_of_the_log(tmp_path: pathlib.Path) -> None:
-    write_run(run((10.0, 4.0), folder=tmp_path), [{"event": "start", "data": "abc"}, {"event": "start", "data": "other"}])
-    assert read_run(tmp_path).data == "abc"
+    write_run(
+        run((10.0, 4.0), folder=tmp_path),
+        [{"event": "start", "data_fingerprint": "abc"}, {"event": "start", "data_fingerprint": "other"}],
+    )
+    assert read_run(tmp_path).data_fingerprint == "abc"
     (tmp_path / "events.jsonl").write_text("nonsense")
-    assert read_run(tmp_path).data is None
+    assert read_run(tmp_path).data_fingerprint is None

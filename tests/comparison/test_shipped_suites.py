@@ -18,8 +18,8 @@ def test_a_suite_is_valid_and_its_runs_differ(name: str, tmp_path: pathlib.Path)
     suite = Suite(FOLDER / f"{name}.yaml", tmp_path)
     names = [spec.name for spec in suite.specs]
     assert len(set(names)) == len(names)
-    digests = {planned.digest for planned in suite.plan.runs}
-    assert len(digests) == len(names), "two runs of a suite compute the same"
+    hashes = {planned.config_hash for planned in suite.plan.runs}
+    assert len(hashes) == len(names), "two runs of a suite compute the same"
 
 
 @pytest.mark.parametrize("name", WITH_A_TWIN)
@@ -27,4 +27,4 @@ def test_a_suite_has_a_small_twin_on_the_builtin_corpus(name: str, tmp_path: pat
     large, small = (Suite(FOLDER / f"{prefix}{name}.yaml", tmp_path) for prefix in ("", "demo-"))
     assert large.config.launcher == small.config.launcher
     assert {small.config_of(spec).data.folder for spec in small.specs} == {"data/builtin"}
-    assert set(small.config.settings) <= set(large.config.settings) or set(small.config.settings) == {"all"}
+    assert set(small.config.environments) <= set(large.config.environments) or set(small.config.environments) == {"all"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.comparison.plan import digest_of, read_plan
+from hvd_async.comparison.plan import config_hash, read_plan
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.comparison.target import Target
 from hvd_async.errors import ConfigError
@@ -39,7 +39,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ({"target": {"los": 3.0}}, "target.los: unknown key; did you mean 'loss'?"),
         ({"baseline": "sync"}, "suite.yaml: baseline: got 'sync', expected one of horovod, N = 1"),
         ({"seeds": []}, "suite.yaml: seeds: got none, expected one or more"),
-        ({"settings": {}}, "suite.yaml: settings: got none, expected one or more"),
+        ({"environments": {}}, "suite.yaml: environments: got none, expected one or more"),
         ({"seeds": [0]}, "seeds.0: got 0, expected: greater than or equal to 1"),
         ({"seeds": 3}, "seeds: got 3"),
         ({"rates": [0.1, 0.0]}, "suite.yaml: rates.1: got 0.0, expected: greater than 0"),
@@ -48,8 +48,8 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         (one_variant(workers=2**63), "N = 1: workers: got 9223372036854775808, expected a whole number from 1 to 100,000"),
         ({"seeds": [10**26]}, f"suite.yaml: seeds.0: got {10**26}, expected: less than 9223372036854775808"),
         (
-            {"settings": {"a\nhvd-async: b": {}}},
-            r"settings: got 'a\nhvd-async: b', expected a name in one line, without control characters",
+            {"environments": {"a\nhvd-async: b": {}}},
+            r"environments: got 'a\nhvd-async: b', expected a name in one line, without control characters",
         ),
         ({"workers": 0}, "workers: got 0, expected: greater than or equal to 1"),
         (
@@ -66,11 +66,11 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             "all: N = 1: strategy.kind: got async with launcher horovodrun-gloo, expected horovod or single",
         ),
         (
-            {"settings": {"a": {"emulation.slow_workers": {7: 2.0}}}},
+            {"environments": {"a": {"emulation.slow_workers": {7: 2.0}}}},
             "a: horovod: emulation.slow_workers: got worker 7, expected 0 to 1",
         ),
         (
-            {"launcher": "mpirun", "settings": {"a": {"emulation.spread": "gamma", "emulation.deviation": 0.1}}},
+            {"launcher": "mpirun", "environments": {"a": {"emulation.spread": "gamma", "emulation.deviation": 0.1}}},
             "a: horovod: emulation.spread: got gamma in a real run, expected emulation.seconds beside it",
         ),
         (
@@ -90,7 +90,10 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             "suite.yaml: variants: got 'horovod' and 'Horovod!', whose runs would have the same folder ('horovod')",
         ),
         ({"variants": {"horovod": {}, "???": {}}}, "variants: got '???', expected a letter of a to z or a digit"),
-        ({"settings": {"a b": {}, "a, b": {}}}, "settings: got 'a b' and 'a, b', whose runs would have the same folder"),
+        (
+            {"environments": {"a b": {}, "a, b": {}}},
+            "environments: got 'a b' and 'a, b', whose runs would have the same folder",
+        ),
         ({"rates": [0.1, 0.1000000001]}, "rates: got 0.1 and 0.1000000001, whose runs would have the same folder ('0.1')"),
         ({"seeds": [2, 2]}, "seeds: got 2 and 2, whose runs would have the same folder ('2')"),
         # What a suite gives itself.
@@ -98,26 +101,32 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         (one_variant(output="x"), "suite.yaml: variants: N = 1: got output, expected other keys"),
         ({"set": {"training.epochs": 1}}, "set: got training.epochs, expected other keys"),
         ({"set": {"training": {"seconds": 1.0}}}, "set: got training.seconds, expected other keys"),
-        ({"settings": {"a": {"validation": {"every": 1}}}}, "settings: a: got validation.every, expected other keys"),
+        (
+            {"environments": {"a": {"validation": {"every": 1}}}},
+            "environments: a: got validation.every, expected other keys",
+        ),
         ({"set": {"validation.patience": 1}}, "set: got validation.patience, expected other keys"),
         (one_variant(**{"simulation.workers": 3}), "variants: N = 1: got simulation.workers, expected other keys"),
         ({"set": {"workers": 3}}, "set: got workers, expected other keys"),
         (
-            {"rates": [0.1], "settings": {"a": {"optimizer": {"learning_rate": 1.0}}}},
-            "settings: a: got optimizer.learning_rate, expected other keys",
+            {"rates": [0.1], "environments": {"a": {"optimizer": {"learning_rate": 1.0}}}},
+            "environments: a: got optimizer.learning_rate, expected other keys",
         ),
         # Numbers of workers.
         (one_variant(workers=0), "variants: N = 1: workers: got 0, expected a whole number from 1 to 100,000"),
         (
-            {"settings": {"a": {"workers": True}}},
-            "settings: a: workers: got True, expected a whole number from 1 to 100,000",
+            {"environments": {"a": {"workers": True}}},
+            "environments: a: workers: got True, expected a whole number from 1 to 100,000",
         ),
-        ({"settings": {"a": {"workers": 1.5}}}, "settings: a: workers: got 1.5, expected a whole number from 1 to 100,000"),
+        (
+            {"environments": {"a": {"workers": 1.5}}},
+            "environments: a: workers: got 1.5, expected a whole number from 1 to 100,000",
+        ),
         # What all variants have alike.
         *(
             (
                 one_variant(**{key: value}),
-                f"variants: N = 1: got {key}, expected it in `set` or `settings`; variants are compared on equal terms",
+                f"variants: N = 1: got {key}, expected it in `set` or `environments`; variants are compared on equal terms",
             )
             for key, value in {
                 "data.folder": "x",
@@ -134,7 +143,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         (one_variant(**{"strategy.kin": "ddp"}), "base.yaml: strategy.kin: unknown key; did you mean 'kind'?"),
         (one_variant(**{"strategy.kind": "hvd"}), "suite.yaml: all: N = 1: "),
         (
-            {"settings": {"even": {}, "uneven": {"emulation.slow_workers": {0: 0.5}}}},
+            {"environments": {"even": {}, "uneven": {"emulation.slow_workers": {0: 0.5}}}},
             "suite.yaml: uneven: horovod: ",
         ),
     ],
@@ -171,11 +180,11 @@ def test_a_variant_overrides_a_setting_and_that_what_is_set_for_all(folder: path
     suite = suite_of(
         folder,
         set={"optimizer.clip_norm": 1.0, "optimizer.epsilon": 1e-6, "model.dropout": 0.3},
-        settings={"a": {"optimizer.clip_norm": 2.0, "optimizer.epsilon": 1e-5}, "b": {}},
+        environments={"a": {"optimizer.clip_norm": 2.0, "optimizer.epsilon": 1e-5}, "b": {}},
         variants={"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 3.0}},
     )
     found = {
-        (s.setting, s.variant): (c.optimizer.clip_norm, c.optimizer.epsilon, c.model.dropout, c.strategy.kind)
+        (s.environment, s.variant): (c.optimizer.clip_norm, c.optimizer.epsilon, c.model.dropout, c.strategy.kind)
         for s in suite.specs
         for c in [suite.config_of(s)]
     }
@@ -187,11 +196,11 @@ def test_a_variant_overrides_a_setting_and_that_what_is_set_for_all(folder: path
     }
 
 
-def test_a_key_of_a_variant_is_not_undone_by_a_section_of_a_setting(folder: pathlib.Path) -> None:
+def test_a_key_of_a_variant_is_not_undone_by_a_section_of_a_environment(folder: pathlib.Path) -> None:
     suite = suite_of(
         folder,
         set={"strategy.kind": "single"},
-        settings={"a": {"strategy": {"kind": "ddp"}}},
+        environments={"a": {"strategy": {"kind": "ddp"}}},
         variants={"horovod": {"strategy.kind": "horovod"}, "ddp": {}},
     )
     assert [suite.config_of(spec).strategy.kind for spec in suite.specs] == ["horovod", "ddp"]
@@ -214,12 +223,12 @@ def test_a_budget_is_the_only_bound(folder: pathlib.Path, budget: dict[str, Any]
 
 def test_workers_are_the_variants_or_the_settings_or_the_suites_and_one_process_is_one(folder: pathlib.Path) -> None:
     variants = {"horovod": {}, "more": {"workers": 8}, "one": {"strategy.kind": "single"}}
-    suite = suite_of(folder, variants=variants, settings={"few": {}, "many": {"workers": 4}}, launcher="mpirun")
+    suite = suite_of(folder, variants=variants, environments={"few": {}, "many": {"workers": 4}}, launcher="mpirun")
     found = {}
     for spec, planned in zip(suite.specs, suite.plan.runs, strict=True):
         words = suite.command(spec)
-        found[spec.setting, spec.variant] = int(words[words.index("--workers") + 1])
-        assert planned.num_workers == found[spec.setting, spec.variant] and planned.is_simulated is False
+        found[spec.environment, spec.variant] = int(words[words.index("--workers") + 1])
+        assert planned.num_workers == found[spec.environment, spec.variant] and planned.is_simulated is False
     few, many = [("few", name) for name in variants], [("many", name) for name in variants]
     assert found == {**dict(zip(few, (2, 8, 1), strict=True)), **dict(zip(many, (4, 8, 1), strict=True))}
 
@@ -245,7 +254,7 @@ def test_the_command_of_a_simulated_run(folder: pathlib.Path) -> None:
 def test_the_command_of_a_real_run(folder: pathlib.Path, launcher: str) -> None:
     suite = suite_of(folder, rates=[0.001], launcher=launcher, launch_arguments=["--hosts", "a:1,b:1"])
     spec = Spec("all", "N = 1", 0.001, 1)
-    where = ["--workers", "2", "--starter", launcher, "--hosts", "a:1,b:1"]
+    where = ["--workers", "2", "--launcher", launcher, "--hosts", "a:1,b:1"]
     assert suite.command(spec) == ["launch", *overrides(folder, simulated=False), "--overwrite", *where]
     assert suite.command(spec, resume=True) == ["launch", *overrides(folder, simulated=False), "--resume", *where]
 
@@ -253,8 +262,8 @@ def test_the_command_of_a_real_run(folder: pathlib.Path, launcher: str) -> None:
 def test_long_values_and_numbers_as_keys_reach_a_run_as_they_are(folder: pathlib.Path) -> None:
     text = " ".join(["a folder: # 'of'"] * 30)
     slow = {0: 2.0, **dict.fromkeys(range(1, 40), 1.5)}
-    settings = {"wide": {"workers": 40, "emulation.slow_workers": slow, "data.folder": text, "optimizer.epsilon": 1e-09}}
-    config = suite_of(folder, settings=settings).config_of(Spec("wide", "horovod", None, 1))
+    environments = {"wide": {"workers": 40, "emulation.slow_workers": slow, "data.folder": text, "optimizer.epsilon": 1e-09}}
+    config = suite_of(folder, environments=environments).config_of(Spec("wide", "horovod", None, 1))
     assert config.emulation.slow_workers == slow and config.data.folder == text
     assert config.optimizer.epsilon == 1e-9 and config.simulation.workers == 40
 
@@ -274,28 +283,28 @@ def test_a_folder_says_which_run_it_holds(spec: Spec, name: str) -> None:
 
 
 def test_the_plan_is_in_the_order_of_the_file_and_is_read_as_it_was_written(folder: pathlib.Path) -> None:
-    suite = suite_of(folder, settings={"b": {}, "a": {}}, rates=[0.2, 0.1], seeds=[2, 1], target={"loss": 3.0})
+    suite = suite_of(folder, environments={"b": {}, "a": {}}, rates=[0.2, 0.1], seeds=[2, 1], target={"loss": 3.0})
     expected = [
-        Spec(setting, variant, rate, seed)
-        for setting in ("b", "a")
+        Spec(environment, variant, rate, seed)
+        for environment in ("b", "a")
         for variant in ("horovod", "N = 1")
         for rate in (0.2, 0.1)
         for seed in (2, 1)
     ]
     assert suite.specs == expected
     runs = suite.plan.runs
-    assert [(run.setting, run.variant, run.rate, run.seed, run.name) for run in runs] == [
-        (s.setting, s.variant, s.rate, s.seed, s.name) for s in expected
+    assert [(run.environment, run.variant, run.rate, run.seed, run.name) for run in runs] == [
+        (s.environment, s.variant, s.rate, s.seed, s.name) for s in expected
     ]
-    assert [run.digest for run in runs] == [digest_of(suite.config_of(spec)) for spec in expected]
-    assert len({run.digest for run in runs}) == 8  # of the two settings, which say the same, alike
+    assert [run.config_hash for run in runs] == [config_hash(suite.config_of(spec)) for spec in expected]
+    assert len({run.config_hash for run in runs}) == 8  # of the two environments, which say the same, alike
     assert (suite.plan.title, suite.plan.source, suite.plan.target) == ("suite", "suite.yaml", Target("loss", 3.0))
     assert suite.plan.text == (folder / "suite.yaml").read_text()
     suite.plan.write(folder / "out")
     assert read_plan(folder / "out") == suite.plan
 
 
-def test_the_digest_of_a_run_does_not_depend_on_where_it_lies(folder: pathlib.Path) -> None:
+def test_the_hash_of_a_configuration_does_not_depend_on_where_it_lies(folder: pathlib.Path) -> None:
     path = write(folder, tiny())
     here, there = (Suite(path, output).plan for output in (folder / "here", folder / "there"))
     assert here == there

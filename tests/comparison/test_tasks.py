@@ -66,7 +66,7 @@ def task(path: pathlib.Path, number: int) -> AbstractContextManager[subprocess.P
         ({"rates": [0.1, 0.2, 0.4], "seeds": [1, 2, 3]}, [], "6\n4\n"),
         ({"rates": [0.1, 0.2, 0.4], "seeds": [1, 2, 3]}, ["horovod"], "3\n2\n"),
         ({"rates": [0.1, 0.2, 0.4], "seeds": [1, 2]}, ["*-0.1-s2"], "0\n2\n"),
-        ({"settings": {"a": {}, "b": {}}, "seeds": [1, 2]}, ["b"], "4\n"),
+        ({"environments": {"a": {}, "b": {}}, "seeds": [1, 2]}, ["b"], "4\n"),
     ],
 )
 def test_how_many_runs_each_stage_has(
@@ -362,14 +362,14 @@ def test_a_signal_saves_everything_and_the_same_task_goes_on(
         output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number, errors
     assert "everything saved" in output and errors.endswith(f"the same command goes on: stopped by {number.name}\n")
-    assert json.loads((run / "summary.json").read_text())["how"] == "stopped"
+    assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
     assert not (folder / "out/faults").exists()
     with task(path, 0) as process:
         output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     assert "single-s1: goes on, 1 of 1" in output.splitlines()
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["how"], summary["updates"], summary["processes"]) == ("finished", 60, 2)
+    assert (summary["status"], summary["updates"], summary["processes"]) == ("finished", 60, 2)
     assert batches_of(run) == list(range(60))
 
 

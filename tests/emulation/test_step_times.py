@@ -111,6 +111,6 @@ def test_a_worker_idles_for_the_rest_of_its_step(monkeypatch: pytest.MonkeyPatch
     for real in (0.25, 1.5):
         emulation.delay(real, 10)
     assert idled == [1.0, 0.75]
-    assert (emulation.num_longer, emulation.num_steps) == (1, 2)
+    assert (emulation.num_overrun, emulation.num_steps) == (1, 2)
     Emulation(EmulationConfig(seconds=0.5), None, 1, 2).delay(0.1, 10)
     assert len(idled) == 2

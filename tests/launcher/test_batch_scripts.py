@@ -46,7 +46,7 @@ def test_a_script_has_the_values_it_was_asked_for(tmp_path: pathlib.Path, capsys
         "--set",
         "seed=2",
         "--resume",
-        "--starter",
+        "--launcher",
         "mpirun",
         "--mpi",
         "mpich",
@@ -68,8 +68,8 @@ def test_a_script_has_the_values_it_was_asked_for(tmp_path: pathlib.Path, capsys
     assert f"config=${{1:-{tmp_path / 'run.yaml'}}}" in lines
     assert any(line.startswith('options=(--set seed=2 --resume --mpi mpich "${@:2}")') for line in lines)
     assert any(line.startswith(f"environment={sys.prefix} ") for line in lines)
-    assert any(line.startswith("starter=mpirun ") for line in lines)
-    assert lines[-1] == 'exec hvd-async launch "$config" --starter "$starter" "${options[@]}"'
+    assert any(line.startswith("launcher=mpirun ") for line in lines)
+    assert lines[-1] == 'exec hvd-async launch "$config" --launcher "$launcher" "${options[@]}"'
 
 
 def test_a_store_of_several_shards_has_as_many_nodes(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +88,7 @@ def test_a_single_process_asks_for_one(tmp_path: pathlib.Path, capsys: pytest.Ca
     ("sections", "words", "status", "message"),
     [
         ({}, ["--slurm", "train-requeue", "--overwrite"], 2, "--overwrite: got it beside --slurm train-requeue"),
-        ({}, ["--slurm", "heterogeneous", "--starter", "mpirun"], 2, "--starter: got mpirun beside --slurm heterogeneous"),
+        ({}, ["--slurm", "heterogeneous", "--launcher", "mpirun"], 2, "--launcher: got mpirun beside --slurm heterogeneous"),
         ({}, ["--slurm", "--hosts", "a:2"], 2, "--hosts: got a:2 beside --slurm"),
         ({}, ["--nodes", "2"], 2, "--nodes: got it without --slurm"),
         ({}, ["--submit"], 2, "--submit: got it without --slurm"),

@@ -21,7 +21,7 @@ from hvd_async.errors import ConfigError, SetupError
 from hvd_async.launcher import (
     Host,
     LaunchOptions,
-    Layout,
+    RankLayout,
     Summary,
     TrainArguments,
     Wanted,
@@ -41,7 +41,7 @@ from hvd_async.launcher import (
     variables_to_forward,
     variables_to_unset,
 )
-from hvd_async.launcher.batch import SCRIPTS, Job, Resources, Script, default_script, render
+from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, default_script, render
 from hvd_async.system.processes import Command, Ended, run_command
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -74,19 +74,21 @@ def options(**changes: Any) -> LaunchOptions:
     return LaunchOptions(**{"python": "python", **changes})
 
 
-def here(config: RunConfig, workers: int, cores: int = CORES) -> tuple[RunConfig, Layout]:
+def here(config: RunConfig, workers: int, cores: int = CORES) -> tuple[RunConfig, RankLayout]:
     return config, lay_out(config, Wanted(workers), (), cores)
 
 
-def there(config: RunConfig, workers: int | None = None, hosts: tuple[Host, ...] = TWO_HOSTS) -> tuple[RunConfig, Layout]:
+def there(
+    config: RunConfig, workers: int | None = None, hosts: tuple[Host, ...] = TWO_HOSTS
+) -> tuple[RunConfig, RankLayout]:
     return config, lay_out(config, Wanted(workers), hosts, CORES)
 
 
-def in_job(config: RunConfig, hosts: tuple[Host, ...], **wanted: Any) -> tuple[RunConfig, Layout]:
+def in_job(config: RunConfig, hosts: tuple[Host, ...], **wanted: Any) -> tuple[RunConfig, RankLayout]:
     return config, lay_out(config, Wanted(**wanted), hosts, CORES, are_allocated=True)
 
 
-SRUN = options(starter="srun", pmi="pmix", unset=("SLURM_NNODES", "SLURM_GPUS_PER_TASK"))
+SRUN = options(launcher="srun", pmi="pmix", unset=("SLURM_NNODES", "SLURM_GPUS_PER_TASK"))
 CASES = {
     "single": (here(config("single"), 1), TRAIN, options()),
     "openmpi-async": (here(config("async"), 2), TRAIN, options()),
@@ -108,14 +110,14 @@ CASES = {
     "mpich-async-root": (here(config("async"), 2), TRAIN, options(mpi="mpich", as_root=True)),
     "mpich-async-two-hosts": (there(config("async"), 4), TRAIN, options(mpi="mpich")),
     "intel-two-hosts": (there(config("async"), 4), TRAIN, options(mpi="intel", path="/opt/env/bin:/bin")),
-    "horovodrun-gloo": (here(config("horovod"), 2), TRAIN, options(starter="horovodrun-gloo")),
+    "horovodrun-gloo": (here(config("horovod"), 2), TRAIN, options(launcher="horovodrun-gloo")),
     "horovodrun-gloo-mpich-two-hosts": (
         there(config("horovod"), 4),
         TRAIN,
-        options(starter="horovodrun-gloo", mpi="mpich", path="/opt/env/bin:/bin"),
+        options(launcher="horovodrun-gloo", mpi="mpich", path="/opt/env/bin:/bin"),
     ),
-    "horovodrun-mpi": (here(config("horovod"), 2), TRAIN, options(starter="horovodrun-mpi")),
-    "horovodrun-mpi-async-two-hosts": (there(config("async"), 4), TRAIN, options(starter="horovodrun-mpi")),
+    "horovodrun-mpi": (here(config("horovod"), 2), TRAIN, options(launcher="horovodrun-mpi")),
+    "horovodrun-mpi-async-two-hosts": (there(config("async"), 4), TRAIN, options(launcher="horovodrun-mpi")),
     "srun-async": (in_job(config("async"), nodes(2, 2)), TRAIN, SRUN),
     "srun-bar": (in_job(config("async"), nodes(2, 2)), TrainArguments("run.yaml", progress="bar"), SRUN),
     "srun-async-shards-uneven": (in_job(config("async", shards=3), nodes(4, 2)), TRAIN, SRUN),
@@ -123,7 +125,7 @@ CASES = {
     "srun-mpich-resume": (
         in_job(config("async"), nodes(2, 2)),
         TrainArguments("run.yaml", begin="auto-resume"),
-        options(starter="srun", pmi="pmi2", mpi="mpich", extra=("--label",)),
+        options(launcher="srun", pmi="pmi2", mpi="mpich", extra=("--label",)),
     ),
     "srun-components": (in_job(config("async"), COMPONENTS, store_apart=True), TRAIN, SRUN),
 }
@@ -152,7 +154,7 @@ def test_the_scripts_in_the_folder_are_what_is_rendered_by_default(script: Scrip
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_values_of_a_script_are_quoted_for_its_shell(script: Script) -> None:
     awkward = "it's a $(touch /tmp/hvd-async-never) `name`; x"
-    job = Job(script, awkward, options=("--set", awkward), environment=awkward, folder=awkward)
+    job = ScriptJob(script, awkward, options=("--set", awkward), environment=awkward, folder=awkward)
     text = render(job, Resources(gpus_per_node=2, more=("--partition=gpu",)))
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
@@ -180,7 +182,7 @@ def test_values_of_a_script_are_quoted_for_its_shell(script: Script) -> None:
 )
 def test_what_has_no_place_in_a_script(job: dict[str, Any], resources: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        render(Job("train", "run.yaml", **job), Resources(**resources))
+        render(ScriptJob("train", "run.yaml", **job), Resources(**resources))
 
 
 def test_every_golden_file_is_used() -> None:
@@ -193,7 +195,7 @@ def test_the_text_does_in_a_shell_what_the_command_does() -> None:
     assert shell.stdout == "a b|it's|$HOME|dark green|"
 
 
-def ranks_of(layout: Layout) -> list[tuple[str, int, int]]:
+def ranks_of(layout: RankLayout) -> list[tuple[str, int, int]]:
     return [(place.host, place.stores, place.workers) for place in layout.places]
 
 
@@ -294,11 +296,11 @@ def test_a_number_below_one_is_a_fault_of_the_arguments(wanted: dict[str, int], 
         ("horovod", {"store_apart": True}, COMPONENTS, {}, "expected strategy async with placement dedicated"),
         ("async", {"store_apart": True}, (Host("cpu0", 1), *COMPONENTS), {}, "got 2 nodes in the first component"),
         ("async", {}, COMPONENTS, {}, "mpirun reaches only the first component"),
-        ("async", {}, COMPONENTS, {"starter": "horovodrun-mpi"}, "horovodrun does not know the components"),
-        ("async", {"workers": 2}, (), {"starter": "horovodrun-gloo"}, "starts no MPI, which strategy async needs"),
-        ("ddp", {"workers": 2}, (), {"starter": "horovodrun-gloo"}, "starts no MPI, which strategy ddp needs"),
-        ("horovod", {"workers": 2}, (), {"starter": "horovodrun-mpi", "mpi": "mpich"}, "does not know MPICH"),
-        ("horovod", {"workers": 2}, (), {"starter": "horovodrun-mpi", "mpi": "intel"}, "got Intel MPI"),
+        ("async", {}, COMPONENTS, {"launcher": "horovodrun-mpi"}, "horovodrun does not know the components"),
+        ("async", {"workers": 2}, (), {"launcher": "horovodrun-gloo"}, "starts no MPI, which strategy async needs"),
+        ("ddp", {"workers": 2}, (), {"launcher": "horovodrun-gloo"}, "starts no MPI, which strategy ddp needs"),
+        ("horovod", {"workers": 2}, (), {"launcher": "horovodrun-mpi", "mpi": "mpich"}, "does not know MPICH"),
+        ("horovod", {"workers": 2}, (), {"launcher": "horovodrun-mpi", "mpi": "intel"}, "got Intel MPI"),
     ],
 )
 def test_what_cannot_be_started(
@@ -313,7 +315,7 @@ def test_what_cannot_be_started(
 
 def test_waiting_ranks_yield_where_they_outnumber_the_cores_of_a_host() -> None:
     def yields(num_ranks: int, *hosts: Host) -> bool:
-        command = mpirun_command(["x"], Layout.of_ranks(num_ranks, 2, hosts), options())
+        command = mpirun_command(["x"], RankLayout.of_ranks(num_ranks, 2, hosts), options())
         return "OMPI_MCA_mpi_yield_when_idle" in command.environment
 
     assert not yields(2)
@@ -423,7 +425,7 @@ def test_the_pmi_that_is_there(answer: str, openmpi: str, mpich: str) -> None:
 
 
 def test_a_pmi_that_is_not_there() -> None:
-    with pytest.raises(SetupError, match="got pmi2, expected pmix, which openmpi needs; use --starter mpirun"):
+    with pytest.raises(SetupError, match="got pmi2, expected pmix, which openmpi needs; use --launcher mpirun"):
         choose_pmi("openmpi", ["pmi2"])
     with pytest.raises(SetupError, match="got nothing that we know, expected pmi2"):
         choose_pmi("mpich", [])
@@ -491,7 +493,7 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended", "how", "status", "text"),
+    ("ended", "run_status", "status", "text"),
     [
         (Ended(0), "finished", 0, "done after 1:02:03"),
         (Ended(138, signal.SIGUSR1), "stopped", 138, "stopped by SIGUSR1 after 1:02:03, everything saved"),
@@ -510,8 +512,8 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(137), None, 137, "failed after 1:02:03, exit status 137"),
     ],
 )
-def test_how_a_run_ended(ended: Ended, how: str | None, status: int, text: str) -> None:
-    outcome = outcome_of(ended, how, 3723.4)
+def test_how_a_run_ended(ended: Ended, run_status: str | None, status: int, text: str) -> None:
+    outcome = outcome_of(ended, run_status, 3723.4)
     assert (outcome.status, outcome.text) == (status, f"launch: {text}")
 
 
@@ -535,25 +537,25 @@ def test_ranks_that_were_stopped_without_their_launcher_name_the_signal_in_their
 
 
 @pytest.mark.parametrize(
-    ("ended", "how", "is_failure"),
+    ("ended", "run_status", "is_failure"),
     [(Ended(status), None, True) for status in (1, 6, 134, 137, 139, 143)]  # 143: srun's, of ranks that it ended
     + [(Ended(status), None, False) for status in (0, 2, 3, 4, 5, 7, 8)]
     + [(Ended(143), "stopped", False), (Ended(137, signal.SIGTERM), None, False)],
 )
-def test_only_a_failure_is_worth_another_try(ended: Ended, how: str | None, is_failure: bool) -> None:
-    assert outcome_of(ended, how, 1.0).is_failure == is_failure
+def test_only_a_failure_is_worth_another_try(ended: Ended, run_status: str | None, is_failure: bool) -> None:
+    assert outcome_of(ended, run_status, 1.0).is_failure == is_failure
 
 
 def test_an_earlier_runs_summary_does_not_count(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "summary.json"
-    assert Summary(path).how() is None
-    path.write_text('{"how": "finished"}')
+    assert Summary(path).status() is None
+    path.write_text('{"status": "finished"}')
     summary = Summary(path)
-    assert summary.how() is None
+    assert summary.status() is None
     path.unlink()
-    path.write_text('{"how": "stopped"}')
+    path.write_text('{"status": "stopped"}')
     os.utime(path, ns=(0, 0))
-    assert summary.how() == "stopped"
+    assert summary.status() == "stopped"
 
 
 def test_a_command_that_is_not_there() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hvd_async.__main__ import main
 from hvd_async.errors import ConfigError
-from hvd_async.launcher.batch import SCRIPTS, Job, Resources, Script, render
+from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, render
 from hvd_async.launcher.site import SiteConfig, read_site
 
 SITE = "account: project1\npartition: gpu\nsbatch: [--qos=high]\nsetup: [module purge, module load cuda/12.4]\n"
@@ -90,7 +90,7 @@ def test_without_a_site_file_there_is_nothing_of_it(tmp_path: pathlib.Path) -> N
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_with_everything_is_one_that_bash_reads(name: Script) -> None:
     asked = Resources(gpus_per_node=4, gpu_type="a100", account="a", setup=("module load x", "source /opt/setup.sh"))
-    text = render(Job(name, "run.yaml"), asked)
+    text = render(ScriptJob(name, "run.yaml"), asked)
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert "#SBATCH --gpus-per-node=a100:4\n" in text and "\nmodule load x\nsource /opt/setup.sh\nset -u\n" in text
     assert len(re.findall("^#SBATCH --account=a$", text, re.MULTILINE)) == (2 if name == "heterogeneous" else 1)
@@ -99,7 +99,7 @@ def test_a_script_with_everything_is_one_that_bash_reads(name: Script) -> None:
 @pytest.mark.parametrize("line", ["", "  ", "a\nb"])
 def test_a_line_of_set_up_is_one_line(line: str) -> None:
     with pytest.raises(ConfigError, match="--setup: got"):
-        render(Job("train", "run.yaml"), Resources(setup=(line,)))
+        render(ScriptJob("train", "run.yaml"), Resources(setup=(line,)))
 
 
 @pytest.mark.parametrize("gpus", ["0", "a100:0", "a100", "a100:", ":4", "-1", "4:a100", "2.5", "a 1:2", "a100:4\n"])

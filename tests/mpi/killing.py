@@ -111,7 +111,7 @@ def run_case(case: Case, folder: pathlib.Path) -> Verdict:
     """Run `case` in the empty `folder`."""
     write_corpus(folder / "text", train=200, validation=8, test=8)
     sections = json.loads(json.dumps(STRATEGIES[case.strategy]))
-    training = {"tokens": 2000, "checkpoint_every": case.checkpoint_every, "threads": 1, "digest_every": 4}
+    training = {"tokens": 2000, "checkpoint_every": case.checkpoint_every, "threads": 1, "hash_every": 4}
     validation = {"every": 3, "when": "during" if case.during else "after", "bleu_sentences": 8}
     path = write_config(folder, emulation={"seconds": 0.2}, training=training, validation=validation, **sections)
     mark = uuid.uuid4().hex
@@ -188,7 +188,7 @@ def _is_time(case: Case, run: pathlib.Path, seconds: float) -> bool:
         return seconds >= case.at
     if case.phase == "training":
         return _has_begun(run) and (time.time() - (run / "config.yaml").stat().st_mtime >= case.at or _is_over(run))
-    measured = len(json.loads(_books(run) or "{}").get("journal", {}).get("measurements", []))
+    measured = len(json.loads(_books(run) or "{}").get("observer", {}).get("measurements", []))
     return (measured >= case.at and bool(measured)) or _is_over(run)
 
 
@@ -243,7 +243,7 @@ def _program(pid: int) -> str:
 
 def _has_finished(run: pathlib.Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        return bool(summary_of(run)["how"] == "finished")
+        return bool(summary_of(run)["status"] == "finished")
     return False
 
 

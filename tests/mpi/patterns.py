@@ -24,8 +24,8 @@ from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.mpi import SharedMemory, open_blocks
 
 
-class Books:
-    """A journal that counts."""
+class SimulatedStore:
+    """A observer that counts."""
 
     def __init__(self) -> None:
         self.num_arrivals = 0
@@ -77,7 +77,7 @@ def exercise(group: MpiGroup, size: int, steps: int, strategy: StrategyConfig) -
             buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
             provisional = [memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)]
             shard = Shard(buffers, optimizer, provisional=provisional)
-            store, books = ParameterStore(shard, size, optimizer, strategy, group.size - 1), Books()
+            store, books = ParameterStore(shard, size, optimizer, strategy, group.size - 1), SimulatedStore()
             with Heartbeat(memory, Word.STORE_HEARTBEAT):
                 StoreServer(store, memory, books, ServerOptions()).serve(lambda: None)
             total = steps * (group.size - 1)

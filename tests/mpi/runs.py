@@ -76,14 +76,14 @@ def write_config(folder: pathlib.Path, **sections: Mapping[str, Any]) -> pathlib
     return path
 
 
-def digest_of(folder: pathlib.Path) -> int:
+def config_hash(folder: pathlib.Path) -> int:
     """A checksum of the parameters and the optimizer's state in the last checkpoint."""
     checkpoint = load_latest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None
-    digest = 0
+    checksum = 0
     for name in sorted(checkpoint.tensors):
-        digest = zlib.crc32(checkpoint.tensors[name].numpy().tobytes(), digest)
-    return digest
+        checksum = zlib.crc32(checkpoint.tensors[name].numpy().tobytes(), checksum)
+    return checksum
 
 
-__all__ = ["Settings", "digest_of", "events_of", "losses_of", "resumed", "run_toy", "summary_of", "write_config"]
+__all__ = ["Settings", "config_hash", "events_of", "losses_of", "resumed", "run_toy", "summary_of", "write_config"]

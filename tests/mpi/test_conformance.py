@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hvd_async.config import parse_config
-from tests.mpi.runs import digest_of, events_of, losses_of, run_toy, summary_of
+from tests.mpi.runs import config_hash, events_of, losses_of, run_toy, summary_of
 from tests.mpi.test_conservation import NUM_BATCHES, check_books
 from tests.mpi.toy import Settings, make_config
 
@@ -155,7 +155,7 @@ def test_the_number_of_shards_changes_no_bit(tmp_path: pathlib.Path, form: str) 
         )
         settings = Settings(configuration, num_batches=30, hidden=HIDDEN)
         run_toy(shards + 1 if has_memory else 3, settings).check()
-    assert digest_of(tmp_path / "1") == digest_of(tmp_path / "2") == digest_of(tmp_path / "3")
+    assert config_hash(tmp_path / "1") == config_hash(tmp_path / "2") == config_hash(tmp_path / "3")
     norms = [event["gradient_norm"] for event in events_of(tmp_path / "3", "update")]
     assert max(norms) > 0.05  # it was clipped
     assert norms == [event["gradient_norm"] for event in events_of(tmp_path / "1", "update")]
@@ -169,7 +169,7 @@ def test_in_lock_step_a_node_sums_what_the_store_would_have(tmp_path: pathlib.Pa
         )
         runs.append(Settings(configuration, num_batches=30, hidden=HIDDEN))
     run_toy(4, *runs).check()
-    assert digest_of(tmp_path / "True") == digest_of(tmp_path / "False")
+    assert config_hash(tmp_path / "True") == config_hash(tmp_path / "False")
     assert [update["arrivals"] for update in events_of(tmp_path / "True", "update")] == [3] * 10
 
 
@@ -187,7 +187,7 @@ def test_a_run_of_several_shards_resumes_to_the_last_bit_with_another_number(tmp
     run_toy(
         3, settings("whole", 1, 30), settings("parts", 2, 15), settings("parts", 3, 30, resume=True), timeout=120
     ).check()
-    assert digest_of(tmp_path / "parts") == digest_of(tmp_path / "whole")
+    assert config_hash(tmp_path / "parts") == config_hash(tmp_path / "whole")
 
 
 def test_an_overlapped_worker_alone_is_one_version_behind_and_no_more(tmp_path: pathlib.Path) -> None:

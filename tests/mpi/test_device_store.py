@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.mpi.runs import digest_of, events_of, losses_of, run_toy, summary_of
+from tests.mpi.runs import config_hash, events_of, losses_of, run_toy, summary_of
 from tests.mpi.test_strategies import UPDATE
 from tests.mpi.toy import Settings, make_config, settings_text
 from tests.ranks import Completed, run_ranks
@@ -48,7 +48,7 @@ def test_lock_step_gives_the_parameters_of_a_store_on_the_cpu(tmp_path: pathlib.
     run_toy(4, Settings(on_cpu, num_batches=60)).check()
     done = run_device_toy(4, Settings(config(tmp_path / "gpu", lockstep=True), num_batches=60), refused=refused).check()
     assert losses_of(tmp_path / "gpu") == losses_of(tmp_path / "cpu") and len(losses_of(tmp_path / "gpu")) == 20
-    assert digest_of(tmp_path / "gpu") == digest_of(tmp_path / "cpu")
+    assert config_hash(tmp_path / "gpu") == config_hash(tmp_path / "cpu")
     # Every refusal is told once, its handle released; the host's block is locked where somebody uses it, and set free.
     numbers = [number for number in refused.split(",") if number]
     for rank in numbers:
@@ -94,4 +94,4 @@ def test_a_stopped_run_goes_on(tmp_path: pathlib.Path) -> None:
     run_device_toy(3, Settings(whole, num_batches=40)).check()
     run_device_toy(3, Settings(halves, num_batches=20)).check()
     run_device_toy(3, Settings(halves, num_batches=40, resume=True)).check()
-    assert digest_of(tmp_path / "halves") == digest_of(tmp_path / "whole")
+    assert config_hash(tmp_path / "halves") == config_hash(tmp_path / "whole")

@@ -11,7 +11,7 @@ import signal
 import pytest
 
 from hvd_async.runs.checkpoint import load_latest_checkpoint
-from tests.mpi.runs import digest_of, events_of, losses_of, resumed, run_toy, summary_of
+from tests.mpi.runs import config_hash, events_of, losses_of, resumed, run_toy, summary_of
 from tests.mpi.toy import Settings, make_config
 from tests.ranks import Completed, mpi_family
 
@@ -80,12 +80,12 @@ def test_a_signal_on_any_rank_saves_everything_and_a_resumed_run_uses_every_batc
     assert_fired(done, "sigterm")
     assert not done.timed_out and done.returncode == 128 + signal.SIGTERM, str(done)
     assert len(messages(done)) == 1 and f"stopped by SIGTERM on rank {rank}, everything saved" in messages(done)[0]
-    assert summary_of(tmp_path / "run")["how"] == "stopped"
+    assert summary_of(tmp_path / "run")["status"] == "stopped"
     run_toy(3, resumed(first)).check()
     arrivals = events_of(tmp_path / "run", "arrival")
     assert sorted(a["batch"] for a in arrivals) == list(range(NUM_BATCHES))
     assert [u["version"] for u in events_of(tmp_path / "run", "update")] == list(range(1, 10))
-    assert summary_of(tmp_path / "run")["how"] == "finished"
+    assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one_to_the_last_bit(
     run_toy(num_ranks, resumed(broken), unbroken).check()
     assert 0 < stopped_at < len(losses_of(tmp_path / "unbroken"))
     assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "unbroken")
-    assert digest_of(tmp_path / "broken") == digest_of(tmp_path / "unbroken")
+    assert config_hash(tmp_path / "broken") == config_hash(tmp_path / "unbroken")
     broken_points, unbroken_points = (
         sorted((m["version"], m["loss"]) for m in summary_of(tmp_path / name)["measurements"])
         for name in ("broken", "unbroken")
@@ -190,7 +190,7 @@ def test_the_run_ends_early_when_patience_is_exhausted(tmp_path: pathlib.Path) -
     first.config["validation"] = {"every": 2, "patience": 2, "bleu": False}
     run_toy(3, dataclasses.replace(first, num_batches=4000, uneven=1)).check()
     summary = summary_of(tmp_path / "run")
-    assert summary["how"] == "finished early"
+    assert summary["status"] == "finished early"
     assert summary["updates"] < 4000
     assert sorted(a["batch"] for a in events_of(tmp_path / "run", "arrival")) == list(
         range(len(events_of(tmp_path / "run", "arrival")))
@@ -212,7 +212,7 @@ def test_a_signal_after_a_worker_has_left_still_stops_all_alike(tmp_path: pathli
     done = run_toy(3, dataclasses.replace(base, config={**base.config, "emulation": {"slow_workers": {0: 300.0}}}))
     assert_fired(done, "sigterm")
     assert not done.timed_out and done.returncode == 128 + signal.SIGTERM, str(done)
-    assert summary_of(tmp_path / "run")["how"] == "stopped"
+    assert summary_of(tmp_path / "run")["status"] == "stopped"
 
 
 def test_a_finished_run_resumes_to_a_longer_one_and_forgets_nothing(tmp_path: pathlib.Path) -> None:
@@ -222,7 +222,7 @@ def test_a_finished_run_resumes_to_a_longer_one_and_forgets_nothing(tmp_path: pa
         3, first, resumed(first, num_batches=2 * NUM_BATCHES), dataclasses.replace(whole, num_batches=2 * NUM_BATCHES)
     ).check()
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
-    assert digest_of(tmp_path / "run") == digest_of(tmp_path / "whole")
+    assert config_hash(tmp_path / "run") == config_hash(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("kind", ["single", "horovod"])
@@ -263,7 +263,7 @@ def test_a_worker_killed_in_a_push_ends_the_job_and_a_resumed_run_uses_every_bat
     assert sorted(event["batch"] for event in events_of(tmp_path / "run", "arrival")) == list(range(NUM_BATCHES))
     versions = [event["version"] for event in events_of(tmp_path / "run", "update")]
     assert versions == list(range(1, NUM_BATCHES // 2 + 1))
-    assert summary_of(tmp_path / "run")["how"] == "finished"
+    assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
 # --- Several shards ---------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_a_signal_on_a_shards_rank_saves_everything_and_a_resumed_run_uses_every
     assert len(messages(done)) == 1 and "stopped by SIGTERM on rank 1, everything saved" in messages(done)[0]
     run_toy(3, resumed(first)).check()
     assert sorted(event["batch"] for event in events_of(tmp_path / "run", "arrival")) == list(range(300))
-    assert summary_of(tmp_path / "run")["how"] == "finished"
+    assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.launcher import LaunchOptions, Layout, mpirun_command
+from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
 from hvd_async.runs.checkpoint import load_latest_checkpoint
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import events_of, losses_of, summary_of, write_config
@@ -43,14 +43,14 @@ def test_mpirun_trains_a_translation_model_through_the_store(tmp_path: pathlib.P
     assert batches == list(range(len(batches)))
 
 
-@pytest.mark.parametrize("starter", ["horovodrun-gloo", pytest.param("horovodrun-mpi", marks=pytest.mark.slow)])
-def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, starter: str) -> None:
+@pytest.mark.parametrize("launcher", ["horovodrun-gloo", pytest.param("horovodrun-mpi", marks=pytest.mark.slow)])
+def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, launcher: str) -> None:
     pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
-    if starter == "horovodrun-mpi" and mpi_family() != "openmpi":
+    if launcher == "horovodrun-mpi" and mpi_family() != "openmpi":
         pytest.skip("horovodrun --mpi knows Open MPI alone")
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     path = write_config(tmp_path, strategy={"kind": "horovod"}, validation={"bleu": False})
-    done = launch(path, "--workers", "2", "--starter", starter).check()
+    done = launch(path, "--workers", "2", "--launcher", launcher).check()
     assert "finished: version" in done.stdout
     assert len(losses_of(tmp_path / "run")) > 3
 
@@ -75,7 +75,7 @@ def listening() -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["async", "ddp", "horovod"])
 def test_ranks_of_one_host_listen_to_nobody_else(tmp_path: pathlib.Path, kind: str) -> None:
-    """The starter's own port is not ours to close."""
+    """The launcher's own port is not ours to close."""
     if kind == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
@@ -157,7 +157,7 @@ def test_a_signal_to_launch_reaches_all_ranks_and_saves_everything(tmp_path: pat
     name = "Ctrl-C" if signal_number == signal.SIGINT else "SIGTERM"
     assert re.fullmatch(rf"launch: stopped by {name} after 0:\d\d:\d\d, everything saved", output.splitlines()[-1])
     assert errors == ""  # once, in words
-    assert summary_of(tmp_path / "run")["how"] == "stopped"
+    assert summary_of(tmp_path / "run")["status"] == "stopped"
     assert load_latest_checkpoint(tmp_path / "run" / "checkpoints") is not None
 
 
@@ -169,7 +169,7 @@ def test_a_line_that_is_not_whole_yet_is_seen(tmp_path: pathlib.Path) -> None:
     family, mpirun = mpi_family(), mpirun_path()
     assert family is not None and mpirun is not None
     options = LaunchOptions(mpi=family, mpirun=mpirun, as_root=os.geteuid() == 0, is_live=True)
-    command = mpirun_command((sys.executable, "-c", rank), Layout.of_ranks(1, 1), options)
+    command = mpirun_command((sys.executable, "-c", rank), RankLayout.of_ranks(1, 1), options)
     environ = command.environ(os.environ)
     with subprocess.Popen(command.argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as job:
         assert job.stdout is not None and job.stdout.read(4) == b"half"  # while the rank waits for us

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.mpi.runs import digest_of, events_of, losses_of, resumed, run_toy, summary_of
+from tests.mpi.runs import config_hash, events_of, losses_of, resumed, run_toy, summary_of
 from tests.mpi.test_faults import NUM_BATCHES, assert_fired, messages, settings, sharded
 from tests.mpi.toy import Settings
 from tests.ranks import mpi_family
@@ -24,7 +24,7 @@ def finish(first: Settings, num_ranks: int) -> None:
     num_batches = first.num_batches or 0
     assert sorted(event["batch"] for event in events_of(folder, "arrival")) == list(range(num_batches))
     summary = summary_of(folder)
-    assert summary["how"] == "finished" and summary["unmeasured"] == []
+    assert summary["status"] == "finished" and summary["unmeasured"] == []
     every = first.config["validation"]["every"]
     expected = {*range(every, summary["updates"] + 1, every), summary["updates"]}
     assert sorted(m["version"] for m in summary["measurements"]) == sorted(expected)
@@ -118,7 +118,7 @@ def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path: pathlib.Path, kin
     assert not done.timed_out, str(done)
     assert done.returncode == -signal.SIGKILL, str(done)
     summary = summary_of(tmp_path / "run")
-    assert (summary["how"], summary["stop"]["kind"]) == ("stopped", "orphaned")
+    assert (summary["status"], summary["stop"]["kind"]) == ("stopped", "orphaned")
     assert 0 < summary["updates"] < NUM_BATCHES // 2
     finish(first, 3)
 
@@ -133,14 +133,14 @@ def test_who_computes_for_longer_than_others_wait_for_signs_of_life_is_alive(
     done = run_toy(3, dataclasses.replace(first, faults=faults)).check()
     # While one pauses at an evaluation, the other may take all the rest.
     assert done.stderr.count("fault pause fired") >= (1 if in_evaluation else 2)
-    assert summary_of(tmp_path / "run")["how"] == "finished"
+    assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
 @pytest.mark.slow
 def test_a_store_that_is_slow_is_alive(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run", (0, 3, "pause"), store_timeout_seconds=1.0)
     assert_fired(run_toy(3, first).check(), "pause")
-    assert summary_of(tmp_path / "run")["how"] == "finished"
+    assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_a_synchronous_rank_that_stands_still_ends_the_job_after_the_configured_
     unbroken = settings(tmp_path / "unbroken", kind=kind)
     run_toy(2, resumed(first), unbroken).check()
     assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "unbroken")
-    assert digest_of(tmp_path / "broken") == digest_of(tmp_path / "unbroken")
+    assert config_hash(tmp_path / "broken") == config_hash(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("kind", ["horovod", pytest.param("ddp", marks=pytest.mark.slow)])
@@ -192,7 +192,7 @@ def test_a_request_to_stop_does_not_wait_for_ever_for_a_rank_that_stands_still(t
     assert not done.timed_out and done.returncode != 0, str(done)
     assert any("stop_timeout_seconds" in line for line in messages(done)), str(done)
     summary = summary_of(tmp_path / "run")
-    assert summary["how"] == "stopped" and summary["stop"]["signal"] == "SIGTERM"
+    assert summary["status"] == "stopped" and summary["stop"]["signal"] == "SIGTERM"
     finish(first, first_worker + 2)
 
 
@@ -207,7 +207,7 @@ def test_a_run_that_diverges_ends_and_says_so(tmp_path: pathlib.Path, kind: str,
         done
     )
     summary = summary_of(tmp_path / "run")
-    assert summary["how"] == "diverged" and 12 <= summary["refused"]["not_finite"] < 20
+    assert summary["status"] == "diverged" and 12 <= summary["refused"]["not_finite"] < 20
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
@@ -219,7 +219,7 @@ def test_measuring_after_training_goes_on_where_it_was_interrupted(tmp_path: pat
     assert_fired(done, number.name.lower())
     assert not done.timed_out and done.returncode != 0, str(done)
     if number == signal.SIGTERM:
-        assert summary_of(tmp_path / "run")["how"] == "stopped"
+        assert summary_of(tmp_path / "run")["status"] == "stopped"
         assert len(summary_of(tmp_path / "run")["measurements"]) == 4
     finish(first, 3)
 

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from tests.mpi.runs import digest_of, events_of, losses_of, run_toy, summary_of
+from tests.mpi.runs import config_hash, events_of, losses_of, run_toy, summary_of
 from tests.mpi.toy import Settings, make_config
 
 pytestmark = pytest.mark.mpi
@@ -35,7 +35,7 @@ def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(
     run_toy(2, Settings(asynchronous)).check()
     assert len(losses_of(tmp_path / "single")) == 30
     assert losses_of(tmp_path / "async") == losses_of(tmp_path / "single")
-    assert digest_of(tmp_path / "async") == digest_of(tmp_path / "single")
+    assert config_hash(tmp_path / "async") == config_hash(tmp_path / "single")
 
 
 def test_lock_step_equals_horovod_and_ddp_over_fifty_updates(tmp_path: pathlib.Path) -> None:
@@ -70,7 +70,7 @@ def test_synchronous_strategies_do_not_mix_epochs_and_use_every_batch_once(tmp_p
 def test_a_lock_step_run_repeats_to_the_last_bit_whoever_claims_what(tmp_path: pathlib.Path) -> None:
     runs = [Settings(config(tmp_path / name, "async", lockstep=True), uneven=seed) for name, seed in (("a", 1), ("b", 2))]
     run_toy(4, *runs).check()
-    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
+    assert config_hash(tmp_path / "a") == config_hash(tmp_path / "b")
 
 
 def test_colocated_ranks_all_train_and_conserve_arrivals(tmp_path: pathlib.Path) -> None:

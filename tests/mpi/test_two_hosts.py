@@ -40,10 +40,10 @@ def hosts_of(done: Completed) -> list[str]:
     return [host for _, host in places]
 
 
-def skip_unless_it_runs_here(starter: str) -> None:
-    if starter.startswith("horovodrun"):
+def skip_unless_it_runs_here(launcher: str) -> None:
+    if launcher.startswith("horovodrun"):
         pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
-    if starter == "horovodrun-mpi" and mpi_family() != "openmpi":
+    if launcher == "horovodrun-mpi" and mpi_family() != "openmpi":
         pytest.skip("horovodrun --mpi knows Open MPI alone")
 
 
@@ -61,17 +61,17 @@ def losses_of_one_host(tmp_path_factory: pytest.TempPathFactory, home: pathlib.P
     return losses_of(folder / "run")
 
 
-@pytest.mark.parametrize(("starter", "placement"), [("mpirun", "dedicated"), ("horovodrun-mpi", "colocated")])
+@pytest.mark.parametrize(("launcher", "placement"), [("mpirun", "dedicated"), ("horovodrun-mpi", "colocated")])
 def test_the_store_serves_workers_of_both_hosts(
-    tmp_path: pathlib.Path, home: pathlib.Path, two_hosts: tuple[str, str], starter: str, placement: str
+    tmp_path: pathlib.Path, home: pathlib.Path, two_hosts: tuple[str, str], launcher: str, placement: str
 ) -> None:
-    skip_unless_it_runs_here(starter)
+    skip_unless_it_runs_here(launcher)
     first, second = two_hosts
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     strategy = {"kind": "async", "placement": placement, "lockstep": True, "arrivals_per_update": "workers"}
     path = write_config(tmp_path, strategy=strategy, validation={"bleu": False})
     on_first = 2 if placement == "dedicated" else 1
-    where = ("--hosts", f"{first}:{on_first},{second}:1", "--workers", "2", "--starter", starter)
+    where = ("--hosts", f"{first}:{on_first},{second}:1", "--workers", "2", "--launcher", launcher)
     done = launch(home, path, *where, on=first).check()
     assert hosts_of(done) == [first] * on_first + [second]
     assert "finished: version" in done.stdout
@@ -82,7 +82,7 @@ def test_the_store_serves_workers_of_both_hosts(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "starter"),
+    ("strategy", "launcher"),
     [
         ("horovod", "mpirun"),
         ("horovod", "horovodrun-gloo"),
@@ -96,14 +96,14 @@ def test_the_synchronous_baselines_are_on_two_hosts_what_they_are_on_one(
     two_hosts: tuple[str, str],
     losses_of_one_host: list[float],
     strategy: str,
-    starter: str,
+    launcher: str,
 ) -> None:
-    skip_unless_it_runs_here("horovodrun" if strategy == "horovod" else starter)
-    skip_unless_it_runs_here(starter)
+    skip_unless_it_runs_here("horovodrun" if strategy == "horovod" else launcher)
+    skip_unless_it_runs_here(launcher)
     first, second = two_hosts
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     path = write_config(tmp_path, strategy={"kind": strategy}, **SYNCHRONOUS)
-    where = ("--hosts", f"{first}:1,{second}:1", "--workers", "2", "--starter", starter)
+    where = ("--hosts", f"{first}:1,{second}:1", "--workers", "2", "--launcher", launcher)
     done = launch(home, path, *where, on=first).check()
     assert hosts_of(done) == [first, second]
     losses = losses_of(tmp_path / "run")

@@ -25,7 +25,7 @@ import torch
 
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import HvdAsyncError
-from hvd_async.runs.recorder import RunJournal
+from hvd_async.runs.recorder import RunRecorder
 from hvd_async.store.serve.client import StoreClient
 from hvd_async.store.serve.server import StoreServer
 from hvd_async.store.shards.shard_server import ShardServer
@@ -91,7 +91,7 @@ class ToyTask:
     def fingerprint(self) -> str:
         return "toy"
 
-    def remarks(self) -> list[str]:
+    def describe_data(self) -> list[str]:
         return []
 
     def num_batches(self) -> int | None:
@@ -296,7 +296,7 @@ def main() -> int:
                 hook(os, "fsync", lambda _, seconds=settings.slow_disk: time.sleep(seconds))
             if rank == 0 and settings.file_bytes is not None:  # once MPI has its own files
                 limits = (settings.file_bytes, settings.file_bytes)
-                hook(RunJournal, "started", lambda *_, limits=limits: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+                hook(RunRecorder, "started", lambda *_, limits=limits: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
             if config.store.shards > 1 and rank > 0:
                 stack.enter_context(armed_shard(settings, rank))
             if settings.delays is not None:

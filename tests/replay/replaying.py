@@ -30,8 +30,8 @@ def replay_toy(folder: pathlib.Path, settings: Settings, **options: Any) -> Verd
 def run_single(
     folder: pathlib.Path, num_batches: int = 12, resume: bool = False, diverges: bool = False, **sections: Any
 ) -> Settings:
-    """The toy in one process, in `folder`, with digests of every fifth version."""
-    training = {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "digest_every": 5}
+    """The toy in one process, in `folder`, with hashes of every fifth version."""
+    training = {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "hash_every": 5}
     sections = {**sections, "training": {**training, **sections.get("training", {})}}
     settings = Settings(make_config(folder, **sections), num_batches=num_batches)
     config = parse_config(settings.config, source="toy")

@@ -55,17 +55,17 @@ def change(run: tuple[pathlib.Path, Settings], how: Callable[[Events], None]) ->
 def test_a_run_is_equal_to_the_last_bit(recorded: tuple[pathlib.Path, Settings]) -> None:
     folder, settings = recorded
     verdict = replay_toy(folder, settings)
-    # Digests of every fifth version, of every checkpoint (3, 6, 9, 12), of the first and of the last version.
-    assert [event["version"] for event in read_log(folder) if event["event"] == "digest"] == [0, 3, 5, 6, 9, 10, 12]
-    assert (verdict.versions, verdict.arrivals, verdict.digests, verdict.digested) == (12, 12, 7, 12)
-    assert str(verdict) == "12 versions, 12 arrivals, 7 digests"
+    # ParameterHashes of every fifth version, of every checkpoint (3, 6, 9, 12), of the first and of the last version.
+    assert [event["version"] for event in read_log(folder) if event["event"] == "parameter_hash"] == [0, 3, 5, 6, 9, 10, 12]
+    assert (verdict.versions, verdict.arrivals, verdict.hashes, verdict.last_hashed) == (12, 12, 7, 12)
+    assert str(verdict) == "12 versions, 12 arrivals, 7 hashes"
 
 
-def test_every_digest_counts_the_moving_average_too(recorded: tuple[pathlib.Path, Settings]) -> None:
-    digests = [event for event in read_log(recorded[0]) if event["event"] == "digest"]
-    assert len({event["digest"] for event in digests}) == len(digests)
-    first, last = digests[0], digests[-1]
-    assert first["digest"] == first["average"] and last["digest"] != last["average"]
+def test_every_hash_counts_the_moving_average_too(recorded: tuple[pathlib.Path, Settings]) -> None:
+    hashes = [event for event in read_log(recorded[0]) if event["event"] == "parameter_hash"]
+    assert len({event["hash"] for event in hashes}) == len(hashes)
+    first, last = hashes[0], hashes[-1]
+    assert first["hash"] == first["average"] and last["hash"] != last["average"]
 
 
 def test_a_changed_loss_is_named_with_its_batch(run: tuple[pathlib.Path, Settings]) -> None:
@@ -75,7 +75,7 @@ def test_a_changed_loss_is_named_with_its_batch(run: tuple[pathlib.Path, Setting
 
     text = change(run, last_bit)
     assert text.startswith("version 7: the loss of batch 6, computed by worker 0 on version 6: recorded ")
-    assert "equal before that: 6 versions, 6 arrivals, 4 digests; the last equal digest is of version 6" in text
+    assert "equal before that: 6 versions, 6 arrivals, 4 hashes; the last equal hash is of version 6" in text
     assert "software, processor, device and threads are those of the record" in text
 
 
@@ -102,11 +102,11 @@ def test_a_changed_update_is_named(run: tuple[pathlib.Path, Settings], field: st
     assert change(run, more).startswith(f"version 9: {field} of the update: recorded ")
 
 
-@pytest.mark.parametrize(("field", "name"), [("digest", "parameters"), ("average", "moving average")])
-def test_a_changed_digest_is_named(run: tuple[pathlib.Path, Settings], field: str, name: str) -> None:
-    text = change(run, lambda events: nth(events, "digest", 2).update({field: "0" * 32}))
-    assert text.startswith(f"version 5: the digest of the {name}: recorded 00000000000000000000000000000000, recomputed ")
-    assert "the last equal digest is of version 3" in text
+@pytest.mark.parametrize(("field", "name"), [("hash", "parameters"), ("average", "moving average")])
+def test_a_changed_hash_is_named(run: tuple[pathlib.Path, Settings], field: str, name: str) -> None:
+    text = change(run, lambda events: nth(events, "parameter_hash", 2).update({field: "0" * 32}))
+    assert text.startswith(f"version 5: the hash of the {name}: recorded 00000000000000000000000000000000, recomputed ")
+    assert "the last equal hash is of version 3" in text
 
 
 def test_another_seed_is_found_at_the_first_batch(run: tuple[pathlib.Path, Settings]) -> None:
@@ -123,17 +123,17 @@ def test_another_initial_model_is_found_before_anything_is_computed(
     folder, settings = run
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Dropout(0.2), torch.nn.Linear(8, 3))
     monkeypatch.setattr("tests.mpi.toy.ToyTask.build_model", lambda _: model)
-    with pytest.raises(DifferenceError, match="version 0: the digest of the parameters"):
+    with pytest.raises(DifferenceError, match="version 0: the hash of the parameters"):
         replay_toy(folder, settings)
 
 
 def test_another_text_is_found_before_anything_is_computed(run: tuple[pathlib.Path, Settings]) -> None:
     folder, settings = run
-    assert nth(read_log(folder), "start", 0)["data"] == "toy"
+    assert nth(read_log(folder), "start", 0)["data_fingerprint"] == "toy"
     edit_log(folder, lambda events: nth(events, "start", 0).update(data="other"))
     with pytest.raises(DataError, match=r"the text is not that of the run, .*: recorded other, here toy"):
         replay_toy(folder, settings)
-    edit_log(folder, lambda events: nth(events, "start", 0).pop("data"))  # an older log
+    edit_log(folder, lambda events: nth(events, "start", 0).pop("data_fingerprint"))  # an older log
     assert replay_toy(folder, settings).versions == 12
 
 
@@ -141,7 +141,7 @@ def test_what_differs_from_the_recorded_machine_is_said(run: tuple[pathlib.Path,
     def elsewhere(events: Events) -> None:
         nth(events, "start", 0)["software"]["torch"] = "1.0"
         nth(events, "start", 0)["ranks"][0].update(threads=3, software={"cpu": "abacus"})
-        nth(events, "digest", 3)["digest"] = ""
+        nth(events, "parameter_hash", 3)["hash"] = ""
 
     text = change(run, elsewhere)
     assert f"torch: 1.0, here {torch.__version__}; cpu: abacus, here " in text
@@ -168,10 +168,10 @@ def test_threads_are_those_of_the_record_or_those_that_are_asked_for(
     assert used == {1, 2} and torch.get_num_threads() == before
 
 
-def test_a_log_without_digests_is_still_compared(tmp_path: pathlib.Path) -> None:
-    settings = run_single(tmp_path / "run", training={"digest_every": 0})
-    assert not [event for event in read_log(tmp_path / "run") if event["event"] == "digest"]
-    assert str(replay_toy(tmp_path / "run", settings)) == "12 versions, 12 arrivals, 0 digests"
+def test_a_log_without_hashs_is_still_compared(tmp_path: pathlib.Path) -> None:
+    settings = run_single(tmp_path / "run", training={"hash_every": 0})
+    assert not [event for event in read_log(tmp_path / "run") if event["event"] == "parameter_hash"]
+    assert str(replay_toy(tmp_path / "run", settings)) == "12 versions, 12 arrivals, 0 hashes"
 
 
 def test_a_gradient_that_is_not_finite_is_in_no_update_here_either(tmp_path: pathlib.Path) -> None:
@@ -213,8 +213,8 @@ def test_a_run_that_was_made_longer_is_compared_where_it_goes_on_too(tmp_path: p
     folder = tmp_path / "run"
     run_single(folder, num_batches=7)
     settings = run_single(folder, num_batches=12, resume=True)
-    assert [event["version"] for event in read_log(folder) if event["event"] == "digest"] == [0, 5, 7, 7, 10, 12]
-    assert str(replay_toy(folder, settings)) == "12 versions, 12 arrivals, 6 digests"
+    assert [event["version"] for event in read_log(folder) if event["event"] == "parameter_hash"] == [0, 5, 7, 7, 10, 12]
+    assert str(replay_toy(folder, settings)) == "12 versions, 12 arrivals, 6 hashes"
 
 
 # --- Until a version, and its model -----------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_the_model_of_a_version_is_that_of_its_snapshot(tmp_path: pathlib.Path) 
     folder, exported = tmp_path / "run", tmp_path / "model"
     settings = run_single(folder, validation={"every": 4, "when": "after"}, optimizer={"average_decay": 0.9})
     verdict = replay_toy(folder, settings, until=8, output=exported)
-    assert (verdict.versions, verdict.digests) == (8, 2)
+    assert (verdict.versions, verdict.hashes) == (8, 2)
     document = json.loads((exported / "exported.json").read_text())
     measured = next(event for event in read_log(folder) if event["event"] == "evaluation" and event["version"] == 8)
     assert document["version"] == 8 and document["validation_loss"] == measured["loss"]
@@ -240,7 +240,7 @@ def test_a_model_is_not_written_over_another_nor_after_a_difference(run: tuple[p
         (model / name).touch()
     replay_toy(folder, settings, output=model, overwrite=True, until=0)
     assert json.loads((model / "exported.json").read_text())["version"] == 0
-    edit_log(folder, lambda events: nth(events, "digest", -1).update(digest=""))
+    edit_log(folder, lambda events: nth(events, "parameter_hash", -1).update(hash=""))
     with pytest.raises(DifferenceError):
         replay_toy(folder, settings, output=folder.parent / "new")
     assert not (folder.parent / "new").exists()
@@ -344,9 +344,19 @@ def sends(tmp_path: pathlib.Path, *events: dict[str, Any], **push: Any) -> list[
     ]
 
 
+NODES = [[0], [1, 2]]
+
+
 def start(version: int, *pending: int) -> dict[str, Any]:
     ranks = [{"rank": 0, "worker": None, "threads": 1, "device": "cpu", "store_device": "cpu"}]
-    return {"event": "start", "version": version, "pending": pending, "software": {}, "ranks": ranks, "teams": [[0], [1, 2]]}
+    return {
+        "event": "start",
+        "version": version,
+        "pending": pending,
+        "software": {},
+        "ranks": ranks,
+        "node_workers": [[0], [1, 2]],
+    }
 
 
 def arrival(worker: int, batch: int, push: int | None = None, **more: Any) -> dict[str, Any]:
@@ -409,7 +419,7 @@ def test_the_verb_on_a_translation_run(tmp_path: pathlib.Path, capsys: pytest.Ca
         "vocabulary": {"size": 300},
         "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
         "batching": {"tokens": 200},
-        "training": {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "digest_every": 5},
+        "training": {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "hash_every": 5},
         "validation": {"bleu": False},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(tree))
@@ -417,7 +427,7 @@ def test_the_verb_on_a_translation_run(tmp_path: pathlib.Path, capsys: pytest.Ca
     capsys.readouterr()
     run, model = str(tmp_path / "run"), tmp_path / "model"
     assert main(["replay", run, "--output", str(model)]) == 0
-    assert "equal: 12 versions, 12 arrivals, 4 digests, all to the last bit" in capsys.readouterr().out
+    assert "equal: 12 versions, 12 arrivals, 4 hashes, all to the last bit" in capsys.readouterr().out
     last = tmp_path / "run" / "models" / "last"
     for name in ("model.safetensors", "meta.json", "vocabulary.model"):
         assert (model / name).read_bytes() == (last / name).read_bytes(), name

@@ -34,7 +34,7 @@ def settings(
     **sections: Any,
 ) -> Settings:
     """The toy with uneven steps and enough elements for several shards, of which 5 % are hundreds."""
-    training = {"epochs": 1, "device": "cpu", "tensorboard": False, "digest_every": 5}
+    training = {"epochs": 1, "device": "cpu", "tensorboard": False, "hash_every": 5}
     sections = {"optimizer": ADAM, **sections, "training": {**training, **sections.get("training", {})}}
     config = make_config(folder, strategy={"kind": "async", **strategy}, push=push or {}, **sections)
     return Settings(config, num_batches=num_batches, uneven=3, hidden=2000)
@@ -44,9 +44,9 @@ def assert_equal(folder: pathlib.Path, run: Settings) -> None:
     """Replayed, the whole run is equal; there was something to compare."""
     verdict = replay_toy(folder, run)
     updates, arrivals = events_of(folder, "update"), events_of(folder, "arrival")
-    assert verdict.versions == len(updates) == verdict.digested > 0
+    assert verdict.versions == len(updates) == verdict.last_hashed > 0
     assert verdict.arrivals == sum(update["arrivals"] for update in updates) <= len(arrivals)
-    assert verdict.digests == len(events_of(folder, "digest")) >= 2 + (verdict.versions - 1) // 5
+    assert verdict.hashes == len(events_of(folder, "parameter_hash")) >= 2 + (verdict.versions - 1) // 5
 
 
 # Each shows its own mechanism; all but the last are stale.
@@ -126,7 +126,7 @@ def test_the_runs_show_what_they_are_to_show(ordinary: dict[str, tuple[pathlib.P
     assert summary_of(ordinary["nan"][0])["refused"]["not_finite"] == 2
     assert {len([a for a in events_of(ordinary["team"][0], "arrival") if a["push"] == 0])} == {3}
     start = events_of(ordinary["team"][0], "start")[0]
-    assert start["teams"] == [[0, 1, 2]] and [rank["worker"] for rank in start["ranks"]] == [None, 0, 1, 2]
+    assert start["node_workers"] == [[0, 1, 2]] and [rank["worker"] for rank in start["ranks"]] == [None, 0, 1, 2]
 
 
 def copy_of(
@@ -231,7 +231,7 @@ def test_a_translation_run_replays_to_its_exported_models(
         "optimizer": {"average_decay": 0.9, "clip_norm": 1.0},
         "strategy": {"kind": "async", "arrivals_per_update": 2},
         "push": {"keep": 0.1, "error_feedback": True},
-        "training": {"epochs": 2, "device": "cpu", "tensorboard": False, "threads": threads, "digest_every": 5},
+        "training": {"epochs": 2, "device": "cpu", "tensorboard": False, "threads": threads, "hash_every": 5},
         "validation": {"every": 5, "bleu": False},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(tree))
@@ -241,7 +241,7 @@ def test_a_translation_run_replays_to_its_exported_models(
     for name, until in (("last", []), ("best", ["--until", str(best)])):
         capsys.readouterr()
         assert main(["replay", str(tmp_path / "run"), "--output", str(tmp_path / name), *until]) == 0
-        assert re.search(r"equal: \d+ versions, \d+ arrivals, \d+ digests, all to the last bit", capsys.readouterr().out)
+        assert re.search(r"equal: \d+ versions, \d+ arrivals, \d+ hashes, all to the last bit", capsys.readouterr().out)
         exported, recorded = tmp_path / name, tmp_path / "run" / "models" / name
         assert (exported / "model.safetensors").read_bytes() == (recorded / "model.safetensors").read_bytes(), name
         assert (exported / "meta.json").read_bytes() == (recorded / "meta.json").read_bytes(), name
@@ -262,8 +262,8 @@ def test_three_shards_and_two_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str
     strategy = {"arrivals_per_update": 3, "placement": "colocated"}
     runs = [
         settings(tmp_path / "few", strategy, FEW, store={"shards": 3}),
-        settings(tmp_path / "teams", strategy, {**ROUNDED, "node_sum": True}, store={"shards": 3}),
-        settings(tmp_path / "teams_few", strategy, {**FEW, "node_sum": True, "overlap": True}, store={"shards": 3}),
+        settings(tmp_path / "nodes", strategy, {**ROUNDED, "node_sum": True}, store={"shards": 3}),
+        settings(tmp_path / "nodes_few", strategy, {**FEW, "node_sum": True, "overlap": True}, store={"shards": 3}),
     ]
     run_toy(4, *runs, hosts=two_hosts).check()
     for run in runs:

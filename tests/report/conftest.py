@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from hvd_async.comparison.target import Target
-from hvd_async.report import Window, write_report
+from hvd_async.report import TimeWindow, write_report
 from tests.report.folders import Made, Wanted, collect
 
 _SLOW = {"seconds": 0.25, "spread": "log_normal", "deviation": 0.3, "slow_workers": {0: 2.0}}
@@ -17,10 +17,10 @@ _LONG = "asynchronous with overlapped pushes, half precision, error feedback, an
 
 @pytest.fixture(scope="package")
 def large(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of a report of two settings, two rates, runs that failed, some that diverged, and a long name."""
+    """The folder of a report of two environments, two rates, runs that failed, some that diverged, and a long name."""
     root = tmp_path_factory.mktemp("large #1")  # a name that an address cannot hold as it is
     sync, fast = Made("horovod", wait=0.5), Made(seconds=50.0, bleu=29.0, refused=7)
-    slow_sync, slow = Made("horovod", emulation=_SLOW, num_longer=3), Made(emulation=_SLOW)
+    slow_sync, slow = Made("horovod", emulation=_SLOW, num_overrun=3), Made(emulation=_SLOW)
     wanted = [
         Wanted("horovod", [sync, sync], "even workers", 0.01),
         Wanted("async", [fast, fast], "even workers", 0.01),
@@ -31,4 +31,4 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     ]
     fields = {"rates": (0.01, 0.1), "source": "/home/x/suite.yaml", "text": "x" * 300}
     collection = collect(root, wanted, Target("loss", 2.5), **fields)
-    return write_report(collection, root / "report", Window(10.0, 5.0))[0].parent
+    return write_report(collection, root / "report", TimeWindow(10.0, 5.0))[0].parent

@@ -40,7 +40,7 @@ class Made:
     bleu: float | None = 30.0
     num_measured: int = 5
     wait: float = 0.0
-    num_longer: int = 0
+    num_overrun: int = 0
     emulation: dict[str, Any] | None = None
     is_simulated: bool = False
     refused: int = 0
@@ -85,7 +85,7 @@ class Made:
         staleness = {"0": 2 * self.num_steps} if self.kind != "async" else {"0": self.num_steps, "1": self.num_steps}
         return {
             "name": name,
-            "how": "finished",
+            "status": "finished",
             **({"simulated": True} if self.is_simulated else {}),
             "num_workers": 2,
             "parameters": 1000,
@@ -96,7 +96,7 @@ class Made:
             "staleness": staleness,
             "refused": {"too_stale": self.refused} if self.refused else {},
             "steps": 2 * self.num_steps,
-            "longer_steps": self.num_longer,
+            "overrun_steps": self.num_overrun,
             "measurements": measured,
         }
 
@@ -126,11 +126,11 @@ def _finite(loss: float) -> float:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Runs of a variant in a setting, one for each seed; None: it failed."""
+    """Runs of a variant in an environment, one for each seed; None: it failed."""
 
     variant: str
     runs: Sequence[Made | None]
-    setting: str = "even"
+    environment: str = "even"
     rate: float | None = None
     is_chosen: bool = True
 
@@ -150,5 +150,5 @@ def collect(root: pathlib.Path, wanted: Sequence[Wanted], target: Target | None,
                 run = read_run(folder) if made is not None else None
             except DataError as error:
                 fault = str(error)
-            entries.append(Entry(each.setting, each.variant, each.rate, seed, folder, run, fault, each.is_chosen))
+            entries.append(Entry(each.environment, each.variant, each.rate, seed, folder, run, fault, each.is_chosen))
     return Collection(**{"title": "A test", "baseline": "horovod", "target": target, "entries": tuple(entries), **fields})

@@ -41,8 +41,15 @@ def row(variant: str, num_seeds: int = 3, *, num_failed: int = 0, num_not_reache
     there = tuple(run for run in runs if run is not None)
     whens = (None,) * num_not_reached + (THERE,) * (len(there) - num_not_reached)
     nothing: dict[str, Any] = dict.fromkeys(Row.__dataclass_fields__)
-    counts = {"num_diverged": 0, "num_longer": 0, "num_steps": 300, "refused": {}, "staleness": {}, "worker_shares": {}}
-    own = {"setting": "even", "variant": variant, "entries": entries, "runs": there, "reached": whens, "is_baseline": False}
+    counts = {"num_diverged": 0, "num_overrun": 0, "num_steps": 300, "refused": {}, "staleness": {}, "worker_shares": {}}
+    own = {
+        "environment": "even",
+        "variant": variant,
+        "entries": entries,
+        "runs": there,
+        "reached": whens,
+        "is_baseline": False,
+    }
     seconds = Interval(123.4, 123.4, 123.4, 1) if any(whens) else None
     loss = {"final_loss": Interval(2.05, 2.0, 2.1, 3), "is_at_the_edge": False}
     return Row(**{**nothing, **counts, **own, **loss, "seconds_to": seconds, **fields})
@@ -156,7 +163,7 @@ CASES = {
         " (3 of 3 seeds).",
         ["horovod: 3 of 3 runs missing or failed (seeds 1, 2, 3)."],
     ),
-    "no baseline in this setting": (
+    "no baseline in this environment": (
         [row("async")],
         "No run of the baseline, horovod, has ended here: there is nothing to compare with. async reached loss 2.100 after 123 s"
         " (3 of 3 seeds).",
@@ -183,7 +190,7 @@ CASES = {
         ],
     ),
     "longer steps and the edge of rates": (
-        [row("horovod", num_longer=30, **SYNC), row("async", rate=0.01, **{**FAST, **EQUAL, "is_at_the_edge": True})],
+        [row("horovod", num_overrun=30, **SYNC), row("async", rate=0.01, **{**FAST, **EQUAL, "is_at_the_edge": True})],
         "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
         " -0.9 to +0.5).",
         [

@@ -76,7 +76,7 @@ def test_every_number_of_a_run_is_in_its_line(report: pathlib.Path) -> None:
         ("async", "2", "../runs/01-s2"),
     ]
     last = lines[-1]
-    assert last["chosen"] == "true" and last["how"] == "finished" and last["reached_is_bound"] == "false"
+    assert last["chosen"] == "true" and last["status"] == "finished" and last["reached_is_bound"] == "false"
     found = {name: float(last[name]) for name in ("seconds", "tokens", "updates", "final_loss", "best_loss", "final_bleu")}
     assert found == {"seconds": 50, "tokens": 10_000, "updates": 100, "final_loss": 2, "best_loss": 2, "final_bleu": 29}
     assert float(last["reached_seconds"]) == pytest.approx(37.5)
@@ -131,7 +131,7 @@ def test_settings_rates_and_failures_are_told_apart(large: pathlib.Path) -> None
     ):
         assert line in text
     lines = lines_of(large / "runs.csv")
-    assert [(line["chosen"], line["how"], line["has_diverged"]) for line in lines[2:6]] == [
+    assert [(line["chosen"], line["status"], line["has_diverged"]) for line in lines[2:6]] == [
         ("true", "finished", "false"),
         ("true", "finished", "false"),
         ("false", "finished", "true"),

@@ -16,7 +16,7 @@ from tests.comparison.made import CONFIG, arrival, entry, run, write_run
 
 def said_at_the_top(folder: pathlib.Path, *runs: Run) -> list[str]:
     for made in runs:
-        write_run(made, [{"event": "start", "data": made.data}, arrival(0, 4.0, 4.0)])
+        write_run(made, [{"event": "start", "data_fingerprint": made.data_fingerprint}, arrival(0, 4.0, 4.0)])
     entries = tuple(entry(made.name, 1, made) for made in runs)
     collection = Collection("title", runs[0].name, Target("loss", 3.0), entries)
     document = contents(collection, results(collection), folder, None)
@@ -25,7 +25,7 @@ def said_at_the_top(folder: pathlib.Path, *runs: Run) -> list[str]:
 
 def one(folder: pathlib.Path, name: str, data: str, when: str = "after") -> Run:
     config = CONFIG.model_copy(update={"validation": CONFIG.validation.model_copy(update={"when": when, "every": 5})})
-    return run((10.0, 4.0), (20.0, 2.0), folder=folder / name, data=data, config=config)
+    return run((10.0, 4.0), (20.0, 2.0), folder=folder / name, data_fingerprint=data, config=config)
 
 
 def test_runs_on_equal_terms_need_no_warning(tmp_path: pathlib.Path) -> None:

@@ -26,7 +26,7 @@ def make_config(**sections: Any) -> RunConfig:
 def saved(version: int = 3, tokens: int = 300, used: int = 7, seconds: float = 9.5) -> dict[str, Any]:
     """The data of a checkpoint, as far as they decide whether a run may go on: one batch before the last is still open."""
     store = {"version": version, "tokens": tokens, "ledger": {"watermark": used - 2, "above": [used - 1]}}
-    return {"data": "text", "store": store, "journal": {"seconds": seconds, "log": [0, 0]}}
+    return {"data_fingerprint": "text", "store": store, "recorder": {"seconds": seconds, "log": [0, 0]}}
 
 
 SUPPLY = Supply("text", 7)
@@ -44,7 +44,7 @@ def folder(tmp_path: pathlib.Path) -> RunFolder:
 def save_version(folder: RunFolder, version: int, log: bytes = b"", keep: int = 9) -> None:
     """A checkpoint of `version` that knows so much of the log."""
     data = saved(version)
-    data["journal"]["log"] = [len(log), zlib.crc32(log)]
+    data["recorder"]["log"] = [len(log), zlib.crc32(log)]
     save_checkpoint(folder.checkpoints, version, Checkpoint({"t": torch.zeros(1)}, data), keep)
 
 
@@ -143,7 +143,7 @@ def make_remains(root: pathlib.Path, name: str) -> pathlib.Path:
     """A file of a run whose configuration is missing; `name` is of what lies in the run's folder."""
     path = root / (f"{name}/v00000003/data.json" if name == "checkpoints" else name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('{"event": "start"}' if name == "events.jsonl" else '{"how": "finished", "num_workers": 2}')
+    path.write_text('{"event": "start"}' if name == "events.jsonl" else '{"status": "finished", "num_workers": 2}')
     return path
 
 
@@ -286,14 +286,14 @@ def test_a_run_that_has_finished_is_finished_until_more_is_asked_for(folder: Run
         return folder.finished(config, folder.resume(config, supply).saved, supply)
 
     assert finished() is None
-    folder.summary.write_text('{"how": "stopped"}')
+    folder.summary.write_text('{"status": "stopped"}')
     assert finished() is None
-    folder.summary.write_text('{"how": "finished"}')
-    assert finished(decoding={"beam": 1}) == {"how": "finished"}
+    folder.summary.write_text('{"status": "finished"}')
+    assert finished(decoding={"beam": 1}) == {"status": "finished"}
     assert finished(num_batches=8) is None and finished(8, training={"epochs": 2}) is None
     assert finished(validation={"every": 2}) is None
-    folder.summary.write_text('{"how": "finished early"}')
-    assert finished(num_batches=8) == {"how": "finished early"}
+    folder.summary.write_text('{"status": "finished early"}')
+    assert finished(num_batches=8) == {"status": "finished early"}
     assert finished(8, training={"epochs": 2}) is None
     folder.go_on(make_config(training={"epochs": 2}))
     assert finished(8, training={"epochs": 2}) is None  # it may not have reached that end

@@ -1,4 +1,4 @@
-"""Digests: of the bytes, beside the run, handed out in order."""
+"""Hashes of parameters: of the bytes, beside the run, handed out in order."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from hvd_async.runs.hashes import Digests, digest
+from hvd_async.runs.hashes import ParameterHashes, hash_of
 
 
-def test_a_digest_is_of_the_bytes() -> None:
+def test_a_hash_is_of_the_bytes() -> None:
     vector = torch.tensor([1.0, -0.5, 0.0])
     expected = hashlib.blake2b(bytes.fromhex("0000803f000000bf00000000"), digest_size=16).hexdigest()
-    assert digest(vector) == expected
-    assert digest(-vector) != digest(vector) and digest(torch.tensor([1.0, -0.5, -0.0])) != expected
+    assert hash_of(vector) == expected
+    assert hash_of(-vector) != hash_of(vector) and hash_of(torch.tensor([1.0, -0.5, -0.0])) != expected
 
 
-def test_digests_come_in_order_and_each_version_once() -> None:
+def test_hashes_come_in_order_and_each_version_once() -> None:
     waiting: list[tuple[Future[dict[str, str]], Callable[..., dict[str, str]], tuple[Any, ...]]] = []
 
     def submit(function: Callable[..., dict[str, str]], *arguments: Any, num_bytes: int) -> Future[dict[str, str]]:
@@ -32,17 +32,17 @@ def test_digests_come_in_order_and_each_version_once() -> None:
         future.set_result(function(*arguments))
 
     vectors = {"parameters": torch.zeros(2), "average": torch.ones(2)}
-    digests = Digests(submit)
-    digests.take(1, vectors.__getitem__, {"digest": "parameters"})
-    digests.take(2, vectors.__getitem__, {"digest": "parameters", "average": "average"})
-    digests.take(2, vectors.__getitem__, {"digest": "parameters"})
+    hashes = ParameterHashes(submit)
+    hashes.take(1, vectors.__getitem__, {"hash": "parameters"})
+    hashes.take(2, vectors.__getitem__, {"hash": "parameters", "average": "average"})
+    hashes.take(2, vectors.__getitem__, {"hash": "parameters"})
     assert len(waiting) == 2
     work(1)
-    assert list(digests.finished()) == []  # the first is not done
+    assert list(hashes.finished()) == []  # the first is not done
     work(0)
-    zeros, ones = digest(vectors["parameters"]), digest(vectors["average"])
-    assert list(digests.finished()) == [
-        {"version": 1, "digest": zeros},
-        {"version": 2, "digest": zeros, "average": ones},
+    zeros, ones = hash_of(vectors["parameters"]), hash_of(vectors["average"])
+    assert list(hashes.finished()) == [
+        {"version": 1, "hash": zeros},
+        {"version": 2, "hash": zeros, "average": ones},
     ]
-    assert list(digests.finished(wait=True)) == []
+    assert list(hashes.finished(wait=True)) == []

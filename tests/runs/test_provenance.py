@@ -9,20 +9,20 @@ import torch
 
 from hvd_async.cluster.batch_job import BatchJob
 from hvd_async.cluster.topology import Machine, Placement, assign_roles
-from hvd_async.runs.provenance import device_of, origin_of, origin_of_one_process, this_software
+from hvd_async.runs.provenance import device_of, provenance_of, provenance_of_one_process, this_software
 
 
 def test_ranks_teams_and_what_differs_on_other_hosts() -> None:
     machines = [Machine(host, (0, 1), ()) for host in ("a", "a", "b", "b")]
     plans = assign_roles(machines, Placement("async", threads=1))
     software = [{"torch": "2", "cpu": "x"}] * 2 + [{"torch": "2", "cpu": "y"}] * 2
-    origin = origin_of(plans, software)
-    assert origin.software == {"torch": "2", "cpu": "x"}
-    assert origin.teams == [[0], [1, 2]]
-    assert [rank["worker"] for rank in origin.ranks] == [None, 0, 1, 2]
-    assert [rank["store_device"] for rank in origin.ranks] == ["cpu", None, None, None]
-    assert [rank.get("software") for rank in origin.ranks] == [None, None, {"cpu": "y"}, {"cpu": "y"}]
-    assert origin.ranks[2] == {
+    provenance = provenance_of(plans, software)
+    assert provenance.software == {"torch": "2", "cpu": "x"}
+    assert provenance.node_workers == [[0], [1, 2]]
+    assert [rank["worker"] for rank in provenance.ranks] == [None, 0, 1, 2]
+    assert [rank["store_device"] for rank in provenance.ranks] == ["cpu", None, None, None]
+    assert [rank.get("software") for rank in provenance.ranks] == [None, None, {"cpu": "y"}, {"cpu": "y"}]
+    assert provenance.ranks[2] == {
         "rank": 2,
         "role": "worker",
         "host": "b",
@@ -35,18 +35,18 @@ def test_ranks_teams_and_what_differs_on_other_hosts() -> None:
 
 
 def test_everything_is_plain_data() -> None:
-    origin = origin_of_one_process([[0, 1], [2]])
-    assert json.loads(json.dumps(origin.to_json())) == origin.to_json()
-    assert origin.teams == [[0, 1], [2]] and origin.ranks[0]["threads"] == torch.get_num_threads()
+    provenance = provenance_of_one_process([[0, 1], [2]])
+    assert json.loads(json.dumps(provenance.to_json())) == provenance.to_json()
+    assert provenance.node_workers == [[0, 1], [2]] and provenance.ranks[0]["threads"] == torch.get_num_threads()
     assert this_software()["torch"] == torch.__version__ and this_software()["cpu"]
 
 
 def test_a_job_of_a_batch_system_is_recorded() -> None:
     plans = assign_roles([Machine("a", (0, 1), ())], Placement("single", threads=1))
-    data = origin_of(plans, [{}], BatchJob("123", 2, name="train")).to_json()
+    data = provenance_of(plans, [{}], BatchJob("123", 2, name="train")).to_json()
     absent = dict.fromkeys(("array_job", "array_task", "partition", "nodes", "cluster"))
     assert data["job"] == {"id": "123", "restarts": 2, "name": "train", **absent}
-    assert origin_of(plans, [{}]).to_json()["job"] is None
+    assert provenance_of(plans, [{}]).to_json()["job"] is None
 
 
 def test_a_rank_without_a_gpu_leaves_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hvd_async.errors import CheckpointError, DataError
-from hvd_async.runs.measurements import Measurement, Measurements
+from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
 from hvd_async.system.background_writer import BackgroundWriter
 from hvd_async.training.run import TrainOptions, train
 from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
@@ -63,7 +63,7 @@ def test_a_full_disk_under_the_last_model_costs_no_measurement(tmp_path: pathlib
     with pytest.raises(DataError, match="last: cannot be written: No space left on device"):
         run(settings, FullDisk)
     summary = run(settings, resume=True)
-    assert versions(summary) == [3, 6, 9, 12] and summary["how"] == "finished" and summary["unmeasured"] == []
+    assert versions(summary) == [3, 6, 9, 12] and summary["status"] == "finished" and summary["unmeasured"] == []
     assert snapshots(tmp_path / "run") == [] and (tmp_path / "run/models/last/exported.json").exists()
 
 
@@ -109,7 +109,7 @@ def test_scalars_that_cannot_be_written_end_no_run(tmp_path: pathlib.Path, capsy
     (tmp_path / "run").mkdir()
     (tmp_path / "run/tensorboard").write_text("in the way")
     summary = run(settings_of(tmp_path / "run", training={"tensorboard": True}))
-    assert summary["how"] == "finished"
+    assert summary["status"] == "finished"
     assert capsys.readouterr().out.count("tensorboard: cannot be written: ") == 1
 
 
@@ -175,7 +175,7 @@ def test_a_log_that_was_cut_is_gone_on_from_with_a_gap_that_is_told(
     log = tmp_path / "run/events.jsonl"
     log.write_bytes(log.read_bytes()[:-900])
     summary = run(dataclasses.replace(settings, num_batches=15), resume=True)
-    assert summary["updates"] == 15 and summary["how"] == "finished"
+    assert summary["updates"] == 15 and summary["status"] == "finished"
     assert "with a gap of" in capsys.readouterr().out
     assert next(json.loads(line) for line in log.read_text().splitlines() if '"gap"' in line)["version"] == 12
 
@@ -196,8 +196,8 @@ def test_a_checkpoint_that_another_rank_does_not_see_is_told(
 # --- What it is made of -----------------------------------------------------------------------------------------------
 
 
-def measured(*losses: float) -> Measurements:
-    return Measurements(Measurement(version, 0, 0.0, loss, None) for version, loss in enumerate(losses, start=1))
+def measured(*losses: float) -> EvaluationHistory:
+    return EvaluationHistory(EvaluationResult(version, 0, 0.0, loss, None) for version, loss in enumerate(losses, start=1))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_a_simulated_run_ends_with_the_first_update_after_its_time(tmp_path: pat
     training = {"epochs": None, "seconds": 10.0}
     summary = run(tmp_path / "run", 10_000, strategy=strategy, training=training, emulation=UNEVEN)
     made = [update["seconds"] for update in events_of(tmp_path / "run", "update")]
-    assert summary["how"] == "finished"
+    assert summary["status"] == "finished"
     after = [seconds for seconds in made if seconds >= 10.0]
     assert len(after) == 1 and made[-1] == after[0]
 
@@ -37,7 +37,7 @@ def test_real_ranks_end_when_their_time_is_over(tmp_path: pathlib.Path) -> None:
     run_toy(3, settings("horovod"), settings("async")).check()
     for kind in ("horovod", "async"):
         made = [update["seconds"] for update in events_of(tmp_path / kind, "update")]
-        assert summary_of(tmp_path / kind)["how"] == "finished"
+        assert summary_of(tmp_path / kind)["status"] == "finished"
         late = [seconds for seconds in made if seconds >= 0.5]
         assert len(late) <= 2 and len(made) > len(late)
 

@@ -14,10 +14,10 @@ from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import costs, num_workers
-from hvd_async.simulation.counting_store import CountingBooks, Tokens
+from hvd_async.simulation.counting_store import CountingStore, Tokens
 from hvd_async.simulation.direct import make_clock, make_cluster
 from hvd_async.simulation.planning import lines_of, plan, write_plan
-from hvd_async.simulation.predict import Outcome, Size, predict
+from hvd_async.simulation.predict import ClusterRates, Size, predict
 from hvd_async.tasks.registry import count_parameters
 from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import events_of
@@ -65,10 +65,10 @@ def counted(config: RunConfig, num_batches: int | None, *, plain: bool = False) 
     workers = num_workers(config)
     times = StepTimes(config.emulation, config.seed, workers, default=0.1)
     clock = make_clock(config, times, workers)
-    books = CountingBooks(config.strategy, workers, TOKENS, config.training.updates, record=clock.read)
+    store = CountingStore(config.strategy, workers, TOKENS, config.training.updates, record=clock.read)
     make = Cluster if plain else make_cluster
-    make(config, costs(config, size), times, books, clock, num_batches).run()
-    return sorted((round(fate.seconds, 6), fate.worker, fate.batch, fate.base_version, fate.version) for fate in books.fates)
+    make(config, costs(config, size), times, store, clock, num_batches).run()
+    return sorted((round(fate.seconds, 6), fate.worker, fate.batch, fate.base_version, fate.version) for fate in store.fates)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -93,7 +93,7 @@ def test_ties_fall_alike_in_the_short_way_and_the_long(tmp_path: pathlib.Path, n
     assert counted(config, 60) == counted(config, 60, plain=True)
 
 
-def outcome(tmp_path: pathlib.Path, *, arrivals: int = 4000, parameters: int = 1_000_000, **sections: Any) -> Outcome:
+def outcome(tmp_path: pathlib.Path, *, arrivals: int = 4000, parameters: int = 1_000_000, **sections: Any) -> ClusterRates:
     sections = {"strategy": {"kind": "async", "arrivals_per_update": 1}, **sections}
     return predict(parse(tmp_path, **sections), Size(parameters, arrivals, Tokens([100])))
 

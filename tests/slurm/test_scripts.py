@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
-from tests.mpi.runs import digest_of, events_of, summary_of, write_config
+from tests.mpi.runs import config_hash, events_of, summary_of, write_config
 from tests.ranks import mpi_family, run_limited
 from tests.slurm.conftest import BUSY, ROOT, Cluster, until
 
@@ -67,11 +67,11 @@ def run_of(desk: pathlib.Path, updates: int, **sections: dict[str, Any]) -> str:
     return "run.yaml"
 
 
-@pytest.mark.parametrize("starter", ["srun", "mpirun"])
-def test_training_on_two_nodes(slurm: Cluster, desk: pathlib.Path, starter: str) -> None:
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_training_on_two_nodes(slurm: Cluster, desk: pathlib.Path, launcher: str) -> None:
     # The store is one rank more than there are tasks, and GPUs.
     options = (*TWO_NODES, "--gpus-per-task=1")
-    log = finish(slurm, desk, submit(slurm, desk, "train", run_of(desk, 4), "--starter", starter, options=options))
+    log = finish(slurm, desk, submit(slurm, desk, "train", run_of(desk, 4), "--launcher", launcher, options=options))
     lines = log.splitlines()
     places = [re.match(r"rank (\d) on (node\d): (\w+)", line) for line in lines]
     assert [place.groups() for place in places if place] == [
@@ -122,7 +122,7 @@ def test_a_suite_is_an_array_of_jobs_and_a_report(slurm: Cluster, desk: pathlib.
     assert slurm.wait(report) == "COMPLETED"
     page = (desk / "runs" / "tiny" / "report" / "report.md").read_text()
     assert "--workers: got 5, expected at most 4, the tasks of this job" in page  # the run that could not be
-    assert {summary_of(folder)["how"] for folder in (desk / "runs" / "tiny" / "runs").iterdir()} == {"finished"}
+    assert {summary_of(folder)["status"] for folder in (desk / "runs" / "tiny" / "runs").iterdir()} == {"finished"}
     logs = {path.name: path.read_text() for path in desk.glob("hvd-async-*_*.out")}
     assert set(logs) == {f"hvd-async-{array}_{task}.out" for task in range(3)}
     assert all(
@@ -153,7 +153,7 @@ def test_preempted_by_a_higher_partition_a_run_goes_on_to_the_same_parameters(sl
     # Unbroken, without Slurm, as fast as it goes.
     launch = [sys.executable, "-m", "hvd_async", "launch", config, "--workers", "2", "--set", "output=unbroken"]
     run_limited([*launch, "--set", "emulation={}"], {**os.environ, "PYTHONPATH": str(ROOT)}, 120, cwd=desk).check()
-    assert digest_of(desk / "run") == digest_of(desk / "unbroken")
+    assert config_hash(desk / "run") == config_hash(desk / "unbroken")
 
 
 def test_ahead_of_the_time_limit_a_run_is_saved_and_goes_on_with_its_books_in_order(
@@ -181,8 +181,8 @@ def test_a_job_that_is_cancelled_saves_everything_and_stays_away(slurm: Cluster,
     slurm.run("scancel", job, cwd=desk)
     assert slurm.wait(job) == "CANCELLED"
     until(lambda: "everything saved" in log_of(desk), 30, lambda: log_of(desk))
-    assert summary_of(desk / "run")["how"] == "stopped"
-    assert digest_of(desk / "run")
+    assert summary_of(desk / "run")["status"] == "stopped"
+    assert config_hash(desk / "run")
     assert slurm.facts(job)["Restarts"] == "0" and "back into the queue" not in log_of(desk)
 
 

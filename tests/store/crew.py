@@ -1,4 +1,4 @@
-"""A store's server and its workers as threads of one process, and a journal that remembers everything."""
+"""A store's server and its workers as threads of one process, and a observer that remembers everything."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JOIN_SECONDS = 90.0  # generous: only a hang gets there
 
 @dataclass
 class Recorder:
-    """A `Journal` that remembers what it is told, in order."""
+    """A `Observer` that remembers what it is told, in order."""
 
     evaluate_every: int = 0
     finish_at: int | None = None
@@ -37,43 +37,43 @@ class Recorder:
     rescues: list[StopNotice | None] = field(default_factory=list)
 
     def started(self, store: ParameterStore) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
 
     def updating(self) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
         self.refusals.append((arrival, refusal))
 
     def updated(self, update: Update) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
         self.updates.append(update)
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
         self.evaluations.append((version, list(statistics)))
 
     def ended(self, notice: StopNotice | None) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
         self.endings.append(notice)
 
     def settle(self) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """See `Journal`."""
+        """See `Observer`."""
         self.rescues.append(stop)
 
     def num_evaluations_due(self) -> int:
-        """See `Journal`."""
+        """See `Observer`."""
         return len(self.updates) // self.evaluate_every if self.evaluate_every else 0
 
     def is_finished(self) -> bool:
-        """See `Journal`."""
+        """See `Observer`."""
         return self.finish_at is not None and len(self.updates) >= self.finish_at
 
     @property
@@ -112,7 +112,7 @@ class Crew:
     push: PushConfig = field(default_factory=PushConfig)
     optimizer: OptimizerConfig = field(default_factory=sgd)
     """That of `store`."""
-    journal: Recorder = field(default_factory=Recorder)
+    observer: Recorder = field(default_factory=Recorder)
     server: ServerOptions = field(default_factory=ServerOptions)
     after_step: Callable[[StoreClient, int, int], bool] = lambda client, worker, num_steps: True
     """Called by a worker between its steps; False makes it leave."""
@@ -149,7 +149,7 @@ class Crew:
 
     def _serve(self) -> None:
         with Heartbeat(self.memory, Word.STORE_HEARTBEAT) as heartbeat:
-            server = StoreServer(self.store, self.memory, self.journal, self.server, heartbeat.touch)
+            server = StoreServer(self.store, self.memory, self.observer, self.server, heartbeat.touch)
             self.notice = server.serve(lambda: None)
 
     def _work(self, worker: int) -> None:
@@ -197,7 +197,7 @@ class Crew:
         provisional = torch.zeros(1)
         again = make_store(self.strategy, optimizer=self.optimizer, size=1, provisional=[provisional])
         values = {(0, 0): 0.0}
-        for update in self.journal.updates:
+        for update in self.observer.updates:
             for one in update.arrivals:
                 gradient = self.gradient(one.batch)[:1]
                 again.accept([one], Gradient.measure(gradient))

@@ -13,10 +13,10 @@ import torch
 from hvd_async.config import PushConfig
 from hvd_async.errors import PeerError
 from hvd_async.store.serve.client import ClientOptions, StoreClient
-from hvd_async.store.serve.node_aggregation import NodeTeam, team_layout
+from hvd_async.store.serve.node_aggregation import NodeAggregator, node_layout
 from hvd_async.store.wire.layout import Layout, SlotWord, StoreMemory, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import slot_format
-from hvd_async.strategies.push_pull import TeamExchange, wait_and_pull
+from hvd_async.strategies.push_pull import NodePushPull, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors.arithmetic import BLOCK
 from tests.store.crew import Crew, Pull
@@ -126,8 +126,8 @@ def check(crew: MortalCrew) -> bool:
     num_pushed = crew.memory.load(crew.memory.layout.slot_word(DOOMED, SlotWord.PUSHED))
     # On a busy machine it may claim when the others have used all batches up.
     expected = (set(range(NUM_BATCHES)) | {first, second}) - (set() if num_pushed == 2 else {second})
-    assert sorted(crew.journal.batches) == sorted(expected) and first in expected
-    assert crew.journal.refusals == []
+    assert sorted(crew.observer.batches) == sorted(expected) and first in expected
+    assert crew.observer.refusals == []
     if crew.strategy.reduction == "sum":
         assert crew.store.parameters.eq(-sum(map(value_of, expected))).all()
     again = crew.expected()
@@ -191,7 +191,7 @@ class MortalTeam(Crew):
     has_died: bool = False
 
     def run(self) -> Crew:
-        self.block = ThreadMemory(team_layout(SIZE, 2, has_error=False))
+        self.block = ThreadMemory(node_layout(SIZE, 2, has_error=False))
         return super().run()
 
     def _work(self, worker: int) -> None:
@@ -199,11 +199,11 @@ class MortalTeam(Crew):
         if worker == DOOMED:
             block, memory = (cast(ThreadMemory, Mortal(each, self.fate)) for each in (block, memory))
         client = StoreClient([memory], worker, ClientOptions(announces=False), slot=0)
-        team = NodeTeam(block, worker, client, lambda client, target: wait_and_pull(client, self.strategy, target))
-        exchange = TeamExchange(team, client, self.strategy)
+        team = NodeAggregator(block, worker, client, lambda client, target: wait_and_pull(client, self.strategy, target))
+        push_pull = NodePushPull(team, client, self.strategy)
         client.join()
         parameters = torch.full((SIZE,), torch.nan)
-        version = exchange.come(parameters).version
+        version = push_pull.start(parameters).version
         for step in range(6):
             batch = client.claim()
             if worker == DOOMED:
@@ -211,12 +211,12 @@ class MortalTeam(Crew):
                 self.fate.is_armed = step == 1
             given = arrival(batch, worker=worker, base_version=version)
             try:
-                version = exchange.exchange(self.gradient(batch), given, parameters).version
+                version = push_pull.push_pull(self.gradient(batch), given, parameters).version
             except Killed:
                 self.has_died = True
                 raise
             self.fate.is_armed &= worker != DOOMED
-        exchange.leave()
+        push_pull.stop()
 
 
 @pytest.mark.parametrize("lockstep", [False, True])
@@ -227,10 +227,10 @@ def test_the_sum_of_a_team_counts_whole_or_not_at_all_whenever_a_member_dies(loc
         store = make_store(strategy, num_workers=2, memory=memory)
         crew = MortalTeam(store, strategy, memory, 12, lambda batch: torch.full((SIZE,), value_of(batch)), fate=Fate(fatal))
         crew.run()
-        batches = crew.journal.batches
+        batches = crew.observer.batches
         assert len(set(batches)) == len(batches)
         assert store.parameters.eq(-sum(map(value_of, batches))).all()
-        assert all(len(update.arrivals) == 2 for update in crew.journal.updates)
+        assert all(len(update.arrivals) == 2 for update in crew.observer.updates)
         if not crew.has_died:
             assert not crew.failures and sorted(batches) == list(range(12))
             break

@@ -13,10 +13,10 @@ import torch
 from hvd_async.errors import PeerError
 from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.serve.client import ClientOptions, StoreClient
-from hvd_async.store.serve.node_aggregation import NodeTeam, team_layout
+from hvd_async.store.serve.node_aggregation import NodeAggregator, node_layout
 from hvd_async.store.wire import arrival_words
 from hvd_async.store.wire.layout import Layout, SlotWord, StopKind, StopNotice, Word
-from hvd_async.strategies.push_pull import TeamExchange, wait_and_pull
+from hvd_async.strategies.push_pull import NodePushPull, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.crew import Crew, Pull
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, value_of
@@ -38,7 +38,7 @@ class TeamCrew(Crew):
     claimed: list[int] = field(default_factory=list)
 
     def run(self) -> Crew:
-        self.blocks = [ThreadMemory(team_layout(SIZE, size, has_error=False)) for size in self.teams]
+        self.blocks = [ThreadMemory(node_layout(SIZE, size, has_error=False)) for size in self.teams]
         return super().run()
 
     def _place(self, worker: int) -> tuple[int, int]:
@@ -55,13 +55,13 @@ class TeamCrew(Crew):
         pace = random.Random(self.seed * 1000 + worker)
         parameters = torch.full((SIZE,), torch.nan)
         block = self.blocks[team]
-        exchange = TeamExchange(
-            NodeTeam(block, member, client, lambda client, target: wait_and_pull(client, self.strategy, target)),
+        push_pull = NodePushPull(
+            NodeAggregator(block, member, client, lambda client, target: wait_and_pull(client, self.strategy, target)),
             client,
             self.strategy,
         )
         client.join()
-        base = exchange.come(parameters)
+        base = push_pull.start(parameters)
         self.see(worker, base, parameters)
         while client.stop_notice() is None and (pace.random() >= self.leaves or worker == 0):
             batch = client.claim()
@@ -71,15 +71,15 @@ class TeamCrew(Crew):
             for _ in range(pace.randrange(1, 1 + 300 * (1 + worker))):  # the work, uneven and seeded
                 pass
             given = arrival(batch, worker=worker, base_version=base.version, provisional=base.provisional)
-            base = exchange.exchange(self.gradient(batch), given, parameters)
+            base = push_pull.push_pull(self.gradient(batch), given, parameters)
             self.see(worker, base, parameters)
             if pace.random() < self.pauses:
-                exchange.pause()
+                push_pull.pause()
                 for _ in range(pace.randrange(2000)):
                     pass
-                base = exchange.come(parameters)
+                base = push_pull.start(parameters)
                 self.see(worker, base, parameters)
-        exchange.leave()
+        push_pull.stop()
 
 
 def make_crew(teams: Sequence[int], num_batches: int, *, seed: int = 0, **settings: Any) -> TeamCrew:
@@ -95,11 +95,11 @@ def make_crew(teams: Sequence[int], num_batches: int, *, seed: int = 0, **settin
 
 
 def check_books(crew: TeamCrew) -> None:
-    assert sorted(crew.journal.batches) == sorted(crew.claimed)
+    assert sorted(crew.observer.batches) == sorted(crew.claimed)
     assert crew.store.parameters.tolist() == [-sum(map(value_of, crew.claimed))] * SIZE
-    assert [update.version for update in crew.journal.updates] == list(range(1, crew.store.version + 1))
+    assert [update.version for update in crew.observer.updates] == list(range(1, crew.store.version + 1))
     values = [0.0]
-    for update in crew.journal.updates:
+    for update in crew.observer.updates:
         values.append(values[-1] - sum(value_of(one.batch) for one in update.arrivals))
     for pulls in crew.pulls.values():
         versions = [pull.version for pull in pulls]
@@ -125,7 +125,7 @@ def test_lock_step_holds_though_members_pause_and_leave(settings: dict[str, Any]
     crew = make_crew(teams, 60, seed=seed, pauses=0.2, leaves=0.03, **settings)
     crew.run().check()
     check_books(crew)
-    for update in crew.journal.updates if "lockstep" in settings else crew.journal.updates[:5]:
+    for update in crew.observer.updates if "lockstep" in settings else crew.observer.updates[:5]:
         assert all(update.staleness(one) == 0 for one in update.arrivals)
 
 
@@ -135,7 +135,7 @@ def test_a_bound_that_waits_holds_among_teams(bound: int, seed: int) -> None:
     crew = make_crew((2, 2), 60, seed=seed, arrivals_per_update=1, max_staleness=bound, pauses=0.1)
     crew.run().check()
     check_books(crew)
-    assert max(crew.journal.stalenesses) <= bound
+    assert max(crew.observer.stalenesses) <= bound
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -145,20 +145,20 @@ def test_what_a_team_computes_on_is_what_its_arrivals_say(teams: Sequence[int], 
         teams, 60, seed=seed, arrivals_per_update=wanted, reduction="token_mean", provisional=True, pauses=0.15, leaves=0.03
     )
     crew.run().check()
-    assert sorted(crew.journal.batches) == sorted(crew.claimed)
+    assert sorted(crew.observer.batches) == sorted(crew.claimed)
     expected, pulls = crew.expected(), [pull for pulls in crew.pulls.values() for pull in pulls]
     assert any(pull.provisional for pull in pulls)
     for pull in pulls:
         value = expected[pull.version, pull.provisional]
         assert pull == Pull(pull.version, value, value, pull.provisional)
-    described = {(one.base_version, one.provisional) for update in crew.journal.updates for one in update.arrivals}
+    described = {(one.base_version, one.provisional) for update in crew.observer.updates for one in update.arrivals}
     assert described <= {(pull.version, pull.provisional) for pull in pulls}
 
 
 def test_without_pauses_a_push_brings_all_of_a_team_in_the_order_of_their_batches() -> None:
     crew = make_crew((3,), 60, arrivals_per_update=1)
     crew.run().check()
-    arrivals = [update.arrivals for update in crew.journal.updates]
+    arrivals = [update.arrivals for update in crew.observer.updates]
     assert all([one.batch for one in each] == sorted(one.batch for one in each) for each in arrivals)
     assert {len(each) for each in arrivals[:-3]} == {3}
     check_books(crew)
@@ -170,9 +170,9 @@ def test_a_sum_that_is_not_finite_is_refused_with_all_its_arrivals() -> None:
 
     crew = make_crew((3,), 30, arrivals_per_update=1, gradient=gradient)
     crew.run().check()
-    refused = sorted(one.batch for one, _ in crew.journal.refusals)
+    refused = sorted(one.batch for one, _ in crew.observer.refusals)
     assert 17 in refused and len(refused) == 3
-    assert sorted([*crew.journal.batches, *refused]) == list(range(30))
+    assert sorted([*crew.observer.batches, *refused]) == list(range(30))
     assert crew.store.parameters.tolist() == [-27.0] * SIZE
 
 
@@ -180,13 +180,13 @@ def test_a_team_larger_than_one_sum_takes() -> None:
     """More members than the kernels sum at a time; each contributes by hand."""
     size, num_members = 7, 70
     memory = ThreadMemory(Layout(size, num_members, num_slots=1, arrivals_per_slot=num_members))
-    block = ThreadMemory(team_layout(size, num_members, has_error=False))
+    block = ThreadMemory(node_layout(size, num_members, has_error=False))
     clients = [StoreClient([memory], worker, ClientOptions(), slot=0) for worker in range(num_members)]
 
     def pull(client: StoreClient, parameters: torch.Tensor) -> None:
         client.pull(parameters)
 
-    members = [NodeTeam(block, worker, client, pull) for worker, client in enumerate(clients)]
+    members = [NodeAggregator(block, worker, client, pull) for worker, client in enumerate(clients)]
     for worker in range(num_members):
         block.vector(block.layout.slot_offset(worker)).fill_(float(worker))
         words = arrival_words.to_words(Arrival(worker, worker, base_version=0, tokens=1, loss=0.0))
@@ -221,7 +221,7 @@ def test_a_signal_ends_all_members_and_what_they_claimed_is_pending_or_computed_
     crew = make_crew((2, 2), 10**9, arrivals_per_update=2, gradient=gradient)
     crew.run().check()
     assert crew.notice == asked
-    decided = {*crew.journal.batches, *(one.batch for one in crew.store.pending)}
+    decided = {*crew.observer.batches, *(one.batch for one in crew.store.pending)}
     order = crew.store.ledger.claim_order()
     assert decided | set(order.missing) == set(range(order.first_new))
     assert decided.isdisjoint(order.missing)

@@ -76,8 +76,8 @@ def test_one_arrival_is_the_update_rule_on_its_mean_gradient_bit_for_bit() -> No
         gradient = torch.randn(SIZE, generator=random)
         store.accept([arrival(version - 1, base_version=version - 1, tokens=7)], Gradient.measure(gradient))
         update = store.advance()
-        shard.hold(Gradient.measure(gradient), 1.0)
-        norm = arithmetic.norm(shard.combine(7.0))
+        shard.add(Gradient.measure(gradient), 1.0)
+        norm = arithmetic.norm(shard.norm(7.0))
         assert update is not None and update.gradient_norm == norm
         shard.step(StepOrder(version, update.learning_rate, 7.0, min(1.0, 0.5 / norm)))
         assert torch.equal(store.parameters, shard.parameters)

@@ -49,7 +49,7 @@ def make_crew(
     memory_type: Callable[[Layout], ThreadMemory] = ThreadMemory,
     **settings: Any,
 ) -> Crew:
-    names = ("journal", "server", "after_step", "gradient", "optimizer")
+    names = ("observer", "server", "after_step", "gradient", "optimizer")
     others = {key: settings.pop(key) for key in names if key in settings}
     strategy = asynchronous(**{"reduction": "sum", **settings})
     memory = memory_type(Layout(size, num_workers, num_buffers, num_provisional=num_provisional(strategy)))
@@ -77,7 +77,7 @@ def test_every_pull_is_whole_and_of_the_version_it_claims(num_buffers: int) -> N
     crew = make_crew(2, 120, size=200_000, arrivals_per_update=1, num_buffers=num_buffers, memory_type=SlowReads)
     crew.run().check()
     values = [0.0]
-    for update in crew.journal.updates:
+    for update in crew.observer.updates:
         values.append(values[-1] - sum(value_of(one.batch) for one in update.arrivals))
     for pull in itertools.chain(*crew.pulls.values()):
         assert pull == Pull(pull.version, values[pull.version], values[pull.version])
@@ -97,7 +97,7 @@ def test_every_provisional_pull_is_whole_and_of_what_it_claims(wanted: int | str
         optimizer=optimizer,
     )
     crew.run().check()
-    assert sorted(crew.journal.batches) == list(range(100))
+    assert sorted(crew.observer.batches) == list(range(100))
     expected, pulls = crew.expected(), list(itertools.chain(*crew.pulls.values()))
     assert any(pull.provisional for pull in pulls)
     for pull in pulls:
@@ -124,18 +124,18 @@ def test_what_a_gradient_was_computed_on_is_what_its_arrival_says(name: str, see
 
     settings = {"reduction": "token_mean", "provisional": True, **PROVISIONAL[name]}
     crew = make_crew(4, 90, seed=seed, gradient=gradient, **settings).run().check()
-    refused = [one.batch for one, _ in crew.journal.refusals]
-    assert sorted([*crew.journal.batches, *refused]) == list(range(90)) and poisoned <= set(refused)
+    refused = [one.batch for one, _ in crew.observer.refusals]
+    assert sorted([*crew.observer.batches, *refused]) == list(range(90)) and poisoned <= set(refused)
     expected = crew.expected()
     for pull in itertools.chain(*crew.pulls.values()):
         value = expected[pull.version, pull.provisional]
         assert pull == Pull(pull.version, value, value, pull.provisional)
-    described = {(one.base_version, one.provisional) for update in crew.journal.updates for one in update.arrivals}
+    described = {(one.base_version, one.provisional) for update in crew.observer.updates for one in update.arrivals}
     assert any(provisional for _, provisional in described) and described <= expected.keys()
     if name == "bounded":
-        assert max(crew.journal.stalenesses) <= 1
+        assert max(crew.observer.stalenesses) <= 1
     if name == "warm":
-        assert all(not one.provisional for update in crew.journal.updates[:4] for one in update.arrivals)
+        assert all(not one.provisional for update in crew.observer.updates[:4] for one in update.arrivals)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,12 @@ def test_every_claimed_batch_is_in_exactly_one_update_or_refusal(num_workers: in
         return torch.full((3,), float("nan") if batch in poisoned else value_of(batch))
 
     crew = make_crew(num_workers, 61, seed=seed, arrivals_per_update=wanted, gradient=gradient).run().check()
-    assert sorted(crew.journal.batches) == [batch for batch in range(61) if batch not in poisoned]
-    assert {(one.batch, refusal) for one, refusal in crew.journal.refusals} == {
+    assert sorted(crew.observer.batches) == [batch for batch in range(61) if batch not in poisoned]
+    assert {(one.batch, refusal) for one, refusal in crew.observer.refusals} == {
         (batch, Refusal.NOT_FINITE) for batch in poisoned
     }
-    assert len(crew.journal.refusals) == len(poisoned)
-    assert crew.store.parameters.tolist() == [-sum(map(value_of, crew.journal.batches))] * 3
+    assert len(crew.observer.refusals) == len(poisoned)
+    assert crew.store.parameters.tolist() == [-sum(map(value_of, crew.observer.batches))] * 3
     assert crew.notice is None and crew.memory.load(Word.VERSION) == crew.store.version
 
 
@@ -183,7 +183,7 @@ def test_lock_step_makes_the_same_updates_whatever_the_speeds(wanted: int | str)
         make_crew(3, 32, seed=seed, lockstep=True, arrivals_per_update=wanted, gradient=gradient).run().check()
         for seed in (1, 2)
     ]
-    first, second = ([[(a.batch, a.base_version) for a in u.arrivals] for u in crew.journal.updates] for crew in crews)
+    first, second = ([[(a.batch, a.base_version) for a in u.arrivals] for u in crew.observer.updates] for crew in crews)
     assert first == second and len(first) == 11
     assert torch.equal(crews[0].store.parameters, crews[1].store.parameters)  # the order of summation, to the last bit
 
@@ -192,7 +192,7 @@ def test_lock_step_makes_the_same_updates_whatever_the_speeds(wanted: int | str)
 def test_in_lock_step_a_worker_goes_on_from_the_update_that_it_is_in(wanted: int | str) -> None:
     crew = make_crew(3, 30, lockstep=True, arrivals_per_update=wanted).run().check()
     last = dict.fromkeys(range(3), 0)
-    for update in crew.journal.updates:
+    for update in crew.observer.updates:
         for one in update.arrivals:
             assert one.base_version == last[one.worker]
             last[one.worker] = update.version
@@ -200,17 +200,17 @@ def test_in_lock_step_a_worker_goes_on_from_the_update_that_it_is_in(wanted: int
 
 def test_a_warm_start_is_fresh_for_its_versions() -> None:
     crew = make_crew(3, 60, arrivals_per_update=1, synchronous_versions=5).run().check()
-    for update in crew.journal.updates[:5]:
+    for update in crew.observer.updates[:5]:
         assert [update.staleness(one) for one in update.arrivals] == [0, 0, 0]
-    assert [len(update.arrivals) for update in crew.journal.updates[5:]] == [1] * 45
+    assert [len(update.arrivals) for update in crew.observer.updates[5:]] == [1] * 45
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("bound", "wanted"), [(0, 1), (1, 1), (1, 2), (2, 1)])
 def test_a_bound_that_waits_holds(bound: int, wanted: int, seed: int) -> None:
     crew = make_crew(3, 90, seed=seed, arrivals_per_update=wanted, max_staleness=bound).run().check()
-    assert max(crew.journal.stalenesses) <= bound
-    assert sorted(crew.journal.batches) == list(range(90))
+    assert max(crew.observer.stalenesses) <= bound
+    assert sorted(crew.observer.batches) == list(range(90))
 
 
 def test_a_worker_that_leaves_early_is_not_waited_for() -> None:
@@ -218,8 +218,8 @@ def test_a_worker_that_leaves_early_is_not_waited_for() -> None:
         3, 40, lockstep=True, arrivals_per_update="workers", after_step=lambda _, worker, steps: worker != 1 or steps < 2
     )
     crew.run().check()
-    assert sorted(crew.journal.batches) == list(range(40))
-    assert [len(update.arrivals) for update in crew.journal.updates] == [3, 3] + [2] * 17
+    assert sorted(crew.observer.batches) == list(range(40))
+    assert [len(update.arrivals) for update in crew.observer.updates] == [3, 3] + [2] * 17
 
 
 @pytest.mark.parametrize("settings", [{"arrivals_per_update": 2}, {"arrivals_per_update": "workers", "lockstep": True}])
@@ -233,9 +233,9 @@ def test_a_signal_on_one_worker_ends_all(settings: dict[str, Any]) -> None:
 
     crew = make_crew(3, 10**9, after_step=after_step, **settings).run().check()
     assert crew.notice == asked
-    assert crew.store.version == len(crew.journal.updates) >= 2
+    assert crew.store.version == len(crew.observer.updates) >= 2
     # What was claimed and is in no update is pending, or is computed again by a run that resumes.
-    decided = {*crew.journal.batches, *(one.batch for one in crew.store.pending)}
+    decided = {*crew.observer.batches, *(one.batch for one in crew.store.pending)}
     order = crew.store.ledger.claim_order()
     assert decided.isdisjoint(order.batch(claim) for claim in range(100))
     assert decided | set(order.missing) == set(range(order.first_new))
@@ -256,10 +256,10 @@ def test_a_failure_on_one_worker_ends_all_and_they_know_that_it_is_reported() ->
 
 
 def test_exhausted_patience_ends_the_run() -> None:
-    crew = make_crew(2, 10**9, arrivals_per_update=1, journal=Recorder(finish_at=5)).run().check()
+    crew = make_crew(2, 10**9, arrivals_per_update=1, observer=Recorder(finish_at=5)).run().check()
     assert crew.notice == StopNotice(StopKind.FINISHED, rank=0)
-    assert len(crew.journal.updates) == 5
-    assert {refusal for _, refusal in crew.journal.refusals} <= {Refusal.AFTER_THE_END}
+    assert len(crew.observer.updates) == 5
+    assert {refusal for _, refusal in crew.observer.refusals} <= {Refusal.AFTER_THE_END}
 
 
 def test_every_evaluation_that_is_due_is_given_to_one_worker_at_most() -> None:
@@ -270,13 +270,13 @@ def test_every_evaluation_that_is_due_is_given_to_one_worker_at_most() -> None:
 
     options = ServerOptions(first_evaluation=2, evaluate_every=2)
     crew = make_crew(
-        3, 120, arrivals_per_update=1, journal=Recorder(evaluate_every=2), server=options, after_step=after_step
+        3, 120, arrivals_per_update=1, observer=Recorder(evaluate_every=2), server=options, after_step=after_step
     )
     crew.run().check()
-    versions = [version for version, _ in crew.journal.evaluations]
+    versions = [version for version, _ in crew.observer.evaluations]
     assert len(versions) == len(set(versions)) >= 10
     assert set(versions) <= set(range(2, 121, 2))
-    for version, statistics in crew.journal.evaluations:
+    for version, statistics in crew.observer.evaluations:
         assert statistics[0] == version / 2 and statistics[1] in (0, 1, 2)
 
 
@@ -304,16 +304,16 @@ def scripted(turns: dict[int, Callable[[], None]], limit: int = 1000) -> Callabl
 
 
 def test_the_last_version_is_the_last_though_every_slot_is_full() -> None:
-    memory, journal = ThreadMemory(Layout(4, 4)), Recorder()
+    memory, observer = ThreadMemory(Layout(4, 4)), Recorder()
     store = make_store(asynchronous(arrivals_per_update=1), num_workers=4, memory=memory)
     for worker in range(4):
         client = StoreClient([memory], worker, ClientOptions())
         client.push(torch.ones(4), [arrival(worker, worker=worker)])
         client.leave()
-    notice = StoreServer(store, memory, journal, ServerOptions(last_version=2)).serve(scripted({}))
+    notice = StoreServer(store, memory, observer, ServerOptions(last_version=2)).serve(scripted({}))
     assert notice == StopNotice(StopKind.FINISHED, rank=0)
     assert store.version == 2 and store.parameters.tolist() == [-2.0] * 4
-    assert [(one.batch, why) for one, why in journal.refusals] == [(2, Refusal.AFTER_THE_END), (3, Refusal.AFTER_THE_END)]
+    assert [(one.batch, why) for one, why in observer.refusals] == [(2, Refusal.AFTER_THE_END), (3, Refusal.AFTER_THE_END)]
 
 
 def test_workers_that_wait_for_a_version_go_on_when_its_sum_is_not_finite() -> None:
@@ -479,7 +479,7 @@ Clients = Sequence[StoreClient]
 def serve_provisional(turns: dict[int, Callable[[Clients], object]]) -> tuple[Written, ParameterStore, Recorder]:
     """A store with N = 3 and three workers, who make version 1 in turn 0, do as `turns` say at their beginnings, and leave."""
     strategy = asynchronous(provisional=True, arrivals_per_update=3)
-    memory, journal = Written(Layout(4, 3, num_provisional=NUM_PROVISIONAL)), Recorder()
+    memory, observer = Written(Layout(4, 3, num_provisional=NUM_PROVISIONAL)), Recorder()
     store = make_store(strategy, num_workers=3, memory=memory)
     clients = [StoreClient([memory], worker, ClientOptions(store_timeout_seconds=1.0)) for worker in range(3)]
 
@@ -493,8 +493,8 @@ def serve_provisional(turns: dict[int, Callable[[Clients], object]]) -> tuple[Wr
             client.leave()
 
     script = {turn: functools.partial(do, clients) for turn, do in turns.items()}
-    StoreServer(store, memory, journal, ServerOptions()).serve(scripted({0: begin, **script, max(turns) + 1: leave}))
-    return memory, store, journal
+    StoreServer(store, memory, observer, ServerOptions()).serve(scripted({0: begin, **script, max(turns) + 1: leave}))
+    return memory, store, observer
 
 
 def push(client: StoreClient, batch: int, value: float = 1.0, base_version: int = 1) -> None:
@@ -523,10 +523,10 @@ def test_owners_are_told_of_all_full_slots_at_once_when_what_they_wait_for_can_b
 
 
 def test_what_is_refused_makes_nothing_provisional() -> None:
-    memory, store, journal = serve_provisional(
+    memory, store, observer = serve_provisional(
         {1: lambda clients: push(clients[0], 3), 2: lambda clients: push(clients[1], 4, float("nan"))}
     )
-    assert [one.batch for one, _ in journal.refusals] == [4] and store.version == 2
+    assert [one.batch for one, _ in observer.refusals] == [4] and store.version == 2
     assert memory.load(Word.PROVISIONAL) == memory.load(Word.NEXT_PROVISIONAL) == 1
     assert memory.load(memory.layout.slot_word(1, SlotWord.DRAINED)) == 2  # its owner was told all the same
 
@@ -542,8 +542,8 @@ def test_provisional_parameters_of_a_refused_sum_are_withdrawn() -> None:
 
     values = {3: 1.0, 4: 1.0, 5: 3e38, 6: 1.0, 7: 1.0}
     turns = {batch - 2: functools.partial(look_and_push, batch=batch, value=value) for batch, value in values.items()}
-    _, store, journal = serve_provisional(turns)
-    assert {(one.batch, why) for one, why in journal.refusals} == {(n, Refusal.SUM_NOT_FINITE) for n in (3, 4, 5)}
+    _, store, observer = serve_provisional(turns)
+    assert {(one.batch, why) for one, why in observer.refusals} == {(n, Refusal.SUM_NOT_FINITE) for n in (3, 4, 5)}
     assert seen == [Base(1), Base(1, 1, 1), Base(1, 2, 2), Base(1), Base(1, 1, 3)] and store.version == 2
 
 
@@ -591,24 +591,24 @@ def test_a_slot_is_free_after_its_gradient_was_refused_because_another_worker_le
         return worker == 0
 
     crew = make_crew(2, 5, arrivals_per_update="workers", gradient=gradient, after_step=after_step).run().check()
-    refused = [one.batch for one, why in crew.journal.refusals if why is Refusal.SUM_NOT_FINITE]
+    refused = [one.batch for one, why in crew.observer.refusals if why is Refusal.SUM_NOT_FINITE]
     assert refused in ([0], [0, 1])  # the second where worker 0 was quick enough to push before the other left
-    assert crew.journal.batches == [batch for batch in range(5) if batch not in refused]
+    assert crew.observer.batches == [batch for batch in range(5) if batch not in refused]
 
 
 def test_the_last_gradient_of_a_worker_that_has_left_still_counts() -> None:
-    memory, journal = ThreadMemory(Layout(4, 2)), Recorder()
+    memory, observer = ThreadMemory(Layout(4, 2)), Recorder()
     store = make_store(asynchronous(), num_workers=2, memory=memory)
     for worker in range(2):
         client = StoreClient([memory], worker, ClientOptions())
         client.push(torch.ones(4), [arrival(worker, worker=worker)])
         client.leave()
-    StoreServer(store, memory, journal, ServerOptions()).serve(scripted({}))
-    assert [[one.batch for one in update.arrivals] for update in journal.updates] == [[0, 1]]
+    StoreServer(store, memory, observer, ServerOptions()).serve(scripted({}))
+    assert [[one.batch for one in update.arrivals] for update in observer.updates] == [[0, 1]]
 
 
 def test_a_worker_that_leaves_completes_the_update_of_the_others() -> None:
-    memory, journal = ThreadMemory(Layout(4, 2)), Recorder()
+    memory, observer = ThreadMemory(Layout(4, 2)), Recorder()
     store = make_store(asynchronous(), num_workers=2, memory=memory)
     client = StoreClient([memory], 0, ClientOptions())
     versions: list[int] = []
@@ -621,13 +621,13 @@ def test_a_worker_that_leaves_completes_the_update_of_the_others() -> None:
             7: client.leave,
         }
     )
-    StoreServer(store, memory, journal, ServerOptions()).serve(script)
+    StoreServer(store, memory, observer, ServerOptions()).serve(script)
     assert versions == [0, 1]
 
 
 def test_a_gradient_under_way_holds_back_the_update_that_would_leave_it_too_stale() -> None:
     memory = ThreadMemory(Layout(4, 2))
-    store, journal = make_store(asynchronous(arrivals_per_update=1, max_staleness=0), num_workers=2), Recorder()
+    store, observer = make_store(asynchronous(arrivals_per_update=1, max_staleness=0), num_workers=2), Recorder()
     quick, slow = (StoreClient([memory], worker, ClientOptions()) for worker in range(2))
     versions: list[int] = []
 
@@ -642,9 +642,9 @@ def test_a_gradient_under_way_holds_back_the_update_that_would_leave_it_too_stal
         slow.leave()
         quick.leave()
 
-    StoreServer(store, memory, journal, ServerOptions()).serve(scripted({0: begin, 5: end}))
+    StoreServer(store, memory, observer, ServerOptions()).serve(scripted({0: begin, 5: end}))
     assert versions == [0]
-    assert [[one.batch for one in update.arrivals] for update in journal.updates] == [[0, 1]]
+    assert [[one.batch for one in update.arrivals] for update in observer.updates] == [[0, 1]]
 
 
 def test_claims_follow_the_order_of_a_resumed_run() -> None:
@@ -854,8 +854,8 @@ def test_the_store_gives_up_on_a_worker_that_is_silent() -> None:
 
 def test_the_store_tells_a_dead_process_from_one_that_is_still_starting() -> None:
     memory = ThreadMemory(Layout(4, 1))
-    store, journal = make_store(asynchronous(), memory=memory), Recorder()
-    server = StoreServer(store, memory, journal, ServerOptions(near_workers=frozenset([0])))
+    store, observer = make_store(asynchronous(), memory=memory), Recorder()
+    server = StoreServer(store, memory, observer, ServerOptions(near_workers=frozenset([0])))
     gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     word = memory.layout.worker_word(0, WorkerWord.PROCESS)
     memory.store(word, 2**22 + 1)  # nobody of that number was ever seen here: it may be counted otherwise there

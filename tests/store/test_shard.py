@@ -15,7 +15,7 @@ from tests.store.stores import sgd
 
 
 def step(shard: Shard, gradient: list[float], version: int, **order: float) -> None:
-    shard.hold(Gradient.measure(torch.tensor(gradient)), 1.0)
+    shard.add(Gradient.measure(torch.tensor(gradient)), 1.0)
     shard.step(StepOrder(**{"version": version, "learning_rate": 1.0, "divisor": 1.0, **order}))  # type: ignore[arg-type]
 
 
@@ -50,14 +50,14 @@ def test_held_gradients_are_summed_in_order_and_read_when_they_are_needed() -> N
     values = [torch.tensor([1e8]), torch.tensor([1.0]), torch.tensor([-1e8])]
     shard = Shard([torch.zeros(1)], sgd())
     for value in values:
-        shard.hold(Gradient.measure(value), 1.0)
-    shard.fold()
+        shard.add(Gradient.measure(value), 1.0)
+    shard.flush()
     assert shard.read("pending_sum").item() == 0.0
     shard.discard()
     for value in (values[0], values[2], values[1]):
-        shard.hold(Gradient.measure(value), 1.0)
+        shard.add(Gradient.measure(value), 1.0)
     values[1].fill_(5.0)  # not read yet
-    shard.combine(1.0)
+    shard.norm(1.0)
     assert shard.read("pending_sum").item() == 5.0
 
 
@@ -68,9 +68,9 @@ def test_folding_in_between_does_not_change_the_sum() -> None:
     for cuts in ((), (1,), (2, 4)):
         shard = Shard([torch.zeros(9000)], OptimizerConfig())
         for number, gradient in enumerate(gradients):
-            shard.hold(gradient, 1.0 + number)
+            shard.add(gradient, 1.0 + number)
             if number in cuts:
-                shard.fold()
+                shard.flush()
         partials = shard.step(StepOrder(1, 1e-3, 7.0))
         results.append((shard.parameters, partials))
     assert all(torch.equal(result[0], results[0][0]) and result[1] == results[0][1] for result in results)
@@ -81,8 +81,8 @@ def test_a_sparse_gradient_counts_as_the_whole_one_with_zeros() -> None:
     few = Gradient(torch.tensor([2.0, -3.0]), 3.0, torch.tensor([1, 3], dtype=torch.int32))
     shards = [Shard([torch.ones(4)], OptimizerConfig()) for _ in range(2)]
     for shard, gradient in zip(shards, (Gradient.measure(whole), few), strict=True):
-        shard.hold(gradient, 2.0)
-        shard.hold(gradient, 1.0)
+        shard.add(gradient, 2.0)
+        shard.add(gradient, 1.0)
         shard.step(StepOrder(1, 0.1, 1.0))
     assert torch.equal(shards[0].parameters, shards[1].parameters)
 
@@ -133,7 +133,7 @@ def advanced(name: str, num_updates: int = 3) -> tuple[Shard, list[torch.Tensor]
         [torch.zeros(SIZE) for _ in range(2)], OptimizerConfig.model_validate(OPTIMIZERS[name]), provisional=provisional
     )
     for version in range(1, num_updates + 1):
-        shard.hold(gradient(version), 1.0)
+        shard.add(gradient(version), 1.0)
         shard.step(StepOrder(version, 0.1, 2.0))
     return shard, provisional
 
@@ -149,9 +149,9 @@ def test_a_trial_step_makes_what_a_step_would(name: str) -> None:
     twin, _ = advanced(name)
     order = StepOrder(4, 0.05, 3.0, clip=0.7)
     for each in (shard, twin):
-        each.hold(gradient(11), 2.0)
-        each.hold(gradient(12), 1.0)
-    shard.try_step(order, 1)
+        each.add(gradient(11), 2.0)
+        each.add(gradient(12), 1.0)
+    shard.provisional_step(order, 1)
     twin.step(order)
     assert torch.equal(provisional[1], twin.parameters) and provisional[0].isnan().all()
     assert not torch.equal(provisional[1], shard.parameters)
@@ -164,9 +164,9 @@ def test_a_trial_step_of_adam_keeps_the_second_moment_but_where_that_of_its_grad
 ) -> None:
     shard, provisional = advanced(name, num_updates)
     before = {key: vector.double() for key, vector in copies(shard, name).items()}
-    shard.hold(gradient(11), 2.0)
-    shard.hold(gradient(12), 1.0)
-    shard.try_step(StepOrder(num_updates + 1, 0.05, 3.0, clip=0.7), 0)
+    shard.add(gradient(11), 2.0)
+    shard.add(gradient(12), 1.0)
+    shard.provisional_step(StepOrder(num_updates + 1, 0.05, 3.0, clip=0.7), 0)
 
     (beta1, beta2), epsilon = OptimizerConfig().betas, OptimizerConfig().epsilon
     mean = (gradient(11).values.double() / 2 + gradient(12).values.double()) / 3 * 0.7
@@ -190,10 +190,10 @@ def test_an_element_whose_gradient_was_zero_so_far_does_not_jump(kind: str) -> N
     provisional = torch.empty(2)
     shard = Shard([torch.zeros(2), torch.zeros(2)], OptimizerConfig(kind=kind), provisional=[provisional])
     for version in range(1, 51):
-        shard.hold(Gradient.measure(torch.tensor([0.1, 0.0])), 1.0)
+        shard.add(Gradient.measure(torch.tensor([0.1, 0.0])), 1.0)
         shard.step(StepOrder(version, 1e-3, 1.0))
-    shard.hold(Gradient.measure(torch.tensor([0.1, 0.01])), 1.0)
-    shard.try_step(StepOrder(51, 1e-3, 1.0), 0)
+    shard.add(Gradient.measure(torch.tensor([0.1, 0.01])), 1.0)
+    shard.provisional_step(StepOrder(51, 1e-3, 1.0), 0)
     shard.step(StepOrder(51, 1e-3, 1.0))
     torch.testing.assert_close(provisional, shard.parameters, rtol=0.02, atol=0.0)
 
@@ -206,13 +206,13 @@ def test_trial_steps_change_nothing_else(name: str) -> None:
     for version in (4, 5, 6):
         for number in range(3):
             for each in (shard, twin):
-                each.hold(gradient(10 * version + number), 1.0 + number)
+                each.add(gradient(10 * version + number), 1.0 + number)
             before = copies(shard, name)
-            shard.try_step(StepOrder(version, 0.05, 1.0 + number), 3 * version + number)
+            shard.provisional_step(StepOrder(version, 0.05, 1.0 + number), 3 * version + number)
             assert all(torch.equal(vector, before[key]) for key, vector in copies(shard, name).items())
             assert provisional[(3 * version + number) % 2].isfinite().all()
         if version == 5:
-            assert shard.combine(3.0) == twin.combine(3.0)
+            assert shard.norm(3.0) == twin.norm(3.0)
         order = StepOrder(version, 0.05, 3.0)
         assert shard.step(order) == twin.step(order)
         assert all(torch.equal(vector, shard.read(key)) for key, vector in copies(twin, name).items())

@@ -13,7 +13,7 @@ from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
 from hvd_async.errors import PeerError
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
-from hvd_async.store.shards.orders import Order, Verb
+from hvd_async.store.shards.orders import Order, OrderKind
 from hvd_async.store.shards.shard import Shard, StepOrder, state_names
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import NUM_ORDERS, Layout, StopKind, StopNotice, Word
@@ -96,8 +96,8 @@ def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_na
         for batch in range(30):
             slot = draw.randrange(NUM_WORKERS)
             if slot in store.held or draw.random() < 0.1:
-                one.store.fold()
-                store.fold()
+                one.store.flush()
+                store.flush()
             gradient = torch.randn(SIZE, generator=torch.Generator().manual_seed(batch))
             if draw.random() < 0.1:
                 gradient[draw.randrange(SIZE)] = torch.inf
@@ -137,24 +137,24 @@ def test_the_ring_of_orders_goes_round() -> None:
         for turn in range(3 * NUM_ORDERS):
             values = torch.full((SIZE,), float(turn % 7))
             SlotWriter(memories, shards.parts, PushConfig()).write(values, 0)
-            shards.vectors.hold(read_first(memories[0], 0, 0.0), 1.0)
-            alone.hold(Gradient.measure(values), 1.0)
+            shards.vectors.add(read_first(memories[0], 0, 0.0), 1.0)
+            alone.add(Gradient.measure(values), 1.0)
             if draw.random() < 0.5:
                 shards.vectors.discard()
                 alone.discard()
             else:  # the slot is written again
-                shards.vectors.fold()
-                alone.fold()
+                shards.vectors.flush()
+                alone.flush()
             shards.vectors.forget(-1)
         for vectors in (alone, shards.vectors):
-            vectors.hold(read_first(memories[0], 0, 0.0) if vectors is shards.vectors else Gradient.measure(values), 1.0)
+            vectors.add(read_first(memories[0], 0, 0.0) if vectors is shards.vectors else Gradient.measure(values), 1.0)
         assert shards.vectors.step(StepOrder(1, 1.0, 1.0)) == alone.step(StepOrder(1, 1.0, 1.0))
         assert torch.equal(shards.vectors.parameters, alone.parameters)
     assert memories[1].load(Word.ORDERS) > 8 * NUM_ORDERS
 
 
 def test_orders_survive_as_words() -> None:
-    order = Order(Verb.STEP, slot=3, version=2**40, number=1 / 3, learning_rate=1e-300, clip=0.1)
+    order = Order(OrderKind.STEP, slot=3, version=2**40, number=1 / 3, learning_rate=1e-300, clip=0.1)
     assert Order.from_words(order.to_words()) == order
 
 
@@ -222,7 +222,7 @@ def test_the_shards_go_on_after_a_workers_failure_until_what_they_hold_is_saved(
     shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
     announce_failure(shards.memories[0], 5)
     with pytest.raises(PeerError, match="rank 5 failed") as caught, shards:
-        shards.vectors.fold()
+        shards.vectors.flush()
         assert shards.vectors.read("parameters").shape == (SIZE,)
     assert caught.value is shards.failures[1] and caught.value.is_reported  # at the very end
 
@@ -274,7 +274,7 @@ def test_a_crew_trains_on_several_shards(strategy: dict[str, Any]) -> None:
             memories=shards.memories,
         )
         crew.run().check()
-        assert sorted(crew.journal.batches) == list(range(40))
+        assert sorted(crew.observer.batches) == list(range(40))
         total = sum(batch % 5 - 2 for batch in range(40))
         assert torch.equal(crew.store.parameters, torch.full((SIZE,), -float(total)))
         assert all(pull.smallest == pull.largest for pulls in crew.pulls.values() for pull in pulls)
@@ -296,7 +296,7 @@ def test_what_a_crew_computes_on_is_provisional_on_all_shards_at_once(form: str)
             optimizer=optimizer,
         )
         crew.run().check()
-        assert sorted(crew.journal.batches) == list(range(60))
+        assert sorted(crew.observer.batches) == list(range(60))
     expected, pulls = crew.expected(), [pull for pulls in crew.pulls.values() for pull in pulls]
     assert any(pull.provisional for pull in pulls)
     for pull in pulls:

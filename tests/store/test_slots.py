@@ -64,8 +64,8 @@ class Way:
     def push(self, gradient: torch.Tensor) -> Sent:
         sent = self.writer.write(gradient, 1)
         for shard, received in zip(self.shards, self.read(sent), strict=True):
-            shard.hold(received, 1.0)
-            shard.fold()
+            shard.add(received, 1.0)
+            shard.flush()
         return sent
 
     def read(self, sent: Sent) -> list[Gradient]:

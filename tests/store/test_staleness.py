@@ -29,7 +29,7 @@ def test_nothing_is_compensated_without_the_policy_or_staleness(policy: str, sta
 def test_delay_compensation_adds_the_squared_mean_gradient_times_the_drift() -> None:
     strategy = asynchronous(staleness_policy="delay_compensation", delay_compensation=0.5)
     shard = make_shard(strategy, sgd(), size=3)
-    shard.hold(Gradient.measure(torch.tensor([-1.0, -2.0, -3.0])), 1.0)
+    shard.add(Gradient.measure(torch.tensor([-1.0, -2.0, -3.0])), 1.0)
     shard.step(StepOrder(1, 1.0, 1.0))
     assert shard.parameters.tolist() == [1.0, 2.0, 3.0]  # the drift since version 0
     weight = compensation(strategy, 1, 2)

@@ -52,14 +52,14 @@ def test_preparing_again_changes_nothing(own_folder: Path) -> None:
     second = prepare(config)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
     assert contents(first) == contents(second)
-    assert folder.name == second.digest
+    assert folder.name == second.fingerprint
 
 
 def test_several_at_once_make_one_folder(own_folder: Path) -> None:
     config = make_config(own_folder)
     with ThreadPoolExecutor(3) as pool:
         corpora = list(pool.map(prepare, [config] * 3))
-    assert [path.name for path in prepared_folders(own_folder)] == [corpora[0].digest]
+    assert [path.name for path in prepared_folders(own_folder)] == [corpora[0].fingerprint]
     assert contents(corpora[0]) == contents(corpora[1]) == contents(corpora[2])
 
 
@@ -74,17 +74,17 @@ def test_several_at_once_make_one_folder(own_folder: Path) -> None:
     ],
 )
 def test_other_settings_have_another_digest(own_folder: Path, changes: dict[str, object]) -> None:
-    assert prepare(make_config(own_folder)).digest != prepare(make_config(own_folder, **changes)).digest
+    assert prepare(make_config(own_folder)).fingerprint != prepare(make_config(own_folder, **changes)).fingerprint
 
 
 def test_other_text_has_another_digest(own_folder: Path) -> None:
     config = make_config(own_folder)
-    before = prepare(config).digest
+    before = prepare(config).fingerprint
     with (own_folder / "val.de").open("a") as file:
         file.write("Noch einer.\n")
     with (own_folder / "val.en").open("a") as file:
         file.write("One more.\n")
-    assert prepare(config).digest != before
+    assert prepare(config).fingerprint != before
 
 
 def test_pairs_too_long_or_empty_are_left_out_of_training_and_counted(own_folder: Path) -> None:
@@ -156,6 +156,6 @@ def test_a_damaged_folder_is_made_anew(own_folder: Path, damage: Callable[[Path]
 
 def test_the_folder_may_be_elsewhere(own_folder: Path, tmp_path: Path) -> None:
     config: RunConfig = make_config(own_folder, data={"prepared": str(tmp_path / "else" / "where")})
-    digest = prepare(config).digest
-    assert (tmp_path / "else" / "where" / digest / "meta.json").is_file()
+    fingerprint = prepare(config).fingerprint
+    assert (tmp_path / "else" / "where" / fingerprint / "meta.json").is_file()
     assert not (own_folder / "prepared").exists()

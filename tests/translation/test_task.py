@@ -125,7 +125,7 @@ def test_evaluation_leaves_mode_and_gradients_as_they_were(task: TranslationTask
 
 
 def test_remarks_tell_sizes_padding_and_what_was_left_out(task: TranslationTask, corpus: PreparedCorpus) -> None:
-    (remark,) = task.remarks()
+    (remark,) = task.describe_data()
     assert remark.startswith(f"{len(corpus.train):,} training pairs, padding ")
     assert remark.endswith(
         f"left out: {corpus.skipped.train_too_long} too long, {corpus.skipped.train_empty} with an empty side"
@@ -134,7 +134,7 @@ def test_remarks_tell_sizes_padding_and_what_was_left_out(task: TranslationTask,
 
 def test_remarks_tell_what_the_vocabulary_does_not_keep(folder: Path, corpus: PreparedCorpus) -> None:
     lossy = dataclasses.replace(corpus, losses=Losses(unknown_pieces=1234, normalized_lines=7))
-    assert TranslationTask(make_config(folder), lossy).remarks()[1:] == [
+    assert TranslationTask(make_config(folder), lossy).describe_data()[1:] == [
         "1,234 pieces of the training text are unknown to the vocabulary (vocabulary.character_coverage: 1)",
         "7 lines of the training text are changed before it is read (vocabulary.normalization: nmt_nfkc)",
     ]

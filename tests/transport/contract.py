@@ -33,7 +33,7 @@ class ThreadGroup:
         self._texts = texts
         self._barrier = barrier
 
-    def exchange(self, text: str) -> list[str]:
+    def allgather(self, text: str) -> list[str]:
         self._texts[self.rank] = text
         self._barrier.wait()
         texts = list(self._texts)
@@ -91,7 +91,7 @@ class Actor:
     is_owner: bool
 
     def meet(self) -> None:
-        self.group.exchange("")
+        self.group.allgather("")
 
     def my_word(self, actor: int | None = None) -> int:
         """A word that only this actor writes."""
@@ -139,7 +139,7 @@ def words_are_written_and_read_together(actor: Actor) -> None:
 def fetch_and_add_loses_nothing(actor: Actor) -> None:
     mine = [actor.window.fetch_add(Word.CLAIMS, 1) for _ in range(200)]
     assert mine == sorted(mine)
-    everyone = [number for text in actor.group.exchange(json.dumps(mine)) for number in json.loads(text)]
+    everyone = [number for text in actor.group.allgather(json.dumps(mine)) for number in json.loads(text)]
     assert sorted(everyone) == list(range(200 * actor.group.size))
     assert actor.window.load(Word.CLAIMS) == 200 * actor.group.size
     actor.meet()
@@ -238,7 +238,7 @@ def mapped_memory_is_the_block_itself(actor: Actor) -> None:
 def no_ring_is_lost(actor: Actor) -> None:
     """The owner and each of the others in turn wake each other, by the store's bell and by a slot's."""
     window, rounds = actor.window, 100
-    owner = [text == "owner" for text in actor.group.exchange("owner" if actor.is_owner else "")].index(True)
+    owner = [text == "owner" for text in actor.group.allgather("owner" if actor.is_owner else "")].index(True)
     answer, bell = window.layout.slot_word(0, SlotWord.DRAINED), window.layout.slot_word(0, SlotWord.BELL)
     for other in range(actor.group.size):
         if actor.is_owner:

@@ -153,17 +153,17 @@ def _locator(num: int) -> object:
     return MaxNLocator(num)
 
 
-def draw_rates(name: str, collection: Collection, setting: str, looks: Mapping[str, Style]) -> Figure | None:
+def draw_rates(name: str, collection: Collection, environment: str, looks: Mapping[str, Style]) -> Figure | None:
     """Final loss against the learning rate, where several were tried. None where there is no run with one."""
     from matplotlib.figure import Figure as Canvas
 
-    tried = [entry for entry in collection.entries if entry.setting == setting and entry.rate is not None]
+    tried = [entry for entry in collection.entries if entry.environment == environment and entry.rate is not None]
     if len({entry.rate for entry in tried}) < 2 or not runs_of(tried):
         return None
     with drawing():
         canvas = Canvas(figsize=(8.0, 4.2), layout="constrained")
         axes = canvas.subplots()
-        for variant in collection.variants(setting):
+        for variant in collection.variants(environment):
             _draw_losses(axes, variant, [entry for entry in tried if entry.variant == variant], looks[variant])
         rates = sorted({entry.rate for entry in tried if entry.rate is not None})
         axes.set_xscale("log")

@@ -19,26 +19,31 @@ if TYPE_CHECKING:
 
 
 def draw_speed_ups(
-    name: str, by_setting: Mapping[str, Sequence[Row]], looks: Mapping[str, Style], target: Target | None
+    name: str, by_environment: Mapping[str, Sequence[Row]], looks: Mapping[str, Style], target: Target | None
 ) -> Figure | None:
-    """A line for each variant in each setting, with its interval. None where no variant can be compared with the baseline."""
+    """A line for each variant in each environment, with its interval. None where no variant can be compared with the baseline."""
     from matplotlib.figure import Figure as Canvas
 
-    shown = {setting: [row for row in rows if row.speed_up and not row.is_baseline] for setting, rows in by_setting.items()}
-    settings = [setting for setting, rows in shown.items() if rows]
-    if not settings:
+    shown = {
+        environment: [row for row in rows if row.speed_up and not row.is_baseline]
+        for environment, rows in by_environment.items()
+    }
+    environments = [environment for environment, rows in shown.items() if rows]
+    if not environments:
         return None
-    counts = [len(shown[setting]) for setting in settings]
-    ideals = {setting: _ideal(by_setting[setting]) for setting in settings}
+    counts = [len(shown[environment]) for environment in environments]
+    ideals = {environment: _ideal(by_environment[environment]) for environment in environments}
     means = [row.speed_up.mean for rows in shown.values() for row in rows if row.speed_up]
     right = 1.25 * max(1.0, *means, *(ideal for ideal in ideals.values() if ideal is not None))
     with drawing():
-        canvas = Canvas(figsize=(_WIDTH, 0.8 + 0.35 * len(settings) + 0.27 * sum(counts)), layout="constrained")
-        grid = canvas.subplots(len(settings), 1, squeeze=False, sharex=True, height_ratios=[count + 0.6 for count in counts])
-        for axes, setting in zip(grid.flat, settings, strict=True):
-            _draw_setting(axes, shown[setting], looks, ideals[setting])
-            if len(by_setting) > 1:
-                axes.set_title(short(setting, 60), loc="left")
+        canvas = Canvas(figsize=(_WIDTH, 0.8 + 0.35 * len(environments) + 0.27 * sum(counts)), layout="constrained")
+        grid = canvas.subplots(
+            len(environments), 1, squeeze=False, sharex=True, height_ratios=[count + 0.6 for count in counts]
+        )
+        for axes, environment in zip(grid.flat, environments, strict=True):
+            _draw_environment(axes, shown[environment], looks, ideals[environment])
+            if len(by_environment) > 1:
+                axes.set_title(short(environment, 60), loc="left")
         grid.flat[-1].set_xlim(0.0, right)
         grid.flat[-1].set_xlabel(f"speed-up over the baseline in time to {target}")
         caption = (
@@ -50,7 +55,7 @@ def draw_speed_ups(
             )
         if any(row.speed_up.high > right for rows in shown.values() for row in rows if row.speed_up):
             caption += " An interval that meets the right edge goes on beyond it."
-        return finish(canvas, name, caption, "The same speed-ups as in the tables of each setting.")
+        return finish(canvas, name, caption, "The same speed-ups as in the tables of each environment.")
 
 
 def _ideal(rows: Sequence[Row]) -> float | None:
@@ -61,7 +66,7 @@ def _ideal(rows: Sequence[Row]) -> float | None:
     return max(row.ideal.speed_up for row in rows if row.ideal is not None)
 
 
-def _draw_setting(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Style], ideal: float | None) -> None:
+def _draw_environment(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Style], ideal: float | None) -> None:
     axes.axvline(1.0, color="black", linewidth=1.2)
     if ideal is not None:
         axes.axvline(ideal, color=GRAY, linewidth=1.2, linestyle=":")

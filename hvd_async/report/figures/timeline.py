@@ -27,7 +27,7 @@ _MOST_LANES = 16
 
 
 @dataclass(frozen=True)
-class Window:
+class TimeWindow:
     """Of the timeline, in seconds of training."""
 
     start_seconds: float
@@ -43,7 +43,7 @@ class _Panel:
     spans: Sequence[Span]
 
 
-def draw_timeline(name: str, rows: Sequence[Row], window: Window | None = None) -> Figure | None:
+def draw_timeline(name: str, rows: Sequence[Row], window: TimeWindow | None = None) -> Figure | None:
     """Of the first run of each variant, all for the same length of time. None where no run has steps in it."""
     histories = [(row, read_history(row.runs[0])) for row in rows if row.runs]
     length = window.seconds if window is not None else _typical_length([history for _, history in histories])
@@ -61,7 +61,7 @@ def _typical_length(histories: Sequence[History]) -> float:
     return _TYPICAL_STEPS * max(medians, default=0.0)
 
 
-def _panel(row: Row, history: History, window: Window | None, length: float) -> _Panel:
+def _panel(row: Row, history: History, window: TimeWindow | None, length: float) -> _Panel:
     start = window.start_seconds if window is not None else max(0.0, (history.seconds - length) / 2.0)
     spans = [span for span in history.spans(start, start + length) if span.worker is None or span.worker < _MOST_LANES]
     title = f"{short(row.variant, 90)}, seed {row.runs[0].config.seed}, from {numbers.seconds(start)} s on"

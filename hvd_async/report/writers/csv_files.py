@@ -16,13 +16,13 @@ from hvd_async.system.printable import printable, spreadsheet_cell
 
 _RUN_COLUMNS = (
     *(
-        "setting",
+        "environment",
         "variant",
         "rate",
         "seed",
         "folder",
         "chosen",
-        "how",
+        "status",
         "fault",
         "is_simulated",
         "seconds",
@@ -44,15 +44,15 @@ def runs_csv(collection: Collection, output: pathlib.Path) -> str:
 
 
 def variants_csv(rows: Sequence[Row]) -> str:
-    """A line for each variant in each setting. Of an interval there are the mean, both ends, and over how many seeds it is."""
+    """A line for each variant in each environment. An interval has its mean, both ends, and its number of seeds."""
     reasons = sorted({reason for row in rows for reason in row.refused})
     lines = [_variant(row, reasons) for row in rows]
-    return _csv(lines, tuple(lines[0]) if lines else ("setting", "variant"))
+    return _csv(lines, tuple(lines[0]) if lines else ("environment", "variant"))
 
 
 def _variant(row: Row, reasons: Sequence[str]) -> dict[str, Value]:
     values: dict[str, Value] = {
-        "setting": row.setting,
+        "environment": row.environment,
         "variant": row.variant,
         "rate": row.rate,
         "is_at_the_edge": row.is_at_the_edge,
@@ -69,7 +69,7 @@ def _variant(row: Row, reasons: Sequence[str]) -> dict[str, Value]:
     values |= {name: None if row.shares is None else getattr(row.shares, name) for name in SHARES}
     for name in ("synchronous", "asynchronous"):
         values[f"ideal_{name}_steps_per_second"] = None if row.ideal is None else getattr(row.ideal, name)
-    values |= {"share_of_ideal": row.share_of_ideal, "num_longer": row.num_longer, "num_steps": row.num_steps}
+    values |= {"share_of_ideal": row.share_of_ideal, "num_overrun": row.num_overrun, "num_steps": row.num_steps}
     return values
 
 

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from hvd_async.report.document import Block, Cell, Code, Document, Figure, Fold, Items, Section, Table, Terms, Text
+from hvd_async.report.document import Block, Cell, Code, Document, Figure, Fold, Items, PageSection, Table, Terms, Text
 from hvd_async.system.printable import printable, printable_lines
 
 
@@ -22,7 +22,7 @@ def _blocks(blocks: Sequence[Block], level: int) -> list[str]:
 
 def _block(block: Block, level: int) -> list[str]:
     """`level`: of headings in it."""
-    if isinstance(block, Section):
+    if isinstance(block, PageSection):
         return [f"{'#' * level} {_escape(block.title)}", *_blocks(block.blocks, level + 1)]
     if isinstance(block, Fold):
         inside = _blocks(block.blocks, level)

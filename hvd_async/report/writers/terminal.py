@@ -21,13 +21,13 @@ _COLUMNS = (
 
 
 def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
-    """The answer and the main tables of each setting, as plain text. `rows`: its `results`, where somebody has them already."""
+    """Return the answer and the main tables of each environment as text. `rows`: `results(collection)`, where it is known."""
     rows = results(collection) if rows is None else rows
     parts = [clock_note(runs_of(collection.entries))]
-    for setting in collection.settings:
-        own = [row for row in rows if row.setting == setting]
+    for environment in collection.environments:
+        own = [row for row in rows if row.environment == environment]
         said = answer(own, collection.baseline, collection.target)
-        label = f"{setting}: " if len(collection.settings) > 1 else ""
+        label = f"{environment}: " if len(collection.environments) > 1 else ""
         parts.append(textwrap.fill(printable(f"{label}{said.sentence}"), _WIDTH))
         parts.append(
             "\n".join(

@@ -35,7 +35,7 @@ _MARK = 0x6876645F6173796E
 class DeviceWindow:
     """A window whose slots and published parameters are on a GPU, in `device_memory`. Implements `Window`.
 
-    Vectors that are moved may be on any device. The memory is the window's until `close`.
+    ShardOps that are moved may be on any device. The memory is the window's until `close`.
     """
 
     name = "CUDA IPC"
@@ -194,7 +194,7 @@ def open_device_block(
             yield reach
         return
     me = plans[group.rank]
-    tickets = json.loads(group.exchange("")[owner.rank])
+    tickets = json.loads(group.allgather("")[owner.rank])
     window: DeviceWindow | None = None
     fault = ""
     if me.opens_store:
@@ -202,11 +202,11 @@ def open_device_block(
             window = DeviceWindow(host, _open(tickets[str(me.rank)], me))
         except RuntimeError as error:
             fault = " ".join(str(error).split()) or type(error).__name__
-    group.exchange(fault)
+    group.allgather(fault)
     yield Reach(host if window is None else window)
     if window is not None:
         window.close()
-    group.exchange("")  # the owner frees the memory only when all have closed it
+    group.allgather("")  # the owner frees the memory only when all have closed it
 
 
 @contextlib.contextmanager
@@ -216,8 +216,8 @@ def _owning(group: Group, plans: Sequence[RankPlan], host: StoreMemory, slot_of_
     device_memory = _allocate(host.layout, device)
     readers = [plan.rank for plan in plans if plan.opens_store]
     handles, tickets = _export(device_memory, readers)
-    group.exchange(json.dumps(tickets))
-    faults = group.exchange("")
+    group.allgather(json.dumps(tickets))
+    faults = group.allgather("")
     for rank in readers:
         if faults[rank]:
             _fall_back(rank, faults[rank], handles.get(rank))
@@ -232,7 +232,7 @@ def _owning(group: Group, plans: Sequence[RankPlan], host: StoreMemory, slot_of_
             if not stack.enter_context(cuda_ipc.locked(block, device)):
                 sys.stderr.write("hvd-async: the store's block cannot be locked (ulimit -l): slower copies to its GPU\n")
         yield Reach(memory if me.is_direct else host, memory)
-    group.exchange("")  # everyone has closed it
+    group.allgather("")  # everyone has closed it
     memory.close()
 
 

@@ -25,29 +25,33 @@ _BASE = Word.PROVISIONAL  # two words: of `Base` all but the version
 _SUM, ERROR = 0, 1
 
 
-def team_layout(size: int, num_members: int, has_error: bool) -> Layout:
+def node_layout(size: int, num_members: int, has_error: bool) -> Layout:
     """The team's block for vectors of `size` elements."""
     return Layout(size, num_members, num_buffers=1, num_state_vectors=2 if has_error else 1)
 
 
-class NodeTeam:
+class NodeAggregator:
     """One member's access to its team. Used by one thread. Every method may wait for the other members or the store, and
     ends as `StoreClient` does when the store falls silent or a rank fails."""
 
     def __init__(
-        self, block: StoreMemory, member: int, client: StoreClient, exchange: Callable[[StoreClient, torch.Tensor], None]
+        self,
+        block: StoreMemory,
+        member: int,
+        client: StoreClient,
+        wait_and_pull: Callable[[StoreClient, torch.Tensor], None],
     ) -> None:
         """`block`: the team's, zeroed; `member`: 0 to num_members - 1 on this node, each used once; `client` pushes into the
-        slot of the team. `exchange(client, parameters)` waits, after a push, as the strategy asks for, and pulls."""
+        slot of the team. `push_pull(client, parameters)` waits, after a push, as the strategy asks for, and pulls."""
         self._block = block
         self._layout = block.layout
         self._member = member
         self._client = client
-        self._exchange = exchange
+        self._wait_and_pull = wait_and_pull
         self._parameters = block.vector(self._layout.published_offset(0))
         self._contributed = 0
 
-    def come(self, parameters: torch.Tensor) -> Base:
+    def start(self, parameters: torch.Tensor) -> Base:
         """Compute with the others from now on: `parameters` ([size], float32, CPU) become the team's; which they are."""
         if self._member in self._awaited_members(WorkerState.ACTIVE):  # nobody has done an exchange without this one
             arithmetic.copy(self._parameters, parameters)
@@ -67,7 +71,7 @@ class NodeTeam:
             if not self._awaited_members():
                 self._client.idle()
 
-    def exchange(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
+    def push_pull(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
         """Add `gradient` ([size], float32, CPU) to the team's next push, and make `parameters` what the pull after it gave;
         which they are. `computing`: the base version of a gradient that this member computes meanwhile."""
         slot = self._member
@@ -120,7 +124,7 @@ class NodeTeam:
 
     def _pull(self) -> None:
         self._client.take_over(self.base)
-        self._exchange(self._client, self._parameters)
+        self._wait_and_pull(self._client, self._parameters)
         base = self._client.base
         self._block.store_words(_BASE, [base.provisional, base.number])
         self._block.store(_VERSION, base.version + 1)

@@ -1,6 +1,6 @@
 """The store's side of the protocol: a loop that drains slots, makes updates and publishes them.
 
-What is written down about a run (events, snapshots, checkpoints) is the journal's; the loop only tells it.
+What is written down about a run (events, snapshots, checkpoints) is the observer's; the loop only tells it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NOTHING = (-1, 0)  # no version, no arrivals
 _LOOK_SECONDS = 0.1
 
 
-class Journal(Protocol):
+class Observer(Protocol):
     """What is told of everything that happens to a store. Its methods return at once; slow work is done elsewhere."""
 
     def started(self, store: ParameterStore) -> None:
@@ -102,16 +102,16 @@ class StoreServer:
         self,
         store: ParameterStore,
         memory: StoreMemory,
-        journal: Journal,
+        observer: Observer,
         options: ServerOptions,
         touch: Callable[[], None] = lambda: None,
     ) -> None:
-        """`store`, `memory` and `journal` are the server's until `serve` returns. The store's versions are made in the buffers
+        """`store`, `memory` and `observer` are the server's until `serve` returns. The store's versions are made in the buffers
         of `memory`, the block of shard 0. `touch` is called in every turn of the loop: see `Heartbeat.touch`."""
         self._store = store
         self._memory = memory
         self._layout = memory.layout
-        self._journal = journal
+        self._observer = observer
         self._options = options
         num_workers, num_slots = self._layout.num_workers, self._layout.slots
         self._drained = [0] * num_slots
@@ -144,7 +144,7 @@ class StoreServer:
         for slot in range(self._layout.slots):
             for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
                 self._set(slot, word, IDLE)  # nobody announces anything before the store is ready
-        self._journal.started(self._store)
+        self._observer.started(self._store)
         self._publish()
         self._memory.store(Word.READY, 1)
         pause = 0.0
@@ -165,22 +165,22 @@ class StoreServer:
         notice = self._notice()
         if not self._is_stopped(notice):
             self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
-            self._journal.updating()
+            self._observer.updating()
             self._complete(self._store.finish())
-            self._tell_journal()
+            self._notify()
             self._memory.store(Word.NEXT_VERSION, self._store.version)
-        self._journal.ended(notice)
+        self._observer.ended(notice)
         self.release()
         return notice
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """After a `HvdAsyncError` of `serve` that left the store whole: have it saved. See `Journal.rescue`."""
+        """After a `HvdAsyncError` of `serve` that left the store whole: have it saved. See `Observer.rescue`."""
         try:
             self._tell_refused()
-            self._tell_journal()
+            self._notify()
         except HvdAsyncError:
             pass  # a file that could not be written is told already; what can be saved is
-        self._journal.rescue(stop)
+        self._observer.rescue(stop)
 
     def release(self) -> None:
         """Let the workers go, who wait until what is to outlive the run is saved."""
@@ -197,7 +197,7 @@ class StoreServer:
             busy |= self._advance()  # one that was held back for a straggler may be free now
             if self._drained_now and not self._store.makes_provisional():  # else once for all slots that are full
                 self._tell_drained()
-            self._tell_journal()
+            self._notify()
             if self._store.version != version:
                 notice = self._pass_on(None)  # it may have been the last: what the other slots hold came too late
         self._show_provisional()
@@ -209,10 +209,10 @@ class StoreServer:
             return False
         arrivals = self._arrivals(slot)
         if notice is not None and notice.kind is StopKind.FINISHED:
-            self._journal.received(arrivals)
+            self._observer.received(arrivals)
             self._store.refuse(arrivals, Refusal.AFTER_THE_END)
         elif self._store.admits(arrivals):
-            self._journal.received(arrivals)
+            self._observer.received(arrivals)
             largest = word_to_float(self._get(slot, SlotWord.LARGEST))
             self._store.accept(arrivals, read_slot(self._memory, self._layout, slot, largest))
         else:
@@ -262,7 +262,7 @@ class StoreServer:
         wanted = (self._get(slot, SlotWord.WANTED) > self._drained[slot] for slot in self._store.held)
         if not any(wanted):
             return False
-        self._store.fold()
+        self._store.flush()
         self._free_slots()
         return True
 
@@ -276,7 +276,7 @@ class StoreServer:
 
     def _tell_refused(self) -> None:
         for arrival, refusal in self._store.take_refused():
-            self._journal.refused(arrival, refusal)
+            self._observer.refused(arrival, refusal)
             self._release(arrival)
 
     def _release(self, arrival: Arrival) -> None:
@@ -305,7 +305,7 @@ class StoreServer:
         if self._is_being_read(following):  # asked for just now: whoever did may not have seen what was announced
             self._memory.store(Word.NEXT_VERSION, self._store.version)
             return False
-        self._journal.updating()
+        self._observer.updating()
         update = self._store.advance(self._under_way())
         if update is None and not self._store.pending:  # the sum is not finite: there is no next version yet
             self._memory.store(Word.NEXT_VERSION, self._store.version)
@@ -330,21 +330,21 @@ class StoreServer:
         if update is None:
             self._free_slots()  # what was refused is not held any more
             return
-        self._untold.append(update)  # first: whatever fails here, the journal hears of it before anything is saved
+        self._untold.append(update)  # first: whatever fails here, the observer hears of it before anything is saved
         self._publish()
         for arrival in update.arrivals:
             self._release(arrival)
         self._free_slots()
         self._ring_all()
 
-    def _tell_journal(self) -> None:
-        """Tell of what was made: after the workers know, since the journal may copy all vectors."""
+    def _notify(self) -> None:
+        """Tell of what was made: after the workers know, since the observer may copy all vectors."""
         if not self._untold:
             return
         while self._untold:
-            self._journal.updated(self._untold.pop(0))
+            self._observer.updated(self._untold.pop(0))
             self._touch()
-        self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
+        self._memory.store(Word.EVALUATIONS_DUE, self._observer.num_evaluations_due())
 
     def _publish(self) -> None:
         """Say that the newest version is out; it was made in its place."""
@@ -365,7 +365,7 @@ class StoreServer:
         return versions
 
     def _take_evaluations(self) -> bool:
-        self._memory.store(Word.EVALUATIONS_DUE, self._journal.num_evaluations_due())
+        self._memory.store(Word.EVALUATIONS_DUE, self._observer.num_evaluations_due())
         busy = False
         for worker in self._present:
             if self._get_of(worker, WorkerWord.EVALUATED) == self._evaluated[worker]:
@@ -375,7 +375,7 @@ class StoreServer:
             self._evaluated[worker] += 1
             taken = self._layout.worker_word(worker, WorkerWord.EVALUATION_TAKEN)
             self._memory.store(taken, self._evaluated[worker])
-            self._journal.evaluated(version, [word_to_float(word) for word in words])
+            self._observer.evaluated(version, [word_to_float(word) for word in words])
             busy = True
         return busy
 
@@ -393,7 +393,7 @@ class StoreServer:
             if not self._is_stopped(notice):
                 self._store.leave(worker)
                 self._advance()
-                self._tell_journal()
+                self._notify()
 
     def _has_undrained(self, worker: int) -> bool:
         """Whether a gradient of `worker` waits in a slot."""
@@ -408,7 +408,7 @@ class StoreServer:
         """The run's stop notice, set by this or another rank; sets it where the run is to end."""
         notice = self._notice()
         is_last = self._options.last_version is not None and self._store.version >= self._options.last_version
-        if notice is None and requested is None and (is_last or self._journal.is_finished()):
+        if notice is None and requested is None and (is_last or self._observer.is_finished()):
             requested = StopNotice(StopKind.FINISHED, rank=0)
         if notice is None and requested is not None:
             before = self._memory.compare_swap(Word.STOP, 0, requested.to_word())  # who asked first is heard

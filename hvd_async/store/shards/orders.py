@@ -9,30 +9,30 @@ from hvd_async.store.wire.layout import ORDER_WORDS
 from hvd_async.transport.block import float_to_word, word_to_float
 
 
-class Verb(enum.IntEnum):
+class OrderKind(enum.IntEnum):
     """The methods of `Shard`, and the end."""
 
-    HOLD = 1
+    ADD = 1
     COMPENSATE = 2
-    FOLD = 3
-    COMBINE = 4
+    FLUSH = 3
+    NORM = 4
     STEP = 5
     DISCARD = 6
     FORGET = 7
     END = 8
-    TRY_STEP = 9
+    PROVISIONAL_STEP = 9
 
 
 @dataclass(frozen=True)
 class Order:
     """One of them, with the arguments that it needs; the others are left at 0."""
 
-    verb: Verb
+    verb: OrderKind
     slot: int = 0
-    """Of HOLD and COMPENSATE; of TRY_STEP, the number of what it makes."""
+    """Of HOLD and COMPENSATE; of PROVISIONAL_STEP, the number of what it makes."""
     version: int = 0
     number: float = 0.0
-    """Divisor of HOLD, COMBINE, STEP and TRY_STEP; weight of COMPENSATE."""
+    """Divisor of HOLD, COMBINE, STEP and PROVISIONAL_STEP; weight of COMPENSATE."""
     learning_rate: float = 0.0
     clip: float = 0.0
 
@@ -44,4 +44,4 @@ class Order:
     @classmethod
     def from_words(cls, words: list[int]) -> Order:
         """The inverse of `to_words`."""
-        return cls(Verb(words[0]), words[1], words[2], *map(word_to_float, words[3:6]))
+        return cls(OrderKind(words[0]), words[1], words[2], *map(word_to_float, words[3:6]))

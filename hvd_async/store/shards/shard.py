@@ -64,10 +64,10 @@ class Shard:
     ) -> None:
         """`buffers` ([size] float32 each) become the shard's own: version v is made in `buffers[v % len(buffers)]`.
 
-        Those of `version` lie there already. `provisional`: vectors in which `try_step` makes its own, in turns. `allocate`
-        gives the memory ([size] float32, zeros) for a name of `state_names`; by default it is ordinary memory beside the first
-        buffer. `keeps_bases`: past versions are kept for `compensate`. `num_past`: so many versions before the newest can be
-        read; it takes as many buffers, and one.
+        Those of `version` lie there already. `provisional`: vectors that `provisional_step` fills in turns. `allocate` gives the
+        memory ([size] float32, zeros) for a name of `state_names`; by default it is ordinary memory beside the first buffer.
+        `keeps_bases`: past versions are kept for `compensate`. `num_past`: so many versions before the newest can be read; it
+        takes as many buffers, and one.
         """
         assert num_past < len(buffers)
         self.version = version
@@ -99,8 +99,8 @@ class Shard:
             return self._buffers[(self.version - 1 - past.index(name)) % len(self._buffers)]
         return self.parameters if name == "parameters" else self._vectors[name]
 
-    def hold(self, gradient: Gradient, divisor: float) -> None:
-        """Take `gradient` / `divisor` into the next sum. A whole one is read only by the next `fold`, `combine` or `step`, and
+    def add(self, gradient: Gradient, divisor: float) -> None:
+        """Take `gradient` / `divisor` into the next sum. A whole one is read only by the next `flush`, `norm` or `step`, and
         must stay unchanged until then."""
         if gradient.indices is None:
             self._held.append(arithmetic.Input(gradient.values, divisor))
@@ -120,23 +120,23 @@ class Shard:
         else:
             values = torch.zeros_like(self.parameters).index_add_(0, gradient.indices, gradient.values.float())
         drift = self.parameters - self._bases[base_version]
-        self.hold(Gradient(torch.addcmul(values, values * values, drift, value=weight), gradient.largest), 1.0)
-        self.fold()
+        self.add(Gradient(torch.addcmul(values, values * values, drift, value=weight), gradient.largest), 1.0)
+        self.flush()
 
-    def fold(self) -> None:
+    def flush(self) -> None:
         """Add up what is held; the gradients may then be overwritten."""
         if self._held:
             arithmetic.sum_inputs(self._inputs(), self._vectors["pending_sum"], 1.0)
             self._held, self._has_sum = [], True
 
-    def combine(self, divisor: float) -> list[float]:
-        """As `fold`, and the sums of squares of sum / divisor, block by block: see `arithmetic.norm`."""
+    def norm(self, divisor: float) -> list[float]:
+        """As `flush`, and the sums of squares of sum / divisor, block by block: see `arithmetic.norm`."""
         partials = arithmetic.sum_inputs(self._inputs(), self._vectors["pending_sum"], divisor)
         self._held, self._has_sum = [], True
         return partials
 
     def step(self, order: StepOrder) -> list[float]:
-        """Make the next version of all that was taken in; returns what `combine(order.divisor)` would have."""
+        """Make the next version of all that was taken in; returns what `norm(order.divisor)` would have."""
         inputs = self._inputs()
         target = self._buffers[order.version % len(self._buffers)]
         first = self._vectors.get("first_moment", self._vectors.get("momentum"))
@@ -149,13 +149,13 @@ class Shard:
         self._remember()
         return partials
 
-    def try_step(self, order: StepOrder, number: int) -> None:
+    def provisional_step(self, order: StepOrder, number: int) -> None:
         """Make, in vector `number` of the provisional ones, in turns, what a step with all that was taken in would make.
 
-        Nothing else changes, but that what is held is folded. Adam's second moment is mostly that of the version: see
+        Nothing else changes, but that what was added is flushed. Adam's second moment is mostly that of the version: see
         `arithmetic.step`.
         """
-        self.fold()
+        self.flush()
         target = self._provisional[number % len(self._provisional)]
         first = self._vectors.get("first_moment", self._vectors.get("momentum"))
         state = arithmetic.State(self.parameters, target, first, self._vectors.get("second_moment"))

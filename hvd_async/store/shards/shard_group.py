@@ -10,7 +10,7 @@ import torch
 from hvd_async.errors import PeerError
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.serve.liveness import Silence
-from hvd_async.store.shards.orders import Order, Verb
+from hvd_async.store.shards.orders import Order, OrderKind
 from hvd_async.store.shards.shard import Shard, StepOrder
 from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word
 from hvd_async.store.wire.stop import check_state
@@ -33,7 +33,7 @@ class RemoteShard:
 
 
 class ShardGroup:
-    """Implements `Vectors` on shard 0 and `others`. Used by one thread, on the sequencer's rank.
+    """Implements `ShardOps` on shard 0 and `others`. Used by one thread, on the sequencer's rank.
 
     Every order goes to all shards in the same order; what must be over before the sequencer goes on is waited for, with
     `PeerError`, naming the shard, when one gives no sign of life for `timeout_seconds`.
@@ -61,11 +61,11 @@ class ShardGroup:
 
     @property
     def parameters(self) -> torch.Tensor:
-        """See `Vectors.parameters`."""
+        """See `ShardOps.parameters`."""
         return self.read("parameters")
 
     def read(self, name: str) -> torch.Tensor:
-        """See `Vectors.read`. The shards do nothing meanwhile: only this thread tells them to."""
+        """See `ShardOps.read`. The shards do nothing meanwhile: only this thread tells them to."""
         whole = torch.empty(self._size)
         mine = self._own.read(name)
         whole[: mine.numel()] = mine
@@ -85,67 +85,73 @@ class ShardGroup:
             window.get(offset + 4 * start, target[start : start + _PIECE])
             self._touch()
 
-    def hold(self, gradient: Gradient, divisor: float) -> None:
-        """See `Vectors.hold`."""
-        self._tell(Order(Verb.HOLD, slot=gradient.slot, number=divisor))
-        self._own.hold(gradient, divisor)
+    def add(self, gradient: Gradient, divisor: float) -> None:
+        """See `ShardOps.add`."""
+        self._tell(Order(OrderKind.ADD, slot=gradient.slot, number=divisor))
+        self._own.add(gradient, divisor)
         if gradient.indices is not None:
             self._wait()  # it was read at once, and its slot counts as free
 
     def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
-        """See `Vectors.compensate`."""
-        self._tell(Order(Verb.COMPENSATE, slot=gradient.slot, version=base_version, number=weight))
+        """See `ShardOps.compensate`."""
+        self._tell(Order(OrderKind.COMPENSATE, slot=gradient.slot, version=base_version, number=weight))
         self._own.compensate(gradient, base_version, weight)
         self._wait()
 
-    def fold(self) -> None:
-        """See `Vectors.fold`."""
-        self._tell(Order(Verb.FOLD))
-        self._own.fold()
+    def flush(self) -> None:
+        """See `ShardOps.flush`."""
+        self._tell(Order(OrderKind.FLUSH))
+        self._own.flush()
         self._wait()
 
-    def combine(self, divisor: float) -> list[float]:
-        """See `Vectors.combine`."""
-        self._tell(Order(Verb.COMBINE, number=divisor))
-        return self._own.combine(divisor) + self._wait_for_partials()
+    def norm(self, divisor: float) -> list[float]:
+        """See `ShardOps.norm`."""
+        self._tell(Order(OrderKind.NORM, number=divisor))
+        return self._own.norm(divisor) + self._wait_for_partials()
 
     def step(self, order: StepOrder) -> list[float]:
-        """See `Vectors.step`."""
+        """See `ShardOps.step`."""
         self._tell(
-            Order(Verb.STEP, version=order.version, number=order.divisor, learning_rate=order.learning_rate, clip=order.clip)
+            Order(
+                OrderKind.STEP,
+                version=order.version,
+                number=order.divisor,
+                learning_rate=order.learning_rate,
+                clip=order.clip,
+            )
         )
         return self._own.step(order) + self._wait_for_partials()
 
-    def try_step(self, order: StepOrder, number: int) -> None:
-        """See `Vectors.try_step`."""
-        self._tell(Order(Verb.TRY_STEP, number, order.version, order.divisor, order.learning_rate, order.clip))
-        self._own.try_step(order, number)
+    def provisional_step(self, order: StepOrder, number: int) -> None:
+        """See `ShardOps.provisional_step`."""
+        self._tell(Order(OrderKind.PROVISIONAL_STEP, number, order.version, order.divisor, order.learning_rate, order.clip))
+        self._own.provisional_step(order, number)
         self._wait()
 
     def discard(self) -> None:
-        """See `Vectors.discard`."""
-        self._tell(Order(Verb.DISCARD))
+        """See `ShardOps.discard`."""
+        self._tell(Order(OrderKind.DISCARD))
         self._own.discard()
 
     def forget(self, version: int) -> None:
-        """See `Vectors.forget`."""
-        self._tell(Order(Verb.FORGET, version=version))
+        """See `ShardOps.forget`."""
+        self._tell(Order(OrderKind.FORGET, version=version))
         self._own.forget(version)
 
     def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
-        """See `Vectors.load`; the other shards load their own parts before they begin to serve."""
+        """See `ShardOps.load`; the other shards load their own parts before they begin to serve."""
         length = self._own.parameters.numel()
         self._own.load({name: tensor[:length] for name, tensor in tensors.items()}, version)
 
     def meet(self) -> None:
         """Wait until the other shards have their parameters and serve. Called once, before anything is published."""
         # It changes nothing, since there is no such version; to discard would lose what was pending in a checkpoint.
-        self._tell(Order(Verb.FORGET, version=-1))
+        self._tell(Order(OrderKind.FORGET, version=-1))
         self._wait()
 
     def end(self) -> None:
         """Send the other shards home."""
-        self._tell(Order(Verb.END))
+        self._tell(Order(OrderKind.END))
         self._wait()
 
     def _tell(self, order: Order) -> None:

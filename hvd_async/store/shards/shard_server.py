@@ -9,7 +9,7 @@ import torch
 
 from hvd_async.errors import PeerError
 from hvd_async.store.serve.liveness import Silence
-from hvd_async.store.shards.orders import Order, Verb
+from hvd_async.store.shards.orders import Order, OrderKind
 from hvd_async.store.shards.shard import Shard, StepOrder
 from hvd_async.store.wire.layout import ORDER_WORDS, ShardWord, StopNotice, StoreMemory, StoreWindow, Word
 from hvd_async.store.wire.slots import read_slot
@@ -63,7 +63,7 @@ class ShardServer:
                 self._done += 1
                 self._tell(ShardWord.DONE, self._done)
                 pause, silence = 0.0, Silence()
-                if order.verb is Verb.END:
+                if order.verb is OrderKind.END:
                     return read_notice(self._sequencer)
                 continue
             self._memory.wait(Word.STORE_BELL, heard, pause)
@@ -85,23 +85,23 @@ class ShardServer:
                 )
 
     def _carry_out(self, order: Order) -> None:
-        if order.verb is Verb.HOLD:
-            self._shard.hold(read_slot(self._memory, self._memory.layout, order.slot, 0.0), order.number)
-        elif order.verb is Verb.COMPENSATE:
+        if order.verb is OrderKind.ADD:
+            self._shard.add(read_slot(self._memory, self._memory.layout, order.slot, 0.0), order.number)
+        elif order.verb is OrderKind.COMPENSATE:
             gradient = read_slot(self._memory, self._memory.layout, order.slot, 0.0)
             self._shard.compensate(gradient, order.version, order.number)
-        elif order.verb is Verb.FOLD:
-            self._shard.fold()
-        elif order.verb is Verb.COMBINE:
-            self._report(self._shard.combine(order.number))
-        elif order.verb is Verb.STEP:
+        elif order.verb is OrderKind.FLUSH:
+            self._shard.flush()
+        elif order.verb is OrderKind.NORM:
+            self._report(self._shard.norm(order.number))
+        elif order.verb is OrderKind.STEP:
             self._report(self._shard.step(StepOrder(order.version, order.learning_rate, order.number, order.clip)))
-        elif order.verb is Verb.TRY_STEP:
+        elif order.verb is OrderKind.PROVISIONAL_STEP:
             step = StepOrder(order.version, order.learning_rate, order.number, order.clip)
-            self._shard.try_step(step, order.slot)
-        elif order.verb is Verb.DISCARD:
+            self._shard.provisional_step(step, order.slot)
+        elif order.verb is OrderKind.DISCARD:
             self._shard.discard()
-        elif order.verb is Verb.FORGET:
+        elif order.verb is OrderKind.FORGET:
             self._shard.forget(order.version)
 
     def _report(self, partials: list[float]) -> None:

@@ -17,7 +17,7 @@ from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.window import OwnerWindow, Window
 
 _PAGE_BYTES = 4096
-# Vectors that are worked through together must not all begin at the same place of a page: they would compete for the same lines
+# ShardOps that are worked through together must not all begin at the same place of a page: they would compete for the same lines
 # of the nearest cache. So each begins nine lines further than the one before.
 _STAGGER_BYTES = 576
 # Each writer's words fill whole cache lines, so that neighbours do not disturb each other.

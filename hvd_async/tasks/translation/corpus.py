@@ -90,8 +90,8 @@ class PreparedCorpus:
     validation_targets: list[str]
     skipped: Skipped
     losses: Losses
-    digest: str
-    """Of text and settings; equal digests mean equal arrays."""
+    fingerprint: str
+    """Of text and settings; equal fingerprints mean equal arrays."""
 
 
 def prepare(config: RunConfig) -> PreparedCorpus:
@@ -99,9 +99,9 @@ def prepare(config: RunConfig) -> PreparedCorpus:
 
     Safe in several processes at once: each would make the same, the first to finish gives it its name. Raises `DataError`.
     """
-    digest = _digest(config)
-    folder = _folder(config, digest)
-    is_damaged = folder.exists() and _fault(folder, digest) is not None
+    fingerprint = _fingerprint(config)
+    folder = _folder(config, fingerprint)
+    is_damaged = folder.exists() and _fault(folder, fingerprint) is not None
     if is_damaged or not folder.exists():
         train, validation = _read_texts(config)
         with contextlib.ExitStack() as stack:
@@ -109,15 +109,15 @@ def prepare(config: RunConfig) -> PreparedCorpus:
                 temporary = stack.enter_context(new_folder(folder, replace=is_damaged))
             except DataError as error:
                 raise DataError(f"{error}; set data.prepared to a folder that can be written") from None
-            _build(temporary, config, train, validation, digest)
-    return _open(folder, config, digest)
+            _build(temporary, config, train, validation, fingerprint)
+    return _open(folder, config, fingerprint)
 
 
-def _folder(config: RunConfig, digest: str) -> Path:
-    return Path(config.data.prepared or Path(config.data.folder) / "prepared") / digest
+def _folder(config: RunConfig, fingerprint: str) -> Path:
+    return Path(config.data.prepared or Path(config.data.folder) / "prepared") / fingerprint
 
 
-def _digest(config: RunConfig) -> str:
+def _fingerprint(config: RunConfig) -> str:
     """Of all that the prepared folder depends on: the files' bytes and the settings that shape it."""
     data = config.data
     settings = {
@@ -144,7 +144,7 @@ def _read_texts(config: RunConfig) -> tuple[ParallelText, ParallelText]:
     return train, read_split(folder, data.validation, data.source, data.target)
 
 
-def _build(folder: Path, config: RunConfig, train: ParallelText, validation: ParallelText, digest: str) -> None:
+def _build(folder: Path, config: RunConfig, train: ParallelText, validation: ParallelText, fingerprint: str) -> None:
     vocabulary = Vocabulary.train([*train.sources, *train.targets], config.vocabulary, config.seed)
     vocabulary.save(folder / "vocabulary.model")
     limit = config.data.max_tokens_per_sentence
@@ -166,7 +166,13 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
     unknown = sum(side.count(UNK) for pair in kept for side in pair)
     losses = Losses(unknown, vocabulary.num_normalized([*train.sources, *train.targets]))
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    meta = {"format": _FORMAT, "digest": digest, "sizes": sizes, "skipped": asdict(skipped), "losses": asdict(losses)}
+    meta = {
+        "format": _FORMAT,
+        "fingerprint": fingerprint,
+        "sizes": sizes,
+        "skipped": asdict(skipped),
+        "losses": asdict(losses),
+    }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
@@ -192,14 +198,14 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
-def _fault(folder: Path, digest: str) -> str | None:
+def _fault(folder: Path, fingerprint: str) -> str | None:
     """What is wrong with a prepared folder, if anything is."""
     try:
         meta = _read_meta(folder)
     except (OSError, ValueError) as error:
         return f"meta.json cannot be read ({error})"
     sizes = meta.get("sizes")
-    if meta.get("digest") != digest or meta.get("format") != _FORMAT or not isinstance(sizes, dict):
+    if meta.get("fingerprint") != fingerprint or meta.get("format") != _FORMAT or not isinstance(sizes, dict):
         return "meta.json is of another corpus"
     for name, size in sizes.items():
         path = folder / name
@@ -209,10 +215,10 @@ def _fault(folder: Path, digest: str) -> str | None:
     return None
 
 
-def _open(folder: Path, config: RunConfig, digest: str) -> PreparedCorpus:
+def _open(folder: Path, config: RunConfig, fingerprint: str) -> PreparedCorpus:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the corpus as `hvd-async data` or a training run prepares it")
-    if fault := _fault(folder, digest):
+    if fault := _fault(folder, fingerprint):
         raise DataError(f"{folder}: damaged: {fault}; remove the folder, it will be made again")
     data, meta = config.data, _read_meta(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.model")
@@ -225,7 +231,7 @@ def _open(folder: Path, config: RunConfig, digest: str) -> PreparedCorpus:
         validation_targets=validation.targets,
         skipped=Skipped(**meta["skipped"]),
         losses=Losses(**meta["losses"]),
-        digest=digest,
+        fingerprint=fingerprint,
     )
 
 

@@ -82,7 +82,7 @@ def _without_warning() -> Iterator[None]:
         yield
 
 
-class EncoderLayer(nn.Module):
+class GruEncoderLayer(nn.Module):
     """Two recurrences, from left to right and from right to left, of half the width each."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -152,7 +152,7 @@ class AttentionalGru(TranslationModel):
         """Draw the initial parameters from torch's global random source; the caller seeds it."""
         super().__init__(config, vocabulary_size)
         width = config.width
-        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.encoder = nn.ModuleList(GruEncoderLayer(config) for _ in range(config.encoder_layers))
         self.initial = nn.Linear(width, config.decoder_layers * width)
         self.decoder = nn.ModuleList(Recurrence(width, width) for _ in range(config.decoder_layers))
         self.attention = GlobalAttention(config)

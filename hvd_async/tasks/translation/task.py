@@ -89,10 +89,10 @@ class TranslationTask:
         return evaluation + Evaluation.of_texts(self._translate(model, sentences), references)
 
     def fingerprint(self) -> str:
-        """The digest of the prepared corpus: of the text, the vocabulary's settings, and what was left out."""
-        return self._corpus.digest
+        """The fingerprint of the prepared corpus: of the text, the vocabulary's settings, and what was left out."""
+        return self._corpus.fingerprint
 
-    def remarks(self) -> list[str]:
+    def describe_data(self) -> list[str]:
         """What a person should know of the data: sizes, what was left out, and the share of padding in a first epoch."""
         train, skipped = self._corpus.train, self._corpus.skipped
         share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)

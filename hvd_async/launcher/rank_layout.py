@@ -17,7 +17,7 @@ _DEFAULT_WORKERS = 2
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlace:
     """A host and the ranks on it: those of the store alone come first. `host`: empty for this machine. `are_threads_known`:
     else `cores` is a guess, the number of this machine's, from which no number of threads is to follow."""
 
@@ -36,19 +36,19 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RankLayout:
     """Ranks are numbered in the order of the places, which are at least one."""
 
-    places: tuple[Place, ...]
+    places: tuple[RankPlace, ...]
 
     @classmethod
-    def of_ranks(cls, num_ranks: int, cores: int, hosts: Sequence[Host] = ()) -> Layout:
+    def of_ranks(cls, num_ranks: int, cores: int, hosts: Sequence[Host] = ()) -> RankLayout:
         """`num_ranks` ranks of any program, on this machine or on `hosts`, filled in order. Raises `SetupError` if they do not
         fit."""
         if not hosts:
-            return cls((Place("", num_ranks, cores=cores),))
+            return cls((RankPlace("", num_ranks, cores=cores),))
         taken = _fill(num_ranks, hosts)
-        return cls(tuple(Place(host.name, k, cores=cores) for host, k in zip(hosts, taken, strict=True) if k))
+        return cls(tuple(RankPlace(host.name, k, cores=cores) for host, k in zip(hosts, taken, strict=True) if k))
 
     @property
     def num_ranks(self) -> int:
@@ -88,7 +88,7 @@ class Wanted:
 
 def lay_out(
     config: RunConfig, wanted: Wanted, hosts: Sequence[Host], own_cores: int, *, are_allocated: bool = False
-) -> Layout:
+) -> RankLayout:
     """The ranks that train `config` on `hosts`, or on this machine if there are none.
 
     `are_allocated`: hosts come from a batch system, their slots count workers, and the store's ranks are beside them; else a
@@ -107,7 +107,7 @@ def lay_out(
         )
     if strategy.kind == "single":
         _check_single(wanted)
-        return Layout((Place("", 1, cores=own_cores),))
+        return RankLayout((RankPlace("", 1, cores=own_cores),))
     if not hosts:
         if wanted.store_apart:
             raise SetupError("--store-apart: expected a heterogeneous Slurm job; see slurm/heterogeneous.sbatch")
@@ -116,7 +116,7 @@ def lay_out(
                 f"--workers {wanted.workers} beside --workers-per-node {wanted.per_node} on one machine: expected one of them"
             )
         workers = wanted.workers or wanted.per_node or wanted.gpus or _DEFAULT_WORKERS
-        return Layout((Place("", workers, stores, own_cores, wanted.gpus),))
+        return RankLayout((RankPlace("", workers, stores, own_cores, wanted.gpus),))
     if wanted.gpus is not None:
         are_of_workers = [host.component > 0 or not wanted.store_apart for host in hosts]
         hosts = [
@@ -131,9 +131,9 @@ def lay_out(
     else:
         numbers = _among(hosts, wanted, stores)
     are_known = config.training.threads is not None
-    return Layout(
+    return RankLayout(
         tuple(
-            Place(
+            RankPlace(
                 host.name, num_workers, num_stores, num_cores, host.gpus, host.component, are_known or host.cores is not None
             )
             for host, num_cores, (num_workers, num_stores) in zip(hosts, cores, numbers, strict=True)
@@ -229,7 +229,7 @@ def _names(hosts: Sequence[Host]) -> str:
     return ",".join(f"{host.name}:{host.slots or 1}" for host in hosts)
 
 
-def plan_ranks(config: RunConfig, layout: Layout) -> tuple[RankPlan, ...]:
+def plan_ranks(config: RunConfig, layout: RankLayout) -> tuple[RankPlan, ...]:
     """What every rank is to be, as far as it is known before it starts: devices only where all GPUs are.
 
     Raises what `assign_roles` raises.
@@ -254,7 +254,7 @@ def _device_asked_for(plan: RankPlan, config: RunConfig) -> str:
     return asked if asked == "cpu" else f"device {asked}"
 
 
-def explain(layout: Layout, plans: Sequence[RankPlan]) -> list[str]:
+def explain(layout: RankLayout, plans: Sequence[RankPlan]) -> list[str]:
     """A line for all, and one for each rank."""
     stores = layout.num_ranks - layout.num_workers
     facts = [_count(layout.num_workers, "worker"), *([f"{stores} for the store alone"] if stores else [])]

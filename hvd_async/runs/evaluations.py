@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Measurement:
+class EvaluationResult:
     """An evaluation of one version, with how far training was when that version was made."""
 
     version: int
@@ -19,14 +19,14 @@ class Measurement:
     bleu: float | None
 
 
-class Measurements:
+class EvaluationHistory:
     """The measurements of a run, in the order in which they came in."""
 
-    def __init__(self, given: Iterable[Measurement] = ()) -> None:
+    def __init__(self, given: Iterable[EvaluationResult] = ()) -> None:
         """`given`: those of earlier processes."""
         self._all = list(given)
 
-    def add(self, measurement: Measurement) -> None:
+    def add(self, measurement: EvaluationResult) -> None:
         """Take in one more."""
         self._all.append(measurement)
 
@@ -36,18 +36,18 @@ class Measurements:
         return {measurement.version for measurement in self._all}
 
     @property
-    def best(self) -> Measurement | None:
+    def best(self) -> EvaluationResult | None:
         """The measurement with the lowest loss, the earliest of several; None where none has a finite one."""
         finite = [measurement for measurement in self._all if math.isfinite(measurement.loss)]
         return min(finite, key=lambda measurement: measurement.loss, default=None)
 
     @property
-    def last(self) -> Measurement | None:
+    def last(self) -> EvaluationResult | None:
         """The measurement of the highest version."""
         return max(self._all, key=lambda measurement: measurement.version, default=None)
 
     def num_without_progress(self) -> int:
-        """Measurements of versions after the best one; all, where no loss is finite."""
+        """EvaluationHistory of versions after the best one; all, where no loss is finite."""
         best = self.best
         return sum(best is None or measurement.version > best.version for measurement in self._all)
 
@@ -56,6 +56,6 @@ class Measurements:
         return [asdict(measurement) for measurement in self._all]
 
     @classmethod
-    def from_json(cls, data: Iterable[dict[str, Any]]) -> Measurements:
+    def from_json(cls, data: Iterable[dict[str, Any]]) -> EvaluationHistory:
         """The inverse of `to_json`."""
-        return cls(Measurement(**fields) for fields in data)
+        return cls(EvaluationResult(**fields) for fields in data)

@@ -9,7 +9,7 @@ WindowKind = Literal["shared", "created"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class OneSidedProgress:
     """How long one-sided operations took while their target computed without entering MPI."""
 
     window: WindowKind
@@ -32,9 +32,9 @@ class Bandwidth:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measurements:
+class ProbeResult:
     """What ranks 0 and 1 found out together."""
 
     same_host: bool
-    progress: tuple[Progress, ...]
+    progress: tuple[OneSidedProgress, ...]
     bandwidth: Bandwidth

@@ -50,7 +50,7 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Job:
+class ScriptJob:
     """What a script runs: a configuration with options of `hvd-async launch`, or a suite with those of `hvd-async compare`.
 
     `environment`: the folder of the Python environment; `folder`: of a suite's runs, by default from its name; `store_nodes`: of
@@ -61,7 +61,7 @@ class Job:
     options: tuple[str, ...] = ()
     environment: str = ".venv"
     name: str = "hvd-async"
-    starter: str = "srun"
+    launcher: str = "srun"
     folder: str = ""
     at_once: int = 4
     signal_seconds: int = 120
@@ -69,7 +69,7 @@ class Job:
     path: str = ""
 
 
-def render(job: Job, resources: Resources) -> str:
+def render(job: ScriptJob, resources: Resources) -> str:
     """The text of the script. Raises `ConfigError` for values that have no place in one."""
     resources.check()
     if not re.fullmatch(r"[\w.+-]+", job.name):
@@ -84,7 +84,7 @@ def render(job: Job, resources: Resources) -> str:
         target=shlex.quote(job.target),
         options=[shlex.quote(option) for option in job.options],
         environment=shlex.quote(job.environment),
-        starter=job.starter,
+        launcher=job.launcher,
         folder=shlex.quote(job.folder) if job.folder else "",
         at_once=job.at_once,
         signal_seconds=job.signal_seconds,
@@ -105,5 +105,5 @@ def render(job: Job, resources: Resources) -> str:
 def default_script(script: Script) -> str:
     """The text of `slurm/<script>.sbatch`."""
     if script == "compare":
-        return render(Job(script, "configs/suites/baselines.yaml"), Resources(nodes=1))
-    return render(Job(script, "configs/multi30k.yaml"), Resources())
+        return render(ScriptJob(script, "configs/suites/baselines.yaml"), Resources(nodes=1))
+    return render(ScriptJob(script, "configs/multi30k.yaml"), Resources())

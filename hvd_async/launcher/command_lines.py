@@ -11,13 +11,13 @@ from typing import Literal
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import SetupError
-from hvd_async.launcher.layout import Layout, Place, plan_ranks
+from hvd_async.launcher.rank_layout import RankLayout, RankPlace, plan_ranks
 from hvd_async.launcher.train_arguments import TrainArguments
 from hvd_async.system.openmp import is_default
 from hvd_async.system.processes import Command
 
 MpiFamily = Literal["openmpi", "mpich", "intel"]
-Starter = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]
+LauncherName = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]
 
 # What srun would take from a job's environment as if it had been asked for: the part of a node that each of the job's tasks was
 # to have, and how they were to be spread. Our ranks have a list of nodes, and use whatever the job has on theirs. mpirun starts
@@ -43,11 +43,11 @@ _FORWARDED_PREFIXES = ("OMP_", "GOMP_", "MKL_", "KMP_", "NCCL_", "UCX_", "FI_", 
 @dataclass(frozen=True)
 class LaunchOptions:
     """By what ranks are started. `pmi`: what `srun --mpi` is to be; `forward`: names of variables for other hosts; `path`: PATH
-    for the starter, where it is not the caller's; `unset`: names of variables that the starter is not to have; `is_live`:
-    show lines of ranks before they are whole, as a bar needs it; `extra`: for the starter, as it is."""
+    for the launcher, where it is not the caller's; `unset`: names of variables that the launcher is not to have; `is_live`:
+    show lines of ranks before they are whole, as a bar needs it; `extra`: for the launcher, as it is."""
 
     mpi: MpiFamily = "openmpi"
-    starter: Starter = "mpirun"
+    launcher: LauncherName = "mpirun"
     pmi: str = ""
     mpirun: str = "mpirun"
     horovodrun: str = "horovodrun"
@@ -62,7 +62,7 @@ class LaunchOptions:
     extra: tuple[str, ...] = ()
 
 
-def launch_command(config: RunConfig, arguments: TrainArguments, layout: Layout, options: LaunchOptions) -> Command:
+def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLayout, options: LaunchOptions) -> Command:
     """The command that trains `config` as `layout` says. Raises `SetupError` where there is none."""
     program = arguments.program(options.python, options.python_flags)
     options = replace(options, is_live=arguments.progress == "bar")
@@ -72,11 +72,11 @@ def launch_command(config: RunConfig, arguments: TrainArguments, layout: Layout,
     environment = {"OMP_NUM_THREADS": str(threads)} if are_known else {}
     if config.strategy.kind == "single":
         return Command(program, environment)
-    if options.starter == "mpirun":
+    if options.launcher == "mpirun":
         return mpirun_command(program, layout, options, environment)
-    if options.starter == "srun":
+    if options.launcher == "srun":
         return srun_command(program, layout, options, environment)
-    if options.starter == "horovodrun-gloo" and config.strategy.kind != "horovod":
+    if options.launcher == "horovodrun-gloo" and config.strategy.kind != "horovod":
         raise SetupError(
             f"horovodrun --gloo starts no MPI, which strategy {config.strategy.kind} needs;"
             " use mpirun, srun, horovodrun --mpi, or strategy horovod"
@@ -85,11 +85,11 @@ def launch_command(config: RunConfig, arguments: TrainArguments, layout: Layout,
 
 
 def mpirun_command(
-    program: Sequence[str], layout: Layout, options: LaunchOptions, environment: Mapping[str, str] | None = None
+    program: Sequence[str], layout: RankLayout, options: LaunchOptions, environment: Mapping[str, str] | None = None
 ) -> Command:
     """`program` in the ranks of `layout` under mpirun; `environment` reaches every one of them, on all hosts."""
     if any(place.component for place in layout.places):
-        raise SetupError("mpirun reaches only the first component of a heterogeneous Slurm job; use --starter srun")
+        raise SetupError("mpirun reaches only the first component of a heterogeneous Slurm job; use --launcher srun")
     variables = {**(environment or {}), **_mpi_environment(layout, options)}
     if options.mpi == "openmpi":
         flags = _openmpi_flags(layout, variables, options)
@@ -103,7 +103,7 @@ def mpirun_command(
     )
 
 
-def _openmpi_flags(layout: Layout, variables: Mapping[str, str], options: LaunchOptions) -> tuple[str, ...]:
+def _openmpi_flags(layout: RankLayout, variables: Mapping[str, str], options: LaunchOptions) -> tuple[str, ...]:
     # By default Open MPI would bind each rank to one core, and torch's threads with it. It counts physical cores, or a batch
     # system's tasks, as slots; ours may be fewer, and a store beside the workers has no core or task of its own.
     flags: tuple[str, ...] = ("--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE")
@@ -116,14 +116,14 @@ def _openmpi_flags(layout: Layout, variables: Mapping[str, str], options: Launch
 
 
 def _horovodrun_command(
-    program: Sequence[str], layout: Layout, options: LaunchOptions, environment: Mapping[str, str]
+    program: Sequence[str], layout: RankLayout, options: LaunchOptions, environment: Mapping[str, str]
 ) -> Command:
     if any(place.component for place in layout.places):
-        raise SetupError("horovodrun does not know the components of a heterogeneous Slurm job; use --starter srun")
+        raise SetupError("horovodrun does not know the components of a heterogeneous Slurm job; use --launcher srun")
     variables = {**environment, **_mpi_environment(layout, options)}
     variables |= {} if options.path is None else {"PATH": options.path}
     where = () if layout.is_local else ("-H", layout.hosts_and_slots())
-    if options.starter == "horovodrun-gloo":
+    if options.launcher == "horovodrun-gloo":
         # On one host ranks would else listen on an interface that other hosts reach.
         controller: tuple[str, ...] = ("--gloo", *(("--network-interfaces", "lo") if layout.is_local else ()))
     elif options.mpi == "mpich":
@@ -140,7 +140,7 @@ def _horovodrun_command(
 
 
 def srun_command(
-    program: Sequence[str], layout: Layout, options: LaunchOptions, environment: Mapping[str, str] | None = None
+    program: Sequence[str], layout: RankLayout, options: LaunchOptions, environment: Mapping[str, str] | None = None
 ) -> Command:
     """`program` in the ranks of `layout` in one step of the Slurm job that the caller is in."""
     variables = {**(environment or {}), **_mpi_environment(layout, options)}
@@ -157,7 +157,7 @@ def srun_command(
     return Command(tuple(argv), variables, options.unset)
 
 
-def _step(places: Sequence[Place]) -> list[str]:
+def _step(places: Sequence[RankPlace]) -> list[str]:
     """The store's ranks are more than the tasks that the job asked for, and take no core of their own: they, and all others, use
     whatever the job has on their node."""
     names = [place.host for place in places for _ in range(place.ranks)]
@@ -171,7 +171,7 @@ def _step(places: Sequence[Place]) -> list[str]:
     ]
 
 
-def _mpi_environment(layout: Layout, options: LaunchOptions) -> dict[str, str]:
+def _mpi_environment(layout: RankLayout, options: LaunchOptions) -> dict[str, str]:
     if options.mpi == "mpich":
         # Without the first it comments on every missing network device, without the second ranks of one host listen to others.
         return {"UCX_LOG_LEVEL": "error", **({"UCX_TLS": "^tcp"} if layout.is_local else {})}
@@ -182,14 +182,14 @@ def _mpi_environment(layout: Layout, options: LaunchOptions) -> dict[str, str]:
         variables["OMPI_MCA_btl"] = "^tcp"  # or every rank listens on all interfaces, though shared memory is all it uses
     if layout.is_crowded:
         variables["OMPI_MCA_mpi_yield_when_idle"] = "1"  # or waiting ranks starve working ones
-    if options.as_root and options.starter != "srun":  # mpirun asks for them
+    if options.as_root and options.launcher != "srun":  # mpirun asks for them
         variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return variables
 
 
-def variables_to_unset(environ: Mapping[str, str], starter: Starter) -> tuple[str, ...]:
+def variables_to_unset(environ: Mapping[str, str], launcher: LauncherName) -> tuple[str, ...]:
     """Names of what the srun that starts ranks, or their daemons, would read in a job's environment, and must not."""
-    names = (*_OF_TASKS, *_OF_NODES) if starter == "srun" else _OF_TASKS
+    names = (*_OF_TASKS, *_OF_NODES) if launcher == "srun" else _OF_TASKS
     # Of a heterogeneous job each component has its own, under a name of today and one of before.
     own = re.compile(rf"({'|'.join(names)})(_(HET|PACK)_GROUP_\d+)?")
     return tuple(sorted(name for name in environ if own.fullmatch(name)))
