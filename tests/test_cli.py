@@ -209,6 +209,12 @@ def test_a_slip_of_the_finger_is_told_by_its_own_verb(
     assert told.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in told
 
 
+def test_a_flag_that_was_renamed_is_told_by_its_new_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["launch", "a.yaml", "--starter", "srun"])
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --starter srun; --starter is called --launcher now\n")
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--workers", "0"], ["--slurm", "--nodes", "0"], ["--slurm", "--workers", "0"], ["--slurm", "--workers-per-node", "0"]],

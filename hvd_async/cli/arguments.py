@@ -40,6 +40,10 @@ exit status:
 """
 
 
+# Flags of earlier versions.
+_RENAMED = {"--starter": "--launcher"}
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors name what may have been meant, with the usage of the verb that was given."""
 
@@ -61,6 +65,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _meant(word: str, choices: Sequence[str]) -> str:
+    if word in _RENAMED:
+        return f"; {word} is called {_RENAMED[word]} now"
     near = difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

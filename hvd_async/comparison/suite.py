@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -95,6 +95,8 @@ class TargetConfig(Section):
 class SuiteConfig(Section):
     """One YAML file. Overrides are `key.path: value`, as of the configuration of a run; in `variants` and `environments` the key
     `workers` is the suite's own."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"settings": "environments"}
 
     base: PathText = Field(description="The configuration of a run from which all begin; relative to this file.")
     launcher: Literal["mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo", "simulate"] = Field(

@@ -85,7 +85,10 @@ def _describe(fault: Any, root: type[Section]) -> str:
     key = ".".join(str(part) for part in location) or "(top level)"
     kind, message = fault["type"], fault["msg"]
     if kind == "extra_forbidden":
-        names = _sibling_names(fault["loc"], root)
+        section = _section_of(fault["loc"], root)
+        if (name := section.renamed.get(str(location[-1]))) is not None:
+            return f"{key}: unknown key; it is called {name!r} now"
+        names = list(section.model_fields)
         near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(names))}"
         return f"{key}: unknown key; {hint}"
@@ -104,7 +107,8 @@ def _is_branch_name(part: Any) -> bool:
     return part in BRANCHES
 
 
-def _sibling_names(location: Sequence[Any], root: type[Section]) -> list[str]:
+def _section_of(location: Sequence[Any], root: type[Section]) -> type[Section]:
+    """Return the section in which the key at `location` was looked for."""
     section: Any = root
     for part in location[:-1]:
         if isinstance(part, int) or _is_branch_name(part):
@@ -113,7 +117,8 @@ def _sibling_names(location: Sequence[Any], root: type[Section]) -> list[str]:
         annotation = section.model_fields[part].annotation
         branches = [branch for branch in get_args(annotation) if isinstance(branch, type) and issubclass(branch, Section)]
         section = branches[0] if branches else annotation  # of `Section | None` the section
-    return list(section.model_fields)
+    found: type[Section] = section
+    return found
 
 
 def _kind(value: Any) -> str:

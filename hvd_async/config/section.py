@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, Field
@@ -29,6 +30,8 @@ class Section(pydantic.BaseModel):
     """Base of every section: unknown keys are errors, values are immutable and validated strictly."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions, and what they are called now; an error about one names the other."""
 
 
 SectionT = TypeVar("SectionT", bound=Section)

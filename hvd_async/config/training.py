@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -17,6 +18,8 @@ BOUNDS = ("epochs", "tokens", "updates", "seconds")
 
 class TrainingConfig(Section):
     """How much, on what, and what is kept. Exactly one of `epochs`, `tokens`, `updates` and `seconds` bounds the run."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"digest_every": "hash_every"}
 
     epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] | None = Field(None, description="Passes over the training data.")
     tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
@@ -50,7 +53,7 @@ class TrainingConfig(Section):
     keep_checkpoints: Positive = Field(1, description="How many of the latest checkpoints are kept.")
     hash_every: Natural = Field(
         100,
-        description="Versions between digests of the parameters in the event log, which `hvd-async replay` compares with;"
+        description="Versions between hashes of the parameters in the event log, which `hvd-async replay` compares with;"
         " 0: none, not even of the first and the last version.",
     )
     diverged_after: Positive = Field(

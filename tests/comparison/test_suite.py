@@ -140,6 +140,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         # What a run refuses, with whose it is.
         ({"base": "nothing.yaml"}, "nothing.yaml: no such file; expected the YAML configuration of a run"),
         ({"set": {"training.epoch": 1}}, "suite.yaml: all: horovod: "),
+        ({"settings": {"even": {}}}, "suite.yaml: settings: unknown key; it is called 'environments' now"),
         (one_variant(**{"strategy.kin": "ddp"}), "base.yaml: strategy.kin: unknown key; did you mean 'kind'?"),
         (one_variant(**{"strategy.kind": "hvd"}), "suite.yaml: all: N = 1: "),
         (

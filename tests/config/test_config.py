@@ -432,3 +432,10 @@ def test_a_suite_is_no_run(file: pathlib.Path) -> None:
     assert str(raised.value) == (
         f"{file}: got a suite, expected the configuration of a run; compute it with `hvd-async compare {file}`"
     )
+
+
+def test_a_key_that_was_renamed_is_told_by_its_new_name() -> None:
+    tree = {"output": "x", "data": {"folder": "data"}, "training": {"epochs": 1, "digest_every": 5}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tree, source="run.yaml")
+    assert str(caught.value) == "run.yaml: training.digest_every: unknown key; it is called 'hash_every' now"
