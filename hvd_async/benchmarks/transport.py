@@ -19,7 +19,8 @@ from hvd_async.benchmarks.null_observer import NullObserver
 from hvd_async.benchmarks.options import Options, num_elements
 from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.config import OptimizerConfig, StrategyConfig
-from hvd_async.store.parameter_store import Arrival, ParameterStore
+from hvd_async.store.arrival import Arrival
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.serve.server import ServerOptions, StoreServer

@@ -114,7 +114,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     is_in_job = allocation is not None
     hosts = given or allocation or ()
     layout = lay_out(config, _wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=is_in_job)
-    is_single = config.strategy.kind == "single"
+    is_single = config.strategy.is_single
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
     told = _train_arguments(arguments)
     if arguments.dry_run:
@@ -154,7 +154,7 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
         stopping = Stopping(stop_signal, patience, is_saving, config.strategy.hang_timeout_seconds)
         ended = run_command(command, os.environ, stopping, errors)
     seconds = time.monotonic() - began
-    if config.strategy.kind == "single":
+    if config.strategy.is_single:
         ended = dataclasses.replace(ended, is_killed=False)  # it was the run itself
     return outcome_of(ended, summary.status(), seconds, summary.stop_signal(), status_tells=status_tells)
 
@@ -267,7 +267,7 @@ def _hosts(arguments: argparse.Namespace) -> tuple[Host, ...]:
 def _write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.launcher.batch_script import ScriptJob, render
 
-    is_single = config.strategy.kind == "single"
+    is_single = config.strategy.is_single
     asked = resources(arguments, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
     _check_ranks(config, arguments, asked)
     if arguments.slurm == "train-requeue":

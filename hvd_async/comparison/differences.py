@@ -19,9 +19,8 @@ def differing_keys(configs: Sequence[RunConfig]) -> list[str]:
 
 
 def leaves(config: RunConfig) -> dict[str, Any]:
-    """The values of `config` by their keys with dots; `strategy.provisional` as it takes effect."""
+    """The values of `config` by their keys with dots."""
     tree = config.model_dump()
-    tree["strategy"]["provisional"] = config.strategy.kind == "async" and config.strategy.has_provisional
     for name in _OF_EACH_RUN:
         del tree[name]
     return dict(_leaves(tree, ""))

@@ -222,7 +222,7 @@ class Suite:
 
     def _check(self, spec: Spec, config: RunConfig) -> None:
         """Raises `ConfigError` for what no run of this suite can do."""
-        workers = 1 if config.strategy.kind == "single" else self._workers(spec)
+        workers = 1 if config.strategy.is_single else self._workers(spec)
         if self.config.launcher == "simulate":
             StepTimes(config.emulation, 0, workers)
         else:
@@ -259,7 +259,7 @@ class Suite:
 
     def _num_workers(self, spec: Spec) -> int:
         """Those that there will be."""
-        return 1 if self._configs[spec].strategy.kind == "single" else self._workers(spec)
+        return 1 if self._configs[spec].strategy.is_single else self._workers(spec)
 
     def _make_plan(self, path: pathlib.Path) -> SuitePlan:
         suite = self.config

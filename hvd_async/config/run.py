@@ -48,7 +48,7 @@ class RunConfig(Section):
     @pydantic.model_validator(mode="after")
     def _overlap_fits(self) -> RunConfig:
         strategy = self.strategy
-        if not self.push.overlap or strategy.kind != "async":
+        if not self.push.overlap or not strategy.is_async:
             return self
         if strategy.lockstep:
             raise ValueError("push.overlap: got true with strategy.lockstep, expected false; in lock-step a worker waits")

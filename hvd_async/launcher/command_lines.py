@@ -70,7 +70,7 @@ def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLay
     # Ranks set it for themselves, when they have counted their cores: a guess would only stand in their way.
     are_known = all(place.are_threads_known for place in layout.places)
     environment = {"OMP_NUM_THREADS": str(threads)} if are_known else {}
-    if config.strategy.kind == "single":
+    if config.strategy.is_single:
         return Command(program, environment)
     if options.launcher == "mpirun":
         return mpirun_command(program, layout, options, environment)

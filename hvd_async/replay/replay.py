@@ -21,8 +21,9 @@ from hvd_async.replay.recording import RecordedUpdate, Recording, read_recording
 from hvd_async.replay.workers import Recomputation, facts_of, kind_of_device
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.hashes import hash_of
+from hvd_async.store.arrival import Arrival, Update
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.tasks.task import Task
@@ -281,5 +282,5 @@ class _Replay:
 
 def as_recorded(strategy: StrategyConfig) -> StrategyConfig:
     """`strategy` without its own decisions: what it does to a gradient is left."""
-    policy = {} if strategy.kind == "async" else {"staleness_policy": "none"}
+    policy = {} if strategy.is_async else {"staleness_policy": "none"}
     return strategy.model_copy(update={**_AS_RECORDED, **policy})

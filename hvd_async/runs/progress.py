@@ -13,7 +13,7 @@ import rich.console
 import rich.progress
 
 from hvd_async.runs.totals import RunMetrics
-from hvd_async.store.parameter_store import Update
+from hvd_async.store.arrival import Update
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from hvd_async.runs.progress import Progress
 from hvd_async.runs.provenance import Provenance, provenance_of_one_process
 from hvd_async.runs.scalars import Scalars
 from hvd_async.runs.totals import RunMetrics
-from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
-from hvd_async.store.wire.layout import StopKind, StopNotice
+from hvd_async.store.arrival import Arrival, Refusal, Update
+from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.system.background_writer import MAX_UNWRITTEN_VECTORS, BackgroundWriter
 from hvd_async.system.files import write_file
 from hvd_async.tasks.evaluation import Evaluation
@@ -433,7 +434,6 @@ class RunRecorder:
         config = self._config
         strategy = config.strategy.model_dump()
         kind = strategy.pop("kind")
-        strategy["provisional"] = config.strategy.has_provisional
         simulated = {"simulated": True} if self._is_simulated else {}
         if kind != "async":
             return {**simulated, "strategy": kind, "options": {"reduction": strategy["reduction"]}}

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvd_async.store.parameter_store import Arrival, Refusal, Update
+from hvd_async.store.arrival import Arrival, Refusal, Update
 
 
 @dataclass

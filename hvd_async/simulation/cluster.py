@@ -43,7 +43,7 @@ class Cluster:
         self._is_overlapped = config.push.overlap
         self._aggregates_nodes = config.push.node_sum
         self._may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
-        self._waits_for_stragglers = strategy.max_staleness is not None and strategy.on_stale == "wait"
+        self._waits_for_stragglers = strategy.waits_for_stragglers
         self._admits_all = not self._may_be_synchronous and not self._waits_for_stragglers
         announces = self._waits_for_stragglers or needs_base_parameters(strategy)
         self._announced = Announced() if announces else None

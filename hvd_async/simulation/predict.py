@@ -86,7 +86,7 @@ def predict(config: RunConfig, size: Size) -> ClusterRates:
     was_enabled = gc.isenabled()
     gc.disable()  # a million events leave nothing behind that only it would find
     try:
-        if config.strategy.kind == "async":
+        if config.strategy.is_async:
             return _predict_asynchronous(config, size, prices, times)
         return _predict_synchronous(config, size, prices, times)
     finally:
@@ -141,7 +141,7 @@ def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: S
         store.num_refused,
         _shares(cluster.totals),
         _busy(cluster, clock.now),
-        strategy.lockstep or config.push.node_sum or (strategy.max_staleness is not None and strategy.on_stale == "wait"),
+        strategy.lockstep or config.push.node_sum or strategy.waits_for_stragglers,
     )
 
 

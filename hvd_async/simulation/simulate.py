@@ -68,7 +68,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     clock = make_clock(config, times, workers)
     task = make_task(config)
     module = task.build_model()
-    if config.strategy.kind == "async":
+    if config.strategy.is_async:
         check_buffers(task, module)
     flat = FlatParameters(module)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
@@ -101,7 +101,7 @@ def _train(
     goal: Goal,
     clock: Clock,
 ) -> None:
-    if config.strategy.kind == "async":
+    if config.strategy.is_async:
         store = RealStore(config, model, prices.num_workers, recorder, goal.last_version)
         recorder.started(store.store)
         cluster = make_cluster(config, prices, times, store, clock, goal.num_batches)

@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import GradBucket, TCPStore
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import PeerError
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi

@@ -14,7 +14,7 @@ import torch
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import SetupError
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
 from hvd_async.transport.bootstrap import init_mpi, report_failure, reported_failure

@@ -11,9 +11,9 @@ import torch
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
+from hvd_async.store.observer import Observer
 from hvd_async.store.parameter_store import ParameterStore, ShardOps
-from hvd_async.store.serve.server import Observer
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hvd_async.cluster.topology import RankPlan
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, Worker
 from hvd_async.transport.group import Solo

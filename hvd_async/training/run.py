@@ -35,7 +35,7 @@ from hvd_async.runs.folder import Beginning, Resumption, RunFolder
 from hvd_async.runs.progress import Goal, Progress
 from hvd_async.runs.provenance import device_of, provenance_of, this_software
 from hvd_async.runs.recorder import RunRecorder, read_snapshot
-from hvd_async.store.wire.layout import StopKind, StopNotice
+from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies import make_strategy
 from hvd_async.strategies.protocol import EvaluationPlan, Job, SavedState, Strategy
 from hvd_async.strategies.watch import Watch
@@ -209,7 +209,7 @@ def _set_up(
         in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = in_agreement(group, lambda: make_task(config))
     model = in_agreement(group, task.build_model)
-    if config.strategy.kind == "async":
+    if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
     flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
@@ -243,7 +243,7 @@ def _set_up(
         if group.rank == 0:
             progress.say("finished before, and asked for no more: there is nothing to do")
         return ended if group.rank == 0 else {}
-    saved = _agree_on_checkpoint(group, resumption, needs_tensors=plan.shard is not None or config.strategy.kind != "async")
+    saved = _agree_on_checkpoint(group, resumption, needs_tensors=plan.shard is not None or not config.strategy.is_async)
     own = this_software(device_of(plans[group.rank].device, plans[group.rank].store_device))
     software = [json.loads(text) for text in group.allgather(json.dumps(own))]
     batch_job = read_batch_job(environ)
