@@ -60,7 +60,8 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
 
     from hvd_async.cluster.environment import read_environment
     from hvd_async.tasks.registry import make_task
-    from hvd_async.training.run import TrainOptions, train
+    from hvd_async.training.options import TrainOptions
+    from hvd_async.training.run import train
 
     is_live = arguments.progress == "bar"
     if arguments.progress == "auto":

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, SetupError
 
 Role = Literal["store", "shard", "worker", "store+worker", "shard+worker"]
@@ -66,6 +67,20 @@ class Placement:
     store_device: str = "cpu"
     is_direct: bool = True
     """Whether workers may read and write a store in device memory themselves, as far as their gradients' format goes."""
+
+
+def placement_of(config: RunConfig) -> Placement:
+    """The keys of `config` on which roles, devices and threads depend."""
+    return Placement(
+        kind=config.strategy.kind,
+        placement=config.strategy.placement,
+        device=config.training.device,
+        allow_sharing=config.training.allow_sharing,
+        threads=config.training.threads,
+        num_shards=config.store.shards,
+        store_device=config.store.device,
+        is_direct=config.push.is_whole,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvd_async.cluster.hosts import Host
-from hvd_async.cluster.placement import placement_of
-from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe
+from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe, placement_of
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, SetupError
 

@@ -12,10 +12,13 @@ import torch
 from hvd_async.config import RunConfig
 from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
+from hvd_async.runs.context import RunContext
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.progress import Goal, Progress
 from hvd_async.runs.provenance import provenance_of_one_process
-from hvd_async.runs.recorder import RunRecorder, read_snapshot
+from hvd_async.runs.recorder import RunRecorder
+from hvd_async.runs.snapshots import read_snapshot
+from hvd_async.runs.summary import Ending
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs, costs, num_workers
 from hvd_async.simulation.direct import make_clock, make_cluster
@@ -80,7 +83,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     model = Model(task, module.train(), flat, config.seed)
     prices = costs(config, config.simulation.parameters or flat.size)
     provenance = provenance_of_one_process(prices.node_workers(config))
-    recorder = RunRecorder(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True)
+    recorder = RunRecorder(RunContext(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True))
     with recorder:
         with progress.showing():
             _train(config, prices, times, model, recorder, goal, clock)
@@ -89,7 +92,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
             recorder.evaluated(version, model.evaluate(read_snapshot(folder, version)))
         status = "finished early" if recorder.is_out_of_patience() else "finished"
         num_steps = recorder.metrics.staleness.total() + recorder.metrics.refused.total()
-        return recorder.conclude(status, workers, num_steps)
+        return recorder.conclude(Ending(status, workers, num_steps))
 
 
 def _train(

@@ -29,7 +29,7 @@ from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Wor
 from hvd_async.store.wire.slots import DTYPES
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.strategies.memory_plan import MemoryPlan
-from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Worker
 from hvd_async.strategies.push_pull import DirectPushPull, NodePushPull, PushPull, wait_and_pull
 from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
 from hvd_async.system.failures import tell
@@ -50,11 +50,11 @@ class Asynchronous:
         """Initialises MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
-    def check(self, job: Job) -> None:
+    def check(self, spec: JobSpec) -> None:
         """See `Strategy.check`: shards that the model has room for, and memory on every node."""
         rank = self.group.rank
         try:
-            check_capacity(self.group, job.plans[rank].host, MemoryPlan(job).needs(rank))
+            check_capacity(self.group, spec.plans[rank].host, MemoryPlan(spec).needs(rank))
         except HvdAsyncError as error:
             error.is_on_all_ranks = True  # each computes the same
             raise
