@@ -20,12 +20,13 @@ from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.runs.summary import Ending
 from hvd_async.simulation.clock import Clock
+from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs, costs, num_workers
-from hvd_async.simulation.direct import make_clock, make_cluster
 from hvd_async.simulation.predict import DEFAULT_SECONDS
 from hvd_async.simulation.real_replica import RealReplica
 from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.synchronous_cluster import Synchronous
+from hvd_async.simulation.world import World, make_clock
 from hvd_async.tasks.gradient import check_buffers
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
@@ -107,7 +108,7 @@ def _train(
     if config.strategy.is_async:
         store = RealStore(config, model, prices.num_workers, recorder, goal.last_version)
         recorder.started(store.store)
-        cluster = make_cluster(config, prices, times, store, clock, goal.num_batches)
+        cluster = Cluster(World(config, prices, times, store, clock), goal.num_batches)
         store.watch(cluster.versions_in_use)
         cluster.run()
     else:
