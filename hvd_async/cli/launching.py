@@ -20,8 +20,9 @@ from hvd_async.system import interpreter
 from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
+    from hvd_async.cluster.hosts import Host
     from hvd_async.config import RunConfig
-    from hvd_async.launcher import Begin, Host, LauncherName, LaunchOptions, LaunchOutcome, TrainArguments, Wanted
+    from hvd_async.launcher import Begin, LauncherName, LaunchOptions, LaunchOutcome, TrainArguments, Wanted
     from hvd_async.launcher.batch_script import Resources
     from hvd_async.system.processes import Command
 
@@ -102,8 +103,9 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from hvd_async.cluster.batch_system import detect_allocation
     from hvd_async.cluster.environment import check_home
-    from hvd_async.launcher import detect_allocation, explain, launch_command, lay_out, plan_ranks
+    from hvd_async.launcher import explain, launch_command, lay_out, plan_ranks
 
     restarts = arguments.restarts or 0
     if restarts < 0:
@@ -203,7 +205,9 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
 
 
 def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
-    from hvd_async.launcher import LaunchOptions, detect_mpi, detect_pmi, variables_to_forward, variables_to_unset
+    from hvd_async.cluster.mpi import detect_mpi
+    from hvd_async.cluster.slurm import detect_pmi, variables_to_unset
+    from hvd_async.launcher import LaunchOptions, variables_to_forward
 
     bin_folder = pathlib.Path(sys.executable).parent  # the MPI and Horovod of this environment, even if it is not active
     found = {name: str(bin_folder / name) if (bin_folder / name).exists() else name for name in ("mpirun", "horovodrun")}
@@ -226,7 +230,7 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
         as_root=os.geteuid() == 0,
         forward=variables_to_forward(os.environ, arguments.forward),
         extra=tuple(arguments.extra),
-        unset=variables_to_unset(os.environ, launcher) if is_in_job else (),
+        unset=variables_to_unset(os.environ, starts_ranks=launcher == "srun") if is_in_job else (),
         path=_path_with(bin_folder) if launcher.startswith("horovodrun") or mpi == "intel" else None,
     )
 
@@ -255,7 +259,7 @@ def _begin(arguments: argparse.Namespace) -> Begin:
 
 
 def _hosts(arguments: argparse.Namespace) -> tuple[Host, ...]:
-    from hvd_async.launcher import parse_hosts
+    from hvd_async.cluster.hosts import parse_hosts
     from hvd_async.tasks.translation.text import read_bytes, split_lines
 
     if arguments.hostfile is not None:
@@ -300,7 +304,8 @@ def _write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def _check_ranks(config: RunConfig, arguments: argparse.Namespace, asked: Resources) -> None:
     """Raises what `launch` would raise in the job that the script asks for: better now than when its turn has come."""
-    from hvd_async.launcher import Host, lay_out, plan_ranks
+    from hvd_async.cluster.hosts import Host
+    from hvd_async.launcher import lay_out, plan_ranks
 
     asked.check()
     is_apart = arguments.slurm == "heterogeneous"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hvd_async.cluster.batch_job import read_batch_job
+from hvd_async.cluster.batch_system import read_batch_job
 from hvd_async.cluster.environment import check_world, read_environment
 from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe, placement_of, this_machine
 from hvd_async.config import RunConfig
