@@ -31,12 +31,15 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "benchmark",
         nargs="?",
         metavar="BENCHMARK",
-        help="store, transport, step, scaling or nmt; default: all of them, one after another",
+        help="store, transport, step, scaling or translation; default: all of them, one after another",
     )
     parser.add_argument("--sizes", metavar="M,...", help="millions of parameters, such as 1,25,100")
     parser.add_argument("--model", metavar="NAME", help="for step: multi30k (default) or base, of 60 million parameters")
     parser.add_argument(
-        "--config", type=path_argument, metavar="CONFIG", help="for nmt: YAML file of a run (default: generated text)"
+        "--config",
+        type=path_argument,
+        metavar="CONFIG",
+        help="for translation: YAML file of a run (default: generated text)",
     )
     parser.add_argument("--device", metavar="NAME", help="for store: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")

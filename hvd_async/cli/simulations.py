@@ -87,7 +87,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.simulation.planning import PLAN_FILES, lines_of, plan, write_plan
+    from hvd_async.simulation.planning import PLAN_FILES, plan, table_of, write_plan
 
     workers = numbers("--workers", arguments.workers) if arguments.workers else []
     if arguments.arrivals is not None and arguments.arrivals < 1:
@@ -97,7 +97,7 @@ def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
         for name in PLAN_FILES:
             check_new("--output", arguments.output / name, overwrite=arguments.overwrite)
     rows = plan(config, workers, arguments.arrivals)
-    print("\n".join(lines_of(rows)))
+    print(table_of(rows))
     if arguments.output is not None:
         print("written: " + ", ".join(str(path) for path in write_plan(arguments.output, rows)))
     return 0

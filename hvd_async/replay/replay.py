@@ -28,6 +28,7 @@ from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.threads import restored_threads
 
 _SAY_EVERY_SECONDS = 10.0
 _NEVER = 2**62
@@ -94,12 +95,9 @@ def replay(
         raise ConfigError(f"--until: got {last}, expected 0 to {len(recording.updates)}, the last version of {run.events}")
     task = make_task(config)
     _check_text(run, recording, task)
-    before = torch.get_num_threads()
-    try:
+    with restored_threads():
         replaying = _Replay(config, recording, task, options, say)
         replaying.run(last)
-    finally:
-        torch.set_num_threads(before)
     if options.output is not None:
         event = recording.evaluations.get(last)
         measured = {} if event is None else {"validation_loss": event["loss"], "validation_bleu": event["bleu"]}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from hvd_async.config import RunConfig
 from hvd_async.emulation.step_times import StepTimes
@@ -30,6 +27,7 @@ from hvd_async.simulation.world import World, make_clock
 from hvd_async.tasks.gradient import check_buffers
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.threads import arithmetic_threads
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,8 @@ def simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options:
     for key, device in (("training", config.training.device), ("store", config.store.device)):
         if device not in ("auto", "cpu"):
             raise ConfigError(f"{key}.device: got {device} in a simulation, expected auto or cpu")
-    with _threads(options.threads):
+    with arithmetic_threads(options.threads):
         return _simulate(config, make_task, options)
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Threads for arithmetic inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options: SimulateOptions) -> dict[str, Any]:

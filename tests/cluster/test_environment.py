@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from hvd_async.cluster.environment import check_home, check_launcher, check_world, read_environment
+from hvd_async.cluster.slurm import SRUN
 from hvd_async.errors import SetupError
 
 OPEN_MPI = {

@@ -15,7 +15,7 @@ from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import costs, num_workers
 from hvd_async.simulation.counting_store import CountingStore, Tokens
-from hvd_async.simulation.planning import lines_of, plan, write_plan
+from hvd_async.simulation.planning import plan, table_of, write_plan
 from hvd_async.simulation.predict import ClusterRates, Size, predict
 from hvd_async.simulation.world import World, make_clock
 from hvd_async.tasks.registry import count_parameters
@@ -151,7 +151,7 @@ def test_a_plan_compares_sizes_and_is_written(tmp_path: pathlib.Path) -> None:
     rows = plan(config, [1, 4, 8], 400)
     assert [row.outcome.workers for row in rows] == [1, 4, 8]
     assert 0.8 < rows[0].efficiency <= 1.0
-    assert len(lines_of(rows)) == 4
+    assert len(table_of(rows).splitlines()) == 4
     paths = write_plan(tmp_path / "plan", rows)
     assert [path.name for path in paths] == ["plan.csv", "plan.md", "plan.svg", "plan.png"]
     with (tmp_path / "plan" / "plan.csv").open() as file:
