@@ -1,4 +1,4 @@
-"""`bench translation`: the measurements of `benchmarks.translation_speed` as figures, on a configuration's corpus or on the built-in one."""
+"""`bench translation`: what `translation_speed` measures as figures, on a configuration's corpus or the built-in one."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hvd_async.training.stop_request import StopRequest
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add them to the command line."""
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
     _add_train(verb(verbs, "train", "train one configuration, on all ranks that the launcher started", _train))
 
 

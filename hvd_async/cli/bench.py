@@ -1,4 +1,4 @@
-"""`hvd-async bench` and `doctor`: what this machine can do."""
+"""`hvd-async bench`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,9 @@ if TYPE_CHECKING:
     pass
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add them to the command line."""
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
     _add_bench(verb(verbs, "bench", "measure how fast this is here, beside the limits of the machine", _bench))
-    doctor = verb(
-        verbs, "doctor", "check this machine, MPI and Horovod; under mpirun also how ranks reach each other", _doctor
-    )
-    doctor.add_argument("--json", action="store_true", help="print findings as JSON")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +58,3 @@ def _bench(arguments: argparse.Namespace) -> int:
         device(arguments.device)
     given = {flag: getattr(arguments, flag) for flag in FLAGS}
     return bench(arguments.benchmark, given, Output(arguments.json, arguments.table))
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from hvd_async.doctor import main
-
-    return main(arguments.json)
