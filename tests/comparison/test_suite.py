@@ -71,7 +71,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ),
         (
             {"launcher": "mpirun", "environments": {"a": {"emulation.spread": "gamma", "emulation.deviation": 0.1}}},
-            "a: horovod: emulation.spread: got gamma in a real run, expected emulation.seconds beside it",
+            "a: horovod: emulation.spread: got gamma in a real run without emulation.seconds, expected emulation.seconds",
         ),
         (
             {"target": {"bleu": 20.0}, "set": {"validation.bleu": False}},
@@ -167,7 +167,7 @@ def test_a_base_with_several_faults_is_told_line_by_line(folder: pathlib.Path) -
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "no such file"), ("- 1", "got a list, expected keys"), ("a: [", "not YAML")]
+    ("text", "message"), [(None, "no such file"), ("- 1", "got a list, expected the keys"), ("a: [", "not YAML")]
 )
 def test_a_file_that_is_no_suite(folder: pathlib.Path, text: str | None, message: str) -> None:
     path = folder / "suite.yaml"
