@@ -1,4 +1,5 @@
-"""The preflight: does what a run needs work here, and how fast? Alone, or under mpirun for what takes two ranks."""
+"""The preflight check: does everything that a run needs work here, and how fast? Runs alone, or under mpirun for checks
+of two ranks."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ _WATCHDOG_SECONDS = 60.0
 _SUBPROCESS_SECONDS = 40.0
 _GIB = 1 << 30
 _LITTLE_SHARED_MEMORY_BYTES = _GIB
-_SLOW_COPY = 0.3  # of memcpy's speed, below which something is wrong within a host
+_SLOW_COPY = 0.3  # share of memcpy's speed below which something is wrong within a host
 _SLOW_NETWORK = 0.1  # GB/s
-_CLIFF = 20.0  # one thread being so many times faster than all
+_CLIFF = 20.0  # one thread is this many times as fast as all of them
 
 _HOROVOD_FLAGS = """
 import horovod, horovod.torch as hvd
@@ -46,7 +47,7 @@ print(horovod.__version__, "with", ", ".join(built) or "no controller")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the table. `hint` says what to do about a verdict other than ok."""
+    """One line of the table. `hint` says what to do if the verdict is not ok."""
 
     name: str
     verdict: Verdict
@@ -55,7 +56,7 @@ class Finding:
 
 
 def main(as_json: bool) -> int:
-    """Check, print (rank 0 alone) and return the exit status: 0, or 4 if anything failed. Never takes more than a minute."""
+    """Check, print on rank 0, and return the exit status: 0, or 4 if anything failed. Takes a minute at most."""
     with Watchdog(_WATCHDOG_SECONDS) as watchdog:
         findings = run_doctor(os.environ, watchdog.enter)
     if findings:
@@ -64,17 +65,17 @@ def main(as_json: bool) -> int:
 
 
 def run_doctor(environ: Mapping[str, str], enter: Callable[[str], None] = lambda stage: None) -> list[Finding]:
-    """All findings, on rank 0; an empty list on the other ranks. Collective; `enter` hears of each stage in advance."""
+    """Return all findings on rank 0, an empty list on the other ranks. Collective; each stage is announced to `enter`."""
     launched = read_environment(environ)
     is_first = launched is None or launched.rank == 0
     findings: list[Finding] = []
     mpirun: Mpirun | None = None
     if is_first:
-        # Other programs are asked before MPI is initialised: a process that has MPI must not fork.
+        # Other programs run before MPI is initialised: a process that has initialised MPI must not fork.
         enter("asking mpirun and Horovod for their versions")
         mpirun = Mpirun.on_path(environ)
         findings += [*_check_packages(), _check_kernels(), _check_horovod()]
-    if launched is None:  # beside other ranks, which start MPI meanwhile, it would measure them
+    if launched is None:  # beside other ranks, which start MPI in the meantime, it would measure them
         enter("computing beside a busy process")
         findings.append(judge_contention(measure_contention()))
     enter("looking for GPUs")
@@ -92,7 +93,7 @@ def run_doctor(environ: Mapping[str, str], enter: Callable[[str], None] = lambda
 
 
 def format_findings(findings: Sequence[Finding]) -> str:
-    """The table as text: verdict, name, detail, and under it what to do."""
+    """Return the table as text: verdict, name, detail, and below them the hint."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -106,17 +107,17 @@ def format_findings(findings: Sequence[Finding]) -> str:
 
 
 class Watchdog:
-    """Ends this process, and so the job, where a check never returns. A context manager."""
+    """A context manager that ends this process, and so the job, if a check never returns."""
 
     def __init__(self, seconds: float) -> None:
-        """The clock starts on entry."""
+        """Store the limit; the clock starts on entry."""
         self._seconds = seconds
         self._stage = "starting"
         self._timer = threading.Timer(seconds, self._bark)
         self._timer.daemon = True
 
     def enter(self, stage: str) -> None:
-        """Name what is done from now on."""
+        """Name the stage that begins now."""
         self._stage = stage
 
     def __enter__(self) -> Watchdog:
@@ -127,19 +128,20 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        """Stop it; after an error it runs on, because leaving may hang as well while other ranks wait for this one."""
+        """Stop the clock; after an error let it run, because leaving may hang as well while other ranks wait for this
+        one."""
         if error is None:
             self._timer.cancel()
 
     def _bark(self) -> None:
-        # mpi4py lets other threads run while it waits, so this one gets its turn; nothing gentler ends a stuck MPI call.
+        # mpi4py lets other threads run while it waits, so this one gets its turn. Nothing gentler ends a stuck MPI call.
         print(f"doctor: no answer within {self._seconds:.0f} s while {self._stage}", file=sys.stderr, flush=True)
         os._exit(SetupError.exit_status)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Report:
-    """What one rank tells rank 0."""
+    """What one rank reports to rank 0."""
 
     machine: Machine
     shared_memory_bytes: int
@@ -160,7 +162,7 @@ class _Report:
 
 
 def _merged(of_ranks: Sequence[Sequence[Finding]]) -> Iterator[Finding]:
-    """Each different finding once, with the ranks that have it where that is not all of them."""
+    """Yield each distinct finding once, with its ranks if not all ranks have it."""
     ranks: dict[Finding, list[int]] = {}
     for rank, findings in enumerate(of_ranks):
         for finding in findings:
@@ -173,14 +175,14 @@ def _merged(of_ranks: Sequence[Sequence[Finding]]) -> Iterator[Finding]:
 
 @dataclasses.dataclass(frozen=True)
 class Mpirun:
-    """The mpirun on PATH, if any, and its answer to `--version`."""
+    """The mpirun on PATH, if any, and its output for `--version`."""
 
     path: str | None
     answer: str = ""
 
     @classmethod
     def on_path(cls, environ: Mapping[str, str]) -> Mpirun:
-        """Look for it, and ask it."""
+        """Find mpirun on PATH and query its version."""
         path = shutil.which("mpirun", path=environ.get("PATH"))
         return cls(path, _output_of([path, "--version"]) if path else "")
 
@@ -195,7 +197,7 @@ def _check_packages() -> Iterator[Finding]:
 
 
 def _check_kernels() -> Finding:
-    from hvd_async.vectors import arithmetic  # late: torch takes seconds
+    from hvd_async.vectors import arithmetic  # imported late: torch takes seconds
 
     if arithmetic.is_compiled():
         return Finding("C extension", "ok", "built: an update is one pass over memory, and waiting ranks sleep")
@@ -204,9 +206,9 @@ def _check_kernels() -> Finding:
 
 
 def judge_contention(measured: Contention) -> Finding:
-    """Whether a busy process beside us would cost more than its share. Pure."""
+    """Judge whether a busy process beside this one costs more than its share. Pure."""
     if measured.threads == 1:
-        return Finding("OpenMP", "ok", f"1 thread, {measured.one_thread:,.0f} operations/s: it waits for no other")
+        return Finding("OpenMP", "ok", f"1 thread, {measured.one_thread:,.0f} operations/s: it waits for no other thread")
     detail = (
         f"{measured.threads} threads {measured.alone:,.0f} operations/s, beside a busy process {measured.beside:,.0f}; one thread"
         f" {measured.one_thread:,.0f}"
@@ -241,12 +243,12 @@ def _version_in(text: str) -> str:
 def _check_mpi(
     launched: LaunchedAs | None, mpirun: Mpirun | None, enter: Callable[[str], None]
 ) -> tuple[Group, list[Finding]]:
-    """Start MPI and look at it. The group is this process alone where MPI does not work."""
+    """Start MPI and check it. If MPI does not work, the group returned is this process alone."""
     try:
         comm = start_mpi()
     except HvdAsyncError as error:
         return Solo(), [Finding("MPI", "fail", str(error))]
-    from hvd_async.transport import probe  # late: it needs an MPI that is initialised
+    from hvd_async.transport import probe  # imported late: it needs an initialised MPI
 
     group, library = MpiGroup(comm), probe.library_name()
     findings = [judge_library(library), *([judge_mpirun(mpirun, library)] if mpirun else [])]
@@ -262,9 +264,7 @@ def _check_mpi(
         enter("measuring one-sided communication")
         try:
             measured = probe.measure(comm)
-        except (
-            RuntimeError
-        ) as error:  # MPI's errors are; the other rank waits for this one, so that nothing else can be done
+        except RuntimeError as error:  # MPI errors are fatal: the other rank waits for this one, so nothing else can be done
             print(f"doctor: one-sided communication failed on rank {group.rank}: {error}", file=sys.stderr, flush=True)
             group.abort(SetupError.exit_status)
         findings += judge_measurements(measured) if measured else []
@@ -272,7 +272,7 @@ def _check_mpi(
 
 
 def judge_library(name: str) -> Finding:
-    """Whether this MPI can be used at all; that it has MPI_THREAD_MULTIPLE was found at its start. Pure."""
+    """Judge whether this MPI can be used at all; its start has already checked MPI_THREAD_MULTIPLE. Pure."""
     version = re.search(r"Open MPI v?(\d+)\.", name)
     if version and int(version[1]) < 5:
         hint = "launch/setup.sh (it installs Open MPI 5), or launch/setup.sh --mpi mpich"
@@ -281,7 +281,7 @@ def judge_library(name: str) -> Finding:
 
 
 def judge_mpirun(mpirun: Mpirun, library: str) -> Finding:
-    """Whether the mpirun on PATH starts ranks of the MPI `library` that mpi4py loads. Pure."""
+    """Judge whether the mpirun on PATH starts ranks of `library`, the MPI that mpi4py loads. Pure."""
     own = pathlib.Path(sys.prefix, "bin", "mpirun")
     activate = f"source {own.with_name('activate')}" if own.exists() else "put the mpirun of that MPI first on PATH"
     if mpirun.path is None:
@@ -289,24 +289,24 @@ def judge_mpirun(mpirun: Mpirun, library: str) -> Finding:
     family, version = parse_mpi_family(mpirun.answer), _version_in(mpirun.answer)
     detail = f"{family or 'unknown'} {version}, {mpirun.path}"
     if family is None or (family, version) != (parse_mpi_family(library), _version_in(library)):
-        return Finding("mpirun", "warn", f"{detail}: not of the MPI that mpi4py loads, {library}", activate)
+        return Finding("mpirun", "warn", f"{detail}: not from the MPI that mpi4py loads, {library}", activate)
     return Finding("mpirun", "ok", detail)
 
 
 def judge_measurements(measured: ProbeResult) -> list[Finding]:
-    """What the measurements of ranks 0 and 1 mean for a run. Pure."""
+    """Judge what the measurements of ranks 0 and 1 mean for a run. Pure."""
     findings = []
     for progress in measured.progress:
         took = f"{progress.seconds * 1e3:.2f} ms beside a target that computed for {progress.busy_seconds * 1e3:.0f} ms"
         if progress.completed_meanwhile:
             finding = Finding(f"{progress.window} window", "ok", took)
         elif progress.window == "created":
-            # Expected of every MPI; windows of this kind serve other hosts.
+            # Every MPI behaves like this; windows of this kind serve other hosts.
             expected = "as expected; while the store computes, its progress thread answers"
             finding = Finding("created window", "ok", f"{took}: {expected}")
         else:
-            hint = "launch/setup.sh --mpi mpich, or another MPI: workers on the store's host would wait for it"
-            finding = Finding("shared window", "fail", f"{took}: waits for its target", hint)
+            hint = "launch/setup.sh --mpi mpich, or another MPI: workers on the store's host would wait for the store"
+            finding = Finding("shared window", "fail", f"{took}: the operation waits for its target", hint)
         findings.append(finding)
     rates = measured.bandwidth
     detail = f"push {rates.push:.1f}, pull {rates.pull:.1f}, memcpy {rates.memcpy:.1f} GB/s"
@@ -316,12 +316,12 @@ def judge_measurements(measured: ProbeResult) -> list[Finding]:
         hint = "is the machine busy, or are the ranks on different memory nodes? measure again when it is quiet"
     else:
         slow, where = slowest < _SLOW_NETWORK, "between hosts"
-        hint = "is it the network you meant? choose one, e.g. OMPI_MCA_btl_tcp_if_include=eth0 or UCX_NET_DEVICES=eth0"
+        hint = "is this the network you meant? choose one, e.g. OMPI_MCA_btl_tcp_if_include=eth0 or UCX_NET_DEVICES=eth0"
     return [*findings, Finding("bandwidth", "warn" if slow else "ok", f"{where}: {detail}", hint if slow else "")]
 
 
 def _check_shared_memory(free_of_hosts: Mapping[str, int]) -> Finding:
-    """Room for the store's block: with W workers 3 + W vectors of float32."""
+    """Check that the store's block fits: with W workers it has 3 + W float32 vectors."""
     host, free = min(free_of_hosts.items(), key=lambda item: item[1])
     millions = free / (4 * (3 + 2)) / 1e6
     detail = f"{free / _GIB:.1f} GiB free on {host}: a model of {millions:.0f} million parameters with 2 workers"
@@ -331,7 +331,7 @@ def _check_shared_memory(free_of_hosts: Mapping[str, int]) -> Finding:
 
 
 def _check_devices(machines: Sequence[Machine]) -> Finding:
-    """What an asynchronous run with these ranks would use."""
+    """Report what an asynchronous run with these ranks would use."""
     wanted = Placement("async" if len(machines) > 1 else "single")
     try:
         plans = assign_roles(machines, wanted)

@@ -1,4 +1,4 @@
-"""What a caller may catch, and the exit status that each becomes on the command line."""
+"""Exceptions that a caller may catch, and the exit status of each on the command line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from __future__ import annotations
 class HvdAsyncError(Exception):
     """Base of every error meant for a user.
 
-    The message is one line (or one line per fault) that says what is wrong, what was found, what was expected and how to
-    hint it. The command line prints it without a traceback and ends with `exit_status`.
+    The message has one line per problem, which says what is wrong, what was found, what was expected, and a hint. The
+    command line prints the message without a traceback and exits with `exit_status`.
     """
 
     exit_status = 1
     is_on_all_ranks = False
-    """Whether every rank raises it alike, so that none has to tell or to end the others."""
+    """Whether every rank raises the error alike, so that none has to notify or end the others."""
 
 
 class ConfigError(HvdAsyncError):
@@ -34,22 +34,22 @@ class SetupError(HvdAsyncError):
 
 
 class CheckpointError(HvdAsyncError):
-    """A checkpoint that is missing, damaged, or of another run."""
+    """A checkpoint that is missing, damaged, or from another run."""
 
     exit_status = 5
 
 
 class PeerError(HvdAsyncError):
-    """Another rank failed, fell silent, or left while this one depended on it.
+    """Another rank failed, fell silent, or left while this rank depended on it.
 
-    `is_reported`: the rank that failed has said so itself, and this one need not. `is_state_lost`: it held a part of the
-    parameters, so that there is nothing whole to save.
+    `is_reported`: the failed rank has reported the failure itself, so this rank need not. `is_state_lost`: the failed
+    rank held a part of the parameters, so nothing complete is left to save.
     """
 
     exit_status = 6
 
     def __init__(self, message: str, *, is_reported: bool = False, is_state_lost: bool = False) -> None:
-        """See the class."""
+        """Keep the message and both flags; see the class."""
         super().__init__(message)
         self.is_reported = is_reported
         self.is_state_lost = is_state_lost
@@ -58,34 +58,34 @@ class PeerError(HvdAsyncError):
 class StoppedBySignal(HvdAsyncError):
     """The run was asked to stop (by a signal on some rank) and did so cleanly.
 
-    `signal_number` decides the exit status, 128 + signal, as shells have it.
+    `signal_number` decides the exit status, 128 + signal, as in shells.
     """
 
     is_on_all_ranks = True
 
     is_reporter: bool | None = None
-    """Whether this rank tells it; None: as of other errors."""
+    """Whether this rank reports the error; None: decide as for other errors."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        """Keep the signal, from which the exit status follows."""
+        """Derive the exit status from `signal_number`."""
         super().__init__(message)
         self.exit_status = 128 + signal_number
 
 
 class DivergedError(HvdAsyncError):
-    """A run whose gradients or validation losses are not finite any more: it has ended, and what it made is of no use."""
+    """A run whose gradients or validation losses are no longer finite: it has ended, and its result is useless."""
 
     exit_status = 8
     is_on_all_ranks = True
 
 
 class OrphanedError(HvdAsyncError):
-    """The launcher of this rank is gone. Everything is saved; nothing may be done any more that needs the other ranks."""
+    """The launcher of this rank is gone. Everything is saved; nothing that needs the other ranks may be done any more."""
 
     exit_status = 143
 
 
 class DifferenceError(HvdAsyncError):
-    """A recorded run that gives something else when it is computed again."""
+    """A recorded run that gives a different result when it is computed again."""
 
     exit_status = 7

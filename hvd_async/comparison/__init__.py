@@ -1,1 +1,1 @@
-"""Suites of comparable runs: what they consist of, how they are computed, and what figures finished ones give."""
+"""Suites of comparable runs: which runs they have, how these are computed, and the figures of finished runs."""

@@ -1,4 +1,4 @@
-"""What a report is made of: runs, each of a variant in an environment with a seed, and what became of the missing ones."""
+"""The input of a report: runs, each of a variant in an environment with a seed, and the reasons for missing ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Entry:
     """One run of a comparison.
 
     Attributes:
-        rate: the learning rate, where several are tried; else None.
-        folder: of the run, whether it is there or not.
-        run: None where it has not ended well; then `fault` says in a line why.
-        is_chosen: whether it counts: with several rates, those of the variant's best alone.
+        rate: the learning rate if several are tried; else None.
+        folder: folder of the run, whether it exists or not.
+        run: None if the run has not ended well; `fault` then says why, in one line.
+        is_chosen: whether the run counts: with several rates, only runs at the variant's best rate do.
     """
 
     environment: str
@@ -32,7 +32,7 @@ class Entry:
     is_chosen: bool = True
 
     def __post_init__(self) -> None:
-        """Make names printable: they go into figures, pages and terminals, and may come from a file that was made elsewhere."""
+        """Make names printable: they go into figures, pages and terminals, and may come from a file made elsewhere."""
         _make_printable(self, "environment", "variant", "fault")
 
 
@@ -42,11 +42,11 @@ class Collection:
 
     Attributes:
         baseline: the variant with which the others are compared in each environment.
-        target: None where there is no run with a finite loss.
-        entries: environment by environment, variant by variant, as in the suite.
-        rates: all that were tried; empty where each variant has its own alone.
-        source: the file of the suite, or nothing.
-        text: of that file.
+        target: None if no run has a finite loss.
+        entries: environment by environment, variant by variant, in the suite's order.
+        rates: all rates that were tried; empty if each variant has only its own.
+        source: name of the suite's file, or empty.
+        text: text of that file.
     """
 
     title: str
@@ -58,24 +58,24 @@ class Collection:
     text: str = ""
 
     def __post_init__(self) -> None:
-        """Make names printable, as those of entries are."""
+        """Make names printable, like those of entries."""
         _make_printable(self, "title", "baseline", "source")
 
     @property
     def environments(self) -> list[str]:
-        """In their order."""
+        """Return the environments in their order."""
         return list(dict.fromkeys(entry.environment for entry in self.entries))
 
     def variants(self, environment: str) -> list[str]:
-        """Of an environment, in their order."""
+        """Return the variants of an environment in their order."""
         return list(dict.fromkeys(entry.variant for entry in self.entries if entry.environment == environment))
 
     def chosen(self, environment: str, variant: str) -> list[Entry]:
-        """The entries of a variant that count, in the order of seeds."""
+        """Return the entries of a variant that count, in the order of seeds."""
         return [e for e in self.entries if (e.environment, e.variant) == (environment, variant) and e.is_chosen]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Every environment with every variant in it."""
+        """Yield every environment with every variant in it."""
         for environment in self.environments:
             for variant in self.variants(environment):
                 yield environment, variant
@@ -87,5 +87,5 @@ def _make_printable(holder: Entry | Collection, *names: str) -> None:
 
 
 def runs_of(entries: Sequence[Entry]) -> list[Run]:
-    """The runs that are there."""
+    """Return the runs that exist."""
     return [entry.run for entry in entries if entry.run is not None]

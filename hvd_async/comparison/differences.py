@@ -1,4 +1,4 @@
-"""In what the runs of a comparison differ, taken from the configurations that they ran with. Pure."""
+"""Settings in which the runs of a comparison differ, from the configurations that they ran with. Pure."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from hvd_async.config import RunConfig
 
-# What every run has of its own.
+# Settings that differ in every run.
 _OF_EACH_RUN = ("output", "seed")
 
 
 def differing_keys(configs: Sequence[RunConfig]) -> list[str]:
-    """The keys, with dots, whose values are not the same in all of `configs`; the seed and the output folder are left out."""
+    """Return the dotted keys whose values differ among `configs`, without the seed and the output folder."""
     trees = [leaves(config) for config in configs]
     names = dict.fromkeys(name for tree in trees for name in tree)
     return [name for name in names if any(tree.get(name) != trees[0].get(name) for tree in trees)]
 
 
 def leaves(config: RunConfig) -> dict[str, Any]:
-    """The values of `config` by their keys with dots."""
+    """Return the values of `config` by dotted keys."""
     tree = config.model_dump()
     for name in _OF_EACH_RUN:
         del tree[name]

@@ -1,4 +1,4 @@
-"""Computing the runs of a suite that are not there yet, each by processes of its own, in turns."""
+"""Computation of the missing runs of a suite, each in processes of its own, in turns."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from hvd_async.system.files import write_file
 from hvd_async.system.locks import BusyError, held
 from hvd_async.system.processes import Children, run_in_sight, stopping_on_signals
 
-# Runs `hvd-async` with arguments; None if it is not to be run any more.
+# Runs `hvd-async` with arguments; returns None if it is not to run any more.
 _Process = Callable[[Sequence[str]], "subprocess.CompletedProcess[str] | None"]
 
 
 class Execution:
-    """Computes a suite. A run that is finished is not computed again; one that was interrupted goes on from its checkpoint, or
-    begins again."""
+    """Computes a suite. Finished runs are not computed again; an interrupted run resumes from its checkpoint, or starts
+    again."""
 
     def __init__(self, suite: Suite, output: pathlib.Path, only: Sequence[str] = ()) -> None:
-        """`only`: patterns (`*`, `?`) of the names of runs, variants or environments; empty: all. Raises `ConfigError` for a
-        pattern that fits nothing."""
+        """Select the runs. `only`: patterns (`*`, `?`) for the names of runs, variants or environments; empty: all.
+        Raises `ConfigError` for a pattern that matches nothing."""
         self._suite = suite
         self._output = output
         self._only = only
@@ -38,16 +38,16 @@ class Execution:
             if not any(_fits(spec, [pattern]) for spec in suite.specs):
                 names = ", ".join(dict.fromkeys(spec.variant for spec in suite.specs))
                 raise ConfigError(
-                    f"--only: got {pattern!r}, which fits no run, variant or environment; variants are {names}"
+                    f"--only: got {pattern!r}, which matches no run, variant or environment; variants are {names}"
                 )
 
     def todo(self) -> list[tuple[Spec, Run | str]]:
-        """Every run that is asked for, in the order of computation, with what is there of it. With several rates, the runs of all
-        seeds but the first are those of the rates that are best so far."""
+        """Return every selected run in the order of computation, with its present result. With several rates, seeds other
+        than the first run at the best rates so far."""
         return [(spec, self.result(spec)) for spec in [*self._first_stage(), *self._second_stage()]]
 
     def remark(self) -> str:
-        """What a person should know of `todo`."""
+        """Return what a user should know about `todo`."""
         is_open = bool(self._suite.config.rates) and len(self._suite.config.seeds) > 1
         return "; other seeds follow at each variant's best rate" if is_open else ""
 
@@ -56,25 +56,25 @@ class Execution:
         return result(self._output, self._planned[spec])
 
     def command(self, spec: Spec) -> list[str]:
-        """The arguments of `hvd-async` that compute the run of `spec` as `run` would."""
+        """Return the arguments of `hvd-async` with which `run` computes the run of `spec`."""
         return self._suite.command(spec, resume=self._can_resume(spec))
 
     def run(self, jobs: int, board: Board) -> list[str]:
-        """Compute what is missing, `jobs` at a time; what failed, in words. Blocks, in the main thread.
+        """Compute the missing runs, `jobs` at a time; return the failures in words. Blocks, in the main thread.
 
-        Raises `StoppedBySignal` at Ctrl-C, SIGTERM and SIGUSR1, when the processes of the runs have ended, and `DataError` where
-        another comparison is computed in the same folder.
+        Raises `StoppedBySignal` at Ctrl-C, SIGTERM and SIGUSR1, after the processes of the runs have ended, and
+        `DataError` if another comparison is running in the folder.
         """
-        message = "compare: finished runs are kept, the same command goes on"
-        # Left from right to left: what runs is ended before the pool waits for it.
+        hint = "finished runs are kept; run the same command again to resume"
+        # Left in reverse order: the running processes end before the pool waits for them.
         with (
-            stopping_on_signals(message),
+            stopping_on_signals(hint),
             held(self._output / ".lock", str(self._output), "another hvd-async compare, or a run of it,", board.say) as lock,
             board.showing(),
             concurrent.futures.ThreadPoolExecutor(jobs) as pool,
             Children([lock]) as children,
         ):
-            # Not before the folder is ours: another suite may be computed there.
+            # Only once the folder is ours: another suite may be running there.
             self._suite.plan.write(self._output)
 
             def compute(specs: Sequence[Spec]) -> list[str]:
@@ -86,21 +86,22 @@ class Execution:
             return failures + compute(self._second_stage())
 
     def num_runs(self) -> list[int]:
-        """Of each stage: what is known from the suite alone, and, with rates and several seeds, what needs the best rate."""
+        """Return the number of runs in each stage: those known from the suite alone, and, with rates and several seeds,
+        those that need the best rate."""
         second = list(self._second_slots())
         return [len(self._first_stage()), *([len(second)] if second else [])]
 
     def run_one(self, stage: int, number: int, board: Board) -> int:
-        """Compute run `number`, from 0, of `stage`, from 1, alone, with its output in sight, unless it is there; its exit status.
-        Blocks, in the main thread.
+        """Compute only run `number` (from 0) of `stage` (from 1), unless it is finished, and show its output. Returns its
+        exit status. Blocks, in the main thread.
 
-        Others may compute other runs of the folder meanwhile, on any host. Raises `ConfigError` for a run that the suite does not
-        have, `DataError` where its rate is not known yet or another process computes it, and `StoppedBySignal` when it was
-        stopped.
+        Other processes may compute other runs of the folder, on any host. Raises `ConfigError` for a run that the suite
+        does not have, `DataError` if its rate is not known yet or another process computes it, and `StoppedBySignal` if
+        it was stopped.
         """
         spec = self._spec_of(stage, number, board)
         if spec is None:
-            board.say(f"run {number} of stage {stage}: left out by --only")
+            board.say(f"run {number} of stage {stage}: excluded by --only")
             return 0
         self._suite.plan.write(self._output)
         with self._held(spec, board) as lock:
@@ -112,15 +113,15 @@ class Execution:
             return status
 
     def _spec_of(self, stage: int, number: int, board: Board) -> Spec | None:
-        """None for a run that is asked for at other rates than the best."""
+        """Return None for a run that is selected only at other rates than the best."""
         num_runs = self.num_runs()
         if not 1 <= stage <= len(num_runs):
-            expected = "1 or 2" if len(num_runs) == 2 else "1: the suite has no rates to choose from, or no other seeds"
+            expected = "1 or 2" if len(num_runs) == 2 else "1: the suite has no rates to choose from, or only one seed"
             raise ConfigError(f"--stage: got {stage}, expected {expected}")
         if not 0 <= number < num_runs[stage - 1]:
             last = num_runs[stage - 1] - 1
             expected = f"0 to {last}" if last >= 0 else "none at all"
-            raise ConfigError(f"--task: got {number}, expected {expected}: so many runs are in stage {stage}")
+            raise ConfigError(f"--task: got {number}, expected {expected}: the numbers of the runs in stage {stage}")
         if stage == 1:
             return self._first_stage()[number]
         environment, variant, seed = list(self._second_slots())[number]
@@ -129,19 +130,21 @@ class Execution:
         first = [p for p in self._suite.plan.of(environment, variant) if p.seed == self._suite.config.seeds[0]]
         missing = ", ".join(p.name for p in first if not isinstance(results[p.name], Run))
         if rate is None:
-            raise DataError(f"--task: {missing}: got none of them, expected one that has ended; compute stage 1 first")
+            raise DataError(
+                f"--task: {missing}: got none of these runs, expected at least one that has ended; compute stage 1 first"
+            )
         if missing:
-            board.say(f"not there: {missing}; of the others rate {rate:g} is the best")
+            board.say(f"missing: {missing}; the best rate of the others is {rate:g}")
         spec = Spec(environment, variant, rate, seed)
         return spec if _fits(spec, self._only) else None
 
     def _held(self, spec: Spec, board: Board, is_over: Callable[[], bool] = lambda: False) -> AbstractContextManager[int]:
-        """The lock of one run. It is not in the run's folder: whoever waits for it makes none."""
+        """Lock one run. The lock is not in the run's folder, so that waiting for it does not create the folder."""
         folder = folder_of(self._output, self._planned[spec])
         return held(self._output / ".locks" / spec.name, str(folder), "another process", board.say, is_over)
 
     def _first_stage(self) -> list[Spec]:
-        """Without rates everything, variant after variant, then the next seed; with them the first seed at every rate."""
+        """Return the first stage: without rates all runs, seed by seed; with rates the first seed at every rate."""
         seeds, has_rates = self._suite.config.seeds, bool(self._suite.config.rates)
         wanted = [spec for spec in self._suite.specs if not has_rates or spec.seed == seeds[0]]
         order = {value: number for number, value in enumerate(self._suite.config.rates)}
@@ -149,7 +152,7 @@ class Execution:
         return [spec for spec in wanted if _fits(spec, self._only)]
 
     def _second_stage(self) -> list[Spec]:
-        """The other seeds, each variant at its best rate."""
+        """Return the other seeds, each variant at its best rate."""
         results, wanted = self._results(), []
         for environment, variant, seed in self._second_slots():
             rate = self._suite.plan.best_rate(results, environment, variant)
@@ -158,7 +161,7 @@ class Execution:
         return [spec for spec in wanted if _fits(spec, self._only)]
 
     def _second_slots(self) -> Iterator[tuple[str, str, int]]:
-        """Setting, variant and seed of each run whose rate is the best of others; of those that are asked for at some rate."""
+        """Yield environment, variant and seed of each selected run that takes the best rate of others."""
         suite = self._suite.config
         for seed in suite.seeds[1:] if suite.rates else ():
             for environment in suite.environments:
@@ -170,19 +173,20 @@ class Execution:
         return {planned.name: self.result(spec) for spec, planned in self._planned.items()}
 
     def _compute(self, spec: Spec, children: Children, board: Board) -> str:
-        """Why it failed; nothing if it is there now, or the comparison is being stopped."""
+        """Return why the run failed; empty if it is finished now, or if the comparison is being stopped."""
         if isinstance(self.result(spec), Run):
             return ""
         try:
             with self._held(spec, board, lambda: children.is_over) as lock:
                 return self._compute_held(spec, lambda arguments: children.run(arguments, [lock]), board)[1]
         except BusyError as error:
-            # Not kept as a fault of the run, which may still end well.
+            # Not recorded as a fault of the run, which may still end well.
             return "" if children.is_over else str(error)
 
     def _compute_held(self, spec: Spec, process: _Process, board: Board) -> tuple[int, str]:
-        """Exit status of `spec`, whose lock is ours, and why it failed; nothing if it is there now, or was not to be run."""
-        if isinstance(self.result(spec), Run):  # whoever held the lock before us computed it
+        """Return the exit status of `spec`, whose lock this process holds, and why it failed; empty if it is finished
+        now, or was not to run."""
+        if isinstance(self.result(spec), Run):  # the previous holder of the lock has computed it
             return 0, ""
         planned = self._planned[spec]
         fault = fault_file(self._output, planned)
@@ -195,7 +199,7 @@ class Execution:
         with board.running(spec.name, RunFolder(folder).events, self._suite.config.budget, is_resumed=resume):
             done = process(self._suite.command(spec, resume=resume))
             if done is not None and resume and done.returncode == CheckpointError.exit_status:
-                board.say(f"{spec.name}: cannot go on ({''.join(_lines(done.stderr)[-1:])}); computed again")
+                board.say(f"{spec.name}: cannot resume ({''.join(_lines(done.stderr)[-1:])}); computed again")
                 done = process(self._suite.command(spec))
         if done is None:
             return 0, ""
@@ -205,16 +209,16 @@ class Execution:
             if told:
                 board.say(f"{spec.name}: {'; '.join(told)}")
             return 0, ""
-        said = " ".join((done.stderr or done.stdout).split())[-500:] or "it said nothing on stderr"
+        said = " ".join((done.stderr or done.stdout).split())[-500:] or "no output on stderr"
         why = said if done.returncode else found
         write_file(fault, f"exit status {done.returncode}: {why}\n".encode())
         failure = f"{spec.name}: exit status {done.returncode}: {why}"
         board.say(failure)
-        status = 128 - done.returncode if done.returncode < 0 else done.returncode  # as shells have it
+        status = 128 - done.returncode if done.returncode < 0 else done.returncode  # as in shells
         return status or DataError.exit_status, failure
 
     def _can_resume(self, spec: Spec) -> bool:
-        """Whether a checkpoint of that very run is there; simulated runs do not go on."""
+        """Whether the run has a checkpoint of its own; simulated runs cannot resume."""
         if self._suite.config.launcher == "simulate" or is_outdated(self._output, self._planned[spec]):
             return False
         return RunFolder(folder_of(self._output, self._planned[spec])).has_checkpoint()
@@ -226,7 +230,7 @@ def _fits(spec: Spec, patterns: Sequence[str]) -> bool:
 
 
 def _lines_of_run(text: str) -> list[str]:
-    """Of the output of `launch`, which has a line of its own after those of the run."""
+    """Return the run's lines in the output of `launch`, which adds a line of its own at the end."""
     return [line for line in _lines(text) if not line.startswith("launch: ")]
 
 

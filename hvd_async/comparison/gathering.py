@@ -1,4 +1,4 @@
-"""A comparison of run folders that no suite made."""
+"""Comparisons of run folders that no suite made."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hvd_async.comparison.target import Target
 from hvd_async.errors import ConfigError
 
 _ALL = "all"
-# Variants that a title names.
+# Number of variants that a title names.
 _MOST_NAMED = 3
 
 
 def gather(folders: Sequence[pathlib.Path], baseline: str | None, target: Target | None) -> Collection:
-    """The runs in `folders`, or the comparison in the one folder given.
+    """Return the comparison of the runs in `folders`, or the comparison in the single folder given.
 
-    Runs that differ in their seeds alone are one variant, named after their folders. `baseline`: the name of a variant, by
-    default that of the first run. Raises `DataError` for a folder without a run that has ended, and `ConfigError` for a baseline
-    that is not there.
+    Runs that differ only in their seeds are one variant, named after their folders. `baseline`: the name of a variant, by
+    default that of the first run. Raises `DataError` for a folder without a run that has ended, and `ConfigError` for an
+    unknown baseline.
     """
     if len(folders) == 1 and has_plan(folders[0]):
         collection = read_collection(folders[0])
@@ -66,7 +66,7 @@ def _of_runs(runs: Sequence[Run]) -> Collection:
 
 
 def _title(names: Sequence[str], baseline: str) -> str:
-    """What is compared with what."""
+    """Return a title that says what is compared with what."""
     others = [name for name in names if name != baseline]
     if not others:
         return baseline
@@ -87,12 +87,12 @@ def _is_the_same_but_for_the_seed(one: Run, other: Run) -> bool:
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """What the names of a group's folders begin with; where that is not telling, the name of the first."""
+    """Return the common beginning of the folder names in a group; if that says nothing, the first name."""
     names: list[str] = []
     for group in groups:
         shared = _beginning([run.name for run in group])
         if len(group) > 1:
-            shared = re.sub(r"(?:[-_. ]+|^)(?:s|seed)?[-_. ]*\d*$", "", shared)  # what is left of the seeds
+            shared = re.sub(r"(?:[-_. ]+|^)(?:s|seed)?[-_. ]*\d*$", "", shared)  # remnants of the seeds
         name = shared or group[0].name
         number = 2
         while name in names:
@@ -102,6 +102,6 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _beginning(names: Sequence[str]) -> str:
-    """What all of them begin with."""
+    """Return the common beginning of all names."""
     same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     return "".join(letters[0] for letters in same)

@@ -1,4 +1,4 @@
-"""Where the time of a run went, from its event log: of each worker, and in a window of time."""
+"""How the time of a run was spent, from its event log: by each worker, and within a time window."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Kind = Literal["computing", "pushing", "waiting", "pulling", "updating"]
 
 @dataclass(frozen=True)
 class TimedStep:
-    """A worker's step, and the exchange before it. `received_seconds`: on the run's clock, when its gradient reached the store,
-    or all had summed theirs. The others are lengths."""
+    """A worker's step, and the push, wait and pull before it. `received_seconds`: time on the run's clock when its
+    gradient reached the store, or when all ranks had summed theirs. The other fields are durations."""
 
     worker: int
     tokens: int
@@ -32,7 +32,7 @@ class TimedStep:
 
 @dataclass(frozen=True)
 class Span:
-    """What `worker` (None: the store) did from `start` to `end`, in seconds on the run's clock."""
+    """Activity of `worker` (None: the store) from `start` to `end`, in seconds on the run's clock."""
 
     worker: int | None
     kind: Kind
@@ -42,8 +42,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the time that there was, summed over workers: 0 to 1 each. `other`: the rest, such as reading data, evaluating, and the
-    beginning and the end of the run. With overlapped pushes computing and exchange go on at once, and `other` may be below 0."""
+    """Shares of the available time, summed over workers: 0 to 1 each. `other` is the rest, such as reading data,
+    evaluating, and the beginning and the end of the run. With overlapped pushes computing and exchange take place at
+    once, and `other` may be negative."""
 
     computing: float
     pushing: float
@@ -64,19 +65,19 @@ class History:
     is_overlapped: bool = False
 
     def steps_of(self, worker: int) -> list[TimedStep]:
-        """Of one worker, in its order."""
+        """Return the steps of one worker in its order."""
         own = [step for step in self.steps if step.worker == worker]
         return sorted(own, key=lambda step: step.received_seconds)
 
     def step_seconds(self) -> dict[int, list[float]]:
-        """The lengths of each worker's steps, its idling by emulation included."""
+        """Return the lengths of each worker's steps, including idling by emulation."""
         found: dict[int, list[float]] = collections.defaultdict(list)
         for step in self.steps:
             found[step.worker].append(step.step_seconds)
         return dict(sorted(found.items()))
 
     def shares(self, worker: int | None = None) -> Shares:
-        """Where the time of `worker` went; None: of all workers."""
+        """Return how `worker` spent its time; None: all workers together."""
         steps = [step for step in self.steps if worker is None or step.worker == worker]
         present = self.seconds * (self.num_workers if worker is None else 1)
         parts = [
@@ -86,9 +87,10 @@ class History:
         return Shares(parts[0], parts[1], parts[2], parts[3], other=1.0 - sum(parts))
 
     def spans(self, start: float, end: float) -> list[Span]:
-        """What everybody did between `start` and `end`, cut to that.
+        """Return the activities of all workers and the store between `start` and `end`, cut to that window.
 
-        Lengths are measured, places are worked out from when gradients were received. Overlapped exchanges lie on top of steps.
+        Lengths are measured; positions are derived from when gradients were received. Overlapped exchanges lie on top of
+        steps.
         """
         spans = [Span(None, "updating", first, last) for first, last in self.updates]
         for worker in range(self.num_workers):
@@ -104,10 +106,10 @@ class History:
 
 
 def _placed_from_the_end(steps: Sequence[TimedStep], *, is_overlapped: bool) -> list[Span]:
-    """Of one worker of `async`, from the last step to the first. What came before that is not known.
+    """Place the steps of one `async` worker from the last to the first. Earlier activities are unknown.
 
-    A step ended when its gradient was received, or earlier: before the push, and so much before the next step began as the
-    exchange between them took; overlapped exchanges take none of it.
+    A step ended when its gradient was received, or earlier: before the push, and before the next step by the duration of
+    the exchange between them. Overlapped exchanges take none of that time.
     """
     spans = []
     begin_of_next, following = math.inf, TimedStep(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -128,7 +130,8 @@ def _placed_from_the_end(steps: Sequence[TimedStep], *, is_overlapped: bool) -> 
 
 
 def _placed_by_groups(steps: Sequence[TimedStep]) -> list[Span]:
-    """Of one worker of a synchronous strategy, whose steps all begin when the gradients before have been summed."""
+    """Place the steps of one worker of a synchronous strategy: they all begin when the previous gradients have been
+    summed."""
     spans = []
     for number, step in enumerate(steps):
         before = steps[number - 1].received_seconds if number else step.received_seconds - step.step_seconds
@@ -142,7 +145,7 @@ def _placed_by_groups(steps: Sequence[TimedStep]) -> list[Span]:
 
 
 def read_history(run: Run) -> History:
-    """Read the event log of `run`. Raises `DataError` if it is missing or damaged, or of an older version."""
+    """Read the event log of `run`. Raises `DataError` if it is missing, damaged or from an older version."""
     path = RunFolder(run.folder).events
     steps, updates = [], []
     try:
@@ -153,8 +156,8 @@ def read_history(run: Run) -> History:
                 updates.append((event["seconds"] - event["update_seconds"], event["seconds"]))
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: an event is damaged, or of an older hvd_async ({type(error).__name__}: {error}); expected the log of a run"
-            " of this version"
+            f"{path}: an event is damaged, or from an older hvd_async ({type(error).__name__}: {error});"
+            " expected the log of a run of this version"
         ) from None
     is_async = run.config.strategy.is_async
     return History(

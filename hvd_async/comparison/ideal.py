@@ -1,4 +1,4 @@
-"""How fast workers could be at best, from how long their steps last: if exchanging gradients cost nothing. Pure."""
+"""The best speed of workers if exchanging gradients cost nothing, from the lengths of their steps. Pure."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ideal:
-    """Steps per second of all workers together. `synchronous`: each step is as long as the slowest worker's, W / E[max of W
-    steps]. `asynchronous`: nobody waits, the sum of the workers' own rates."""
+    """Steps per second of all workers together. `synchronous`: each step is as long as the slowest worker's, W / E[max of
+    W steps]. `asynchronous`: no worker waits, the sum of the workers' own rates."""
 
     synchronous: float
     asynchronous: float
 
     @property
     def speed_up(self) -> float:
-        """What not to wait is worth at most."""
+        """Upper limit of the speed-up by not waiting."""
         return self.asynchronous / self.synchronous
 
 
 def ideal(step_seconds: Mapping[int, Sequence[float]]) -> Ideal | None:
-    """From the lengths of each worker's steps, taken as independent. None where a worker has none, or they take no time."""
+    """Return the ideal for the lengths of each worker's steps, taken as independent. None if a worker has no steps, or if
+    steps take no time."""
     if not step_seconds or not all(len(steps) and sum(steps) for steps in step_seconds.values()):
         return None
     rates = sum(len(steps) / sum(steps) for steps in step_seconds.values())
@@ -31,8 +32,8 @@ def ideal(step_seconds: Mapping[int, Sequence[float]]) -> Ideal | None:
 
 
 def expected_maximum(samples: Sequence[Sequence[float]]) -> float:
-    """E[max] of independent draws, one from each of `samples` (not negative): the integral of 1 - the product of their
-    distribution functions, which are steps."""
+    """Return E[max] of independent draws, one from each of `samples` (not negative): the integral of 1 - the product of
+    their distribution functions, which are step functions."""
     each = [np.sort(np.asarray(sample, dtype=np.float64)) for sample in samples]
     times = np.unique(np.concatenate(each))
     below = np.ones(len(times))

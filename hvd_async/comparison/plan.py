@@ -1,4 +1,4 @@
-"""What runs a comparison consists of, written beside them, so that a report can be made of the folder alone."""
+"""The list of a comparison's runs, saved beside them, so that a report can be made from the folder alone."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hvd_async.system.files import write_file
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
 
-# Of a run that is another than the planned one: see `is_outdated`.
+# Reason against a run that differs from the planned one: see `is_outdated`.
 OUTDATED = "was computed with another configuration"
 _FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: `name` of its folder, `config_hash` of its configuration. The configuration does not give `num_workers` of a real
-    run, nor whether it is one: None where a plan of an older version does not give it either."""
+    """One run: `name` of its folder, `config_hash` of its configuration. `num_workers` of a real run, and whether it is
+    real, are not in the configuration; None if a plan of an older version lacks them, too."""
 
     environment: str
     variant: str
@@ -41,7 +41,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class SuitePlan:
-    """All runs of a comparison, in the order of a report, and what is asked of them. See `Collection`."""
+    """All runs of a comparison, in the order of a report, with its target and baseline. See `Collection`."""
 
     title: str
     baseline: str
@@ -53,24 +53,24 @@ class SuitePlan:
     runs: tuple[PlannedRun, ...]
 
     def write(self, output: pathlib.Path) -> None:
-        """Keep it in `output`, the folder of the comparison. Raises `DataError` where the file system refuses."""
+        """Save the plan in `output`, the folder of the comparison. Raises `DataError` if the file system refuses."""
         path, content = output / _FILE, json.dumps(asdict(self), indent=1).encode()
         if _holds(path, content):
             return
         try:
             write_file(path, content)
         except DataError:
-            # Tasks on several hosts write it at once, with the same temporary name where process ids are alike.
+            # Tasks on several hosts write it at once, with equal temporary names if their process ids are equal.
             if not _holds(path, content):
                 raise
 
     def of(self, environment: str, variant: str) -> list[PlannedRun]:
-        """The runs of a variant in an environment."""
+        """Return the runs of a variant in an environment."""
         return [run for run in self.runs if (run.environment, run.variant) == (environment, variant)]
 
     def best_rate(self, results: Mapping[str, Run | str], environment: str, variant: str) -> float | None:
-        """The rate with the lowest loss at the end of the run with the first seed, of the runs that `results` has, by name;
-        one that diverged is above all others. None without rates, or runs."""
+        """Return the rate with the lowest final loss for the first seed, among the runs in `results`, which is by name;
+        diverged runs rank last. None without rates, or without runs."""
         losses = {}
         for planned in self.of(environment, variant):
             run = results.get(planned.name)
@@ -85,7 +85,7 @@ def has_plan(output: pathlib.Path) -> bool:
 
 
 def read_plan(output: pathlib.Path) -> SuitePlan:
-    """What `SuitePlan.write` kept in `output`. Raises `DataError` if it is missing or damaged."""
+    """Read the plan that `SuitePlan.write` saved in `output`. Raises `DataError` if it is missing or damaged."""
     path = output / _FILE
     try:
         fields = parse_json(path.read_bytes())
@@ -93,7 +93,9 @@ def read_plan(output: pathlib.Path) -> SuitePlan:
         runs = tuple(PlannedRun(**run) for run in fields["runs"])
         return SuitePlan(**_with_tuples({**fields, "target": target, "runs": runs}))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); expected that of a comparison") from None
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); expected the plan of a comparison"
+        ) from None
 
 
 def _holds(path: pathlib.Path, content: bytes) -> bool:
@@ -108,25 +110,25 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Of all that is computed; the folder may have another name elsewhere, and how often a line is printed is nobody's matter."""
-    # What was the default when the first digests were made: they are to stay valid.
+    """Return a hash of the settings that affect results; output folder and log interval are excluded."""
+    # The default when the first hashes were made, which are to stay valid.
     training = config.training.model_copy(update={"log_every_seconds": 10.0})
     text = dump_config(config.model_copy(update={"output": "", "training": training}))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def folder_of(output: pathlib.Path, planned: PlannedRun) -> pathlib.Path:
-    """Of a run, whether it is there or not."""
+    """Return the folder of a run, whether it exists or not."""
     return output / "runs" / planned.name
 
 
 def fault_file(output: pathlib.Path, planned: PlannedRun) -> pathlib.Path:
-    """Where it is kept why a run failed."""
+    """Return the file that holds the error of a failed run."""
     return output / "faults" / f"{planned.name}.txt"
 
 
 def result(output: pathlib.Path, planned: PlannedRun) -> Run | str:
-    """The run, if it has ended well with the configuration that is planned; else, in a line, why it does not count."""
+    """Return the run if it has ended well with the planned configuration; else, in one line, why it does not count."""
     folder = folder_of(output, planned)
     if not RunFolder(folder).config.exists():
         return _fault(output, planned) or "not run yet"
@@ -139,7 +141,7 @@ def result(output: pathlib.Path, planned: PlannedRun) -> Run | str:
 
 
 def is_outdated(output: pathlib.Path, planned: PlannedRun) -> bool:
-    """Whether another run than the planned one is in its folder, or one of another version, whether it has ended or not."""
+    """Whether the folder holds another run than the planned one, or one of another version, ended or not."""
     folder = RunFolder(folder_of(output, planned))
     if not folder.config.exists():
         return False
@@ -156,7 +158,7 @@ def is_outdated(output: pathlib.Path, planned: PlannedRun) -> bool:
 
 
 def _begun_with(folder: pathlib.Path) -> tuple[int, bool] | None:
-    """The number of workers, and whether they are simulated; None where that is not known."""
+    """Return the number of workers, and whether they are simulated; None if that is not known."""
     start = first_event(folder)
     try:
         return sum(len(team) for team in start["node_workers"]), bool(start.get("simulated", False))
@@ -172,7 +174,7 @@ def _fault(output: pathlib.Path, planned: PlannedRun) -> str:
 
 
 def read_collection(output: pathlib.Path) -> Collection:
-    """The comparison in the folder `output`, as far as its runs are there. Raises `DataError` if it holds none."""
+    """Return the comparison in the folder `output`, with the runs that exist. Raises `DataError` if it holds none."""
     plan = read_plan(output)
     results = {planned.name: result(output, planned) for planned in plan.runs}
     best = {(p.environment, p.variant): plan.best_rate(results, p.environment, p.variant) for p in plan.runs}
@@ -182,7 +184,7 @@ def read_collection(output: pathlib.Path) -> Collection:
         is_run = isinstance(found, Run)
         is_chosen = planned.rate is None or planned.rate == (plan.rates[0] if rate is None else rate)
         if planned.rate is not None and not is_run and not is_chosen and planned.seed != plan.seeds[0]:
-            continue  # of the other rates nobody wants more than the first seed
+            continue  # of the other rates only the first seed is wanted
         entries.append(
             Entry(
                 planned.environment,
@@ -202,7 +204,7 @@ def read_collection(output: pathlib.Path) -> Collection:
 
 
 def derived_target(baseline: str, entries: list[Entry]) -> Target | None:
-    """The highest of the common targets of the environments; see `common_target`."""
+    """Return the highest of the common targets of the environments; see `common_target`."""
     found = []
     for environment in dict.fromkeys(entry.environment for entry in entries):
         by_variant: dict[str, list[Run]] = {}

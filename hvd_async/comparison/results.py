@@ -1,4 +1,5 @@
-"""The figures of a comparison: what each variant took to reach the target in each environment, and where the time went."""
+"""The figures of a comparison: the cost at which each variant reached the target in each environment, and how time was
+spent."""
 
 from __future__ import annotations
 
@@ -26,22 +27,25 @@ Key = TypeVar("Key", int, str)
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one variant in one environment. Intervals are over seeds; None where there is no run that it could be of.
+    """Results of one variant in one environment. Intervals are over seeds; None if there is no run for them.
 
     Attributes:
-        rate: the learning rate at which it is shown, where several were tried.
-        is_at_the_edge: no higher, or no lower, rate was tried. `missing_rates`: of those that were to be, without a run.
-        entries: what counts, one for each seed, whether the run is there or not.
+        rate: the learning rate at which the variant is shown, if several were tried.
+        is_at_the_edge: no higher, or no lower, rate was tried.
+        missing_rates: rates of the suite that have no run.
+        entries: what counts, one for each seed, whether the run exists or not.
         reached: for each run of `runs`, when it reached the target, or None.
-        seconds_to, tokens_to, updates_to: to the target, of the runs that reached it.
+        seconds_to, tokens_to, updates_to: cost to the target, over the runs that reached it.
         speed_up: seconds of the baseline / own seconds to the target, seed by seed, where both reached it.
         token_efficiency: tokens of the baseline / own tokens, seed by seed, to the lowest loss that both reached.
         throughput: own tokens per second / those of the baseline, seed by seed.
-        final_loss, final_bleu: of the model at the end, of the runs that did not diverge.
+        final_loss, final_bleu: of the final model, over the runs that did not diverge.
         bleu_difference: own final BLEU - that of the baseline, seed by seed.
-        shares: where the workers' time went, over all runs; `worker_shares` of each worker. They and `ideal` are None where a
-            step's length does not tell computing from waiting.
-        ideal: from the step times of its own runs. `steps_per_second`: what it came to.
+        shares: how the workers' time was spent, over all runs. They and `ideal` are None if the length of a step does not
+            tell computing from waiting.
+        worker_shares: shares by worker.
+        ideal: from the step times of its own runs.
+        steps_per_second: the measured rate beside it.
     """
 
     environment: str
@@ -81,7 +85,7 @@ class Row:
 
     @property
     def is_synchronous(self) -> bool:
-        """Whether all workers wait for each other in each step, so that the synchronous ideal is the one to come close to."""
+        """Whether all workers wait for each other in each step, so that the synchronous ideal applies."""
         if not self.runs:
             return False
         strategy, arrivals = self.runs[0].config.strategy, self.runs[0].config.strategy.arrivals_per_update
@@ -90,14 +94,14 @@ class Row:
 
     @property
     def share_of_ideal(self) -> float | None:
-        """How close it came to the ideal of its kind."""
+        """Measured steps per second / those of the ideal of its kind."""
         if self.ideal is None or self.steps_per_second is None:
             return None
         return self.steps_per_second / (self.ideal.synchronous if self.is_synchronous else self.ideal.asynchronous)
 
 
 def results(collection: Collection) -> list[Row]:
-    """A row for every variant in every environment. Reads the event logs. Raises `DataError` where one is damaged."""
+    """Return a row for every variant in every environment. Reads the event logs. Raises `DataError` if one is damaged."""
     return [_row(collection, environment, variant) for environment, variant in collection.pairs()]
 
 
@@ -111,7 +115,7 @@ def _row(collection: Collection, environment: str, variant: str) -> Row:
     speed_ups, efficiencies, throughputs, differences = [], [], [], []
     for base, own in pairs:
         if not all(run.seconds > 0.0 and run.tokens > 0 for run in (base, own)):
-            continue  # without an update there is no speed
+            continue  # without an update there is no rate
         throughputs.append(own.tokens_per_second / base.tokens_per_second)
         if base.finite_points and own.finite_points:
             efficiencies.append(token_efficiency(base, own))
@@ -158,14 +162,15 @@ def _row(collection: Collection, environment: str, variant: str) -> Row:
 
 
 def _tells_waiting(run: Run) -> bool:
-    """DDP waits for the others inside of its steps, unless these last as long as emulation says."""
+    """Whether step lengths tell waiting from computing: DDP waits for the others inside its steps, unless emulation sets
+    their length."""
     emulation = run.config.emulation
     has_length = run.is_simulated or emulation.seconds is not None or emulation.trace is not None
     return run.config.strategy.kind != "ddp" or run.num_workers == 1 or has_length
 
 
 def _pairs(baseline: Sequence[Entry], entries: Sequence[Entry]) -> list[tuple[Run, Run]]:
-    """Runs of the same seed, where both are there."""
+    """Return pairs of runs with equal seeds, where both exist."""
     base = {entry.seed: entry.run for entry in baseline}
     both = [(base.get(entry.seed), entry.run) for entry in entries]
     return [(one, other) for one, other in both if one is not None and other is not None]
@@ -184,7 +189,7 @@ def _ratio(ratios: Sequence[float]) -> Interval | None:
 
 
 def _weighted(runs: Sequence[Run], get: Callable[[Run], float]) -> float | None:
-    """The mean over all applied arrivals."""
+    """Return the mean over all applied arrivals."""
     weights = [sum(run.staleness.values()) for run in runs]
     return sum(w * get(run) for w, run in zip(weights, runs, strict=True)) / sum(weights) if sum(weights) else None
 

@@ -1,4 +1,4 @@
-"""What finished runs say of themselves: their configuration and their summary."""
+"""Finished runs as their folders describe them: configuration and summary."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hvd_async.system.printable import printable
 
 @dataclass(frozen=True)
 class Point:
-    """A validated version: training seconds, target tokens and updates when it was made; loss in nats per token, BLEU if it was
-    measured."""
+    """A validated version: training seconds, target tokens and updates when it was made; loss in nats per token, BLEU if
+    it was measured."""
 
     seconds: float
     tokens: int
@@ -29,10 +29,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended. `points` rise in updates; the last is the model at the end.
+    """A run that has ended. `points` rise in updates; the last is the final model.
 
-    `status`: see docs/run-folder.md. `staleness`: applied arrivals by staleness. `refused`: arrivals by reason. `num_steps`,
-    `num_overrun`: steps of the last process, and those whose real work lasted longer than emulation was to make them.
+    `status`: see docs/run-folder.md. `staleness`: applied arrivals by staleness. `refused`: arrivals by reason.
+    `num_steps`, `num_overrun`: steps of the last process, and those whose real work took longer than the emulated length.
     """
 
     folder: pathlib.Path
@@ -51,21 +51,21 @@ class Run:
     num_overrun: int
     points: tuple[Point, ...]
     data_fingerprint: str | None = None
-    """A digest of the text and of how it is prepared; None where the log does not say it."""
+    """Hash of the text and of how it is prepared; None if the log lacks it."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return printable(self.folder.resolve().name)
 
     @property
     def finite_points(self) -> tuple[Point, ...]:
-        """Those of `points` at which the run had not diverged."""
+        """Points at which the run had not diverged."""
         return tuple(point for point in self.points if math.isfinite(point.loss))
 
     @property
     def has_diverged(self) -> bool:
-        """Whether the model at the end has no finite loss."""
+        """Whether the final model has no finite loss."""
         return not self.points or not math.isfinite(self.points[-1].loss)
 
     @property
@@ -80,8 +80,8 @@ class Run:
 
 
 def read_run(folder: pathlib.Path) -> Run:
-    """Read the configuration and the summary in a run's folder. Raises `DataError` if one is missing or damaged, or the run was
-    stopped before its end."""
+    """Read the configuration and the summary in a run's folder. Raises `DataError` if one is missing or damaged, or if
+    the run was stopped before its end."""
     path = folder / "summary.json"
     try:
         config = load_config(folder / "config.yaml")
@@ -97,9 +97,9 @@ def read_run(folder: pathlib.Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); expected the summary of a run") from None
     if run.status == "stopped":
-        raise DataError(f"{folder}: got a run that was stopped, expected one that has ended; go on with --resume")
+        raise DataError(f"{folder}: got a run that was stopped, expected one that has ended; resume it with --resume")
     if not run.points:
-        raise DataError(f"{path}: got no validation, expected one at least")
+        raise DataError(f"{path}: got no validation, expected at least one")
     return run
 
 
@@ -126,7 +126,8 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
 
 
 def first_event(folder: pathlib.Path) -> dict[str, Any]:
-    """That with which the run in `folder` began; nothing where there is none. The log, which may be long, is not read."""
+    """Return the event with which the run in `folder` began; empty if there is none. Does not read the whole log, which
+    may be long."""
     try:
         with RunFolder(folder).events.open("rb") as file:
             event = parse_json(file.readline())

@@ -1,4 +1,4 @@
-"""Means over seeds with their intervals of 95 %, and when a run reached what. Pure."""
+"""Means over seeds with 95 % intervals, and the time at which a run reached a target. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hvd_async.comparison.target import Target
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of `num` measurements with a 95 % interval; both ends are the mean where there is one measurement alone."""
+    """The mean of `num` measurements with a 95 % interval; with a single measurement both ends are the mean."""
 
     mean: float
     low: float
@@ -22,16 +22,16 @@ class Interval:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is an interval: of one measurement there is none."""
+        """Whether there is an interval: a single measurement has none."""
         return self.num > 1
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a run was when it first reached a target: seconds of training, target tokens, updates.
+    """The point at which a run first reached a target: seconds of training, target tokens, updates.
 
-    Read off the line between the measurements before and after, so `updates` need not be whole. `is_bound`: it was there at the
-    first measurement, so that these are the most that it can have been.
+    Read off the line between the measurements before and after, so `updates` may be fractional. `is_bound`: the run had
+    reached the target at its first measurement, so these values are upper limits.
     """
 
     seconds: float
@@ -41,7 +41,7 @@ class Reached:
 
 
 def reached(run: Run, target: Target) -> Reached | None:
-    """When `run` first reached `target`; None if it never did. Measurements that are not finite are passed over."""
+    """Return when `run` first reached `target`; None if it never did. Measurements that are not finite are skipped."""
     before: Point | None = None
     for point in run.finite_points:
         value = target.cost_of(point)
@@ -64,7 +64,7 @@ def reached(run: Run, target: Target) -> Reached | None:
 
 
 def token_efficiency(baseline: Run, run: Run) -> float:
-    """Tokens of `baseline` / tokens of `run`, to the lowest loss that both reached: 1 where a token is worth as much."""
+    """Return tokens of `baseline` / tokens of `run`, to the lowest loss that both reached: 1 if a token is worth as much."""
     target = Target("loss", max(min(point.loss for point in each.finite_points) for each in (baseline, run)))
     needed, others = reached(baseline, target), reached(run, target)
     assert needed is not None and others is not None  # both reached it
@@ -72,22 +72,23 @@ def token_efficiency(baseline: Run, run: Run) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of `values`, one for each seed, by Student's t."""
+    """Return mean and 95 % interval of `values`, one for each seed, by Student's t."""
     mean, num = statistics.fmean(values), len(values)
     half = _half(values)
     return Interval(mean, mean - half, mean + half, num)
 
 
 def ratio_interval(ratios: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of positive `ratios`, one for each seed: Student's t of their logarithms, so that a ratio and its
-    inverse are treated alike. Lengths of time and counts are treated so as well: no end is then below 0, however few seeds."""
+    """Return mean and 95 % interval of positive `ratios`, one for each seed: Student's t of their logarithms, which
+    treats a ratio and its inverse alike. Also used for durations and counts, so that no end is below 0, however few the
+    seeds."""
     logarithms = [math.log(ratio) for ratio in ratios]
     mean, half = statistics.fmean(logarithms), _half(logarithms)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(ratios))
 
 
 def _half(values: Sequence[float]) -> float:
-    """Half the width of the interval."""
+    """Return half the width of the interval."""
     if len(values) == 1:
         return 0.0
     from scipy.special import stdtrit  # slow to import

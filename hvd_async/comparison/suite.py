@@ -1,7 +1,7 @@
 """A suite of comparable runs: one YAML file, checked as a whole before anything runs.
 
-Runs are matched by construction: what a variant may not change (data, evaluation, budget) is refused, what is left of
-differences is read from the configurations.
+Runs are matched by construction: what a variant may not change (data, evaluation, budget) is refused, and the remaining
+differences are read from the configurations.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hvd_async.system.printable import shortened
 
 Overrides = dict[str, Any]
 
-# What a suite gives to each run itself, and what all runs of a suite have alike.
+# Settings that the suite gives to each run, and settings that are equal in all runs of a suite.
 _OWN_KEYS = (
     "seed",
     "output",
@@ -51,14 +51,14 @@ _ALIKE = ("data", "vocabulary", "validation", "decoding", "emulation")
 _OF_THE_SUITE = re.compile(
     r"(-w|--workers|--launcher|--set|--resume|--auto-resume|--overwrite|--dry-run|--slurm|--submit)(=|$)"
 )
-# The environment of a suite that names none; it is not in the names of folders.
+# The environment of a suite that names none; it does not appear in folder names.
 _THE_SETTING = "all"
 
 
 class BudgetConfig(Section):
-    """How long every run is: exactly one of them."""
+    """Length of every run: exactly one of the keys."""
 
-    tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
+    tokens: Positive | None = Field(None, description="Target tokens: the run takes whole batches until it reaches them.")
     updates: Positive | None = Field(None, description="Updates.")
     seconds: PositiveSeconds | None = Field(None, description="Seconds of training.")
 
@@ -73,7 +73,7 @@ class BudgetConfig(Section):
 
 
 class TargetConfig(Section):
-    """The quality that runs are timed to: one of them, or none."""
+    """The quality to which runs are timed: one of the keys, or none."""
 
     loss: float | None = Field(None, gt=0.0, le=MOST, description="Validation loss in nats per target token.")
     bleu: float | None = Field(None, gt=0.0, lt=100.0, description="Validation BLEU.")
@@ -81,47 +81,50 @@ class TargetConfig(Section):
     @model_validator(mode="after")
     def _one(self) -> TargetConfig:
         if self.loss is not None and self.bleu is not None:
-            raise ValueError("got both, expected loss or bleu")
+            raise ValueError("got both loss and bleu, expected one of them")
         return self
 
     @property
     def target(self) -> Target | None:
-        """The same, for comparisons; None: it is derived."""
+        """Return the target for comparisons; None: to be derived."""
         if self.loss is not None:
             return Target("loss", self.loss)
         return None if self.bleu is None else Target("bleu", self.bleu)
 
 
 class SuiteConfig(Section):
-    """One YAML file. Overrides are `key.path: value`, as of the configuration of a run; in `variants` and `environments` the key
-    `workers` is the suite's own."""
+    """A suite file. Overrides are `key.path: value`, as for the configuration of a run; in `variants` and `environments`
+    the key `workers` belongs to the suite."""
 
     renamed: ClassVar[Mapping[str, str]] = {"settings": "environments"}
 
-    base: PathText = Field(description="The configuration of a run from which all begin; relative to this file.")
+    base: PathText = Field(description="The run configuration from which all runs start; relative to this file.")
     launcher: Literal["mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo", "simulate"] = Field(
-        "mpirun", description="What starts the ranks of a run; `simulate`: nothing, it is computed on a simulated cluster."
+        "mpirun",
+        description="The program that starts the ranks of a run; `simulate`: none, the run is computed on a simulated"
+        " cluster.",
     )
     launch_arguments: tuple[str, ...] = Field(
         (), strict=False, description="Passed on to `hvd-async launch`, such as `[--hostfile, hosts]`."
     )
     workers: Ranks = Field(4, description="Ranks that train; strategy `single` always has one.")
     budget: BudgetConfig = Field(description="Length of every run.")
-    measure_every: Positive = Field(description="Target tokens between snapshots, which are measured when a run has ended.")
+    measure_every: Positive = Field(description="Target tokens between snapshots, which are measured after a run has ended.")
     target: TargetConfig = Field(
-        TargetConfig(), description="Absent: the lowest loss that all runs of the baseline and of one other variant reached."
+        TargetConfig(),
+        description="Absent: the lowest loss that all runs of the baseline and of at least one other variant reached.",
     )
     baseline: str = Field(description="The variant with which the others are compared.")
-    set: Overrides = Field({}, description="Overrides of all runs.")
-    variants: dict[str, Overrides] = Field(description="What is compared: overrides by name.")
+    set: Overrides = Field({}, description="Overrides for all runs.")
+    variants: dict[str, Overrides] = Field(description="Overrides by name: the variants to compare.")
     environments: dict[str, Overrides] = Field(
-        {_THE_SETTING: {}}, description="Where: overrides by name; variants are compared within each."
+        {_THE_SETTING: {}}, description="Overrides by name: the environments within which variants are compared."
     )
     rates: tuple[PositiveAmount, ...] = Field(
-        (), strict=False, description="Learning rates; each variant is shown at its own best. Absent: each has one."
+        (), strict=False, description="Learning rates; each variant is shown at its best. Absent: each has one."
     )
     seeds: tuple[Annotated[Seed, Field(ge=1)], ...] = Field(
-        (1,), strict=False, description="The first decides the best rate."
+        (1,), strict=False, description="Seeds; the first decides the best rate."
     )
 
 
@@ -136,7 +139,7 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         environment = [] if self.environment == _THE_SETTING else [_slug(self.environment)]
         rate = [] if self.rate is None else [_slug(self.rate)]
         return "-".join([*environment, _slug(self.variant), *rate, f"s{self.seed}"])
@@ -147,17 +150,17 @@ class Suite:
 
     Attributes:
         config: the file.
-        specs: every run that may be wanted, in the order of a report.
-        plan: the same, for `comparison.plan`.
+        specs: every run that may be needed, in the order of a report.
+        plan: these runs, for `comparison.plan`.
     """
 
     def __init__(self, path: pathlib.Path, output: pathlib.Path) -> None:
-        """Reads and checks everything before anything runs. Raises `ConfigError`."""
+        """Read and check everything before anything runs. Raises `ConfigError`."""
         tree = read_tree(path, "file of a suite")
         if "data" in tree and "variants" not in tree:
             raise ConfigError(
-                f"{path}: got the configuration of a run, expected a suite; compute it with `hvd-async launch {path}`, or name it"
-                " as the `base` of a suite"
+                f"{path}: got the configuration of a run, expected a suite; compute it with `hvd-async"
+                f" launch {path}`, or name it as the `base` of a suite"
             )
         self.config = check(SuiteConfig, tree, str(path))
         self.base = path.parent / self.config.base
@@ -167,7 +170,7 @@ class Suite:
             raise ConfigError(f"{path}: baseline: got {self.config.baseline!r}, expected one of {names}")
         for key in ("variants", "environments", "seeds"):
             if not getattr(self.config, key):
-                raise ConfigError(f"{path}: {key}: got none, expected one or more")
+                raise ConfigError(f"{path}: {key}: got none, expected at least one")
         _check_names(self.config, str(path))
         _check_values(self.config, str(path))
         self.specs = list(self._all())
@@ -176,15 +179,15 @@ class Suite:
 
     @property
     def most_workers(self) -> int:
-        """Of any of the runs."""
+        """Largest number of workers of any run."""
         return max(self._num_workers(spec) for spec in self.specs)
 
     def config_of(self, spec: Spec) -> RunConfig:
-        """What the run of `spec` is computed with."""
+        """Return the configuration for the run of `spec`."""
         return self._configs[spec]
 
     def command(self, spec: Spec, *, resume: bool = False) -> list[str]:
-        """The arguments of `hvd-async` that compute the run of `spec`, going on with what is there or in its place."""
+        """Return the arguments of `hvd-async` that compute the run of `spec`, resuming the existing run or replacing it."""
         arguments = [argument for text in self._overrides(spec) for argument in ("--set", text)]
         begin = "--resume" if resume else "--overwrite"
         if self.config.launcher == "simulate":
@@ -206,7 +209,8 @@ class Suite:
                         yield Spec(environment, variant, rate, seed)
 
     def _load_all(self, source: str) -> dict[Spec, RunConfig]:
-        """Raises `ConfigError` with what is wrong with any of them, each fault once, with the first that has it."""
+        """Load all configurations. Raises `ConfigError` with the errors of all, each once, with the first run that has
+        it."""
         found: dict[Spec, RunConfig] = {}
         faults: dict[str, str] = {}
         for spec in self.specs:
@@ -221,7 +225,7 @@ class Suite:
         return found
 
     def _check(self, spec: Spec, config: RunConfig) -> None:
-        """Raises `ConfigError` for what no run of this suite can do."""
+        """Raise `ConfigError` for settings that no run of this suite can use."""
         workers = 1 if config.strategy.is_single else self._workers(spec)
         if self.config.launcher == "simulate":
             StepTimes(config.emulation, 0, workers)
@@ -229,8 +233,8 @@ class Suite:
             check_emulation(config.emulation, workers)
         if self.config.launcher == "horovodrun-gloo" and config.strategy.kind in ("async", "ddp"):
             raise ConfigError(
-                f"strategy.kind: got {config.strategy.kind} with launcher horovodrun-gloo, expected horovod or single, or another"
-                " launcher; it needs MPI"
+                f"strategy.kind: got {config.strategy.kind} with launcher horovodrun-gloo, which has no"
+                " MPI, expected horovod or single; or choose another launcher"
             )
         if self.config.target.bleu is not None and not config.validation.bleu:
             raise ConfigError("validation.bleu: got false with a target of BLEU, expected true")
@@ -240,7 +244,7 @@ class Suite:
         merged: Overrides = {}
         for overrides in (suite.set, suite.environments[spec.environment], suite.variants[spec.variant]):
             for key, value in overrides.items():
-                merged.pop(key, None)  # to the end: `strategy` after `strategy.kind` would undo it
+                merged.pop(key, None)  # moved to the end: `strategy` after `strategy.kind` would undo it
                 merged[key] = value
         merged.pop("workers", None)
         if suite.launcher == "simulate":
@@ -258,7 +262,7 @@ class Suite:
         return int(next((place["workers"] for place in places if "workers" in place), self.config.workers))
 
     def _num_workers(self, spec: Spec) -> int:
-        """Those that there will be."""
+        """Return the number of workers that the run will have."""
         return 1 if self._configs[spec].strategy.is_single else self._workers(spec)
 
     def _make_plan(self, path: pathlib.Path) -> SuitePlan:
@@ -283,27 +287,27 @@ class Suite:
 
 
 def _check_names(config: SuiteConfig, source: str) -> None:
-    """Raises `ConfigError` where two runs would have the same folder."""
+    """Raise `ConfigError` if two runs would share a folder."""
     for key in ("variants", "environments", "rates", "seeds"):
         slugs: dict[str, Any] = {}
         for value in getattr(config, key):
             slug = _slug(value)
             if not str(value).isprintable():
-                raise ConfigError(f"{source}: {key}: got {value!r}, expected a name in one line, without control characters")
+                raise ConfigError(f"{source}: {key}: got {value!r}, expected a one-line name without control characters")
             if not slug:
                 raise ConfigError(
-                    f"{source}: {key}: got {value!r}, expected a letter of a to z or a digit in it, for folders"
+                    f"{source}: {key}: got {value!r}, expected at least one letter a to z or digit, for the folder's name"
                 )
             if slug in slugs:
                 raise ConfigError(
-                    f"{source}: {key}: got {slugs[slug]!r} and {value!r}, whose runs would have the same folder ({slug!r});"
-                    " expected others"
+                    f"{source}: {key}: got {slugs[slug]!r} and {value!r}, whose runs would share a folder"
+                    f" ({slug!r}); expected other names"
                 )
             slugs[slug] = value
 
 
 def _check_values(config: SuiteConfig, source: str) -> None:
-    """Raises `ConfigError` where somebody else gives what the suite gives."""
+    """Raise `ConfigError` for keys that the suite sets itself."""
     _check_launch_arguments(config, f"{source}: launch_arguments")
     _check_overrides(f"{source}: set", config.set, (*_OWN_KEYS, "workers"), config.rates)
     for name, overrides in config.environments.items():
@@ -314,30 +318,30 @@ def _check_values(config: SuiteConfig, source: str) -> None:
         for key in _leaves(overrides):
             if key.partition(".")[0] in _ALIKE:
                 raise ConfigError(
-                    f"{place}: got {key}, expected it in `set` or `environments`; variants are compared on equal terms"
+                    f"{place}: got {key}, expected it in `set` or `environments`, since variants are compared on equal terms"
                 )
 
 
 def _check_launch_arguments(config: SuiteConfig, place: str) -> None:
     if config.launch_arguments and config.launcher == "simulate":
-        raise ConfigError(f"{place}: got some with launcher simulate, expected none; nothing is launched")
+        raise ConfigError(f"{place}: got arguments with launcher simulate, expected none; nothing is launched")
     own = [text for text in config.launch_arguments if _OF_THE_SUITE.match(text)]
     if own:
-        raise ConfigError(f"{place}: got {own[0]}, expected other arguments; a suite gives it to each run itself")
+        raise ConfigError(f"{place}: got {own[0]}, expected other arguments; a suite sets it for each run")
 
 
 def _check_overrides(place: str, overrides: Overrides, own_keys: tuple[str, ...], rates: tuple[float, ...]) -> None:
     own = (*own_keys, *(["optimizer.learning_rate"] if rates else []))
     for key in _leaves(overrides):
         if key in own:
-            raise ConfigError(f"{place}: got {key}, expected other keys; a suite gives it to each run itself")
+            raise ConfigError(f"{place}: got {key}, expected other keys; a suite sets it for each run")
     workers = overrides.get("workers", 1)
     if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MOST_RANKS:
         raise ConfigError(f"{place}: workers: got {shortened(workers)}, expected a whole number from 1 to {MOST_RANKS:,}")
 
 
 def _leaves(overrides: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """The keys, those of sections as well, with dots."""
+    """Yield the dotted keys, including those of sections."""
     for key, value in overrides.items():
         path = f"{prefix}{str(key).strip()}"
         yield path
@@ -346,7 +350,7 @@ def _leaves(overrides: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _slug(value: Any) -> str:
-    """Part of the name of a folder."""
+    """Return `value` as part of a folder name."""
     if isinstance(value, float):
         return f"{value:g}"
     return re.sub(r"[^a-z0-9]+", "_", str(value).lower()).strip("_")

@@ -1,4 +1,4 @@
-"""What a person sees of a suite that is computed: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a suite for a user: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REFRESH_PER_SECOND = 1.0
 
 @dataclass
 class Follower:
-    """Reads an event log that grows."""
+    """Follows a growing event log."""
 
     path: pathlib.Path
     version: int = 0
@@ -38,7 +38,8 @@ class Follower:
     _rest: bytes = field(default=b"")
 
     def look(self) -> None:
-        """Take in what was written since. A log that became shorter, as that of a run which began again, is read anew."""
+        """Read what was written since the last call. A log that became shorter, because its run started again, is read
+        anew."""
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
@@ -50,12 +51,12 @@ class Follower:
             return
         *lines, self._rest = text.split(b"\n")
         for line in lines:
-            # It is only looked at; reading it well is others' work.
+            # Only for display: errors in it are reported by those who need it.
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 self._take(parse_json(line))
 
     def share(self, budget: BudgetConfig) -> float:
-        """How much of it is done: 0 to 1."""
+        """Return how much of the run is done: 0 to 1."""
         for done, limit in ((self.tokens, budget.tokens), (self.version, budget.updates), (self.seconds, budget.seconds)):
             if limit is not None:
                 return min(1.0, done / limit)
@@ -78,10 +79,10 @@ class _Running:
 
 
 class Board:
-    """Tells what runs and how far it is. Used by several threads."""
+    """Shows the running runs and their progress. Used by several threads."""
 
     def __init__(self, *, is_live: bool, stream: TextIO | None = None) -> None:
-        """`is_live`: draw a table, for a terminal."""
+        """Start empty. `is_live`: draw a table, for a terminal."""
         self._num_runs = 0
         self._is_live = is_live
         self._stream = sys.stdout if stream is None else stream
@@ -92,7 +93,7 @@ class Board:
         self._lock = threading.Lock()
 
     def expect(self, num_runs: int) -> None:
-        """So many more are to be computed."""
+        """Add to the number of runs to compute."""
         with self._lock:
             self._num_runs += num_runs
 
@@ -111,13 +112,13 @@ class Board:
 
     @contextlib.contextmanager
     def running(self, name: str, events: pathlib.Path, budget: BudgetConfig, *, is_resumed: bool) -> Iterator[None]:
-        """The run `name` is computed inside the block; its event log will be at `events`."""
+        """Show the run `name` as running inside the block; its event log will be at `events`."""
         one = _Running(name, Follower(events), budget, time.monotonic())
         with self._lock:
             self._running.append(one)
             number = self._num_done + len(self._running)
         if not self._is_live:
-            self.say(f"{name}: {'goes on' if is_resumed else 'begins'}, {number} of {self._num_runs}")
+            self.say(f"{name}: {'resumes' if is_resumed else 'starts'}, {number} of {self._num_runs}")
         try:
             yield
         finally:
@@ -126,7 +127,7 @@ class Board:
                 self._num_done += 1
 
     def say(self, line: str) -> None:
-        """Print a line, above the table where there is one."""
+        """Print a line, above the table if there is one."""
         if self._is_live:
             self._console.print(line, markup=False, highlight=False)
         else:
@@ -134,7 +135,7 @@ class Board:
             self._stream.flush()
 
     def table(self) -> rich.table.Table:
-        """What runs, and how far it is."""
+        """Return a table of the running runs and their progress."""
         with self._lock:
             running, num_done, num_runs = list(self._running), self._num_done, self._num_runs
         elapsed = clock_text(time.monotonic() - self._since)

@@ -1,4 +1,4 @@
-"""The quality that runs are timed to. Pure."""
+"""The quality to which runs are timed. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hvd_async.comparison.runs import Point, Run
 class Target:
     """A validation loss in nats per token, to be reached from above, or a BLEU score, from below.
 
-    `is_given`: somebody chose it before the runs; else it was derived from them, see `common_target`.
+    `is_given`: chosen before the runs; otherwise derived from them, see `common_target`.
     """
 
     measure: Literal["loss", "bleu"]
@@ -21,25 +21,26 @@ class Target:
     is_given: bool = True
 
     def __str__(self) -> str:
-        """Such as `loss 2.100` or `BLEU 30.0`."""
+        """Return text such as `loss 2.100` or `BLEU 30.0`."""
         return f"loss {self.value:.3f}" if self.measure == "loss" else f"BLEU {self.value:.1f}"
 
     @property
     def cost(self) -> float:
-        """The value as one that falls: reached by what is not above it."""
+        """The value turned so that it falls: reached by values that are not above it."""
         return self.value if self.measure == "loss" else -self.value
 
     def cost_of(self, point: Point) -> float | None:
-        """What is compared with `cost`; None where it was not measured."""
+        """Return the value to compare with `cost`; None if it was not measured."""
         if self.measure == "loss":
             return point.loss
         return None if point.bleu is None else -point.bleu
 
 
 def common_target(baseline: Sequence[Run], others: Sequence[Sequence[Run]]) -> Target | None:
-    """The lowest loss that all runs of the baseline reached, and all of at least one of `others`: runs of one variant each.
+    """Return the lowest loss reached by all runs of the baseline and by all runs of at least one of `others` (each the
+    runs of one variant).
 
-    So the baseline and the best of the others have a time to it. None where there is no finite loss.
+    So the baseline and the best of the others have a time to it. None if there is no finite loss.
     """
 
     def worst(runs: Sequence[Run]) -> float | None:

@@ -1,7 +1,7 @@
 """The configuration of a run: one YAML file, typed, frozen and strict.
 
-Every key has a description here; `docs/configuration.md` is generated from them. All faults of a file are reported at
-once, before any rank works.
+Every key has a description in these sections; `docs/configuration.md` is generated from the descriptions. All errors of a
+file are reported at once, before any rank starts work.
 """
 
 from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig

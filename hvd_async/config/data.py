@@ -10,19 +10,19 @@ from hvd_async.config.section import PathText, Positive, Section
 
 
 class DataConfig(Section):
-    """Where the text is. `hvd-async data` makes such folders; any aligned text files will do."""
+    """Where the text is. `hvd-async data` writes such folders; any aligned text files work."""
 
     folder: PathText = Field(
         description="Folder of the text files, one sentence a line: `<split>.<language>`, plain or `.gz`."
     )
-    source: PathText = Field("en", description="Language translated from: the ending of its files.")
-    target: PathText = Field("de", description="Language translated to: the ending of its files.")
+    source: PathText = Field("en", description="Source language: the ending of its files.")
+    target: PathText = Field("de", description="Target language: the ending of its files.")
     train: PathText = Field("train", description="Name of the training split.")
     validation: PathText = Field("val", description="Name of the validation split.")
     prepared: PathText | None = Field(
         None,
-        description="Folder for the trained vocabulary and the tokenized arrays; made on first use and then reused as long"
-        " as text and settings stay the same. Default: `<folder>/prepared`.",
+        description="Folder for the trained vocabulary and the tokenized arrays; created on first use and reused as"
+        " long as text and settings stay the same. Default: `<folder>/prepared`.",
     )
     max_tokens_per_sentence: Positive = Field(
         128, description="Training pairs with more tokens than this on either side are left out and counted."
@@ -32,8 +32,8 @@ class DataConfig(Section):
 class VocabularyConfig(Section):
     """The SentencePiece model, trained jointly on both sides of the training text, on every line whatever its length.
 
-    Runs of spaces count as one. Characters that no piece covers are read as unknown, and are not in translations; a run says how
-    many there are, and how many lines normalisation changes.
+    Runs of spaces count as one. Characters that no piece covers are read as unknown and do not appear in translations; a
+    run reports how many there are, and how many lines normalisation changes.
     """
 
     size: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
@@ -41,17 +41,18 @@ class VocabularyConfig(Section):
     )
     kind: Literal["bpe", "unigram"] = Field("bpe", description="How SentencePiece builds the pieces.")
     character_coverage: Annotated[float, Field(ge=0.98, le=1.0)] = Field(
-        1.0, description="Share of the characters of the text that the pieces must cover; the rarest others are unknown."
+        1.0, description="Share of the text's characters that the pieces must cover; rarer ones are unknown."
     )
     normalization: Literal["nmt_nfkc", "nfkc", "identity"] = Field(
         "nmt_nfkc",
-        description="What is done to text first, to both sides and to what is translated: Unicode's NFKC, by which `½` becomes"
-        " `1⁄2` and `，` a comma, and (`nmt_nfkc`) invisible characters vanish or become spaces; or nothing.",
+        description="Normalisation of the training text and of what is translated. `nfkc`: Unicode NFKC, by which `½`"
+        " becomes `1⁄2` and `，` a comma; `nmt_nfkc`: also, invisible characters vanish or become spaces;"
+        " `identity`: none.",
     )
 
 
 class BatchingConfig(Section):
-    """How sentences become batches. A seeded permutation, the same for every strategy."""
+    """How sentences become batches: by a seeded permutation, equal for every strategy."""
 
     tokens: Positive = Field(1000, description="Most tokens of a batch on its larger side, padding included.")
     max_sentences: Positive = Field(512, description="Most sentences of a batch.")

@@ -14,15 +14,15 @@ from hvd_async.system.limits import MOST_RANKS
 class EmulationConfig(Section):
     """Steps of a chosen length: uneven workers on even hardware, and the workers of a simulation.
 
-    In a real run a worker idles after its real step until the step has lasted as long as is said here; in `hvd-async simulate`
-    nobody idles. The k-th step of a worker has the same length in both.
+    In a real run a worker idles after its real step until the step has lasted the configured time; in
+    `hvd-async simulate` no worker idles. The k-th step of a worker has the same length in both.
     """
 
     slow_workers: dict[Annotated[int, Field(ge=0, lt=MOST_RANKS)], Annotated[float, Field(ge=1.0, le=1e6)]] = Field(
-        {}, description="Worker number (0, 1, ...) -> how many times as long its step lasts, e.g. `{0: 2.0}`."
+        {}, description="Worker number (0, 1, ...) -> factor by which its steps are longer, e.g. `{0: 2.0}`."
     )
     seconds: PositiveSeconds | None = Field(
-        None, description="Seconds of a step. Absent: in a real run those of the real step, in a simulation 0.1."
+        None, description="Seconds of a step. Default: those of the real step in a real run, 0.1 in a simulation."
     )
     seconds_per_token: Seconds = Field(0.0, description="Seconds that each target token of the batch adds to `seconds`.")
     spread: Literal["none", "log_normal", "gamma"] = Field(
@@ -30,17 +30,18 @@ class EmulationConfig(Section):
     )
     deviation: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
         0.0,
-        description="How far factors spread: the standard deviation of their logarithm (`log_normal`), or their own relative"
-        " to the mean (`gamma`).",
+        description="Spread of the factors: the standard deviation of their logarithm (`log_normal`), or of the"
+        " factors themselves, relative to the mean (`gamma`).",
     )
     pause_probability: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.0, description="Share of the steps that a pause makes longer."
+        0.0, description="Share of the steps that include a pause."
     )
     pause_seconds: Seconds = Field(0.0, description="Seconds of such a pause.")
     trace: PathText | None = Field(
         None,
-        description='File of step times in place of `seconds`: lines `{"worker": 0, "seconds": 0.12}`, or the `events.jsonl`'
-        " of a run. Each worker repeats its own list; one without takes that of worker number modulo traced workers.",
+        description='File of step times, used instead of `seconds`: lines `{"worker": 0, "seconds": 0.12}`, or the'
+        " `events.jsonl` of a run. Each worker repeats its own list; a worker without one takes the list"
+        " of its number modulo the traced workers.",
     )
 
     @pydantic.model_validator(mode="after")
@@ -54,5 +55,5 @@ class EmulationConfig(Section):
         if (self.pause_probability == 0.0) != (self.pause_seconds == 0.0):
             raise ValueError("pause_probability, pause_seconds: got one of them, expected both or neither")
         if self.trace is not None and self.seconds is not None:
-            raise ValueError("trace: got a file with seconds beside it, expected one of them")
+            raise ValueError("trace: got a file as well as seconds, expected only one of them")
         return self

@@ -1,4 +1,4 @@
-"""YAML files and overrides become configurations; every fault of a file is reported at once."""
+"""Configurations from YAML files and overrides; all errors of a file are reported at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hvd_async.system.printable import printable, shortened
 def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path` (YAML), apply `overrides` (each `key.path=value`, the value in YAML) and check everything.
 
-    Raises `ConfigError` with one line per fault, each `file: key: got, expected`.
+    Raises `ConfigError` with one line per error, each `file: key: got, expected`.
     """
     path = pathlib.Path(path)
     tree = read_tree(path, "configuration of a run")
@@ -34,10 +34,10 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunC
 
 
 def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
-    """The keys of the YAML file `path`, the `purpose`, unchecked. Raises `ConfigError` if there are none."""
+    """Return the keys of the YAML file `path`, the `purpose`, unchecked. Raises `ConfigError` if it has none."""
     tree = read_yaml_file(path, purpose)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: got {_kind(tree)}, expected keys, those of the {purpose}")
+        raise ConfigError(f"{path}: got {_kind(tree)}, expected the keys of the {purpose}")
     return tree
 
 
@@ -47,7 +47,8 @@ def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:
 
 
 def check(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> SectionT:
-    """`tree` as a section of that kind; `source` names it in errors. Raises `ConfigError` with one line per fault."""
+    """Return `tree` as a section of class `kind`; `source` names it in errors. Raises `ConfigError` with one line per
+    error."""
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
@@ -56,7 +57,7 @@ def check(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> Section
 
 
 def dump_config(config: RunConfig) -> str:
-    """The YAML text of `config`, every key present; `load_config` reads it back equal."""
+    """Return the YAML text of `config`, with every key; `load_config` reads it back equal."""
     return dump_yaml(config.model_dump())
 
 
@@ -80,7 +81,7 @@ def _apply_override(tree: dict[Any, Any], override: str) -> None:
 
 
 def _describe(fault: Any, root: type[Section]) -> str:
-    """One line for one of pydantic's faults: key, what was found, what is expected."""
+    """Return one line for one of pydantic's errors: key, what was found, what is expected."""
     location = [part for part in fault["loc"] if not _is_branch_name(part)]
     key = ".".join(str(part) for part in location) or "(top level)"
     kind, message = fault["type"], fault["msg"]
@@ -103,7 +104,7 @@ def _describe(fault: Any, root: type[Section]) -> str:
 
 
 def _is_branch_name(part: Any) -> bool:
-    """Pydantic names the member of a union in the location; that is no key of the file."""
+    """Whether `part` is the member of a union, which pydantic puts into the location; it is not a key of the file."""
     return part in BRANCHES
 
 

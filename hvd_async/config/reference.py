@@ -1,4 +1,4 @@
-"""The reference of all configuration keys, generated from the configuration's own models.
+"""The reference of all configuration keys, generated from the configuration models.
 
 `python -m hvd_async.config.reference > docs/configuration.md` renews the page.
 """
@@ -19,15 +19,16 @@ from hvd_async.system.limits import MOST, MOST_FLOAT32
 _INTRODUCTION = """\
 # Configuration
 
-One YAML file describes a run. Unknown keys, values out of range and keys that do not go together are errors; all of them
-are reported at once, before any rank works. `--set key.path=value` overrides a key on the command line, the value in YAML:
-`--set strategy.arrivals_per_update=4`. The complete configuration, defaults included, is saved with the run as
-`config.yaml`; no environment variable changes it.
+For users who write or change the YAML file of a run: every key, its type, its default and its meaning.
 
-Files are in YAML 1.2: numbers may be written as `1e-3`, `010` is 10, truth is `true` and `false` alone (`no` is text, as of
-Norwegian), a key stands once in its section, and there are no tags and no merging with `<<`. Whole numbers above 10^15,
-others above those of float32, infinity and NaN are refused. In paths `~` and `~user` at the beginning are that person's home
-folder.
+- `--set key.path=value` on the command line overrides a key; the value is YAML: `--set strategy.arrivals_per_update=4`.
+- Unknown keys, values out of range and keys that do not go together are errors. All errors are reported at once, before any
+  rank starts work.
+- The complete configuration, defaults included, is saved with the run as `config.yaml`. No environment variable changes it.
+- Files are YAML 1.2: numbers may be written as `1e-3`, `010` is 10, only `true` and `false` are truth values (`no` is text), a
+  key occurs once in its section, and there are no tags and no merging with `<<`. Whole numbers above 10^15, other numbers above
+  those of float32, infinity and NaN are refused.
+- In paths, `~` and `~user` at the beginning stand for the home folder of that user.
 
 This page is generated from `hvd_async/config/`; `python -m hvd_async.config.reference > docs/configuration.md` renews it.
 """
@@ -36,7 +37,7 @@ _BOUNDS = {annotated_types.Ge: ">= {}", annotated_types.Gt: "> {}", annotated_ty
 
 
 def reference() -> str:
-    """The text of docs/configuration.md."""
+    """Return the text of docs/configuration.md."""
     own = [(key, field) for key, field in RunConfig.model_fields.items() if _section(field) is None]
     pages = [_INTRODUCTION, f"## Top level\n\n{inspect.getdoc(RunConfig)}\n\n{_table(own)}"]
     pages += [
@@ -73,12 +74,12 @@ def _table(keys: Sequence[tuple[str, FieldInfo]]) -> str:
     cells = [("key", "type", "default", "meaning"), ("---",) * 4, *rows]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
     below = [f"`{key}`" for key, field in keys if _section(field) is not None]
-    note = f"\n\nFurther keys lie in {', '.join(below)}, below." if below else ""
+    note = f"\n\nFurther keys are in {', '.join(below)}, below." if below else ""
     return "\n".join(lines) + note + "\n"
 
 
 def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """`annotation` for a reader who knows YAML and not Python, its bounds with it."""
+    """Return `annotation`, with its bounds, in words for a reader who knows YAML but not Python."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type_in_words(arguments[0], [*_flatten(arguments[1:]), *metadata])
@@ -95,13 +96,13 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is dict:
         return f"a map from {_type_in_words(arguments[0])} to {_type_in_words(arguments[1])}"
     bounds = [(text, _bound(one, kind)) for one in metadata for kind, text in _BOUNDS.items() if isinstance(one, kind)]
-    # The bounds of all numbers are in the introduction.
+    # The introduction states the bounds of all numbers.
     said = ", ".join(text.format(_number(bound)) for text, bound in bounds if bound not in (MOST, MOST_FLOAT32))
     return " ".join([_NAMES[annotation], said]).strip()
 
 
 def _flatten(metadata: Sequence[Any]) -> list[Any]:
-    """Pydantic hides the bounds of an `Annotated[..., Field(...)]` in the field's own list."""
+    """Return `metadata` with the bounds that pydantic hides in the field of an `Annotated[..., Field(...)]`."""
     flat: list[Any] = []
     for one in metadata:
         flat += one.metadata if isinstance(one, FieldInfo) else [one]

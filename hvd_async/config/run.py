@@ -1,4 +1,4 @@
-"""A whole configuration."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class RunConfig(Section):
     """A training run."""
 
     output: PathText = Field(description="Folder of the run: configuration, event log, snapshots, checkpoints, models.")
-    seed: Seed = Field(1, description="Decides initial parameters, order of batches and dropout.")
+    seed: Seed = Field(1, description="Decides initial parameters, order of batches, dropout.")
     data: DataConfig = Field(description="The text.")
     vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="The pieces.")
     model: ModelConfig = Field(ModelConfig(), description="The network.")
     batching: BatchingConfig = Field(BatchingConfig(), description="The batches.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The update.")
-    strategy: StrategyConfig = Field(StrategyConfig(), description="Single, synchronous or asynchronous.")
+    strategy: StrategyConfig = Field(StrategyConfig(), description="Single, synchronous or asynchronous training.")
     store: StoreConfig = Field(StoreConfig(), description="Where the parameter store lies.")
-    push: PushConfig = Field(PushConfig(), description="How gradients travel to it.")
-    training: TrainingConfig = Field(description="Length, device, what is kept.")
-    validation: ValidationConfig = Field(ValidationConfig(), description="Measurements on the way.")
+    push: PushConfig = Field(PushConfig(), description="How gradients travel to the store.")
+    training: TrainingConfig = Field(description="Length, device, logging and checkpoints.")
+    validation: ValidationConfig = Field(ValidationConfig(), description="Measurements during the run.")
     decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
     emulation: EmulationConfig = Field(EmulationConfig(), description="How long steps last, for experiments.")
     simulation: SimulationConfig = Field(SimulationConfig(), description="A cluster to simulate.")
@@ -40,8 +40,8 @@ class RunConfig(Section):
         length = getattr(self.training, bound)
         if schedule.total is not None and length is not None and length > schedule.total:
             raise ValueError(
-                f"training.{bound}: got {length}, expected at most optimizer.schedule.total ({schedule.total}); the rate is 0"
-                " from there on, and nothing would be learned"
+                f"training.{bound}: got {length}, expected at most optimizer.schedule.total"
+                f" ({schedule.total}); beyond it the rate is 0 and nothing is learned"
             )
         return self
 
@@ -51,7 +51,9 @@ class RunConfig(Section):
         if not self.push.overlap or not strategy.is_async:
             return self
         if strategy.lockstep:
-            raise ValueError("push.overlap: got true with strategy.lockstep, expected false; in lock-step a worker waits")
+            raise ValueError(
+                "push.overlap: got true with strategy.lockstep, expected false; in lock-step a worker waits for its update"
+            )
         if strategy.max_staleness == 0:
             raise ValueError(
                 "push.overlap: got true with strategy.max_staleness 0, expected max_staleness >= 1 or none; overlapped"

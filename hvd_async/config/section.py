@@ -1,4 +1,4 @@
-"""What every section of a configuration is."""
+"""Base class and number types of the sections of a configuration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Section(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Keys of earlier versions, and what they are called now; an error about one names the other."""
+    """Former names of keys and their present names; the error about a former name gives the present one."""
 
 
 SectionT = TypeVar("SectionT", bound=Section)

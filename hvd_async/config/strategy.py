@@ -12,7 +12,7 @@ from hvd_async.system.limits import MOST
 
 
 def _branch_of_arrivals(value: Any) -> str | None:
-    """Which member of a union of arrivals `value` is meant for; None, one error, where it fits none of them."""
+    """Return the member of a union of arrivals for which `value` is meant; None (one error) if it fits none of them."""
     if isinstance(value, (list, tuple)):
         return "<schedule>"
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST:
@@ -20,7 +20,7 @@ def _branch_of_arrivals(value: Any) -> str | None:
     return "<workers>" if value == "workers" else None
 
 
-# A plain union would answer a wrong value with one fault per member; the tags, no keys of the file, are left out of errors.
+# A plain union would report a wrong value with one error per member. The tags are not keys of the file, so errors omit them.
 BRANCHES = ("<number>", "<workers>", "<schedule>")
 _Number = Annotated[Positive, pydantic.Tag("<number>")]
 _Workers = Annotated[Literal["workers"], pydantic.Tag("<workers>")]
@@ -29,7 +29,7 @@ _Workers = Annotated[Literal["workers"], pydantic.Tag("<workers>")]
 class ArrivalsFrom(Section):
     """One entry of a schedule of `arrivals_per_update`."""
 
-    version: Natural = Field(description="From this version on.")
+    version: Natural = Field(description="First version to which it applies.")
     arrivals: Annotated[
         _Number | _Workers,
         pydantic.Discriminator(
@@ -51,7 +51,7 @@ ArrivalsPerUpdate = Annotated[
 
 
 class StrategyConfig(Section):
-    """Who computes the update and when. The keys after `kind` are for `async` unless they say otherwise."""
+    """Who computes the update, and when. The keys after `kind` apply to `async` unless they say otherwise."""
 
     kind: Literal["single", "horovod", "ddp", "async"] = Field(
         "single",
@@ -59,68 +59,75 @@ class StrategyConfig(Section):
     )
     arrivals_per_update: ArrivalsPerUpdate = Field(
         "workers",
-        description="N, the arrivals summed for one update: a number (1 is plain asynchronous SGD), `workers` (as many as"
-        " are alive), or a schedule: a list of `{version, arrivals}`, the first from version 0.",
+        description="N, the number of arrivals summed for one update: a number (1 is plain asynchronous SGD),"
+        " `workers` (the number of live workers), or a schedule: a list of `{version, arrivals}`, the"
+        " first from version 0.",
     )
     reduction: Literal["token_mean", "sum"] = Field(
         "token_mean",
         description="All strategies. `token_mean`: sum of gradients / sum of target tokens; `sum`: the plain sum.",
     )
-    lockstep: bool = Field(False, description="Each worker waits for the update that its arrival went into.")
+    lockstep: bool = Field(False, description="Each worker waits for the update that contains its gradient.")
     synchronous_versions: Natural = Field(
-        0, description="The first updates are made in lock-step with N = workers, then asynchronously."
+        0, description="The first updates are made in lock-step with N = workers, later ones asynchronously."
     )
     max_staleness: Natural | None = Field(
         None,
-        description="Bound on staleness, in versions; see `on_stale`. No bound when absent; in lock-step none that waits.",
+        description="Bound on staleness, in versions; see `on_stale`. Unset: unbounded. With lockstep, only"
+        " `on_stale: drop` is allowed.",
     )
     on_stale: Literal["wait", "drop"] = Field(
         "wait",
-        description="`wait`: an update that would leave a gradient under way too stale waits for it and takes it in, and"
-        " workers ahead wait; `drop`: an arrival that is too stale is refused and counted.",
+        description="`wait`: an update that would make a gradient under way too stale waits for that gradient and"
+        " includes it, and workers ahead wait; `drop`: arrivals that are too stale are refused and"
+        " counted.",
     )
     staleness_policy: Literal["none", "inverse", "delay_compensation"] = Field(
         "none",
-        description="What is done to a stale gradient: nothing; gradient / (1 + staleness) (Zhang et al. 2016); or a"
-        " correction by the squared gradient times the parameters' change (DC-ASGD, Zheng et al. 2017).",
+        description="Treatment of stale gradients. `none`: unchanged; `inverse`: gradient / (1 + staleness) (Zhang et"
+        " al. 2016); `delay_compensation`: corrected by the squared gradient times the change of the"
+        " parameters (DC-ASGD, Zheng et al. 2017).",
     )
     delay_compensation: Amount = Field(
         0.04, description="Lambda of `delay_compensation`, for the gradient of the mean loss per token."
     )
     provisional: bool | None = Field(
         None,
-        description="A worker that pulls while arrivals are pending computes on what the next version would be if only those were"
-        " in it, instead of on a version that is about to be replaced (docs/staleness.md). It needs `reduction: token_mean`, and"
-        " no `delay_compensation`; absent: true with these. In lock-step, and with N = 1, it is without effect.",
+        description="A worker that pulls while arrivals are pending computes on what the next version would be with"
+        " only these arrivals, instead of on a version that is about to be replaced (docs/staleness.md)."
+        " Needs `reduction: token_mean` and no `delay_compensation`; default: true with these. No effect"
+        " in lock-step or with N = 1.",
     )
     delay: Annotated[int, Field(ge=0, le=10_000)] = Field(
         0,
-        description="Synchronous strategies only: gradients are computed on the parameters of so many versions before, as if they"
-        " were stale by that; for experiments.",
+        description="Synchronous strategies only, for experiments: compute gradients on parameters this many versions"
+        " old, as if they were that stale.",
     )
     pending: Literal["apply", "drop"] = Field(
-        "apply", description="Arrivals accumulated but not yet applied when the data ends: applied, or dropped and counted."
+        "apply",
+        description="Treatment of arrivals accumulated but not yet applied when the data ends: apply them, or drop"
+        " and count them.",
     )
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated", description="`dedicated`: rank 0 is the store alone; `colocated`: rank 0 trains as well."
     )
     store_timeout_seconds: PositiveSeconds = Field(
-        60.0, description="A worker that gets no sign of life from the store for so long ends the job."
+        60.0, description="Abort the job if a worker sees no store heartbeat for this many seconds."
     )
     worker_timeout_seconds: PositiveSeconds = Field(
         600.0,
-        description="All strategies. Whoever waits for a worker that gave no sign of life for so long, or in a synchronous"
-        " strategy for the others of a step, saves what there is and ends the job.",
+        description="All strategies. Save and abort the job if a worker shows no heartbeat for this many seconds or,"
+        " in a synchronous strategy, if a rank waits this long for the others in a step.",
     )
     hang_timeout_seconds: PositiveSeconds = Field(
         3600.0,
-        description="A process gives signs of life while it computes, however long that takes; when a step, an evaluation or an"
-        " update lasts longer than this, it counts as hung and gives none.",
+        description="A process shows a heartbeat while it computes. If a step, an evaluation or an update takes"
+        " longer than this many seconds, the process counts as hung and its heartbeat stops.",
     )
     stop_timeout_seconds: PositiveSeconds = Field(
         60.0,
-        description="All strategies. How long a run that is asked to stop waits for the ranks that do not answer; then it saves"
-        " what there is and ends the job.",
+        description="All strategies. When a run is asked to stop, wait this many seconds for ranks that do not"
+        " answer, then save and end the job.",
     )
 
     @pydantic.field_validator("arrivals_per_update", mode="after")
@@ -129,16 +136,16 @@ class StrategyConfig(Section):
         if isinstance(value, tuple):
             versions = [entry.version for entry in value]
             if not versions or versions[0] != 0 or versions != sorted(set(versions)):
-                raise ValueError(f"got versions {versions}, expected a rising list that begins with 0")
+                raise ValueError(f"got versions {versions}, expected a rising list that starts at 0")
         return value
 
     @pydantic.model_validator(mode="after")
     def _nobody_waits_twice(self) -> StrategyConfig:
-        # With N < workers the update would be held for a straggler that is not admitted before it, since batches are in order.
+        # With N < workers the update would wait for a straggler that cannot come before it, since batches are taken in order.
         if self.is_async and self.lockstep and self.waits_for_stragglers:
             raise ValueError(
-                f"max_staleness: got {self.max_staleness} with lockstep true and on_stale wait, expected none; in lock-step each"
-                " worker waits for its update already"
+                f"max_staleness: got {self.max_staleness} with lockstep true and on_stale wait, expected"
+                " none; in lock-step each worker already waits for its update"
             )
         return self
 
@@ -151,13 +158,14 @@ class StrategyConfig(Section):
         takes_effect = wanted and self.is_async and not self.lockstep and self.arrivals_per_update != 1
         if takes_effect and self.reduction != "token_mean":
             raise ValueError(
-                f"provisional: got true with reduction {self.reduction}, expected false, or token_mean; the sum of some arrivals"
-                " makes a shorter step than that of all"
+                f"provisional: got true with reduction {self.reduction}, expected false, or reduction"
+                " token_mean; the sum of some arrivals makes a shorter step than the sum of all"
             )
         if takes_effect and self.staleness_policy == "delay_compensation":
             raise ValueError(
-                "provisional: got true with staleness_policy delay_compensation, expected false, or none or inverse; what it"
-                " corrects is measured from the version, not from where the gradient was computed"
+                "provisional: got true with staleness_policy delay_compensation, expected false, or"
+                " policy none or inverse; the correction is measured from the version, not from the"
+                " parameters on which the gradient was computed"
             )
         object.__setattr__(self, "provisional", takes_effect)  # the model is frozen from here on
         return self
@@ -195,29 +203,30 @@ class StrategyConfig(Section):
 
 
 class StoreConfig(Section):
-    """The parameter store of `async`: where its memory lies."""
+    """The parameter store of `async`: where its memory is."""
 
     shards: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1,
-        description="Ranks that hold the store, each a contiguous range of the parameters, spread over hosts first; with"
-        " placement `dedicated` they do not train. Results do not depend on it.",
+        description="Number of ranks that hold the store, each a contiguous range of the parameters, spread over"
+        " hosts first; with placement `dedicated` they do not train. Results do not depend on it.",
     )
     published_buffers: Literal[2, 3] = Field(
-        3, description="Copies of the parameters that workers read from; 2 saves memory, 3 makes repeated reads rarer."
+        3, description="Copies of the parameters from which workers read; 2 saves memory, 3 makes repeated reads rarer."
     )
     device: str = Field(
         "cpu",
-        description="Where updates are computed: `cpu`, `cuda` (a GPU that no worker uses, unless `training.allow_sharing`; a"
-        " store that trains as well takes the GPU that it trains on), `cuda:<index>`, or `auto` (`cuda` where there is such a"
-        " GPU, else `cpu`). Workers on GPUs of the store's host then push and pull by CUDA IPC.",
+        description="Where updates are computed: `cpu`, `cuda` (a GPU that no worker uses, unless"
+        " `training.allow_sharing`; a store that also trains uses the GPU on which it trains),"
+        " `cuda:<index>`, or `auto` (`cuda` if there is such a GPU, else `cpu`). Workers on GPUs of the"
+        " store's host then push and pull by CUDA IPC.",
     )
 
     @pydantic.model_validator(mode="after")
     def _device_is_of_one_shard(self) -> StoreConfig:
         if self.device != "cpu" and self.shards > 1:
             raise ValueError(
-                f"device: got {self.device} with shards {self.shards}, expected cpu; the first shard reads the state of the"
-                " others in the memory of their hosts"
+                f"device: got {self.device} with shards {self.shards}, expected cpu; the first shard reads"
+                " the state of the others in the memory of their hosts"
             )
         return self
 
@@ -226,37 +235,40 @@ class PushConfig(Section):
     """How gradients travel to the store of `async`."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="What gradients are rounded to before they are pushed; sums and parameters are float32."
+        "float32", description="Type to which gradients are rounded before they are pushed; sums and parameters are float32."
     )
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,
-        description="Share of a gradient's elements that is pushed, those of largest magnitude: 0.01 drops 99 % (Aji &"
-        " Heafield 2017). Below 1 it needs `error_feedback`.",
+        description="Share of a gradient's elements to push, those of largest magnitude: 0.01 drops 99 % (Aji &"
+        " Heafield 2017). Below 1 it requires `error_feedback`.",
     )
     error_feedback: bool = Field(
         False,
-        description="What rounding and dropping left out is kept at the worker and added to its next gradient. It is not"
-        " in checkpoints.",
+        description="Keep what rounding and dropping left out at the worker, and add it to its next gradient. Not"
+        " saved in checkpoints.",
     )
     node_sum: bool = Field(
         False,
-        description="The workers of a node act as one: they compute on one version, their gradients are summed in shared"
-        " memory, and one push (of as many arrivals) and one pull serve them all.",
+        description="The workers of a node act as one: they compute on one version, their gradients are summed in"
+        " shared memory, and one push (of as many arrivals) and one pull serve them all.",
     )
     overlap: bool = Field(
         False,
-        description="A worker pushes and pulls while it computes the next batch: that gradient is one version staler.",
+        description="A worker pushes and pulls while it computes the next batch, whose gradient is then one version staler.",
     )
 
     @pydantic.model_validator(mode="after")
     def _nothing_is_lost(self) -> PushConfig:
         if self.keep < 1.0 and not self.error_feedback:
-            raise ValueError("error_feedback: got false with keep below 1, expected true; what is not pushed would be lost")
+            raise ValueError(
+                "error_feedback: got false with keep below 1, expected true; otherwise what is not pushed is lost"
+            )
         if self.error_feedback and self.keep == 1.0 and self.dtype == "float32":
             raise ValueError("error_feedback: got true, but nothing is left out with dtype float32 and keep 1; remove it")
         return self
 
     @property
     def is_whole(self) -> bool:
-        """Whether a push is one vector of one worker, rounded at most: a worker can write that into device memory by itself."""
+        """Whether a push is one vector of one worker, at most rounded, which a worker can write into device memory by
+        itself."""
         return self.keep == 1.0 and not self.error_feedback and not self.node_sum

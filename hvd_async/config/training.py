@@ -12,52 +12,53 @@ from hvd_async.config.section import Beam, Fraction, Natural, Positive, Positive
 
 # Every rank plans each epoch before training begins.
 MOST_EPOCHS = 10_000
-# Keys of `training` of which one says when a run ends.
+# The keys of `training` that bound a run; exactly one is set.
 BOUNDS = ("epochs", "tokens", "updates", "seconds")
 
 
 class TrainingConfig(Section):
-    """How much, on what, and what is kept. Exactly one of `epochs`, `tokens`, `updates` and `seconds` bounds the run."""
+    """Length, device, logging and checkpoints. Exactly one of `epochs`, `tokens`, `updates` and `seconds` bounds the run."""
 
     renamed: ClassVar[Mapping[str, str]] = {"digest_every": "hash_every"}
 
     epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] | None = Field(None, description="Passes over the training data.")
-    tokens: Positive | None = Field(None, description="Target tokens: whole batches until they are reached.")
+    tokens: Positive | None = Field(None, description="Target tokens: the run takes whole batches until it reaches them.")
     updates: Positive | None = Field(None, description="Updates: the run ends at this version.")
-    seconds: PositiveSeconds | None = Field(
-        None, description="Seconds of training: the run ends then, at most two updates later."
-    )
+    seconds: PositiveSeconds | None = Field(None, description="Seconds of training; the run ends at most two updates later.")
     device: str = Field(
-        "auto", description="`auto` (a GPU per worker where there are any), `cpu`, `cuda`, or `cuda:<index>` for all."
+        "auto", description="`auto` (a GPU per worker if there are any), `cpu`, `cuda`, or `cuda:<index>` for all workers."
     )
-    allow_sharing: bool = Field(False, description="Several workers may share a GPU.")
+    allow_sharing: bool = Field(False, description="Whether several workers may share a GPU.")
     threads: Threads | None = Field(
-        None, description="Threads per rank for arithmetic on CPU. Default: the node's cores divided among its ranks."
+        None, description="CPU threads per rank for arithmetic. Default: the node's cores divided among its ranks."
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="`bfloat16`: autocast for forward and backward; parameters and updates stay float32."
+        "float32", description="`bfloat16`: autocast in forward and backward pass; parameters and updates stay float32."
     )
-    label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation is without.")
+    label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation uses none.")
     log_every_seconds: PositiveSeconds = Field(
-        60.0, description="Shortest time between lines of progress where the output is not a terminal."
+        60.0, description="Shortest time between lines of progress if the output is not a terminal."
     )
     checkpoint_every: Natural = Field(
         0,
-        description="Versions between checkpoints; where the disk is slower, the next version after the one before is written."
-        " 0: only by `checkpoint_minutes`, at the end, and when the run is stopped or a worker fails.",
+        description="Versions between checkpoints; if the disk is slower, the next version after the previous write"
+        " is saved. 0: only by `checkpoint_minutes`, at the end, and when the run is stopped or a worker"
+        " fails.",
     )
     checkpoint_minutes: Annotated[float, Field(ge=0.0, le=1e9)] = Field(
         10.0,
-        description="Minutes after which the next version is saved as a checkpoint, if none was saved meanwhile; 0: never.",
+        description="Minutes after which the next version is saved as a checkpoint, if none was saved in the"
+        " meantime; 0: never.",
     )
-    keep_checkpoints: Positive = Field(1, description="How many of the latest checkpoints are kept.")
+    keep_checkpoints: Positive = Field(1, description="Number of latest checkpoints to keep.")
     hash_every: Natural = Field(
         100,
-        description="Versions between hashes of the parameters in the event log, which `hvd-async replay` compares with;"
-        " 0: none, not even of the first and the last version.",
+        description="Versions between hashes of the parameters in the event log, which `hvd-async replay` compares;"
+        " 0: no hashes, not even of the first and the last version.",
     )
     diverged_after: Positive = Field(
-        100, description="Gradients that are not finite, one after another, after which the run has diverged and ends."
+        100,
+        description="Number of consecutive gradients that are not finite after which the run counts as diverged and ends.",
     )
     tensorboard: bool = Field(True, description="Write TensorBoard scalars to `<output>/tensorboard`.")
 
@@ -72,37 +73,39 @@ class TrainingConfig(Section):
 class ValidationConfig(Section):
     """When the model is measured. Measurements are made on snapshots, each of exactly one version."""
 
-    every: Positive | None = Field(None, description="Versions between snapshots that are validated; absent: only the last.")
+    every: Positive | None = Field(
+        None, description="Versions between snapshots to validate. Default: only the last version."
+    )
     every_tokens: Positive | None = Field(
         None,
-        description="Target tokens between them, in place of `every`, so that runs with updates of different sizes are measured"
-        " alike: the first version after each multiple. It needs `when: after`.",
+        description="Target tokens between snapshots to validate, instead of `every`: the first version after each"
+        " multiple. Runs with updates of different sizes are then measured alike. Requires `when: after`.",
     )
     when: Literal["during", "after"] = Field(
         "during",
-        description="`during`: the first worker with a finished step takes the evaluation, the store goes on; `after`: when"
-        " training has ended, so that its clock measures training alone.",
+        description="`during`: the first worker that finishes a step takes the evaluation, and the store continues;"
+        " `after`: when training has ended, so that its clock measures training alone.",
     )
     bleu: bool = Field(True, description="Translate the validation split and compute BLEU too.")
-    bleu_sentences: Positive | None = Field(None, description="Only the first so many sentences for BLEU.")
+    bleu_sentences: Positive | None = Field(None, description="Number of first sentences to use for BLEU. Default: all.")
     patience: Positive | None = Field(
-        None, description="Stop after so many validations without a better loss; needs `when: during`."
+        None, description="Stop after this many validations without a better loss; requires `when: during`."
     )
 
     @pydantic.model_validator(mode="after")
     def _patience_fits(self) -> ValidationConfig:
         if self.patience is not None and (self.when != "during" or self.every is None):
-            raise ValueError("patience: expected `when: during` and a value for `every` beside it")
+            raise ValueError("patience: expected `when: during` and a value for `every`")
         return self
 
     @pydantic.model_validator(mode="after")
     def _every_tokens_fits(self) -> ValidationConfig:
         if self.every_tokens is not None and (self.when != "after" or self.every is not None):
-            raise ValueError("every_tokens: expected `when: after` and no value for `every` beside it")
+            raise ValueError("every_tokens: expected `when: after` and no value for `every`")
         return self
 
     def is_due(self, version: int, tokens: int, update_tokens: int) -> bool:
-        """Whether `version` is validated, made by an update with `update_tokens` of the `tokens` target tokens so far."""
+        """Whether to validate `version`, made by an update with `update_tokens` of the `tokens` target tokens so far."""
         if self.every_tokens is not None:
             return tokens // self.every_tokens > (tokens - update_tokens) // self.every_tokens
         return self.every is not None and version % self.every == 0

@@ -1,6 +1,7 @@
-"""The one grammar of all YAML that is read and written: the core schema of YAML 1.2, with bounds on what a text may grow to.
+"""The one grammar of all YAML that is read and written: the core schema of YAML 1.2, with bounds on size.
 
-PyYAML's own loaders read YAML 1.1, where `010` is 8, `no` is false and `1e-3` is text, and take the last of two equal keys.
+PyYAML's own loaders read YAML 1.1, where `010` is 8, `no` is false and `1e-3` is text, and accept repeated keys, of which
+the last wins.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ _CORE = (  # section 10.3.2 of the specification
 
 
 def read_yaml(text: str) -> Any:
-    """The plain data that `text` says. Raises `ConfigError`, whose one line is the reason without a place to read from."""
+    """Return the plain data in `text`. Raises `ConfigError` with a one-line reason that names no file."""
     try:
         node = _Loader(text).get_single_node()
         return None if node is None else _value(node)
     except yaml.YAMLError as error:
         raise ConfigError(_reason(error)) from None
-    except ValueError as error:  # PyYAML's scanner, of an escape beyond all characters
+    except ValueError as error:  # raised by PyYAML's scanner for an escape beyond all characters
         raise ConfigError(" ".join(str(error).split())) from None
 
 
 def read_yaml_file(path: pathlib.Path, purpose: str) -> Any:
-    """The plain data in the file `path`, the YAML `purpose`. Raises `ConfigError`."""
+    """Return the plain data in the file `path`, the YAML `purpose`. Raises `ConfigError`."""
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -65,12 +66,12 @@ def read_yaml_file(path: pathlib.Path, purpose: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain data as YAML, a key a line, which `read_yaml` reads back equal, and so do readers of YAML 1.1."""
+    """Return plain data as YAML, one key a line; `read_yaml` and readers of YAML 1.1 read it back equal."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
 def dump_yaml_line(value: Any) -> str:
-    """The same in one line."""
+    """Return plain data as one line of YAML."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
 
@@ -78,7 +79,7 @@ def dump_yaml_line(value: Any) -> str:
 class _Loader(
     yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, yaml.resolver.BaseResolver
 ):
-    """Composes nodes; those that an alias repeats count as often as they are meant."""
+    """Composes nodes; nodes repeated by an alias count each time."""
 
     def __init__(self, text: str) -> None:
         yaml.reader.Reader.__init__(self, text)
@@ -87,7 +88,7 @@ class _Loader(
         yaml.composer.Composer.__init__(self)
         yaml.resolver.BaseResolver.__init__(self)
         self._depth = 0
-        self._extents: dict[int, tuple[int, int]] = {}  # by id of a node: nodes in it, and how deep they lie
+        self._extents: dict[int, tuple[int, int]] = {}  # by id of a node: number of nodes in it, and their depth
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs give it no types
@@ -114,7 +115,7 @@ class _Loader(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either grammar would take for something else than text, 1.1's with SafeDumper's own resolvers."""
+    """Dumper that quotes whatever YAML 1.2, or YAML 1.1 (by SafeDumper's own resolvers), would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -125,7 +126,7 @@ for _name, _pattern, _first in _CORE:
         _kind.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 _Dumper.add_representer(
     str,
-    # Other styles fold long lines and change some spaces; in this one each odd character is an escape.
+    # Other styles fold long lines and change some spaces; this one writes each unusual character as an escape.
     lambda dumper, text: dumper.represent_scalar(f"{_TAG}str", text, style=None if text.isprintable() else '"'),
 )
 
@@ -154,7 +155,7 @@ def _value(node: yaml.Node) -> Any:
     if kind == "float":
         return float(re.sub(r"\.(?=[in])", "", text.lower()))  # Python has no dot before inf and nan
     if _NOT_TEXT.search(text):
-        raise _refusal(f"{text!r}, with a character that no text has", node.start_mark)
+        raise _refusal(f"{text!r}, with a character that is not text", node.start_mark)
     return text
 
 
@@ -188,7 +189,7 @@ def _refusal(problem: str, mark: Any) -> yaml.MarkedYAMLError:
 
 
 def _reason(error: yaml.YAMLError) -> str:
-    """One line of a few words, with the line of the text."""
+    """Return the error in one line, with its place in the text."""
     if isinstance(error, yaml.reader.ReaderError):
         return f"character {error.position + 1}: got {chr(error.character)!r}, expected text without control characters"
     if isinstance(error, yaml.MarkedYAMLError):

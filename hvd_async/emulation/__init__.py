@@ -1,1 +1,1 @@
-"""Uneven workers on even hardware: how long each step is to last, and the idling that makes it so."""
+"""Uneven workers on even hardware: the length of each step, and the idling that produces it."""

@@ -1,4 +1,4 @@
-"""Uneven workers on even hardware: a worker idles after its real step. A sleeping rank uses no core."""
+"""Idling: a worker sleeps after its real step until the emulated length is over. A sleeping rank uses no core."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from hvd_async.errors import ConfigError
 
 
 def check_emulation(config: EmulationConfig, num_workers: int) -> None:
-    """Raise `ConfigError` for workers that are not there, a trace that cannot be read, and for what can be simulated but not
-    emulated: a real step cannot be made shorter."""
+    """Raise `ConfigError` for workers that do not exist, for an unreadable trace, and for what can be simulated but not
+    emulated, since a real step cannot be made shorter."""
     StepTimes(config, 0, num_workers)
     needs_length = {"spread": config.spread != "none", "seconds_per_token": config.seconds_per_token > 0.0}
     for key, is_set in needs_length.items():
         if is_set and config.seconds is None and config.trace is None:
             raise ConfigError(
-                f"emulation.{key}: got {getattr(config, key)} in a real run, expected emulation.seconds beside it, longer than"
-                " the real step; that cannot be made shorter"
+                f"emulation.{key}: got {getattr(config, key)} in a real run without emulation.seconds,"
+                " expected emulation.seconds longer than the real step, which cannot be made shorter"
             )
 
 
 class Emulation:
-    """Makes one worker's steps last as long as the configuration says.
+    """Idling that makes the steps of one worker last as long as the configuration says.
 
     Attributes:
-        num_overrun: steps whose real work lasted longer than that; they are as long as they are.
+        num_overrun: steps whose real work took longer than the emulated length; they are not shortened.
         num_steps: all steps so far of this process.
     """
 
     def __init__(
         self, config: EmulationConfig, worker: int | None, seed: int, num_workers: int, first_step: int = 0
     ) -> None:
-        """`worker` is this rank's number among the workers, None for a rank that only stores. `first_step`: those before it were
-        done by another process. See `check_emulation`."""
+        """Prepare the lengths for `worker`, this rank's number among the workers (None for a rank that only stores).
+        `first_step` is the number of its steps that other processes have done. Raises `ConfigError`; see
+        `check_emulation`."""
         self._first_step = first_step
         self.num_steps = 0
         self.num_overrun = 0

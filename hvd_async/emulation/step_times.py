@@ -1,4 +1,4 @@
-"""How long the steps of workers last: the same numbers in a real run, which idles until then, and in a simulated one."""
+"""Lengths of the workers' steps: equal in a real run, which idles for the rest of a step, and in a simulated one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from hvd_async.config import EmulationConfig
 from hvd_async.errors import ConfigError
 from hvd_async.system.json_text import parse_json
 
-# Draws are made for so many steps at once, of all workers together.
+# Draws are made for this many steps at once, for all workers together.
 _DRAWS = 1 << 16
 
 
 class StepTimes:
-    """The length of each step of each worker: factor * (base + per token) * spread + pause. Used by one thread.
+    """Length of each step of each worker: factor * (base + per token) * spread + pause. For use by one thread.
 
-    Random access: the k-th step of a worker follows from the seed, the number of workers, the worker and k alone.
+    Random access: the k-th step of a worker depends only on the seed, the number of workers, the worker and k.
     """
 
     def __init__(
         self, config: EmulationConfig, seed: int, num_workers: int, num_readers: int | None = None, default: float = 0.0
     ) -> None:
-        """`default`: seconds of a step where `config` has none. `num_readers`: how many of the workers are asked for; by
-        default all. Raises `ConfigError` for workers that are not there, and for a trace that cannot be read."""
+        """Prepare the draws and read the trace. `default`: seconds of a step if `config` has none. `num_readers`: how
+        many of the workers will be asked for; all by default. Raises `ConfigError` for workers that do not exist, and for
+        an unreadable trace."""
         if unknown := [worker for worker in config.slow_workers if not 0 <= worker < num_workers]:
             raise ConfigError(f"emulation.slow_workers: got worker {unknown[0]}, expected 0 to {num_workers - 1}")
         self._factors = [config.slow_workers.get(worker, 1.0) for worker in range(num_workers)]
@@ -35,7 +36,7 @@ class StepTimes:
         self._trace = None if config.trace is None else read_trace(pathlib.Path(config.trace))
         self._is_random = config.spread != "none" or config.pause_probability > 0.0
         self._config = config
-        self._seed = seed % 2**64  # numpy takes no negative ones
+        self._seed = seed % 2**64  # numpy takes no negative seeds
         self._num_workers = num_workers
         rows = max(1, _DRAWS // num_workers)
         self._size = rows * num_workers
@@ -44,7 +45,7 @@ class StepTimes:
 
     @property
     def typical_seconds(self) -> float:
-        """Of a step, roughly."""
+        """Rough length of a step in seconds."""
         if self._trace is None:
             return self._base
         return sum(map(sum, self._trace)) / sum(map(len, self._trace))
@@ -55,7 +56,8 @@ class StepTimes:
         return self._per_token > 0.0
 
     def seconds(self, worker: int, step: int, tokens: int) -> float:
-        """The length of the `step`-th step (0, 1, ...) of `worker`, on a batch of `tokens` target tokens. Asked for once."""
+        """Return the length of the `step`-th step (0, 1, ...) of `worker` on a batch of `tokens` target tokens. To be
+        called once per step."""
         base = self._base
         if self._trace is not None:
             own = self._trace[worker % len(self._trace)]
@@ -76,12 +78,12 @@ class StepTimes:
 
 
 class _Block:
-    """Factors and pauses of some steps of all workers, step by step."""
+    """Factors and pauses of some consecutive steps of all workers."""
 
     __slots__ = ("factors", "pauses", "uses")
 
     def __init__(self, config: EmulationConfig, seed: Sequence[int], size: int, uses: int) -> None:
-        """`uses`: how many of the draws will be asked for."""
+        """Draw them. `uses`: how many of the draws will be read."""
         generator = np.random.default_rng(seed)
         self.uses = uses
         self.factors = _factors(config, generator, size).data
@@ -102,8 +104,8 @@ def _factors(
 
 
 def read_trace(path: pathlib.Path) -> list[list[float]]:
-    """Step times of each traced worker, in the order of worker numbers: from lines `{"worker": w, "seconds": s}`, or from the
-    arrivals of an event log. Raises `ConfigError` if there are none in `path`."""
+    """Return the step times of each traced worker, in the order of worker numbers, from lines
+    `{"worker": w, "seconds": s}` or from the arrivals of an event log. Raises `ConfigError` if `path` has none."""
     times: dict[int, list[float]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -124,5 +126,5 @@ def read_trace(path: pathlib.Path) -> list[list[float]]:
             raise ConfigError(f"emulation.trace: {path}:{number}: got {seconds} seconds, expected 0 or more")
         times.setdefault(worker, []).append(seconds)
     if not times:
-        raise ConfigError(f"emulation.trace: {path}: got no step times, expected some")
+        raise ConfigError(f"emulation.trace: {path}: got no step times, expected at least one")
     return [times[worker] for worker in sorted(times)]

@@ -1,4 +1,4 @@
-"""The report of a comparison: what a reader wants to know first, and every number behind it."""
+"""The report of a comparison: the answer first, and every number behind it."""
 
 from hvd_async.report.figures.timeline import TimeWindow
 from hvd_async.report.writers.terminal import text_of

@@ -1,4 +1,4 @@
-"""All runs, each with its folder: where every number comes from."""
+"""The table of all runs, each with its folder: the source of every number."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Value = float | int | str | bool | None
 
 
 def relative(path: pathlib.Path, output: pathlib.Path) -> str:
-    """From the report's folder to `path`."""
+    """Return `path` relative to the report's folder."""
     return pathlib.PurePath(os.path.relpath(path.resolve(), output.resolve())).as_posix()
 
 
 def fault_of(entry: Entry, output: pathlib.Path) -> str:
-    """In a line, without a path that another machine does not have."""
+    """Return the fault in one line, without paths that another machine does not have."""
     fault = " ".join(entry.fault.split())
     for folder in sorted(
         {str(entry.folder.resolve()), str(entry.folder.absolute()), str(entry.folder)}, key=len, reverse=True
@@ -34,7 +34,7 @@ def fault_of(entry: Entry, output: pathlib.Path) -> str:
 
 
 def values_of(entry: Entry, collection: Collection, output: pathlib.Path) -> dict[str, Value]:
-    """All that is known of a run, by name; None where it has no such thing."""
+    """Return everything known about a run, by name; None for values that the run does not have."""
     run = entry.run
     when = None if run is None or collection.target is None else reached(run, collection.target)
     return {
@@ -67,7 +67,7 @@ def _of_run(run: Run) -> dict[str, Value]:
 
 
 def runs_table(collection: Collection, output: pathlib.Path) -> Table:
-    """A line for each run, those that failed and those that were not chosen included."""
+    """Return a table with a line for each run, including failed runs and runs at other learning rates."""
     several, rates = len(collection.environments) > 1, any(entry.rate is not None for entry in collection.entries)
     has_bleu = any(point.bleu is not None for run in _there(collection.entries) for point in run.points)
     columns = [Column("variant", is_number=False)]

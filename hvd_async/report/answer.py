@@ -1,4 +1,4 @@
-"""What a comparison says, in a sentence for each environment, with what is to be known beside it. Pure."""
+"""The answer of a comparison: a sentence for each environment, and what to know beside it. Pure."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from hvd_async.comparison.target import Target
 from hvd_async.report import numbers
 from hvd_async.report.numbers import inverse, plural
 
-# Of steps that lasted longer than emulated, from which share on a reader has to know of it at once.
+# Share of steps longer than emulated from which a note warns the reader.
 _MANY_LONGER = 0.05
-# Within which the whole interval of a difference in BLEU has to lie for "equal": else the runs cannot tell.
+# A difference in BLEU counts as "equal" if its whole interval lies within this bound; otherwise the runs cannot tell.
 _EQUAL_BLEU = 1.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`notes`: whole sentences, the weightiest first."""
+    """The answer for one environment. `notes`: whole sentences, the most important first."""
 
     sentence: str
     notes: tuple[str, ...] = ()
 
 
 def answer(rows: Sequence[Row], baseline: str, target: Target | None) -> Answer:
-    """From the rows of one environment. `baseline`: the name of the variant that the others are compared with."""
+    """Return the answer from the rows of one environment. `baseline`: the variant with which the others are compared."""
     if not any(row.runs for row in rows):
         return Answer("No run has ended: there is nothing to compare.", tuple(_faults(rows)))
     if target is None:
@@ -37,7 +37,7 @@ def answer(rows: Sequence[Row], baseline: str, target: Target | None) -> Answer:
 
 
 def _fastest(rows: Sequence[Row]) -> Row | None:
-    """Of those other than the baseline: one that can be compared, rather one that reached the target with all seeds."""
+    """Return the fastest comparable row other than the baseline; rows that reached the target with all seeds come first."""
     others = [row for row in rows if not row.is_baseline and row.speed_up is not None]
     return max(others, key=lambda row: (row.num_reached == len(row.entries), _mean(row)), default=None)
 
@@ -52,7 +52,7 @@ def _sentence(rows: Sequence[Row], base: Row | None, best: Row | None, baseline:
         return _comparison(best, base, target)
     reached = [row for row in rows if row.num_reached]
     if base is None or not base.runs:
-        return f"No run of the baseline, {baseline}, has ended here: there is nothing to compare with." + _first(
+        return f"No run of the baseline, {baseline}, has ended well here: there is nothing to compare with." + _first(
             rows, target
         )
     if len(rows) == 1:
@@ -67,7 +67,7 @@ def _sentence(rows: Sequence[Row], base: Row | None, best: Row | None, baseline:
 
 
 def _first(rows: Sequence[Row], target: Target) -> str:
-    """Who was first, where there is no ratio."""
+    """Say which variant was first, when there is no ratio."""
     there = [(row.seconds_to.mean, row) for row in rows if row.seconds_to is not None]
     if not there:
         return ""
@@ -86,8 +86,8 @@ def _comparison(best: Row, base: Row, target: Target) -> str:
     quality = _quality(best, base)
     if time.is_known and time.low <= 1.0 <= time.high:
         return (
-            f"No clear difference: {best.variant} reached {target} in {value} of the time of {base.variant}, but 1 lies in the"
-            f" interval ({span}); {quality}."
+            f"No clear difference: {best.variant} reached {target} in {value} of the time of"
+            f" {base.variant}, but the interval ({span}) contains 1; {quality}."
         )
     beside = span if time.is_known else "one seed: no interval"
     if time.mean < 1.0:
@@ -95,13 +95,13 @@ def _comparison(best: Row, base: Row, target: Target) -> str:
     if time.mean == 1.0:
         return f"{best.variant} reached {target} in the same time as {base.variant} ({beside}), {quality}."
     return (
-        f"Nobody was faster than {base.variant}: the fastest other, {best.variant}, needed {value} times as long to reach"
-        f" {target} ({beside}), {quality}."
+        f"No variant was faster than {base.variant}: the fastest other, {best.variant}, took {value} times"
+        f" as long to reach {target} ({beside}), {quality}."
     )
 
 
 def _quality(best: Row, base: Row) -> str:
-    """What both came to in the end."""
+    """Say which quality both reached in the end."""
     if best.final_bleu is not None and base.final_bleu is not None:
         both = f"{numbers.bleu(best.final_bleu.mean)} against {numbers.bleu(base.final_bleu.mean)}"
         gap = best.bleu_difference
@@ -121,28 +121,28 @@ def _quality(best: Row, base: Row) -> str:
 
 
 def _beside(best: Row, base: Row, num_others: int) -> list[str]:
-    """What the ratio does not say of itself."""
+    """Return the limits of the ratio that it does not show itself."""
     assert best.speed_up is not None
     notes = []
     num, total = best.speed_up.num, max(len(best.entries), len(base.entries))
     if num < total:
-        notes.append(f"The ratio is of {num} of {plural(total, 'seed')}: those with which both reached the target.")
+        notes.append(f"The ratio is over {num} of {plural(total, 'seed')}: those with which both reached the target.")
     bound = [row.variant for row in (best, base) if any(each is not None and each.is_bound for each in row.reached)]
     if bound:
         notes.append(
-            f"{_listed(bound)} had reached the target at the first measurement already: the time is the most that it can"
-            " have been, and the ratio is uncertain. Validate earlier, or set a harder target."
+            f"{_listed(bound)} had reached the target by the first measurement: the time is an upper"
+            " limit, and the ratio is uncertain. Validate earlier, or set a harder target."
         )
     if num_others > 1:
-        unsaid = "; its interval does not allow for the choice" if best.speed_up.is_known else ""
-        notes.append(f"{best.variant} is the fastest of {num_others}, picked after the fact{unsaid}.")
+        unsaid = "; the interval does not account for this choice" if best.speed_up.is_known else ""
+        notes.append(f"{best.variant} is the fastest of {num_others}, chosen after the fact{unsaid}.")
     edge = [row for row in (best, base) if row.is_at_the_edge]
     notes += [f"{row.variant}: the best learning rate, {row.rate:g}, is at the edge of those tried." for row in edge]
     return notes
 
 
 def _faults(rows: Sequence[Row]) -> list[str]:
-    """What is amiss, those with the same fault in one sentence."""
+    """Return what went wrong, variants with the same fault in one sentence."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for fault in _faults_of(row):
@@ -151,7 +151,7 @@ def _faults(rows: Sequence[Row]) -> list[str]:
 
 
 def _faults_of(row: Row) -> list[str]:
-    """Each follows upon the name of the variant."""
+    """Return the faults of a variant, each to follow its name."""
     faults = []
     total = plural(len(row.entries), "run")
     if absent := [str(entry.seed) for entry in row.entries if entry.run is None]:
@@ -164,10 +164,10 @@ def _faults_of(row: Row) -> list[str]:
     if row.runs and not row.num_reached:
         faults.append(" did not reach the target.")
     elif row.num_reached < len(row.runs):
-        faults.append(f" reached the target in {row.num_reached} of {total}; times are of these alone.")
+        faults.append(f" reached the target in {row.num_reached} of {total}; times are of these runs alone.")
     if row.num_overrun > _MANY_LONGER * row.num_steps:
         share = numbers.percent(row.num_overrun / row.num_steps)
-        faults.append(f": {share} of the steps lasted longer than was to be emulated.")
+        faults.append(f": {share} of the steps lasted longer than emulated.")
     return faults
 
 
@@ -176,7 +176,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _ideal(base: Row | None, best: Row | None) -> list[str]:
-    """The most that not waiting can gain, by the step times of both: those of separate runs differ, and so do their bounds."""
+    """Say how much not waiting can gain at most, by the step times of both variants, which were measured in separate runs
+    and so give separate bounds."""
     gains = {
         row.variant: numbers.ratio(row.ideal.speed_up) for row in (base, best) if row is not None and row.ideal is not None
     }
@@ -185,11 +186,11 @@ def _ideal(base: Row | None, best: Row | None) -> list[str]:
     (variant, gain), *others = gains.items()
     if not others or others[0][1] == gain:
         return [
-            f"With these step times (those of {variant}) nobody could gain more than a factor of {gain} in steps per second by"
-            " not waiting."
+            f"With these step times (those of {variant}), not waiting could increase steps per second at"
+            f" most by a factor of {gain}."
         ]
     other, its_gain = others[0]
     return [
-        f"By not waiting, steps per second can grow by a factor of {gain} at most with the step times of {variant}, and of"
-        f" {its_gain} with those of {other}, each measured in its own runs."
+        f"Not waiting could increase steps per second at most by a factor of {gain} with the step times of"
+        f" {variant}, and of {its_gain} with those of {other}, each measured in its own runs."
     ]

@@ -1,4 +1,4 @@
-"""The report put together: what stands where. Reads the event logs of the runs that are drawn."""
+"""The contents of the report, in their order. Reads the event logs of the runs that are drawn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hvd_async.report.tables import ideal_table, quality_table, shares_table, ta
 
 
 def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: TimeWindow | None) -> Document:
-    """Of the report that is written into `output`. `rows`: those of `results`."""
+    """Return the report to be written into `output`. `rows`: those of `results`."""
     names = slugs(collection.environments)
     by_environment = {
         environment: [row for row in rows if row.environment == environment] for environment in collection.environments
@@ -38,7 +38,7 @@ def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, 
     if runs_of(collection.entries):
         sections.append(setup(collection))
     sections.append(_all_runs(collection, output))
-    sections.append(PageSection("How the numbers are made", "definitions", [definitions(collection)]))
+    sections.append(PageSection("How the numbers are computed", "definitions", [definitions(collection)]))
     return Document(collection.title, list(_lead(collection, by_environment, looks)), sections)
 
 
@@ -58,20 +58,20 @@ def _lead(
             yield Items(said.notes)
     if target is not None and not target.is_given:
         yield Text(
-            f"Nobody chose the target beforehand. {str(target)[:1].upper()}{str(target)[1:]} is the lowest that all runs of the"
-            " baseline reached, and all runs of at least one other variant"
-            f"{', in every environment' if len(by_environment) > 1 else ''}.",
+            f"The target was not chosen beforehand. {str(target)[:1].upper()}{str(target)[1:]} is the"
+            " lowest that all runs of the baseline reached, and all runs of at least one other"
+            f" variant{', in every environment' if len(by_environment) > 1 else ''}.",
             "small",
         )
     yield from _there(draw_speed_ups("speed-ups", by_environment, looks, target))
 
 
 def _unequal(runs: Sequence[Run]) -> Iterator[str]:
-    """What makes runs hard to compare."""
+    """Yield differences that make runs hard to compare."""
     if differs_within_a_seed(runs, lambda run: run.data_fingerprint):
-        yield "The runs were not trained on the same text, or it was prepared in another way: see what differs."
+        yield "The runs were not trained on the same text, or it was prepared differently: see what differs."
     if any(run.config.validation.when == "during" and run.config.validation.every for run in runs):
-        yield "Some runs were measured while they trained (validation.when: during), which is in their seconds."
+        yield "Some runs were measured while they trained (validation.when: during), and their seconds include that."
 
 
 def _overview(collection: Collection) -> str:
@@ -90,7 +90,7 @@ def _overview(collection: Collection) -> str:
 def _environment(
     collection: Collection, rows: Sequence[Row], looks: Mapping[str, Style], suffix: str, window: TimeWindow | None
 ) -> Iterator[Block]:
-    """The blocks of an environment; none where no run has ended."""
+    """Yield the blocks of an environment; none if no run has ended well."""
     if not any(row.runs for row in rows):
         return
     target = collection.target
@@ -114,7 +114,7 @@ def _all_runs(collection: Collection, output: pathlib.Path) -> PageSection:
     blocks: list[Block] = []
     if collection.entries:
         blocks.append(runs_table(collection, output))
-        blocks.append(Text("The same in full precision: runs.csv; a line for each variant: variants.csv.", "small"))
+        blocks.append(Text("In full precision: runs.csv, and variants.csv with a line for each variant.", "small"))
     if collection.text:
         name = pathlib.PurePath(collection.source).name
         blocks.append(Fold(f"The suite{f': {name}' if name else ''}", [Code(collection.text)]))

@@ -1,4 +1,4 @@
-"""What a report consists of, whether it is written as HTML or as Markdown."""
+"""The elements of a report, whether it is written as HTML or as Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 
 @dataclass(frozen=True)
 class Cell:
-    """`detail`: small print after `text`, such as an interval. `href`: where a click on `text` leads, relative to the report."""
+    """A cell of a table. `detail`: small print after `text`, such as an interval. `href`: link target of `text`, relative
+    to the report."""
 
     text: str
     detail: str = ""
@@ -20,7 +21,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table. `is_number`: its cells end at the same place."""
+    """A column of a table. `is_number`: its cells are right-aligned."""
 
     name: str
     is_number: bool = True
@@ -28,7 +29,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. `kind`: what it is to look like. `label`: what it is about, before it."""
+    """A paragraph. `kind`: its style. `label`: a short heading before it."""
 
     block: ClassVar[str] = "text"
     text: str
@@ -46,7 +47,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Terms:
-    """Words and what they mean here."""
+    """Terms and their meanings."""
 
     block: ClassVar[str] = "terms"
     terms: Sequence[tuple[str, str]]
@@ -54,7 +55,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of each row is its heading."""
+    """A table. The first cell of each row is its heading."""
 
     block: ClassVar[str] = "table"
     caption: str
@@ -64,7 +65,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing. `svg`: a whole file. `description`: for those who cannot see it."""
+    """A drawing. `svg`: a whole file. `description`: for readers who cannot see it."""
 
     block: ClassVar[str] = "figure"
     name: str
@@ -76,7 +77,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Code:
-    """Text that is shown as it is."""
+    """Text that is shown verbatim."""
 
     block: ClassVar[str] = "code"
     text: str
@@ -84,7 +85,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks that are shown when they are asked for."""
+    """Blocks that are shown on request."""
 
     block: ClassVar[str] = "fold"
     summary: str
@@ -106,14 +107,14 @@ Block = Text | Items | Terms | Table | Figure | Code | Fold | PageSection
 
 @dataclass(frozen=True)
 class Document:
-    """`lead`: what comes before the table of contents."""
+    """A report. `lead`: blocks before the table of contents."""
 
     title: str
     lead: Sequence[Block]
     sections: Sequence[PageSection]
 
     def figures(self) -> Iterator[Figure]:
-        """All, in their order."""
+        """Yield all figures, in their order."""
         yield from _figures([*self.lead, *self.sections])
 
 
@@ -126,7 +127,7 @@ def _figures(blocks: Sequence[Block]) -> Iterator[Figure]:
 
 
 def slugs(names: Sequence[str]) -> dict[str, str]:
-    """For each of `names` (which differ) one that fits into an anchor or the name of a file, no two alike."""
+    """Return for each of `names` (which differ) a distinct text for an anchor or a file name."""
     found: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "unnamed"

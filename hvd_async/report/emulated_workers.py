@@ -1,4 +1,4 @@
-"""What is emulated, in words. Pure."""
+"""Descriptions of emulation in words. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pathlib
 from hvd_async.config import EmulationConfig
 
 _SPREADS = {"log_normal": "log-normal", "gamma": "gamma"}
-_SIMULATED_SECONDS = 0.1  # of a step, where nothing is said
+_SIMULATED_SECONDS = 0.1  # default seconds of a step
 
 
 def describe_emulation(emulation: EmulationConfig, *, is_simulated: bool = False) -> str:
-    """Such as `steps of 0.25 s, log-normal spread 0.3, worker 0 takes 2 times as long`."""
+    """Return text such as `steps of 0.25 s, log-normal spread 0.3, worker 0 takes 2 times as long`."""
     parts = [_length(emulation, is_simulated)]
     if emulation.seconds_per_token:
         parts.append(f"{emulation.seconds_per_token:g} s more for each target token")
@@ -33,7 +33,7 @@ def _length(emulation: EmulationConfig, is_simulated: bool) -> str:
 
 
 def _slow_workers(emulation: EmulationConfig) -> list[str]:
-    """Those with the same factor together."""
+    """Return the slow workers, those with equal factors together."""
     by_factor: dict[float, list[int]] = {}
     for worker, factor in sorted(emulation.slow_workers.items()):
         if factor != 1.0:

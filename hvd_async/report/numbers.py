@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them. Pure."""
+"""Numbers in the form in which a report shows them. Pure."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ NOTHING = "–"
 
 
 def seconds(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format seconds with three digits, or with all digits before the point."""
     return _digits(value)
 
 
 def count(value: float) -> str:
-    """Tokens, updates, steps."""
+    """Format tokens, updates or steps."""
     return f"{value:,.0f}" if math.isfinite(value) else str(value)
 
 
 def rate(value: float) -> str:
-    """So many per second."""
+    """Format a number per second."""
     return _digits(value)
 
 
 def ratio(value: float) -> str:
-    """Two decimals; three digits of small ones."""
+    """Format a ratio with two decimals, or with three digits if it is small."""
     return f"{value:,.2f}" if abs(value) >= 0.095 or not value else f"{value:.2g}"
 
 
 def loss(value: float) -> str:
-    """In nats per token."""
+    """Format a loss in nats per token."""
     return f"{value:.3f}"
 
 
 def bleu(value: float) -> str:
-    """One decimal, as it is quoted."""
+    """Format BLEU with one decimal, as it is quoted."""
     return f"{value:.1f}"
 
 
 def difference(value: float) -> str:
-    """As `bleu`, always with a sign."""
+    """Format a difference in BLEU, always with a sign."""
     return f"{value:+.1f}"
 
 
 def percent(value: float) -> str:
-    """Of a share, 0 to 1."""
+    """Format a share from 0 to 1 as a percentage."""
     return f"{100.0 * value:.1f} %"
 
 
 def staleness(value: float) -> str:
-    """In versions."""
+    """Format staleness in versions."""
     return f"{value:.2f}"
 
 
 def span(interval: Interval | None, form: str) -> str:
-    """The two ends, such as `0.66 to 0.77`; nothing where there is no interval. `form`: the name of a function of this file.
+    """Return both ends, such as `0.66 to 0.77`; empty without an interval. `form`: the name of a function of this module.
 
-    A loss or a BLEU score is not below 0, whatever Student's t says of few seeds."""
+    A loss or a BLEU score is not below 0, whatever Student's t gives for few seeds.
+    """
     if interval is None or not interval.is_known:
         return ""
     write = globals()[form]
@@ -66,12 +67,12 @@ def span(interval: Interval | None, form: str) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """Such as `1 seed`, `3 seeds`."""
+    """Return text such as `1 seed` or `3 seeds`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def inverse(interval: Interval) -> Interval:
-    """Of a ratio."""
+    """Return the interval of the inverse ratio."""
     return Interval(1.0 / interval.mean, 1.0 / interval.high, 1.0 / interval.low, interval.num)
 
 

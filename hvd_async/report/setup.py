@@ -1,4 +1,5 @@
-"""What differs between variants and between environments, and what is the same in all: from the configurations that ran."""
+"""Settings that differ between variants or environments, and settings that are equal in all: from the configurations that
+ran."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from hvd_async.report.numbers import NOTHING
 from hvd_async.report.software import software_of
 
 _KEY = Column("key", is_number=False)
-# What is no key of a configuration.
+# Differences that are not keys of a configuration.
 _FACTS: Mapping[str, Callable[[Run], Any]] = {
     "(ranks that train)": lambda run: run.num_workers,
     "(simulated)": lambda run: run.is_simulated,
@@ -24,7 +25,7 @@ _FACTS: Mapping[str, Callable[[Run], Any]] = {
 
 
 def setup(collection: Collection) -> PageSection:
-    """The section. Reads the beginning of each event log."""
+    """Return the section. Reads the beginning of each event log."""
     blocks: list[Block] = []
     tables = {environment: _between_variants(collection, environment) for environment in collection.environments}
     several = len(tables) > 1
@@ -41,7 +42,7 @@ def setup(collection: Collection) -> PageSection:
         where = f" ({', '.join(same)})" if several and len(same) < len(tables) else ""
         blocks.append(Table(f"{table.caption}{where}", table.columns, table.rows))
     if not blocks:
-        blocks.append(Text("The configurations of the runs do not differ but for the seed."))
+        blocks.append(Text("The configurations of the runs differ only in the seed."))
     blocks.append(PageSection("Lengths of steps", "steps", [Items(list(_emulations(collection)))]))
     every = runs_of(collection.entries)
     blocks.append(PageSection("Where and with what", "origin", [Items(software_of(every))]))
@@ -49,7 +50,7 @@ def setup(collection: Collection) -> PageSection:
 
 
 def _runs(collection: Collection, environment: str) -> dict[str, list[Run]]:
-    """Of each variant that has any."""
+    """Return the runs of each variant that has any."""
     found = {variant: runs_of(collection.chosen(environment, variant)) for variant in collection.variants(environment)}
     return {variant: runs for variant, runs in found.items() if runs}
 
@@ -59,7 +60,7 @@ def _between_variants(collection: Collection, environment: str) -> Table | None:
 
 
 def _between_environments(collection: Collection) -> Table | None:
-    """The keys in which runs of a variant differ from environment to environment."""
+    """Return the keys in which runs of a variant differ between environments."""
     by_environment = {environment: _runs(collection, environment) for environment in collection.environments}
     keys: dict[str, None] = {}
     for variant in dict.fromkeys(variant for runs in by_environment.values() for variant in runs):
@@ -71,7 +72,7 @@ def _between_environments(collection: Collection) -> Table | None:
 
 
 def differs_within_a_seed(runs: Sequence[Run], get: Callable[[Run], Any]) -> bool:
-    """Whether runs of the same seed are not alike in `get`. Each seed has its own vocabulary, so its own fingerprint."""
+    """Whether runs of one seed differ in `get`. Each seed has its own vocabulary, and so its own fingerprint."""
     by_seed: dict[int, set[Any]] = {}
     for run in runs:
         by_seed.setdefault(run.config.seed, set()).add(get(run))
@@ -79,7 +80,7 @@ def differs_within_a_seed(runs: Sequence[Run], get: Callable[[Run], Any]) -> boo
 
 
 def _table(caption: str, groups: Mapping[str, Sequence[Run]], keys: Sequence[str] | None = None) -> Table | None:
-    """A column for each group."""
+    """Return a table with a column for each group."""
     every = [run for runs in groups.values() for run in runs]
     if keys is None:
         keys = differing_keys([run.config for run in every])
@@ -95,7 +96,7 @@ def _table(caption: str, groups: Mapping[str, Sequence[Run]], keys: Sequence[str
 
 
 def _joined(values: Sequence[Any]) -> str:
-    """All that differ, where the runs of a group do."""
+    """Return the value, or all values if the runs of a group differ."""
     return " / ".join(dict.fromkeys(_written(value) for value in values))
 
 
@@ -108,7 +109,7 @@ def _written(value: Any) -> str:
 
 
 def _emulations(collection: Collection) -> list[str]:
-    """In words: for each environment, and for each variant where they differ."""
+    """Describe the emulation of each environment, and of each variant where they differ."""
     lines = []
     for environment in collection.environments:
         words = {variant: _words(runs[0]) for variant, runs in _runs(collection, environment).items()}

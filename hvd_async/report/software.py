@@ -1,4 +1,4 @@
-"""What the runs were computed with and where, from the first event of their logs."""
+"""The software and machines of the runs, from the first event of their logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvd_async.report.numbers import plural
 
 
 def software_of(runs: Sequence[Run]) -> list[str]:
-    """A line for each way in which runs were computed, the commonest first."""
+    """Return a line for each combination of software and machine, the most frequent first."""
     lines = collections.Counter(_line(run) for run in runs)
     return [
         f"{plural(number, 'run')}: {line}" for line, number in sorted(lines.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -23,7 +23,7 @@ def _line(run: Run) -> str:
     software, ranks = event.get("software"), event.get("ranks")
     software = software if isinstance(software, dict) else {}
     ranks = [rank for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
-    what = "simulated in one process; seconds are virtual" if run.is_simulated else "real; seconds are of a clock"
+    what = "simulated in one process; seconds are virtual" if run.is_simulated else "real; seconds are measured by a clock"
     return "; ".join(part for part in (what, _where(run, ranks), _software(software)) if part)
 
 
@@ -48,10 +48,10 @@ def _software(software: Mapping[str, Any]) -> str:
 
 
 def clock_note(runs: Sequence[Run]) -> str:
-    """A sentence where seconds are not those of a clock; empty where all are."""
+    """Return a sentence if seconds are virtual; empty if none are."""
     simulated = [run.is_simulated for run in runs]
     if simulated and all(simulated):
         return "All runs are simulated: seconds are virtual."
     if any(simulated):
-        return "Some runs are simulated, and their seconds virtual; others are real: compare with care."
+        return "Some runs are simulated, so their seconds are virtual; others are real: compare with care."
     return ""

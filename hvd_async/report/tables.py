@@ -1,4 +1,4 @@
-"""The tables of an environment: a line for each variant. Pure."""
+"""The tables of an environment, with a line for each variant. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RATE = Column("learning rate")
 
 
 def target_table(rows: Sequence[Row], target: Target) -> Table:
-    """What it took to reach the target, and what that is compared with the baseline."""
+    """Return the cost to reach the target, and its comparison with the baseline."""
     columns = (
         _VARIANT,
         *_rate_columns(rows),
@@ -44,7 +44,7 @@ def target_table(rows: Sequence[Row], target: Target) -> Table:
 
 
 def quality_table(rows: Sequence[Row]) -> Table:
-    """What the runs came to, and what became of their gradients."""
+    """Return the final quality of the runs, and what became of their gradients."""
     has_bleu = any(row.final_bleu is not None for row in rows)
     columns = (
         _VARIANT,
@@ -73,13 +73,13 @@ def quality_table(rows: Sequence[Row]) -> Table:
 
 
 def shares_table(rows: Sequence[Row]) -> Table:
-    """Where the time of all workers went."""
+    """Return how all workers spent their time."""
     body = [[Cell(row.variant), *_share_cells(row.shares)] for row in rows if row.shares is not None]
     return Table("Share of the workers' time", (_VARIANT, *map(Column, SHARES)), body)
 
 
 def worker_shares(rows: Sequence[Row]) -> Fold:
-    """The same of each worker."""
+    """Return how each worker spent its time."""
     body = [
         [Cell(row.variant), Cell(str(worker)), *_share_cells(shares)]
         for row in rows
@@ -90,7 +90,7 @@ def worker_shares(rows: Sequence[Row]) -> Fold:
 
 
 def ideal_table(rows: Sequence[Row]) -> Table:
-    """How fast each could have been with its own step times, and how fast it was."""
+    """Return the best possible speed of each variant with its own step times, and its measured speed."""
     are_overrun = any(row.num_overrun for row in rows)
     columns = (
         _VARIANT,
@@ -119,7 +119,7 @@ def ideal_table(rows: Sequence[Row]) -> Table:
 
 
 def interval_cell(interval: Interval | None, form: str) -> Cell:
-    """`form`: the name of a function of `numbers`."""
+    """Return a cell with mean and interval. `form`: the name of a function of `numbers`."""
     if interval is None:
         return Cell(NOTHING)
     write: Callable[[float], str] = getattr(numbers, form)
@@ -127,12 +127,12 @@ def interval_cell(interval: Interval | None, form: str) -> Cell:
 
 
 def value_cell(value: float | None, write: Callable[[float], str]) -> Cell:
-    """A dash for None."""
+    """Return a cell with the value, or a dash for None."""
     return Cell(NOTHING if value is None else write(value))
 
 
 def rate_cell(rate: float | None, is_at_the_edge: bool = False) -> Cell:
-    """A learning rate."""
+    """Return a cell with a learning rate."""
     return Cell(NOTHING if rate is None else f"{rate:g}", "at the edge" if is_at_the_edge else "", is_fault=is_at_the_edge)
 
 
@@ -145,7 +145,7 @@ def _heading(row: Row, rows: Sequence[Row]) -> list[Cell]:
 
 
 def _not_reached(row: Row, target: Target) -> str:
-    """How near those came that did not reach it."""
+    """Say how close the runs came that did not reach the target."""
     points = [
         (cost, point)
         for run, when in zip(row.runs, row.reached, strict=True)
@@ -163,7 +163,7 @@ def _not_reached(row: Row, target: Target) -> str:
 
 
 def _bounded(interval: Interval | None, form: str, whens: Sequence[Reached | None]) -> Cell:
-    """With `≤` where a run was there at its first measurement already."""
+    """Return a cell that begins with `≤` if a run had reached the target by its first measurement."""
     cell = interval_cell(interval, form)
     if interval is not None and any(when is not None and when.is_bound for when in whens):
         return Cell(f"≤ {cell.text}", cell.detail)

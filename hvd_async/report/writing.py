@@ -25,12 +25,12 @@ def write_report(
     *,
     overwrite: bool = False,
 ) -> list[pathlib.Path]:
-    """Write the report of `collection` into `output`; the paths of its files, `report.html` first.
+    """Write the report of `collection` into `output`; return the paths of its files, `report.html` first.
 
-    The same runs give the same bytes. `window`: of the timelines; absent, some steps in the middle of each run. `rows`: its
-    `results`, where somebody has them already. A former report is replaced, other files of these names are so with
-    `overwrite` alone. Raises `DataError` where a run's event log is damaged, or a file cannot be written, and `ConfigError` for
-    files that stay.
+    Equal runs give equal bytes. `window`: part of the run in the timelines; by default, some steps in the middle of each
+    run. `rows`: its `results`, if they have been computed. An earlier report is replaced; other files of these names only
+    with `overwrite`. Raises `DataError` if a run's event log is damaged, or a file cannot be written, and `ConfigError`
+    for files that must not be replaced.
     """
     rows = results(collection) if rows is None else rows
     document = contents(collection, rows, output, window)
@@ -46,18 +46,18 @@ def write_report(
     former = _figures_of_former(output)
     if former is None and not overwrite and (there := [name for name in files if (output / name).exists()]):
         raise ConfigError(
-            f"--output: got {output}, where {there[0]} is not of a report, expected a folder without it; name another folder, or"
-            " replace it with --overwrite"
+            f"--output: got {output}, where {there[0]} is not from a report, expected a folder without it;"
+            " name another folder, or replace it with --overwrite"
         )
     for name, content in files.items():
         write_file(output / name, content)
-    for name in (former or set()) - files.keys():  # it would pass for one of this report
+    for name in (former or set()) - files.keys():  # it would be taken for a figure of this report
         (output / name).unlink(missing_ok=True)
     return [output / name for name in files]
 
 
 def _figures_of_former(output: pathlib.Path) -> set[str] | None:
-    """The figures of the report in `output`; None where there is none."""
+    """Return the names of the figures of the report in `output`; None if there is none."""
     if not all((output / name).is_file() for name in ("report.html", "report.md", "runs.csv", "variants.csv")):
         return None
     text = (output / "report.md").read_text(encoding="utf-8", errors="replace")

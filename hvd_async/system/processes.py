@@ -241,7 +241,9 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
         errors.join(_SECOND_PATIENCE_SECONDS)  # what it started may have outlived it, with the pipe open
     if forwarder.received and status in {sign for number in STOP_SIGNALS for sign in (128 + number, -number)}:
         first = forwarder.received[0][0]
-        raise StoppedBySignal(f"compare: the same command goes on: stopped by {signal.Signals(first).name}", first)
+        raise StoppedBySignal(
+            f"compare: stopped by {signal.Signals(first).name}; run the same command again to resume", first
+        )
     return subprocess.CompletedProcess(command, status, "", errors.tail)
 
 
@@ -271,13 +273,13 @@ def _tied(arguments: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def stopping_on_signals(message: str) -> Iterator[None]:
-    """Raise `StoppedBySignal` with `message` at the first signal that asks us to stop inside the block. In the main thread."""
+def stopping_on_signals(hint: str) -> Iterator[None]:
+    """Raise `StoppedBySignal` with `hint` at the first stop signal inside the block. In the main thread."""
 
     def stop(number: int, _: FrameType | None) -> None:
         for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # the processes are being ended: a second one must not prevent it
-        raise StoppedBySignal(f"{message}: stopped by {signal.Signals(number).name}", number)
+            signal.signal(each, signal.SIG_IGN)  # the processes are being ended, which a second signal must not prevent
+        raise StoppedBySignal(f"compare: stopped by {signal.Signals(number).name}; {hint}", number)
 
     with handling(STOP_SIGNALS, stop):
         yield

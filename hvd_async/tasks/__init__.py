@@ -1,1 +1,1 @@
-"""What is trained: `Task`, the gradient of a batch, and the tasks themselves."""
+"""The tasks that can be trained: the `Task` protocol, the gradient of a batch, and the tasks themselves."""

@@ -1,4 +1,5 @@
-"""What an evaluation gives: numbers that add up over shards of the validation data, and the scores that follow from them."""
+"""Results of an evaluation: statistics that add up over shards of the validation data, and the scores that follow from
+them."""
 
 from __future__ import annotations
 
@@ -35,13 +36,13 @@ class Evaluation:
         return Evaluation.from_vector([a + b for a, b in zip(self.to_vector(), other.to_vector(), strict=True)])
 
     def to_vector(self) -> list[float]:
-        """All statistics as `size` numbers, to be summed element by element."""
+        """Return all statistics as `size` numbers, to be summed element by element."""
         counts = (self.num_tokens, *self.correct, *self.total, self.system_length, self.reference_length)
         return [self.loss_sum, *map(float, counts)]
 
     @classmethod
     def from_vector(cls, vector: Sequence[float]) -> Evaluation:
-        """The inverse of `to_vector`."""
+        """Return the evaluation with these statistics; the inverse of `to_vector`."""
         if len(vector) != cls.size:
             raise ValueError(f"got {len(vector)} numbers, expected {cls.size}")
         loss_sum, *rest = vector
@@ -51,7 +52,7 @@ class Evaluation:
 
     @classmethod
     def of_texts(cls, hypotheses: Sequence[str], references: Sequence[str]) -> Evaluation:
-        """The BLEU statistics of detokenized `hypotheses`; no loss."""
+        """Return the BLEU statistics of detokenized `hypotheses`, without a loss."""
         if not hypotheses:
             return cls()
         score = BLEU().corpus_score(list(hypotheses), [list(references)])
@@ -64,7 +65,7 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Nats per target token; not a number if nothing was measured."""
+        """Loss in nats per target token; NaN if nothing was measured."""
         return self.loss_sum / self.num_tokens if self.num_tokens else math.nan
 
     @property

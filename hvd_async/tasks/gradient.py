@@ -13,11 +13,11 @@ from hvd_async.vectors.flat import FlatParameters
 def compute_gradient(
     task: Task, module: torch.nn.Module, flat: FlatParameters, seed: int, batch: int, counts: bool = True
 ) -> tuple[int, float]:
-    """Compute the gradient of `batch` on the parameters in `flat`; its target tokens and its summed loss in nats.
+    """Compute the gradient of `batch` on the parameters in `flat`; return its target tokens and its summed loss in nats.
 
-    It is in `flat` then, for `collect_gradient`. `module` is in training mode. Where `counts` is False it is zero, and so are
-    the tokens and the loss. Whoever computes a batch on the same parameters, and however often, gets the same bits on
-    machines that are alike: dropout is drawn from `seed` and `batch` alone.
+    The gradient is left in `flat`, for `collect_gradient`. `module` must be in training mode. If `counts` is False,
+    gradient, tokens and loss are zero. Computing a batch again on equal parameters gives equal bits on like machines,
+    because dropout is drawn from `seed` and `batch` alone.
     """
     torch.manual_seed(hash((seed, batch)) & 0x7FFFFFFFFFFFFFFF)
     flat.zero_gradient()
@@ -29,10 +29,10 @@ def compute_gradient(
 
 
 def check_buffers(task: Task, model: torch.nn.Module) -> None:
-    """Raises `ConfigError` for a model whose saved buffers change in training, found by a trial batch.
+    """Raise `ConfigError` for a model whose saved buffers change in training, which a trial batch shows.
 
-    The store holds parameters alone: each rank would have statistics of its own, and the store's rank, which evaluates and
-    exports, those of an untrained model.
+    The store holds parameters alone. Each rank would have statistics of its own, and the store's rank, which evaluates
+    and exports, those of an untrained model.
     """
     names = model.state_dict().keys()
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if name in names}
@@ -46,6 +46,7 @@ def check_buffers(task: Task, model: torch.nn.Module) -> None:
     model.train(was_training)
     if changed:
         raise ConfigError(
-            f"strategy.kind: got async with a model whose buffers change in training ({printable(', '.join(changed[:3]))}), as"
-            " those of BatchNorm do, expected none, as only parameters are exchanged; use LayerNorm, or kind single"
+            "strategy.kind: got async with a model whose buffers change in training"
+            f" ({printable(', '.join(changed[:3]))}), such as those of BatchNorm, expected none, since"
+            " only parameters are exchanged; use LayerNorm, or kind single"
         )

@@ -1,4 +1,4 @@
-"""The tasks that a configuration may name: the one place beside the command line that knows them."""
+"""The tasks that a configuration can name; besides the command line, only this module knows them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from hvd_async.tasks.task import Task
 
 
 def make_task(config: RunConfig) -> Task:
-    """Return the task of `config`, its text prepared, which may leave files behind for other ranks.
+    """Return the task of `config`, with its text prepared, which may leave files behind for other ranks.
 
-    Raises `HvdAsyncError` where the data are missing or cannot be used.
+    Raises `HvdAsyncError` if the data are missing or unusable.
     """
     from hvd_async.tasks.translation import TranslationTask, prepare  # slow to import
 

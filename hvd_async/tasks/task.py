@@ -1,4 +1,4 @@
-"""What is trained: the face of a task, behind which any model and any data may stand."""
+"""The protocol of a task: any model and any data that training can use."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ import torch
 from hvd_async.tasks.evaluation import Evaluation
 
 Batch: TypeAlias = Any
-"""A minibatch: of the type that the task makes, and into which its `loss` alone looks."""
+"""A minibatch, of a type of the task's choice; only the task's own `loss` looks into it."""
 
 
 class Task(Protocol):
-    """What is trained. All but `evaluate` is a function of its arguments alone, the same on every rank."""
+    """A model, its data and its loss. Every method but `evaluate` is a function of its arguments alone, equal on every
+    rank."""
 
     def build_model(self) -> torch.nn.Module:
-        """A new model on the CPU, drawn from the run's seed."""
+        """Return a new model on the CPU, drawn from the run's seed."""
 
     def fingerprint(self) -> str:
-        """Of what is trained on and how it is prepared: equal ones mean equal batches, under the same configuration."""
+        """Return a hash of the training data and their preparation: under one configuration, equal hashes mean equal
+        batches."""
 
     def describe_data(self) -> list[str]:
-        """What a person should know of the data before training: what was left out, padding."""
+        """Return lines that a user should read before training: what was left out, padding."""
 
     def num_batches(self) -> int | None:
-        """Batches of the whole run; None where updates or seconds bound it."""
+        """Return the number of batches of the whole run; None if updates or seconds bound the run."""
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
-        """Batch number `index`, on `device`."""
+        """Return batch number `index`, on `device`."""
 
     def epoch_of(self, index: int) -> int:
-        """The epoch to which batch number `index` belongs."""
+        """Return the epoch to which batch number `index` belongs."""
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
-        """The loss summed over the batch's target tokens (a scalar, nats), and their number."""
+        """Return the loss summed over the batch's target tokens (a scalar, nats), and the number of these tokens."""
 
     def evaluate(self, model: torch.nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
-        """Statistics of one shard of the validation data."""
+        """Return the statistics of one shard of the validation data."""
 
     def export(
         self, folder: Path, named_tensors: Mapping[str, torch.Tensor], version: int, measured: Mapping[str, float | None]
     ) -> None:
-        """Write a model folder, whole or not at all; `measured` goes with it, by name."""
+        """Write a model folder, whole or not at all, including the values in `measured`."""

@@ -1,9 +1,9 @@
 /* The store's arithmetic in one pass over memory, and waiting without spinning.
  *
- * Every function has a twin in arithmetic.py made of torch operations that rounds alike: each elementary operation is done in
- * float32 and rounded once, in the order written there. So this file must be compiled without contraction into fused
- * multiply-adds (-ffp-contract=off). Addresses come in as integers; the caller vouches for them. All functions release the
- * interpreter's lock while they work, and work on one contiguous range, so that threads can share a vector.
+ * Every function has a twin in arithmetic.py, made of torch operations, that rounds alike: each elementary operation is done
+ * in float32 and rounded once, in the order written there. So this file must be compiled without contraction into fused
+ * multiply-adds (-ffp-contract=off). Addresses are passed as integers; the caller guarantees that they are valid. All functions
+ * release the interpreter's lock while they work, and work on one contiguous range, so that threads can share a vector.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -31,11 +31,11 @@
 
 /* Elements worked on at a time, whose buffers stay in the first-level cache. A divisor of NORM_BLOCK. */
 #define CHUNK 256
-/* Sums of squares are formed in blocks of this many elements, in as many lanes; kernels.py does the same. */
+/* Sums of squares are formed in blocks of this many elements, in as many lanes, as in arithmetic.py. */
 #define NORM_BLOCK 4096
 #define LANES 64
 #define MAX_INPUTS 64
-/* Copies longer than this go past the cache. */
+/* Longer copies bypass the cache. */
 #define STREAM_BYTES (12 << 20)
 
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
@@ -53,7 +53,7 @@ static inline uint32_t to_bits(float value) {
     return bits;
 }
 
-/* Exact: every half is a float. Subnormals come out of the multiplication by 2^112; infinity and NaN are put right after. */
+/* Exact: every half is a float. The factor 2^112 makes subnormals right; infinity and NaN are corrected afterwards. */
 static inline float half_to_float(uint16_t half) {
     uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
     uint32_t scaled = to_bits(from_bits(magnitude) * 0x1p112f);
@@ -93,8 +93,8 @@ static inline void load_chunk(float *restrict target, const void *restrict vecto
     }
 }
 
-/* Write past the cache: nobody on this core reads it soon, and the old contents need not be fetched. `target` is aligned to 32
- * bytes, `num_bytes` a multiple of 64. */
+/* Write past the cache: nothing on this core reads the target soon, and its old contents need not be fetched. `target` is
+ * aligned to 32 bytes, `num_bytes` a multiple of 64. */
 #if defined(__x86_64__)
 __attribute__((target("avx"))) static void stream_lines_avx(char *target, const char *source, size_t num_bytes) {
     for (size_t i = 0; i < num_bytes; i += 64) {
@@ -136,7 +136,7 @@ static inline void stream_fence(void) {
 #endif
 }
 
-/* Gradients that are added up in the order given, each divided by its divisor first. */
+/* Gradients to add in the order given, each divided by its divisor first. */
 typedef struct {
     int count;
     const void *vectors[MAX_INPUTS];
@@ -172,21 +172,21 @@ static inline double add_lanes(double *lanes) {
     return lanes[0];
 }
 
-enum { ADAM, ADAM_DECAY, ADAMW, PROVISIONAL = 4 }; /* PROVISIONAL beside one of the others */
+enum { ADAM, ADAM_DECAY, ADAMW, PROVISIONAL = 4 }; /* PROVISIONAL is combined with one of the others */
 enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4 };
 
 typedef struct {
     int kind; /* 0: sgd, 1: adam, 2: adamw */
     int has_momentum, has_nesterov, has_average, is_provisional;
-    float divisor, clip; /* gradient = sum / divisor, then * clip; 1 where there is nothing to do */
+    float divisor, clip; /* gradient = sum / divisor, then * clip; 1 for no change */
     float rate, decay;   /* step size; weight decay, for adamw: the factor of the parameters */
     float beta1, beta2, one_minus_beta1, one_minus_beta2, inverse_root, epsilon, average_weight;
 } rule_t;
 
 /* One pass over a chunk: the sum of `count` gradients, which is left in `g`, then Adam's step from `p` into `target`.
  *
- * `count` and `kind` are constants where this is inlined. All that is read comes straight from memory in one loop, so that its
- * latency hides behind the arithmetic.
+ * `count` and `kind` are constants where this is inlined. One loop reads everything straight from memory, so that
+ * latency hides behind arithmetic.
  */
 __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule, const int count, const int kind,
                                                              const float *const *from, float *restrict g,
@@ -218,7 +218,7 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
     }
 }
 
-/* The same for SGD; `m` is NULL without momentum. */
+/* SGD's step, likewise; `m` is NULL without momentum. */
 __attribute__((always_inline)) static inline void sgd_chunk(const rule_t *rule, const int count, const int kind,
                                                             const float *const *from, float *restrict g, const float *p,
                                                             float *target, float *restrict m, int n) {
@@ -298,7 +298,7 @@ typedef struct {
     float *parameters, *target, *first, *second, *average;
 } state_t;
 
-/* Whether the inputs can be read by the loops above as they are: at most 4, float32, to be divided by nothing. */
+/* Whether the loops above can read the inputs directly: at most 4, float32, with divisor 1. */
 static int are_plain(const inputs_t *inputs) {
     if (inputs->count > 4) return 0;
     for (int k = 0; k < inputs->count; k++)
@@ -421,7 +421,7 @@ static inline uint32_t measure_chunk(const float *restrict from, int n, uint32_t
 }
 
 #if defined(__x86_64__)
-/* Copy `num_bytes`, a multiple of 64, to a target aligned to 64 bytes; the largest magnitude of the floats on the way. */
+/* Copy `num_bytes`, a multiple of 64, to a target aligned to 64 bytes; find the floats' largest magnitude on the way. */
 __attribute__((target("avx2"))) static uint32_t copy_lines_avx2(char *target, const char *source, size_t num_bytes,
                                                                 int past_cache) {
     const __m256i mask = _mm256_set1_epi32(0x7fffffff);
@@ -518,7 +518,7 @@ static PyObject *py_copy(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* A doorbell is a 32-bit count in shared memory: rung by adding to it, waited for by a futex on it. */
+/* A doorbell is a 32-bit count in shared memory: rung by adding to it, waited for with a futex. */
 static PyObject *py_ring(PyObject *self, PyObject *args) {
     unsigned long long address;
     if (!PyArg_ParseTuple(args, "K", &address)) return NULL;
@@ -543,7 +543,7 @@ static PyObject *py_wait(PyObject *self, PyObject *args) {
     Py_BEGIN_ALLOW_THREADS
     syscall(SYS_futex, (uint32_t *)(uintptr_t)address, FUTEX_WAIT, heard, &limit, NULL, 0);
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE; /* rung, timed out or interrupted: the caller looks */
+    Py_RETURN_NONE; /* rung, timed out or interrupted: the caller checks */
 }
 
 static PyMethodDef methods[] = {

@@ -1,11 +1,11 @@
-"""The store's arithmetic over whole vectors, in one pass over memory where the C extension was built.
+"""The store's arithmetic over whole vectors, in one pass over memory if the C extension was built.
 
-Each function exists twice: in `_native.c`, and here as torch operations, for other devices and for machines without a
-compiler. Both round alike, so they give the same bits: every elementary operation is done in float32 and rounded once, in
+Each function exists twice: in `_native.c`, and here as torch operations for other devices and for machines without a
+compiler. Both round alike and so give the same bits: every elementary operation is done in float32 and rounded once, in
 the order written here. Work is shared among `torch.get_num_threads()` threads; no result depends on their number.
 
-On a GPU the sum and the step are one pass of `cuda`, else torch operations over whole vectors. All functions are
-complete there when they return: what was read may be overwritten, and what was written may be read by other processes.
+On a GPU the sum and the step are one pass of `cuda`, or else torch operations over whole vectors. There, too, all
+functions are complete when they return: their inputs may be overwritten, and other processes may read their outputs.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ import torch
 _c: Any
 try:
     from hvd_async.vectors import _native as _c
-except ImportError:  # no compiler when the package was installed
+except ImportError:  # there was no compiler when the package was installed
     _c = None
 
 T = TypeVar("T")
-# Sums of squares are formed block by block; a shard begins at a multiple of this many elements.
+# Sums of squares are formed block by block; every shard begins at a multiple of this many elements.
 BLOCK = 4096
 _LANES = 64
-# Torch operations go over pieces of this size, whose intermediate results stay in the cache.
+# Torch operations work on pieces of this size, whose intermediate results stay in the cache.
 _PIECE = 32 * BLOCK
-# Fewer elements are not worth a second thread.
+# Fewer elements do not justify a second thread.
 _SMALLEST_SHARE = 64 * BLOCK
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_INPUTS = 64
@@ -42,7 +42,7 @@ MAX_INPUTS = 64
 
 @dataclass(frozen=True)
 class Input:
-    """A gradient to be summed: `vector` ([size]; float32, bfloat16 or float16), divided by `divisor` first."""
+    """A gradient to sum: `vector` ([size]; float32, bfloat16 or float16), first divided by `divisor`."""
 
     vector: torch.Tensor
     divisor: float = 1.0
@@ -50,13 +50,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Rule:
-    """The numbers of one optimizer step, as float32 will hold them; see `step`."""
+    """Numbers of one optimizer step, rounded to float32 where used; see `step`."""
 
     kind: str  # "sgd", "adam", "adamw"
     rate: float
-    """What the direction is multiplied by: for Adam with its first correction, learning rate / (1 - beta1^t)."""
+    """Factor of the direction; for Adam it includes the first correction, learning rate / (1 - beta1^t)."""
     decay: float = 0.0
-    """Added to the gradient times the parameter; for adamw: what parameters are multiplied by, 1 - learning rate * decay."""
+    """Factor of the parameter that is added to the gradient; for adamw the factor of parameters, 1 - learning rate *
+    decay."""
     beta1: float = 0.0
     """For sgd: the momentum."""
     beta2: float = 0.0
@@ -67,9 +68,9 @@ class Rule:
     divisor: float = 1.0
     clip: float = 1.0
     average_weight: float | None = None
-    """Weight of the new parameters in the moving average, where there is one."""
+    """Weight of the new parameters in the moving average, if there is one."""
     is_provisional: bool = False
-    """Only `target` changes: what the step would make, and nothing else."""
+    """Whether only `target` is written, with the result of the step, and nothing else changes."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def is_compiled() -> bool:
 
 
 def sum_inputs(inputs: Sequence[Input], total: torch.Tensor | None, divisor: float, use_c: bool = True) -> list[float]:
-    """Add `inputs` (1 to MAX_INPUTS) up in order into `total` ([size] float32, may be the first input; None: nowhere).
+    """Add `inputs` (1 to MAX_INPUTS) in order into `total` ([size] float32; may be the first input; None: nowhere).
 
-    Returns the sums of squares of total / divisor, block by block (on a GPU all in one), each exact to a double's rounding: see
-    `norm`. `use_c`: whether compiled code may be used.
+    Returns the sums of squares of total / divisor, block by block (on a GPU a single one), each exact to a double's
+    rounding; see `norm`. `use_c`: whether compiled code may be used.
     """
     size = inputs[0].vector.numel()
     vectors = [each.vector for each in inputs] + ([] if total is None else [total])
@@ -120,7 +121,7 @@ def sum_inputs(inputs: Sequence[Input], total: torch.Tensor | None, divisor: flo
 
 
 def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) -> list[float]:
-    """Sum `inputs` in order and make one optimizer step with the sum; returns what `sum_inputs` returns.
+    """Sum `inputs` in order and make one optimizer step with the sum. Returns the sums of squares, as `sum_inputs` does.
 
         g = sum / divisor * clip
         sgd:   g = g + decay * p;  m = momentum * m + g;  g = m, or g + momentum * m (nesterov);  p = p - rate * g
@@ -129,21 +130,21 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
                p = p - m / (sqrt(v) * inverse_root + epsilon) * rate
         average = average + (p - average) * average_weight
 
-    A provisional step makes the target alone; Adam's is
+    A provisional step writes only the target; for Adam
 
                p = p - (m + (g - m) * (1 - beta1)) / (sqrt(max(v, g * g * (1 - beta2))) * inverse_root + epsilon) * rate
 
-    since the square of a part of an update's gradients is larger than that of all: `v` stays as it is, but where that square
-    alone will make it larger, as of an element whose gradient was 0 so far; `v` would let it jump to anywhere.
+    `v` is not updated, because the squared mean of some of an update's gradients is larger than that of all. But `v` is bounded
+    below by (1 - beta2) g^2: otherwise an element with no gradient so far would take an arbitrarily large step.
 
     The formulas are those of torch.optim (Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2); state begins
-    as zeros. The inputs are unchanged; `state.parameters` too, unless it is the target.
+    as zeros. The inputs are unchanged, and so is `state.parameters` unless it is the target.
     """
     size = state.target.numel()
     vectors = [each.vector for each in inputs]
     vectors += [v for v in (state.parameters, state.target, state.first, state.second, state.average) if v is not None]
     if use_c and not rule.is_provisional and (fused := _fused_for(vectors, inputs)) is not None:
-        # The copy of the sum to the CPU is what waits for the GPU.
+        # Copying the sum to the CPU waits for the GPU.
         return [float(fused.run(_fused_step(fused, inputs, state, rule)).sum())]
     if not _fits_c(vectors, use_c):
         partials: list[float] = []
@@ -154,7 +155,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
                 gradient = _divide(gradient, rule.divisor)
             partials += _squares(gradient)
             _step_piece(gradient, state, rule, piece)
-        _wait_for(state.target)  # the sums of squares were there before the step was made
+        _wait_for(state.target)  # the sums of squares were complete before the step was made
         return partials
     squares = torch.empty(-(-size // BLOCK), dtype=torch.float64)
     described = _describe(inputs)
@@ -166,24 +167,25 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
 
 
 def zeros_apart(size: int, number: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """[size] float32 zeros. ShardOps of different `number` begin at different places of a page, as a block's vectors do, so that
-    a loop over all of them finds room for each in the nearest cache."""
+    """Return [size] float32 zeros. Vectors of different `number` begin at different places of a page, as the vectors of a
+    block do, so that a loop over all of them fits each into the nearest cache."""
     start = 144 * (number + 1) % 1024  # nine lines apart
     return torch.zeros(size + 1024, dtype=torch.float32, device=device)[start : start + size]
 
 
 def norm(partials: Sequence[float]) -> float:
-    """The Euclidean norm from sums of squares, the same however the blocks were shared; infinite or NaN if one is."""
+    """Return the Euclidean norm from sums of squares: independent of how the blocks were shared; infinite or NaN if a sum
+    is."""
     if not all(map(math.isfinite, partials)):
         return math.nan if any(map(math.isnan, partials)) else math.inf
     return math.sqrt(math.fsum(partials))
 
 
 def copy_and_measure(source: torch.Tensor, target: torch.Tensor | None, use_c: bool = True) -> float:
-    """Copy `source` ([size] float32) into `target` ([size]; float32, bfloat16 or float16; rounded to nearest even; perhaps on
-    another device).
+    """Copy `source` ([size] float32) into `target` ([size]; float32, bfloat16 or float16, rounded to nearest even;
+    possibly on another device).
 
-    Returns the largest magnitude in `target` (of `source`, if that is None): infinite or NaN if an element is.
+    Returns the largest magnitude in `target` (in `source` if `target` is None): infinite or NaN if an element is.
     """
     if _fits_c([source] if target is None else [source, target], use_c):
         address = _address(target)
@@ -196,7 +198,7 @@ def copy_and_measure(source: torch.Tensor, target: torch.Tensor | None, use_c: b
     rounded = source if target is None else source.to(target.dtype)
     if target is not None:
         target.copy_(rounded)
-    # Measured where the gradient is: the target may be in the memory of another GPU.
+    # Measured where the gradient is, because the target may be in the memory of another GPU.
     extremes: tuple[Any, Any] = torch.aminmax(rounded) if source.numel() else (0.0, 0.0)
     low, high = map(float, extremes)
     _wait_for(source, *([] if target is None else [target]))
@@ -204,7 +206,8 @@ def copy_and_measure(source: torch.Tensor, target: torch.Tensor | None, use_c: b
 
 
 def copy(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy `source` into `target`, contiguous and of one dtype and size, at the speed of memory; perhaps between devices."""
+    """Copy `source` into `target` (contiguous, equal dtype and size, possibly on different devices) at the speed of
+    memory."""
     if not _fits_c([source, target], True, anything=True):
         target.copy_(source)
         _wait_for(source, target)
@@ -246,7 +249,7 @@ def _pool(num_threads: int) -> concurrent.futures.ThreadPoolExecutor:
 
 
 def _share(size: int, work: Callable[[int, int], T]) -> list[T]:
-    """Call `work(start, end)` on ranges that cover `size` elements, whole blocks each, in several threads."""
+    """Call `work(start, end)` in several threads, on ranges of whole blocks that together cover `size` elements."""
     num_threads = max(1, min(torch.get_num_threads(), size // _SMALLEST_SHARE))
     num_blocks = -(-size // BLOCK)
     bounds = [min(size, BLOCK * (num_blocks * i // num_threads)) for i in range(num_threads + 1)]
@@ -258,7 +261,7 @@ def _share(size: int, work: Callable[[int, int], T]) -> list[T]:
 
 
 def _fused_for(vectors: Sequence[torch.Tensor], inputs: Sequence[Input]) -> types.ModuleType | None:
-    """`cuda`, if it takes these."""
+    """Return `cuda` if it can process these vectors, else None."""
     device = vectors[0].device
     fused = _fused(device) if device.type == "cuda" else None
     return fused if fused is not None and fused.fits(vectors, [each.vector for each in inputs]) else None
@@ -266,14 +269,16 @@ def _fused_for(vectors: Sequence[torch.Tensor], inputs: Sequence[Input]) -> type
 
 @functools.cache
 def _fused(device: torch.device) -> types.ModuleType | None:
-    """`cuda`, if it runs on `device`."""
+    """Return `cuda` if it works on `device`, else None."""
     try:
         from hvd_async.vectors import cuda
     except ImportError:
         return None
     try:
         cuda.try_out(device)
-    except Exception as error:  # Triton raises its own, the C compiler's, the driver's: torch operations serve instead
+    except (
+        Exception
+    ) as error:  # Triton raises errors of its own, of the C compiler and of the driver; torch operations are used instead
         reason = " ".join(str(error).split())[:200]
         warnings.warn(f"updates on {device} run as torch operations: Triton: {reason}", RuntimeWarning, stacklevel=2)
         return None
@@ -310,24 +315,25 @@ def _fused_step(fused: types.ModuleType, inputs: Sequence[Input], state: State, 
 
 
 def _wait_for(*vectors: torch.Tensor) -> None:
-    """Wait for all that this thread has given to the GPUs of `vectors`, if they are on any.
+    """Wait until the GPUs of `vectors`, if any, have done all work that this thread gave them.
 
-    A copy between two GPUs runs on a stream of the one, and the other's waits for it: both are asked.
+    A copy between two GPUs runs on a stream of one of them, and a stream of the other waits for it: wait for both.
     """
     for device in {vector.device for vector in vectors if vector.device.type == "cuda"}:
         torch.cuda.current_stream(device).synchronize()
 
 
-# --- The same as torch operations -------------------------------------------------------------------------------------
+# --- As torch operations ---------------------------------------------------------------------------------------------
 
 
 def _piece(vector: torch.Tensor) -> int:
-    """A GPU has no cache for pieces to stay in, and each of them would be a launch."""
+    """Return the size of a piece; on a GPU the whole vector, since a GPU has no such cache and each piece would cost a
+    launch."""
     return _PIECE if vector.device.type == "cpu" else max(1, vector.numel())
 
 
 def _divide(vector: torch.Tensor, divisor: float) -> torch.Tensor:
-    """On a GPU torch multiplies by the reciprocal of a number, which rounds twice; of a tensor it does not."""
+    """Divide by a tensor on a GPU: given a number, torch multiplies by its reciprocal there, which rounds twice."""
     if vector.device.type == "cpu":
         return vector / divisor
     return vector / torch.full((), divisor, dtype=vector.dtype, device=vector.device)
@@ -345,7 +351,8 @@ def _sum_piece(inputs: Sequence[Input], piece: slice) -> torch.Tensor:
 
 
 def _squares(gradient: torch.Tensor) -> list[float]:
-    """The sum of squares of each block: in lanes (element i of a block in lane i % 64), which are then halved."""
+    """Return the sum of squares of each block, summed in lanes (element i of a block in lane i % 64) that are then
+    halved."""
     if gradient.device.type != "cpu":
         return [float(gradient.double().square_().sum())]
     num_blocks = -(-gradient.numel() // BLOCK)
@@ -363,7 +370,7 @@ def _squares(gradient: torch.Tensor) -> list[float]:
 
 
 def _square_root(values: torch.Tensor) -> torch.Tensor:
-    """Rounded correctly, which torch's own float32 square root on CPU is not where MKL computes it."""
+    """Return the correctly rounded square root; torch's float32 root on the CPU is not, where MKL computes it."""
     return values.double().sqrt().float() if values.device.type == "cpu" else values.sqrt()
 
 
@@ -403,22 +410,22 @@ def _step_piece(gradient: torch.Tensor, state: State, rule: Rule, piece: slice) 
 
 
 def has_doorbells() -> bool:
-    """Whether `ring`, `heard` and `wait` may be used; else poll."""
+    """Whether `ring`, `heard` and `wait` may be used; otherwise poll."""
     return _c is not None
 
 
 def ring(address: int) -> None:
-    """Add 1 to the 32-bit count at `address` (shared memory) and wake all threads and processes that wait for it."""
+    """Add 1 to the 32-bit count at `address` (in shared memory) and wake all threads and processes that wait for it."""
     _compiled().ring(address)
 
 
 def heard(address: int) -> int:
-    """The count at `address`, for a later `wait`: read it before looking at what the bell announces."""
+    """Return the count at `address`, for a later `wait`. Read it before looking at what the doorbell announces."""
     return int(_compiled().heard(address))
 
 
 def wait(address: int, before: int, seconds: float) -> None:
-    """Sleep until the count at `address` differs from `before`, or `seconds` have passed, or without any reason."""
+    """Sleep until the count at `address` differs from `before` or `seconds` have passed; may wake for no reason."""
     _compiled().wait(address, before, seconds)
 
 

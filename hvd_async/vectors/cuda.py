@@ -1,7 +1,8 @@
-"""Sum and optimizer step in one pass over a GPU's memory: the CUDA half of `kernels`, which is its only user.
+"""Sum and optimizer step in one pass over a GPU's memory: the CUDA half of `arithmetic`, its only user.
 
-Importing it needs Triton, which torch's CUDA wheels bring. Triton compiles a kernel at its first use, for seconds, with the C
-compiler of the machine; it starts that as another program, never by a fork of this process that goes on.
+Importing this module needs Triton, which torch's CUDA wheels include. Triton compiles a kernel at its first use, which
+takes seconds, with the machine's C compiler; it starts the compiler as another program, never by a fork of this process
+that continues.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-# Elements of one program; the sum of squares of each is formed in double precision.
+# Elements per program; the sum of squares of each program is formed in double precision.
 BLOCK = 4096
 _NUM_WARPS = 8
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -25,9 +26,9 @@ RULES = ("none", "sgd", "adam", "adamw")
 class Pass:
     """One pass over vectors of one size on one GPU.
 
-    `sources` ([size] each, at least one; all but the first of one dtype) are divided by `divisors` and added up in order. Then,
-    by `rule`: "none" writes the sum to `target`, if there is one; the others make an optimizer step, with `numbers` by the names
-    of the kernel's arguments, from `parameters` to `target`.
+    `sources` ([size] each, at least one; all but the first of one dtype) are divided by `divisors` and added in order.
+    What follows depends on `rule`: "none" writes the sum to `target`, if there is one; the others make an optimizer step
+    from `parameters` to `target`, with `numbers` by the names of the kernel's arguments.
     """
 
     sources: Sequence[torch.Tensor]
@@ -43,7 +44,7 @@ class Pass:
 
 
 def fits(vectors: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bool:
-    """Whether `run` takes these: contiguous, of one size, on one GPU, all but `sources` in float32."""
+    """Whether `run` can process these vectors: contiguous, of one size, on one GPU, all but `sources` in float32."""
     device, size = vectors[0].device, vectors[0].numel()
     if device.type != "cuda" or size == 0 or len({source.dtype for source in sources[1:]}) > 1:
         return False
@@ -54,15 +55,17 @@ def fits(vectors: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bo
 
 
 def run(work: Pass) -> torch.Tensor:
-    """Enqueue `work` on the current stream of its GPU; what it gives: [num_blocks] float64 there, the sums of squares of the
-    summed gradient / divisor. Nothing is complete on return but the launch."""
+    """Enqueue `work` on the current stream of its GPU. Returns [num_blocks] float64 on that GPU: the sums of squares of
+    the summed gradient / divisor. On return only the launch is complete."""
     sources = work.sources
     device, size = sources[0].device, sources[0].numel()
     num_blocks = -(-size // BLOCK)
     squares = torch.empty(num_blocks, dtype=torch.float64, device=device)
-    spare = squares  # stands where a kernel of this kind looks at nothing
-    numbers = {name: float(work.numbers.get(name, 0.0)) for name in _NUMBERS}  # an int would be another type of kernel
-    # The launch goes to the current device of this thread, which need not be that of the vectors.
+    spare = squares  # placeholder for an argument that a kernel of this kind ignores
+    numbers = {
+        name: float(work.numbers.get(name, 0.0)) for name in _NUMBERS
+    }  # an int would compile another variant of the kernel
+    # The launch goes to the current device of this thread, which may differ from that of the vectors.
     with torch.cuda.device(device):
         _pass[(num_blocks,)](
             _table(device, tuple(source.data_ptr() for source in sources)),
@@ -92,7 +95,7 @@ def run(work: Pass) -> torch.Tensor:
 
 
 def try_out(device: torch.device) -> None:
-    """Compile and run a kernel on a few numbers. Raises whatever Triton raises where that cannot be done."""
+    """Compile and run a kernel on a few numbers. Raises whatever Triton raises if that fails."""
     vector = torch.ones(16, device=device)
     run(Pass([vector], [1.0], "none", {"divisor": 1.0}, vector))
     torch.cuda.current_stream(device).synchronize()
@@ -100,7 +103,8 @@ def try_out(device: torch.device) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _table(device: torch.device, addresses: tuple[int, ...]) -> torch.Tensor:
-    """[num] int64 on `device`. Kept, because slots come again, and each copy to the device costs as much as a launch."""
+    """Return `addresses` as [num] int64 on `device`. Cached, because the same slots come again, and each copy to the
+    device costs as much as a launch."""
     return torch.tensor(addresses, dtype=torch.int64).to(device)
 
 
@@ -124,7 +128,7 @@ _NUMBERS = (
 )
 
 
-# Triton reads the source of these functions: it takes no annotations but its own.
+# Triton reads the source of these functions and accepts no annotations but its own.
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]  # no types; not installed everywhere
@@ -135,7 +139,7 @@ def _load(address, offsets, mask, KIND: tl.constexpr):  # type: ignore[no-untype
         vector = address.to(tl.pointer_type(tl.float16))
     else:
         vector = address.to(tl.pointer_type(tl.float32))
-    # `fits` has looked at the address: wide loads are allowed.
+    # `fits` has checked the address: wide loads are allowed.
     return tl.load(tl.multiple_of(vector, 16) + offsets, mask=mask, other=0.0).to(tl.float32)
 
 
@@ -173,8 +177,8 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
     NESTEROV: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """The formulas of `kernels.step`, in that order. Each element is read before the same thread writes it, so that the target
-    may be the parameters, and the sum its own first source."""
+    """Compute the formulas of `arithmetic.step`, in that order. Each element is read before the same thread writes it, so
+    the target may be the parameters, and the sum its own first source."""
     number = tl.program_id(0)
     offsets = number.to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = offsets < size

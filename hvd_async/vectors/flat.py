@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-# Every tensor begins at a multiple of 64 bytes of the vector, as the matrix kernels like it; the gaps stay zero.
+# Every tensor begins at a multiple of 64 bytes of the vector, which matrix kernels prefer; the gaps stay zero.
 _ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Where one parameter lies in the flat vector."""
+    """Place of one parameter in the flat vector."""
 
     name: str
     shape: tuple[int, ...]
@@ -27,25 +27,25 @@ class Piece:
 
 
 class FlatParameters:
-    """Moves the trained parameters of `model` into one float32 vector and gives them gradients in a second one.
+    """The trained parameters of `model`, moved into one float32 vector, and their gradients, in a second one.
 
-    After construction every parameter that asks for a gradient is a view of `parameters`, and `backward` adds into views of
-    `gradient`. Tied parameters appear once. Frozen parameters stay where they are, so that no weight decay, average or push
-    touches them; every rank has them from the model it built. Buffers are not moved either: a model whose buffers change in
-    training (running statistics) keeps them per rank, outside of what this vector exchanges.
+    After construction every parameter that requires a gradient is a view of `parameters`, and `backward` adds into views
+    of `gradient`. Tied parameters appear once. Frozen parameters stay where they are, so that no weight decay, average or
+    push touches them; every rank has them from the model that it built. Buffers are not moved either: a model whose
+    buffers change in training (running statistics) keeps them per rank, outside what these vectors exchange.
 
     Attributes:
-        parameters: [size], float32, on `device`; the model reads it, the owner may overwrite it between steps.
+        parameters: [size], float32, on `device`; the model reads it, and the owner may overwrite it between steps.
         gradient: [size], float32, on `device`.
         pieces: name, shape and offset of each trained parameter, in the model's order.
         num_parameters: elements of all parameters, frozen ones included.
     """
 
     def __init__(self, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
-        """Raises `TypeError` if a trained parameter is not float32, `ValueError` if none is trained."""
+        """Move the parameters. Raises `TypeError` if a trained parameter is not float32, `ValueError` if none is trained."""
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not trained:
-            raise ValueError("got a model without parameters that ask for a gradient, expected one at least")
+            raise ValueError("got a model without parameters that require a gradient, expected at least one")
         self.pieces, self.size = _lay_out(trained)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.parameters = torch.zeros(self.size, dtype=torch.float32, device=device)
@@ -67,20 +67,22 @@ class FlatParameters:
             parameter.grad = view
 
     def collect_gradient(self) -> torch.Tensor:
-        """`gradient` after `backward`, also where autograd or DDP put a parameter's gradient elsewhere. [size], float32."""
+        """Return `gradient` ([size], float32) after `backward`, even if autograd or DDP put a parameter's gradient
+        elsewhere."""
         for parameter, view in self._trained:
             if parameter.grad is not None and parameter.grad.data_ptr() != view.data_ptr():
                 view.copy_(parameter.grad)
         return self.gradient
 
     def named_tensors(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Views of `vector` ([size], any device) under the trained parameters' names, and the frozen parameters under theirs."""
+        """Return views of `vector` ([size], any device) by the names of the trained parameters, and the frozen parameters
+        by theirs."""
         views = {piece.name: self._view(vector, piece) for piece in self.pieces}
         return views | {name: parameter.detach() for name, parameter in self._frozen.items()}
 
     @contextlib.contextmanager
     def holding(self, vector: torch.Tensor) -> Iterator[None]:
-        """Let the model compute with `vector` ([size], float32, any device) inside the block, then as before."""
+        """Make the model compute with `vector` ([size], float32, any device) inside the block, and as before afterwards."""
         held = self.parameters.clone()
         self.parameters.copy_(vector)
         try:

@@ -69,9 +69,9 @@ def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
     assert len(first.err.splitlines()) == 2
     lines = first.out.splitlines()
     assert lines[0] == f"3 of 3 runs to be computed in {folder / 'out'}"
-    assert lines[1] == "horovod-s1: begins, 1 of 3"
+    assert lines[1] == "horovod-s1: starts, 1 of 3"
     assert lines[2].startswith("horovod-s1: finished: version 6, 2,0")
-    assert lines[3] == "bad-s1: begins, 2 of 3" and lines[5] == "n_1-s1: begins, 3 of 3"
+    assert lines[3] == "bad-s1: starts, 2 of 3" and lines[5] == "n_1-s1: starts, 3 of 3"
     fault = (folder / "out/faults/bad-s1.txt").read_text()
     assert fault.startswith("exit status 2: hvd-async: ") and fault.count("\n") == 1
     entries = read_collection(folder / "out").entries
@@ -88,7 +88,7 @@ def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
     assert main(command) == 3
     second = capsys.readouterr().out.splitlines()
     assert second[0] == f"2 of 3 runs to be computed in {folder / 'out'}"
-    assert [line for line in second if ": begins, " in line] == ["bad-s1: begins, 1 of 2", "n_1-s1: begins, 2 of 2"]
+    assert [line for line in second if ": starts, " in line] == ["bad-s1: starts, 1 of 2", "n_1-s1: starts, 2 of 2"]
     assert files_below(folder / "out/runs/horovod-s1") == whole
 
 
@@ -202,7 +202,7 @@ def test_every_rate_is_tried_with_the_first_seed_and_the_best_with_the_others(
         *("horovod-0.1-s7", "n_1-0.1-s7", "horovod-0.4-s7", "n_1-0.4-s7", "horovod-0.2-s7", "n_1-0.2-s7"),
         *("horovod-0.2-s1", "n_1-0.4-s1"),
     ]
-    numbers = [line.rpartition(", ")[2] for line in lines if ": begins, " in line]
+    numbers = [line.rpartition(", ")[2] for line in lines if ": starts, " in line]
     assert numbers == [*(f"{number} of 6" for number in range(1, 7)), "7 of 8", "8 of 8"]
     assert "horovod-0.4-s7: diverged; finished: pretended" in lines
     collection = read_collection(folder / "out")
@@ -258,7 +258,7 @@ def test_only_some_runs(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, o
 
 def test_a_pattern_that_fits_nothing_is_refused(folder: pathlib.Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"--only: got 'ddp', which fits no run, variant or environment; variants are horovod, N = 1"
+        ConfigError, match=r"--only: got 'ddp', which matches no run, variant or environment; variants are horovod, N = 1"
     ):
         execute(write(folder, tiny()), folder / "out", only=["horovod", "ddp"])
     assert not (folder / "out").exists()
@@ -294,7 +294,7 @@ def test_several_jobs_at_a_time(folder: pathlib.Path, monkeypatch: pytest.Monkey
     in_place_of_processes(monkeypatch, pretended := Pretended(losses))
     failures, lines = execute(write(folder, tiny(seeds=[1, 2])), folder / "out", jobs=2)
     assert failures == [] and sorted(pretended.names) == ["horovod-s1", "horovod-s2", "n_1-s1", "n_1-s2"]
-    numbers = sorted(line.rpartition(", ")[2] for line in lines if ": begins, " in line)
+    numbers = sorted(line.rpartition(", ")[2] for line in lines if ": starts, " in line)
     assert numbers == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
 
 
@@ -318,7 +318,7 @@ def test_a_real_run_goes_on_from_its_checkpoint(folder: pathlib.Path, monkeypatc
     leave_checkpoint(folder / "out", "horovod-s1")
     _, lines = execute(path, folder / "out")
     assert begun_how(pretended) == ["overwrite", "overwrite", "resume"]
-    assert lines[0] == "horovod-s1: goes on, 1 of 1"
+    assert lines[0] == "horovod-s1: resumes, 1 of 1"
 
 
 @pytest.mark.parametrize("change", [{"set": {"training.label_smoothing": 0.1}}, {"workers": 3}])
@@ -357,7 +357,7 @@ def test_a_run_whose_checkpoint_is_damaged_begins_again(folder: pathlib.Path, mo
     in_place_of_processes(monkeypatch, compute)
     failures, lines = execute(path, folder / "out")
     assert failures == [] and begun_how(pretended) == ["overwrite"] * 3
-    assert lines[1] == "horovod-s1: cannot go on (hvd-async: it is damaged); computed again"
+    assert lines[1] == "horovod-s1: cannot resume (hvd-async: it is damaged); computed again"
 
 
 # The folder belongs to one.
@@ -404,8 +404,8 @@ def test_what_runs_ends_with_the_suite(folder: pathlib.Path) -> None:
         parent.send_signal(signal.SIGTERM)
         output, errors = parent.communicate(timeout=SECONDS)
     assert parent.returncode == 143
-    assert errors == "hvd-async: compare: finished runs are kept, the same command goes on: stopped by SIGTERM\n"
-    assert output.splitlines()[1:] == ["horovod-s1: begins, 1 of 2"]
+    assert errors == "hvd-async: compare: stopped by SIGTERM; finished runs are kept; run the same command again to resume\n"
+    assert output.splitlines()[1:] == ["horovod-s1: starts, 1 of 2"]
     assert len(running) == 1 and not is_alive(running[0])
     assert not (folder / "out/faults").exists() and not (folder / "out/report").exists()
 
@@ -494,7 +494,7 @@ def test_real_runs_go_on_from_their_checkpoints(folder: pathlib.Path, text: path
     with compare(path, folder / "broken") as parent:
         output, errors = parent.communicate(timeout=2 * SECONDS)
     assert parent.returncode == 0, errors
-    assert "async-s1: goes on, 1 of 1" in output.splitlines()
+    assert "async-s1: resumes, 1 of 1" in output.splitlines()
     for name in ("horovod-s1", "async-s1"):
         found = read_run(folder / "broken/runs" / name)
         assert (found.status, found.updates, found.num_workers) == ("finished", 40, 2)

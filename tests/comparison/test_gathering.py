@@ -171,7 +171,7 @@ def test_a_comparison_of_an_older_version_is_read(tmp_path: pathlib.Path, monkey
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"runs": [{}], "target": null}', "\udcff"])
 def test_a_damaged_plan(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "comparison.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(DataError, match=r"comparison.json: cannot be read .*expected that of a comparison"):
+    with pytest.raises(DataError, match=r"comparison.json: cannot be read .*expected the plan of a comparison"):
         gathered(tmp_path)
 
 

@@ -74,7 +74,9 @@ def test_where_gradients_are_summed_all_wait_for_the_slowest(tmp_path: pathlib.P
 def test_a_log_of_another_version_is_refused(tmp_path: pathlib.Path) -> None:
     event = arrival(0, 4.5, 4.0)
     del event["received_seconds"]
-    with pytest.raises(DataError, match=r"events.jsonl: an event is damaged, or of an older hvd_async .*'received_seconds'"):
+    with pytest.raises(
+        DataError, match=r"events.jsonl: an event is damaged, or from an older hvd_async .*'received_seconds'"
+    ):
         read_history(made(tmp_path, event))
 
 

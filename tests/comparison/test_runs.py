@@ -53,13 +53,13 @@ def test_a_run_that_has_not_ended(tmp_path: pathlib.Path) -> None:
 
 def test_a_run_that_was_stopped(tmp_path: pathlib.Path) -> None:
     write_run(run((10.0, 4.0), folder=tmp_path, status="stopped"))
-    with pytest.raises(DataError, match="got a run that was stopped, expected one that has ended; go on with --resume"):
+    with pytest.raises(DataError, match="got a run that was stopped, expected one that has ended; resume it with --resume"):
         read_run(tmp_path)
 
 
 def test_a_run_that_measured_nothing(tmp_path: pathlib.Path) -> None:
     write_run(run(folder=tmp_path))
-    with pytest.raises(DataError, match="got no validation, expected one at least"):
+    with pytest.raises(DataError, match="got no validation, expected at least one"):
         read_run(tmp_path)
 
 

@@ -38,8 +38,8 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ({"budget": {"token": 3}}, "budget.token: unknown key; did you mean 'tokens'?"),
         ({"target": {"los": 3.0}}, "target.los: unknown key; did you mean 'loss'?"),
         ({"baseline": "sync"}, "suite.yaml: baseline: got 'sync', expected one of horovod, N = 1"),
-        ({"seeds": []}, "suite.yaml: seeds: got none, expected one or more"),
-        ({"environments": {}}, "suite.yaml: environments: got none, expected one or more"),
+        ({"seeds": []}, "suite.yaml: seeds: got none, expected at least one"),
+        ({"environments": {}}, "suite.yaml: environments: got none, expected at least one"),
         ({"seeds": [0]}, "seeds.0: got 0, expected: greater than or equal to 1"),
         ({"seeds": 3}, "seeds: got 3"),
         ({"rates": [0.1, 0.0]}, "suite.yaml: rates.1: got 0.0, expected: greater than 0"),
@@ -49,21 +49,21 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ({"seeds": [10**26]}, f"suite.yaml: seeds.0: got {10**26}, expected: less than 9223372036854775808"),
         (
             {"environments": {"a\nhvd-async: b": {}}},
-            r"environments: got 'a\nhvd-async: b', expected a name in one line, without control characters",
+            r"environments: got 'a\nhvd-async: b', expected a one-line name without control characters",
         ),
         ({"workers": 0}, "workers: got 0, expected: greater than or equal to 1"),
         (
             {"launcher": "slurm"},
             "launcher: got 'slurm', expected: 'mpirun', 'srun', 'horovodrun-mpi', 'horovodrun-gloo' or 'simulate'",
         ),
-        ({"launch_arguments": ["--hosts", "a:4"]}, "launch_arguments: got some with launcher simulate, expected none"),
+        ({"launch_arguments": ["--hosts", "a:4"]}, "launch_arguments: got arguments with launcher simulate, expected none"),
         (
             {"launcher": "mpirun", "launch_arguments": ["--workers=3"]},
-            "launch_arguments: got --workers=3, expected other arguments; a suite gives it to each run itself",
+            "launch_arguments: got --workers=3, expected other arguments; a suite sets it for each run",
         ),
         (
             {"launcher": "horovodrun-gloo"},
-            "all: N = 1: strategy.kind: got async with launcher horovodrun-gloo, expected horovod or single",
+            "all: N = 1: strategy.kind: got async with launcher horovodrun-gloo, which has no MPI, expected horovod or single",
         ),
         (
             {"environments": {"a": {"emulation.slow_workers": {7: 2.0}}}},
@@ -71,7 +71,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ),
         (
             {"launcher": "mpirun", "environments": {"a": {"emulation.spread": "gamma", "emulation.deviation": 0.1}}},
-            "a: horovod: emulation.spread: got gamma in a real run, expected emulation.seconds beside it",
+            "a: horovod: emulation.spread: got gamma in a real run without emulation.seconds, expected emulation.seconds",
         ),
         (
             {"target": {"bleu": 20.0}, "set": {"validation.bleu": False}},
@@ -80,24 +80,24 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ({"budget": {}}, "budget: got none of them, expected exactly one of tokens, updates and seconds"),
         ({"budget": {"tokens": 1, "updates": 1}}, "budget: got tokens, updates, expected exactly one"),
         ({"budget": {"seconds": 0.0}}, "budget.seconds: got 0.0, expected: greater than 0"),
-        ({"target": {"loss": 2.0, "bleu": 20.0}}, "target: got both, expected loss or bleu"),
+        ({"target": {"loss": 2.0, "bleu": 20.0}}, "target: got both loss and bleu, expected one of them"),
         ({"target": {"bleu": 100.0}}, "target.bleu: got 100.0, expected: less than 100"),
         ({"measure_every": 0}, "measure_every: got 0"),
         ({"variants": {"horovod": None}}, "variants.horovod: got None"),
         # Names.
         (
             {"variants": {"horovod": {}, "Horovod!": {}}},
-            "suite.yaml: variants: got 'horovod' and 'Horovod!', whose runs would have the same folder ('horovod')",
+            "suite.yaml: variants: got 'horovod' and 'Horovod!', whose runs would share a folder ('horovod')",
         ),
-        ({"variants": {"horovod": {}, "???": {}}}, "variants: got '???', expected a letter of a to z or a digit"),
+        ({"variants": {"horovod": {}, "???": {}}}, "variants: got '???', expected at least one letter a to z or digit"),
         (
             {"environments": {"a b": {}, "a, b": {}}},
-            "environments: got 'a b' and 'a, b', whose runs would have the same folder",
+            "environments: got 'a b' and 'a, b', whose runs would share a folder",
         ),
-        ({"rates": [0.1, 0.1000000001]}, "rates: got 0.1 and 0.1000000001, whose runs would have the same folder ('0.1')"),
-        ({"seeds": [2, 2]}, "seeds: got 2 and 2, whose runs would have the same folder ('2')"),
+        ({"rates": [0.1, 0.1000000001]}, "rates: got 0.1 and 0.1000000001, whose runs would share a folder ('0.1')"),
+        ({"seeds": [2, 2]}, "seeds: got 2 and 2, whose runs would share a folder ('2')"),
         # What a suite gives itself.
-        ({"set": {"seed": 1}}, "suite.yaml: set: got seed, expected other keys; a suite gives it to each run itself"),
+        ({"set": {"seed": 1}}, "suite.yaml: set: got seed, expected other keys; a suite sets it for each run"),
         (one_variant(output="x"), "suite.yaml: variants: N = 1: got output, expected other keys"),
         ({"set": {"training.epochs": 1}}, "set: got training.epochs, expected other keys"),
         ({"set": {"training": {"seconds": 1.0}}}, "set: got training.seconds, expected other keys"),
@@ -126,7 +126,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         *(
             (
                 one_variant(**{key: value}),
-                f"variants: N = 1: got {key}, expected it in `set` or `environments`; variants are compared on equal terms",
+                f"variants: N = 1: got {key}, expected it in `set` or `environments`, since variants are compared on equal terms",
             )
             for key, value in {
                 "data.folder": "x",
@@ -167,7 +167,7 @@ def test_a_base_with_several_faults_is_told_line_by_line(folder: pathlib.Path) -
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "no such file"), ("- 1", "got a list, expected keys"), ("a: [", "not YAML")]
+    ("text", "message"), [(None, "no such file"), ("- 1", "got a list, expected the keys"), ("a: [", "not YAML")]
 )
 def test_a_file_that_is_no_suite(folder: pathlib.Path, text: str | None, message: str) -> None:
     path = folder / "suite.yaml"

@@ -98,7 +98,7 @@ def test_plain_lines(log: pathlib.Path) -> None:
         board.expect(1)
         with board.running("b-s1", log, TOKENS, is_resumed=True):
             pass
-    assert stream.getvalue() == "[a]-s1: begins, 1 of 2\n[a]-s1: something [bold]\nb-s1: goes on, 2 of 3\n"
+    assert stream.getvalue() == "[a]-s1: starts, 1 of 2\n[a]-s1: something [bold]\nb-s1: resumes, 2 of 3\n"
 
 
 def drawn(board: Board) -> list[str]:
@@ -134,4 +134,4 @@ def test_on_a_terminal_lines_stand_above_the_table(log: pathlib.Path) -> None:
     with board.showing(), board.running("a-s1", log, TOKENS, is_resumed=False):
         board.say("a-s1: [said]")
     assert "a-s1: [said]\n" in stream.getvalue()
-    assert "begins" not in stream.getvalue()
+    assert "starts" not in stream.getvalue()

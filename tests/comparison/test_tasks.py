@@ -94,12 +94,12 @@ def test_only_numbers_what_is_asked_for(folder: pathlib.Path, pretended: Pretend
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        ("--task 4", "--task: got 4, expected 0 to 3: so many runs are in stage 1"),
-        ("--task -1", "--task: got -1, expected 0 to 3: so many runs are in stage 1"),
-        ("--task 2 --stage 2", "--task: got 2, expected 0 to 1: so many runs are in stage 2"),
+        ("--task 4", "--task: got 4, expected 0 to 3: the numbers of the runs in stage 1"),
+        ("--task -1", "--task: got -1, expected 0 to 3: the numbers of the runs in stage 1"),
+        ("--task 2 --stage 2", "--task: got 2, expected 0 to 1: the numbers of the runs in stage 2"),
         ("--task 0 --stage 3", "--stage: got 3, expected 1 or 2"),
         ("--task 0 --stage 0", "--stage: got 0, expected 1 or 2"),
-        ("--task 0 --only *-s2", "--task: got 0, expected none at all: so many runs are in stage 1"),
+        ("--task 0 --only *-s2", "--task: got 0, expected none at all: the numbers of the runs in stage 1"),
         ("--task 0 --jobs 2", "--jobs: got 2 beside --task, where it has no effect; leave one of them out"),
         ("--count --jobs 2", "--jobs: got 2 beside --count, where it has no effect; leave one of them out"),
         ("--stage 2", "--stage: got 2, expected --task N beside it"),
@@ -116,7 +116,7 @@ def test_a_run_that_is_none_is_refused(
 
 def test_a_suite_of_one_stage_has_no_second(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(write(folder, tiny(seeds=[1, 2])), "--task", "0", "--stage", "2")) == 2
-    assert "got 2, expected 1: the suite has no rates to choose from, or no other seeds" in capsys.readouterr().err
+    assert "got 2, expected 1: the suite has no rates to choose from, or only one seed" in capsys.readouterr().err
 
 
 # The second stage.
@@ -139,16 +139,16 @@ def test_the_second_stage_is_at_the_best_rate(
         assert main(command(path, "--task", str(number))) == 0
     capsys.readouterr()
     assert main(command(path, "--stage", "2", "--task", "1")) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "n_1-0.4-s1: begins, 1 of 1"
+    assert capsys.readouterr().out.splitlines()[0] == "n_1-0.4-s1: starts, 1 of 1"
     assert main(command(path, "--stage", "2", "--task", "0")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["not there: horovod-0.2-s7; of the others rate 0.1 is the best", "horovod-0.1-s1: begins, 1 of 1"]
+    assert lines[:2] == ["missing: horovod-0.2-s7; the best rate of the others is 0.1", "horovod-0.1-s1: starts, 1 of 1"]
     assert main(command(path, "--task", "4")) == 0
     assert main(command(path, "--stage", "2", "--task", "0")) == 0
     assert pretended.names[5:] == ["n_1-0.4-s1", "horovod-0.1-s1", "horovod-0.2-s7", "horovod-0.2-s1"]
     capsys.readouterr()
     assert main(command(path, "--only", "*-0.4-*", "--stage", "2", "--task", "0")) == 0
-    assert capsys.readouterr().out == "run 0 of stage 2: left out by --only\n"
+    assert capsys.readouterr().out == "run 0 of stage 2: excluded by --only\n"
 
 
 def test_the_second_stage_needs_the_first(
@@ -157,7 +157,9 @@ def test_the_second_stage_needs_the_first(
     path = write(folder, tiny(rates=[0.1, 0.2], seeds=[1, 2]))
     assert main(command(path, "--stage", "2", "--task", "0")) == 3
     names = "horovod-0.1-s1, horovod-0.2-s1"
-    fault = f"hvd-async: --task: {names}: got none of them, expected one that has ended; compute stage 1 first\n"
+    fault = (
+        f"hvd-async: --task: {names}: got none of these runs, expected at least one that has ended; compute stage 1 first\n"
+    )
     assert capsys.readouterr().err == fault and pretended.names == []
 
 
@@ -172,7 +174,7 @@ def test_a_task_leaves_what_a_comparison_leaves_and_its_output_is_that_of_the_ru
         output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     lines = output.splitlines()
-    assert lines[0] == "n_1-s1: begins, 1 of 1" and lines[-1].startswith("finished: version ")
+    assert lines[0] == "n_1-s1: starts, 1 of 1" and lines[-1].startswith("finished: version ")
     with task(path, 1) as process:
         assert process.communicate(timeout=SECONDS)[0] == "n_1-s1: done before\n"
     assert process.returncode == 0
@@ -208,7 +210,7 @@ def test_a_run_that_was_killed_gives_the_exit_status_of_that(
 ) -> None:
     in_place_of_processes(monkeypatch, lambda words: subprocess.CompletedProcess(list(words), -9, "", ""))
     assert main(command(write(folder, tiny()), "--task", "0")) == 137
-    assert capsys.readouterr().out.splitlines()[-1] == "horovod-s1: exit status -9: it said nothing on stderr"
+    assert capsys.readouterr().out.splitlines()[-1] == "horovod-s1: exit status -9: no output on stderr"
 
 
 def test_a_run_of_another_configuration_is_computed_again(
@@ -265,7 +267,7 @@ def test_tasks_run_at_once(folder: pathlib.Path) -> None:
             process.send_signal(signal.SIGTERM)
         said = [process.communicate(timeout=SECONDS)[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [143, 143]
-    assert said == ["hvd-async: compare: the same command goes on: stopped by SIGTERM\n"] * 2
+    assert said == ["hvd-async: compare: stopped by SIGTERM; run the same command again to resume\n"] * 2
     assert not any(map(is_alive, children)) and not (folder / "out/faults").exists()
 
 
@@ -361,13 +363,15 @@ def test_a_signal_saves_everything_and_the_same_task_goes_on(
         process.send_signal(number)
         output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number, errors
-    assert "everything saved" in output and errors.endswith(f"the same command goes on: stopped by {number.name}\n")
+    assert "everything saved" in output and errors.endswith(
+        f"stopped by {number.name}; run the same command again to resume\n"
+    )
     assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
     assert not (folder / "out/faults").exists()
     with task(path, 0) as process:
         output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
-    assert "single-s1: goes on, 1 of 1" in output.splitlines()
+    assert "single-s1: resumes, 1 of 1" in output.splitlines()
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["updates"], summary["processes"]) == ("finished", 60, 2)
     assert batches_of(run) == list(range(60))
@@ -398,7 +402,7 @@ def test_a_task_of_real_ranks_goes_on(folder: pathlib.Path, text: pathlib.Path) 
     assert process.returncode == 138 and "everything saved" in output, errors
     with task(path, 0) as process:
         output, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0 and "async-s1: goes on, 1 of 1" in output.splitlines(), errors
+    assert process.returncode == 0 and "async-s1: resumes, 1 of 1" in output.splitlines(), errors
     assert output.splitlines()[-2].startswith("finished: version 60, ") and output.splitlines()[-1].startswith(
         "launch: done"
     )

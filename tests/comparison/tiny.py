@@ -31,7 +31,7 @@ def write_text(folder: pathlib.Path) -> pathlib.Path:
 
 
 def write_base(folder: pathlib.Path, text: pathlib.Path, **sections: Any) -> None:
-    """The configuration of a run from which the tiny suite begins."""
+    """The run configuration from which the tiny suite begins."""
     base = {
         "output": "unused",
         "data": {"folder": str(text)},

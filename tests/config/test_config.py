@@ -108,7 +108,7 @@ def test_in_lockstep_nobody_waits_for_a_bound_as_well() -> None:
     lockstep = {"kind": "async", "lockstep": True, "max_staleness": 2}
     assert faults(strategy=lockstep) == [
         "config.yaml: strategy: max_staleness: got 2 with lockstep true and on_stale wait, expected none; in lock-step each"
-        " worker waits for its update already"
+        " worker already waits for its update"
     ]
     assert parse(strategy={**lockstep, "on_stale": "drop"}).strategy.max_staleness == 2
     assert parse(strategy={**lockstep, "kind": "single"}).strategy.max_staleness == 2
@@ -118,7 +118,7 @@ def test_in_lockstep_nobody_waits_for_a_bound_as_well() -> None:
 def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> None:
     schedule = [{"version": version, "arrivals": 1} for version in versions]
     assert faults(strategy={"arrivals_per_update": schedule}) == [
-        f"config.yaml: strategy.arrivals_per_update: got versions {versions}, expected a rising list that begins with 0"
+        f"config.yaml: strategy.arrivals_per_update: got versions {versions}, expected a rising list that starts at 0"
     ]
 
 
@@ -144,21 +144,21 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"optimizer": {"schedule": {"kind": "linear", "total": 5}}, "training": {"updates": 6}},
-            "(top level): training.updates: got 6, expected at most optimizer.schedule.total (5); the rate is 0 from there on,"
-            " and nothing would be learned",
+            "(top level): training.updates: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
+            " and nothing is learned",
         ),
         (
             {"optimizer": {"schedule": {"kind": "linear", "unit": "tokens", "total": 5}}, "training": {"tokens": 6}},
-            "(top level): training.tokens: got 6, expected at most optimizer.schedule.total (5); the rate is 0 from there on,"
-            " and nothing would be learned",
+            "(top level): training.tokens: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
+            " and nothing is learned",
         ),
         (
             {"optimizer": {"momentum": 0.9}},
-            "optimizer: momentum, nesterov: expected no value for kind adam; they belong to sgd",
+            "optimizer: momentum, nesterov: expected no value for kind adam; they apply to sgd only",
         ),
         (
             {"optimizer": {"kind": "sgd", "nesterov": True}},
-            "optimizer: nesterov: got true, expected momentum > 0 beside it",
+            "optimizer: nesterov: got true with momentum 0, expected momentum > 0",
         ),
         (
             {"store": {"device": "cuda", "shards": 2}},
@@ -167,13 +167,13 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"strategy": {"kind": "async", "provisional": True, "reduction": "sum"}},
-            "strategy: provisional: got true with reduction sum, expected false, or token_mean; the sum of some arrivals"
-            " makes a shorter step than that of all",
+            "strategy: provisional: got true with reduction sum, expected false, or reduction token_mean; the sum of"
+            " some arrivals makes a shorter step than the sum of all",
         ),
         (
             {"strategy": {"kind": "async", "provisional": True, "staleness_policy": "delay_compensation"}},
-            "strategy: provisional: got true with staleness_policy delay_compensation, expected false, or none or inverse;"
-            " what it corrects is measured from the version, not from where the gradient was computed",
+            "strategy: provisional: got true with staleness_policy delay_compensation, expected false, or policy none or"
+            " inverse; the correction is measured from the version, not from the parameters on which the gradient was computed",
         ),
         ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens, updates, seconds"),
         (
@@ -182,11 +182,11 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"validation": {"patience": 2}},
-            "validation: patience: expected `when: during` and a value for `every` beside it",
+            "validation: patience: expected `when: during` and a value for `every`",
         ),
         (
             {"validation": {"patience": 2, "every": 5, "when": "after"}},
-            "validation: patience: expected `when: during` and a value for `every` beside it",
+            "validation: patience: expected `when: during` and a value for `every`",
         ),
     ],
 )
@@ -271,8 +271,8 @@ def test_an_override_fills_an_empty_section(file: pathlib.Path) -> None:
     ("text", "message"),
     [
         ("a: [", "not YAML"),
-        ("- 1", "got a list, expected keys"),
-        ("", "got nothing, expected keys"),
+        ("- 1", "got a list, expected the keys"),
+        ("", "got nothing, expected the keys"),
         ("7", "got 7, expected"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_trace_without_step_times_is_refused(tmp_path: pathlib.Path, content: 
 def test_what_would_make_a_real_step_shorter_is_refused() -> None:
     for settings in ({"spread": "gamma", "deviation": 0.1}, {"seconds_per_token": 0.1}):
         config = EmulationConfig(**settings)
-        with pytest.raises(ConfigError, match=r"expected emulation\.seconds beside it"):
+        with pytest.raises(ConfigError, match=r"expected emulation\.seconds longer than the real step"):
             check_emulation(config, 2)
         check_emulation(EmulationConfig(seconds=1.0, **settings), 2)
     with pytest.raises(ConfigError, match="slow_workers: got worker 5, expected 0 to 1"):

@@ -70,7 +70,7 @@ def test_another_site_file_can_be_named(config: pathlib.Path, capsys: pytest.Cap
         ("account: a b\n", "account: got 'a b'"),
         ("account: 'a\n#SBATCH --x'\n", "account: got"),
         ("setup: module load x\n", "setup: got 'module load x'"),
-        ("[a]\n", "expected keys, those of the site file"),
+        ("[a]\n", "expected the keys of the site file"),
     ],
 )
 def test_a_site_file_is_checked(text: str, words: str, tmp_path: pathlib.Path) -> None:

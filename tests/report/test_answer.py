@@ -23,10 +23,7 @@ THERE = Reached(10.0, 1000.0, 10.0)
 SYNC = {"is_baseline": True, "final_bleu": Interval(30.4, 30.0, 30.8, 3), "ideal": Ideal(10.0, 14.5)}
 FAST = {"speed_up": Interval(1 / 0.71, 1 / 0.77, 1 / 0.66, 3), "final_bleu": Interval(30.2, 30.0, 30.4, 3)}
 EQUAL = {"bleu_difference": Interval(-0.2, -0.9, 0.5, 3)}
-IDEAL = (
-    "With these step times (those of horovod) nobody could gain more than a factor of 1.45 in steps per second by"
-    " not waiting."
-)
+IDEAL = "With these step times (those of horovod), not waiting could increase steps per second at most by a factor of 1.45."
 
 
 def a_run() -> Run:
@@ -68,9 +65,10 @@ CASES = {
             row("slower", **{**FAST, "speed_up": Interval(1.2, 1.1, 1.3, 3)}, **EQUAL),
             row("async", **FAST, **EQUAL),
         ],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        " difference"
         " -0.9 to +0.5).",
-        ["async is the fastest of 2, picked after the fact; its interval does not allow for the choice.", IDEAL],
+        ["async is the fastest of 2, chosen after the fact; the interval does not account for this choice.", IDEAL],
     ),
     "reached with all seeds goes before faster": (
         [
@@ -78,23 +76,26 @@ CASES = {
             row("lucky", num_not_reached=2, **{**FAST, "speed_up": Interval(9.0, 9.0, 9.0, 1)}, **EQUAL),
             row("async", **FAST, **EQUAL),
         ],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        " difference"
         " -0.9 to +0.5).",
         [
-            "async is the fastest of 2, picked after the fact; its interval does not allow for the choice.",
-            "lucky reached the target in 1 of 3 runs; times are of these alone.",
+            "async is the fastest of 2, chosen after the fact; the interval does not account for this choice.",
+            "lucky reached the target in 1 of 3 runs; times are of these runs alone.",
             IDEAL,
         ],
     ),
     "a wide interval of BLEU": (
         [row("horovod", **SYNC), row("async", **FAST, bleu_difference=Interval(-0.2, -3.0, 2.6, 3))],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with no clear difference in BLEU (30.2 against"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with no clear difference in BLEU (30.2"
+        " against"
         " 30.4; difference -3.0 to +2.6).",
         [IDEAL],
     ),
     "lower BLEU": (
         [row("horovod", **SYNC), row("async", **FAST, bleu_difference=Interval(-0.2, -0.3, -0.1, 3))],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with lower BLEU (30.2 against 30.4; difference"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with lower BLEU (30.2 against 30.4;"
+        " difference"
         " -0.3 to -0.1).",
         [IDEAL],
     ),
@@ -118,13 +119,15 @@ CASES = {
     ),
     "no clear difference": (
         [row("horovod", **SYNC), row("async", **{**FAST, "speed_up": Interval(1.05, 0.95, 1.2, 3)}, **EQUAL)],
-        "No clear difference: async reached loss 2.100 in 0.95 of the time of horovod, but 1 lies in the interval (0.83 to 1.05);"
+        "No clear difference: async reached loss 2.100 in 0.95 of the time of horovod, but the interval (0.83 to 1.05)"
+        " contains 1;"
         " at equal BLEU (30.2 against 30.4; difference -0.9 to +0.5).",
         [IDEAL],
     ),
     "slower": (
         [row("horovod", **SYNC), row("async", **{**FAST, "speed_up": Interval(0.8, 0.7, 0.9, 3)}, **EQUAL)],
-        "Nobody was faster than horovod: the fastest other, async, needed 1.25 times as long to reach loss 2.100 (1.11 to 1.43),"
+        "No variant was faster than horovod: the fastest other, async, took 1.25 times as long to reach loss 2.100 (1.11"
+        " to 1.43),"
         " at equal BLEU (30.2 against 30.4; difference -0.9 to +0.5).",
         [IDEAL],
     ),
@@ -141,17 +144,18 @@ CASES = {
     "not the baseline": (
         [row("horovod", num_not_reached=3, is_baseline=True), row("async", num_not_reached=1)],
         "The baseline, horovod, did not reach loss 2.100. async reached loss 2.100 after 123 s (2 of 3 seeds).",
-        ["horovod did not reach the target.", "async reached the target in 2 of 3 runs; times are of these alone."],
+        ["horovod did not reach the target.", "async reached the target in 2 of 3 runs; times are of these runs alone."],
     ),
     "failed and diverged": (
         [
             row("horovod", num_failed=1, **SYNC),
             row("async", num_diverged=1, **{**FAST, "speed_up": Interval(1.25, 1.2, 1.3, 2)}, **EQUAL),
         ],
-        "async reached loss 2.100 in 0.80 of the time of horovod (0.77 to 0.83), at equal BLEU (30.2 against 30.4; difference"
+        "async reached loss 2.100 in 0.80 of the time of horovod (0.77 to 0.83), at equal BLEU (30.2 against 30.4;"
+        " difference"
         " -0.9 to +0.5).",
         [
-            "The ratio is of 2 of 3 seeds: those with which both reached the target.",
+            "The ratio is over 2 of 3 seeds: those with which both reached the target.",
             "horovod: 1 of 3 runs missing or failed (seed 1).",
             "async: 1 of 3 runs diverged.",
             IDEAL,
@@ -159,13 +163,15 @@ CASES = {
     ),
     "the baseline failed": (
         [row("horovod", num_failed=3, is_baseline=True), row("async")],
-        "No run of the baseline, horovod, has ended here: there is nothing to compare with. async reached loss 2.100 after 123 s"
+        "No run of the baseline, horovod, has ended well here: there is nothing to compare with. async reached loss 2.100"
+        " after 123 s"
         " (3 of 3 seeds).",
         ["horovod: 3 of 3 runs missing or failed (seeds 1, 2, 3)."],
     ),
     "no baseline in this environment": (
         [row("async")],
-        "No run of the baseline, horovod, has ended here: there is nothing to compare with. async reached loss 2.100 after 123 s"
+        "No run of the baseline, horovod, has ended well here: there is nothing to compare with. async reached loss 2.100"
+        " after 123 s"
         " (3 of 3 seeds).",
         [],
     ),
@@ -181,21 +187,23 @@ CASES = {
     ),
     "at the first measurement": (
         [row("horovod", **SYNC), row("async", reached=(replace(THERE, is_bound=True),) * 3, **FAST, **EQUAL)],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        " difference"
         " -0.9 to +0.5).",
         [
-            "async had reached the target at the first measurement already: the time is the most that it can have been, and the"
-            " ratio is uncertain. Validate earlier, or set a harder target.",
+            "async had reached the target by the first measurement: the time is an upper limit, and the ratio is"
+            " uncertain. Validate earlier, or set a harder target.",
             IDEAL,
         ],
     ),
     "longer steps and the edge of rates": (
         [row("horovod", num_overrun=30, **SYNC), row("async", rate=0.01, **{**FAST, **EQUAL, "is_at_the_edge": True})],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4; difference"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        " difference"
         " -0.9 to +0.5).",
         [
             "async: the best learning rate, 0.01, is at the edge of those tried.",
-            "horovod: 10.0 % of the steps lasted longer than was to be emulated.",
+            "horovod: 10.0 % of the steps lasted longer than emulated.",
             IDEAL,
         ],
     ),
@@ -213,8 +221,8 @@ def test_the_sentence(case: str) -> None:
 def test_the_bounds_of_both_are_told_where_they_differ() -> None:
     base, fast = row("horovod", **SYNC), row("async", **FAST, **EQUAL, ideal=Ideal(10.0, 24.0))
     assert answer([base, fast], "horovod", TARGET).notes == (
-        "By not waiting, steps per second can grow by a factor of 1.45 at most with the step times of horovod, and of 2.40 with"
-        " those of async, each measured in its own runs.",
+        "Not waiting could increase steps per second at most by a factor of 1.45 with the step times of horovod, and of"
+        " 2.40 with those of async, each measured in its own runs.",
     )
     same = row("async", **FAST, **EQUAL, ideal=Ideal(20.0, 29.0))
     assert answer([base, same], "horovod", TARGET).notes == (IDEAL,)

@@ -47,7 +47,8 @@ def test_markdown_says_what_is_so(report: pathlib.Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8")
     assert text.startswith(
         "# A test\n\n2 variants, 2 seeds; 4 of 4 runs ended well. Baseline: horovod.\n\n"
-        "**async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU (29.0 against 30.0; difference"
+        "**async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU (29.0 against 30.0;"
+        " difference"
         " -1.0 to -1.0).**\n\n"
     )
     for line in (
@@ -55,11 +56,13 @@ def test_markdown_says_what_is_so(report: pathlib.Path) -> None:
         " | 1 (baseline) |",
         "| async | 2 of 2 | 37.5 (37.5 to 37.5) | 7,500 (7,500 to 7,500) | 75 (75 to 75) | 2.00 (2.00 to 2.00)"
         " | 1.00 (1.00 to 1.00) | 2.00 (2.00 to 2.00) |",
-        "| async | 2.000 (2.000 to 2.000) | 29.0 (29.0 to 29.0) | -1.0 (-1.0 to -1.0) | 0 of 2 | 200 (200 to 200) | 0.50 | 0 |",
+        "| async | 2.000 (2.000 to 2.000) | 29.0 (29.0 to 29.0) | -1.0 (-1.0 to -1.0) | 0 of 2 | 200 (200 to 200) | 0.50 |"
+        " 0 |",
         "| strategy.kind | horovod | async |",
         "| strategy.arrivals_per_update | workers | 1 |",
         "- steps as long as the real ones.",
-        "- 4 runs: real; seconds are of a clock; 2 workers and 2 ranks (cpu) on 1 host (node1); hvd_async 0.1.0, Python 3.11.2,"
+        "- 4 runs: real; seconds are measured by a clock; 2 workers and 2 ranks (cpu) on 1 host (node1); hvd_async 0.1.0,"
+        " Python 3.11.2,"
         " torch 2.9, compiled kernels, A CPU",
         "[../runs/00-s1](../runs/00-s1/)",
         "<summary>The suite: suite.yaml</summary>",
@@ -115,15 +118,17 @@ def test_the_same_runs_give_the_same_bytes_wherever_they_lie(report: pathlib.Pat
 def test_settings_rates_and_failures_are_told_apart(large: pathlib.Path) -> None:
     text = (large / "report.md").read_text(encoding="utf-8")
     for line in (
-        "**even workers: async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU (29.0 against",
-        "**one slow worker: async reached loss 2.500 in the same time as horovod (one seed: no interval), with BLEU 30.0 against",
+        "**even workers: async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU (29.0"
+        " against",
+        "**one slow worker: async reached loss 2.500 in the same time as horovod (one seed: no interval), with BLEU 30.0"
+        " against",
         "async: the best learning rate, 0.01, is at the edge of those tried.",
         "| async | 0.01 (at the edge) | 2 of 2 |",
         "| 14 (too_stale: 14) |",
         "| 3 of 200 |",
         "(figures/rates-even-workers.svg)",
         "(figures/timeline-one-slow-worker.svg)",
-        "What everybody did in 5.00 s: ",
+        "What all workers did in 5.00 s: ",
         "| emulation.seconds | – | 0.25 |",
         "- one slow worker: steps of 0.25 s, log-normal spread 0.3, worker 0 takes 2 times as long.",
         "| failed (../runs/02-s2: exit status 3) |",
@@ -187,7 +192,9 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path: pathlib.Path) -> 
     for name, text in mine.items():
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text(text)
-    with pytest.raises(ConfigError, match=f"--output: got {output}, where report.md is not of a report, expected a folder"):
+    with pytest.raises(
+        ConfigError, match=f"--output: got {output}, where report.md is not from a report, expected a folder"
+    ):
         write_report(collection, output)
     assert {str(path.relative_to(output)): path.read_text() for path in output.rglob("*.*")} == mine
     figures = {path for path in write_report(collection, output, overwrite=True) if path.parent.name == "figures"}

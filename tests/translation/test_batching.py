@@ -125,7 +125,7 @@ def test_batches_for_tokens_is_the_smallest_number_that_reaches_them(tokens: int
 def test_more_epochs_than_can_be_planned_are_refused_at_once() -> None:
     plan = BatchPlan(np.array([3, 4]), np.array([4, 4]), SMALL, seed=1)
     with pytest.raises(
-        ConfigError, match=r"got 1000000000000, which is 99,999,999,999 epochs of 10 tokens, expected 10,000 epochs"
+        ConfigError, match=r"got 1000000000000, which is 99,999,999,999 epochs of 10 tokens, expected at most 10,000 epochs"
     ):
         plan.batches_for_tokens(10**12)
 

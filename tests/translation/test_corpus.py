@@ -117,7 +117,7 @@ def test_what_has_no_tokens_is_empty_and_what_is_lost_is_counted(own_folder: Pat
 
 def test_a_folder_that_cannot_be_written_names_the_key_that_helps(own_folder: Path) -> None:
     (own_folder / "prepared").write_text("a file in the way")
-    with pytest.raises(DataError, match=r"cannot be made: .*; set data\.prepared to a folder that can be written"):
+    with pytest.raises(DataError, match=r"cannot be made: .*; set data\.prepared to a writable folder"):
         prepare(make_config(own_folder))
     assert len(prepare(make_config(own_folder, data={"prepared": str(own_folder / "else")})).train) == 300
 

@@ -136,7 +136,7 @@ def test_remarks_tell_what_the_vocabulary_does_not_keep(folder: Path, corpus: Pr
     lossy = dataclasses.replace(corpus, losses=Losses(unknown_pieces=1234, normalized_lines=7))
     assert TranslationTask(make_config(folder), lossy).describe_data()[1:] == [
         "1,234 pieces of the training text are unknown to the vocabulary (vocabulary.character_coverage: 1)",
-        "7 lines of the training text are changed before it is read (vocabulary.normalization: nmt_nfkc)",
+        "normalisation changes 7 lines of the training text (vocabulary.normalization: nmt_nfkc)",
     ]
 
 

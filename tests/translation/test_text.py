@@ -81,7 +81,8 @@ def test_a_file_that_unpacks_to_more_than_text_does_is_refused(tmp_path: Path) -
     path.write_bytes(gzip.compress(bytes(300 << 20)))
     tracemalloc.start()
     with pytest.raises(
-        DataError, match=r"got [\d,]+ bytes that unpack to more than [\d,]+, expected text; unpack it by hand"
+        DataError,
+        match=r"got [\d,]+ bytes that unpack to more than [\d,]+, expected text; if it is text, unpack it by hand",
     ):
         read_bytes(path)
     assert tracemalloc.get_traced_memory()[1] < 150 << 20
@@ -103,7 +104,7 @@ def test_other_text_is_not_replaced_or_hidden(tmp_path: Path, existing: str) -> 
         write_texts(tmp_path, texts, overwrite=False)
     assert str(caught.value) == (
         f"--output: got {tmp_path}, where {existing} is other text, expected a folder without it; name another folder, or replace"
-        " it with --overwrite"
+        " the file with --overwrite"
     )
     assert [path.name for path in tmp_path.iterdir()] == [existing] and (tmp_path / existing).read_bytes() == b"mine\n"
     write_texts(tmp_path, texts, overwrite=True)

@@ -49,7 +49,7 @@ def test_frozen_parameters_stay_where_they_are_and_are_named_with_the_others() -
 
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
-    with pytest.raises(ValueError, match="without parameters that ask for a gradient"):
+    with pytest.raises(ValueError, match="without parameters that require a gradient"):
         FlatParameters(torch.nn.Linear(2, 2).requires_grad_(False))
 
 

@@ -1,4 +1,4 @@
-"""Figures of counts and shares: staleness, and where the time went."""
+"""Figures of counts and shares: staleness, and how time was spent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARES = ("computing", "pushing", "waiting", "pulling", "other")
 
 
 def draw_staleness(name: str, rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure | None:
-    """A histogram for each variant that has stale gradients at all. None where there is none."""
+    """Draw a histogram for each variant that has stale gradients. None if no variant has."""
     from matplotlib.figure import Figure as Canvas
 
     stale = [row for row in rows if any(row.staleness)]
@@ -52,12 +52,12 @@ def draw_staleness(name: str, rows: Sequence[Row], looks: Mapping[str, Style]) -
                 axes.set_xlabel("staleness in versions")
         fresh = [row.variant for row in rows if row.staleness and not any(row.staleness)]
         rest = f" Never stale: {', '.join(fresh)}." if fresh else ""
-        caption = f"Staleness of the gradients that were applied; dashed, the mean.{rest}"
+        caption = f"Staleness of the applied gradients; dashed: the mean.{rest}"
         return finish(canvas, name, caption, "; ".join(f"{row.variant}: mean {row.mean_staleness:.2f}" for row in stale))
 
 
 def draw_shares(name: str, rows: Sequence[Row]) -> Figure | None:
-    """A bar for each variant: what workers did with their time. None where nothing is known."""
+    """Draw a bar for each variant: how workers spent their time. None if nothing is known."""
     from matplotlib.figure import Figure as Canvas
 
     known = [(row.variant, row.shares) for row in rows if row.shares is not None]
@@ -86,11 +86,11 @@ def draw_shares(name: str, rows: Sequence[Row]) -> Figure | None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{100.0 * value:g} %")
         axes.set_xlabel("share of all workers' time")
         canvas.legend(loc="outside upper center", ncols=len(SHARES))
-        return finish(canvas, name, _caption([shares for _, shares in known]), "The same shares as in the table below.")
+        return finish(canvas, name, _caption([shares for _, shares in known]), "The shares in the table below.")
 
 
 def _write_shares(left: Sequence[float], widths: Sequence[float], kind: str, axes: Axes) -> None:
-    """In the bars, where there is room."""
+    """Write the shares into the bars that have room."""
     for line, (start, width) in enumerate(zip(left, widths, strict=True)):
         if width >= 0.06:
             colour = "white" if kind == "computing" else "black"
@@ -109,8 +109,9 @@ def _write_shares(left: Sequence[float], widths: Sequence[float], kind: str, axe
 
 def _caption(shares: Sequence[Shares]) -> str:
     text = (
-        "Where the workers' time went, over all seeds. Other: reading data, validating, the beginning and the end of a run."
+        "How the workers' time was spent, over all seeds. Other: reading data, validating, the beginning"
+        " and the end of a run."
     )
     if any(each.other < -0.005 for each in shares):
-        text += " Where pushes overlap with computing, a bar is longer than the time that there was."
+        text += " Where pushes overlap with computing, a bar is longer than the available time."
     return text

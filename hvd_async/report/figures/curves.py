@@ -1,4 +1,4 @@
-"""Figures of quality: against time, and against the learning rate."""
+"""Figures of quality: over time, and over the learning rate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AXES: tuple[tuple[str, Callable[[Point], float]], ...] = (
     ("target tokens", lambda point: point.tokens),
     ("updates", lambda point: point.updates),
 )
-# Of a run's way from its first loss to its lowest, how much is shown: the first fall would press the rest together.
+# Share of the way from the first loss to the lowest that is shown: the first fall would compress the rest.
 _SHOWN_FALL = 0.6
 
 
@@ -40,7 +40,7 @@ _BLEU = _Measure("BLEU", lambda point: point.bleu)
 
 
 def draw_curves(name: str, rows: Sequence[Row], looks: Mapping[str, Style], target: Target | None) -> Figure | None:
-    """Loss, and BLEU where it was measured, against seconds, tokens and updates. None where there is nothing to show."""
+    """Draw loss, and BLEU if it was measured, over seconds, tokens and updates. None if there is nothing to show."""
     from matplotlib.figure import Figure as Canvas
 
     runs = [run for row in rows for run in row.runs]
@@ -70,10 +70,14 @@ def draw_curves(name: str, rows: Sequence[Row], looks: Mapping[str, Style], targ
         if all(run.is_simulated for run in runs):
             for line in grid:
                 line[0].set_xlabel("virtual seconds of training")
-        seeds = "Thin: single seeds; thick: their mean, as far as all go." if any(len(row.runs) > 1 for row in rows) else ""
+        seeds = (
+            ("Thin: single seeds; thick: their mean, as far as all seeds go.")
+            if any(len(row.runs) > 1 for row in rows)
+            else ""
+        )
         what = "Validation loss and BLEU" if len(measures) == 2 else "Validation loss" if measures[0] is _LOSS else "BLEU"
         cross = " ×: the last finite loss of a run that diverged." if any(run.has_diverged for run in runs) else ""
-        caption = f"{what} against seconds of training, target tokens and updates. {seeds}{cross}".strip()
+        caption = f"{what} over seconds of training, target tokens and updates. {seeds}{cross}".strip()
         return finish(canvas, name, caption, f"{what} of {len(rows)} variants; the numbers are in the table of all runs.")
 
 
@@ -111,11 +115,12 @@ def _draw_row(axes: Axes, row: Row, look: Style, along: Callable[[Point], float]
 
 
 def _mean_curve(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
-    """Over seeds, where all of them were measured or lie between two measurements; at as many places as one has."""
+    """Return the mean over seeds where all of them were measured, or lie between two measurements; at as many points as
+    one seed has."""
     if len(curves) == 1:
         return curves[0]
     low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    if low >= high:  # one measurement each, or none in common
+    if low >= high:  # one measurement each, or no common range
         ends = [(x[-1], y[-1]) for x, y in curves]
         return [sum(x for x, _ in ends) / len(ends)], [sum(y for _, y in ends) / len(ends)]
     grid = np.linspace(low, high, max(2, min(len(x) for x, _ in curves)))
@@ -140,7 +145,7 @@ def _loss_limits(runs: Sequence[Run], target: Target | None) -> tuple[float, flo
 
 
 def _thousands(value: float, _place: object = None) -> str:
-    """Labels such as `20k`, since names of axes have no room for exponents."""
+    """Return labels such as `20k`, since axis titles have no room for exponents."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 10 or (abs(value) >= size and not value % (size / 10)):
             return f"{value / size:g}{letter}"
@@ -154,7 +159,7 @@ def _locator(num: int) -> object:
 
 
 def draw_rates(name: str, collection: Collection, environment: str, looks: Mapping[str, Style]) -> Figure | None:
-    """Final loss against the learning rate, where several were tried. None where there is no run with one."""
+    """Draw the final loss over the learning rate, if several rates were tried. None if no run has a finite loss."""
     from matplotlib.figure import Figure as Canvas
 
     tried = [entry for entry in collection.entries if entry.environment == environment and entry.rate is not None]
@@ -171,7 +176,7 @@ def draw_rates(name: str, collection: Collection, environment: str, looks: Mappi
         axes.set_xticks([], minor=True)
         axes.set(xlabel="learning rate", ylabel="final validation loss in nats per token")
         canvas.legend(loc="outside right center")
-        caption = "Final loss against the learning rate: small, each seed; large, their mean. × at the top: diverged."
+        caption = "Final loss over the learning rate. Small: each seed; large: their mean. × at the top: diverged."
         return finish(canvas, name, caption, "Final validation loss of each variant at each learning rate.")
 
 

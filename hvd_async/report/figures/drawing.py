@@ -1,4 +1,4 @@
-"""From a matplotlib figure to bytes that are the same each time."""
+"""Matplotlib figures as bytes that are equal each time."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _SETTINGS: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "svg.fonttype": "path",
-    # Letters as wide at every resolution: places are found at that of the PNG, and the SVG is drawn at another.
+    # Letters as wide at every resolution: positions are found at the resolution of the PNG, but the SVG has another.
     "figure.dpi": 150,
     "text.hinting": "no_hinting",
     "figure.constrained_layout.w_pad": 0.06,
-    "text.parse_math": False,  # a variant may be called $x$
+    "text.parse_math": False,  # a variant may be named $x$
 }
 
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Our settings, whatever the user's own are. A name may have letters that the font lacks: boxes in their place."""
+    """Apply our settings, whatever the user's own. A name may have letters that the font lacks: they appear as boxes."""
     import matplotlib  # slow to import
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -52,21 +52,22 @@ def drawing() -> Iterator[None]:
 
 
 def finish(canvas: Canvas, name: str, caption: str, description: str) -> Figure:
-    """The block of a drawn figure. Called within `drawing`."""
+    """Return the block of a drawn figure. To be called within `drawing`."""
     import matplotlib
 
-    # Once for both files: to find the places of everything takes longer than to draw it.
+    # Once for both files: finding the positions of everything takes longer than drawing.
     canvas.draw_without_rendering()
     canvas.set_layout_engine("none")
     svg, png = io.StringIO(), io.BytesIO()
-    matplotlib.rcParams["svg.hashsalt"] = name  # else identifiers are drawn by lot
+    matplotlib.rcParams["svg.hashsalt"] = name  # otherwise identifiers are random
     canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     canvas.savefig(png, format="png")
     return Figure(name, caption, description, svg.getvalue(), png.getvalue())
 
 
 def inline(figure: Figure) -> str:
-    """The SVG as an element of an HTML page: its identifiers are no other figure's, and its size is the page's affair."""
+    """Return the SVG as an element of an HTML page: its identifiers are unique to this figure, and the page sets its
+    size."""
     svg = figure.svg[figure.svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for before in ('id="', 'href="#', "url(#"):

@@ -1,4 +1,4 @@
-"""The figure of the answer: how much sooner each variant reached the target than the baseline."""
+"""The figure of the answer: how much sooner than the baseline each variant reached the target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvd_async.report.document import Figure
 from hvd_async.report.figures.drawing import drawing, finish
 from hvd_async.report.figures.style import GRAY, Style, short
 
-# In inches: legible on a telephone, where this figure alone is shrunk and not scrolled.
+# In inches: legible on a telephone, where only this figure is shrunk instead of scrolled.
 _WIDTH = 6.0
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def draw_speed_ups(
     name: str, by_environment: Mapping[str, Sequence[Row]], looks: Mapping[str, Style], target: Target | None
 ) -> Figure | None:
-    """A line for each variant in each environment, with its interval. None where no variant can be compared with the baseline."""
+    """Draw a line for each variant in each environment, with its interval. None if no variant can be compared with the
+    baseline."""
     from matplotlib.figure import Figure as Canvas
 
     shown = {
@@ -46,20 +47,20 @@ def draw_speed_ups(
                 axes.set_title(short(environment, 60), loc="left")
         grid.flat[-1].set_xlim(0.0, right)
         grid.flat[-1].set_xlabel(f"speed-up over the baseline in time to {target}")
-        caption = (
-            "Speed-up over the baseline in time to the target, with intervals of 95 % over seeds where there are several."
-        )
+        caption = "Speed-up over the baseline in time to the target, with 95 % intervals over seeds if there are several."
         if any(ideal is not None for ideal in ideals.values()):
             caption += (
-                " Dotted: what not waiting can gain in steps per second at most, by the measured step times that allow most."
+                " Dotted: upper limit of the gain in steps per second by not waiting, for the measured"
+                " step times that allow most."
             )
         if any(row.speed_up.high > right for rows in shown.values() for row in rows if row.speed_up):
-            caption += " An interval that meets the right edge goes on beyond it."
-        return finish(canvas, name, caption, "The same speed-ups as in the tables of each environment.")
+            caption += " An interval that touches the right edge continues beyond it."
+        return finish(canvas, name, caption, "The speed-ups in the tables of each environment.")
 
 
 def _ideal(rows: Sequence[Row]) -> float | None:
-    """By the step times of the baseline, if it waits at all, or of another variant whose own allow more."""
+    """Return the limit by the step times of the baseline if it waits at all, or of another variant whose step times allow
+    more."""
     base = next((row for row in rows if row.is_baseline), None)
     if base is None or base.ideal is None or not base.is_synchronous:
         return None

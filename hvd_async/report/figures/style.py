@@ -1,5 +1,5 @@
-"""What each variant and each activity looks like in all figures: told apart by colour (Okabe and Ito's, which the colour-blind
-see) and by lines, markers and hatches. Pure."""
+"""The look of each variant and each activity in all figures: distinguished by colour (Okabe and Ito's palette, which the
+colour-blind can distinguish) and by lines, markers and hatches. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HATCHES = {"computing": "", "pushing": "//", "waiting": "..", "pulling": "\\\\",
 
 @dataclass(frozen=True)
 class Style:
-    """Of a variant. `line`: as matplotlib's `linestyle` takes it."""
+    """Look of a variant. `line`: as matplotlib's `linestyle` takes it."""
 
     colour: str
     line: Any
@@ -35,17 +35,17 @@ class Style:
 
 
 def styles(variants: Sequence[str], baseline: str) -> dict[str, Style]:
-    """Of each variant: the baseline's is always the same."""
+    """Return the look of each variant; the baseline's is always the same."""
     others = [variant for variant in dict.fromkeys(variants) if variant != baseline]
     found = {baseline: Style(BLACK, "-", "o")}
     for number, variant in enumerate(others):
-        # Lengths without a common divisor, so that the same three come together only after many.
+        # Lengths without a common divisor, so that a combination of the three repeats only after many variants.
         marker = _MARKERS[(number + 1) % len(_MARKERS)]
         found[variant] = Style(_COLOURS[number % len(_COLOURS)], _LINES[number % len(_LINES)], marker)
     return found
 
 
 def short(name: str, width: int = 34) -> str:
-    """`name` in two lines at most, each no wider than `width` letters."""
+    """Return `name` in at most two lines, each at most `width` letters wide."""
     lines = textwrap.wrap(name, width, max_lines=2, placeholder="…", break_long_words=True)
     return "\n".join(lines)

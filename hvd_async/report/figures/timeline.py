@@ -1,4 +1,4 @@
-"""The figure of what everybody did in a stretch of a run."""
+"""The figure of what all workers and the store did in a part of a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 _TYPICAL_STEPS = 10
 _THIN = 0.004
-"""Of the window: what is shorter than that has no room for an outline."""
+"""Share of the window below which a span has no room for an outline."""
 _BETWEEN = 3.0
-"""Lanes from the last worker of a panel to the first of the next: the store's, and the title."""
+"""Lanes from the last worker of a panel to the first of the next, for the store and the title."""
 _MOST_LANES = 16
-"""Of workers: those with the lowest numbers are drawn."""
+"""Most workers that are drawn, those with the lowest numbers."""
 
 
 @dataclass(frozen=True)
 class TimeWindow:
-    """Of the timeline, in seconds of training."""
+    """A part of the timeline, in seconds of training."""
 
     start_seconds: float
     seconds: float
@@ -44,7 +44,7 @@ class _Panel:
 
 
 def draw_timeline(name: str, rows: Sequence[Row], window: TimeWindow | None = None) -> Figure | None:
-    """Of the first run of each variant, all for the same length of time. None where no run has steps in it."""
+    """Draw the first run of each variant, all for the same duration. None if no run has steps in it."""
     histories = [(row, read_history(row.runs[0])) for row in rows if row.runs]
     length = window.seconds if window is not None else _typical_length([history for _, history in histories])
     if length <= 0.0:
@@ -56,7 +56,7 @@ def draw_timeline(name: str, rows: Sequence[Row], window: TimeWindow | None = No
 
 
 def _typical_length(histories: Sequence[History]) -> float:
-    """Ten typical steps of the slowest worker of all."""
+    """Return ten typical steps of the slowest worker of all runs."""
     medians = [statistics.median(steps) for history in histories for steps in history.step_seconds().values()]
     return _TYPICAL_STEPS * max(medians, default=0.0)
 
@@ -72,7 +72,7 @@ def _draw(name: str, panels: Sequence[_Panel], length: float, *, has_window: boo
     from matplotlib.figure import Figure as Canvas
     from matplotlib.patches import Patch
 
-    # Lanes of all panels below each other in one drawing: many small ones would take seconds to lay out.
+    # The lanes of all panels are in one drawing: laying out many small ones would take seconds.
     tops = [sum(panel.num_workers + _BETWEEN for panel in panels[:number]) for number in range(len(panels) + 1)]
     with drawing():
         canvas = Canvas(figsize=(11.8, 1.0 + 0.2 * tops[-1]), layout="constrained")
@@ -97,9 +97,11 @@ def _draw(name: str, panels: Sequence[_Panel], length: float, *, has_window: boo
         ]
         canvas.legend(handles=patches, loc="outside upper center", ncols=len(patches))
         where = "" if has_window else " in the middle of the run"
-        caption = f"What everybody did in {numbers.seconds(length)} s{where}: a lane for each worker, and one for the store."
+        caption = (
+            f"What all workers did in {numbers.seconds(length)} s{where}: a lane for each worker, and one for the store."
+        )
         if any(panel.num_workers == _MOST_LANES for panel in panels):
-            caption += f" Of more than {_MOST_LANES} workers, the first."
+            caption += f" Of more than {_MOST_LANES} workers, only the first are shown."
         return finish(canvas, name, caption, "The first run of each variant; totals are in the table of shares.")
 
 
@@ -109,7 +111,7 @@ def _lanes(panel: _Panel) -> list[str]:
 
 
 def _draw_panel(axes: Axes, panel: _Panel, top: float, length: float) -> None:
-    """`top`: where its first lane is."""
+    """Draw a panel. `top`: position of its first lane."""
     by_lane: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for span in panel.spans:
         lane = panel.num_workers if span.worker is None else span.worker
@@ -120,7 +122,7 @@ def _draw_panel(axes: Axes, panel: _Panel, top: float, length: float) -> None:
             *(pieces, (top + lane - 0.4, 0.8)),
             facecolors=ACTIVITIES[kind],
             hatch="" if is_thin else HATCHES[kind],
-            # Without an outline of its own colour an exchange of microseconds could not be seen.
+            # An exchange of microseconds is visible only with an outline of its own colour.
             edgecolor=ACTIVITIES[kind] if is_thin else "#404040",
             linewidth=1.0 if is_thin else 0.4,
             zorder=3 if is_thin else 2,

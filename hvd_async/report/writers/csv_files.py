@@ -1,4 +1,4 @@
-"""The numbers for other programs: plain, in full precision. Pure."""
+"""The numbers for other programs: unformatted, in full precision. Pure."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ _INTERVALS = (
 
 
 def runs_csv(collection: Collection, output: pathlib.Path) -> str:
-    """A line for each run."""
+    """Return CSV with a line for each run."""
     return _csv([values_of(entry, collection, output) for entry in collection.entries], _RUN_COLUMNS)
 
 
 def variants_csv(rows: Sequence[Row]) -> str:
-    """A line for each variant in each environment. An interval has its mean, both ends, and its number of seeds."""
+    """Return CSV with a line for each variant in each environment. An interval has its mean, both ends, and its number of
+    seeds."""
     reasons = sorted({reason for row in rows for reason in row.refused})
     lines = [_variant(row, reasons) for row in rows]
     return _csv(lines, tuple(lines[0]) if lines else ("environment", "variant"))

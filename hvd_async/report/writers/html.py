@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing beside it."""
+"""The report as one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from hvd_async.system.printable import printable_lines
 
 
 def html(document: Document) -> str:
-    """The text of the page."""
+    """Return the text of the page."""
     import jinja2
     from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hvd_async.report", "templates"),
         autoescape=True,
-        finalize=lambda value: printable_lines(value) if type(value) is str else value,  # what is marked up is our own
+        finalize=lambda value: printable_lines(value) if type(value) is str else value,  # only our own text has markup
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["inline"] = lambda figure: Markup(inline(figure))  # its text is escaped by matplotlib
+    environment.globals["inline"] = lambda figure: Markup(inline(figure))  # matplotlib escapes its text
     return environment.get_template("report.html").render(document=document) + "\n"

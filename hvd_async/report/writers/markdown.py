@@ -1,4 +1,4 @@
-"""The report as Markdown, for those who read it beside code. Figures are files. Pure."""
+"""The report as Markdown, to be read beside code. Figures are files. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hvd_async.system.text_tables import markdown_table
 
 
 def markdown(document: Document) -> str:
-    """The text of the file."""
+    """Return the text of the file."""
     parts = [f"# {_escape(document.title)}", *_blocks(document.lead, 2), *_blocks(document.sections, 2)]
     return "\n\n".join(parts) + "\n"
 
@@ -22,7 +22,7 @@ def _blocks(blocks: Sequence[Block], level: int) -> list[str]:
 
 
 def _block(block: Block, level: int) -> list[str]:
-    """`level`: of headings in it."""
+    """Return the lines of a block. `level`: of headings in it."""
     if isinstance(block, PageSection):
         return [f"{'#' * level} {_escape(block.title)}", *_blocks(block.blocks, level + 1)]
     if isinstance(block, Fold):
@@ -53,13 +53,13 @@ def _cell(cell: Cell) -> str:
 
 
 def _code(block: Code) -> str:
-    """Fenced by more backticks than the text has on end."""
+    """Return the text fenced by more backticks than it has in a row."""
     longest = max(map(len, re.findall("`+", block.text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{printable_lines(block.text).rstrip()}\n{fence}"
 
 
 def _escape(text: str) -> str:
-    """As text that means itself, in one line."""
+    """Return text without special meaning in Markdown, in one line."""
     text = re.sub(r"([\\`*\[\]<|])", r"\\\1", printable(" ".join(text.split())))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)

@@ -1,4 +1,4 @@
-"""The report in short, for a terminal."""
+"""The short report for a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLUMNS = (
 
 
 def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
-    """Return the answer and the main tables of each environment as text. `rows`: `results(collection)`, where it is known."""
+    """Return the answer and the main tables of each environment as text. `rows`: `results(collection)`, if known."""
     rows = results(collection) if rows is None else rows
     parts = [clock_note(runs_of(collection.entries))]
     for environment in collection.environments:
@@ -41,7 +41,7 @@ def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
 
 
 def _table(rows: Sequence[Row], collection: Collection) -> str:
-    """Columns of both tables of the report side by side, most of them without their intervals."""
+    """Join columns of both tables of the report, most of them without their intervals."""
     tables = [quality_table(rows)]
     if collection.target is not None:
         tables.insert(0, target_table(rows, collection.target))
@@ -51,7 +51,7 @@ def _table(rows: Sequence[Row], collection: Collection) -> str:
 
 
 def _column(table: Table, name: str) -> list[str]:
-    """Its name and its cells."""
+    """Return the name and the cells of a column."""
     place = [each.name for each in table.columns].index(name)
     return [name, *(_text(row[place], with_detail=name == "speed-up") for row in table.rows)]
 

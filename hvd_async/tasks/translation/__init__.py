@@ -1,4 +1,4 @@
-"""Neural machine translation: text in, batches and losses out. Training sees `TranslationTask` and `prepare` alone."""
+"""Neural machine translation: text in, batches and losses out. Training sees only `TranslationTask` and `prepare`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TranslationTask", "prepare"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: a command that only writes text files should not wait for torch."""
+    """Import on first use, so that a command that only writes text files need not wait for torch."""
     if name == "prepare":
         from hvd_async.tasks.translation.corpus import prepare
 

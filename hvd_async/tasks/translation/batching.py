@@ -1,6 +1,7 @@
-"""From sentence lengths to batches: which sentences go together, in which order, and how they become tensors.
+"""Batches from sentence lengths: which sentences go together, in which order, and how they become tensors.
 
-Pure functions of lengths, settings, seed and number: every rank computes the same plan and needs only agree on an index.
+These are pure functions of lengths, settings, seed and number: every rank computes the same plan, and ranks need only
+agree on an index.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from hvd_async.tasks.translation.vocabulary import BOS, EOS, PAD
 Ints = npt.NDArray[np.integer]
 Indices = npt.NDArray[np.int64]
 
-_CACHED_EPOCHS = 2  # workers near the end of an epoch claim from two at once
+_CACHED_EPOCHS = 2  # workers near the end of an epoch claim from two epochs at once
 
 
 def epoch_batches(
     source_lengths: Ints, target_lengths: Ints, config: BatchingConfig, seed: int, epoch: int
 ) -> list[Indices]:
-    """Sentence numbers of each batch of an epoch, every sentence exactly once.
+    """Return the sentence numbers of each batch of an epoch, every sentence exactly once.
 
-    A permutation drawn from (seed, epoch) is cut into windows of about `config.bucket_batches` batches; a window is sorted
-    by length and cut into batches; all batches are then shuffled. Lengths are those of the pieces alone, the end of sentence
-    is added here. A batch holds at most `config.tokens` tokens on its larger side, padding included, except that a sentence
-    longer than that is a batch alone.
+    A permutation drawn from (seed, epoch) is cut into windows of about `config.bucket_batches` batches; each window is
+    sorted by length and cut into batches; then all batches are shuffled. Lengths are in pieces, without the end of
+    sentence, which is added here. A batch holds at most `config.tokens` tokens on its larger side, padding included,
+    except that a longer sentence is a batch alone.
     """
     rng = np.random.default_rng((seed % 2**64, epoch))
     permutation = rng.permutation(len(source_lengths))
@@ -48,16 +49,17 @@ def epoch_batches(
 
 
 def _by_length(indices: Indices, source: Indices, target: Indices) -> Indices:
-    """Sort by the larger side, which the budget is for, then by how much longer the source is than the target.
+    """Sort by the larger side, which the budget limits, then by how much longer the source is than the target.
 
-    The second order runs up and down in turn, so that neighbours are alike on the smaller side too where the larger changes.
+    The second order alternately rises and falls, so that neighbours are alike on the smaller side, too, where the larger
+    changes.
     """
     larger, difference = np.maximum(source, target)[indices], (source - target)[indices]
     return indices[np.lexsort((np.where(larger % 2 == 0, difference, -difference), larger))]
 
 
 def _cut(indices: Indices, larger: Indices, config: BatchingConfig) -> list[Indices]:
-    """Cut at the last sentence before a batch would be over budget."""
+    """Cut before the sentence with which a batch would exceed the budget."""
     batches, first, longest = [], 0, 0
     for position, length in enumerate(larger[indices].tolist()):
         longest = max(longest, length)
@@ -71,7 +73,7 @@ def _cut(indices: Indices, larger: Indices, config: BatchingConfig) -> list[Indi
 
 
 def padding_share(batches: Sequence[Indices], source_lengths: Ints, target_lengths: Ints) -> float:
-    """Share of the positions of all batches, both sides together, that are padding: 0 is none."""
+    """Return the share of all positions, both sides together, that are padding: 0 is none."""
     real = padded = 0
     for batch in batches:
         for lengths in (source_lengths[batch], target_lengths[batch]):
@@ -81,25 +83,25 @@ def padding_share(batches: Sequence[Indices], source_lengths: Ints, target_lengt
 
 
 class BatchPlan:
-    """The endless sequence of batches: a global index -> sentence numbers, by (lengths, config, seed) alone.
+    """The endless sequence of batches: sentence numbers by global index, a function of (lengths, config, seed) alone.
 
-    Epochs follow one another without a gap; they may differ in their number of batches, as sentences meet differently. An
-    epoch is planned when it is first asked for; its batches are kept while it is one of the last two used, its number of
-    batches for good.
+    Epochs follow one another without a gap. They may differ in their number of batches, as sentences are combined
+    differently. An epoch is planned when it is first asked for. Its batches are kept while it is one of the last two
+    epochs used, its number of batches for good.
     """
 
     def __init__(self, source_lengths: Ints, target_lengths: Ints, config: BatchingConfig, seed: int) -> None:
-        """Take the lengths in pieces, [num_sentences] each. Raises `ConfigError` if there is no sentence."""
+        """Plan for these lengths in pieces, [num_sentences] each. Raises `ConfigError` if there is no sentence."""
         if len(source_lengths) == 0 or len(source_lengths) != len(target_lengths):
             raise ConfigError(
-                f"batching: got {len(source_lengths)} source and {len(target_lengths)} target sentences, expected at least"
-                " one, and as many of both"
+                f"batching: got {len(source_lengths)} source and {len(target_lengths)} target sentences,"
+                " expected equal numbers, at least one"
             )
         self._source_lengths = source_lengths
         self._target_lengths = target_lengths
         self._config = config
         self._seed = seed
-        self._starts = [0]  # global index of the first batch of each epoch planned so far, and of the one after
+        self._starts = [0]  # global index of the first batch of each epoch planned so far, and of the next epoch
         self._kept: OrderedDict[int, list[Indices]] = OrderedDict()
 
     def __getitem__(self, index: int) -> Indices:
@@ -108,7 +110,7 @@ class BatchPlan:
         return self.batches_of(epoch)[index - self._starts[epoch]]
 
     def epoch_of(self, index: int) -> int:
-        """The epoch, from 0, that the batch `index` belongs to. Raises `IndexError` below 0."""
+        """Return the epoch, from 0, to which batch `index` belongs. Raises `IndexError` below 0."""
         if index < 0:
             raise IndexError(f"batch {index}: expected 0 or more")
         while index >= self._starts[-1]:
@@ -116,21 +118,23 @@ class BatchPlan:
         return bisect.bisect_right(self._starts, index) - 1
 
     def num_batches(self, epochs: int) -> int:
-        """Batches in the first `epochs` epochs."""
+        """Return the number of batches in the first `epochs` epochs."""
         while len(self._starts) <= epochs:
             self.batches_of(len(self._starts) - 1)
         return self._starts[epochs]
 
     def batches_for_tokens(self, tokens: int) -> int:
-        """The smallest number of batches, from the first on, that hold at least `tokens` target tokens, ends included.
+        """Return the smallest number of batches, from the first on, that hold at least `tokens` target tokens, ends
+        included.
 
-        Raises `ConfigError` for more epochs than a run may have."""
+        Raises `ConfigError` for more epochs than a run may have.
+        """
         per_epoch = int(self._target_lengths.sum(dtype=np.int64)) + len(self._target_lengths)
         whole_epochs = max(0, tokens - 1) // per_epoch
         if whole_epochs > MOST_EPOCHS:
             raise ConfigError(
-                f"training.tokens: got {tokens}, which is {whole_epochs:,} epochs of {per_epoch:,} tokens, expected"
-                f" {MOST_EPOCHS:,} epochs at most; bound the run by training.updates or seconds"
+                f"training.tokens: got {tokens}, which is {whole_epochs:,} epochs of {per_epoch:,} tokens,"
+                f" expected at most {MOST_EPOCHS:,} epochs; bound the run by training.updates or seconds"
             )
         count, left = self.num_batches(whole_epochs), tokens - whole_epochs * per_epoch
         for batch in self.batches_of(whole_epochs):
@@ -141,7 +145,7 @@ class BatchPlan:
         return count
 
     def batches_of(self, epoch: int) -> list[Indices]:
-        """The batches of an epoch, in order."""
+        """Return the batches of an epoch, in order."""
         if epoch not in self._kept:
             self._kept[epoch] = epoch_batches(self._source_lengths, self._target_lengths, self._config, self._seed, epoch)
             if epoch == len(self._starts) - 1:
@@ -154,26 +158,26 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentence pairs as tensors, padded at the right. T counts the begin (input) or the end (output) of sentence."""
+    """Sentence pairs as tensors, padded at the right. T includes the begin (input) or the end (output) of sentence."""
 
     source: Tensor
     """[batch, S] int64, each sentence with its end of sentence."""
     source_mask: Tensor | None
-    """[batch, S] bool, True at tokens, False at padding; None where nothing is padded, which attention does faster."""
+    """[batch, S] bool, True at tokens, False at padding; None if nothing is padded, which makes attention faster."""
     target_input: Tensor
-    """[batch, T] int64, begins with the begin of sentence."""
+    """[batch, T] int64, starting with the begin of sentence."""
     target_output: Tensor
-    """[batch, T] int64, `target_input` one position on, ends with the end of sentence."""
+    """[batch, T] int64: `target_input` shifted by one position, ending with the end of sentence."""
     target_positions: Tensor | None
-    """[num_tokens] int64, where the flattened `target_output` is no padding; None where nothing is padded."""
+    """[num_tokens] int64, positions in the flattened `target_output` that are not padding; None if nothing is padded."""
     num_tokens: int
-    """Tokens of `target_output` that are no padding: what losses are summed over."""
+    """Tokens of `target_output` that are not padding: the number over which losses are summed."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
+        """Return the batch with its tensors on `device`."""
         return Batch(
             source=self.source.to(device),
             source_mask=None if self.source_mask is None else self.source_mask.to(device),
@@ -185,7 +189,7 @@ class Batch:
 
 
 def collate(sources: Sequence[Ints | Sequence[int]], targets: Sequence[Ints | Sequence[int]]) -> Batch:
-    """One batch, on CPU, from the pieces of its sentences, without begin and end."""
+    """Return one batch, on the CPU, from the pieces of its sentences, without begin and end."""
     source, source_mask = pad_sources(sources)
     lengths = np.array([len(target) for target in targets])
     target_input = np.full((len(targets), int(lengths.max()) + 1), PAD, dtype=np.int64)
@@ -208,7 +212,7 @@ def collate(sources: Sequence[Ints | Sequence[int]], targets: Sequence[Ints | Se
 
 
 def pad_sources(sources: Sequence[Ints | Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-    """Sentences, each with its end, and their mask: [batch, S] int64, and [batch, S] bool or None as in `Batch`."""
+    """Return sentences, each with its end, and their mask: [batch, S] int64, and [batch, S] bool or None as in `Batch`."""
     lengths = np.array([len(source) + 1 for source in sources])
     padded = np.full((len(sources), int(lengths.max())), PAD, dtype=np.int64)
     for row, source in enumerate(sources):

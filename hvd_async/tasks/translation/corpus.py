@@ -23,14 +23,14 @@ from hvd_async.tasks.translation.vocabulary import UNK, Vocabulary
 Tokens = npt.NDArray[np.integer]
 Offsets = npt.NDArray[np.int64]
 
-_FORMAT = 2  # raise it when the files' meaning changes, so that older folders are not mistaken for new ones
+_FORMAT = 2  # raise it when the meaning of the files changes, so that older folders are not mistaken for new ones
 _SIDES = ("source", "target")
 _LARGEST_UINT16 = 2**16
 
 
 @dataclass(frozen=True)
 class ParallelArrays:
-    """The tokens of a split, without begin and end of sentence; side by side, all of them in one array a side."""
+    """The tokens of a split, without begin and end of sentence; one array a side holds all sentences, one after another."""
 
     source_tokens: Tokens
     """[sum of source lengths] uint16, or int32 where the vocabulary is larger."""
@@ -43,27 +43,28 @@ class ParallelArrays:
         return len(self.source_offsets) - 1
 
     def source(self, index: int) -> Tokens:
-        """Source tokens of a sentence, a view [length]."""
+        """Return the source tokens of a sentence, a view [length]."""
         return self.source_tokens[self.source_offsets[index] : self.source_offsets[index + 1]]
 
     def target(self, index: int) -> Tokens:
-        """Target tokens of a sentence, a view [length]."""
+        """Return the target tokens of a sentence, a view [length]."""
         return self.target_tokens[self.target_offsets[index] : self.target_offsets[index + 1]]
 
     @property
     def source_lengths(self) -> Offsets:
-        """[num_sentences] int64."""
+        """Lengths of the source sentences, [num_sentences] int64."""
         return np.diff(self.source_offsets)
 
     @property
     def target_lengths(self) -> Offsets:
-        """[num_sentences] int64."""
+        """Lengths of the target sentences, [num_sentences] int64."""
         return np.diff(self.target_offsets)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Pairs of the text files that are not in the arrays. A side without tokens is empty, even if it has invisible characters."""
+    """Pairs of the text files that are not in the arrays. A side without tokens is empty, even if it has invisible
+    characters."""
 
     train_empty: int
     train_too_long: int
@@ -72,7 +73,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Losses:
-    """What the vocabulary does not keep of the training text: pieces that are unknown, and lines that normalisation changes."""
+    """Losses in encoding the training text: unknown pieces, and lines that normalisation changes."""
 
     unknown_pieces: int
     normalized_lines: int
@@ -80,7 +81,8 @@ class Losses:
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """All that training reads. Validation keeps its longest pairs: a limit of training must not change what is measured."""
+    """All data that training reads. Validation keeps its longest pairs: a limit for training must not change what is
+    measured."""
 
     vocabulary: Vocabulary
     train: ParallelArrays
@@ -91,13 +93,14 @@ class PreparedCorpus:
     skipped: Skipped
     losses: Losses
     fingerprint: str
-    """Of text and settings; equal fingerprints mean equal arrays."""
+    """Hash of text and settings; equal fingerprints mean equal arrays."""
 
 
 def prepare(config: RunConfig) -> PreparedCorpus:
-    """Open the prepared corpus of `config`, after making it if it is missing or damaged.
+    """Open the prepared corpus of `config`; make it first if it is missing or damaged.
 
-    Safe in several processes at once: each would make the same, the first to finish gives it its name. Raises `DataError`.
+    Safe in several processes at once: each would make the same corpus, and the first to finish gives the folder its name.
+    Raises `DataError`.
     """
     fingerprint = _fingerprint(config)
     folder = _folder(config, fingerprint)
@@ -108,7 +111,7 @@ def prepare(config: RunConfig) -> PreparedCorpus:
             try:
                 temporary = stack.enter_context(new_folder(folder, replace=is_damaged))
             except DataError as error:
-                raise DataError(f"{error}; set data.prepared to a folder that can be written") from None
+                raise DataError(f"{error}; set data.prepared to a writable folder") from None
             _build(temporary, config, train, validation, fingerprint)
     return _open(folder, config, fingerprint)
 
@@ -118,7 +121,7 @@ def _folder(config: RunConfig, fingerprint: str) -> Path:
 
 
 def _fingerprint(config: RunConfig) -> str:
-    """Of all that the prepared folder depends on: the files' bytes and the settings that shape it."""
+    """Return a hash of everything on which the prepared folder depends: the files' bytes and the settings that shape it."""
     data = config.data
     settings = {
         "format": _FORMAT,
@@ -152,14 +155,14 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
     kept = [pair for pair in pairs if max(map(len, pair)) <= limit]
     if not kept:
         raise DataError(
-            f"{config.data.folder}: got no training pair of at most {limit} tokens on either side, and one at least; raise"
-            " data.max_tokens_per_sentence"
+            f"{config.data.folder}: got no training pair of at most {limit} tokens on either side,"
+            " expected at least one; raise data.max_tokens_per_sentence"
         )
     _save(folder, "train", kept, len(vocabulary))
     validated, num_validation_empty = _encode(vocabulary, validation)
     if not validated:
         raise DataError(
-            f"{config.data.folder}: got no pair of {config.data.validation} with tokens on both sides, expected one"
+            f"{config.data.folder}: got no pair of {config.data.validation} with tokens on both sides, expected at least one"
         )
     _save(folder, "validation", validated, len(vocabulary))
     skipped = Skipped(train.num_empty + num_empty, len(pairs) - len(kept), validation.num_empty + num_validation_empty)
@@ -177,7 +180,7 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
 
 
 def _encode(vocabulary: Vocabulary, text: ParallelText) -> tuple[list[tuple[list[int], list[int]]], int]:
-    """The tokens of the pairs that have some on both sides, and how many others there are."""
+    """Return the tokens of the pairs that have some on both sides, and the number of other pairs."""
     pairs = zip(vocabulary.encode(text.sources), vocabulary.encode(text.targets), strict=True)
     found = [pair for pair in pairs if all(pair)]
     return found, len(text) - len(found)
@@ -199,14 +202,14 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _fault(folder: Path, fingerprint: str) -> str | None:
-    """What is wrong with a prepared folder, if anything is."""
+    """Return what is wrong with a prepared folder, or None."""
     try:
         meta = _read_meta(folder)
     except (OSError, ValueError) as error:
         return f"meta.json cannot be read ({error})"
     sizes = meta.get("sizes")
     if meta.get("fingerprint") != fingerprint or meta.get("format") != _FORMAT or not isinstance(sizes, dict):
-        return "meta.json is of another corpus"
+        return "meta.json is from another corpus"
     for name, size in sizes.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
@@ -217,9 +220,9 @@ def _fault(folder: Path, fingerprint: str) -> str | None:
 
 def _open(folder: Path, config: RunConfig, fingerprint: str) -> PreparedCorpus:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected the corpus as `hvd-async data` or a training run prepares it")
+        raise DataError(f"{folder}: no such folder; expected a corpus as prepared by `hvd-async data` or a training run")
     if fault := _fault(folder, fingerprint):
-        raise DataError(f"{folder}: damaged: {fault}; remove the folder, it will be made again")
+        raise DataError(f"{folder}: damaged: {fault}; remove the folder to have it made again")
     data, meta = config.data, _read_meta(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.model")
     validation = _with_tokens(vocabulary, read_split(Path(data.folder), data.validation, data.source, data.target))
@@ -236,14 +239,14 @@ def _open(folder: Path, config: RunConfig, fingerprint: str) -> PreparedCorpus:
 
 
 def _with_tokens(vocabulary: Vocabulary, text: ParallelText) -> ParallelText:
-    """The pairs of `text` that are in the arrays."""
+    """Return the pairs of `text` that are in the arrays."""
     sides = vocabulary.encode(text.sources), vocabulary.encode(text.targets)
     kept = [i for i, pair in enumerate(zip(*sides, strict=True)) if all(pair)]
     return ParallelText([text.sources[i] for i in kept], [text.targets[i] for i in kept], len(text) - len(kept))
 
 
 def _load(folder: Path, split: str) -> ParallelArrays:
-    """Memory-mapped, so that the processes of a machine share one copy."""
+    """Return the arrays memory-mapped, so that the processes of a machine share one copy."""
     arrays = [
         np.load(folder / f"{split}.{side}.{part}.npy", mmap_mode="r") for side in _SIDES for part in ("tokens", "offsets")
     ]

@@ -1,4 +1,4 @@
-"""The loss: cross entropy summed over target tokens, so that gradients of different batches add up by weight."""
+"""Cross entropy summed over target tokens, so that gradients of different batches add up by weight."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hvd_async.tasks.translation.vocabulary import PAD
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Sum over positions of the cross entropy, in nats: a scalar; `logits` ([num, V]) of half precision are
+    """Return the sum over positions of the cross entropy in nats, a scalar; `logits` ([num, V]) of half precision are
     summed in float32.
 
-    `targets` is [num] int64; padding counts nothing. The smoothed target is 1 - label_smoothing for the token, and
+    `targets` is [num] int64; padding counts as nothing. The smoothed target is 1 - label_smoothing for the token, plus
     label_smoothing spread evenly over all V tokens, as in torch.
     """
     loss_sum: Tensor = _SmoothedCrossEntropy.apply(logits, targets, label_smoothing)  # type: ignore[no-untyped-call]
@@ -23,9 +23,10 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, label_smoothing: float = 
 
 
 class _SmoothedCrossEntropy(torch.autograd.Function):
-    """`F.cross_entropy` with its gradient, softmax - smoothed target, made in the one tensor that is kept for it.
+    """`F.cross_entropy` with its gradient, softmax - smoothed target, computed in the one tensor that is kept for it.
 
-    torch exponentiates a second time on the way back, and fills dense tensors of [num, V] for token and smoothing each.
+    torch would exponentiate a second time in the backward pass, and fill dense tensors of [num, V] for token and
+    smoothing each.
     """
 
     @staticmethod
@@ -36,7 +37,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         mean = working.mean(dim=1)
         largest = working.amax(dim=1)
         probabilities = torch.softmax(working, dim=1, out=working if is_half else None)  # [num, V]
-        # log sum exp(logits), by the most probable token, whose probability is never below 1 / V.
+        # log sum exp(logits), from the most probable token, whose probability is never below 1 / V.
         normalizer = largest - probabilities.amax(dim=1).log()
         counts = (targets != PAD).to(working.dtype)
         ctx.save_for_backward(probabilities, targets, counts)
@@ -47,7 +48,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         gradient, targets, counts = ctx.saved_tensors
-        # In place: autograd refuses a second backward through the same graph, as the tensor has changed.
+        # In place: autograd refuses a second backward pass through the graph, since the tensor has changed.
         if ctx.label_smoothing:
             gradient.sub_(ctx.label_smoothing / gradient.shape[1])
         gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), ctx.label_smoothing - 1.0))
@@ -56,6 +57,7 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
 
 def output_tokens(batch: Batch) -> Tensor:
-    """[num_tokens] int64: the tokens that the model's logits for `batch` are to predict, in the same order."""
+    """Return the tokens that the model's logits for `batch` are to predict, in the order of the logits: [num_tokens]
+    int64."""
     flat = batch.target_output.flatten()
     return flat if batch.target_positions is None else flat.index_select(0, batch.target_positions)

@@ -1,9 +1,9 @@
 """Search for the best translation: greedy, and beam search with length normalisation.
 
-A hypothesis is a sequence of tokens that ends with the end of sentence; its score is the sum of its log probabilities, that
-end included, divided by (number of tokens, that end included) ^ penalty. Padding, unknown and begin of sentence are never
-chosen. A hypothesis that reaches its sentence's length limit must end there. A score that is not a number, as a diverged model
-gives, counts as minus infinity: what has only such continuations ends there.
+A hypothesis is a sequence of tokens that ends with the end of sentence. Its score is the sum of its log probabilities,
+end included, divided by (number of tokens, end included) ^ penalty. Padding, unknown and begin of sentence are never
+chosen. A hypothesis that reaches its sentence's length limit must end there. A score that is not a number, as from a
+diverged model, counts as minus infinity: a hypothesis with only such continuations ends.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def translate(
     beam: int,
     threads: int | None = None,
 ) -> list[list[int]]:
-    """The best translation found for each of `sources` (tokens without begin and end, as are the results), in their order.
+    """Return the best translation found for each of `sources`, in their order. Sources and results have no begin and no
+    end.
 
-    `threads`: translate so many batches at a time, each with one thread; the results are the same for any number. None: one
-    batch after another, each with torch's threads. Uses `model` as it is: the caller sets eval mode. Raises `DataError` for a
+    `threads`: translate this many batches at a time, each with one thread; results do not depend on it. None: one batch
+    after another, each with torch's threads. Uses `model` as it is: the caller sets eval mode. Raises `DataError` for a
     source that is too long for the model.
     """
     for number, source in enumerate(sources, start=1):
@@ -60,12 +61,12 @@ def translate(
 
 
 def length_fault(model: TranslationModel, source: Sequence[int]) -> str:
-    """What is wrong with the length of `source`, in words; empty where the model can read it."""
+    """Return what is wrong with the length of `source`, in words; empty if the model can read it."""
     limit = model.config.max_positions - 1  # the end of sentence takes a position
     return "" if len(source) <= limit else f"got {len(source)} tokens, expected at most {limit} (model.max_positions)"
 
 
-@torch.no_grad()  # here, as the mode is each thread's own
+@torch.no_grad()  # set here, since the mode is per thread
 def _search(model: TranslationModel, batch: Sequence[Sequence[int]], config: DecodingConfig, beam: int) -> list[list[int]]:
     limit = model.config.max_positions - 1
     max_lengths = [min(limit, _SPARE_LENGTH + int(config.max_length_ratio * len(source))) for source in batch]
@@ -79,7 +80,8 @@ _Each = Callable[[Callable[[list[int]], list[list[int]]], Sequence[list[int]]], 
 
 @contextlib.contextmanager
 def _spread(threads: int | None) -> Iterator[_Each]:
-    """Yield what `map` does, with so many calls at a time. Threads of an operation meet after each; these never wait."""
+    """Yield a function like `map` that makes this many calls at a time. Threads within an operation meet after each one;
+    these never wait."""
     if threads is None:
         yield map
         return
@@ -89,7 +91,8 @@ def _spread(threads: int | None) -> Iterator[_Each]:
 
 @torch.no_grad()
 def greedy_search(model: TranslationModel, sources: Sequence[Sequence[int]], max_lengths: Sequence[int]) -> list[list[int]]:
-    """The most probable token at each step. `max_lengths`: most tokens of each result, the end of sentence not counted."""
+    """Choose the most probable token at each step. `max_lengths`: most tokens of each result, without the end of
+    sentence."""
     device = model.device
     source, source_mask = _to_device(sources, device)
     state = model.start(model.encode(source, source_mask), source_mask)
@@ -116,7 +119,7 @@ def greedy_search(model: TranslationModel, sources: Sequence[Sequence[int]], max
 
 @dataclass
 class _Search:
-    """One sentence's search: what has ended so far."""
+    """The search for one sentence: the hypotheses that have ended so far."""
 
     max_length: int
     best: list[int]
@@ -124,7 +127,7 @@ class _Search:
     num_finished: int = 0
 
     def finish(self, tokens: list[int], score: float) -> None:
-        """Take in a hypothesis that has ended; of equal ones the first stays."""
+        """Add a hypothesis that has ended; of equal ones the first stays."""
         self.num_finished += 1
         if score > self.best_score:
             self.best, self.best_score = tokens, score
@@ -139,11 +142,11 @@ def beam_search(
     beam: int,
     length_penalty: float,
 ) -> list[list[int]]:
-    """The best of the hypotheses found while keeping the `beam` most probable unfinished ones at each step.
+    """Return the best hypotheses found while keeping the `beam` most probable unfinished ones at each step.
 
-    Of the 2 * beam best continuations of a sentence, an end of sentence among the first `beam` finishes a hypothesis, and
-    the first `beam` others live on. A sentence is done when `beam` hypotheses have finished, when none lives, or when none
-    that lives can still beat the best finished one. Arguments as for `greedy_search`.
+    Among the 2 * beam best continuations of a sentence, an end of sentence among the first `beam` finishes a hypothesis,
+    and the first `beam` others continue. A sentence is done when `beam` hypotheses have finished, when none is left, or
+    when none that is left can still beat the best finished one. Arguments as for `greedy_search`.
     """
     device = model.device
     source, source_mask = _to_device(sources, device)
@@ -151,15 +154,15 @@ def beam_search(
     state = state.select(torch.arange(len(sources), device=device).repeat_interleave(beam))
     searches = [_Search(max_length, []) for max_length in max_lengths]
     live = list(range(len(sources)))
-    hypotheses: list[list[list[int]]] = [[[] for _ in range(beam)] for _ in sources]  # [live sentence][beam] -> tokens
-    # All of a sentence's hypotheses are equal at first: only one of them may be continued.
+    hypotheses: list[list[list[int]]] = [[[] for _ in range(beam)] for _ in sources]  # [unfinished sentence][beam] -> tokens
+    # A sentence's hypotheses are all equal at first: only one of them may be continued.
     scores = torch.full((len(sources), beam), -torch.inf, device=device, dtype=model.dtype)
     scores[:, 0] = 0.0
     tokens = torch.full((len(sources) * beam,), BOS, device=device)
     for _ in range(max(max_lengths, default=0) + 1):
         if not live:
             break
-        log_probs = _without_specials(torch.log_softmax(model.step(tokens, state), dim=1))  # [live * beam, V]
+        log_probs = _without_specials(torch.log_softmax(model.step(tokens, state), dim=1))  # [unfinished * beam, V]
         _force_end(log_probs, [searches[sentence].max_length <= state.length - 1 for sentence in live], beam)
         size = log_probs.shape[1]
         top_scores, top = _best_continuations(scores, log_probs, count=2 * beam)
@@ -182,9 +185,11 @@ def beam_search(
 
 
 def _best_continuations(scores: Tensor, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` best of each sentence (all, if fewer), best first: scores, and `hypothesis * V + token`, [live, count].
+    """Return the `count` best continuations of each sentence (all, if fewer), best first: scores, and
+    `hypothesis * V + token`, [live, count].
 
-    `scores` is [live, beam], `log_probs` [live * beam, V]. The best of each hypothesis are found first, to add up few numbers.
+    `scores` is [live, beam], `log_probs` [live * beam, V]. The best of each hypothesis are found first, so that few
+    numbers are added.
     """
     (live, beam), size = scores.shape, log_probs.shape[1]
     best, tokens = log_probs.topk(min(count, size), dim=1)
@@ -202,7 +207,7 @@ def _extend(
     size: int,
     length_penalty: float,
 ) -> list[tuple[float, int, list[int]]]:
-    """Finish and continue one sentence's hypotheses; returns (score, which hypothesis, tokens) of at most `beam` that live.
+    """Finish and continue one sentence's hypotheses; return (score, hypothesis, tokens) of at most `beam` that continue.
 
     `ranked`: score and `hypothesis * size + token` of the best continuations, best first.
     """
@@ -221,18 +226,19 @@ def _extend(
 def _is_done(search: _Search, extended: list[tuple[float, int, list[int]]], beam: int, length_penalty: float) -> bool:
     if not extended or search.num_finished >= beam:
         return True
-    # A score only falls as tokens are added, and is divided by most at the length limit.
+    # A score only falls as tokens are added, and its largest divisor is that at the length limit.
     return bool(extended[0][0] / (search.max_length + 1) ** length_penalty <= search.best_score)
 
 
 def _without_specials(scores: Tensor) -> Tensor:
-    """Minus infinity for what is never chosen, and for what is not a number; changes and returns `scores` ([rows, V])."""
+    """Set tokens that are never chosen, and scores that are NaN, to minus infinity; changes and returns `scores` ([rows,
+    V])."""
     scores[:, _NEVER] = -torch.inf
     return scores.masked_fill_(scores.isnan(), -torch.inf)
 
 
 def _force_end(log_probs: Tensor, at_limit: list[bool], beam: int) -> None:
-    """Leave but the end of sentence to the hypotheses of sentences at their limit; changes `log_probs`."""
+    """Allow only the end of sentence to hypotheses of sentences at their limit; changes `log_probs`."""
     if any(at_limit):
         rows = torch.tensor(at_limit, device=log_probs.device).repeat_interleave(beam)
         ends = log_probs[rows, EOS]

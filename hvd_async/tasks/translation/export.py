@@ -1,4 +1,4 @@
-"""The exported model: a folder with parameters, configuration, vocabulary and what is known about them."""
+"""The exported model: a folder with parameters, configuration, vocabulary and metadata."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def export_model(
     version: int,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write `folder` anew, whole or not at all, in place of one that is there.
+    """Write `folder` anew, whole or not at all, replacing an existing one.
 
     `named_tensors` are those of the model's `named_parameters()`; they may be views of one vector and are copied. `extra`
-    (what JSON can hold) goes to meta.json beside `version`. Raises `DataError` where the file system refuses.
+    (which JSON can hold) goes to meta.json beside `version`. Raises `DataError` if the file system refuses.
     """
-    # Copies, as safetensors refuses tensors that share memory.
+    # Copies, because safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors.items()}
     with new_folder(folder, replace=True) as temporary:
         (temporary / _PARAMETERS).write_bytes(safetensors.torch.save(tensors))
@@ -56,32 +56,34 @@ class ExportedModel:
     vocabulary: Vocabulary
     config: RunConfig
     meta: dict[str, Any]
-    """`version`, and what was given as `extra`."""
+    """`version`, and the values given as `extra`."""
 
     def translate(self, sentences: Sequence[str], beam: int | None = None, threads: int | None = None) -> list[str]:
-        """The translation of each sentence, in order; `beam` defaults to the configuration's. Empty lines stay empty.
+        """Return the translation of each sentence, in order; `beam` defaults to the configuration's. Empty lines stay
+        empty.
 
-        `threads`: batches translated at a time, as in `decoding.translate`.
-        Raises `DataError` for a sentence that is too long for the model.
+        `threads`: batches translated at a time, as in `decoding.translate`. Raises `DataError` for a sentence that is too
+        long for the model.
         """
         encoded = self.vocabulary.encode([sentence.strip() for sentence in sentences])
-        # An empty line keeps its place, so that a too long one is reported by its line.
+        # An empty line keeps its place, so that a too long line is reported by its number.
         decoding = self.config.decoding
         found = translate(self.model, encoded, decoding, beam=decoding.beam if beam is None else beam, threads=threads)
         texts = self.vocabulary.decode(found)
         return [text if tokens else "" for text, tokens in zip(texts, encoded, strict=True)]
 
     def length_fault(self, sentence: str) -> str:
-        """What is wrong with the length of `sentence`, in words; empty where the model can read it."""
+        """Return what is wrong with the length of `sentence`, in words; empty if the model can read it."""
         return length_fault(self.model, self.vocabulary.encode([sentence.strip()])[0])
 
     def is_finite(self) -> bool:
-        """Whether every parameter is a finite number; a model whose training diverged translates nothing."""
+        """Whether every parameter is finite; a model whose training diverged translates nothing."""
         return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedModel:
-    """Read what `export_model` wrote. Raises `DataError` if a file is missing, damaged or does not fit the others."""
+    """Read a model that `export_model` wrote. Raises `DataError` if a file is missing, damaged or does not fit the
+    others."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected an exported model")
     if not (folder / _PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{_PARAMETERS}"))):
@@ -112,10 +114,10 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _check_shapes(path: Path, config: RunConfig, vocabulary_size: int) -> None:
-    """Raises `DataError` unless the tensors of `path` are those of the model, before memory is taken for either."""
+    """Raise `DataError` unless the tensors of `path` are those of the model, before memory is allocated for either."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # it is no mapping
+            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # it is not a mapping
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: damaged: {printable(str(error))}") from None
     with torch.device("meta"):
@@ -129,7 +131,7 @@ def _check_shapes(path: Path, config: RunConfig, vocabulary_size: int) -> None:
 
 
 def _fill(model: TranslationModel, path: Path) -> None:
-    """Copy the tensors of `path` into the parameters, which have the same names and shapes."""
+    """Copy the tensors of `path` into the parameters, which have equal names and shapes."""
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

@@ -1,8 +1,8 @@
-"""GRUs with global attention (Luong et al. 2015), to see whether what holds for the Transformer holds for it alone.
+"""GRUs with global attention (Luong et al. 2015), to check that findings are not specific to the Transformer.
 
-The encoder is bidirectional as Bahdanau et al.'s (2015), and the decoder's initial states come from the mean of what it
-gives, as in Nematus (Sennrich et al. 2017). There is no input feeding, Luong et al.'s section 3.3: a hidden state does not
-depend on what the step before attended to, so that training runs a layer over a whole sentence, and then all attention, at
+The encoder is bidirectional as in Bahdanau et al. (2015), and the decoder's initial states come from the mean of its
+outputs, as in Nematus (Sennrich et al. 2017). There is no input feeding (Luong et al., section 3.3): a hidden state does
+not depend on where the previous step attended, so training runs a layer over a whole sentence, and then all attention, at
 once.
 """
 
@@ -26,21 +26,20 @@ from hvd_async.tasks.translation.model import DecoderState, TranslationModel
 
 @dataclass
 class GruState:
-    """See `DecoderState`."""
+    """The state of decoding with a GRU; see `DecoderState`."""
 
     hidden: list[Tensor]
     """Per layer: [B, W]."""
     memory: Tensor
     """[N, S, W], the encoded source."""
     keys: Tensor
-    """[N, S, W], what hidden states are compared with."""
+    """[N, S, W], the vectors with which hidden states are compared."""
     source_mask: Tensor | None
     """[N, S] bool, True at tokens; None where nothing is padded."""
     length: int = 0
     """Steps done."""
 
     def select(self, rows: Tensor, sentences: Tensor | None = None) -> GruState:
-        """See `DecoderState.select`."""
         selected = GruState(
             hidden=[layer.index_select(0, rows) for layer in self.hidden],
             memory=self.memory,
@@ -59,16 +58,16 @@ class Recurrence(nn.GRU):
     """One layer in one direction: [B, T, inputs] -> [B, T, outputs]."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        """Initialised as torch does: uniformly, up to 1 / sqrt(outputs)."""
+        """Initialise as torch does: uniformly, up to 1 / sqrt(outputs)."""
         super().__init__(inputs, outputs, batch_first=True)
 
     def run(self, x: Tensor, initial: Tensor | None = None) -> Tensor:
-        """All states [B, T, outputs], after `initial` ([B, outputs]; None: zero)."""
+        """Return all states [B, T, outputs], after `initial` ([B, outputs]; None: zero)."""
         states: Tensor
         if not x.is_cuda:
             states = self(x, None if initial is None else initial[None])[0]
             return states
-        # Autocast, whatever its type, would have cuDNN compute in float16; and cuDNN wants the state in one piece.
+        # Under autocast of any type cuDNN would compute in float16; and cuDNN needs the state to be contiguous.
         with _without_warning(), torch.autocast("cuda", enabled=False):
             states = self(x.float(), None if initial is None else initial[None].float().contiguous())[0]
         return states
@@ -76,17 +75,18 @@ class Recurrence(nn.GRU):
 
 @contextlib.contextmanager
 def _without_warning() -> Iterator[None]:
-    """cuDNN copies parameters that are no memory of their own, at each call. They are small, and belong in the flat vector."""
+    """Silence cuDNN's warning that it copies parameters without memory of their own at each call. They are small, and
+    belong in the flat vector."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
         yield
 
 
 class GruEncoderLayer(nn.Module):
-    """Two recurrences, from left to right and from right to left, of half the width each."""
+    """Two recurrences, from left to right and from right to left, each of half the width."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Make both."""
+        """Make both recurrences."""
         super().__init__()
         self.left_to_right = Recurrence(config.width, config.width // 2)
         self.right_to_left = Recurrence(config.width, config.width // 2)
@@ -94,17 +94,17 @@ class GruEncoderLayer(nn.Module):
     def forward(self, x: Tensor, order: Tensor) -> Tensor:
         """[B, S, W] -> [B, S, W]; `order` is that of `reversal`.
 
-        Reversed, padding is still at the right, where no token's state depends on it. A packed sequence does the same more
-        slowly, and wants the lengths on the CPU.
+        Padding is still at the right after the reversal, where no token's state depends on it. A packed sequence does the
+        same more slowly, and needs the lengths on the CPU.
         """
         backwards = self.right_to_left.run(_reordered(x, order))
         return torch.cat([self.left_to_right.run(x), _reordered(backwards, order)], dim=2)
 
 
 def reversal(source: Tensor, source_mask: Tensor | None) -> Tensor:
-    """[B or 1, S, 1] int64: the position to read at each position, so that tokens are reversed and padding stays put.
+    """Return the position to read at each position, so that tokens are reversed and padding stays: [B or 1, S, 1] int64.
 
-    Reordering twice is reordering not at all. `source` is [B, S, ...].
+    Reordering twice restores the order. `source` is [B, S, ...].
     """
     position = torch.arange(source.shape[1], device=source.device)
     if source_mask is None:
@@ -129,12 +129,14 @@ class GlobalAttention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def project_memory(self, memory: Tensor) -> Tensor:
-        """What hidden states are compared with, so that the form is applied once for each source position: [B, S, W]."""
+        """Return the vectors with which hidden states are compared, so that the form is applied once for each source
+        position: [B, S, W]."""
         keys: Tensor = self.score(memory)
         return keys
 
     def forward(self, hidden: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """tanh(W [context; hidden]), [B, T, W], for hidden states [B, T, W]. `mask`: [B, S] bool, True where to look."""
+        """Return tanh(W [context; hidden]), [B, T, W], for hidden states [B, T, W]. `mask`: [B, S] bool, True where to
+        attend."""
         context = F.scaled_dot_product_attention(
             hidden[:, None],
             keys[:, None],
@@ -175,12 +177,12 @@ class AttentionalGru(TranslationModel):
         return self._advance(target_input, self.start(memory, source_mask))
 
     def start(self, memory: Tensor, source_mask: Tensor | None) -> GruState:
-        """The state before the first step, from the encoded source [B, S, W]."""
+        """Return the state before the first step, from the encoded source [B, S, W]."""
         if source_mask is None:
             mean = memory.mean(dim=1)
         else:
             mean = (memory * source_mask[:, :, None]).sum(dim=1) / source_mask.sum(dim=1, keepdim=True)
-        initial = torch.tanh(self.initial(mean)).to(memory.dtype)  # autocast would have a GRU mix two precisions
+        initial = torch.tanh(self.initial(mean)).to(memory.dtype)  # under autocast a GRU would mix two precisions
         return GruState(
             hidden=list(initial.chunk(len(self.decoder), dim=1)),
             memory=memory,
@@ -189,7 +191,7 @@ class AttentionalGru(TranslationModel):
         )
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """The logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`."""
+        """Return the logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`."""
         assert isinstance(state, GruState)
         logits: Tensor = self.output(self._advance(tokens[:, None], state)).squeeze(1)
         return logits
@@ -202,7 +204,9 @@ class AttentionalGru(TranslationModel):
             state.hidden[number] = states[:, -1]
             x = self.dropout(states)
         state.length += tokens.shape[1]
-        by_sentence = x.reshape(len(state.memory), -1, x.shape[2])  # [N, K * T, W]: to attention, hypotheses are positions
+        by_sentence = x.reshape(
+            len(state.memory), -1, x.shape[2]
+        )  # [N, K * T, W]: attention treats hypotheses like positions
         attentional = self.attention(by_sentence, state.keys, state.memory, state.source_mask)
         dropped: Tensor = self.dropout(attentional.view(x.shape))
         return dropped
@@ -211,6 +215,6 @@ class AttentionalGru(TranslationModel):
         return [cast(Recurrence, layer) for layer in self.decoder]
 
     def _embed(self, embedding: nn.Embedding, tokens: Tensor) -> Tensor:
-        """[B, T] int64 -> [B, T, W], of unit variance at first."""
+        """[B, T] int64 -> [B, T, W], initially of unit variance."""
         embedded: Tensor = self.dropout(embedding(tokens) * math.sqrt(self.config.width))
         return embedded

@@ -1,4 +1,4 @@
-"""What training, search and export know of a translation model, and the choice of its architecture."""
+"""The interface of a translation model to training, search and export, and the choice of its architecture."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from hvd_async.errors import ConfigError
 
 
 class DecoderState(Protocol):
-    """What decoding remembers between steps: N sentences with K hypotheses each (B = N * K rows, those of a sentence side by
-    side). What comes from the source is kept once for all hypotheses of a sentence."""
+    """The state of decoding between steps: N sentences with K hypotheses each (B = N * K rows, those of a sentence side
+    by side). Tensors that depend on the source alone are stored once for all hypotheses of a sentence."""
 
     length: int
     """Steps done, the position of the next token."""
 
     def select(self, rows: Tensor, sentences: Tensor | None = None) -> DecoderState:
-        """The state of `sentences` ([new N] int64; None: all, in their order) with the hypotheses `rows` ([new N * new K] int64).
+        """Return the state of `sentences` ([new N] int64; None: all, in their order) with the hypotheses `rows` ([new N *
+        new K] int64).
 
         Both may repeat, reorder or leave out; each row must be a hypothesis of the sentence at its place.
         """
@@ -32,10 +33,11 @@ class TranslationModel(nn.Module, abc.ABC):
 
     config: ModelConfig
     output: nn.Linear
-    """From the decoder's hidden states to logits; a subclass sets it to `make_output()` when it has made its layers."""
+    """Projection from the decoder's hidden states to logits; a subclass sets it to `make_output()` after it has made its
+    layers."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
-        """Draw initial parameters from torch's global random source; the caller seeds it."""
+        """Draw the embeddings from torch's global random source; the caller seeds it."""
         super().__init__()
         self.config = config
         self.source_embedding = nn.Embedding(vocabulary_size, config.width)
@@ -43,7 +45,8 @@ class TranslationModel(nn.Module, abc.ABC):
         self.target_embedding = self.source_embedding if is_joint else nn.Embedding(vocabulary_size, config.width)
 
     def make_output(self) -> nn.Linear:
-        """The output projection, tied as configured. Draws it and the embeddings, which models scale to unit variance."""
+        """Return the output projection, tied as configured. Draws it and the embeddings, which models scale to unit
+        variance."""
         vocabulary_size, width = self.target_embedding.weight.shape
         output = nn.Linear(width, vocabulary_size, bias=False)
         nn.init.xavier_uniform_(output.weight)
@@ -55,18 +58,18 @@ class TranslationModel(nn.Module, abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self.output.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters."""
+        """Dtype of the parameters."""
         return self.output.weight.dtype
 
     def forward(
         self, source: Tensor, source_mask: Tensor | None, target_input: Tensor, target_positions: Tensor | None = None
     ) -> Tensor:
-        """Logits at the target positions asked for (all if None), [num, V]; arguments as in `Batch`.
+        """Return logits at the requested target positions (all if None), [num, V]; arguments as in `Batch`.
 
         Logits are the largest tensor of a step, so none are computed for padding.
         """
@@ -78,7 +81,7 @@ class TranslationModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def encode(self, source: Tensor, source_mask: Tensor | None) -> Tensor:
-        """[B, S] int64 tokens -> [B, S, W]; what it is at padding does not matter."""
+        """[B, S] int64 tokens -> [B, S, W]; values at padding do not matter."""
 
     @abc.abstractmethod
     def decode(self, target_input: Tensor, memory: Tensor, source_mask: Tensor | None) -> Tensor:
@@ -86,17 +89,17 @@ class TranslationModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def start(self, memory: Tensor, source_mask: Tensor | None) -> DecoderState:
-        """The state before the first step, from the encoded source [B, S, W]."""
+        """Return the state before the first step, from the encoded source [B, S, W]."""
 
     @abc.abstractmethod
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """The logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`, which must
-        come from this model's `start`."""
+        """Return the logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`,
+        which must come from this model's `start`."""
 
 
 def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
-    """The model that `config` describes, drawn from torch's global random source; the caller seeds it."""
-    from hvd_async.tasks.translation.gru import AttentionalGru  # here, as both derive from the class above
+    """Return the model that `config` describes, drawn from torch's global random source; the caller seeds it."""
+    from hvd_async.tasks.translation.gru import AttentionalGru  # imported here, since both derive from the class above
     from hvd_async.tasks.translation.transformer import Transformer
 
     kinds: dict[str, type[AttentionalGru] | type[Transformer]] = {"transformer": Transformer, "gru": AttentionalGru}
@@ -104,7 +107,7 @@ def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
 
 
 def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
-    """Raises `ConfigError` for a model whose parameters alone are more than the memory of this machine."""
+    """Raise `ConfigError` for a model whose parameters alone exceed the memory of this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     layers = (config.encoder_layers + config.decoder_layers) * (12 * config.width + 3 * config.feed_forward)
     if (
@@ -113,12 +116,12 @@ def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
         * (3 * vocabulary_size + config.max_positions + layers * (12 * config.width + 3 * config.feed_forward))
         < memory // 8
     ):
-        return  # far from it, and torch takes a second to count
+        return  # clearly small enough, and torch takes a second to count
     with torch.device("meta"):
         model = build_model(config, vocabulary_size)
     size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
     if size > memory:
         raise ConfigError(
-            f"model: got parameters of {size / 1e9:,.0f} GB, expected less than the {memory / 1e9:,.0f} GB of memory here; make"
-            " width, layers, max_positions or vocabulary.size smaller"
+            f"model: got parameters of {size / 1e9:,.0f} GB, expected less than the {memory / 1e9:,.0f} GB"
+            " of memory here; reduce width, layers, max_positions or vocabulary.size"
         )

@@ -17,7 +17,7 @@ BASE_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1
 SPLITS = ("train", "val", "test_2016_flickr")
 LANGUAGES = ("en", "de")
 
-# SHA-256 of the texts, not of the gzip files, whose bytes change with whoever packs them.
+# SHA-256 of the texts, not of the gzip files, whose bytes depend on who packed them.
 CHECKSUMS: Mapping[str, str] = {
     "train.en": "460a15fbd157e34a7a9957ee388c1ca247fe47af3ef25fb50442af6c274e0fc6",
     "train.de": "2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72",
@@ -28,17 +28,17 @@ CHECKSUMS: Mapping[str, str] = {
 }
 
 _TIMEOUT_SECONDS = 30.0
-_MOST_BYTES = 64 << 20  # packed, they have less than 2 MB each
+_MOST_BYTES = 64 << 20  # packed, each has less than 2 MB
 
 
 class Response(Protocol):
-    """What an opener returns: something to read and close."""
+    """The return value of an opener: something to read and close."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes, or all of them."""
+        """Return at most `size` bytes, or all of them."""
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
 
 
 def _open(url: str) -> Response:
@@ -47,10 +47,11 @@ def _open(url: str) -> Response:
 
 
 def import_multi30k(source: Path, folder: Path, *, verify: bool = True, overwrite: bool = False) -> None:
-    """Copy the six files, plain or `.gz` in `source`, to plain ones in `folder`, under the same names.
+    """Copy the six files, plain or `.gz` in `source`, to plain files of the same names in `folder`.
 
-    Nothing is written unless all are there, have as many lines on both sides, and (with `verify`) the known checksums. Raises
-    `DataError` otherwise, and `ConfigError` where they would replace other text and `overwrite` is not set.
+    Nothing is written unless all files exist, have equally many lines on both sides, and (with `verify`) have the known
+    checksums. Raises `DataError` otherwise, and `ConfigError` if they would replace other text and `overwrite` is not
+    set.
     """
     _write_all(lambda split, language: _read_local(source, split, language), folder, verify=verify, overwrite=overwrite)
 
@@ -60,8 +61,8 @@ def download_multi30k(
 ) -> None:
     """Fetch `<base_url>/<split>.<language>.gz` for the six files, check them and write them to `folder`, unpacked.
 
-    Nothing is written unless all are whole. Raises `DataError` otherwise, and `ConfigError` where they would replace other text
-    and `overwrite` is not set; `opener` takes a URL.
+    Nothing is written unless all files are complete. Raises `DataError` otherwise, and `ConfigError` if they would
+    replace other text and `overwrite` is not set. `opener` takes a URL.
     """
 
     def read(split: str, language: str) -> tuple[str, bytes]:
@@ -71,7 +72,7 @@ def download_multi30k(
 
 
 def _write_all(read: Callable[[str, str], tuple[str, bytes]], folder: Path, *, verify: bool, overwrite: bool) -> None:
-    """`read` takes split and language and returns where the text is from, and the text."""
+    """Write the files that `read` returns: it takes split and language and returns the origin of the text, and the text."""
     texts = {}
     for split in SPLITS:
         num_lines = {}
@@ -83,7 +84,7 @@ def _write_all(read: Callable[[str, str], tuple[str, bytes]], folder: Path, *, v
             texts[f"{split}.{language}"] = text
         if len(set(num_lines.values())) > 1:
             counts = " and ".join(f"{origin} has {count} lines" for origin, count in num_lines.items())
-            raise DataError(f"{counts}; expected as many in both")
+            raise DataError(f"{counts}; expected equal numbers")
     write_texts(folder, texts, overwrite=overwrite)
 
 
@@ -93,7 +94,7 @@ def _read_local(source: Path, split: str, language: str) -> tuple[str, bytes]:
 
 
 def _fetch(url: str, opener: Callable[[str], Response]) -> tuple[str, bytes]:
-    hint = "with the files at hand, use --from FOLDER instead"
+    hint = "if you have the files, use --from FOLDER instead"
     try:
         response = opener(url)
         try:

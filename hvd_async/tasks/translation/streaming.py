@@ -1,4 +1,4 @@
-"""Translation of a stream of lines: what has come is translated at once, and goes out in the order of the lines."""
+"""Translation of a stream of lines: lines are translated as soon as they come, and leave in their order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BATCHES = 4
 
 @dataclass(frozen=True)
 class Translated:
-    """A line of the input, numbered from 1: its translation, or none and what is wrong with the line."""
+    """A line of the input, numbered from 1: its translation, or None and what is wrong with the line."""
 
     number: int
     text: str
@@ -30,7 +30,7 @@ class Translated:
 
 @contextmanager
 def open_lines(path: Path) -> Iterator[BinaryIO]:
-    """Open `path`, unpacked if it ends in `.gz`. Raises `DataError` where it cannot be opened."""
+    """Open `path`, unpacked if it ends in `.gz`. Raises `DataError` if it cannot be opened."""
     try:
         opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     except OSError as error:
@@ -42,9 +42,10 @@ def open_lines(path: Path) -> Iterator[BinaryIO]:
 def translate_stream(
     model: ExportedModel, stream: BinaryIO, name: str, *, beam: int | None = None, threads: int | None = None
 ) -> Iterator[list[Translated]]:
-    """Yield the lines of `stream` translated, in order, all that have come at once; arguments as in `ExportedModel.translate`.
+    """Yield the lines of `stream` translated, in order, all that are available at once; arguments as in
+    `ExportedModel.translate`.
 
-    Blocks only where `stream` has nothing to read. Raises `DataError`, which names it `name`, where it cannot be read.
+    Blocks only if `stream` has nothing to read. Raises `DataError`, which calls the stream `name`, if it cannot be read.
     """
     most = _BATCHES * (threads or 1) * model.config.decoding.batch_sentences
     number = 0
@@ -59,7 +60,7 @@ def translate_stream(
 
 
 def _decode(line: bytes, model: ExportedModel) -> tuple[str, str]:
-    """The text of `line` and no fault, or an empty one and the fault."""
+    """Return the text of `line` and no fault, or an empty text and the fault."""
     try:
         text = line.decode("utf-8").strip()
     except UnicodeDecodeError as error:
@@ -69,8 +70,8 @@ def _decode(line: bytes, model: ExportedModel) -> tuple[str, str]:
 
 
 def _lines_that_came(stream: BinaryIO, name: str, most: int) -> Iterator[list[bytes]]:
-    """Yield whole lines, at most `most` at a time, each as soon as it has been read; a last one may lack its newline."""
-    begun: list[bytes] = []  # parts of a line whose end has not come
+    """Yield whole lines, at most `most` at a time, as soon as they are read; the last line may lack its newline."""
+    begun: list[bytes] = []  # parts of a line whose end has not come yet
     while data := _read(stream, name):
         first, *others = data.split(b"\n")
         begun.append(first)
@@ -85,7 +86,7 @@ def _lines_that_came(stream: BinaryIO, name: str, most: int) -> Iterator[list[by
 
 
 def _read(stream: BinaryIO, name: str) -> bytes:
-    """What is there, at least a byte; none at the end."""
+    """Return the available bytes, at least one; none at the end."""
     try:
         data: bytes = stream.read1(_READ_BYTES)  # type: ignore[attr-defined]  # of every buffered reader
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

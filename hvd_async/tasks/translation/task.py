@@ -22,8 +22,8 @@ from hvd_async.tasks.translation.model import TranslationModel, build_model, che
 
 
 class TranslationTask:
-    """One task per run and process. Model, batches and their numbers follow from configuration and corpus alone, so that all
-    ranks agree on them without a word."""
+    """The translation task, one per run and process. Model and numbered batches follow from configuration and corpus
+    alone, so all ranks agree on them without communication."""
 
     def __init__(self, config: RunConfig, corpus: PreparedCorpus) -> None:
         """Plan the batches. Raises `ConfigError` or `DataError` for sentences longer than the model can read."""
@@ -35,33 +35,36 @@ class TranslationTask:
         self._validation_batches = _in_order_of_length(validation, config.batching.tokens)
 
     def build_model(self) -> TranslationModel:
-        """A new model, on CPU, its parameters drawn from the run's seed; torch's random state stays as it was.
+        """Return a new model on the CPU, its parameters drawn from the run's seed; torch's random state is restored.
 
-        Raises `ConfigError` for one that does not fit into memory."""
+        Raises `ConfigError` for a model that does not fit into memory.
+        """
         check_memory(self._config.model, len(self._corpus.vocabulary))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed)
             return build_model(self._config.model, len(self._corpus.vocabulary))
 
     def num_batches(self) -> int | None:
-        """Batches of the whole run; None where updates or seconds bound it, which need as many as it takes."""
+        """Return the number of batches of the whole run; None if updates or seconds bound the run, which takes as many as
+        it needs."""
         training = self._config.training
         if training.epochs is not None:
             return self._plan.num_batches(training.epochs)
         return None if training.tokens is None else self._plan.batches_for_tokens(training.tokens)
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
-        """The batch `index` (0 and up, across epochs), on `device`."""
+        """Return batch `index` (from 0, across epochs), on `device`."""
         return self._collate(self._corpus.train, self._plan[index]).to(device)
 
     def epoch_of(self, index: int) -> int:
-        """The epoch, from 0, that the batch `index` belongs to."""
+        """Return the epoch, from 0, to which batch `index` belongs."""
         return self._plan.epoch_of(index)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """The summed training loss, a scalar float32 in nats with label smoothing, and the target tokens it is over.
+        """Return the summed training loss, a scalar float32 in nats with label smoothing, and its number of target
+        tokens.
 
-        `model` is that of `build_model`, or a wrapper which passes arguments on.
+        `model` is that of `build_model`, or a wrapper that passes arguments on.
         """
         is_mixed = self._config.training.precision == "bfloat16"
         with torch.autocast(batch.source.device.type, dtype=torch.bfloat16, enabled=is_mixed):
@@ -71,8 +74,8 @@ class TranslationTask:
     def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
         """Measure this shard of the validation split; the sum over all shards measures the whole.
 
-        Loss over each `num_shards`-th batch and, if configured, BLEU over each `num_shards`-th sentence, both from `shard`
-        on. In float32 whatever the precision of training, so that runs compare. Leaves the model's mode as it was.
+        Measures the loss on each `num_shards`-th batch and, if configured, BLEU on each `num_shards`-th sentence, both
+        from `shard` on, in float32 whatever the precision of training, so that runs compare. Restores the model's mode.
         """
         device = _device_of(model)
         loss_sum, num_tokens = torch.zeros((), dtype=torch.float64), 0
@@ -89,11 +92,11 @@ class TranslationTask:
         return evaluation + Evaluation.of_texts(self._translate(model, sentences), references)
 
     def fingerprint(self) -> str:
-        """The fingerprint of the prepared corpus: of the text, the vocabulary's settings, and what was left out."""
+        """Return the fingerprint of the prepared corpus: of the text, the vocabulary's settings, and what was left out."""
         return self._corpus.fingerprint
 
     def describe_data(self) -> list[str]:
-        """What a person should know of the data: sizes, what was left out, and the share of padding in a first epoch."""
+        """Return lines about the data for a user: sizes, what was left out, and the share of padding in a first epoch."""
         train, skipped = self._corpus.train, self._corpus.skipped
         share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)
         left_out = f"; left out: {skipped.train_too_long} too long, {skipped.train_empty} with an empty side"
@@ -106,7 +109,7 @@ class TranslationTask:
             )
         if losses.normalized_lines:
             lines.append(
-                f"{losses.normalized_lines:,} lines of the training text are changed before it is read"
+                f"normalisation changes {losses.normalized_lines:,} lines of the training text"
                 f" (vocabulary.normalization: {vocabulary.normalization})"
             )
         return lines
@@ -114,7 +117,7 @@ class TranslationTask:
     def export(
         self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, measured: Mapping[str, float | None]
     ) -> None:
-        """Write the model folder of `export_model` for parameters of `version`, with what was measured of them, by name."""
+        """Write the model folder of `export_model` for the parameters of `version`, with the values in `measured`."""
         vocabulary, extra = self._corpus.vocabulary, dict(measured)
         export_model(folder, named_tensors, self._config, vocabulary, version=version, extra=extra)
 
@@ -135,12 +138,12 @@ class TranslationTask:
 
 
 def _check_lengths(config: RunConfig, corpus: PreparedCorpus) -> None:
-    """Both sides of a batch have one position more than the sentence has tokens."""
+    """Check lengths: both sides of a batch have one position more than the sentence has tokens."""
     positions, longest = config.model.max_positions, config.data.max_tokens_per_sentence
     if longest + 1 > positions:
         raise ConfigError(
-            f"model.max_positions: got {positions}, expected more than data.max_tokens_per_sentence ({longest}), as the"
-            " end of sentence takes a position"
+            f"model.max_positions: got {positions}, expected more than data.max_tokens_per_sentence"
+            f" ({longest}), since the end of sentence takes a position"
         )
     lengths = np.maximum(corpus.validation.source_lengths, corpus.validation.target_lengths)
     if lengths.max() + 1 > positions:
@@ -151,12 +154,12 @@ def _check_lengths(config: RunConfig, corpus: PreparedCorpus) -> None:
 
 
 def _in_order_of_length(arrays: ParallelArrays, tokens: int) -> list[Ints]:
-    """Batches of sentences sorted by length, within a budget of padded tokens (or a sentence alone)."""
+    """Return batches of sentences sorted by length, within a budget of padded tokens (or a longer sentence alone)."""
     larger = np.maximum(arrays.source_lengths, arrays.target_lengths) + 1
     batches: list[Ints] = []
     order = np.argsort(larger, kind="stable")
     while len(order):
-        # Lengths rise: the budget fits the first k sentences if k times the k-th length does.
+        # Lengths rise: the first k sentences fit the budget if k times the k-th length does.
         count = max(1, int(np.searchsorted(larger[order] * np.arange(1, len(order) + 1), tokens, side="right")))
         batches.append(order[:count])
         order = order[count:]
@@ -169,7 +172,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients within."""
+    """Switch to eval mode without gradients inside the block."""
     was_training = model.training
     model.eval()
     try:

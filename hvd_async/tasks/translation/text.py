@@ -11,7 +11,8 @@ from hvd_async.config import DataConfig
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.files import write_file
 
-# Text shrinks to a third or a tenth. What unpacks to more than this, beyond the first bytes, was made to fill memory.
+# Text shrinks to a third or a tenth. A file that unpacks to more than this, after its first bytes, was made to fill
+# memory.
 _MOST_UNPACKING = 200
 _UNPACKED_AT_ONCE = 1 << 20
 
@@ -23,14 +24,15 @@ class ParallelText:
     sources: list[str]
     targets: list[str]
     num_empty: int
-    """Pairs left out because one side, or both, had no text."""
+    """Pairs left out because at least one side had no text."""
 
     def __len__(self) -> int:
         return len(self.sources)
 
 
 def find_file(folder: Path, split: str, language: str) -> Path:
-    """The file of one side of a split, the plain one if both are there. Raises `DataError` naming both that were tried."""
+    """Return the file of one side of a split, the plain one if both exist. Raises `DataError` naming both that were
+    tried."""
     plain = folder / f"{split}.{language}"
     for path in (plain, zipped := folder / f"{split}.{language}.gz"):
         if path.is_file():
@@ -39,14 +41,14 @@ def find_file(folder: Path, split: str, language: str) -> Path:
 
 
 def find_texts(data: DataConfig) -> list[Path]:
-    """The files of both splits, source before target. Raises `DataError` for the first that is not there."""
+    """Return the files of both splits, source before target. Raises `DataError` for the first that is missing."""
     folder = Path(data.folder)
     splits, languages = (data.train, data.validation), (data.source, data.target)
     return [find_file(folder, split, language) for split in splits for language in languages]
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of `path`, unpacked if it ends in `.gz`. Raises `DataError` if it cannot be read."""
+    """Return the content of `path`, unpacked if it ends in `.gz`. Raises `DataError` if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -55,21 +57,21 @@ def read_bytes(path: Path) -> bytes:
 
 
 def unpack(packed: bytes, origin: str) -> bytes:
-    """The content of a gzip file, of which `origin` is the name. Raises `DataError` if it is damaged, or unpacks to so much that
-    it can be no text."""
+    """Return the content of a gzip file named `origin`. Raises `DataError` if it is damaged, or unpacks to more than text
+    could."""
     most = _MOST_UNPACKING * len(packed) + _UNPACKED_AT_ONCE
     parts: list[bytes] = []
     size, rest = 0, packed
     try:
-        while rest:  # a member of the file after another
+        while rest:  # gzip members of the file, one after another
             member = zlib.decompressobj(wbits=31)
             while not member.eof:
                 parts.append(member.decompress(rest, _UNPACKED_AT_ONCE))
                 size, rest = size + len(parts[-1]), member.unconsumed_tail
                 if size > most:
                     raise DataError(
-                        f"{origin}: got {len(packed):,} bytes that unpack to more than {most:,}, expected text; unpack it by hand"
-                        " if it is right"
+                        f"{origin}: got {len(packed):,} bytes that unpack to more than {most:,}, expected"
+                        " text; if it is text, unpack it by hand"
                     )
                 if not parts[-1] and not rest and not member.eof:
                     raise DataError(f"{origin}: damaged gzip file: it ends too early")
@@ -82,28 +84,30 @@ def unpack(packed: bytes, origin: str) -> bytes:
 def write_texts(folder: Path, texts: Mapping[str, bytes], *, overwrite: bool) -> None:
     """Write each text to the file of its name in `folder`.
 
-    Nothing is written, and `ConfigError` raised, where a file is there with other text, or would be hidden by the new one, and
-    `overwrite` is not set."""
+    Nothing is written, and `ConfigError` raised, if a file exists with other text, or would be hidden by the new one, and
+    `overwrite` is not set.
+    """
     for name, text in texts.items():
         plain, zipped = folder / name, folder / f"{name}.gz"
         for path in (plain, zipped):
             if not overwrite and path.exists() and (path == zipped or not path.is_file() or read_bytes(path) != text):
                 raise ConfigError(
-                    f"--output: got {folder}, where {path.name} is other text, expected a folder without it; name another"
-                    " folder, or replace it with --overwrite"
+                    f"--output: got {folder}, where {path.name} is other text, expected a folder without"
+                    " it; name another folder, or replace the file with --overwrite"
                 )
     for name, text in texts.items():
         write_file(folder / name, text)
 
 
 def split_lines(content: bytes, path: Path) -> list[str]:
-    """The lines of `content`, stripped. Raises `DataError` with the line where it is not UTF-8; `path` is for messages.
+    """Return the lines of `content`, stripped. Raises `DataError` with the line that is not UTF-8; `path` is for
+    messages.
 
-    Lines end at a newline alone: `str.splitlines` would also end them at characters such as U+2028, and so misalign files.
+    Only a newline ends a line: `str.splitlines` would also split at characters such as U+2028, and so misalign files.
     """
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:
-        lines.pop()  # what follows the last newline is no line
+        lines.pop()  # nothing after the last newline is a line
     texts = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -122,8 +126,8 @@ def read_split(folder: Path, split: str, source: str, target: str) -> ParallelTe
     sources, targets = (split_lines(read_bytes(path), path) for path in paths)
     if len(sources) != len(targets):
         raise DataError(
-            f"{paths[0]} has {len(sources)} lines and {paths[1]} has {len(targets)}; expected as many in both, line i of one"
-            " being the translation of line i of the other"
+            f"{paths[0]} has {len(sources)} lines and {paths[1]} has {len(targets)}; expected equal"
+            " numbers, with line i of one the translation of line i of the other"
         )
     pairs = [(s, t) for s, t in zip(sources, targets, strict=True) if s and t]
     if not pairs:

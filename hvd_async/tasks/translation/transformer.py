@@ -17,10 +17,10 @@ from hvd_async.tasks.translation.model import DecoderState, TranslationModel
 
 @dataclass
 class TransformerState:
-    """See `DecoderState`; H heads of size D, t steps done."""
+    """The state of decoding with a Transformer, see `DecoderState`; H heads of size D, t steps done."""
 
     keys_values: list[Tensor]
-    """Per layer: [B, t, 2 * W] self-attention keys and values so far, as projected: appended to and selected in long runs."""
+    """Per layer: [B, t, 2 * W] self-attention keys and values so far, as projected; steps append and select long rows."""
     memory_keys: list[Tensor]
     """Per layer: [N, H, S, D] keys of the encoded source."""
     memory_values: list[Tensor]
@@ -31,7 +31,6 @@ class TransformerState:
     """Steps done, the position of the next token."""
 
     def select(self, rows: Tensor, sentences: Tensor | None = None) -> TransformerState:
-        """See `DecoderState.select`."""
         selected = TransformerState(
             keys_values=_select(self.keys_values, rows),
             memory_keys=self.memory_keys,
@@ -51,10 +50,10 @@ def _select(tensors: list[Tensor], rows: Tensor) -> list[Tensor]:
 
 
 class Attention(nn.Module):
-    """Multi-head attention's parts: projections to heads, the attention proper, the way back. W is the width."""
+    """The parts of multi-head attention: projections to heads, the attention itself, the projection back. W is the width."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Make the output projection; subclasses make those of queries, keys and values."""
+        """Make the output projection; subclasses make the projections of queries, keys and values."""
         super().__init__()
         self.heads = config.heads
         self.dropout = config.attention_dropout
@@ -66,7 +65,7 @@ class Attention(nn.Module):
         return projected.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-        """[B, H, T, D] queries over [B, H, S, D] keys and values -> [B, T, W]. `mask`: [B, S] bool, True where to look."""
+        """[B, H, T, D] queries over [B, H, S, D] keys and values -> [B, T, W]. `mask`: [B, S] bool, True where to attend."""
         attended = F.scaled_dot_product_attention(
             query,
             key,
@@ -80,7 +79,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention of a sequence to itself; queries, keys and values are one projection."""
+    """Attention of a sequence to itself; one projection makes queries, keys and values."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Make the projections."""
@@ -103,7 +102,7 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Attention of the target to the encoded source; keys and values are one projection."""
+    """Attention of the target to the encoded source; one projection makes keys and values."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Make the projections."""
@@ -122,7 +121,7 @@ class CrossAttention(Attention):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with a ReLU between them, at each position alike."""
+    """Two linear maps with a ReLU between them, applied alike at each position."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Make both maps."""
@@ -132,7 +131,7 @@ class FeedForward(nn.Sequential):
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: residual connections with normalisation before or after the block."""
+    """Residual connections with normalisation before or after the block, for encoder and decoder layers."""
 
     def __init__(self, config: ModelConfig, num_blocks: int) -> None:
         """Make one normalisation for each of the layer's blocks."""
@@ -142,12 +141,12 @@ class Layer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def before(self, block: int, x: Tensor) -> Tensor:
-        """What the block reads: [B, T, W] -> [B, T, W]."""
+        """Return the input of the block: [B, T, W] -> [B, T, W]."""
         read: Tensor = self.norms[block](x) if self.is_pre_norm else x
         return read
 
     def after(self, block: int, x: Tensor, output: Tensor) -> Tensor:
-        """The block's `output` added to the `x` that came in, both [B, T, W]."""
+        """Add the block's `output` to its input `x`, both [B, T, W]."""
         added = self.dropout.added(x, output)
         return added if self.is_pre_norm else self.norms[block](added)
 
@@ -187,10 +186,10 @@ class DecoderLayer(Layer):
         return self._attend_and_feed(x, key, value, source_mask)
 
     def step(self, x: Tensor, state: TransformerState, layer: int) -> Tensor:
-        """One position, [B, 1, W] -> [B, 1, W], as `forward` would compute it after those in `state`."""
+        """One position, [B, 1, W] -> [B, 1, W], as `forward` would compute it after the positions in `state`."""
         x = self.after(0, x, self.self_attention.step(self.before(0, x), state, layer))
         key, value = state.memory_keys[layer], state.memory_values[layer]
-        by_sentence = x.view(len(key), -1, x.shape[2])  # [N, K, W]: to the source, hypotheses are as good as positions
+        by_sentence = x.view(len(key), -1, x.shape[2])  # [N, K, W]: attention to the source treats hypotheses like positions
         return self._attend_and_feed(by_sentence, key, value, state.source_mask).view(x.shape)
 
     def _attend_and_feed(self, x: Tensor, key: Tensor, value: Tensor, source_mask: Tensor | None) -> Tensor:
@@ -210,7 +209,7 @@ class Transformer(TranslationModel):
         width = config.width
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        is_pre_norm = config.norm == "pre"  # then nothing yet normalises what the last layer adds up
+        is_pre_norm = config.norm == "pre"  # otherwise nothing would normalise the sum of the last layer
         self.encoder_norm = nn.LayerNorm(width) if is_pre_norm else nn.Identity()
         self.decoder_norm = nn.LayerNorm(width) if is_pre_norm else nn.Identity()
         self.output = self.make_output()
@@ -234,7 +233,7 @@ class Transformer(TranslationModel):
         return normed
 
     def start(self, memory: Tensor, source_mask: Tensor | None) -> TransformerState:
-        """The state before the first step, from the encoded source [B, S, W]."""
+        """Return the state before the first step, from the encoded source [B, S, W]."""
         empty = memory.new_zeros(len(memory), 0, 2 * self.config.width)
         projected = [layer.cross_attention.project_memory(memory) for layer in self._decoder_layers()]
         return TransformerState(
@@ -245,7 +244,7 @@ class Transformer(TranslationModel):
         )
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """The logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`."""
+        """Return the logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`."""
         assert isinstance(state, TransformerState)
         x = self._embed(self.target_embedding, tokens[:, None], first=state.length)
         for number, layer in enumerate(self._decoder_layers()):
@@ -258,14 +257,15 @@ class Transformer(TranslationModel):
         return [cast(DecoderLayer, layer) for layer in self.decoder]
 
     def _embed(self, embedding: nn.Embedding, tokens: Tensor, first: int) -> Tensor:
-        """[B, T] int64 -> [B, T, W]; the first column stands at position `first`."""
+        """[B, T] int64 -> [B, T, W]; the first column is at position `first`."""
         scaled = embedding(tokens) * math.sqrt(self.config.width)
         embedded: Tensor = self.dropout(scaled + self.positions[first : first + tokens.shape[1]])
         return embedded
 
 
 def _linear(inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
-    """`parts` projections as one matrix, each initialised by itself: by Xavier, which looks at the matrix's shape."""
+    """Return `parts` projections as one matrix, each initialised separately by Xavier, which depends on the matrix's
+    shape."""
     linear = nn.Linear(inputs, parts * outputs)
     nn.init.zeros_(linear.bias)
     for weight in linear.weight.detach().chunk(parts):
@@ -274,7 +274,8 @@ def _linear(inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
 
 
 def sinusoids(num_positions: int, width: int) -> Tensor:
-    """[num_positions, width] float32: sines in the even columns, cosines in the odd ones, wavelengths 2 pi to 20000 pi."""
+    """Return [num_positions, width] float32: sines in the even columns, cosines in the odd ones, wavelengths 2 pi to
+    20000 pi."""
     position = torch.arange(num_positions, dtype=torch.float64)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
     return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=2).flatten(1).float()

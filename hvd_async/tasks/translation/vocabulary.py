@@ -1,4 +1,4 @@
-"""The pieces that text is cut into: one SentencePiece model for both languages."""
+"""The vocabulary of pieces into which text is cut: one SentencePiece model for both languages."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ NUM_SPECIAL = 4
 
 # SentencePiece takes an unsigned 32-bit seed.
 _SEED_RANGE = 2**32
-_SPACE = "\u2581"  # SentencePiece's sign for one
-_QUIET = 2  # log errors alone; they reach us as exceptions
+_SPACE = "\u2581"  # SentencePiece's symbol for a space
+_QUIET = 2  # log errors only; we get them as exceptions
 
 
 class Vocabulary:
     """Text <-> lists of piece numbers. 0 to 3 are padding, unknown, begin and end of sentence."""
 
     def __init__(self, model: bytes, name: str = "vocabulary") -> None:
-        """Take a serialized SentencePiece model; `name` is for messages. Raises `DataError` if it is none of ours."""
+        """Take a serialized SentencePiece model; `name` is for messages. Raises `DataError` if it is not one of ours."""
         self._model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -39,11 +39,11 @@ class Vocabulary:
 
     @classmethod
     def train(cls, texts: Iterable[str], config: VocabularyConfig, seed: int) -> Vocabulary:
-        """Train on `texts` (both languages). The same texts, settings and seed give the same pieces.
+        """Train on `texts` (both languages). Equal texts, settings and seed give equal pieces.
 
-        By default SentencePiece would pass over lines of more than 4,192 bytes, and over letters of special pieces' names
-        in the text. Raises `DataError` where the text has too few or too many different characters and words for
-        `config.size`, with the size that would do.
+        Settings differ from SentencePiece's defaults, which would skip lines of more than 4,192 bytes, and letters of
+        special pieces' names in the text. Raises `DataError` if the text has too few or too many different characters and
+        words for `config.size`, with a size that would do.
         """
         texts = list(texts)
         sentencepiece.set_random_generator_seed(seed % _SEED_RANGE)
@@ -56,18 +56,18 @@ class Vocabulary:
                 vocab_size=config.size,
                 character_coverage=config.character_coverage,
                 normalization_rule_name=config.normalization,
-                max_sentence_length=max((len(text.encode()) for text in texts), default=0) + 10,  # 10 is its least
+                max_sentence_length=max((len(text.encode()) for text in texts), default=0) + 10,  # its minimum is 10
                 input_sentence_size=0,  # all of them
                 remove_extra_whitespaces=True,
                 pad_id=PAD,
                 unk_id=UNK,
                 bos_id=BOS,
                 eos_id=EOS,
-                pad_piece="<hvd_async:pad>",  # names that no text has, unlike <s>
+                pad_piece="<hvd_async:pad>",  # names that do not occur in text, unlike <s>
                 unk_piece="<hvd_async:unk>",
                 bos_piece="<hvd_async:bos>",
                 eos_piece="<hvd_async:eos>",
-                num_threads=1,  # with more, the order in which floats are summed varies
+                num_threads=1,  # with more threads, the order in which floats are summed varies
                 minloglevel=_QUIET,
             )
         except RuntimeError as error:
@@ -76,14 +76,14 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read a model written by `save`. Raises `DataError` if it is missing or damaged."""
+        """Read a model that `save` wrote. Raises `DataError` if it is missing or damaged."""
         try:
             return cls(path.read_bytes(), name=str(path))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}; expected a SentencePiece model") from None
 
     def save(self, path: Path) -> None:
-        """Write the serialized SentencePiece model, which other tools read too."""
+        """Write the serialized SentencePiece model, which other tools can read, too."""
         write_file(path, self._model)
 
     def to_bytes(self) -> bytes:
@@ -94,17 +94,17 @@ class Vocabulary:
         return int(self._processor.get_piece_size())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Piece numbers of each text, without begin and end."""
+        """Return the piece numbers of each text, without begin and end."""
         ids: list[list[int]] = self._processor.encode(list(texts), num_threads=1)
         return ids
 
     def num_normalized(self, texts: Sequence[str]) -> int:
-        """How many of `texts` normalisation changes, but for spaces."""
+        """Return how many of `texts` normalisation changes, apart from spaces."""
         normalized: list[str] = self._processor.normalize(list(texts))
         return sum(_without_spaces(a) != _without_spaces(b) for a, b in zip(texts, normalized, strict=True))
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """Text of each sequence, up to its first end of sentence; the special pieces have no text."""
+        """Return the text of each sequence, up to its first end of sentence; the special pieces have no text."""
         return [self._decode_one(sequence) for sequence in sequences]
 
     def _decode_one(self, sequence: Sequence[int]) -> str:
@@ -120,11 +120,11 @@ def _without_spaces(text: str) -> str:
 
 
 def _explain(message: str, size: int) -> str:
-    """SentencePiece's message about a size that the text does not allow, in one line of ours."""
+    """Return SentencePiece's message about a size that the text does not allow, as one line of ours."""
     if found := re.search(r"value <= (\d+)", message):
         return f"vocabulary.size: got {size}, expected at most {found[1]} for so small a text"
     if found := re.search(r"\d+ vs (\d+)", message):
         return f"vocabulary.size: got {size}, expected at least {found[1]} for text with so many different characters"
     if "sentences_.empty()" in message:
-        return "vocabulary: got no text to train on, expected at least a sentence"
+        return "vocabulary: got no text to train on, expected at least one sentence"
     return f"vocabulary: SentencePiece could not be trained with size {size}: {' '.join(message.split())}"

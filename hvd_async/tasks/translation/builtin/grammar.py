@@ -1,8 +1,8 @@
 """The built-in corpus: sentences of an English-like language with their translations into a German-like one.
 
-One seeded derivation yields both sides. The translation asks for what makes translating hard: German cases, genders and
+One seeded derivation yields both sides. The translation needs what makes translating hard: German cases, genders and
 adjective endings; verbs at the end of subclauses, behind their objects when compound, before the subject after a fronted
-adverbial; separable prefixes; relative pronouns; compounds written as one word. It needs no download, and a small
+adverbial; separable prefixes; relative pronouns; compounds written as one word. The corpus needs no download, and a small
 Transformer learns it in minutes.
 """
 
@@ -24,7 +24,7 @@ NOMINATIVE, ACCUSATIVE, DATIVE = range(3)
 _CASES = (NOMINATIVE, ACCUSATIVE, DATIVE)
 _COLUMNS = "mfnp"  # masculine, feminine, neuter, plural
 
-# Per case: endings of "der" words in the columns m f n p, written out for the article itself.
+# Per case: endings of "der" words in the columns m f n p; the article itself is written out.
 _THE = (("der", "die", "das", "die"), ("den", "die", "das", "die"), ("dem", "der", "dem", "den"))
 _RELATIVE = (("der", "die", "das", "die"), ("den", "die", "das", "die"), ("dem", "der", "dem", "denen"))
 # Endings of "ein" and the possessives; None: no such form (a plural "ein" is no article at all).
@@ -65,7 +65,7 @@ class Phrase:
 
     english: str
     german: tuple[str, str, str]
-    """By case."""
+    """Forms by case."""
     person: int
     """1 or 3."""
     number: int
@@ -74,17 +74,17 @@ class Phrase:
     """m, f, n or p; empty for pronouns, which take no relative clause."""
 
     def agree(self, first: str, third: str, plural: str) -> str:
-        """The German verb form that fits this subject."""
+        """Return the German verb form that agrees with this subject."""
         return plural if self.number else (first if self.person == 1 else third)
 
     def agree_english(self, base: str, third: str) -> str:
-        """The English verb form that fits this subject."""
+        """Return the English verb form that agrees with this subject."""
         return third if (self.person, self.number) == (3, 0) else base
 
 
 @dataclass(frozen=True)
 class Predicate:
-    """All of a clause but its subject, inflected for it."""
+    """A clause without its subject, inflected for the subject."""
 
     english: str
     finite: str
@@ -92,20 +92,20 @@ class Predicate:
     middle: str
     """Objects, negation, adverbials."""
     end: str
-    """What a main clause puts last: participle, infinitive or separated prefix."""
+    """The last part of a main clause: participle, infinitive or separated prefix."""
     final: str
-    """The whole German verb as a subclause puts it last."""
+    """The whole German verb, as it ends a subclause."""
 
     def after_subject(self) -> str:
-        """The German words of a main clause, from its verb on."""
+        """Return the German words of a main clause, from its verb on."""
         return _join(self.finite, self.middle, self.end)
 
     def inverted(self, subject: str) -> str:
-        """The German words of a main clause from its verb on, with the subject behind the verb."""
+        """Return the German words of a main clause from its verb on, with the subject behind the verb."""
         return _join(self.finite, subject, self.middle, self.end)
 
     def subordinate(self) -> str:
-        """The German words of a subclause behind its subject."""
+        """Return the German words of a subclause behind its subject."""
         return _join(self.middle, self.final)
 
 
@@ -113,12 +113,12 @@ class Grammar:
     """Draws sentence pairs."""
 
     def __init__(self, seed: int) -> None:
-        """Seed the random choices; the words are always the same."""
+        """Seed the random choices; the lexicon does not depend on the seed."""
         self._rng = random.Random(seed)
         self._lexicon = lexicon()
 
     def sentence(self) -> tuple[str, str]:
-        """A pair (English, German), capitalised and with a full stop."""
+        """Draw a pair (English, German), capitalised and with a full stop."""
         forms = (self._plain, self._fronted, self._reported, self._reasoned, self._reasoned_first)
         english, german = self._rng.choices(forms, weights=(4, 4, 2, 2, 1))[0]()
         return _finish(english), _finish(german)
@@ -169,7 +169,7 @@ class Grammar:
         )
 
     def _predicate(self, subject: Phrase, depth: int) -> Predicate:
-        """A predicate for `subject`: present, negated, perfect or with a modal. `depth`: relative clauses allowed."""
+        """Draw a predicate for `subject`: present, negated, perfect or with a modal. `depth`: relative clauses allowed."""
         frame = self._rng.choices(("none", "object", "dative", "both"), weights=(3, 6, 2, 2))[0]
         verb = self._frequent(self._lexicon.verbs[frame])
         objects, german_objects = self._objects(frame, depth)
@@ -232,7 +232,7 @@ class Grammar:
         return self._with_relative_clause(phrase) if depth and self._rng.random() < 0.2 else phrase
 
     def _with_relative_clause(self, phrase: Phrase) -> Phrase:
-        """`phrase` with a clause of which it is the subject."""
+        """Return `phrase` with a relative clause, of which it is the subject."""
         predicate = self._predicate(phrase, depth=0)
         clause = _join(_RELATIVE[NOMINATIVE][_COLUMNS.index(phrase.column)], predicate.subordinate())
         nominative, accusative, dative = (_join(form, ",", clause, ",") for form in phrase.german)
@@ -240,14 +240,14 @@ class Grammar:
         return Phrase(english, (nominative, accusative, dative), phrase.person, phrase.number, phrase.column)
 
     def _compound(self) -> Noun:
-        """Two nouns as one: the first says which, the second decides gender and plural."""
+        """Join two nouns: the first modifies, the second decides gender and plural."""
         which, what = self._frequent(self._lexicon.nouns), self._frequent(self._lexicon.nouns)
         english = f"{which.english[0]} {what.english[0]}", f"{which.english[0]} {what.english[1]}"
         german = which.german[0] + what.german[0].lower(), which.german[0] + what.german[1].lower()
         return Noun(english, german, what.gender)
 
     def _frequent(self, words: Sequence[Word]) -> Word:
-        """A word, the earlier ones more often, the last still about a tenth as often as the first."""
+        """Draw a word, earlier ones more often; the last is still about a tenth as frequent as the first."""
         return words[int(len(words) * self._rng.random() ** 1.6)]
 
 
@@ -283,13 +283,13 @@ def _join(*parts: str) -> str:
 
 
 def _finish(words: str) -> str:
-    """Attach commas, of which two are one and one before the full stop is none; capitalise; add the full stop."""
+    """Attach commas (two become one, none stays before the full stop), capitalise, and add the full stop."""
     text = " ".join(words.split()).replace(" ,", ",").replace(",,", ",").rstrip(",")
     return text[0].upper() + text[1:] + "."
 
 
 def sentences(seed: int) -> Iterator[tuple[str, str]]:
-    """Pairs (English, German) without end, no English sentence twice."""
+    """Yield pairs (English, German) without end, each English sentence at most once."""
     grammar, seen = Grammar(seed), set[str]()
     while True:
         pair = grammar.sentence()
@@ -299,7 +299,7 @@ def sentences(seed: int) -> Iterator[tuple[str, str]]:
 
 
 def generate(num_sentences: int, seed: int) -> list[tuple[str, str]]:
-    """The first `num_sentences` of `sentences(seed)`."""
+    """Return the first `num_sentences` of `sentences(seed)`."""
     return list(itertools.islice(sentences(seed), num_sentences))
 
 
@@ -308,8 +308,8 @@ def write_corpus(
 ) -> None:
     """Write `train`, `val` and `test` with the endings `.en` and `.de` to `folder`; no sentence is in two of them.
 
-    Test and validation come first, so that they stay the same for any size of the training split. Raises `ConfigError` where
-    one of the files is there with other text and `overwrite` is not set.
+    Test and validation come first, so that they do not depend on the size of the training split. Raises `ConfigError` if
+    one of the files exists with other text and `overwrite` is not set.
     """
     pairs, texts = iter(generate(test + validation + train, seed)), {}
     for split, size in (("test", test), ("val", validation), ("train", train)):

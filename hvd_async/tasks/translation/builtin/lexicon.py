@@ -1,6 +1,6 @@
 """The words of the built-in corpus: some real, most made of syllables, each with its English and its German forms.
 
-The lexicon is drawn once from a fixed seed, so that all corpora are of the same language whatever seed their sentences have.
+The lexicon is drawn once from a fixed seed, so that all corpora share one language whatever the seed of their sentences.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _GERMAN = (
 
 
 _FUNCTION_WORDS = "will near mein dein sein wenn muss".split()
-"""Those of the grammar that the syllables could form."""
+"""Words of the grammar that the syllables could form."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class Verb:
     english: tuple[str, str, str]
     """Base, third person singular, participle."""
     particle: str
-    """Of an English phrasal verb, with the blank before it; empty for most."""
+    """The particle of an English phrasal verb, with the space before it; empty for most."""
     german: tuple[str, str, str]
     """Infinitive, first person singular, third person singular."""
     participle: str
     prefix: str
-    """What separates from the German verb; empty for most."""
+    """The separable prefix of the German verb; empty for most."""
     frame: str
-    """Its objects: none, object (accusative), dative, or both."""
+    """The objects of the verb: none, object (accusative), dative, or both."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class Lexicon:
     nouns: tuple[Noun, ...]
     adjectives: tuple[Adjective, ...]
     verbs: dict[str, tuple[Verb, ...]]
-    """By frame."""
+    """Verbs by frame."""
 
 
 @functools.cache
 def lexicon() -> Lexicon:
-    """The one lexicon."""
+    """Return the only lexicon."""
     rng = random.Random(_LEXICON_SEED)
-    # Neither a real word nor one of the grammar's may be made again.
+    # No real word and no word of the grammar may be made again.
     real = {*re.findall(r"\w+", f"{_NOUNS} {_ADJECTIVES} {_VERBS}".lower()), *_FUNCTION_WORDS}
     english, german = _new_words(rng, real, *_ENGLISH), _new_words(rng, real, *_GERMAN)
     nouns = [_real_noun(entry) for entry in _entries(_NOUNS)]
@@ -118,7 +118,7 @@ def lexicon() -> Lexicon:
     adjectives += [Adjective(english(), german()) for _ in range(_NUM_ADJECTIVES - len(adjectives))]
     verbs += [_made_verb(rng, english(), german()) for _ in range(_NUM_VERBS - len(verbs))]
     for words in (nouns, adjectives, verbs):
-        rng.shuffle(words)  # else all the real words would be the frequent ones
+        rng.shuffle(words)  # otherwise the real words would all be among the frequent ones
     frames = ("none", "object", "dative", "both")
     return Lexicon(tuple(nouns), tuple(adjectives), {f: tuple(verb for verb in verbs if verb.frame == f) for f in frames})
 
