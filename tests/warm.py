@@ -158,7 +158,7 @@ def _keep(path: str, tests: socket.socket) -> None:
                         rank.close()
                     return
                 if one is door:
-                    ranks.append(_admit(door.accept()[0], [door, tests, *by_place]))
+                    ranks += _admit(door.accept()[0], [door, tests, *by_place])
                 elif one in by_end:
                     ranks.remove(by_end[one])
                     by_end[one].close()
@@ -166,13 +166,18 @@ def _keep(path: str, tests: socket.socket) -> None:
                     by_place[one].kill()
 
 
-def _admit(place: socket.socket, others: Sequence[socket.socket]) -> _Rank:
-    """Fork the rank that is to be at `place`. `others` are not for it."""
+def _admit(place: socket.socket, others: Sequence[socket.socket]) -> list[_Rank]:
+    """Fork the rank that is to be at `place`, unless that was killed before it had asked. `others` are not for the rank."""
     data, descriptors, _, _ = socket.recv_fds(place, NUMBER_BYTES, 253)
+    num_bytes = int.from_bytes(data, "little")
     with place.makefile("rb") as stream:
-        request = json.loads(stream.read(int.from_bytes(data, "little")))
+        text = stream.read(num_bytes)
+    if not descriptors or len(text) < num_bytes:
+        place.close()
+        return []
     parent, pid = os.getpid(), os.fork()
     if pid == 0:
+        request = json.loads(text)
         for each in (place, *others):
             os.close(each.detach())
         _take_place(request, descriptors, parent)
@@ -180,8 +185,9 @@ def _admit(place: socket.socket, others: Sequence[socket.socket]) -> _Rank:
         sys.exit()  # through all that is above, as a program ends: with what is registered for its end, MPI's too
     for descriptor in descriptors:
         os.close(descriptor)
-    place.sendall(_number(pid))
-    return _Rank(pid, os.pidfd_open(pid), place)
+    with contextlib.suppress(OSError):  # killed meanwhile
+        place.sendall(_number(pid))
+    return [_Rank(pid, os.pidfd_open(pid), place)]
 
 
 def _take_place(request: Mapping[str, Any], descriptors: Sequence[int], parent: int) -> None:
@@ -210,11 +216,12 @@ def _take_place(request: Mapping[str, Any], descriptors: Sequence[int], parent: 
 def _move_files(files: Sequence[int], numbers: Sequence[int]) -> None:
     """Let `files` have `numbers`, and be all that is open; standard streams are made as Python makes them when it starts."""
     above = max(*numbers, *files) + 1
-    moved = [fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files]
-    os.closerange(0, above)
-    for file, number in zip(moved, numbers, strict=True):
+    for file, number in zip([fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files], numbers, strict=True):
         os.dup2(file, number)
-        os.close(file)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in numbers:
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.close(int(name))
     sys.stdin = sys.__stdin__ = open(0, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
