@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
-from hvd_async.system.interpreter import leave_out_current_folder
+from hvd_async.system.interpreter import end_quickly, leave_out_current_folder
 from hvd_async.system.openmp import bound_spinning
 from hvd_async.system.parent_death import tie_to
 from hvd_async.system.printable import printable
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(action: Callable[[], int]) -> int:
     """Do `action`; its exit status, or that of the error it raised, or of standard output's failure. Prints the message."""
+    end_quickly()
     if failed := _status(prepare_streams):
         return failed
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -21,11 +22,14 @@ from hvd_async.cluster.hosts import Host
 from hvd_async.cluster.mpi import MpiFamily, detect_mpi
 from hvd_async.errors import SetupError
 from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
+from tests.warm import PROGRAMS, Nursery
 
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
 # Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
 MARK = "HVD_ASYNC_TEST_JOB"
 _GRACE_SECONDS = 2.0
+# What is read when torch is loaded.
+_READ_EARLY = ("OMP_", "GOMP_", "MKL_", "KMP_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,8 @@ def run_ranks(
 
     `program` is a script, a module's dotted name, or a list of Python's own arguments such as `["-c", text]`. `hosts` are
     names from the fixture `two_hosts`, filled evenly and in order: of 3 ranks on 2 hosts 0 and 1 are on the first. `env` is
-    added to the environment of every rank, `mpirun_args` to mpirun's arguments.
+    added to the environment of every rank, `mpirun_args` to mpirun's arguments. Ranks of a module in `tests.warm.PROGRAMS` are
+    forked from a process that has loaded what they need, unless they are to outlive mpirun.
     """
     family, path = mpi_family(), mpirun_path()
     assert family is not None and path is not None, "no mpirun in this environment; see launch/setup.sh"
@@ -94,10 +99,23 @@ def run_ranks(
     # One core: test machines are small and shared, ranks that wait always yield.
     layout = RankLayout.of_ranks(num_ranks, 1, tuple(Host(name, slots) for name in hosts))
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **(env or {})}
-    command = mpirun_command((sys.executable, *_python_arguments(program), *args), layout, options, variables)
+    if hosts and family == "openmpi":
+        variables["OMPI_MCA_btl"] = "^ofi"  # there is no fabric between them, and closing libfabric takes a second
     first_host = (str(TWO_HOSTS / "onhost.sh"), hosts[0]) if hosts else ()
-    environ = {**os.environ, **command.environment}
-    return run_limited((*first_host, *command.argv), environ, timeout, outlives=outlives_mpirun)
+    is_warm = program in PROGRAMS and not outlives_mpirun and not any(name.startswith(_READ_EARLY) for name in env or ())
+    with nursery().keeper() if is_warm else contextlib.nullcontext([sys.executable]) as python:
+        words = (str(program),) if is_warm else _python_arguments(program)
+        command = mpirun_command((*python, *words, *args), layout, options, variables)
+        environ = {**os.environ, **command.environment}
+        return run_limited((*first_host, *command.argv), environ, timeout, outlives=outlives_mpirun)
+
+
+@functools.cache
+def nursery() -> Nursery:
+    """The process from which ranks are forked; it ends with this one."""
+    made = Nursery({**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()})
+    atexit.register(made.close)
+    return made
 
 
 def run_limited(

@@ -57,7 +57,7 @@ def test_a_failed_rank_fails_the_job() -> None:
 def test_the_time_limit_kills_every_rank_and_keeps_the_output(num_hosts: int, request: pytest.FixtureRequest) -> None:
     hosts = request.getfixturevalue("two_hosts") if num_hosts == 2 else ()
     begin = time.monotonic()
-    done = run_ranks(2, ["-c", STUCK], timeout=6, hosts=hosts)
+    done = run_ranks(2, ["-c", STUCK], timeout=4, hosts=hosts)
     assert done.timed_out and done.returncode != 0
     assert "stuck" in done.stdout
     assert time.monotonic() - begin < 20

@@ -23,7 +23,8 @@ def mpi_environment(layout: RankLayout, options: LaunchOptions) -> dict[str, str
         return {"I_MPI_PIN": "off"}  # or each rank, and torch's threads with it, gets a part of the cores, store and all
     variables = {"OMPI_MCA_osc": "^ucx"}  # or it prints a message at every window where UCX finds no device
     if layout.is_local:
-        variables["OMPI_MCA_btl"] = "^tcp"  # or every rank listens on all interfaces, though shared memory is all it uses
+        # Shared memory is all they use. With TCP every rank would listen on all interfaces; closing libfabric takes a second.
+        variables["OMPI_MCA_btl"] = "^tcp,ofi"
     if layout.is_crowded:
         variables["OMPI_MCA_mpi_yield_when_idle"] = "1"  # or waiting ranks starve working ones
     if options.as_root and options.launcher != "srun":  # mpirun asks for them

@@ -35,12 +35,14 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
 
     Collective over all ranks of that world, which need not be the launcher's. Settings that the user or `hvd-async launch`
     made are kept; where none is made, Open MPI is told to leave UCX out of one-sided communication (it complains at every
-    window) and to yield when ranks outnumber cores (it starves itself otherwise), and MPICH before 5 to have a thread that
-    answers for a rank which is not in MPI. MPI is finalized at exit. Raises `SetupError` where MPI cannot be loaded, would end
-    the process, or has no MPI_THREAD_MULTIPLE.
+    window), on one host to leave out libfabric too (closing it takes a second) and to yield when ranks outnumber cores (it
+    starves itself otherwise), and MPICH before 5 to have a thread that answers for a rank which is not in MPI. MPI is finalized
+    at exit. Raises `SetupError` where MPI cannot be loaded, would end the process, or has no MPI_THREAD_MULTIPLE.
     """
     environ.setdefault("OMPI_MCA_osc", "^ucx")
     launched = read_environment(environ)
+    if launched is not None and launched.local_size == launched.size:
+        environ.setdefault("OMPI_MCA_btl", "^ofi")
     if launched is not None and (launched.local_size or 1) > len(os.sched_getaffinity(0)):
         environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if "PMI_SIZE" in environ and "PMIX_NAMESPACE" in environ:

@@ -153,14 +153,14 @@ def test_refused_arrivals_come_before_the_last_line(config: pathlib.Path, capsys
 
 @pytest.mark.mpi
 def test_all_ranks_begin_alike_and_the_job_is_recorded(config: pathlib.Path) -> None:
-    command = ["-m", "hvd_async", "train", str(config), "--auto-resume", "--set", "strategy.kind=async"]
+    command = ["hvd_async", "train", str(config), "--auto-resume", "--set", "strategy.kind=async"]
     run = config.parent / "run"
     outputs = []
     for updates in (4, 6, 8):
         if updates == 6:  # as if it had been killed before its first checkpoint
             shutil.rmtree(run / "checkpoints")
             (run / "summary.json").unlink()
-        done = run_ranks(3, [*command, "--set", f"training.updates={updates}"], timeout=120.0, env=ENVIRON)
+        done = run_ranks(3, *command, "--set", f"training.updates={updates}", timeout=120.0, env=ENVIRON)
         outputs.append(done.check().stdout.splitlines())
     assert [lines[0] for lines in outputs] == ["job 123 (train, partition low), restart 2"] * 3
     assert [" begins again; " in lines[1] for lines in outputs] == [False, True, False]
@@ -169,7 +169,7 @@ def test_all_ranks_begin_alike_and_the_job_is_recorded(config: pathlib.Path) -> 
     starts = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if '"start"' in line]
     assert [(event["version"], event["job"]["name"]) for event in starts] == [(0, "train"), (6, "train")]
     assert load_latest_checkpoint(run / "checkpoints") is not None
-    refused = run_ranks(3, [*command, "--set", "seed=2"], timeout=120.0)
+    refused = run_ranks(3, *command, "--set", "seed=2", timeout=120.0)
     assert refused.returncode == 2 and refused.stderr.count("seed: got 2, expected 1") == 1, str(refused)
 
 

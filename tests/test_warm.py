@@ -1,0 +1,90 @@
+"""Ranks that are forked are to those who start them, and to themselves, what any program is."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.comparison.processes import is_alive
+from tests.ranks import nursery
+
+
+@pytest.fixture
+def python() -> Iterator[list[str]]:
+    with nursery().keeper() as words:
+        yield words
+
+
+def test_a_rank_has_what_its_place_was_given(python: list[str], tmp_path: pathlib.Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        done = subprocess.run(
+            [*python, "tests.warm_probe", "describe", "two words", "ä"],
+            env={"COLOUR": "green", "LC_ALL": "C.UTF-8"},
+            cwd=tmp_path,
+            pass_fds=[file.fileno()],
+            input="text",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert json.loads(done.stdout) == {
+            "arguments": ["describe", "two words", "ä"],
+            "environment": {"COLOUR": "green", "LC_ALL": "C.UTF-8"},
+            "folder": str(tmp_path),
+            "files": [0, 1, 2, file.fileno()],
+            "input": "text",
+            "name": "__main__",
+            "has torch": True,
+        }
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "output", "last"),
+    [
+        ("exit", 3, "", ""),
+        ("fail", 1, "at the end\n", "ZeroDivisionError: injected"),
+        ("kill", -signal.SIGKILL, "", ""),
+        ("terminate", -signal.SIGTERM, "", ""),
+    ],
+)
+def test_a_place_ends_as_its_rank_does(python: list[str], action: str, status: int, output: str, last: str) -> None:
+    done = subprocess.run(
+        [*python, "tests.warm_probe", action], capture_output=True, text=True, timeout=60, check=False, env={}
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip().rpartition("\n")[2]) == (status, output, last)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 7), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_signal_to_a_place_reaches_its_rank(number: int, status: int) -> None:
+    with (
+        nursery().keeper() as python,
+        subprocess.Popen([*python, "tests.warm_probe", "wait"], stdout=subprocess.PIPE) as place,
+    ):
+        assert place.stdout is not None
+        rank = int(place.stdout.readline())
+        assert rank != place.pid and is_alive(rank)
+        place.send_signal(number)
+        assert place.wait(60) == status
+        assert place.stdout.read() == b""  # which nobody has open any more
+    assert not is_alive(rank)
+
+
+def test_no_rank_outlives_the_block() -> None:
+    with nursery().keeper() as python:
+        place = subprocess.Popen([*python, "tests.warm_probe", "wait"], stdout=subprocess.PIPE)
+        assert place.stdout is not None
+        rank = int(place.stdout.readline())
+    with place:
+        assert not is_alive(rank) and place.wait(60) == -signal.SIGKILL
+
+
+def test_ranks_have_random_numbers_of_their_own(python: list[str]) -> None:
+    program = [*python, "tests.warm_probe", "draw"]
+    assert len({subprocess.run(program, capture_output=True, timeout=60, check=True, env={}).stdout for _ in range(3)}) == 3
