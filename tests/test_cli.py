@@ -142,7 +142,7 @@ def test_several_workers_for_one_process_are_refused(config: pathlib.Path, capsy
         (["compare", "suite.yaml", "--jobs", "0"], "--jobs: got 0, expected 1 or more"),
         (
             ["compare", "suite.yaml", "--only", "c"],
-            "--only: got 'c', which fits no run, variant or environment; variants are a",
+            "--only: got 'c', which matches no run, variant or environment; variants are a",
         ),
         (["compare", "run"], "run: cannot be read"),
     ],

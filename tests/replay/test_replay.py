@@ -299,7 +299,7 @@ def without(kind: str, field: str) -> Callable[[Events], None]:
         (lambda events: nth(events, "arrival", 4).update(base_version=9), "got base version 9, expected 0 to 4"),
         (lambda events: nth(events, "arrival", 4).update(base_version="x"), "an event is damaged"),
         (lambda events: nth(events, "arrival", 4).update(batch=3), "batch 3 is in two updates"),
-        (lambda events: events.clear(), "holds no event"),
+        (lambda events: events.clear(), "contains no event"),
     ],
 )
 def test_a_log_that_does_not_say_enough(run: tuple[pathlib.Path, Settings], how: Any, words: str) -> None:
