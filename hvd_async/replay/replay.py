@@ -54,7 +54,7 @@ class ReplayOptions:
 
 @dataclass
 class Verdict:
-    """How far recorded and recomputed run are equal to the last bit."""
+    """Extent to which recorded and recomputed run are equal to the last bit."""
 
     versions: int = 0
     arrivals: int = 0

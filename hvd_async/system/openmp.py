@@ -51,7 +51,7 @@ class Contention:
 
     @property
     def cliff(self) -> float:
-        """How many times as fast one thread is as all of them in their worst case."""
+        """Speed of one thread / speed of all threads in their worst case."""
         return self.one_thread / min(self.alone, self.beside)
 
 

@@ -53,7 +53,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status (128 + signal if a signal killed it), and the first signal that this process
+    """Outcome of a command: its exit status (128 + signal if a signal killed it), and the first signal that this process
     got in the meantime.
 
     `is_killed`: SIGKILL ended the command itself, and the processes that it started may still exist.
@@ -66,7 +66,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Stopping:
-    """How a command is asked to stop.
+    """Rules for asking a command to stop.
 
     `signal`: sent instead of the signal that we get; mpirun and srun handle other signals themselves, but pass SIGUSR1 to
     all ranks, which then save everything. `patience_seconds`: how long the command may take; longer while `is_saving`,

@@ -10,7 +10,7 @@ WindowKind = Literal["shared", "created"]
 
 @dataclasses.dataclass(frozen=True)
 class OneSidedProgress:
-    """How long one-sided operations took while their target computed without entering MPI."""
+    """Durations of one-sided operations while their target computed without entering MPI."""
 
     window: WindowKind
     seconds: float
