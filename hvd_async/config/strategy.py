@@ -51,7 +51,7 @@ ArrivalsPerUpdate = Annotated[
 
 
 class StrategyConfig(Section):
-    """Strategy of training: who computes the update, and when. The keys after `kind` apply to `async` unless they say otherwise."""
+    """Strategy: who computes the update, and when. The keys after `kind` apply to `async` unless they say otherwise."""
 
     kind: Literal["single", "horovod", "ddp", "async"] = Field(
         "single",
