@@ -11,7 +11,6 @@ import pathlib
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import threading
 import types
@@ -19,11 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from hvd_async.cluster.environment import LaunchedAs, check_world, read_environment
+from hvd_async.cluster.mpi import parse_mpi_family
 from hvd_async.cluster.topology import Machine, Placement, assign_roles, describe, this_machine
 from hvd_async.errors import HvdAsyncError, SetupError
-from hvd_async.launcher import parse_mpi_family
 from hvd_async.system import interpreter
 from hvd_async.system.openmp import Contention, measure_contention
+from hvd_async.system.processes import ask
 from hvd_async.transport.bootstrap import MpiGroup, start_mpi
 from hvd_async.transport.group import Group, Solo
 from hvd_async.transport.probe_result import ProbeResult
@@ -229,16 +229,8 @@ def _check_horovod() -> Finding:
 
 def _output_of(argv: Sequence[str]) -> str:
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_SUBPROCESS_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = ask(argv, "launch/setup.sh installs one", _SUBPROCESS_SECONDS)
+    except SetupError as error:
         return str(error)
     return done.stdout if done.returncode == 0 else done.stdout + done.stderr
 

@@ -17,8 +17,10 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
+from hvd_async.cluster.hosts import Host
+from hvd_async.cluster.mpi import MpiFamily, detect_mpi
 from hvd_async.errors import SetupError
-from hvd_async.launcher import Host, LaunchOptions, MpiFamily, RankLayout, detect_mpi, mpirun_command
+from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
 
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
 # Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.

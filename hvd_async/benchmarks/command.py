@@ -20,7 +20,7 @@ from hvd_async.errors import ConfigError
 # Benchmarks and their modules in this package, in the order in which they run. Each module has `measure`, `DEFAULTS`
 # (`Options`) and `TAKES`, the options that it looks at. `measure(options)` runs in one process, `measure(place, options)` on
 # every rank.
-_MODULES = {"store": "store", "transport": "transport", "step": "step", "scaling": "scaling", "nmt": "translation"}
+_MODULES = {"store": "store", "transport": "transport", "step": "step", "scaling": "scaling", "translation": "translation"}
 BENCHMARKS = tuple(_MODULES)
 ON_RANKS = ("transport", "step", "scaling")
 # Fields of `Options`, each a flag.

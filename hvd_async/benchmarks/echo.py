@@ -13,7 +13,7 @@ import time
 import torch
 
 from hvd_async.benchmarks.measurement import timed
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.transport.messages import PointToPoint
 
 _STORE_RANK = 0

@@ -51,14 +51,3 @@ def split(num_bytes: int, num_parts: int) -> list[tuple[int, int]]:
     pages = -(-num_bytes // _PAGE_BYTES)
     size = max(1, -(-pages // num_parts)) * _PAGE_BYTES
     return [(start, min(size, num_bytes - start)) for start in range(0, num_bytes, size)] or [(0, 0)]
-
-
-@contextlib.contextmanager
-def arithmetic_threads(num_threads: int) -> Iterator[None]:
-    """Let torch compute with `num_threads` threads inside the block, then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

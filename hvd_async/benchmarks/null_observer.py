@@ -1,16 +1,17 @@
-"""A observer that writes nothing: benchmarks measure the store, not what a run writes down."""
+"""An observer that writes nothing: benchmarks measure the store, not what a run writes down."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from hvd_async.errors import HvdAsyncError
-from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.arrival import Arrival, Refusal, Update
+from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.wire.stop import StopNotice
 
 
 class NullObserver:
-    """Implements `store.server.Observer`."""
+    """Implements `Observer`."""
 
     def started(self, store: ParameterStore) -> None:
         """See `Observer.started`."""

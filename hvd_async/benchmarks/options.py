@@ -26,7 +26,7 @@ class Options:
         model: what `step` computes, one of `MODELS`.
         step_seconds: how long an emulated step sleeps.
         device: where `store` computes: `cpu`, `cuda` or `cuda:<index>`.
-        config: for `nmt`, the YAML file whose model and corpus it measures; None: a model of Multi30k's size, generated text.
+        config: for `translation`, the YAML file whose model and corpus are measured; None: Multi30k's size, generated text.
     """
 
     sizes: tuple[float, ...] = (1.0, 25.0, 100.0)

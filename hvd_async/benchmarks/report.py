@@ -20,6 +20,7 @@ from hvd_async.benchmarks.options import Options
 from hvd_async.errors import DataError
 from hvd_async.system.files import write_file
 from hvd_async.system.json_text import parse_json
+from hvd_async.system.text_tables import aligned_table
 
 HEADER = ("figure", "median", "quartiles", "limit", "its median", "ratio", "target", "met")
 _NUM_TEXT_COLUMNS = 1
@@ -149,18 +150,8 @@ def number(value: float) -> str:
 
 
 def plain_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned: names left, numbers right."""
-    lines = [HEADER, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    lines.insert(1, tuple("-" * width for width in widths))
-    text = []
-    for line in lines:
-        aligned = [
-            cell.ljust(width) if _is_text(i) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(aligned).rstrip())
-    return "\n".join(text)
+    """Return `rows` below their head, columns aligned: names left, numbers right."""
+    return aligned_table([HEADER, *rows], [column for column in range(len(HEADER)) if _is_text(column)])
 
 
 def _print_rich(result: Result, rows: Sequence[Sequence[str]], stream: TextIO) -> None:

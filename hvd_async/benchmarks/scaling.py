@@ -9,11 +9,11 @@ import torch
 
 from hvd_async.benchmarks.jobs import run_job
 from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Spread, rate
-from hvd_async.benchmarks.memcpy import arithmetic_threads
 from hvd_async.benchmarks.options import Options, num_elements
 from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options(sizes=(1.0,), workers=6, repeats=3, seconds=90.0)
 TAKES = frozenset({"sizes", "workers", "repeats", "threads", "seconds", "step_seconds"})

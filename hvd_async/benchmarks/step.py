@@ -6,13 +6,13 @@ import time
 
 from hvd_async.benchmarks.jobs import run_job
 from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Effort, duration, take_turns
-from hvd_async.benchmarks.memcpy import arithmetic_threads
 from hvd_async.benchmarks.models import SIZES, ModelStep
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.config import PushConfig
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options(threads=max(1, own_cores() - 1), seconds=90.0)  # the store has a core of its own
 TAKES = frozenset({"model", "repeats", "threads", "seconds"})

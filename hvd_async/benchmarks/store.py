@@ -12,15 +12,17 @@ from pathlib import Path
 import torch
 
 from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Effort, Spread, duration, take_turns, timed
-from hvd_async.benchmarks.memcpy import arithmetic_threads, memcpy_with, page_aligned
+from hvd_async.benchmarks.memcpy import memcpy_with, page_aligned
 from hvd_async.benchmarks.options import Options, num_elements, own_cores
 from hvd_async.config import ArrivalsFrom, OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.errors import SetupError
+from hvd_async.store.arrival import Arrival
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.parameter_store import Arrival, ParameterStore
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import NUM_PROVISIONAL
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options(threads=own_cores())
 TAKES = frozenset({"sizes", "repeats", "threads", "seconds", "device"})

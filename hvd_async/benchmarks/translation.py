@@ -1,4 +1,4 @@
-"""`bench nmt`: the measurements of `benchmarks.nmt` as figures, on a configuration's corpus or on the built-in one."""
+"""`bench translation`: what `translation_speed` measures as figures, on a configuration's corpus or the built-in one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hvd_async.benchmarks import nmt
+from hvd_async.benchmarks import translation_speed
 from hvd_async.benchmarks.measurement import BenchFigure, Spread, rate
-from hvd_async.benchmarks.nmt import BFLOAT16, BFLOAT16_TRANSPOSED, FLOAT32, DecodingMeasurement, Rates, TrainingMeasurement
 from hvd_async.benchmarks.options import Options
+from hvd_async.benchmarks.translation_speed import (
+    BFLOAT16,
+    BFLOAT16_TRANSPOSED,
+    FLOAT32,
+    DecodingMeasurement,
+    TrainingMeasurement,
+)
 from hvd_async.config import RunConfig, load_config, parse_config
 from hvd_async.errors import ConfigError
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
@@ -29,23 +35,23 @@ _BEAM = 4
 def measure(options: Options) -> list[BenchFigure]:
     """Matrix products, training and translation on one core; `options.seconds` is for each of them, roughly."""
     with _corpus(options.config) as (config, corpus):
-        gemm = nmt.measure_gemm(options.repeats)
+        gemm = translation_speed.measure_gemm(options.repeats)
         turn_seconds = options.seconds / (2 * options.repeats)
-        effort = nmt.TrainingEffort(options.repeats, _BATCHES, turn_seconds)
-        training = nmt.measure_training(config, corpus, effort)
-        exported = nmt.briefly_trained(config, corpus, _BRIEF_TOKENS)
+        effort = translation_speed.TrainingEffort(options.repeats, _BATCHES, turn_seconds)
+        training = translation_speed.measure_training(config, corpus, effort)
+        exported = translation_speed.briefly_trained(config, corpus, _BRIEF_TOKENS)
         sentences = [corpus.vocabulary.decode([corpus.validation.source(i).tolist()])[0] for i in _some(corpus)]
-        decoding = nmt.measure_decoding(exported, sentences, _BEAM, options.repeats)
+        decoding = translation_speed.measure_decoding(exported, sentences, _BEAM, options.repeats)
     return [*gemm_figures(gemm), *training_figures(training), decoding_figure(decoding)]
 
 
-def gemm_figures(rates: dict[str, Rates]) -> list[BenchFigure]:
+def gemm_figures(rates: dict[str, Spread]) -> list[BenchFigure]:
     """Matrix products in bfloat16 beside float32."""
-    single = spread(rates[FLOAT32])
+    single = rates[FLOAT32]
     return [
         BenchFigure("matrix product, float32", single, "GFLOP/CPU s"),
         *(
-            rate(f"matrix product, {name}", spread(rates[name]), "GFLOP/CPU s", ("float32", single))
+            rate(f"matrix product, {name}", rates[name], "GFLOP/CPU s", ("float32", single))
             for name in (BFLOAT16, BFLOAT16_TRANSPOSED)
         ),
     ]
@@ -54,9 +60,9 @@ def gemm_figures(rates: dict[str, Rates]) -> list[BenchFigure]:
 def training_figures(measured: TrainingMeasurement) -> list[BenchFigure]:
     """Tokens a second beside those of the step's matrix products alone, at the speed of a large one; bfloat16 beside float32."""
     unit = "tokens/CPU s"
-    single = spread(measured.rates[FLOAT32])
-    ceiling = spread(measured.sgemm_gflops).scaled(1e3 / measured.mflop_per_token)
-    half = spread(measured.rates[BFLOAT16])
+    single = measured.rates[FLOAT32]
+    ceiling = measured.sgemm_gflops.scaled(1e3 / measured.mflop_per_token)
+    half = measured.rates[BFLOAT16]
     return [
         rate("training, float32", single, unit, ("its matrix products alone", ceiling)),
         rate("training, bfloat16", half, unit, ("float32", single)),
@@ -65,13 +71,8 @@ def training_figures(measured: TrainingMeasurement) -> list[BenchFigure]:
 
 def decoding_figure(measured: DecodingMeasurement) -> BenchFigure:
     """Sentences a second with the cache beside those without."""
-    limit = ("without a cache", spread(measured.uncached))
-    return rate(f"translation, beam {_BEAM}", spread(measured.cached_few), "sentences/CPU s", limit)
-
-
-def spread(rates: Rates) -> Spread:
-    """Median and quartiles of all turns."""
-    return Spread.of(list(rates.values))
+    limit = ("without a cache", measured.uncached)
+    return rate(f"translation, beam {_BEAM}", measured.cached_few, "sentences/CPU s", limit)
 
 
 def _some(corpus: PreparedCorpus) -> range:

@@ -14,17 +14,19 @@ import torch
 
 from hvd_async.benchmarks.echo import EchoClient, EchoServer
 from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Effort, Spread, duration, take_turns, timed
-from hvd_async.benchmarks.memcpy import arithmetic_threads, memcpy_with, page_aligned
+from hvd_async.benchmarks.memcpy import memcpy_with, page_aligned
 from hvd_async.benchmarks.null_observer import NullObserver
 from hvd_async.benchmarks.options import Options, num_elements
 from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.config import OptimizerConfig, StrategyConfig
-from hvd_async.store.parameter_store import Arrival, ParameterStore
+from hvd_async.store.arrival import Arrival
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.serve.server import ServerOptions, StoreServer
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import Layout, StoreMemory, StoreWindow, Word
+from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options()
 TAKES = frozenset({"sizes", "repeats", "threads", "seconds"})

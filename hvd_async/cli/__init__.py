@@ -1,10 +1,10 @@
-"""The command line: a module for each group of verbs. They read arguments, call, and print; no logic of their own."""
+"""The command line: a module for each verb. They read arguments, call, and print; no logic of their own."""
 
 from __future__ import annotations
 
 import argparse
 
-from hvd_async.cli import comparisons, data, launching, machine, models, simulations, training
+from hvd_async.cli import bench, compare, data, doctor, launch, replay, report, score, simulate, train, translate
 from hvd_async.cli.arguments import EXIT_STATUS, Parser
 
 
@@ -18,6 +18,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for group in (data, training, launching, models, comparisons, simulations, machine):
-        group.add_verbs(verbs)
+    for module in (data, train, launch, translate, score, compare, report, simulate, replay, bench, doctor):
+        module.add_verb(verbs)
     return parser

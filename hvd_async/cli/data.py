@@ -14,8 +14,8 @@ from hvd_async.errors import ConfigError
 _MOST_PAIRS = 10_000_000
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add them to the command line."""
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
     _add_data(verb(verbs, "data", "make a folder of parallel text to train on", _data))
 
 

@@ -1,20 +1,19 @@
-"""The job of a batch system that a process belongs to, as its environment tells. Pure."""
+"""A job of a batch system, as its environment tells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """A job of Slurm.
+    """A job, in the words of the batch system.
 
     Attributes:
         id: of this job; of an array task it is its own, and `array_job` that of the array.
         restarts: how often the batch system has started it again.
         array_task: its number in the array.
-        nodes: all of the job, in Slurm's short form: `n[1-4]`.
+        nodes: all of the job, in the short form of the batch system: `n[1-4]`.
     """
 
     id: str
@@ -33,28 +32,3 @@ class BatchJob:
         what = ", ".join(part for part in (self.name, partition) if part)
         restarts = f", restart {self.restarts}" if self.restarts else ""
         return f"job {self.id}{task}{f' ({what})' if what else ''}{restarts}"
-
-
-def read_batch_job(environ: Mapping[str, str]) -> BatchJob | None:
-    """The job that `environ` is of; None outside of any.
-
-    All processes of a job have these variables: its script, what mpirun starts, and the ranks under srun.
-    """
-    number = environ.get("SLURM_JOB_ID")
-    if not number:
-        return None
-    restarts = environ.get("SLURM_RESTART_COUNT", "")
-
-    def value(name: str) -> str | None:
-        return environ.get(f"SLURM_{name}") or None  # empty is as good as absent
-
-    return BatchJob(
-        id=number,
-        restarts=int(restarts) if restarts.isdecimal() else 0,
-        array_job=value("ARRAY_JOB_ID"),
-        array_task=value("ARRAY_TASK_ID"),
-        name=value("JOB_NAME"),
-        partition=value("JOB_PARTITION"),
-        nodes=value("JOB_NODELIST"),
-        cluster=value("CLUSTER_NAME"),
-    )

@@ -19,9 +19,8 @@ def differing_keys(configs: Sequence[RunConfig]) -> list[str]:
 
 
 def leaves(config: RunConfig) -> dict[str, Any]:
-    """Return the values of `config` by dotted keys; `strategy.provisional` as it takes effect."""
+    """Return the values of `config` by dotted keys."""
     tree = config.model_dump()
-    tree["strategy"]["provisional"] = config.strategy.kind == "async" and config.strategy.has_provisional
     for name in _OF_EACH_RUN:
         del tree[name]
     return dict(_leaves(tree, ""))

@@ -159,7 +159,7 @@ def read_history(run: Run) -> History:
             f"{path}: an event is damaged, or from an older hvd_async ({type(error).__name__}: {error});"
             " expected the log of a run of this version"
         ) from None
-    is_async = run.config.strategy.kind == "async"
+    is_async = run.config.strategy.is_async
     return History(
         run.num_workers, run.seconds, tuple(steps), tuple(updates), not is_async, is_async and run.config.push.overlap
     )

@@ -90,7 +90,7 @@ class Row:
             return False
         strategy, arrivals = self.runs[0].config.strategy, self.runs[0].config.strategy.arrivals_per_update
         is_of_all = arrivals == "workers" or (isinstance(arrivals, int) and arrivals >= self.runs[0].num_workers)
-        return strategy.kind != "async" or (strategy.lockstep and is_of_all)
+        return not strategy.is_async or (strategy.lockstep and is_of_all)
 
     @property
     def share_of_ideal(self) -> float | None:

@@ -226,7 +226,7 @@ class Suite:
 
     def _check(self, spec: Spec, config: RunConfig) -> None:
         """Raise `ConfigError` for settings that no run of this suite can use."""
-        workers = 1 if config.strategy.kind == "single" else self._workers(spec)
+        workers = 1 if config.strategy.is_single else self._workers(spec)
         if self.config.launcher == "simulate":
             StepTimes(config.emulation, 0, workers)
         else:
@@ -263,7 +263,7 @@ class Suite:
 
     def _num_workers(self, spec: Spec) -> int:
         """Return the number of workers that the run will have."""
-        return 1 if self._configs[spec].strategy.kind == "single" else self._workers(spec)
+        return 1 if self._configs[spec].strategy.is_single else self._workers(spec)
 
     def _make_plan(self, path: pathlib.Path) -> SuitePlan:
         suite = self.config

@@ -16,6 +16,7 @@ import rich.live
 import rich.progress_bar
 import rich.table
 
+from hvd_async.system.durations import clock_text
 from hvd_async.system.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Board:
         """Return a table of the running runs and their progress."""
         with self._lock:
             running, num_done, num_runs = list(self._running), self._num_done, self._num_runs
-        elapsed = _clock(time.monotonic() - self._since)
+        elapsed = clock_text(time.monotonic() - self._since)
         table = rich.table.Table(title=f"{num_done} of {num_runs} runs done, {elapsed}", title_justify="left", box=None)
         for name, side in (("run", "left"), ("done", "left"), ("", "right"), ("version", "right"), ("loss", "right")):
             table.add_column(name, justify=side)  # type: ignore[arg-type]  # left and right are two of its literals
@@ -149,12 +150,6 @@ class Board:
             loss = "-" if follower.loss is None else f"{follower.loss:.3f}"
             speed = f"{follower.tokens / follower.seconds:,.0f}" if follower.seconds else "-"
             bar = rich.progress_bar.ProgressBar(total=1.0, completed=share, width=20)
-            clock = _clock(time.monotonic() - one.since)
+            clock = clock_text(time.monotonic() - one.since)
             table.add_row(one.name, bar, f"{share:.0%}", f"{follower.version:,}", loss, speed, clock)
         return table
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -48,7 +48,7 @@ class RunConfig(Section):
     @pydantic.model_validator(mode="after")
     def _overlap_fits(self) -> RunConfig:
         strategy = self.strategy
-        if not self.push.overlap or strategy.kind != "async":
+        if not self.push.overlap or not strategy.is_async:
             return self
         if strategy.lockstep:
             raise ValueError(

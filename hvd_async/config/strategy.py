@@ -142,7 +142,7 @@ class StrategyConfig(Section):
     @pydantic.model_validator(mode="after")
     def _nobody_waits_twice(self) -> StrategyConfig:
         # With N < workers the update would wait for a straggler that cannot come before it, since batches are taken in order.
-        if self.kind == "async" and self.lockstep and self.max_staleness is not None and self.on_stale == "wait":
+        if self.is_async and self.lockstep and self.waits_for_stragglers:
             raise ValueError(
                 f"max_staleness: got {self.max_staleness} with lockstep true and on_stale wait, expected"
                 " none; in lock-step each worker already waits for its update"
@@ -150,35 +150,56 @@ class StrategyConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _provisional_parameters_can_be(self) -> StrategyConfig:
-        if self.kind != "async" or not self.provisional or not self.has_provisional:
-            return self
-        if self.reduction != "token_mean":
+    def _resolve_provisional(self) -> StrategyConfig:
+        """Set `provisional` to what takes effect, so that nothing has to work it out again and a saved configuration tells."""
+        wanted = self.provisional
+        if wanted is None:
+            wanted = self.reduction == "token_mean" and self.staleness_policy != "delay_compensation"
+        takes_effect = wanted and self.is_async and not self.lockstep and self.arrivals_per_update != 1
+        if takes_effect and self.reduction != "token_mean":
             raise ValueError(
                 f"provisional: got true with reduction {self.reduction}, expected false, or reduction"
                 " token_mean; the sum of some arrivals makes a shorter step than the sum of all"
             )
-        if self.staleness_policy == "delay_compensation":
+        if takes_effect and self.staleness_policy == "delay_compensation":
             raise ValueError(
                 "provisional: got true with staleness_policy delay_compensation, expected false, or"
                 " policy none or inverse; the correction is measured from the version, not from the"
                 " parameters on which the gradient was computed"
             )
+        object.__setattr__(self, "provisional", takes_effect)  # the model is frozen from here on
         return self
 
     @pydantic.model_validator(mode="after")
     def _delay_is_synchronous(self) -> StrategyConfig:
-        if self.kind == "async" and self.delay:
+        if self.is_async and self.delay:
             raise ValueError(f"delay: got {self.delay} with kind async, expected 0, or a synchronous kind")
         return self
 
     @property
+    def is_async(self) -> bool:
+        """Whether workers push to a parameter store, which is not the case in the synchronous strategies."""
+        return self.kind == "async"
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the run has one process, without any exchange."""
+        return self.kind == "single"
+
+    @property
     def has_provisional(self) -> bool:
-        """Whether provisional parameters are ever made: not in lock-step, nor if each arrival makes a version."""
-        wanted = self.provisional
-        if wanted is None:
-            wanted = self.reduction == "token_mean" and self.staleness_policy != "delay_compensation"
-        return wanted and not self.lockstep and self.arrivals_per_update != 1
+        """Whether there ever are provisional parameters: not in lock-step, nor where each arrival makes a version."""
+        return bool(self.provisional)
+
+    @property
+    def waits_for_stragglers(self) -> bool:
+        """Whether an update waits for a gradient under way that it would leave too stale."""
+        return self.max_staleness is not None and self.on_stale == "wait"
+
+    @property
+    def drops_stale(self) -> bool:
+        """Whether an arrival that is too stale is refused."""
+        return self.max_staleness is not None and self.on_stale == "drop"
 
 
 class StoreConfig(Section):

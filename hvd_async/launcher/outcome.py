@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_async.errors import CheckpointError, ConfigError, DataError, DifferenceError, DivergedError, SetupError
+from hvd_async.system.durations import clock_text
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.processes import Ended
 from hvd_async.system.signals import STOP_SIGNALS
@@ -72,8 +73,7 @@ def outcome_of(
     had nothing to save yet the status may tell (`status_tells`): of Open MPI's mpirun it is that of the rank that ended first;
     but when a rank fails, srun ends the others by SIGTERM, and gives 143.
     """
-    minutes, rest = divmod(round(seconds), 60)
-    after = f"after {minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    after = f"after {clock_text(seconds, has_hours=True)}"
     by = next((number for number in STOP_SIGNALS if ended.status == 128 + number), signal.SIGTERM)
     given = ended.signal if ended.signal is not None else stop_signal
     if given is not None:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvd_async.cluster.hosts import Host
-from hvd_async.cluster.placement import placement_of
-from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe
+from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe, placement_of
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, SetupError
 
@@ -99,13 +98,13 @@ def lay_out(
         if number is not None and number < 1:
             raise ConfigError(f"{flag}: got {number}, expected 1 or more")
     strategy = config.strategy
-    is_dedicated = strategy.kind == "async" and strategy.placement == "dedicated"
+    is_dedicated = strategy.is_async and strategy.placement == "dedicated"
     stores = config.store.shards if is_dedicated else 0
     if wanted.store_apart and not stores:
         raise SetupError(
             "--store-apart: expected strategy async with placement dedicated; else there is no rank that only stores"
         )
-    if strategy.kind == "single":
+    if strategy.is_single:
         _check_single(wanted)
         return RankLayout((RankPlace("", 1, cores=own_cores),))
     if not hosts:

@@ -6,7 +6,7 @@ import torch
 
 from hvd_async.errors import DataError
 from hvd_async.replay.recording import Recording
-from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.arrival import Arrival
 
 # A version, and the number of arrivals provisionally on top of it.
 Key = tuple[int, int]

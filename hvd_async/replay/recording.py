@@ -12,7 +12,7 @@ from typing import Any
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
 from hvd_async.runs.event_log import read_events
-from hvd_async.store.parameter_store import Arrival, Refusal
+from hvd_async.store.arrival import Arrival, Refusal
 
 Event = Mapping[str, Any]
 
@@ -114,7 +114,7 @@ class _Reader:
 
     def __init__(self, path: pathlib.Path, config: RunConfig) -> None:
         self._path = path
-        self._is_async = config.strategy.kind == "async"
+        self._is_async = config.strategy.is_async
         self._sums = self._is_async and config.push.node_sum
         self._has_feedback = self._is_async and config.push.error_feedback
         self._processes: list[Process] = []

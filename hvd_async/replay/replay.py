@@ -21,12 +21,14 @@ from hvd_async.replay.recording import RecordedUpdate, Recording, read_recording
 from hvd_async.replay.workers import Recomputation, facts_of, kind_of_device
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.hashes import hash_of
+from hvd_async.store.arrival import Arrival, Update
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.threads import restored_threads
 
 _SAY_EVERY_SECONDS = 10.0
 _NEVER = 2**62
@@ -93,12 +95,9 @@ def replay(
         raise ConfigError(f"--until: got {last}, expected 0 to {len(recording.updates)}, the last version of {run.events}")
     task = make_task(config)
     _check_text(run, recording, task)
-    before = torch.get_num_threads()
-    try:
+    with restored_threads():
         replaying = _Replay(config, recording, task, options, say)
         replaying.run(last)
-    finally:
-        torch.set_num_threads(before)
     if options.output is not None:
         event = recording.evaluations.get(last)
         measured = {} if event is None else {"validation_loss": event["loss"], "validation_bleu": event["bleu"]}
@@ -284,6 +283,11 @@ class _Replay:
 
 
 def as_recorded(strategy: StrategyConfig) -> StrategyConfig:
+<<<<<<< HEAD
     """Return `strategy` without its decisions; how it treats a gradient is left."""
     policy = {} if strategy.kind == "async" else {"staleness_policy": "none"}
+=======
+    """`strategy` without its own decisions: what it does to a gradient is left."""
+    policy = {} if strategy.is_async else {"staleness_policy": "none"}
+>>>>>>> house
     return strategy.model_copy(update={**_AS_RECORDED, **policy})

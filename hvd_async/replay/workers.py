@@ -11,8 +11,8 @@ from hvd_async.config import RunConfig
 from hvd_async.replay.past_parameters import Past
 from hvd_async.replay.recording import Process, Push
 from hvd_async.runs.provenance import device_of, this_software
+from hvd_async.store.arrival import Arrival
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.parameter_store import Arrival
 from hvd_async.store.wire.local_push import Pushes, add
 from hvd_async.tasks.gradient import compute_gradient
 from hvd_async.tasks.task import Task
@@ -30,8 +30,13 @@ class Recomputation:
         self._threads = threads
         self._models: dict[str, tuple[torch.nn.Module, FlatParameters]] = {}
         _, flat = self._model_on("cpu")
+<<<<<<< HEAD
         is_async = config.strategy.kind == "async"
         # A synchronous strategy sends nothing: its sums go to the store unchanged.
+=======
+        is_async = config.strategy.is_async
+        # A synchronous strategy sends nothing: its sums go to the store as they are.
+>>>>>>> house
         self._pushes = Pushes(flat.size, config.push) if is_async else None
         self._sum = torch.zeros(flat.size)
         self._process = 0

@@ -4,93 +4,112 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
-import torch
-
-from hvd_async.config import TrainingConfig
 from hvd_async.errors import DataError
 from hvd_async.runs.checkpoint import Checkpoint, SavedData, replace_data, save_checkpoint
+from hvd_async.runs.context import RunContext, VersionCopies
 from hvd_async.runs.evaluations import EvaluationHistory
-from hvd_async.runs.event_log import EventLog
-from hvd_async.runs.folder import RunFolder
+from hvd_async.runs.events import Events
+from hvd_async.runs.hashes import Hashes
+from hvd_async.runs.part import RunPart
+from hvd_async.store.arrival import Update
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.system.background_writer import BackgroundWriter
 
 _SAVING_SECONDS = 2.0
 
 
-class CheckpointKeeper:
+class CheckpointKeeper(RunPart):
     """Keeps the checkpoints of one run, and its snapshots until a checkpoint knows what they gave. Used by one thread."""
 
-    def __init__(self, folder: RunFolder, training: TrainingConfig, writer: BackgroundWriter, *, by_time: bool) -> None:
-        """`writer` does what waits for the disk. `by_time`: whether `training.checkpoint_minutes` counts."""
-        self._folder = folder
-        self._training = training
+    def __init__(
+        self, run: RunContext, writer: BackgroundWriter, copies: VersionCopies, events: Events, history: EvaluationHistory
+    ) -> None:
+        """All stay the caller's. Of a simulated run no checkpoint is due by time: it is not resumed, and what it writes follows
+        from its seed."""
+        self._run = run
+        self._folder = run.folder
+        self._training = run.config.training
         self._writer = writer
-        self._by_time = by_time
+        self._copies = copies
+        self._events = events
+        self._history = history
         self._document: dict[str, Any] = {}  # of the checkpoint that was handed over last
         self._saved: Future[SavedData] | None = None
         self._saved_at = time.monotonic()
         self._is_due = False
         self._removed: set[int] = set()  # versions whose snapshots have gone
+        self._store: ParameterStore
+        self._hashes: Hashes
+        self._state: Callable[[], dict[str, Any]]
 
-    def begin(self) -> None:
+    def save_with(self, hashes: Hashes, state: Callable[[], dict[str, Any]]) -> None:
+        """Have each checkpoint hashed by `hashes`, and hold what `state` gives: the states of all parts. Called once, first."""
+        self._hashes, self._state = hashes, state
+
+    def started(self, store: ParameterStore) -> None:
         """Start the time after which the first checkpoint is due."""
+        self._store = store
         self._saved_at = time.monotonic()
 
-    def is_due(self, version: int) -> bool:
+    def updated(self, update: Update) -> None:
+        """Save a checkpoint, if one is due."""
+        if self._is_due_at(update.version):
+            self.save()
+
+    def _is_due_at(self, version: int) -> bool:
         """Whether a checkpoint is to be saved now, at `version`; asked once for each.
 
         There is memory for one that waits for the disk. It is given a moment; where the disk is slower than the run, the first
         version after it has been written is saved instead.
         """
         every, minutes = self._training.checkpoint_every, self._training.checkpoint_minutes
-        is_time = self._by_time and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        by_time = minutes > 0 and not self._run.is_simulated
+        is_time = by_time and time.monotonic() - self._saved_at >= 60 * minutes
         if not self._is_due and (is_time or (every > 0 and version % every == 0)):
             self._is_due = True
             if self._saved is not None:
                 wait([self._saved], timeout=_SAVING_SECONDS)
         return self._is_due and (self._saved is None or self._saved.done())
 
-    def save(
-        self, tensors: Mapping[str, torch.Tensor], document: Mapping[str, Any], log: EventLog, measured: EvaluationHistory
-    ) -> None:
-        """Have a checkpoint written. `tensors` are the keeper's; `document` is copied, and knows `measured`."""
-        self._document = json.loads(json.dumps(document))  # the books go on meanwhile
-        checkpoint = Checkpoint(tensors, self._document)
-        self._saved = self._writer.submit(self._write, checkpoint, log, self._superfluous(measured))
+    def save(self) -> None:
+        """Have a checkpoint of the store's version written."""
+        self._hashes.take()
+        tensors, data = self._store.state()
+        copies = {name: self._copies.of(name, tensor) for name, tensor in tensors.items()}
+        document = {"data_fingerprint": self._run.task.fingerprint(), "store": data, "recorder": self._state()}
+        self._document = json.loads(json.dumps(document))  # what it holds changes meanwhile
+        checkpoint = Checkpoint(copies, self._document)
+        self._saved = self._writer.submit(self._write, checkpoint, self._superfluous())
         self._saved_at, self._is_due = time.monotonic(), False
 
-    def save_books(
-        self, books: Mapping[str, Any], log: EventLog, measured: EvaluationHistory, *, is_last: bool = False
-    ) -> None:
-        """Have the checkpoint that was saved last learn the `books`, which know `measured`; its tensors stay."""
+    def save_state(self, *, is_last: bool = False) -> None:
+        """Have the checkpoint that was saved last hold the state of all parts as it is now; its tensors stay."""
         assert self._saved is not None
-        self._document = {**self._document, "recorder": json.loads(json.dumps(books))}
-        self._writer.submit(self._write_books, self._saved, self._document, log, self._superfluous(measured, is_last))
+        self._document = {**self._document, "recorder": json.loads(json.dumps(self._state()))}
+        self._writer.submit(self._write_state, self._saved, self._document, self._superfluous(is_last))
 
-    def _write(self, checkpoint: Checkpoint, log: EventLog, superfluous: Sequence[int]) -> SavedData:
-        log.sync()  # first: the checkpoint asks for all of it
+    def _write(self, checkpoint: Checkpoint, superfluous: Sequence[int]) -> SavedData:
+        self._events.log.sync()  # first: the checkpoint asks for all of it
         version, keep = checkpoint.data["store"]["version"], self._training.keep_checkpoints
         saved = save_checkpoint(self._folder.checkpoints, version, checkpoint, keep)
         self._remove_snapshots(superfluous)
         return saved
 
-    def _write_books(
-        self, saved: Future[SavedData], document: Mapping[str, Any], log: EventLog, superfluous: Sequence[int]
-    ) -> None:
-        log.sync()
+    def _write_state(self, saved: Future[SavedData], document: Mapping[str, Any], superfluous: Sequence[int]) -> None:
+        self._events.log.sync()
         replace_data(saved.result(), document)
         self._remove_snapshots(superfluous)
 
-    def _superfluous(self, measured: EvaluationHistory, is_last: bool = False) -> list[int]:
-        """Versions whose snapshots nobody needs once the books are saved. That of the best version stays to the last: its model
+    def _superfluous(self, is_last: bool = False) -> list[int]:
+        """Return versions whose snapshots no one needs once the state is saved. The best version's stays to the last: its model
         may have to be exported again."""
-        best = measured.best
+        best = self._history.best
         kept = set() if best is None or is_last else {best.version}
-        return sorted(measured.versions - self._removed - kept)
+        return sorted(self._history.versions - self._removed - kept)
 
     def _remove_snapshots(self, versions: Sequence[int]) -> None:
         for version in versions:

@@ -82,10 +82,10 @@ def _num_used(ledger: Mapping[str, Any]) -> int:
 
 
 def _comparable(config: RunConfig, other: RunConfig) -> dict[str, Any]:
-    """`config` as plain data, with `provisional` as it takes effect: absent, true and false may mean the same."""
+    """Return `config` as plain data, without what follows from another kind of strategy alone."""
     fields = config.model_dump()
-    are_async = config.strategy.kind == other.strategy.kind == "async"
-    fields["strategy"]["provisional"] = are_async and config.strategy.has_provisional
+    if config.strategy.kind != other.strategy.kind:
+        del fields["strategy"]["provisional"]
     return fields
 
 

@@ -26,6 +26,10 @@ class EvaluationHistory:
         """`given`: those of earlier processes."""
         self._all = list(given)
 
+    def restore(self, data: Iterable[dict[str, Any]]) -> None:
+        """Continue from what `to_json` gave an earlier process."""
+        self._all = [EvaluationResult(**fields) for fields in data]
+
     def add(self, measurement: EvaluationResult) -> None:
         """Take in one more."""
         self._all.append(measurement)
@@ -54,8 +58,3 @@ class EvaluationHistory:
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data for a summary or a checkpoint."""
         return [asdict(measurement) for measurement in self._all]
-
-    @classmethod
-    def from_json(cls, data: Iterable[dict[str, Any]]) -> EvaluationHistory:
-        """The inverse of `to_json`."""
-        return cls(EvaluationResult(**fields) for fields in data)

@@ -9,6 +9,13 @@ from typing import Any
 
 import torch
 
+from hvd_async.runs.context import RunContext, VersionCopies
+from hvd_async.runs.events import Events
+from hvd_async.runs.part import RunPart
+from hvd_async.store.arrival import Update
+from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.system.background_writer import BackgroundWriter
+
 
 def hash_of(vector: torch.Tensor) -> str:
     """BLAKE2b over the bytes of `vector` ([size] float32, on the CPU, gaps between tensors included), 32 hexadecimal digits."""
@@ -41,6 +48,42 @@ class ParameterHashes:
         while self._under_way and (wait or self._under_way[0][1].done()):
             version, work = self._under_way.pop(0)
             yield {"version": version, **work.result()}
+
+
+class Hashes(RunPart):
+    """Writes hashes of the parameters into the event log, of the versions that `training.hash_every` asks for."""
+
+    def __init__(self, run: RunContext, writer: BackgroundWriter, copies: VersionCopies, events: Events) -> None:
+        """All stay the caller's."""
+        self._every = run.config.training.hash_every
+        average = {"average": "average"} if run.config.optimizer.average_decay else {}
+        self._names = {"hash": "parameters", **average}
+        self._waits = run.is_simulated  # where the whole log follows from a seed
+        self._copies = copies
+        self._events = events
+        self._hashes = ParameterHashes(writer.submit)
+        self._store: ParameterStore
+
+    def started(self, store: ParameterStore) -> None:
+        """Hash the first version of this process."""
+        self._store = store
+        self.take()
+
+    def updated(self, update: Update) -> None:
+        """Hash the version, if it is due, and log what is done."""
+        if self._every and update.version % self._every == 0:
+            self.take()
+        self.log(wait=self._waits)
+
+    def take(self) -> None:
+        """Begin to hash the store's version, if hashes are wanted; of one version once."""
+        if self._every:
+            self._hashes.take(self._store.version, self._copies.read, self._names)
+
+    def log(self, *, wait: bool = False) -> None:
+        """Write the hashes that are done. `wait`: all, when they are done."""
+        for fields in self._hashes.finished(wait=wait):
+            self._events.write("parameter_hash", **fields)
 
 
 def _hash_all(vectors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -13,7 +13,8 @@ import rich.console
 import rich.progress
 
 from hvd_async.runs.totals import RunMetrics
-from hvd_async.store.parameter_store import Update
+from hvd_async.store.arrival import Update
+from hvd_async.system.durations import clock_text
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,5 @@ class Progress:
         loss = self._loss_sum / max(1, self._window.tokens)
         return (
             f"version {update.version}  loss {loss:.3f}  {rate:,.0f} tokens/s"
-            f"  staleness {self._window.mean_staleness:.2f}  left {_clock(left)}"
+            f"  staleness {self._window.mean_staleness:.2f}  left {'?' if left is None else clock_text(left)}"
         )
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import pathlib
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from hvd_async.runs.context import RunContext, TrainingClock
+from hvd_async.runs.evaluations import EvaluationResult
+from hvd_async.runs.part import RunPart
+from hvd_async.runs.totals import Totals
+from hvd_async.store.arrival import Update
 
-class Scalars:
-    """Writes numbers over versions into a folder; a context manager. Where that cannot be done it is told once, and given up."""
+_EVERY_SECONDS = 1.0
 
-    def __init__(self, folder: pathlib.Path | None, say: Callable[[str], None]) -> None:
-        """Opens nothing yet. `folder`: None where nothing is to be written. `say` is told what goes wrong."""
-        self._folder = folder
-        self._say = say
+
+class Scalars(RunPart):
+    """Writes numbers over versions; a context manager. Where that cannot be done it is reported once, and given up."""
+
+    def __init__(self, run: RunContext, clock: TrainingClock, totals: Totals) -> None:
+        """Opens nothing yet. `totals` hears of everything before."""
+        self._folder = run.folder.tensorboard if run.config.training.tensorboard else None
+        self._say = run.progress.say
+        self._clock = clock
+        self._totals = totals
         self._purge_from: int | None = None
         self._writer: Any = None
+        self._written_at = 0.0
 
     def forget_from(self, version: int) -> None:
-        """What an earlier process wrote of `version` and later ones is made again: curves are not to run back and forth. Called
-        before entering."""
+        """Drop what an earlier process wrote of `version` and later ones, which are made again: curves do not run back and forth.
+        Called before entering."""
         self._purge_from = version
 
     def __enter__(self) -> Scalars:
@@ -36,8 +47,31 @@ class Scalars:
         if self._writer is not None:
             self._do(self._writer.close)
 
-    def add(self, name: str, value: float, version: int) -> None:
-        """Add a point to the curve `name`. Returns at once."""
+    def updated(self, update: Update) -> None:
+        """Add a point to the curves of training, at most once a second."""
+        now = time.monotonic()
+        if now - self._written_at < _EVERY_SECONDS:
+            return
+        self._written_at = now
+        staleness = sum(map(update.staleness, update.arrivals)) / len(update.arrivals)
+        tokens = self._totals.metrics.tokens
+        for name, value in (
+            ("training/loss", update.loss),
+            ("training/learning_rate", update.learning_rate),
+            ("training/gradient_norm", update.gradient_norm),
+            ("training/staleness", staleness),
+            ("training/tokens", tokens),
+            ("training/tokens_per_second", tokens / max(1e-9, self._clock.seconds)),
+        ):
+            self._add(name, value, update.version)
+
+    def evaluated(self, result: EvaluationResult) -> None:
+        """Add a point to the curves of validation."""
+        self._add("validation/loss", result.loss, result.version)
+        if result.bleu is not None:
+            self._add("validation/bleu", result.bleu, result.version)
+
+    def _add(self, name: str, value: float, version: int) -> None:
         if self._writer is not None:
             self._do(lambda: self._writer.add_scalar(name, value, version))
 

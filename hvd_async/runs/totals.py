@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvd_async.store.parameter_store import Arrival, Refusal, Update
+from hvd_async.runs.part import RunPart
+from hvd_async.store.arrival import Arrival, Refusal, Update
 
 
 @dataclass
@@ -95,6 +97,34 @@ class RunMetrics:
                 for number, w in data["workers"].items()
             },
         )
+
+
+class Totals(RunPart):
+    """Keeps the totals of a run, those of earlier processes included.
+
+    Attributes:
+        metrics: the totals so far.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has happened."""
+        self.metrics = RunMetrics()
+
+    def refused(self, arrival: Arrival, refusal: Refusal) -> None:
+        """Count the arrival."""
+        self.metrics.add_refused(arrival, refusal)
+
+    def updated(self, update: Update) -> None:
+        """Count the update."""
+        self.metrics.add_update(update)
+
+    def state(self) -> dict[str, Any]:
+        """Return the totals."""
+        return {"metrics": self.metrics.to_json()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue."""
+        self.metrics = RunMetrics.from_json(state["metrics"])
 
 
 def _refusals(counts: dict[str, int]) -> Counter[Refusal]:

@@ -123,7 +123,7 @@ def _simulate(config: RunConfig, measured: Measured, emulation: dict[str, Any], 
 def _fit_exchange(
     config: RunConfig, measured: Measured, geometry: dict[str, Any], emulation: dict[str, Any]
 ) -> dict[str, Any]:
-    if config.strategy.kind != "async":
+    if not config.strategy.is_async:
         return _fit_allreduce(measured, geometry)
     if config.push.node_sum:
         return {}  # pushes, pulls and waits of a team are recorded as one
@@ -191,7 +191,7 @@ def _fit_allreduce(measured: Measured, geometry: dict[str, Any]) -> dict[str, An
 
 def _waits_for_others(config: RunConfig) -> bool:
     strategy = config.strategy
-    return strategy.lockstep or (strategy.max_staleness is not None and strategy.on_stale == "wait")
+    return strategy.lockstep or strategy.waits_for_stragglers
 
 
 def _is_remote(worker: int, geometry: dict[str, Any]) -> bool:

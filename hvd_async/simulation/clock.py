@@ -18,15 +18,13 @@ class Clock:
 
     Attributes:
         now: seconds since the start.
-        draw: what decides between events of the same time.
-        traffic: a heap of what `at` was told.
     """
 
     def __init__(self, seed: int, bucket_seconds: float = 1e-3) -> None:
         """Nothing is due yet. `bucket_seconds` decides nothing but the speed; best are a few dozen ends of steps in each."""
         self.now = 0.0
-        self.draw = random.Random(seed).random
-        self.traffic: list[_Event] = []
+        self._draw = random.Random(seed).random  # decides between events of the same time
+        self._traffic: list[_Event] = []  # a heap of what `at` was given
         self._steps: list[_Event] = []  # a heap of the steps that end up to the current bucket
         self._per_second = 1.0 / bucket_seconds
         self._current = -1
@@ -39,12 +37,12 @@ class Clock:
 
     def at(self, time: float, action: Callable[[Any], None], argument: Any) -> None:
         """Call `action(argument)` at `time`, which is not before `now`."""
-        heappush(self.traffic, (time, self.draw(), action, argument))
+        heappush(self._traffic, (time, self._draw(), action, argument))
 
     def at_end_of_step(self, time: float, action: Callable[[Any], None], argument: Any) -> None:
         """As `at`, for what is usually later than all else."""
         number = int(time * self._per_second)
-        event = (time, self.draw(), action, argument)
+        event = (time, self._draw(), action, argument)
         if number <= self._current:
             heappush(self._steps, event)
         elif number in self._buckets:
@@ -55,7 +53,7 @@ class Clock:
 
     def run(self) -> None:
         """Let time pass until nothing is due any more."""
-        traffic, numbers, steps = self.traffic, self._numbers, self._steps
+        traffic, numbers, steps = self._traffic, self._numbers, self._steps
         while True:
             if not steps and numbers:
                 self._current = heappop(numbers)

@@ -88,7 +88,7 @@ class Costs:
 
 def num_workers(config: RunConfig) -> int:
     """Workers of the simulated cluster."""
-    return 1 if config.strategy.kind == "single" else config.simulation.workers
+    return 1 if config.strategy.is_single else config.simulation.workers
 
 
 def costs(config: RunConfig, num_parameters: int) -> Costs:
@@ -101,7 +101,7 @@ def costs(config: RunConfig, num_parameters: int) -> Costs:
         update = _UPDATE_BYTES * num_parameters / memory.bytes_per_second
     if arrival is None:
         arrival = (push + _SUM_BYTES * num_parameters) / memory.bytes_per_second
-    is_synchronous = config.strategy.kind != "async"
+    is_synchronous = not config.strategy.is_async
     return Costs(
         num_workers=workers,
         push_bytes=push,

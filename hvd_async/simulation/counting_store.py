@@ -77,8 +77,7 @@ class CountingStore:
         self._made: list[tuple[int, int, int]] = []
         self._may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
         self._bound = strategy.max_staleness
-        self._waits = self._bound is not None and strategy.on_stale == "wait"
-        self._drops = self._bound is not None and strategy.on_stale == "drop"
+        self._waits, self._drops = strategy.waits_for_stragglers, strategy.drops_stale
         self._ledger = BatchLedger()
         # N, where it is always the same.
         wanted = strategy.arrivals_per_update

@@ -13,6 +13,7 @@ from hvd_async.errors import ConfigError
 from hvd_async.simulation.counting_store import Tokens
 from hvd_async.simulation.predict import ClusterRates, Size, predict
 from hvd_async.system.files import write_file
+from hvd_async.system.text_tables import aligned_table, markdown_table
 from hvd_async.tasks.registry import count_parameters
 
 # Arrivals of each worker, and of all at least, where nobody asks for a number.
@@ -119,11 +120,13 @@ _HEADER = (
 )
 
 
-def lines_of(rows: Sequence[SizeRow]) -> list[str]:
-    """The table for a terminal."""
-    texts = [[name for name, _ in _HEADER], *([form.format(row.cells()[name]) for name, form in _HEADER] for row in rows)]
-    widths = [max(len(line[column]) for line in texts) for column in range(len(_HEADER))]
-    return ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in texts]
+def table_of(rows: Sequence[SizeRow]) -> str:
+    """Return the table for a terminal."""
+    return aligned_table(_texts(rows), left=(), has_rule=False)
+
+
+def _texts(rows: Sequence[SizeRow]) -> list[list[str]]:
+    return [[name for name, _ in _HEADER], *([form.format(row.cells()[name]) for name, form in _HEADER] for row in rows)]
 
 
 PLAN_FILES = ("plan.csv", "plan.md", "plan.svg", "plan.png")
@@ -137,14 +140,8 @@ def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Pa
     writer.writeheader()
     writer.writerows(row.cells() for row in rows)
     write_file(folder / "plan.csv", text.getvalue().encode())
-    write_file(folder / "plan.md", _markdown(rows).encode())
+    write_file(folder / "plan.md", f"{markdown_table(_texts(rows), left=())}\n".encode())
     return [folder / "plan.csv", folder / "plan.md", *_draw(folder, rows)]
-
-
-def _markdown(rows: Sequence[SizeRow]) -> str:
-    lines = [[name for name, _ in _HEADER], ["---:"] * len(_HEADER)]
-    lines += [[form.format(row.cells()[name]) for name, form in _HEADER] for row in rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _draw(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Path]:

@@ -13,9 +13,8 @@ from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs, costs, num_workers
 from hvd_async.simulation.counting_store import CountingStore, Tokens
-from hvd_async.simulation.direct import make_clock, make_cluster
 from hvd_async.simulation.synchronous_cluster import Synchronous
-from hvd_async.simulation.totals import Totals
+from hvd_async.simulation.world import Totals, World, make_clock
 
 DEFAULT_SECONDS = 0.1
 """Of a step, where the configuration says nothing."""
@@ -86,7 +85,7 @@ def predict(config: RunConfig, size: Size) -> ClusterRates:
     was_enabled = gc.isenabled()
     gc.disable()  # a million events leave nothing behind that only it would find
     try:
-        if config.strategy.kind == "async":
+        if config.strategy.is_async:
             return _predict_asynchronous(config, size, prices, times)
         return _predict_synchronous(config, size, prices, times)
     finally:
@@ -130,7 +129,7 @@ def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: S
 
     strategy = config.strategy
     store = CountingStore(strategy, prices.num_workers, size.tokens, watch=watch)
-    cluster = make_cluster(config, prices, times, store, clock, None)
+    cluster = Cluster(World(config, prices, times, store, clock), None)
     cluster.run()
     return ClusterRates(
         prices.num_workers,
@@ -141,7 +140,7 @@ def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: S
         store.num_refused,
         _shares(cluster.totals),
         _busy(cluster, clock.now),
-        strategy.lockstep or config.push.node_sum or (strategy.max_staleness is not None and strategy.on_stale == "wait"),
+        strategy.lockstep or config.push.node_sum or strategy.waits_for_stragglers,
     )
 
 
@@ -152,7 +151,7 @@ def _busy(cluster: Cluster, seconds: float) -> dict[str, float]:
     # The store does one after the other; it is named for what takes it longer.
     name = "updates" if totals.updates > totals.arrivals else "arrivals"
     busy = {
-        "store's link": max(cluster.ingress.busy, cluster.egress.busy),
+        "store's link": max(link.busy for link in cluster.store_links),
         "nodes' links": of_nodes,
         name: totals.arrivals + totals.updates,
     }

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from hvd_async.config import RunConfig
 from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
+from hvd_async.runs.context import RunContext
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.progress import Goal, Progress
 from hvd_async.runs.provenance import provenance_of_one_process
-from hvd_async.runs.recorder import RunRecorder, read_snapshot
+from hvd_async.runs.recorder import RunRecorder
+from hvd_async.runs.snapshots import read_snapshot
+from hvd_async.runs.summary import Ending
 from hvd_async.simulation.clock import Clock
+from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs, costs, num_workers
-from hvd_async.simulation.direct import make_clock, make_cluster
 from hvd_async.simulation.predict import DEFAULT_SECONDS
 from hvd_async.simulation.real_replica import RealReplica
 from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.synchronous_cluster import Synchronous
+from hvd_async.simulation.world import World, make_clock
 from hvd_async.tasks.gradient import check_buffers
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.threads import arithmetic_threads
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,8 @@ def simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options:
     for key, device in (("training", config.training.device), ("store", config.store.device)):
         if device not in ("auto", "cpu"):
             raise ConfigError(f"{key}.device: got {device} in a simulation, expected auto or cpu")
-    with _threads(options.threads):
+    with arithmetic_threads(options.threads):
         return _simulate(config, make_task, options)
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Threads for arithmetic inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options: SimulateOptions) -> dict[str, Any]:
@@ -68,7 +59,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     clock = make_clock(config, times, workers)
     task = make_task(config)
     module = task.build_model()
-    if config.strategy.kind == "async":
+    if config.strategy.is_async:
         check_buffers(task, module)
     flat = FlatParameters(module)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
@@ -80,7 +71,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     model = Model(task, module.train(), flat, config.seed)
     prices = costs(config, config.simulation.parameters or flat.size)
     provenance = provenance_of_one_process(prices.node_workers(config))
-    recorder = RunRecorder(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True)
+    recorder = RunRecorder(RunContext(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True))
     with recorder:
         with progress.showing():
             _train(config, prices, times, model, recorder, goal, clock)
@@ -89,7 +80,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
             recorder.evaluated(version, model.evaluate(read_snapshot(folder, version)))
         status = "finished early" if recorder.is_out_of_patience() else "finished"
         num_steps = recorder.metrics.staleness.total() + recorder.metrics.refused.total()
-        return recorder.conclude(status, workers, num_steps)
+        return recorder.conclude(Ending(status, workers, num_steps))
 
 
 def _train(
@@ -101,10 +92,10 @@ def _train(
     goal: Goal,
     clock: Clock,
 ) -> None:
-    if config.strategy.kind == "async":
+    if config.strategy.is_async:
         store = RealStore(config, model, prices.num_workers, recorder, goal.last_version)
         recorder.started(store.store)
-        cluster = make_cluster(config, prices, times, store, clock, goal.num_batches)
+        cluster = Cluster(World(config, prices, times, store, clock), goal.num_batches)
         store.watch(cluster.versions_in_use)
         cluster.run()
     else:

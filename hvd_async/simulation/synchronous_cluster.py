@@ -8,7 +8,7 @@ from typing import Protocol
 from hvd_async.emulation.step_times import StepTimes
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs
-from hvd_async.simulation.totals import Totals
+from hvd_async.simulation.world import Totals
 
 
 class SimulatedReplica(Protocol):

@@ -6,85 +6,26 @@ parameters is the same code.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store import staleness
+from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import BatchLedger
+from hvd_async.store.optimizer import StepOrder, state_names
 from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_rate
-from hvd_async.store.shards.shard import MAX_HELD, Shard, StepOrder, past_names, state_names
+from hvd_async.store.shards.shard import MAX_HELD, Shard, past_names
 from hvd_async.vectors import arithmetic
 
 # A combined gradient whose norm is not below this would overflow when it is squared: it counts as not finite.
 _NORM_LIMIT = 1.8e19
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A gradient that reached the store: the gradient of the *summed* loss over `tokens` target tokens of `batch`.
-
-    `loss` is that sum in nats, `step_seconds` the worker's time from claim to push. `push_seconds`, `wait_seconds` and
-    `pull_seconds` are what the exchange before this step took of it: writing, waiting for the store or for others, reading.
-    `provisional`: the parameters were those that an update with the first so many arrivals on top of `base_version` would have
-    made; 0: those of `base_version`. See `ParameterStore.make_provisional`.
-    """
-
-    worker: int
-    batch: int
-    base_version: int
-    tokens: int
-    loss: float
-    step_seconds: float = 0.0
-    push_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    pull_seconds: float = 0.0
-    provisional: int = 0
-    sent_bytes: int = 0
-    """What was pushed of the gradient: 0 where nothing was, as in synchronous strategies."""
-    push: int = -1
-    """The first batch of those whose gradients were pushed as one sum: its own where a worker pushes for itself."""
-
-
-class Refusal(str, enum.Enum):
-    """Why an arrival is in no update."""
-
-    NOT_FINITE = "not_finite"
-    TOO_STALE = "too_stale"
-    AFTER_THE_END = "after_the_end"
-    DROPPED_PENDING = "dropped_pending"
-    SUM_NOT_FINITE = "sum_not_finite"
-
-
-@dataclass(frozen=True)
-class Update:
-    """One optimizer step: the version it made and the arrivals that are in it, in the order of their summation."""
-
-    version: int
-    arrivals: tuple[Arrival, ...]
-    learning_rate: float
-    gradient_norm: float
-
-    @property
-    def tokens(self) -> int:
-        """Target tokens of all arrivals."""
-        return sum(arrival.tokens for arrival in self.arrivals)
-
-    @property
-    def loss(self) -> float:
-        """Mean training loss of the arrivals, in nats per target token."""
-        return sum(arrival.loss for arrival in self.arrivals) / max(1, self.tokens)
-
-    def staleness(self, arrival: Arrival) -> int:
-        """Updates made between the version `arrival` was computed on and this one: 0 if it was fresh."""
-        return self.version - 1 - arrival.base_version
 
 
 class ShardOps(Protocol):
@@ -351,12 +292,10 @@ class ParameterStore:
 
     def _would_be_too_stale(self, base_version: int) -> bool:
         """Whether a gradient on `base_version` may not miss the update that is complete now."""
-        bound, on_stale = self._strategy.max_staleness, self._strategy.on_stale
-        return bound is not None and on_stale == "wait" and self.version + 1 - base_version > bound
+        return staleness.must_not_miss(self._strategy, self.version + 1 - base_version)
 
     def _reason_to_refuse(self, base_version: int, gradient: Gradient) -> Refusal | None:
-        bound = self._strategy.max_staleness
-        if bound is not None and self._strategy.on_stale == "drop" and self.version - base_version > bound:
+        if staleness.is_refused(self._strategy, self.version - base_version):
             return Refusal.TOO_STALE
         return None if math.isfinite(gradient.largest) else Refusal.NOT_FINITE
 

@@ -1,4 +1,4 @@
-"""What is done to a stale gradient. Pure functions of the arrival; the bound on staleness is the store's own."""
+"""What is done to a stale gradient: its weight, and the bound on staleness. Pure functions."""
 
 from __future__ import annotations
 
@@ -28,3 +28,18 @@ def compensation(strategy: StrategyConfig, staleness: int, tokens: int) -> float
     if staleness == 0 or not needs_base_parameters(strategy):
         return None
     return strategy.delay_compensation / max(1, tokens)
+
+
+def is_refused(strategy: StrategyConfig, staleness: int) -> bool:
+    """Whether a gradient that would be applied at `staleness` is refused: beyond `max_staleness` with `on_stale: drop`."""
+    return strategy.drops_stale and _is_beyond(strategy, staleness)
+
+
+def must_not_miss(strategy: StrategyConfig, staleness: int) -> bool:
+    """Whether an update must wait for a gradient that would be applied at `staleness` if it missed that update: beyond
+    `max_staleness` with `on_stale: wait`."""
+    return strategy.waits_for_stragglers and _is_beyond(strategy, staleness)
+
+
+def _is_beyond(strategy: StrategyConfig, staleness: int) -> bool:
+    return strategy.max_staleness is not None and staleness > strategy.max_staleness

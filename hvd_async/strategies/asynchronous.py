@@ -14,21 +14,22 @@ from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
 from hvd_async.store.gradient import Gradient
+from hvd_async.store.optimizer import StepOrder, state_names
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.device_block import Reach, open_device_block
-from hvd_async.store.serve.liveness import Heartbeat, Silence
+from hvd_async.store.serve.liveness import Heartbeat, wait_until, watch_store
 from hvd_async.store.serve.node_aggregation import ERROR, NodeAggregator
 from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
-from hvd_async.store.shards.shard import Shard, StepOrder, state_names
+from hvd_async.store.shards.shard import Shard
 from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
 from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.store.wire.layout import ShardWord, StopKind, StopNotice, StoreMemory, StoreWindow, Word, WorkerWord
+from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word, WorkerWord
 from hvd_async.store.wire.slots import DTYPES
-from hvd_async.store.wire.stop import announce_failure
+from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.strategies.memory_plan import MemoryPlan
-from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Worker
 from hvd_async.strategies.push_pull import DirectPushPull, NodePushPull, PushPull, wait_and_pull
 from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
 from hvd_async.system.failures import tell
@@ -37,7 +38,7 @@ from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity
 
 Loop = Callable[[Worker, torch.nn.Module], None]
-_LOOK_SECONDS = 0.02
+_LONGEST_POLL_SECONDS = 0.02
 
 
 class Asynchronous:
@@ -49,11 +50,11 @@ class Asynchronous:
         """Initialises MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
-    def check(self, job: Job) -> None:
+    def check(self, spec: JobSpec) -> None:
         """See `Strategy.check`: shards that the model has room for, and memory on every node."""
         rank = self.group.rank
         try:
-            check_capacity(self.group, job.plans[rank].host, MemoryPlan(job).needs(rank))
+            check_capacity(self.group, spec.plans[rank].host, MemoryPlan(spec).needs(rank))
         except HvdAsyncError as error:
             error.is_on_all_ranks = True  # each computes the same
             raise
@@ -123,13 +124,13 @@ def fail(
         return  # the store fell silent: there is nobody to wait for
     if not is_of_others(error) and window.load(Word.FAILED) == 0:
         announce_failure(window, rank, is_state_lost=is_state_lost)
-    silence, began = Silence(), time.monotonic()
-    while window.load(Word.SERVED) == 0:
-        window.wait(Word.STORE_BELL, window.heard(Word.STORE_BELL), _LOOK_SECONDS)
-        if silence.seconds(window.load(Word.STORE_HEARTBEAT)) > strategy.store_timeout_seconds:
-            return
-        if time.monotonic() - began > strategy.hang_timeout_seconds:
-            return
+    store, began = watch_store(window, strategy.store_timeout_seconds), time.monotonic()
+
+    def is_over() -> bool:
+        is_late = time.monotonic() - began > strategy.hang_timeout_seconds
+        return window.load(Word.SERVED) != 0 or store.is_silent() or is_late
+
+    wait_until(is_over, window, Word.STORE_BELL, lambda: None, longest_poll_seconds=_LONGEST_POLL_SECONDS)
 
 
 def is_of_others(error: BaseException) -> bool:
@@ -234,7 +235,7 @@ class RankRole:
         job, worker = self._job, self._me.worker
         assert worker is not None
         strategy = job.strategy
-        waits = strategy.max_staleness is not None and strategy.on_stale == "wait"
+        waits = strategy.waits_for_stragglers
         options = ClientOptions(
             waits_for_stragglers=waits,
             announces=waits or needs_base_parameters(strategy),

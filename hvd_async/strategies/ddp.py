@@ -13,9 +13,9 @@ from torch._C._distributed_c10d import GradBucket, TCPStore
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import PeerError
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Worker
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.vectors.flat import FlatParameters
 
@@ -29,7 +29,7 @@ class Ddp:
         """Initialises MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
-    def check(self, job: Job) -> None:
+    def check(self, spec: JobSpec) -> None:
         """See `Strategy.check`."""
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:

@@ -14,9 +14,9 @@ import torch
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import SetupError
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Worker
 from hvd_async.transport.bootstrap import init_mpi, report_failure, reported_failure
 from hvd_async.vectors.flat import FlatParameters
 
@@ -46,7 +46,7 @@ class Horovod:
         hvd.init()
         self.group = _HorovodGroup(hvd, self._comm)
 
-    def check(self, job: Job) -> None:
+    def check(self, spec: JobSpec) -> None:
         """See `Strategy.check`."""
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:

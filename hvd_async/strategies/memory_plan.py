@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import ConfigError
+from hvd_async.store.optimizer import state_names
 from hvd_async.store.serve.node_aggregation import node_layout
-from hvd_async.store.shards.shard import state_names
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout
 from hvd_async.store.wire.slots import slot_format, split
-from hvd_async.strategies.protocol import Job
+from hvd_async.strategies.protocol import JobSpec
 from hvd_async.system.background_writer import MAX_UNWRITTEN_VECTORS
 from hvd_async.transport.capacity import Need
 from hvd_async.vectors import arithmetic
@@ -22,50 +22,50 @@ _MAX_INDEXED = 2**31 - 1
 class MemoryPlan:
     """Who holds what: pure arithmetic on a job, the same on every rank."""
 
-    def __init__(self, job: Job) -> None:
-        """`job` stays the caller's."""
-        self._job = job
-        shards = sorted((plan for plan in job.plans if plan.shard is not None), key=lambda plan: plan.shard or 0)
-        most = -(-job.flat.size // arithmetic.BLOCK)
+    def __init__(self, spec: JobSpec) -> None:
+        """`spec` stays the caller's."""
+        self._spec = spec
+        shards = sorted((plan for plan in spec.plans if plan.shard is not None), key=lambda plan: plan.shard or 0)
+        most = -(-spec.flat.size // arithmetic.BLOCK)
         if len(shards) > most:
             raise ConfigError(
-                f"store.shards: got {len(shards)} for a model of {job.flat.size} elements, expected at most {most}:"
+                f"store.shards: got {len(shards)} for a model of {spec.flat.size} elements, expected at most {most}:"
                 f" each holds whole blocks of {arithmetic.BLOCK}"
             )
-        self.ranks = job.plans
+        self.ranks = spec.plans
         self.owners = [plan.rank for plan in shards]
         self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
-        self.parts = split(job.flat.size, len(shards))
+        self.parts = split(spec.flat.size, len(shards))
         longest = max(part.stop - part.start for part in self.parts)
-        if job.push.keep < 1.0 and longest > _MAX_INDEXED:
+        if spec.push.keep < 1.0 and longest > _MAX_INDEXED:
             raise ConfigError(
-                f"push.keep: got {job.push.keep:g} for {longest:,} elements of a shard, expected at most {_MAX_INDEXED:,}, which"
+                f"push.keep: got {spec.push.keep:g} for {longest:,} elements of a shard, expected at most {_MAX_INDEXED:,}, which"
                 " its indices of 32 bits can number; use more store.shards, or push.keep: 1"
             )
-        self.workers = [plan for plan in job.plans if plan.worker is not None]
+        self.workers = [plan for plan in spec.plans if plan.worker is not None]
         hosts = list(dict.fromkeys(plan.host for plan in self.workers))
         self.node_workers = [[plan for plan in self.workers if plan.host == host] for host in hosts]
         self.layouts = [self._layout(number, part) for number, part in enumerate(self.parts)]
 
     def slot_of(self, worker: int) -> int:
         """The slot into which a worker's gradients go."""
-        if not self._job.push.node_sum:
+        if not self._spec.push.node_sum:
             return worker
         return next(n for n, node in enumerate(self.node_workers) if any(plan.worker == worker for plan in node))
 
     def node_of_rank(self, rank: int) -> list[RankPlan]:
         """The workers of the node of `rank`; empty where there are none."""
-        host = self._job.plans[rank].host
+        host = self._spec.plans[rank].host
         return [plan for plan in self.workers if plan.host == host]
 
     def node_layout(self, team: Sequence[RankPlan]) -> Layout:
         """The block that `team` shares."""
-        return node_layout(self._job.flat.size, len(team), self._job.push.error_feedback)
+        return node_layout(self._spec.flat.size, len(team), self._spec.push.error_feedback)
 
     def needs(self, rank: int) -> list[Need]:
         """The memory that `rank` is about to ask for."""
-        job, plan = self._job, self._job.plans[rank]
-        vector_bytes = 4 * job.flat.size
+        spec, plan = self._spec, self._spec.plans[rank]
+        vector_bytes = 4 * spec.flat.size
         needs = []
         if plan.shard is not None:
             layout = self.layouts[plan.shard]
@@ -73,28 +73,28 @@ class MemoryPlan:
             needs += [
                 Need(f"{name}: {layout.num_buffers} published copies", layout.num_buffers * layout.vector_bytes, True),
                 *self._provisional(name, layout),
-                Need(f"{name}: {layout.slots} slots in {job.push.dtype}", layout.slots * layout.slot_bytes, True),
+                Need(f"{name}: {layout.slots} slots in {spec.push.dtype}", layout.slots * layout.slot_bytes, True),
             ]
-            num_vectors, part_bytes = len(state_names(job.optimizer)), layout.vector_bytes
+            num_vectors, part_bytes = len(state_names(spec.optimizer)), layout.vector_bytes
             is_shared = layout.num_state_vectors > 0
             if not self.is_on_device:
                 needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
-            if needs_base_parameters(job.strategy):
-                num_versions = len(self.workers) * (2 if job.push.overlap else 1) + 1
+            if needs_base_parameters(spec.strategy):
+                num_versions = len(self.workers) * (2 if spec.push.overlap else 1) + 1
                 needs.append(Need(f"{name}: parameters of {num_versions} versions", num_versions * part_bytes, False))
         if plan.shard == 0:  # a checkpoint, or all that is left when the blocks go
-            needs.append(Need("store: a copy of everything", (1 + len(state_names(job.optimizer))) * vector_bytes, False))
+            needs.append(Need("store: a copy of everything", (1 + len(state_names(spec.optimizer))) * vector_bytes, False))
             needs.append(Need("store: parameters on their way to the disk", MAX_UNWRITTEN_VECTORS * vector_bytes, False))
         if plan.worker is not None:
             team = self.node_of_rank(rank)
-            if job.push.node_sum and team[0].rank == rank:
+            if spec.push.node_sum and team[0].rank == rank:
                 total = self.node_layout(team).total_bytes
                 needs.append(Need(f"{len(team)} workers of the node: their sum and slots", total, True))
-            if job.push.overlap:
+            if spec.push.overlap:
                 needs.append(Need("overlap: a gradient and parameters on their way", 2 * vector_bytes, False))
-            if job.push.error_feedback:
+            if spec.push.error_feedback:
                 needs.append(Need("error feedback: error, sum and what is sent", 3 * vector_bytes, False))
-            if job.push.keep < 1.0:
+            if spec.push.keep < 1.0:
                 needs.append(Need("dropping: magnitudes and which are kept", 2 * vector_bytes, False))
         return needs
 
@@ -104,17 +104,17 @@ class MemoryPlan:
         return [Need(f"{name}: {layout.num_provisional} vectors of provisional parameters", size, True)] if size else []
 
     def _layout(self, number: int, part: slice) -> Layout:
-        job, num_shards = self._job, len(self.parts)
+        spec, num_shards = self._spec, len(self.parts)
         return Layout(
             num_elements=part.stop - part.start,
             num_workers=len(self.workers),
-            num_buffers=job.store.published_buffers,
-            num_slots=len(self.node_workers) if job.push.node_sum else len(self.workers),
-            arrivals_per_slot=max(map(len, self.node_workers)) if job.push.node_sum else 1,
-            slot_format=slot_format(job.flat.size, part, job.push),
+            num_buffers=spec.store.published_buffers,
+            num_slots=len(self.node_workers) if spec.push.node_sum else len(self.workers),
+            arrivals_per_slot=max(map(len, self.node_workers)) if spec.push.node_sum else 1,
+            slot_format=slot_format(spec.flat.size, part, spec.push),
             num_shards=num_shards,
             # The sequencer reads them for a checkpoint.
-            num_state_vectors=len(state_names(job.optimizer)) if num_shards > 1 else 0,
-            num_provisional=NUM_PROVISIONAL if job.strategy.has_provisional else 0,
-            num_partials=-(-job.flat.size // arithmetic.BLOCK) if num_shards > 1 and number == 0 else 0,
+            num_state_vectors=len(state_names(spec.optimizer)) if num_shards > 1 else 0,
+            num_provisional=NUM_PROVISIONAL if spec.strategy.has_provisional else 0,
+            num_partials=-(-spec.flat.size // arithmetic.BLOCK) if num_shards > 1 and number == 0 else 0,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +11,9 @@ import torch
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
+from hvd_async.store.observer import Observer
 from hvd_async.store.parameter_store import ParameterStore, ShardOps
-from hvd_async.store.serve.server import Observer
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
 
@@ -91,8 +91,8 @@ class SavedState:
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that a strategy is given on one rank. The objects are the strategy's to use until `execute` returns."""
+class JobSpec:
+    """What a strategy is to do on one rank, as far as it is known before anything is written or allocated for the run."""
 
     strategy: StrategyConfig
     store: StoreConfig
@@ -106,16 +106,26 @@ class Job:
     last_version: int | None
     """The run ends when this version is made; None: when its batches are used up."""
     evaluation: EvaluationPlan
-    observer: Observer | None
-    """Told of everything; on rank 0 alone."""
     stop_requested: Callable[[], StopNotice | None]
-    saved: SavedState | None
-    """What to continue from."""
 
     @property
     def num_workers(self) -> int:
         """Ranks that train."""
         return sum(plan.worker is not None for plan in self.plans)
+
+    def with_state(self, observer: Observer | None, saved: SavedState | None) -> Job:
+        """Return the job, to be told to `observer` and continued from `saved`."""
+        return Job(**{field.name: getattr(self, field.name) for field in fields(self)}, observer=observer, saved=saved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(JobSpec):
+    """All that a strategy is given on one rank. The objects are the strategy's to use until `execute` returns."""
+
+    observer: Observer | None
+    """Told of everything; on rank 0 alone."""
+    saved: SavedState | None
+    """What to continue from."""
 
     @property
     def claim_order(self) -> ClaimOrder:
@@ -139,9 +149,9 @@ class Strategy(Protocol):
     def group(self) -> Group:
         """All ranks of the job."""
 
-    def check(self, job: Job) -> None:
-        """Raise `HvdAsyncError`, on all ranks alike, where `job` cannot be run here. Collective over all ranks; nothing has been
-        written or allocated for the run yet, and `observer` and `saved` are not there."""
+    def check(self, spec: JobSpec) -> None:
+        """Raise `HvdAsyncError`, on all ranks alike, where `spec` cannot be run here. Collective over all ranks; nothing has been
+        written or allocated for the run yet."""
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
         """Run `loop` on every worker until the run ends; why it was stopped, or None when it reached its end.

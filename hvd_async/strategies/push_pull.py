@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from hvd_async.config import StrategyConfig
-from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import IDLE, Base, StoreClient
 from hvd_async.store.serve.node_aggregation import NodeAggregator

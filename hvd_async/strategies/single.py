@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hvd_async.cluster.topology import RankPlan
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Worker
 from hvd_async.transport.group import Solo
 
 
@@ -22,7 +22,7 @@ class Single:
         """Starts nothing."""
         self.group = Solo()
 
-    def check(self, job: Job) -> None:
+    def check(self, spec: JobSpec) -> None:
         """See `Strategy.check`."""
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:

@@ -10,10 +10,11 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError
+from hvd_async.store.arrival import Arrival, Update
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.parameter_store import Arrival, ParameterStore, Update
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.shards.shard import Shard
-from hvd_async.store.wire.layout import StopKind, StopNotice
+from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
 from hvd_async.strategies.watch import Watch
 from hvd_async.system.failures import tell

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from hvd_async.errors import HvdAsyncError, PeerError
-from hvd_async.store.wire.layout import StopNotice
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies.protocol import Job
 from hvd_async.system.failures import tell
 from hvd_async.transport.group import Group

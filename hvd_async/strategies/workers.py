@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import IDLE, NO_BASE, Base, StoreClient
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step

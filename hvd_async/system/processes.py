@@ -80,6 +80,25 @@ class Stopping:
     saving_seconds: float = 3600.0
 
 
+def ask(argv: Sequence[str], hint: str, timeout_seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
+    """Run a command that answers in text, with nothing on its standard input, and return what it says, whatever its status.
+
+    Raises `SetupError`, which ends with `hint`, where the command cannot be started or does not answer in time. Blocks.
+    """
+    try:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_seconds,  # a broken installation may hang rather than answer
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SetupError(f"{' '.join(argv)}: {error}; {hint}") from None
+
+
 def run_command(
     command: Command, environ: Mapping[str, str], stopping: Stopping = Stopping(), errors: int | None = None
 ) -> Ended:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from hvd_async.errors import StoppedBySignal
-from hvd_async.store.wire.layout import StopKind, StopNotice
+from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.system.signals import STOP_SIGNALS, handling
 
 _LOOK_SECONDS = 0.5

@@ -172,12 +172,12 @@ static inline double add_lanes(double *lanes) {
     return lanes[0];
 }
 
-enum { ADAM, ADAM_DECAY, ADAMW, TRIAL = 4 }; /* TRIAL is combined with one of the others */
+enum { ADAM, ADAM_DECAY, ADAMW, PROVISIONAL = 4 }; /* PROVISIONAL is combined with one of the others */
 enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4 };
 
 typedef struct {
     int kind; /* 0: sgd, 1: adam, 2: adamw */
-    int has_momentum, has_nesterov, has_average, is_trial;
+    int has_momentum, has_nesterov, has_average, is_provisional;
     float divisor, clip; /* gradient = sum / divisor, then * clip; 1 for no change */
     float rate, decay;   /* step size; weight decay, for adamw: the factor of the parameters */
     float beta1, beta2, one_minus_beta1, one_minus_beta2, inverse_root, epsilon, average_weight;
@@ -205,12 +205,12 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
         float mean = sum / divisor;
         g[i] = mean;
         float gradient = mean * clip;
-        if ((kind & ~TRIAL) == ADAM_DECAY) gradient = gradient + parameter * decay;
-        if ((kind & ~TRIAL) == ADAMW) parameter = parameter * decay;
+        if ((kind & ~PROVISIONAL) == ADAM_DECAY) gradient = gradient + parameter * decay;
+        if ((kind & ~PROVISIONAL) == ADAMW) parameter = parameter * decay;
         float first = m[i] + (gradient - m[i]) * w1;
         float added = gradient * gradient * w2;
-        float second = kind & TRIAL ? (added > v[i] ? added : v[i]) : v[i] * b2 + added;
-        if (!(kind & TRIAL)) {
+        float second = kind & PROVISIONAL ? (added > v[i] ? added : v[i]) : v[i] * b2 + added;
+        if (!(kind & PROVISIONAL)) {
             m[i] = first;
             v[i] = second;
         }
@@ -279,13 +279,13 @@ __attribute__((always_inline)) static inline void step_chunk(const rule_t *rule,
         }
     } else {
         int kind = rule->kind == 2 ? ADAMW : rule->decay != 0.0f ? ADAM_DECAY : ADAM;
-        switch (rule->is_trial ? kind | TRIAL : kind) {
+        switch (rule->is_provisional ? kind | PROVISIONAL : kind) {
             ADAM_CASE(ADAM)
             ADAM_CASE(ADAM_DECAY)
             ADAM_CASE(ADAMW)
-            ADAM_CASE(ADAM | TRIAL)
-            ADAM_CASE(ADAM_DECAY | TRIAL)
-            ADAM_CASE(ADAMW | TRIAL)
+            ADAM_CASE(ADAM | PROVISIONAL)
+            ADAM_CASE(ADAM_DECAY | PROVISIONAL)
+            ADAM_CASE(ADAMW | PROVISIONAL)
         }
     }
 }
@@ -339,7 +339,7 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
             int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
             float *first = state->first == NULL ? NULL : state->first + at;
             float *second = state->second == NULL ? NULL : state->second + at;
-            if (rule->is_trial && rule->kind == 0 && first != NULL) first = memcpy(tried, first, 4 * (size_t)n);
+            if (rule->is_provisional && rule->kind == 0 && first != NULL) first = memcpy(tried, first, 4 * (size_t)n);
             const float *from[4] = {summed, summed, summed, summed};
             if (is_plain)
                 for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
@@ -398,7 +398,7 @@ static PyObject *py_step(PyObject *self, PyObject *args) {
     inputs_t inputs;
     rule_t r;
     if (!PyArg_ParseTuple(args, "OKKKKKKnn(iiiiifffffffffff)", &list, &parameters, &target, &first, &second, &average,
-                          &partials, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_trial,
+                          &partials, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_provisional,
                           &r.divisor, &r.clip, &r.rate, &r.decay, &r.beta1, &r.beta2, &r.one_minus_beta1, &r.one_minus_beta2,
                           &r.inverse_root, &r.epsilon, &r.average_weight))
         return NULL;

@@ -69,7 +69,7 @@ class Rule:
     clip: float = 1.0
     average_weight: float | None = None
     """Weight of the new parameters in the moving average, if there is one."""
-    is_trial: bool = False
+    is_provisional: bool = False
     """Whether only `target` is written, with the result of the step, and nothing else changes."""
 
 
@@ -143,7 +143,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
     size = state.target.numel()
     vectors = [each.vector for each in inputs]
     vectors += [v for v in (state.parameters, state.target, state.first, state.second, state.average) if v is not None]
-    if use_c and not rule.is_trial and (fused := _fused_for(vectors, inputs)) is not None:
+    if use_c and not rule.is_provisional and (fused := _fused_for(vectors, inputs)) is not None:
         # Copying the sum to the CPU waits for the GPU.
         return [float(fused.run(_fused_step(fused, inputs, state, rule)).sum())]
     if not _fits_c(vectors, use_c):
@@ -235,9 +235,9 @@ def _describe(inputs: Sequence[Input]) -> list[tuple[int, int, float]]:
 
 def _numbers(rule: Rule, state: State) -> tuple[float, ...]:
     kind = ("sgd", "adam", "adamw").index(rule.kind)
-    has_average = rule.average_weight is not None and not rule.is_trial
+    has_average = rule.average_weight is not None and not rule.is_provisional
     return (
-        kind, state.first is not None, rule.nesterov, has_average, rule.is_trial,
+        kind, state.first is not None, rule.nesterov, has_average, rule.is_provisional,
         rule.divisor, rule.clip, rule.rate, rule.decay, rule.beta1, rule.beta2,
         1 - rule.beta1, 1 - rule.beta2, rule.inverse_root, rule.epsilon, rule.average_weight or 0.0,
     )  # fmt: skip
@@ -375,7 +375,7 @@ def _square_root(values: torch.Tensor) -> torch.Tensor:
 
 
 def _tried(vector: torch.Tensor, rule: Rule) -> torch.Tensor:
-    return vector.clone() if rule.is_trial else vector
+    return vector.clone() if rule.is_provisional else vector
 
 
 def _step_piece(gradient: torch.Tensor, state: State, rule: Rule, piece: slice) -> None:
@@ -397,11 +397,11 @@ def _step_piece(gradient: torch.Tensor, state: State, rule: Rule, piece: slice) 
         first, second = _tried(state.first[piece], rule), state.second[piece]
         first.add_((gradient - first).mul_(1 - rule.beta1))
         added = (gradient * gradient).mul_(1 - rule.beta2)
-        second = torch.where(added > second, added, second) if rule.is_trial else second.mul_(rule.beta2).add_(added)
+        second = torch.where(added > second, added, second) if rule.is_provisional else second.mul_(rule.beta2).add_(added)
         direction = first / _square_root(second).mul_(rule.inverse_root).add_(rule.epsilon)
         parameters = parameters - direction.mul_(rule.rate)
     state.target[piece] = parameters
-    if state.average is not None and rule.average_weight is not None and not rule.is_trial:
+    if state.average is not None and rule.average_weight is not None and not rule.is_provisional:
         average = state.average[piece]
         average.add_((parameters - average).mul_(rule.average_weight))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hvd_async.benchmarks.memcpy import arithmetic_threads, memcpy_with, page_aligned, split
+from hvd_async.benchmarks.memcpy import memcpy_with, page_aligned, split
+from hvd_async.vectors.threads import arithmetic_threads
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])

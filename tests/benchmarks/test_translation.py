@@ -7,21 +7,27 @@ import pathlib
 
 import pytest
 
-from hvd_async.benchmarks.nmt import BFLOAT16, BFLOAT16_TRANSPOSED, FLOAT32, DecodingMeasurement, Rates, TrainingMeasurement
+from hvd_async.benchmarks.measurement import Spread
 from hvd_async.benchmarks.translation import DEFAULTS, decoding_figure, gemm_figures, measure, training_figures
+from hvd_async.benchmarks.translation_speed import (
+    BFLOAT16,
+    BFLOAT16_TRANSPOSED,
+    FLOAT32,
+    DecodingMeasurement,
+    TrainingMeasurement,
+)
 from hvd_async.errors import ConfigError
 
 
 def test_products_in_bfloat16_stand_beside_float32() -> None:
-    rates = {FLOAT32: Rates((100.0,)), BFLOAT16: Rates((50.0,)), BFLOAT16_TRANSPOSED: Rates((400.0,))}
+    rates = {FLOAT32: Spread.of([100.0]), BFLOAT16: Spread.of([50.0]), BFLOAT16_TRANSPOSED: Spread.of([400.0])}
     assert [figure.ratio for figure in gemm_figures(rates)] == [None, 0.5, 4.0]
 
 
 def test_training_stands_beside_its_products_alone() -> None:
     measured = TrainingMeasurement(
-        {FLOAT32: Rates((1500.0, 1500.0)), BFLOAT16: Rates((3000.0, 3000.0))},
-        sgemm_gflops=Rates((100.0, 100.0)),
-        padding_share=0.1,
+        {FLOAT32: Spread.of([1500.0, 1500.0]), BFLOAT16: Spread.of([3000.0, 3000.0])},
+        sgemm_gflops=Spread.of([100.0, 100.0]),
         mflop_per_token=50.0,
     )
     single, half = training_figures(measured)
@@ -30,9 +36,7 @@ def test_training_stands_beside_its_products_alone() -> None:
 
 
 def test_translation_stands_beside_itself_without_a_cache() -> None:
-    measured = DecodingMeasurement(
-        cached=Rates((12.0,)), uncached=Rates((2.0,)), cached_few=Rates((10.0,)), tokens_per_sentence=9.0, same_share=1.0
-    )
+    measured = DecodingMeasurement(cached=Spread.of([12.0]), uncached=Spread.of([2.0]), cached_few=Spread.of([10.0]))
     assert decoding_figure(measured).ratio == pytest.approx(5.0)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from hvd_async.cluster.environment import SLURM, check_home, check_launcher, check_world, read_environment
+from hvd_async.cluster.environment import check_home, check_launcher, check_world, read_environment
+from hvd_async.cluster.slurm import SRUN
 from hvd_async.errors import SetupError
 
 OPEN_MPI = {
@@ -174,7 +175,7 @@ def test_the_right_flag_that_did_not_help_leaves_mpirun() -> None:
 
 
 def test_an_mpi_that_we_do_not_know_is_told_of_all_flags() -> None:
-    assert refusal(SLURM_STEP, "MVAPICH 4.0").count("--mpi=") == 3 and SLURM.hint in refusal(SLURM_STEP, "MVAPICH 4.0")
+    assert refusal(SLURM_STEP, "MVAPICH 4.0").count("--mpi=") == 3 and SRUN.hint in refusal(SLURM_STEP, "MVAPICH 4.0")
 
 
 def test_mpich_without_pmix_is_refused_before_it_would_end_the_process() -> None:

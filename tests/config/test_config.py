@@ -93,7 +93,15 @@ def test_faults_in_a_schedule_of_arrivals_name_the_key_of_the_entry() -> None:
 
 @pytest.mark.parametrize("elsewhere", [{"kind": "ddp"}, {"lockstep": True}, {"arrivals_per_update": 1}])
 def test_what_provisional_parameters_need_is_not_asked_for_where_there_are_none(elsewhere: dict[str, Any]) -> None:
-    assert parse(strategy={"kind": "async", "provisional": True, "reduction": "sum", **elsewhere}).strategy.provisional
+    strategy = parse(strategy={"kind": "async", "provisional": True, "reduction": "sum", **elsewhere}).strategy
+    assert strategy.provisional is False  # what takes effect
+
+
+def test_a_loaded_configuration_says_whether_there_are_provisional_parameters() -> None:
+    config = parse(strategy={"kind": "async", "arrivals_per_update": 4})
+    assert config.strategy.provisional is True and "  provisional: true\n" in dump_config(config)
+    assert parse_config(config.model_dump(), source="again") == config
+    assert parse(strategy={"kind": "async", "reduction": "sum"}).strategy.provisional is False
 
 
 def test_in_lockstep_nobody_waits_for_a_bound_as_well() -> None:

@@ -16,30 +16,25 @@ from typing import Any
 
 import pytest
 
+from hvd_async.cluster.batch_system import detect_allocation
+from hvd_async.cluster.hosts import Host, parse_hosts
+from hvd_async.cluster.mpi import detect_mpi, parse_mpi_family
+from hvd_async.cluster.slurm import choose_pmi, parse_pmis, read_allocation, variables_to_unset
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.launcher import (
-    Host,
     LaunchOptions,
     RankLayout,
     Summary,
     TrainArguments,
     Wanted,
-    choose_pmi,
-    detect_allocation,
-    detect_mpi,
     explain,
     launch_command,
     lay_out,
     mpirun_command,
     outcome_of,
-    parse_hosts,
-    parse_mpi_family,
-    parse_pmis,
     plan_ranks,
-    read_allocation,
     variables_to_forward,
-    variables_to_unset,
 )
 from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, default_script, render
 from hvd_async.system.processes import Command, Ended, run_command
@@ -441,10 +436,14 @@ def test_what_ranks_on_other_hosts_get_of_the_environment() -> None:
 
 def test_what_srun_is_not_to_read_of_a_jobs_environment() -> None:
     environ = {**JOB, "SLURM_GPUS_PER_TASK": "1", "SLURM_CPUS_PER_TASK": "4", "SLURM_CONF": "/etc/slurm.conf"}
-    assert variables_to_unset(environ, "mpirun") == ("SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK")
-    assert variables_to_unset(environ, "srun") == ("SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_JOB_NUM_NODES")
+    assert variables_to_unset(environ, starts_ranks=False) == ("SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK")
+    assert variables_to_unset(environ, starts_ranks=True) == (
+        "SLURM_CPUS_PER_TASK",
+        "SLURM_GPUS_PER_TASK",
+        "SLURM_JOB_NUM_NODES",
+    )
     components = {f"SLURM_GPUS_PER_TASK_{kind}_GROUP_1": "1" for kind in ("HET", "PACK")}
-    assert variables_to_unset(components, "srun") == tuple(sorted(components))
+    assert variables_to_unset(components, starts_ranks=True) == tuple(sorted(components))
 
 
 def test_a_command_takes_variables_out_of_the_callers_environment() -> None:

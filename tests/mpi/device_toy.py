@@ -24,7 +24,7 @@ from hvd_async.cluster.environment import read_environment
 from hvd_async.cluster.topology import Machine, Placement, RankPlan
 from hvd_async.store.serve import device_block
 from hvd_async.store.wire.layout import Layout
-from hvd_async.training import run
+from hvd_async.training import setup
 from hvd_async.transport import cuda_ipc
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.cuda_ipc import Handle
@@ -77,7 +77,7 @@ def emulated(gpus: Sequence[str]) -> Iterator[None]:
         memory[0] = memory[0]  # it is still there
         print("unlocked", file=sys.stderr)
 
-    run.this_machine, run.assign_roles = this_machine, assign_roles
+    setup.this_machine, setup.assign_roles = this_machine, assign_roles
     device_block._allocate = allocate
     cuda_ipc.export, cuda_ipc.open_handle, cuda_ipc.release, cuda_ipc.locked = export, open_handle, release, locked
     try:

@@ -9,7 +9,8 @@ import traceback
 import torch
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
-from hvd_async.store.parameter_store import Arrival, ParameterStore
+from hvd_async.store.arrival import Arrival
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.serve.server import ServerOptions, StoreServer

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 import torch
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
-from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.store.arrival import Arrival, Refusal, Update
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.serve.server import ServerOptions, StoreServer
 from hvd_async.store.shards.shard import Shard
-from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, StopNotice, Word
+from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, Word
+from hvd_async.store.wire.stop import StopNotice
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.mpi import SharedMemory, open_blocks
 

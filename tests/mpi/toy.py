@@ -30,7 +30,8 @@ from hvd_async.store.serve.client import StoreClient
 from hvd_async.store.serve.server import StoreServer
 from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.tasks.evaluation import Evaluation
-from hvd_async.training.run import TrainOptions, train
+from hvd_async.training.options import TrainOptions
+from hvd_async.training.run import train
 from hvd_async.vectors import arithmetic
 
 FEATURES, CLASSES = 6, 3

@@ -13,7 +13,8 @@ import pytest
 
 from hvd_async.errors import DivergedError
 from hvd_async.replay.replay import ReplayOptions, Verdict, replay
-from hvd_async.training.run import TrainOptions, train
+from hvd_async.training.options import TrainOptions
+from hvd_async.training.run import train
 from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
 
 

@@ -7,7 +7,7 @@ import re
 
 from hvd_async.runs.progress import Goal, Progress
 from hvd_async.runs.totals import RunMetrics
-from hvd_async.store.parameter_store import Arrival, Update
+from hvd_async.store.arrival import Arrival, Update
 
 
 class Watched:

@@ -15,7 +15,8 @@ import pytest
 from hvd_async.errors import CheckpointError, DataError
 from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
 from hvd_async.system.background_writer import BackgroundWriter
-from hvd_async.training.run import TrainOptions, train
+from hvd_async.training.options import TrainOptions
+from hvd_async.training.run import train
 from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
 
 MEASURED = {"every": 3, "when": "after", "bleu": False}
@@ -184,7 +185,7 @@ def test_a_checkpoint_that_another_rank_does_not_see_is_told(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hvd_async.runs.checkpoint import SavedData
-    from hvd_async.training import run as module
+    from hvd_async.training import resume as module
 
     monkeypatch.setattr(module, "_LISTING_SECONDS", 0.0)
     with pytest.raises(

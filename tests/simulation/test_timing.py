@@ -15,9 +15,9 @@ from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import costs, num_workers
 from hvd_async.simulation.counting_store import CountingStore, Tokens
-from hvd_async.simulation.direct import make_clock, make_cluster
-from hvd_async.simulation.planning import lines_of, plan, write_plan
+from hvd_async.simulation.planning import plan, table_of, write_plan
 from hvd_async.simulation.predict import ClusterRates, Size, predict
+from hvd_async.simulation.world import World, make_clock
 from hvd_async.tasks.registry import count_parameters
 from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import events_of
@@ -59,38 +59,42 @@ def sections_of(case: dict[str, Any], emulation: dict[str, Any] = UNEVEN) -> dic
     return {"simulation": NODES, "emulation": uneven, **case, "strategy": strategy}
 
 
-def counted(config: RunConfig, num_batches: int | None, *, plain: bool = False) -> EVENTS:
-    """The fate of every arrival without gradients; `plain`: in the long way through the code."""
+def counted(config: RunConfig, num_batches: int | None) -> EVENTS:
+    """The fate of every arrival, without gradients."""
     size = FlatParameters(CountedTask(Settings({}), 0).build_model()).size
     workers = num_workers(config)
     times = StepTimes(config.emulation, config.seed, workers, default=0.1)
     clock = make_clock(config, times, workers)
     store = CountingStore(config.strategy, workers, TOKENS, config.training.updates, record=clock.read)
-    make = Cluster if plain else make_cluster
-    make(config, costs(config, size), times, store, clock, num_batches).run()
+    Cluster(World(config, costs(config, size), times, store, clock), num_batches).run()
     return sorted((round(fate.seconds, 6), fate.worker, fate.batch, fate.base_version, fate.version) for fate in store.fates)
+
+
+def computed(folder: pathlib.Path, **sections: Any) -> EVENTS:
+    """The fate of every arrival of a simulated run with gradients, of 60 batches."""
+    run(folder, 60, **sections)
+    return sorted(
+        (event["seconds"], event["worker"], event["batch"], event["base_version"], event.get("version"))
+        for event in events_of(folder, "arrival")
+    )
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_without_gradients_every_arrival_has_the_same_fate_at_the_same_time(tmp_path: pathlib.Path, name: str) -> None:
     sections = sections_of(CASES[name])
-    run(tmp_path / "run", 60, **sections)
-    computed = sorted(
-        (event["seconds"], event["worker"], event["batch"], event["base_version"], event.get("version"))
-        for event in events_of(tmp_path / "run", "arrival")
-    )
+    expected = computed(tmp_path / "run", **sections)
     config = parse(tmp_path / "run", **sections)
     num_batches = None if config.training.updates else 60
-    assert counted(config, num_batches) == computed
-    assert counted(config, num_batches, plain=True) == computed
+    assert counted(config, num_batches) == expected
     if num_batches is not None:
-        assert len(computed) == 60
+        assert len(expected) == 60
 
 
 @pytest.mark.parametrize("name", ["plain", "workers", "lock-step", "wait"])
-def test_ties_fall_alike_in_the_short_way_and_the_long(tmp_path: pathlib.Path, name: str) -> None:
-    config = parse(tmp_path, **sections_of(CASES[name], {"seconds": 0.5}))
-    assert counted(config, 60) == counted(config, 60, plain=True)
+def test_ties_fall_alike_with_and_without_gradients(tmp_path: pathlib.Path, name: str) -> None:
+    sections = sections_of(CASES[name], {"seconds": 0.5})
+    expected = computed(tmp_path / "run", **sections)
+    assert counted(parse(tmp_path / "run", **sections), 60) == expected
 
 
 def outcome(tmp_path: pathlib.Path, *, arrivals: int = 4000, parameters: int = 1_000_000, **sections: Any) -> ClusterRates:
@@ -147,7 +151,7 @@ def test_a_plan_compares_sizes_and_is_written(tmp_path: pathlib.Path) -> None:
     rows = plan(config, [1, 4, 8], 400)
     assert [row.outcome.workers for row in rows] == [1, 4, 8]
     assert 0.8 < rows[0].efficiency <= 1.0
-    assert len(lines_of(rows)) == 4
+    assert len(table_of(rows).splitlines()) == 4
     paths = write_plan(tmp_path / "plan", rows)
     assert [path.name for path in paths] == ["plan.csv", "plan.md", "plan.svg", "plan.png"]
     with (tmp_path / "plan" / "plan.csv").open() as file:

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 import torch
 
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
+from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.parameter_store import Arrival, ParameterStore, Refusal, Update
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import Base, ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.serve.server import ServerOptions, StoreServer
-from hvd_async.store.wire.layout import StopNotice, Word, WorkerWord
-from hvd_async.store.wire.stop import announce_failure
+from hvd_async.store.wire.layout import Word, WorkerWord
+from hvd_async.store.wire.stop import StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import arrival, make_store, sgd
 

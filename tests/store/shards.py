@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 import torch
 
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
+from hvd_async.store.optimizer import state_names
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.liveness import Heartbeat
-from hvd_async.store.shards.shard import Shard, state_names
+from hvd_async.store.shards.shard import Shard
 from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
 from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.store.wire.layout import Layout, ShardWord, StopNotice, Word
+from hvd_async.store.wire.layout import Layout, ShardWord, Word
 from hvd_async.store.wire.slots import slot_format, split
-from hvd_async.store.wire.stop import announce_failure
+from hvd_async.store.wire.stop import StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors import arithmetic
 from tests.store.crew import JOIN_SECONDS

@@ -19,11 +19,10 @@ from hvd_async.store.wire.layout import (
     SlotDtype,
     SlotFormat,
     SlotWord,
-    StopKind,
-    StopNotice,
     Word,
     WorkerWord,
 )
+from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.transport.block import WORD_BYTES, float_to_word, word_to_float
 
 LINE_BYTES = 64

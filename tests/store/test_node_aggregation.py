@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from hvd_async.errors import PeerError
-from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.arrival import Arrival
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.node_aggregation import NodeAggregator, node_layout
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import Layout, SlotWord, StopKind, StopNotice, Word
+from hvd_async.store.wire.layout import Layout, SlotWord, Word
+from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies.push_pull import NodePushPull, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.crew import Crew, Pull

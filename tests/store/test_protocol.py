@@ -15,23 +15,15 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import PeerError
+from hvd_async.store.arrival import Refusal
 from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import ClaimOrder
-from hvd_async.store.parameter_store import ParameterStore, Refusal
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.client import IDLE, Base, ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat, Silence
 from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
-from hvd_async.store.wire.layout import (
-    NUM_PROVISIONAL,
-    Layout,
-    SlotWord,
-    StopKind,
-    StopNotice,
-    Word,
-    WorkerState,
-    WorkerWord,
-)
-from hvd_async.store.wire.stop import announce_failure
+from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, SlotWord, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.crew import Crew, Pull, Recorder
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd, value_of
@@ -741,7 +733,7 @@ def test_a_reader_slower_than_the_versions_gets_a_whole_one_in_the_end(num_buffe
     def advance() -> None:
         if not store.pending:
             store.accept([arrival(next(batches), base_version=store.version)], Gradient.measure(torch.ones(4)))
-        server._advance()
+        server._make_version()
 
     memory.advance = advance
     client = StoreClient([memory], 1, ClientOptions())
@@ -763,10 +755,10 @@ def test_a_store_that_waits_for_a_reader_goes_on_when_that_has_read() -> None:
     assert client._hold(0)
     for batch in range(2):
         store.accept([arrival(batch, base_version=batch)], Gradient.measure(torch.ones(4)))
-        assert server._advance() == (batch == 0)  # version 2 would be made where version 0 lies
+        assert server._make_version() == (batch == 0)  # version 2 would be made where version 0 lies
     assert memory.load(Word.NEXT_VERSION) == store.version == 1
     client._let_go()
-    assert server._advance() and store.version == 2
+    assert server._make_version() and store.version == 2
 
 
 def test_a_reader_that_asks_too_late_reads_a_newer_version() -> None:
@@ -863,7 +855,7 @@ def test_the_store_tells_a_dead_process_from_one_that_is_still_starting() -> Non
     def stop_requested() -> StopNotice | None:
         if memory.load(word) != gone.pid:
             memory.store(word, gone.pid)
-        elif server._processes:
+        elif server._workers._processes:
             gone.kill()
             gone.wait()
         return None

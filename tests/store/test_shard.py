@@ -9,7 +9,8 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.shards.shard import Shard, StepOrder, state_names
+from hvd_async.store.optimizer import StepOrder, state_names
+from hvd_async.store.shards.shard import Shard
 from hvd_async.vectors.arithmetic import BLOCK
 from tests.store.stores import sgd
 
@@ -144,7 +145,7 @@ def copies(shard: Shard, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not name.startswith("adam")])
-def test_a_trial_step_makes_what_a_step_would(name: str) -> None:
+def test_a_provisional_step_makes_what_a_step_would(name: str) -> None:
     shard, provisional = advanced(name)
     twin, _ = advanced(name)
     order = StepOrder(4, 0.05, 3.0, clip=0.7)
@@ -159,7 +160,7 @@ def test_a_trial_step_makes_what_a_step_would(name: str) -> None:
 
 @pytest.mark.parametrize("num_updates", [1, 3])
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_a_trial_step_of_adam_keeps_the_second_moment_but_where_that_of_its_gradient_is_larger(
+def test_a_provisional_step_of_adam_keeps_the_second_moment_but_where_that_of_its_gradient_is_larger(
     name: str, num_updates: int
 ) -> None:
     shard, provisional = advanced(name, num_updates)
@@ -199,7 +200,7 @@ def test_an_element_whose_gradient_was_zero_so_far_does_not_jump(kind: str) -> N
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_trial_steps_change_nothing_else(name: str) -> None:
+def test_provisional_steps_change_nothing_else(name: str) -> None:
     """Between any two gradients, and before a combination: the run goes on bit for bit as without them."""
     shard, provisional = advanced(name)
     twin, _ = advanced(name)

@@ -12,13 +12,14 @@ import torch
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
 from hvd_async.errors import PeerError
 from hvd_async.store.gradient import Gradient
+from hvd_async.store.optimizer import StepOrder, state_names
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.shards.orders import Order, OrderKind
-from hvd_async.store.shards.shard import Shard, StepOrder, state_names
+from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.store.wire.layout import NUM_ORDERS, Layout, StopKind, StopNotice, Word
+from hvd_async.store.wire.layout import NUM_ORDERS, Layout, Word
 from hvd_async.store.wire.slots import SlotWriter, read_slot, slot_format, split
-from hvd_async.store.wire.stop import announce_failure
+from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors.arithmetic import BLOCK
 from tests.store.crew import Crew, Pull

@@ -15,7 +15,7 @@ CLEAN = {name: value for name, value in os.environ.items() if name not in (VARIA
 # What OpenMP itself says that it does, as it is loaded with torch within a verb.
 VERB = """
 import sys
-import hvd_async.cli.machine as machine
+import hvd_async.cli.bench as machine
 def run(arguments):
     import torch
     torch.zeros(1 << 20).add_(1.0)

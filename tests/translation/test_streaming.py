@@ -95,7 +95,7 @@ def test_files_may_be_packed_and_failures_name_them(model: ExportedModel, tmp_pa
 
 
 def test_torch_has_as_many_threads_afterwards_as_before(model: ExportedModel) -> None:
-    before = torch.get_num_threads()
+    before, running = torch.get_num_threads(), threading.active_count()
     model.translate(LINES, threads=3)
     assert torch.get_num_threads() == before
-    assert threading.active_count() < 3 + before
+    assert threading.active_count() <= running  # the pool's are gone; others may have ended

@@ -122,16 +122,16 @@ def test_steps_are_those_of_torch(name: str, size: int) -> None:
 @needs_c
 @pytest.mark.parametrize("size", [1, BLOCK + 1, 70_001])
 @pytest.mark.parametrize("name", RULES)
-def test_a_trial_is_that_of_torch_and_changes_its_target_alone(name: str, size: int) -> None:
+def test_a_provisional_step_is_that_of_torch_and_changes_its_target_alone(name: str, size: int) -> None:
     # The second moments begin small enough for some elements to be bounded by their gradients.
     rule = replace(RULES[name], divisor=3.0, clip=0.3, average_weight=0.25, beta2=0.5)
-    trial = replace(rule, is_trial=True)
+    provisional = replace(rule, is_provisional=True)
     for dtypes, count in (([torch.float32], 1), (DTYPES, 3)):
         inputs = make_inputs(size, count, dtypes)
-        assert_same_step(inputs, trial, size)
-        tried, before = make_state(trial, size), make_state(trial, size)
+        assert_same_step(inputs, provisional, size)
+        tried, before = make_state(provisional, size), make_state(provisional, size)
         stepped, same = make_state(rule, size), rule
-        if rule.kind != "sgd":  # a step that finds the second moment of the trial, and leaves it as it is
+        if rule.kind != "sgd":  # a step that finds the second moment of the provisional, and leaves it as it is
             gradient = torch.empty(size)
             arithmetic.sum_inputs(inputs, gradient, 1.0)
             gradient = gradient / 3.0 * 0.3 + (
@@ -140,7 +140,7 @@ def test_a_trial_is_that_of_torch_and_changes_its_target_alone(name: str, size: 
             assert stepped.second is not None
             torch.maximum(stepped.second, gradient * gradient * (1 - rule.beta2), out=stepped.second)
             same = replace(rule, beta2=1.0)
-        assert arithmetic.step(inputs, tried, trial) == arithmetic.step(inputs, stepped, same)
+        assert arithmetic.step(inputs, tried, provisional) == arithmetic.step(inputs, stepped, same)
         assert_same_bits(tried.target, stepped.target)
         for key, vector in vectors(tried).items():
             assert key == "target" or torch.equal(vector, vectors(before)[key]), key
@@ -157,7 +157,7 @@ def test_a_trial_is_that_of_torch_and_changes_its_target_alone(name: str, size: 
         divisor=st.sampled_from([1.0, 3.0, 1e4]),
         clip=st.sampled_from([1.0, 0.3]),
         average_weight=st.sampled_from([None, 0.25]),
-        is_trial=st.booleans(),
+        is_provisional=st.booleans(),
     ),
     offset=st.integers(0, 15),
     in_place=st.booleans(),
@@ -167,7 +167,7 @@ def test_any_combination_is_that_of_torch(
     size: int, dtypes: list[torch.dtype], rule: Rule, offset: int, in_place: bool, num_threads: int
 ) -> None:
     inputs = make_inputs(size, len(dtypes), dtypes, offset)
-    in_place = in_place and not rule.is_trial
+    in_place = in_place and not rule.is_provisional
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: num_threads)
         patch.setattr(arithmetic, "_SMALLEST_SHARE", BLOCK)

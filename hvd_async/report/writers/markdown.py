@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from hvd_async.report.document import Block, Cell, Code, Document, Figure, Fold, Items, PageSection, Table, Terms, Text
 from hvd_async.system.printable import printable, printable_lines
+from hvd_async.system.text_tables import markdown_table
 
 
 def markdown(document: Document) -> str:
@@ -42,12 +43,8 @@ def _block(block: Block, level: int) -> list[str]:
 
 
 def _table(table: Table) -> str:
-    lines = [
-        [_escape(column.name) for column in table.columns],
-        ["---:" if column.is_number else "---" for column in table.columns],
-        *([_cell(cell) for cell in row] for row in table.rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [[_escape(column.name) for column in table.columns], *([_cell(cell) for cell in row] for row in table.rows)]
+    return markdown_table(rows, [place for place, column in enumerate(table.columns) if not column.is_number])
 
 
 def _cell(cell: Cell) -> str:

@@ -12,6 +12,7 @@ from hvd_async.report.document import Cell, Table
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import quality_table, target_table
 from hvd_async.system.printable import printable
+from hvd_async.system.text_tables import aligned_table
 
 _WIDTH = 120
 _COLUMNS = (
@@ -46,16 +47,7 @@ def _table(rows: Sequence[Row], collection: Collection) -> str:
         tables.insert(0, target_table(rows, collection.target))
     holders = {column.name: table for table in reversed(tables) for column in table.columns}
     columns = [_column(holders[name], name) for name in _COLUMNS if name in holders]
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        [
-            text.rjust(width) if place else text.ljust(width)
-            for place, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in zip(*columns, strict=True)
-    ]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return aligned_table(list(zip(*columns, strict=True)))
 
 
 def _column(table: Table, name: str) -> list[str]:

@@ -5,36 +5,24 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from hvd_async.config import PushConfig
-from hvd_async.errors import PeerError
+from hvd_async.store.arrival import Arrival
 from hvd_async.store.ledger import ClaimOrder
-from hvd_async.store.parameter_store import Arrival
-from hvd_async.store.serve.liveness import Silence
+from hvd_async.store.serve.liveness import wait_until, watch_store
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import (
-    MAX_STATISTICS,
-    NUM_PROVISIONAL,
-    SlotWord,
-    StopNotice,
-    StoreWindow,
-    Word,
-    WorkerState,
-    WorkerWord,
-)
+from hvd_async.store.wire.layout import MAX_STATISTICS, NUM_PROVISIONAL, SlotWord, StoreWindow, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import SlotWriter, split
-from hvd_async.store.wire.stop import read_notice
+from hvd_async.store.wire.stop import StopNotice, read_stop
 from hvd_async.transport.block import float_to_word
 
 # Announced as base version by a worker that has no gradient under way.
 IDLE = 2**62
-# Between two looks: where bells wake a rank it sleeps on, elsewhere it looks again soon.
-_SLEEP_SECONDS = 0.02
+# A worker that no bell wakes asks the store, which may be on another node, no less often than this.
 _LONGEST_POLL_SECONDS = 0.002
 _LOOK_AROUND_SECONDS = 0.01
 # Copies that newer versions have overwritten meanwhile, before the store is asked to wait for this reader.
@@ -279,7 +267,7 @@ class StoreClient:
 
     def stop_notice(self) -> StopNotice | None:
         """What the run's stop word says. Raises `PeerError` if a rank announced its failure there."""
-        return read_notice(self._window)
+        return read_stop(self._window)
 
     def request_stop(self, notice: StopNotice) -> None:
         """Ask all ranks to stop; the first notice stands."""
@@ -359,28 +347,22 @@ class StoreClient:
         self.wait_until(is_over, self._window, self._layout.slot_word(self._slot, SlotWord.BELL))
 
     def wait_until(self, is_over: Callable[[], bool], window: StoreWindow, bell: int) -> None:
-        """Look at `is_over` whenever `bell` of `window` rings, or again and again, watching the store's heartbeat meanwhile."""
-        pause, silence, looked = 0.0, Silence(), time.monotonic()
-        while True:
-            heard = window.heard(bell)
-            if is_over():
-                return
-            window.wait(bell, heard, pause)
-            # The core is left to those who compute.
-            pause = _SLEEP_SECONDS if window.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00005)
-            now = time.monotonic()
-            if now - looked < _LOOK_AROUND_SECONDS:
-                continue
-            looked = now
+        """Wait until `is_over()`, woken by `bell` of `window`, as long as the store lives and no rank has failed."""
+        store = watch_store(self._window, self._options.store_timeout_seconds)
+
+        def look_around() -> None:
             self.stop_notice()
             self._touch()
-            quiet = silence.seconds(self._window.load(Word.STORE_HEARTBEAT))
-            if quiet > self._options.store_timeout_seconds:
-                raise PeerError(
-                    f"the store gave no sign of life for {quiet:.0f} s (strategy.store_timeout_seconds); its rank is dead,"
-                    " stopped or starved of a core",
-                    is_state_lost=True,
-                )
+            store.check()
+
+        wait_until(
+            is_over,
+            window,
+            bell,
+            look_around,
+            look_seconds=_LOOK_AROUND_SECONDS,
+            longest_poll_seconds=_LONGEST_POLL_SECONDS,
+        )
 
     def _get(self, word: int) -> int:
         return self._window.load(self._layout.worker_word(self._worker, word))

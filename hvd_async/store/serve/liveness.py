@@ -1,4 +1,7 @@
-"""Signs of life: whoever may be waited for gives them, whoever waits looks for them."""
+"""Who is alive: signs of life that ranks give, watching for them, and waiting that ends when none come.
+
+All waiting in the store's protocol goes through `wait_until`, and every judgement that a rank is dead is made here.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,18 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable, Collection
 from types import TracebackType
 
-from hvd_async.store.wire.layout import StoreWindow
+from hvd_async.errors import PeerError
+from hvd_async.store.wire.layout import StoreWindow, Word, WorkerWord
 
 # A sign of life costs a rank on another node a journey.
 _BEAT_SECONDS = 0.25
+# Between two looks at what is waited for, where a bell wakes the rank that waits.
+_SLEEP_SECONDS = 0.02
+# How often workers are looked after: a launcher may leave no more than a second to save what a killed worker leaves behind.
+_LOOK_SECONDS = 0.1
 
 
 class Heartbeat:
@@ -85,3 +94,102 @@ def is_alive(process: int) -> bool:
         with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     return True
+
+
+class HeartbeatWatch:
+    """Judges whether a rank that is waited for is alive, by the control word that its `Heartbeat` counts up."""
+
+    def __init__(self, window: StoreWindow, word: int, who: str, timeout_seconds: float) -> None:
+        """The rank counts as alive now. `who` names it for people."""
+        self._window = window
+        self._word = word
+        self._who = who
+        self._timeout_seconds = timeout_seconds
+        self._silence = Silence()
+
+    def is_silent(self) -> bool:
+        """Whether the rank has given no sign of life for the time limit."""
+        return self._silence.seconds(self._window.load(self._word)) > self._timeout_seconds
+
+    def check(self) -> None:
+        """Raise `PeerError` if the rank is silent. A part of the parameters is lost with it."""
+        if self.is_silent():
+            raise PeerError(
+                f"{self._who} gave no sign of life for {self._timeout_seconds:.0f} s (strategy.store_timeout_seconds); its rank"
+                " is dead, stopped or starved of a core",
+                is_state_lost=True,
+            )
+
+
+def watch_store(window: StoreWindow, timeout_seconds: float, who: str = "the store") -> HeartbeatWatch:
+    """Return a watch over the rank that serves the block of `window`, which is that of shard 0."""
+    return HeartbeatWatch(window, Word.STORE_HEARTBEAT, who, timeout_seconds)
+
+
+def wait_until(
+    is_over: Callable[[], bool],
+    window: StoreWindow,
+    bell: int,
+    look_around: Callable[[], None],
+    *,
+    look_seconds: float = 0.0,
+    longest_poll_seconds: float = 0.001,
+) -> None:
+    """Wait until `is_over()`, asking whenever `bell` of `window` rings; where no bell wakes this rank, asking again and again.
+
+    Between the questions the core is left to those who compute. `look_around` is called no more often than every `look_seconds`
+    while the wait lasts, and ends it by raising.
+    """
+    pause, looked = 0.0, time.monotonic()
+    while True:
+        heard = window.heard(bell)
+        if is_over():
+            return
+        window.wait(bell, heard, pause)
+        pause = _SLEEP_SECONDS if window.has_bells else min(longest_poll_seconds, pause + longest_poll_seconds / 40)
+        now = time.monotonic()
+        if now - looked >= look_seconds:
+            looked = now
+            look_around()
+
+
+class WorkerWatch:
+    """Judges whether the workers of a run are alive, on the store's rank. Used by one thread."""
+
+    def __init__(self, window: StoreWindow, timeout_seconds: float, near_workers: Collection[int]) -> None:
+        """`near_workers`: the workers of this host, whose processes can be looked at."""
+        self._window = window
+        self._timeout_seconds = timeout_seconds
+        self._near_workers = near_workers
+        self._silences = {worker: Silence() for worker in range(window.layout.num_workers)}
+        self._processes: dict[int, int] = {}  # of near workers that were seen alive
+        self._looked = 0.0
+
+    def check(self, workers: Collection[int]) -> None:
+        """Raise `PeerError` if one of `workers` has given no sign of life for the time limit, or its process is gone. Looks
+        only now and then."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        for worker in sorted(workers):
+            silence = self._silences[worker].seconds(self._load(worker, WorkerWord.HEARTBEAT))
+            if silence > self._timeout_seconds:
+                raise PeerError(
+                    f"worker {worker} gave no sign of life for {silence:.0f} s (strategy.worker_timeout_seconds); it is dead,"
+                    " stopped or starved of a core, or a step lasted longer than strategy.hang_timeout_seconds"
+                )
+            if worker in self._near_workers:
+                self._check_process(worker)
+
+    def _check_process(self, worker: int) -> None:
+        process = self._processes.get(worker) or self._load(worker, WorkerWord.PROCESS)
+        if process == 0:
+            return
+        if is_alive(process):
+            self._processes[worker] = process
+        elif worker in self._processes:  # else it counts its processes otherwise than this one, as in a container of its own
+            raise PeerError(f"worker {worker} is dead: its process {process} is gone; what the store has is saved")
+
+    def _load(self, worker: int, word: int) -> int:
+        return self._window.load(self._window.layout.worker_word(worker, word))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from hvd_async.store.parameter_store import Arrival
+from hvd_async.store.arrival import Arrival
 from hvd_async.store.serve.client import IDLE, NO_BASE, Base, StoreClient
 from hvd_async.store.wire import arrival_words
 from hvd_async.store.wire.layout import ArrivalWord, Layout, SlotWord, StoreMemory, Word, WorkerState, WorkerWord

@@ -27,18 +27,18 @@ class OrderKind(enum.IntEnum):
 class Order:
     """One of them, with the arguments that it needs; the others are left at 0."""
 
-    verb: OrderKind
+    kind: OrderKind
     slot: int = 0
-    """Of HOLD and COMPENSATE; of PROVISIONAL_STEP, the number of what it makes."""
+    """Of ADD and COMPENSATE; of PROVISIONAL_STEP, the number of what it makes."""
     version: int = 0
     number: float = 0.0
-    """Divisor of HOLD, COMBINE, STEP and PROVISIONAL_STEP; weight of COMPENSATE."""
+    """Divisor of ADD, NORM, STEP and PROVISIONAL_STEP; weight of COMPENSATE."""
     learning_rate: float = 0.0
     clip: float = 0.0
 
     def to_words(self) -> list[int]:
         """The order as control words."""
-        words = [self.verb, self.slot, self.version, *map(float_to_word, (self.number, self.learning_rate, self.clip))]
+        words = [self.kind, self.slot, self.version, *map(float_to_word, (self.number, self.learning_rate, self.clip))]
         return [*map(int, words), *[0] * (ORDER_WORDS - len(words))]
 
     @classmethod

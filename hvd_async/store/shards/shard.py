@@ -5,38 +5,17 @@ A store of one shard has one of these; of several, each shard does the same thin
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.store.gradient import Gradient
+from hvd_async.store.optimizer import StepOrder, make_optimizer, state_names, step_state
 from hvd_async.vectors import arithmetic
 
 # Gradients that wait in their slots to be summed in one pass; more would be more streams than a core fetches well.
 MAX_HELD = 16
-
-
-@dataclass(frozen=True)
-class StepOrder:
-    """An optimizer step: the sum of what was taken in, divided by `divisor`, times `clip`, makes `version`."""
-
-    version: int
-    learning_rate: float
-    divisor: float
-    clip: float = 1.0
-
-
-def state_names(optimizer: OptimizerConfig) -> list[str]:
-    """The vectors beside the parameters that a shard keeps, by name: all that a checkpoint needs, and `pending_sum`."""
-    names = {"adam": ["first_moment", "second_moment"], "adamw": ["first_moment", "second_moment"], "sgd": []}[
-        optimizer.kind
-    ]
-    names = [*names, *(["momentum"] if optimizer.momentum else []), *(["average"] if optimizer.average_decay else [])]
-    return [*names, "pending_sum"]
 
 
 def past_names(num_past: int, version: int) -> list[str]:
@@ -74,7 +53,7 @@ class Shard:
         self._num_past = num_past
         self._buffers = buffers
         self._provisional = provisional
-        self._optimizer = optimizer
+        self._optimizer = make_optimizer(optimizer)
         self._bases: dict[int, torch.Tensor] | None = {} if keeps_bases else None
         if allocate is None:
             size, device = buffers[0].numel(), buffers[0].device
@@ -139,11 +118,8 @@ class Shard:
         """Make the next version of all that was taken in; returns what `norm(order.divisor)` would have."""
         inputs = self._inputs()
         target = self._buffers[order.version % len(self._buffers)]
-        first = self._vectors.get("first_moment", self._vectors.get("momentum"))
-        state = arithmetic.State(
-            self.parameters, target, first, self._vectors.get("second_moment"), self._vectors.get("average")
-        )
-        partials = arithmetic.step(inputs, state, self._rule(order))
+        state = step_state(self._optimizer, self.parameters, target, self._vectors)
+        partials = arithmetic.step(inputs, state, self._optimizer.rule(order))
         self.version = order.version
         self.discard()
         self._remember()
@@ -152,14 +128,13 @@ class Shard:
     def provisional_step(self, order: StepOrder, number: int) -> None:
         """Make, in vector `number` of the provisional ones, in turns, what a step with all that was taken in would make.
 
-        Nothing else changes, but that what was added is flushed. Adam's second moment is mostly that of the version: see
-        `arithmetic.step`.
+        Nothing else changes, but that what was added is flushed.
         """
         self.flush()
         target = self._provisional[number % len(self._provisional)]
-        first = self._vectors.get("first_moment", self._vectors.get("momentum"))
-        state = arithmetic.State(self.parameters, target, first, self._vectors.get("second_moment"))
-        arithmetic.step(self._inputs(), state, self._trial_rule(order))
+        vectors = {name: self._vectors[name] for name in self._optimizer.state_names}
+        state = step_state(self._optimizer, self.parameters, target, vectors)
+        arithmetic.step(self._inputs(), state, self._optimizer.provisional_rule(order))
 
     def discard(self) -> None:
         """Forget all that was taken in since the last version."""
@@ -200,36 +175,3 @@ class Shard:
     def _remember(self) -> None:
         if self._bases is not None:
             self._bases[self.version] = self.parameters.clone()
-
-    def _trial_rule(self, order: StepOrder) -> arithmetic.Rule:
-        rule = dataclasses.replace(self._rule(order), is_trial=True)
-        if self._optimizer.kind == "sgd":
-            return rule
-        return dataclasses.replace(rule, inverse_root=1 / math.sqrt(1 - self._optimizer.betas[1] ** self.version))
-
-    def _rule(self, order: StepOrder) -> arithmetic.Rule:
-        config, version = self._optimizer, order.version
-        average_weight = None
-        if config.average_decay:
-            # Young averages follow closely, as in tf.train.ExponentialMovingAverage with num_updates.
-            average_weight = 1 - min(config.average_decay, (1 + version) / (10 + version))
-        beta1, beta2 = (config.momentum, 0.0) if config.kind == "sgd" else config.betas
-        rate, inverse_root, decay = order.learning_rate, 1.0, config.weight_decay
-        if config.kind != "sgd":
-            rate = order.learning_rate / (1 - beta1**version)
-            inverse_root = 1 / math.sqrt(1 - beta2**version)
-        if config.kind == "adamw":
-            decay = 1 - order.learning_rate * config.weight_decay
-        return arithmetic.Rule(
-            kind=config.kind,
-            rate=rate,
-            decay=decay,
-            beta1=beta1,
-            beta2=beta2,
-            inverse_root=inverse_root,
-            epsilon=config.epsilon,
-            nesterov=config.nesterov,
-            divisor=order.divisor,
-            clip=order.clip,
-            average_weight=average_weight,
-        )

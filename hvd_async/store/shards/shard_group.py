@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hvd_async.errors import PeerError
 from hvd_async.store.gradient import Gradient
-from hvd_async.store.serve.liveness import Silence
+from hvd_async.store.optimizer import StepOrder
+from hvd_async.store.serve.liveness import HeartbeatWatch, wait_until
 from hvd_async.store.shards.orders import Order, OrderKind
-from hvd_async.store.shards.shard import Shard, StepOrder
+from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word
 from hvd_async.store.wire.stop import check_state
 from hvd_async.vectors import arithmetic
 
-_SLEEP_SECONDS = 0.02
-_POLL_SECONDS = 0.0002
+# Shards answer soon.
+_LONGEST_POLL_SECONDS = 0.0002
 # Elements that are read at once.
 _PIECE = 1 << 24
 
@@ -175,23 +176,23 @@ class ShardGroup:
         return partials
 
     def _wait(self) -> None:
-        """Until all shards have carried out all orders."""
+        """Wait until all shards have carried out all orders."""
         for other in self._others:
-            done = self._memory.layout.shard_word(other.number, ShardWord.DONE)
-            silence = Silence()
-            while True:
-                heard = self._memory.heard(Word.STORE_BELL)
-                if self._memory.load(done) == self._num_orders:
-                    break
-                self._memory.wait(Word.STORE_BELL, heard, _SLEEP_SECONDS if self._memory.has_bells else _POLL_SECONDS)
-                self._touch()
-                # Whoever else failed, an order is carried out everywhere or nowhere: what there is stays whole.
-                check_state(self._memory)
-                heartbeat = self._memory.load(self._memory.layout.shard_word(other.number, ShardWord.HEARTBEAT))
-                if silence.seconds(heartbeat) > self._timeout_seconds:
-                    raise PeerError(
-                        f"shard {other.number} of the store (rank {other.rank}) gave no sign of life for"
-                        f" {self._timeout_seconds:.0f} s (strategy.store_timeout_seconds); its rank is dead, stopped or"
-                        " starved of a core",
-                        is_state_lost=True,
-                    )
+            layout = self._memory.layout
+            done = layout.shard_word(other.number, ShardWord.DONE)
+            who = f"shard {other.number} of the store (rank {other.rank})"
+            heartbeat = layout.shard_word(other.number, ShardWord.HEARTBEAT)
+            watch = HeartbeatWatch(self._memory, heartbeat, who, self._timeout_seconds)
+            wait_until(
+                lambda done=done: self._memory.load(done) == self._num_orders,  # type: ignore[misc]
+                self._memory,
+                Word.STORE_BELL,
+                functools.partial(self._look_around, watch),
+                longest_poll_seconds=_LONGEST_POLL_SECONDS,
+            )
+
+    def _look_around(self, watch: HeartbeatWatch) -> None:
+        self._touch()
+        # Whichever other rank failed, an order is carried out everywhere or nowhere: the parameters stay whole.
+        check_state(self._memory)
+        watch.check()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 
-from hvd_async.errors import PeerError
-from hvd_async.store.serve.liveness import Silence
+from hvd_async.store.optimizer import StepOrder
+from hvd_async.store.serve.liveness import wait_until, watch_store
 from hvd_async.store.shards.orders import Order, OrderKind
-from hvd_async.store.shards.shard import Shard, StepOrder
-from hvd_async.store.wire.layout import ORDER_WORDS, ShardWord, StopNotice, StoreMemory, StoreWindow, Word
+from hvd_async.store.shards.shard import Shard
+from hvd_async.store.wire.layout import ORDER_WORDS, ShardWord, StoreMemory, StoreWindow, Word
 from hvd_async.store.wire.slots import read_slot
-from hvd_async.store.wire.stop import read_notice
+from hvd_async.store.wire.stop import StopNotice, read_stop
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.vectors import arithmetic
 
-_SLEEP_SECONDS = 0.02
-_LONGEST_POLL_SECONDS = 0.001
 # How often a shard that waits looks at the sequencer, which may be on another node.
 _LOOK_AROUND_SECONDS = 0.25
 
@@ -53,55 +50,46 @@ class ShardServer:
         When a rank fails it goes on: the sequencer saves what is here first. Raises `PeerError` when the sequencer gives no sign
         of life for the configured time, and at the end where a rank has failed.
         """
-        pause, looked, silence = 0.0, 0.0, Silence()
-        while True:
-            heard = self._memory.heard(Word.STORE_BELL)
-            if self._memory.load(Word.ORDERS) > self._done:
-                words = self._memory.load_words(self._memory.layout.order_word(self._done), ORDER_WORDS)
-                order = Order.from_words(words)
-                self._carry_out(order)
-                self._done += 1
-                self._tell(ShardWord.DONE, self._done)
-                pause, silence = 0.0, Silence()
-                if order.verb is OrderKind.END:
-                    return read_notice(self._sequencer)
-                continue
-            self._memory.wait(Word.STORE_BELL, heard, pause)
-            pause = _SLEEP_SECONDS if self._memory.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00002)
-            now = time.monotonic()
-            if now - looked < _LOOK_AROUND_SECONDS:
-                continue
-            looked = now
+        store = watch_store(self._sequencer, self._timeout_seconds, "the store's sequencer (rank 0)")
+
+        def look_around() -> None:
             self._touch()
             self._pass_on(stop_requested())
             if self._sequencer.load(Word.SERVED):  # and no order to end: the sequencer could save nothing
-                read_notice(self._sequencer)
-            quiet = silence.seconds(self._sequencer.load(Word.STORE_HEARTBEAT))
-            if quiet > self._timeout_seconds:
-                raise PeerError(
-                    f"the store's sequencer (rank 0) gave no sign of life for {quiet:.0f} s"
-                    " (strategy.store_timeout_seconds); its rank is dead, stopped or starved of a core",
-                    is_state_lost=True,
-                )
+                read_stop(self._sequencer)
+            store.check()
+
+        while True:
+            wait_until(self._has_order, self._memory, Word.STORE_BELL, look_around, look_seconds=_LOOK_AROUND_SECONDS)
+            words = self._memory.load_words(self._memory.layout.order_word(self._done), ORDER_WORDS)
+            order = Order.from_words(words)
+            self._carry_out(order)
+            self._done += 1
+            self._tell(ShardWord.DONE, self._done)
+            if order.kind is OrderKind.END:
+                return read_stop(self._sequencer)
+
+    def _has_order(self) -> bool:
+        return self._memory.load(Word.ORDERS) > self._done
 
     def _carry_out(self, order: Order) -> None:
-        if order.verb is OrderKind.ADD:
+        if order.kind is OrderKind.ADD:
             self._shard.add(read_slot(self._memory, self._memory.layout, order.slot, 0.0), order.number)
-        elif order.verb is OrderKind.COMPENSATE:
+        elif order.kind is OrderKind.COMPENSATE:
             gradient = read_slot(self._memory, self._memory.layout, order.slot, 0.0)
             self._shard.compensate(gradient, order.version, order.number)
-        elif order.verb is OrderKind.FLUSH:
+        elif order.kind is OrderKind.FLUSH:
             self._shard.flush()
-        elif order.verb is OrderKind.NORM:
+        elif order.kind is OrderKind.NORM:
             self._report(self._shard.norm(order.number))
-        elif order.verb is OrderKind.STEP:
+        elif order.kind is OrderKind.STEP:
             self._report(self._shard.step(StepOrder(order.version, order.learning_rate, order.number, order.clip)))
-        elif order.verb is OrderKind.PROVISIONAL_STEP:
+        elif order.kind is OrderKind.PROVISIONAL_STEP:
             step = StepOrder(order.version, order.learning_rate, order.number, order.clip)
             self._shard.provisional_step(step, order.slot)
-        elif order.verb is OrderKind.DISCARD:
+        elif order.kind is OrderKind.DISCARD:
             self._shard.discard()
-        elif order.verb is OrderKind.FORGET:
+        elif order.kind is OrderKind.FORGET:
             self._shard.forget(order.version)
 
     def _report(self, partials: list[float]) -> None:

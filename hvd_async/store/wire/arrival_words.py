@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hvd_async.store.parameter_store import Arrival
-from hvd_async.store.wire.layout import ArrivalWord
+from hvd_async.store.arrival import Arrival
+from hvd_async.store.wire.layout import ArrivalWord, SlotWord, StoreWindow
 from hvd_async.transport.block import float_to_word, word_to_float
 
 
@@ -41,3 +41,15 @@ def from_words(words: Sequence[int], push: int, sent_bytes: int = 0) -> Arrival:
         sent_bytes=sent_bytes,
         push=push,
     )
+
+
+def read_arrivals(window: StoreWindow, slot: int) -> list[Arrival]:
+    """Return the arrivals of the push that lies in `slot`, in the order of their summation."""
+    layout = window.layout
+    num_arrivals = window.load(layout.slot_word(slot, SlotWord.NUM_ARRIVALS))
+    sent_bytes = window.load(layout.slot_word(slot, SlotWord.SENT_BYTES))
+    width = len(ArrivalWord)
+    words = window.load_words(layout.arrival_word(slot, 0, 0), width * num_arrivals)
+    each = [words[width * number : width * (number + 1)] for number in range(num_arrivals)]
+    push = each[0][ArrivalWord.BATCH]
+    return [from_words(one, push, 0 if number else sent_bytes) for number, one in enumerate(each)]

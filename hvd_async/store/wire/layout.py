@@ -9,7 +9,6 @@ its block; in the blocks of other shards only the orders are used.
 from __future__ import annotations
 
 import enum
-import signal
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -36,8 +35,8 @@ class Word(enum.IntEnum):
 
     VERSION = 0  # store: parameters of this version are published
     NEXT_VERSION = 1  # store: the version it is about to make; differs from VERSION during an update
-    STOP = 2  # anyone, once: see `StopNotice`
-    FAILED = 3  # anyone: which rank failed, see `store.notice`; read together with STOP, and never overwritten by it
+    STOP = 2  # anyone, once: see `wire.stop`
+    FAILED = 3  # anyone: which rank failed, see `wire.stop`; read together with STOP, and never overwritten by it
     STORE_HEARTBEAT = 4  # store: counts up while it lives
     EVALUATIONS_DUE = 5  # store: evaluations whose snapshot is on disk
     READY = 6  # store, once: the first version is out
@@ -117,50 +116,6 @@ class WorkerState(enum.IntEnum):
     ACTIVE = 1
     LEFT = 2
     AWAY = 3  # among the workers of a node: it evaluates, and is not waited for
-
-
-class StopKind(enum.IntEnum):
-    """Why workers are to stop."""
-
-    FINISHED = 1
-    SIGNAL = 2
-    ORPHANED = 3
-
-
-@dataclass(frozen=True)
-class StopNotice:
-    """What the stop word says: why, who said it, and for a signal which."""
-
-    kind: StopKind
-    rank: int
-    signal_number: int = 0
-
-    @property
-    def is_end(self) -> bool:
-        """Whether the run has come to its end; else it was stopped before, to go on later."""
-        return self.kind is StopKind.FINISHED
-
-    def __str__(self) -> str:
-        """Return what stopped the run, in words."""
-        if self.kind is StopKind.SIGNAL:
-            return f"{signal.Signals(self.signal_number).name} on rank {self.rank}"
-        return "its end" if self.is_end else f"the end of its launcher, as seen by rank {self.rank}"
-
-    def to_json(self) -> dict[str, object]:
-        """Plain data for a summary."""
-        name = signal.Signals(self.signal_number).name if self.kind is StopKind.SIGNAL else None
-        return {"kind": self.kind.name.lower(), "rank": self.rank, "signal": name}
-
-    def to_word(self) -> int:
-        """The notice as a control word; never 0."""
-        return self.kind << 48 | self.signal_number << 32 | self.rank
-
-    @classmethod
-    def from_word(cls, word: int) -> StopNotice | None:
-        """The notice that `word` holds, or None for 0: go on."""
-        if word == 0:
-            return None
-        return cls(StopKind(word >> 48), rank=word & 0xFFFFFFFF, signal_number=word >> 32 & 0xFFFF)
 
 
 class SlotDtype(str, enum.Enum):

@@ -1,14 +1,62 @@
-"""Why ranks are to stop: the words STOP and FAILED, as everybody who waits reads them."""
+"""Why a run stops: the words STOP and FAILED, as every rank that waits reads them."""
 
 from __future__ import annotations
 
+import enum
+import signal
+from dataclasses import dataclass
+
 from hvd_async.errors import PeerError
-from hvd_async.store.wire.layout import StopNotice, StoreWindow, Word
+from hvd_async.store.wire.layout import StoreWindow, Word
 
 _LOST = 1 << 40  # beside the rank, and 1, in FAILED
 
 
-def read_notice(window: StoreWindow) -> StopNotice | None:
+class StopKind(enum.IntEnum):
+    """Why workers are to stop."""
+
+    FINISHED = 1
+    SIGNAL = 2
+    ORPHANED = 3
+
+
+@dataclass(frozen=True)
+class StopNotice:
+    """What the stop word says: why, who said it, and for a signal which."""
+
+    kind: StopKind
+    rank: int
+    signal_number: int = 0
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the run has come to its end; else it was stopped before, to go on later."""
+        return self.kind is StopKind.FINISHED
+
+    def __str__(self) -> str:
+        """Return what stopped the run, in words."""
+        if self.kind is StopKind.SIGNAL:
+            return f"{signal.Signals(self.signal_number).name} on rank {self.rank}"
+        return "its end" if self.is_end else f"the end of its launcher, as seen by rank {self.rank}"
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for a summary."""
+        name = signal.Signals(self.signal_number).name if self.kind is StopKind.SIGNAL else None
+        return {"kind": self.kind.name.lower(), "rank": self.rank, "signal": name}
+
+    def to_word(self) -> int:
+        """The notice as a control word; never 0."""
+        return self.kind << 48 | self.signal_number << 32 | self.rank
+
+    @classmethod
+    def from_word(cls, word: int) -> StopNotice | None:
+        """The notice that `word` holds, or None for 0: go on."""
+        if word == 0:
+            return None
+        return cls(StopKind(word >> 48), rank=word & 0xFFFFFFFF, signal_number=word >> 32 & 0xFFFF)
+
+
+def read_stop(window: StoreWindow) -> StopNotice | None:
     """Return what the run's stop word says. Raises `PeerError` if a rank has failed, which that rank reports."""
     stop, failed = window.load_words(Word.STOP, 2)
     if failed:

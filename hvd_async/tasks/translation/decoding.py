@@ -21,6 +21,7 @@ from hvd_async.errors import DataError
 from hvd_async.tasks.translation.batching import pad_sources
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.vocabulary import BOS, EOS, PAD, UNK
+from hvd_async.vectors.threads import arithmetic_threads
 
 _SPARE_LENGTH = 10
 _NEVER = [PAD, UNK, BOS]
@@ -84,13 +85,8 @@ def _spread(threads: int | None) -> Iterator[_Each]:
     if threads is None:
         yield map
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # also of threads that start later
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(before)
+    with arithmetic_threads(1), ThreadPoolExecutor(threads) as pool:  # of threads that start later too
+        yield pool.map
 
 
 @torch.no_grad()

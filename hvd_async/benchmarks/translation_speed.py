@@ -5,79 +5,34 @@ All rates are per second of this process's CPU time, with one thread, and compet
 
 from __future__ import annotations
 
-import contextlib
-import statistics
+import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from hvd_async.benchmarks.measurement import Effort, Spread, take_turns
 from hvd_async.config import RunConfig
+from hvd_async.tasks.gradient import compute_gradient
 from hvd_async.tasks.translation.batching import Batch
 from hvd_async.tasks.translation.corpus import PreparedCorpus
 from hvd_async.tasks.translation.export import ExportedModel
 from hvd_async.tasks.translation.model import DecoderState
 from hvd_async.tasks.translation.task import TranslationTask
 from hvd_async.tasks.translation.transformer import Transformer, TransformerState
-from hvd_async.tasks.translation.vocabulary import PAD
 from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.threads import arithmetic_threads
 
 FLOAT32, BFLOAT16, BFLOAT16_TRANSPOSED = "float32", "bfloat16", "bfloat16 transposed"
 PRECISIONS = (FLOAT32, BFLOAT16)
 _GEMM_SIZE = 2048
 _GEMM_SECONDS = 1.0
-_SEED_SPACE = 2**63
 
 
-@dataclass(frozen=True)
-class Rates:
-    """One thing's rate in each turn."""
-
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Of all turns."""
-        return statistics.median(self.values)
-
-    @property
-    def low(self) -> float:
-        """The slowest turn."""
-        return min(self.values)
-
-    @property
-    def high(self) -> float:
-        """The fastest turn."""
-        return max(self.values)
-
-    def over(self, other: Rates) -> float:
-        """Median over turns of this rate divided by the `other` of the same turn."""
-        return statistics.median(a / b for a, b in zip(self.values, other.values, strict=True))
-
-
-@contextlib.contextmanager
-def single_thread() -> Iterator[None]:
-    """One thread for torch's arithmetic within."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def take_turns(competitors: Mapping[str, Callable[[int], float]], turns: int) -> dict[str, Rates]:
-    """Call each competitor with the number of the turn, each time in the opposite order; it returns its rate."""
-    rates: dict[str, list[float]] = {name: [] for name in competitors}
-    for turn in range(turns):
-        for name in list(rates)[:: 1 if turn % 2 == 0 else -1]:
-            rates[name].append(competitors[name](turn))
-    return {name: Rates(tuple(values)) for name, values in rates.items()}
-
-
-def measure_gemm(turns: int = 5, size: int = _GEMM_SIZE) -> dict[str, Rates]:
+def measure_gemm(turns: int = 5, size: int = _GEMM_SIZE) -> dict[str, Spread]:
     """GFLOP per CPU-second of a product of two matrices of `size` x `size`, by the names of float32 and both bfloat16.
 
     Libraries may have a fast kernel for A B^T ("transposed", as in a linear layer's forward) and none for A B. Where a kernel
@@ -88,8 +43,8 @@ def measure_gemm(turns: int = 5, size: int = _GEMM_SIZE) -> dict[str, Rates]:
         BFLOAT16: Gemm(torch.bfloat16, size),
         BFLOAT16_TRANSPOSED: Gemm(torch.bfloat16, size, is_transposed=True),
     }
-    with single_thread():
-        return take_turns({name: gemm.gflops for name, gemm in competitors.items()}, turns)
+    with arithmetic_threads(1):
+        return take_turns(lambda: {name: gemm.gflops() for name, gemm in competitors.items()}, _unlimited(turns))
 
 
 class Gemm:
@@ -101,12 +56,12 @@ class Gemm:
         self._a = torch.randn(size, size, generator=generator).to(dtype)
         b = torch.randn(size, size, generator=generator).to(dtype)
         self._b = b.t() if is_transposed else b
-        with single_thread():
+        with arithmetic_threads(1):
             few = self._a[: min(size, 32)]
             seconds = cpu_seconds(lambda: few @ self._b) / len(few)
         self._a = self._a[: max(len(few), min(size, int(_GEMM_SECONDS / max(seconds, 1e-9))))]
 
-    def gflops(self, turn: int = 0) -> float:
+    def gflops(self) -> float:
         """GFLOP per CPU-second of one product."""
         flop = 2.0 * self._a.shape[0] * self._b.shape[0] * self._b.shape[1]
         return flop / cpu_seconds(lambda: self._a @ self._b) / 1e9
@@ -123,16 +78,10 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 class TrainingMeasurement:
     """Real target tokens per CPU-second by precision, beside what float32 matrix products do in the same turns."""
 
-    rates: dict[str, Rates]
-    sgemm_gflops: Rates
-    padding_share: float
-    """Of the positions of source and target together, in the batches measured."""
+    rates: dict[str, Spread]
+    sgemm_gflops: Spread
     mflop_per_token: float
     """MFLOP of the matrix products of a step, attention's left out, per real target token."""
-
-    def share_of_limit(self, precision: str = FLOAT32) -> float:
-        """1.0: all matrix products as fast as the large one in float32, and nothing else takes time."""
-        return self.rates[precision].over(self.sgemm_gflops) * self.mflop_per_token / 1e3
 
 
 @dataclass(frozen=True)
@@ -154,23 +103,25 @@ def measure_training(
 
     Making the batch is part of it, as in a run.
     """
-    with single_thread():
+    with arithmetic_threads(1):
         steppers = {name: _Stepper(_with_precision(config, name), corpus) for name in precisions}
         counts = {name: stepper.batches_within(effort) for name, stepper in steppers.items()}
         sgemm = Gemm(torch.float32)
-        competitors: dict[str, Callable[[int], float]] = {
-            name: lambda turn, stepper=stepper, count=counts[name]: stepper.tokens_per_second(  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
-                range(turn * effort.batches, turn * effort.batches + count)
-            )
-            for name, stepper in steppers.items()
-        }
-        rates = take_turns({**competitors, "sgemm": sgemm.gflops}, effort.turns)
+        numbers = itertools.count()
+
+        def turn() -> dict[str, float]:
+            first = next(numbers) * effort.batches
+            rates = {
+                name: stepper.tokens_per_second(range(first, first + counts[name])) for name, stepper in steppers.items()
+            }
+            return {**rates, "sgemm": sgemm.gflops()}
+
+        rates = take_turns(turn, _unlimited(effort.turns))
     stepper = next(iter(steppers.values()))
     batches = [stepper.task.batch(index, "cpu") for index in range(effort.turns * effort.batches)]
     return TrainingMeasurement(
         {name: rates[name] for name in precisions},
         rates["sgemm"],
-        padding_of(batches),
         sum(matrix_flop(stepper.model, batch) for batch in batches) / sum(batch.num_tokens for batch in batches) / 1e6,
     )
 
@@ -187,11 +138,8 @@ class _Stepper:
         self._seed = config.seed
 
     def step(self, index: int) -> tuple[Tensor, int]:
-        """The gradient ([size], float32) of the summed loss of batch `index`, and its target tokens."""
-        torch.manual_seed(hash((self._seed, index)) % _SEED_SPACE)
-        self.flat.zero_gradient()
-        loss, tokens = self.task.loss(self.model, self.task.batch(index, "cpu"))
-        torch.autograd.backward(loss)
+        """Return the gradient ([size], float32) of the summed loss of batch `index`, and its target tokens."""
+        tokens, _ = compute_gradient(self.task, self.model, self.flat, self._seed, index)
         return self.flat.collect_gradient(), tokens
 
     def batches_within(self, effort: TrainingEffort) -> int:
@@ -203,12 +151,6 @@ class _Stepper:
         started = time.process_time()
         tokens = sum(self.step(index)[1] for index in indices)
         return tokens / (time.process_time() - started)
-
-
-def padding_of(batches: Sequence[Batch]) -> float:
-    """Share of the positions of all batches, source and target together, that are padding."""
-    real = sum(int((batch.source != PAD).sum()) + batch.num_tokens for batch in batches)
-    return 1.0 - real / sum(batch.source.numel() + batch.target_output.numel() for batch in batches)
 
 
 def matrix_flop(model: Transformer, batch: Batch) -> float:
@@ -231,7 +173,7 @@ def briefly_trained(config: RunConfig, corpus: PreparedCorpus, tokens: int = 200
     stepper = _Stepper(_with_precision(config, FLOAT32), corpus)
     optimizer = torch.optim.Adam(stepper.model.parameters(), betas=(0.9, 0.98))
     seen = index = 0
-    with single_thread():
+    with arithmetic_threads(1):
         while seen < tokens:
             gradient, num_tokens = stepper.step(index)
             seen, index = seen + num_tokens, index + 1
@@ -245,20 +187,11 @@ def briefly_trained(config: RunConfig, corpus: PreparedCorpus, tokens: int = 200
 class DecodingMeasurement:
     """Sentences per CPU-second, from text to text."""
 
-    cached: Rates
-    uncached: Rates
+    cached: Spread
+    uncached: Spread
     """Of each `every`-th sentence alone."""
-    cached_few: Rates
+    cached_few: Spread
     """With cache, of the same sentences as `uncached` and in the same turns."""
-    tokens_per_sentence: float
-    """Mean length of the translations, ends not included."""
-    same_share: float
-    """Share of the translations that are the same without a cache; ties and rounding may decide otherwise."""
-
-    @property
-    def speedup(self) -> float:
-        """By the cache: median over turns."""
-        return self.cached_few.over(self.uncached)
 
 
 def measure_decoding(
@@ -268,26 +201,20 @@ def measure_decoding(
     assert isinstance(exported.model, Transformer)
     reference = replace(exported, model=WithoutCache(exported.model).eval())
     few = sentences[::every]
-    found: dict[str, list[str]] = {}
 
-    def competitor(name: str, model: ExportedModel, chosen: Sequence[str]) -> Callable[[int], float]:
-        def run(turn: int) -> float:
-            return len(chosen) / cpu_seconds(lambda: found.update({name: model.translate(chosen, beam)}))
+    def rate(model: ExportedModel, chosen: Sequence[str]) -> float:
+        return len(chosen) / cpu_seconds(lambda: model.translate(chosen, beam))
 
-        return run
+    def turn() -> dict[str, float]:
+        return {"cached": rate(exported, sentences), "few": rate(exported, few), "uncached": rate(reference, few)}
 
-    with single_thread():
-        rates = take_turns(
-            {
-                "cached": competitor("cached", exported, sentences),
-                "few": competitor("few", exported, few),
-                "uncached": competitor("uncached", reference, few),
-            },
-            turns,
-        )
-    lengths = [len(tokens) for tokens in exported.vocabulary.encode(found["cached"])]
-    same = sum(a == b for a, b in zip(found["few"], found["uncached"], strict=True))
-    return DecodingMeasurement(rates["cached"], rates["uncached"], rates["few"], statistics.mean(lengths), same / len(few))
+    with arithmetic_threads(1):
+        rates = take_turns(turn, _unlimited(turns))
+    return DecodingMeasurement(rates["cached"], rates["uncached"], rates["few"])
+
+
+def _unlimited(turns: int) -> Effort:
+    return Effort(turns, seconds=math.inf, warm_ups=0)
 
 
 @dataclass

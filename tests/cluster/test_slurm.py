@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hvd_async.cluster.batch_job import BatchJob, read_batch_job
+from hvd_async.cluster.batch_job import BatchJob
+from hvd_async.cluster.batch_system import read_batch_job
 
 JOB = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_JOB_PARTITION": "low", "SLURM_JOB_NODELIST": "n[1-4]"}
 

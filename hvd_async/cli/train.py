@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hvd_async.training.stop_request import StopRequest
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add them to the command line."""
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
     _add_train(verb(verbs, "train", "train one configuration, on all ranks that the launcher started", _train))
 
 
@@ -60,7 +60,8 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
 
     from hvd_async.cluster.environment import read_environment
     from hvd_async.tasks.registry import make_task
-    from hvd_async.training.run import TrainOptions, train
+    from hvd_async.training.options import TrainOptions
+    from hvd_async.training.run import train
 
     is_live = arguments.progress == "bar"
     if arguments.progress == "auto":

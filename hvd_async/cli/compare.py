@@ -1,32 +1,25 @@
-"""`hvd-async compare` and `report`."""
+"""`hvd-async compare`."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import pathlib
 import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from hvd_async.cli.arguments import (
-    check_can_be_read_again,
-    check_folder,
-    refuse,
-    verb,
-)
-from hvd_async.cli.batch import add_resources, check_no_script, resources, submit
+from hvd_async.cli.arguments import check_can_be_read_again, check_folder, refuse, verb
+from hvd_async.cli.batch_arguments import add_resources, check_no_script, resources, submit
+from hvd_async.cli.report import write_report_to
 from hvd_async.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from hvd_async.comparison.collection import Collection
     from hvd_async.comparison.suite import Suite
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add them to the command line."""
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
     _add_compare(verb(verbs, "compare", "compute a suite of comparable runs, and report on them", _compare))
-    _add_report(verb(verbs, "report", "compare finished runs: tables, figures and one page", _report))
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +106,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{len(missing)} of {len(todo)} runs to be computed in {output}{execution.remark()}", flush=True)
     failures = execution.run(jobs, Board(is_live=sys.stdout.isatty()))
-    _write_report(read_collection(output), output / "report", None, overwrite=True)
+    write_report_to(read_collection(output), output / "report", None, overwrite=True)
     if failures:
         raise DataError("\n".join(["runs that failed:", *failures]))
     return 0
@@ -150,69 +143,3 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     path = output / "compare.sbatch"
     write_file(path, text.encode())
     return submit(["bash", str(path)])
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", type=pathlib.Path, metavar="RUN", help="folders of runs, or the one folder of a comparison"
-    )
-    parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("report"), metavar="FOLDER", help="default: report"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that are not of a report")
-    parser.add_argument(
-        "--baseline", metavar="NAME", help="what the others are compared with (default: the suite's, or the first run)"
-    )
-    quality = parser.add_mutually_exclusive_group()
-    quality.add_argument("--target-loss", type=float, metavar="LOSS", help="validation loss that runs are timed to")
-    quality.add_argument("--target-bleu", type=float, metavar="BLEU", help="validation BLEU that runs are timed to")
-    parser.add_argument(
-        "--window",
-        metavar="START:SECONDS",
-        help="of the timeline, in seconds of training (default: some steps in the middle)",
-    )
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from hvd_async.comparison.gathering import gather
-    from hvd_async.comparison.target import Target
-
-    target = None
-    for measure in ("loss", "bleu"):
-        value = getattr(arguments, f"target_{measure}")
-        if value is not None:
-            if not 0.0 < value < math.inf:
-                raise ConfigError(f"--target-{measure}: got {value:g}, expected a number > 0")
-            target = Target("loss" if measure == "loss" else "bleu", value)
-    window = None if arguments.window is None else _window(arguments.window)
-    check_folder(arguments.output)
-    collection = gather(arguments.runs, arguments.baseline, target)
-    longest = max((entry.run.seconds for entry in collection.entries if entry.run is not None), default=0.0)
-    if window is not None and window[0] >= longest:
-        raise ConfigError(
-            f"--window: got a start at {window[0]:g} s, expected one before {longest:.1f} s, the end of the runs"
-        )
-    _write_report(collection, arguments.output, window, overwrite=arguments.overwrite)
-    return 0
-
-
-def _window(text: str) -> tuple[float, float]:
-    try:
-        start, seconds = (float(part) for part in text.split(":"))
-        if start >= 0.0 and 0.0 < seconds < math.inf:
-            return start, seconds
-    except ValueError:
-        pass
-    raise ConfigError(f"--window: got {text!r}, expected START:SECONDS, such as 120:15")
-
-
-def _write_report(
-    collection: Collection, output: pathlib.Path, window: tuple[float, float] | None, *, overwrite: bool
-) -> None:
-    from hvd_async.comparison.results import results
-    from hvd_async.report import TimeWindow, text_of, write_report
-
-    rows = results(collection)
-    paths = write_report(collection, output, None if window is None else TimeWindow(*window), rows, overwrite=overwrite)
-    print(text_of(collection, rows))
-    print("written: " + ", ".join(str(path) for path in paths if path.parent == output))

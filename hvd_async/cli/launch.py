@@ -13,16 +13,17 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from hvd_async.cli.arguments import add_config, check_can_be_read_again, is_given, refuse, verb
-from hvd_async.cli.batch import add_resources, check_no_script, parse_gpus, resources, submit
+from hvd_async.cli.arguments import add_config, check_can_be_read_again, refuse, verb
+from hvd_async.cli.batch_arguments import add_resources, check_no_script
+from hvd_async.cli.launch_script import train_arguments, wanted, write_script
 from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.system import interpreter
 from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
+    from hvd_async.cluster.hosts import Host
     from hvd_async.config import RunConfig
-    from hvd_async.launcher import Begin, Host, LauncherName, LaunchOptions, LaunchOutcome, TrainArguments, Wanted
-    from hvd_async.launcher.batch_script import Resources
+    from hvd_async.launcher import Begin, LauncherName, LaunchOptions, LaunchOutcome
     from hvd_async.system.processes import Command
 
 # What a batch script has no use for.
@@ -31,8 +32,8 @@ _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
 _PATIENCE_SECONDS = 120.0
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add it to the command line."""
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
     parser = verb(verbs, "launch", "start a run with mpirun, horovodrun or srun, or write a batch script for Slurm", _launch)
     add_config(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be started, or submitted, and do nothing")
@@ -96,14 +97,15 @@ def _launch(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.slurm:
         refuse(arguments, _OF_COMMANDS, "--slurm")
-        return _write_script(config, arguments)
+        return write_script(config, arguments)
     check_no_script(arguments)
     return _run(config, arguments)
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from hvd_async.cluster.batch_system import detect_allocation
     from hvd_async.cluster.environment import check_home
-    from hvd_async.launcher import detect_allocation, explain, launch_command, lay_out, plan_ranks
+    from hvd_async.launcher import explain, launch_command, lay_out, plan_ranks
 
     restarts = arguments.restarts or 0
     if restarts < 0:
@@ -113,10 +115,10 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     allocation = None if given else detect_allocation(os.environ)
     is_in_job = allocation is not None
     hosts = given or allocation or ()
-    layout = lay_out(config, _wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=is_in_job)
-    is_single = config.strategy.kind == "single"
+    layout = lay_out(config, wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=is_in_job)
+    is_single = config.strategy.is_single
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
-    told = _train_arguments(arguments)
+    told = train_arguments(arguments)
     if arguments.dry_run:
         for line in explain(layout, plan_ranks(config, layout)):
             print(f"# {line}")
@@ -154,7 +156,7 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
         stopping = Stopping(stop_signal, patience, is_saving, config.strategy.hang_timeout_seconds)
         ended = run_command(command, os.environ, stopping, errors)
     seconds = time.monotonic() - began
-    if config.strategy.kind == "single":
+    if config.strategy.is_single:
         ended = dataclasses.replace(ended, is_killed=False)  # it was the run itself
     return outcome_of(ended, summary.status(), seconds, summary.stop_signal(), status_tells=status_tells)
 
@@ -193,17 +195,10 @@ def _check_alone() -> None:
         )
 
 
-def _wanted(arguments: argparse.Namespace) -> Wanted:
-    from hvd_async.launcher import Wanted
-
-    gpu_type, gpus = parse_gpus(arguments.gpus_per_node)
-    if gpu_type and not arguments.slurm:
-        raise ConfigError(f"--gpus-per-node: got the type {gpu_type} without --slurm, where it has no effect; leave it out")
-    return Wanted(arguments.workers, arguments.workers_per_node, gpus, arguments.store_apart)
-
-
 def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
-    from hvd_async.launcher import LaunchOptions, detect_mpi, detect_pmi, variables_to_forward, variables_to_unset
+    from hvd_async.cluster.mpi import detect_mpi
+    from hvd_async.cluster.slurm import detect_pmi, variables_to_unset
+    from hvd_async.launcher import LaunchOptions, variables_to_forward
 
     bin_folder = pathlib.Path(sys.executable).parent  # the MPI and Horovod of this environment, even if it is not active
     found = {name: str(bin_folder / name) if (bin_folder / name).exists() else name for name in ("mpirun", "horovodrun")}
@@ -226,7 +221,7 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
         as_root=os.geteuid() == 0,
         forward=variables_to_forward(os.environ, arguments.forward),
         extra=tuple(arguments.extra),
-        unset=variables_to_unset(os.environ, launcher) if is_in_job else (),
+        unset=variables_to_unset(os.environ, starts_ranks=launcher == "srun") if is_in_job else (),
         path=_path_with(bin_folder) if launcher.startswith("horovodrun") or mpi == "intel" else None,
     )
 
@@ -237,76 +232,11 @@ def _path_with(folder: pathlib.Path) -> str | None:
     return None if str(folder) in paths else os.pathsep.join([str(folder), *paths])
 
 
-def _train_arguments(arguments: argparse.Namespace) -> TrainArguments:
-    from hvd_async.launcher import TrainArguments
-
-    # horovodrun puts the number of its rank before what looks like a line to it.
-    has_lines = arguments.dry_run or str(arguments.launcher).startswith("horovodrun")
-    progress = "bar" if sys.stdout.isatty() and not has_lines else "auto"
-    return TrainArguments(arguments.config, tuple(arguments.overrides), _begin(arguments), progress)
-
-
-def _begin(arguments: argparse.Namespace) -> Begin:
-    begin: Begin
-    for begin in ("resume", "overwrite", "auto-resume"):
-        if getattr(arguments, begin.replace("-", "_")):
-            return begin
-    return ""
-
-
 def _hosts(arguments: argparse.Namespace) -> tuple[Host, ...]:
-    from hvd_async.launcher import parse_hosts
+    from hvd_async.cluster.hosts import parse_hosts
     from hvd_async.tasks.translation.text import read_bytes, split_lines
 
     if arguments.hostfile is not None:
         text = "\n".join(split_lines(read_bytes(arguments.hostfile), arguments.hostfile))
         return parse_hosts(text, str(arguments.hostfile))
     return () if arguments.hosts is None else parse_hosts(arguments.hosts, "--hosts")
-
-
-def _write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.launcher.batch_script import ScriptJob, render
-
-    is_single = config.strategy.kind == "single"
-    asked = resources(arguments, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
-    _check_ranks(config, arguments, asked)
-    if arguments.slurm == "train-requeue":
-        refuse(arguments, ("resume", "overwrite"), "--slurm train-requeue, which has --auto-resume")
-        arguments.auto_resume = False  # it is in the script
-    if arguments.slurm != "train":
-        refuse(arguments, ("launcher",), f"--slurm {arguments.slurm}")
-    options = list(_train_arguments(arguments).words()[1:])
-    for flag in ("workers", "mpi", "pmi", "restarts"):
-        if is_given(arguments, flag):
-            options += [f"--{flag}", str(getattr(arguments, flag))]
-    for flag in ("forward", "extra"):
-        options += [f"--{flag}={value}" for value in getattr(arguments, flag)]
-    job = ScriptJob(
-        script=arguments.slurm,
-        target=arguments.config,
-        options=tuple(options),
-        environment=sys.prefix,
-        name=arguments.job_name or "hvd-async",
-        launcher=arguments.launcher or "srun",
-        store_nodes=config.store.shards,
-        path="FILE",
-    )
-    text = render(job, asked)
-    if not arguments.submit or arguments.dry_run:
-        print(text, end="")
-        return 0
-    return submit(["sbatch"], text)
-
-
-def _check_ranks(config: RunConfig, arguments: argparse.Namespace, asked: Resources) -> None:
-    """Raises what `launch` would raise in the job that the script asks for: better now than when its turn has come."""
-    from hvd_async.launcher import Host, lay_out, plan_ranks
-
-    asked.check()
-    is_apart = arguments.slurm == "heterogeneous"
-    cores = asked.workers_per_node * asked.cpus_per_worker
-    hosts = [Host(f"store{k}", 1, asked.cpus_per_worker, 0, 0) for k in range(config.store.shards if is_apart else 0)]
-    gpus = asked.gpus_per_node or None
-    hosts += [Host(f"node{k}", asked.workers_per_node, cores, gpus, int(is_apart)) for k in range(asked.nodes)]
-    wanted = dataclasses.replace(_wanted(arguments), per_node=None, store_apart=is_apart)
-    plan_ranks(config, lay_out(config, wanted, hosts, cores, are_allocated=True))

@@ -1,4 +1,4 @@
-"""`hvd-async simulate` and `replay`: runs in this process alone."""
+"""`hvd-async simulate`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from hvd_async.config import RunConfig
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add them to the command line."""
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
     _add_simulate(verb(verbs, "simulate", "run a configuration on a simulated cluster, in this process", _simulate))
-    _add_replay(verb(verbs, "replay", "compute a recorded run again and compare it, to the last bit", _replay))
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +86,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.simulation.planning import PLAN_FILES, lines_of, plan, write_plan
+    from hvd_async.simulation.planning import PLAN_FILES, plan, table_of, write_plan
 
     workers = numbers("--workers", arguments.workers) if arguments.workers else []
     if arguments.arrivals is not None and arguments.arrivals < 1:
@@ -97,7 +96,7 @@ def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
         for name in PLAN_FILES:
             check_new("--output", arguments.output / name, overwrite=arguments.overwrite)
     rows = plan(config, workers, arguments.arrivals)
-    print("\n".join(lines_of(rows)))
+    print(table_of(rows))
     if arguments.output is not None:
         print("written: " + ", ".join(str(path) for path in write_plan(arguments.output, rows)))
     return 0
@@ -117,30 +116,4 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         fitted.write(arguments.output)
         print(f"written: {arguments.output}")
-    return 0
-
-
-def _add_replay(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("replayed", type=pathlib.Path, metavar="RUN", help="folder of the run; docs/replay.md")
-    parser.add_argument("--until", type=int, metavar="VERSION", help="go no further than this version")
-    parser.add_argument(
-        "--output", type=pathlib.Path, metavar="FOLDER", help="write the model of the last version made there"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="compute with so many threads instead of the recorded number"
-    )
-
-
-def _replay(arguments: argparse.Namespace) -> int:
-    from hvd_async.replay.replay import ReplayOptions, replay
-    from hvd_async.tasks.registry import make_task
-
-    if arguments.threads is not None:
-        check_threads(arguments.threads)
-    options = ReplayOptions(arguments.until, arguments.output, arguments.overwrite, arguments.threads)
-    verdict = replay(arguments.replayed, make_task, options)
-    print(f"equal: {verdict}, all to the last bit")
-    if arguments.output is not None:
-        print(f"{arguments.output}: the model of version {verdict.versions}")
     return 0

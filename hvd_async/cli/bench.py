@@ -1,4 +1,4 @@
-"""`hvd-async bench` and `doctor`: what this machine can do."""
+"""`hvd-async bench`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,9 @@ if TYPE_CHECKING:
     pass
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add them to the command line."""
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
     _add_bench(verb(verbs, "bench", "measure how fast this is here, beside the limits of the machine", _bench))
-    doctor = verb(
-        verbs, "doctor", "check this machine, MPI and Horovod; under mpirun also how ranks reach each other", _doctor
-    )
-    doctor.add_argument("--json", action="store_true", help="print findings as JSON")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +27,15 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "benchmark",
         nargs="?",
         metavar="BENCHMARK",
-        help="store, transport, step, scaling or nmt; default: all of them, one after another",
+        help="store, transport, step, scaling or translation; default: all of them, one after another",
     )
     parser.add_argument("--sizes", metavar="M,...", help="millions of parameters, such as 1,25,100")
     parser.add_argument("--model", metavar="NAME", help="for step: multi30k (default) or base, of 60 million parameters")
     parser.add_argument(
-        "--config", type=path_argument, metavar="CONFIG", help="for nmt: YAML file of a run (default: generated text)"
+        "--config",
+        type=path_argument,
+        metavar="CONFIG",
+        help="for translation: YAML file of a run (default: generated text)",
     )
     parser.add_argument("--device", metavar="NAME", help="for store: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")
@@ -59,9 +58,3 @@ def _bench(arguments: argparse.Namespace) -> int:
         device(arguments.device)
     given = {flag: getattr(arguments, flag) for flag in FLAGS}
     return bench(arguments.benchmark, given, Output(arguments.json, arguments.table))
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from hvd_async.doctor import main
-
-    return main(arguments.json)

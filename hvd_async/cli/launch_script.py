@@ -1,0 +1,95 @@
+"""`hvd-async launch --slurm`: what a batch script runs, and what both it and `launch` ask for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+from hvd_async.cli.arguments import is_given, refuse
+from hvd_async.cli.batch_arguments import parse_gpus, resources, submit
+from hvd_async.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hvd_async.config import RunConfig
+    from hvd_async.launcher import Begin, TrainArguments, Wanted
+    from hvd_async.launcher.batch_script import Resources
+
+
+def wanted(arguments: argparse.Namespace) -> Wanted:
+    """Return the ranks that are asked for. Raises `ConfigError`."""
+    from hvd_async.launcher import Wanted
+
+    gpu_type, gpus = parse_gpus(arguments.gpus_per_node)
+    if gpu_type and not arguments.slurm:
+        raise ConfigError(f"--gpus-per-node: got the type {gpu_type} without --slurm, where it has no effect; leave it out")
+    return Wanted(arguments.workers, arguments.workers_per_node, gpus, arguments.store_apart)
+
+
+def train_arguments(arguments: argparse.Namespace) -> TrainArguments:
+    """Return what every rank is told."""
+    from hvd_async.launcher import TrainArguments
+
+    # horovodrun puts the number of its rank before what looks like a line to it.
+    has_lines = arguments.dry_run or str(arguments.launcher).startswith("horovodrun")
+    progress = "bar" if sys.stdout.isatty() and not has_lines else "auto"
+    return TrainArguments(arguments.config, tuple(arguments.overrides), _begin(arguments), progress)
+
+
+def _begin(arguments: argparse.Namespace) -> Begin:
+    begin: Begin
+    for begin in ("resume", "overwrite", "auto-resume"):
+        if getattr(arguments, begin.replace("-", "_")):
+            return begin
+    return ""
+
+
+def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """Print the script, or submit it; the exit status. Raises `ConfigError` for what the job would refuse."""
+    from hvd_async.launcher.batch_script import ScriptJob, render
+
+    is_single = config.strategy.is_single
+    asked = resources(arguments, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
+    _check_ranks(config, arguments, asked)
+    if arguments.slurm == "train-requeue":
+        refuse(arguments, ("resume", "overwrite"), "--slurm train-requeue, which has --auto-resume")
+        arguments.auto_resume = False  # it is in the script
+    if arguments.slurm != "train":
+        refuse(arguments, ("launcher",), f"--slurm {arguments.slurm}")
+    options = list(train_arguments(arguments).words()[1:])
+    for flag in ("workers", "mpi", "pmi", "restarts"):
+        if is_given(arguments, flag):
+            options += [f"--{flag}", str(getattr(arguments, flag))]
+    for flag in ("forward", "extra"):
+        options += [f"--{flag}={value}" for value in getattr(arguments, flag)]
+    job = ScriptJob(
+        script=arguments.slurm,
+        target=arguments.config,
+        options=tuple(options),
+        environment=sys.prefix,
+        name=arguments.job_name or "hvd-async",
+        launcher=arguments.launcher or "srun",
+        store_nodes=config.store.shards,
+        path="FILE",
+    )
+    text = render(job, asked)
+    if not arguments.submit or arguments.dry_run:
+        print(text, end="")
+        return 0
+    return submit(["sbatch"], text)
+
+
+def _check_ranks(config: RunConfig, arguments: argparse.Namespace, asked: Resources) -> None:
+    """Raises what `launch` would raise in the job that the script asks for: better now than when its turn has come."""
+    from hvd_async.cluster.hosts import Host
+    from hvd_async.launcher import lay_out, plan_ranks
+
+    asked.check()
+    is_apart = arguments.slurm == "heterogeneous"
+    cores = asked.workers_per_node * asked.cpus_per_worker
+    hosts = [Host(f"store{k}", 1, asked.cpus_per_worker, 0, 0) for k in range(config.store.shards if is_apart else 0)]
+    gpus = asked.gpus_per_node or None
+    hosts += [Host(f"node{k}", asked.workers_per_node, cores, gpus, int(is_apart)) for k in range(asked.nodes)]
+    ranks = dataclasses.replace(wanted(arguments), per_node=None, store_apart=is_apart)
+    plan_ranks(config, lay_out(config, ranks, hosts, cores, are_allocated=True))

@@ -1,0 +1,86 @@
+"""`hvd-async report`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pathlib
+from typing import TYPE_CHECKING
+
+from hvd_async.cli.arguments import check_folder, verb
+from hvd_async.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hvd_async.comparison.collection import Collection
+
+
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
+    _add_report(verb(verbs, "report", "compare finished runs: tables, figures and one page", _report))
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", type=pathlib.Path, metavar="RUN", help="folders of runs, or the one folder of a comparison"
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("report"), metavar="FOLDER", help="default: report"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that are not of a report")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="what the others are compared with (default: the suite's, or the first run)"
+    )
+    quality = parser.add_mutually_exclusive_group()
+    quality.add_argument("--target-loss", type=float, metavar="LOSS", help="validation loss that runs are timed to")
+    quality.add_argument("--target-bleu", type=float, metavar="BLEU", help="validation BLEU that runs are timed to")
+    parser.add_argument(
+        "--window",
+        metavar="START:SECONDS",
+        help="of the timeline, in seconds of training (default: some steps in the middle)",
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from hvd_async.comparison.gathering import gather
+    from hvd_async.comparison.target import Target
+
+    target = None
+    for measure in ("loss", "bleu"):
+        value = getattr(arguments, f"target_{measure}")
+        if value is not None:
+            if not 0.0 < value < math.inf:
+                raise ConfigError(f"--target-{measure}: got {value:g}, expected a number > 0")
+            target = Target("loss" if measure == "loss" else "bleu", value)
+    window = None if arguments.window is None else _window(arguments.window)
+    check_folder(arguments.output)
+    collection = gather(arguments.runs, arguments.baseline, target)
+    longest = max((entry.run.seconds for entry in collection.entries if entry.run is not None), default=0.0)
+    if window is not None and window[0] >= longest:
+        raise ConfigError(
+            f"--window: got a start at {window[0]:g} s, expected one before {longest:.1f} s, the end of the runs"
+        )
+    write_report_to(collection, arguments.output, window, overwrite=arguments.overwrite)
+    return 0
+
+
+def _window(text: str) -> tuple[float, float]:
+    try:
+        start, seconds = (float(part) for part in text.split(":"))
+        if start >= 0.0 and 0.0 < seconds < math.inf:
+            return start, seconds
+    except ValueError:
+        pass
+    raise ConfigError(f"--window: got {text!r}, expected START:SECONDS, such as 120:15")
+
+
+def write_report_to(
+    collection: Collection, output: pathlib.Path, window: tuple[float, float] | None, *, overwrite: bool
+) -> None:
+    """Write the report of `collection` into `output` and print its answer; `window`: of the timeline, start and seconds."""
+    from hvd_async.comparison.results import results
+    from hvd_async.report import TimeWindow, text_of, write_report
+
+    rows = results(collection)
+    paths = write_report(collection, output, None if window is None else TimeWindow(*window), rows, overwrite=overwrite)
+    print(text_of(collection, rows))
+    print("written: " + ", ".join(str(path) for path in paths if path.parent == output))

@@ -1,0 +1,50 @@
+"""`hvd-async score`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from hvd_async.cli.arguments import check_new, verb
+from hvd_async.cli.model_arguments import add_model, load
+from hvd_async.errors import ConfigError, DataError
+
+
+def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
+    _add_score(verb(verbs, "score", "translate a test set and print BLEU and chrF", _score))
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--source", required=True, type=pathlib.Path, metavar="FILE", help="text to translate")
+    parser.add_argument(
+        "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
+    )
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="keep the translations there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from hvd_async.system.files import write_file
+    from hvd_async.tasks.translation.scoring import score_texts
+    from hvd_async.tasks.translation.text import read_bytes, split_lines
+
+    check_new("--output", arguments.output, overwrite=arguments.overwrite)
+    for flag in ("source", "reference"):
+        if arguments.output is not None and arguments.output.resolve() == getattr(arguments, flag).resolve():
+            raise ConfigError(f"--output: got {arguments.output}, the file of --{flag}, expected another one")
+    model, threads = load(arguments)
+    sources = split_lines(read_bytes(arguments.source), arguments.source)
+    references = split_lines(read_bytes(arguments.reference), arguments.reference)
+    if len(sources) != len(references) or not sources:
+        raise DataError(
+            f"{arguments.source} and {arguments.reference}: got {len(sources)} and {len(references)} lines, expected as many,"
+            " at least one"
+        )
+    translations = model.translate(sources, arguments.beam, threads)
+    if arguments.output is not None:
+        write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
+    scores = score_texts(translations, references)
+    print(f"BLEU {scores.bleu:.2f}  {scores.bleu_signature}\nchrF {scores.chrf:.2f}  {scores.chrf_signature}")
+    return 0

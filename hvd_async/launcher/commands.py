@@ -1,0 +1,37 @@
+"""The command that starts a run, whatever starts its ranks: pure text, to be printed, compared and tested without MPI."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hvd_async.config import RunConfig
+from hvd_async.errors import SetupError
+from hvd_async.launcher.horovodrun import horovodrun_command
+from hvd_async.launcher.mpirun import mpirun_command
+from hvd_async.launcher.options import LaunchOptions
+from hvd_async.launcher.rank_layout import RankLayout, plan_ranks
+from hvd_async.launcher.srun import srun_command
+from hvd_async.launcher.train_arguments import TrainArguments
+from hvd_async.system.processes import Command
+
+
+def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLayout, options: LaunchOptions) -> Command:
+    """The command that trains `config` as `layout` says. Raises `SetupError` where there is none."""
+    program = arguments.program(options.python, options.python_flags)
+    options = replace(options, is_live=arguments.progress == "bar")
+    threads = min(plan.threads for plan in plan_ranks(config, layout) if plan.worker is not None)
+    # Ranks set it for themselves, when they have counted their cores: a guess would only stand in their way.
+    are_known = all(place.are_threads_known for place in layout.places)
+    environment = {"OMP_NUM_THREADS": str(threads)} if are_known else {}
+    if config.strategy.is_single:
+        return Command(program, environment)
+    if options.launcher == "mpirun":
+        return mpirun_command(program, layout, options, environment)
+    if options.launcher == "srun":
+        return srun_command(program, layout, options, environment)
+    if options.launcher == "horovodrun-gloo" and config.strategy.kind != "horovod":
+        raise SetupError(
+            f"horovodrun --gloo starts no MPI, which strategy {config.strategy.kind} needs;"
+            " use mpirun, srun, horovodrun --mpi, or strategy horovod"
+        )
+    return horovodrun_command(program, layout, options, environment)

@@ -1,0 +1,111 @@
+"""The events of a run, as the recorder writes them into the log: docs/run-folder.md has their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+from hvd_async.runs.context import RunContext, TrainingClock
+from hvd_async.runs.evaluations import EvaluationResult
+from hvd_async.runs.event_log import EventLog, LogMark
+from hvd_async.runs.part import RunPart
+from hvd_async.runs.provenance import provenance_of_one_process
+from hvd_async.store.arrival import Arrival, Refusal, Update
+from hvd_async.store.parameter_store import ParameterStore
+
+
+class Events(RunPart):
+    """Writes the event log; a context manager."""
+
+    def __init__(self, run: RunContext, clock: TrainingClock) -> None:
+        """Opens nothing yet."""
+        self._run = run
+        self._clock = clock
+        self._keep = LogMark()
+        self._has_gap = False
+        self._received: dict[int, float] = {}  # seconds, by batch, of arrivals whose fate is open
+        self._updating_since = 0.0
+
+    def continue_from(self, mark: LogMark, *, has_gap: bool) -> None:
+        """Keep the log of earlier processes up to `mark`; `has_gap`: events between it and the checkpoint are lost."""
+        self._keep, self._has_gap = mark, has_gap
+
+    def __enter__(self) -> Events:
+        """Open the log."""
+        self.log = EventLog(self._run.folder.events, self._keep).__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the log."""
+        self.log.__exit__(kind, value, trace)
+
+    def started(self, store: ParameterStore) -> None:
+        """Write how and where this process computes, and a gap before it, if there is one."""
+        run = self._run
+        if self._has_gap:
+            self.write("gap", version=store.version)
+        provenance = run.provenance if run.provenance is not None else provenance_of_one_process()
+        self.write(
+            "start",
+            version=store.version,
+            parameters=run.flat.num_parameters,
+            pending=[arrival.batch for arrival in store.pending],
+            data_fingerprint=run.task.fingerprint(),
+            **run.describe_strategy(),
+            **provenance.to_json(),
+        )
+
+    def received(self, arrivals: Sequence[Arrival]) -> None:
+        """Remember when the arrivals came."""
+        now = self._clock.seconds
+        self._received.update((arrival.batch, now) for arrival in arrivals)
+
+    def updating(self) -> None:
+        """Remember when the update began."""
+        self._updating_since = self._clock.seconds
+
+    def refused(self, arrival: Arrival, refusal: Refusal) -> None:
+        """Write the arrival with the reason."""
+        self.write("arrival", **self._describe(arrival), refused=refusal.value)
+
+    def updated(self, update: Update) -> None:
+        """Write the arrivals of the update, then the update."""
+        now = self._clock.seconds
+        for arrival in update.arrivals:
+            staleness = update.staleness(arrival)
+            self.log.write("arrival", now, **self._describe(arrival), version=update.version, staleness=staleness)
+        self.log.write(
+            "update",
+            now,
+            version=update.version,
+            arrivals=len(update.arrivals),
+            tokens=update.tokens,
+            loss=update.loss,
+            learning_rate=update.learning_rate,
+            gradient_norm=update.gradient_norm,
+            update_seconds=round(now - self._updating_since, 6),
+        )
+
+    def evaluated(self, result: EvaluationResult) -> None:
+        """Write the result."""
+        fields = {key: value for key, value in asdict(result).items() if key != "seconds"}
+        self.write("evaluation", **fields, snapshot_seconds=result.seconds)
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Write an event that happens now."""
+        self.log.write(event, self._clock.seconds, **fields)
+
+    def state(self) -> dict[str, Any]:
+        """Return how far the log is written, and when arrivals came whose fate is open."""
+        mark = self.log.mark()
+        return {"received": self._received, "log": [mark.num_bytes, mark.checksum]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue; the log itself follows `continue_from`."""
+        self._received = {int(batch): seconds for batch, seconds in state["received"].items()}
+
+    def _describe(self, arrival: Arrival) -> dict[str, Any]:
+        """Return the fields of an arrival's event, those of its fate left out."""
+        return {**asdict(arrival), "received_seconds": round(self._received.pop(arrival.batch), 6)}

@@ -1,0 +1,55 @@
+"""When a run ends before its data do: out of time or patience, or diverged."""
+
+from __future__ import annotations
+
+import math
+
+from hvd_async.runs.context import RunContext, TrainingClock
+from hvd_async.runs.evaluations import EvaluationHistory
+from hvd_async.runs.part import RunPart
+from hvd_async.store.arrival import Arrival, Refusal, Update
+from hvd_async.store.wire.stop import StopNotice
+
+# Refusals that say that training itself has gone wrong.
+_NOT_FINITE = (Refusal.NOT_FINITE, Refusal.SUM_NOT_FINITE)
+
+
+class Limits(RunPart):
+    """Watches what may end a run, and says how it ended."""
+
+    def __init__(self, run: RunContext, clock: TrainingClock, history: EvaluationHistory) -> None:
+        """All stay the caller's."""
+        self._config = run.config
+        self._clock = clock
+        self._history = history
+        self._num_not_finite = 0  # in a row
+        self._has_diverged = False
+
+    def refused(self, arrival: Arrival, refusal: Refusal) -> None:
+        """Count gradients that are not finite, in a row."""
+        if refusal in _NOT_FINITE:
+            self._num_not_finite += 1
+            self._has_diverged |= self._num_not_finite >= self._config.training.diverged_after
+
+    def updated(self, update: Update) -> None:
+        """Begin to count anew."""
+        self._num_not_finite = 0
+
+    def is_finished(self) -> bool:
+        """Whether patience is exhausted, time is over, or gradients have not been finite for long."""
+        limit = self._config.training.seconds
+        return (limit is not None and self._clock.seconds >= limit) or self._has_diverged or self.is_out_of_patience()
+
+    def is_out_of_patience(self) -> bool:
+        """Whether too many evaluations have passed without a better loss."""
+        patience = self._config.validation.patience
+        return patience is not None and self._history.num_without_progress() >= patience
+
+    def status_of(self, notice: StopNotice | None) -> str:
+        """Return how the run ended, in a word of the summary; `notice` is what stopped it."""
+        last = self._history.last
+        if notice is not None and not notice.is_end:
+            return "stopped"
+        if self._has_diverged or (last is not None and not math.isfinite(last.loss)):
+            return "diverged"
+        return "finished early" if self.is_out_of_patience() else "finished"

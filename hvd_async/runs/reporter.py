@@ -1,0 +1,33 @@
+"""What a run tells a person while it trains: see `Progress` for how it is shown."""
+
+from __future__ import annotations
+
+from hvd_async.runs.context import RunContext, TrainingClock
+from hvd_async.runs.evaluations import EvaluationResult
+from hvd_async.runs.part import RunPart
+from hvd_async.runs.totals import Totals
+from hvd_async.store.arrival import Update
+
+
+class Reporter(RunPart):
+    """Shows updates and evaluations, and warns of a schedule that is over."""
+
+    def __init__(self, run: RunContext, clock: TrainingClock, totals: Totals) -> None:
+        """All stay the caller's. `totals` hears of everything before."""
+        self._progress = run.progress
+        self._clock = clock
+        self._totals = totals
+        self._num_idle = 0
+
+    def updated(self, update: Update) -> None:
+        """Show the update, if it is time."""
+        self._num_idle += update.learning_rate == 0.0
+        if self._num_idle == 2:  # that of the last version of a whole schedule is 0
+            self._progress.say(
+                f"version {update.version}: the learning rate is 0 from here on; see optimizer.schedule.total"
+            )
+        self._progress.update(update, self._totals.metrics, self._clock.seconds)
+
+    def evaluated(self, result: EvaluationResult) -> None:
+        """Show the result."""
+        self._progress.evaluated(result.version, result.loss, result.bleu)

@@ -1,0 +1,110 @@
+"""Snapshots: the parameters of exactly one version, to be evaluated now or after training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from hvd_async.runs.checkpoint import read_tensors, write_tensors
+from hvd_async.runs.context import RunContext, TrainingClock, VersionCopies
+from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
+from hvd_async.runs.folder import RunFolder
+from hvd_async.runs.part import RunPart
+from hvd_async.store.arrival import Update
+from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.system.background_writer import BackgroundWriter
+
+_NAME = "parameters"
+
+
+class Snapshots(RunPart):
+    """Takes the snapshots that `validation` asks for, and knows which are still to be evaluated."""
+
+    def __init__(
+        self,
+        run: RunContext,
+        clock: TrainingClock,
+        writer: BackgroundWriter,
+        copies: VersionCopies,
+        history: EvaluationHistory,
+    ) -> None:
+        """All stay the caller's; `history` is that of the run's evaluations."""
+        self._run = run
+        self._clock = clock
+        self._writer = writer
+        self._copies = copies
+        self._history = history
+        self._moments: dict[int, tuple[int, float]] = {}  # version of a snapshot -> tokens and seconds then
+        self._written: list[Future[None]] = []
+        self._num_written = 0
+        self._store: ParameterStore
+
+    def started(self, store: ParameterStore) -> None:
+        """Remember the store."""
+        self._store = store
+
+    def updated(self, update: Update) -> None:
+        """Take a snapshot, if one is due."""
+        if self._run.config.validation.is_due(update.version, self._store.tokens, update.tokens):
+            self.take()
+
+    def take(self) -> None:
+        """Have a snapshot of the store's version written in the background."""
+        version = self._store.version
+        self._moments.setdefault(version, (self._store.tokens, self._clock.seconds))
+        vector = self._copies.read("average" if self._run.config.optimizer.average_decay else "parameters")
+        self._written.append(self._writer.submit(_write, self._run.folder, version, vector, num_bytes=vector.nbytes))
+
+    def take_last(self) -> None:
+        """Take one of the version that a complete run ends with, unless it is evaluated or there. Blocks on the disk."""
+        version = self._store.version
+        if version in self._history.versions:
+            return
+        self._writer.wait()
+        if not self._run.folder.snapshot(version).exists():  # not due, or a process before could not write it
+            self.take()
+
+    def result_of(self, version: int, loss: float, bleu: float | None) -> EvaluationResult:
+        """Return what an evaluation of the snapshot of `version` gave, with how far training was when it was taken."""
+        tokens, seconds = self._moments[version]
+        return EvaluationResult(version, tokens, seconds, loss, bleu)
+
+    def num_written(self) -> int:
+        """Return how many snapshots of this process are on the disk. Does not block."""
+        while len(self._written) > self._num_written and self._written[self._num_written].done():
+            self._num_written += 1
+        return self._num_written
+
+    def unmeasured(self) -> list[int]:
+        """Return the versions whose evaluation is open."""
+        return sorted(self._moments.keys() - self._history.versions)
+
+    def to_evaluate(self) -> list[int]:
+        """Return the versions whose evaluation is open and whose snapshots lie on the disk; report those that do not. Blocks."""
+        self._writer.wait()
+        versions, folder = self.unmeasured(), self._run.folder
+        missing = [version for version in versions if not folder.snapshot(version).exists()]
+        if missing:
+            listed = ", ".join(map(str, missing))
+            self._run.progress.say(f"{folder.snapshots}: got no snapshots of versions {listed}, which are not measured")
+        return [version for version in versions if version not in missing]
+
+    def state(self) -> dict[str, Any]:
+        """Return how far training was at each snapshot."""
+        return {"moments": self._moments}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue."""
+        self._moments = {int(version): (tokens, seconds) for version, (tokens, seconds) in state["moments"].items()}
+
+
+def read_snapshot(folder: RunFolder, version: int) -> torch.Tensor:
+    """Return the parameters of a snapshot: [size], float32. Raises `CheckpointError` if it is missing or damaged."""
+    return read_tensors(folder.snapshot(version))[_NAME]
+
+
+def _write(folder: RunFolder, version: int, vector: torch.Tensor) -> None:
+    write_tensors(folder.snapshot(version), {_NAME: vector})

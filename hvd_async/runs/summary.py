@@ -1,0 +1,49 @@
+"""The summary of a run: how it ended, and the run in numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hvd_async.runs.context import RunContext
+from hvd_async.runs.evaluations import EvaluationHistory
+from hvd_async.store.wire.stop import StopNotice
+from hvd_async.system.files import write_file
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended. `status` is a word of docs/run-folder.md, `stop` what stopped the run before its end.
+
+    `num_steps` are those of this process, `num_overrun` the ones among them that took longer than emulation was to make them.
+    """
+
+    status: str
+    num_workers: int
+    num_steps: int
+    num_overrun: int = 0
+    stop: StopNotice | None = None
+
+
+def write_summary(run: RunContext, ending: Ending, history: EvaluationHistory, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `summary.json` and return what it says. `facts`: what the parts of the recorder know."""
+    best, last, stop = history.best, history.last, ending.stop
+    summary = {
+        "name": run.folder.root.name,
+        "status": ending.status,
+        "job": None if run.provenance is None else run.provenance.job_to_json(),
+        **run.describe_strategy(),
+        "num_workers": ending.num_workers,
+        "parameters": run.flat.num_parameters,
+        **facts,
+        "steps": ending.num_steps,
+        "overrun_steps": ending.num_overrun,
+        "stop": None if stop is None or stop.is_end else stop.to_json(),
+        "measurements": history.to_json(),
+        "best": None if best is None else asdict(best),
+        "last": None if last is None else asdict(last),
+    }
+    write_file(run.folder.summary, json.dumps(summary, indent=2).encode())
+    return summary

@@ -1,0 +1,97 @@
+"""What all of a simulated cluster share: the configuration, the costs, the clock, the store's decisions, and where time goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hvd_async.config import RunConfig
+from hvd_async.emulation.step_times import StepTimes
+from hvd_async.simulation.clock import Clock
+from hvd_async.simulation.costs import Costs
+from hvd_async.simulation.simulated_store import SimulatedStore
+from hvd_async.store.schedule import is_synchronous
+from hvd_async.store.staleness import needs_base_parameters
+
+
+@dataclass
+class Totals:
+    """Seconds of all workers together, and of the store."""
+
+    present: float = 0.0
+    """Until each worker left."""
+    computing: float = 0.0
+    pushing: float = 0.0
+    pulling: float = 0.0
+    arrivals: float = 0.0
+    updates: float = 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Time spent waiting for the store or for others; with overlap, less what was computed meanwhile."""
+        return max(0.0, self.present - self.computing - self.pushing - self.pulling)
+
+
+class Announced:
+    """Base versions of the gradients that are under way, counted, as workers announce them where the store asks for that."""
+
+    def __init__(self) -> None:
+        """None are."""
+        self._counts: Counter[int] = Counter()
+        self._oldest = 0
+
+    def add(self, version: int) -> None:
+        """Count one more, which is never older than the oldest version that any worker still has."""
+        self._counts[version] += 1
+
+    def drop(self, version: int) -> None:
+        """Count one less."""
+        self._counts[version] -= 1
+        if not self._counts[version]:
+            del self._counts[version]
+
+    @property
+    def oldest(self) -> int | None:
+        """The oldest base version; None where nothing is under way."""
+        if not self._counts:
+            return None
+        while self._oldest not in self._counts:
+            self._oldest += 1
+        return self._oldest
+
+
+@dataclass
+class World:
+    """One simulated run. All but `totals` is the caller's."""
+
+    config: RunConfig
+    costs: Costs
+    times: StepTimes
+    store: SimulatedStore
+    clock: Clock
+    totals: Totals = field(default_factory=Totals)
+
+    def __post_init__(self) -> None:
+        """Work out once what is asked at every event."""
+        strategy = self.config.strategy
+        self.may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
+        self.waits_for_stragglers = strategy.waits_for_stragglers
+        self.has_provisional = strategy.has_provisional
+        self.is_overlapped = self.config.push.overlap
+        self.aggregates_nodes = self.config.push.node_sum
+        announces = self.waits_for_stragglers or needs_base_parameters(strategy)
+        self.announced = Announced() if announces else None
+
+    def is_synchronous(self, version: int) -> bool:
+        """Whether the update on top of `version` is made in lock-step."""
+        return self.may_be_synchronous and is_synchronous(self.config.strategy, version)
+
+    @property
+    def oldest_under_way(self) -> int | None:
+        """The oldest base version under way, where workers announce them."""
+        return None if self.announced is None else self.announced.oldest
+
+
+def make_clock(config: RunConfig, times: StepTimes, num_workers: int) -> Clock:
+    """Return a clock for the run's seed, with buckets of a few dozen ends of steps."""
+    return Clock(config.seed, 32 * max(1e-6, times.typical_seconds) / num_workers)

@@ -1,0 +1,250 @@
+"""A run made ready on one rank, in named steps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hvd_async.cluster.batch_system import read_batch_job
+from hvd_async.cluster.environment import check_world, read_environment
+from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe, placement_of, this_machine
+from hvd_async.config import RunConfig
+from hvd_async.emulation.idling import Emulation, check_emulation
+from hvd_async.runs.checkpoint import check_tensors
+from hvd_async.runs.context import RunContext
+from hvd_async.runs.continuation import Supply
+from hvd_async.runs.folder import Beginning, Resumption, RunFolder
+from hvd_async.runs.progress import Goal, Progress
+from hvd_async.runs.provenance import Provenance, device_of, provenance_of, this_software
+from hvd_async.runs.recorder import RunRecorder
+from hvd_async.runs.snapshots import read_snapshot
+from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
+from hvd_async.tasks.gradient import check_buffers
+from hvd_async.tasks.task import Task
+from hvd_async.training.agreement import in_agreement, told_by_rank_0
+from hvd_async.training.loop import TrainingLoop
+from hvd_async.training.options import TrainOptions
+from hvd_async.training.resume import agree_on_checkpoint, steps_of
+from hvd_async.training.stop_request import StopRequest
+from hvd_async.transport.group import Group
+from hvd_async.vectors.flat import FlatParameters
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run is set up from, on this rank."""
+
+    config: RunConfig
+    make_task: Callable[[RunConfig], Task]
+    options: TrainOptions
+    strategy: Strategy
+    environ: Mapping[str, str]
+    stop: StopRequest
+
+    @property
+    def group(self) -> Group:
+        """All ranks of the job."""
+        return self.strategy.group
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained: the task, its model, the model's parameters as one vector, and how far."""
+
+    task: Task
+    model: torch.nn.Module
+    flat: FlatParameters
+    goal: Goal
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The folder of the run, held and begun. `resumption` and `remarks` (lines for people) are on rank 0 alone; `finished` is the
+    summary of a run that has ended and is asked for no more, empty on other ranks."""
+
+    resumption: Resumption | None
+    remarks: Sequence[str]
+    finished: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The pieces of a run on this rank, made ready; `recorder` is on rank 0 alone."""
+
+    folder: RunFolder
+    job: Job
+    loop: TrainingLoop
+    stop: StopRequest
+    progress: Progress
+    recorder: RunRecorder | None
+
+
+def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any]:
+    """Make everything ready; return the summary of a run that has ended, and is asked for no more. Collective.
+
+    On rank 0 `holding` keeps the lock of the run's folder.
+    """
+    plans = _plan_ranks(start)
+    plan = plans[start.group.rank]
+    _claim_processors(plan)
+    workload = _make_workload(start, plan)
+    spec = _describe_job(start, plans, workload)
+    start.strategy.check(spec)  # before the folder changes: what cannot run leaves nothing behind
+    progress = Progress(workload.goal, start.config.training.log_every_seconds, is_live=start.options.live_progress)
+    opened = _open_folder(start, workload, progress, holding)
+    if opened.finished is not None:
+        return opened.finished
+    needs_tensors = plan.shard is not None or not start.config.strategy.is_async
+    saved = agree_on_checkpoint(start.group, opened.resumption, needs_tensors=needs_tensors)
+    provenance = _gather_provenance(start, plans)
+    recorder = _make_recorder(start, workload, progress, opened, provenance) if start.group.rank == 0 else None
+    if recorder is not None:
+        _introduce(start, plans, workload, progress, opened)
+    loop = _make_loop(start, plans, workload, saved)
+    return Ready(RunFolder(start.config.output), spec.with_state(recorder, saved), loop, start.stop, progress, recorder)
+
+
+def _plan_ranks(start: Start) -> tuple[RankPlan, ...]:
+    """Give every rank its role, device and threads; every rank computes the same. Collective."""
+    group, config = start.group, start.config
+    check_world(read_environment(start.environ), group.rank, group.size)
+    machines = [Machine.from_text(text) for text in group.allgather(this_machine().to_text())]
+
+    def plan() -> tuple[RankPlan, ...]:
+        plans = assign_roles(machines, placement_of(config))
+        check_emulation(config.emulation, sum(plan.worker is not None for plan in plans))
+        return plans
+
+    return in_agreement(group, plan)
+
+
+def _claim_processors(plan: RankPlan) -> None:
+    """Set the threads and the GPU of this rank."""
+    torch.set_num_threads(plan.threads)
+    # Before anything else asks for CUDA, or every process would also take memory on the first GPU.
+    for device in (plan.device, plan.store_device):
+        if device is not None and device.startswith("cuda"):
+            torch.cuda.set_device(device)
+            break
+
+
+def _make_workload(start: Start, plan: RankPlan) -> Workload:
+    """Make the task and its model. Collective."""
+    group, config, folder = start.group, start.config, RunFolder(start.config.output)
+    if start.options.resume:  # before text is prepared for a configuration that will be refused
+        in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
+    task = in_agreement(group, lambda: start.make_task(config))
+    model = in_agreement(group, task.build_model)
+    if config.strategy.is_async:
+        in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
+    flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
+    return Workload(task, model, flat, Goal(task.num_batches(), config.training.updates, config.training.seconds))
+
+
+def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:
+    """Return what the strategy is to do."""
+    config, folder = start.config, RunFolder(start.config.output)
+    every = config.validation.every if config.validation.when == "during" else None
+    return JobSpec(
+        strategy=config.strategy,
+        store=config.store,
+        push=config.push,
+        optimizer=config.optimizer,
+        plans=plans,
+        model=workload.model,
+        flat=workload.flat,
+        num_batches=workload.goal.num_batches,
+        epoch_of=workload.task.epoch_of,
+        last_version=workload.goal.last_version,
+        evaluation=EvaluationPlan(every or 0, lambda version: read_snapshot(folder, version)),
+        stop_requested=start.stop.notice,
+    )
+
+
+def _open_folder(start: Start, workload: Workload, progress: Progress, holding: contextlib.ExitStack) -> Opened:
+    """Hold the folder, and begin in it or choose what the run is resumed from, all on rank 0. Collective."""
+    group, config, options, folder = start.group, start.config, start.options, RunFolder(start.config.output)
+    in_agreement(group, lambda: _hold(folder, options, progress, holding) if group.rank == 0 else None)
+    lost = ""
+    if options.auto_resume:
+        options, lost = _decide(group, folder, config, options)
+    supply = Supply(workload.task.fingerprint(), workload.goal.num_batches)
+    resumption = in_agreement(group, lambda: _begin(folder, config, options, supply) if group.rank == 0 else None)
+    finished = None if resumption is None else folder.finished(config, resumption.saved, supply)
+    ended = json.loads(group.allgather(json.dumps(finished))[0])
+    if ended and group.rank == 0:
+        progress.say("finished before, and asked for no more: there is nothing to do")
+    remarks = [line for line in (lost, "" if resumption is None else resumption.remark) if line]
+    return Opened(resumption, remarks, (ended if group.rank == 0 else {}) if ended else None)
+
+
+def _hold(folder: RunFolder, options: TrainOptions, progress: Progress, holding: contextlib.ExitStack) -> None:
+    """Keep other jobs, and other starts of this one, out of `folder` while `holding` is open. On rank 0."""
+    if options.resume:
+        folder.check_is_run()  # the lock would make the folder
+    holding.enter_context(folder.held(progress.say))
+    if folder.config.exists():
+        folder.remove_leftovers()  # of processes that died; one may have been about to replace the checkpoint
+
+
+def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOptions) -> tuple[TrainOptions, str]:
+    """Return `options` with what `auto_resume` means for `folder`, and on rank 0 what is lost, in words. Collective."""
+    # Rank 0 decides, before it changes anything: others may see the files of a shared folder later than it does.
+    beginning = Beginning(told_by_rank_0(group, lambda: folder.how_to_begin(config).value))
+    lost = folder.describe_loss() if group.rank == 0 and beginning is Beginning.AGAIN else ""
+    resume, overwrite = beginning is Beginning.RESUME, beginning is Beginning.AGAIN
+    return dataclasses.replace(options, resume=resume, overwrite=overwrite), lost
+
+
+def _begin(folder: RunFolder, config: RunConfig, options: TrainOptions, supply: Supply) -> Resumption | None:
+    """Begin in `folder`, or choose the checkpoint to resume from. On rank 0, which holds the folder."""
+    if not options.resume:
+        folder.begin(config, overwrite=options.overwrite)
+        return None
+    resumption = folder.resume(config, supply, "--auto-resume" if options.auto_resume else "--resume")
+    found = resumption.saved
+    check_tensors(found, f"remove {found.folder} to resume from the one before it, if there is one")
+    return resumption
+
+
+def _gather_provenance(start: Start, plans: Sequence[RankPlan]) -> Provenance:
+    """Return where the run is computed, and with what. Collective."""
+    plan = plans[start.group.rank]
+    own = this_software(device_of(plan.device, plan.store_device))
+    software = [json.loads(text) for text in start.group.allgather(json.dumps(own))]
+    return provenance_of(plans, software, read_batch_job(start.environ))
+
+
+def _make_recorder(
+    start: Start, workload: Workload, progress: Progress, opened: Opened, provenance: Provenance
+) -> RunRecorder:
+    """Return the recorder of the run, which continues where the run is resumed. On rank 0."""
+    folder = RunFolder(start.config.output)
+    recorder = RunRecorder(RunContext(folder, start.config, workload.task, workload.flat, progress, provenance=provenance))
+    if opened.resumption is not None:
+        folder.go_on(start.config)
+        recorder.restore(opened.resumption)
+    return recorder
+
+
+def _introduce(start: Start, plans: Sequence[RankPlan], workload: Workload, progress: Progress, opened: Opened) -> None:
+    """Print what people should know before training: the batch job, what was lost, the data, every rank's place. On rank 0."""
+    batch_job = read_batch_job(start.environ)
+    places = (describe(each, start.strategy.transport(plans, each.rank)) for each in plans)
+    for line in [*([str(batch_job)] if batch_job else []), *opened.remarks, *workload.task.describe_data(), *places]:
+        progress.say(line)
+
+
+def _make_loop(start: Start, plans: Sequence[RankPlan], workload: Workload, saved: SavedState | None) -> TrainingLoop:
+    """Return the loop of this rank's worker, whose emulated steps continue those of earlier processes."""
+    config, worker = start.config, plans[start.group.rank].worker
+    num_workers = sum(plan.worker is not None for plan in plans)
+    steps_before = 0 if saved is None or worker is None else steps_of(saved.data, worker)
+    emulation = Emulation(config.emulation, worker, config.seed, num_workers, steps_before)
+    return TrainingLoop(workload.task, workload.model, workload.flat, emulation, config.seed)
