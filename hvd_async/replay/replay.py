@@ -283,11 +283,6 @@ class _Replay:
 
 
 def as_recorded(strategy: StrategyConfig) -> StrategyConfig:
-<<<<<<< HEAD
     """Return `strategy` without its decisions; how it treats a gradient is left."""
-    policy = {} if strategy.kind == "async" else {"staleness_policy": "none"}
-=======
-    """`strategy` without its own decisions: what it does to a gradient is left."""
     policy = {} if strategy.is_async else {"staleness_policy": "none"}
->>>>>>> house
     return strategy.model_copy(update={**_AS_RECORDED, **policy})

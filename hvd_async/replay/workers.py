@@ -30,13 +30,8 @@ class Recomputation:
         self._threads = threads
         self._models: dict[str, tuple[torch.nn.Module, FlatParameters]] = {}
         _, flat = self._model_on("cpu")
-<<<<<<< HEAD
-        is_async = config.strategy.kind == "async"
-        # A synchronous strategy sends nothing: its sums go to the store unchanged.
-=======
         is_async = config.strategy.is_async
-        # A synchronous strategy sends nothing: its sums go to the store as they are.
->>>>>>> house
+        # A synchronous strategy sends nothing: its sums go to the store unchanged.
         self._pushes = Pushes(flat.size, config.push) if is_async else None
         self._sum = torch.zeros(flat.size)
         self._process = 0
