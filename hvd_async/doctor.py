@@ -141,7 +141,7 @@ class Watchdog:
 
 @dataclasses.dataclass(frozen=True)
 class _Report:
-    """What one rank reports to rank 0."""
+    """Report of one rank to rank 0."""
 
     machine: Machine
     shared_memory_bytes: int

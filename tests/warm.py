@@ -42,7 +42,7 @@ PROGRAMS = ("tests.mpi.toy", "tests.mpi.device_toy", "tests.mpi.patterns", "test
 # What these import when they need it. None of it starts a thread, MPI, or anything else that a fork would break.
 _LATE = (
     *(f"hvd_async.strategies.{name}" for name in ("asynchronous", "ddp", "horovod", "single")),
-    *("hvd_async.transport.mpi", "hvd_async.tasks.translation.task", "hvd_async.cli.training"),
+    *("hvd_async.transport.mpi", "hvd_async.tasks.translation.task", "hvd_async.cli.train"),
 )
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 

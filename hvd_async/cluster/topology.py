@@ -1,6 +1,6 @@
-"""Who is who: from the machines of the ranks to roles, devices and threads.
+"""Roles, devices and threads of all ranks, from the machines that the ranks report.
 
-Pure but for `this_machine`: every rank computes the same plan of all ranks from what all ranks reported.
+Pure except for `this_machine`: every rank computes the same plan of all ranks from the reports of all ranks.
 """
 
 from __future__ import annotations
@@ -70,7 +70,13 @@ class Placement:
 
 
 def placement_of(config: RunConfig) -> Placement:
-    """The keys of `config` on which roles, devices and threads depend."""
+    """The plan of one rank. `worker` counts workers from 0 in the order of ranks; None for a store that does not train.
+    `shard` is the number of the store's shard that the rank holds, if any; shard 0, on rank 0, is the sequencer.
+
+    `store_device`: for a rank that holds a shard, the device of that shard's vectors (None: the CPU); for another worker
+    that `is_direct`, that GPU as this rank numbers it. `is_direct`: the worker reads and writes the store's vectors in
+    the memory of the GPU.
+    """
     return Placement(
         kind=config.strategy.kind,
         placement=config.strategy.placement,

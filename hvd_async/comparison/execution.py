@@ -52,7 +52,7 @@ class Execution:
         return "; other seeds follow at each variant's best rate" if is_open else ""
 
     def result(self, spec: Spec) -> Run | str:
-        """See `comparison.plan.result`."""
+        """Return the run of `spec` if it counts, else the reason; see `comparison.plan.result`."""
         return result(self._output, self._planned[spec])
 
     def command(self, spec: Spec) -> list[str]:

@@ -1,4 +1,4 @@
-"""How the time of a run was spent, from its event log: by each worker, and within a time window."""
+"""Use of a run's time, from its event log: by each worker, and within a time window."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hvd_async.config.section import PathText, Positive, Section
 
 
 class DataConfig(Section):
-    """Where the text is. `hvd-async data` writes such folders; any aligned text files work."""
+    """Location of the text. `hvd-async data` writes such folders; any aligned text files work."""
 
     folder: PathText = Field(
         description="Folder of the text files, one sentence a line: `<split>.<language>`, plain or `.gz`."
@@ -52,7 +52,7 @@ class VocabularyConfig(Section):
 
 
 class BatchingConfig(Section):
-    """How sentences become batches: by a seeded permutation, equal for every strategy."""
+    """Composition of batches: a seeded permutation of the sentences, equal for every strategy."""
 
     tokens: Positive = Field(1000, description="Most tokens of a batch on its larger side, padding included.")
     max_sentences: Positive = Field(512, description="Most sentences of a batch.")

@@ -51,7 +51,7 @@ ArrivalsPerUpdate = Annotated[
 
 
 class StrategyConfig(Section):
-    """Who computes the update, and when. The keys after `kind` apply to `async` unless they say otherwise."""
+    """Strategy: who computes the update, and when. The keys after `kind` apply to `async` unless they say otherwise."""
 
     kind: Literal["single", "horovod", "ddp", "async"] = Field(
         "single",
@@ -232,7 +232,7 @@ class StoreConfig(Section):
 
 
 class PushConfig(Section):
-    """How gradients travel to the store of `async`."""
+    """Format and path of gradients on their way to the store of `async`."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type to which gradients are rounded before they are pushed; sums and parameters are float32."

@@ -71,7 +71,7 @@ class TrainingConfig(Section):
 
 
 class ValidationConfig(Section):
-    """When the model is measured. Measurements are made on snapshots, each of exactly one version."""
+    """Measurements of the model, made on snapshots, each of exactly one version."""
 
     every: Positive | None = Field(
         None, description="Versions between snapshots to validate. Default: only the last version."
@@ -112,7 +112,7 @@ class ValidationConfig(Section):
 
 
 class DecodingConfig(Section):
-    """How translations are searched for."""
+    """Search for translations."""
 
     beam: Beam = Field(5, description="Beam size of `translate` and `score`; 1 is greedy search.")
     validation_beam: Beam = Field(1, description="Beam size in validation.")

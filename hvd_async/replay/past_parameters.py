@@ -1,4 +1,4 @@
-"""What recorded gradients were computed on: parameters of past versions, and provisional ones on top of them."""
+"""The parameters on which recorded gradients were computed: past versions, and provisional parameters on top of them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from hvd_async.errors import DataError
 from hvd_async.replay.recording import Recording
 from hvd_async.store.arrival import Arrival
 
-# A version, and how many arrivals are provisionally on top of it.
+# A version, and the number of arrivals provisionally on top of it.
 Key = tuple[int, int]
 
 
 class Past:
-    """Parameters ([size] float32, on the CPU), each for as long as a recorded gradient still needs them."""
+    """Past parameters ([size] float32, on the CPU), each stored as long as a recorded gradient needs it."""
 
     def __init__(self, recording: Recording) -> None:
-        """Holds nothing yet."""
+        """Start empty."""
         self._last_use: dict[Key, int] = {}
         for update in recording.updates:
             for push in update.to_send():
@@ -29,27 +29,27 @@ class Past:
         return (version, num_arrivals) in self._last_use
 
     def keep(self, version: int, num_arrivals: int, parameters: torch.Tensor) -> None:
-        """Note `parameters` ([size], float32), copied, if they are needed; `num_arrivals` 0: those of the version itself."""
+        """Copy `parameters` ([size], float32) if they are needed; `num_arrivals` 0: those of the version itself."""
         if self.is_wanted(version, num_arrivals):
             self._kept[version, num_arrivals] = parameters.to("cpu", copy=True)
 
     def forget(self, version: int) -> None:
-        """`version` was made: let go of what no later one needs."""
+        """Drop, after `version` was made, what no later version needs."""
         for key in [key for key in self._kept if self._last_use[key] <= version]:
             del self._kept[key]
 
     @property
     def versions(self) -> set[int]:
-        """The versions that gradients still to come were computed on."""
+        """Return the versions on which later gradients were computed."""
         return {version for version, _ in self._kept}
 
     def base_parameters(self, arrival: Arrival) -> torch.Tensor:
-        """On what the gradient of `arrival` was computed: [size], float32."""
+        """Return the parameters on which the gradient of `arrival` was computed: [size], float32."""
         key = _key(arrival)
         if key not in self._kept:
             raise DataError(
-                f"batch {arrival.batch}: computed on version {key[0]} with {key[1]} arrivals provisionally on top, which the log"
-                " does not give: some of them were refused later"
+                f"batch {arrival.batch}: computed on version {key[0]} with {key[1]} arrivals provisionally"
+                " on top, which the log does not have: some of them were refused later"
             )
         return self._kept[key]
 

@@ -1,4 +1,4 @@
-"""What the event log says of a run, put in the order in which it can be computed again. Nothing is computed here."""
+"""A run as its event log describes it, in an order in which it can be computed again. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from hvd_async.store.arrival import Arrival, Refusal
 
 Event = Mapping[str, Any]
 
-# Refused pushes that nothing later depends on: a gradient that is not finite is kept nowhere, and what came after the last
-# version was the last that came from its worker in that process.
+# Refused pushes on which nothing later depends: a gradient that is not finite leaves no trace, and one that came after
+# the last
+# version was the last of its worker in that process.
 _WITHOUT_TRACE = {Refusal.NOT_FINITE, Refusal.AFTER_THE_END}
 
 
@@ -31,27 +32,27 @@ class Process:
     node_workers: Sequence[Sequence[int]]
     is_simulated: bool = False
     data: str | None = None
-    """The fingerprint of what was trained on; None where it was not recorded."""
+    """Fingerprint of the training data; None if it was not recorded."""
 
     def rank_of(self, worker: int | None) -> Event:
-        """Where `worker` computed: its rank, or the one that computed for all. None: the store, or the first of all."""
+        """Return the rank of `worker`, or the rank that computed for all. None: the store's rank, or the first rank."""
         return next((rank for rank in self.ranks if rank["worker"] == worker), self.ranks[0])
 
     def software_of(self, worker: int | None) -> dict[str, Any]:
-        """What `worker` computed with."""
+        """Return the software with which `worker` computed."""
         return {**self.software, **self.rank_of(worker).get("software", {})}
 
     def team_of(self, worker: int) -> int:
-        """The number of the team in which `worker` was."""
+        """Return the number of the node group that has `worker`."""
         return next((number for number, team in enumerate(self.node_workers) if worker in team), 0)
 
 
 @dataclass(frozen=True)
 class Push:
-    """Gradients that were sent as one, to be computed when the update is made that it is in.
+    """Gradients that were sent as one, to be computed when the update that contains them is made.
 
-    `sender` keeps one error of feedback: a worker, or a team. `before`: pushes of the same sender in the same process that went
-    before and were refused, but left their trace in that error.
+    `sender` has one error of feedback: a worker, or a node group. `before`: earlier pushes of that sender in that process
+    that were refused but left their trace in the error.
     """
 
     process: int
@@ -61,33 +62,33 @@ class Push:
 
     @property
     def batch(self) -> int:
-        """Its first batch. Claims rise, so a sender's pushes of one process come in the order of these."""
+        """First batch. Claims rise, so the pushes of a sender in one process come in the order of their first batches."""
         return min(arrival.batch for arrival in self.arrivals)
 
     def with_those_before(self) -> Iterator[Push]:
-        """What is to be sent, in order; itself last."""
+        """Yield all pushes to send, in order; this one last."""
         yield from self.before
         yield self
 
 
 @dataclass(frozen=True)
 class RecordedUpdate:
-    """An update and its pushes in the order of summation."""
+    """An update and its pushes, in the order of summation."""
 
     version: int
     pushes: tuple[Push, ...]
     event: Event
 
     def to_send(self) -> Iterator[Push]:
-        """All that is to be sent for it, in order."""
+        """Yield all pushes to send for the update, in order."""
         for push in self.pushes:
             yield from push.with_those_before()
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A run from version 0 on. `hashes` and `evaluations` are events, by version. `withdrawn`: versions on top of which a sum
-    was refused, and with it the provisional parameters that were made of it."""
+    """A run from version 0 on. `hashes` and `evaluations` are events, by version. `withdrawn`: versions on top of which a
+    sum was refused, and with it the provisional parameters made from it."""
 
     processes: tuple[Process, ...]
     updates: tuple[RecordedUpdate, ...]
@@ -97,18 +98,19 @@ class Recording:
 
 
 def read_recording(path: pathlib.Path, config: RunConfig) -> Recording:
-    """The log `path` of the run that `config` describes. Raises `DataError` where it cannot be computed again from it."""
+    """Read the log `path` of the run that `config` describes. Raises `DataError` if the run cannot be computed again from
+    it."""
     try:
         return _Reader(path, config).read()
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
-            f"{path}: an event is damaged, or of an older hvd_async ({type(error).__name__}: {error}); expected the log of a run"
-            " of this version"
+            f"{path}: an event is damaged, or from an older hvd_async ({type(error).__name__}: {error});"
+            " expected the log of a run of this version"
         ) from None
 
 
 class _Reader:
-    """Goes through the events once, then orders what was sent."""
+    """Reads all events once, then orders the pushes."""
 
     def __init__(self, path: pathlib.Path, config: RunConfig) -> None:
         self._path = path
@@ -120,17 +122,17 @@ class _Reader:
         self._hashes: dict[int, list[Event]] = {}
         self._evaluations: dict[int, Event] = {}
         self._withdrawn: set[int] = set()
-        self._carried: dict[int, int] = {}  # batches pending in a checkpoint -> the process that computed them
+        self._carried: dict[int, int] = {}  # batches pending in a checkpoint -> the process that computed their gradients
         self._applied: list[Arrival] = []
         self._refused: list[Arrival] = []
-        self._sent: dict[tuple[int, int], list[Push]] = {}  # of each process and sender, applied ones
-        self._lost: list[tuple[Push, int]] = []  # refused ones, and how many of the same sender are surely before
+        self._sent: dict[tuple[int, int], list[Push]] = {}  # applied pushes, by process and sender
+        self._lost: list[tuple[Push, int]] = []  # refused pushes, and how many of the same sender were certainly sent before
 
     def read(self) -> Recording:
         handle = {"start": self._start, "arrival": self._arrival, "update": self._update}
         for event in read_events(self._path):
             if not self._processes and event["event"] != "start":
-                raise DataError(f"{self._path}: begins with {event['event']!r}, expected `start` of version 0")
+                raise DataError(f"{self._path}: begins with {event['event']!r}, expected a `start` event of version 0")
             if event["event"] != "arrival":
                 self._settle_refused()
             if event["event"] in handle:
@@ -140,7 +142,7 @@ class _Reader:
             elif event["event"] == "evaluation":
                 self._evaluations[event["version"]] = event
         if not self._processes:
-            raise DataError(f"{self._path}: holds no event; expected the log of a run")
+            raise DataError(f"{self._path}: contains no event; expected the log of a run")
         self._place_lost()
         return Recording(
             tuple(self._processes), tuple(self._updates), self._hashes, self._evaluations, frozenset(self._withdrawn)
@@ -149,13 +151,14 @@ class _Reader:
     def _start(self, event: Event) -> None:
         if missing := [name for name in ("software", "ranks", "node_workers", "pending") if name not in event]:
             raise DataError(
-                f"{self._path}: a start event has no {missing[0]!r}: recorded by an older hvd_async, which did not write down"
-                " what replay needs"
+                f"{self._path}: a start event has no {missing[0]!r}: recorded by an older hvd_async, which"
+                " did not record everything that replay needs"
             )
         if event["version"] != len(self._updates):
             raise DataError(
-                f"{self._path}: a start event of version {event['version']} after {len(self._updates)} updates, expected"
-                f" version {len(self._updates)}: what came before it is not in this log"
+                f"{self._path}: a start event of version {event['version']} after {len(self._updates)}"
+                f" updates, expected version {len(self._updates)}: the events before it are not in this"
+                " log"
             )
         for batch in event["pending"]:
             self._carried.setdefault(batch, len(self._processes) - 1)
@@ -171,8 +174,8 @@ class _Reader:
         oldest = 1 if arrival.provisional else 0  # there are no provisional parameters on top of version 0
         if not oldest <= arrival.base_version <= len(self._updates):
             raise DataError(
-                f"{self._path}: batch {arrival.batch}: got base version {arrival.base_version}, expected {oldest} to"
-                f" {len(self._updates)}, which were there"
+                f"{self._path}: batch {arrival.batch}: got base version {arrival.base_version}, expected"
+                f" {oldest} to {len(self._updates)}, the versions that existed"
             )
         if event.get("refused") == Refusal.SUM_NOT_FINITE.value:
             self._withdrawn.add(len(self._updates))
@@ -210,10 +213,10 @@ class _Reader:
         self._refused = []
 
     def _place_lost(self) -> None:
-        """Give every refused push that left a trace in error feedback to the next one of its sender.
+        """Assign every refused push that left a trace in error feedback to the next push of its sender.
 
-        A refusal is written down at once, an acceptance when its update is made: so those written before it were sent before
-        it, and of the others those with earlier batches.
+        A refusal is recorded at once, an acceptance when its update is made. So acceptances recorded before a refusal
+        were sent before it, and of the others those with earlier batches.
         """
         if not self._has_feedback:
             return
@@ -225,7 +228,7 @@ class _Reader:
 
 
 def _groups(arrivals: Iterable[Arrival]) -> list[list[Arrival]]:
-    """Neighbours that were pushed as one."""
+    """Return neighbouring arrivals that were pushed as one."""
     groups: list[list[Arrival]] = []
     for arrival in arrivals:
         if groups and groups[-1][0].push == arrival.push:
@@ -236,6 +239,6 @@ def _groups(arrivals: Iterable[Arrival]) -> list[list[Arrival]]:
 
 
 def repeated_batches(updates: Iterable[RecordedUpdate]) -> list[int]:
-    """Batches that are in more than one update, which exactly-once forbids."""
+    """Return batches that are in more than one update, which exactly-once forbids."""
     seen = collections.Counter(a.batch for update in updates for push in update.pushes for a in push.arrivals)
     return sorted(batch for batch, count in seen.items() if count > 1)

@@ -1,7 +1,7 @@
-"""A recorded run computed again by one process, from its event log, configuration and data, and compared as it goes.
+"""A recorded run computed again by one process, from its event log, configuration and data, and compared on the way.
 
-The same batches on the same versions, summed in the same order by the same store, give the same bits, unless something that they
-rest on differs: what that is, is said with the first difference.
+The same batches on the same versions, summed in the same order by the same store, give the same bits, unless something on
+which they depend differs. The first difference is reported together with what is known to differ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hvd_async.vectors.threads import restored_threads
 _SAY_EVERY_SECONDS = 10.0
 _NEVER = 2**62
 _OF_A_MODEL = {"meta.json", "model.safetensors"}
-# What decides when an update is made and what is refused; in a replay the log has decided.
+# Settings that decide when an update is made and what is refused; in a replay the log has decided.
 _AS_RECORDED: dict[str, Any] = {
     "arrivals_per_update": _NEVER,
     "lockstep": False,
@@ -45,8 +45,8 @@ _AS_RECORDED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """`until`: the last version to be made (default: that of the log). `output`: where its model goes; `overwrite`: in place of
-    what is there. `threads`: instead of the recorded numbers."""
+    """Options of a replay. `until`: the last version to make (default: that of the log). `output`: folder for its model;
+    `overwrite`: replace an existing one. `threads`: used instead of the recorded numbers."""
 
     until: int | None = None
     output: Path | None = None
@@ -56,16 +56,16 @@ class ReplayOptions:
 
 @dataclass
 class Verdict:
-    """How far recorded and recomputed run are the same to the last bit."""
+    """Extent to which recorded and recomputed run are equal to the last bit."""
 
     versions: int = 0
     arrivals: int = 0
     hashes: int = 0
     last_hashed: int | None = None
-    """The last version whose digest was compared."""
+    """The last version whose hash was compared."""
 
     def __str__(self) -> str:
-        """Such as `4 versions, 16 arrivals, 2 hashes`."""
+        """Return text such as `4 versions, 16 arrivals, 2 hashes`."""
         counts = [
             (self.versions, "version", "versions"),
             (self.arrivals, "arrival", "arrivals"),
@@ -77,10 +77,10 @@ class Verdict:
 def replay(
     folder: Path, make_task: Callable[[RunConfig], Task], options: ReplayOptions, say: Callable[[str], None] = print
 ) -> Verdict:
-    """Compute the run in `folder` again and compare; write the model of the last version where that is asked for.
+    """Compute the run in `folder` again and compare; write the model of the last version if requested.
 
-    `say` is told lines for people. Raises `DifferenceError` at the first difference, `DataError` for a folder that does not
-    hold a run which can be computed again, `ConfigError` for options that do not fit it.
+    `say` receives lines for the user. Raises `DifferenceError` at the first difference, `DataError` for a folder without
+    a run that can be computed again, and `ConfigError` for options that do not fit the run.
     """
     run = RunFolder(folder)
     if not run.config.exists():
@@ -106,10 +106,10 @@ def replay(
 
 
 def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
-    """Nothing but an empty folder or a model is ever replaced, and nothing in a run's folder."""
+    """Allow only an empty folder or a model to be replaced, and nothing in a run's folder."""
     model, run = output.resolve(), folder.resolve()
     if model == run or model in run.parents or run in model.parents:
-        raise ConfigError(f"--output: got {output}, expected a folder apart from the run's, {folder}")
+        raise ConfigError(f"--output: got {output}, expected a folder outside the run's, {folder}")
     if not output.exists():
         return
     if not overwrite:
@@ -119,7 +119,8 @@ def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
     names = {path.name for path in output.iterdir()}
     if names and not names >= _OF_A_MODEL:
         raise ConfigError(
-            f"--output: {output} holds something else than a model, and --overwrite replaces only a model; name another folder"
+            f"--output: {output} contains something other than a model, and --overwrite replaces only"
+            " models; name another folder"
         )
 
 
@@ -128,8 +129,8 @@ def _check_text(run: RunFolder, recording: Recording, task: Task) -> None:
     for process in recording.processes:
         if process.data not in (None, here):
             raise DataError(
-                f"{run.events}: the text is not that of the run, or is prepared in another way: recorded {process.data}, here"
-                f" {here}; bring that text back"
+                f"{run.events}: the text is not that of the run, or was prepared differently: recorded"
+                f" {process.data}, here {here}; restore the text of the run"
             )
 
 
@@ -138,8 +139,9 @@ def _check(run: RunFolder, config: RunConfig, recording: Recording) -> None:
         pushes = (push for update in recording.updates for push in update.pushes)
         if any(len(push.arrivals) > 1 and not recording.processes[push.process].is_simulated for push in pushes):
             raise DataError(
-                f"{run.root}: got strategy {config.strategy.kind} with several workers, expected async, single, one worker or a"
-                " simulated run: in which order the library sums gradients is not known"
+                f"{run.root}: got strategy {config.strategy.kind} with several workers, expected async,"
+                " single, one worker or a simulated run: the order in which the library sums gradients is"
+                " not known"
             )
     if repeated := repeated_batches(recording.updates):
         raise DataError(f"{run.events}: batch {repeated[0]} is in two updates; the log is damaged")
@@ -158,7 +160,7 @@ class _Replay:
         self._process = recording.processes[0]
         self._flat = FlatParameters(task.build_model())
         first = self._process.ranks[0]
-        # A synchronous strategy updates the parameters where they are trained.
+        # A synchronous strategy updates the trained parameters in place.
         recorded_device = str(first["store_device"] or first["device"])
         self._device = kind_of_device(recorded_device)
         strategy = as_recorded(config.strategy)
@@ -179,7 +181,7 @@ class _Replay:
         self._warn(recorded_device)
 
     def run(self, last: int) -> None:
-        """Up to version `last`."""
+        """Compute up to version `last`."""
         said = time.monotonic()
         self._compare_hashes()
         for update in self._recording.updates[:last]:
@@ -202,7 +204,7 @@ class _Replay:
                 self._process = self._recording.processes[each.process]
                 arrivals, gradient = self._workers.send(self._process, each, self._compare_arrivals)
             self._store.accept(arrivals, self._at_store(gradient))
-            self._store.flush()  # the next gradient lies where this one does
+            self._store.flush()  # the next gradient will overwrite this one
             for arrival, refusal in self._store.take_refused():
                 self._differ(f"the gradient of batch {arrival.batch}", "accepted", refusal.value, arrival)
             self._keep_provisional()
@@ -216,7 +218,7 @@ class _Replay:
         self.verdict.arrivals += len(made.arrivals)
 
     def _keep_provisional(self) -> None:
-        """Make again what workers computed on while these arrivals were pending."""
+        """Make the provisional parameters again on which workers computed while these arrivals were pending."""
         version, num_arrivals = self._store.version, len(self._store.pending)
         if self._past.is_wanted(version, num_arrivals):
             self._store.make_provisional(0)
@@ -257,13 +259,14 @@ class _Replay:
         worker = None if arrival is None else arrival.worker
         facts, here = facts_of(self._process, worker), self._workers.where(self._process, worker)
         others = [f"{name}: {facts.get(name)}, here {here[name]}" for name in here if facts.get(name) != here[name]]
-        known = "; ".join(others) if others else "software, processor, device and threads are those of the record"
+        known = "; ".join(others) if others else "software, processor, device and threads equal the recorded ones"
         if self.verdict.last_hashed is not None:
             known = f"the last equal hash is of version {self.verdict.last_hashed}; {known}"
         if arrival is not None and arrival.provisional and arrival.base_version in self._recording.withdrawn:
             known += (
-                f"; at version {arrival.base_version} a sum was not finite and was refused: batch {arrival.batch} may have been"
-                " computed on provisional parameters with that sum in them, which the log does not give"
+                f"; at version {arrival.base_version} a sum that was not finite was refused: batch"
+                f" {arrival.batch} may have been computed on provisional parameters that contain that sum,"
+                " which the log does not have"
             )
         raise DifferenceError(
             f"version {self._making}: {what}: recorded {recorded}, recomputed {recomputed}\n"
@@ -274,11 +277,12 @@ class _Replay:
         recorded = {recorded_device, *(rank["device"] for process in self._recording.processes for rank in process.ranks)}
         if missing := sorted(device for device in recorded if device.partition(":")[0] != kind_of_device(device)):
             self._say(
-                f"recorded on {', '.join(missing)}, which is not here: computed on the CPU, and the last bits may differ"
+                f"recorded on {', '.join(missing)}, which does not exist here: computed on the CPU, so the"
+                " last bits may differ"
             )
 
 
 def as_recorded(strategy: StrategyConfig) -> StrategyConfig:
-    """`strategy` without its own decisions: what it does to a gradient is left."""
+    """Return `strategy` without its decisions; how it treats a gradient is left."""
     policy = {} if strategy.is_async else {"staleness_policy": "none"}
     return strategy.model_copy(update={**_AS_RECORDED, **policy})

@@ -1,4 +1,4 @@
-"""What the workers of a recorded run did, done again by one process: gradients, and what of them was sent."""
+"""The workers of a recorded run, computed again by one process: gradients, and what was sent of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Recomputation:
     """Computes recorded pushes again, each with the threads and on the kind of device of the rank that computed it."""
 
     def __init__(self, config: RunConfig, task: Task, past: Past, threads: int | None) -> None:
-        """`threads`: in place of the recorded numbers. `past` stays the caller's."""
+        """Prepare the task's model. `threads`: used instead of the recorded numbers. `past` stays the caller's."""
         self._task = task
         self._seed = config.seed
         self._past = past
@@ -31,7 +31,7 @@ class Recomputation:
         self._models: dict[str, tuple[torch.nn.Module, FlatParameters]] = {}
         _, flat = self._model_on("cpu")
         is_async = config.strategy.is_async
-        # A synchronous strategy sends nothing: its sums go to the store as they are.
+        # A synchronous strategy sends nothing: its sums go to the store unchanged.
         self._pushes = Pushes(flat.size, config.push) if is_async else None
         self._sum = torch.zeros(flat.size)
         self._process = 0
@@ -39,9 +39,9 @@ class Recomputation:
     def send(
         self, process: Process, push: Push, check: Callable[[Arrival, Arrival], None]
     ) -> tuple[list[Arrival], Gradient]:
-        """Compute `push`, one of `process`: its arrivals, with the tokens and losses of now, and what reaches the store of its
-        gradient, which is valid until the next call. `check(recorded, recomputed)` is called with each arrival.
-        """
+        """Compute `push`, one of `process`. Returns its arrivals, with the tokens and losses computed now, and the
+        gradient that reaches the store, which is valid until the next call. `check(recorded, recomputed)` is called with
+        each arrival."""
         if process.number != self._process:
             self._process = process.number
             if self._pushes is not None:
@@ -59,7 +59,7 @@ class Recomputation:
         return arrivals, self._pushes.send(push.sender, gradient)[0]
 
     def where(self, process: Process, worker: int | None) -> dict[str, object]:
-        """What this machine computes the gradients of `worker` with."""
+        """Return what this machine computes the gradients of `worker` with."""
         rank = process.rank_of(worker)
         return {
             **this_software(kind_of_device(device_of(rank["device"], rank["store_device"]))),
@@ -92,11 +92,12 @@ class Recomputation:
 
 
 def kind_of_device(recorded: str) -> str:
-    """Where what was computed on `recorded` is computed here: on the same kind of device if there is one, else on the CPU."""
+    """Return the device on which to compute what was computed on `recorded`: one of the same kind if there is one, else
+    the CPU."""
     return "cuda" if recorded.startswith("cuda") and torch.cuda.is_available() else "cpu"
 
 
 def facts_of(process: Process, worker: int | None) -> Mapping[str, object]:
-    """What `worker` computed with: as `Recomputation.where`, of the recorded run."""
+    """Return what `worker` computed with in the recorded run, like `Recomputation.where`."""
     rank = process.rank_of(worker)
     return {**process.software_of(worker), "threads": rank["threads"], "device": str(rank["device"]).partition(":")[0]}

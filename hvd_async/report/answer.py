@@ -58,7 +58,7 @@ def _sentence(rows: Sequence[Row], base: Row | None, best: Row | None, baseline:
     if len(rows) == 1:
         return f"There is only {baseline} here, and nothing to compare it with." + _first(rows, target)
     if not reached:
-        return f"Nobody reached {target}."
+        return f"No run reached {target}."
     if reached == [base]:
         return f"Only the baseline, {baseline}, reached {target}."
     if not base.num_reached:

@@ -1,1 +1,1 @@
-"""What the operating system is for: files, locks, signals, processes, streams, and text that comes from outside."""
+"""Services of the operating system: files, locks, signals, processes, streams, and text from outside."""

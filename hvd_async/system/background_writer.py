@@ -1,4 +1,4 @@
-"""A thread that writes files, so that whoever has something to write need not wait for the disk."""
+"""A thread that writes files, so that its caller need not wait for the disk."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-# Copies of a run's parameters that may wait for the disk, beside one checkpoint.
+# Copies of a run's parameters that may wait for the disk, in addition to one checkpoint.
 MAX_UNWRITTEN_VECTORS = 4
 
 
 class BackgroundWriter:
-    """Does what it is given in order, in one thread; a context manager. Used by one other thread."""
+    """Runs functions in order, in one thread; a context manager. To be used by one other thread."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Starts nothing. `max_bytes`: what may wait to be written; whoever brings more waits for the disk."""
+        """Set the limit; the thread starts on entry. `max_bytes`: memory that may wait to be written; a caller with more
+        waits for the disk."""
         self._max_bytes = max_bytes
         self._work: list[tuple[Future[Any], int]] = []
         self._failures: list[BaseException] = []
@@ -27,15 +28,15 @@ class BackgroundWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Finish what is being written. Raises what a write raised, unless there is an exception already."""
+        """Finish the writes. Raises what a write raised, unless there is an exception already."""
         self._thread.shutdown(wait=True)
         if kind is None:
             self.wait()
 
     def submit(self, function: Callable[..., T], *arguments: object, num_bytes: int = 0) -> Future[T]:
-        """Have `function(*arguments)` done; `num_bytes` is what it holds of memory until then. Blocks where too much waits.
+        """Queue `function(*arguments)`; it holds `num_bytes` of memory until it is done. Blocks if too much is waiting.
 
-        Raises nothing of what was written before: whoever hands something over is in the middle of other work.
+        Does not raise errors of earlier writes, since the caller is in the middle of other work.
         """
         while self._work and sum(size for _, size in self._work) + num_bytes > self._max_bytes:
             self._take_first()
@@ -50,7 +51,7 @@ class BackgroundWriter:
         self.raise_failures()
 
     def raise_failures(self) -> None:
-        """Raise the first of what finished writes have raised; it, and those after it, once."""
+        """Raise the first error of the finished writes, once; later ones are dropped with it."""
         while self._work and self._work[0][0].done():
             self._take_first()
         if self._failures:
@@ -58,7 +59,7 @@ class BackgroundWriter:
             raise failure
 
     def forget_failures(self) -> None:
-        """Wait for everything, and let go what could not be written: whoever calls knows that something failed."""
+        """Wait for all writes, and drop their errors: the caller knows that something failed."""
         while self._work:
             self._take_first()
         self._failures.clear()

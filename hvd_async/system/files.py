@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name complete, or not at all, and are on the disk when they do."""
+"""Files and folders that appear under their names complete or not at all, and are on disk when they do."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 
 from hvd_async.errors import DataError
 
-# Hidden names of what is being written, and of what was moved aside for it: `.NAME.<letters>.tmp` and `.NAME.<letters>.old`.
+# Hidden names of files being written, and of files moved aside for them: `.NAME.<letters>.tmp` and `.NAME.<letters>.old`.
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-z]+\.(?P<kind>tmp|old)")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2(2)
 
 
 def temporary_beside(path: Path, kind: str = "tmp") -> Path:
-    """Return a fresh hidden name beside `path`, for what is to become it (`tmp`) or has been it (`old`)."""
+    """Return a fresh hidden name beside `path`, for a file that will become it (`tmp`) or was it (`old`)."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name beside `path`, then rename it to `path`, replacing what was there.
+    """Write `content` under a temporary name beside `path`, then rename it to `path`, replacing an existing file.
 
-    Makes the folders on the way. Content and name are on the disk on return. Raises `DataError` where the file system refuses.
+    Creates missing folders. Content and name are on disk on return. Raises `DataError` if the file system refuses.
     """
     temporary = temporary_beside(path)
     try:
@@ -48,10 +48,10 @@ def write_file(path: Path, content: bytes) -> None:
 def new_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     """Yield an empty folder beside `path` to be filled; it becomes `path` when the block ends without an exception.
 
-    All that lies in it is on the disk before it has its name. Where `path` exists at that moment it is replaced if `replace`;
-    else it stays and the new folder is thrown away, which is right for content that any process would have made alike. Old and
-    new change names in one step where the file system can do that; elsewhere the old one is moved aside first, and a crash in
-    between leaves both under hidden names, from which `remove_leftovers` restores it. Raises `DataError` where the file
+    Its contents are on disk before it gets its name. If `path` exists then, it is replaced if `replace`; otherwise it
+    stays and the new folder is discarded, which is right for content that any process would have made alike. Old and new
+    exchange names in one step if the file system can do so. Elsewhere the old one is moved aside first, and a crash in
+    between leaves both under hidden names, from which `remove_leftovers` restores it. Raises `DataError` if the file
     system refuses.
     """
     temporary = temporary_beside(path)
@@ -75,7 +75,7 @@ def new_folder(path: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until the file or folder `path` is on the disk. Raises `OSError`."""
+    """Wait until the file or folder `path` is on disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -84,14 +84,14 @@ def sync(path: Path) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Give the file `path` the mode of one that this process opens for writing, for files that a library made private."""
+    """Give the file `path` the mode of a file that this process creates, for files that a library made private."""
     path.chmod(0o666 & ~_umask())
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers that died left in `folder`, and give back its name to what was moved aside and not replaced.
+    """Remove what dead writers left in `folder`, and restore the name of anything that was moved aside and not replaced.
 
-    To be called by whoever keeps all other writers out of `folder`. Raises `DataError` where the file system refuses.
+    The caller must keep all other writers out of `folder`. Raises `DataError` if the file system refuses.
     """
     try:
         for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -104,12 +104,12 @@ def remove_leftovers(folder: Path) -> None:
             else:
                 remove(entry)
     except OSError as error:
-        raise DataError(f"{folder}: what an earlier process left cannot be removed: {error.strerror or error}") from None
+        raise DataError(f"{folder}: leftovers of an earlier process cannot be removed: {error.strerror or error}") from None
 
 
 def remove(path: Path) -> None:
-    """Remove the file or folder `path`, if it is there. Of a link to a folder the contents go, and the link stays: somebody wants
-    the files to lie elsewhere. Raises `OSError` for anything that stays."""
+    """Remove the file or folder `path`, if it exists. For a link to a folder, remove the contents and keep the link,
+    since someone wants the files to be elsewhere. Raises `OSError` if anything remains."""
     if path.is_symlink() and path.is_dir():
         for entry in list(path.iterdir()):
             remove(entry)
@@ -129,7 +129,7 @@ def _rename(temporary: Path, path: Path, *, replace: bool) -> None:
                 raise
         if not replace or _exchange(temporary, path):
             return
-        # A fresh name for the old one: another process may be replacing it at the same time.
+        # A fresh name for the old one, since another process may be replacing it at the same time.
         aside = temporary_beside(path, "old")
         with contextlib.suppress(FileNotFoundError):
             path.rename(aside)
@@ -145,7 +145,8 @@ def _rename(temporary: Path, path: Path, *, replace: bool) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step, if both are there and the system and the file system can do that; whether it was done."""
+    """Exchange two names in one step, if both exist and the system and the file system can do so; return whether it was
+    done."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -154,7 +155,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _umask() -> int:
-    """The process's umask, read without setting it, which another thread would notice; where it cannot be, the usual one."""
+    """Return the process's umask, without setting it, which another thread would notice; if it cannot be read, the usual
+    one."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)

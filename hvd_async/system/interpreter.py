@@ -1,7 +1,7 @@
-"""Python for the processes that we start: they import what we do, and nothing that lies in the current folder.
+"""The Python of processes that we start: they import what we import, and nothing from the current folder.
 
-`python -m` puts the current folder first on the path: ranks of `launch` would run a user's own `random.py` that lies there, as
-`hvd-async train` would not.
+`python -m` puts the current folder first on the path: ranks of `launch` would run a user's own `random.py` from there,
+which `hvd-async train` would not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hvd_async
 
 
 def leave_out_current_folder() -> None:
-    """Take the current folder off the path of a process that was started by `python -m`; first of all that it does."""
+    """Take the current folder off the path of a process started by `python -m`. To be called before anything else."""
     if not getattr(sys.flags, "safe_path", False) and sys.path and sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
 
@@ -27,15 +27,16 @@ def end_quickly() -> None:
 
 
 def flags() -> tuple[str, ...]:
-    """Flags that keep the current folder off the path of a Python of ours; none before Python 3.11, where each does so itself.
+    """Return flags that keep the current folder off the path of a Python that we start; none before Python 3.11, where
+    each process does so itself.
 
-    None as well where the package that runs was found in the current folder: another might be found elsewhere, or none.
+    None, too, if the running package was found in the current folder: otherwise another copy, or none, would be found.
     """
     return ("-P",) if sys.version_info >= (3, 11) and _is_found_elsewhere() else ()
 
 
 def _is_found_elsewhere() -> bool:
-    """Whether this package is what an import finds, now that the current folder is off the path."""
+    """Whether imports find this package now that the current folder is off the path."""
     found = (finder.find_spec(hvd_async.__name__, None) for finder in sys.meta_path)
     spec = next((spec for spec in found if spec is not None), None)
     return spec is not None and spec.origin is not None and os.path.samefile(spec.origin, hvd_async.__file__)

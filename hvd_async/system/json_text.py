@@ -1,4 +1,4 @@
-"""JSON from files, which may be damaged or made to harm."""
+"""JSON from files, which may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What `text` says. Raises `ValueError` for anything but JSON, whatever its depth and the length of its numbers."""
+    """Return the value of `text`. Raises `ValueError` for anything but JSON, whatever its depth and the length of its
+    numbers."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -1,5 +1,5 @@
-"""The largest numbers that a configuration or a command line may have. What is larger is a slip, and would end in a library as
-a crash, or never."""
+"""The largest numbers in a configuration or on a command line. A larger number is a mistake, and would make a library
+crash or never end."""
 
 from __future__ import annotations
 

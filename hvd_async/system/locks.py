@@ -1,4 +1,4 @@
-"""Locks on what several processes, on several hosts, may want to compute. They end with the processes that hold them."""
+"""Locks on what several processes, on several hosts, may want to compute. A lock ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from collections.abc import Callable, Iterator
 
 from hvd_async.errors import DataError
 
-# For what was told to end, or whose parent was killed, and which saves everything before it ends.
+# Time for a process that was told to end, or whose parent was killed, and that saves everything before it ends.
 _PATIENCE_SECONDS = 60.0
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-_IS_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # the last where flock is made of the locks of fcntl
+_IS_HELD = (
+    errno.EWOULDBLOCK,
+    errno.EAGAIN,
+    errno.EACCES,
+)  # the last is raised where flock is emulated by the locks of fcntl
 
 
 class BusyError(DataError):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
 
 @contextlib.contextmanager
 def held(
     path: pathlib.Path, name: str, who: str, say: Callable[[str], None], is_over: Callable[[], bool] = lambda: False
 ) -> Iterator[int]:
-    """Hold the lock in the file `path` inside the block; yields its descriptor: it is held as long as a process has that.
+    """Hold the lock in the file `path` inside the block; yields its descriptor: the lock is held as long as a process has
+    that.
 
-    `name` is what is locked and `who` else may hold it, for people. Waits a while, but no longer than until `is_over`; raises
-    `BusyError` then, and `DataError` where the file system fails. Where it knows no locks it says so, and goes on without.
-    The file stays: who has it open already would wait for one that nobody else finds.
+    `name` (what is locked) and `who` (who else may hold it) are for messages. Waits a while, but no longer than until
+    `is_over`, then raises `BusyError`; raises `DataError` if the file system fails. If the file system has no locks, says
+    so and continues without. The file stays: a process that has it open would otherwise wait for a lock that no other
+    process finds.
     """
     deadline, is_said = time.monotonic() + _PATIENCE_SECONDS, False
     try:
@@ -44,10 +50,13 @@ def held(
                 break
             except OSError as error:
                 if error.errno in _NO_LOCKS:
-                    say(f"{name}: cannot be locked ({error.strerror}); see to it that nobody else computes there")
+                    say(
+                        f"{name}: locking is not supported here ({error.strerror}); make sure no other process"
+                        " uses this folder"
+                    )
                     break
                 if error.errno not in _IS_HELD:
-                    hint = "try again, or take a folder on another file system"
+                    hint = "try again, or use a folder on another file system"
                     raise DataError(f"{path}: cannot be locked: {error.strerror}; {hint}") from None
                 if time.monotonic() > deadline or is_over():
                     raise BusyError(f"{name}: {who} is at work there; wait for it or end it") from None

@@ -1,8 +1,8 @@
-"""How long the threads of an operation spin while they wait for each other, and what a busy neighbour costs them.
+"""Spinning of an operation's threads while they wait for each other, and its cost beside a busy process.
 
-PyTorch splits an operation among threads of OpenMP, which meet at its end. GNU's OpenMP lets the early ones spin for
-milliseconds, on cores that the late ones may be waiting for: beside one busy process a Transformer's step then takes 12 to 20
-times as long. docs/performance.md has the figures.
+PyTorch splits an operation among OpenMP threads, which meet at its end. GNU's OpenMP lets the early threads spin for
+milliseconds, on cores that the late ones may be waiting for: beside one busy process a Transformer's step then takes 12
+to 20 times as long. docs/performance.md has the figures.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 VARIABLE = "GOMP_SPINCOUNT"
-# Some 70 microseconds: longer than most waits on a quiet machine, far shorter than a turn of the scheduler.
+# About 70 microseconds: longer than most waits on a quiet machine, far shorter than a time slice of the scheduler.
 SPINS = "1000"
 _CHOICES = (VARIABLE, "OMP_WAIT_POLICY")
 
-# Some 50 microseconds with one thread, as operations of a small Transformer take.
+# About 50 microseconds with one thread, like operations of a small Transformer.
 _ELEMENTS = 1 << 18
 _SECONDS = 0.6
-# In a session of its own, as another user's would be: the scheduler divides cores among sessions first. Ends by itself.
+# In a session of its own, like another user's process: the scheduler divides cores among sessions first. Ends by itself.
 _BUSY = "import time\nend = time.monotonic() + 10\nwhile time.monotonic() < end: pass"
 
 
 def bound_spinning(environ: MutableMapping[str, str]) -> None:
-    """Have threads that wait for each other sleep after a short spin, unless `environ` says otherwise.
+    """Make threads that wait for each other sleep after a short spin, unless `environ` says otherwise.
 
-    To be called before torch is loaded: its OpenMP reads the environment once.
+    Call this before torch is loaded: its OpenMP reads the environment once.
     """
     if not any(name in environ for name in _CHOICES):
         environ[VARIABLE] = SPINS
 
 
 def is_default(name: str, value: str) -> bool:
-    """Whether a variable is as `bound_spinning` leaves it in every process of ours, on any host."""
+    """Whether a variable has the value that `bound_spinning` gives it in every process of ours, on any host."""
     return (name, value) == (VARIABLE, SPINS)
 
 
 @dataclass(frozen=True)
 class Contention:
-    """Operations per second: with one thread, with all, and with all beside one more busy process."""
+    """Operations per second: with one thread, with all threads, and with all beside one more busy process."""
 
     threads: int
     one_thread: float
@@ -51,13 +51,13 @@ class Contention:
 
     @property
     def cliff(self) -> float:
-        """How many times faster one thread is than all of them where they do worst."""
+        """Speed of one thread / speed of all threads in their worst case."""
         return self.one_thread / min(self.alone, self.beside)
 
 
 def measure_contention() -> Contention:
-    """Compute with one thread, with all, and with all beside a busy process. Takes some two seconds."""
-    import torch  # late: the environment is to be set first
+    """Compute with one thread, with all, and with all beside a busy process. Takes about two seconds."""
+    import torch  # imported late: the environment must be set first
 
     values = torch.zeros(_ELEMENTS)
     threads = torch.get_num_threads()

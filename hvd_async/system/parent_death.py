@@ -1,4 +1,4 @@
-"""A process that is told to stop when the one that started it is gone, however that ended."""
+"""Signal to a process when the process that started it ends, in whatever way."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 
 def tie_to(parent: int, number: int = signal.SIGTERM) -> None:
-    """Have signal `number` sent to this process when `parent`, which must be what started it, ends; at once if it already has.
+    """Have signal `number` sent to this process when `parent`, which must be its parent, ends; at once if the parent has
+    already ended.
 
-    On Linux; elsewhere only the latter. Between fork and exec it holds for the new program too.
+    On Linux; elsewhere only if it has already ended. Set between fork and exec, it holds for the new program, too.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)

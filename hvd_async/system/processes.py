@@ -1,4 +1,4 @@
-"""Processes that this one starts: how they are told to stop, and that none outlives it."""
+"""Child processes: how they are told to stop, and how none of them outlives this one."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from hvd_async.system.parent_death import tie_to
 from hvd_async.system.signals import STOP_SIGNALS, SignalForwarder, handling
 
 _LOOK_SECONDS = 0.5
-# Between asking a command to end by SIGTERM and killing it.
+# Time between asking a command to end by SIGTERM and killing it.
 _LAST_SECONDS = 15.0
-# Until a process that was asked to end is asked again: it saves everything first, on all its ranks.
+# Time until a process that was asked to end is asked again: it first saves everything, on all its ranks.
 _PATIENCE_SECONDS = 60.0
-# Until it is killed then: at a Ctrl-C after another signal `launch` has its ranks killed, which would outlive it.
+# Time until it is then killed: at a Ctrl-C after another signal `launch` has its ranks killed, which would outlive it.
 _SECOND_PATIENCE_SECONDS = 10.0
-_KEPT_CHARACTERS = 4096  # of the end of what a process says
+_KEPT_CHARACTERS = 4096  # bytes of the end of a process's output
 
 
 @dataclass(frozen=True)
 class Command:
-    """An argument vector, the variables added to the caller's environment, and those taken out of it."""
+    """An argument vector, with variables to add to the caller's environment and variables to remove from it."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     without: tuple[str, ...] = ()
 
     def environ(self, callers: Mapping[str, str]) -> dict[str, str]:
-        """The environment to run it in, from the caller's."""
+        """Return the environment to run the command in, derived from the caller's."""
         return {**{name: value for name, value in callers.items() if name not in self.without}, **self.environment}
 
     def shell_text(self) -> str:
-        """One line that does the same when pasted into a shell."""
+        """Return one line that runs the command when pasted into a shell."""
         words = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.environment.items())]
         if self.without:
             words = ["env", *(word for name in self.without for word in ("-u", name)), *words]
@@ -53,9 +53,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status, 128 + signal if one killed it, and the first signal that we were sent meanwhile.
+    """Outcome of a command: its exit status (128 + signal if a signal killed it), and the first signal that this process
+    got in the meantime.
 
-    `is_killed`: SIGKILL ended the command itself, and whatever it had started may still be there.
+    `is_killed`: SIGKILL ended the command itself, and the processes that it started may still exist.
     """
 
     status: int
@@ -65,11 +66,12 @@ class Ended:
 
 @dataclass(frozen=True)
 class Stopping:
-    """How a command is asked to stop.
+    """Rules for asking a command to stop.
 
-    `signal`: what it is sent in place of what we are; mpirun and srun keep others for themselves, but hand SIGUSR1 to all ranks,
-    who then save everything. `patience_seconds`: how long it may take, and longer while `is_saving`, but no longer than
-    `saving_seconds`; then it is sent SIGTERM, for which mpirun kills its ranks, and killed in the end.
+    `signal`: sent instead of the signal that we get; mpirun and srun handle other signals themselves, but pass SIGUSR1 to
+    all ranks, which then save everything. `patience_seconds`: how long the command may take; longer while `is_saving`,
+    but no longer than `saving_seconds`. After that it is sent SIGTERM, on which mpirun kills its ranks, and is killed in
+    the end.
     """
 
     signal: int | None = None
@@ -100,30 +102,30 @@ def ask(argv: Sequence[str], hint: str, timeout_seconds: float = 30.0) -> subpro
 def run_command(
     command: Command, environ: Mapping[str, str], stopping: Stopping = Stopping(), errors: int | None = None
 ) -> Ended:
-    """Run `command` on top of `environ`, and pass signals that ask us to stop on to it, until it ends.
+    """Run `command` on top of `environ`, and forward signals that ask us to stop, until it ends.
 
-    At a second SIGINT it is sent SIGTERM at once. If this process is killed, the command is asked to stop all the same. `errors`:
-    a descriptor for the command's standard error, in place of ours; its standard input is empty. Blocks. To be called in the main
-    thread, as signal handlers are. Raises `SetupError` where the command cannot be started.
+    A second SIGINT sends it SIGTERM at once. If this process is killed, the command is asked to stop as well. `errors`: a
+    descriptor for the command's standard error, instead of ours; its standard input is empty. Blocks. Call it in the main
+    thread, as signal handlers require. Raises `SetupError` if the command cannot be started.
     """
 
     def translate(number: int, is_repeated: bool) -> int:
-        # Ctrl-C again: it is not to wait. Batch systems repeat the others, and mean nothing by it.
+        # Ctrl-C again: the user does not want to wait. Batch systems repeat other signals, and mean nothing by it.
         if is_repeated and number == signal.SIGINT:
             return signal.SIGTERM
         return number if stopping.signal is None else stopping.signal
 
     forwarder = SignalForwarder(translate)
     with forwarder.forwarding():
-        # Tied to us: killed, we could not end it; and by the signal that lets it save.
+        # Tied to us, because a killed process could not end it; and by the signal that lets it save.
         tie = functools.partial(tie_to, os.getpid(), signal.SIGTERM if stopping.signal is None else stopping.signal)
         try:
             process = subprocess.Popen(
                 command.argv,
                 env=command.environ(environ),
-                stdin=subprocess.DEVNULL,  # ours may be a shell loop's list, of which mpirun would leave nothing
+                stdin=subprocess.DEVNULL,  # ours may be the list of a shell loop, which mpirun would read to its end
                 stderr=errors,
-                start_new_session=True,  # else a terminal's Ctrl-C would come twice, and mpirun kills on the second
+                start_new_session=True,  # otherwise a terminal's Ctrl-C would come twice, and mpirun kills on the second
                 preexec_fn=tie,
             )
         except OSError as error:
@@ -137,7 +139,7 @@ def run_command(
 
 
 def _wait(child: subprocess.Popen[bytes], stopping: Stopping, asked_at: Callable[[], float | None]) -> int:
-    """Wait for `child`, which is to end some time after it was asked to."""
+    """Wait for `child`, which must end some time after it was asked to."""
     last = [(_LAST_SECONDS, signal.SIGKILL), (0.0, signal.SIGTERM)]
     while True:
         try:
@@ -154,10 +156,10 @@ def _wait(child: subprocess.Popen[bytes], stopping: Stopping, asked_at: Callable
 
 
 class Children:
-    """Processes that end, at the latest, with the block of this context manager. Threads may run several at a time."""
+    """Processes that end with the block of this context manager, at the latest. Threads may run several at a time."""
 
     def __init__(self, inherited: Sequence[int] = ()) -> None:
-        """There are none. `inherited`: file descriptors that they keep open as long as they live."""
+        """Start without processes. `inherited`: file descriptors that all processes keep open as long as they live."""
         self._inherited = inherited
         self._running: set[subprocess.Popen[str]] = set()
         self._is_over = False
@@ -165,7 +167,7 @@ class Children:
 
     @property
     def is_over(self) -> bool:
-        """Whether the block was left: nothing is begun any more."""
+        """Whether the block was left, so that no process is started any more."""
         return self._is_over
 
     def __enter__(self) -> Children:
@@ -188,9 +190,11 @@ class Children:
                     process.kill()
 
     def run(self, arguments: Sequence[str], inherited: Sequence[int] = ()) -> subprocess.CompletedProcess[str] | None:
-        """`hvd-async` with `arguments`; None if it was ended, or not begun, since the block was left. Blocks.
+        """Run `hvd-async` with `arguments`; return None if it was ended, or not started, because the block was left.
+        Blocks.
 
-        It is told to stop as well if this process is killed, and keeps the descriptors `inherited` open beside those of all.
+        The process is told to stop, too, if this one is killed. It keeps the descriptors `inherited` open besides those
+        of all processes.
         """
         command = _tied(arguments)
         with self._lock:
@@ -204,7 +208,7 @@ class Children:
                 encoding="utf-8",
                 errors="replace",
                 pass_fds=(*self._inherited, *inherited),
-                start_new_session=True,  # a terminal's Ctrl-C is for us, who pass it on
+                start_new_session=True,  # a terminal's Ctrl-C goes to us, and we forward it
             )
             self._running.add(process)
         output, errors = process.communicate()
@@ -214,15 +218,15 @@ class Children:
 
 
 def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
-    """`hvd-async` with `arguments`, which says what it says where we do; the end of its errors is in the result too. Blocks, in
-    the main thread; `inherited` as of `Children`.
+    """Run `hvd-async` with `arguments`; its output goes to ours, and the end of its errors is in the result, too. Blocks,
+    in the main thread; `inherited` as for `Children`.
 
-    At a signal that asks us to stop, it is asked to end, and waited for: the batch system, which kills in the end, decides how
-    long it may save. Raises `StoppedBySignal` if it did end for that.
+    At a stop signal the process is asked to end, and waited for: the batch system, which kills in the end, decides how
+    long it may save. Raises `StoppedBySignal` if the process ended for that reason.
     """
 
     def translate(number: int, is_repeated: bool) -> int | None:
-        # Later ones are repetitions, as batch systems send them; only a person who asks again wants it at once.
+        # Later ones are repetitions by batch systems; only a person who asks again wants it at once.
         if not is_repeated:
             return signal.SIGTERM
         return signal.SIGINT if number == signal.SIGINT else None
@@ -238,7 +242,7 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
         errors = _Echo(process)
         errors.start()
         status = process.wait()
-        errors.join(_SECOND_PATIENCE_SECONDS)  # what it started may have outlived it, with the pipe open
+        errors.join(_SECOND_PATIENCE_SECONDS)  # processes that it started may outlive it, with the pipe open
     if forwarder.received and status in {sign for number in STOP_SIGNALS for sign in (128 + number, -number)}:
         first = forwarder.received[0][0]
         raise StoppedBySignal(
@@ -248,7 +252,7 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
 
 
 class _Echo(threading.Thread):
-    """Writes to our stderr what comes from that of `process`, until it is closed, and keeps the end of it in `tail`."""
+    """Copies the stderr of `process` to ours until it is closed, and keeps its end in `tail`."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         super().__init__(name="hvd-async-echo", daemon=True)
@@ -262,7 +266,7 @@ class _Echo(threading.Thread):
             while chunk := os.read(stream.fileno(), 1 << 16):
                 text = decoder.decode(chunk)
                 self.tail = (self.tail + text)[-_KEPT_CHARACTERS:]
-                with contextlib.suppress(OSError):  # nobody reads ours; the run is not to wait for that
+                with contextlib.suppress(OSError):  # ours has no reader; the run must not wait for that
                     sys.stderr.write(text)
                     sys.stderr.flush()
 

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: handled for as long as a block lasts, and forwarded to another process."""
+"""Signals that ask a process to stop: handled as long as a block lasts, and forwarded to another process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-# Batch systems announce the end of a job by a signal of one's choice, SIGUSR1 by custom; a closed terminal sends SIGHUP.
+# Batch systems announce the end of a job by a configurable signal, usually SIGUSR1; a closed terminal sends SIGHUP.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def handling(numbers: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Have `handler` called at each of the signals inside the block; then restore the handlers before it. In the main thread.
+    """Call `handler` for each of the signals inside the block; then restore the previous handlers. In the main thread.
 
-    A SIGHUP that is ignored stays ignored, which is what nohup asks for. (A shell has commands in the background ignore SIGINT
-    and means the terminal's: a SIGINT that is sent to them counts.)
+    An ignored SIGHUP stays ignored, as nohup asks. (A shell makes background commands ignore SIGINT, meaning the
+    terminal's: a SIGINT that is sent to them counts.)
     """
     is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     before = {number: signal.signal(number, handler) for number in numbers if not (is_nohup and number == signal.SIGHUP)}
@@ -30,15 +30,15 @@ def handling(numbers: Sequence[int], handler: Callable[[int, FrameType | None], 
 
 
 class SignalForwarder:
-    """Hands signals that ask this process to stop on to a process that it starts.
+    """Forwards signals that ask this process to stop to a process that it starts.
 
     Attributes:
         received: the signals that came, each with its time on the monotonic clock.
     """
 
     def __init__(self, translate: Callable[[int, bool], int | None]) -> None:
-        """`translate(number, is_repeated)` gives the signal to send for signal `number`, None for none; `is_repeated`: another
-        came before it."""
+        """Prepare forwarding. `translate(number, is_repeated)` returns the signal to send for signal `number`, None for
+        none; `is_repeated`: another signal came before it."""
         self.received: list[tuple[int, float]] = []
         self._translate = translate
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,13 +46,13 @@ class SignalForwarder:
 
     @contextlib.contextmanager
     def forwarding(self) -> Iterator[None]:
-        """Forward inside the block, in which the process is to be started: a signal that found the process started and no handler
-        would leave it behind. In the main thread."""
+        """Forward inside the block, in which the process must be started: a signal that came after the start but before
+        the handler would leave the process behind. In the main thread."""
         with handling(STOP_SIGNALS, self._handle):
             yield
 
     def attach(self, process: subprocess.Popen[bytes]) -> None:
-        """Forward to `process`, beginning with what came before it was started."""
+        """Forward to `process`, beginning with the signals that came before it was started."""
         self._process = process
         for number in self._early:
             process.send_signal(number)

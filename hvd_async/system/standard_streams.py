@@ -1,4 +1,4 @@
-"""Standard input, output and error of a command: UTF-8 whatever the locale, and a failure of output told in one line."""
+"""Standard input, output and error of a command: UTF-8 whatever the locale, with failures of output reported in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = {1: "standard output", 2: "standard error"}
 
 
 class _Output(io.RawIOBase):
-    """An open descriptor of which failures name it. A reader who has gone stays a `BrokenPipeError`."""
+    """An open descriptor whose errors name it. A reader that has gone remains a `BrokenPipeError`."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -28,7 +28,7 @@ class _Output(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        """Write all of it: what lies above expects no less of an unbuffered stream."""
+        """Write all of `data`, as the layer above expects of an unbuffered stream."""
         view = memoryview(data).cast("B")
         written = 0
         while written < len(view):
@@ -42,9 +42,10 @@ class _Output(io.RawIOBase):
 
 
 def prepare_streams() -> None:
-    """Make standard output and error write UTF-8, and fail by `DataError`. Raises `DataError` where output is closed.
+    """Make standard output and error write UTF-8, and raise `DataError` on failure. Raises `DataError` if output is
+    closed.
 
-    What a test or a caller has put in their place stays.
+    Streams that a test or a caller has replaced stay.
     """
     output = sys.stdout
     _occupy_descriptors()
@@ -54,7 +55,7 @@ def prepare_streams() -> None:
         sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     if output is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        raise DataError("standard output: closed; expected a file, a pipe or a terminal (/dev/null is one)")
+        raise DataError("standard output: closed; expected a file, a pipe or a terminal (/dev/null works)")
     if output is not sys.__stdout__ or not isinstance(output, io.TextIOWrapper):
         return
     output.flush()
@@ -63,21 +64,22 @@ def prepare_streams() -> None:
     sys.stdout = io.TextIOWrapper(
         raw if is_unbuffered else io.BufferedWriter(raw),
         encoding="utf-8",
-        errors="backslashreplace",  # names of files may hold what is no text
+        errors="backslashreplace",  # names of files may contain bytes that are not text
         line_buffering=raw.isatty(),
         write_through=is_unbuffered,
     )
 
 
 def _occupy_descriptors() -> None:
-    """Where 0, 1 or 2 is closed, the next file of ours would get its number, and what libraries print."""
+    """Open closed descriptors 0, 1 and 2: otherwise the next file of ours would get such a number, and what libraries
+    print."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def discard_output() -> None:
-    """Send to nowhere what is still to be written: it failed, and would again as the interpreter ends."""
+    """Discard output that is still to be written: it failed, and would fail again when the interpreter ends."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -85,7 +87,7 @@ def discard_output() -> None:
 
 
 def tell(text: str) -> None:
-    """Write lines to standard error, which may fail itself: nothing more can be done then."""
+    """Write lines to standard error, ignoring its failure: nothing more can be done then."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -1,1 +1,1 @@
-"""How ranks reach the store's block of memory. MPI is imported in this package alone."""
+"""Ways in which ranks reach a shared block of memory. Only this package imports MPI."""

@@ -1,4 +1,4 @@
-"""What a block of memory is to those who carry it: bytes, of which the first are control words."""
+"""The description of a block of memory for a transport: bytes, the first of which are control words."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ WORD_BYTES = 8
 
 
 class Block(Protocol):
-    """What a transport knows of a block. What lies where in it, and what its words mean, is for those who use the window."""
+    """The properties of a block that a transport needs. The users of the window know what lies where, and what the words
+    mean."""
 
     @property
     def num_words(self) -> int:
-        """Control words, int64, at the beginning of the block."""
+        """Number of control words, int64, at the beginning of the block."""
 
     @property
     def num_elements(self) -> int:
-        """Length of the float32 vectors in the block, where nothing else is said."""
+        """Length of the block's float32 vectors where no length is given."""
 
     @property
     def total_bytes(self) -> int:
@@ -25,11 +26,11 @@ class Block(Protocol):
 
     @property
     def owners_bell(self) -> int:
-        """The control word by which the owner is woken."""
+        """Index of the control word that wakes the owner."""
 
     @property
     def owners_heartbeat(self) -> int:
-        """The control word that the owner changes while it waits."""
+        """Index of the control word that the owner changes while it waits."""
 
 
 BlockT = TypeVar("BlockT", bound=Block)

@@ -1,4 +1,4 @@
-"""Starting MPI, on purpose and with the settings that our windows need."""
+"""Explicit start of MPI, with the settings that our windows need."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ if TYPE_CHECKING:
 
 
 _FAILURE_TAG = 77
-_reports: list[object] = []  # messages that MPI still reads
+_reports: list[object] = []  # MPI still reads these messages
 
 
 def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
-    """`start_mpi`, and a `SetupError` where its world is not the one that the launcher started. Collective over all ranks."""
+    """Start MPI as `start_mpi` does; raise `SetupError` if its world is not the one that the launcher started. Collective
+    over all ranks."""
     comm = start_mpi(environ)
     check_world(read_environment(environ), comm.Get_rank(), comm.Get_size(), _library())
     return comm
 
 
 def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
-    """Initialise MPI with full thread support, if that has not happened yet, and return a duplicate of its world.
+    """Initialise MPI with full thread support, unless it is initialised, and return a duplicate of its world.
 
-    Collective over all ranks of that world, which need not be the launcher's. Settings that the user or `hvd-async launch`
-    made are kept; where none is made, Open MPI is told to leave UCX out of one-sided communication (it complains at every
-    window), on one host to leave out libfabric too (closing it takes a second) and to yield when ranks outnumber cores (it
-    starves itself otherwise), and MPICH before 5 to have a thread that answers for a rank which is not in MPI. MPI is finalized
-    at exit. Raises `SetupError` where MPI cannot be loaded, would end the process, or has no MPI_THREAD_MULTIPLE.
+    Collective over all ranks of that world, which need not be the launcher's. Settings of the user or of
+    `hvd-async launch` are kept. Without them, Open MPI is told to leave UCX out of one-sided communication (it prints
+    messages at every window), on one host to leave libfabric out too (closing it takes a second), and to yield if ranks
+    outnumber cores (it starves itself otherwise); and MPICH before 5 to run a thread that answers for a rank which is not
+    inside MPI. MPI is finalized at exit. Raises `SetupError` if MPI cannot be loaded, would end the process, or has no
+    MPI_THREAD_MULTIPLE.
     """
     environ.setdefault("OMPI_MCA_osc", "^ucx")
     launched = read_environment(environ)
@@ -46,8 +48,9 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
     if launched is not None and (launched.local_size or 1) > len(os.sched_getaffinity(0)):
         environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if "PMI_SIZE" in environ and "PMIX_NAMESPACE" in environ:
-        # MPICH's mpirun in a Slurm whose default is --mpi=pmix: ranks inherit that from the srun that starts the proxies, and
-        # MPICH, which finds two launchers, ends them. The nearer one is mpirun, with PMI 1.
+        # MPICH's mpirun in a Slurm whose default is --mpi=pmix: ranks inherit pmix from the srun that starts the proxies,
+        # and
+        # MPICH, which finds two launchers, ends them. The nearer launcher is mpirun, with PMI 1.
         environ.setdefault("MPIR_CVAR_PMI_VERSION", "1")
     try:
         import mpi4py
@@ -57,16 +60,19 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise SetupError(f"MPI cannot be loaded: {reason}; launch/setup.sh installs one, or hint the library path") from None
+        raise SetupError(
+            f"MPI cannot be loaded: {reason}; launch/setup.sh installs one; or check the library path"
+        ) from None
     if not MPI.Is_initialized():
         check_launcher(launched, _library(), has_pmix=_is_loaded("libpmix"))
         if _library().startswith("Open MPI"):
             check_home(environ)
         if is_old_mpich(_library()):
-            # 4.0.2 completes what concerns a window in shared memory only when its owner enters MPI: workers wait for ever.
+            # 4.0.2 completes operations on a window in shared memory only when its owner enters MPI: workers would wait
+            # forever.
             environ.setdefault("MPIR_CVAR_ASYNC_PROGRESS", "1")
         with warnings.catch_warnings():
-            # mpi4py's own guess at what `check_world` finds out.
+            # mpi4py's own guess at what `check_world` checks.
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment", category=RuntimeWarning)
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -79,14 +85,14 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
 
 
 def _library() -> str:
-    """What the loaded MPI calls itself; it can be asked before it is initialised."""
+    """Return the name that the loaded MPI reports, which may be asked before initialisation."""
     from mpi4py import MPI
 
     return MPI.Get_library_version()
 
 
 def is_old_mpich(library: str) -> bool:
-    """Whether a library that calls itself so needs a thread for one-sided communication. Pure."""
+    """Whether a library with this name needs a thread for one-sided communication. Pure."""
     version = re.match(r"MPICH Version:\s*(\d+)\.", library)
     return version is not None and int(version[1]) < 5
 
@@ -97,12 +103,12 @@ def _is_loaded(library: str) -> bool:
 
 
 def report_failure(comm: MPI.Intracomm, status: int) -> None:
-    """Send rank 0 of `comm` the `status` with which this rank would end the job. Returns at once."""
+    """Send rank 0 of `comm` the `status` with which this rank wants to end the job. Returns at once."""
     _reports.append((message := np.array([status], dtype=np.int64), comm.Isend(message, 0, _FAILURE_TAG)))
 
 
 def reported_failure(comm: MPI.Intracomm) -> int | None:
-    """What another rank of `comm` has reported to this one, if one has. Any thread may ask."""
+    """Return the status that another rank of `comm` has reported to this rank, or None. Any thread may ask."""
     from mpi4py import MPI
 
     status = MPI.Status()
@@ -117,13 +123,12 @@ class MpiGroup:
     """The ranks of an MPI communicator as a `Group`."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
-        """`comm` stays the caller's."""
+        """Wrap `comm`, which stays the caller's."""
         self.comm = comm
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
 
     def allgather(self, text: str) -> list[str]:
-        """See `Group.allgather`."""
         mine = np.frombuffer(text.encode(), dtype=np.uint8)
         sizes = np.zeros(self.size, dtype=np.int64)
         self.comm.Allgather(np.array([mine.size], dtype=np.int64), sizes)
@@ -133,15 +138,12 @@ class MpiGroup:
         return [received[a:b].tobytes().decode() for a, b in itertools.pairwise(starts)]
 
     def report_failure(self, status: int) -> bool:
-        """See `Group.report_failure`."""
         report_failure(self.comm, status)
         return True
 
     def reported_failure(self) -> int | None:
-        """See `Group.reported_failure`."""
         return reported_failure(self.comm)
 
     def abort(self, status: int) -> NoReturn:
-        """See `Group.abort`."""
         self.comm.Abort(status)
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Whether the nodes have the memory that a run is about to ask for. Asked before any of it is allocated."""
+"""A check that the nodes have the memory that a run needs, made before any of it is allocated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHARED_FOLDER = "/dev/shm"
 
 @dataclass(frozen=True)
 class Need:
-    """Memory for one thing on one rank; `is_shared`: in shared memory, which /dev/shm holds."""
+    """Memory for one purpose on one rank. `is_shared`: shared memory, which /dev/shm holds."""
 
     what: str
     num_bytes: int
@@ -25,16 +25,16 @@ class Need:
 
 @dataclass(frozen=True)
 class Room:
-    """Free memory of a node in bytes; None where it is not known or not limited."""
+    """Free memory of a node in bytes; None if it is unknown or unlimited."""
 
     memory: int | None
     shared: int | None
 
 
 def check_capacity(group: Group, host: str, needs: Sequence[Need], room: Room | None = None) -> None:
-    """Raise `SetupError` on all ranks if the ranks of some node need more than it has. Collective over `group`.
+    """Raise `SetupError` on all ranks if the ranks of some node need more memory than it has. Collective over `group`.
 
-    `needs` are those of this rank, `room` that of its node, which is looked up by default.
+    `needs` are those of this rank; `room` is that of its node, looked up by default.
     """
     room = free_memory() if room is None else room
     mine = {
@@ -65,7 +65,8 @@ def check_capacity(group: Group, host: str, needs: Sequence[Need], room: Room | 
 
 
 def free_memory() -> Room:
-    """What this node has now: the kernel's estimate, or what the control group still allows; and the room of /dev/shm."""
+    """Return the free memory of this node (the kernel's estimate, or the rest of the control group's limit) and the room
+    in /dev/shm."""
     shared = None
     if os.path.isdir(_SHARED_FOLDER):
         status = os.statvfs(_SHARED_FOLDER)
@@ -86,8 +87,8 @@ def _kernel_estimate() -> int | None:
 def _left_in_control_group(
     root: pathlib.Path = pathlib.Path("/sys/fs/cgroup"), membership: pathlib.Path = pathlib.Path("/proc/self/cgroup")
 ) -> int | None:
-    """What the control group of this process and those above it still allow; None without a limit. What files hold of the
-    memory counts as free: the kernel gives it back."""
+    """Return what the control group of this process and those above it still allow; None without a limit. Memory that
+    holds files counts as free, since the kernel gives it back."""
     try:
         paths = [line.split(":", 2)[2].strip("/") for line in membership.read_text().splitlines() if line.startswith("0:")]
     except OSError:

@@ -1,8 +1,8 @@
-"""Memory of a GPU in several processes of a host: handed over as text, by CUDA's handles as torch makes them.
+"""Memory of a GPU shared by several processes of a host: passed as text, by CUDA's handles as torch makes them.
 
-CUDA's rules, which users of this module keep: a handle is opened in another process than the one that made it; the memory stays
+Users of this module keep CUDA's rules: a handle is opened in another process than the one that made it; the memory stays
 allocated until every process that opened it has closed it; nothing here orders what the processes do with it, so whoever
-announces data waits for its own stream first. Where a handle cannot be made or opened (another container, MIG, an allocator
+announces data waits for its own stream first. If a handle cannot be made or opened (another container, MIG, an allocator
 without handles), torch raises `RuntimeError`, and clears CUDA's error.
 """
 
@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 
-_cuda: Any = torch.cuda  # some of it has no types
+_cuda: Any = torch.cuda  # parts of it are untyped
 
 
 @dataclass(frozen=True)
 class Handle:
-    """One process's way to a block of device memory; the names are those of `torch.multiprocessing.reductions`.
+    """Access of one process to a block of device memory; the names are those of `torch.multiprocessing.reductions`.
 
-    `memory` names the whole allocation, in which the block begins at `offset`. `counter` and `counter_offset` name a count in
-    the shared memory of the host: 1 until the process that opened this handle has closed it. `event` is one that the opener's
-    stream waits for, where `waits`: what the owner had given to its stream when it made the handle.
+    `memory` names the whole allocation, in which the block begins at `offset`. `counter` and `counter_offset` name a
+    count in the host's shared memory: 1 until the process that opened this handle has closed it. `event`: if `waits`, the
+    opener's stream waits for this event, which follows all work that the owner had given to its stream when it made the
+    handle.
     """
 
     memory: bytes
@@ -37,13 +38,13 @@ class Handle:
     waits: bool
 
     def to_text(self) -> str:
-        """A line of text, to be exchanged among ranks; bytes as hexadecimal digits."""
+        """Return one line of text to send to another rank; bytes as hexadecimal digits."""
         fields = [self.memory.hex(), self.num_bytes, self.offset, self.counter.hex(), self.counter_offset, self.event.hex()]
         return json.dumps([*fields, self.waits])
 
     @classmethod
     def from_text(cls, text: str) -> Handle:
-        """The inverse of `to_text`."""
+        """Return the handle in `text`; the inverse of `to_text`."""
         memory, num_bytes, offset, counter, counter_offset, event, waits = json.loads(text)
         return cls(
             bytes.fromhex(memory), num_bytes, offset, bytes.fromhex(counter), counter_offset, bytes.fromhex(event), waits
@@ -51,10 +52,11 @@ class Handle:
 
 
 def export(block: torch.Tensor) -> Handle:
-    """A handle for one other process; each needs its own, since each counts down its own count.
+    """Return a handle for one other process; every process needs its own, since each handle has its own count.
 
-    `block`: [num_bytes] uint8, the whole of its storage, on a GPU; it must stay referenced until the other process has closed
-    the handle, or `release` has been called for it. Raises `RuntimeError` where CUDA or torch's allocator makes none.
+    `block`: [num_bytes] uint8, the whole of its storage, on a GPU. It must stay referenced until the other process has
+    closed the handle, or `release` has been called for the handle. Raises `RuntimeError` if CUDA or torch's allocator
+    cannot make one.
     """
     storage: Any = block.untyped_storage()
     _, memory, num_bytes, offset, counter, counter_offset, event, waits = storage._share_cuda_()
@@ -62,12 +64,12 @@ def export(block: torch.Tensor) -> Handle:
 
 
 def open_handle(handle: Handle, device: torch.device) -> torch.Tensor:
-    """The block: [num_bytes] uint8, the owner's memory itself. It is closed when nothing refers to it any more.
+    """Return the block: [num_bytes] uint8, the owner's own memory. It is closed when nothing refers to it any more.
 
-    `device`: the GPU on which the block lies, as this process numbers it. This process gets a context there, if it has none.
-    Raises `RuntimeError` where CUDA refuses.
+    `device`: the GPU of the block, as this process numbers it. This process gets a context there, if it has none. Raises
+    `RuntimeError` if CUDA refuses.
     """
-    with torch.cuda.device(device):  # a handle is opened by the context of the current device
+    with torch.cuda.device(device):  # the context of the current device opens a handle
         storage: Any = torch.UntypedStorage._new_shared_cuda(
             torch.cuda.current_device(),
             handle.memory,
@@ -83,25 +85,27 @@ def open_handle(handle: Handle, device: torch.device) -> torch.Tensor:
 
 
 def release(handle: Handle) -> None:
-    """Count down for a process that could not open `handle`; the owner calls it, or its memory would wait for that process."""
+    """Count down for a process that could not open `handle`. The owner calls this; otherwise its memory would wait for
+    that process."""
     storage: Any = torch.UntypedStorage
     storage._release_ipc_counter_cuda(handle.counter, handle.counter_offset)
 
 
 @contextlib.contextmanager
 def locked(memory: torch.Tensor, device: torch.device) -> Iterator[bool]:
-    """Whether the pages of `memory` (contiguous, CPU) are locked inside the block, so that copies to and from a GPU go at full
-    speed. Where the system refuses (a limit on locked memory), copies work all the same, slower.
+    """Lock the pages of `memory` (contiguous, CPU) inside the block, so that copies to and from a GPU run at full speed;
+    yield whether this worked. If the system refuses (a limit on locked memory), copies work all the same, but slower.
 
-    The memory must not be freed inside the block. After an exception it stays locked: the process is about to end, and CUDA may
-    be what failed.
+    The memory must not be freed inside the block. After an exception it stays locked: the process is about to end, and
+    CUDA may be what failed.
     """
     address, num_bytes = memory.data_ptr(), memory.numel() * memory.element_size()
     with torch.cuda.device(device):
         runtime = _cuda.cudart()
         is_locked = int(runtime.cudaHostRegister(address, num_bytes, 0)) == 0
         if not is_locked:
-            # The refusal stays behind as CUDA's last error, which the next launch would report as its own: let one do so.
+            # The refusal remains as CUDA's last error, which the next launch would report as its own: let a harmless
+            # launch do so.
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device=device)
     yield is_locked
@@ -112,10 +116,12 @@ def locked(memory: torch.Tensor, device: torch.device) -> Iterator[bool]:
 
 
 def use_own_stream(device: torch.device | str) -> None:
-    """Let the calling thread work on `device`, with a stream of its own, from now on. Does nothing where that is no GPU.
+    """Let the calling thread work on `device`, with a stream of its own, from now on. Does nothing if `device` is not a
+    GPU.
 
-    A new thread begins with the first GPU, where it would make a context, and with the default stream, where it would wait for
-    all that other threads compute. What it is given must be complete: streams do not wait for each other by themselves.
+    A new thread would otherwise start on the first GPU, where it would create a context, and on the default stream, where
+    it would wait for the computation of all other threads. Data passed to the thread must be complete: streams do not
+    wait for each other by themselves.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -124,6 +130,6 @@ def use_own_stream(device: torch.device | str) -> None:
 
 
 def finish(device: torch.device | str) -> None:
-    """Wait for all that this process has given to `device`; nothing to wait for where that is no GPU."""
+    """Wait for all work that this process has given to `device`; return at once if that is not a GPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The ranks of a job, for the few collective calls that a run makes at its start and its end, and for what cannot wait."""
+"""The ranks of a job: the few collective calls at the start and the end of a run, and failure reports, which cannot wait."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Group(Protocol):
     size: int
 
     def allgather(self, text: str) -> list[str]:
-        """Give every rank the `text` of every rank, in the order of ranks."""
+        """Return the `text` of every rank to every rank, in the order of ranks."""
 
     def report_failure(self, status: int) -> bool:
-        """Tell rank 0 that this rank fails and is to end the job with exit status `status`, which rank 0 does when it has saved
-        what it has. Returns at once: whether there is a way to tell it."""
+        """Tell rank 0 that this rank has failed and wants the job to end with exit status `status`, which rank 0 does
+        after it has saved its state. Returns at once, with whether rank 0 can be told."""
 
     def reported_failure(self) -> int | None:
-        """Return, on rank 0, the exit status that another rank has reported, if one has. Any thread may ask."""
+        """Return, on rank 0, the exit status that another rank has reported, or None. Any thread may ask."""
 
     def abort(self, status: int) -> NoReturn:
         """End every rank of the job at once with exit status `status`. Does not return."""
@@ -32,17 +32,14 @@ class Solo:
     size = 1
 
     def allgather(self, text: str) -> list[str]:
-        """See `Group.allgather`."""
         return [text]
 
     def report_failure(self, status: int) -> bool:
-        """See `Group.report_failure`: there is no other rank."""
+        """Return False: there is no other rank."""
         return False
 
     def reported_failure(self) -> int | None:
-        """See `Group.reported_failure`."""
         return None
 
     def abort(self, status: int) -> NoReturn:
-        """See `Group.abort`."""
         raise SystemExit(status)

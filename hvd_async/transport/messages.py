@@ -1,4 +1,4 @@
-"""Plain messages between ranks: what one-sided transfers are compared with. Import it after `init_mpi`."""
+"""Plain messages between ranks, to compare one-sided transfers with. Import this module after `init_mpi`."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ class PointToPoint:
     """Send and Recv among the ranks of a group, on a communicator of its own."""
 
     def __init__(self, group: MpiGroup) -> None:
-        """Collective over `group`, which stays the caller's."""
+        """Duplicate the communicator of `group`, which stays the caller's. Collective."""
         self.rank = group.rank
         self._comm = group.comm.Dup()
 
     def send(self, rank: int, data: torch.Tensor) -> None:
-        """Send contiguous `data` on the CPU to `rank`. May block until it receives."""
+        """Send contiguous `data` on the CPU to `rank`. May block until `rank` receives."""
         for chunk in _chunks(data):
             self._comm.Send(chunk, rank)
 
     def receive(self, rank: int, data: torch.Tensor) -> None:
-        """Receive what `rank` sends into contiguous `data`, of the same size. Blocks, and keeps a core busy."""
+        """Receive a message of `rank` into contiguous `data` of the message's size. Blocks, and keeps a core busy."""
         for chunk in _chunks(data):
             self._comm.Recv(chunk, rank)
 
     def waiting(self) -> int | None:
-        """The rank whose message waits to be received, None where there is none. Does not block."""
+        """Return the rank whose message is waiting to be received, None if there is none. Does not block."""
         status = MPI.Status()
         return status.Get_source() if self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status) else None
 
     def free(self) -> None:
-        """Give the communicator back. Collective."""
+        """Free the communicator. Collective."""
         self._comm.Free()
 
 
 def first_ranks(group: MpiGroup, count: int) -> MpiGroup | None:
-    """The ranks 0 to `count` - 1 of `group` as a group; None on the others. Collective over `group`."""
+    """Return ranks 0 to `count` - 1 of `group` as a group; None on the others. Collective over `group`."""
     return _part(group, is_in=group.rank < count)
 
 
 def all_but_first(group: MpiGroup) -> MpiGroup | None:
-    """The ranks of `group` from 1 on as a group; None on rank 0. Collective over `group`."""
+    """Return the ranks of `group` from 1 on as a group; None on rank 0. Collective over `group`."""
     return _part(group, is_in=group.rank > 0)
 
 
@@ -61,10 +61,10 @@ def _part(group: MpiGroup, is_in: bool) -> MpiGroup | None:
 
 
 def wait_quietly(group: MpiGroup) -> None:
-    """Wait until all ranks of `group` are here, leaving the core to others meanwhile, which MPI's own barrier does not."""
+    """Wait until all ranks of `group` are here; other than MPI's own barrier, leave the core to others in the meantime."""
     request = group.comm.Ibarrier()
     while not request.Test():
-        time.sleep(_WAIT_SECONDS)  # MPI wakes nobody
+        time.sleep(_WAIT_SECONDS)  # MPI cannot wake a rank
 
 
 def _chunks(data: torch.Tensor) -> list[npt.NDArray[np.uint8]]:

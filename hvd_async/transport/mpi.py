@@ -1,10 +1,10 @@
 """Blocks over MPI: shared memory for the ranks of a block's node, one-sided communication for the others.
 
-Both live at once over the same memory (measured, and chosen for it): within a node a shared window runs at the speed of
-memory and needs no help from the store; a second window, created over the same block, serves ranks on other nodes. Over
-a network no MPI completes a passive operation while its target computes, so a block's owner runs a progress thread while
-there are ranks on other nodes. Where they exist, all fetch-and-adds go through the created window, because atomics of two windows
-are not atomic with each other.
+Both exist at once over the same memory, a choice based on measurements: within a node a shared window runs at the speed
+of memory and needs no help from the store; a second window, created over the same block, serves ranks on other nodes.
+Over a network no MPI completes a passive operation while its target computes, so a block's owner runs a progress thread
+while there are ranks on other nodes. If there are such ranks, all fetch-and-adds go through the created window, because
+atomics of two windows are not atomic with each other.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from hvd_async.transport.bootstrap import MpiGroup
 from hvd_async.transport.inprocess import MappedMemory
 from hvd_async.vectors import arithmetic
 
-# Measured over TCP: whole transfers and smaller chunks are no faster. Counts stay far below 2^31.
+# Measured over TCP: neither whole transfers nor smaller chunks are faster. Counts stay far below 2^31.
 _CHUNK_BYTES = 1 << 20
 # The progress thread yields while there is traffic and for this long after it, then sleeps in small steps.
 _EAGER_SECONDS = 0.05
 _IDLE_SLEEP_SECONDS = 0.001
-# Reads of this size and more are asked for and sent.
+# Reads of at least this size are requested by message and sent.
 _MESSAGE_BYTES = 1 << 14
 _REQUEST_TAG, _ANSWER_TAG = 1, 2
-# A link that is slower counts as broken.
+# A slower link counts as broken.
 _SLOWEST_BYTES_PER_SECOND = 1e6
 
 
@@ -48,22 +48,20 @@ class SharedMemory(MappedMemory[BlockT]):
     name = "shared memory"
 
     def __init__(self, layout: BlockT, block: MappedBlock, atomics: Atomics, progress: ProgressThread | None) -> None:
-        """`block` was made by `Allocate_shared`; `atomics` is what fetch-and-add uses."""
+        """Use `block`, which `Allocate_shared` made; fetch-and-add goes through `atomics`."""
         super().__init__(layout, np.frombuffer(block.memory, dtype=np.uint8))
         self._window = block.window
         self._atomics = atomics
         self._progress = progress
 
     def fetch_add(self, word: int, amount: int) -> int:
-        """See `Window.fetch_add`."""
         return self._atomics.fetch_and_op(word, amount, MPI.SUM)
 
     def compare_swap(self, word: int, expected: int, value: int) -> int:
-        """See `Window.compare_swap`."""
         return self._atomics.compare_and_swap(word, expected, value)
 
     def load(self, word: int) -> int:
-        """See `Window.load`. On the owner, raises `PeerError` once its progress thread has met a failed rank."""
+        """Read a control word. On the owner, raises `PeerError` once its progress thread has met a failed rank."""
         if self._progress is not None:
             self._progress.check()
         return super().load(word)
@@ -79,11 +77,11 @@ class RemoteMemory(Generic[BlockT]):
     has_bells = False
 
     def __init__(self, layout: BlockT, atomics: Atomics, messages: MPI.Comm, what: str, timeout_seconds: float) -> None:
-        """`atomics.window` exposes the block on its owner in bytes and is locked for the life of this object; `messages` is the
-        communicator of the owner's progress thread.
+        """Use the window in `atomics`, which exposes the block on its owner in bytes and is locked for the life of this
+        object; `messages` is the communicator of the owner's progress thread.
 
-        An operation that takes longer than `timeout_seconds` ends this process: MPI would wait for a dead owner for ever.
-        `what` names the owner for people.
+        An operation that takes longer than `timeout_seconds` ends this process, since MPI would wait for a dead owner
+        forever. `what` names the owner in messages.
         """
         self.layout = layout
         self._window = atomics.window
@@ -93,43 +91,38 @@ class RemoteMemory(Generic[BlockT]):
         self._reading = threading.Lock()
         self._what = what
         self._timeout_seconds = timeout_seconds
-        self._deadlines: dict[int, float] = {}  # of operations under way
+        self._deadlines: dict[int, float] = {}  # operations under way
         self._num_unflushed_bytes = 0
-        self._unflushed: list[torch.Tensor] = []  # MPI still reads them
+        self._unflushed: list[torch.Tensor] = []  # MPI still reads these buffers
         self._numbers = itertools.count()
         threading.Thread(target=self._watch, name="hvd-async-watchdog", daemon=True).start()
 
     def load(self, word: int) -> int:
-        """See `Window.load`. A Get of an aligned word is one load on the target, and three times as fast as an atomic."""
+        """Read a control word by Get: one load on the target for an aligned word, and three times as fast as an atomic."""
         return self.load_words(word, 1)[0]
 
     def store(self, word: int, value: int) -> None:
-        """See `Window.store`."""
-        # An atomic replaces the value only after the puts flushed before it; a plain Put of 8 bytes does not promise that.
+        # An atomic replaces the value only after the puts flushed before it; a plain Put of 8 bytes does not guarantee
+        # that.
         self._atomically(word, value, MPI.REPLACE)
 
     def store_words(self, first: int, values: Sequence[int]) -> None:
-        """See `Window.store_words`."""
         self.put(WORD_BYTES * first, torch.tensor(values, dtype=torch.int64))
 
     def load_words(self, first: int, count: int) -> list[int]:
-        """See `Window.load_words`."""
         words = torch.empty(count, dtype=torch.int64)
         self.get(WORD_BYTES * first, words)
         values: list[int] = words.tolist()
         return values
 
     def fetch_add(self, word: int, amount: int) -> int:
-        """See `Window.fetch_add`."""
         return self._atomically(word, amount, MPI.SUM)
 
     def compare_swap(self, word: int, expected: int, value: int) -> int:
-        """See `Window.compare_swap`."""
         with self._watched():
             return self._atomics.compare_and_swap(word, expected, value)
 
     def put(self, offset: int, source: torch.Tensor) -> None:
-        """See `Window.put`."""
         self._num_unflushed_bytes += source.numel() * source.element_size()
         with self._watched():
             for start, chunk in _chunks(source):
@@ -137,15 +130,13 @@ class RemoteMemory(Generic[BlockT]):
         self._unflushed.append(source)
 
     def flush(self) -> None:
-        """See `Window.flush`."""
-        sources, self._unflushed = self._unflushed, []  # not what another thread puts meanwhile
+        sources, self._unflushed = self._unflushed, []  # without the puts that another thread makes in the meantime
         with self._watched():
             self._window.Flush(self._owner)
         self._num_unflushed_bytes -= sum(source.numel() * source.element_size() for source in sources)
         del sources
 
     def get(self, offset: int, target: torch.Tensor) -> None:
-        """See `Window.get`."""
         if target.numel() * target.element_size() >= _MESSAGE_BYTES:
             self._ask_for(offset, target)
             return
@@ -165,19 +156,16 @@ class RemoteMemory(Generic[BlockT]):
                     answer.Wait()
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """See `Window.mapped`."""
         return None
 
     def ring(self, bell: int) -> None:
-        """See `Window.ring`: the owner's progress thread sees what changed, and rings."""
+        """Do nothing: the owner's progress thread sees what changed, and rings."""
 
     def heard(self, bell: int) -> int:
-        """See `Window.heard`."""
         return 0
 
     def wait(self, bell: int, heard: int, seconds: float) -> None:
-        """See `Window.wait`."""
-        time.sleep(seconds)  # one-sided communication wakes nobody
+        time.sleep(seconds)  # one-sided communication wakes no rank
 
     def _atomically(self, word: int, value: int, op: MPI.Op) -> int:
         with self._watched():
@@ -185,8 +173,8 @@ class RemoteMemory(Generic[BlockT]):
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        """An operation inside the block that may take the time of the configuration, and what a slow link needs for all that was
-        put before: whichever thread flushes waits for it."""
+        """Watch an operation inside the block. It may take the configured time, and in addition what a slow link needs
+        for everything put before, since whichever thread flushes waits for all of it."""
         number = next(self._numbers)
         allowed = self._timeout_seconds + self._num_unflushed_bytes / _SLOWEST_BYTES_PER_SECOND
         self._deadlines[number] = time.monotonic() + allowed
@@ -197,7 +185,7 @@ class RemoteMemory(Generic[BlockT]):
 
     def _watch(self) -> None:
         while True:
-            time.sleep(min(1.0, self._timeout_seconds / 4))  # a watchdog looks now and then
+            time.sleep(min(1.0, self._timeout_seconds / 4))  # a watchdog checks this from time to time
             deadline = min(self._deadlines.copy().values(), default=None)
             if deadline is not None and time.monotonic() > deadline:
                 sys.stderr.write(
@@ -209,12 +197,13 @@ class RemoteMemory(Generic[BlockT]):
 
 
 class ProgressThread:
-    """Lets MPI complete the one-sided operations of other nodes on this rank, whatever its other threads do; and sends them
-    what they ask for, since over a network a Get takes more than twice as long as a message of the same size (measured)."""
+    """A thread that lets MPI complete the one-sided operations of other nodes on this rank, whatever its other threads
+    do. It also sends the data that other nodes request, since over a network a Get takes more than twice as long as a
+    message of the same size (measured)."""
 
     def __init__(self, comm: MPI.Comm, memory: memoryview, block: Block) -> None:
-        """`comm`: a communicator of the real ranks, for requests and their answers alone; `memory`: what they read, the control
-        words of which show traffic."""
+        """Prepare the thread. `comm`: a communicator of the real ranks, for requests and answers only; `memory`: the
+        memory they read, whose control words show traffic."""
         self._comm = comm
         self._bell, self._heartbeat = block.owners_bell, block.owners_heartbeat
         self._block = np.frombuffer(memory, dtype=np.uint8)
@@ -235,9 +224,9 @@ class ProgressThread:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise `PeerError` if the thread has ended by an error: MPI may have told it that a rank failed."""
+        """Raise `PeerError` if an error has ended the thread: MPI may have told it that a rank failed."""
         if self._failure is not None:
-            raise PeerError(f"the thread that answers other nodes has failed, or another rank: {self._failure}")
+            raise PeerError(f"the thread that answers other nodes has failed, or another rank has: {self._failure}")
 
     def _run(self) -> None:
         bell = self._words.ctypes.data + WORD_BYTES * self._bell
@@ -245,10 +234,11 @@ class ProgressThread:
         while not self._stop.is_set():
             try:
                 is_asked = self._answer()
-            except Exception as error:  # whatever it is: without this thread other nodes wait for ever
+            except Exception as error:  # any error: without this thread other nodes would wait forever
                 self._failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 return
-            # Not what the owner itself changes while it waits, or the two would keep each other awake.
+            # Without the words that the owner itself changes while it waits, or the two threads would keep each other
+            # awake.
             own = int(self._words[self._bell]) + int(self._words[self._heartbeat])
             traffic = int(self._words.sum()) - own
             now = time.monotonic()
@@ -258,11 +248,12 @@ class ProgressThread:
                 seen, eager_until = traffic, now + _EAGER_SECONDS
                 if arithmetic.has_doorbells():
                     arithmetic.ring(bell)  # ranks on other nodes cannot
-            # sleep(0) gives the interpreter and the core away without losing the turn for long
+            # sleep(0) yields the interpreter and the core without losing the turn for long
             time.sleep(0 if now < eager_until else _IDLE_SLEEP_SECONDS)
 
     def _answer(self) -> bool:
-        """Begin to send what another rank asks for, if one does. Whether one did. Looking for it is what moves MPI on."""
+        """Start to send what another rank requests, if any; return whether one did. Looking for requests is what makes
+        MPI progress."""
         status = MPI.Status()
         self._answers = [answer for answer in self._answers if not answer.Test()]
         if not self._comm.Iprobe(MPI.ANY_SOURCE, _REQUEST_TAG, status):
@@ -292,14 +283,14 @@ class Atomics:
     owner: int
 
     def fetch_and_op(self, word: int, value: int, op: MPI.Op) -> int:
-        """`op` with `value` on a control word; the value before."""
+        """Apply `op` with `value` to a control word; return the previous value."""
         before = np.zeros(1, dtype=np.int64)
         self.window.Fetch_and_op(np.array([value], dtype=np.int64), before, self.owner, WORD_BYTES * word, op)
         self.window.Flush(self.owner)
         return int(before[0])
 
     def compare_and_swap(self, word: int, expected: int, value: int) -> int:
-        """Replace a control word that is `expected` by `value`; the value before."""
+        """Replace a control word that is `expected` by `value`; return the previous value."""
         before = np.zeros(1, dtype=np.int64)
         wanted, known = np.array([value], dtype=np.int64), np.array([expected], dtype=np.int64)
         self.window.Compare_and_swap(wanted, known, before, self.owner, WORD_BYTES * word)
@@ -311,11 +302,11 @@ class Atomics:
 def open_blocks(
     group: MpiGroup, layouts: Sequence[BlockT], owners: Sequence[int], timeout_seconds: float = 60.0
 ) -> Iterator[list[SharedMemory[BlockT] | RemoteMemory[BlockT]]]:
-    """The blocks of all shards, block k lying on rank `owners[k]`, as this rank reaches them.
+    """Yield the blocks of all shards as this rank reaches them; block k is on rank `owners[k]`.
 
-    Collective over `group`, on entry and on an orderly exit; an exit by an exception frees nothing, since the other ranks
-    may never come, and the job is then to be aborted. A rank on another node whose operation takes longer than
-    `timeout_seconds` ends itself with a message. A rank owns one block at most. There must be memory for all: see
+    Collective over `group`, on entry and on an orderly exit. An exit by an exception frees nothing, since the other ranks
+    may never come; the job must then be aborted. A rank on another node whose operation takes longer than
+    `timeout_seconds` ends itself with a message. A rank owns at most one block. There must be memory for all blocks: see
     `capacity.check_capacity`.
     """
     node = cast(MPI.Intracomm, group.comm.Split_type(MPI.COMM_TYPE_SHARED, key=group.rank))
@@ -325,7 +316,7 @@ def open_blocks(
         memories = [
             opener.open(number, layout, owner) for number, (layout, owner) in enumerate(zip(layouts, owners, strict=True))
         ]
-        group.allgather("")  # nobody reads before the owners have touched their blocks
+        group.allgather("")  # no rank reads before the owners have touched their blocks
         yield memories
         group.allgather("")  # the progress threads serve until every rank is done
     for window in reversed(opener.windows):
@@ -335,9 +326,10 @@ def open_blocks(
 
 @contextlib.contextmanager
 def open_node_block(group: MpiGroup, layout: BlockT | None, owner: int) -> Iterator[SharedMemory[BlockT] | None]:
-    """A block shared by the ranks of one node, on rank `owner` of `group`; None where `layout` is.
+    """Yield a block shared by the ranks of one node, on rank `owner` of `group`; None if `layout` is None.
 
-    Collective over `group`; the ranks of a node pass the same `layout` and `owner`, one of them. As `open_blocks` else.
+    Collective over `group`; the ranks of a node pass the same `layout` and `owner`, which is one of them. Otherwise like
+    `open_blocks`.
     """
     node = cast(MPI.Intracomm, group.comm.Split_type(MPI.COMM_TYPE_SHARED, key=group.rank))
     if layout is None:
@@ -357,7 +349,7 @@ def open_node_block(group: MpiGroup, layout: BlockT | None, owner: int) -> Itera
 
 @dataclass(frozen=True)
 class _Opener:
-    """Opens blocks one after the other: `windows` collects what is to be freed, `stack` the threads that are to end."""
+    """Opens blocks one after the other: `windows` collects windows to free, `stack` the threads to end."""
 
     group: MpiGroup
     node: MPI.Intracomm
@@ -367,7 +359,7 @@ class _Opener:
     windows: list[MPI.Win] = field(default_factory=list)
 
     def open(self, number: int, layout: BlockT, owner: int) -> SharedMemory[BlockT] | RemoteMemory[BlockT]:
-        """Block `number`, which lies on rank `owner`. Collective over `group`."""
+        """Open block `number`, which is on rank `owner`. Collective over `group`."""
         is_owner = self.group.rank == owner
         mapped: MappedBlock | None = None
         if owner in self.neighbours:
@@ -399,7 +391,7 @@ def _touched(
 
 
 def _ranks_of(node: MPI.Intracomm, rank: int) -> list[int]:
-    """The ranks, in the whole group, of the ranks of `node`, of which this one is `rank`. Collective over `node`."""
+    """Return the ranks in the whole group of the ranks of `node`, in which this rank is `rank`. Collective over `node`."""
     ranks = np.zeros(node.Get_size(), dtype=np.int64)
     node.Allgather(np.array([rank], dtype=np.int64), ranks)
     result: list[int] = ranks.tolist()
@@ -407,17 +399,18 @@ def _ranks_of(node: MPI.Intracomm, rank: int) -> list[int]:
 
 
 def _map_block(node: MPI.Intracomm, position: int, num_bytes: int) -> MappedBlock:
-    """The block of the rank at `position` of `node`, which gives its `num_bytes`, the others 0. Collective over `node`."""
+    """Map the block of the rank at `position` of `node`, which passes its `num_bytes`; the other ranks pass 0. Collective
+    over `node`."""
     window = MPI.Win.Allocate_shared(num_bytes, 1, comm=node)
     window.Lock_all(MPI.MODE_NOCHECK)
-    buffer: Any = window.Shared_query(position)[0]  # a buffer, which mpi4py's stubs do not say
+    buffer: Any = window.Shared_query(position)[0]  # a buffer, although mpi4py's stubs do not say so
     return MappedBlock(window, memoryview(buffer))
 
 
 def _touch(memory: SharedMemory[BlockT]) -> None:
-    """Give every page its memory now, zeroed; the first touch of a window is ten times slower than a copy.
+    """Give every page its memory now, zeroed: the first touch of a window is ten times slower than a copy.
 
-    Where its owner is alone on a node, Open MPI's shared window is ordinary memory with old contents.
+    If its owner is alone on a node, Open MPI's shared window is ordinary memory with old contents.
     """
     memory.vector(0, memory.layout.total_bytes, torch.uint8).zero_()
 

@@ -1,6 +1,6 @@
-"""What MPI does here, measured in a few seconds between ranks 0 and 1, for `hvd-async doctor`.
+"""Measurements of MPI on this machine, in a few seconds between ranks 0 and 1, for `hvd-async doctor`.
 
-Import it after `init_mpi`. Rank 0 plays the store, rank 1 a worker.
+Import this module after `init_mpi`. Rank 0 acts as the store, rank 1 as a worker.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _BUSY_SECONDS = 0.5
 _HEAD_START_SECONDS = 0.05
 _WORDS = 1 << 10
 _BULK_BYTES = 32 << 20
-# As in the transport: whole transfers are no faster.
+# As in the transport: whole transfers are not faster.
 _CHUNK_BYTES = 4 << 20
 _REPEATS = 5
 
 
 def library_name() -> str:
-    """The MPI that mpi4py loaded, and its version. Local."""
+    """Return name and version of the MPI that mpi4py loaded. Local."""
     name = MPI.Get_library_version().partition(",")[0].partition("\n")[0]
     return " ".join(name.strip("\0 ").split())
 
@@ -36,14 +36,14 @@ def library_name() -> str:
 def measure(comm: MPI.Comm) -> ProbeResult | None:
     """Measure between ranks 0 and 1; the others wait. Collective over `comm`.
 
-    The result is on rank 1 (whose clock it is), None everywhere else, and where /dev/shm is too small to try.
+    The result is on rank 1, whose clock it uses; None on all other ranks, and if /dev/shm is too small to try.
     """
     pair = cast(MPI.Intracomm, comm.Split(0 if comm.Get_rank() < 2 else MPI.UNDEFINED))
     if pair == MPI.COMM_NULL or pair.Get_size() < 2:
         return None
     host = pair.Split_type(MPI.COMM_TYPE_SHARED)
     same_host = host.Get_size() == 2
-    # MPICH dies of SIGBUS at the first touch of a window that /dev/shm has no room for.
+    # MPICH dies of SIGBUS at the first touch of a window for which /dev/shm has no room.
     room = np.array([shutil.disk_usage("/dev/shm").free > 2 * _BULK_BYTES], dtype=np.int64)
     pair.Allreduce(MPI.IN_PLACE, room, MPI.MIN)
     if not room[0]:
@@ -59,7 +59,7 @@ def measure(comm: MPI.Comm) -> ProbeResult | None:
 
 @contextlib.contextmanager
 def _open_window(pair: MPI.Intracomm, kind: WindowKind, num_bytes: int) -> Iterator[tuple[MPI.Win, npt.NDArray[np.uint8]]]:
-    """A locked window on rank 0's memory, and that memory (on rank 1, for a created window: none). Collective."""
+    """Yield a locked window on rank 0's memory, and that memory (none on rank 1 for a created window). Collective."""
     mine = num_bytes if pair.Get_rank() == 0 else 0
     if kind == "shared":
         window = MPI.Win.Allocate_shared(mine, 1, comm=pair)
@@ -80,13 +80,13 @@ def _open_window(pair: MPI.Intracomm, kind: WindowKind, num_bytes: int) -> Itera
 
 
 def _measure_progress(pair: MPI.Intracomm, kind: WindowKind) -> OneSidedProgress:
-    """A fetch-and-add, a Put and a Get on rank 0's memory while rank 0 computes. Collective; rank 1 has the seconds."""
+    """Time a fetch-and-add, a Put and a Get on rank 0's memory while rank 0 computes. Collective; rank 1 has the seconds."""
     with _open_window(pair, kind, 8 * (_WORDS + 1)) as (window, _):
         if pair.Get_rank() == 0:
             pair.Barrier()
             _compute_without_mpi(_BUSY_SECONDS)
             return OneSidedProgress(kind, 0.0, _BUSY_SECONDS)
-        _touch(window)  # connections are made on first use, while rank 0 waits in the barrier and so makes progress
+        _touch(window)  # connections are made on first use, while rank 0 waits in the barrier and so progresses MPI
         pair.Barrier()
         time.sleep(_HEAD_START_SECONDS)
         begin = time.perf_counter()
@@ -114,7 +114,8 @@ def _compute_without_mpi(seconds: float) -> None:
 
 
 def _measure_bandwidth(pair: MPI.Intracomm, kind: WindowKind) -> Bandwidth:
-    """Collective; rank 1 has the numbers. Rank 0 waits inside MPI, so that a network window has its progress."""
+    """Measure push, pull and memcpy. Collective; rank 1 has the numbers. Rank 0 waits inside MPI, so that a network
+    window makes progress."""
     with _open_window(pair, kind, _BULK_BYTES) as (window, memory):
         if pair.Get_rank() == 0:
             return Bandwidth(0.0, 0.0, 0.0)
@@ -123,7 +124,7 @@ def _measure_bandwidth(pair: MPI.Intracomm, kind: WindowKind) -> Bandwidth:
             push, pull, within = _rates(
                 lambda: np.copyto(memory, mine), lambda: np.copyto(mine, memory), lambda: np.copyto(other, mine)
             )
-            return Bandwidth(push, pull, max(push, pull, within))  # these are memcpy, too
+            return Bandwidth(push, pull, max(push, pull, within))  # these are memcpy as well
         return Bandwidth(
             *_rates(
                 lambda: _transfer(window, window.Put, mine),
@@ -140,7 +141,7 @@ def _transfer(window: MPI.Win, operation: Callable[..., None], data: npt.NDArray
 
 
 def _rates(*copies: Callable[[], None]) -> list[float]:
-    """Gigabytes a second of the fastest of a few copies of the bulk of each kind, which take turns."""
+    """Return gigabytes per second of the fastest of a few bulk copies of each kind, which take turns."""
     seconds = [math.inf] * len(copies)
     for _ in range(_REPEATS):
         for kind, copy in enumerate(copies):

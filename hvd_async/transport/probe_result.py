@@ -1,4 +1,4 @@
-"""What `probe` finds out about MPI; apart from it, so that judging needs no MPI."""
+"""Results of `probe`, in a module of their own, so that judging them needs no MPI."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WindowKind = Literal["shared", "created"]
 
 @dataclasses.dataclass(frozen=True)
 class OneSidedProgress:
-    """How long one-sided operations took while their target computed without entering MPI."""
+    """Durations of one-sided operations while their target computed without entering MPI."""
 
     window: WindowKind
     seconds: float
@@ -18,13 +18,13 @@ class OneSidedProgress:
 
     @property
     def completed_meanwhile(self) -> bool:
-        """Whether they were done long before the target was."""
+        """Whether the operations were complete long before the target was."""
         return self.seconds < self.busy_seconds / 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Bandwidth:
-    """Gigabytes a second, best of a few, of a push and a pull between ranks 0 and 1, and of memcpy: no copy was faster."""
+    """Gigabytes per second, best of a few, of a push and a pull between ranks 0 and 1, and of memcpy, which bounds both."""
 
     push: float
     pull: float
@@ -33,7 +33,7 @@ class Bandwidth:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult:
-    """What ranks 0 and 1 found out together."""
+    """Joint results of ranks 0 and 1."""
 
     same_host: bool
     progress: tuple[OneSidedProgress, ...]

@@ -328,7 +328,8 @@ def test_where_there_are_no_locks_it_goes_on_and_says_so(
     monkeypatch.setattr(fcntl, "flock", flock)
     assert main(command(write(folder, tiny()), "--task", "0")) == 0
     line = (
-        f"{folder / 'out/runs/horovod-s1'}: cannot be locked (No locks available); see to it that nobody else computes there"
+        f"{folder / 'out/runs/horovod-s1'}: locking is not supported here (No locks available); make sure no other process"
+        " uses this folder"
     )
     assert capsys.readouterr().out.splitlines()[0] == line and pretended.names == ["horovod-s1"]
 

@@ -162,7 +162,8 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"store": {"device": "cuda", "shards": 2}},
-            "store: device: got cuda with shards 2, expected cpu; the first shard reads the state of the others in the memory of"
+            "store: device: got cuda with shards 2, expected cpu; the first shard reads the state of the others in the"
+            " memory of"
             " their hosts",
         ),
         (
@@ -173,7 +174,8 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         (
             {"strategy": {"kind": "async", "provisional": True, "staleness_policy": "delay_compensation"}},
             "strategy: provisional: got true with staleness_policy delay_compensation, expected false, or policy none or"
-            " inverse; the correction is measured from the version, not from the parameters on which the gradient was computed",
+            " inverse; the correction is measured from the version, not from the parameters on which the gradient was"
+            " computed",
         ),
         ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens, updates, seconds"),
         (
@@ -411,17 +413,17 @@ def test_a_tilde_is_the_home_folder_in_every_path(file: pathlib.Path, monkeypatc
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("", "got an empty path, expected that of a file or folder; the current folder is '.'"),
+        ("", "got an empty path, expected a file or folder; the current folder is '.'"),
         (
             "a\nhvd-async: b",
-            "got 'a\\nhvd-async: b', expected a path in UTF-8 without control characters; rename what has it",
+            "got 'a\\nhvd-async: b', expected a path in UTF-8 without control characters; rename it",
         ),
-        ("a\x1b[31m", "got 'a\\x1b[31m', expected a path in UTF-8 without control characters; rename what has it"),
-        ("caf\udce9", "got 'caf\\udce9', expected a path in UTF-8 without control characters; rename what has it"),
-        ("a\0", "got 'a\\x00', expected a path in UTF-8 without control characters; rename what has it"),
+        ("a\x1b[31m", "got 'a\\x1b[31m', expected a path in UTF-8 without control characters; rename it"),
+        ("caf\udce9", "got 'caf\\udce9', expected a path in UTF-8 without control characters; rename it"),
+        ("a\0", "got 'a\\x00', expected a path in UTF-8 without control characters; rename it"),
         (
             "~nobody-of-that-name/x",
-            "got '~nobody-of-that-name/x', whose home folder is not known; write it out, or './~nobody-of-that-name/x' for a"
+            "got '~nobody-of-that-name/x', whose home folder is unknown; write it out, or './~nobody-of-that-name/x' for a"
             " name with a tilde",
         ),
     ],

@@ -274,7 +274,7 @@ def _faults(run: pathlib.Path, path: pathlib.Path) -> Iterator[str]:
     if best["version"] != summary["best"]["version"]:
         yield f"models/best is of version {best['version']}, expected {summary['best']['version']}"
     if summary["strategy"] in ("horovod", "ddp"):
-        return  # in which order their libraries sum is not known
+        return  # the order in which their libraries sum is not known
     try:
         replay(run, make_task, ReplayOptions(), lambda line: None)
     except HvdAsyncError as error:

@@ -76,7 +76,7 @@ def test_a_changed_loss_is_named_with_its_batch(run: tuple[pathlib.Path, Setting
     text = change(run, last_bit)
     assert text.startswith("version 7: the loss of batch 6, computed by worker 0 on version 6: recorded ")
     assert "equal before that: 6 versions, 6 arrivals, 4 hashes; the last equal hash is of version 6" in text
-    assert "software, processor, device and threads are those of the record" in text
+    assert "software, processor, device and threads equal the recorded ones" in text
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_difference_that_a_refused_sum_may_explain_is_said_so(tmp_path: pathli
     edit_log(folder, refuse_a_sum)
     with pytest.raises(DifferenceError) as with_one:
         replay_toy(folder, settings)
-    words = f"; at version {version} a sum was not finite and was refused: batch {batch} may have been computed on"
+    words = f"; at version {version} a sum that was not finite was refused: batch {batch} may have been computed on"
     assert words not in str(without.value) and words in str(with_one.value)
 
 
@@ -250,7 +250,7 @@ def test_a_model_is_not_written_over_another_nor_after_a_difference(run: tuple[p
 def test_a_model_is_never_written_over_the_run(run: tuple[pathlib.Path, Settings], output: str) -> None:
     folder, settings = run
     before = sorted(folder.rglob("*"))
-    with pytest.raises(ConfigError, match=r"--output: got .*, expected a folder apart from the run's"):
+    with pytest.raises(ConfigError, match=r"--output: got .*, expected a folder outside the run's"):
         replay_toy(folder, settings, output=folder / output, overwrite=True, until=0)
     assert sorted(folder.rglob("*")) == before
 
@@ -264,7 +264,7 @@ def test_only_a_model_or_an_empty_folder_is_replaced(run: tuple[pathlib.Path, Se
         path.write_text("x")
     with pytest.raises(ConfigError, match="file is a file, expected a folder"):
         replay_toy(folder, settings, output=file, overwrite=True, until=0)
-    with pytest.raises(ConfigError, match="holds something else than a model"):
+    with pytest.raises(ConfigError, match="contains something other than a model"):
         replay_toy(folder, settings, output=other, overwrite=True, until=0)
     replay_toy(folder, settings, output=empty, overwrite=True, until=0)
     assert (other / "thesis.tex").read_text() == file.read_text() == "x" and (empty / "exported.json").exists()
@@ -291,15 +291,15 @@ def without(kind: str, field: str) -> Callable[[Events], None]:
     [
         (without("start", "pending"), "a start event has no 'pending': recorded by an older hvd_async"),
         (without("start", "ranks"), "a start event has no 'ranks': recorded by an older hvd_async"),
-        (without("arrival", "push"), "an event is damaged, or of an older hvd_async .KeyError: 'push'"),
-        (lambda events: events.pop(0), "begins with 'arrival', expected `start` of version 0"),
+        (without("arrival", "push"), "an event is damaged, or from an older hvd_async .KeyError: 'push'"),
+        (lambda events: events.pop(0), "begins with 'arrival', expected a `start` event of version 0"),
         (lambda events: events[0].update(version=3), "a start event of version 3 after 0 updates"),
         (lambda events: events.remove(nth(events, "arrival", 4)), "the update of version 5 with 1 arrivals: got 0"),
         (lambda events: events.remove(nth(events, "update", 4)), "batch 5: got base version 5, expected 0 to 4"),
         (lambda events: nth(events, "arrival", 4).update(base_version=9), "got base version 9, expected 0 to 4"),
         (lambda events: nth(events, "arrival", 4).update(base_version="x"), "an event is damaged"),
         (lambda events: nth(events, "arrival", 4).update(batch=3), "batch 3 is in two updates"),
-        (lambda events: events.clear(), "holds no event"),
+        (lambda events: events.clear(), "contains no event"),
     ],
 )
 def test_a_log_that_does_not_say_enough(run: tuple[pathlib.Path, Settings], how: Any, words: str) -> None:

@@ -133,7 +133,7 @@ CASES = {
     ),
     "nobody reached it": (
         [row("horovod", num_not_reached=3, is_baseline=True), row("async", num_not_reached=3)],
-        "Nobody reached loss 2.100.",
+        "No run reached loss 2.100.",
         ["horovod and async did not reach the target."],
     ),
     "only the baseline": (
@@ -243,5 +243,5 @@ def test_a_target_of_bleu_is_named() -> None:
     rows = [row("horovod", num_not_reached=3, is_baseline=True)]
     assert (
         answer([*rows, row("async", num_not_reached=3)], "horovod", Target("bleu", 30.0)).sentence
-        == "Nobody reached BLEU 30.0."
+        == "No run reached BLEU 30.0."
     )

@@ -109,7 +109,9 @@ def test_where_there_are_no_locks_it_goes_on_and_says_so(
     lines: list[str] = []
     with held(tmp_path / ".lock", "it", "another", lines.append):
         pass
-    assert lines == [f"it: cannot be locked ({os.strerror(number)}); see to it that nobody else computes there"]
+    assert lines == [
+        f"it: locking is not supported here ({os.strerror(number)}); make sure no other process uses this folder"
+    ]
 
 
 def test_what_cannot_be_written_cannot_be_locked(tmp_path: pathlib.Path) -> None:
@@ -202,7 +204,9 @@ def test_without_locks_a_run_says_so_and_goes_on(
     assert main(["train", str(config)]) == 0
     run = config.parent / "run"
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{run}: cannot be locked (No locks available); see to it that nobody else computes there"
+    assert (
+        lines[0] == f"{run}: locking is not supported here (No locks available); make sure no other process uses this folder"
+    )
 
 
 @pytest.mark.parametrize("exists", [True, False])
