@@ -143,3 +143,64 @@ def test_the_light_modules_load_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{'torch', 'mpi4py', 'horovod', 'sentencepiece'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
     assert done.stdout.split() == []
+
+
+# --- Size and names. --------------------------------------------------------------------------------------------------
+
+_MOST_LINES_OF_A_FILE = 450
+_MOST_LINES_OF_A_FUNCTION = 60
+_MOST_PARAMETERS = 6
+# A kernel whose every number is a parameter, and constructors whose parameters are what they share.
+_LONG = {"vectors.cuda._pass"}
+_WIDE = {"vectors.cuda._pass", "store.shards.shard.Shard.__init__", "store.shards.shard_server.ShardServer.__init__"}
+
+
+def functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """All functions and methods in `tree`, by their full names."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield f"{prefix}.{node.name}", node
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield from functions(node, f"{prefix}.{node.name}")
+
+
+def num_parameters(function: ast.FunctionDef) -> int:
+    arguments = function.args
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def test_functions_and_files_stay_small() -> None:
+    found = {name: node for module, tree in MODULES.items() for name, node in functions(tree, module)}
+    assert {name for name, node in found.items() if num_parameters(node) > _MOST_PARAMETERS} == _WIDE
+    lengths = {name: (node.end_lineno or 0) - node.lineno + 1 for name, node in found.items()}
+    assert {name for name, length in lengths.items() if length > _MOST_LINES_OF_A_FUNCTION} == _LONG
+    assert sum(lengths.values()) / len(lengths) <= 9.0
+    files = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / PACKAGE).rglob("*.py")}
+    assert not {path for path, length in files.items() if length > _MOST_LINES_OF_A_FILE}
+
+
+def test_a_class_name_is_that_of_one_class() -> None:
+    names = [node.name for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert not {name for name in names if names.count(name) > 1}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    known = {
+        name: {other for one in imports(tree) for other in _modules_of(one.removeprefix(f"{PACKAGE}."))} - {name}
+        for name, tree in MODULES.items()
+    }
+    free: set[str] = set()
+    while ready := {name for name in known.keys() - free if known[name] <= free}:
+        free |= ready
+    assert not known.keys() - free, f"in a circle, or above one: {sorted(known.keys() - free)}"
+
+
+def _modules_of(name: str) -> set[str]:
+    """The module that an import of `name` (a module, or a name in one) is of; importing a package is no arrow."""
+    parent = name.rpartition(".")[0]
+    return {each for each in (name, parent) if each in MODULES and each and not _is_package(each)}
+
+
+def _is_package(name: str) -> bool:
+    return (ROOT / PACKAGE / name.replace(".", "/") / "__init__.py").exists()

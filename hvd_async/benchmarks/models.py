@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from hvd_async.config import ModelConfig
+from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import Batch, collate
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
-from hvd_async.tasks.translation.model import build_model
 
 _FIRST_WORD = 4  # below are padding, unknown, begin and end
 

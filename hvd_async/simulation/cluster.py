@@ -11,7 +11,7 @@ from hvd_async.simulation.costs import Link
 from hvd_async.simulation.store_loop import StoreLoop
 from hvd_async.simulation.transfers import Transfers
 from hvd_async.simulation.workers import NONE, Sender, VirtualWorker, make_workers
-from hvd_async.simulation.world import Totals, World
+from hvd_async.simulation.world import TimeTotals, World
 
 
 class Cluster:
@@ -37,7 +37,7 @@ class Cluster:
         self._num_present = len(self.workers)
 
     @property
-    def totals(self) -> Totals:
+    def totals(self) -> TimeTotals:
         """Where the time went."""
         return self._world.totals
 

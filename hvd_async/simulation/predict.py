@@ -14,7 +14,7 @@ from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs, costs, num_workers
 from hvd_async.simulation.counting_store import CountingStore, Tokens
 from hvd_async.simulation.synchronous_cluster import Synchronous
-from hvd_async.simulation.world import Totals, World, make_clock
+from hvd_async.simulation.world import TimeTotals, Timing, World, make_clock
 
 DEFAULT_SECONDS = 0.1
 """Of a step, where the configuration says nothing."""
@@ -129,7 +129,7 @@ def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: S
 
     strategy = config.strategy
     store = CountingStore(strategy, prices.num_workers, size.tokens, watch=watch)
-    cluster = Cluster(World(config, prices, times, store, clock), None)
+    cluster = Cluster(World(config, Timing(prices, times, clock), store), None)
     cluster.run()
     return ClusterRates(
         prices.num_workers,
@@ -212,6 +212,6 @@ def _too_few(arrivals: int, versions: int) -> TooFewArrivalsError:
     return TooFewArrivalsError(f"--arrivals: got {arrivals}, which make {made}, too few for a rate; expected more")
 
 
-def _shares(totals: Totals) -> dict[str, float]:
+def _shares(totals: TimeTotals) -> dict[str, float]:
     parts = {name: getattr(totals, name) for name in ("computing", "pushing", "waiting", "pulling")}
     return {name: seconds / max(1e-12, totals.present) for name, seconds in parts.items()}

@@ -16,14 +16,13 @@ from hvd_async.runs.provenance import provenance_of_one_process
 from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.runs.summary import Ending
-from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.cluster import Cluster
-from hvd_async.simulation.costs import Costs, costs, num_workers
+from hvd_async.simulation.costs import costs, num_workers
 from hvd_async.simulation.predict import DEFAULT_SECONDS
 from hvd_async.simulation.real_replica import RealReplica
 from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.synchronous_cluster import Synchronous
-from hvd_async.simulation.world import World, make_clock
+from hvd_async.simulation.world import Timing, World, make_clock
 from hvd_async.tasks.gradient import check_buffers
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
@@ -74,7 +73,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     recorder = RunRecorder(RunContext(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True))
     with recorder:
         with progress.showing():
-            _train(config, prices, times, model, recorder, goal, clock)
+            _train(config, Timing(prices, times, clock), model, recorder, goal)
             recorder.end_training(is_complete=True)
         for version in recorder.snapshots_to_evaluate():
             recorder.evaluated(version, model.evaluate(read_snapshot(folder, version)))
@@ -83,22 +82,15 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
         return recorder.conclude(Ending(status, workers, num_steps))
 
 
-def _train(
-    config: RunConfig,
-    prices: Costs,
-    times: StepTimes,
-    model: Model,
-    recorder: RunRecorder,
-    goal: Goal,
-    clock: Clock,
-) -> None:
+def _train(config: RunConfig, timing: Timing, model: Model, recorder: RunRecorder, goal: Goal) -> None:
+    num_workers = timing.costs.num_workers
     if config.strategy.is_async:
-        store = RealStore(config, model, prices.num_workers, recorder, goal.last_version)
+        store = RealStore(config, model, num_workers, recorder, goal.last_version)
         recorder.started(store.store)
-        cluster = Cluster(World(config, prices, times, store, clock), goal.num_batches)
+        cluster = Cluster(World(config, timing, store), goal.num_batches)
         store.watch(cluster.versions_in_use)
         cluster.run()
     else:
-        groups = RealReplica(config, model, prices.num_workers, recorder, goal.last_version, goal.num_batches)
-        recorder.started(groups.store)
-        Synchronous(prices, times, groups, clock).run()
+        replica = RealReplica(config, model, num_workers, recorder, goal.last_version, goal.num_batches)
+        recorder.started(replica.store)
+        Synchronous(timing.costs, timing.times, replica, timing.clock).run()

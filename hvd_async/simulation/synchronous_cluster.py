@@ -8,7 +8,7 @@ from typing import Protocol
 from hvd_async.emulation.step_times import StepTimes
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs
-from hvd_async.simulation.world import Totals
+from hvd_async.simulation.world import TimeTotals
 
 
 class SimulatedReplica(Protocol):
@@ -36,7 +36,7 @@ class Synchronous:
 
     def __init__(self, costs: Costs, times: StepTimes, store: SimulatedReplica, clock: Clock) -> None:
         """All are the caller's."""
-        self.totals = Totals()
+        self.totals = TimeTotals()
         self._costs = costs
         self._times = times
         self._store = store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hvd_async.config import RunConfig
 from hvd_async.emulation.step_times import StepTimes
@@ -15,7 +15,7 @@ from hvd_async.store.staleness import needs_base_parameters
 
 
 @dataclass
-class Totals:
+class TimeTotals:
     """Seconds of all workers together, and of the store."""
 
     present: float = 0.0
@@ -60,19 +60,24 @@ class Announced:
         return self._oldest
 
 
-@dataclass
-class World:
-    """One simulated run. All but `totals` is the caller's."""
+@dataclass(frozen=True)
+class Timing:
+    """How long everything takes in a simulated run, and the clock by which it happens."""
 
-    config: RunConfig
     costs: Costs
     times: StepTimes
-    store: SimulatedStore
     clock: Clock
-    totals: Totals = field(default_factory=Totals)
 
-    def __post_init__(self) -> None:
-        """Work out once what is asked at every event."""
+
+class World:
+    """One simulated run, and once for all what is asked at every event of it."""
+
+    def __init__(self, config: RunConfig, timing: Timing, store: SimulatedStore) -> None:
+        """All stay the caller's."""
+        self.config = config
+        self.costs, self.times, self.clock = timing.costs, timing.times, timing.clock
+        self.store = store
+        self.totals = TimeTotals()
         strategy = self.config.strategy
         self.may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
         self.waits_for_stragglers = strategy.waits_for_stragglers

@@ -20,7 +20,7 @@ def count_parameters(config: RunConfig) -> int:
     """Count the parameters of the model that `config` describes, whose memory is never allocated."""
     import torch  # slow to import
 
-    from hvd_async.tasks.translation.model import build_model
+    from hvd_async.tasks.translation.architectures import build_model
 
     with torch.device("meta"):
         model = build_model(config.model, config.vocabulary.size)

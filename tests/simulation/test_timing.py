@@ -17,7 +17,7 @@ from hvd_async.simulation.costs import costs, num_workers
 from hvd_async.simulation.counting_store import CountingStore, Tokens
 from hvd_async.simulation.planning import plan, table_of, write_plan
 from hvd_async.simulation.predict import ClusterRates, Size, predict
-from hvd_async.simulation.world import World, make_clock
+from hvd_async.simulation.world import Timing, World, make_clock
 from hvd_async.tasks.registry import count_parameters
 from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import events_of
@@ -66,7 +66,7 @@ def counted(config: RunConfig, num_batches: int | None) -> EVENTS:
     times = StepTimes(config.emulation, config.seed, workers, default=0.1)
     clock = make_clock(config, times, workers)
     store = CountingStore(config.strategy, workers, TOKENS, config.training.updates, record=clock.read)
-    Cluster(World(config, costs(config, size), times, store, clock), num_batches).run()
+    Cluster(World(config, Timing(costs(config, size), times, clock), store), num_batches).run()
     return sorted((round(fate.seconds, 6), fate.worker, fate.batch, fate.base_version, fate.version) for fate in store.fates)
 
 

@@ -8,9 +8,10 @@ import torch
 
 from hvd_async.config import DecodingConfig, ModelConfig
 from hvd_async.errors import DataError
+from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import collate
 from hvd_async.tasks.translation.decoding import beam_search, greedy_search, translate
-from hvd_async.tasks.translation.model import TranslationModel, build_model
+from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.vocabulary import EOS, NUM_SPECIAL
 
 Kind: TypeAlias = Literal["transformer", "gru"]

@@ -10,11 +10,11 @@ from hvd_async.config import ModelConfig
 from hvd_async.tasks.gradient import compute_gradient
 from hvd_async.tasks.registry import count_parameters
 from hvd_async.tasks.translation import TranslationTask
+from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import Batch, collate
 from hvd_async.tasks.translation.corpus import PreparedCorpus
 from hvd_async.tasks.translation.export import load_model
 from hvd_async.tasks.translation.gru import AttentionalGru, GlobalAttention, reversal
-from hvd_async.tasks.translation.model import build_model
 from hvd_async.tasks.translation.transformer import Transformer
 from hvd_async.vectors.flat import FlatParameters
 from tests.translation.settings import make_config

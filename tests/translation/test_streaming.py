@@ -13,9 +13,9 @@ import torch
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
+from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.corpus import PreparedCorpus
 from hvd_async.tasks.translation.export import ExportedModel
-from hvd_async.tasks.translation.model import build_model
 from hvd_async.tasks.translation.streaming import Translated, open_lines, translate_stream
 
 LINES = ["The dog sees the cat.", "", "We sleep.", "A cat.", "The dog sleeps and we see the dog."]

@@ -18,8 +18,9 @@ from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
+from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.decoding import length_fault, translate
-from hvd_async.tasks.translation.model import TranslationModel, build_model
+from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.vocabulary import Vocabulary
 
 _PARAMETERS, _CONFIG, _VOCABULARY, _META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import abc
-import os
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hvd_async.config import ModelConfig
-from hvd_async.errors import ConfigError
 
 
 class DecoderState(Protocol):
@@ -95,33 +93,3 @@ class TranslationModel(nn.Module, abc.ABC):
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Return the logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`,
         which must come from this model's `start`."""
-
-
-def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
-    """Return the model that `config` describes, drawn from torch's global random source; the caller seeds it."""
-    from hvd_async.tasks.translation.gru import AttentionalGru  # imported here, since both derive from the class above
-    from hvd_async.tasks.translation.transformer import Transformer
-
-    kinds: dict[str, type[AttentionalGru] | type[Transformer]] = {"transformer": Transformer, "gru": AttentionalGru}
-    return kinds[config.kind](config, vocabulary_size)
-
-
-def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
-    """Raise `ConfigError` for a model whose parameters alone exceed the memory of this machine."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    layers = (config.encoder_layers + config.decoder_layers) * (12 * config.width + 3 * config.feed_forward)
-    if (
-        4
-        * config.width
-        * (3 * vocabulary_size + config.max_positions + layers * (12 * config.width + 3 * config.feed_forward))
-        < memory // 8
-    ):
-        return  # clearly small enough, and torch takes a second to count
-    with torch.device("meta"):
-        model = build_model(config, vocabulary_size)
-    size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
-    if size > memory:
-        raise ConfigError(
-            f"model: got parameters of {size / 1e9:,.0f} GB, expected less than the {memory / 1e9:,.0f} GB"
-            " of memory here; reduce width, layers, max_positions or vocabulary.size"
-        )

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.tasks.evaluation import Evaluation
+from hvd_async.tasks.translation.architectures import build_model, check_memory
 from hvd_async.tasks.translation.batching import Batch, BatchPlan, Ints, collate, padding_share
 from hvd_async.tasks.translation.corpus import ParallelArrays, PreparedCorpus
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
 from hvd_async.tasks.translation.decoding import translate
 from hvd_async.tasks.translation.export import export_model
-from hvd_async.tasks.translation.model import TranslationModel, build_model, check_memory
+from hvd_async.tasks.translation.model import TranslationModel
 
 
 class TranslationTask:

@@ -1,0 +1,42 @@
+"""The architectures of translation models, by the name that a configuration gives them; a new one is listed here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from hvd_async.config import ModelConfig
+from hvd_async.errors import ConfigError
+from hvd_async.tasks.translation.gru import AttentionalGru
+from hvd_async.tasks.translation.model import TranslationModel
+from hvd_async.tasks.translation.transformer import Transformer
+
+_KINDS: Mapping[str, type[AttentionalGru] | type[Transformer]] = {"transformer": Transformer, "gru": AttentionalGru}
+
+
+def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
+    """Return the model that `config` describes, drawn from torch's global random source; the caller seeds it."""
+    return _KINDS[config.kind](config, vocabulary_size)
+
+
+def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
+    """Raise `ConfigError` for a model whose parameters alone exceed the memory of this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    layers = (config.encoder_layers + config.decoder_layers) * (12 * config.width + 3 * config.feed_forward)
+    if (
+        4
+        * config.width
+        * (3 * vocabulary_size + config.max_positions + layers * (12 * config.width + 3 * config.feed_forward))
+        < memory // 8
+    ):
+        return  # clearly small enough, and torch takes a second to count
+    with torch.device("meta"):
+        model = build_model(config, vocabulary_size)
+    size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
+    if size > memory:
+        raise ConfigError(
+            f"model: got parameters of {size / 1e9:,.0f} GB, expected less than the {memory / 1e9:,.0f} GB"
+            " of memory here; reduce width, layers, max_positions or vocabulary.size"
+        )
