@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
     check_new,
@@ -12,9 +11,6 @@ from hvd_async.cli.arguments import (
     path_argument,
     verb,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

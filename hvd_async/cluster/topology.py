@@ -168,15 +168,6 @@ def describe(plan: RankPlan, transport: str = "", *, knows_threads: bool = True)
     return f"rank {plan.rank} on {plan.host}: {', '.join(facts)}"
 
 
-def share_cores(num_cores: int, num_workers: int, beside_store: bool = False) -> int:
-    """Threads of each worker on a host where all ranks may use all of `num_cores` cores."""
-    host = Machine("", tuple(range(num_cores)), ())
-    store: list[Role] = ["store"] if beside_store else []
-    workers: list[Role] = ["worker"] * num_workers
-    roles = store + workers
-    return _threads([host] * len(roles), roles)[-1]
-
-
 def _check_number_of_ranks(num_ranks: int, wanted: Placement) -> None:
     if wanted.kind == "single" and num_ranks != 1:
         raise SetupError(

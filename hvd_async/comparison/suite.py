@@ -150,6 +150,7 @@ class Suite:
 
     Attributes:
         config: the file.
+        configs: the configuration of each run.
         specs: every run that may be needed, in the order of a report.
         plan: these runs, for `comparison.plan`.
     """
@@ -174,17 +175,13 @@ class Suite:
         _check_names(self.config, str(path))
         _check_values(self.config, str(path))
         self.specs = list(self._all())
-        self._configs = self._load_all(str(path))
+        self.configs = self._load_all(str(path))
         self.plan = self._make_plan(path)
 
     @property
     def most_workers(self) -> int:
         """Largest number of workers of any run."""
         return max(self._num_workers(spec) for spec in self.specs)
-
-    def config_of(self, spec: Spec) -> RunConfig:
-        """Return the configuration for the run of `spec`."""
-        return self._configs[spec]
 
     def command(self, spec: Spec, *, resume: bool = False) -> list[str]:
         """Return the arguments of `hvd-async` that compute the run of `spec`, resuming the existing run or replacing it."""
@@ -263,7 +260,7 @@ class Suite:
 
     def _num_workers(self, spec: Spec) -> int:
         """Return the number of workers that the run will have."""
-        return 1 if self._configs[spec].strategy.is_single else self._workers(spec)
+        return 1 if self.configs[spec].strategy.is_single else self._workers(spec)
 
     def _make_plan(self, path: pathlib.Path) -> SuitePlan:
         suite = self.config
@@ -279,7 +276,7 @@ class Suite:
         )
 
     def _planned(self, spec: Spec) -> PlannedRun:
-        hash_of_config, is_simulated = config_hash(self._configs[spec]), self.config.launcher == "simulate"
+        hash_of_config, is_simulated = config_hash(self.configs[spec]), self.config.launcher == "simulate"
         workers = self._num_workers(spec)
         return PlannedRun(
             spec.environment, spec.variant, spec.rate, spec.seed, spec.name, hash_of_config, workers, is_simulated

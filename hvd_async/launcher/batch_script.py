@@ -100,10 +100,3 @@ def render(job: ScriptJob, resources: Resources) -> str:
         time=resources.time,
         more=resources.more,
     )
-
-
-def default_script(script: Script) -> str:
-    """The text of `slurm/<script>.sbatch`."""
-    if script == "compare":
-        return render(ScriptJob(script, "configs/suites/baselines.yaml"), Resources(nodes=1))
-    return render(ScriptJob(script, "configs/multi30k.yaml"), Resources())

@@ -108,17 +108,6 @@ def load_tensors(saved: SavedData, part: slice | None = None) -> dict[str, torch
     return read_tensors(saved.folder / _TENSORS, part)
 
 
-def load_latest_checkpoint(root: pathlib.Path) -> Checkpoint | None:
-    """Read the latest checkpoint in `root`; None where there is none. Raises `CheckpointError` if it is damaged."""
-    found = list_checkpoints(root)
-    if not found:
-        return None
-    hint = way_out(found[-1], found[:-1])
-    saved = read_data(found[-1], hint)
-    check_tensors(saved, hint)
-    return Checkpoint(load_tensors(saved), saved.data)
-
-
 def way_out(folder: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
     """What a person can do about the damaged checkpoint `folder`, where `others` were written before it."""
     return f"remove {folder} to resume from {others[-1]}" if others else f"remove {folder} and start again"

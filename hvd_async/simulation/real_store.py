@@ -66,11 +66,6 @@ class Versions(Sequence[torch.Tensor]):
             found = self._held[version] = self._free.pop() if self._free else torch.empty_like(self._held[min(self._held)])
         return found
 
-    @property
-    def num_held(self) -> int:
-        """How many versions are held."""
-        return len(self._held)
-
     def keep(self, used: set[int], newest: int) -> None:
         """Let go of all but `used`, and `newest`."""
         for version in [v for v in self._held if v not in used and v < newest]:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,9 +17,6 @@ from hvd_async.strategies.push_pull import PushPull, Took
 from hvd_async.transport import cuda_ipc
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.flat import FlatParameters
-
-if TYPE_CHECKING:
-    pass
 
 
 def ask_to_stop(job: Job, client: StoreClient) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.cluster.topology import Machine, Placement, assign_roles, describe, share_cores, this_machine
+from hvd_async.cluster.topology import Machine, Placement, assign_roles, describe, this_machine
 from hvd_async.errors import ConfigError, SetupError
 
 
@@ -316,11 +316,20 @@ def test_threads_that_are_given() -> None:
     assert [p.threads for p in assign_roles(machines("a", "a"), Placement("async", threads=5))] == [5, 5]
 
 
+def threads_of_workers(num_cores: int, num_workers: int, *, beside_store: bool = False) -> int:
+    """Threads of each worker on a host where all ranks may use all of its cores."""
+    host = Machine("a", tuple(range(num_cores)), ())
+    plans = assign_roles(
+        [host] * (num_workers + beside_store), Placement("async" if beside_store else "horovod", device="cpu")
+    )
+    return plans[-1].threads
+
+
 def test_the_share_of_a_worker_before_anything_is_started() -> None:
-    assert share_cores(8, 2) == 4
-    assert share_cores(2, 4) == 1
-    assert share_cores(12, 2, beside_store=True) == 4
-    assert share_cores(8, 2, beside_store=True) == 4
+    assert threads_of_workers(8, 2) == 4
+    assert threads_of_workers(2, 4) == 1
+    assert threads_of_workers(12, 2, beside_store=True) == 4
+    assert threads_of_workers(8, 2, beside_store=True) == 4
 
 
 def test_a_plan_is_told_in_one_line() -> None:

@@ -187,7 +187,7 @@ def test_a_variant_overrides_a_setting_and_that_what_is_set_for_all(folder: path
     found = {
         (s.environment, s.variant): (c.optimizer.clip_norm, c.optimizer.epsilon, c.model.dropout, c.strategy.kind)
         for s in suite.specs
-        for c in [suite.config_of(s)]
+        for c in [suite.configs[s]]
     }
     assert found == {
         ("a", "horovod"): (2.0, 1e-5, 0.3, "horovod"),
@@ -204,12 +204,12 @@ def test_a_key_of_a_variant_is_not_undone_by_a_section_of_a_environment(folder: 
         environments={"a": {"strategy": {"kind": "ddp"}}},
         variants={"horovod": {"strategy.kind": "horovod"}, "ddp": {}},
     )
-    assert [suite.config_of(spec).strategy.kind for spec in suite.specs] == ["horovod", "ddp"]
+    assert [suite.configs[spec].strategy.kind for spec in suite.specs] == ["horovod", "ddp"]
 
 
 def test_a_suite_gives_each_run_its_length_its_measurements_its_seed_and_its_rate(folder: pathlib.Path) -> None:
     suite = suite_of(folder, rates=[0.5], seeds=[7])
-    config = suite.config_of(Spec("all", "N = 1", 0.5, 7))
+    config = suite.configs[Spec("all", "N = 1", 0.5, 7)]
     assert (config.training.tokens, config.training.updates, config.training.epochs) == (2000, None, None)
     assert (config.validation.every_tokens, config.validation.every, config.validation.when) == (500, None, "after")
     assert (config.seed, config.optimizer.learning_rate, config.output) == (7, 0.5, "out/runs/n_1-0.5-s7")
@@ -218,7 +218,7 @@ def test_a_suite_gives_each_run_its_length_its_measurements_its_seed_and_its_rat
 
 @pytest.mark.parametrize("budget", [{"updates": 3}, {"seconds": 2.5}])
 def test_a_budget_is_the_only_bound(folder: pathlib.Path, budget: dict[str, Any]) -> None:
-    config = suite_of(folder, budget=budget).config_of(Spec("all", "horovod", None, 1)).training
+    config = suite_of(folder, budget=budget).configs[Spec("all", "horovod", None, 1)].training
     assert {name: value for name in ("epochs", "tokens", "updates", "seconds") if (value := getattr(config, name))} == budget
 
 
@@ -264,7 +264,7 @@ def test_long_values_and_numbers_as_keys_reach_a_run_as_they_are(folder: pathlib
     text = " ".join(["a folder: # 'of'"] * 30)
     slow = {0: 2.0, **dict.fromkeys(range(1, 40), 1.5)}
     environments = {"wide": {"workers": 40, "emulation.slow_workers": slow, "data.folder": text, "optimizer.epsilon": 1e-09}}
-    config = suite_of(folder, environments=environments).config_of(Spec("wide", "horovod", None, 1))
+    config = suite_of(folder, environments=environments).configs[Spec("wide", "horovod", None, 1)]
     assert config.emulation.slow_workers == slow and config.data.folder == text
     assert config.optimizer.epsilon == 1e-9 and config.simulation.workers == 40
 
@@ -297,7 +297,7 @@ def test_the_plan_is_in_the_order_of_the_file_and_is_read_as_it_was_written(fold
     assert [(run.environment, run.variant, run.rate, run.seed, run.name) for run in runs] == [
         (s.environment, s.variant, s.rate, s.seed, s.name) for s in expected
     ]
-    assert [run.config_hash for run in runs] == [config_hash(suite.config_of(spec)) for spec in expected]
+    assert [run.config_hash for run in runs] == [config_hash(suite.configs[spec]) for spec in expected]
     assert len({run.config_hash for run in runs}) == 8  # of the two environments, which say the same, alike
     assert (suite.plan.title, suite.plan.source, suite.plan.target) == ("suite", "suite.yaml", Target("loss", 3.0))
     assert suite.plan.text == (folder / "suite.yaml").read_text()

@@ -36,7 +36,7 @@ from hvd_async.launcher import (
     plan_ranks,
     variables_to_forward,
 )
-from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, default_script, render
+from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, render
 from hvd_async.system.processes import Command, Ended, run_command
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -137,6 +137,13 @@ def test_command_lines(name: str) -> None:
     golden = GOLDEN / f"launch-{name}.txt"
     assert golden.exists(), f"{golden} is missing; expected:\n{text_of(name)}"
     assert text_of(name) == golden.read_text()
+
+
+def default_script(script: Script) -> str:
+    """The text of `slurm/<script>.sbatch`."""
+    if script == "compare":
+        return render(ScriptJob(script, "configs/suites/baselines.yaml"), Resources(nodes=1))
+    return render(ScriptJob(script, "configs/multi30k.yaml"), Resources())
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

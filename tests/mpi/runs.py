@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from hvd_async.runs.checkpoint import load_latest_checkpoint
 from hvd_async.runs.event_log import read_events
 from tests.mpi.toy import Settings, settings_text
 from tests.ranks import Completed, run_ranks
+from tests.runs.saved import load_latest_checkpoint
 
 
 def run_toy(

@@ -215,7 +215,7 @@ def test_an_overlapped_worker_alone_is_one_version_behind_and_no_more(tmp_path: 
         flat.zero_gradient()
         task.loss(model, task.batch(batch, "cpu"))[0].backward()
         versions.append(versions[-1] - flat.collect_gradient() * 0.01)
-    from hvd_async.runs.checkpoint import load_latest_checkpoint
+    from tests.runs.saved import load_latest_checkpoint
 
     checkpoint = load_latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None and torch.equal(checkpoint.tensors["parameters"], versions[-1])

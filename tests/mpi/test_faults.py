@@ -10,10 +10,10 @@ import signal
 
 import pytest
 
-from hvd_async.runs.checkpoint import load_latest_checkpoint
 from tests.mpi.runs import config_hash, events_of, losses_of, resumed, run_toy, summary_of
 from tests.mpi.toy import Settings, make_config
 from tests.ranks import Completed, mpi_family
+from tests.runs.saved import load_latest_checkpoint
 
 pytestmark = pytest.mark.mpi
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
-from hvd_async.runs.checkpoint import load_latest_checkpoint
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import events_of, losses_of, summary_of, write_config
 from tests.ranks import Completed, mpi_family, mpirun_path, run_limited
+from tests.runs.saved import load_latest_checkpoint
 
 pytestmark = pytest.mark.mpi
 

@@ -17,7 +17,6 @@ from hvd_async.errors import CheckpointError, DataError
 from hvd_async.runs.checkpoint import (
     Checkpoint,
     check_tensors,
-    load_latest_checkpoint,
     load_tensors,
     read_data,
     read_tensors,
@@ -26,6 +25,7 @@ from hvd_async.runs.checkpoint import (
     write_tensors,
 )
 from hvd_async.system import files
+from tests.runs.saved import load_latest_checkpoint
 
 
 def make(value: float) -> Checkpoint:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_async.runs.checkpoint import load_latest_checkpoint
 from hvd_async.tasks.gradient import compute_gradient
 from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import Settings, config_hash, events_of, losses_of, resumed, run_toy
 from tests.mpi.toy import make_config
+from tests.runs.saved import load_latest_checkpoint
 from tests.simulation.simulated import CountedTask, run
 
 SGD = {"kind": "sgd", "learning_rate": 0.3, "schedule": {"kind": "constant"}}

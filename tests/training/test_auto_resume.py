@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from hvd_async.__main__ import main
-from hvd_async.runs.checkpoint import load_latest_checkpoint
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import write_config
 from tests.ranks import run_ranks
+from tests.runs.saved import load_latest_checkpoint
 
 ENVIRON = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_JOB_PARTITION": "low", "SLURM_RESTART_COUNT": "2"}
 

@@ -10,12 +10,12 @@ import torch
 
 from hvd_async.config import parse_config
 from hvd_async.errors import ConfigError
-from hvd_async.runs.checkpoint import load_latest_checkpoint
 from hvd_async.simulation.simulate import SimulateOptions, simulate
 from hvd_async.tasks.gradient import check_buffers
 from hvd_async.training.options import TrainOptions
 from hvd_async.training.run import train
 from tests.mpi.toy import CLASSES, FEATURES, Settings, ToyTask
+from tests.runs.saved import load_latest_checkpoint
 
 SETTINGS = Settings({}, num_batches=6)
 

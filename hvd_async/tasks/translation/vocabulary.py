@@ -86,10 +86,6 @@ class Vocabulary:
         """Write the serialized SentencePiece model, which other tools can read, too."""
         write_file(path, self._model)
 
-    def to_bytes(self) -> bytes:
-        """The serialized SentencePiece model."""
-        return self._model
-
     def __len__(self) -> int:
         return int(self._processor.get_piece_size())
 
