@@ -164,7 +164,7 @@ def describe(plan: RankPlan, transport: str = "", *, knows_threads: bool = True)
 
 
 def share_cores(num_cores: int, num_workers: int, beside_store: bool = False) -> int:
-    """Return the threads of each worker on a host where all ranks may use all of `num_cores` cores."""
+    """Threads of each worker on a host where all ranks may use all of `num_cores` cores."""
     host = Machine("", tuple(range(num_cores)), ())
     store: list[Role] = ["store"] if beside_store else []
     workers: list[Role] = ["worker"] * num_workers
