@@ -1,6 +1,6 @@
-"""What the launcher's environment tells a process: its rank, the number of ranks, and whether MPI agrees.
+"""The launcher's environment of a process: its rank, the number of ranks, and whether MPI agrees.
 
-Pure: the environment comes in as a mapping, what MPI says as numbers.
+Pure: the environment is passed as a mapping, what MPI says as numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hvd_async.cluster.launchers import Launcher, read_number
 from hvd_async.cluster.slurm import LIST_HINT, SRUN
 from hvd_async.errors import SetupError
 
-_SAME_MPI = "start it with the mpirun of the MPI that mpi4py loads, and have no other before it on PATH and LD_LIBRARY_PATH"
+_SAME_MPI = "start it with the mpirun of the MPI that mpi4py loads, and put no other before it on PATH and LD_LIBRARY_PATH"
 
 TORCHRUN = Launcher(
     "torchrun",
@@ -23,9 +23,9 @@ TORCHRUN = Launcher(
     "torchrun starts no MPI; use mpirun, or let `hvd-async launch` write the command",
 )
 
-# In order of precedence. An mpirun inside a Slurm job has srun start its proxies, whose variables the ranks inherit: its own
-# are those that count. Under `srun --mpi=pmi2` rank and size stand in the variables of Hydra, MPICH's mpirun, as well: only
-# Hydra tells the local rank too.
+# In order of precedence. An mpirun inside a Slurm job has srun start its proxies, whose variables the ranks inherit, but
+# its own variables count. Under `srun --mpi=pmi2` rank and size are also in the variables of Hydra, MPICH's mpirun: only
+# Hydra sets the local rank, too.
 LAUNCHERS = (
     Launcher(
         "Open MPI",
@@ -53,26 +53,26 @@ LAUNCHERS = (
 
 @dataclasses.dataclass(frozen=True)
 class LaunchedAs:
-    """What a launcher says about this process."""
+    """A launcher's description of this process."""
 
     launcher: Launcher
     rank: int
     size: int
     local_rank: int | None
     local_size: int | None
-    pmi: str = ""  # the --mpi of srun: pmix, pmi2, or none (also where it was not given); "" under other launchers
+    pmi: str = ""  # the --mpi of srun: pmix, pmi2, or none (also if it was not given); "" under other launchers
 
     def __str__(self) -> str:
-        """The launcher, and how it was called where that matters to MPI."""
+        """Return the launcher, and how it was called if that matters to MPI."""
         if not self.pmi:
             return self.launcher.name
         return f"{self.launcher.name} without --mpi" if self.pmi == "none" else f"{self.launcher.name} --mpi={self.pmi}"
 
 
 def read_environment(environ: Mapping[str, str]) -> LaunchedAs | None:
-    """The place that a launcher gave this process, None for one that was started without any.
+    """Return the place that a launcher gave this process; None if no launcher started it.
 
-    Raises `SetupError` where a launcher's variable is not a number.
+    Raises `SetupError` if a launcher's variable is not a number.
     """
     for launcher in LAUNCHERS:
         rank = read_number(environ, launcher.rank)
@@ -88,17 +88,17 @@ def read_environment(environ: Mapping[str, str]) -> LaunchedAs | None:
 
 
 def check_home(environ: Mapping[str, str]) -> None:
-    """Raises `SetupError` where `HOME` is not set: Open MPI and its mpirun fail without it, in many lines that do not say so."""
+    """Raise `SetupError` if `HOME` is not set: Open MPI and its mpirun fail without it, in many lines that do not say so."""
     if not environ.get("HOME"):
-        raise SetupError("HOME: got none, expected a folder; Open MPI does not start without one: export HOME=/tmp will do")
+        raise SetupError("HOME: got none, expected a folder; Open MPI does not start without one: export HOME=/tmp suffices")
 
 
 def check_world(launched: LaunchedAs | None, rank: int, size: int, library: str = "") -> None:
-    """Refuse an MPI world that is not the one that the launcher started. Raises `SetupError`.
+    """Raise `SetupError` if the MPI world is not the one that the launcher started.
 
-    `library` is what the MPI library calls itself, "" for a process without MPI. The usual case: the MPI library is not the
-    launcher's, finds no launcher that it knows, and every process becomes rank 0 of 1; a run would then train as many times,
-    on its own, as there are processes.
+    `library` is the name that the MPI library reports, "" for a process without MPI. The usual case: the MPI library is
+    not the launcher's, finds no launcher that it knows, and every process becomes rank 0 of 1. Each process would then
+    train on its own.
     """
     if launched is None or (launched.rank, launched.size) == (rank, size):
         return
@@ -111,10 +111,11 @@ def check_world(launched: LaunchedAs | None, rank: int, size: int, library: str 
 
 
 def check_launcher(launched: LaunchedAs | None, library: str, has_pmix: bool) -> None:
-    """Before MPI is initialised: refuse a launcher under which this library would end the process. Raises `SetupError`.
+    """Raise `SetupError`, before MPI is initialised, if this library would end the process under this launcher.
 
-    `has_pmix` is whether the library came with one for PMIx. MPICH without it ends a process that finds PMIx, with a text
-    that names neither srun nor its flag; all others start, if only as rank 0 of 1, for `check_world` to find.
+    `has_pmix` is whether the library has a PMIx of its own. MPICH without PMIx ends a process that finds PMIx, with a
+    text that names neither srun nor its flag; all other libraries start, if only as rank 0 of 1, which `check_world`
+    finds.
     """
     if launched is None or launched.pmi != "pmix" or not library.startswith("MPICH") or has_pmix:
         return
@@ -125,7 +126,7 @@ def check_launcher(launched: LaunchedAs | None, library: str, has_pmix: bool) ->
 
 
 def _mpi(library: str) -> str:
-    """The library's name and version, of a text that goes on for lines."""
+    """Return the library's name and version, from a text of several lines."""
     name = " ".join(library.partition(",")[0].partition("\n")[0].replace("Version:", "").strip("\0 ").split())
     return f"MPI ({name})" if name else "MPI"
 
@@ -136,5 +137,5 @@ def _hint(launched: LaunchedAs, library: str) -> str:
     if flag is None:
         return launched.launcher.hint
     if flag == launched.pmi:
-        return f"the {flag} of srun and that of this MPI do not understand each other; use its mpirun inside the job"
+        return f"srun's {flag} and that of this MPI are incompatible; use the mpirun of this MPI inside the job"
     return f"use srun --mpi={flag}; {LIST_HINT}"

@@ -22,32 +22,32 @@ from hvd_async.errors import ConfigError, SetupError
 Role = Literal["store", "shard", "worker", "store+worker", "shard+worker"]
 _DEDICATED = ("store", "shard")
 
-# Cores of a worker beyond which one more helps it less than the store.
+# Cores of a worker beyond which one more helps the worker less than the store.
 _PLENTY = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What one rank may use of its host. Binding or a container can give the ranks of a host different parts of it."""
+    """The part of a host that one rank may use. Binding or a container can give the ranks of a host different parts."""
 
     host: str
     cores: tuple[int, ...]
     gpus: tuple[str, ...]  # unique names; the position is the index in `cuda:<index>` for this rank
 
     def to_text(self) -> str:
-        """A line of text, to be exchanged among ranks."""
+        """Return one line of text to send to other ranks."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_text(cls, text: str) -> Machine:
-        """The inverse of `to_text`."""
+        """Return the machine in `text`; the inverse of `to_text`."""
         fields = json.loads(text)
         return cls(fields["host"], tuple(fields["cores"]), tuple(fields["gpus"]))
 
 
 def this_machine() -> Machine:
-    """What this process may use here. Imports torch, and asks CUDA where there is one."""
-    import torch  # late: reading a plan or an environment must not cost seconds
+    """Return what this process may use here. Imports torch, and asks CUDA if there is one."""
+    import torch  # imported late: reading a plan or an environment must not cost seconds
 
     gpus = tuple(str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count()))
     return Machine(socket.gethostname(), tuple(sorted(os.sched_getaffinity(0))), gpus)
@@ -55,8 +55,8 @@ def this_machine() -> Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """What the configuration asks for: `strategy.kind`, `strategy.placement`, `store.shards`, `store.device` and the like-named
-    keys of `training`."""
+    """The wishes of the configuration: `strategy.kind`, `strategy.placement`, `store.shards`, `store.device` and the keys
+    of `training` with the names below."""
 
     kind: Literal["single", "horovod", "ddp", "async"]
     placement: Literal["dedicated", "colocated"] = "dedicated"
@@ -66,17 +66,11 @@ class Placement:
     num_shards: int = 1
     store_device: str = "cpu"
     is_direct: bool = True
-    """Whether workers may read and write a store in device memory themselves, as far as their gradients' format goes."""
+    """Whether the format of their gradients lets workers read and write a store in device memory themselves."""
 
 
 def placement_of(config: RunConfig) -> Placement:
-    """The plan of one rank. `worker` counts workers from 0 in the order of ranks; None for a store that does not train.
-    `shard` is the number of the store's shard that the rank holds, if any; shard 0, on rank 0, is the sequencer.
-
-    `store_device`: for a rank that holds a shard, the device of that shard's vectors (None: the CPU); for another worker
-    that `is_direct`, that GPU as this rank numbers it. `is_direct`: the worker reads and writes the store's vectors in
-    the memory of the GPU.
-    """
+    """Return the keys of `config` on which roles, devices and threads depend."""
     return Placement(
         kind=config.strategy.kind,
         placement=config.strategy.placement,
@@ -91,12 +85,12 @@ def placement_of(config: RunConfig) -> Placement:
 
 @dataclasses.dataclass(frozen=True)
 class RankPlan:
-    """What one rank is to be. `worker` counts workers from 0 in the order of ranks; None for a store that does not train.
-    `shard` is the number of the store's shard that it holds, if any; shard 0, on rank 0, is the sequencer.
+    """The plan of one rank. `worker` counts workers from 0 in the order of ranks; None for a store that does not train.
+    `shard` is the number of the store's shard that the rank holds, if any; shard 0, on rank 0, is the sequencer.
 
-    `store_device`: of a rank that holds a shard, where that shard's vectors lie (None: on the CPU); of another worker that
-    `is_direct`, the same GPU as this rank numbers it. `is_direct`: its worker is to read and write the store's vectors in the
-    memory of the GPU.
+    `store_device`: for a rank that holds a shard, the device of that shard's vectors (None: the CPU); for another worker
+    that `is_direct`, that GPU as this rank numbers it. `is_direct`: the worker reads and writes the store's vectors in
+    the memory of the GPU.
     """
 
     rank: int
@@ -112,14 +106,14 @@ class RankPlan:
 
     @property
     def opens_store(self) -> bool:
-        """Whether this rank is to open the device memory of a store in another process."""
+        """Whether this rank opens the device memory of a store in another process."""
         return self.is_direct and self.shard is None
 
 
 def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPlan, ...]:
-    """The plan of all ranks; `machines[r]` is what rank r reported.
+    """Return the plan of all ranks; `machines[r]` is what rank r reported.
 
-    Raises `SetupError` where ranks, GPUs or the strategy do not fit together, `ConfigError` for an unknown device.
+    Raises `SetupError` if ranks, GPUs and strategy do not fit together, `ConfigError` for an unknown device.
     """
     _check_number_of_ranks(len(machines), wanted)
     shards = _place_shards([machine.host for machine in machines], wanted)
@@ -152,7 +146,8 @@ def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPl
 
 
 def describe(plan: RankPlan, transport: str = "", *, knows_threads: bool = True) -> str:
-    """One line: host, role, device, threads, and the transport where it is known. `knows_threads`: else they are left open."""
+    """Return one line: host, role, device, threads, and the transport if it is known. `knows_threads`: whether to name a
+    number of threads."""
     role: str = plan.role
     if plan.shard:
         role = role.replace("shard", f"shard {plan.shard}")
@@ -171,8 +166,8 @@ def describe(plan: RankPlan, transport: str = "", *, knows_threads: bool = True)
 def _check_number_of_ranks(num_ranks: int, wanted: Placement) -> None:
     if wanted.kind == "single" and num_ranks != 1:
         raise SetupError(
-            f"strategy single: got {num_ranks} ranks, expected 1; start it without mpirun,"
-            " or choose strategy.kind async, horovod or ddp"
+            f"strategy single: got {num_ranks} ranks, expected 1; start it without mpirun, or choose"
+            " strategy.kind async, horovod or ddp"
         )
     if wanted.kind != "async":
         return
@@ -191,7 +186,7 @@ def _check_number_of_ranks(num_ranks: int, wanted: Placement) -> None:
 
 
 def _place_shards(hosts: Sequence[str], wanted: Placement) -> dict[int, int]:
-    """Rank -> number of its shard: the first rank of every host in turn, from rank 0's host on, then the second, ..."""
+    """Return shard numbers by rank: the first rank of every host in turn, from rank 0's host on, then the second, ..."""
     if wanted.kind != "async":
         return {}
     of_host: dict[str, list[int]] = {}
@@ -236,14 +231,15 @@ def _devices(machines: Sequence[Machine], roles: Sequence[Role], wanted: Placeme
 def _store_devices(
     machines: Sequence[Machine], roles: Sequence[Role], devices: Sequence[str], wanted: Placement
 ) -> list[str | None]:
-    """`RankPlan.store_device` of every rank. GPUs are dealt to workers first, so that their numbers do not depend on it."""
+    """Return `RankPlan.store_device` of every rank. Workers get GPUs first, so that their numbers do not depend on the
+    store."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted.store_device):
         raise ConfigError(f"store.device: got {wanted.store_device!r}, expected auto, cpu, cuda or cuda:<index>")
     stores = [rank for rank, role in enumerate(roles) if role != "worker"]
     chosen: list[str | None] = ["cpu" if rank in stores else None for rank in range(len(machines))]
     if not stores or wanted.store_device == "cpu":
         return chosen
-    owner = stores[0]  # the configuration refuses a device with several
+    owner = stores[0]  # the configuration refuses a device with several shards
     index = _store_gpu(owner, machines, devices, wanted)
     if index is None:
         return chosen
@@ -257,7 +253,7 @@ def _store_devices(
 
 
 def _store_gpu(owner: int, machines: Sequence[Machine], devices: Sequence[str], wanted: Placement) -> int | None:
-    """The store's GPU, as its rank sees it: that on which it trains, or one that no worker uses; None: it stays on the CPU."""
+    """Return the store's GPU, as its rank sees it: the one on which it trains, or one that no worker uses; None: the CPU."""
     machine, is_auto = machines[owner], wanted.store_device == "auto"
     if is_auto and not machine.gpus:
         return None
@@ -266,7 +262,7 @@ def _store_gpu(owner: int, machines: Sequence[Machine], devices: Sequence[str], 
         raise SetupError(_unseen("store.device", wanted.store_device, owner, machine))
     own = int(devices[owner].partition(":")[2] or -1)
     if own >= 0 and index in (-1, own):
-        return own  # one process: nothing is shared with others
+        return own  # one process: it shares the GPU with no other
     names = {(m.host, m.gpus[int(d.partition(":")[2])]) for m, d in zip(machines, devices, strict=True) if d != "cpu"}
     is_used = [(machine.host, gpu) in names for gpu in machine.gpus]
     if index < 0:
@@ -289,10 +285,10 @@ def _unseen(key: str, device: str, rank: int, machine: Machine) -> str:
 
 
 def _gpu_index(rank: int, machine: Machine, users: Sequence[int], wanted: Placement) -> int:
-    """The GPU asked for, or the first of those with the fewest users (`users[i]` ranks have index i already).
+    """Return the requested GPU, or the first of those with the fewest users (`users[i]` ranks have index i already).
 
-    Where all ranks of a host see all of its GPUs that is the number of the worker on its host; where the launcher gave each
-    rank a GPU of its own, which is index 0 for all of them, it is that one.
+    If all ranks of a host see all its GPUs, the index is the number of the worker on its host. If the launcher gave each
+    rank a GPU of its own, which has index 0 for every rank, the index is 0.
     """
     index = int(wanted.device.partition(":")[2] or -1)
     if not machine.gpus or index >= len(machine.gpus):
@@ -301,14 +297,14 @@ def _gpu_index(rank: int, machine: Machine, users: Sequence[int], wanted: Placem
 
 
 def _threads(machines: Sequence[Machine], roles: Sequence[Role]) -> list[int]:
-    """Threads for arithmetic of every rank, the cores of each host divided among those that compute on it."""
+    """Return the threads for arithmetic of every rank: the cores of each host divided among the ranks that compute on it."""
     everyone = _divide_cores(machines, range(len(machines)))
     stores = {rank for rank, role in enumerate(roles) if role in _DEDICATED}
     workers = [rank for rank in range(len(roles)) if rank not in stores]
     hosts = {machines[rank].host for rank in stores}
     if all(everyone[rank] >= _PLENTY for rank in workers if machines[rank].host in hosts):
         return everyone
-    # Few cores: workers would lose more than the store, which waits most of the time, could win.
+    # Few cores: workers would lose more than the store, which waits most of the time, would gain.
     shares = iter(_divide_cores([machines[rank] for rank in workers], range(len(workers))))
     return [1 if rank in stores else next(shares) for rank in range(len(roles))]
 

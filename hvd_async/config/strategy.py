@@ -151,7 +151,7 @@ class StrategyConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _resolve_provisional(self) -> StrategyConfig:
-        """Set `provisional` to what takes effect, so that nothing has to work it out again and a saved configuration tells."""
+        """Resolve `provisional` to the value in effect, so that a saved configuration shows it and nothing derives it again."""
         wanted = self.provisional
         if wanted is None:
             wanted = self.reduction == "token_mean" and self.staleness_policy != "delay_compensation"
@@ -178,12 +178,12 @@ class StrategyConfig(Section):
 
     @property
     def is_async(self) -> bool:
-        """Whether workers push to a parameter store, which is not the case in the synchronous strategies."""
+        """Whether workers push to a parameter store, unlike in the synchronous strategies."""
         return self.kind == "async"
 
     @property
     def is_single(self) -> bool:
-        """Whether the run has one process, without any exchange."""
+        """Whether the run has one process, which exchanges nothing."""
         return self.kind == "single"
 
     @property
@@ -193,12 +193,12 @@ class StrategyConfig(Section):
 
     @property
     def waits_for_stragglers(self) -> bool:
-        """Whether an update waits for a gradient under way that it would leave too stale."""
+        """Whether an update waits for gradients under way that it would make too stale."""
         return self.max_staleness is not None and self.on_stale == "wait"
 
     @property
     def drops_stale(self) -> bool:
-        """Whether an arrival that is too stale is refused."""
+        """Whether arrivals that are too stale are refused."""
         return self.max_staleness is not None and self.on_stale == "drop"
 
 

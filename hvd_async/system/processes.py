@@ -81,9 +81,9 @@ class Stopping:
 
 
 def ask(argv: Sequence[str], hint: str, timeout_seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
-    """Run a command that answers in text, with nothing on its standard input, and return what it says, whatever its status.
+    """Run a command with empty standard input and return the text that it prints, whatever its exit status.
 
-    Raises `SetupError`, which ends with `hint`, where the command cannot be started or does not answer in time. Blocks.
+    Raises `SetupError`, which ends with `hint`, if the command cannot be started or does not answer in time. Blocks.
     """
     try:
         return subprocess.run(

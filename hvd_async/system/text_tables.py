@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 
 
 def aligned_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), *, has_rule: bool = True) -> str:
-    """Return `rows`, the first of which is the head, with columns aligned to the right, but those in `left` to the left.
+    """Return `rows`, the first of which is the head, with columns right-aligned, except that those in `left` are left-aligned.
 
-    `has_rule`: a line of dashes is below the head.
+    `has_rule`: put a line of dashes below the head.
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
@@ -24,6 +24,6 @@ def aligned_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), *
 
 
 def markdown_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """Return `rows`, the first of which is the head, as a Markdown table. Cells are taken as they are."""
+    """Return `rows`, the first of which is the head, as a Markdown table. Cells are not escaped."""
     rule = ["---" if column in left else "---:" for column in range(len(rows[0]))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])

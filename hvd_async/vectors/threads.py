@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Number of threads with which torch computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def arithmetic_threads(num_threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_threads() -> Iterator[None]:
-    """Let torch compute with as many threads as before when the block ends, whatever it sets inside."""
+    """Restore torch's number of threads when the block ends, whatever is set inside."""
     before = torch.get_num_threads()
     try:
         yield

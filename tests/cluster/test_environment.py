@@ -171,7 +171,7 @@ def test_a_refusal_in_full() -> None:
 
 
 def test_the_right_flag_that_did_not_help_leaves_mpirun() -> None:
-    assert "use its mpirun inside the job" in refusal(PMIX, LIBRARIES["Open MPI"])
+    assert "use the mpirun of this MPI inside the job" in refusal(PMIX, LIBRARIES["Open MPI"])
 
 
 def test_an_mpi_that_we_do_not_know_is_told_of_all_flags() -> None:

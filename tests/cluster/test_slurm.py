@@ -1,4 +1,4 @@
-"""What the environment tells of a job of Slurm."""
+"""Slurm's environment of a job."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_a_damaged_run_is_computed_again(folder: pathlib.Path, monkeypatch: pyte
 
 
 def loss_of(config: RunConfig) -> Sequence[float]:
-    """Of horovod 0.2 is the best rate, of async 0.4; the first diverges at the highest."""
+    """Return losses with which 0.2 is the best rate for horovod and 0.4 for async; horovod diverges at the highest."""
     rate = config.optimizer.learning_rate
     if config.strategy.kind == "horovod":
         return {0.1: (4.0, 2.5), 0.2: (4.0, 2.0), 0.4: (1.0, math.nan)}[rate]
@@ -208,7 +208,7 @@ def test_every_rate_is_tried_with_the_first_seed_and_the_best_with_the_others(
     collection = read_collection(folder / "out")
     chosen = [(e.variant, e.rate, e.seed) for e in collection.entries if e.is_chosen]
     assert chosen == [("horovod", 0.2, 7), ("horovod", 0.2, 1), ("N = 1", 0.4, 7), ("N = 1", 0.4, 1)]
-    # All rates are there for the first seed; of the others nobody asked for the second.
+    # The first seed has all rates; rates other than the best are not wanted for the second seed.
     assert len(collection.entries) == 8 and all(entry.run is not None for entry in collection.entries)
 
 
@@ -302,7 +302,7 @@ def test_several_jobs_at_a_time(folder: pathlib.Path, monkeypatch: pytest.Monkey
 
 
 def leave_checkpoint(output: pathlib.Path, name: str) -> None:
-    """As if the run had been killed after a checkpoint."""
+    """Leave the run as if it had been killed after a checkpoint."""
     (output / "runs" / name / "summary.json").unlink()
     (output / "runs" / name / "checkpoints/v00000002").mkdir(parents=True)
 
@@ -397,7 +397,7 @@ def test_it_is_waited_for_a_while(folder: pathlib.Path, monkeypatch: pytest.Monk
 
 
 def test_what_runs_ends_with_the_suite(folder: pathlib.Path) -> None:
-    path = write(folder, tiny(budget={"updates": 1_000_000}))  # which nobody waits for
+    path = write(folder, tiny(budget={"updates": 1_000_000}))  # never reached
     with compare(path, folder / "out") as parent:
         until(events_of(folder / "out", "horovod-s1").exists, parent)
         running = children_of(parent.pid)
@@ -413,7 +413,7 @@ def test_what_runs_ends_with_the_suite(folder: pathlib.Path) -> None:
 def test_what_runs_ends_as_well_when_nobody_can_tell_it_and_the_folder_is_free_then(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It prints nothing, or it would end since nobody reads that.
+    # It prints nothing: otherwise it would end because nothing reads its output.
     path = write(folder, tiny(budget={"updates": 1_000_000}, set={"training.log_every_seconds": 1e6}))
     with compare(path, folder / "out") as parent:
         until(events_of(folder / "out", "horovod-s1").exists, parent)

@@ -27,7 +27,7 @@ LOSS = Target("loss", 3.0)
 
 @pytest.fixture
 def rows(tmp_path: pathlib.Path) -> Rows:
-    """Of entries whose runs are written first, each with its events."""
+    """Return a function that computes the rows of entries, whose runs it writes first, each with its events."""
 
     def make(
         *entries: Entry, target: Target | None = LOSS, rates: tuple[float, ...] = (), logs: dict[int, Events] | None = None
@@ -57,7 +57,7 @@ def of_kind(made: Run, kind: str, **strategy: Any) -> Run:
 
 
 def exactly(mean: float, num: int) -> Interval:
-    """Of measurements that agree."""
+    """Interval of measurements that agree."""
     near = pytest.approx(mean)
     return Interval(near, near, near, num)
 
@@ -261,7 +261,7 @@ def test_shares_of_the_time_are_means_over_runs(rows: Rows) -> None:
     [("horovod", {}, 0.5 / 0.5), ("async", {"lockstep": True}, 0.5 / 0.5), ("async", {}, 0.5 / 0.75)],
 )
 def test_the_ideal_is_that_of_its_kind(rows: Rows, kind: str, strategy: dict[str, Any], share: float) -> None:
-    # Steps of 2 and of 4 seconds: together 0.75 a second if nobody waits, else 2 in each 4 seconds.
+    # Steps of 2 and of 4 seconds: together 0.75 a second if no worker waits, else 2 in each 4 seconds.
     log = [arrival(0, 2.0, 2.0), arrival(1, 4.0, 4.0)]
     made = of_kind(run(*FALLING, num_workers=2), kind, **strategy)
     (row,) = rows(entry("base", 1, made), logs={0: log})

@@ -1,4 +1,4 @@
-"""What a suite asks for, and what is refused before anything runs."""
+"""The runs of a suite, and errors found before anything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of a suite that is computed."""
+"""The progress of a suite as a user sees it."""
 
 from __future__ import annotations
 

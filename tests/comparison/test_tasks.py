@@ -123,7 +123,7 @@ def test_a_suite_of_one_stage_has_no_second(folder: pathlib.Path, capsys: pytest
 
 
 def loss_of(config: RunConfig) -> Sequence[float]:
-    """Of horovod 0.2 is the best rate, of async 0.4; the first diverges at the highest."""
+    """Return losses with which 0.2 is the best rate for horovod and 0.4 for async; horovod diverges at the highest."""
     rate = config.optimizer.learning_rate
     if config.strategy.kind == "horovod":
         return {0.1: (4.0, 2.5), 0.2: (4.0, 2.0), 0.4: (1.0, math.nan)}[rate]
@@ -257,7 +257,7 @@ def test_a_plan_that_another_host_writes_at_the_same_time_is_as_good_as_ours(
 
 
 def test_tasks_run_at_once(folder: pathlib.Path) -> None:
-    path = write(folder, tiny(budget={"updates": 1_000_000}))  # which nobody waits for
+    path = write(folder, tiny(budget={"updates": 1_000_000}))  # never reached
     with task(path, 0) as first, task(path, 1) as second:
         for process, name in ((first, "horovod-s1"), (second, "n_1-s1")):
             until(events_of(folder / "out", name).exists, process)

@@ -1,4 +1,4 @@
-"""Configuration files: what is read, and exactly what is said of each fault."""
+"""Configuration files: the values read, and the exact message for each error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long steps are to last: the same for whoever asks, in whatever order."""
+"""Lengths of steps: equal for all readers, in any order."""
 
 from __future__ import annotations
 

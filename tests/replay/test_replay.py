@@ -44,7 +44,7 @@ def run(recorded: tuple[pathlib.Path, Settings], tmp_path: pathlib.Path) -> tupl
 
 
 def change(run: tuple[pathlib.Path, Settings], how: Callable[[Events], None]) -> str:
-    """What replay says when the log was changed."""
+    """Return the message of replay after a change of the log."""
     folder, settings = run
     edit_log(folder, how)
     with pytest.raises(DifferenceError) as caught:

@@ -132,7 +132,7 @@ def test_the_runs_show_what_they_are_to_show(ordinary: dict[str, tuple[pathlib.P
 def copy_of(
     ordinary: dict[str, tuple[pathlib.Path, Settings]], name: str, to: pathlib.Path
 ) -> tuple[pathlib.Path, Settings]:
-    """What a replay reads of a run, to be changed."""
+    """The parts of a run that a replay reads, to be changed."""
     folder, run = ordinary[name]
     to.mkdir()
     for file in ("config.yaml", "events.jsonl"):

@@ -54,7 +54,7 @@ class Made:
 
     @property
     def num_steps(self) -> int:
-        """Of each worker."""
+        """Number of steps of each worker."""
         return int(self.seconds / (1.0 + self.wait))
 
     def _config(self, seed: int) -> str:

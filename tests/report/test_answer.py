@@ -32,7 +32,7 @@ def a_run() -> Run:
 
 
 def row(variant: str, num_seeds: int = 3, *, num_failed: int = 0, num_not_reached: int = 0, **fields: Any) -> Row:
-    """A variant whose runs all reached the target, but for what is said otherwise."""
+    """A variant whose runs all reached the target, unless arguments say otherwise."""
     runs = [None] * num_failed + [a_run()] * (num_seeds - num_failed)
     entries = tuple(Entry("even", variant, None, seed, pathlib.Path("r"), run) for seed, run in enumerate(runs, start=1))
     there = tuple(run for run in runs if run is not None)

@@ -1,4 +1,4 @@
-"""What makes runs hard to compare is said at the top of the report."""
+"""Differences that make runs hard to compare are at the top of the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we start imports what we do: nothing of the current folder, whatever lies there."""
+"""Processes that we start import what we import: nothing from the current folder, whatever is there."""
 
 from __future__ import annotations
 

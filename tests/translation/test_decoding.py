@@ -47,7 +47,7 @@ def make_model(kind: Kind, seed: int, max_positions: int = 32) -> TranslationMod
 
 
 def log_probability(model: TranslationModel, source: list[int], target: list[int]) -> float:
-    """Of the target and its end, without a cache."""
+    """Score of the target and its end, computed without a cache."""
     batch = collate([source], [target])
     with torch.no_grad():
         logits = model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)

@@ -109,5 +109,5 @@ def test_other_text_is_not_replaced_or_hidden(tmp_path: Path, existing: str) -> 
     assert [path.name for path in tmp_path.iterdir()] == [existing] and (tmp_path / existing).read_bytes() == b"mine\n"
     write_texts(tmp_path, texts, overwrite=True)
     (tmp_path / "train.en.gz").unlink(missing_ok=True)
-    write_texts(tmp_path, texts, overwrite=False)  # the same text is nobody's loss
+    write_texts(tmp_path, texts, overwrite=False)  # equal text may be replaced
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == texts

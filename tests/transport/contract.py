@@ -299,7 +299,7 @@ CONTRACT: tuple[Callable[[Actor], None], ...] = (
 
 
 def check_contract(actor: Actor, checks: Sequence[Callable[[Actor], None]]) -> None:
-    """What is left in the block is no zero."""
+    """Run the checks, then fill the block with values other than zero."""
     for check in checks:
         check(actor)
         actor.meet()
@@ -312,7 +312,7 @@ def check_contract(actor: Actor, checks: Sequence[Callable[[Actor], None]]) -> N
 
 
 def a_flag_in_one_block_tells_of_the_others(actors: Sequence[Actor]) -> None:
-    """As a push to several shards: the gradient lies in all of them, the word that says so in the first."""
+    """Like a push to several shards: the gradient is in all of them, the word that announces it in the first."""
     first, size = actors[0], actors[0].group.size
     offset, rounds, target = first.window.layout.slot_offset(0), 30, torch.empty(70_001)
     for writer in range(size):

@@ -1,4 +1,4 @@
-"""What is set before MPI is initialised."""
+"""Settings made before MPI is initialised."""
 
 from __future__ import annotations
 

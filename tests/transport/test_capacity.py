@@ -20,7 +20,7 @@ Rank = tuple[str, list[Need], Room]
 
 
 def messages(*ranks: Rank) -> set[str]:
-    """What the ranks are told, each of host, needs and room; empty where all is well."""
+    """Return the distinct errors of ranks with host, needs and room each; empty if all is well."""
     told = set()
 
     def check(group: ThreadGroup) -> None:

@@ -15,7 +15,7 @@ from tests.transport.contract import CONTRACT, Actor, make_layout, run_threads
 
 
 class Bellless(ThreadMemory):
-    """As without the C extension."""
+    """Behave as without the C extension."""
 
     has_bells = False
 

@@ -59,7 +59,7 @@ def make_state(rule: Rule, size: int, offset: int = 0, in_place: bool = False) -
 
 
 def vectors(state: State) -> dict[str, torch.Tensor]:
-    """Those that `state` has."""
+    """Return the vectors that `state` has."""
     found = {field.name: getattr(state, field.name) for field in fields(state)}
     return {name: vector for name, vector in found.items() if vector is not None}
 
