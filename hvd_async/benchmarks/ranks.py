@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from hvd_async.cluster.topology import this_machine
 from hvd_async.errors import HvdAsyncError
 from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
 from hvd_async.system import interpreter
+from hvd_async.system.failures import tell
 from hvd_async.system.processes import Command, run_command
 
 if TYPE_CHECKING:
@@ -106,8 +106,5 @@ def _aborting_on_failure(group: MpiGroup) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        known = isinstance(error, HvdAsyncError)
-        trace = "" if known else "".join(traceback.format_exception(error))
-        sys.stderr.write(f"{trace}hvd-async: rank {group.rank}: {error}\n")
-        sys.stderr.flush()
+        tell(group.rank, error)
         group.abort(error.exit_status if isinstance(error, HvdAsyncError) else 1)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from hvd_async.benchmarks.options import Options
 from hvd_async.errors import DataError
 from hvd_async.system.files import write_file
 from hvd_async.system.json_text import parse_json
+from hvd_async.system.machine import processor_name
 from hvd_async.system.text_tables import aligned_table
 
 HEADER = ("figure", "median", "quartiles", "limit", "its median", "ratio", "target", "met")
@@ -46,7 +46,7 @@ class BenchMachine:
     def here(cls, mpi: str = "", hosts: int = 1) -> BenchMachine:
         """The machine of this process."""
         return cls(
-            cpu=cpu_name(_read("/proc/cpuinfo")) or platform.machine(),
+            cpu=processor_name(),
             cores=len(os.sched_getaffinity(0)),
             load=round(os.getloadavg()[0], 2),
             python=platform.python_version(),
@@ -170,16 +170,3 @@ def _print_rich(result: Result, rows: Sequence[Sequence[str]], stream: TextIO) -
 
 def _is_text(column: int) -> bool:
     return column < _NUM_TEXT_COLUMNS or column == _LIMIT_COLUMN
-
-
-def cpu_name(cpuinfo: str) -> str:
-    """The model of the first processor in the text of /proc/cpuinfo; empty where it has none."""
-    found = re.search(r"^model name\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    return " ".join(found[1].split()) if found else ""
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

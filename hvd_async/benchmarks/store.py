@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
@@ -21,6 +20,7 @@ from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import NUM_PROVISIONAL
+from hvd_async.system.machine import available_memory
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.threads import arithmetic_threads
 
@@ -207,9 +207,4 @@ def check_memory(num: int, available_bytes: int | None) -> None:
 def _available_bytes(device: str) -> int | None:
     if device != "cpu":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    kib = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return kib[0] * 1024 if kib else None
+    return available_memory()

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from hvd_async.config import ArrivalsFrom, RunConfig, Section, dump_yaml_line
 from hvd_async.system.limits import MOST, MOST_FLOAT32
+from hvd_async.system.text_tables import markdown_table
 
 _INTRODUCTION = """\
 # Configuration
@@ -71,11 +72,11 @@ def _table(keys: Sequence[tuple[str, FieldInfo]]) -> str:
         for key, field in keys
         if _section(field) is None
     ]
-    cells = [("key", "type", "default", "meaning"), ("---",) * 4, *rows]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    head = ("key", "type", "default", "meaning")
+    table = markdown_table([head, *([cell.replace("|", "\\|") for cell in row] for row in rows)], left=range(len(head)))
     below = [f"`{key}`" for key, field in keys if _section(field) is not None]
     note = f"\n\nFurther keys are in {', '.join(below)}, below." if below else ""
-    return "\n".join(lines) + note + "\n"
+    return table + note + "\n"
 
 
 def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:

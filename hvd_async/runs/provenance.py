@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 import platform
 import socket
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 import hvd_async
 from hvd_async.cluster.batch_job import BatchJob
 from hvd_async.cluster.topology import RankPlan
+from hvd_async.system.machine import processor_name
 from hvd_async.vectors import arithmetic
 
 Facts = Mapping[str, Any]
@@ -87,16 +87,7 @@ def this_software(device: str = "cpu") -> Facts:
         "cuda": torch.version.cuda,
         "kernels": "compiled" if arithmetic.is_compiled() else "torch",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu": _cpu_name(),
+        "cpu": processor_name(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "machine": platform.platform(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

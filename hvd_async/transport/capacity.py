@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvd_async.errors import SetupError
+from hvd_async.system.machine import available_memory
 from hvd_async.transport.group import Group
 
 _SHARED_FOLDER = "/dev/shm"
@@ -71,17 +72,8 @@ def free_memory() -> Room:
     if os.path.isdir(_SHARED_FOLDER):
         status = os.statvfs(_SHARED_FOLDER)
         shared = status.f_bavail * status.f_frsize
-    figures = [figure for figure in (_kernel_estimate(), _left_in_control_group()) if figure is not None]
+    figures = [figure for figure in (available_memory(), _left_in_control_group()) if figure is not None]
     return Room(min(figures, default=None), shared)
-
-
-def _kernel_estimate() -> int | None:
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(found[0]) if found else None
 
 
 def _left_in_control_group(

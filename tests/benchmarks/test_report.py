@@ -14,7 +14,6 @@ from hvd_async.benchmarks.report import (
     HEADER,
     BenchMachine,
     Result,
-    cpu_name,
     number,
     print_results,
     read_results,
@@ -86,11 +85,6 @@ def test_a_file_of_another_kind_is_refused(text: str, tmp_path: pathlib.Path) ->
 
 def test_numbers_have_three_figures() -> None:
     assert [number(value) for value in (0.0, 1.234, 12.34, 123.4, 12345.6)] == ["0.00", "1.23", "12.3", "123", "12346"]
-
-
-def test_the_processor_has_a_name() -> None:
-    assert cpu_name("processor\t: 0\nmodel name\t: A  processor\nmodel name\t: B\n") == "A processor"
-    assert cpu_name("processor: 0\n") == ""
 
 
 def test_this_machine_has_facts() -> None:
