@@ -113,7 +113,9 @@ def run_ranks(
 @functools.cache
 def nursery() -> Nursery:
     """The process from which ranks are forked; it ends with this one."""
-    made = Nursery({**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()})
+    # What libraries read when they are loaded is as `run_ranks` sets it for every job.
+    early = {"OMP_NUM_THREADS": "1", "UCX_LOG_LEVEL": "error", "PYTHONPATH": _python_path()}
+    made = Nursery({**os.environ, **early})
     atexit.register(made.close)
     return made
 

@@ -137,6 +137,7 @@ def test_a_heavy_package_has_one_door(package: str) -> None:
         "hvd_async.config",
         "hvd_async.launcher",
         "hvd_async.store",
+        "hvd_async.training.stop_request",
     ],
 )
 def test_the_light_modules_load_nothing_heavy(module: str) -> None:

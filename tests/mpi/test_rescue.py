@@ -204,6 +204,7 @@ def test_a_run_that_diverges_ends_and_says_so(tmp_path: pathlib.Path, kind: str,
     faults = [(rank, step, "nan") for rank in range(num_ranks) for step in range(4, 60)]
     first = settings(tmp_path / "run", *faults, kind=kind)
     first.config["training"] = {"updates": 100, "device": "cpu", "tensorboard": False, "diverged_after": 12}
+    first.config["emulation"] = {"seconds": 0.05}  # or many more come before the workers see that they are to stop
     done = run_toy(num_ranks, dataclasses.replace(first, num_batches=None))
     assert not done.timed_out and done.returncode != 0, str(done)
     assert any("diverged: gradients or validation losses are not finite any more" in line for line in messages(done)), str(

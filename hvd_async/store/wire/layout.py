@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from hvd_async.transport.block import WORD_BYTES
-from hvd_async.transport.window import OwnerWindow, Window
+
+if TYPE_CHECKING:  # which loads torch, and a request to stop, whose words are here, is to be heard before that
+    from hvd_async.transport.window import OwnerWindow, Window
 
 _PAGE_BYTES = 4096
 # ShardOps that are worked through together must not all begin at the same place of a page: they would compete for the same lines
@@ -272,9 +274,9 @@ class Layout:
         return self.shard_word(self.num_shards if self.num_shards > 1 else 0, 0)
 
 
-StoreWindow: TypeAlias = Window[Layout]
+StoreWindow: TypeAlias = "Window[Layout]"
 """A shard's block as any rank reaches it."""
-StoreMemory: TypeAlias = OwnerWindow[Layout]
+StoreMemory: TypeAlias = "OwnerWindow[Layout]"
 """A shard's block as its owner has it."""
 
 
