@@ -1,1 +1,1 @@
-"""The parameter store: what it does to arrivals (pure), and how ranks reach it over a window."""
+"""The parameter store: pure decisions and arithmetic on arrivals, and access by ranks over a window."""

@@ -1,4 +1,4 @@
-"""What reaches the store and what comes of it: arrivals, why one is refused, and the updates that the others are in."""
+"""Arrivals at the store and their outcomes: updates, and reasons to refuse an arrival."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 class Arrival:
     """A gradient that reached the store: the gradient of the *summed* loss over `tokens` target tokens of `batch`.
 
-    `loss` is that sum in nats, `step_seconds` the worker's time from claim to push. `push_seconds`, `wait_seconds` and
-    `pull_seconds` are what the exchange before this step took of it: writing, waiting for the store or for others, reading.
-    `provisional`: the parameters were those that an update with the first so many arrivals on top of `base_version` would have
-    made; 0: those of `base_version`. See `ParameterStore.make_provisional`.
+    `loss` is the summed loss in nats, `step_seconds` the worker's time from claim to push. `push_seconds`, `wait_seconds`
+    and `pull_seconds` are the parts of `step_seconds` that the push and pull before this step took: writing, waiting for the
+    store or for others, reading. `provisional` is the number k of pending arrivals in the parameters on which the gradient
+    was computed (see `ParameterStore.make_provisional`); 0: the parameters of `base_version`.
     """
 
     worker: int
@@ -27,9 +27,9 @@ class Arrival:
     pull_seconds: float = 0.0
     provisional: int = 0
     sent_bytes: int = 0
-    """What was pushed of the gradient: 0 where nothing was, as in synchronous strategies."""
+    """Bytes pushed for the gradient; 0 in synchronous strategies, which push nothing."""
     push: int = -1
-    """The first batch of those whose gradients were pushed as one sum: its own where a worker pushes for itself."""
+    """First batch of the sum in which the gradient was pushed; `batch` if the worker pushes for itself."""
 
 
 class Refusal(str, enum.Enum):
@@ -44,7 +44,7 @@ class Refusal(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step: the version it made and the arrivals that are in it, in the order of their summation."""
+    """One optimizer step: the version that it made, and its arrivals in the order of their summation."""
 
     version: int
     arrivals: tuple[Arrival, ...]
@@ -62,5 +62,5 @@ class Update:
         return sum(arrival.loss for arrival in self.arrivals) / max(1, self.tokens)
 
     def staleness(self, arrival: Arrival) -> int:
-        """Updates made between the version `arrival` was computed on and this one: 0 if it was fresh."""
+        """Return the number of updates between the base version of `arrival` and this update: 0 if it was fresh."""
         return self.version - 1 - arrival.base_version

@@ -1,4 +1,4 @@
-"""Who is told of everything that happens to a store: to record a run, or to do nothing."""
+"""Interface of the observer of a store, such as the recorder of a run."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ from hvd_async.store.wire.stop import StopNotice
 
 
 class Observer(Protocol):
-    """What is told of everything that happens to a store. Its methods return at once; slow work is done elsewhere."""
+    """Receiver of all events of a store. Its methods return at once unless they say otherwise; slow work is done
+    elsewhere."""
 
     def started(self, store: ParameterStore) -> None:
-        """`store` is ready and workers begin; it stays the same object to the end of the run."""
+        """Note that `store` is ready and workers begin. `store` stays the same object until the run ends."""
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
-        """A push with `arrivals` has reached the store, which is about to decide on their fate."""
+        """Note that a push with `arrivals` has reached the store, which has not decided on them yet."""
 
     def updating(self) -> None:
-        """The store begins to make the next version."""
+        """Note that the store begins to make the next version."""
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """`arrival` is in no update."""
+        """Note that `arrival` is refused: it is in no update."""
 
     def updated(self, update: Update) -> None:
-        """The store has just made `update`; its parameters are those of that version until this returns."""
+        """Note that the store has made `update`. The store's parameters stay those of this version until the call
+        returns."""
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
-        """A worker evaluated the snapshot of `version`."""
+        """Take the result of a worker that evaluated the snapshot of `version`."""
 
     def num_evaluations_due(self) -> int:
-        """Snapshots that are on disk and wait to be evaluated, or have been, since the start of this process."""
+        """Return how many snapshots on disk wait for evaluation or were evaluated, since the start of this process."""
 
     def is_finished(self) -> bool:
-        """Whether the run is to end before its data do: patience is exhausted, its time is over, or it has diverged."""
+        """Whether the run is to end before its data end: patience is exhausted, time is over, or the run has diverged."""
 
     def ended(self, notice: StopNotice | None) -> None:
-        """No more updates will be made; `notice` is why, None when the data ended. Blocks until all that is to outlive this
-        process is saved."""
+        """Save everything that is to outlive this process; blocks. No more updates follow. `notice` is the reason, None when
+        the data ended."""
 
     def settle(self) -> None:
-        """`store` is lost: finish writing what was handed over before. Blocks, and raises nothing."""
+        """Finish all writing that was begun; the store is lost. Blocks, and raises nothing."""
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """Another rank failed, and `store` is whole: save it. Blocks, and raises nothing. `stop`: the run was asked to stop, and
-        counts as stopped."""
+        """Save the store, which is whole, after the failure of another rank. Blocks, and raises nothing. `stop`: the run was
+        asked to stop, and counts as stopped."""

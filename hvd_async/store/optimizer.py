@@ -1,7 +1,7 @@
-"""One place for each optimizer: the vectors that it keeps, and the numbers of a step with its bias correction.
+"""Optimizers: the state vectors of each, and the numbers of a step, bias correction included.
 
-A new one is a class here and a kind in `config/optimizer.py`; arithmetic that `vectors.arithmetic` does not have yet goes into
-`vectors/`, in torch operations first.
+To add an optimizer, write a class here and add a kind to `config/optimizer.py`. Arithmetic that `vectors.arithmetic` lacks
+goes into `vectors/`, in torch operations first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hvd_async.vectors import arithmetic
 
 @dataclass(frozen=True)
 class StepOrder:
-    """An optimizer step: the sum of what was added, divided by `divisor`, times `clip`, makes `version`."""
+    """An optimizer step that makes `version` from the gradient: the sum of the added gradients / `divisor` * `clip`."""
 
     version: int
     learning_rate: float
@@ -29,21 +29,22 @@ class StepOrder:
 
 
 class Optimizer(Protocol):
-    """What a shard asks of an optimizer. Its state lies in named vectors of the shard, [size] float32 each, zeros at first."""
+    """Optimizer as a shard uses it. Its state is named vectors of the shard, [size] float32 each, initially zeros."""
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """Names of the vectors that a step reads and changes: first the moving average of gradients, then of their squares."""
+        """Names of the vectors that a step reads and changes: moving averages, first of gradients, then of squared
+        gradients."""
 
     def rule(self, order: StepOrder) -> arithmetic.Rule:
         """Return the numbers of the step `order`."""
 
     def provisional_rule(self, order: StepOrder) -> arithmetic.Rule:
-        """Return the numbers of a step that shows what `order` would make, and changes no state."""
+        """Return the numbers of a provisional step: the result of `order`, without a change of state."""
 
 
 class Sgd:
-    """Stochastic gradient descent, with momentum and Nesterov's variant of it, as torch.optim.SGD has them."""
+    """Stochastic gradient descent, optionally with momentum or Nesterov momentum, defined as in torch.optim.SGD."""
 
     def __init__(self, config: OptimizerConfig) -> None:
         """`config` has kind `sgd`."""
@@ -51,7 +52,7 @@ class Sgd:
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """The momentum, where there is one."""
+        """`momentum`, if configured."""
         return ("momentum",) if self._config.momentum else ()
 
     def rule(self, order: StepOrder) -> arithmetic.Rule:
@@ -70,17 +71,17 @@ class Sgd:
         )
 
     def provisional_rule(self, order: StepOrder) -> arithmetic.Rule:
-        """Return the numbers of a step that shows what `order` would make, and changes no state."""
+        """Return the numbers of a provisional step: the result of `order`, without a change of state."""
         return dataclasses.replace(self.rule(order), is_provisional=True)
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015), with weight decay added to the gradient, as torch.optim.Adam has it."""
+    """Adam (Kingma & Ba 2015), with weight decay added to the gradient, defined as in torch.optim.Adam."""
 
     state_names: tuple[str, ...] = ("first_moment", "second_moment")
 
     def __init__(self, config: OptimizerConfig) -> None:
-        """`config` has kind `adam`, or that of a subclass."""
+        """`config` has kind `adam`, or the kind of a subclass."""
         self._config = config
 
     def rule(self, order: StepOrder) -> arithmetic.Rule:
@@ -101,9 +102,9 @@ class Adam:
         )
 
     def provisional_rule(self, order: StepOrder) -> arithmetic.Rule:
-        """Return the numbers of a step that shows what `order` would make, and changes no state.
+        """Return the numbers of a provisional step: the result of `order`, without a change of state.
 
-        The second moment is mostly the one of the version before (see `arithmetic.step`), and is corrected as such.
+        The second moment is mostly that of the previous version (see `arithmetic.step`), so its bias correction is too.
         """
         inverse_root = 1 / math.sqrt(1 - self._config.betas[1] ** (order.version - 1))
         return dataclasses.replace(self.rule(order), is_provisional=True, inverse_root=inverse_root)
@@ -116,7 +117,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
     def _decay(self, learning_rate: float) -> float:
-        """Return what parameters are multiplied by."""
+        """Return the factor by which parameters are multiplied."""
         return 1 - learning_rate * self._config.weight_decay
 
 
@@ -129,7 +130,7 @@ def make_optimizer(config: OptimizerConfig) -> Optimizer:
 
 
 def state_names(config: OptimizerConfig) -> list[str]:
-    """Names of the vectors beside the parameters that a shard keeps: all that a checkpoint needs, and `pending_sum`."""
+    """Return the names of a shard's vectors beside the parameters: all that a checkpoint needs, and `pending_sum`."""
     average = ["average"] if config.average_decay else []
     return [*make_optimizer(config).state_names, *average, "pending_sum"]
 
@@ -137,16 +138,16 @@ def state_names(config: OptimizerConfig) -> list[str]:
 def step_state(
     optimizer: Optimizer, source: torch.Tensor, target: torch.Tensor, vectors: Mapping[str, torch.Tensor]
 ) -> arithmetic.State:
-    """Return what a step from `source` to `target` ([size] float32 each) works on; `vectors` are the shard's, by name.
+    """Return the operands of a step from `source` to `target` ([size] float32 each); `vectors` are the shard's, by name.
 
-    Where `vectors` hold no `average`, no average is updated.
+    Without a vector `average`, no average is updated.
     """
     first, second = (*(vectors[name] for name in optimizer.state_names), None, None)[:2]
     return arithmetic.State(source, target, first, second, vectors.get("average"))
 
 
 def _average_weight(config: OptimizerConfig, version: int) -> float | None:
-    """Return the weight of new parameters in the moving average. Young averages follow closely, as in
+    """Return the weight of new parameters in the moving average. Early averages follow the parameters closely, as in
     tf.train.ExponentialMovingAverage with num_updates."""
     if not config.average_decay:
         return None

@@ -1,7 +1,7 @@
 """The parameter store as a pure state machine: arrivals in, updates out. No MPI, no clock, no files.
 
-The server over MPI, the single process and the synchronous strategies drive the same object, so that what they do to the
-parameters is the same code.
+The server over MPI, the single process and the synchronous strategies drive the same object, so that all of them change the
+parameters by the same code.
 """
 
 from __future__ import annotations
@@ -24,65 +24,66 @@ from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_r
 from hvd_async.store.shards.shard import MAX_HELD, Shard, past_names
 from hvd_async.vectors import arithmetic
 
-# A combined gradient whose norm is not below this would overflow when it is squared: it counts as not finite.
+# The square of a norm above this limit overflows: such a combined gradient counts as not finite.
 _NORM_LIMIT = 1.8e19
 
 
 class ShardOps(Protocol):
-    """The arithmetic that a store directs: one `Shard`, or several that do the same to their own ranges; see there."""
+    """Arithmetic that a store directs, on one `Shard` or on several, each of which does the same on its own range."""
 
     @property
     def parameters(self) -> torch.Tensor:
-        """The parameters of the newest version: [size], float32. Of several shards it is a copy."""
+        """Parameters of the newest version: [size], float32. With several shards, a copy."""
 
     def read(self, name: str) -> torch.Tensor:
-        """See `Shard.read`. Of several shards it is a copy."""
+        """Return the vector `name` (see `Shard.read`): [size], float32. With several shards, a copy."""
 
     def add(self, gradient: Gradient, divisor: float) -> None:
-        """See `Shard.add`."""
+        """Add `gradient` / `divisor` to the pending sum, reading a whole gradient as late as by the next step."""
 
     def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
-        """See `Shard.compensate`."""
+        """Add `gradient`, corrected for the drift since `base_version`, to the pending sum at once."""
 
     def flush(self) -> None:
-        """See `Shard.flush`."""
+        """Read all gradients that were added, so that their slots may be overwritten."""
 
     def norm(self, divisor: float) -> list[float]:
-        """See `Shard.norm`."""
+        """Flush; return the sums of squares of the pending sum / `divisor`, block by block."""
 
     def step(self, order: StepOrder) -> list[float]:
-        """See `Shard.step`."""
+        """Make the next version; return the sums of squares of the gradient, block by block."""
 
     def provisional_step(self, order: StepOrder, number: int) -> None:
-        """See `Shard.provisional_step`."""
+        """Make provisional vector `number`: the result of `order`, without a change of state."""
 
     def discard(self) -> None:
-        """See `Shard.discard`."""
+        """Drop the pending sum."""
 
     def forget(self, version: int) -> None:
-        """See `Shard.forget`."""
+        """Drop the base parameters of `version`."""
 
     def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
-        """See `Shard.load`."""
+        """Restore `tensors`, as `read` returned them, at `version`. Raises `ValueError` if one is missing or has another
+        size."""
 
 
 class ParameterStore:
-    """Accumulates arrivals and applies the optimizer to their combination (Aji & Heafield 2019; design of the update there).
+    """Accumulates arrivals and applies the optimizer to their sum (Aji & Heafield 2019 for the design of the update).
 
-    It decides; the arithmetic is done by its `ShardOps`. Conservation holds after every call: arrivals ever accepted or
+    The store decides; its `ShardOps` do the arithmetic. Conservation holds after every call: arrivals ever accepted or
     refused = arrivals in updates + pending + refused.
 
     Attributes:
         version: updates applied so far.
-        tokens: target tokens of the arrivals in those updates.
-        applied: arrivals that are in updates, per worker.
-        refused: arrivals that are in none, per (worker, reason).
+        tokens: target tokens of the arrivals in updates.
+        applied: number of arrivals in updates, per worker.
+        refused: number of arrivals in no update, per (worker, reason).
     """
 
     def __init__(
         self, vectors: ShardOps, size: int, optimizer: OptimizerConfig, strategy: StrategyConfig, num_workers: int
     ) -> None:
-        """`vectors`, of `size` elements and at version 0, become the store's own."""
+        """Take ownership of `vectors`, which have `size` elements and are at version 0."""
         self.version = 0
         self.tokens = 0
         self.applied: Counter[int] = Counter()
@@ -98,16 +99,16 @@ class ParameterStore:
         self._held: list[int] = []
         self._bases = {0}  # versions whose parameters are kept for compensation
         self._clip = 1.0  # of the last update
-        self._largest = 0.0  # no element of the pending sum is larger
+        self._largest = 0.0  # upper bound on the magnitude of the pending sum's elements
 
     @property
     def parameters(self) -> torch.Tensor:
-        """The parameters of `version`: [size], float32. They stay what they are until the next version but one at least."""
+        """Parameters of `version`: [size], float32. They stay unchanged at least until the next version but one."""
         return self._vectors.parameters
 
     @property
     def evaluated_parameters(self) -> torch.Tensor:
-        """What is evaluated and exported: the moving average where there is one, else `parameters`. [size], float32."""
+        """Parameters to evaluate and export: the moving average if configured, else `parameters`. [size], float32."""
         return self._vectors.read("average") if self._optimizer.average_decay else self.parameters
 
     @property
@@ -122,21 +123,21 @@ class ParameterStore:
 
     @property
     def num_needed(self) -> int:
-        """N: arrivals that the next version waits for."""
+        """N: arrivals that the next version needs."""
         return arrivals_needed(self._strategy, self.version, self.num_active)
 
     @property
     def held(self) -> Sequence[int]:
-        """Slots of accepted gradients that are still to be read; all others may be overwritten. See `flush`."""
+        """Slots of accepted gradients that are still to be read (see `flush`); all other slots may be overwritten."""
         return self._held
 
     def admits(self, arrivals: Sequence[Arrival]) -> bool:
         """Whether `arrivals`, pushed as one, may be accepted now; if not, they stay in their slot and are offered again.
 
-        In lock-step, arrivals are taken in the order of their batches, which makes such a run repeatable to the last bit
-        where an update waits for every worker. (With N < workers, which version a late worker pulls is up to its speed.)
-        Under a bound that waits, once an update is complete but held back for a stale gradient under way, only gradients
-        that would be too stale afterwards may still join it.
+        In lock-step, arrivals are taken in the order of their batches, so a run whose updates wait for every worker repeats
+        to the last bit. (With N < workers, the version that a late worker pulls depends on its speed.) Under a bound that
+        waits, an update may be complete but wait for a stale gradient under way: then only gradients that would be too stale
+        afterwards may still join the update.
         """
         first = min(arrival.batch for arrival in arrivals)
         if is_synchronous(self._strategy, self.version) and first != self.ledger.watermark:
@@ -144,10 +145,10 @@ class ParameterStore:
         return not self.is_complete() or self._would_be_too_stale(min(arrival.base_version for arrival in arrivals))
 
     def accept(self, arrivals: Sequence[Arrival], gradient: Gradient) -> None:
-        """Take `gradient` into the next update, or refuse it: see `take_refused`.
+        """Add `gradient` to the next update, or refuse its arrivals (see `take_refused`).
 
-        `gradient` is the sum of the gradients of `arrivals`; where these are of several base versions, the whole is treated
-        as if of the oldest. It is never changed, but read as late as by the next update: it must stay as it is while its slot
+        `gradient` is the sum of the gradients of `arrivals`; if their base versions differ, the oldest counts for all. The
+        store never changes `gradient`, but may read it as late as in the next update: it must stay unchanged while its slot
         is in `held`. Raises `ValueError` if one of the batches arrived before.
         """
         for arrival in arrivals:
@@ -162,7 +163,7 @@ class ParameterStore:
         if weight is not None:
             self._vectors.compensate(gradient, base_version, weight)
             self._held = []
-            self._largest = math.inf  # not known: the sum is measured before it is applied
+            self._largest = math.inf  # unknown: the sum is measured before it is applied
         else:
             self._vectors.add(gradient, staleness.divisor(self._strategy, staleness_now))
             self._largest += gradient.largest
@@ -173,29 +174,29 @@ class ParameterStore:
             self.flush()
 
     def flush(self) -> None:
-        """Read what is held now, so that all slots may be overwritten."""
+        """Read all gradients in `held`, so that their slots may be overwritten."""
         self._vectors.flush()
         self._held = []
 
     def is_complete(self) -> bool:
-        """Whether enough arrivals are accumulated for the next version; a bound on staleness may still hold it back."""
+        """Whether enough arrivals are pending for the next version; a bound on staleness may still delay the update."""
         return bool(self._pending) and len(self._pending) >= self.num_needed
 
     def advance(self, under_way: Collection[int] = ()) -> Update | None:
         """Make the next version if its arrivals are complete.
 
-        `under_way`: the base versions of gradients that active workers compute or have in their slots; a bound on staleness
-        that waits holds the update back while it would leave one of them too stale.
+        `under_way`: base versions of gradients that active workers compute or have in their slots. A bound on staleness that
+        waits delays the update while the update would make one of them too stale.
         """
         if not self.is_complete() or any(self._would_be_too_stale(base) for base in under_way):
             return None
         return self._apply()
 
     def makes_provisional(self) -> bool:
-        """Whether there are provisional parameters now: arrivals pending, and no lock-step, in which nobody would read them.
+        """Whether there are provisional parameters now: arrivals are pending, and not in lock-step, where no one reads them.
 
-        There are none on top of version 0, before the optimizer knows anything; nor of an update that is complete, and held
-        back: those who come before it is made wait for it.
+        There are none on top of version 0, when the optimizer has no state yet, and none when a complete update is delayed:
+        workers that come before the update is made wait for it.
         """
         if not self._strategy.has_provisional or not self._pending or self.version == 0 or self.is_complete():
             return False
@@ -203,11 +204,13 @@ class ParameterStore:
         return is_safe and not is_synchronous(self._strategy, self.version)
 
     def make_provisional(self, number: int) -> int:
-        """Make vector `number` of the provisional ones what the next version would be with these arrivals alone; their number.
+        """Write into provisional vector `number` the next version as the pending arrivals alone would make it; return how
+        many.
 
-        A worker that pulls while k of N arrivals are pending will see its gradient applied when all N are, so it computes on an
-        estimate of that version rather than on one that is about to be replaced. Where the gradient is clipped, the factor
-        of the last update is taken: the norm of a part is not that of the whole. Only where `makes_provisional`.
+        A worker that pulls while k of N arrivals are pending will have its gradient applied after all N, so it computes on
+        an estimate of that version (the field's weight prediction) rather than on a version that is about to be replaced.
+        Clipping uses the factor of the last update, since the norm of a part is not the norm of the whole. Call only if
+        `makes_provisional`.
         """
         tokens = self.tokens + sum(arrival.tokens for arrival in self._pending)
         config = self._optimizer
@@ -217,28 +220,28 @@ class ParameterStore:
         return len(self._pending)
 
     def refuse(self, arrivals: Sequence[Arrival], refusal: Refusal) -> None:
-        """Count `arrivals` as refused without looking at their gradient. A longer run, resumed, computes their batches again."""
+        """Count `arrivals` as refused without reading their gradient. A longer, resumed run computes their batches again."""
         self._count_refused(arrivals, refusal)
 
     def take_refused(self) -> list[tuple[Arrival, Refusal]]:
-        """The arrivals refused since this was last asked, each once, for whoever reports them."""
+        """Return the arrivals refused since the last call, each exactly once, to be reported."""
         taken, self._refused = self._refused, []
         return taken
 
     def leave(self, worker: int) -> None:
-        """`worker` has no more data: N = `workers` counts one less from now on."""
+        """Note that `worker` has no more data: N = `workers` counts one less from now on."""
         self._active.discard(worker)
 
     def finish(self) -> Update | None:
-        """At the end of the data: apply what is pending, or drop and count it, as configured."""
+        """Apply the pending arrivals at the end of the data, or drop and count them, as configured."""
         if self._pending and self._strategy.pending == "apply":
             return self._apply()
         self._refuse_pending(Refusal.DROPPED_PENDING)
         return None
 
     def keep_base_versions(self, under_way: Collection[int]) -> None:
-        """Let go the parameters of all versions but the newest and those of `under_way`: no gradient computed on another will
-        come any more."""
+        """Free the parameters of all versions except the newest and `under_way`: no gradient on any other version can arrive
+        any more."""
         if not staleness.needs_base_parameters(self._strategy):
             return
         self._bases.add(self.version)
@@ -247,7 +250,7 @@ class ParameterStore:
             self._bases.discard(version)
 
     def detach(self) -> None:
-        """Copy all vectors to ordinary memory of this process, so that what they lie in may go."""
+        """Copy all vectors to ordinary memory of this process, so that the memory that holds them now may be freed."""
         self.flush()
         names = ["parameters", *state_names(self._optimizer)]
         if not self._pending:
@@ -257,10 +260,10 @@ class ParameterStore:
         self._vectors = detached
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """All that decides the future: tensors (perhaps the live ones, not copies) and plain data.
+        """Return the complete state: tensors (possibly the live ones, not copies) and plain data.
 
-        In lock-step the pending arrivals are left out and their batches count as not arrived: a resumed run computes them
-        again on the same version and equals an unbroken one.
+        In lock-step, pending arrivals are left out and their batches count as not arrived: a resumed run computes these
+        batches again on the same version, and equals an uninterrupted run.
         """
         keep_pending = bool(self._pending) and not is_synchronous(self._strategy, self.version)
         names = ["parameters", *past_names(self._strategy.delay, self.version), *state_names(self._optimizer)]
@@ -280,7 +283,7 @@ class ParameterStore:
         }
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave. Raises `ValueError` or `KeyError` if it does not fit this store."""
+        """Restore the result of `state`. Raises `ValueError` or `KeyError` if it does not fit this store."""
         self._vectors.load(tensors, data["version"])
         self.version, self.tokens, self._clip = data["version"], data["tokens"], data["clip"]
         self._bases = {self.version}
@@ -291,7 +294,7 @@ class ParameterStore:
         self.ledger = BatchLedger(**data["ledger"])
 
     def _would_be_too_stale(self, base_version: int) -> bool:
-        """Whether a gradient on `base_version` may not miss the update that is complete now."""
+        """Whether a gradient on `base_version` must not miss the update that is complete now."""
         return staleness.must_not_miss(self._strategy, self.version + 1 - base_version)
 
     def _reason_to_refuse(self, base_version: int, gradient: Gradient) -> Refusal | None:
@@ -321,9 +324,9 @@ class ParameterStore:
         return float(max(1, tokens)) if self._strategy.reduction == "token_mean" else 1.0
 
     def _clipping(self, divisor: float) -> float | None:
-        """What the combined gradient is to be multiplied by; None if its norm is not finite.
+        """Return the factor for the combined gradient; None if its norm is not finite.
 
-        The norm costs a pass of its own, so it is asked for only where it decides something.
+        The norm costs a pass of its own, so it is computed only where something depends on it.
         """
         may_overflow = not math.sqrt(self._size) * self._largest / divisor < _NORM_LIMIT
         if self._optimizer.clip_norm is None and not may_overflow:

@@ -1,4 +1,4 @@
-"""What changes over versions: the learning rate and the number of arrivals per update. Pure functions."""
+"""Schedules over versions: the learning rate and the number of arrivals per update. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hvd_async.config import ScheduleConfig, StrategyConfig
 
 
 def learning_rate(schedule: ScheduleConfig, highest: float, version: int, tokens: int) -> float:
-    """The rate of the update that makes `version` (1, 2, ...) and with which `tokens` target tokens have been seen.
+    """Return the learning rate of the update that makes `version` (1, 2, ...), after which `tokens` target tokens were seen.
 
     Inverse square root after Vaswani et al. (2017), section 5.3, scaled so that `highest` is reached when warm-up ends.
     """
@@ -25,12 +25,12 @@ def learning_rate(schedule: ScheduleConfig, highest: float, version: int, tokens
 
 
 def is_synchronous(strategy: StrategyConfig, version: int) -> bool:
-    """Whether the update on top of `version` is made in lock-step: each worker waits for it."""
+    """Whether the update on top of `version` is made in lock-step: every worker waits for the update."""
     return strategy.lockstep or version < strategy.synchronous_versions
 
 
 def arrivals_needed(strategy: StrategyConfig, version: int, num_active: int) -> int:
-    """N for the update on top of `version`, with `num_active` workers still in the run. At least 1."""
+    """Return N for the update on top of `version` with `num_active` workers in the run. At least 1."""
     wanted: int | str
     if version < strategy.synchronous_versions:
         wanted = "workers"
@@ -40,5 +40,5 @@ def arrivals_needed(strategy: StrategyConfig, version: int, num_active: int) -> 
         wanted = strategy.arrivals_per_update
     if wanted == "workers":
         return max(1, num_active)
-    # In lock-step no more arrivals can come than there are workers: a larger N would never be complete.
+    # In lock-step there are at most as many arrivals as workers: an update with a larger N would never be complete.
     return max(1, min(int(wanted), num_active)) if is_synchronous(strategy, version) else int(wanted)

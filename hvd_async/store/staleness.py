@@ -1,4 +1,4 @@
-"""What is done to a stale gradient: its weight, and the bound on staleness. Pure functions."""
+"""Staleness policies: the weight of a stale gradient, and the bound on staleness. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from hvd_async.config import StrategyConfig
 
 
 def needs_base_parameters(strategy: StrategyConfig) -> bool:
-    """Whether the parameters are needed on which a gradient was computed: see `compensation`."""
+    """Whether the strategy needs the parameters on which a gradient was computed, for `compensation`."""
     return strategy.staleness_policy == "delay_compensation"
 
 
 def divisor(strategy: StrategyConfig, staleness: int) -> float:
-    """What a gradient is divided by before it is summed: 1 + staleness under `inverse`, else 1.
+    """Return the divisor of a gradient before summation: 1 + staleness under `inverse`, else 1.
 
-    After Zhang et al. (2016), "Staleness-aware async-SGD for distributed deep learning", whose divisor is the staleness; the 1
-    keeps fresh gradients whole.
+    After Zhang et al. (2016), "Staleness-aware async-SGD for distributed deep learning", whose divisor is the staleness;
+    adding 1 leaves fresh gradients unchanged.
     """
     return 1.0 + staleness if strategy.staleness_policy == "inverse" else 1.0
 
 
 def compensation(strategy: StrategyConfig, staleness: int, tokens: int) -> float | None:
-    """Under `delay_compensation`, the weight of g * g * drift for g the gradient of the loss summed over `tokens`; else None.
+    """Return the weight of g * g * drift under `delay_compensation`, g being the gradient summed over `tokens`; else None.
 
-    That is lambda / tokens, since for the mean gradient it is lambda: Zheng et al. (2017), "Asynchronous stochastic gradient
-    descent with delay compensation", equation 10. A fresh gradient needs none.
+    The weight is lambda / tokens, since for a mean gradient the weight is lambda: Zheng et al. (2017), "Asynchronous
+    stochastic gradient descent with delay compensation", equation 10. None for a fresh gradient, which needs no
+    compensation.
     """
     if staleness == 0 or not needs_base_parameters(strategy):
         return None

@@ -21,8 +21,8 @@ from hvd_async.store.wire.slots import slot_format, split
 from hvd_async.store.wire.stop import StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors import arithmetic
-from tests.store.crew import JOIN_SECONDS
 from tests.store.stores import num_provisional, provisional_vectors
+from tests.store.workers import JOIN_SECONDS
 
 
 @dataclass

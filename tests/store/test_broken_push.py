@@ -19,13 +19,13 @@ from hvd_async.store.wire.slots import slot_format
 from hvd_async.strategies.push_pull import NodePushPull, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors.arithmetic import BLOCK
-from tests.store.crew import Crew, Pull
 from tests.store.shards import Shards
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd
+from tests.store.workers import Pull, Workers
 
 NUM_WORKERS, DOOMED = 3, 1
 NUM_BATCHES = 24
-SIZE = 5  # of what a team shares
+SIZE = 5  # of what a node shares
 
 
 class Killed(Exception):
@@ -86,8 +86,8 @@ def value_of(batch: int) -> float:
 
 
 @dataclass
-class MortalCrew(Crew):
-    """A crew in which one worker dies in its second push. When the others have left, it counts as gone too."""
+class MortalCrew(Workers):
+    """A workers in which one worker dies in its second push. When the others have left, it counts as gone too."""
 
     fate: Fate = field(default_factory=lambda: Fate(0))
     pushes: list[int] = field(default_factory=list)
@@ -120,19 +120,19 @@ class MortalCrew(Crew):
         self.memory.store(layout.worker_word(worker, WorkerWord.STATE), WorkerState.LEFT)
 
 
-def check(crew: MortalCrew) -> bool:
+def check(workers: MortalCrew) -> bool:
     """Whether the second gradient counts."""
-    first, second = crew.pushes
-    num_pushed = crew.memory.load(crew.memory.layout.slot_word(DOOMED, SlotWord.PUSHED))
+    first, second = workers.pushes
+    num_pushed = workers.memory.load(workers.memory.layout.slot_word(DOOMED, SlotWord.PUSHED))
     # On a busy machine it may claim when the others have used all batches up.
     expected = (set(range(NUM_BATCHES)) | {first, second}) - (set() if num_pushed == 2 else {second})
-    assert sorted(crew.observer.batches) == sorted(expected) and first in expected
-    assert crew.observer.refusals == []
-    if crew.strategy.reduction == "sum":
-        assert crew.store.parameters.eq(-sum(map(value_of, expected))).all()
-    again = crew.expected()
-    assert crew.store.parameters.eq(again[crew.store.version, 0]).all()
-    for pull in itertools.chain(*crew.pulls.values()):
+    assert sorted(workers.observer.batches) == sorted(expected) and first in expected
+    assert workers.observer.refusals == []
+    if workers.strategy.reduction == "sum":
+        assert workers.store.parameters.eq(-sum(map(value_of, expected))).all()
+    again = workers.expected()
+    assert workers.store.parameters.eq(again[workers.store.version, 0]).all()
+    for pull in itertools.chain(*workers.pulls.values()):
         value = again[pull.version, pull.provisional]
         assert pull == Pull(pull.version, value, value, pull.provisional)
     return num_pushed == 2
@@ -151,16 +151,16 @@ def test_a_gradient_counts_if_and_only_if_its_push_was_finished(
     push, size = PushConfig.model_validate({"dtype": form}), BLOCK + 3
     counts = []
     for fatal in itertools.count():
-        crew = run_crew(strategy, push, size, num_shards, Fate(fatal))
-        counts.append(check(crew))
-        if not crew.has_died:
+        workers = run_workers(strategy, push, size, num_shards, Fate(fatal))
+        counts.append(check(workers))
+        if not workers.has_died:
             break
     assert not counts[0] and counts[-1]
     # The gradient in two pieces for each shard, fourteen words that describe it, and those that say so.
     assert len(counts) > 2 * num_shards + 16
 
 
-def run_crew(strategy: Any, push: PushConfig, size: int, num_shards: int, fate: Fate) -> MortalCrew:
+def run_workers(strategy: Any, push: PushConfig, size: int, num_shards: int, fate: Fate) -> MortalCrew:
     def gradient(batch: int) -> torch.Tensor:
         return torch.full((size,), value_of(batch))
 
@@ -168,29 +168,29 @@ def run_crew(strategy: Any, push: PushConfig, size: int, num_shards: int, fate: 
         form, places = slot_format(size, slice(0, size), push), num_provisional(strategy)
         memory = ThreadMemory(Layout(size, NUM_WORKERS, slot_format=form, num_provisional=places))
         store = make_store(strategy, num_workers=NUM_WORKERS, memory=memory)
-        crew = MortalCrew(store, strategy, memory, NUM_BATCHES, gradient, push=push, fate=fate)
-        crew.run().check()
-        return crew
+        workers = MortalCrew(store, strategy, memory, NUM_BATCHES, gradient, push=push, fate=fate)
+        workers.run().check()
+        return workers
     with Shards(size, num_shards, NUM_WORKERS, sgd(), strategy, push) as shards:
         store, memories = shards.make_store(), shards.memories
-        crew = MortalCrew(store, strategy, memories[0], NUM_BATCHES, gradient, push=push, memories=memories, fate=fate)
-        crew.run().check()
+        workers = MortalCrew(store, strategy, memories[0], NUM_BATCHES, gradient, push=push, memories=memories, fate=fate)
+        workers.run().check()
         store.detach()
-    return crew
+    return workers
 
 
 # --- Teams ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class MortalTeam(Crew):
+class MortalTeam(Workers):
     """Two workers of one node, of which one dies in its second exchange; the launcher then ends the others."""
 
     fate: Fate = field(default_factory=lambda: Fate(0))
     pushes: list[int] = field(default_factory=list)
     has_died: bool = False
 
-    def run(self) -> Crew:
+    def run(self) -> Workers:
         self.block = ThreadMemory(node_layout(SIZE, 2, has_error=False))
         return super().run()
 
@@ -199,8 +199,8 @@ class MortalTeam(Crew):
         if worker == DOOMED:
             block, memory = (cast(ThreadMemory, Mortal(each, self.fate)) for each in (block, memory))
         client = StoreClient([memory], worker, ClientOptions(announces=False), slot=0)
-        team = NodeAggregator(block, worker, client, lambda client, target: wait_and_pull(client, self.strategy, target))
-        push_pull = NodePushPull(team, client, self.strategy)
+        node = NodeAggregator(block, worker, client, lambda client, target: wait_and_pull(client, self.strategy, target))
+        push_pull = NodePushPull(node, client, self.strategy)
         client.join()
         parameters = torch.full((SIZE,), torch.nan)
         version = push_pull.start(parameters).version
@@ -220,23 +220,25 @@ class MortalTeam(Crew):
 
 
 @pytest.mark.parametrize("lockstep", [False, True])
-def test_the_sum_of_a_team_counts_whole_or_not_at_all_whenever_a_member_dies(lockstep: bool) -> None:
+def test_the_sum_of_a_node_counts_whole_or_not_at_all_whenever_a_member_dies(lockstep: bool) -> None:
     strategy = asynchronous(arrivals_per_update=1, reduction="sum", lockstep=lockstep)
     for fatal in itertools.count():
         memory = ThreadMemory(Layout(SIZE, 2, num_slots=1, arrivals_per_slot=2))
         store = make_store(strategy, num_workers=2, memory=memory)
-        crew = MortalTeam(store, strategy, memory, 12, lambda batch: torch.full((SIZE,), value_of(batch)), fate=Fate(fatal))
-        crew.run()
-        batches = crew.observer.batches
+        workers = MortalTeam(
+            store, strategy, memory, 12, lambda batch: torch.full((SIZE,), value_of(batch)), fate=Fate(fatal)
+        )
+        workers.run()
+        batches = workers.observer.batches
         assert len(set(batches)) == len(batches)
         assert store.parameters.eq(-sum(map(value_of, batches))).all()
-        assert all(len(update.arrivals) == 2 for update in crew.observer.updates)
-        if not crew.has_died:
-            assert not crew.failures and sorted(batches) == list(range(12))
+        assert all(len(update.arrivals) == 2 for update in workers.observer.updates)
+        if not workers.has_died:
+            assert not workers.failures and sorted(batches) == list(range(12))
             break
-        died = crew.failures.pop(f"worker {DOOMED}")
+        died = workers.failures.pop(f"worker {DOOMED}")
         assert isinstance(died, Killed)
-        assert all(isinstance(error, PeerError) and error.is_reported for error in crew.failures.values())
-        contributed = crew.block.load(crew.block.layout.slot_word(DOOMED, SlotWord.PUSHED))
-        assert set(crew.pushes[:1]) <= set(batches) <= {*range(12)} - set(crew.pushes[contributed:])
+        assert all(isinstance(error, PeerError) and error.is_reported for error in workers.failures.values())
+        contributed = workers.block.load(workers.block.layout.slot_word(DOOMED, SlotWord.PUSHED))
+        assert set(workers.pushes[:1]) <= set(batches) <= {*range(12)} - set(workers.pushes[contributed:])
     assert fatal > 8

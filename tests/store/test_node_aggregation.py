@@ -19,8 +19,8 @@ from hvd_async.store.wire.layout import Layout, SlotWord, Word
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies.push_pull import NodePushPull, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
-from tests.store.crew import Crew, Pull
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, value_of
+from tests.store.workers import Pull, Workers
 
 SIZE = 5
 
@@ -29,33 +29,33 @@ pytestmark = pytest.mark.usefixtures("quick_switches")
 
 
 @dataclass
-class TeamCrew(Crew):
-    """The crew, its workers divided among nodes; they pause and leave as they like."""
+class NodeWorkers(Workers):
+    """The workers, its workers divided among nodes; they pause and leave as they like."""
 
-    teams: Sequence[int] = (3,)
+    nodes: Sequence[int] = (3,)
     pauses: float = 0.0
     leaves: float = 0.0
     blocks: list[ThreadMemory] = field(default_factory=list)
     claimed: list[int] = field(default_factory=list)
 
-    def run(self) -> Crew:
-        self.blocks = [ThreadMemory(node_layout(SIZE, size, has_error=False)) for size in self.teams]
+    def run(self) -> Workers:
+        self.blocks = [ThreadMemory(node_layout(SIZE, size, has_error=False)) for size in self.nodes]
         return super().run()
 
     def _place(self, worker: int) -> tuple[int, int]:
-        """Its team, and its number there."""
-        places = [(team, member) for team, size in enumerate(self.teams) for member in range(size)]
+        """Its node, and its number there."""
+        places = [(node, member) for node, size in enumerate(self.nodes) for member in range(size)]
         return places[worker]
 
     def _work(self, worker: int) -> None:
-        team, member = self._place(worker)
+        node, member = self._place(worker)
         waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
         provisional = self.strategy.has_provisional
         options = ClientOptions(waits_for_stragglers=waits, announces=waits, pulls_provisional=provisional)
-        client = StoreClient([self.memory], worker, options, slot=team)
+        client = StoreClient([self.memory], worker, options, slot=node)
         pace = random.Random(self.seed * 1000 + worker)
         parameters = torch.full((SIZE,), torch.nan)
-        block = self.blocks[team]
+        block = self.blocks[node]
         push_pull = NodePushPull(
             NodeAggregator(block, member, client, lambda client, target: wait_and_pull(client, self.strategy, target)),
             client,
@@ -83,101 +83,101 @@ class TeamCrew(Crew):
         push_pull.stop()
 
 
-def make_crew(teams: Sequence[int], num_batches: int, *, seed: int = 0, **settings: Any) -> TeamCrew:
+def make_workers(nodes: Sequence[int], num_batches: int, *, seed: int = 0, **settings: Any) -> NodeWorkers:
     names = ("pauses", "leaves", "after_step", "gradient")
     others = {key: settings.pop(key) for key in names if key in settings}
     strategy = asynchronous(**{"reduction": "sum", **settings})
     places = num_provisional(strategy)
-    layout = Layout(SIZE, sum(teams), num_slots=len(teams), arrivals_per_slot=max(teams), num_provisional=places)
+    layout = Layout(SIZE, sum(nodes), num_slots=len(nodes), arrivals_per_slot=max(nodes), num_provisional=places)
     memory = ThreadMemory(layout)
-    store = make_store(strategy, num_workers=sum(teams), memory=memory)
+    store = make_store(strategy, num_workers=sum(nodes), memory=memory)
     gradient = others.pop("gradient", lambda batch: torch.full((SIZE,), value_of(batch)))
-    return TeamCrew(store, strategy, memory, num_batches, gradient, seed, teams=teams, **others)
+    return NodeWorkers(store, strategy, memory, num_batches, gradient, seed, nodes=nodes, **others)
 
 
-def check_books(crew: TeamCrew) -> None:
-    assert sorted(crew.observer.batches) == sorted(crew.claimed)
-    assert crew.store.parameters.tolist() == [-sum(map(value_of, crew.claimed))] * SIZE
-    assert [update.version for update in crew.observer.updates] == list(range(1, crew.store.version + 1))
+def check_books(workers: NodeWorkers) -> None:
+    assert sorted(workers.observer.batches) == sorted(workers.claimed)
+    assert workers.store.parameters.tolist() == [-sum(map(value_of, workers.claimed))] * SIZE
+    assert [update.version for update in workers.observer.updates] == list(range(1, workers.store.version + 1))
     values = [0.0]
-    for update in crew.observer.updates:
+    for update in workers.observer.updates:
         values.append(values[-1] - sum(value_of(one.batch) for one in update.arrivals))
-    for pulls in crew.pulls.values():
+    for pulls in workers.pulls.values():
         versions = [pull.version for pull in pulls]
         assert versions == sorted(versions)
         assert pulls == [Pull(version, values[version], values[version]) for version in versions]
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("teams", [(1,), (3,), (2, 3), (1, 1, 2)])
+@pytest.mark.parametrize("nodes", [(1,), (3,), (2, 3), (1, 1, 2)])
 @pytest.mark.parametrize("wanted", [1, 2, "workers"])
 def test_every_claimed_batch_is_in_one_update_whoever_pauses_or_leaves(
-    wanted: int | str, teams: Sequence[int], seed: int
+    wanted: int | str, nodes: Sequence[int], seed: int
 ) -> None:
-    crew = make_crew(teams, 60, seed=seed, arrivals_per_update=wanted, pauses=0.15, leaves=0.03)
-    crew.run().check()
-    check_books(crew)
+    workers = make_workers(nodes, 60, seed=seed, arrivals_per_update=wanted, pauses=0.15, leaves=0.03)
+    workers.run().check()
+    check_books(workers)
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("teams", [(3,), (2, 2)])
+@pytest.mark.parametrize("nodes", [(3,), (2, 2)])
 @pytest.mark.parametrize("settings", [{"lockstep": True}, {"arrivals_per_update": 1, "synchronous_versions": 5}])
-def test_lock_step_holds_though_members_pause_and_leave(settings: dict[str, Any], teams: Sequence[int], seed: int) -> None:
-    crew = make_crew(teams, 60, seed=seed, pauses=0.2, leaves=0.03, **settings)
-    crew.run().check()
-    check_books(crew)
-    for update in crew.observer.updates if "lockstep" in settings else crew.observer.updates[:5]:
+def test_lock_step_holds_though_members_pause_and_leave(settings: dict[str, Any], nodes: Sequence[int], seed: int) -> None:
+    workers = make_workers(nodes, 60, seed=seed, pauses=0.2, leaves=0.03, **settings)
+    workers.run().check()
+    check_books(workers)
+    for update in workers.observer.updates if "lockstep" in settings else workers.observer.updates[:5]:
         assert all(update.staleness(one) == 0 for one in update.arrivals)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("bound", [0, 1])
-def test_a_bound_that_waits_holds_among_teams(bound: int, seed: int) -> None:
-    crew = make_crew((2, 2), 60, seed=seed, arrivals_per_update=1, max_staleness=bound, pauses=0.1)
-    crew.run().check()
-    check_books(crew)
-    assert max(crew.observer.stalenesses) <= bound
+def test_a_bound_that_waits_holds_among_nodes(bound: int, seed: int) -> None:
+    workers = make_workers((2, 2), 60, seed=seed, arrivals_per_update=1, max_staleness=bound, pauses=0.1)
+    workers.run().check()
+    check_books(workers)
+    assert max(workers.observer.stalenesses) <= bound
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("teams", "wanted"), [((3,), 7), ((2, 2), 6), ((1, 3), "workers")])
-def test_what_a_team_computes_on_is_what_its_arrivals_say(teams: Sequence[int], wanted: int | str, seed: int) -> None:
-    crew = make_crew(
-        teams, 60, seed=seed, arrivals_per_update=wanted, reduction="token_mean", provisional=True, pauses=0.15, leaves=0.03
+@pytest.mark.parametrize(("nodes", "wanted"), [((3,), 7), ((2, 2), 6), ((1, 3), "workers")])
+def test_what_a_node_computes_on_is_what_its_arrivals_say(nodes: Sequence[int], wanted: int | str, seed: int) -> None:
+    workers = make_workers(
+        nodes, 60, seed=seed, arrivals_per_update=wanted, reduction="token_mean", provisional=True, pauses=0.15, leaves=0.03
     )
-    crew.run().check()
-    assert sorted(crew.observer.batches) == sorted(crew.claimed)
-    expected, pulls = crew.expected(), [pull for pulls in crew.pulls.values() for pull in pulls]
+    workers.run().check()
+    assert sorted(workers.observer.batches) == sorted(workers.claimed)
+    expected, pulls = workers.expected(), [pull for pulls in workers.pulls.values() for pull in pulls]
     assert any(pull.provisional for pull in pulls)
     for pull in pulls:
         value = expected[pull.version, pull.provisional]
         assert pull == Pull(pull.version, value, value, pull.provisional)
-    described = {(one.base_version, one.provisional) for update in crew.observer.updates for one in update.arrivals}
+    described = {(one.base_version, one.provisional) for update in workers.observer.updates for one in update.arrivals}
     assert described <= {(pull.version, pull.provisional) for pull in pulls}
 
 
-def test_without_pauses_a_push_brings_all_of_a_team_in_the_order_of_their_batches() -> None:
-    crew = make_crew((3,), 60, arrivals_per_update=1)
-    crew.run().check()
-    arrivals = [update.arrivals for update in crew.observer.updates]
+def test_without_pauses_a_push_brings_all_of_a_node_in_the_order_of_their_batches() -> None:
+    workers = make_workers((3,), 60, arrivals_per_update=1)
+    workers.run().check()
+    arrivals = [update.arrivals for update in workers.observer.updates]
     assert all([one.batch for one in each] == sorted(one.batch for one in each) for each in arrivals)
     assert {len(each) for each in arrivals[:-3]} == {3}
-    check_books(crew)
+    check_books(workers)
 
 
 def test_a_sum_that_is_not_finite_is_refused_with_all_its_arrivals() -> None:
     def gradient(batch: int) -> torch.Tensor:
         return torch.full((SIZE,), float("nan") if batch == 17 else 1.0)
 
-    crew = make_crew((3,), 30, arrivals_per_update=1, gradient=gradient)
-    crew.run().check()
-    refused = sorted(one.batch for one, _ in crew.observer.refusals)
+    workers = make_workers((3,), 30, arrivals_per_update=1, gradient=gradient)
+    workers.run().check()
+    refused = sorted(one.batch for one, _ in workers.observer.refusals)
     assert 17 in refused and len(refused) == 3
-    assert sorted([*crew.observer.batches, *refused]) == list(range(30))
-    assert crew.store.parameters.tolist() == [-27.0] * SIZE
+    assert sorted([*workers.observer.batches, *refused]) == list(range(30))
+    assert workers.store.parameters.tolist() == [-27.0] * SIZE
 
 
-def test_a_team_larger_than_one_sum_takes() -> None:
+def test_a_node_larger_than_one_sum_takes() -> None:
     """More members than the kernels sum at a time; each contributes by hand."""
     size, num_members = 7, 70
     memory = ThreadMemory(Layout(size, num_members, num_slots=1, arrivals_per_slot=num_members))
@@ -204,11 +204,11 @@ def test_members_end_when_one_of_them_fails() -> None:
             raise ZeroDivisionError
         return torch.ones(SIZE)
 
-    crew = make_crew((3,), 10**9, arrivals_per_update=1, gradient=gradient)
-    crew.run()
-    kinds = sorted(type(error).__name__ for error in crew.failures.values())
+    workers = make_workers((3,), 10**9, arrivals_per_update=1, gradient=gradient)
+    workers.run()
+    kinds = sorted(type(error).__name__ for error in workers.failures.values())
     assert kinds == ["PeerError", "PeerError", "PeerError", "ZeroDivisionError"]
-    assert all(error.is_reported for error in crew.failures.values() if isinstance(error, PeerError))
+    assert all(error.is_reported for error in workers.failures.values() if isinstance(error, PeerError))
 
 
 def test_a_signal_ends_all_members_and_what_they_claimed_is_pending_or_computed_again() -> None:
@@ -216,13 +216,13 @@ def test_a_signal_ends_all_members_and_what_they_claimed_is_pending_or_computed_
 
     def gradient(batch: int) -> torch.Tensor:
         if batch == 25:
-            crew.memory.store(Word.STOP, asked.to_word())
+            workers.memory.store(Word.STOP, asked.to_word())
         return torch.full((SIZE,), value_of(batch))
 
-    crew = make_crew((2, 2), 10**9, arrivals_per_update=2, gradient=gradient)
-    crew.run().check()
-    assert crew.notice == asked
-    decided = {*crew.observer.batches, *(one.batch for one in crew.store.pending)}
-    order = crew.store.ledger.claim_order()
+    workers = make_workers((2, 2), 10**9, arrivals_per_update=2, gradient=gradient)
+    workers.run().check()
+    assert workers.notice == asked
+    decided = {*workers.observer.batches, *(one.batch for one in workers.store.pending)}
+    order = workers.store.ledger.claim_order()
     assert decided | set(order.missing) == set(range(order.first_new))
     assert decided.isdisjoint(order.missing)

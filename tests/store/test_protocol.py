@@ -25,13 +25,13 @@ from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreS
 from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, SlotWord, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
-from tests.store.crew import Crew, Pull, Recorder
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd, value_of
+from tests.store.workers import Pull, Recorder, Workers
 
 pytestmark = pytest.mark.usefixtures("quick_switches")
 
 
-def make_crew(
+def make_workers(
     num_workers: int,
     num_batches: int,
     *,
@@ -40,14 +40,14 @@ def make_crew(
     num_buffers: int = 3,
     memory_type: Callable[[Layout], ThreadMemory] = ThreadMemory,
     **settings: Any,
-) -> Crew:
+) -> Workers:
     names = ("observer", "server", "after_step", "gradient", "optimizer")
     others = {key: settings.pop(key) for key in names if key in settings}
     strategy = asynchronous(**{"reduction": "sum", **settings})
     memory = memory_type(Layout(size, num_workers, num_buffers, num_provisional=num_provisional(strategy)))
     store = make_store(strategy, num_workers=num_workers, memory=memory, optimizer=others.get("optimizer"))
     gradient = others.pop("gradient", lambda batch: torch.full((size,), value_of(batch)))
-    return Crew(store, strategy, memory, num_batches, gradient, seed, **others)
+    return Workers(store, strategy, memory, num_batches, gradient, seed, **others)
 
 
 # --- Threads ----------------------------------------------------------------------------------------------------------
@@ -66,19 +66,19 @@ class SlowReads(ThreadMemory):
 
 @pytest.mark.parametrize("num_buffers", [2, 3])
 def test_every_pull_is_whole_and_of_the_version_it_claims(num_buffers: int) -> None:
-    crew = make_crew(2, 120, size=200_000, arrivals_per_update=1, num_buffers=num_buffers, memory_type=SlowReads)
-    crew.run().check()
+    workers = make_workers(2, 120, size=200_000, arrivals_per_update=1, num_buffers=num_buffers, memory_type=SlowReads)
+    workers.run().check()
     values = [0.0]
-    for update in crew.observer.updates:
+    for update in workers.observer.updates:
         values.append(values[-1] - sum(value_of(one.batch) for one in update.arrivals))
-    for pull in itertools.chain(*crew.pulls.values()):
+    for pull in itertools.chain(*workers.pulls.values()):
         assert pull == Pull(pull.version, values[pull.version], values[pull.version])
 
 
 @pytest.mark.parametrize("optimizer", [sgd(learning_rate=0.1, momentum=0.9), OptimizerConfig()])
 @pytest.mark.parametrize("wanted", [4, "workers"])
 def test_every_provisional_pull_is_whole_and_of_what_it_claims(wanted: int | str, optimizer: OptimizerConfig) -> None:
-    crew = make_crew(
+    workers = make_workers(
         3,
         100,
         size=100_000,
@@ -88,9 +88,9 @@ def test_every_provisional_pull_is_whole_and_of_what_it_claims(wanted: int | str
         memory_type=SlowReads,
         optimizer=optimizer,
     )
-    crew.run().check()
-    assert sorted(crew.observer.batches) == list(range(100))
-    expected, pulls = crew.expected(), list(itertools.chain(*crew.pulls.values()))
+    workers.run().check()
+    assert sorted(workers.observer.batches) == list(range(100))
+    expected, pulls = workers.expected(), list(itertools.chain(*workers.pulls.values()))
     assert any(pull.provisional for pull in pulls)
     for pull in pulls:
         value = expected.get((pull.version, pull.provisional))
@@ -115,19 +115,19 @@ def test_what_a_gradient_was_computed_on_is_what_its_arrival_says(name: str, see
         return torch.full((3,), float("nan") if batch in poisoned else value_of(batch))
 
     settings = {"reduction": "token_mean", "provisional": True, **PROVISIONAL[name]}
-    crew = make_crew(4, 90, seed=seed, gradient=gradient, **settings).run().check()
-    refused = [one.batch for one, _ in crew.observer.refusals]
-    assert sorted([*crew.observer.batches, *refused]) == list(range(90)) and poisoned <= set(refused)
-    expected = crew.expected()
-    for pull in itertools.chain(*crew.pulls.values()):
+    workers = make_workers(4, 90, seed=seed, gradient=gradient, **settings).run().check()
+    refused = [one.batch for one, _ in workers.observer.refusals]
+    assert sorted([*workers.observer.batches, *refused]) == list(range(90)) and poisoned <= set(refused)
+    expected = workers.expected()
+    for pull in itertools.chain(*workers.pulls.values()):
         value = expected[pull.version, pull.provisional]
         assert pull == Pull(pull.version, value, value, pull.provisional)
-    described = {(one.base_version, one.provisional) for update in crew.observer.updates for one in update.arrivals}
+    described = {(one.base_version, one.provisional) for update in workers.observer.updates for one in update.arrivals}
     assert any(provisional for _, provisional in described) and described <= expected.keys()
     if name == "bounded":
-        assert max(crew.observer.stalenesses) <= 1
+        assert max(workers.observer.stalenesses) <= 1
     if name == "warm":
-        assert all(not one.provisional for update in crew.observer.updates[:4] for one in update.arrivals)
+        assert all(not one.provisional for update in workers.observer.updates[:4] for one in update.arrivals)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_what_a_gradient_was_computed_on_is_what_its_arrival_says(name: str, see
     [(1, {"arrivals_per_update": "workers"}), (3, {"arrivals_per_update": 1}), (3, {"lockstep": True})],
 )
 def test_where_no_arrival_is_ever_pending_there_is_nothing_provisional(num_workers: int, settings: dict[str, Any]) -> None:
-    crew = make_crew(num_workers, 40, reduction="token_mean", provisional=True, **settings).run().check()
-    assert crew.memory.load(Word.NEXT_PROVISIONAL) == 0
-    assert not any(pull.provisional for pull in itertools.chain(*crew.pulls.values()))
+    workers = make_workers(num_workers, 40, reduction="token_mean", provisional=True, **settings).run().check()
+    assert workers.memory.load(Word.NEXT_PROVISIONAL) == 0
+    assert not any(pull.provisional for pull in itertools.chain(*workers.pulls.values()))
 
 
 def test_versions_that_a_worker_sees_never_go_back() -> None:
-    crew = make_crew(3, 150, arrivals_per_update=1).run().check()
-    for pulls in crew.pulls.values():
+    workers = make_workers(3, 150, arrivals_per_update=1).run().check()
+    for pulls in workers.pulls.values():
         versions = [pull.version for pull in pulls]
         assert versions == sorted(versions) and versions[-1] > 0
 
@@ -156,14 +156,14 @@ def test_every_claimed_batch_is_in_exactly_one_update_or_refusal(num_workers: in
     def gradient(batch: int) -> torch.Tensor:
         return torch.full((3,), float("nan") if batch in poisoned else value_of(batch))
 
-    crew = make_crew(num_workers, 61, seed=seed, arrivals_per_update=wanted, gradient=gradient).run().check()
-    assert sorted(crew.observer.batches) == [batch for batch in range(61) if batch not in poisoned]
-    assert {(one.batch, refusal) for one, refusal in crew.observer.refusals} == {
+    workers = make_workers(num_workers, 61, seed=seed, arrivals_per_update=wanted, gradient=gradient).run().check()
+    assert sorted(workers.observer.batches) == [batch for batch in range(61) if batch not in poisoned]
+    assert {(one.batch, refusal) for one, refusal in workers.observer.refusals} == {
         (batch, Refusal.NOT_FINITE) for batch in poisoned
     }
-    assert len(crew.observer.refusals) == len(poisoned)
-    assert crew.store.parameters.tolist() == [-sum(map(value_of, crew.observer.batches))] * 3
-    assert crew.notice is None and crew.memory.load(Word.VERSION) == crew.store.version
+    assert len(workers.observer.refusals) == len(poisoned)
+    assert workers.store.parameters.tolist() == [-sum(map(value_of, workers.observer.batches))] * 3
+    assert workers.notice is None and workers.memory.load(Word.VERSION) == workers.store.version
 
 
 @pytest.mark.parametrize("wanted", ["workers", 3, 7])
@@ -171,47 +171,49 @@ def test_lock_step_makes_the_same_updates_whatever_the_speeds(wanted: int | str)
     def gradient(batch: int) -> torch.Tensor:
         return torch.randn(3, generator=torch.Generator().manual_seed(batch))
 
-    crews = [
-        make_crew(3, 32, seed=seed, lockstep=True, arrivals_per_update=wanted, gradient=gradient).run().check()
+    groups = [
+        make_workers(3, 32, seed=seed, lockstep=True, arrivals_per_update=wanted, gradient=gradient).run().check()
         for seed in (1, 2)
     ]
-    first, second = ([[(a.batch, a.base_version) for a in u.arrivals] for u in crew.observer.updates] for crew in crews)
+    first, second = (
+        [[(a.batch, a.base_version) for a in u.arrivals] for u in workers.observer.updates] for workers in groups
+    )
     assert first == second and len(first) == 11
-    assert torch.equal(crews[0].store.parameters, crews[1].store.parameters)  # the order of summation, to the last bit
+    assert torch.equal(groups[0].store.parameters, groups[1].store.parameters)  # the order of summation, to the last bit
 
 
 @pytest.mark.parametrize("wanted", ["workers", 3, 7])
 def test_in_lock_step_a_worker_goes_on_from_the_update_that_it_is_in(wanted: int | str) -> None:
-    crew = make_crew(3, 30, lockstep=True, arrivals_per_update=wanted).run().check()
+    workers = make_workers(3, 30, lockstep=True, arrivals_per_update=wanted).run().check()
     last = dict.fromkeys(range(3), 0)
-    for update in crew.observer.updates:
+    for update in workers.observer.updates:
         for one in update.arrivals:
             assert one.base_version == last[one.worker]
             last[one.worker] = update.version
 
 
 def test_a_warm_start_is_fresh_for_its_versions() -> None:
-    crew = make_crew(3, 60, arrivals_per_update=1, synchronous_versions=5).run().check()
-    for update in crew.observer.updates[:5]:
+    workers = make_workers(3, 60, arrivals_per_update=1, synchronous_versions=5).run().check()
+    for update in workers.observer.updates[:5]:
         assert [update.staleness(one) for one in update.arrivals] == [0, 0, 0]
-    assert [len(update.arrivals) for update in crew.observer.updates[5:]] == [1] * 45
+    assert [len(update.arrivals) for update in workers.observer.updates[5:]] == [1] * 45
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("bound", "wanted"), [(0, 1), (1, 1), (1, 2), (2, 1)])
 def test_a_bound_that_waits_holds(bound: int, wanted: int, seed: int) -> None:
-    crew = make_crew(3, 90, seed=seed, arrivals_per_update=wanted, max_staleness=bound).run().check()
-    assert max(crew.observer.stalenesses) <= bound
-    assert sorted(crew.observer.batches) == list(range(90))
+    workers = make_workers(3, 90, seed=seed, arrivals_per_update=wanted, max_staleness=bound).run().check()
+    assert max(workers.observer.stalenesses) <= bound
+    assert sorted(workers.observer.batches) == list(range(90))
 
 
 def test_a_worker_that_leaves_early_is_not_waited_for() -> None:
-    crew = make_crew(
+    workers = make_workers(
         3, 40, lockstep=True, arrivals_per_update="workers", after_step=lambda _, worker, steps: worker != 1 or steps < 2
     )
-    crew.run().check()
-    assert sorted(crew.observer.batches) == list(range(40))
-    assert [len(update.arrivals) for update in crew.observer.updates] == [3, 3] + [2] * 17
+    workers.run().check()
+    assert sorted(workers.observer.batches) == list(range(40))
+    assert [len(update.arrivals) for update in workers.observer.updates] == [3, 3] + [2] * 17
 
 
 @pytest.mark.parametrize("settings", [{"arrivals_per_update": 2}, {"arrivals_per_update": "workers", "lockstep": True}])
@@ -223,12 +225,12 @@ def test_a_signal_on_one_worker_ends_all(settings: dict[str, Any]) -> None:
             client.request_stop(asked)
         return client.stop_notice() is None
 
-    crew = make_crew(3, 10**9, after_step=after_step, **settings).run().check()
-    assert crew.notice == asked
-    assert crew.store.version == len(crew.observer.updates) >= 2
+    workers = make_workers(3, 10**9, after_step=after_step, **settings).run().check()
+    assert workers.notice == asked
+    assert workers.store.version == len(workers.observer.updates) >= 2
     # What was claimed and is in no update is pending, or is computed again by a run that resumes.
-    decided = {*crew.observer.batches, *(one.batch for one in crew.store.pending)}
-    order = crew.store.ledger.claim_order()
+    decided = {*workers.observer.batches, *(one.batch for one in workers.store.pending)}
+    order = workers.store.ledger.claim_order()
     assert decided.isdisjoint(order.batch(claim) for claim in range(100))
     assert decided | set(order.missing) == set(range(order.first_new))
 
@@ -239,19 +241,19 @@ def test_a_failure_on_one_worker_ends_all_and_they_know_that_it_is_reported() ->
             raise ZeroDivisionError
         return True
 
-    crew = make_crew(3, 10**9, lockstep=True, arrivals_per_update="workers", after_step=after_step).run()
-    assert isinstance(crew.failures.pop("worker 1"), ZeroDivisionError)
-    assert sorted(crew.failures) == ["store", "worker 0", "worker 2"]
-    for error in crew.failures.values():
+    workers = make_workers(3, 10**9, lockstep=True, arrivals_per_update="workers", after_step=after_step).run()
+    assert isinstance(workers.failures.pop("worker 1"), ZeroDivisionError)
+    assert sorted(workers.failures) == ["store", "worker 0", "worker 2"]
+    for error in workers.failures.values():
         assert isinstance(error, PeerError) and error.is_reported
         assert str(error) == "rank 99 failed; its message says why"
 
 
 def test_exhausted_patience_ends_the_run() -> None:
-    crew = make_crew(2, 10**9, arrivals_per_update=1, observer=Recorder(finish_at=5)).run().check()
-    assert crew.notice == StopNotice(StopKind.FINISHED, rank=0)
-    assert len(crew.observer.updates) == 5
-    assert {refusal for _, refusal in crew.observer.refusals} <= {Refusal.AFTER_THE_END}
+    workers = make_workers(2, 10**9, arrivals_per_update=1, observer=Recorder(finish_at=5)).run().check()
+    assert workers.notice == StopNotice(StopKind.FINISHED, rank=0)
+    assert len(workers.observer.updates) == 5
+    assert {refusal for _, refusal in workers.observer.refusals} <= {Refusal.AFTER_THE_END}
 
 
 def test_every_evaluation_that_is_due_is_given_to_one_worker_at_most() -> None:
@@ -261,14 +263,14 @@ def test_every_evaluation_that_is_due_is_given_to_one_worker_at_most() -> None:
         return True
 
     options = ServerOptions(first_evaluation=2, evaluate_every=2)
-    crew = make_crew(
+    workers = make_workers(
         3, 120, arrivals_per_update=1, observer=Recorder(evaluate_every=2), server=options, after_step=after_step
     )
-    crew.run().check()
-    versions = [version for version, _ in crew.observer.evaluations]
+    workers.run().check()
+    versions = [version for version, _ in workers.observer.evaluations]
     assert len(versions) == len(set(versions)) >= 10
     assert set(versions) <= set(range(2, 121, 2))
-    for version, statistics in crew.observer.evaluations:
+    for version, statistics in workers.observer.evaluations:
         assert statistics[0] == version / 2 and statistics[1] in (0, 1, 2)
 
 
@@ -582,10 +584,10 @@ def test_a_slot_is_free_after_its_gradient_was_refused_because_another_worker_le
     def after_step(client: StoreClient, worker: int, num_steps: int) -> bool:
         return worker == 0
 
-    crew = make_crew(2, 5, arrivals_per_update="workers", gradient=gradient, after_step=after_step).run().check()
-    refused = [one.batch for one, why in crew.observer.refusals if why is Refusal.SUM_NOT_FINITE]
+    workers = make_workers(2, 5, arrivals_per_update="workers", gradient=gradient, after_step=after_step).run().check()
+    refused = [one.batch for one, why in workers.observer.refusals if why is Refusal.SUM_NOT_FINITE]
     assert refused in ([0], [0, 1])  # the second where worker 0 was quick enough to push before the other left
-    assert crew.observer.batches == [batch for batch in range(5) if batch not in refused]
+    assert workers.observer.batches == [batch for batch in range(5) if batch not in refused]
 
 
 def test_the_last_gradient_of_a_worker_that_has_left_still_counts() -> None:
@@ -752,12 +754,12 @@ def test_a_store_that_waits_for_a_reader_goes_on_when_that_has_read() -> None:
     store = make_store(asynchronous(arrivals_per_update=1), memory=memory)
     server = StoreServer(store, memory, Recorder(), ServerOptions())
     client = StoreClient([memory], 0, ClientOptions())
-    assert client._hold(0)
+    assert client._reserve(0)
     for batch in range(2):
         store.accept([arrival(batch, base_version=batch)], Gradient.measure(torch.ones(4)))
         assert server._make_version() == (batch == 0)  # version 2 would be made where version 0 lies
     assert memory.load(Word.NEXT_VERSION) == store.version == 1
-    client._let_go()
+    client._release()
     assert server._make_version() and store.version == 2
 
 
@@ -765,7 +767,7 @@ def test_a_reader_that_asks_too_late_reads_a_newer_version() -> None:
     memory = ThreadMemory(Layout(4, 1, num_buffers=2))
     memory.store(Word.NEXT_VERSION, 2)  # it is being made where version 0 lies
     client = StoreClient([memory], 0, ClientOptions())
-    assert not client._hold(0) and client._hold(1)
+    assert not client._reserve(0) and client._hold(1)
 
 
 def test_who_takes_a_slot_over_withdraws_what_another_pulled_ahead() -> None:

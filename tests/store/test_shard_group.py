@@ -22,9 +22,9 @@ from hvd_async.store.wire.slots import SlotWriter, read_slot, slot_format, split
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors.arithmetic import BLOCK
-from tests.store.crew import Crew, Pull
 from tests.store.shards import Shards
 from tests.store.stores import arrival, asynchronous, num_provisional, provisional_vectors, sgd
+from tests.store.workers import Pull, Workers
 
 SIZE = 3 * BLOCK + 77
 NUM_WORKERS = 3
@@ -262,11 +262,11 @@ def test_the_sequencer_says_that_it_goes_on_while_it_waits_for_another_shard() -
 
 
 @pytest.mark.parametrize("strategy", [{"arrivals_per_update": 2}, {"lockstep": True}])
-def test_a_crew_trains_on_several_shards(strategy: dict[str, Any]) -> None:
+def test_a_workers_trains_on_several_shards(strategy: dict[str, Any]) -> None:
     """The server of the protocol's tests, with workers that push to all shards and pull from all."""
     settings = asynchronous(reduction="sum", **strategy)
     with Shards(SIZE, 3, 3, sgd(), settings) as shards:
-        crew = Crew(
+        workers = Workers(
             shards.make_store(),
             settings,
             shards.memories[0],
@@ -274,19 +274,19 @@ def test_a_crew_trains_on_several_shards(strategy: dict[str, Any]) -> None:
             lambda batch: torch.full((SIZE,), float(batch % 5 - 2)),
             memories=shards.memories,
         )
-        crew.run().check()
-        assert sorted(crew.observer.batches) == list(range(40))
+        workers.run().check()
+        assert sorted(workers.observer.batches) == list(range(40))
         total = sum(batch % 5 - 2 for batch in range(40))
-        assert torch.equal(crew.store.parameters, torch.full((SIZE,), -float(total)))
-        assert all(pull.smallest == pull.largest for pulls in crew.pulls.values() for pull in pulls)
+        assert torch.equal(workers.store.parameters, torch.full((SIZE,), -float(total)))
+        assert all(pull.smallest == pull.largest for pulls in workers.pulls.values() for pull in pulls)
 
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16"])
-def test_what_a_crew_computes_on_is_provisional_on_all_shards_at_once(form: str) -> None:
+def test_what_a_workers_computes_on_is_provisional_on_all_shards_at_once(form: str) -> None:
     settings = asynchronous(arrivals_per_update=4, provisional=True)
     optimizer, push = sgd(momentum=0.5), PushConfig.model_validate({"dtype": form})
     with Shards(SIZE, 3, 3, optimizer, settings, push) as shards:
-        crew = Crew(
+        workers = Workers(
             shards.make_store(),
             settings,
             shards.memories[0],
@@ -296,9 +296,9 @@ def test_what_a_crew_computes_on_is_provisional_on_all_shards_at_once(form: str)
             push=push,
             optimizer=optimizer,
         )
-        crew.run().check()
-        assert sorted(crew.observer.batches) == list(range(60))
-    expected, pulls = crew.expected(), [pull for pulls in crew.pulls.values() for pull in pulls]
+        workers.run().check()
+        assert sorted(workers.observer.batches) == list(range(60))
+    expected, pulls = workers.expected(), [pull for pulls in workers.pulls.values() for pull in pulls]
     assert any(pull.provisional for pull in pulls)
     for pull in pulls:
         value = expected[pull.version, pull.provisional]

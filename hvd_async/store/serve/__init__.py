@@ -1,1 +1,1 @@
-"""Both sides of the protocol: the loop of the server, the client of a worker, and who is alive."""
+"""Both sides of the protocol: the server's loop, a worker's client, and heartbeats."""

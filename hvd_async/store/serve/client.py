@@ -1,4 +1,4 @@
-"""A worker's side of the protocol: claim, push, pull, wait, leave. Written against `Window`, whatever carries it."""
+"""A worker's side of the protocol: claim, push, pull, wait, leave. Works with every implementation of `Window`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from hvd_async.transport.block import float_to_word
 
 # Announced as base version by a worker that has no gradient under way.
 IDLE = 2**62
-# A worker that no bell wakes asks the store, which may be on another node, no less often than this.
+# Longest interval between polls of the store, which may be on another node, by a worker that no bell wakes.
 _LONGEST_POLL_SECONDS = 0.002
 _LOOK_AROUND_SECONDS = 0.01
-# Copies that newer versions have overwritten meanwhile, before the store is asked to wait for this reader.
+# Number of torn copies, overwritten by newer versions, after which the worker asks the store to wait for this reader.
 _MAX_TORN = 2
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a worker computes on: the parameters of `version`, or provisional ones with that many arrivals on top of it, which the
-    store made as number `number`."""
+    """Parameters on which a worker computes: those of `version` if `provisional` is 0; else provisional parameters number
+    `number`, with `provisional` arrivals on top of `version`."""
 
     version: int
     provisional: int = 0
@@ -44,21 +44,21 @@ NO_BASE = Base(-1)
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """What a worker has to know of the store's rules."""
+    """Rules of the store that a worker must know."""
 
     waits_for_stragglers: bool = False  # max_staleness with `wait`: do not start on a version that is about to be replaced
-    announces: bool = True  # the store asks which versions are under way: a bound that waits, or base parameters, need it
+    announces: bool = True  # whether the store needs the versions under way, for a bound that waits or for base parameters
     store_timeout_seconds: float = 60.0
     claim_order: ClaimOrder = field(default_factory=ClaimOrder)
     push: PushConfig = field(default_factory=PushConfig)
-    pulls_provisional: bool = False  # where there are provisional parameters on top of the newest version
+    pulls_provisional: bool = False  # pull provisional parameters on top of the newest version, if there are any
 
 
 class StoreClient:
-    """One worker's access to the store. Used by one thread; nothing here is collective.
+    """One worker's access to the store. Used by one thread; no call is collective.
 
-    Every method that waits ends with `PeerError` when the store has given no sign of life for `store_timeout_seconds`, or
-    when a rank announced a failure.
+    Every method that waits raises `PeerError` if the store shows no heartbeat for `store_timeout_seconds`, or if a rank has
+    announced a failure.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class StoreClient:
         error: torch.Tensor | None = None,
         touch: Callable[[], None] = lambda: None,
     ) -> None:
-        """`windows[k]` reaches shard k. `worker`: 0 to num_workers - 1, each used by one client; its pushes go into `slot`,
-        which is its own number unless several share one, in turns. `error` ([size] float32, zeros) is what they share of
-        error feedback; by default the client has its own. `touch` is called with everything that is done: see `Heartbeat.touch`.
+        """`windows[k]` reaches shard k. `worker`: 0 to num_workers - 1, each used by one client. Pushes go into `slot`, by
+        default `worker`; several clients may share a slot in turn. `error` ([size] float32, zeros) is the error feedback of
+        the slot; by default, the client has its own. `touch` is called at every operation: see `Heartbeat.touch`.
         """
         self._windows = windows
         self._window = windows[0]
@@ -92,24 +92,24 @@ class StoreClient:
 
     @property
     def version(self) -> int:
-        """The version that the last `pull` gave; -1 before the first."""
+        """Version of the last `pull`; -1 before the first."""
         return self._base.version
 
     @property
     def base(self) -> Base:
-        """What the last `pull` gave."""
+        """Base of the parameters that the last `pull` returned."""
         return self._base
 
     def join(self) -> None:
-        """Tell the store that this worker is there, and wait until it has published its first version."""
+        """Announce this worker to the store, and wait until the store has published its first version."""
         self._set(WorkerWord.PROCESS, os.getpid())
         self._set(WorkerWord.STATE, WorkerState.ACTIVE)
         self._wait(lambda: self._window.load(Word.READY) != 0)
 
     def leave(self, slot_goes_on: bool = False) -> None:
-        """Tell the store that no gradient will come from this worker any more. What is in the slot still counts.
+        """Tell the store that this worker will push no more. A gradient in the slot still counts.
 
-        `slot_goes_on`: others will use the slot.
+        `slot_goes_on`: other workers continue to use the slot.
         """
         if not slot_goes_on:
             self.idle()
@@ -117,7 +117,7 @@ class StoreClient:
         self._window.ring(Word.STORE_BELL)
 
     def take_over(self, base: Base) -> None:
-        """Use the slot that another worker used until now; that one held `base`."""
+        """Use the slot that another worker, which held `base`, used until now."""
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
         self._freed = -1
         self._base = base
@@ -125,25 +125,24 @@ class StoreClient:
             self._has_next_base = self._get_slot(SlotWord.NEXT_BASE_VERSION) != IDLE
 
     def idle(self) -> None:
-        """Tell the store that no gradient is under way for this slot but what is in it."""
+        """Tell the store that no gradient is under way for this slot, except one in the slot."""
         self._under_way = IDLE
         self._announce_base(IDLE)
         self._withdraw_next_base()
 
     def keep_announced(self, version: int) -> None:
-        """A gradient on `version` is being computed meanwhile: it stays announced, whatever is pushed and pulled."""
+        """Keep `version` announced during pushes and pulls: a gradient on it is being computed meanwhile."""
         self._under_way = version
 
     def claim(self) -> int:
-        """The number of the next batch, which no other worker gets. Does not block."""
+        """Return the number of the next batch, which no other worker gets. Does not block."""
         return self._options.claim_order.batch(self._window.fetch_add(Word.CLAIMS, 1))
 
     def push(self, gradient: torch.Tensor, arrivals: Sequence[Arrival]) -> None:
-        """Hand `gradient` ([size], float32, where the windows take it; the caller's again on return) and its description to the
-        store.
+        """Write `gradient` and its description into the slot, waiting until the slot is free.
 
-        It is the sum of the gradients of `arrivals`, not more of them than the slot has room to describe. Waits until the
-        slot is free.
+        `gradient` ([size], float32, on a device that the windows accept) is the caller's again on return. It is the sum of
+        the gradients of `arrivals`, which must not be more than the slot has room to describe.
         """
         self._touch()
         if self._freed != self._pushed and not self._is_free():
@@ -156,21 +155,22 @@ class StoreClient:
         for arrival in arrivals:
             words += arrival_words.to_words(arrival)
         self._window.store_words(self._layout.slot_word(self._slot, SlotWord.PUSHED_BASE_VERSION), words)
-        for window in self._windows:  # together: what goes to several shards is under way at the same time
+        for window in self._windows:  # after all writes, so that transfers to several shards overlap
             window.flush()
         self._pushed += 1
-        self._set_slot(SlotWord.PUSHED, self._pushed)  # last: the store looks at the rest only after this
-        # After PUSHED: the gradient is under way here or there, never nowhere.
+        self._set_slot(SlotWord.PUSHED, self._pushed)  # last: the store reads the rest only after this
+        # After PUSHED, so that at every moment the gradient counts as under way: as announced, or as in the slot.
         self._announce_base(self._under_way)
         self._withdraw_next_base()
         self._window.ring(Word.STORE_BELL)
 
     def wait_drained(self) -> None:
-        """Wait until the store has taken the last gradient in and, if that completed an update, published it."""
+        """Wait until the store has taken the last gradient in and, if it completed an update, published the new version."""
         self._wait(self._is_drained)
 
     def wait_released(self) -> bool:
-        """Wait until the fate of all gradients pushed is known, as lock-step asks. False if a signal stops the run first."""
+        """Wait until the outcome of all pushed gradients is known, as lock-step requires; return False if the run is stopped
+        before its end first."""
         released = False
 
         def is_over() -> bool:
@@ -183,10 +183,12 @@ class StoreClient:
         return released
 
     def pull(self, parameters: torch.Tensor) -> int:
-        """Make `parameters` ([size], float32, where the windows take them) those of the newest version, and return which it is.
+        """Copy the newest version into `parameters` ([size], float32, on a device that the windows accept); return its
+        number.
 
-        With `pulls_provisional` they are those that the store expects after it: see `base`. The copy is whole: all of what `base`
-        says. Nothing is copied where it is held already, so `parameters` must be what the last pull left there.
+        With `pulls_provisional`, copy the provisional parameters on top of the version if there are any. `base` describes
+        the result. The copy is never torn: all elements belong to `base`. If `parameters` are up to date already, nothing is
+        copied, so the caller must pass what the last pull left.
         """
         self._touch()
         may_be_provisional = self._options.pulls_provisional
@@ -197,9 +199,9 @@ class StoreClient:
                 continue
             if base == self._base:
                 return version
-            self._base = NO_BASE  # a copy that is torn has overwritten what was held
-            is_held = num_torn >= _MAX_TORN
-            if is_held and not self._hold(version):
+            self._base = NO_BASE  # even a torn copy overwrites the previous parameters
+            is_reserved = num_torn >= _MAX_TORN
+            if is_reserved and not self._reserve(version):
                 continue
             for window, part in zip(self._windows, self._parts, strict=True):
                 layout = window.layout
@@ -207,32 +209,34 @@ class StoreClient:
                 offset = layout.published_offset(version) if is_version else layout.provisional_offset(base.number)
                 window.get(offset, parameters[part])
             is_whole = self._is_whole(base)
-            if is_held:
-                self._let_go()
+            if is_reserved:
+                self._release()
             if is_whole:
                 self._base = base
                 return version
             self._touch()
-            may_be_provisional = False  # the store makes them faster than this worker reads
+            may_be_provisional = False  # the store makes provisional parameters faster than this worker reads them
         raise AssertionError("unreachable")
 
-    def _hold(self, version: int) -> bool:
-        """Ask the store to leave the buffer of `version` alone until `_let_go`; whether it does. It may be about to overwrite it:
-        each says what it wants first, then looks at what the other said."""
+    def _reserve(self, version: int) -> bool:
+        """Ask the store not to overwrite the buffer of `version` until `_release`; return whether the request came in time.
+
+        Each side writes its own word (READING, NEXT_VERSION) before it reads the other's, so neither can miss the other."""
         self._set(WorkerWord.READING, version + 1)
         if self._window.load(Word.NEXT_VERSION) < version + self._layout.num_buffers:
             return True
-        self._let_go()
+        self._release()
         return False
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._set(WorkerWord.READING, 0)
         self._window.ring(Word.STORE_BELL)
 
     def _newest_base(self, version: int) -> Base | None:
-        """What to read where `version` was out a moment ago; None if a newer one is by now.
+        """Return the base to read, `version` having been the newest a moment ago; None if a newer version is out by now.
 
-        Of that `version` what was provisional may be overwritten already, and the gradient that this worker pushed in neither.
+        Then the buffers may be reused already, and neither they nor `version` need contain this worker's last gradient:
+        retry.
         """
         number = self._window.load(Word.PROVISIONAL)
         if number == 0:
@@ -245,16 +249,17 @@ class StoreClient:
         return Base(version, num_arrivals, number) if below == version else Base(version)
 
     def _is_whole(self, base: Base) -> bool:
-        """Whether what was just read, and what is known of it, was not overwritten meanwhile.
+        """Whether the vector of `base` that was just read, and its words, were not overwritten meanwhile.
 
-        The vectors are written in turns, and each time that is announced before the first byte of any shard.
+        Vectors are reused in turn, and the store announces each reuse before it writes the first byte of any shard.
         """
         if base.provisional == 0:
             return self._window.load(Word.NEXT_VERSION) < base.version + self._layout.num_buffers
         return self._window.load(Word.NEXT_PROVISIONAL) < base.number + NUM_PROVISIONAL
 
     def wait_for_end(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
-        """After `leave`: wait until the store has ended the run, and return why it did. Passes a request to stop on meanwhile."""
+        """Wait after `leave` until the store has ended the run, and return the reason. Passes on a request to stop
+        meanwhile."""
 
         def is_over() -> bool:
             requested = stop_requested()
@@ -266,25 +271,25 @@ class StoreClient:
         return self.stop_notice()
 
     def stop_notice(self) -> StopNotice | None:
-        """What the run's stop word says. Raises `PeerError` if a rank announced its failure there."""
+        """Return the run's stop notice, if any. Raises `PeerError` if a rank has announced its failure."""
         return read_stop(self._window)
 
     def request_stop(self, notice: StopNotice) -> None:
-        """Ask all ranks to stop; the first notice stands."""
+        """Ask all ranks to stop; the first request counts."""
         if self._window.load(Word.STOP) == 0 and self._window.compare_swap(Word.STOP, 0, notice.to_word()) == 0:
             self._window.ring(Word.STORE_BELL)
 
     def take_evaluation(self) -> int | None:
-        """The version whose snapshot this worker is to evaluate now, or None. Each is given to one worker."""
+        """Return the version whose snapshot this worker is to evaluate now, or None. Each is given to one worker."""
         due, taken = self._window.load(Word.EVALUATIONS_DUE), self._window.load(Word.EVALUATIONS)
-        # Another worker may be quicker: then this one has nothing, and the next evaluation is anybody's.
+        # If another worker is quicker, this one gets none now, but may take the next evaluation.
         if taken >= due or self._window.compare_swap(Word.EVALUATIONS, taken, taken + 1) != taken:
             return None
         first, every = self._window.load(Word.FIRST_EVALUATION), self._window.load(Word.EVALUATE_EVERY)
         return first + taken * every
 
     def report_evaluation(self, version: int, statistics: Sequence[float]) -> None:
-        """Hand the result of an evaluation to the store; waits until it has read the one before."""
+        """Pass the result of an evaluation to the store, after waiting until it has read the previous result."""
         if len(statistics) > MAX_STATISTICS:
             raise ValueError(f"statistics: got {len(statistics)} numbers, expected at most {MAX_STATISTICS}")
         self._touch()
@@ -298,7 +303,7 @@ class StoreClient:
         self._window.ring(Word.STORE_BELL)
 
     def _announce(self) -> int:
-        """Tell the store which version is about to be worked on, so that it knows before it moves on."""
+        """Return the version to pull; announce it first if the store needs to know, before it makes the next version."""
         if not self._options.announces:
             return self._window.load(Word.VERSION)
         while True:
@@ -308,12 +313,12 @@ class StoreClient:
                 self._has_next_base = True
             self._announce_base(min(version, self._under_way))
             following = self._window.load(Word.NEXT_VERSION)
-            # What is under way meanwhile is older and holds the store back itself: to wait for the store would be for ever.
+            # A gradient under way meanwhile is older and delays the store itself: to wait for the store would be a deadlock.
             if following == version or not self._options.waits_for_stragglers or self._under_way != IDLE:
                 if self._window.load(Word.VERSION) == version:
                     return version
                 continue
-            # The next version waits for a straggler or is being made: work on this one would come too late.
+            # The next version waits for a straggler or is being made: a gradient on this version would come too late.
             self._announce_base(IDLE)
             self._wait(functools.partial(self._is_settled, following))
 
@@ -330,24 +335,24 @@ class StoreClient:
         if not self._options.announces:
             return
         self._set_slot(SlotWord.BASE_VERSION, version)
-        if self._options.waits_for_stragglers:  # an update may wait for this
+        if self._options.waits_for_stragglers:  # an update may wait for this announcement
             self._window.ring(Word.STORE_BELL)
 
     def _withdraw_next_base(self) -> None:
-        """What was pulled ahead is what is being computed now, which the base version says; or nothing is."""
+        """Withdraw the version pulled ahead: it is announced as the base version by now, or nothing is under way."""
         if self._has_next_base:
             self._set_slot(SlotWord.NEXT_BASE_VERSION, IDLE)
             self._has_next_base = False
 
     def _is_settled(self, announced: int) -> bool:
-        """Whether the version that the store announced is out, or will not come: the sum of its gradients was not finite."""
+        """Whether the `announced` version is out, or was withdrawn because the sum of its gradients was not finite."""
         return self._window.load(Word.NEXT_VERSION) != announced or self._window.load(Word.VERSION) >= announced
 
     def _wait(self, is_over: Callable[[], bool]) -> None:
         self.wait_until(is_over, self._window, self._layout.slot_word(self._slot, SlotWord.BELL))
 
     def wait_until(self, is_over: Callable[[], bool], window: StoreWindow, bell: int) -> None:
-        """Wait until `is_over()`, woken by `bell` of `window`, as long as the store lives and no rank has failed."""
+        """Wait until `is_over()`, woken by `bell` of `window`. Raises `PeerError` if the store dies or a rank fails."""
         store = watch_store(self._window, self._options.store_timeout_seconds)
 
         def look_around() -> None:

@@ -1,12 +1,12 @@
-"""A store's block whose vectors lie on a GPU: what is in which memory, and how the ranks of a run reach it.
+"""A store's block whose vectors are on a GPU: the contents of each memory, and how the ranks of a run access them.
 
-Published parameters and slots are on the GPU, laid out as in the block of the host, which stays: it
-holds the control words, and the slots and copies of those who cannot reach the GPU's memory. For these the store copies: a slot
-to the GPU when it takes it in, a new version to the host before it says that it is out.
+Published parameters and slots are on the GPU, with the layout of the host's block. The host's block remains: it holds the
+control words, and the slots and copies for workers that cannot access the GPU's memory. For these workers the store copies a
+slot to the GPU when it takes the slot in, and a new version to the host before it announces the version.
 
-The order of writes is the protocol's, but device work goes on after the call that began it. So everything here, and everything
-in `kernels`, waits for its stream before it returns: the word that announces a copy is written after the copy is complete, and
-the word that gives memory free after the last read of it.
+The order of writes is the protocol's, but device work continues after the call that started it. So everything here, and
+everything in `vectors.arithmetic`, waits for its stream before it returns: the word that announces a copy is written after
+the copy is complete, and the word that frees memory after the last read.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.group import Group
 from hvd_async.vectors import arithmetic
 
-# The owner writes it at the beginning of the block before anything else; whoever opens the block must find it there.
+# The owner writes the mark at the beginning of the block before anything else; a rank that opens the block checks it.
 _MARK = 0x6876645F6173796E
 
 
 class DeviceWindow:
     """A window whose slots and published parameters are on a GPU, in `device_memory`. Implements `Window`.
 
-    ShardOps that are moved may be on any device. The memory is the window's until `close`.
+    `put` and `get` take tensors on any device. The memory belongs to the window until `close`.
     """
 
     name = "CUDA IPC"
@@ -49,68 +49,56 @@ class DeviceWindow:
         self._device_memory: torch.Tensor | None = device_memory
 
     def load(self, word: int) -> int:
-        """See `Window.load`."""
         return self._host.load(word)
 
     def store(self, word: int, value: int) -> None:
-        """See `Window.store`."""
         self._host.store(word, value)
 
     def store_words(self, first: int, values: Sequence[int]) -> None:
-        """See `Window.store_words`."""
         self._host.store_words(first, values)
 
     def load_words(self, first: int, count: int) -> list[int]:
-        """See `Window.load_words`."""
         return self._host.load_words(first, count)
 
     def fetch_add(self, word: int, amount: int) -> int:
-        """See `Window.fetch_add`."""
         return self._host.fetch_add(word, amount)
 
     def compare_swap(self, word: int, expected: int, value: int) -> int:
-        """See `Window.compare_swap`."""
         return self._host.compare_swap(word, expected, value)
 
     def put(self, offset: int, source: torch.Tensor) -> None:
-        """See `Window.put`."""
         if offset < self._start:
             self._host.put(offset, source)
         else:
             arithmetic.copy(source, self._on_device(offset, source.numel(), source.dtype))
 
     def flush(self) -> None:
-        """See `Window.flush`."""
         self._host.flush()
 
     def get(self, offset: int, target: torch.Tensor) -> None:
-        """See `Window.get`."""
         if offset < self._start:
             self._host.get(offset, target)
         else:
-            # Waits: the client looks at NEXT_VERSION next, which tells only about bytes that were read before.
+            # Must block: the client reads NEXT_VERSION next, which is a check only of bytes that were read before.
             arithmetic.copy(self._on_device(offset, target.numel(), target.dtype), target)
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """See `Window.mapped`: memory of the GPU, to be written with functions of `kernels`, which wait."""
+        """Return memory of the GPU, to be written with functions of `vectors.arithmetic`, which wait for the device."""
         if offset < self._start:
             return self._host.mapped(offset, count, dtype)
         return self._on_device(offset, count, dtype)
 
     def ring(self, bell: int) -> None:
-        """See `Window.ring`."""
         self._host.ring(bell)
 
     def heard(self, bell: int) -> int:
-        """See `Window.heard`."""
         return self._host.heard(bell)
 
     def wait(self, bell: int, heard: int, seconds: float) -> None:
-        """See `Window.wait`."""
         self._host.wait(bell, heard, seconds)
 
     def close(self) -> None:
-        """Let go of the memory, of which nobody may hold views any more."""
+        """Release the memory. No views of it may exist any more."""
         self._device_memory = None
 
     def _on_device(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -120,36 +108,35 @@ class DeviceWindow:
 
 
 class DeviceMemory(DeviceWindow):
-    """The block as its owner sees it. Implements `StoreMemory`.
+    """The block as its owner accesses it. Implements `StoreMemory`.
 
     Attributes:
-        host_slots: those that are written in the host's memory, by workers that read published parameters there.
+        host_slots: slots in the host's memory, of workers that also read published parameters there.
     """
 
     name = "device memory"
 
     def __init__(self, host: StoreMemory, device_memory: torch.Tensor, host_slots: Collection[int]) -> None:
-        """As `DeviceWindow`."""
+        """`host` is the host's block; `device_memory`: [device_bytes(layout)] uint8."""
         super().__init__(host, device_memory)
         self._host_memory = host
         self.host_slots = frozenset(host_slots)
         self._host_offsets = {self.layout.slot_offset(slot) for slot in host_slots}
 
     def vector(self, offset: int, count: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """See `OwnerWindow.vector`."""
         count = self.layout.num_elements if count is None else count
         if offset < self._start:
             return self._host_memory.vector(offset, count, dtype)
         return self._on_device(offset, count, dtype)
 
     def bring_in(self, offset: int, num_bytes: int) -> None:
-        """See `OwnerWindow.bring_in`. What was copied from the host's memory may be written again on return."""
+        """Copy a slot to the GPU if it is in the host's memory, where it may be written again on return."""
         if offset in self._host_offsets:
             self._copy(offset, num_bytes, to_device=True)
 
     def bring_out(self, offset: int, num_bytes: int) -> None:
-        """See `OwnerWindow.bring_out`. The host's copy is covered by the same announcement as the GPU's: NEXT_VERSION, or
-        NEXT_PROVISIONAL."""
+        """Copy a vector to the host if there are host slots. The announcement for the GPU's copy, NEXT_VERSION or
+        NEXT_PROVISIONAL, covers the host's copy too."""
         if self.host_slots:
             self._copy(offset, num_bytes, to_device=False)
 
@@ -161,7 +148,7 @@ class DeviceMemory(DeviceWindow):
 
 @dataclass(frozen=True)
 class Reach:
-    """The block of shard 0 as one rank uses it: `store` its shard, on the owner alone; `worker` its worker."""
+    """The block of shard 0 on one rank: `worker` for its worker; `store` for its shard, on the owner alone."""
 
     worker: StoreWindow
     store: StoreMemory | None = None
@@ -173,7 +160,7 @@ class Reach:
 
 
 def device_bytes(layout: Layout) -> int:
-    """Device memory for published parameters and slots."""
+    """Return the bytes of device memory for published parameters and slots."""
     return layout.slot_offset(layout.slots) - layout.published_offset(0)
 
 
@@ -181,12 +168,13 @@ def device_bytes(layout: Layout) -> int:
 def open_device_block(
     group: Group, plans: Sequence[RankPlan], host: StoreWindow, slot_of_rank: Mapping[int, int]
 ) -> Iterator[Reach]:
-    """The block of a store whose `store_device` is a GPU, as this rank reaches it.
+    """Open the block of a store whose `store_device` is a GPU, for this rank; a context manager.
 
-    Collective over `group`, on entry and on an orderly exit, which must come before `host` is closed; an exit by an exception
-    gives nothing back, since the job is then to be aborted. `host` is this rank's window on the block of shard 0, on the owner a
-    `StoreMemory`; `slot_of_rank` names the slots of ranks that train. A rank that was to open the memory and cannot falls back
-    to the host's, and says why. Raises `SetupError` on the owner where the GPU has too little memory.
+    Collective over `group`, on entry and on an orderly exit, which must come before `host` is closed. An exit by an
+    exception releases nothing, since the job is then aborted. `host` is this rank's window on the block of shard 0, on the
+    owner a `StoreMemory`; `slot_of_rank` maps ranks that train to their slots. A rank that cannot open the GPU's memory
+    falls back to the host's memory and reports the reason. Raises `SetupError` on the owner if the GPU has too little
+    memory.
     """
     owner = next(plan for plan in plans if plan.shard == 0)
     if group.rank == owner.rank:
@@ -232,7 +220,7 @@ def _owning(group: Group, plans: Sequence[RankPlan], host: StoreMemory, slot_of_
             if not stack.enter_context(cuda_ipc.locked(block, device)):
                 sys.stderr.write("hvd-async: the store's block cannot be locked (ulimit -l): slower copies to its GPU\n")
         yield Reach(memory if me.is_direct else host, memory)
-    group.allgather("")  # everyone has closed it
+    group.allgather("")  # all ranks have closed the memory
     memory.close()
 
 
@@ -254,7 +242,8 @@ def _allocate(layout: Layout, device: torch.device) -> torch.Tensor:
 
 
 def _export(device_memory: torch.Tensor, readers: Sequence[int]) -> tuple[dict[int, cuda_ipc.Handle], dict[str, list[str]]]:
-    """A handle for each of `readers`, as far as they can be made; and for each what it is told: the handle, or why not."""
+    """Return a handle for each of `readers` where one can be made, and a ticket for each: the handle, or the reason for
+    none."""
     handles: dict[int, cuda_ipc.Handle] = {}
     tickets: dict[str, list[str]] = {}
     for rank in readers:
@@ -267,7 +256,7 @@ def _export(device_memory: torch.Tensor, readers: Sequence[int]) -> tuple[dict[i
 
 
 def _open(ticket: Sequence[str], me: RankPlan) -> torch.Tensor:
-    """The memory that `ticket` names. Raises `RuntimeError` where it cannot be reached."""
+    """Return the memory that `ticket` names. Raises `RuntimeError` if this rank cannot access it."""
     kind, text = ticket
     if kind == "refusal":
         raise RuntimeError(text)

@@ -1,4 +1,4 @@
-"""Evaluations while a run trains: the store announces snapshots that are on the disk, workers claim them and report results."""
+"""Evaluations during training: the store announces snapshots on disk, workers claim them and report results."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from hvd_async.transport.block import word_to_float
 
 
 class EvaluationDesk:
-    """The store's side; `StoreClient.take_evaluation` and `report_evaluation` are a worker's. Used by the store's thread."""
+    """The store's side of evaluations; `StoreClient` has a worker's side. Used by the store's thread."""
 
     def __init__(self, window: StoreWindow, observer: Observer) -> None:
-        """Both stay the caller's."""
+        """`window` and `observer` stay the caller's."""
         self._window = window
         self._observer = observer
         self._num_taken = [0] * window.layout.num_workers
 
     def announce(self) -> None:
-        """Tell the workers how many snapshots are there to be evaluated."""
+        """Tell the workers how many snapshots are due for evaluation."""
         self._window.store(Word.EVALUATIONS_DUE, self._observer.num_evaluations_due())
 
     def take(self, workers: Iterable[int]) -> bool:
-        """Announce what is due, and hand results that `workers` reported to the observer; whether there were any."""
+        """Announce due evaluations, and pass results of `workers` to the observer; return whether there were any results."""
         self.announce()
         is_busy = False
         for worker in workers:
@@ -38,7 +38,7 @@ class EvaluationDesk:
         return is_busy
 
     def has_open(self, worker: int) -> bool:
-        """Whether `worker` has reported a result that was not taken yet."""
+        """Whether `worker` has reported a result that is not taken yet."""
         return self._window.load(self._word(worker, WorkerWord.EVALUATED)) != self._num_taken[worker]
 
     def _word(self, worker: int, word: int) -> int:

@@ -1,6 +1,6 @@
-"""Who is alive: signs of life that ranks give, watching for them, and waiting that ends when none come.
+"""Liveness: heartbeats of ranks, watches over them, and waits that end when a heartbeat stops.
 
-All waiting in the store's protocol goes through `wait_until`, and every judgement that a rank is dead is made here.
+All waiting in the store's protocol goes through `wait_until`, and only this module decides that a rank is dead.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from types import TracebackType
 from hvd_async.errors import PeerError
 from hvd_async.store.wire.layout import StoreWindow, Word, WorkerWord
 
-# A sign of life costs a rank on another node a journey.
+# A heartbeat of a rank on another node costs a network round trip.
 _BEAT_SECONDS = 0.25
-# Between two looks at what is waited for, where a bell wakes the rank that waits.
+# Longest sleep between two checks of a condition, for ranks that a bell wakes.
 _SLEEP_SECONDS = 0.02
-# How often workers are looked after: a launcher may leave no more than a second to save what a killed worker leaves behind.
+# Interval between checks of the workers: a launcher may leave only a second to save the run after a worker was killed.
 _LOOK_SECONDS = 0.1
 
 
 class Heartbeat:
-    """Counts a control word up in a thread of its own while this process lives, whatever its other threads do; a context manager.
+    """Counts a control word up in a thread of its own while this process lives, whatever its other threads do; a context
+    manager.
 
-    A long step, an evaluation or a slow disk does not stop it. It stops where its owner has not called `touch` for the time
-    after which it counts as hung. After an exception it goes on: what there is to save is being saved, and the process ends soon.
+    A long step, an evaluation or a slow disk does not stop the heartbeat. It stops when its owner has not called `touch` for
+    `hang_timeout_seconds`, which counts as hung. It continues after an exception, while the state is saved and until the
+    process ends.
     """
 
     def __init__(self, window: StoreWindow, word: int, hang_timeout_seconds: float = 3600.0) -> None:
-        """Starts nothing. `word` of `window` is the heartbeat's own."""
+        """`word` of `window` is written by this heartbeat alone. No thread is started yet."""
         self._window = window
         self._word = word
         self._hang_timeout_seconds = hang_timeout_seconds
@@ -40,19 +42,19 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="hvd-async-heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        """Give the first sign, and start the thread."""
+        """Write the first heartbeat, and start the thread."""
         self._window.store(self._word, 1)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop the thread and wait for it, after an orderly end."""
+        """Stop the thread and wait for it, unless an exception was raised."""
         if kind is None:
             self._is_over.set()
             self._thread.join()
 
     def touch(self) -> None:
-        """Say that whatever this process was doing has come to an end, or goes on as it should."""
+        """Note that the work of this process has made progress."""
         self._touched = time.monotonic()
 
     def _run(self) -> None:
@@ -61,21 +63,21 @@ class Heartbeat:
             if time.monotonic() - self._touched > self._hang_timeout_seconds:
                 continue
             count += 1
-            # Whatever is wrong with the window is met, and told, by the thread that works with it.
+            # The thread that works with the window meets the same error, and reports it.
             with contextlib.suppress(Exception):
                 self._window.store(self._word, count)
 
 
 class Silence:
-    """How long a heartbeat has been standing still, as one who looks at it now and then knows."""
+    """Measures how long a heartbeat has not changed, from readings at irregular times."""
 
     def __init__(self) -> None:
-        """The time before the first look counts as life."""
+        """The heartbeat counts as changed now."""
         self._seen = -1
         self._since = time.monotonic()
 
     def seconds(self, heartbeat: int) -> float:
-        """Return for how long the word has been `heartbeat`, what was just read."""
+        """Return for how many seconds the word has had the value `heartbeat`, which was just read."""
         now = time.monotonic()
         if heartbeat != self._seen:
             self._seen, self._since = heartbeat, now
@@ -83,13 +85,13 @@ class Silence:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this host, with this id, lives; one that only waits to be reaped does not."""
+    """Whether the process with this id lives on this host; a zombie does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # somebody else's
+        return True  # another user's process
     with contextlib.suppress(OSError, IndexError):
         with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
@@ -97,10 +99,10 @@ def is_alive(process: int) -> bool:
 
 
 class HeartbeatWatch:
-    """Judges whether a rank that is waited for is alive, by the control word that its `Heartbeat` counts up."""
+    """Decides whether another rank is alive, by the control word that its `Heartbeat` counts up."""
 
     def __init__(self, window: StoreWindow, word: int, who: str, timeout_seconds: float) -> None:
-        """The rank counts as alive now. `who` names it for people."""
+        """The rank counts as alive now. `who` names it in messages."""
         self._window = window
         self._word = word
         self._who = who
@@ -108,11 +110,11 @@ class HeartbeatWatch:
         self._silence = Silence()
 
     def is_silent(self) -> bool:
-        """Whether the rank has given no sign of life for the time limit."""
+        """Whether the rank has shown no heartbeat for the time limit."""
         return self._silence.seconds(self._window.load(self._word)) > self._timeout_seconds
 
     def check(self) -> None:
-        """Raise `PeerError` if the rank is silent. A part of the parameters is lost with it."""
+        """Raise `PeerError` if the rank is silent; a part of the parameters is then lost."""
         if self.is_silent():
             raise PeerError(
                 f"{self._who} gave no sign of life for {self._timeout_seconds:.0f} s (strategy.store_timeout_seconds); its rank"
@@ -122,7 +124,7 @@ class HeartbeatWatch:
 
 
 def watch_store(window: StoreWindow, timeout_seconds: float, who: str = "the store") -> HeartbeatWatch:
-    """Return a watch over the rank that serves the block of `window`, which is that of shard 0."""
+    """Return a watch over the rank that serves the block of `window`, the block of shard 0."""
     return HeartbeatWatch(window, Word.STORE_HEARTBEAT, who, timeout_seconds)
 
 
@@ -135,10 +137,10 @@ def wait_until(
     look_seconds: float = 0.0,
     longest_poll_seconds: float = 0.001,
 ) -> None:
-    """Wait until `is_over()`, asking whenever `bell` of `window` rings; where no bell wakes this rank, asking again and again.
+    """Wait until `is_over()`, which is checked whenever `bell` of `window` rings; without bells, by polling.
 
-    Between the questions the core is left to those who compute. `look_around` is called no more often than every `look_seconds`
-    while the wait lasts, and ends it by raising.
+    The thread sleeps between checks, which leaves the core to computation. `look_around` is called at most every
+    `look_seconds` during the wait, and may end it by raising.
     """
     pause, looked = 0.0, time.monotonic()
     while True:
@@ -154,10 +156,10 @@ def wait_until(
 
 
 class WorkerWatch:
-    """Judges whether the workers of a run are alive, on the store's rank. Used by one thread."""
+    """Decides whether the workers of a run are alive, on the store's rank. Used by one thread."""
 
     def __init__(self, window: StoreWindow, timeout_seconds: float, near_workers: Collection[int]) -> None:
-        """`near_workers`: the workers of this host, whose processes can be looked at."""
+        """`near_workers`: the workers on this host, whose processes can be checked."""
         self._window = window
         self._timeout_seconds = timeout_seconds
         self._near_workers = near_workers
@@ -166,8 +168,9 @@ class WorkerWatch:
         self._looked = 0.0
 
     def check(self, workers: Collection[int]) -> None:
-        """Raise `PeerError` if one of `workers` has given no sign of life for the time limit, or its process is gone. Looks
-        only now and then."""
+        """Raise `PeerError` if one of `workers` has shown no heartbeat for the time limit, or its process is gone.
+
+        Calls shortly after a check do nothing."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
             return
@@ -188,8 +191,8 @@ class WorkerWatch:
             return
         if is_alive(process):
             self._processes[worker] = process
-        elif worker in self._processes:  # else it counts its processes otherwise than this one, as in a container of its own
-            raise PeerError(f"worker {worker} is dead: its process {process} is gone; what the store has is saved")
+        elif worker in self._processes:  # else the worker may have another process namespace, as in a container of its own
+            raise PeerError(f"worker {worker} is dead: its process {process} is gone; the store's state is saved")
 
     def _load(self, worker: int, word: int) -> int:
         return self._window.load(self._window.layout.worker_word(worker, word))

@@ -1,7 +1,7 @@
-"""The workers of one node as one: their gradients are summed in shared memory, and one push and one pull serve them all.
+"""Node aggregation: the gradients of a node's workers are summed in shared memory; one push and one pull serve all of them.
 
-Whoever finds that every member of the team that computes has contributed does the exchange with the store, under a lock;
-usually that is the one who came last. A member that evaluates or has left is not waited for.
+A member that finds that all computing members of the node have contributed pushes and pulls, under a lock; usually this is
+the last member to contribute. Members that evaluate or have left are not waited for.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from hvd_async.store.wire import arrival_words
 from hvd_async.store.wire.layout import ArrivalWord, Layout, SlotWord, StoreMemory, Word, WorkerState, WorkerWord
 from hvd_async.vectors import arithmetic
 
-# The team's block is laid out as a store's: a slot for each member, one published copy, the sum and the kept error. Some of
-# the run's words have another meaning in it.
+# The node's block has the layout of a store's block: a slot for each member, one published copy, the sum and the kept error.
+# Some of the run's words have another meaning here.
 _LOCK = Word.CLAIMS
 _VERSION = Word.VERSION
-_BASE = Word.PROVISIONAL  # two words: of `Base` all but the version
+_BASE = Word.PROVISIONAL  # two words: the fields of `Base` other than the version
 _SUM, ERROR = 0, 1
 
 
 def node_layout(size: int, num_members: int, has_error: bool) -> Layout:
-    """The team's block for vectors of `size` elements."""
+    """Return the layout of a node's block for vectors of `size` elements."""
     return Layout(size, num_members, num_buffers=1, num_state_vectors=2 if has_error else 1)
 
 
 class NodeAggregator:
-    """One member's access to its team. Used by one thread. Every method may wait for the other members or the store, and
-    ends as `StoreClient` does when the store falls silent or a rank fails."""
+    """One member's access to the aggregation of its node. Used by one thread.
+
+    Every method may wait for the other members or the store. Raises `PeerError` as `StoreClient` does, if the store shows no
+    heartbeat or a rank fails.
+    """
 
     def __init__(
         self,
@@ -41,8 +44,8 @@ class NodeAggregator:
         client: StoreClient,
         wait_and_pull: Callable[[StoreClient, torch.Tensor], None],
     ) -> None:
-        """`block`: the team's, zeroed; `member`: 0 to num_members - 1 on this node, each used once; `client` pushes into the
-        slot of the team. `push_pull(client, parameters)` waits, after a push, as the strategy asks for, and pulls."""
+        """`block`: the node's block, zeroed. `member`: 0 to num_members - 1 on this node, each used once. `client` pushes
+        into the node's slot. `wait_and_pull(client, parameters)` waits after a push as the strategy requires, and pulls."""
         self._block = block
         self._layout = block.layout
         self._member = member
@@ -52,12 +55,12 @@ class NodeAggregator:
         self._contributed = 0
 
     def start(self, parameters: torch.Tensor) -> Base:
-        """Compute with the others from now on: `parameters` ([size], float32, CPU) become the team's; which they are."""
-        if self._member in self._awaited_members(WorkerState.ACTIVE):  # nobody has done an exchange without this one
+        """Begin to compute with the others: set `parameters` ([size], float32, CPU) to the node's; return their base."""
+        if self._member in self._awaited_members(WorkerState.ACTIVE):  # the others cannot have pushed without this member
             arithmetic.copy(self._parameters, parameters)
             return self.base
         with self._locked():
-            if self.version < 0 or not self._awaited_members(WorkerState.ACTIVE):  # it holds nothing that is up to date
+            if self.version < 0 or not self._awaited_members(WorkerState.ACTIVE):  # the node's parameters are not up to date
                 self._pull()
             arithmetic.copy(self._parameters, parameters)
             base = self.base
@@ -65,25 +68,25 @@ class NodeAggregator:
         return base
 
     def go(self, state: WorkerState) -> None:
-        """Compute no more (`LEFT`), or not for a while (`AWAY`)."""
-        with self._locked():  # which wakes the others: they may be complete now
+        """Stop to compute, for good (`LEFT`) or for a while (`AWAY`)."""
+        with self._locked():  # unlocking wakes the others: the sum may be complete now
             self._set_state(state)
             if not self._awaited_members():
                 self._client.idle()
 
     def push_pull(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
-        """Add `gradient` ([size], float32, CPU) to the team's next push, and make `parameters` what the pull after it gave;
-        which they are. `computing`: the base version of a gradient that this member computes meanwhile."""
+        """Add `gradient` ([size], float32, CPU) to the node's next push, set `parameters` to the result of the pull after
+        it, and return their base. `computing`: base version of a gradient that this member computes meanwhile."""
         slot = self._member
         arithmetic.copy(gradient, self._block.vector(self._layout.slot_offset(slot)))
         self._block.store_words(self._layout.arrival_word(slot, 0, ArrivalWord.WORKER), arrival_words.to_words(arrival))
         self._block.store(self._layout.slot_word(slot, SlotWord.BASE_VERSION), computing)
-        self._contributed += 1  # last: whoever does the exchange looks at the rest only after this
+        self._contributed += 1  # announced last: the member that pushes reads the rest only after PUSHED has risen
         self._block.store(self._layout.slot_word(slot, SlotWord.PUSHED), self._contributed)
         self._wait(self._is_served)
         arithmetic.copy(self._parameters, parameters)
         base = self.base
-        # Only now may the next exchange overwrite the team's copy.
+        # Only now may the next pull overwrite the node's copy.
         self._block.store(self._layout.slot_word(slot, SlotWord.FREED), self._contributed)
         return base
 
@@ -100,7 +103,7 @@ class NodeAggregator:
         return self._word(self._member, SlotWord.DRAINED) == self._contributed
 
     def _is_complete(self) -> bool:
-        """Whether all who compute, or are about to begin, have contributed."""
+        """Whether all members that compute, or are about to begin, have contributed."""
         return all(self._has_contributed(member) for member in self._awaited_members())
 
     def _push_and_pull(self) -> None:
@@ -115,7 +118,7 @@ class NodeAggregator:
         self._client.take_over(self.base)
         self._client.keep_announced(min(self._word(member, SlotWord.BASE_VERSION) for member in contributors))
         self._client.push(total, [arrivals[member] for member in contributors])
-        # Those who were served last have copied what was pulled then, or still do.
+        # Members may still be copying the result of the previous pull.
         self._wait(lambda: all(map(self._has_copied, range(self._layout.num_workers))))
         self._pull()
         for member in contributors:
@@ -131,23 +134,23 @@ class NodeAggregator:
 
     @property
     def version(self) -> int:
-        """The version of the team's parameters; -1 before the first pull."""
+        """Version of the node's parameters; -1 before the first pull."""
         return self._block.load(_VERSION) - 1
 
     @property
     def base(self) -> Base:
-        """What the team's parameters are."""
+        """Base of the node's parameters."""
         return Base(self.version, *self._block.load_words(_BASE, 2)) if self.version >= 0 else NO_BASE
 
     def _has_contributed(self, member: int) -> bool:
         return self._word(member, SlotWord.PUSHED) > self._word(member, SlotWord.DRAINED)
 
     def _has_copied(self, member: int) -> bool:
-        """Whether `member` has no more to read of what the team pulled for it."""
+        """Whether `member` has copied everything that was pulled for it."""
         return self._word(member, SlotWord.DRAINED) == self._word(member, SlotWord.FREED)
 
     def _awaited_members(self, *wanted: WorkerState) -> Sequence[int]:
-        """Members whose state is among `wanted`; by default those that are waited for."""
+        """Return the members whose state is among `wanted`; by default, the members that the others wait for."""
         wanted = wanted or (WorkerState.ACTIVE, WorkerState.ABSENT)
         states = [
             self._block.load(self._layout.worker_word(member, WorkerWord.STATE))

@@ -1,4 +1,4 @@
-"""Provisional parameters as the store publishes them: docs/protocol.md, "Provisional parameters"."""
+"""Publication of provisional parameters by the store: docs/protocol.md, "Provisional parameters"."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ _NOTHING = (-1, 0)  # no version, no arrivals
 
 
 class ProvisionalPublisher:
-    """Makes provisional parameters in the block, and says which are there. Used by the store's thread."""
+    """Makes provisional parameters in the block and announces them. Used by the store's thread."""
 
     def __init__(self, store: ParameterStore, memory: StoreMemory) -> None:
-        """Both stay the caller's."""
+        """`store` and `memory` stay the caller's."""
         self._store = store
         self._memory = memory
-        self._number = 0  # of those that were made last
-        self._published = _NOTHING  # the version below them, and their arrivals
+        self._number = 0  # of the newest provisional parameters
+        self._published = _NOTHING  # their base version, and the number of their arrivals
 
     def publish(self) -> bool:
-        """Make provisional parameters of all that is pending, where there are to be any; whether gradients were read for it."""
+        """Make provisional parameters of all pending arrivals if the store wants them; return whether gradients were
+        read."""
         pending = (self._store.version, len(self._store.pending))
-        if not self._store.makes_provisional() or pending == self._published:  # equal where all that came was refused
+        if not self._store.makes_provisional() or pending == self._published:  # equal if all new arrivals were refused
             return False
         layout, number = self._memory.layout, self._number + 1
-        self._memory.store(Word.NEXT_PROVISIONAL, number)  # before the first byte: whoever reads there now is told
+        self._memory.store(Word.NEXT_PROVISIONAL, number)  # before the first byte, so that readers detect torn copies
         num_arrivals = self._store.make_provisional(number)
         self._memory.bring_out(layout.provisional_offset(number), 4 * layout.num_elements)
         place = number % NUM_PROVISIONAL
@@ -35,7 +36,8 @@ class ProvisionalPublisher:
         return True
 
     def withdraw(self) -> None:
-        """Let no worker read them any more: their arrivals were refused afterwards."""
+        """Withdraw the provisional parameters, since their arrivals were refused afterwards: no worker reads them any
+        more."""
         for place in range(NUM_PROVISIONAL):
             self._memory.store(Word.PROVISIONAL_VERSION + place, -1)
         self._published = _NOTHING

@@ -1,7 +1,7 @@
 """The store's side of the protocol: a loop that takes in pushes, makes versions and publishes them.
 
-docs/protocol.md has the protocol in words, in the order of the writes here. What is recorded of a run (events, snapshots,
-checkpoints) is the observer's; the loop only tells it.
+docs/protocol.md describes the protocol in the order of the writes here. The observer records the run (events, snapshots,
+checkpoints); the loop only calls it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from hvd_async.store.wire.slots import read_slot
 from hvd_async.store.wire.stop import StopKind, StopNotice, read_stop
 from hvd_async.transport.block import word_to_float
 
-# Between two looks at the slots: where bells wake the store it sleeps, elsewhere it looks again soon.
+# Longest pauses between two looks at the slots: a sleep if bells wake the store, else a short poll.
 _SLEEP_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What the loop has to know beside the store's own rules."""
+    """Parameters of the loop beyond the store's own rules."""
 
     last_version: int | None = None
     first_evaluation: int = 0
@@ -39,15 +39,15 @@ class ServerOptions:
     worker_timeout_seconds: float = 600.0
     stop_timeout_seconds: float = 60.0
     near_workers: frozenset[int] = frozenset()
-    """Workers of the store's host, whose processes can be looked at."""
+    """Workers on the store's host, whose processes can be checked."""
 
 
 class StopTimeoutError(PeerError):
-    """The run was asked to stop, and some ranks did not answer; the others' work can be saved."""
+    """Raised if some ranks did not answer a request to stop; the work of the others can be saved."""
 
 
 class StoreServer:
-    """Serves one run. Used by one thread of the store's rank; nothing here is collective."""
+    """Serves one run. Used by one thread of the store's rank; no call is collective."""
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class StoreServer:
         options: ServerOptions,
         touch: Callable[[], None] = lambda: None,
     ) -> None:
-        """`store`, `memory` and `observer` are the server's until `serve` returns. The store's versions are made in the buffers
-        of `memory`, the block of shard 0. `touch` is called in every turn of the loop: see `Heartbeat.touch`."""
+        """`store`, `memory` and `observer` belong to the server until `serve` returns. The store makes its versions in the
+        buffers of `memory`, the block of shard 0. `touch` is called in every turn of the loop: see `Heartbeat.touch`."""
         self._store = store
         self._memory = memory
         self._layout = memory.layout
@@ -67,10 +67,10 @@ class StoreServer:
         self._touch = touch
         num_workers, num_slots = self._layout.num_workers, self._layout.slots
         self._present = set(range(num_workers))
-        self._drained = [0] * num_slots  # pushes taken in, of each slot
+        self._drained = [0] * num_slots  # number of pushes taken in, per slot
         self._freed = [0] * num_slots
-        self._to_drain: list[int] = []  # slots that were taken in, whose owners are not yet told
-        self._slot_of: dict[int, int] = {}  # of workers that pushed
+        self._to_drain: list[int] = []  # slots that were taken in, and whose DRAINED has not risen yet
+        self._slot_of: dict[int, int] = {}  # slot of the last push, by worker
         self._last_push: dict[int, int] = {}
         self._unreported: list[Update] = []
         self._provisional = ProvisionalPublisher(store, memory)
@@ -80,11 +80,11 @@ class StoreServer:
         self._stopping_since: float | None = None
 
     def serve(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
-        """Serve until every worker has left, and return why they did: None when the data ended.
+        """Serve until every worker has left, and return the reason: None when the data ended.
 
-        `stop_requested` is asked in every turn; a notice from it is passed to the workers. Raises `PeerError` when a worker
-        that is waited for gives no sign of life for the configured time, is dead, or announces its failure; the store is whole
-        then, unless `is_state_lost`. Raises `StopTimeoutError` where not all answer a request to stop.
+        `stop_requested` is called in every turn; a notice from it is passed to the workers. Raises `PeerError` if a worker
+        that has not left shows no heartbeat for the configured time, is dead, or announces its failure; the store is then
+        whole, unless `is_state_lost`. Raises `StopTimeoutError` if some workers do not answer a request to stop.
         """
         self._open()
         pause = 0.0
@@ -95,11 +95,11 @@ class StoreServer:
             self._check_stopping()
             notice = self._pass_on(stop_requested())
             is_busy = self._serve_slots(notice) | self._evaluations.take(self._present)
-            self._dismiss_those_who_left()
+            self._dismiss_left_workers()
             if is_busy:
                 pause = 0.0
                 continue
-            # Nothing came: leave the core to the workers.
+            # Nothing to do: leave the core to the workers.
             pause = _SLEEP_SECONDS if self._memory.has_bells else min(_LONGEST_POLL_SECONDS, pause + 0.00002)
             if self._present:
                 self._memory.wait(Word.STORE_BELL, heard, pause)
@@ -118,12 +118,12 @@ class StoreServer:
         self._memory.store(Word.READY, 1)
 
     def _close(self) -> StopNotice | None:
-        """Apply or drop what is pending at the end of the data, have everything saved, and let the workers go."""
+        """Apply or drop the pending arrivals at the end of the data, have everything saved, and release the workers."""
         notice = self._notice()
         if not self._is_stopped(notice):
             self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
             self._observer.updating()
-            self._announce_fates(self._store.finish())
+            self._announce_outcomes(self._store.finish())
             self._report_updates()
             self._memory.store(Word.NEXT_VERSION, self._store.version)
         self._observer.ended(notice)
@@ -131,62 +131,64 @@ class StoreServer:
         return notice
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """After a `HvdAsyncError` of `serve` that left the store whole: have it saved. See `Observer.rescue`."""
+        """Have the store saved after a `HvdAsyncError` of `serve` that left the store whole: see `Observer.rescue`."""
         try:
             self._report_refused()
             self._report_updates()
         except HvdAsyncError:
-            pass  # a file that could not be written is reported already; what can be saved is
+            pass  # the failure to write a file is already reported; save what can be saved
         self._observer.rescue(stop)
 
     def release(self) -> None:
-        """Let the workers go, who wait until what is to outlive the run is saved."""
+        """Release the workers, which wait until everything that is to outlive the run is saved."""
         self._memory.store(Word.SERVED, 1)
         self._ring_all()
 
-    # --- The way of a gradient through the store. ---------------------------------------------------------------------
+    # --- The path of a gradient through the store. --------------------------------------------------------------------
 
     def _serve_slots(self, notice: StopNotice | None) -> bool:
-        """Serve every slot once, beginning with another one each time. Whether there was anything to do."""
+        """Serve every slot once, beginning with another slot each time; return whether there was anything to do."""
         is_busy, num_slots = False, self._layout.slots
         for slot in range(self._turn, self._turn + num_slots):
             version = self._store.version
             is_busy |= self._serve_slot(slot % num_slots, notice)
             if self._store.version != version:
-                notice = self._pass_on(None)  # it may have been the last: what the other slots hold came too late
+                notice = self._pass_on(None)  # after the last version, gradients in the other slots came too late
         self._turn = (self._turn + 1) % num_slots
         if self._to_drain:
-            if self._provisional.publish():  # of all that this turn took in
+            if self._provisional.publish():  # with all arrivals taken in during this turn
                 self._free_slots()
             self._tell_drained()
-        return is_busy | self._free_what_is_wanted()
+        return is_busy | self._free_wanted_slots()
 
     def _serve_slot(self, slot: int, notice: StopNotice | None) -> bool:
-        """Take in the push that lies in `slot`, and make the version that is complete now: a push from its arrival to its end.
+        """Take in the push in `slot`, make the version that it completes, and free the slot: the whole path of a push.
 
-        The words of docs/protocol.md in their order; each is written when what it says is done. Whether there was anything to do.
+        The words appear in the order of docs/protocol.md; each is written when the work that it announces is done. Return
+        whether there was anything to do.
         """
-        arrivals = self._admitted(slot, notice)  # PUSHED has risen; what is not admitted stays in the slot
+        arrivals = self._admitted(slot, notice)  # PUSHED has risen; a push that is not admitted stays in the slot
         if arrivals:
             self._take_in(slot, arrivals, notice)  # noted, and read as late as by the update; if refused: RELEASED
         is_made = self._make_version()  # NEXT_VERSION, the update, VERSION, RELEASED, FREED
         if not arrivals and not is_made:
             return False
-        self._free_slots()  # FREED: where a gradient has been read by now, or is refused
+        self._free_slots()  # FREED: if the gradient has been read by now, or is refused
         if not self._store.makes_provisional():
-            self._tell_drained()  # DRAINED: here, or when the provisional parameters of this turn are out
+            self._tell_drained()  # DRAINED: now, or after the provisional parameters of this turn are out
         self._report_updates()  # last: the observer may copy all vectors
         return True
 
     def _admitted(self, slot: int, notice: StopNotice | None) -> list[Arrival]:
-        """The arrivals of the push that waits in `slot`, where there is one and it may be decided on now."""
+        """Return the arrivals of the push that waits in `slot`; none if there is no push, or it may not be decided on
+        yet."""
         if self._get(slot, SlotWord.PUSHED) == self._drained[slot]:
             return []
         arrivals = self._arrivals(slot)
         return arrivals if self._is_too_late(notice) or self._store.admits(arrivals) else []
 
     def _take_in(self, slot: int, arrivals: list[Arrival], notice: StopNotice | None) -> None:
-        """Hand the push in `slot` to the store, which decides on it."""
+        """Pass the push in `slot` to the store, which decides on it."""
         self._observer.received(arrivals)
         if self._is_too_late(notice):
             self._store.refuse(arrivals, Refusal.AFTER_THE_END)
@@ -200,35 +202,36 @@ class StoreServer:
         self._report_refused()
 
     def _make_version(self) -> bool:
-        """Make the next version if its arrivals are complete and no reader or straggler holds it back; whether they were used up.
+        """Make the next version if its arrivals are complete and no reader or straggler delays it; return whether the
+        arrivals were used up.
 
-        NEXT_VERSION is announced before the first byte is written, so that readers detect torn copies, and workers do not start
-        on a version that is about to be replaced.
+        NEXT_VERSION is announced before the first byte is written, so that readers detect torn copies, and workers do not
+        start on a version that is about to be replaced.
         """
         following = self._store.version + 1
         if not self._store.is_complete() or self._is_being_read(following):
             return False
         self._memory.store(Word.NEXT_VERSION, following)
-        if self._is_being_read(following):  # asked for just now: whoever did may not have seen what was announced
+        if self._is_being_read(following):  # a reader asked just now, perhaps before it could see the announcement
             self._memory.store(Word.NEXT_VERSION, self._store.version)
             return False
         self._observer.updating()
         update = self._store.advance(self._under_way())
-        is_refused = update is None and not self._store.pending  # the sum is not finite: there is no next version yet
+        is_refused = update is None and not self._store.pending  # the sum is not finite: no version was made
         if is_refused:
             self._memory.store(Word.NEXT_VERSION, self._store.version)
             self._provisional.withdraw()
-        self._announce_fates(update)
+        self._announce_outcomes(update)
         self._keep_base_versions()
         return update is not None or is_refused
 
-    def _announce_fates(self, update: Update | None) -> None:
-        """Publish the version that `update` made, and tell the owners of slots what became of their arrivals."""
+    def _announce_outcomes(self, update: Update | None) -> None:
+        """Publish the version that `update` made, and tell the owners of slots the outcome of their arrivals."""
         self._report_refused()
         if update is None:
-            self._free_slots()  # what was refused is not to be read any more
+            self._free_slots()  # refused gradients are not read any more
             return
-        self._unreported.append(update)  # first: whatever fails here, the observer hears of it before anything is saved
+        self._unreported.append(update)  # first: if something fails below, the observer still gets it before a save
         self._publish()
         for arrival in update.arrivals:
             self._release(arrival)
@@ -236,19 +239,19 @@ class StoreServer:
         self._ring_all()
 
     def _publish(self) -> None:
-        """Say that the newest version is out; it was made in its place."""
+        """Announce the newest version, which was made in the buffer where it is published."""
         self._memory.bring_out(self._layout.published_offset(self._store.version), 4 * self._layout.num_elements)
         self._memory.store(Word.VERSION, self._store.version)
 
     def _release(self, arrival: Arrival) -> None:
-        """Tell the worker that pushed `arrival` that its fate is known."""
-        if arrival.worker in self._slot_of:  # else it was pending in a checkpoint, and no worker waits
+        """Tell the worker that pushed `arrival` that its outcome is known."""
+        if arrival.worker in self._slot_of:  # else the arrival was pending in a checkpoint, and no worker waits
             slot = self._slot_of[arrival.worker]
             self._set(slot, SlotWord.RELEASED, self._last_push[arrival.worker])
             self._ring(slot)
 
     def _free_slots(self) -> None:
-        """Give free every slot that was taken in and is not to be read any more."""
+        """Free every slot that was taken in and need not be read any more."""
         held = self._store.held
         for slot, drained in enumerate(self._drained):
             if self._freed[slot] != drained and slot not in held:
@@ -256,8 +259,8 @@ class StoreServer:
                 self._set(slot, SlotWord.FREED, drained)
                 self._ring(slot)
 
-    def _free_what_is_wanted(self) -> bool:
-        """Read gradients whose workers want to push again before an update reads them."""
+    def _free_wanted_slots(self) -> bool:
+        """Read gradients whose workers want to push again before an update reads them; return whether there were any."""
         wanted = (self._get(slot, SlotWord.WANTED) > self._drained[slot] for slot in self._store.held)
         if not any(wanted):
             return False
@@ -266,7 +269,8 @@ class StoreServer:
         return True
 
     def _tell_drained(self) -> None:
-        """Tell the owners of slots that were taken in: a worker that waits for this finds its own gradient in its next pull."""
+        """Raise DRAINED of the slots that were taken in: the next pull of a worker that waits for it contains its
+        gradient."""
         for slot in self._to_drain:
             self._set(slot, SlotWord.DRAINED, self._drained[slot])
             self._ring(slot)
@@ -278,7 +282,7 @@ class StoreServer:
             self._release(arrival)
 
     def _report_updates(self) -> None:
-        """Tell the observer of the versions that were made, after the workers know."""
+        """Pass new updates to the observer, after the workers were told."""
         if not self._unreported:
             return
         while self._unreported:
@@ -286,18 +290,18 @@ class StoreServer:
             self._touch()
         self._evaluations.announce()
 
-    # --- What holds a version back. -----------------------------------------------------------------------------------
+    # --- What delays a version. ---------------------------------------------------------------------------------------
 
     def _is_being_read(self, following: int) -> bool:
-        """Whether a worker that could not read fast enough has asked for the buffer in which version `following` is made."""
+        """Whether a slow reader has reserved the buffer in which version `following` is made."""
         reading = following - self._layout.num_buffers + 1
         return reading > 0 and any(self._get_of(worker, WorkerWord.READING) == reading for worker in self._present)
 
     def _under_way(self) -> list[int]:
-        """Base versions of gradients that are being computed or wait in slots."""
+        """Return the base versions of gradients that are being computed or wait in slots."""
         versions = []
         for slot in range(self._layout.slots):
-            # In this order: a worker fills its slot before it announces another version.
+            # Read in this order, since a worker fills its slot before it announces another version.
             for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
                 announced = self._get(slot, word)
                 if announced != IDLE:
@@ -307,26 +311,26 @@ class StoreServer:
         return versions
 
     def _keep_base_versions(self) -> None:
-        """Let go of base parameters that no gradient needs any more."""
-        # Asked again: until the new version was out, a worker may have announced the one before.
+        """Free base parameters that no gradient needs any more."""
+        # Read again: until the new version was out, a worker may have announced the previous one.
         under_way = self._under_way()
-        if self._layout.arrivals_per_slot > 1:  # workers of a node may be on any version since the oldest that it announces
+        if self._layout.arrivals_per_slot > 1:  # a node's workers may compute on any version since the oldest announced one
             under_way += range(min(under_way, default=self._store.version), self._store.version)
         self._store.keep_base_versions(under_way)
 
     # --- The end of a worker, and of the run. -------------------------------------------------------------------------
 
-    def _dismiss_those_who_left(self) -> None:
+    def _dismiss_left_workers(self) -> None:
         for worker in sorted(self._present):
             if self._get_of(worker, WorkerWord.STATE) != WorkerState.LEFT:
                 continue
-            notice = self._notice()  # read now: a worker that leaves because of it has set it before
+            notice = self._notice()  # read after STATE: if the worker left because of a notice, it is visible now
             if self._has_undrained(worker) and not self._is_stopped(notice):
-                continue  # its last gradient first
+                continue  # take in its last gradient first
             if self._evaluations.has_open(worker):
                 continue
             self._present.discard(worker)
-            # A run that is stopped will be resumed with all its workers: nothing is applied because one left.
+            # A stopped run will be resumed with all its workers, so the departure of one must not complete an update.
             if not self._is_stopped(notice):
                 self._store.leave(worker)
                 self._make_version()
@@ -342,13 +346,13 @@ class StoreServer:
         return False
 
     def _pass_on(self, requested: StopNotice | None) -> StopNotice | None:
-        """The run's stop notice, set by this or another rank; sets it where the run is to end."""
+        """Return the run's stop notice; set it if `requested`, or if the run is to end."""
         notice = self._notice()
         is_last = self._options.last_version is not None and self._store.version >= self._options.last_version
         if notice is None and requested is None and (is_last or self._observer.is_finished()):
             requested = StopNotice(StopKind.FINISHED, rank=0)
         if notice is None and requested is not None:
-            before = self._memory.compare_swap(Word.STOP, 0, requested.to_word())  # who asked first is heard
+            before = self._memory.compare_swap(Word.STOP, 0, requested.to_word())  # the first request counts
             notice = StopNotice.from_word(before) or requested
         if self._is_stopped(notice) and self._stopping_since is None:
             self._stopping_since = time.monotonic()
@@ -370,8 +374,8 @@ class StoreServer:
         if self._stopping_since is not None and time.monotonic() - self._stopping_since > limit:
             silent = ", ".join(map(str, sorted(self._present)))
             raise StopTimeoutError(
-                f"worker {silent} did not answer a request to stop for {limit:.0f} s (strategy.stop_timeout_seconds); what the"
-                " store has is saved"
+                f"worker {silent} did not answer a request to stop for {limit:.0f} s (strategy.stop_timeout_seconds); the"
+                " store's state is saved"
             )
 
     # --- Words of the block. ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the sequencer tells the other shards to do: a few words in their blocks, carried out in order."""
+"""Orders of the sequencer to the other shards: a few words in their blocks, carried out in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hvd_async.transport.block import float_to_word, word_to_float
 
 
 class OrderKind(enum.IntEnum):
-    """The methods of `Shard`, and the end."""
+    """Kinds of orders: the methods of `Shard`, and the end."""
 
     ADD = 1
     COMPENSATE = 2
@@ -25,23 +25,23 @@ class OrderKind(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Order:
-    """One of them, with the arguments that it needs; the others are left at 0."""
+    """One order with its arguments; arguments that its kind does not need are 0."""
 
     kind: OrderKind
     slot: int = 0
-    """Of ADD and COMPENSATE; of PROVISIONAL_STEP, the number of what it makes."""
+    """Slot of the gradient for ADD and COMPENSATE; number of the provisional vector for PROVISIONAL_STEP."""
     version: int = 0
     number: float = 0.0
-    """Divisor of ADD, NORM, STEP and PROVISIONAL_STEP; weight of COMPENSATE."""
+    """Divisor for ADD, NORM, STEP and PROVISIONAL_STEP; weight for COMPENSATE."""
     learning_rate: float = 0.0
     clip: float = 0.0
 
     def to_words(self) -> list[int]:
-        """The order as control words."""
+        """Return the order as control words."""
         words = [self.kind, self.slot, self.version, *map(float_to_word, (self.number, self.learning_rate, self.clip))]
         return [*map(int, words), *[0] * (ORDER_WORDS - len(words))]
 
     @classmethod
     def from_words(cls, words: list[int]) -> Order:
-        """The inverse of `to_words`."""
+        """Return the order that `to_words` encoded as `words`."""
         return cls(OrderKind(words[0]), words[1], words[2], *map(word_to_float, words[3:6]))

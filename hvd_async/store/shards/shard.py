@@ -1,6 +1,6 @@
 """The vectors of one contiguous range of the parameters, and the arithmetic on them.
 
-A store of one shard has one of these; of several, each shard does the same things in the same order to its own range.
+With several shards, each does the same operations in the same order on its own range.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from hvd_async.store.gradient import Gradient
 from hvd_async.store.optimizer import StepOrder, make_optimizer, state_names, step_state
 from hvd_async.vectors import arithmetic
 
-# Gradients that wait in their slots to be summed in one pass; more would be more streams than a core fetches well.
+# Gradients that wait in their slots to be summed in one pass. A core does not prefetch more streams well.
 MAX_HELD = 16
 
 
 def past_names(num_past: int, version: int) -> list[str]:
-    """The parameters of versions before `version`, up to `num_past` of them, by name: first those of the one before."""
+    """Return the names of the parameters of up to `num_past` versions before `version`, the most recent first."""
     return [f"past_{number}" for number in range(1, min(num_past, version) + 1)]
 
 
@@ -41,12 +41,12 @@ class Shard:
         num_past: int = 0,
         allocate: Callable[[str], torch.Tensor] | None = None,
     ) -> None:
-        """`buffers` ([size] float32 each) become the shard's own: version v is made in `buffers[v % len(buffers)]`.
+        """Take ownership of `buffers` ([size] float32 each): version v is made in `buffers[v % len(buffers)]`.
 
-        Those of `version` lie there already. `provisional`: vectors that `provisional_step` fills in turns. `allocate` gives the
-        memory ([size] float32, zeros) for a name of `state_names`; by default it is ordinary memory beside the first buffer.
-        `keeps_bases`: past versions are kept for `compensate`. `num_past`: so many versions before the newest can be read; it
-        takes as many buffers, and one.
+        The parameters of `version` are already in their buffer. `provisional`: vectors that `provisional_step` fills in
+        turn. `allocate` returns the memory ([size] float32, zeros) for a name of `state_names`; default: ordinary memory on
+        the device of the first buffer. `keeps_bases`: keep past versions for `compensate`. `num_past`: number of versions
+        before the newest that can be read; at least `num_past` + 1 buffers are needed.
         """
         assert num_past < len(buffers)
         self.version = version
@@ -61,7 +61,7 @@ class Shard:
             self._vectors = {name: arithmetic.zeros_apart(size, number, device) for number, name in enumerate(names)}
         else:
             self._vectors = {name: allocate(name) for name in state_names(optimizer)}
-        self._held: list[arithmetic.Input] = []
+        self._unread: list[arithmetic.Input] = []
         self._has_sum = False
         if "average" in self._vectors:
             self._vectors["average"].copy_(self.parameters)
@@ -69,20 +69,20 @@ class Shard:
 
     @property
     def parameters(self) -> torch.Tensor:
-        """The parameters of `version`: [size], float32; the memory of the next versions is another, if there are buffers."""
+        """Parameters of `version`: [size], float32. With more than one buffer, the next version is made in other memory."""
         return self._buffers[self.version % len(self._buffers)]
 
     def read(self, name: str) -> torch.Tensor:
-        """The live vector `parameters`, or one of `state_names` or `past_names`: [size], float32."""
+        """Return the live vector `name`: `parameters`, or a name of `state_names` or `past_names`. [size], float32."""
         if name in (past := past_names(self._num_past, self.version)):
             return self._buffers[(self.version - 1 - past.index(name)) % len(self._buffers)]
         return self.parameters if name == "parameters" else self._vectors[name]
 
     def add(self, gradient: Gradient, divisor: float) -> None:
-        """Take `gradient` / `divisor` into the next sum. A whole one is read only by the next `flush`, `norm` or `step`, and
-        must stay unchanged until then."""
+        """Add `gradient` / `divisor` to the pending sum. A whole gradient is read only by the next `flush`, `norm` or
+        `step`, and must stay unchanged until then."""
         if gradient.indices is None:
-            self._held.append(arithmetic.Input(gradient.values, divisor))
+            self._unread.append(arithmetic.Input(gradient.values, divisor))
             return
         total = self._vectors["pending_sum"]
         if not self._has_sum:
@@ -92,7 +92,7 @@ class Shard:
         total.index_add_(0, gradient.indices, values if divisor == 1.0 else values / divisor)
 
     def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
-        """Take in g + weight * g * g * (parameters - parameters of `base_version`), at once."""
+        """Add g + weight * g * g * (parameters - parameters of `base_version`) to the pending sum at once."""
         assert self._bases is not None
         if gradient.indices is None:
             values = gradient.values.float()
@@ -103,19 +103,19 @@ class Shard:
         self.flush()
 
     def flush(self) -> None:
-        """Add up what is held; the gradients may then be overwritten."""
-        if self._held:
+        """Read the whole gradients that were added since the last pass; they may be overwritten afterwards."""
+        if self._unread:
             arithmetic.sum_inputs(self._inputs(), self._vectors["pending_sum"], 1.0)
-            self._held, self._has_sum = [], True
+            self._unread, self._has_sum = [], True
 
     def norm(self, divisor: float) -> list[float]:
-        """As `flush`, and the sums of squares of sum / divisor, block by block: see `arithmetic.norm`."""
+        """Flush; return the sums of squares of sum / `divisor`, block by block, for `arithmetic.norm`."""
         partials = arithmetic.sum_inputs(self._inputs(), self._vectors["pending_sum"], divisor)
-        self._held, self._has_sum = [], True
+        self._unread, self._has_sum = [], True
         return partials
 
     def step(self, order: StepOrder) -> list[float]:
-        """Make the next version of all that was taken in; returns what `norm(order.divisor)` would have."""
+        """Make the next version from all added gradients; return the sums that `norm(order.divisor)` would return."""
         inputs = self._inputs()
         target = self._buffers[order.version % len(self._buffers)]
         state = step_state(self._optimizer, self.parameters, target, self._vectors)
@@ -126,9 +126,10 @@ class Shard:
         return partials
 
     def provisional_step(self, order: StepOrder, number: int) -> None:
-        """Make, in vector `number` of the provisional ones, in turns, what a step with all that was taken in would make.
+        """Write the result of a step with all added gradients into provisional vector `number`, the vectors being used in
+        turn.
 
-        Nothing else changes, but that what was added is flushed.
+        Nothing else changes, except that the added gradients are flushed.
         """
         self.flush()
         target = self._provisional[number % len(self._provisional)]
@@ -137,18 +138,19 @@ class Shard:
         arithmetic.step(self._inputs(), state, self._optimizer.provisional_rule(order))
 
     def discard(self) -> None:
-        """Forget all that was taken in since the last version."""
-        self._held, self._has_sum = [], False
+        """Drop all gradients added since the last version."""
+        self._unread, self._has_sum = [], False
 
     def forget(self, version: int) -> None:
-        """No gradient computed on `version`, which is not the newest, will come any more."""
+        """Drop the base parameters of `version`, unless it is the newest: no gradient computed on it can arrive any more."""
         if self._bases is not None and version < self.version:
             self._bases.pop(version, None)
 
     def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
-        """Continue from `tensors`, those of `read`, at `version`. Raises `ValueError` if one is missing or of another size.
+        """Restore `tensors`, as `read` returned them, at `version`. Raises `ValueError` if one is missing or has another
+        size.
 
-        `pending_sum`, where it is given, counts as taken in.
+        `pending_sum`, if given, becomes the pending sum.
         """
         past = past_names(self._num_past, version)
         names: Collection[str] = ["parameters", *past, *(name for name in self._vectors if name != "pending_sum")]
@@ -170,7 +172,7 @@ class Shard:
         self._remember()
 
     def _inputs(self) -> list[arithmetic.Input]:
-        return ([arithmetic.Input(self._vectors["pending_sum"])] if self._has_sum else []) + self._held
+        return ([arithmetic.Input(self._vectors["pending_sum"])] if self._has_sum else []) + self._unread
 
     def _remember(self) -> None:
         if self._bases is not None:

@@ -1,4 +1,4 @@
-"""Several shards as one: the sequencer's own, and those of other ranks, which it directs and waits for."""
+"""Several shards that act as one: the sequencer's own, and shards of other ranks, which the sequencer directs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Wor
 from hvd_async.store.wire.stop import check_state
 from hvd_async.vectors import arithmetic
 
-# Shards answer soon.
+# Short, since shards answer soon.
 _LONGEST_POLL_SECONDS = 0.0002
-# Elements that are read at once.
+# Elements per read; `touch` is called after each.
 _PIECE = 1 << 24
 
 
@@ -36,8 +36,8 @@ class RemoteShard:
 class ShardGroup:
     """Implements `ShardOps` on shard 0 and `others`. Used by one thread, on the sequencer's rank.
 
-    Every order goes to all shards in the same order; what must be over before the sequencer goes on is waited for, with
-    `PeerError`, naming the shard, when one gives no sign of life for `timeout_seconds`.
+    All shards get the same orders in the same sequence. Calls whose result the sequencer needs before its next decision
+    block. Raises `PeerError`, which names the shard, if a shard shows no heartbeat for `timeout_seconds`.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class ShardGroup:
         timeout_seconds: float,
         touch: Callable[[], None] = lambda: None,
     ) -> None:
-        """`memory` is the block of `own`; `state_names` the vectors that lie in each block, in their order. `touch` is called
-        while others are waited for: see `Heartbeat.touch`."""
+        """`memory` is the block of `own`; `state_names` are the vectors in each block, in their order. `touch` is called
+        while this rank waits for others: see `Heartbeat.touch`."""
         self._own = own
         self._memory = memory
         self._others = others
@@ -62,11 +62,11 @@ class ShardGroup:
 
     @property
     def parameters(self) -> torch.Tensor:
-        """See `ShardOps.parameters`."""
+        """Parameters of the newest version: [size], float32. A copy, which is read from all shards at each access."""
         return self.read("parameters")
 
     def read(self, name: str) -> torch.Tensor:
-        """See `ShardOps.read`. The shards do nothing meanwhile: only this thread tells them to."""
+        """Return a copy of vector `name`: [size], float32. The shards are idle meanwhile: only this thread gives orders."""
         whole = torch.empty(self._size)
         mine = self._own.read(name)
         whole[: mine.numel()] = mine
@@ -87,31 +87,26 @@ class ShardGroup:
             self._touch()
 
     def add(self, gradient: Gradient, divisor: float) -> None:
-        """See `ShardOps.add`."""
         self._tell(Order(OrderKind.ADD, slot=gradient.slot, number=divisor))
         self._own.add(gradient, divisor)
         if gradient.indices is not None:
-            self._wait()  # it was read at once, and its slot counts as free
+            self._wait()  # a sparse gradient is read at once, and its slot counts as free
 
     def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
-        """See `ShardOps.compensate`."""
         self._tell(Order(OrderKind.COMPENSATE, slot=gradient.slot, version=base_version, number=weight))
         self._own.compensate(gradient, base_version, weight)
         self._wait()
 
     def flush(self) -> None:
-        """See `ShardOps.flush`."""
         self._tell(Order(OrderKind.FLUSH))
         self._own.flush()
         self._wait()
 
     def norm(self, divisor: float) -> list[float]:
-        """See `ShardOps.norm`."""
         self._tell(Order(OrderKind.NORM, number=divisor))
         return self._own.norm(divisor) + self._wait_for_partials()
 
     def step(self, order: StepOrder) -> list[float]:
-        """See `ShardOps.step`."""
         self._tell(
             Order(
                 OrderKind.STEP,
@@ -124,34 +119,31 @@ class ShardGroup:
         return self._own.step(order) + self._wait_for_partials()
 
     def provisional_step(self, order: StepOrder, number: int) -> None:
-        """See `ShardOps.provisional_step`."""
         self._tell(Order(OrderKind.PROVISIONAL_STEP, number, order.version, order.divisor, order.learning_rate, order.clip))
         self._own.provisional_step(order, number)
         self._wait()
 
     def discard(self) -> None:
-        """See `ShardOps.discard`."""
         self._tell(Order(OrderKind.DISCARD))
         self._own.discard()
 
     def forget(self, version: int) -> None:
-        """See `ShardOps.forget`."""
         self._tell(Order(OrderKind.FORGET, version=version))
         self._own.forget(version)
 
     def load(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
-        """See `ShardOps.load`; the other shards load their own parts before they begin to serve."""
+        """Restore the part of the own shard. The other shards load their own parts before they begin to serve."""
         length = self._own.parameters.numel()
         self._own.load({name: tensor[:length] for name, tensor in tensors.items()}, version)
 
     def meet(self) -> None:
         """Wait until the other shards have their parameters and serve. Called once, before anything is published."""
-        # It changes nothing, since there is no such version; to discard would lose what was pending in a checkpoint.
+        # An order without effect, since there is no version -1. DISCARD would lose the pending sum of a checkpoint.
         self._tell(Order(OrderKind.FORGET, version=-1))
         self._wait()
 
     def end(self) -> None:
-        """Send the other shards home."""
+        """End the loops of the other shards."""
         self._tell(Order(OrderKind.END))
         self._wait()
 
@@ -164,7 +156,7 @@ class ShardGroup:
             other.window.ring(Word.STORE_BELL)
         self._num_orders += 1
         if self._num_orders % 16 == 0:
-            self._wait()  # the ring of orders is longer than what was not waited for
+            self._wait()  # so that orders not yet carried out never fill the ring
 
     def _wait_for_partials(self) -> list[float]:
         self._wait()
@@ -193,6 +185,7 @@ class ShardGroup:
 
     def _look_around(self, watch: HeartbeatWatch) -> None:
         self._touch()
-        # Whichever other rank failed, an order is carried out everywhere or nowhere: the parameters stay whole.
+        # Only the loss of a shard ends this wait. After any other failure the order is still completed on all shards, so the
+        # parameters stay whole.
         check_state(self._memory)
         watch.check()

@@ -1,4 +1,4 @@
-"""The loop of a shard that is not the sequencer's: it carries out orders on its own range."""
+"""The loop of a shard other than the sequencer's, which carries out orders on its own range."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hvd_async.store.wire.stop import StopNotice, read_stop
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.vectors import arithmetic
 
-# How often a shard that waits looks at the sequencer, which may be on another node.
+# Interval at which a waiting shard checks on the sequencer, which may be on another node.
 _LOOK_AROUND_SECONDS = 0.25
 
 
 class ShardServer:
-    """Serves shard `number` of one run. Used by one thread of the shard's rank; nothing here is collective."""
+    """Serves shard `number` of one run. Used by one thread of the shard's rank; no call is collective."""
 
     def __init__(
         self,
@@ -33,8 +33,8 @@ class ShardServer:
         timeout_seconds: float,
         touch: Callable[[], None] = lambda: None,
     ) -> None:
-        """`shard` holds `part` of the vector, in the buffers of `memory`, its own block; `sequencer` reaches block 0. `touch` is
-        called in every turn of the loop: see `Heartbeat.touch`."""
+        """`shard` holds `part` of the vector in the buffers of `memory`, its own block; `sequencer` reaches block 0. `touch`
+        is called in every turn of the loop: see `Heartbeat.touch`."""
         self._number = number
         self._part = part
         self._shard = shard
@@ -45,17 +45,17 @@ class ShardServer:
         self._touch = touch
 
     def serve(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
-        """Serve until the sequencer ends the run; why it did. A notice from `stop_requested` is passed on.
+        """Serve until the sequencer ends the run, and return the reason. Passes a notice from `stop_requested` on.
 
-        When a rank fails it goes on: the sequencer saves what is here first. Raises `PeerError` when the sequencer gives no sign
-        of life for the configured time, and at the end where a rank has failed.
+        Continues when a rank fails, since the sequencer first saves the state of this shard. Raises `PeerError` if the
+        sequencer shows no heartbeat for the configured time, and at the end if a rank has failed.
         """
         store = watch_store(self._sequencer, self._timeout_seconds, "the store's sequencer (rank 0)")
 
         def look_around() -> None:
             self._touch()
             self._pass_on(stop_requested())
-            if self._sequencer.load(Word.SERVED):  # and no order to end: the sequencer could save nothing
+            if self._sequencer.load(Word.SERVED):  # without an order to end: the sequencer could save nothing
                 read_stop(self._sequencer)
             store.check()
 

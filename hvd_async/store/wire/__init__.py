@@ -1,1 +1,1 @@
-"""The wire format: what lies where in the block of a shard, and how a push is written there and read."""
+"""The wire format: the layout of a shard's block, and how a push is written and read there."""

@@ -1,4 +1,4 @@
-"""An arrival as the control words that lie beside its gradient, and back."""
+"""Conversion between an arrival and the control words beside its gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hvd_async.transport.block import float_to_word, word_to_float
 
 
 def to_words(arrival: Arrival) -> list[int]:
-    """What the worker knows of `arrival`, in the order of `ArrivalWord`."""
+    """Return the words that the worker knows of `arrival`, in the order of `ArrivalWord`."""
     words = dict.fromkeys(ArrivalWord, 0)
     words[ArrivalWord.WORKER] = arrival.worker
     words[ArrivalWord.BATCH] = arrival.batch
@@ -26,7 +26,7 @@ def to_words(arrival: Arrival) -> list[int]:
 
 
 def from_words(words: Sequence[int], push: int, sent_bytes: int = 0) -> Arrival:
-    """The inverse of `to_words`; `push` and `sent_bytes` are for whoever reads it to know."""
+    """Return the arrival that `to_words` encoded as `words`; the reader supplies `push` and `sent_bytes`."""
     return Arrival(
         worker=words[ArrivalWord.WORKER],
         batch=words[ArrivalWord.BATCH],
@@ -44,7 +44,7 @@ def from_words(words: Sequence[int], push: int, sent_bytes: int = 0) -> Arrival:
 
 
 def read_arrivals(window: StoreWindow, slot: int) -> list[Arrival]:
-    """Return the arrivals of the push that lies in `slot`, in the order of their summation."""
+    """Return the arrivals of the push in `slot`, in the order of their summation."""
     layout = window.layout
     num_arrivals = window.load(layout.slot_word(slot, SlotWord.NUM_ARRIVALS))
     sent_bytes = window.load(layout.slot_word(slot, SlotWord.SENT_BYTES))

@@ -1,4 +1,4 @@
-"""What of a gradient reaches the store, without a second process: the same casting, dropping and feedback as in a real push."""
+"""Pushes within one process, with the casting, dropping and error feedback of a real push."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from hvd_async.vectors import arithmetic
 
 
 def add(gradient: torch.Tensor, total: torch.Tensor, *, is_first: bool) -> None:
-    """Add `gradient` to `total` ([size], float32 both), as teams and groups sum: left to right, each addition rounded. The first
-    replaces what is in `total`."""
+    """Add `gradient` to `total` ([size], float32 both) as node aggregation and synchronous groups do: left to right, each
+    addition rounded.
+
+    `is_first`: replace the contents of `total`."""
     before = [] if is_first else [arithmetic.Input(total)]
     arithmetic.sum_inputs([*before, arithmetic.Input(gradient)], total, 1.0)
 
 
 class Pushes:
-    """One slot that everybody writes to in turns: a gradient must be folded by the store before the next is sent.
+    """One slot to which all senders write in turn: the store must have read a gradient before the next is sent.
 
-    Shards change nothing of what arrives, so there is one here.
+    One shard suffices, since the number of shards does not change what arrives.
     """
 
     def __init__(self, size: int, push: PushConfig) -> None:
-        """For gradients of `size` elements."""
+        """`size`: number of elements of a gradient."""
         self._size = size
         self._push = push
         self._memory = ThreadMemory(Layout(size, num_workers=1, slot_format=slot_format(size, slice(0, size), push)))
         self._writers: dict[int, SlotWriter] = {}
 
     def send(self, sender: int, gradient: torch.Tensor) -> tuple[Gradient, int]:
-        """What the store gets of `gradient` ([size], float32), and the bytes of it; valid until the next call.
+        """Return the gradient that the store receives for `gradient` ([size], float32), valid until the next call, and its
+        bytes.
 
-        `sender`: whose error feedback is used and kept: a worker, or a node's workers together.
+        `sender`: owner of the error feedback that is used and updated: a worker, or the workers of a node together.
         """
         writer = self._writers.get(sender)
         if writer is None:
@@ -44,5 +47,5 @@ class Pushes:
         return read_slot(self._memory, self._memory.layout, 0, sent.largest), sent.num_bytes
 
     def forget_errors(self) -> None:
-        """As when the workers start anew: feedback is not in checkpoints."""
+        """Drop all kept errors, as a restart of the workers does: error feedback is not in checkpoints."""
         self._writers.clear()

@@ -1,4 +1,4 @@
-"""What is written into slots and read out of them: casting, dropping, and the error that feedback keeps at the worker."""
+"""Writing and reading of slots: casting, dropping, and the error that error feedback keeps at the worker."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from hvd_async.transport.block import WORD_BYTES
 from hvd_async.vectors import arithmetic
 
 DTYPES = {SlotDtype.FLOAT32: torch.float32, SlotDtype.BFLOAT16: torch.bfloat16, SlotDtype.FLOAT16: torch.float16}
-# The threshold for dropping is found among about so many elements of the gradient.
+# Approximate number of elements in the sample from which the threshold for dropping is computed.
 _SAMPLE = 50_000
 
 
 def split(size: int, num_shards: int) -> list[slice]:
-    """Contiguous ranges of a vector of `size` elements, one for each shard, of equal size but for whole blocks."""
+    """Return contiguous ranges of a vector of `size` elements, one per shard, equal in size up to rounding to whole
+    blocks."""
     num_blocks = -(-size // arithmetic.BLOCK)
     bounds = [min(size, arithmetic.BLOCK * (num_blocks * k // num_shards)) for k in range(num_shards + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def num_kept(size: int, keep: float) -> int:
-    """How many of `size` elements are sent at most when the share `keep` is."""
+    """Return the highest number of elements sent of `size`, `keep` being the share to send."""
     return max(1, round(size * keep))
 
 
 def slot_format(size: int, part: slice, push: PushConfig) -> SlotFormat:
-    """The slots of the shard that holds `part` of the vector of `size` elements."""
+    """Return the slot format of the shard that holds `part` of a vector of `size` elements."""
     dtype, length = SlotDtype(push.dtype), part.stop - part.start
     if push.keep == 1.0:
         return SlotFormat(dtype, length)
@@ -41,26 +42,26 @@ def slot_format(size: int, part: slice, push: PushConfig) -> SlotFormat:
 
 @dataclass(frozen=True)
 class Sent:
-    """What a push wrote: the largest magnitude among the numbers, and the bytes of them and their indices."""
+    """Result of a push: the largest magnitude of the numbers, and the bytes of numbers and indices."""
 
     largest: float
     num_bytes: int
 
 
 class SlotWriter:
-    """Writes gradients into one slot, of all shards. Used by one thread.
+    """Writes gradients into one slot, on all shards. Used by one thread.
 
-    Dropping keeps the elements of largest magnitude, with a threshold that is found on a sample; what was not sent, and what
-    casting cut off, is added to the next gradient (Aji & Heafield 2017, "Sparse communication for distributed gradient
-    descent"; Seide et al. 2014 for the feedback). A gradient that is not finite is sent as it is, to be refused, and leaves
-    the kept error alone.
+    Dropping sends the elements of largest magnitude, above a threshold computed on a sample. Elements that were not sent,
+    and rounding errors, are added to the next gradient (Aji & Heafield 2017, "Sparse communication for distributed gradient
+    descent"; Seide et al. 2014 for error feedback). A gradient that is not finite is sent as it is, to be refused, and
+    leaves the kept error unchanged.
     """
 
     def __init__(
         self, windows: Sequence[StoreWindow], parts: Sequence[slice], push: PushConfig, error: torch.Tensor | None = None
     ) -> None:
-        """`windows[k]` reaches the shard that holds `parts[k]` of the vector. `error` ([size] float32): where the error is
-        kept with feedback; by default in new memory."""
+        """`windows[k]` reaches the shard that holds `parts[k]` of the vector. `error` ([size] float32): memory of the error
+        with feedback; by default, new memory."""
         self._windows = windows
         self._parts = parts
         self._dtype = DTYPES[SlotDtype(push.dtype)]
@@ -70,8 +71,9 @@ class SlotWriter:
         self._staged: torch.Tensor | None = None
 
     def write(self, gradient: torch.Tensor, slot: int) -> Sent:
-        """Begin to write `gradient` ([size], float32, where the windows take it) into `slot`. It must stay as it is until the
-        windows were flushed."""
+        """Begin to write `gradient` ([size], float32, on a device that the windows accept) into `slot`.
+
+        `gradient` must stay unchanged until the windows are flushed."""
         if self._push.keep < 1.0:
             return self._write_few(gradient, slot)
         if self._error is None:
@@ -101,7 +103,7 @@ class SlotWriter:
         return largest
 
     def _write_few(self, gradient: torch.Tensor, slot: int) -> Sent:
-        assert self._error is not None  # the configuration asks for feedback beside dropping
+        assert self._error is not None  # the configuration requires feedback for dropping
         wanted = gradient + self._error
         if not arithmetic.copy_and_measure(wanted, None) < float("inf"):
             indices = (~torch.isfinite(wanted)).nonzero().flatten()[:1]
@@ -128,7 +130,7 @@ class SlotWriter:
 
 
 def read_slot(memory: StoreMemory, layout: Layout, slot: int, largest: float) -> Gradient:
-    """The gradient in `slot`: views of the memory itself, where the store computes."""
+    """Return the gradient in `slot`, as views of the memory on the device where the store computes."""
     form, offset = layout.format, layout.slot_offset(slot)
     memory.bring_in(offset, form.num_bytes)
     dtype = DTYPES[form.dtype]
@@ -140,7 +142,7 @@ def read_slot(memory: StoreMemory, layout: Layout, slot: int, largest: float) ->
 
 
 def _largest_elements(vector: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices, rising, of about the `count` elements of largest magnitude, never more; zeros are left out."""
+    """Return ascending indices of about the `count` elements of largest magnitude, at most `count`; zeros are left out."""
     magnitude = vector.abs()
     stride = max(1, vector.numel() // _SAMPLE) | 1  # odd: rows of matrices are even
     sample = magnitude[::stride]
@@ -153,5 +155,5 @@ def _largest_elements(vector: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _rank(magnitude: float) -> float:
-    """NaN above infinity: a maximum must not lose it."""
+    """Return a sort key that ranks NaN as infinity, so that a maximum does not lose it."""
     return magnitude if magnitude == magnitude else float("inf")

@@ -1,4 +1,4 @@
-"""Why a run stops: the words STOP and FAILED, as every rank that waits reads them."""
+"""The words STOP and FAILED, which say why a run stops and which every waiting rank reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOST = 1 << 40  # beside the rank, and 1, in FAILED
 
 
 class StopKind(enum.IntEnum):
-    """Why workers are to stop."""
+    """Reasons for workers to stop."""
 
     FINISHED = 1
     SIGNAL = 2
@@ -22,7 +22,7 @@ class StopKind(enum.IntEnum):
 
 @dataclass(frozen=True)
 class StopNotice:
-    """What the stop word says: why, who said it, and for a signal which."""
+    """Contents of the stop word: the reason, the rank that requested the stop, and for a signal its number."""
 
     kind: StopKind
     rank: int
@@ -30,34 +30,34 @@ class StopNotice:
 
     @property
     def is_end(self) -> bool:
-        """Whether the run has come to its end; else it was stopped before, to go on later."""
+        """Whether the run has reached its end; otherwise it was stopped early, to be resumed."""
         return self.kind is StopKind.FINISHED
 
     def __str__(self) -> str:
-        """Return what stopped the run, in words."""
+        """Return the reason in words."""
         if self.kind is StopKind.SIGNAL:
             return f"{signal.Signals(self.signal_number).name} on rank {self.rank}"
         return "its end" if self.is_end else f"the end of its launcher, as seen by rank {self.rank}"
 
     def to_json(self) -> dict[str, object]:
-        """Plain data for a summary."""
+        """Return plain data for a summary."""
         name = signal.Signals(self.signal_number).name if self.kind is StopKind.SIGNAL else None
         return {"kind": self.kind.name.lower(), "rank": self.rank, "signal": name}
 
     def to_word(self) -> int:
-        """The notice as a control word; never 0."""
+        """Return the notice as a control word, which is never 0."""
         return self.kind << 48 | self.signal_number << 32 | self.rank
 
     @classmethod
     def from_word(cls, word: int) -> StopNotice | None:
-        """The notice that `word` holds, or None for 0: go on."""
+        """Return the notice in `word`; None for 0, which means no stop."""
         if word == 0:
             return None
         return cls(StopKind(word >> 48), rank=word & 0xFFFFFFFF, signal_number=word >> 32 & 0xFFFF)
 
 
 def read_stop(window: StoreWindow) -> StopNotice | None:
-    """Return what the run's stop word says. Raises `PeerError` if a rank has failed, which that rank reports."""
+    """Return the run's stop notice, if any. Raises `PeerError` if a rank has failed; the failed rank reports the error."""
     stop, failed = window.load_words(Word.STOP, 2)
     if failed:
         raise _error(failed)
@@ -65,16 +65,16 @@ def read_stop(window: StoreWindow) -> StopNotice | None:
 
 
 def announce_failure(window: StoreWindow, rank: int, *, is_state_lost: bool = False) -> None:
-    """Tell all ranks that `rank` failed: those who wait end with `PeerError`, the store saves what it has first.
+    """Tell all ranks that `rank` failed: waiting ranks end with `PeerError`, the store after it has saved its state.
 
-    `is_state_lost`: what failed held a part of the parameters.
+    `is_state_lost`: the failed rank held a part of the parameters.
     """
     window.store(Word.FAILED, rank + 1 | (_LOST if is_state_lost else 0))
     window.ring(Word.STORE_BELL)
 
 
 def check_state(window: StoreWindow) -> None:
-    """Raise `PeerError` if a rank has failed that held a part of the parameters."""
+    """Raise `PeerError` if a rank that held a part of the parameters has failed."""
     failed = window.load(Word.FAILED)
     if failed & _LOST:
         raise _error(failed)

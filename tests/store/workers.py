@@ -99,7 +99,7 @@ class Pull:
 
 
 @dataclass
-class Crew:
+class Workers:
     """Threads around one block of memory: the store's server, and workers that train on numbered batches."""
 
     store: ParameterStore
@@ -121,7 +121,7 @@ class Crew:
     pulls: dict[int, list[Pull]] = field(default_factory=dict)
     notice: StopNotice | None = None
 
-    def run(self) -> Crew:
+    def run(self) -> Workers:
         """Start everyone, wait for all to end, and fail if somebody does not."""
         threads = [threading.Thread(target=self._guard, args=("store", self._serve), daemon=True)]
         for worker in range(self.memory.layout.num_workers):
@@ -135,7 +135,7 @@ class Crew:
         assert not any(thread.is_alive() for thread in threads), "a thread hangs"
         return self
 
-    def check(self) -> Crew:
+    def check(self) -> Workers:
         """Fail with the first error that a thread met."""
         for error in self.failures.values():
             raise error
