@@ -767,7 +767,7 @@ def test_a_reader_that_asks_too_late_reads_a_newer_version() -> None:
     memory = ThreadMemory(Layout(4, 1, num_buffers=2))
     memory.store(Word.NEXT_VERSION, 2)  # it is being made where version 0 lies
     client = StoreClient([memory], 0, ClientOptions())
-    assert not client._reserve(0) and client._hold(1)
+    assert not client._reserve(0) and client._reserve(1)
 
 
 def test_who_takes_a_slot_over_withdraws_what_another_pulled_ahead() -> None:
