@@ -1,4 +1,4 @@
-"""The strategies, interchangeable behind one protocol: see `protocol`."""
+"""The strategies, which all implement `protocol.Strategy`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from hvd_async.strategies.protocol import Strategy
 
 
 def make_strategy(kind: Literal["single", "horovod", "ddp", "async"]) -> Strategy:
-    """Start what `kind` needs (MPI, Horovod) and nothing else. Collective over all ranks of the job.
+    """Return the strategy `kind`; start what it needs (MPI, Horovod) and nothing else. Collective over all ranks of the job.
 
-    Raises `SetupError` where a package is missing or does not work.
+    Raises `SetupError` if a package is missing or does not work.
     """
     if kind == "single":
         from hvd_async.strategies.single import Single

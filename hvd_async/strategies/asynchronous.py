@@ -1,4 +1,4 @@
-"""The asynchronous strategy: a parameter store in memory, workers that push and pull when they are ready."""
+"""The asynchronous strategy: a parameter store in memory, and workers that push and pull when they are ready."""
 
 from __future__ import annotations
 
@@ -42,25 +42,24 @@ _LONGEST_POLL_SECONDS = 0.02
 
 
 class Asynchronous:
-    """Ranks started by MPI: rank 0 holds the store, or its first shard; the others are shards and workers, or both."""
+    """Ranks started by MPI: rank 0 has the store, or its first shard; each other rank is a shard, a worker or both."""
 
     name = "async"
 
     def __init__(self) -> None:
-        """Initialises MPI. Collective over all ranks."""
+        """Initialise MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
     def check(self, spec: JobSpec) -> None:
-        """See `Strategy.check`: shards that the model has room for, and memory on every node."""
+        """Check that the model is large enough for the number of shards, and that every node has enough memory."""
         rank = self.group.rank
         try:
             check_capacity(self.group, spec.plans[rank].host, MemoryPlan(spec).needs(rank))
         except HvdAsyncError as error:
-            error.is_on_all_ranks = True  # each computes the same
+            error.is_on_all_ranks = True  # all ranks compute the same result
             raise
 
     def execute(self, job: Job, loop: Loop) -> StopNotice | None:
-        """See `Strategy.execute`."""
         from hvd_async.transport.mpi import open_blocks, open_node_block  # starts mpi4py, which init_mpi has configured
 
         rank, plan = self.group.rank, MemoryPlan(job)
@@ -70,9 +69,9 @@ class Asynchronous:
             )
             node_block: StoreMemory | None = None
             if job.push.node_sum:
-                team = plan.node_of_rank(rank)
+                node = plan.node_of_rank(rank)
                 node_block = stack.enter_context(
-                    open_node_block(self.group, plan.node_layout(team) if team else None, team[0].rank if team else 0)
+                    open_node_block(self.group, plan.node_layout(node) if node else None, node[0].rank if node else 0)
                 )
             reach = stack.enter_context(self._reach(plan, rank, memories))
             try:
@@ -84,12 +83,11 @@ class Asynchronous:
                 raise
             if notice is not None and notice.kind is StopKind.ORPHANED:
                 raise OrphanedError(f"stopped by {notice}, everything saved")
-            # Workers that left early may not have seen why the others stopped; the store's word counts for all.
+            # Workers that left early may not know why the others stopped, so the notice of the store's rank counts for all.
             word = self.group.allgather(str(0 if notice is None else notice.to_word()))[0]
         return StopNotice.from_word(int(word))
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
-        """See `Strategy.transport`."""
         if plans[rank].is_direct:
             return "CUDA IPC" if plans[rank].opens_store else "device memory"
         hosts = {plan.host for plan in plans if plan.shard is not None}
@@ -97,31 +95,31 @@ class Asynchronous:
         return "shared memory and RMA" if near and len(hosts) > 1 else "shared memory" if near else "RMA"
 
     def close(self) -> None:
-        """See `Strategy.close`."""
+        """Do nothing: `execute` has released everything."""
 
     @contextlib.contextmanager
     def _reach(self, plan: MemoryPlan, rank: int, memories: Sequence[StoreWindow]) -> Iterator[Reach]:
-        """The block of shard 0, as `rank` uses it. Collective where it is on a GPU."""
+        """Open the block of shard 0 for `rank`; a context manager. Collective if the block is on a GPU."""
         if plan.is_on_device:
             slots = {each.rank: plan.slot_of(each.worker) for each in plan.workers if each.worker is not None}
             with open_device_block(self.group, plan.ranks, memories[0], slots) as reach:
                 yield reach
         else:
             own = plan.ranks[rank].shard
-            yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # its own block is mapped
+            yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # own blocks are mapped
 
 
 def fail(
     window: StoreWindow, rank: int, error: BaseException, strategy: StrategyConfig, *, is_state_lost: bool = False
 ) -> None:
-    """Tell all that `rank` fails because of `error`, then wait until the store has saved what it has, as long as it lives.
+    """Tell all ranks that `rank` fails because of `error`; wait until the store has saved its state, as long as it lives.
 
-    Whoever fails ends the job, and the store with it: first what is healthy is saved. `is_state_lost`: a part of the parameters
-    is not.
+    A rank that fails ends the job, and the store with it, so the store must save first. `is_state_lost`: a part of the
+    parameters is lost.
     """
     tell(rank, error)
     if isinstance(error, PeerError) and error.is_state_lost and not error.is_reported:
-        return  # the store fell silent: there is nobody to wait for
+        return  # the store has no heartbeat: there is no one to wait for
     if not is_of_others(error) and window.load(Word.FAILED) == 0:
         announce_failure(window, rank, is_state_lost=is_state_lost)
     store, began = watch_store(window, strategy.store_timeout_seconds), time.monotonic()
@@ -134,12 +132,12 @@ def fail(
 
 
 def is_of_others(error: BaseException) -> bool:
-    """Whether another rank failed, and says why itself."""
+    """Whether `error` is the failure of another rank, which reports it itself."""
     return isinstance(error, PeerError) and error.is_reported
 
 
 class RankRole:
-    """What one rank does in a run: hold a shard, train, or both."""
+    """Role of one rank in a run: serve a shard, train, or both."""
 
     def __init__(
         self,
@@ -150,7 +148,7 @@ class RankRole:
         reach: Reach,
         node_block: StoreMemory | None,
     ) -> None:
-        """All are the caller's; `memories[k]` reaches shard k, in the memory of its host."""
+        """All arguments stay the caller's; `memories[k]` reaches shard k, in the memory of its host."""
         self._job = job
         self._plan = plan
         self._me = job.plans[rank]
@@ -160,7 +158,7 @@ class RankRole:
         self._server: StoreServer | None = None
 
     def play(self, loop: Loop) -> StopNotice | None:
-        """Serve, train, or both, until the run ends; why it did."""
+        """Serve, train, or both, until the run ends; return why it ended."""
         if self._me.shard is None:
             return self._work(loop)
         serve = self._make_server()
@@ -171,13 +169,13 @@ class RankRole:
         assert number is not None and memory is not None
         part = self._plan.parts[number]
         shard = make_shard(job, memory, part)
-        cuda_ipc.finish(self._me.store_device or "cpu")  # a thread with another stream is to use it
+        cuda_ipc.finish(self._me.store_device or "cpu")  # since a thread with another stream uses the shard
         if number > 0:
             return lambda: self._serve_shard(number, part, shard, memory)
         return lambda: self._serve_or_rescue(shard, memory)
 
     def _heartbeat(self, word: int) -> Heartbeat:
-        """Signs of life of this rank, in the block of shard 0."""
+        """Return the heartbeat of this rank, in the block of shard 0."""
         return Heartbeat(self._memories[0], word, self._job.strategy.hang_timeout_seconds)
 
     def _serve_shard(self, number: int, part: slice, shard: Shard, memory: StoreMemory) -> StopNotice | None:
@@ -189,8 +187,8 @@ class RankRole:
             return server.serve(self._job.stop_requested)
 
     def _serve_or_rescue(self, shard: Shard, memory: StoreMemory) -> StopNotice | None:
-        """Serve; where that fails though the store is whole, save it before anybody ends the job."""
-        assert self._job.observer is not None  # the store's rank keeps it
+        """Serve; on a failure that leaves the store whole, save the store before any rank ends the job."""
+        assert self._job.observer is not None  # the store's rank has the observer
         rank, observer = self._me.rank, self._job.observer
         with self._heartbeat(Word.STORE_HEARTBEAT) as heartbeat:
             try:
@@ -200,7 +198,7 @@ class RankRole:
                 if not is_of_others(error):
                     announce_failure(memory, rank, is_state_lost=is_lost)
                 tell(rank, error)
-                # Any other error may have come in the middle of an update.
+                # Errors of other types may have interrupted an update.
                 if is_lost:
                     observer.settle()
                 elif self._server is not None:
@@ -219,7 +217,7 @@ class RankRole:
             store = job.make_store(shard, job.strategy, job.num_workers)
             self._server = make_server(job, memory, store, touch)
             notice = self._server.serve(job.stop_requested)
-            store.detach()  # what lies in the block is about to go, and the last version is still to be saved
+            store.detach()  # the block is about to be freed, and the last version is still to be saved
             return notice
         names = state_names(job.optimizer)
         group = ShardGroup(shard, memory, others, names, job.strategy.store_timeout_seconds, touch)
@@ -280,7 +278,7 @@ class RankRole:
         return NodePushPull(NodeAggregator(self._node_block, ranks.index(self._me.rank), client, pull), client, strategy)
 
     def _serve_and_work(self, serve: Callable[[], StopNotice | None], loop: Loop) -> StopNotice | None:
-        """Colocated: the shard in a thread, the worker in this one. A failure of either ends the other."""
+        """Serve the shard in a thread and train in this one (colocated). A failure of either ends the other."""
         failures: list[BaseException] = []
         notices: list[StopNotice | None] = []
 
@@ -289,7 +287,7 @@ class RankRole:
                 cuda_ipc.use_own_stream(self._me.store_device or "cpu")
                 notices.append(serve())
             except BaseException as error:
-                if not is_of_others(error):  # the store's own rank has done so itself
+                if not is_of_others(error):  # otherwise the failed rank has reported and announced the failure
                     tell(self._me.rank, error)
                     if self._memories[0].load(Word.FAILED) == 0:
                         announce_failure(self._memories[0], self._me.rank, is_state_lost=True)
@@ -304,7 +302,7 @@ class RankRole:
             if own:
                 tell(self._me.rank, error)
                 announce_failure(self._memories[0], self._me.rank)
-            thread.join()  # it saves what it has
+            thread.join()  # while the thread saves its state
             if failures and not own:
                 raise failures[0] from None
             raise
@@ -315,7 +313,7 @@ class RankRole:
 
 
 def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
-    """The shard that holds `part` of the initial parameters, at version 0, in the buffers of `memory`."""
+    """Return the shard of `part` of the initial parameters, at version 0, in the buffers of `memory`."""
     layout = memory.layout
     buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
     buffers[0].copy_(job.flat.parameters[part])
@@ -335,7 +333,7 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
 
 
 def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Compile what an update on a GPU needs before anybody waits for one; on the CPU nothing is compiled."""
+    """Compile the kernels of an update on a GPU before any worker waits for one. Nothing is compiled on the CPU."""
     if device.type == "cpu":
         return
     shard = Shard([torch.zeros(64, device=device), torch.zeros(64, device=device)], optimizer)
@@ -347,8 +345,8 @@ def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device
 def make_server(
     job: Job, memory: StoreMemory, store: ParameterStore, touch: Callable[[], None] = lambda: None
 ) -> StoreServer:
-    """The loop of the store's rank, to be served by the calling thread or another. `touch`: see `StoreServer`."""
-    assert job.observer is not None  # the store's rank keeps the observer
+    """Return the server of the store's rank, for use by the calling thread or another. `touch`: see `StoreServer`."""
+    assert job.observer is not None  # the store's rank has the observer
     options = ServerOptions(
         last_version=job.last_version,
         first_evaluation=job.evaluation.next_after(store.version),

@@ -1,4 +1,4 @@
-"""PyTorch's own synchronous baseline: DistributedDataParallel over Gloo (CPU) or NCCL (GPU)."""
+"""PyTorch's synchronous baseline: DistributedDataParallel over Gloo (CPU) or NCCL (GPU)."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ from hvd_async.vectors.flat import FlatParameters
 
 
 class Ddp:
-    """Ranks started by MPI, which tells them where to meet; gradients travel through torch.distributed."""
+    """Ranks started by MPI, which passes the rendezvous address; torch.distributed sums the gradients."""
 
     name = "ddp"
 
     def __init__(self) -> None:
-        """Initialises MPI. Collective over all ranks."""
+        """Initialise MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
     def check(self, spec: JobSpec) -> None:
-        """See `Strategy.check`."""
+        """Accept every job."""
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
-        """See `Strategy.execute`."""
         device = job.flat.parameters.device
         backend = "nccl" if device.type == "cuda" else "gloo"
         is_local = len({plan.host for plan in job.plans}) == 1
         if is_local:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # Gloo has no other way to be told; nobody else is to reach it
-        # A rank that waits in backward for one that has gone is told so by torch then.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # Gloo has no other setting; other hosts must not reach it
+        # After this time torch raises an error on a rank that waits in backward for a rank that has gone.
         timeout = datetime.timedelta(seconds=job.strategy.worker_timeout_seconds)
         rank, size = self.group.rank, self.group.size
         dist.init_process_group(backend, store=self._meet(is_local, timeout), rank=rank, world_size=size, timeout=timeout)
@@ -49,7 +48,7 @@ class Ddp:
                 loop(worker, model)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
-                if isinstance(error, dist.DistBackendError) or "gloo" in reason:  # which raises nothing of its own
+                if isinstance(error, dist.DistBackendError) or "gloo" in reason:  # Gloo has no error type of its own
                     raise _peer_error(reason, timeout) from None
                 raise
 
@@ -58,18 +57,18 @@ class Ddp:
         return notice
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
-        """See `Strategy.transport`."""
         return "torch.distributed"
 
     def close(self) -> None:
-        """See `Strategy.close`."""
+        """Do nothing: `execute` has released everything."""
 
     def _meet(self, is_local: bool, timeout: datetime.timedelta) -> TCPStore:
-        """A store on rank 0, on a port that the system chose; where all ranks are on one host, only that host reaches it."""
+        """Return a rendezvous store on rank 0, on a port chosen by the system. If all ranks are on one host, only this host
+        can reach the store."""
         host, server = "", None
         if self.group.rank == 0:
             host = "127.0.0.1" if is_local else socket.gethostname()
-            # The store itself would listen on all interfaces; it takes over the socket, and closes it.
+            # By itself the store would listen on all interfaces. It takes over the socket, and closes it.
             listening = socket.create_server((host, 0)).detach() if is_local else None
             server = TCPStore(host, 0, self.group.size, True, timeout, wait_for_workers=False, master_listen_fd=listening)
         address = self.group.allgather(f"{host} {server.port}" if server is not None else "")[0]
@@ -82,30 +81,28 @@ class Ddp:
 def _peer_error(reason: str, timeout: datetime.timedelta) -> PeerError:
     return PeerError(
         f"torch.distributed: another rank has gone, or did not come for {timeout.total_seconds():.0f} s"
-        f" (strategy.worker_timeout_seconds); what was learnt is saved ({reason[:200]})"
+        f" (strategy.worker_timeout_seconds); the last version is saved ({reason[:200]})"
     )
 
 
 class DdpAllReduce:
-    """Lets DDP sum the gradients, bucket by bucket, while backward goes on."""
+    """Lets DDP sum the gradients, bucket by bucket, during backward."""
 
     def __init__(self, device: torch.device) -> None:
-        """`device`: that of the model."""
+        """`device`: the model's device."""
         self._device = device
 
     def attach(self, model: torch.nn.Module, flat: FlatParameters) -> torch.nn.Module:
-        """See `AllReduce.attach`."""
         ids = [self._device.index or 0] if self._device.type == "cuda" else None
         wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
         wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
 
     def reduce(self, flat: FlatParameters) -> None:
-        """See `AllReduce.reduce`. DDP has waited in backward; here only its results are put in place."""
+        """Collect DDP's results into the flat gradient. DDP has already waited in backward."""
         flat.collect_gradient()
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """See `AllReduce.gather`."""
         row = torch.tensor(list(numbers), dtype=torch.float64, device=self._device)
         rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
         dist.all_gather(rows, row)
@@ -113,11 +110,11 @@ class DdpAllReduce:
 
 
 def _sum_bucket(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """DDP would divide by the number of ranks; our gradients are sums over tokens and stay sums."""
+    """Sum a bucket over all ranks. DDP's default divides by the number of ranks, but our gradients are sums over tokens."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda future: future.value()[0])
     return summed
 
 
-# DDP compares a hook's annotations with its types, and postponed annotations are text.
+# DDP compares the annotations of a hook with types, but postponed annotations are strings.
 _sum_bucket.__annotations__.clear()

@@ -1,4 +1,4 @@
-"""Who holds what in a run with a parameter store, and the memory that it takes: pure arithmetic on a job."""
+"""The memory of each rank in a run with a parameter store: pure arithmetic on a job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_INDEXED = 2**31 - 1
 
 
 class MemoryPlan:
-    """Who holds what: pure arithmetic on a job, the same on every rank."""
+    """Distribution of shards, slots and memory over ranks: pure arithmetic on a job, with the same result on every rank."""
 
     def __init__(self, spec: JobSpec) -> None:
         """`spec` stays the caller's."""
@@ -39,8 +39,8 @@ class MemoryPlan:
         longest = max(part.stop - part.start for part in self.parts)
         if spec.push.keep < 1.0 and longest > _MAX_INDEXED:
             raise ConfigError(
-                f"push.keep: got {spec.push.keep:g} for {longest:,} elements of a shard, expected at most {_MAX_INDEXED:,}, which"
-                " its indices of 32 bits can number; use more store.shards, or push.keep: 1"
+                f"push.keep: got {spec.push.keep:g} for a shard of {longest:,} elements, expected at most {_MAX_INDEXED:,}, the"
+                " limit of 32-bit indices; use more store.shards, or push.keep: 1"
             )
         self.workers = [plan for plan in spec.plans if plan.worker is not None]
         hosts = list(dict.fromkeys(plan.host for plan in self.workers))
@@ -48,22 +48,22 @@ class MemoryPlan:
         self.layouts = [self._layout(number, part) for number, part in enumerate(self.parts)]
 
     def slot_of(self, worker: int) -> int:
-        """The slot into which a worker's gradients go."""
+        """Return the slot into which `worker` pushes."""
         if not self._spec.push.node_sum:
             return worker
         return next(n for n, node in enumerate(self.node_workers) if any(plan.worker == worker for plan in node))
 
     def node_of_rank(self, rank: int) -> list[RankPlan]:
-        """The workers of the node of `rank`; empty where there are none."""
+        """Return the workers on the node of `rank`; empty if there are none."""
         host = self._spec.plans[rank].host
         return [plan for plan in self.workers if plan.host == host]
 
-    def node_layout(self, team: Sequence[RankPlan]) -> Layout:
-        """The block that `team` shares."""
-        return node_layout(self._spec.flat.size, len(team), self._spec.push.error_feedback)
+    def node_layout(self, node: Sequence[RankPlan]) -> Layout:
+        """Return the layout of the block that the workers of `node` share."""
+        return node_layout(self._spec.flat.size, len(node), self._spec.push.error_feedback)
 
     def needs(self, rank: int) -> list[Need]:
-        """The memory that `rank` is about to ask for."""
+        """Return the memory that `rank` is about to allocate."""
         spec, plan = self._spec, self._spec.plans[rank]
         vector_bytes = 4 * spec.flat.size
         needs = []
@@ -82,20 +82,20 @@ class MemoryPlan:
             if needs_base_parameters(spec.strategy):
                 num_versions = len(self.workers) * (2 if spec.push.overlap else 1) + 1
                 needs.append(Need(f"{name}: parameters of {num_versions} versions", num_versions * part_bytes, False))
-        if plan.shard == 0:  # a checkpoint, or all that is left when the blocks go
+        if plan.shard == 0:  # for a checkpoint, or to detach the store when the blocks are freed
             needs.append(Need("store: a copy of everything", (1 + len(state_names(spec.optimizer))) * vector_bytes, False))
-            needs.append(Need("store: parameters on their way to the disk", MAX_UNWRITTEN_VECTORS * vector_bytes, False))
+            needs.append(Need("store: parameters on their way to disk", MAX_UNWRITTEN_VECTORS * vector_bytes, False))
         if plan.worker is not None:
-            team = self.node_of_rank(rank)
-            if spec.push.node_sum and team[0].rank == rank:
-                total = self.node_layout(team).total_bytes
-                needs.append(Need(f"{len(team)} workers of the node: their sum and slots", total, True))
+            node = self.node_of_rank(rank)
+            if spec.push.node_sum and node[0].rank == rank:
+                total = self.node_layout(node).total_bytes
+                needs.append(Need(f"{len(node)} workers of the node: their sum and slots", total, True))
             if spec.push.overlap:
                 needs.append(Need("overlap: a gradient and parameters on their way", 2 * vector_bytes, False))
             if spec.push.error_feedback:
-                needs.append(Need("error feedback: error, sum and what is sent", 3 * vector_bytes, False))
+                needs.append(Need("error feedback: error, sum and sent values", 3 * vector_bytes, False))
             if spec.push.keep < 1.0:
-                needs.append(Need("dropping: magnitudes and which are kept", 2 * vector_bytes, False))
+                needs.append(Need("dropping: magnitudes and selection", 2 * vector_bytes, False))
         return needs
 
     @staticmethod
@@ -113,7 +113,7 @@ class MemoryPlan:
             arrivals_per_slot=max(map(len, self.node_workers)) if spec.push.node_sum else 1,
             slot_format=slot_format(spec.flat.size, part, spec.push),
             num_shards=num_shards,
-            # The sequencer reads them for a checkpoint.
+            # With several shards the sequencer reads the optimizer vectors from the blocks for a checkpoint.
             num_state_vectors=len(state_names(spec.optimizer)) if num_shards > 1 else 0,
             num_provisional=NUM_PROVISIONAL if spec.strategy.has_provisional else 0,
             num_partials=-(-spec.flat.size // arithmetic.BLOCK) if num_shards > 1 and number == 0 else 0,

@@ -1,4 +1,4 @@
-"""What training and a strategy say to each other. Every strategy passes through here, so the loop is one for all."""
+"""The interface between training and a strategy. Every strategy implements it, so one loop serves all of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hvd_async.vectors.flat import FlatParameters
 
 @dataclass(frozen=True)
 class Claim:
-    """A batch to compute. Where `counts` is False, a synchronous rank computes along with the others for nothing: its
-    gradient and its tokens are to be zero."""
+    """A batch to compute. If `counts` is False, a synchronous rank computes only to keep step with the others: its gradient
+    and its tokens must be zero."""
 
     batch: int
     counts: bool = True
@@ -31,7 +31,7 @@ class Claim:
 class Step:
     """A finished minibatch, whose gradient of the summed loss is in the flat vector's `gradient`.
 
-    `loss` is the sum over `tokens` target tokens in nats, `seconds` the time from claim to here.
+    `loss` is summed over `tokens` target tokens, in nats; `seconds` is the time since the claim.
     """
 
     batch: int
@@ -42,7 +42,8 @@ class Step:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Measure shard `shard` of `num_shards` of the validation data with `parameters` ([size], float32) of `version`."""
+    """Request to evaluate part `shard` of `num_shards` of the validation data with `parameters` ([size], float32) of
+    `version`."""
 
     version: int
     parameters: torch.Tensor
@@ -54,36 +55,36 @@ class Worker(Protocol):
     """One rank's share of a run. In synchronous strategies every call is collective over the workers."""
 
     def claims(self) -> Iterator[Claim]:
-        """The batches of this rank, until the data end, the run is finished, or a signal stops it."""
+        """Yield the batches of this rank, until the data end, the run is finished, or a signal stops it."""
 
     def step(self, step: Step) -> None:
-        """Hand over the gradient and bring the parameters up to date. Waits for others where the strategy does."""
+        """Push the gradient and bring the parameters up to date. Waits for others as the strategy requires."""
 
     def evaluation_due(self) -> EvaluationRequest | None:
-        """What this rank is to evaluate now, if anything."""
+        """Return the evaluation that this rank is to make now, if any."""
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
-        """The additive statistics that the evaluation gave."""
+        """Report the additive statistics of a requested evaluation."""
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """When versions are evaluated while training goes on: every so many versions; 0: not at all."""
+    """Schedule of evaluations during training: one every `every` versions; 0: none."""
 
     every: int
     snapshot: Callable[[int], torch.Tensor]
     """Reads the parameters of a version, [size], float32, from its snapshot."""
 
     def next_after(self, version: int) -> int:
-        """The first version above `version` that is to be evaluated."""
+        """Return the first version above `version` that is to be evaluated; 0: none."""
         return (version // self.every + 1) * self.every if self.every else 0
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """What `ParameterStore.state()` gave an earlier process.
+    """Result of `ParameterStore.state()` in an earlier process.
 
-    `data` is the same on all ranks; `load` reads the tensors, or a part of each, from the disk.
+    `data` is equal on all ranks; `load` reads the tensors, or a slice of each, from disk.
     """
 
     data: Mapping[str, Any]
@@ -92,7 +93,7 @@ class SavedState:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a strategy is to do on one rank, as far as it is known before anything is written or allocated for the run."""
+    """The part of a rank's job that is known before anything is written or allocated for the run."""
 
     strategy: StrategyConfig
     store: StoreConfig
@@ -110,30 +111,30 @@ class JobSpec:
 
     @property
     def num_workers(self) -> int:
-        """Ranks that train."""
+        """Number of ranks that train."""
         return sum(plan.worker is not None for plan in self.plans)
 
     def with_state(self, observer: Observer | None, saved: SavedState | None) -> Job:
-        """Return the job, to be told to `observer` and continued from `saved`."""
+        """Return the job with `observer`, resumed from `saved`."""
         return Job(**{field.name: getattr(self, field.name) for field in fields(self)}, observer=observer, saved=saved)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job(JobSpec):
-    """All that a strategy is given on one rank. The objects are the strategy's to use until `execute` returns."""
+    """The job of a strategy on one rank. The strategy may use the objects until `execute` returns."""
 
     observer: Observer | None
-    """Told of everything; on rank 0 alone."""
+    """Observer of the store; on rank 0 alone."""
     saved: SavedState | None
-    """What to continue from."""
+    """State from which to resume; None for a new run."""
 
     @property
     def claim_order(self) -> ClaimOrder:
-        """Which batches are still to be computed, and in which order."""
+        """Batches that are still to be computed, in order."""
         return ClaimOrder() if self.saved is None else BatchLedger(**self.saved.data["ledger"]).claim_order()
 
     def make_store(self, vectors: ShardOps, strategy: StrategyConfig, num_workers: int) -> ParameterStore:
-        """A store that directs `vectors` (at version 0, its own from now on), continued from `saved` where there is that."""
+        """Return a store that owns and directs `vectors` (at version 0), resumed from `saved` if given."""
         store = ParameterStore(vectors, self.flat.size, self.optimizer, strategy, num_workers)
         if self.saved is not None:
             store.load_state(self.saved.load(None), self.saved.data)
@@ -141,7 +142,7 @@ class Job(JobSpec):
 
 
 class Strategy(Protocol):
-    """Horovod, DDP, the parameter store, or one process alone."""
+    """A way to train: Horovod, DDP, the parameter store, or a single process."""
 
     name: str
 
@@ -150,17 +151,17 @@ class Strategy(Protocol):
         """All ranks of the job."""
 
     def check(self, spec: JobSpec) -> None:
-        """Raise `HvdAsyncError`, on all ranks alike, where `spec` cannot be run here. Collective over all ranks; nothing has been
-        written or allocated for the run yet."""
+        """Raise `HvdAsyncError` on all ranks if `spec` cannot run here. Collective over all ranks; called before anything is
+        written or allocated for the run."""
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
-        """Run `loop` on every worker until the run ends; why it was stopped, or None when it reached its end.
+        """Run `loop` on every worker until the run ends; return why it was stopped, or None if it reached its end.
 
-        Collective over all ranks. `loop` computes with the module it is given, which may wrap `job.model`.
+        Collective over all ranks. `loop` computes with the module that it is given, which may wrap `job.model`.
         """
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
-        """How `rank` exchanges gradients, for people."""
+        """Return, for display, how `rank` exchanges gradients."""
 
     def close(self) -> None:
-        """Give back what the strategy holds, in an orderly end. Collective over all ranks."""
+        """Release the strategy's resources at an orderly end. Collective over all ranks."""

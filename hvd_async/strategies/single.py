@@ -1,4 +1,4 @@
-"""One process: the reference that every other strategy is compared with."""
+"""Training in one process: the reference with which every other strategy is compared."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from hvd_async.transport.group import Solo
 
 
 class Single:
-    """A worker alone."""
+    """A single worker."""
 
     name = "single"
 
     def __init__(self) -> None:
-        """Starts nothing."""
+        """Start nothing."""
         self.group = Solo()
 
     def check(self, spec: JobSpec) -> None:
-        """See `Strategy.check`."""
+        """Accept every job."""
 
     def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
-        """See `Strategy.execute`."""
         return synchronous.execute(job, self.group, synchronous.NoAllReduce(), loop)
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
-        """See `Strategy.transport`."""
         return ""  # nothing is sent
 
     def close(self) -> None:
-        """See `Strategy.close`."""
+        """Do nothing: there are no resources to release."""

@@ -21,7 +21,7 @@ from hvd_async.system.failures import tell
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
 
-# The store of a synchronous rank is given the sum of all ranks' gradients at once, so one acceptance completes an update.
+# The store of a synchronous rank gets the sum of all ranks' gradients at once, so one acceptance completes an update.
 ONE = {
     "arrivals_per_update": 1,
     "lockstep": False,
@@ -32,40 +32,37 @@ ONE = {
 
 
 class AllReduce(Protocol):
-    """What a library for synchronous training does for us."""
+    """Operations of a library for synchronous training."""
 
     def attach(self, model: torch.nn.Module, flat: FlatParameters) -> torch.nn.Module:
-        """The module to compute with, whose `backward` may already begin to sum gradients. Called once."""
+        """Return the module to compute with, whose `backward` may already begin to sum gradients. Called once."""
 
     def reduce(self, flat: FlatParameters) -> None:
-        """Make `flat.gradient` the sum over all ranks, after `backward`. Collective; waits for the slowest rank."""
+        """Set `flat.gradient` to the sum over all ranks, after `backward`. Collective; waits for the slowest rank."""
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The numbers of every rank (as many each), exact, in the order of ranks. Collective."""
+        """Return the numbers of every rank (equally many), exact, in the order of ranks. Collective."""
 
 
 class NoAllReduce:
-    """One rank: nothing to sum."""
+    """The operations on a single rank, which has nothing to sum."""
 
     def attach(self, model: torch.nn.Module, flat: FlatParameters) -> torch.nn.Module:
-        """See `AllReduce.attach`."""
         return model
 
     def reduce(self, flat: FlatParameters) -> None:
-        """See `AllReduce.reduce`."""
         flat.collect_gradient()
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """See `AllReduce.gather`."""
         return [list(numbers)]
 
 
 def execute(
     job: Job, group: Group, all_reduce: AllReduce, loop: Callable[[Worker, torch.nn.Module], None]
 ) -> StopNotice | None:
-    """`Strategy.execute` for all synchronous strategies.
+    """Run `loop` as `Strategy.execute` does, for all synchronous strategies.
 
-    A rank that fails leaves it to rank 0 to end the job, as rank 0 saves its replica first, for as long as a stop may take.
+    A rank that fails lets rank 0, which first saves its replica, end the job; it waits as long as a stop may take.
     """
     rank, model = group.rank, all_reduce.attach(job.model, job.flat)
     with Watch(job, group) as watch:
@@ -77,12 +74,12 @@ def execute(
                 job.observer.ended(worker.notice)
         except Exception as error:
             if len(job.plans) > 1:
-                tell(rank, error)  # before the disk is waited for
+                tell(rank, error)  # before the slow save
             if job.observer is not None and watch.is_whole:
                 job.observer.rescue()
             status = error.exit_status if isinstance(error, HvdAsyncError) else 1
             if rank > 0 and group.report_failure(status):
-                time.sleep(job.strategy.stop_timeout_seconds)  # rank 0 ends the job before
+                time.sleep(job.strategy.stop_timeout_seconds)  # rank 0 ends the job meanwhile
             raise
     if worker.notice is not None and worker.notice.kind is StopKind.ORPHANED:
         raise OrphanedError(f"stopped by {worker.notice}, everything saved")
@@ -90,13 +87,13 @@ def execute(
 
 
 class SynchronousWorker:
-    """Every rank holds a replica of the store and feeds it the same sums.
+    """Worker with a replica of the store. All ranks feed their replicas the same sums.
 
-    A gradient that is not finite makes the sum so, and every replica refuses all arrivals of that step alike.
+    One gradient that is not finite makes the sum not finite, and every replica refuses all arrivals of the step.
     """
 
     def __init__(self, job: Job, rank: int, all_reduce: AllReduce, watch: Watch) -> None:
-        """Collective: ranks call it in the same order as everything else of the strategy."""
+        """Collective: all ranks call this in the same order as the other collective calls of the strategy."""
         strategy = job.strategy.model_copy(update=ONE)
         self._replica = make_replica(job.flat, job.optimizer, strategy.delay)
         self.store: ParameterStore = job.make_store(self._replica, strategy, 1)
@@ -113,7 +110,7 @@ class SynchronousWorker:
         self._is_finished = self._is_last_version() or self._ask_observer()
 
     def claims(self) -> Iterator[Claim]:
-        """See `Worker.claims`: batch = first of the group + rank; a group never reaches into the next epoch."""
+        """Yield the batches of this rank: first batch of the group + rank. A group never extends into the next epoch."""
         while not self._is_finished and self.notice is None:
             self._group = self._next_group()
             if not self._group:
@@ -123,7 +120,6 @@ class SynchronousWorker:
             yield Claim(self._group[self._rank if counts else 0], counts)
 
     def step(self, step: Step) -> None:
-        """See `Worker.step`."""
         started = time.monotonic()
         requested, observer = self._job.stop_requested(), self._job.observer
         asked = 0 if requested is None else requested.to_word()  # below 2^53: exact as a double
@@ -135,7 +131,7 @@ class SynchronousWorker:
             self._update(started, table)
 
     def _update(self, started: float, table: Sequence[Sequence[float]]) -> None:
-        """Take in what all ranks brought: the gradients' sum, and their `table` of numbers."""
+        """Apply the summed gradient of all ranks, whose numbers are in `table`."""
         observer = self._job.observer
         self._waited = time.monotonic() - started
         base_version = self.store.version - num_versions_behind(self.store.version, self._job.strategy.delay)
@@ -163,7 +159,7 @@ class SynchronousWorker:
                 self.notice = StopNotice.from_word(int(numbers[4]))
 
     def evaluation_due(self) -> EvaluationRequest | None:
-        """See `Worker.evaluation_due`: all ranks share it."""
+        """Return this rank's part of the evaluation that is due, which all ranks share."""
         if not self._next_evaluation or self.store.version < self._next_evaluation:
             return None
         self._next_evaluation = self._job.evaluation.next_after(self.store.version)
@@ -173,7 +169,6 @@ class SynchronousWorker:
         )
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
-        """See `Worker.report`."""
         self._watch.is_busy = False
         with self._watch.waiting():
             table = self._all_reduce.gather(statistics)
@@ -199,34 +194,34 @@ class SynchronousWorker:
         return self._job.last_version is not None and self.store.version >= self._job.last_version
 
     def _ask_observer(self) -> bool:
-        """Rank 0 knows whether the run is over; all ranks learn it at the same point."""
+        """Ask rank 0's observer whether the run is over; all ranks learn the answer at the same point."""
         observer = self._job.observer
         with self._watch.waiting():
             return bool(self._all_reduce.gather([float(observer is not None and observer.is_finished())])[0][0])
 
 
 def make_replica(flat: FlatParameters, optimizer: OptimizerConfig, delay: int) -> Shard:
-    """The vectors of a rank's store, at version 0, whose parameters are those in `flat`; see `load_base`."""
-    if not delay:  # the store updates the very vector that the model reads: no copy
+    """Return the vectors of a rank's store at version 0, with the parameters in `flat`; see `load_base`."""
+    if not delay:  # no copy: the store updates the vector that the model reads
         return Shard([flat.parameters], optimizer)
     buffers = [flat.parameters.clone(), *(torch.empty_like(flat.parameters) for _ in range(delay))]
     return Shard(buffers, optimizer, num_past=delay)
 
 
 def load_base(replica: Shard, flat: FlatParameters, delay: int) -> None:
-    """Bring into `flat` the parameters on which the next gradients are computed: those of `num_versions_behind` before."""
+    """Copy into `flat` the parameters for the next gradients: those of `num_versions_behind` versions ago."""
     if delay:
         behind = num_versions_behind(replica.version, delay)
         flat.parameters.copy_(replica.read(f"past_{behind}" if behind else "parameters"))
 
 
 def num_versions_behind(version: int, delay: int) -> int:
-    """How stale gradients for the version after `version` are: `delay`, or all that there is."""
+    """Return the staleness of gradients for the version after `version`: `delay`, or less near the start of a run."""
     return min(version, delay)
 
 
 def next_group(start: int, num_workers: int, num_batches: int | None, epoch_of: Callable[[int], int]) -> range:
-    """Up to `num_workers` batches from `start` on, all of one epoch."""
+    """Return up to `num_workers` batches from `start` on, all of one epoch."""
     end = start
     while end < start + num_workers and (num_batches is None or end < num_batches):
         if epoch_of(end) != epoch_of(start):

@@ -1,4 +1,4 @@
-"""A synchronous rank waits for all others in every step; what it does when one of them never comes."""
+"""Watch of a synchronous rank, which waits for all others in every step, over ranks that never come."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from hvd_async.system.failures import tell
 from hvd_async.transport.group import Group
 
 _LOOK_SECONDS = 0.1
-# Rank 0 keeps the observer: the others leave it the time to save before they end the job.
+# Rank 0 has the observer: the other ranks give it this time to save before they end the job.
 _OTHERS_SECONDS = 30.0
 
 
 class Watch:
-    """Ends this process, with a message, when it has waited for the other ranks for too long; a context manager.
+    """Ends this process, with a message, when it has waited too long for other ranks; a context manager.
 
-    Libraries wait inside their own code, for ever or for long, and no exception reaches them there. So a thread looks: has the
-    exchange of a step lasted longer than `worker_timeout_seconds`? Has this rank been asked to stop, and not come to the end of
-    a step for `stop_timeout_seconds`? Has another rank reported to this one that it fails? On rank 0 the replica is saved first,
-    which nobody changes meanwhile.
+    Libraries wait inside their own code, possibly forever, and no exception reaches them there. So a thread checks three
+    things: whether the allreduce of a step has lasted longer than `worker_timeout_seconds`; whether this rank was asked to
+    stop and has not ended a step for `stop_timeout_seconds`; and, on rank 0, whether another rank has reported a failure.
+    Rank 0 first saves the replica, which no other thread changes meanwhile.
     """
 
     def __init__(self, job: Job, group: Group) -> None:
-        """Starts nothing."""
+        """Start nothing."""
         self._job = job
         self._group = group
         self._rank = group.rank
         self._waiting_since: float | None = None
         self._asked_since: float | None = None
         self.is_whole = True
-        """Whether the replica is that of one version. False after an error within `updating`."""
+        """Whether the replica is consistent, all of one version. False after an error within `updating`."""
         self.is_busy = False
-        """Whether this rank is at work on what may take long: an evaluation, or saving."""
+        """Whether this rank is busy with work that may take long: an evaluation, or saving."""
         self._changing = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hvd-async-watch", daemon=True)
 
     def __enter__(self) -> Watch:
-        """Start the thread, where there is somebody to wait for."""
+        """Start the thread if there are other ranks."""
         if len(self._job.plans) > 1:
             self._thread.start()
         return self
@@ -57,7 +57,7 @@ class Watch:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """The other ranks are waited for inside the block."""
+        """Mark the block as one that waits for other ranks."""
         self._waiting_since = time.monotonic()
         try:
             yield
@@ -66,12 +66,12 @@ class Watch:
 
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
-        """The replica changes inside the block: it cannot be saved."""
+        """Mark the block as one that changes the replica, which cannot be saved meanwhile."""
         with self._changing:
             self.is_whole = False
             try:
                 yield
-            except HvdAsyncError:  # the observer's, which is told when a version is made
+            except HvdAsyncError:  # from the observer, which is called after a version was made
                 self.is_whole = True
                 raise
             self.is_whole = True
@@ -88,7 +88,7 @@ class Watch:
                 os._exit(fault.exit_status)  # the main thread is inside the library and cannot be reached
 
     def _fault(self) -> tuple[PeerError | None, StopNotice | None]:
-        """What has lasted too long, and what asked this rank to stop."""
+        """Return the timeout that was exceeded, if any, and the stop request, if it was not answered."""
         now, asked, waiting_since = time.monotonic(), self._job.stop_requested(), self._waiting_since
         if asked is not None and (self._asked_since is None or self.is_busy):
             self._asked_since = now
@@ -102,13 +102,13 @@ class Watch:
         return None, None
 
     def _save(self, asked: StopNotice | None) -> None:
-        """Save what there is, and let the main thread change nothing any more."""
+        """Save the replica, and prevent all further changes by the main thread."""
         self._changing.acquire()
         if self._job.observer is not None:
             self._job.observer.rescue(asked)
 
 
 _NAMES = {
-    name: f" (strategy.{name}_timeout_seconds); a rank is slow, dead, stopped or starved of a core; what was learnt is saved"
+    name: f" (strategy.{name}_timeout_seconds); a rank is slow, dead, stopped or starved of a core; the last version is saved"
     for name in ("stop", "worker")
 }

@@ -1,4 +1,4 @@
-"""The workers of the asynchronous strategy: one that waits while it pushes and pulls, and one that computes meanwhile."""
+"""The workers of the asynchronous strategy: one waits while it pushes and pulls, the other computes meanwhile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hvd_async.vectors.flat import FlatParameters
 
 
 def ask_to_stop(job: Job, client: StoreClient) -> bool:
-    """Whether this worker is to stop; passes on what was asked of this rank."""
+    """Whether this worker is to stop; passes on a stop request of this rank."""
     requested = job.stop_requested()
     if requested is not None:
         client.request_stop(requested)
@@ -28,7 +28,7 @@ def ask_to_stop(job: Job, client: StoreClient) -> bool:
 
 
 def claim(job: Job, client: StoreClient) -> int | None:
-    """The next batch; None where there is none or the run stops."""
+    """Return the next batch; None if there is none or the run stops."""
     if ask_to_stop(job, client):
         return None
     batch = client.claim()
@@ -36,7 +36,7 @@ def claim(job: Job, client: StoreClient) -> int | None:
 
 
 def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
-    """The arrival of `step`, computed on `base`; `took` is of the exchange before."""
+    """Return the arrival of `step`, computed on `base`; `took` are the times of the previous push and pull."""
     return Arrival(
         worker,
         step.batch,
@@ -52,10 +52,10 @@ def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
 
 
 class AsynchronousWorker:
-    """Claims batches, pushes gradients, pulls parameters; waits for others only where the strategy says so."""
+    """Claims batches, pushes gradients and pulls parameters; waits for others only if the strategy requires it."""
 
     def __init__(self, job: Job, client: StoreClient, push_pull: PushPull, host: HostCopy, worker: int) -> None:
-        """`client` has joined the store; it, `push_pull` and `host` stay the caller's."""
+        """`client`, which has joined the store, `push_pull` and `host` stay the caller's."""
         self._job = job
         self._client = client
         self._push_pull = push_pull
@@ -64,13 +64,11 @@ class AsynchronousWorker:
         self._base = NO_BASE
 
     def claims(self) -> Iterator[Claim]:
-        """See `Worker.claims`."""
         self._start()
         while (batch := claim(self._job, self._client)) is not None:
             yield Claim(batch)
 
     def step(self, step: Step) -> None:
-        """See `Worker.step`."""
         before = self._base
         arrival = describe(self._worker, step, before, self._push_pull.took)
         self._base = self._push_pull.push_pull(self._host.gradient(), arrival, self._host.parameters)
@@ -78,7 +76,7 @@ class AsynchronousWorker:
             self._host.load_parameters()
 
     def evaluation_due(self) -> EvaluationRequest | None:
-        """See `Worker.evaluation_due`: whoever asks first takes it; the others do not notice."""
+        """Return the due evaluation if this worker is the first to ask for it; the others continue to train."""
         version = self._client.take_evaluation() if self._job.evaluation.every else None
         if version is None:
             return None
@@ -86,9 +84,8 @@ class AsynchronousWorker:
         return EvaluationRequest(version, self._job.evaluation.snapshot(version))
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
-        """See `Worker.report`."""
         self._client.report_evaluation(request.version, statistics)
-        self._start()  # others have gone on meanwhile
+        self._start()  # there are newer versions by now
 
     def _start(self) -> None:
         self._base = self._push_pull.start(self._host.parameters)
@@ -97,7 +94,7 @@ class AsynchronousWorker:
 
 @dataclass(frozen=True)
 class Brought:
-    """What the exchange beside a step brought: what was pulled, batches claimed ahead, an evaluation to do."""
+    """Result of a push and pull during a step: the base pulled, batches claimed ahead, an evaluation to make."""
 
     base: Base
     batches: tuple[int | None, ...]
@@ -106,14 +103,14 @@ class Brought:
 
 
 class OverlappedWorker:
-    """As `AsynchronousWorker`, but a thread pushes and pulls while the next batch is computed.
+    """Worker with a thread that pushes and pulls while the next batch is computed; a context manager.
 
-    That batch is computed on what the exchange before brought, so its gradient is one exchange older, which its base version
-    says. Everything that touches the store is done by that one thread. A context manager.
+    This batch is computed on the result of the previous pull, so its gradient is one pull older, as its base version shows.
+    Only the thread accesses the store.
     """
 
     def __init__(self, job: Job, client: StoreClient, push_pull: PushPull, host: HostCopy, worker: int) -> None:
-        """`client` has joined the store; it, `push_pull` and `host`, which is separate, stay the caller's."""
+        """`client`, which has joined the store, `push_pull` and `host`, which is separate, stay the caller's."""
         self._job = job
         self._client = client
         self._push_pull = push_pull
@@ -128,7 +125,7 @@ class OverlappedWorker:
 
     def __enter__(self) -> OverlappedWorker:
         """Start the thread."""
-        # On the stream of the model its copies would wait for all of the next batch.
+        # On the stream of the model, the thread's copies would wait for the whole next batch.
         self._thread = ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="hvd-async-push-pull",
@@ -138,18 +135,16 @@ class OverlappedWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for the thread. It ends, since every wait for the store does."""
+        """Wait for the thread, which ends because every wait for the store is limited."""
         self._thread.shutdown(wait=True)
 
     def claims(self) -> Iterator[Claim]:
-        """See `Worker.claims`."""
         self._start()
         self._claim_ahead()
         while (batch := self._batches.popleft()) is not None:
             yield Claim(batch)
 
     def step(self, step: Step) -> None:
-        """See `Worker.step`."""
         arrival = describe(self._worker, step, self._base, self._took)
         self._settle()
         arithmetic.copy(self._host.gradient(), self._gradient)
@@ -160,7 +155,6 @@ class OverlappedWorker:
             self._claim_ahead()
 
     def evaluation_due(self) -> EvaluationRequest | None:
-        """See `Worker.evaluation_due`."""
         if self._evaluation is None:
             return None
         self._settle()
@@ -169,7 +163,6 @@ class OverlappedWorker:
         return EvaluationRequest(version, self._job.evaluation.snapshot(version))
 
     def report(self, request: EvaluationRequest, statistics: Sequence[float]) -> None:
-        """See `Worker.report`."""
         self._thread.submit(self._client.report_evaluation, request.version, statistics).result()
         self._start()
 
@@ -178,12 +171,12 @@ class OverlappedWorker:
         evaluation = None
         if self._job.evaluation.every and self._evaluation is None:
             evaluation = self._client.take_evaluation()
-        # Where the worker waits for this, it claims by itself, knowing the version.
+        # A worker that waits for this result claims its batches afterwards, when it knows the version.
         batches = (claim(self._job, self._client),) if computing != IDLE else ()
         return Brought(base, batches, evaluation, self._push_pull.took)
 
     def _settle(self) -> None:
-        """Wait for the exchange that is under way, if one is, and compute with what it brought from now on."""
+        """Wait for the push and pull under way, if any, and use its result from now on."""
         if self._under_way is None:
             return
         outcome, self._under_way = self._under_way.result(), None
@@ -196,8 +189,8 @@ class OverlappedWorker:
             self._host.load_parameters()
 
     def _claim_ahead(self) -> None:
-        """So many batches that there is one to compute meanwhile; in lock-step, where arrivals are taken in the order of their
-        batches, none that others would have to wait for."""
+        """Claim batches so that there is one to compute during the next push and pull. In lock-step, where arrivals are
+        taken in the order of their batches, claim no batch for which others would have to wait."""
         wanted = 1 if is_synchronous(self._job.strategy, self._base.version) else 2
         while len(self._batches) < wanted and (not self._batches or self._batches[-1] is not None):
             self._batches.append(self._thread.submit(claim, self._job, self._client).result())
@@ -208,15 +201,15 @@ class OverlappedWorker:
 
 
 class HostCopy:
-    """The flat vectors where the store's windows take them: themselves, or pinned copies of those of a GPU.
+    """The flat vectors in memory that the store's windows accept: the vectors themselves, or pinned copies of GPU vectors.
 
-    Every copy is complete on return: the exchange, perhaps another thread on another stream, reads a gradient that is whole, and
-    overwrites `parameters` only when the model has them.
+    Every copy is complete on return: the push and pull, perhaps in another thread on another stream, reads a complete
+    gradient, and overwrites `parameters` only after the model has them.
     """
 
     def __init__(self, flat: FlatParameters, is_separate: bool = False, is_direct: bool = False) -> None:
-        """Allocates the pinned copies, if there is to be any. `is_separate`: `parameters` is never the vector that the model
-        reads, so that it may change while the model computes. `is_direct`: windows take vectors of the GPU."""
+        """Allocate pinned copies if needed. `is_separate`: `parameters` is never the vector that the model reads, so it may
+        change while the model computes. `is_direct`: the windows accept vectors of the GPU."""
         self._flat = flat
         self._is_pinned = flat.parameters.device.type != "cpu" and not is_direct
         self._is_copy = self._is_pinned or is_separate
@@ -225,12 +218,12 @@ class HostCopy:
             self.parameters = self._pinned(flat.parameters)
         elif is_separate:
             self.parameters = torch.empty_like(flat.parameters)
-            # Another stream is the first to write there, and this one may still use what the memory held before.
+            # Another stream writes first to this memory, whose previous contents this stream may still use.
             cuda_ipc.finish(self.parameters.device)
         self._gradient = self._pinned(flat.gradient) if self._is_pinned else flat.gradient
 
     def gradient(self) -> torch.Tensor:
-        """The gradient, where `parameters` are: [size], float32; valid until the next step."""
+        """Return the gradient on the device of `parameters`: [size], float32; valid until the next step."""
         gradient = self._flat.collect_gradient()
         if self._is_pinned:
             arithmetic.copy(gradient, self._gradient)
@@ -238,7 +231,7 @@ class HostCopy:
         return gradient
 
     def load_parameters(self) -> None:
-        """Give the model what was pulled into `parameters`."""
+        """Copy the pulled `parameters` to the model."""
         if self._is_copy:
             arithmetic.copy(self.parameters, self._flat.parameters)
 

@@ -1,1 +1,1 @@
-"""A run on one rank: set up, the loop, and the end."""
+"""A run on one rank: setup, the training loop, and the end."""

@@ -1,4 +1,4 @@
-"""Steps that all ranks take together: what is wrong on one of them is raised on all, or ends all."""
+"""Steps that all ranks take together: an error on one rank is raised on all ranks, or ends all."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hvd_async.system.failures import tell
 from hvd_async.transport.group import Group
 
 T = TypeVar("T")
-# How long a rank that was told of another's failure waits for the launcher to end it, before it ends the job itself.
+# How long a rank, after the failure of another, waits for the launcher to end it, before it ends the job itself.
 _GRACE_SECONDS = 5.0
 
 
 class AgreedError(HvdAsyncError):
-    """An error that every rank raises because one did; the one that did reports it."""
+    """An error that every rank raises because one rank failed; the failed rank prints it."""
 
     is_on_all_ranks = True
 
@@ -32,7 +32,8 @@ class AgreedError(HvdAsyncError):
 
 
 def in_agreement(group: Group, action: Callable[[], T]) -> T:
-    """Do `action` on rank 0, then on the others, and raise everywhere what was raised anywhere. Collective."""
+    """Run `action` on rank 0, then on the others, and return its result; an error on one rank is raised on all.
+    Collective."""
     result: T | None = None
     for turn in (0, 1):
         fault = ""
@@ -49,20 +50,20 @@ def in_agreement(group: Group, action: Callable[[], T]) -> T:
 
 
 def told_by_rank_0(group: Group, action: Callable[[], str]) -> str:
-    """Do `action` on rank 0 alone, and return on all ranks what it gave; raise on all what it raised. Collective."""
+    """Run `action` on rank 0 alone, and return its result, or raise its error, on all ranks. Collective."""
     own = in_agreement(group, lambda: action() if group.rank == 0 else "")
     return group.allgather(own)[0]
 
 
 @contextlib.contextmanager
 def aborting_on_failure(group: Group) -> Iterator[None]:
-    """An exception on this rank ends all ranks at once, with this rank's message as the only one."""
+    """End all ranks at once after an exception on this rank, which alone prints a message. A context manager."""
     try:
         yield
     except BaseException as error:
         if isinstance(error, OrphanedError):
             tell(group.rank, error)
-            os._exit(error.exit_status)  # nobody is left to tell MPI's end to
+            os._exit(error.exit_status)  # without MPI_Finalize, which would wait for ranks that have gone
         is_interrupt = isinstance(error, KeyboardInterrupt)
         if not is_interrupt and (group.size == 1 or (isinstance(error, HvdAsyncError) and error.is_on_all_ranks)):
             raise

@@ -16,7 +16,7 @@ from hvd_async.vectors.flat import FlatParameters
 
 @dataclass(frozen=True)
 class TrainingLoop:
-    """The loop of one worker: claim a batch, compute its gradient, hand it over, go on. The same for every strategy."""
+    """The loop of one worker, equal for every strategy: claim a batch, compute its gradient, pass it to the strategy."""
 
     task: Task
     model: torch.nn.Module
@@ -32,7 +32,7 @@ class TrainingLoop:
             started = time.monotonic()
             tokens, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
             if device.type == "cuda":
-                torch.cuda.synchronize(device)  # the step's time is its work, not its launch
+                torch.cuda.synchronize(device)  # so that the measured time is the work, not only its launch
             self.emulation.delay(time.monotonic() - started, tokens)
             worker.step(Step(claim.batch, tokens, loss, time.monotonic() - started))
             self._evaluate_if_due(worker)

@@ -1,4 +1,4 @@
-"""What the command line adds to the configuration of a run."""
+"""Options of a run that come from the command line, not from the configuration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from hvd_async.training.stop_request import StopRequest
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the command line adds to a configuration: go on with a stopped run, or replace what its folder holds; whether
-    progress is a live bar; go on where there is a checkpoint, else begin. At most one of the first, second and last is set.
+    """Options of a run from the command line. At most one of `resume`, `overwrite` and `auto_resume` is set.
 
-    `stop` is listening already, for who wants to be heard before this module is loaded. `is_launched`: `hvd-async launch` started
-    the ranks, and tells how they ended: a stop is no failure then, and is not told by them."""
+    `resume`: resume a stopped run. `overwrite`: replace the contents of the output folder. `live_progress`: show a live
+    progress bar. `auto_resume`: resume if there is a checkpoint, else begin. `stop`: a request that listens already, for a
+    caller that handles signals before this module is loaded. `is_launched`: `hvd-async launch` started the ranks and reports
+    how they ended, so a stop is no failure and the ranks do not report it."""
 
     resume: bool = False
     overwrite: bool = False

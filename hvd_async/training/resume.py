@@ -1,4 +1,4 @@
-"""What a run is resumed from, the same on every rank."""
+"""Agreement of all ranks on the checkpoint from which a run is resumed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from hvd_async.strategies.protocol import SavedState
 from hvd_async.training.agreement import in_agreement
 from hvd_async.transport.group import Group
 
-# How long a rank looks for a checkpoint that rank 0 has found: a listing of a network file system may be old.
+# How long a rank looks for a checkpoint that rank 0 has found: the listing of a network file system may be out of date.
 _LISTING_SECONDS = 30.0
 
 
 def agree_on_checkpoint(group: Group, resumption: Resumption | None, *, needs_tensors: bool) -> SavedState | None:
-    """What rank 0 has chosen to go on from, on every rank: nobody else chooses, since a listing of a shared folder may be old.
+    """Return on every rank the checkpoint that rank 0 has chosen; None for a new run. Collective.
 
-    Those with `needs_tensors` check that they see the very same file, which rank 0 has done. Collective.
+    Only rank 0 chooses, since other ranks may have an out-of-date listing of a shared folder. Other ranks with
+    `needs_tensors` check that they see the same file as rank 0.
     """
     chosen = None
     if resumption is not None:
@@ -42,15 +43,15 @@ def _find_tensors(saved: SavedData, rank: int) -> None:
     while not saved.folder.is_dir():
         if time.monotonic() > deadline:
             raise CheckpointError(
-                f"rank {rank}: {saved.folder}: no such folder here, expected the checkpoint that rank 0 goes on from; all"
+                f"rank {rank}: {saved.folder}: no such folder here, expected the checkpoint from which rank 0 resumes; all"
                 " ranks must see the same output folder"
             )
-        time.sleep(0.5)  # a file system says nothing when its listing is renewed
-    check_tensors(saved, f"rank {rank} sees another file than rank 0 does, perhaps an old copy of it; start again")
+        time.sleep(0.5)  # a file system does not notify when its listing is renewed
+    check_tensors(saved, f"rank {rank} sees another file than rank 0, perhaps an out-of-date copy; start again")
 
 
 def steps_of(store: Mapping[str, Any], worker: int) -> int:
-    """Steps of `worker` that the state of a store knows of."""
+    """Return the number of steps of `worker` that are counted in the state `store`."""
     pending = sum(arrival["worker"] == worker for arrival in store["pending"])
     refused = sum(count for number, _, count in store["refused"] if number == worker)
     steps: int = store["applied"].get(str(worker), 0) + pending + refused

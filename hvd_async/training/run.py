@@ -1,4 +1,4 @@
-"""A training run on one rank, from the launcher's environment to the summary: what surrounds the loop."""
+"""A training run on one rank, from the launcher's environment to the summary."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def train(
     options: TrainOptions,
     environ: Mapping[str, str] = os.environ,
 ) -> dict[str, Any]:
-    """Run `config` on all ranks of this job; the summary of the run (empty on ranks other than 0).
+    """Run `config` on all ranks of this job; return the summary of the run (empty on ranks other than 0).
 
-    Collective over all ranks that the launcher started. `make_task` is called on rank 0 first, then on the others, and may
-    leave files behind for them. What any rank raises before training begins, every rank raises. Later, a rank that fails
-    prints its message and aborts the job, when what is healthy is saved. Raises `StoppedBySignal` on every rank after a clean
-    stop, and `DivergedError` at the end of a run that has. Meanwhile rank 0 holds the lock of the run's folder.
+    Collective over all ranks that the launcher started. `make_task` is called on rank 0 first, then on the other ranks, for
+    which it may leave files. An error on one rank before training begins is raised on every rank. Later, a rank that fails
+    prints its message, and aborts the job after the store is saved. Raises `StoppedBySignal` on every rank after a clean
+    stop, and `DivergedError` at the end of a run that diverged. Rank 0 holds the lock of the run's folder until the return.
     """
     stop = StopRequest() if options.stop is None else options.stop
     with stop.listening() if options.stop is None else contextlib.nullcontext():
@@ -44,7 +44,7 @@ def train(
         stop.rank = strategy.group.rank
         limit = config.strategy.hang_timeout_seconds if stop.rank == 0 else config.strategy.stop_timeout_seconds
         is_launched = read_environment(environ) is not None
-        # The folder is held until the other ranks are told to end, too: the outermost is left last.
+        # `holding` is outside `aborting_on_failure`, so that the folder stays locked until the other ranks are told to end.
         with (
             stop.watching_launcher(limit) if is_launched else contextlib.nullcontext(),
             contextlib.ExitStack() as holding,
@@ -52,17 +52,18 @@ def train(
         ):
             ready = set_up(Start(config, make_task, options, strategy, environ, stop), holding)
             notice, summary = _Run(ready).play(strategy) if isinstance(ready, Ready) else (None, ready)
-            # Nobody leaves before everything is saved: a launcher kills the others when one has gone with a status other than 0.
+            # No rank leaves before everything is saved: after a nonzero exit status of one rank, a launcher kills the
+            # others.
             status = strategy.group.allgather(str(summary.get("status", "")))[0]
             strategy.close()
     if notice is not None and not notice.is_end and not options.is_launched:
-        hint = "the same command goes on" if options.auto_resume else "go on with --resume"
+        hint = "run the same command again to resume" if options.auto_resume else "resume with --resume"
         stopped = StoppedBySignal(f"stopped by {notice}, everything saved; {hint}", notice.signal_number)
         stopped.is_on_all_ranks = True
         raise stopped
     if status == "diverged":
         raise DivergedError(
-            f"{config.output}: diverged: gradients or validation losses are not finite any more (see summary.json);"
+            f"{config.output}: diverged: gradients or validation losses are no longer finite (see summary.json);"
             " try a lower optimizer.learning_rate, a longer warm-up or optimizer.clip_norm"
         )
     return summary
@@ -72,7 +73,7 @@ class _Run:
     """A run on this rank, from the first step to the summary."""
 
     def __init__(self, ready: Ready) -> None:
-        """The pieces stay the caller's."""
+        """The parts of `ready` stay the caller's."""
         self.folder = ready.folder
         self.job = ready.job
         self.loop = ready.loop
@@ -81,7 +82,7 @@ class _Run:
         self.recorder = ready.recorder
 
     def play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
-        """Train, measure, and write down what came of it; what stopped it, and the summary. Collective."""
+        """Train, evaluate, and write the summary; return what stopped the run, and the summary. Collective."""
         self.stop.defer()
         with self.recorder if self.recorder is not None else contextlib.nullcontext():
             return self._play(strategy)
@@ -100,20 +101,21 @@ class _Run:
         return notice, summary
 
     def count_overrun_steps(self, group: Group) -> tuple[int, int]:
-        """How many steps of all workers lasted longer than emulation was to make them, and how many there were; it is said.
-        Collective."""
+        """Return how many steps of all workers exceeded their emulated length, and the number of all steps; print the
+        former. Collective."""
         emulation = self.loop.emulation
         counts = [json.loads(text) for text in group.allgather(json.dumps([emulation.num_overrun, emulation.num_steps]))]
         num_overrun, num_steps = (sum(column) for column in zip(*counts, strict=True))
         if num_overrun and self.recorder is not None:
             self.progress.say(
-                f"emulation: {num_overrun:,} of {num_steps:,} steps lasted longer than configured; their real work did"
+                f"emulation: {num_overrun:,} of {num_steps:,} steps exceeded the configured length: the real computation took"
+                " longer"
             )
         return num_overrun, num_steps
 
     def evaluate_snapshots(self, group: Group) -> StopNotice | None:
-        """Evaluate what was not evaluated during training, shared among all ranks; what stopped it, if something did, with the
-        rest still to be done. Collective."""
+        """Evaluate the snapshots that were not evaluated during training, shared among all ranks. Return the stop notice if
+        the evaluation was stopped before it was complete. Collective."""
         pending = [] if self.recorder is None else self.recorder.snapshots_to_evaluate()
         for version in json.loads(group.allgather(json.dumps(pending))[0]):
             with self.loop.flat.holding(read_snapshot(self.folder, version)):
@@ -132,7 +134,8 @@ class _Run:
         return None
 
     def _check_launcher(self, notices: Sequence[StopNotice | None]) -> None:
-        """Where the launcher has gone, end by exception: what comes needs nobody else."""
+        """Raise `OrphanedError`, after writing the summary, if the launcher has gone: no further collective call is
+        possible."""
         for notice in notices:
             if notice is not None and notice.kind is StopKind.ORPHANED:
                 if self.recorder is not None:

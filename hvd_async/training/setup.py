@@ -1,4 +1,4 @@
-"""A run made ready on one rank, in named steps."""
+"""Setup of a run on one rank, in named steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from hvd_async.vectors.flat import FlatParameters
 
 @dataclass(frozen=True)
 class Start:
-    """What a run is set up from, on this rank."""
+    """Inputs of the setup of a run on this rank."""
 
     config: RunConfig
     make_task: Callable[[RunConfig], Task]
@@ -55,7 +55,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: the task, its model, the model's parameters as one vector, and how far."""
+    """Subject of training: the task, its model, the model's parameters as one vector, and the goal."""
 
     task: Task
     model: torch.nn.Module
@@ -65,8 +65,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Opened:
-    """The folder of the run, held and begun. `resumption` and `remarks` (lines for people) are on rank 0 alone; `finished` is the
-    summary of a run that has ended and is asked for no more, empty on other ranks."""
+    """The run's folder, locked and ready. `resumption` and `remarks` (lines to print) are on rank 0 alone. `finished` is the
+    summary of a run that has ended and needs no more training (empty on other ranks), else None."""
 
     resumption: Resumption | None
     remarks: Sequence[str]
@@ -75,7 +75,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Ready:
-    """The pieces of a run on this rank, made ready; `recorder` is on rank 0 alone."""
+    """The parts of a run on this rank, ready to train; `recorder` is on rank 0 alone."""
 
     folder: RunFolder
     job: Job
@@ -86,16 +86,16 @@ class Ready:
 
 
 def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any]:
-    """Make everything ready; return the summary of a run that has ended, and is asked for no more. Collective.
+    """Make everything ready; return only the summary if the run has ended and needs no more training. Collective.
 
-    On rank 0 `holding` keeps the lock of the run's folder.
+    On rank 0, `holding` keeps the lock of the run's folder.
     """
     plans = _plan_ranks(start)
     plan = plans[start.group.rank]
     _claim_processors(plan)
     workload = _make_workload(start, plan)
     spec = _describe_job(start, plans, workload)
-    start.strategy.check(spec)  # before the folder changes: what cannot run leaves nothing behind
+    start.strategy.check(spec)  # before the folder changes, so that a job that cannot run leaves nothing behind
     progress = Progress(workload.goal, start.config.training.log_every_seconds, is_live=start.options.live_progress)
     opened = _open_folder(start, workload, progress, holding)
     if opened.finished is not None:
@@ -127,7 +127,7 @@ def _plan_ranks(start: Start) -> tuple[RankPlan, ...]:
 def _claim_processors(plan: RankPlan) -> None:
     """Set the threads and the GPU of this rank."""
     torch.set_num_threads(plan.threads)
-    # Before anything else asks for CUDA, or every process would also take memory on the first GPU.
+    # Before any other use of CUDA; otherwise every process would also take memory on the first GPU.
     for device in (plan.device, plan.store_device):
         if device is not None and device.startswith("cuda"):
             torch.cuda.set_device(device)
@@ -137,7 +137,7 @@ def _claim_processors(plan: RankPlan) -> None:
 def _make_workload(start: Start, plan: RankPlan) -> Workload:
     """Make the task and its model. Collective."""
     group, config, folder = start.group, start.config, RunFolder(start.config.output)
-    if start.options.resume:  # before text is prepared for a configuration that will be refused
+    if start.options.resume:  # before data is prepared for a configuration that will be refused
         in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = in_agreement(group, lambda: start.make_task(config))
     model = in_agreement(group, task.build_model)
@@ -148,7 +148,7 @@ def _make_workload(start: Start, plan: RankPlan) -> Workload:
 
 
 def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:
-    """Return what the strategy is to do."""
+    """Return the job of the strategy."""
     config, folder = start.config, RunFolder(start.config.output)
     every = config.validation.every if config.validation.when == "during" else None
     return JobSpec(
@@ -168,7 +168,7 @@ def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -
 
 
 def _open_folder(start: Start, workload: Workload, progress: Progress, holding: contextlib.ExitStack) -> Opened:
-    """Hold the folder, and begin in it or choose what the run is resumed from, all on rank 0. Collective."""
+    """Lock the folder, and begin a run in it or choose the checkpoint to resume from, all on rank 0. Collective."""
     group, config, options, folder = start.group, start.config, start.options, RunFolder(start.config.output)
     in_agreement(group, lambda: _hold(folder, options, progress, holding) if group.rank == 0 else None)
     lost = ""
@@ -179,23 +179,23 @@ def _open_folder(start: Start, workload: Workload, progress: Progress, holding: 
     finished = None if resumption is None else folder.finished(config, resumption.saved, supply)
     ended = json.loads(group.allgather(json.dumps(finished))[0])
     if ended and group.rank == 0:
-        progress.say("finished before, and asked for no more: there is nothing to do")
+        progress.say("finished before, and no more training is configured: nothing to do")
     remarks = [line for line in (lost, "" if resumption is None else resumption.remark) if line]
     return Opened(resumption, remarks, (ended if group.rank == 0 else {}) if ended else None)
 
 
 def _hold(folder: RunFolder, options: TrainOptions, progress: Progress, holding: contextlib.ExitStack) -> None:
-    """Keep other jobs, and other starts of this one, out of `folder` while `holding` is open. On rank 0."""
+    """Keep other jobs, and other starts of this job, out of `folder` while `holding` is open. On rank 0."""
     if options.resume:
-        folder.check_is_run()  # the lock would make the folder
+        folder.check_is_run()  # before the lock, which would create the folder
     holding.enter_context(folder.held(progress.say))
     if folder.config.exists():
-        folder.remove_leftovers()  # of processes that died; one may have been about to replace the checkpoint
+        folder.remove_leftovers()  # of dead processes, one of which may have been about to replace the checkpoint
 
 
 def _decide(group: Group, folder: RunFolder, config: RunConfig, options: TrainOptions) -> tuple[TrainOptions, str]:
-    """Return `options` with what `auto_resume` means for `folder`, and on rank 0 what is lost, in words. Collective."""
-    # Rank 0 decides, before it changes anything: others may see the files of a shared folder later than it does.
+    """Return `options` with `auto_resume` resolved for `folder`, and on rank 0 a description of the loss. Collective."""
+    # Rank 0 decides, before it changes anything: other ranks may see the files of a shared folder later.
     beginning = Beginning(told_by_rank_0(group, lambda: folder.how_to_begin(config).value))
     lost = folder.describe_loss() if group.rank == 0 and beginning is Beginning.AGAIN else ""
     resume, overwrite = beginning is Beginning.RESUME, beginning is Beginning.AGAIN
@@ -209,12 +209,12 @@ def _begin(folder: RunFolder, config: RunConfig, options: TrainOptions, supply: 
         return None
     resumption = folder.resume(config, supply, "--auto-resume" if options.auto_resume else "--resume")
     found = resumption.saved
-    check_tensors(found, f"remove {found.folder} to resume from the one before it, if there is one")
+    check_tensors(found, f"remove {found.folder} to resume from the previous checkpoint, if there is one")
     return resumption
 
 
 def _gather_provenance(start: Start, plans: Sequence[RankPlan]) -> Provenance:
-    """Return where the run is computed, and with what. Collective."""
+    """Return the hosts, devices and software of the run. Collective."""
     plan = plans[start.group.rank]
     own = this_software(device_of(plan.device, plan.store_device))
     software = [json.loads(text) for text in start.group.allgather(json.dumps(own))]
@@ -224,7 +224,7 @@ def _gather_provenance(start: Start, plans: Sequence[RankPlan]) -> Provenance:
 def _make_recorder(
     start: Start, workload: Workload, progress: Progress, opened: Opened, provenance: Provenance
 ) -> RunRecorder:
-    """Return the recorder of the run, which continues where the run is resumed. On rank 0."""
+    """Return the recorder of the run, restored if the run is resumed. On rank 0."""
     folder = RunFolder(start.config.output)
     recorder = RunRecorder(RunContext(folder, start.config, workload.task, workload.flat, progress, provenance=provenance))
     if opened.resumption is not None:
@@ -234,7 +234,7 @@ def _make_recorder(
 
 
 def _introduce(start: Start, plans: Sequence[RankPlan], workload: Workload, progress: Progress, opened: Opened) -> None:
-    """Print what people should know before training: the batch job, what was lost, the data, every rank's place. On rank 0."""
+    """Print the batch job, any loss, the data, and the place of every rank before training. On rank 0."""
     batch_job = read_batch_job(start.environ)
     places = (describe(each, start.strategy.transport(plans, each.rank)) for each in plans)
     for line in [*([str(batch_job)] if batch_job else []), *opened.remarks, *workload.task.describe_data(), *places]:
@@ -242,7 +242,7 @@ def _introduce(start: Start, plans: Sequence[RankPlan], workload: Workload, prog
 
 
 def _make_loop(start: Start, plans: Sequence[RankPlan], workload: Workload, saved: SavedState | None) -> TrainingLoop:
-    """Return the loop of this rank's worker, whose emulated steps continue those of earlier processes."""
+    """Return the loop of this rank's worker, whose emulated steps continue the sequence of earlier processes."""
     config, worker = start.config, plans[start.group.rank].worker
     num_workers = sum(plan.worker is not None for plan in plans)
     steps_before = 0 if saved is None or worker is None else steps_of(saved.data, worker)

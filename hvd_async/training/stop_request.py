@@ -1,7 +1,7 @@
-"""Requests to stop: signals, and the end of the launcher, which the training loop sees between steps.
+"""Requests to stop: signals, and the end of the launcher. The training loop reads them between steps.
 
-mpirun kills its ranks within a second of a SIGTERM or Ctrl-C of its own, but passes SIGUSR1 on to all of them, on all hosts. A
-closed terminal sends SIGHUP. Where mpirun itself is killed, nothing is sent at all: its ranks have another parent then.
+mpirun kills its ranks within a second after it gets SIGTERM or Ctrl-C, but passes SIGUSR1 on to all ranks on all hosts. A
+closed terminal sends SIGHUP. If mpirun itself is killed, the ranks get no signal, only another parent process.
 """
 
 from __future__ import annotations
@@ -22,42 +22,44 @@ _LOOK_SECONDS = 0.5
 
 
 class StopRequest:
-    """Remembers the first thing that asked this process to stop.
+    """Remembers the first request to stop this process.
 
-    Before `defer` there is nothing to save, and preparing may take long: a signal raises `StoppedBySignal` where it finds the
-    main thread.
+    Before `defer` there is nothing to save, and preparation may take long: a signal raises `StoppedBySignal` in the main
+    thread at once.
     """
 
     def __init__(self) -> None:
-        """Listens to nothing yet."""
+        """Install no handlers yet."""
         self.rank = 0
-        """Of this process, for the notice; to be set once it is known."""
+        """Rank of this process, for the notice; to be set once it is known."""
         self.limit_seconds = 0.0
-        """How long this process may go on when its launcher has gone; it may change as long as that is there."""
+        """How long this process may continue after its launcher has gone; may be changed while the launcher lives."""
         self._is_deferred = False
         self._notice: tuple[StopKind, int] | None = None
         self._is_over = threading.Event()
 
     def notice(self) -> StopNotice | None:
-        """Return what was asked for, if anything was."""
+        """Return the request, if there is one."""
         return None if self._notice is None else StopNotice(self._notice[0], self.rank, self._notice[1])
 
     def defer(self) -> None:
-        """From now on a request is remembered, for whoever asks for `notice` when it can stop."""
+        """Only remember requests from now on, for callers of `notice` that can stop."""
         self._is_deferred = True
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals inside the block. A second Ctrl-C ends the process as usual; other signals may repeat,
-        as batch systems send them again. A signal that is ignored, as SIGHUP under nohup, stays so. In the main thread."""
+        """Handle the signals inside the block. Used in the main thread.
+
+        A second Ctrl-C ends the process as usual; other signals may repeat, since batch systems send them again. A signal
+        that is ignored, such as SIGHUP under nohup, stays ignored."""
         with handling(STOP_SIGNALS, self._handle):
             yield
 
     @contextlib.contextmanager
     def watching_launcher(self, limit_seconds: float) -> Iterator[None]:
-        """Notice inside the block when the process that started this one ends: whoever launched ranks outlives them.
+        """Request a stop inside the block when the parent process ends, since a launcher outlives its ranks.
 
-        MPI may wait for ever for a rank that has gone, or for its launcher: `limit_seconds` after that the process ends itself.
+        MPI may wait forever for a rank or a launcher that has gone, so this process ends itself `limit_seconds` later.
         """
         self.limit_seconds = limit_seconds
         self._is_over.clear()
@@ -70,7 +72,7 @@ class StopRequest:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._notice is not None:
-            signal.default_int_handler(number, None)  # asked twice by hand: do not wait for the end of the step
+            signal.default_int_handler(number, None)  # second Ctrl-C: do not wait for the end of the step
         self._notice = self._notice or (StopKind.SIGNAL, number)
         if not self._is_deferred:
             name = signal.Signals(number).name
@@ -82,7 +84,7 @@ class StopRequest:
                 return
         if not self._is_deferred:
             os._exit(128 + signal.SIGTERM)  # there is nothing to save
-        self._notice = (StopKind.ORPHANED, 0)  # whatever was asked for before: nobody may be waited for any more
+        self._notice = (StopKind.ORPHANED, 0)  # replaces any earlier request: no other rank may be waited for any more
         gone = time.monotonic()
         while time.monotonic() - gone < self.limit_seconds:
             if self._is_over.wait(_LOOK_SECONDS):

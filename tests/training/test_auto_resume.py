@@ -50,7 +50,7 @@ def test_it_begins_goes_on_and_ends_at_once_when_all_is_done(
     model = (config.parent / "run/models/last/model.safetensors").read_bytes()
     assert train(config, "training.updates=6") == 0
     *_, said, line = capsys.readouterr().out.splitlines()
-    assert said == "finished before, and asked for no more: there is nothing to do"
+    assert said == "finished before, and no more training is configured: nothing to do"
     assert "version 6, " in line and ", 1 restart;" in line
     assert summary_of(config)["processes"] == 2 and summary_of(config)["updates"] == 6
     events = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
