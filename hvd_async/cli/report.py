@@ -41,7 +41,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from hvd_async.comparison.gathering import gather
+    from hvd_async.comparison.from_folders import gather
     from hvd_async.comparison.target import Target
 
     target = None

@@ -161,7 +161,7 @@ def _begun_with(folder: pathlib.Path) -> tuple[int, bool] | None:
     """Return the number of workers, and whether they are simulated; None if that is not known."""
     start = first_event(folder)
     try:
-        return sum(len(team) for team in start["node_workers"]), bool(start.get("simulated", False))
+        return sum(len(workers) for workers in start["node_workers"]), bool(start.get("simulated", False))
     except (KeyError, TypeError):
         return None
 

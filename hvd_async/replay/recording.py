@@ -42,9 +42,9 @@ class Process:
         """Return the software with which `worker` computed."""
         return {**self.software, **self.rank_of(worker).get("software", {})}
 
-    def team_of(self, worker: int) -> int:
+    def node_of(self, worker: int) -> int:
         """Return the number of the node group that has `worker`."""
-        return next((number for number, team in enumerate(self.node_workers) if worker in team), 0)
+        return next((number for number, workers in enumerate(self.node_workers) if worker in workers), 0)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Reader:
     def _push(self, arrivals: Sequence[Arrival]) -> Push:
         process = self._processes[self._carried.get(arrivals[0].batch, len(self._processes) - 1)]
         worker = arrivals[0].worker
-        return Push(process.number, process.team_of(worker) if self._sums else worker, tuple(arrivals))
+        return Push(process.number, process.node_of(worker) if self._sums else worker, tuple(arrivals))
 
     def _settle_refused(self) -> None:
         if not self._refused:

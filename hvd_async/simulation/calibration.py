@@ -126,7 +126,7 @@ def _fit_exchange(
     if not config.strategy.is_async:
         return _fit_allreduce(measured, geometry)
     if config.push.node_sum:
-        return {}  # pushes, pulls and waits of a team are recorded as one
+        return {}  # pushes, pulls and waits of a node that sums are recorded as one
     fitted = _fit_copies(config, measured, geometry)
     share = _SHORTEST if _waits_for_others(config) else 0.25
     # Of two kinds of waits one is with an update; where every push makes one, or waits for one, they cannot be told apart.

@@ -54,7 +54,7 @@ ORDINARY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "four": ({"arrivals_per_update": 4}, {}),
     "few": ({"arrivals_per_update": 2, "staleness_policy": "delay_compensation"}, {**FEW, "dtype": "float16"}),
     "stale": ({"arrivals_per_update": 1, "max_staleness": 1, "on_stale": "drop"}, ROUNDED),
-    "team": ({"arrivals_per_update": 1}, {**ROUNDED, "node_sum": True, "overlap": True}),
+    "node_sum": ({"arrivals_per_update": 1}, {**ROUNDED, "node_sum": True, "overlap": True}),
     "provisional": ({"arrivals_per_update": 4, "provisional": True}, ROUNDED),
 }
 MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -124,8 +124,8 @@ def test_the_runs_show_what_they_are_to_show(ordinary: dict[str, tuple[pathlib.P
     assert "too_stale" in summary_of(ordinary["stale"][0])["refused"]
     assert any(arrival["provisional"] for arrival in events_of(ordinary["provisional"][0], "arrival"))
     assert summary_of(ordinary["nan"][0])["refused"]["not_finite"] == 2
-    assert {len([a for a in events_of(ordinary["team"][0], "arrival") if a["push"] == 0])} == {3}
-    start = events_of(ordinary["team"][0], "start")[0]
+    assert {len([a for a in events_of(ordinary["node_sum"][0], "arrival") if a["push"] == 0])} == {3}
+    start = events_of(ordinary["node_sum"][0], "start")[0]
     assert start["node_workers"] == [[0, 1, 2]] and [rank["worker"] for rank in start["ranks"]] == [None, 0, 1, 2]
 
 
@@ -155,7 +155,7 @@ def test_another_order_of_summation_is_found_in_its_update(
         replay_toy(folder, run)
 
 
-@pytest.mark.parametrize("name", ["few", "stale", "team"])
+@pytest.mark.parametrize("name", ["few", "stale", "node_sum"])
 def test_without_its_feedback_a_run_is_not_equal(
     ordinary: dict[str, tuple[pathlib.Path, Settings]], name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

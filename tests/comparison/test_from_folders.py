@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hvd_async.comparison.collection import Collection
-from hvd_async.comparison.gathering import gather
+from hvd_async.comparison.from_folders import gather
 from hvd_async.comparison.target import Target
 from hvd_async.config import StrategyConfig
 from hvd_async.errors import ConfigError, DataError
