@@ -206,9 +206,7 @@ def test_a_run_that_diverges_ends_and_says_so(tmp_path: pathlib.Path, kind: str,
     first.config["training"] = {"updates": 100, "device": "cpu", "tensorboard": False, "diverged_after": 12}
     done = run_toy(num_ranks, dataclasses.replace(first, num_batches=None))
     assert not done.timed_out and done.returncode != 0, str(done)
-    assert any("diverged: gradients or validation losses are no longer finite" in line for line in messages(done)), str(
-        done
-    )
+    assert any("diverged: gradients or validation losses are no longer finite" in line for line in messages(done)), str(done)
     summary = summary_of(tmp_path / "run")
     assert summary["status"] == "diverged" and 12 <= summary["refused"]["not_finite"] < 20
 
