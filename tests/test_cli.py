@@ -234,7 +234,7 @@ def begun(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        ([], 2, "run: holds a run already; go on with --resume"),
+        ([], 2, "run: holds a run already; resume it with --resume"),
         (["--resume", "--set", "model.width=32"], 2, "--resume: model.width: got 32, expected 16"),
         (["--auto-resume", "--set", "seed=5"], 2, "--auto-resume: seed: got 5, expected 1"),
         (["--resume", "--set", "output=elsewhere"], 5, "elsewhere: got no run to resume"),

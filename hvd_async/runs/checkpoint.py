@@ -1,4 +1,4 @@
-"""Checkpoints: folders written whole or not at all, checked when they are read, the latest few kept."""
+"""Checkpoints: folders that are written atomically and checked when they are read; the latest few are kept."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hvd_async.errors import CheckpointError, DataError
 from hvd_async.system import files
 from hvd_async.system.json_text import parse_json
 
-# Since 2 with the clipping factor of the last update, since 3 with when pending arrivals were received, since 4 with checksums of
-# the data and of the log.
+# Format 2 added the clipping factor of the last update, 3 the times when pending arrivals were received, 4 checksums of the
+# data and of the log.
 _FORMAT = 4
 _TENSORS, _DATA = "tensors.safetensors", "data.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: tensors by name, and plain data."""
+    """Contents of a checkpoint: tensors by name, and plain data."""
 
     tensors: Mapping[str, torch.Tensor]
     data: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class SavedData:
-    """The plain data of the checkpoint in `folder`, and the checksum by which its tensors are known."""
+    """Plain data of the checkpoint in `folder`, and the checksum of its tensors."""
 
     folder: pathlib.Path
     data: Mapping[str, Any]
@@ -43,10 +43,10 @@ class SavedData:
 
 
 def save_checkpoint(root: pathlib.Path, version: int, checkpoint: Checkpoint, keep: int) -> SavedData:
-    """Write the folder `root`/v<version>, whole or not at all; keep it and the `keep` - 1 before it. Blocks on the disk.
+    """Write the folder `root`/v<version> atomically; keep it and the `keep` - 1 checkpoints before it. Blocks on the disk.
 
-    Checkpoints of later versions, which a run left behind that has since gone on from an earlier one, are removed too. Raises
-    `DataError` where the file system refuses.
+    Checkpoints of later versions, left by a run that was since resumed from an earlier version, are removed too. Raises
+    `DataError` if a file system operation fails.
     """
     folder = root / f"v{version:08d}"
     with files.new_folder(folder, replace=True) as temporary:
@@ -63,23 +63,23 @@ def save_checkpoint(root: pathlib.Path, version: int, checkpoint: Checkpoint, ke
 
 
 def replace_data(saved: SavedData, data: Mapping[str, Any]) -> None:
-    """Replace the plain data of a checkpoint as one step; its tensors stay. Blocks on the disk. Raises `DataError`."""
+    """Replace the plain data of a checkpoint atomically; its tensors stay. Blocks on the disk. Raises `DataError`."""
     _write_data(saved.folder, data, saved.checksum)
 
 
 def list_checkpoints(root: pathlib.Path) -> list[pathlib.Path]:
-    """Return the folders of the checkpoints in `root`, the latest version last, whole or not."""
+    """Return the folders of the checkpoints in `root`, the latest version last, damaged ones included."""
     return sorted(path for path in root.glob("v*") if path.is_dir() and path.name[1:].isdigit())
 
 
 def read_data(folder: pathlib.Path, hint: str = "") -> SavedData:
-    """Read the plain data of the checkpoint in `folder`. Raises `CheckpointError`, which says `hint`, if it is damaged."""
+    """Read the plain data of the checkpoint in `folder`. Raises `CheckpointError` with `hint` if it is damaged."""
     try:
         head, _, body = (folder / _DATA).read_bytes().partition(b"\n")
         document = parse_json(head)
         if document["format"] != _FORMAT:
             raise CheckpointError(
-                f"{folder}: got format {document['format']}, expected {_FORMAT}; use the hvd_async it is from"
+                f"{folder}: got format {document['format']}, expected {_FORMAT}; use the hvd_async that wrote it"
             )
         if (found := zlib.crc32(body)) != document["data"]:
             raise CheckpointError(
@@ -92,7 +92,7 @@ def read_data(folder: pathlib.Path, hint: str = "") -> SavedData:
 
 
 def check_tensors(saved: SavedData, hint: str = "") -> None:
-    """Raise `CheckpointError`, which says `hint`, where the tensors' file is not the one that `saved` knows. Reads all of it."""
+    """Raise `CheckpointError` with `hint` if the file of tensors does not match `saved`. Reads the whole file."""
     path = saved.folder / _TENSORS
     try:
         found = _checksum(path)
@@ -103,28 +103,27 @@ def check_tensors(saved: SavedData, hint: str = "") -> None:
 
 
 def load_tensors(saved: SavedData, part: slice | None = None) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint, [size] each, or `part` of each, onto the CPU. See `check_tensors` for whether they belong
-    to it."""
+    """Read the tensors of a checkpoint, [size] each, or `part` of each, to the CPU; `check_tensors` verifies them."""
     return read_tensors(saved.folder / _TENSORS, part)
 
 
 def way_out(folder: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
-    """What a person can do about the damaged checkpoint `folder`, where `others` were written before it."""
+    """Return a hint for the damaged checkpoint `folder`, `others` being the checkpoints before it."""
     return f"remove {folder} to resume from {others[-1]}" if others else f"remove {folder} and start again"
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Replace the safetensors file `path` as one step. The tensors may live on any device and share memory. Blocks on the disk.
+    """Replace the safetensors file `path` atomically. The tensors may be on any device and share memory. Blocks on the disk.
 
-    Raises `DataError` where the file system refuses.
+    Raises `DataError` if a file system operation fails.
     """
-    folder = files.temporary_beside(path)  # the library has temporary files of its own, under names that we would not know
+    folder = files.temporary_beside(path)  # since the names of the library's own temporary files are unknown
     try:
         folder.mkdir()
         temporary = folder / path.name
         whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(whole, temporary)
-        files.give_usual_mode(temporary)  # the library makes it private
+        files.give_usual_mode(temporary)  # the library makes the file private
         files.sync(temporary)
         os.rename(temporary, path)
         files.sync(path.parent)
@@ -136,7 +135,7 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> No
 
 
 def read_tensors(path: pathlib.Path, part: slice | None = None) -> dict[str, torch.Tensor]:
-    """Read a safetensors file onto the CPU, or `part` of each of its vectors. Raises `CheckpointError` if it is missing or
+    """Read a safetensors file, or `part` of each vector, to the CPU. Raises `CheckpointError` if it is missing or
     damaged."""
     try:
         if part is None:
@@ -146,11 +145,11 @@ def read_tensors(path: pathlib.Path, part: slice | None = None) -> dict[str, tor
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{path}: not a complete safetensors file: {' '.join(str(error).split())}") from None
 
 
 def _write_data(folder: pathlib.Path, data: Mapping[str, Any], tensors_checksum: int) -> None:
-    """Two lines of JSON: what to check, and the data."""
+    """Write two lines of JSON: format and checksums, then the data."""
     body = json.dumps(data).encode()
     head = {"format": _FORMAT, "tensors": tensors_checksum, "data": zlib.crc32(body)}
     files.write_file(folder / _DATA, json.dumps(head).encode() + b"\n" + body)

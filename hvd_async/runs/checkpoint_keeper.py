@@ -1,4 +1,4 @@
-"""When a run is saved, and what may go once it is."""
+"""Schedule of checkpoints, and removal of the files that a checkpoint makes superfluous."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _SAVING_SECONDS = 2.0
 
 
 class CheckpointKeeper(RunPart):
-    """Keeps the checkpoints of one run, and its snapshots until a checkpoint knows what they gave. Used by one thread."""
+    """Saves the checkpoints of one run; keeps snapshots until a checkpoint contains their results. Used by one thread."""
 
     def __init__(
         self, run: RunContext, writer: BackgroundWriter, copies: VersionCopies, events: Events, history: EvaluationHistory
     ) -> None:
-        """All stay the caller's. Of a simulated run no checkpoint is due by time: it is not resumed, and what it writes follows
-        from its seed."""
+        """All arguments stay the caller's. In a simulated run no checkpoint is due by time: the run is not resumed, and its
+        files depend on the seed alone."""
         self._run = run
         self._folder = run.folder
         self._training = run.config.training
@@ -37,34 +37,35 @@ class CheckpointKeeper(RunPart):
         self._copies = copies
         self._events = events
         self._history = history
-        self._document: dict[str, Any] = {}  # of the checkpoint that was handed over last
+        self._document: dict[str, Any] = {}  # plain data of the last checkpoint that was submitted
         self._saved: Future[SavedData] | None = None
         self._saved_at = time.monotonic()
         self._is_due = False
-        self._removed: set[int] = set()  # versions whose snapshots have gone
+        self._removed: set[int] = set()  # versions whose snapshots were removed
         self._store: ParameterStore
         self._hashes: Hashes
         self._state: Callable[[], dict[str, Any]]
 
     def save_with(self, hashes: Hashes, state: Callable[[], dict[str, Any]]) -> None:
-        """Have each checkpoint hashed by `hashes`, and hold what `state` gives: the states of all parts. Called once, first."""
+        """Set the hashes of each checkpoint, and `state`, which returns the merged state of all parts. Called once,
+        first."""
         self._hashes, self._state = hashes, state
 
     def started(self, store: ParameterStore) -> None:
-        """Start the time after which the first checkpoint is due."""
+        """Start the interval after which the first checkpoint is due."""
         self._store = store
         self._saved_at = time.monotonic()
 
     def updated(self, update: Update) -> None:
-        """Save a checkpoint, if one is due."""
+        """Save a checkpoint if one is due."""
         if self._is_due_at(update.version):
             self.save()
 
     def _is_due_at(self, version: int) -> bool:
-        """Whether a checkpoint is to be saved now, at `version`; asked once for each.
+        """Whether a checkpoint is to be saved now, at `version`. Called once for each version.
 
-        There is memory for one that waits for the disk. It is given a moment; where the disk is slower than the run, the first
-        version after it has been written is saved instead.
+        Memory suffices for one checkpoint that waits for the disk, so a due checkpoint waits briefly for the previous one.
+        If the disk is slower than the run, the first version after the previous checkpoint was written is saved instead.
         """
         every, minutes = self._training.checkpoint_every, self._training.checkpoint_minutes
         by_time = minutes > 0 and not self._run.is_simulated
@@ -76,7 +77,7 @@ class CheckpointKeeper(RunPart):
         return self._is_due and (self._saved is None or self._saved.done())
 
     def save(self) -> None:
-        """Have a checkpoint of the store's version written."""
+        """Have a checkpoint of the store's version written in the background."""
         self._hashes.take()
         tensors, data = self._store.state()
         copies = {name: self._copies.of(name, tensor) for name, tensor in tensors.items()}
@@ -87,13 +88,13 @@ class CheckpointKeeper(RunPart):
         self._saved_at, self._is_due = time.monotonic(), False
 
     def save_state(self, *, is_last: bool = False) -> None:
-        """Have the checkpoint that was saved last hold the state of all parts as it is now; its tensors stay."""
+        """Replace the state of all parts in the last checkpoint by the present state; its tensors stay."""
         assert self._saved is not None
         self._document = {**self._document, "recorder": json.loads(json.dumps(self._state()))}
         self._writer.submit(self._write_state, self._saved, self._document, self._superfluous(is_last))
 
     def _write(self, checkpoint: Checkpoint, superfluous: Sequence[int]) -> SavedData:
-        self._events.log.sync()  # first: the checkpoint asks for all of it
+        self._events.log.sync()  # first, since the checkpoint requires the complete log
         version, keep = checkpoint.data["store"]["version"], self._training.keep_checkpoints
         saved = save_checkpoint(self._folder.checkpoints, version, checkpoint, keep)
         self._remove_snapshots(superfluous)
@@ -105,8 +106,8 @@ class CheckpointKeeper(RunPart):
         self._remove_snapshots(superfluous)
 
     def _superfluous(self, is_last: bool = False) -> list[int]:
-        """Return versions whose snapshots no one needs once the state is saved. The best version's stays to the last: its model
-        may have to be exported again."""
+        """Return versions whose snapshots no one needs once the state is saved. The best version's snapshot stays until the
+        last save, since its model may have to be exported again."""
         best = self._history.best
         kept = set() if best is None or is_last else {best.version}
         return sorted(self._history.versions - self._removed - kept)

@@ -1,4 +1,4 @@
-"""What everything that records a run has in common: the run, its clock, and copies of the vectors of one version."""
+"""The objects shared by all parts of the recorder: the run, its clock, and copies of the vectors of one version."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hvd_async.vectors.flat import FlatParameters
 
 @dataclass(frozen=True)
 class RunContext:
-    """The run that is recorded. The objects stay the caller's.
+    """The run to record. The objects stay the caller's.
 
-    `clock` gives the seconds that are recorded. `provenance`: where the run is computed, by default in this process alone.
-    `is_simulated`: the seconds are virtual, which `start` events say.
+    `clock` returns the seconds to record. `provenance`: hosts, devices and software; by default, this process alone.
+    `is_simulated`: the seconds are virtual, as `start` events report.
     """
 
     folder: RunFolder
@@ -52,10 +52,10 @@ class RunContext:
 
 
 class TrainingClock:
-    """Seconds of training, earlier processes of the run included; it stands still while no one trains."""
+    """Clock of seconds of training, earlier processes of the run included; stopped while the run does not train."""
 
     def __init__(self, read: Callable[[], float]) -> None:
-        """The clock stands at 0. `read` gives the time."""
+        """Set the clock to 0, stopped. `read` returns the time."""
         self._read = read
         self._before = 0.0
         self._started: float | None = None
@@ -67,48 +67,49 @@ class TrainingClock:
 
     @property
     def is_running(self) -> bool:
-        """Whether the run trains."""
+        """Whether the clock runs, which means that the run trains."""
         return self._started is not None
 
     def restore(self, seconds: float) -> None:
-        """Continue from `seconds`, at which an earlier process stopped."""
+        """Set the clock to `seconds`, at which an earlier process stopped."""
         self._before = seconds
 
     def start(self) -> None:
-        """Let the clock run."""
+        """Start the clock."""
         self._started = self._read()
 
     def stop(self) -> None:
-        """Let the clock stand."""
+        """Stop the clock."""
         self._before, self._started = self.seconds, None
 
 
 class VersionCopies:
-    """Copies of the store's vectors as they are at one version, one for all that are to be written of it.
+    """Copies of the store's vectors at one version, one copy of each for all files that are written of this version.
 
-    The copies are on the CPU: the store's next versions, and on a GPU its stream, do not wait for the thread that writes.
+    The copies are on the CPU, so the store's next versions, and on a GPU its stream, do not wait for the writing thread.
     """
 
     def __init__(self) -> None:
-        """There are none, and no store yet."""
+        """Hold no copies, and no store yet."""
         self._store: ParameterStore
         self._copies: dict[str, torch.Tensor] = {}
 
     def bind(self, store: ParameterStore) -> None:
-        """Copy from `store`, which stays the caller's."""
+        """Set the source of copies to `store`, which stays the caller's."""
         self._store = store
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a copy of `parameters`, or of `average`, their moving average: [size], float32."""
+        """Return the copy of vector `name`, `parameters` or `average` (their moving average): [size], float32, on the
+        CPU."""
         if name not in self._copies:
             live = self._store.parameters if name == "parameters" else self._store.evaluated_parameters
             self._copies[name] = live.to("cpu", copy=True)
         return self._copies[name]
 
     def of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the copy that is there for `name`, else a new one of `tensor`."""
+        """Return the existing copy for `name`, else a new copy of `tensor`."""
         return self._copies[name] if name in self._copies else tensor.to("cpu", copy=True)
 
     def clear(self) -> None:
-        """Forget the copies: the next version is about to be made."""
+        """Drop the copies, before the next version is made."""
         self._copies.clear()

@@ -1,4 +1,4 @@
-"""What a run may be continued with: the same computation, on the same data, for longer. Pure."""
+"""Rules for resuming a run: with the same computation on the same data, possibly for longer. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from typing import Any
 from hvd_async.config import BOUNDS, RunConfig
 from hvd_async.errors import ConfigError
 
-# What may differ between a run and its continuation: how long, where and how it is watched; not what is computed.
+# Settings that may differ when a run is resumed: its length, place and observation, but not the computation.
 _MAY_CHANGE = {"store", "output", "validation", "decoding", "emulation", "simulation", "data.folder", "data.prepared"}
 _MUST_STAY_IN_TRAINING = {"precision", "label_smoothing"}
 
 
 @dataclass(frozen=True)
 class Supply:
-    """The data that a continuation would be trained on: their digest, and how many batches there are in the whole run, where
-    the data bound it."""
+    """Training data of a resumed run: their fingerprint, and the number of batches in the whole run if the data bound it."""
 
     fingerprint: str
     num_batches: int | None
 
 
 def changed_keys(before: RunConfig, config: RunConfig) -> list[tuple[str, Any, Any]]:
-    """Each key that may not change and does: with its value before, and in `config`."""
+    """Return each key that must not change but does, with its value before and in `config`."""
     return _changed(_comparable(before, config), _comparable(config, before))
 
 
 def goes_on(config: RunConfig, saved: Mapping[str, Any], supply: Supply) -> bool:
-    """Whether `config` asks for training beyond the checkpoint `saved`."""
+    """Whether `config` requires training beyond the checkpoint `saved`."""
     training = config.training
     if training.updates is not None:
         return training.updates > int(saved["store"]["version"])
@@ -39,20 +38,18 @@ def goes_on(config: RunConfig, saved: Mapping[str, Any], supply: Supply) -> bool
 
 
 def is_as_long(before: RunConfig, config: RunConfig) -> bool:
-    """Whether both ask for a run of the same length, with the same measurements."""
+    """Whether both configurations describe a run of the same length with the same evaluations."""
     bounds = all(getattr(before.training, bound) == getattr(config.training, bound) for bound in BOUNDS)
     return bounds and before.validation == config.validation
 
 
 def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str, Any], supply: Supply, flag: str) -> None:
-    """Raises `ConfigError` where a run with the checkpoint `saved`, which was asked for as `before`, would go on with other data,
-    end before that checkpoint, or learn nothing after it. `flag` is what asked for it."""
-    if (
-        saved.get("data_fingerprint", supply.fingerprint) != supply.fingerprint
-    ):  # checkpoints of older versions do not say it
+    """Raise `ConfigError` if a run of configuration `before`, resumed with `config` from the checkpoint `saved`, would use
+    other data, end before the checkpoint, or learn nothing after it. `flag` is named in messages."""
+    if saved.get("data_fingerprint", supply.fingerprint) != supply.fingerprint:  # missing in checkpoints of older versions
         raise ConfigError(
-            f"{flag}: data.folder: got {config.data.folder} with other text than the run has been trained on; bring that"
-            " text back, or start another run"
+            f"{flag}: data.folder: got {config.data.folder}, whose text differs from the run's training data; restore the"
+            " text, or start another run"
         )
     version, tokens, seconds = saved["store"]["version"], saved["store"]["tokens"], saved["recorder"]["seconds"]
     used, training, got = _num_used(saved["store"]["ledger"]), config.training, ""
@@ -65,24 +62,24 @@ def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str,
         asked = f"{getattr(training, bound)}, which is {supply.num_batches} batches"
         got = f"{bound}: got {asked}, expected {used} batches or more"
     if got:
-        raise ConfigError(f"{flag}: training.{got}, which the run has done; or start another run")
+        raise ConfigError(f"{flag}: training.{got}, which the run has reached; or start another run")
     schedule = config.optimizer.schedule
     position = version if schedule.unit == "versions" else tokens
     if schedule.total is not None and position >= schedule.total and goes_on(config, saved, supply):
         raise ConfigError(
-            f"{flag}: optimizer.schedule.total: got {schedule.total} {schedule.unit}, which the run has done, expected more to"
-            " come; the rate is 0 from there on, and nothing would be learned; start another run"
+            f"{flag}: optimizer.schedule.total: got {schedule.total} {schedule.unit}, which the run has reached, expected more;"
+            " the learning rate is 0 from there on, so nothing would be learned; start another run"
         )
 
 
 def _num_used(ledger: Mapping[str, Any]) -> int:
-    """Batches of the run up to the last one that arrived."""
+    """Return the number of batches up to the last one that arrived."""
     used: int = max([ledger["watermark"], *(batch + 1 for batch in ledger["above"])])
     return used
 
 
 def _comparable(config: RunConfig, other: RunConfig) -> dict[str, Any]:
-    """Return `config` as plain data, without what follows from another kind of strategy alone."""
+    """Return `config` as plain data, without settings that differ only because `other` has another kind of strategy."""
     fields = config.model_dump()
     if config.strategy.kind != other.strategy.kind:
         del fields["strategy"]["provisional"]

@@ -1,4 +1,4 @@
-"""The event log of a run: one JSON object a line, complete enough to recompute the run."""
+"""The event log of a run: one JSON object per line, complete enough to recompute the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOOK_EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class LogMark:
-    """How far a log was written: its bytes, and a checksum (CRC-32) over them."""
+    """Position in a log: the number of bytes before it, and their checksum (CRC-32)."""
 
     num_bytes: int = 0
     checksum: int = 0
@@ -32,23 +32,24 @@ class EventLog:
     """Appends events to a file; a context manager.
 
     Every event has `event` (its kind) and `seconds` (of training, from the start of the run, earlier processes included);
-    the other fields depend on the kind: see docs/run-folder.md. Every method raises `DataError`, in a line, where the file
-    system refuses, or where the file has gone.
+    the other fields depend on the kind: see docs/run-folder.md. Every method raises `DataError` if a file system operation
+    fails, or if the file has disappeared.
     """
 
     def __init__(self, path: pathlib.Path, keep: LogMark = LogMark()) -> None:
-        """`keep`: how much of an existing log is kept, which is a part that `fits`."""
+        """`keep`: the beginning of an existing log to keep, which must fit (see `fits`)."""
         self._path = path
         self._mark = keep
         self._looked = 0.0
         self._fault = ""
 
     def __enter__(self) -> EventLog:
-        """Open the file and cut it to what is kept. Raises `DataError` if it does not begin with that."""
+        """Open the file and truncate it to the part to keep. Raises `DataError` if the file does not begin with this
+        part."""
         if not fits(self._path, self._mark):
             raise DataError(
-                f"{self._path}: does not begin with the {self._mark.num_bytes} bytes that the checkpoint knows; bring the log"
-                " back or start again with --overwrite"
+                f"{self._path}: does not begin with the {self._mark.num_bytes} bytes that the checkpoint expects; restore the"
+                " log or start again with --overwrite"
             )
         with self._named_errors():
             self._file = self._path.open("ab")
@@ -57,12 +58,12 @@ class EventLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Write out what is buffered and close the file. After an exception, a second one is not raised for it."""
+        """Flush and close the file. After an exception, errors of closing are not raised."""
         with self._named_errors() if kind is None else contextlib.suppress(OSError):
             self._file.close()
 
     def write(self, event: str, seconds: float, **fields: Any) -> None:
-        """Append one event. Buffered: see `mark`."""
+        """Append one event to the buffer; `mark` writes the buffer."""
         line = json.dumps({"event": event, "seconds": round(seconds, 6), **fields}).encode() + b"\n"
         with self._named_errors():
             self._file.write(line)
@@ -72,34 +73,35 @@ class EventLog:
             self._check_there()
 
     def mark(self) -> LogMark:
-        """Hand everything to the operating system; how far the log is written then."""
+        """Pass the buffer to the operating system; return the position that the log has then."""
         with self._named_errors():
             self._file.flush()
         self._check_there()
         return self._mark
 
     def sync(self) -> None:
-        """Wait until what was handed to the operating system is on the disk. Another thread may call it."""
+        """Wait until everything passed to the operating system is on disk. Another thread may call this."""
         with self._named_errors():
             os.fsync(self._file.fileno())
 
     def _check_there(self) -> None:
-        """A log that was deleted takes what is written, and nobody ever reads it."""
+        """Raise `DataError` if the file was deleted or moved: a deleted file still accepts writes, which no one could
+        read."""
         try:
             if self._path.stat().st_ino == self._inode:
                 return
         except FileNotFoundError:
             pass
         except OSError:
-            return  # the file system has other troubles, of which writing tells
+            return  # another file system problem, which writing reports
         self._fault = (
-            f"{self._path}: was deleted or moved while the run went on, expected it to stay; put the folder of the run back"
+            f"{self._path}: was deleted or moved during the run, expected it to stay; restore the folder of the run"
         )
         raise DataError(self._fault)
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """A log that could not be written once has lost something: whatever comes later is refused as well."""
+        """Raise errors as `DataError`, and repeat the first one forever: after it the log is incomplete."""
         if self._fault:
             raise DataError(self._fault)
         try:
@@ -110,7 +112,7 @@ class EventLog:
 
 
 def fits(path: pathlib.Path, mark: LogMark) -> bool:
-    """Whether the log `path` begins with what was written when it was marked. Reads that part of it."""
+    """Whether the log `path` begins with the bytes before `mark`, which are read."""
     if mark.num_bytes == 0:
         return True
     left, checksum = mark.num_bytes, 0
@@ -124,7 +126,8 @@ def fits(path: pathlib.Path, mark: LogMark) -> bool:
 
 
 def whole_part(path: pathlib.Path, mark: LogMark) -> LogMark:
-    """How much of the log `path`, up to `mark`, is events: all lines before the first that is none. Nothing if it is missing."""
+    """Return the end of the valid events in the log `path` up to `mark`: before the first invalid line; 0 if it is
+    missing."""
     part = LogMark()
     with contextlib.suppress(OSError), path.open("rb") as file:
         for line in file:
@@ -136,9 +139,9 @@ def whole_part(path: pathlib.Path, mark: LogMark) -> LogMark:
 
 
 def read_events(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The events of a log in order. A last line that a crash left unfinished is passed over.
+    """Yield the events of a log in order. An unfinished last line, left by a crash, is skipped.
 
-    Raises `DataError` if the file is missing or another line is not an event.
+    Raises `DataError` if the file is missing or any other line is not an event.
     """
     try:
         lines = path.read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""The events of a run, as the recorder writes them into the log: docs/run-folder.md has their fields."""
+"""The events that the recorder writes into the log; docs/run-folder.md lists their fields."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Events(RunPart):
     """Writes the event log; a context manager."""
 
     def __init__(self, run: RunContext, clock: TrainingClock) -> None:
-        """Opens nothing yet."""
+        """Open no file yet."""
         self._run = run
         self._clock = clock
         self._keep = LogMark()
         self._has_gap = False
-        self._received: dict[int, float] = {}  # seconds, by batch, of arrivals whose fate is open
+        self._received: dict[int, float] = {}  # seconds by batch, for arrivals whose outcome is open
         self._updating_since = 0.0
 
     def continue_from(self, mark: LogMark, *, has_gap: bool) -> None:
-        """Keep the log of earlier processes up to `mark`; `has_gap`: events between it and the checkpoint are lost."""
+        """Keep the log of earlier processes up to `mark`. `has_gap`: events between `mark` and the checkpoint are lost."""
         self._keep, self._has_gap = mark, has_gap
 
     def __enter__(self) -> Events:
@@ -42,7 +42,7 @@ class Events(RunPart):
         self.log.__exit__(kind, value, trace)
 
     def started(self, store: ParameterStore) -> None:
-        """Write how and where this process computes, and a gap before it, if there is one."""
+        """Write the settings, hosts and software of this process, after a `gap` event if the log has a gap."""
         run = self._run
         if self._has_gap:
             self.write("gap", version=store.version)
@@ -58,16 +58,16 @@ class Events(RunPart):
         )
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
-        """Remember when the arrivals came."""
+        """Note the time of the arrivals."""
         now = self._clock.seconds
         self._received.update((arrival.batch, now) for arrival in arrivals)
 
     def updating(self) -> None:
-        """Remember when the update began."""
+        """Note the time when the update began."""
         self._updating_since = self._clock.seconds
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """Write the arrival with the reason."""
+        """Write the arrival with the reason of the refusal."""
         self.write("arrival", **self._describe(arrival), refused=refusal.value)
 
     def updated(self, update: Update) -> None:
@@ -89,23 +89,23 @@ class Events(RunPart):
         )
 
     def evaluated(self, result: EvaluationResult) -> None:
-        """Write the result."""
+        """Write the evaluation."""
         fields = {key: value for key, value in asdict(result).items() if key != "seconds"}
         self.write("evaluation", **fields, snapshot_seconds=result.seconds)
 
     def write(self, event: str, **fields: Any) -> None:
-        """Write an event that happens now."""
+        """Write an event with the present time."""
         self.log.write(event, self._clock.seconds, **fields)
 
     def state(self) -> dict[str, Any]:
-        """Return how far the log is written, and when arrivals came whose fate is open."""
+        """Return the position in the log, and the times of arrivals whose outcome is open."""
         mark = self.log.mark()
         return {"received": self._received, "log": [mark.num_bytes, mark.checksum]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue; the log itself follows `continue_from`."""
+        """Restore the times of open arrivals; `continue_from` sets the position in the log."""
         self._received = {int(batch): seconds for batch, seconds in state["received"].items()}
 
     def _describe(self, arrival: Arrival) -> dict[str, Any]:
-        """Return the fields of an arrival's event, those of its fate left out."""
+        """Return the fields of an arrival's event without its outcome."""
         return {**asdict(arrival), "received_seconds": round(self._received.pop(arrival.batch), 6)}

@@ -1,4 +1,4 @@
-"""The folder of a run: where everything lies, and whether a run may begin or go on there."""
+"""The folder of a run: the paths of its files, and whether a run may begin or resume there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hvd_async.system.locks import BusyError, held
 if TYPE_CHECKING:
     from hvd_async.runs.checkpoint import SavedData
 
-# What a run writes: names in its folder, and in each of the folders in it. What has another name is somebody else's.
+# Names that a run writes in its folder and in each subfolder. Files with other names do not belong to the run.
 _FILES = re.compile(r"(config\.yaml|events\.jsonl|summary\.json)|\.(config\.yaml|summary\.json)\..*\.tmp")
 _IN_FOLDERS = {
     "snapshots": re.compile(r"v\d{8,}\.safetensors|\.v\d{8,}\..*"),
@@ -32,7 +32,7 @@ _IN_FOLDERS = {
 
 
 class Beginning(enum.Enum):
-    """What to do in a folder where a run goes on if it can: begin, go on, or begin again a run of which nothing was saved."""
+    """How a run starts with --auto-resume: begin, resume, or begin again if nothing of an earlier start was saved."""
 
     NEW = "new"
     RESUME = "resume"
@@ -41,9 +41,9 @@ class Beginning(enum.Enum):
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a run goes on from: a checkpoint, and as much of the event log as is kept.
+    """Starting point of a resumed run: a checkpoint, and the part of the event log to keep.
 
-    `has_gap`: events before the checkpoint are missing there. `remark`: what a person should know of the choice, or nothing.
+    `has_gap`: events before the checkpoint are missing in the log. `remark`: a remark on the choice to print, or "".
     """
 
     saved: SavedData
@@ -56,7 +56,7 @@ class RunFolder:
     """Paths of a run's files."""
 
     def __init__(self, root: str | pathlib.Path) -> None:
-        """Touches nothing."""
+        """Access no file."""
         self.root = pathlib.Path(root)
         self.config = self.root / "config.yaml"
         self.events = self.root / "events.jsonl"
@@ -68,28 +68,26 @@ class RunFolder:
         self.lock = self.root / ".lock"
 
     def snapshot(self, version: int) -> pathlib.Path:
-        """The file of the parameters of `version` that are to be evaluated."""
+        """Return the path of the snapshot of `version`."""
         return self.snapshots / f"v{version:08d}.safetensors"
 
     @contextlib.contextmanager
     def held(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Keep all other processes out of the folder inside the block; makes the folder. Waits a while for one that is there.
+        """Lock the folder, which is created if needed, inside the block. Waits a while for another process to release it.
 
-        `say` is told if it waits, or if the file system has no locks. Raises `BusyError` if it waited in vain.
+        `say` prints that this process waits, or that the file system has no locks. Raises `BusyError` after waiting in vain.
         """
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(held(self.lock, str(self.root), "another process", say))
             except BusyError:
                 raise BusyError(
-                    f"{self.root}: got another process that computes there, expected none; wait for it, end it, or set another"
-                    " output"
+                    f"{self.root}: in use by another process; wait for it, end it, or set another output"
                 ) from None
             yield
 
     def begin(self, config: RunConfig, *, overwrite: bool) -> None:
-        """Make the folder for a new run. Raises `ConfigError` if it holds one, or what is left of one, and `overwrite` is not
-        set."""
+        """Create the folder for a new run. Raises `ConfigError` if it holds a run or remains of one, unless `overwrite`."""
         if overwrite:
             self._remove()
         else:
@@ -97,36 +95,41 @@ class RunFolder:
         try:
             self.snapshots.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{self.snapshots}: cannot be made: {error.strerror or error}") from None
+            raise DataError(f"{self.snapshots}: cannot be created: {error.strerror or error}") from None
         self.keep_config(config)
 
     def check_vacant(self) -> None:
-        """Raise `ConfigError` if there is a run here, or what is left of one. Touches nothing."""
+        """Raise `ConfigError` if the folder holds a run, or remains of one. Changes nothing."""
         if self._has_config_of_run():
             raise ConfigError(
-                f"{self.root}: holds a run already; go on with --resume, replace it with --overwrite, or set another output"
+                f"{self.root}: holds a run already; resume it with --resume, replace it with --overwrite, or set another output"
             )
         if remains := self._remains():
-            raise ConfigError(f"{remains}; put it back, remove them with --overwrite, or set another output")
+            raise ConfigError(
+                f"{remains}; restore {self.config.name}, pass --overwrite to delete the remaining files, or set another output"
+            )
 
     def remove_leftovers(self) -> None:
-        """Remove what processes that died have left half-written, and restore what they were about to replace.
+        """Remove half-written files of dead processes, and restore files that these were about to replace.
 
-        To be called while the folder is `held`. Raises `DataError` where the file system refuses.
+        Call it while the folder is `held`. Raises `DataError` if a file system operation fails.
         """
         for folder in (self.root, self.snapshots, self.checkpoints, *self.checkpoints.glob("v*"), self.models):
             files.remove_leftovers(folder)
 
     def how_to_begin(self, config: RunConfig) -> Beginning:
-        """What to do here for `config`, for a job that may have been started before. Changes nothing.
+        """Return how a job with `config` starts, which may have been started before. Changes nothing.
 
-        Raises `ConfigError` where `resume` would, and for what is left of a run without its configuration. A run that
-        has ended is not begun again: it is for `resume` to say what is missing.
+        Raises `ConfigError` as `resume` does, and for remains of a run without its configuration. A run that has ended is
+        not begun again: `resume` then reports what is missing.
         """
         flag = "--auto-resume"
         if not self.config.exists():
             if remains := self._remains():
-                hint = f"put it back, remove them with --overwrite in place of {flag}, or set another output"
+                hint = (
+                    f"restore {self.config.name}, pass --overwrite in place of {flag} to delete the remaining files, or set"
+                    " another output"
+                )
                 raise ConfigError(f"{flag}: {remains}; {hint}")
             return Beginning.NEW
         self.check_same(config, flag)
@@ -134,19 +137,19 @@ class RunFolder:
         return Beginning.RESUME if was_saved else Beginning.AGAIN
 
     def is_being_saved(self, since: float) -> bool:
-        """Whether a checkpoint is being written, or was when its writer died, that was begun after `since` (of `time.time`)."""
-        with contextlib.suppress(OSError):  # it may be done at this moment
+        """Whether a checkpoint begun after `since` (as of `time.time`) is being written, or was when its writer died."""
+        with contextlib.suppress(OSError):  # raised if the checkpoint is completed at this moment
             return any(path.stat().st_mtime >= since for path in self.checkpoints.glob(".v*.tmp"))
         return True
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one to resume from, whole or not."""
+        """Whether there is a checkpoint, complete or damaged."""
         return any(path.is_dir() and path.name[1:].isdigit() for path in self.checkpoints.glob("v*"))
 
     def describe_loss(self) -> str:
-        """In a line, what there is of a run that was interrupted before its first checkpoint, as far as its log says."""
+        """Return a line on the loss of a run that was interrupted before its first checkpoint, as far as its log shows."""
         num_updates, seconds = 0, 0.0
-        with contextlib.suppress(DataError):  # a log that is not there, or damaged: nothing more is known
+        with contextlib.suppress(DataError):  # the log is missing or damaged: nothing more is known
             for event in read_events(self.events):
                 num_updates += event.get("event") == "update"
                 seconds = event.get("seconds", seconds)
@@ -156,19 +159,19 @@ class RunFolder:
         )
 
     def check_is_run(self, flag: str = "--resume") -> None:
-        """Raises `CheckpointError` if there is nothing that `resume` could continue. Touches nothing."""
+        """Raise `CheckpointError` if there is no run to resume. Changes nothing."""
         if not self.config.exists():
-            raise CheckpointError(f"{self.root}: got no run to resume, expected {self.config.name} in it; leave out {flag}")
+            raise CheckpointError(f"{self.root}: got no run to resume, expected {self.config.name}; leave out {flag}")
 
     def resume(self, config: RunConfig, supply: Supply, flag: str = "--resume") -> Resumption:
-        """Choose what is continued with `config` on the data of `supply`; `flag` is what asked for it.
+        """Choose the checkpoint from which to resume with `config` on the data of `supply`; `flag` is named in messages.
 
-        It is the latest checkpoint, if the log has all that it knows.
-        Where the log was cut short or damaged, it is the latest that fits what is left; where none does, the latest, with a gap
-        in the log. Changes nothing. Raises `CheckpointError` if there is none or it is damaged, `ConfigError` if `config` would
-        compute something else, or less than has been computed.
+        The choice is the latest checkpoint that fits the log. If the log was cut short or damaged and fits no checkpoint,
+        the choice is the latest one, with a gap in the log. Changes nothing. Raises `CheckpointError` if there is no
+        checkpoint or it is damaged, `ConfigError` if `config` would compute something else, or less than was computed
+        already.
         """
-        # Not at the top: it loads torch, which a reader of paths does not need.
+        # Not at the top, since the module loads torch, which a reader of paths does not need.
         from hvd_async.runs.checkpoint import list_checkpoints, read_data, way_out
 
         self.check_same(config, flag)
@@ -185,26 +188,26 @@ class RunFolder:
             if fits(self.events, log):
                 check_goes_further(load_config(self.config), config, saved.data, supply, flag)
                 is_latest = saved is latest
-                return Resumption(saved, log, remark="" if is_latest else f"{fault}; goes on from {found[number].name}")
+                return Resumption(saved, log, remark="" if is_latest else f"{fault}; resumes from {found[number].name}")
         check_goes_further(load_config(self.config), config, latest.data, supply, flag)
         log = LogMark(*latest.data["recorder"]["log"])
         part = whole_part(self.events, log)
         lost = log.num_bytes - part.num_bytes
-        remark = f"{fault}; goes on from it, with a gap of {lost:,} bytes in the log: the run cannot be replayed"
+        remark = f"{fault}; resumes from this checkpoint with a gap of {lost:,} bytes in the log: the run cannot be replayed"
         return Resumption(latest, part, has_gap=True, remark=remark)
 
     def finished(self, config: RunConfig, saved: SavedData, supply: Supply) -> dict[str, Any] | None:
-        """The summary of the run that is here, where it has ended and `config` asks for no more; else None."""
+        """Return the summary of this run if it has ended and `config` requires no more training; else None."""
         summary = _read_object(self.summary)
         has_ended = summary.get("status") == "finished" and not goes_on(config, saved.data, supply)
         has_ended = has_ended or summary.get("status") in ("finished early", "diverged")
         return summary if has_ended and is_as_long(load_config(self.config), config) else None
 
     def _own(self) -> list[pathlib.Path]:
-        """All that is here under names that a run gives. A link to a folder, as of checkpoints on scratch, is followed."""
+        """Return all paths with names that a run gives. A link to a folder, such as checkpoints on scratch, is followed."""
         if not self.root.is_dir():
             return []
-        # The configuration last: as long as it is there, what is left after a death is a run, which can be removed again.
+        # The configuration last: if this process dies during a removal, the rest is still a run, which can be removed again.
         names = sorted(self.root.iterdir(), key=lambda path: (path == self.config, path))
         found: list[pathlib.Path] = []
         for name, pattern in _IN_FOLDERS.items():
@@ -213,12 +216,12 @@ class RunFolder:
         return [*found, *(path for path in names if _FILES.fullmatch(path.name))]
 
     def _remove(self) -> None:
-        """Remove what a run left here, and nothing else. Raises `ConfigError` if nothing tells that a run did."""
+        """Remove the files of a run, and nothing else. Raises `ConfigError` if nothing shows that the files are of a run."""
         own = self._own()
         if own and not self._is_of_run():
             names = ", ".join(str(path.relative_to(self.root)) for path in own)
             raise ConfigError(
-                f"--overwrite: {self.root}: got {names}, not as a run leaves them; expected a run to replace, or none of these"
+                f"--overwrite: {self.root}: got {names}, not files of a run; expected a run to replace, or none of these"
                 " names; move them, or set another output"
             )
         try:
@@ -235,7 +238,7 @@ class RunFolder:
             ) from None
 
     def _is_of_run(self) -> bool:
-        """Whether something here can only be of a run: names alone are too common to remove files by."""
+        """Whether some file can only be of a run. Names alone are too common to justify a removal."""
         if self._has_config_of_run() or {"status", "num_workers"} <= _read_object(self.summary).keys():
             return True
         with contextlib.suppress(DataError):
@@ -251,26 +254,26 @@ class RunFolder:
             return False
 
     def _remains(self) -> str:
-        """In words, what there is of a run whose configuration is missing, or is none; nothing where there is nothing.
+        """Return a description of remains of a run whose configuration is missing or invalid; "" if there are none.
 
-        Snapshots are not asked for: a run that is killed as it begins leaves their empty folder.
+        Snapshots do not count: a run that is killed as it begins leaves their empty folder.
         """
         own = {path.relative_to(self.root).parts[0] for path in self._own()}
         found = [path.name for path in (self.checkpoints, self.models, self.events, self.summary) if path.name in own]
         if self.config.exists():
-            return f"{self.root}: got a {self.config.name} that is not of a run, expected that of a run or none"
+            return f"{self.root}: got a {self.config.name} that is not of a run, expected the configuration of a run or none"
         return (
-            f"{self.root}: got {', '.join(found)} without {self.config.name}, expected all of a run or none" if found else ""
+            f"{self.root}: got {', '.join(found)} without {self.config.name}, expected a whole run or none" if found else ""
         )
 
     def check_same(self, config: RunConfig, flag: str = "--resume") -> None:
-        """Raises `ConfigError` if `config` would compute something else than the run that is here, or that was simulated; and
-        `CheckpointError` if there is none. Touches nothing."""
+        """Raise `ConfigError` if this run was simulated, or `config` would compute something else; `CheckpointError` if
+        there is no run. Changes nothing."""
         self.check_is_run(flag)
         before = load_config(self.config)
         if self.events.exists() and next(read_events(self.events), {}).get("simulated"):
             raise ConfigError(
-                f"{flag}: {self.root}: got a simulated run, whose seconds are virtual, expected one of `hvd-async train`;"
+                f"{flag}: {self.root}: got a simulated run, whose seconds are virtual, expected a run of `hvd-async train`;"
                 " replace it with --overwrite, or set another output"
             )
         if changed := changed_keys(before, config):
@@ -278,22 +281,22 @@ class RunFolder:
             raise ConfigError("\n".join(f"{flag}: {line}; or start another run" for line in lines))
 
     def go_on(self, config: RunConfig) -> None:
-        """Write `config`, which may ask for a longer run, in place of the one before; the summary, of its end, is no longer
-        true. On one rank, after all have agreed."""
+        """Replace the configuration by `config`, which may be longer, and remove the outdated summary. On one rank, after
+        all ranks have agreed."""
         try:
             self.summary.unlink(missing_ok=True)
             self.snapshots.mkdir(exist_ok=True)
         except OSError as error:
-            raise DataError(f"{error.filename}: cannot be made ready: {error.strerror or error}") from None
+            raise DataError(f"{error.filename}: cannot be prepared: {error.strerror or error}") from None
         self.keep_config(config)
 
     def keep_config(self, config: RunConfig) -> None:
-        """Write `config` beside what it computes. On one rank, after all have agreed."""
+        """Write `config` into the folder. On one rank, after all ranks have agreed."""
         files.write_file(self.config, dump_config(config).encode())
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is none."""
+    """Return the JSON object in a file; an empty one if there is none."""
     try:
         found = parse_json(path.read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Hashes of parameters, which show whether a run that is computed again is the same to the last bit."""
+"""Hashes of parameters, which show whether a replayed run is equal to the last bit."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from hvd_async.system.background_writer import BackgroundWriter
 
 
 def hash_of(vector: torch.Tensor) -> str:
-    """BLAKE2b over the bytes of `vector` ([size] float32, on the CPU, gaps between tensors included), 32 hexadecimal digits."""
+    """Return BLAKE2b over the bytes of `vector` ([size] float32, on the CPU, gaps between tensors included), 32 hex
+    digits."""
     return hashlib.blake2b(vector.numpy().data, digest_size=16).hexdigest()
 
 
 class ParameterHashes:
-    """Computes hashes in a background thread, and hands them out when they are done. Used by one other thread."""
+    """Computes hashes in a background thread, and returns them when they are done. Used by one other thread."""
 
     def __init__(self, submit: Callable[..., Future[dict[str, str]]]) -> None:
-        """`submit(function, *arguments, num_bytes=...)` has the background thread do it; so much memory is held until then."""
+        """`submit(function, *arguments, num_bytes=...)` runs a call in the background, which uses `num_bytes` until then."""
         self._submit = submit
         self._under_way: list[tuple[int, Future[dict[str, str]]]] = []
         self._newest = -1
 
     def take(self, version: int, read: Callable[[str], torch.Tensor], names: Mapping[str, str]) -> None:
-        """Begin with those of `version`, unless it was the last one that was taken.
+        """Begin to hash the vectors of `version`, unless it was the last version to be hashed.
 
-        `names`: field of the result -> name of a vector; `read(name)` gives one that stays as it is, on the CPU.
+        `names`: field of the result -> name of a vector. `read(name)` returns a vector on the CPU that stays unchanged.
         """
         if version == self._newest:
             return
@@ -44,21 +45,21 @@ class ParameterHashes:
         self._under_way.append((version, self._submit(_hash_all, vectors, num_bytes=num_bytes)))
 
     def finished(self, *, wait: bool = False) -> Iterator[dict[str, Any]]:
-        """Those that are done, in order, each once: `version` and the fields. `wait`: all, when they are done."""
+        """Yield finished hashes in order, each once, as `version` and the fields. `wait`: wait for all of them."""
         while self._under_way and (wait or self._under_way[0][1].done()):
             version, work = self._under_way.pop(0)
             yield {"version": version, **work.result()}
 
 
 class Hashes(RunPart):
-    """Writes hashes of the parameters into the event log, of the versions that `training.hash_every` asks for."""
+    """Writes hashes of the parameters into the event log, every `training.hash_every` versions."""
 
     def __init__(self, run: RunContext, writer: BackgroundWriter, copies: VersionCopies, events: Events) -> None:
-        """All stay the caller's."""
+        """All arguments stay the caller's."""
         self._every = run.config.training.hash_every
         average = {"average": "average"} if run.config.optimizer.average_decay else {}
         self._names = {"hash": "parameters", **average}
-        self._waits = run.is_simulated  # where the whole log follows from a seed
+        self._waits = run.is_simulated  # so that the whole log is determined by the seed
         self._copies = copies
         self._events = events
         self._hashes = ParameterHashes(writer.submit)
@@ -70,18 +71,18 @@ class Hashes(RunPart):
         self.take()
 
     def updated(self, update: Update) -> None:
-        """Hash the version, if it is due, and log what is done."""
+        """Hash the version if it is due, and log finished hashes."""
         if self._every and update.version % self._every == 0:
             self.take()
         self.log(wait=self._waits)
 
     def take(self) -> None:
-        """Begin to hash the store's version, if hashes are wanted; of one version once."""
+        """Begin to hash the store's version if hashes are configured; each version at most once."""
         if self._every:
             self._hashes.take(self._store.version, self._copies.read, self._names)
 
     def log(self, *, wait: bool = False) -> None:
-        """Write the hashes that are done. `wait`: all, when they are done."""
+        """Log the finished hashes. `wait`: wait for all of them."""
         for fields in self._hashes.finished(wait=wait):
             self._events.write("parameter_hash", **fields)
 

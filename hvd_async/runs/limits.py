@@ -1,4 +1,4 @@
-"""When a run ends before its data do: out of time or patience, or diverged."""
+"""Conditions that end a run before its data end: time or patience is exhausted, or the run has diverged."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hvd_async.runs.part import RunPart
 from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.wire.stop import StopNotice
 
-# Refusals that say that training itself has gone wrong.
+# Refusals that indicate divergence.
 _NOT_FINITE = (Refusal.NOT_FINITE, Refusal.SUM_NOT_FINITE)
 
 
 class Limits(RunPart):
-    """Watches what may end a run, and says how it ended."""
+    """Decides whether a run is to end, and reports how it ended."""
 
     def __init__(self, run: RunContext, clock: TrainingClock, history: EvaluationHistory) -> None:
-        """All stay the caller's."""
+        """All arguments stay the caller's."""
         self._config = run.config
         self._clock = clock
         self._history = history
@@ -26,17 +26,17 @@ class Limits(RunPart):
         self._has_diverged = False
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """Count gradients that are not finite, in a row."""
+        """Count consecutive gradients that are not finite."""
         if refusal in _NOT_FINITE:
             self._num_not_finite += 1
             self._has_diverged |= self._num_not_finite >= self._config.training.diverged_after
 
     def updated(self, update: Update) -> None:
-        """Begin to count anew."""
+        """Reset the count of gradients that are not finite."""
         self._num_not_finite = 0
 
     def is_finished(self) -> bool:
-        """Whether patience is exhausted, time is over, or gradients have not been finite for long."""
+        """Whether patience is exhausted, time is over, or too many consecutive gradients were not finite."""
         limit = self._config.training.seconds
         return (limit is not None and self._clock.seconds >= limit) or self._has_diverged or self.is_out_of_patience()
 
@@ -46,7 +46,7 @@ class Limits(RunPart):
         return patience is not None and self._history.num_without_progress() >= patience
 
     def status_of(self, notice: StopNotice | None) -> str:
-        """Return how the run ended, in a word of the summary; `notice` is what stopped it."""
+        """Return the summary's word for how the run ended; `notice` is the stop notice, if any."""
         last = self._history.last
         if notice is not None and not notice.is_end:
             return "stopped"

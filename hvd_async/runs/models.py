@@ -11,16 +11,16 @@ from hvd_async.system.background_writer import BackgroundWriter
 
 
 class Models(RunPart):
-    """Exports models as the task does it. The history of evaluations knows a result before this part hears of it."""
+    """Exports models in the task's format. The history of evaluations contains a result before this part gets it."""
 
     def __init__(self, run: RunContext, writer: BackgroundWriter, history: EvaluationHistory) -> None:
-        """All stay the caller's."""
+        """All arguments stay the caller's."""
         self._run = run
         self._writer = writer
         self._history = history
 
     def evaluated(self, result: EvaluationResult) -> None:
-        """Export the model of `result` in the background, if it is the best so far."""
+        """Export the model of `result` in the background if it is the best so far."""
         if result == self._history.best:
             self._writer.submit(self._export_best, result)
 
@@ -32,7 +32,7 @@ class Models(RunPart):
         run.task.export(run.folder.models / "last", tensors, store.version, measured)
 
     def export_best_again(self) -> None:
-        """Export the best model of a resumed run: the one that is there may be of a future that was given up."""
+        """Export the best model of a resumed run again: the existing export may be of a version after the checkpoint."""
         best = self._history.best
         if best is not None and self._run.folder.snapshot(best.version).exists():
             self._writer.submit(self._export_best, best)

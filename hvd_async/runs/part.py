@@ -1,4 +1,4 @@
-"""The protocol of all that is recorded of a run: each part hears what happens, in one order, and keeps its own state."""
+"""The base class of the recorder's parts, which all get the same events in a fixed order and keep their own state."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from hvd_async.store.parameter_store import ParameterStore
 
 
 class RunPart:
-    """One thing that is recorded of a run. A part overrides what concerns it; by default nothing is done.
+    """Part of the recorder, for one kind of record. Methods do nothing by default; a part overrides those that it needs.
 
-    To record more of a run: a subclass in this folder, and its place in the list of `RunRecorder`.
+    To record more of a run, add a subclass in this folder, and its place in the list of `RunRecorder`.
     """
 
     def started(self, store: ParameterStore) -> None:
-        """Hear that training begins on `store`, which stays the same object to the end."""
+        """Note that training begins on `store`, which stays the same object until the end."""
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
-        """Hear that a push with `arrivals` has reached the store."""
+        """Note that a push with `arrivals` has reached the store."""
 
     def updating(self) -> None:
-        """Hear that the store begins to make the next version."""
+        """Note that the store begins to make the next version."""
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """Hear that `arrival` is in no update."""
+        """Note that `arrival` is refused: it is in no update."""
 
     def updated(self, update: Update) -> None:
-        """Hear of `update`; the store's parameters are those of its version until this returns."""
+        """Note `update`. The store's parameters stay those of its version until the call returns."""
 
     def evaluated(self, result: EvaluationResult) -> None:
-        """Hear what an evaluation gave."""
+        """Note the result of an evaluation."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs of this part, as plain data whose keys no other part uses."""
+        """Return the state that a resumed run needs, as plain data whose keys no other part uses."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from the `state` of all parts, as an earlier process saved it."""
+        """Restore this part from the merged `state` of all parts, as saved by an earlier process."""

@@ -1,4 +1,4 @@
-"""Progress for a person: a live bar on a terminal, plain lines in a batch log."""
+"""Progress display: a live bar on a terminal, plain lines in a batch log."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hvd_async.system.durations import clock_text
 
 @dataclass(frozen=True)
 class Goal:
-    """What a run is heading for: whichever of them bounds it."""
+    """End of a run: the bound among these that is not None."""
 
     num_batches: int | None
     last_version: int | None
     seconds: float | None = None
 
     def share_done(self, arrivals: int, version: int, seconds: float) -> float:
-        """0 to 1, after so many applied arrivals, versions and seconds of training."""
+        """Return the share done, 0 to 1, after `arrivals` applied arrivals, `version` and `seconds` of training."""
         if self.seconds is not None:
             return min(1.0, seconds / self.seconds)
         if self.last_version is not None:
@@ -35,9 +35,9 @@ class Goal:
 
 
 class Progress:
-    """Shows updates as they happen: rate, loss, version, staleness, time left. Rates are over the time since the last line.
+    """Shows updates as they happen: rate, loss, version, staleness, time left. Rates are means since the last line.
 
-    Where there is no bar, evaluations share the lines of updates: logs of long runs are read by people too.
+    Without a bar, evaluations are appended to the lines of updates, which keeps logs of long runs readable.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds`, as `clock` has them."""
+        """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds` of `clock`."""
         self._goal = goal
         self._stream = sys.stdout if stream is None else stream
         self._is_live = is_live
@@ -65,7 +65,7 @@ class Progress:
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Show the bar within the block."""
+        """Show the bar inside the block."""
         self._since = self._clock()
         if not self._is_live:
             yield
@@ -83,7 +83,7 @@ class Progress:
             self._bar = None
 
     def update(self, update: Update, total: RunMetrics, seconds: float) -> None:
-        """Take note of `update`, and show something if it is time; `total` and `seconds` are the run so far."""
+        """Note `update`, and show progress if it is due; `total` and `seconds` describe the run so far."""
         self._window.add_update(update)
         self._loss_sum += update.loss * update.tokens
         now = self._clock()
@@ -102,19 +102,19 @@ class Progress:
             self._evaluation = ""
 
     def evaluated(self, version: int, loss: float, bleu: float | None) -> None:
-        """Show what the parameters of `version` gave; of several between two lines the latest."""
+        """Show the evaluation of `version`; if there are several between two lines, only the latest."""
         score = "" if bleu is None else f" BLEU {bleu:.2f}"
         if self._is_live:
             self.say(f"      version {version}  validation loss {loss:.4f}{score}")
             return
-        if self._is_training:  # the next update's line is soon enough
+        if self._is_training:  # shown with the next update
             self._evaluation = f"  validation loss {loss:.4f}{score} (version {version})"
         elif self._clock() - self._since >= self._every_seconds:
             self._since = self._clock()
             self.say(f"      validation loss {loss:.4f}{score} (version {version})")
 
     def say(self, line: str) -> None:
-        """Print a line, above the bar where there is one. One write, so that lines of ranks do not mix."""
+        """Print a line, above the bar if there is one. A single write, so that lines of several ranks do not mix."""
         if self._bar is not None:
             self._bar[0].console.print(line, markup=False, highlight=False)
         else:

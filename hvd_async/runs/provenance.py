@@ -1,4 +1,4 @@
-"""What a run is computed with: software, processors, and every rank's place. Recorded for whoever computes it again."""
+"""Provenance of a run: software, processors, and the place of every rank, recorded for replays and repetitions."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the events of one process of a run come from; goes into its `start` event."""
+    """Provenance of one process of a run, for its `start` event."""
 
     software: Facts
     """`this_software` on rank 0."""
     ranks: Sequence[Facts]
-    """Each rank's place, and as `software` what of that differs on it."""
+    """Place of each rank, and as `software` the facts that differ from rank 0."""
     node_workers: Sequence[Sequence[int]]
-    """The workers of each node, which `push.node_sum` makes one."""
+    """Workers of each node, whose gradients `push.node_sum` adds up."""
     job: BatchJob | None = None
-    """Of the batch system; None outside of one."""
+    """Job of the batch system; None outside of one."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for an event."""
+        """Return plain data for an event."""
         return {"software": self.software, "ranks": self.ranks, "node_workers": self.node_workers, "job": self.job_to_json()}
 
     def job_to_json(self) -> dict[str, Any] | None:
-        """Plain data of the job alone."""
+        """Return plain data of the job alone."""
         return None if self.job is None else asdict(self.job)
 
 
 def provenance_of(plans: Sequence[RankPlan], software: Sequence[Facts], job: BatchJob | None = None) -> Provenance:
-    """That of all ranks; `software[r]` is what rank r reported."""
+    """Return the provenance of all ranks; `software[r]` is `this_software` on rank r."""
     node_workers: dict[str, list[int]] = {}
     ranks = []
     for plan, facts in zip(plans, software, strict=True):
@@ -64,21 +64,21 @@ def provenance_of(plans: Sequence[RankPlan], software: Sequence[Facts], job: Bat
 
 
 def provenance_of_one_process(node_workers: Sequence[Sequence[int]] = ()) -> Provenance:
-    """That of a process which computes for all workers, with the threads that it has now."""
+    """Return the provenance of this process, which computes for all workers with its present number of threads."""
     role = {"rank": 0, "role": "store+worker", "host": socket.gethostname(), "device": "cpu", "worker": None}
     return Provenance(this_software(), [{**role, "threads": torch.get_num_threads(), "store_device": "cpu"}], node_workers)
 
 
 def device_of(device: str, store_device: str | None) -> str:
-    """Of what a rank trains and keeps its part of the store on, a GPU if there is one among them, else `cpu`."""
+    """Return the GPU among a rank's training device and its store device, if there is one, else `cpu`."""
     return next((each for each in (device, store_device) if each is not None and each.startswith("cuda")), "cpu")
 
 
 @functools.cache
 def this_software(device: str = "cpu") -> Facts:
-    """What this process computes with: all that is known to change the last bits of a result, but for the number of threads.
+    """Return facts on this process that are known to change the last bits of a result, except the number of threads.
 
-    CUDA is not touched unless `device` is a GPU: a rank without one should not hold a context on it.
+    CUDA is not used unless `device` is a GPU: a rank without a GPU should not create a context.
     """
     return {
         "hvd_async": hvd_async.__version__,

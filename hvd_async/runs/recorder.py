@@ -1,8 +1,8 @@
-"""Everything that is recorded about a run, on rank 0: the parts that record it, in their order.
+"""The recorder of a run, on rank 0, which passes events to its parts in a fixed order.
 
-The store's loop calls the recorder at every update, so large files are written by one background thread, from copies made at the
-call; the loop waits only when that thread falls far behind. What was written is given up only for what makes it superfluous: a
-snapshot stays until a checkpoint on the disk knows what it gave.
+The store's loop calls the recorder at every update, so one background thread writes large files from copies made during the
+call; the loop waits only if this thread falls far behind. A file is removed only when another makes it superfluous: a
+snapshot stays until a checkpoint on disk contains its result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.system.background_writer import MAX_UNWRITTEN_VECTORS, BackgroundWriter
 from hvd_async.tasks.evaluation import Evaluation
 
-# Small ones never make the store wait.
+# Unwritten files up to this size in total never make the store wait.
 _MAX_UNWRITTEN_BYTES = 1 << 26
 
 
@@ -41,7 +41,7 @@ class RunRecorder:
     """Records one run; a context manager. Implements `store.observer.Observer`; used by one thread."""
 
     def __init__(self, run: RunContext) -> None:
-        """Opens nothing yet."""
+        """Open no file yet."""
         self._run = run
         self._clock = TrainingClock(run.clock)
         self._copies = VersionCopies()
@@ -56,7 +56,7 @@ class RunRecorder:
         self._checkpoints = CheckpointKeeper(run, self._writer, self._copies, self._events, self._history)
         self._hashes = Hashes(run, self._writer, self._copies, self._events)
         self._checkpoints.save_with(self._hashes, self._state)
-        self._parts: Sequence[RunPart] = (  # each may rest on those before it
+        self._parts: Sequence[RunPart] = (  # each part may depend on the parts before it
             self._totals,
             self._limits,
             self._events,
@@ -70,7 +70,7 @@ class RunRecorder:
         self._num_processes = 0
         self._is_resumed = False
         self._store: ParameterStore | None = None
-        self._is_saved = False  # all that training made
+        self._is_saved = False  # whether the result of training is saved completely
 
     @property
     def metrics(self) -> RunMetrics:
@@ -78,7 +78,7 @@ class RunRecorder:
         return self._totals.metrics
 
     def restore(self, resumption: Resumption) -> None:
-        """Continue from a checkpoint. Called before entering."""
+        """Restore the state of a checkpoint. Called before entering."""
         state = resumption.saved.data["recorder"]
         for part in self._parts:
             part.restore(state)
@@ -96,17 +96,17 @@ class RunRecorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Finish what is being written."""
+        """Finish all writing."""
         try:
             self._writer.__exit__(kind, value, trace)
         finally:
             self._events.__exit__(kind, value, trace)
             self._scalars.__exit__(kind, value, trace)
 
-    # --- What the store tells: see `Observer`. ------------------------------------------------------------------------
+    # --- Calls by the store: see `Observer`. --------------------------------------------------------------------------
 
     def started(self, store: ParameterStore) -> None:
-        """Let the training clock run from here."""
+        """Start the training clock, and pass the event on."""
         self._store = store
         self._copies.bind(store)
         self._clock.start()
@@ -116,30 +116,30 @@ class RunRecorder:
         self._copies.clear()
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
-        """Pass on."""
+        """Pass the event on to the parts."""
         for part in self._parts:
             part.received(arrivals)
 
     def updating(self) -> None:
-        """Pass on."""
+        """Pass the event on to the parts."""
         for part in self._parts:
             part.updating()
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """Pass on."""
+        """Pass the event on to the parts."""
         for part in self._parts:
             part.refused(arrival, refusal)
 
     def updated(self, update: Update) -> None:
-        """Pass on. Raises what the background thread failed at, when all of this update is recorded."""
+        """Pass the event on. Raises failures of the background thread after the update is recorded."""
         for part in self._parts:
             part.updated(update)
         self._copies.clear()
         self._writer.raise_failures()
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
-        """Pass on what the statistics mean. After training the checkpoint knows the result at once, and the snapshot goes; while
-        the run trains, with the next checkpoint."""
+        """Pass on the result. After training, the checkpoint is updated and the snapshot removed at once; during training,
+        with the next checkpoint."""
         evaluation = Evaluation.from_vector(statistics[: Evaluation.size])
         result = self._snapshots.result_of(version, evaluation.loss, evaluation.bleu)
         self._history.add(result)
@@ -149,25 +149,25 @@ class RunRecorder:
             self._checkpoints.save_state()
 
     def num_evaluations_due(self) -> int:
-        """Return how many snapshots wait on the disk, or have been evaluated; none where they are for after training."""
+        """Return how many snapshots of this process are on disk or were evaluated; 0 if evaluation follows training."""
         return 0 if self._run.config.validation.when == "after" else self._snapshots.num_written()
 
     def is_finished(self) -> bool:
-        """Whether the run is to end before its data do: see `Limits`."""
+        """Whether the run is to end before its data end: see `Limits`."""
         return self._limits.is_finished()
 
     def ended(self, notice: StopNotice | None) -> None:
-        """Save all that is to outlive this process."""
+        """Save everything that is to outlive this process."""
         self.end_training(is_complete=notice is None or notice.is_end)
         if notice is not None and notice.kind is StopKind.ORPHANED:
             self._conclude_alone(notice)
 
     def settle(self) -> None:
-        """Finish writing what was handed over."""
+        """Finish all writing that was begun."""
         self._writer.forget_failures()
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """Save the store, where training has begun. A failure here is printed, not raised: the first failure ends the run."""
+        """Save the store if training has begun. A failure here is printed, not raised: the first failure ends the run."""
         if self._store is None:
             return
         self.settle()
@@ -178,12 +178,12 @@ class RunRecorder:
                 self._conclude_alone(stop)
         except HvdAsyncError as error:
             self._writer.forget_failures()
-            self._run.progress.say(f"what training made since the last checkpoint could not be saved: {error}")
+            self._run.progress.say(f"the progress since the last checkpoint could not be saved: {error}")
 
     # --- The end. -----------------------------------------------------------------------------------------------------
 
     def end_training(self, *, is_complete: bool) -> None:
-        """Stop the training clock; keep a checkpoint and, of a complete run, a snapshot of the last version. Blocks on the
+        """Stop the training clock; save a checkpoint and, in a complete run, a snapshot of the last version. Blocks on the
         disk."""
         assert self._store is not None
         self._clock.stop()
@@ -192,15 +192,15 @@ class RunRecorder:
         if is_complete:
             self._snapshots.take_last()
         self._hashes.take()
-        self._hashes.log(wait=True)  # before the checkpoint, which knows how long the log is
-        self._writer.wait()  # there is memory for one checkpoint
+        self._hashes.log(wait=True)  # before the checkpoint, which contains the length of the log
+        self._writer.wait()  # memory suffices for one checkpoint only
         self._checkpoints.save()
         self._copies.clear()
         self._writer.wait()
         self._is_saved = True
 
     def snapshots_to_evaluate(self) -> list[int]:
-        """Return versions that are still to be evaluated, whose snapshots lie on the disk. Blocks on the disk."""
+        """Return versions that are still to be evaluated and whose snapshots are on disk. Blocks on the disk."""
         return self._snapshots.to_evaluate()
 
     def is_out_of_patience(self) -> bool:
@@ -208,11 +208,11 @@ class RunRecorder:
         return self._limits.is_out_of_patience()
 
     def status_of(self, notice: StopNotice | None) -> str:
-        """Return how the run ended, in a word of the summary; `notice` is what stopped it."""
+        """Return the summary's word for how the run ended; `notice` is the stop notice, if any."""
         return self._limits.status_of(notice)
 
     def conclude(self, ending: Ending) -> dict[str, Any]:
-        """Write the summary and, of a run that was not stopped, the last model; what the summary says. Blocks on the disk."""
+        """Write the summary and, unless the run was stopped, the last model; return the summary. Blocks on the disk."""
         assert self._store is not None
         if ending.status != "stopped":
             self._models.export_last(self._store)

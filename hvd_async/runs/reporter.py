@@ -1,4 +1,4 @@
-"""What a run tells a person while it trains: see `Progress` for how it is shown."""
+"""Progress reports of a run during training."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from hvd_async.store.arrival import Update
 
 
 class Reporter(RunPart):
-    """Shows updates and evaluations, and warns of a schedule that is over."""
+    """Shows updates and evaluations through `Progress`, and warns when the learning rate schedule has ended."""
 
     def __init__(self, run: RunContext, clock: TrainingClock, totals: Totals) -> None:
-        """All stay the caller's. `totals` hears of everything before."""
+        """All arguments stay the caller's. `totals` must get each event before this part."""
         self._progress = run.progress
         self._clock = clock
         self._totals = totals
         self._num_idle = 0
 
     def updated(self, update: Update) -> None:
-        """Show the update, if it is time."""
+        """Show the update if a line is due."""
         self._num_idle += update.learning_rate == 0.0
-        if self._num_idle == 2:  # that of the last version of a whole schedule is 0
+        if self._num_idle == 2:  # not 1: the last version of a complete schedule has rate 0
             self._progress.say(
                 f"version {update.version}: the learning rate is 0 from here on; see optimizer.schedule.total"
             )

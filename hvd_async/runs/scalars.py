@@ -1,4 +1,4 @@
-"""Curves over versions, for TensorBoard: nice to have, and no reason for a run to end."""
+"""Curves over versions for TensorBoard. Their failure does not end a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _EVERY_SECONDS = 1.0
 
 
 class Scalars(RunPart):
-    """Writes numbers over versions; a context manager. Where that cannot be done it is reported once, and given up."""
+    """Writes numbers over versions; a context manager. After a failure, which is reported once, nothing more is written."""
 
     def __init__(self, run: RunContext, clock: TrainingClock, totals: Totals) -> None:
-        """Opens nothing yet. `totals` hears of everything before."""
+        """Open no file yet. `totals` must get each event before this part."""
         self._folder = run.folder.tensorboard if run.config.training.tensorboard else None
         self._say = run.progress.say
         self._clock = clock
@@ -30,8 +30,8 @@ class Scalars(RunPart):
         self._written_at = 0.0
 
     def forget_from(self, version: int) -> None:
-        """Drop what an earlier process wrote of `version` and later ones, which are made again: curves do not run back and forth.
-        Called before entering."""
+        """Drop points of an earlier process from `version` on, since these versions are made again. Called before
+        entering."""
         self._purge_from = version
 
     def __enter__(self) -> Scalars:
@@ -43,7 +43,7 @@ class Scalars(RunPart):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Write out what is buffered."""
+        """Write the buffer."""
         if self._writer is not None:
             self._do(self._writer.close)
 
@@ -80,4 +80,6 @@ class Scalars(RunPart):
             action()
         except OSError as error:
             self._writer = None
-            self._say(f"{self._folder}: cannot be written: {error.strerror or error}; goes on without TensorBoard's scalars")
+            self._say(
+                f"{self._folder}: cannot be written: {error.strerror or error}; continuing without TensorBoard scalars"
+            )

@@ -1,4 +1,4 @@
-"""Snapshots: the parameters of exactly one version, to be evaluated now or after training."""
+"""Snapshots: the parameters of exactly one version each, evaluated during or after training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = "parameters"
 
 
 class Snapshots(RunPart):
-    """Takes the snapshots that `validation` asks for, and knows which are still to be evaluated."""
+    """Takes the snapshots that `validation` requires, and tracks those that are still to be evaluated."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Snapshots(RunPart):
         copies: VersionCopies,
         history: EvaluationHistory,
     ) -> None:
-        """All stay the caller's; `history` is that of the run's evaluations."""
+        """All arguments stay the caller's; `history` contains the run's evaluations."""
         self._run = run
         self._clock = clock
         self._writer = writer
@@ -47,7 +47,7 @@ class Snapshots(RunPart):
         self._store = store
 
     def updated(self, update: Update) -> None:
-        """Take a snapshot, if one is due."""
+        """Take a snapshot if one is due."""
         if self._run.config.validation.is_due(update.version, self._store.tokens, update.tokens):
             self.take()
 
@@ -59,21 +59,21 @@ class Snapshots(RunPart):
         self._written.append(self._writer.submit(_write, self._run.folder, version, vector, num_bytes=vector.nbytes))
 
     def take_last(self) -> None:
-        """Take one of the version that a complete run ends with, unless it is evaluated or there. Blocks on the disk."""
+        """Take a snapshot of the last version of a complete run, unless it exists or was evaluated. Blocks on the disk."""
         version = self._store.version
         if version in self._history.versions:
             return
         self._writer.wait()
-        if not self._run.folder.snapshot(version).exists():  # not due, or a process before could not write it
+        if not self._run.folder.snapshot(version).exists():  # not due, or an earlier process could not write it
             self.take()
 
     def result_of(self, version: int, loss: float, bleu: float | None) -> EvaluationResult:
-        """Return what an evaluation of the snapshot of `version` gave, with how far training was when it was taken."""
+        """Return the result of evaluating the snapshot of `version`, with the tokens and seconds when it was taken."""
         tokens, seconds = self._moments[version]
         return EvaluationResult(version, tokens, seconds, loss, bleu)
 
     def num_written(self) -> int:
-        """Return how many snapshots of this process are on the disk. Does not block."""
+        """Return how many snapshots of this process are on disk. Does not block."""
         while len(self._written) > self._num_written and self._written[self._num_written].done():
             self._num_written += 1
         return self._num_written
@@ -83,7 +83,7 @@ class Snapshots(RunPart):
         return sorted(self._moments.keys() - self._history.versions)
 
     def to_evaluate(self) -> list[int]:
-        """Return the versions whose evaluation is open and whose snapshots lie on the disk; report those that do not. Blocks."""
+        """Return the versions whose evaluation is open and whose snapshots are on disk; report missing ones. Blocks."""
         self._writer.wait()
         versions, folder = self.unmeasured(), self._run.folder
         missing = [version for version in versions if not folder.snapshot(version).exists()]
@@ -93,11 +93,11 @@ class Snapshots(RunPart):
         return [version for version in versions if version not in missing]
 
     def state(self) -> dict[str, Any]:
-        """Return how far training was at each snapshot."""
+        """Return the tokens and seconds at each snapshot."""
         return {"moments": self._moments}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue."""
+        """Restore the tokens and seconds at each snapshot."""
         self._moments = {int(version): (tokens, seconds) for version, (tokens, seconds) in state["moments"].items()}
 
 

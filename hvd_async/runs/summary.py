@@ -15,9 +15,9 @@ from hvd_async.system.files import write_file
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended. `status` is a word of docs/run-folder.md, `stop` what stopped the run before its end.
+    """How a run ended. `status` is a word of docs/run-folder.md; `stop` is the notice of a stop before the end.
 
-    `num_steps` are those of this process, `num_overrun` the ones among them that took longer than emulation was to make them.
+    `num_steps`: steps of all workers in this process; `num_overrun`: steps that exceeded their emulated length.
     """
 
     status: str
@@ -28,7 +28,7 @@ class Ending:
 
 
 def write_summary(run: RunContext, ending: Ending, history: EvaluationHistory, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `summary.json` and return what it says. `facts`: what the parts of the recorder know."""
+    """Write `summary.json` and return its contents. `facts`: entries from the parts of the recorder."""
     best, last, stop = history.best, history.last, ending.stop
     summary = {
         "name": run.folder.root.name,

@@ -1,4 +1,4 @@
-"""What a run has done so far, in numbers: totals, staleness, and each worker's share."""
+"""Totals of a run so far: tokens, updates, staleness, and the share of each worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hvd_async.store.arrival import Arrival, Refusal, Update
 
 @dataclass
 class WorkerMetrics:
-    """Totals of one worker. `seconds` is its time in steps, from claim to push, emulated idling included."""
+    """Totals of one worker. `seconds` is its time in steps, from claim to push, with emulated idling."""
 
     arrivals: int = 0
     tokens: int = 0
@@ -23,7 +23,7 @@ class WorkerMetrics:
 
     @property
     def mean_staleness(self) -> float:
-        """In versions; 0 before the first arrival."""
+        """Mean staleness of applied arrivals, in versions; 0 before the first arrival."""
         return self.staleness_sum / self.arrivals if self.arrivals else 0.0
 
 
@@ -57,12 +57,12 @@ class RunMetrics:
 
     @property
     def mean_staleness(self) -> float:
-        """Mean over applied arrivals, in versions; 0 before the first."""
+        """Mean staleness of applied arrivals, in versions; 0 before the first arrival."""
         total = self.staleness.total()
         return sum(value * count for value, count in self.staleness.items()) / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a summary or a checkpoint."""
+        """Return plain data for a summary or a checkpoint."""
         return {
             "tokens": self.tokens,
             "updates": self.updates,
@@ -84,7 +84,7 @@ class RunMetrics:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunMetrics:
-        """The inverse of `to_json`."""
+        """Return the totals from the result of `to_json`."""
         return cls(
             tokens=data["tokens"],
             updates=data["updates"],
@@ -100,14 +100,14 @@ class RunMetrics:
 
 
 class Totals(RunPart):
-    """Keeps the totals of a run, those of earlier processes included.
+    """Keeps the totals of a run, including earlier processes.
 
     Attributes:
         metrics: the totals so far.
     """
 
     def __init__(self) -> None:
-        """Nothing has happened."""
+        """Start with totals of 0."""
         self.metrics = RunMetrics()
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
@@ -123,7 +123,7 @@ class Totals(RunPart):
         return {"metrics": self.metrics.to_json()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue."""
+        """Restore the totals."""
         self.metrics = RunMetrics.from_json(state["metrics"])
 
 

@@ -217,7 +217,7 @@ def test_another_format_is_not_called_damage(tmp_path: pathlib.Path) -> None:
     folder = save_checkpoint(tmp_path, 2, make(2.0), keep=1).folder
     head, body = (folder / "data.json").read_text().split("\n")
     (folder / "data.json").write_text(json.dumps({**json.loads(head), "format": 1}) + "\n" + body)
-    with pytest.raises(CheckpointError, match="got format 1, expected 4; use the hvd_async it is from"):
+    with pytest.raises(CheckpointError, match="got format 1, expected 4; use the hvd_async that wrote it"):
         load_latest_checkpoint(tmp_path)
 
 
@@ -228,5 +228,5 @@ def test_tensors_that_are_not_there(tmp_path: pathlib.Path) -> None:
 
 def test_a_file_that_holds_no_tensors(tmp_path: pathlib.Path) -> None:
     (tmp_path / "t").write_bytes(b"abc")
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_tensors(tmp_path / "t")

@@ -59,7 +59,7 @@ def test_only_a_log_that_begins_with_what_was_marked_fits(path: pathlib.Path) ->
         assert fits(path, mark) == expected
         if not expected:
             with (
-                pytest.raises(DataError, match=r"does not begin with the .* bytes that the checkpoint knows"),
+                pytest.raises(DataError, match=r"does not begin with the .* bytes that the checkpoint expects"),
                 EventLog(path, mark),
             ):
                 pass
@@ -81,7 +81,7 @@ def test_the_whole_part_of_a_log_ends_before_the_first_line_that_is_no_event(pat
 
 @pytest.mark.parametrize("what", ["deleted", "moved", "replaced"])
 def test_a_log_that_goes_away_while_it_is_written_is_noticed(path: pathlib.Path, what: str) -> None:
-    with pytest.raises(DataError, match=r"events.jsonl: was deleted or moved while the run went on"), EventLog(path) as log:
+    with pytest.raises(DataError, match=r"events.jsonl: was deleted or moved during the run"), EventLog(path) as log:
         log.write("start", 0.5)
         path.unlink() if what == "deleted" else path.rename(path.with_name("elsewhere"))
         if what == "replaced":

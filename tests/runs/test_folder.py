@@ -61,7 +61,7 @@ def test_a_run_begins_with_its_whole_configuration(tmp_path: pathlib.Path) -> No
 
 
 def test_a_run_does_not_begin_in_the_folder_of_another(folder: RunFolder) -> None:
-    with pytest.raises(ConfigError, match="holds a run already; go on with --resume, replace it with --overwrite"):
+    with pytest.raises(ConfigError, match="holds a run already; resume it with --resume, replace it with --overwrite"):
         folder.begin(make_config(seed=5), overwrite=False)
     assert load_config(folder.config).seed == 1 and folder.checkpoints.exists()
 
@@ -119,7 +119,7 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(folder: RunFolder)
 )
 def test_names_alone_do_not_make_a_run_that_may_be_removed(tmp_path: pathlib.Path, names: tuple[str, ...]) -> None:
     touch(tmp_path, *names, "notes.txt")
-    with pytest.raises(ConfigError, match="not as a run leaves them; expected a run to replace, or none of these names"):
+    with pytest.raises(ConfigError, match="not files of a run; expected a run to replace, or none of these names"):
         RunFolder(tmp_path).begin(make_config(), overwrite=True)
     assert names_in(tmp_path) == sorted([*names, "notes.txt"])
     with pytest.raises(ConfigError, match=r"without config\.yaml, expected all|got a config\.yaml that is not of a run"):
@@ -150,13 +150,15 @@ def make_remains(root: pathlib.Path, name: str) -> pathlib.Path:
 @pytest.mark.parametrize("name", ["checkpoints", "events.jsonl", "summary.json"])
 def test_a_run_does_not_begin_among_what_is_left_of_another(tmp_path: pathlib.Path, name: str) -> None:
     folder, remains = RunFolder(tmp_path), make_remains(tmp_path, name)
-    what = f"{tmp_path}: got {name} without config.yaml, expected all of a run or none; put it back, remove them with"
+    what = f"{tmp_path}: got {name} without config.yaml, expected a whole run or none; restore config.yaml, pass --overwrite"
     with pytest.raises(ConfigError) as caught:
         folder.begin(make_config(), overwrite=False)
-    assert str(caught.value) == f"{what} --overwrite, or set another output"
+    assert str(caught.value) == f"{what} to delete the remaining files, or set another output"
     with pytest.raises(ConfigError) as caught:
         folder.how_to_begin(make_config())
-    assert str(caught.value) == f"--auto-resume: {what} --overwrite in place of --auto-resume, or set another output"
+    assert str(caught.value) == (
+        f"--auto-resume: {what} in place of --auto-resume to delete the remaining files, or set another output"
+    )
     assert remains.exists() and not folder.config.exists() and not folder.snapshots.exists()
     folder.begin(make_config(), overwrite=True)
     assert not remains.exists() and load_config(folder.config) == make_config()
@@ -235,8 +237,8 @@ def test_other_text_in_the_same_place_is_refused(folder: RunFolder, flag: str) -
     with pytest.raises(ConfigError) as caught:
         folder.resume(make_config(), Supply("other", 7), flag)
     assert str(caught.value) == (
-        f"{flag}: data.folder: got data with other text than the run has been trained on; bring that text back, or"
-        " start another run"
+        f"{flag}: data.folder: got data, whose text differs from the run's training data; restore the text, or start"
+        " another run"
     )
 
 
@@ -254,7 +256,7 @@ def test_a_run_is_not_continued_to_where_it_has_been(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         folder.resume(make_config(training=training), Supply("text", num_batches))
-    assert str(caught.value) == f"--resume: training.{got}, which the run has done; or start another run"
+    assert str(caught.value) == f"--resume: training.{got}, which the run has reached; or start another run"
 
 
 @pytest.mark.parametrize("training", [{"updates": 3}, {"seconds": 9.5}, {"seconds": 9.0}, {"tokens": 250}, {"epochs": 1}])
@@ -275,8 +277,8 @@ def test_a_run_does_not_go_on_past_the_end_of_its_schedule(folder: RunFolder, un
     with pytest.raises(ConfigError) as caught:
         folder.resume(config(2), Supply("text", 14))
     assert str(caught.value) == (
-        f"--resume: optimizer.schedule.total: got {total} {unit}, which the run has done, expected more to come; the rate is"
-        " 0 from there on, and nothing would be learned; start another run"
+        f"--resume: optimizer.schedule.total: got {total} {unit}, which the run has reached, expected more; the learning"
+        " rate is 0 from there on, so nothing would be learned; start another run"
     )
 
 
@@ -312,12 +314,12 @@ def test_provisional_parameters_are_compared_by_what_they_mean(folder: RunFolder
 
 def test_a_simulated_run_does_not_go_on_for_real(folder: RunFolder) -> None:
     folder.events.write_text('{"event": "start", "seconds": 0.0, "simulated": true}\n')
-    with pytest.raises(ConfigError, match=r"got a simulated run, .*expected one of `hvd-async train`"):
+    with pytest.raises(ConfigError, match=r"got a simulated run, .*expected a run of `hvd-async train`"):
         folder.resume(make_config(), SUPPLY)
 
 
 def test_there_is_nothing_to_resume_without_a_run(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(CheckpointError, match=r"got no run to resume, expected config.yaml in it; leave out --resume"):
+    with pytest.raises(CheckpointError, match=r"got no run to resume, expected config.yaml; leave out --resume"):
         RunFolder(tmp_path).resume(make_config(), SUPPLY)
 
 
@@ -390,8 +392,8 @@ EVENT = b'{"event": "update"}\n'
     ("log", "version", "kept", "gap", "words"),
     [
         (4 * EVENT, 8, 3 * len(EVENT), False, ""),
-        ((3 * EVENT)[:-1], 5, 2 * len(EVENT), False, "since v00000008 was saved; goes on from v00000005"),
-        (2 * EVENT + bytes(len(EVENT)), 5, 2 * len(EVENT), False, "goes on from v00000005"),
+        ((3 * EVENT)[:-1], 5, 2 * len(EVENT), False, "since v00000008 was saved; resumes from v00000005"),
+        (2 * EVENT + bytes(len(EVENT)), 5, 2 * len(EVENT), False, "resumes from v00000005"),
         (EVENT + b'{"event": "upd', 8, len(EVENT), True, f"with a gap of {2 * len(EVENT)} bytes in the log"),
         (bytes(3 * len(EVENT)), 8, 0, True, "the run cannot be replayed"),
         (None, 8, 0, True, f"with a gap of {3 * len(EVENT)} bytes in the log"),

@@ -219,7 +219,7 @@ def test_what_only_the_ranks_find_wrong_ends_a_job_that_would_come_back(slurm: C
     job = submit(slurm, desk, "train-requeue", config, options=(*TWO_NODES, "--open-mode=truncate"))
     assert slurm.wait(job) == "FAILED"
     assert slurm.facts(job)["Restarts"] == "0"
-    assert "with other text than the run has been trained on" in log_of(desk), log_of(desk)
+    assert "whose text differs from the run's training data" in log_of(desk), log_of(desk)
     assert re.search("^launch: failed", log_of(desk), re.M), log_of(desk)
 
 

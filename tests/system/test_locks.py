@@ -180,8 +180,7 @@ def test_a_run_that_is_computed_is_left_alone(
     with locked(folder.lock):
         assert main(["train", str(config), *([flag] if flag else [])]) == DataError.exit_status
     assert capsys.readouterr().err.splitlines() == [
-        f"hvd-async: {folder.root}: got another process that computes there, expected none; wait for it, end it, or set"
-        " another output"
+        f"hvd-async: {folder.root}: in use by another process; wait for it, end it, or set another output"
     ]
     assert content_of(folder.root) == before
 
@@ -259,5 +258,5 @@ def test_all_ranks_fail_alike_and_one_says_why(config: pathlib.Path) -> None:
     with locked(run / ".lock"):
         done = run_ranks(3, ["-c", IMPATIENT, str(config), "--set", "strategy.kind=async"], timeout=120.0)
     assert not done.timed_out and done.returncode == DataError.exit_status, str(done)
-    assert done.stderr.count("got another process that computes there") == 1, str(done)
+    assert done.stderr.count("in use by another process") == 1, str(done)
     assert [path.name for path in run.iterdir()] == [".lock"]

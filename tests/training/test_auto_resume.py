@@ -70,8 +70,8 @@ def test_data_are_known_by_their_content_and_not_by_their_place(
     capsys.readouterr()
     assert train(config, "training.updates=8") == 2
     assert capsys.readouterr().err == (
-        f"hvd-async: --auto-resume: data.folder: got {text} with other text than the run has been trained on; bring that text"
-        " back, or start another run\n"
+        f"hvd-async: --auto-resume: data.folder: got {text}, whose text differs from the run's training data; restore the"
+        " text, or start another run\n"
     )
 
 
