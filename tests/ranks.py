@@ -22,7 +22,7 @@ from hvd_async.cluster.hosts import Host
 from hvd_async.cluster.mpi import MpiFamily, detect_mpi
 from hvd_async.errors import SetupError
 from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
-from tests.warm import PROGRAMS, Nursery
+from tests.forked_ranks.keeper import PROGRAMS, KeeperStarter
 
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
 # Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
@@ -83,7 +83,7 @@ def run_ranks(
 
     `program` is a script, a module's dotted name, or a list of Python's own arguments such as `["-c", text]`. `hosts` are
     names from the fixture `two_hosts`, filled evenly and in order: of 3 ranks on 2 hosts 0 and 1 are on the first. `env` is
-    added to the environment of every rank, `mpirun_args` to mpirun's arguments. Ranks of a module in `tests.warm.PROGRAMS` are
+    added to the environment of every rank, `mpirun_args` to mpirun's arguments. Ranks of a module in `PROGRAMS` are
     forked from a process that has loaded what they need, unless they are to outlive mpirun.
     """
     family, path = mpi_family(), mpirun_path()
@@ -102,20 +102,20 @@ def run_ranks(
     if hosts and family == "openmpi":
         variables["OMPI_MCA_btl"] = "^ofi"  # there is no fabric between them, and closing libfabric takes a second
     first_host = (str(TWO_HOSTS / "onhost.sh"), hosts[0]) if hosts else ()
-    is_warm = program in PROGRAMS and not outlives_mpirun and not any(name.startswith(_READ_EARLY) for name in env or ())
-    with nursery().keeper() if is_warm else contextlib.nullcontext([sys.executable]) as python:
-        words = (str(program),) if is_warm else _python_arguments(program)
+    is_forked = program in PROGRAMS and not outlives_mpirun and not any(name.startswith(_READ_EARLY) for name in env or ())
+    with keeper_starter().keeper() if is_forked else contextlib.nullcontext([sys.executable]) as python:
+        words = (str(program),) if is_forked else _python_arguments(program)
         command = mpirun_command((*python, *words, *args), layout, options, variables)
         environ = {**os.environ, **command.environment}
         return run_limited((*first_host, *command.argv), environ, timeout, outlives=outlives_mpirun)
 
 
 @functools.cache
-def nursery() -> Nursery:
+def keeper_starter() -> KeeperStarter:
     """The process from which ranks are forked; it ends with this one."""
     # What libraries read when they are loaded is as `run_ranks` sets it for every job.
     early = {"OMP_NUM_THREADS": "1", "UCX_LOG_LEVEL": "error", "PYTHONPATH": _python_path()}
-    made = Nursery({**os.environ, **early})
+    made = KeeperStarter({**os.environ, **early})
     atexit.register(made.close)
     return made
 

@@ -11,19 +11,19 @@ from collections.abc import Iterator
 import pytest
 
 from tests.comparison.processes import is_alive
-from tests.ranks import nursery
+from tests.ranks import keeper_starter
 
 
 @pytest.fixture
 def python() -> Iterator[list[str]]:
-    with nursery().keeper() as words:
+    with keeper_starter().keeper() as words:
         yield words
 
 
-def test_a_rank_has_what_its_place_was_given(python: list[str], tmp_path: pathlib.Path) -> None:
+def test_a_rank_has_what_its_proxy_was_given(python: list[str], tmp_path: pathlib.Path) -> None:
     with (tmp_path / "file").open("w") as file:
         done = subprocess.run(
-            [*python, "tests.warm_probe", "describe", "two words", "ä"],
+            [*python, "tests.forked_ranks.probe", "describe", "two words", "ä"],
             env={"COLOUR": "green", "LC_ALL": "C.UTF-8"},
             cwd=tmp_path,
             pass_fds=[file.fileno()],
@@ -54,37 +54,37 @@ def test_a_rank_has_what_its_place_was_given(python: list[str], tmp_path: pathli
         ("terminate", -signal.SIGTERM, "", ""),
     ],
 )
-def test_a_place_ends_as_its_rank_does(python: list[str], action: str, status: int, output: str, last: str) -> None:
+def test_a_proxy_ends_as_its_rank_does(python: list[str], action: str, status: int, output: str, last: str) -> None:
     done = subprocess.run(
-        [*python, "tests.warm_probe", action], capture_output=True, text=True, timeout=60, check=False, env={}
+        [*python, "tests.forked_ranks.probe", action], capture_output=True, text=True, timeout=60, check=False, env={}
     )
     assert (done.returncode, done.stdout, done.stderr.strip().rpartition("\n")[2]) == (status, output, last)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 7), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_signal_to_a_place_reaches_its_rank(number: int, status: int) -> None:
+def test_a_signal_to_a_proxy_reaches_its_rank(number: int, status: int) -> None:
     with (
-        nursery().keeper() as python,
-        subprocess.Popen([*python, "tests.warm_probe", "wait"], stdout=subprocess.PIPE) as place,
+        keeper_starter().keeper() as python,
+        subprocess.Popen([*python, "tests.forked_ranks.probe", "wait"], stdout=subprocess.PIPE) as proxy,
     ):
-        assert place.stdout is not None
-        rank = int(place.stdout.readline())
-        assert rank != place.pid and is_alive(rank)
-        place.send_signal(number)
-        assert place.wait(60) == status
-        assert place.stdout.read() == b""  # which nobody has open any more
+        assert proxy.stdout is not None
+        rank = int(proxy.stdout.readline())
+        assert rank != proxy.pid and is_alive(rank)
+        proxy.send_signal(number)
+        assert proxy.wait(60) == status
+        assert proxy.stdout.read() == b""  # which nobody has open any more
     assert not is_alive(rank)
 
 
 def test_no_rank_outlives_the_block() -> None:
-    with nursery().keeper() as python:
-        place = subprocess.Popen([*python, "tests.warm_probe", "wait"], stdout=subprocess.PIPE)
-        assert place.stdout is not None
-        rank = int(place.stdout.readline())
-    with place:
-        assert not is_alive(rank) and place.wait(60) == -signal.SIGKILL
+    with keeper_starter().keeper() as python:
+        proxy = subprocess.Popen([*python, "tests.forked_ranks.probe", "wait"], stdout=subprocess.PIPE)
+        assert proxy.stdout is not None
+        rank = int(proxy.stdout.readline())
+    with proxy:
+        assert not is_alive(rank) and proxy.wait(60) == -signal.SIGKILL
 
 
 def test_ranks_have_random_numbers_of_their_own(python: list[str]) -> None:
-    program = [*python, "tests.warm_probe", "draw"]
+    program = [*python, "tests.forked_ranks.probe", "draw"]
     assert len({subprocess.run(program, capture_output=True, timeout=60, check=True, env={}).stdout for _ in range(3)}) == 3

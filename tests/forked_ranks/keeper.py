@@ -1,11 +1,11 @@
 """Ranks forked from a process that has loaded torch already, which saves each of them a second of processor time.
 
-mpirun starts tests/warm_place.py in the place of each rank. The place hands over what it was given, and a keeper, one for each
-job, forks the rank. To MPI and to a test the rank is what mpirun started: it has the same arguments, environment, open files,
+mpirun starts proxy.py instead of each rank. The proxy hands over what it was given, and a keeper, one for each job, forks the
+rank. To MPI and to a test the rank is what mpirun started: it has the same arguments, environment, open files,
 host and folder, a process id of its own, and it ends by itself. It differs in this: its parent is the keeper, /proc shows the
 keeper's environment, modules were loaded with the environment of the tests, and strings have the same hash in all ranks.
 
-    python -m tests.warm     its standard input is a socket; for each path that comes in, a keeper listens there
+    python -m tests.forked_ranks.keeper     its standard input is a socket; for each path that comes in, a keeper listens there
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from typing import Any
 import mpi4py
 import numpy
 
-from tests.warm_place import NAMESPACES, NUMBER_BYTES
+from tests.forked_ranks.proxy import NAMESPACES, NUMBER_BYTES
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PLACE = os.path.join(_ROOT, "tests", "warm_place.py")
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_ROOT = os.path.dirname(os.path.dirname(_FOLDER))
+_PROXY = os.path.join(_FOLDER, "proxy.py")
 # What such a rank can be. They are loaded for what they load, and are run anew.
 PROGRAMS = ("tests.mpi.toy", "tests.mpi.device_toy", "tests.mpi.patterns", "tests.transport.contract", "hvd_async")
 # What these import when they need it. None of it starts a thread, MPI, or anything else that a fork would break.
@@ -50,14 +51,14 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 # --- In the process of the tests --------------------------------------------------------------------------------------
 
 
-class Nursery:
+class KeeperStarter:
     """The process that forks keepers."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Start it; its ranks load what they load with `environ`."""
         self._requests, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "tests.warm"]
+            command = [sys.executable, "-m", "tests.forked_ranks.keeper"]
             self._process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, env=environ, cwd=_ROOT)
 
     @contextlib.contextmanager
@@ -71,7 +72,7 @@ class Nursery:
                     socket.send_fds(self._requests, [path.encode()], [theirs.fileno()])
                 if not ours.recv(1):
                     raise RuntimeError(f"{' '.join(self._process.args)}: no keeper")
-                yield [sys.executable, "-I", "-S", PLACE, path]
+                yield [sys.executable, "-I", "-S", _PROXY, path]
                 ours.shutdown(socket.SHUT_WR)
                 ours.recv(1)  # its end: the keeper is gone, and every rank before it
 
@@ -123,34 +124,34 @@ def _load() -> None:
 
 @dataclass(frozen=True)
 class _Rank:
-    """A rank that runs, its end as something to wait for, and the place to which that is told."""
+    """A rank that runs, its end as something to wait for, and the proxy that is told."""
 
     pid: int
     end: int
-    place: socket.socket
+    proxy: socket.socket
 
     def kill(self) -> None:
         """Kill it; it is not waited for yet, so that the number is its own."""
         os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Wait until the rank is gone, and tell its place, where that is still there."""
+        """Wait until the rank is gone, and tell its proxy, if that is still there."""
         _, status = os.waitpid(self.pid, 0)
         os.close(self.end)
-        with self.place, contextlib.suppress(OSError):
-            self.place.sendall(_number(os.waitstatus_to_exitcode(status)))
+        with self.proxy, contextlib.suppress(OSError):
+            self.proxy.sendall(_number(os.waitstatus_to_exitcode(status)))
 
 
 def _keep(path: str, tests: socket.socket) -> None:
-    """Fork a rank for each place that calls, and kill one whose place is gone; all of them when `tests` want no more."""
+    """Fork a rank for each proxy that calls, and kill one whose proxy is gone; kill all when `tests` want no more."""
     ranks: list[_Rank] = []
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(path)
         door.listen(64)
         tests.sendall(b"!")
         while True:
-            by_end, by_place = {rank.end: rank for rank in ranks}, {rank.place: rank for rank in ranks}
-            ready, _, _ = select.select([door, tests, *by_end, *by_place], [], [])
+            by_end, by_proxy = {rank.end: rank for rank in ranks}, {rank.proxy: rank for rank in ranks}
+            ready, _, _ = select.select([door, tests, *by_end, *by_proxy], [], [])
             for one in ready:
                 if one is tests:
                     for rank in ranks:
@@ -158,40 +159,40 @@ def _keep(path: str, tests: socket.socket) -> None:
                         rank.close()
                     return
                 if one is door:
-                    ranks += _admit(door.accept()[0], [door, tests, *by_place])
+                    ranks += _admit(door.accept()[0], [door, tests, *by_proxy])
                 elif one in by_end:
                     ranks.remove(by_end[one])
                     by_end[one].close()
-                elif by_place[one] in ranks:
-                    by_place[one].kill()
+                elif by_proxy[one] in ranks:
+                    by_proxy[one].kill()
 
 
-def _admit(place: socket.socket, others: Sequence[socket.socket]) -> list[_Rank]:
-    """Fork the rank that is to be at `place`, unless that was killed before it had asked. `others` are not for the rank."""
-    data, descriptors, _, _ = socket.recv_fds(place, NUMBER_BYTES, 253)
+def _admit(proxy: socket.socket, others: Sequence[socket.socket]) -> list[_Rank]:
+    """Fork the rank that `proxy` stands for, unless that was killed before it had asked. `others` are not for the rank."""
+    data, descriptors, _, _ = socket.recv_fds(proxy, NUMBER_BYTES, 253)
     num_bytes = int.from_bytes(data, "little")
-    with place.makefile("rb") as stream:
+    with proxy.makefile("rb") as stream:
         text = stream.read(num_bytes)
     if not descriptors or len(text) < num_bytes:
-        place.close()
+        proxy.close()
         return []
     parent, pid = os.getpid(), os.fork()
     if pid == 0:
         request = json.loads(text)
-        for each in (place, *others):
+        for each in (proxy, *others):
             os.close(each.detach())
-        _take_place(request, descriptors, parent)
+        _become(request, descriptors, parent)
         runpy.run_module(request["argv"][0], run_name="__main__", alter_sys=True)
         sys.exit()  # through all that is above, as a program ends: with what is registered for its end, MPI's too
     for descriptor in descriptors:
         os.close(descriptor)
     with contextlib.suppress(OSError):  # killed meanwhile
-        place.sendall(_number(pid))
-    return [_Rank(pid, os.pidfd_open(pid), place)]
+        proxy.sendall(_number(pid))
+    return [_Rank(pid, os.pidfd_open(pid), proxy)]
 
 
-def _take_place(request: Mapping[str, Any], descriptors: Sequence[int], parent: int) -> None:
-    """Give this process, a child of `parent`, what the program at the place was given."""
+def _become(request: Mapping[str, Any], descriptors: Sequence[int], parent: int) -> None:
+    """Give this process, a child of `parent`, what its proxy was given."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""What a rank that was forked finds, and how it ends: `python -m tests.warm_probe ACTION`, see `ACTIONS`."""
+"""Report what a forked rank finds, and end it in different ways: `python -m tests.forked_ranks.probe ACTION`, see `ACTIONS`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The place of a rank that is forked elsewhere: mpirun starts this program instead of a Python that would load torch.
+"""The proxy of a rank that is forked elsewhere: mpirun starts this program instead of a Python that would load torch.
 
-    python -I -S tests/warm_place.py SOCKET MODULE ARGUMENT...
+    python -I -S tests/forked_ranks/proxy.py SOCKET MODULE ARGUMENT...
 
 It hands what every new program is given (arguments, environment, folder, open files, namespaces) to the keeper that listens at
-SOCKET, which forks the rank (tests/warm.py). It passes signals on to the rank and ends as the rank does. When it is killed, the
+SOCKET, which forks the rank (keeper.py). It passes signals on to the rank and ends as the rank does. When it is killed, the
 keeper kills the rank.
 """
 
