@@ -212,7 +212,7 @@ def test_a_slip_of_the_finger_is_told_by_its_own_verb(
 def test_a_flag_that_was_renamed_is_told_by_its_new_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["launch", "a.yaml", "--starter", "srun"])
-    assert capsys.readouterr().err.endswith("unrecognized arguments: --starter srun; --starter is called --launcher now\n")
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --starter srun; --starter is now called --launcher\n")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: a module for each verb. They read arguments, call, and print; no logic of their own."""
+"""The command line: one module for each verb. A verb reads its arguments, calls the library and prints, and does no more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hvd_async.cli.arguments import EXIT_STATUS, Parser
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The whole command line. Each verb sets `run`, a function from the parsed arguments to the exit status."""
+    """Return the parser of the whole command line. Each verb sets `run`, a function from parsed arguments to the exit status."""
     parser = Parser(
         prog="hvd-async",
         description="Train with asynchronous, summed gradients through a parameter store over MPI, or with Horovod or DDP.",

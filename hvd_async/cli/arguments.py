@@ -1,4 +1,4 @@
-"""What verbs of the command line share: common arguments, and checks of what was given."""
+"""Arguments that several verbs of the command line share, and checks of the given values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hvd_async.system.limits import MOST_BEAM, MOST_RANKS, MOST_SECONDS, MOST_TH
 from hvd_async.system.paths import path_of
 from hvd_async.system.printable import shortened
 
-# Of numbers on the command line, by the name of the argument; the same bounds as in a configuration.
+# The largest accepted number for each argument; the bounds are those of a configuration.
 _MOST = {
     **dict.fromkeys(("workers", "workers_per_node", "jobs", "stage", "task"), MOST_RANKS),
     "nodes": 10_000,
@@ -26,29 +26,29 @@ _MOST = {
     "step_seconds": MOST_SECONDS,
 }
 
-# More than any machine has cores; as many more only take memory.
+# More threads than any machine has cores for would only take memory.
 _MOST_THREADS = 4096
 EXIT_STATUS = """\
 exit status:
   0  done                          4  the machine, launcher or a package does not fit
-  1  an unforeseen failure         5  checkpoint missing, damaged, or of another run
-  2  configuration or arguments    6  another rank failed or fell silent
-  3  data, model files, output     7  a replayed run gives something else than was recorded
+  1  unexpected failure            5  checkpoint missing, damaged, or of another run
+  2  configuration or arguments    6  another rank failed or stopped responding
+  3  data, model files, output     7  a replay differs from the recorded run
                                    8  a run has diverged
                                    129, 130, 138, 143  stopped by SIGHUP, Ctrl-C, SIGUSR1, SIGTERM; train,
-                                   launch and compare save everything first, other verbs are cut off
+                                   launch and compare save everything first, other verbs end at once
 """
 
 
-# Flags of earlier versions.
+# Flags of earlier versions, and their present names.
 _RENAMED = {"--starter": "--launcher"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors name what may have been meant, with the usage of the verb that was given."""
+    """A parser whose errors suggest the nearest valid word and print the usage of the given verb."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]  # less strict
-        """Parse, or end the process by an error of the verb's own parser for what that does not know."""
+        """Return the parsed arguments. Unknown arguments end the process with an error of the verb's own parser."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser: Parser = parsed.parser
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and `message`, with the nearest choice where one was asked for, and exit with status 2."""
+        """Print the usage and `message`, for an invalid choice with the nearest valid one, and exit with status 2."""
         if found := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
             message += _meant(found[1], re.findall(r"[\w-]+", found[2]))
         super().error(message)
@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 def _meant(word: str, choices: Sequence[str]) -> str:
     if word in _RENAMED:
-        return f"; {word} is called {_RENAMED[word]} now"
+        return f"; {word} is now called {_RENAMED[word]}"
     near = difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -77,7 +77,7 @@ def verb(
     purpose: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    """Add the verb `name`; `run` takes the parsed arguments and gives the exit status. Its parser, for its arguments."""
+    """Add the verb `name` and return its parser. `run` maps the parsed arguments to the exit status."""
     parser = verbs.add_parser(
         name,
         help=purpose,
@@ -91,12 +91,12 @@ def verb(
 
 
 def read_paths(parser: argparse.ArgumentParser) -> None:
-    """Have every argument of type `pathlib.Path` read by the rules of `hvd_async.system.paths`."""
+    """Make `parser` read every argument of type `pathlib.Path` by the rules of `hvd_async.system.paths`."""
     parser.register("type", pathlib.Path, lambda text: pathlib.Path(path_argument(text)))
 
 
 def path_argument(text: str) -> str:
-    """A path on the command line; argparse reports what is wrong with it."""
+    """Return `text` if it is a valid path. Raises `argparse.ArgumentTypeError` otherwise, which argparse reports."""
     try:
         return path_of(text)
     except ValueError as error:
@@ -104,7 +104,7 @@ def path_argument(text: str) -> str:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """`--set`."""
+    """Add `--set`, which overrides keys of a configuration."""
     parser.add_argument(
         "--set",
         action="append",
@@ -116,75 +116,77 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """The configuration of a run, and how it begins."""
+    """Add the configuration of a run, and the flags that decide how the run begins."""
     parser.add_argument(
         "config", type=path_argument, metavar="CONFIG", help="YAML file; docs/configuration.md explains every key"
     )
     add_overrides(parser)
     begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in the output folder")
+    begin.add_argument("--resume", action="store_true", help="resume from the latest checkpoint in the output folder")
     begin.add_argument(
         "--auto-resume",
         action="store_true",
-        help="go on from the latest checkpoint where there is one, else begin; for jobs that a batch system starts again",
+        help="resume from the latest checkpoint if there is one, otherwise begin; for jobs that a batch system restarts",
     )
-    begin.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
+    begin.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
 
 
 def is_given(arguments: argparse.Namespace, name: str) -> bool:
-    """Whether the argument was on the command line; 0 is a value like others."""
+    """Whether the argument was on the command line; 0 counts as given."""
     given = getattr(arguments, name)
     return not (given is None or given is False or given == [])
 
 
 def refuse(arguments: argparse.Namespace, names: Sequence[str], beside: str) -> None:
-    """Raises `ConfigError` for the first of the arguments that was given, where it would be ignored."""
+    """Refuse arguments that have no effect with `beside`. Raises `ConfigError` for the first of `names` that was given."""
     for name in names:
         given = getattr(arguments, name)
         if is_given(arguments, name):
             flag = "--set" if name == "overrides" else "--" + name.replace("_", "-")
-            got = "it" if given is True else given[0] if name == "overrides" else given
-            raise ConfigError(f"{flag}: got {got} beside {beside}, where it has no effect; leave one of them out")
+            value = "" if given is True else f" {given[0] if name == 'overrides' else given}"
+            raise ConfigError(f"{flag}{value} has no effect with {beside}; remove one of them")
 
 
 def check_can_be_read_again(path: str | pathlib.Path) -> None:
-    """Raises `ConfigError` for a pipe, as of `<(...)`: the processes that are started read the file again, by its name."""
+    """Refuse a pipe, such as that of `<(...)`: the started processes read the file again, by name. Raises `ConfigError`."""
     path = pathlib.Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ConfigError(f"{path}: got no ordinary file, expected one, as the ranks read it too; write it to a file first")
+        raise ConfigError(
+            f"{path}: got no ordinary file, expected one, since the ranks read it too; write it to a file first"
+        )
 
 
 def check_folder(output: pathlib.Path) -> None:
-    """Raises `ConfigError` for an output folder that cannot be made since a file is there."""
+    """Refuse an output folder that cannot be made because a file is in the way. Raises `ConfigError`."""
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"--output: got {output}, but {path} is a file; expected a folder")
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:
-    """Raises `ConfigError` for a number that no machine can mean, which would end in a library, or in a list without end.
+    """Refuse absurdly large numbers, which would fail inside a library or make an endless list. Raises `ConfigError`.
 
-    What is too small is for the verb to say.
+    Each verb itself refuses numbers that are too small.
     """
     for name, most in _MOST.items():
         given = getattr(arguments, name, None)
         if isinstance(given, (int, float)) and not given <= most:
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag}: got {given}, expected {most:,} at most")
+            raise ConfigError(f"{flag}: got {given}, expected at most {most:,}")
 
 
 def check_new(flag: str, path: pathlib.Path | None, *, overwrite: bool) -> None:
-    """Raises `ConfigError` for a file to be written that is there already; to be asked before the work is done."""
+    """Refuse an output file that exists already, before the work is done. Raises `ConfigError`."""
     if path is None:
         return
     if path.is_dir():
         raise ConfigError(f"{flag}: got the folder {path}, expected a file")
     if path.exists() and not overwrite and path.is_file():
-        raise ConfigError(f"{flag}: got {path}, which is there already; replace it with --overwrite, or name another file")
+        raise ConfigError(f"{flag}: {path} exists already; replace it with --overwrite, or name another file")
 
 
 def numbers(flag: str, text: str) -> list[int]:
-    """Whole numbers between commas. Raises `ConfigError` for anything else."""
+    """Return the whole numbers of a comma-separated list. Raises `ConfigError` for anything else."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and len(part) < 12 and 1 <= int(part) <= MOST_RANKS for part in parts):
         raise ConfigError(f"{flag}: got {shortened(text)}, expected whole numbers from 1 to {MOST_RANKS:,}, such as 4,16,64")
@@ -192,19 +194,19 @@ def numbers(flag: str, text: str) -> list[int]:
 
 
 def check_beam(beam: int | None) -> None:
-    """Raises `ConfigError` for a size that is none."""
+    """Refuse a beam size below 1. Raises `ConfigError`."""
     if beam is not None and beam < 1:
         raise ConfigError(f"--beam: got {beam}, expected 1 or more")
 
 
 def check_threads(threads: int) -> None:
-    """Raises `ConfigError` for a number of threads that no machine has a use for."""
+    """Refuse a number of threads that no machine can use. Raises `ConfigError`."""
     if not 1 <= threads <= _MOST_THREADS:
         raise ConfigError(f"--threads: got {threads}, expected 1 to {_MOST_THREADS}")
 
 
 def device(name: str) -> str:
-    """`name`, of a device that is here. Raises `ConfigError` for none at all, `SetupError` for one that is not here."""
+    """Return `name` if this machine has that device. Raises `SetupError` if not, `ConfigError` if `name` names no device."""
     import torch
 
     try:
@@ -219,14 +221,14 @@ def device(name: str) -> str:
 
 
 def print_summary(summary: dict[str, Any], output: str) -> None:
-    """How a run ended, in a line or two, of which the last says it all: it is what people look for in a log."""
+    """Print how a run ended, in a few lines. The last line is complete by itself: people look for it in a log."""
     last = summary["last"]
     bleu = "" if last["bleu"] is None else f", BLEU {last['bleu']:.2f}"
     restarts = summary["processes"] - 1
     unit = "virtual s" if summary.get("simulated") else "s"
     again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
     if summary.get("unmeasured"):
-        print(f"not measured, though they were to be: versions {', '.join(map(str, summary['unmeasured']))}")
+        print(f"due for evaluation but not evaluated: versions {', '.join(map(str, summary['unmeasured']))}")
     if summary["refused"]:
         print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
     print(

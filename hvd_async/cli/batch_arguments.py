@@ -1,4 +1,4 @@
-"""What `launch` and `compare` share where they write batch scripts."""
+"""Arguments and steps that `launch` and `compare` share for batch scripts."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from hvd_async.errors import ConfigError, SetupError
 if TYPE_CHECKING:
     from hvd_async.launcher.batch_script import Resources
 
-# Of `add_resources` all of it.
+# All arguments of `add_resources`.
 _OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "setup", "site", "submit")
 
 
 def add_resources(group: argparse._ArgumentGroup) -> None:
-    """What a batch script asks of Slurm."""
-    group.add_argument("--submit", action="store_true", help="submit it with sbatch")
+    """Add the resources that a batch script asks of Slurm."""
+    group.add_argument("--submit", action="store_true", help="submit the script with sbatch")
     group.add_argument("--nodes", type=int, metavar="N", help="nodes to ask for (default: launch 2, compare 1)")
     group.add_argument("--cpus-per-worker", type=int, metavar="N", help="cores of each worker (default 4)")
-    group.add_argument("--time", metavar="TIME", help="limit, as sbatch has it (default 24:00:00)")
+    group.add_argument("--time", metavar="TIME", help="time limit, in sbatch's format (default 24:00:00)")
     group.add_argument("--job-name", metavar="NAME", help="default hvd-async")
     group.add_argument(
         "--sbatch",
         action="append",
         default=[],
         metavar="OPTION",
-        help="a further option, such as --sbatch=--partition=gpu, which overrides the script's own; may repeat",
+        help="a further option, such as --sbatch=--partition=gpu, which overrides the script's own; may be repeated",
     )
     group.add_argument(
         "--setup",
         action="append",
         default=[],
         metavar="LINE",
-        help="a line of shell before anything is started, such as 'module load cuda/12.4'; may repeat",
+        help="a line of shell before anything is started, such as 'module load cuda/12.4'; may be repeated",
     )
     group.add_argument(
         "--site",
@@ -50,15 +50,15 @@ def add_resources(group: argparse._ArgumentGroup) -> None:
 
 
 def check_no_script(arguments: argparse.Namespace, *more: str) -> None:
-    """Raises `ConfigError` for arguments of batch scripts, and for `more`, where none is written."""
+    """Refuse arguments of batch scripts, and `more`, where no script is written. Raises `ConfigError`."""
     for name in (*_OF_SCRIPTS, *more):
         if is_given(arguments, name):
             flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag}: got it without --slurm, expected both; it is for a batch script")
+            raise ConfigError(f"--{flag} has no effect without --slurm: it is for batch scripts; add --slurm or remove it")
 
 
 def parse_gpus(text: str | None) -> tuple[str, int | None]:
-    """The type, empty where it is left to the cluster, and the number in `a100:4` or `4`. Raises `ConfigError`."""
+    """Return the type of GPU and their number from `a100:4` or `4` (empty type: any). Raises `ConfigError`."""
     if text is None:
         return "", None
     found = re.fullmatch(r"(?:([A-Za-z][\w.-]*):)?(\d{1,6})", text)
@@ -68,7 +68,7 @@ def parse_gpus(text: str | None) -> tuple[str, int | None]:
 
 
 def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
-    """What is asked of Slurm, from arguments; `defaults` of fields, where they are not those of `Resources`."""
+    """Return the resources to ask of Slurm, from arguments. `defaults`: of fields, where they differ from `Resources`."""
     from hvd_async.launcher.batch_script import Resources
     from hvd_async.launcher.site import read_site
 
@@ -86,14 +86,14 @@ def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
     return Resources(
         **{**defaults, **given},
         gpu_type=gpu_type,
-        more=(*partition, *site.sbatch, *arguments.sbatch),  # of two alike sbatch takes the later
+        more=(*partition, *site.sbatch, *arguments.sbatch),  # of two equal options sbatch takes the later
         account=site.account or "",
         setup=(*site.setup, *arguments.setup),
     )
 
 
 def submit(argv: Sequence[str], text: str = "") -> int:
-    """Run a command that submits, with `text` as its input: its exit status. Raises `SetupError` where it is not there."""
+    """Run a command that submits, with `text` as input, and return its exit status. Raises `SetupError` if it is missing."""
     try:
         return subprocess.run(argv, input=text, encoding="utf-8", check=False).returncode
     except OSError as error:

@@ -15,7 +15,7 @@ from hvd_async.cli.arguments import (
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
-    _add_bench(verb(verbs, "bench", "measure how fast this is here, beside the limits of the machine", _bench))
+    _add_bench(verb(verbs, "bench", "measure the speed of this machine, beside its limits", _bench))
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -35,14 +35,14 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", metavar="NAME", help="for store: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")
-    parser.add_argument("--step-seconds", type=float, metavar="S", help="for scaling: what a step sleeps (default 0.1)")
-    parser.add_argument("--repeats", type=int, metavar="N", help="most turns of each measurement")
-    parser.add_argument("--seconds", type=float, metavar="S", help="limit for the turns of each measurement")
+    parser.add_argument("--step-seconds", type=float, metavar="S", help="for scaling: sleep of each step (default 0.1)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="maximum number of repeats of each measurement")
+    parser.add_argument("--seconds", type=float, metavar="S", help="time limit of each measurement")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of each rank; see docs/performance.md")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     parser.add_argument(
-        "--table", choices=("auto", "none"), default="auto", help="whether to print them (default auto: yes)"
+        "--table", choices=("auto", "none"), default="auto", help="whether to print the figures (default auto: yes)"
     )
 
 

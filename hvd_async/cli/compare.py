@@ -19,46 +19,48 @@ if TYPE_CHECKING:
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
-    _add_compare(verb(verbs, "compare", "compute a suite of comparable runs, and report on them", _compare))
+    _add_compare(verb(verbs, "compare", "compute a suite of comparable runs and write a report", _compare))
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=pathlib.Path, metavar="SUITE", help="YAML file; docs/comparisons.md explains it")
     parser.add_argument(
-        "--output", type=pathlib.Path, metavar="FOLDER", help="of the runs and the report (default: runs/NAME of the suite)"
+        "--output", type=pathlib.Path, metavar="FOLDER", help="folder for runs and report (default: runs/NAME of the suite)"
     )
     parser.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="compute only runs, variants or environments of that name, in which * stands for anything; may repeat",
+        help="compute only runs, variants or environments of that name; * matches anything; may be repeated",
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs computed at a time (default 1); they disturb each other")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs computed at a time (default 1); they slow each other down"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--dry-run", action="store_true", help="print what is to be computed, and the commands, and do nothing"
+        "--dry-run", action="store_true", help="print the runs to be computed and their commands, and do nothing"
     )
     what.add_argument(
-        "--count", action="store_true", help="print how many runs each stage has, a number a line, and do nothing"
+        "--count", action="store_true", help="print how many runs each stage has, one number per line, and do nothing"
     )
     what.add_argument(
         "--task",
         type=int,
         metavar="N",
-        help="compute run N of a stage alone, from 0, for a job array; no report is made. Tasks may run at once on several nodes",
+        help="compute only run N of a stage, from 0, for a job array; makes no report; tasks may run at once on several nodes",
     )
     parser.add_argument(
         "--stage",
         type=int,
         metavar="S",
-        help="of --task: 1 (default), or, of a suite with rates and several seeds, 2: the other seeds at the best rates",
+        help="stage of --task: 1 (default), or 2 for a suite with rates and several seeds: the other seeds at the best rates",
     )
     batch = parser.add_argument_group("batch scripts")
     batch.add_argument(
         "--slurm",
         action="store_true",
-        help="print a batch script, as slurm/compare.sbatch: each run is a task of a job array",
+        help="print a batch script like slurm/compare.sbatch: each run is a task of a job array",
     )
     batch.add_argument("--workers-per-node", type=int, metavar="N", help="tasks on each node (default: the suite's workers)")
     batch.add_argument("--gpus-per-node", metavar="[TYPE:]N", help="GPUs of each node, such as 4 or a100:4")
@@ -76,7 +78,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if jobs < 1:
         raise ConfigError(f"--jobs: got {jobs}, expected 1 or more")
     if arguments.stage is not None and arguments.task is None:
-        raise ConfigError(f"--stage: got {arguments.stage}, expected --task N beside it")
+        raise ConfigError(f"--stage: got {arguments.stage}, expected --task N with it")
     if arguments.task is not None or arguments.count:
         refuse(arguments, ("jobs",), "--count" if arguments.count else "--task")
     if not arguments.slurm:
@@ -117,13 +119,13 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     from hvd_async.launcher.batch_script import ScriptJob, render
     from hvd_async.system.files import write_file
 
-    Execution(suite, output, arguments.only)  # raises for a pattern that fits nothing
+    Execution(suite, output, arguments.only)  # raises for a pattern that matches nothing
     num_workers = 1 if suite.config.launcher == "simulate" else suite.most_workers
     asked = resources(arguments, nodes=1, workers_per_node=num_workers)
     if asked.nodes * asked.workers_per_node < num_workers:
         raise ConfigError(
             f"--workers-per-node: got {asked.workers_per_node} on {asked.nodes} nodes, expected room for {num_workers} workers,"
-            f" as in {arguments.suite}; ask for more nodes, or tasks on each"
+            f" as in {arguments.suite}; ask for more nodes, or for more tasks on each node"
         )
     job = ScriptJob(
         script="compare",

@@ -21,9 +21,9 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(title="corpora", required=True, metavar="CORPUS")
-    builtin = kinds.add_parser("builtin", help="generated English-like to German-like sentences; needs nothing else")
+    builtin = kinds.add_parser("builtin", help="generated sentences, English-like to German-like; needs no download")
     builtin.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
-    builtin.add_argument("--seed", type=int, default=1, help="decides words and sentences (default 1)")
+    builtin.add_argument("--seed", type=int, default=1, help="seed of words and sentences (default 1)")
     builtin.add_argument("--train", type=int, default=20000, metavar="N", help="training pairs (default 20000)")
     builtin.add_argument("--validation", type=int, default=500, metavar="N", help="validation pairs (default 500)")
     builtin.add_argument("--test", type=int, default=500, metavar="N", help="test pairs (default 500)")
@@ -33,9 +33,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     multi30k.add_argument("--output", required=True, type=pathlib.Path, metavar="FOLDER", help="folder for the text files")
     origin = multi30k.add_mutually_exclusive_group(required=True)
     origin.add_argument(
-        "--from", type=pathlib.Path, dest="source", metavar="FOLDER", help="holds train, val, test .en .de[.gz]"
+        "--from", type=pathlib.Path, dest="source", metavar="FOLDER", help="folder with train, val, test .en .de[.gz]"
     )
-    origin.add_argument("--download", action="store_true", help="fetch it from its public repository, checksums verified")
+    origin.add_argument("--download", action="store_true", help="download from the public repository, checksums verified")
     multi30k.set_defaults(run=_data_multi30k, parser=multi30k)
     _finish(multi30k)
 

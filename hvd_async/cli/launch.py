@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from hvd_async.launcher import Begin, LauncherName, LaunchOptions, LaunchOutcome
     from hvd_async.system.processes import Command
 
-# What a batch script has no use for.
+# Arguments that have no effect in a batch script.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
-# Beyond the time that ranks have to stop: what they save may be large.
+# Added to the time that ranks have to stop: the files that they save may be large.
 _PATIENCE_SECONDS = 120.0
 
 
@@ -36,17 +36,17 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add the verb to the command line."""
     parser = verb(verbs, "launch", "start a run with mpirun, horovodrun or srun, or write a batch script for Slurm", _launch)
     add_config(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print what would be started, or submitted, and do nothing")
-    ranks = parser.add_argument_group("ranks", "In a Slurm job, by default, a worker for each of its tasks.")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started or submitted, and do nothing")
+    ranks = parser.add_argument_group("ranks", "Default in a Slurm job: a worker for each task.")
     ranks.add_argument("-w", "--workers", type=int, metavar="N", help="ranks that train (default 2; 1 for strategy single)")
     ranks.add_argument("--workers-per-node", type=int, metavar="N", help="workers on each host")
     ranks.add_argument(
         "--gpus-per-node",
         metavar="[TYPE:]N",
-        help="GPUs of each host; by default a worker for each; the type, such as a100, is for batch scripts",
+        help="GPUs of each host; by default one worker for each GPU; the type, such as a100, is for batch scripts",
     )
     ranks.add_argument(
-        "--store-apart", action="store_true", help="the first component of a heterogeneous Slurm job is for the store alone"
+        "--store-apart", action="store_true", help="reserve the first component of a heterogeneous Slurm job for the store"
     )
     starting = parser.add_argument_group("starting")
     starting.add_argument(
@@ -58,26 +58,30 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--restarts",
         type=int,
         metavar="N",
-        help="after a failure, but not after a refusal or a stop, start again with --auto-resume, up to N times",
+        help="after a failure, start again with --auto-resume, at most N times; not after an error in the input or a stop",
     )
-    starting.add_argument("--mpi", choices=("openmpi", "mpich", "intel"), help="family of the MPI; default: ask mpirun")
-    starting.add_argument("--pmi", metavar="NAME", help="for srun --mpi; default: what Slurm has for this MPI")
+    starting.add_argument("--mpi", choices=("openmpi", "mpich", "intel"), help="MPI implementation; default: ask mpirun")
+    starting.add_argument("--pmi", metavar="NAME", help="value of srun --mpi; default: what Slurm offers for this MPI")
     where = starting.add_mutually_exclusive_group()
     where.add_argument(
         "--hosts",
         metavar="HOST:SLOTS,...",
-        help="hosts and ranks on each, the store's first; default: this one, or those of the job",
+        help="hosts and ranks on each, the store's first; default: this host, or those of the job",
     )
-    where.add_argument("--hostfile", type=pathlib.Path, metavar="FILE", help="the same, a host a line")
+    where.add_argument("--hostfile", type=pathlib.Path, metavar="FILE", help="file of hosts as in --hosts, one per line")
     starting.add_argument(
         "--forward",
         action="append",
         default=[],
         metavar="NAME",
-        help="a variable that ranks on other hosts are to have; may repeat",
+        help="environment variable to pass to ranks on other hosts; may be repeated",
     )
     starting.add_argument(
-        "--extra", action="append", default=[], metavar="ARG", help="passed to the launcher as it is; may repeat"
+        "--extra",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="argument passed to the launcher unchanged; may be repeated",
     )
     batch = parser.add_argument_group("batch scripts")
     batch.add_argument(
@@ -85,7 +89,7 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         choices=("train", "train-requeue", "heterogeneous"),
         nargs="?",
         const="train",
-        help="print a batch script (default train), as those in slurm/",
+        help="print a batch script (default train) like those in slurm/",
     )
     add_resources(batch)
 
@@ -141,7 +145,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 
 def _start(config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool) -> LaunchOutcome:
-    """Run `command`, which computes `config`, until it has ended; what became of it. `status_tells`: see `outcome_of`."""
+    """Run `command`, which computes `config`, until it ends, and return its outcome. `status_tells`: as in `outcome_of`."""
     from hvd_async.launcher import Summary, outcome_of, quieted
     from hvd_async.runs.folder import RunFolder
     from hvd_async.system.processes import Stopping, run_command
@@ -149,7 +153,7 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
     folder = RunFolder(config.output)
     _say(command.shell_text())
     began, summary = time.monotonic(), Summary(folder.summary)
-    # Ranks end by themselves when one of them does not answer; that they do not even do that is for the launcher to see.
+    # Ranks end by themselves when one of them does not answer; if they do not even do that, the launcher ends them.
     patience = config.strategy.stop_timeout_seconds + _PATIENCE_SECONDS
     with quieted(tell) as errors:
         is_saving = functools.partial(folder.is_being_saved, time.time())
@@ -157,18 +161,18 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
         ended = run_command(command, os.environ, stopping, errors)
     seconds = time.monotonic() - began
     if config.strategy.is_single:
-        ended = dataclasses.replace(ended, is_killed=False)  # it was the run itself
+        ended = dataclasses.replace(ended, is_killed=False)  # the killed process was the run itself
     return outcome_of(ended, summary.status(), seconds, summary.stop_signal(), status_tells=status_tells)
 
 
 def _say(line: str) -> None:
-    """Print `line`; a terminal that was closed, or a full disk, does not end what goes on behind it."""
-    with contextlib.suppress(OSError, DataError):  # told when the last of the output is to be written
+    """Print `line`. A closed terminal or a full disk does not end the run."""
+    with contextlib.suppress(OSError, DataError):  # reported when the rest of the output is written at exit
         print(line, flush=True)
 
 
 def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: bool) -> None:
-    """Raise what the ranks would raise, who take seconds to start, of the folder and, where they run here, of the text."""
+    """Raise, before ranks take seconds to start, what they would raise about the folder and, if they run here, the text."""
     from hvd_async.runs.folder import RunFolder
     from hvd_async.tasks.translation.text import find_texts
 
@@ -184,7 +188,7 @@ def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: b
 
 
 def _check_alone() -> None:
-    """Raises `SetupError` for one of several processes, each of which would start a run of its own in the same folder."""
+    """Raise `SetupError` in one of several processes, each of which would start a run of its own in the same folder."""
     from hvd_async.cluster.environment import read_environment
 
     launched = read_environment(os.environ)
@@ -200,16 +204,16 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
     from hvd_async.cluster.slurm import detect_pmi, variables_to_unset
     from hvd_async.launcher import LaunchOptions, variables_to_forward
 
-    bin_folder = pathlib.Path(sys.executable).parent  # the MPI and Horovod of this environment, even if it is not active
+    bin_folder = pathlib.Path(sys.executable).parent  # MPI and Horovod of this environment, even if it is not activated
     found = {name: str(bin_folder / name) if (bin_folder / name).exists() else name for name in ("mpirun", "horovodrun")}
     launcher: LauncherName = arguments.launcher or "mpirun"
     if launcher == "srun" and not is_in_job:
         raise SetupError(
-            "--launcher srun: expected to be in a Slurm job, with no --hosts; write a batch script with --slurm, or get"
+            "--launcher srun: expected to run in a Slurm job, without --hosts; write a batch script with --slurm, or get"
             " nodes with salloc first"
         )
     if arguments.pmi is not None and launcher != "srun":
-        raise SetupError(f"--pmi: got it with --launcher {launcher}, expected srun")
+        raise SetupError(f"--pmi: got --launcher {launcher}, expected srun")
     mpi = arguments.mpi or ("openmpi" if is_single else detect_mpi(found["mpirun"]))
     return LaunchOptions(
         mpi=mpi,
@@ -227,7 +231,7 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
 
 
 def _path_with(folder: pathlib.Path) -> str | None:
-    """PATH with `folder` in it, where it is not: horovodrun looks for mpirun there, and Intel's mpirun for its other half."""
+    """Return PATH with `folder` added, or None if PATH contains it. There horovodrun finds mpirun, Intel's mpirun its Hydra."""
     paths = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return None if str(folder) in paths else os.pathsep.join([str(folder), *paths])
 

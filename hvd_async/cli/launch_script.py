@@ -1,4 +1,4 @@
-"""`hvd-async launch --slurm`: what a batch script runs, and what both it and `launch` ask for."""
+"""`hvd-async launch --slurm`: the job of a batch script, and the ranks and arguments that both it and `launch` ask for."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def wanted(arguments: argparse.Namespace) -> Wanted:
 
     gpu_type, gpus = parse_gpus(arguments.gpus_per_node)
     if gpu_type and not arguments.slurm:
-        raise ConfigError(f"--gpus-per-node: got the type {gpu_type} without --slurm, where it has no effect; leave it out")
+        raise ConfigError(
+            f"--gpus-per-node: got the type {gpu_type} without --slurm, where it has no effect; remove the type"
+        )
     return Wanted(arguments.workers, arguments.workers_per_node, gpus, arguments.store_apart)
 
 
 def train_arguments(arguments: argparse.Namespace) -> TrainArguments:
-    """Return what every rank is told."""
+    """Return the arguments of every rank."""
     from hvd_async.launcher import TrainArguments
 
-    # horovodrun puts the number of its rank before what looks like a line to it.
+    # horovodrun puts the rank's number before everything that it takes for a line.
     has_lines = arguments.dry_run or str(arguments.launcher).startswith("horovodrun")
     progress = "bar" if sys.stdout.isatty() and not has_lines else "auto"
     return TrainArguments(arguments.config, tuple(arguments.overrides), _begin(arguments), progress)
@@ -46,7 +48,7 @@ def _begin(arguments: argparse.Namespace) -> Begin:
 
 
 def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
-    """Print the script, or submit it; the exit status. Raises `ConfigError` for what the job would refuse."""
+    """Print the script or submit it, and return the exit status. Raises `ConfigError` for what the job would refuse."""
     from hvd_async.launcher.batch_script import ScriptJob, render
 
     is_single = config.strategy.is_single
@@ -81,7 +83,7 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 
 def _check_ranks(config: RunConfig, arguments: argparse.Namespace, asked: Resources) -> None:
-    """Raises what `launch` would raise in the job that the script asks for: better now than when its turn has come."""
+    """Raise now what `launch` would raise later, in the job that the script asks for."""
     from hvd_async.cluster.hosts import Host
     from hvd_async.launcher import lay_out, plan_ranks
 

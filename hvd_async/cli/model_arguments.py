@@ -1,4 +1,4 @@
-"""What verbs share that use an exported model."""
+"""Arguments of the verbs that use an exported model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the model, and what it is run on."""
+    """Add the model, its beam size, and the device and threads on which it runs."""
     parser.add_argument("model", type=pathlib.Path, metavar="MODEL", help="folder such as RUN/models/best")
     parser.add_argument("--beam", type=int, metavar="N", help="beam size; default: the configuration's; 1 is greedy")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda[:INDEX]")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="sentences are spread over so many (default: a thread for each core)"
+        "--threads", type=int, metavar="N", help="threads over which sentences are spread (default: one per core)"
     )
 
 
 def load(arguments: argparse.Namespace) -> tuple[ExportedModel, int | None]:
-    """The model, and by how many threads its sentences are to be translated."""
+    """Return the model, and the number of threads that translate its sentences."""
     from hvd_async.tasks.translation.export import load_model
 
     check_beam(arguments.beam)
@@ -34,7 +34,7 @@ def load(arguments: argparse.Namespace) -> tuple[ExportedModel, int | None]:
     name = device(arguments.device)
     model = load_model(arguments.model, name)
     if not model.is_finite():
-        what = "has parameters that are not finite numbers, since its training diverged; it translates nothing"
+        what = "has parameters that are not finite numbers, since its training diverged; its translations are useless"
         print(f"hvd-async: {arguments.model}: {what}", file=sys.stderr)
     if name != "cpu":
         return model, arguments.threads

@@ -15,14 +15,12 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("replayed", type=pathlib.Path, metavar="RUN", help="folder of the run; docs/replay.md")
-    parser.add_argument("--until", type=int, metavar="VERSION", help="go no further than this version")
+    parser.add_argument("--until", type=int, metavar="VERSION", help="stop at this version")
     parser.add_argument(
-        "--output", type=pathlib.Path, metavar="FOLDER", help="write the model of the last version made there"
+        "--output", type=pathlib.Path, metavar="FOLDER", help="write the model of the last replayed version to this folder"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="compute with so many threads instead of the recorded number"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model in that folder")
+    parser.add_argument("--threads", type=int, metavar="N", help="compute with N threads instead of the recorded number")
 
 
 def _replay(arguments: argparse.Namespace) -> int:

@@ -26,9 +26,9 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("report"), metavar="FOLDER", help="default: report"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that are not of a report")
+    parser.add_argument("--overwrite", action="store_true", help="also replace files that do not belong to a report")
     parser.add_argument(
-        "--baseline", metavar="NAME", help="what the others are compared with (default: the suite's, or the first run)"
+        "--baseline", metavar="NAME", help="run that the others are compared with (default: the suite's, or the first run)"
     )
     quality = parser.add_mutually_exclusive_group()
     quality.add_argument("--target-loss", type=float, metavar="LOSS", help="validation loss that runs are timed to")
@@ -36,7 +36,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window",
         metavar="START:SECONDS",
-        help="of the timeline, in seconds of training (default: some steps in the middle)",
+        help="part of the run that the timeline shows, in seconds of training (default: some steps in the middle)",
     )
 
 
@@ -76,7 +76,7 @@ def _window(text: str) -> tuple[float, float]:
 def write_report_to(
     collection: Collection, output: pathlib.Path, window: tuple[float, float] | None, *, overwrite: bool
 ) -> None:
-    """Write the report of `collection` into `output` and print its answer; `window`: of the timeline, start and seconds."""
+    """Write the report of `collection` into `output` and print its answer. `window`: start and length of the timeline [s]."""
     from hvd_async.comparison.results import results
     from hvd_async.report import TimeWindow, text_of, write_report
 

@@ -21,7 +21,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
     )
-    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="keep the translations there")
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="save the translations to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
 
 
@@ -33,14 +33,14 @@ def _score(arguments: argparse.Namespace) -> int:
     check_new("--output", arguments.output, overwrite=arguments.overwrite)
     for flag in ("source", "reference"):
         if arguments.output is not None and arguments.output.resolve() == getattr(arguments, flag).resolve():
-            raise ConfigError(f"--output: got {arguments.output}, the file of --{flag}, expected another one")
+            raise ConfigError(f"--output: got {arguments.output}, the file of --{flag}; expected another file")
     model, threads = load(arguments)
     sources = split_lines(read_bytes(arguments.source), arguments.source)
     references = split_lines(read_bytes(arguments.reference), arguments.reference)
     if len(sources) != len(references) or not sources:
         raise DataError(
-            f"{arguments.source} and {arguments.reference}: got {len(sources)} and {len(references)} lines, expected as many,"
-            " at least one"
+            f"{arguments.source} and {arguments.reference}: got {len(sources)} and {len(references)} lines, expected equal"
+            " numbers, at least 1"
         )
     translations = model.translate(sources, arguments.beam, threads)
     if arguments.output is not None:

@@ -38,23 +38,23 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         help="YAML file; docs/simulation.md explains what is simulated",
     )
     add_overrides(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace what the output folder, or file, holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output folder's contents, or the output file")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for arithmetic (default 1)")
-    parser.add_argument("--timing-only", action="store_true", help="compute no gradients: how fast would it be?")
+    parser.add_argument("--timing-only", action="store_true", help="predict only the speed; compute no gradients")
     parser.add_argument(
         "--workers", metavar="N,...", help="with --timing-only: sizes of the cluster (default: simulation.workers)"
     )
     parser.add_argument(
-        "--arrivals", type=int, metavar="N", help="with --timing-only: arrivals simulated (default: 50 of each worker)"
+        "--arrivals", type=int, metavar="N", help="with --timing-only: arrivals to simulate (default: 50 for each worker)"
     )
     parser.add_argument(
-        "--calibrate", type=pathlib.Path, metavar="RUN", help="fit the cluster to a run that was recorded, and compare"
+        "--calibrate", type=pathlib.Path, metavar="RUN", help="fit the cluster to a recorded run, and compare the two"
     )
     parser.add_argument(
         "--output",
         type=pathlib.Path,
         metavar="PATH",
-        help="with --timing-only: folder for table and figure; with --calibrate: YAML file for what was fitted",
+        help="with --timing-only: folder for the table and figure; with --calibrate: YAML file for the fitted settings",
     )
 
 
@@ -67,7 +67,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         refuse(arguments, ("threads", *(("overwrite",) if arguments.output is None else ())), "--timing-only")
     for flag in ("workers", "arrivals", "output"):
         if getattr(arguments, flag) is not None and not arguments.timing_only:
-            raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected --timing-only beside it; see --help")
+            raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected --timing-only with it; see --help")
     if arguments.config is None:
         raise ConfigError("simulate: got no configuration, expected CONFIG or --calibrate RUN")
     threads = 1 if arguments.threads is None else arguments.threads
@@ -106,7 +106,9 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from hvd_async.simulation.calibration import calibrate
 
     if arguments.config is not None:
-        raise ConfigError(f"CONFIG: got {arguments.config} beside --calibrate, which reads that of the run; leave it out")
+        raise ConfigError(
+            f"CONFIG: got {arguments.config} with --calibrate, which reads the run's configuration; remove CONFIG"
+        )
     refuse(arguments, ("timing_only", "workers", "arrivals", "threads", "overrides"), "--calibrate")
     if arguments.output is None:
         refuse(arguments, ("overwrite",), "--calibrate without --output")

@@ -29,23 +29,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--progress",
         choices=("auto", "bar", "lines"),
         default="auto",
-        help="auto (default): a bar on a terminal, but lines under a launcher, which may show its ranks a terminal of its own",
+        help="auto (default): a bar on a terminal, but lines under a launcher, which may give its ranks a terminal of its own",
     )
-    # Of `hvd-async launch`, which tells how the run ended.
+    # Set by `hvd-async launch`, which itself reports how the run ended.
     parser.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from hvd_async.training.stop_request import StopRequest
 
-    # Before anything heavy is loaded: who stops a run that has only just been started gets the same answer as later.
+    # Before anything heavy is loaded, so that a signal gets the same answer just after the start as later.
     stop = StopRequest()
     try:
         with stop.listening():
             return _train_unless_stopped(arguments, stop)
     except StoppedBySignal as error:
         if arguments.launched:
-            error.is_on_all_ranks, error.is_reporter = True, False  # who launched them tells
+            error.is_on_all_ranks, error.is_reporter = True, False  # `launch` reports it
         raise
 
 
@@ -55,7 +55,7 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
     try:
         config = load_config(arguments.config, arguments.overrides)
     except ConfigError as error:
-        error.is_on_all_ranks = True  # they read the same file
+        error.is_on_all_ranks = True  # all ranks read the same file
         raise
 
     from hvd_async.cluster.environment import read_environment
@@ -70,6 +70,6 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
         arguments.resume, arguments.overwrite, is_live, arguments.auto_resume, stop, is_launched=arguments.launched
     )
     summary = train(config, make_task, options)
-    if summary and summary["status"] != "stopped":  # of that whoever launched it tells
+    if summary and summary["status"] != "stopped":  # a stop is reported by `launch`
         print_summary(summary, config.output)
     return 0

@@ -21,7 +21,9 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _add_translate(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--input", type=pathlib.Path, metavar="FILE", help="one sentence a line; default: standard input")
+    parser.add_argument(
+        "--input", type=pathlib.Path, metavar="FILE", help="text, one sentence per line; default: standard input"
+    )
 
 
 def _translate(arguments: argparse.Namespace) -> int:
@@ -38,7 +40,7 @@ def _translate(arguments: argparse.Namespace) -> int:
                 print(f"hvd-async: {source}: line {line.number}: {line.fault}; left empty", file=sys.stderr)
             num_lines, num_faults = lines[-1].number, num_faults + len(faults)
     if num_faults:
-        raise DataError(f"{source}: {num_faults} of {num_lines} lines could not be translated, and are empty")
+        raise DataError(f"{source}: {num_faults} of {num_lines} lines could not be translated and are empty")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Starting runs: how many ranks where, the command lines of mpirun, horovodrun and srun, and batch scripts. Pure text."""
+"""Starting runs: the ranks on each host, the command lines of mpirun, horovodrun and srun, and batch scripts. Pure text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch scripts for Slurm: templates in `scripts/`, filled in. Pure; the files in `slurm/` are what they give by default."""
+"""Batch scripts for Slurm, from the templates in `scripts/`. Pure. The files in `slurm/` are the scripts with defaults."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ SCRIPTS: tuple[Script, ...] = get_args(Script)
 
 @dataclass(frozen=True)
 class Resources:
-    """What is asked of Slurm, for the workers' nodes. `gpu_type`: as the cluster names it, where it has several; `more`: further
-    options of sbatch, as they are; `time`: in Slurm's form; `account`: of all nodes; `setup`: lines of shell, run first."""
+    """Resources that a script asks of Slurm, for the workers' nodes. `gpu_type`: the cluster's name for it, if it has
+    several types; `more`: further options of sbatch, unchanged; `time`: in Slurm's format; `account`: for all nodes;
+    `setup`: lines of shell, run first."""
 
     nodes: int = 2
     workers_per_node: int = 4
@@ -31,30 +32,30 @@ class Resources:
     setup: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises `ConfigError` for what sbatch would misread."""
+        """Refuse values that sbatch would misread. Raises `ConfigError`."""
         for flag in ("nodes", "workers_per_node", "cpus_per_worker"):
             if getattr(self, flag) < 1:
                 raise ConfigError(f"--{flag.replace('_', '-')}: got {getattr(self, flag)}, expected 1 or more")
         if self.gpus_per_node < 0:
             raise ConfigError(f"--gpus-per-node: got {self.gpus_per_node}, expected 0 or more")
         if not re.fullmatch(r"\d+(-\d+)?(:\d+){0,2}", self.time):
-            raise ConfigError(f"--time: got {self.time!r}, expected minutes, H:MM:SS or D-HH, as sbatch has it")
+            raise ConfigError(f"--time: got {self.time!r}, expected minutes, H:MM:SS or D-HH, in sbatch's format")
         for line in self.setup:
             if not line.strip() or "\n" in line:
                 raise ConfigError(f"--setup: got {line!r}, expected a line of shell, such as 'module load cuda/12.4'")
         for option in self.more:
             if not re.fullmatch(r"-[^\n]+", option):
                 raise ConfigError(
-                    f"--sbatch: got {option!r}, expected an option of sbatch in one line, such as --partition=gpu"
+                    f"--sbatch: got {option!r}, expected an option of sbatch on one line, such as --partition=gpu"
                 )
 
 
 @dataclass(frozen=True)
 class ScriptJob:
-    """What a script runs: a configuration with options of `hvd-async launch`, or a suite with those of `hvd-async compare`.
+    """Job of a script: a configuration with options of `hvd-async launch`, or a suite with options of `hvd-async compare`.
 
-    `environment`: the folder of the Python environment; `folder`: of a suite's runs, by default from its name; `store_nodes`: of
-    a store on nodes of its own; `path`: of the script, in its own comments."""
+    `environment`: folder of the Python environment; `folder`: folder of a suite's runs, by default from the suite's name;
+    `store_nodes`: number of nodes of a store that has its own; `path`: path of the script, for its comments."""
 
     script: Script
     target: str
@@ -70,12 +71,12 @@ class ScriptJob:
 
 
 def render(job: ScriptJob, resources: Resources) -> str:
-    """The text of the script. Raises `ConfigError` for values that have no place in one."""
+    """Return the text of the script. Raises `ConfigError` for values that a script cannot hold."""
     resources.check()
     if not re.fullmatch(r"[\w.+-]+", job.name):
         raise ConfigError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
     loader = jinja2.PackageLoader("hvd_async.launcher", "scripts")
-    # Shell, not HTML. Every value that a user gives freely is quoted here, for a shell.
+    # Shell, not HTML: no autoescape. Every value that a user chooses freely is quoted below, for a shell.
     environment = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True
     )

@@ -1,4 +1,4 @@
-"""The command that starts a run, whatever starts its ranks: pure text, to be printed, compared and tested without MPI."""
+"""The command that starts a run, with any launcher: pure text, which is printed, compared and tested without MPI."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hvd_async.system.processes import Command
 
 
 def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLayout, options: LaunchOptions) -> Command:
-    """The command that trains `config` as `layout` says. Raises `SetupError` where there is none."""
+    """Return the command that trains `config` on the ranks of `layout`. Raises `SetupError` if the launcher cannot."""
     program = arguments.program(options.python, options.python_flags)
     options = replace(options, is_live=arguments.progress == "bar")
     threads = min(plan.threads for plan in plan_ranks(config, layout) if plan.worker is not None)
-    # Ranks set it for themselves, when they have counted their cores: a guess would only stand in their way.
+    # Ranks set OMP_NUM_THREADS themselves once they have counted their cores; a guess would only override their count.
     are_known = all(place.are_threads_known for place in layout.places)
     environment = {"OMP_NUM_THREADS": str(threads)} if are_known else {}
     if config.strategy.is_single:

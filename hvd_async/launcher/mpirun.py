@@ -14,14 +14,14 @@ from hvd_async.system.processes import Command
 def mpirun_command(
     program: Sequence[str], layout: RankLayout, options: LaunchOptions, environment: Mapping[str, str] | None = None
 ) -> Command:
-    """`program` in the ranks of `layout` under mpirun; `environment` reaches every one of them, on all hosts."""
+    """Return the mpirun command that runs `program` in the ranks of `layout`. `environment` reaches ranks on all hosts."""
     if any(place.component for place in layout.places):
         raise SetupError("mpirun reaches only the first component of a heterogeneous Slurm job; use --launcher srun")
     variables = {**(environment or {}), **mpi_environment(layout, options)}
     if options.mpi == "openmpi":
         flags = _openmpi_flags(layout, variables, options)
     else:
-        # Hydra counts no slots, and hands its whole environment to every host.
+        # Hydra counts no slots, and passes its whole environment to every host.
         flags = () if layout.is_local else ("-hosts", layout.hosts_and_slots())
     if options.path is not None:
         variables["PATH"] = options.path
@@ -31,11 +31,12 @@ def mpirun_command(
 
 
 def _openmpi_flags(layout: RankLayout, variables: Mapping[str, str], options: LaunchOptions) -> tuple[str, ...]:
-    # By default Open MPI would bind each rank to one core, and torch's threads with it. It counts physical cores, or a batch
-    # system's tasks, as slots; ours may be fewer, and a store beside the workers has no core or task of its own.
+    # By default Open MPI would bind each rank, with torch's threads, to one core. It counts physical cores, or a batch
+    # system's tasks, as slots; there may be fewer of them than ranks, and a store beside the workers has no core or task of
+    # its own.
     flags: tuple[str, ...] = ("--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE")
     if options.is_live:
-        flags += ("--stream-buffering", "0")  # or lines are held until they are whole; Hydra passes on what comes
+        flags += ("--stream-buffering", "0")  # otherwise lines are held until whole; Hydra passes all on
     if layout.is_local:
         return flags
     names = dict.fromkeys([*sorted(variables), *options.forward])

@@ -1,6 +1,6 @@
-"""What a launcher prints of a rank that failed: boxes that bury the rank's own line, and say no more.
+"""The boxes that a launcher prints about a failed rank, which bury the rank's own message and add nothing to it.
 
-They are held back until the launcher has ended, and left out where a line of ours stands. Anything else passes as it comes.
+Boxes are held back until the launcher has ended, and dropped if a rank printed a message of ours. All else passes at once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 _BORDER = re.compile(rb"-{60,}\s*")
-# How the boxes begin in which Open MPI says that a rank has ended as it wanted to. One that a signal ended, or that could not be
-# started, is told in others.
+# First lines of the boxes in which Open MPI reports a rank that ended by itself. Other boxes report a rank that a signal
+# ended, or that could not be started.
 _OF_FAILED_RANKS = (
     b"prterun detected that one or more processes exited with non-zero status",
     b"MPI_ABORT was invoked on rank",
@@ -25,19 +25,19 @@ _PATIENCE_SECONDS = 2.0
 
 
 class Quieter:
-    """Sorts the lines of a launcher's standard error. Pure."""
+    """Filter for the lines of a launcher's standard error. Pure."""
 
     def __init__(self) -> None:
-        """Nothing has come yet."""
+        """Begin with no lines."""
         self._box: list[bytes] | None = None
         self._held: list[bytes] = []
         self._has_ours = False
 
     def feed(self, line: bytes) -> bytes:
-        """What to show now that `line` has come, its newline included."""
+        """Take in `line`, with its newline, and return what to show now."""
         self._has_ours = self._has_ours or line.startswith(_OURS)
         if self._box is None:
-            if self._held and not line.strip():  # what follows upon boxes
+            if self._held and not line.strip():  # an empty line after boxes
                 self._held.append(line)
                 return b""
             if not _BORDER.fullmatch(line):
@@ -53,7 +53,7 @@ class Quieter:
         return b""
 
     def finish(self) -> bytes:
-        """What to show at the end: boxes that were held back, where nothing of ours explains them."""
+        """Return what to show at the end: the boxes held back, unless a message of ours explains them."""
         rest = self._let_go()
         return rest if self._has_ours else b"".join(self._held) + rest
 
@@ -64,7 +64,7 @@ class Quieter:
 
 @contextlib.contextmanager
 def quieted(show: Callable[[str], object]) -> Iterator[int]:
-    """Yield a descriptor for a launcher's standard error, of which `show` gets what is to be seen, in a thread."""
+    """Yield a descriptor for a launcher's standard error. A thread calls `show` with the text that is to be seen."""
     reading, writing = os.pipe()
     thread = threading.Thread(target=_relay, args=(reading, show), name="errors of the launcher", daemon=True)
     thread.start()
@@ -79,7 +79,7 @@ def _relay(reading: int, show: Callable[[str], object]) -> None:
     quieter = Quieter()
     with open(reading, "rb") as stream:
         for line in stream:
-            if shown := quieter.feed(line.replace(b"\0", b"")):  # prterun writes some, and grep takes a log for binary
+            if shown := quieter.feed(line.replace(b"\0", b"")):  # prterun writes NULs; grep would take the log for binary
                 show(shown.decode(errors="backslashreplace"))
     if shown := quieter.finish():
         show(shown.decode(errors="backslashreplace"))

@@ -1,4 +1,4 @@
-"""By what ranks are started."""
+"""Launchers, and how they start ranks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LauncherName = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """By what ranks are started. `pmi`: what `srun --mpi` is to be; `forward`: names of variables for other hosts; `path`: PATH
-    for the launcher, where it is not the caller's; `unset`: names of variables that the launcher is not to have; `is_live`:
-    show lines of ranks before they are whole, as a bar needs it; `extra`: for the launcher, as it is."""
+    """Options for starting ranks. `pmi`: value of `srun --mpi`; `forward`: names of variables for other hosts; `path`: PATH
+    of the launcher, if not the caller's; `unset`: names of variables to hide from the launcher; `is_live`: show the output
+    of ranks before a line is complete, which a progress bar needs; `extra`: arguments for the launcher, unchanged."""
 
     mpi: MpiFamily = "openmpi"
     launcher: LauncherName = "mpirun"

@@ -1,4 +1,4 @@
-"""How a run ended, from what its launcher says and what the run itself wrote down."""
+"""The outcome of a run, from its launcher's exit status and from the summary that the run itself wrote."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from hvd_async.system.json_text import parse_json
 from hvd_async.system.processes import Ended
 from hvd_async.system.signals import STOP_SIGNALS
 
-# Statuses of what would come again: refused configurations, data, machines and checkpoints, and runs that diverge.
+# Exit statuses of failures that a restart would repeat: refused configurations, data, machines, checkpoints; divergence.
 _REFUSED = tuple(
     kind.exit_status for kind in (ConfigError, DataError, SetupError, CheckpointError, DivergedError, DifferenceError)
 )
 
 
 class Summary:
-    """The file in which a run says how it ended; of an earlier one it does not count."""
+    """The file in which a run reports how it ended. The file of an earlier run is ignored."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """To be made before the run is started."""
+        """Note the present state of the file at `path`. Call this before the run is started."""
         self._path = path
         self._before = self._stamp()
 
     def status(self) -> str | None:
-        """`finished`, `stopped`, ...; None if the run wrote none."""
+        """Return `finished`, `stopped`, ..., or None if the run wrote no status."""
         status = self._read().get("status")
         return None if status is None else str(status)
 
     def stop_signal(self) -> int | None:
-        """The signal that stopped the run, wherever it came; None if none did."""
+        """Return the signal that stopped the run, whichever rank received it, or None."""
         stop = self._read().get("stop")
         name = str(stop.get("signal")) if isinstance(stop, dict) else ""
         return int(signal.Signals[name]) if name in signal.Signals.__members__ else None
@@ -57,7 +57,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class LaunchOutcome:
-    """What a launcher of ours ends with: its exit status, and the last line of its log. `is_failure`: another try may succeed."""
+    """The exit status of `launch` and the last line of its log. `is_failure`: a restart may succeed."""
 
     status: int
     text: str
@@ -67,11 +67,12 @@ class LaunchOutcome:
 def outcome_of(
     ended: Ended, run_status: str | None, seconds: float, stop_signal: int | None = None, *, status_tells: bool = False
 ) -> LaunchOutcome:
-    """Say what became of a run: `run_status` and `stop_signal` are what it wrote down itself. Pure.
+    """Return the outcome of a run. `run_status` and `stop_signal`: what the run itself wrote in its summary. Pure.
 
-    128 + signal if it was asked to stop: by a signal that came to us, or to ranks alone and they saved everything. Of a run that
-    had nothing to save yet the status may tell (`status_tells`): of Open MPI's mpirun it is that of the rank that ended first;
-    but when a rank fails, srun ends the others by SIGTERM, and gives 143.
+    The exit status is 128 + signal if the run was asked to stop, by a signal to this process, or to ranks alone if they
+    saved everything. For a run that had nothing to save yet, the launcher's status may tell (`status_tells`): Open MPI's
+    mpirun returns that of the rank that ended first. srun's does not: when a rank fails, srun ends the others by SIGTERM and
+    returns 143.
     """
     after = f"after {clock_text(seconds, has_hours=True)}"
     by = next((number for number in STOP_SIGNALS if ended.status == 128 + number), signal.SIGTERM)
@@ -79,7 +80,7 @@ def outcome_of(
     if given is not None:
         by = signal.Signals(given)
     name = "Ctrl-C" if by is signal.SIGINT else by.name
-    if ended.status in _REFUSED:  # whatever the folder says: it may be of another job, which was there first
+    if ended.status in _REFUSED:  # whatever the summary says: the folder may belong to another job that came first
         kind = "diverged" if ended.status == DivergedError.exit_status else "failed"
         told = "" if kind == "diverged" else f", exit status {ended.status}"
         return LaunchOutcome(ended.status, f"launch: {kind} {after}{told}")
@@ -87,14 +88,14 @@ def outcome_of(
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, everything saved")
     if ended.status == 0:
         return LaunchOutcome(0, f"launch: done {after}")
-    if run_status in ("finished", "finished early") and ended.signal is None:  # a library crashed as it was unloaded
+    if run_status in ("finished", "finished early") and ended.signal is None:  # a library crashed while it was unloaded
         return LaunchOutcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
     if status_tells and ended.status - 128 in STOP_SIGNALS:
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, before training began")
     if ended.signal is not None:
-        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}; what was saved before is whole")
+        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}; earlier checkpoints are intact")
     status = 1 if ended.status - 128 in STOP_SIGNALS else ended.status
     text = f"launch: failed {after}, exit status {ended.status}"
     if ended.is_killed and status_tells:
-        text += "; what started the ranks was killed: they save what they have and end"
+        text += "; the launcher of the ranks was killed: they save what they have and end"
     return LaunchOutcome(status, text, is_failure=True)

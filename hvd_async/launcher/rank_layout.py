@@ -1,4 +1,4 @@
-"""Where ranks run: from hosts and a number of workers to the ranks on each host. Pure."""
+"""The ranks on each host, from hosts and a number of workers. Pure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _DEFAULT_WORKERS = 2
 
 @dataclass(frozen=True)
 class RankPlace:
-    """A host and the ranks on it: those of the store alone come first. `host`: empty for this machine. `are_threads_known`:
-    else `cores` is a guess, the number of this machine's, from which no number of threads is to follow."""
+    """A host and its ranks; ranks of the store alone come first. `host`: empty for this machine. `are_threads_known`: if
+    False, `cores` is only a guess (this machine's number), from which no number of threads may be derived."""
 
     host: str
     workers: int
@@ -30,20 +30,20 @@ class RankPlace:
 
     @property
     def ranks(self) -> int:
-        """All of them."""
+        """Number of ranks on the host."""
         return self.workers + self.stores
 
 
 @dataclass(frozen=True)
 class RankLayout:
-    """Ranks are numbered in the order of the places, which are at least one."""
+    """Places of all ranks, at least one place. Ranks are numbered in the order of the places."""
 
     places: tuple[RankPlace, ...]
 
     @classmethod
     def of_ranks(cls, num_ranks: int, cores: int, hosts: Sequence[Host] = ()) -> RankLayout:
-        """`num_ranks` ranks of any program, on this machine or on `hosts`, filled in order. Raises `SetupError` if they do not
-        fit."""
+        """Return the layout of `num_ranks` ranks of any program, on this machine or on `hosts`, filled in order. Raises
+        `SetupError` if the ranks do not fit."""
         if not hosts:
             return cls((RankPlace("", num_ranks, cores=cores),))
         taken = _fill(num_ranks, hosts)
@@ -51,12 +51,12 @@ class RankLayout:
 
     @property
     def num_ranks(self) -> int:
-        """Processes to start."""
+        """Number of processes to start."""
         return sum(place.ranks for place in self.places)
 
     @property
     def num_workers(self) -> int:
-        """Those of them that train."""
+        """Number of ranks that train."""
         return sum(place.workers for place in self.places)
 
     @property
@@ -70,14 +70,14 @@ class RankLayout:
         return any(place.ranks > place.cores for place in self.places)
 
     def hosts_and_slots(self) -> str:
-        """The form that mpirun and horovodrun read."""
+        """Return the hosts and their slots in the format of mpirun and horovodrun."""
         return ",".join(f"{place.host}:{place.ranks}" for place in self.places)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a user says of the number of workers, in all and on each host, and of the GPUs of each; None: nothing. `store_apart`:
-    the first component of a heterogeneous job is for the store alone."""
+    """Numbers that a user asks for: workers in all, workers on each host, GPUs of each host; None: not given. `store_apart`:
+    the first component of a heterogeneous job is reserved for the store."""
 
     workers: int | None = None
     per_node: int | None = None
@@ -88,10 +88,11 @@ class Wanted:
 def lay_out(
     config: RunConfig, wanted: Wanted, hosts: Sequence[Host], own_cores: int, *, are_allocated: bool = False
 ) -> RankLayout:
-    """The ranks that train `config` on `hosts`, or on this machine if there are none.
+    """Return the layout of the ranks that train `config` on `hosts`, or on this machine if there are none.
 
-    `are_allocated`: hosts come from a batch system, their slots count workers, and the store's ranks are beside them; else a
-    user named them, and slots count ranks. Raises `SetupError` where it does not come out, `ConfigError` for a number below 1.
+    `are_allocated`: the hosts come from a batch system, slots count workers, and the store's ranks come on top; otherwise a
+    user named the hosts, and slots count ranks. Raises `SetupError` if the numbers do not fit, `ConfigError` for a number
+    below 1.
     """
     flags = {"--workers": wanted.workers, "--workers-per-node": wanted.per_node, "--gpus-per-node": wanted.gpus}
     for flag, number in flags.items():
@@ -102,7 +103,7 @@ def lay_out(
     stores = config.store.shards if is_dedicated else 0
     if wanted.store_apart and not stores:
         raise SetupError(
-            "--store-apart: expected strategy async with placement dedicated; else there is no rank that only stores"
+            "--store-apart: expected strategy async with placement dedicated; otherwise no rank is for the store alone"
         )
     if strategy.is_single:
         _check_single(wanted)
@@ -112,7 +113,7 @@ def lay_out(
             raise SetupError("--store-apart: expected a heterogeneous Slurm job; see slurm/heterogeneous.sbatch")
         if None not in (wanted.workers, wanted.per_node) and wanted.workers != wanted.per_node:
             raise SetupError(
-                f"--workers {wanted.workers} beside --workers-per-node {wanted.per_node} on one machine: expected one of them"
+                f"--workers {wanted.workers} with --workers-per-node {wanted.per_node} on one machine: expected one of them"
             )
         workers = wanted.workers or wanted.per_node or wanted.gpus or _DEFAULT_WORKERS
         return RankLayout((RankPlace("", workers, stores, own_cores, wanted.gpus),))
@@ -146,12 +147,12 @@ def _check_single(wanted: Wanted) -> None:
         if number not in (None, 1):
             raise SetupError(
                 f"number of workers: got {number}, expected 1 for strategy single;"
-                " for more choose one with --set strategy.kind=async (or horovod, ddp)"
+                " for more workers, choose a strategy with --set strategy.kind=async (or horovod, ddp)"
             )
 
 
 def _among(hosts: Sequence[Host], wanted: Wanted, stores: int) -> list[tuple[int, int]]:
-    """Workers and stores of each host where slots are for ranks, hosts filled in order; by default every slot is used."""
+    """Return the workers and store ranks of each host if slots count ranks. Hosts are filled in order, by default fully."""
     slots = sum(host.slots or 1 for host in hosts)
     if wanted.workers is None and slots <= stores:
         raise SetupError(
@@ -163,15 +164,15 @@ def _among(hosts: Sequence[Host], wanted: Wanted, stores: int) -> list[tuple[int
 
 
 def _beside(hosts: Sequence[Host], wanted: Wanted, stores: int, *, are_allocated: bool) -> list[tuple[int, int]]:
-    """The same where slots are for workers, and the store's ranks come on top."""
+    """Return the workers and store ranks of each host where slots count workers and the store's ranks come on top."""
     if wanted.per_node is not None:
         if wanted.workers is not None and wanted.workers != wanted.per_node * len(hosts):
             raise SetupError(
-                f"--workers {wanted.workers} beside --workers-per-node {wanted.per_node} on {len(hosts)} hosts: expected one of"
+                f"--workers {wanted.workers} with --workers-per-node {wanted.per_node} on {len(hosts)} hosts: expected one of"
                 f" them, or {wanted.per_node * len(hosts)} workers"
             )
         if not are_allocated and any(host.slots for host in hosts):
-            raise SetupError(f"--workers-per-node: got it beside slots in {_names(hosts)}; leave one of them out")
+            raise SetupError(f"--workers-per-node conflicts with the slots in {_names(hosts)}; remove one of them")
         workers = [wanted.per_node] * len(hosts)
     else:
         workers = [host.slots or host.gpus or 1 for host in hosts]
@@ -180,7 +181,7 @@ def _beside(hosts: Sequence[Host], wanted: Wanted, stores: int, *, are_allocated
             if has_room and wanted.workers > sum(workers):
                 raise SetupError(
                     f"--workers: got {wanted.workers}, expected at most {sum(workers)}, the tasks of this job; ask for more with"
-                    " sbatch --ntasks-per-node, or say --workers-per-node"
+                    " sbatch --ntasks-per-node, or set --workers-per-node"
                 )
             workers = _deal(wanted.workers, workers if has_room else [wanted.workers] * len(hosts))
     of_store = _deal(stores, [stores if k else 0 for k in workers])
@@ -188,35 +189,35 @@ def _beside(hosts: Sequence[Host], wanted: Wanted, stores: int, *, are_allocated
 
 
 def _apart(hosts: Sequence[Host], wanted: Wanted, stores: int) -> list[tuple[int, int]]:
-    """The same with the nodes of the first component for the store alone."""
+    """Return the workers and store ranks of each host where the first component's nodes are for the store alone."""
     first = [host for host in hosts if host.component == 0]
     rest = [host for host in hosts if host.component > 0]
     if not rest:
         raise SetupError(
             "--store-apart: expected a heterogeneous Slurm job, got one with a single component; see slurm/heterogeneous.sbatch"
         )
-    # The store's shards lie on the first rank of each host in turn: were there fewer hosts, a worker's host would get one.
+    # Shards go to the first rank of each host in turn: with fewer store hosts than shards, a worker's host would get one.
     if len(first) != stores:
         raise SetupError(
-            f"--store-apart: got {len(first)} nodes in the first component of the job, expected {stores}, as store.shards"
+            f"--store-apart: got {len(first)} nodes in the first component of the job, expected {stores} (store.shards)"
         )
     return [(0, 1)] * stores + [(k, 0) for k, _ in _beside(rest, wanted, 0, are_allocated=True)]
 
 
 def _fill(num_ranks: int, hosts: Sequence[Host]) -> list[int]:
-    """Ranks on each host, filled in order."""
+    """Return the number of ranks on each host, filled in order."""
     slots = [host.slots or 1 for host in hosts]
     if num_ranks > sum(slots):
         raise SetupError(
             f"{num_ranks} ranks do not fit on {_names(hosts)}: {sum(slots)} slots; add hosts or slots (NAME:SLOTS)"
-            " (strategy async with a dedicated store has one rank more than workers for each shard)"
+            " (strategy async with a dedicated store needs one rank for each shard besides the workers)"
         )
     before = itertools.accumulate(slots, initial=0)
     return [max(0, min(k, num_ranks - start)) for start, k in zip(before, slots, strict=False)]
 
 
 def _deal(number: int, room: Sequence[int]) -> list[int]:
-    """So many of each as come when `number` are dealt to hosts in turn, each taking no more than it has room for."""
+    """Return how many ranks each host gets when `number` ranks are dealt to the hosts in turn, as far as each has room."""
     taken = [0] * len(room)
     turns = (k for turn in itertools.count() for k in range(len(room)) if room[k] > turn)
     for k in itertools.islice(turns, min(number, sum(room))):
@@ -229,9 +230,9 @@ def _names(hosts: Sequence[Host]) -> str:
 
 
 def plan_ranks(config: RunConfig, layout: RankLayout) -> tuple[RankPlan, ...]:
-    """What every rank is to be, as far as it is known before it starts: devices only where all GPUs are.
+    """Return the plan of every rank, as far as known before the start: devices only if the GPUs of all hosts are known.
 
-    Raises what `assign_roles` raises.
+    Raises the errors of `assign_roles`.
     """
     placement = placement_of(config)
     are_known = all(place.gpus is not None for place in layout.places) or placement.device == "cpu"
@@ -248,13 +249,13 @@ def plan_ranks(config: RunConfig, layout: RankLayout) -> tuple[RankPlan, ...]:
 
 
 def _device_asked_for(plan: RankPlan, config: RunConfig) -> str:
-    """In words, where it is not known what there is."""
+    """Return the device in words, for hosts whose GPUs are unknown."""
     asked = config.store.device if plan.worker is None else config.training.device
     return asked if asked == "cpu" else f"device {asked}"
 
 
 def explain(layout: RankLayout, plans: Sequence[RankPlan]) -> list[str]:
-    """A line for all, and one for each rank."""
+    """Return one line for the whole layout and one line for each rank."""
     stores = layout.num_ranks - layout.num_workers
     facts = [_count(layout.num_workers, "worker"), *([f"{stores} for the store alone"] if stores else [])]
     hosts = "this machine" if layout.is_local else _count(len(layout.places), "host")

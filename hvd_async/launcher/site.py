@@ -1,4 +1,4 @@
-"""What every batch script of a cluster needs, written down once: account, partition, modules."""
+"""The settings that every batch script of a cluster needs, in one file: account, partition, modules."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _PLACE = pathlib.PurePath("hvd_async", "site.yaml")
 
 
 class SiteConfig(Section):
-    """One YAML file, whose keys go into every script that `launch` and `compare` write; flags add to them, and win."""
+    """Keys of the site file, which go into every script that `launch` and `compare` write. Flags add to them and override
+    them."""
 
     account: str | None = Field(None, pattern=r"^[\w.,@+-]+$", description="For `#SBATCH --account`.")
     partition: str | None = Field(
-        None, pattern=r"^[\w.,@+-]+$", description="For `#SBATCH --partition`; not of a store on nodes of its own."
+        None, pattern=r"^[\w.,@+-]+$", description="For `#SBATCH --partition`; not for the nodes of a separate store."
     )
     sbatch: tuple[str, ...] = Field((), strict=False, description="Further options of sbatch, such as `--qos=high`.")
     setup: tuple[str, ...] = Field(
@@ -26,13 +27,13 @@ class SiteConfig(Section):
 
 
 def default_site(environ: Mapping[str, str]) -> pathlib.Path:
-    """Where a user's own site file is looked for."""
+    """Return the path of a user's own site file."""
     home = environ.get("XDG_CONFIG_HOME") or pathlib.Path(environ.get("HOME", "/"), ".config")
     return pathlib.Path(home) / _PLACE
 
 
 def read_site(path: pathlib.Path | None, environ: Mapping[str, str]) -> SiteConfig:
-    """Read `path`, or the user's own file where there is one. Raises `ConfigError`."""
+    """Read the site file at `path`, by default the user's own file if it exists. Raises `ConfigError`."""
     if path is None:
         path = default_site(environ)
         if not path.is_file():

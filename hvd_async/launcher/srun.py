@@ -1,4 +1,4 @@
-"""The command line of srun: pure text. What Slurm itself is like is known to `cluster.slurm`."""
+"""The command line of srun: pure text. Facts about Slurm itself are in `cluster.slurm`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hvd_async.system.processes import Command
 def srun_command(
     program: Sequence[str], layout: RankLayout, options: LaunchOptions, environment: Mapping[str, str] | None = None
 ) -> Command:
-    """`program` in the ranks of `layout` in one step of the Slurm job that the caller is in."""
+    """Return the command that runs `program` in the ranks of `layout`, in one step of the caller's Slurm job."""
     variables = {**(environment or {}), **mpi_environment(layout, options)}
-    # A task that fails ends the others, which would wait for it.
+    # A task that fails ends the others, which would otherwise wait for it.
     argv: list[str] = [options.srun, f"--mpi={options.pmi}", "--kill-on-bad-exit=1", "--export=ALL"]
     argv += [*(["--unbuffered"] if options.is_live else []), *options.extra]
     components = [list(places) for _, places in itertools.groupby(layout.places, key=lambda place: place.component)]
@@ -30,14 +30,14 @@ def srun_command(
 
 
 def _step(places: Sequence[RankPlace]) -> list[str]:
-    """The store's ranks are more than the tasks that the job asked for, and take no core of their own: they, and all others, use
-    whatever the job has on their node."""
+    """Return srun's options for the tasks of one component. The store's ranks come on top of the tasks that the job asked
+    for and have no cores of their own, so all ranks share the job's cores on their node."""
     names = [place.host for place in places for _ in range(place.ranks)]
     return [
         f"--ntasks={len(names)}",
         "--overcommit",
         "--overlap",
         "--cpu-bind=none",
-        "--distribution=arbitrary",  # a task for each name of the list, in its order
+        "--distribution=arbitrary",  # one task for each name in the list, in order
         f"--nodelist={','.join(names)}",
     ]

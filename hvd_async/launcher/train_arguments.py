@@ -1,4 +1,4 @@
-"""What every rank of a run is told on its command line."""
+"""The command line of every rank of a run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ Begin = Literal["", "resume", "overwrite", "auto-resume"]
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """What every rank is told.
+    """Arguments of every rank.
 
-    `begin`: a flag of `hvd-async train`, or none. `is_launched`: whoever starts the ranks tells how the run ended.
+    `begin`: a flag of `hvd-async train`, or empty. `is_launched`: the process that starts the ranks reports how the run
+    ended.
     """
 
     config_path: str
@@ -22,12 +23,12 @@ class TrainArguments:
     is_launched: bool = False
 
     def words(self) -> tuple[str, ...]:
-        """The same, as arguments of `hvd-async train` or `launch`."""
+        """Return the arguments as words of the command line of `hvd-async train` or `launch`."""
         sets = tuple(word for override in self.overrides for word in ("--set", override))
         return (self.config_path, *sets, *([f"--{self.begin}"] if self.begin else []))
 
     def program(self, python: str, flags: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The program of one rank. `flags`: of the interpreter."""
+        """Return the program of one rank. `flags`: flags of the interpreter."""
         progress = ("--progress", self.progress) if self.progress != "auto" else ()
         launched = ("--launched",) if self.is_launched else ()
         return (python, *flags, "-m", "hvd_async", "train", *self.words(), *progress, *launched)

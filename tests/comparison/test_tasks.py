@@ -100,9 +100,9 @@ def test_only_numbers_what_is_asked_for(folder: pathlib.Path, pretended: Pretend
         ("--task 0 --stage 3", "--stage: got 3, expected 1 or 2"),
         ("--task 0 --stage 0", "--stage: got 0, expected 1 or 2"),
         ("--task 0 --only *-s2", "--task: got 0, expected none at all: the numbers of the runs in stage 1"),
-        ("--task 0 --jobs 2", "--jobs: got 2 beside --task, where it has no effect; leave one of them out"),
-        ("--count --jobs 2", "--jobs: got 2 beside --count, where it has no effect; leave one of them out"),
-        ("--stage 2", "--stage: got 2, expected --task N beside it"),
+        ("--task 0 --jobs 2", "--jobs 2 has no effect with --task; remove one of them"),
+        ("--count --jobs 2", "--jobs 2 has no effect with --count; remove one of them"),
+        ("--stage 2", "--stage: got 2, expected --task N with it"),
     ],
 )
 def test_a_run_that_is_none_is_refused(

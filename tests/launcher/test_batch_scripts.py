@@ -87,11 +87,16 @@ def test_a_single_process_asks_for_one(tmp_path: pathlib.Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("sections", "words", "status", "message"),
     [
-        ({}, ["--slurm", "train-requeue", "--overwrite"], 2, "--overwrite: got it beside --slurm train-requeue"),
-        ({}, ["--slurm", "heterogeneous", "--launcher", "mpirun"], 2, "--launcher: got mpirun beside --slurm heterogeneous"),
-        ({}, ["--slurm", "--hosts", "a:2"], 2, "--hosts: got a:2 beside --slurm"),
-        ({}, ["--nodes", "2"], 2, "--nodes: got it without --slurm"),
-        ({}, ["--submit"], 2, "--submit: got it without --slurm"),
+        ({}, ["--slurm", "train-requeue", "--overwrite"], 2, "--overwrite has no effect with --slurm train-requeue"),
+        (
+            {},
+            ["--slurm", "heterogeneous", "--launcher", "mpirun"],
+            2,
+            "--launcher mpirun has no effect with --slurm heterogeneous",
+        ),
+        ({}, ["--slurm", "--hosts", "a:2"], 2, "--hosts a:2 has no effect with --slurm"),
+        ({}, ["--nodes", "2"], 2, "--nodes has no effect without --slurm"),
+        ({}, ["--submit"], 2, "--submit has no effect without --slurm"),
         ({}, ["--slurm", "--nodes", "0"], 2, "--nodes: got 0"),
         ({}, ["--slurm", "--gpus-per-node", "0"], 2, "--gpus-per-node: got 0"),
         ({}, ["--slurm", "--workers", "9"], 4, "--workers: got 9, expected at most 8, the tasks of this job"),
@@ -143,8 +148,8 @@ def test_simulated_runs_have_one_process(tmp_path: pathlib.Path, capsys: pytest.
     [
         (["--slurm", "--gpus-per-node", "2"], "--workers-per-node: got 2 on 1 nodes, expected room for 3 workers"),
         (["--slurm", "--only", "nobody"], "--only: got 'nobody'"),
-        (["--slurm", "--count"], "--count: got it beside --slurm"),
-        (["--workers-per-node", "2"], "--workers-per-node: got it without --slurm"),
+        (["--slurm", "--count"], "--count has no effect with --slurm"),
+        (["--workers-per-node", "2"], "--workers-per-node has no effect without --slurm"),
     ],
 )
 def test_a_suites_script_that_could_not_run_is_not_written(

@@ -285,11 +285,11 @@ def test_a_number_below_one_is_a_fault_of_the_arguments(wanted: dict[str, int], 
 @pytest.mark.parametrize(
     ("kind", "wanted", "hosts", "changes", "message"),
     [
-        ("async", {"workers": 3, "per_node": 2}, (), {}, "--workers 3 beside --workers-per-node 2 on one machine"),
+        ("async", {"workers": 3, "per_node": 2}, (), {}, "--workers 3 with --workers-per-node 2 on one machine"),
         ("async", {"workers": 4, "gpus": 2}, (), {}, "4 workers here, but rank 3 finds no GPU of its own"),
         ("single", {"workers": 2}, (), {}, "got 2, expected 1 for strategy single"),
         ("async", {"workers": 5}, TWO_HOSTS, {}, "6 ranks do not fit on node1:3,node2:2: 5 slots"),
-        ("async", {"per_node": 2}, TWO_HOSTS, {}, "--workers-per-node: got it beside slots in node1:3,node2:2"),
+        ("async", {"per_node": 2}, TWO_HOSTS, {}, "--workers-per-node conflicts with the slots in node1:3,node2:2"),
         ("async", {}, (Host("a"),), {}, "a:1: 1 slots for 1 ranks of the store"),
         ("async", {"workers": 7}, nodes(4, 2), {}, "--workers: got 7, expected at most 6, the tasks of this job"),
         ("async", {"workers": 3, "per_node": 2}, nodes(4, 2), {}, "expected one of them, or 4 workers"),
@@ -508,7 +508,7 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(1), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
         (Ended(0, signal.SIGINT), "stopped", 130, "stopped by Ctrl-C after 1:02:03, everything saved"),
         (Ended(0, signal.SIGHUP), "stopped", 129, "stopped by SIGHUP after 1:02:03, everything saved"),
-        (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; what was saved before is whole"),
+        (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; earlier checkpoints are intact"),
         (Ended(2), "finished", 2, "failed after 1:02:03, exit status 2"),  # another job was there first
         (Ended(3), "stopped", 3, "failed after 1:02:03, exit status 3"),
         (Ended(139), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 139"),
@@ -533,7 +533,7 @@ def test_a_rank_that_is_stopped_before_there_is_anything_to_save_did_not_fail(st
 
 def test_ranks_outlive_a_launcher_that_is_killed_and_save() -> None:
     outcome = outcome_of(Ended(137, is_killed=True), None, 1.0, status_tells=True)
-    assert outcome.text.endswith("exit status 137; what started the ranks was killed: they save what they have and end")
+    assert outcome.text.endswith("exit status 137; the launcher of the ranks was killed: they save what they have and end")
     assert outcome.is_failure
 
 
