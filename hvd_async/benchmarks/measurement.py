@@ -1,4 +1,4 @@
-"""What a measurement is: competitors timed in turns, medians and spread, and a figure beside its limit and its target."""
+"""Measurements: competitors timed in turns, medians and quartiles, and figures beside their limits and targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Repeated measurements of one thing: their median, their quartiles (of fewer than 4: the extremes), how many."""
+    """Median, quartiles (of fewer than 4 values: the extremes) and count of repeated measurements."""
 
     median: float
     low: float
@@ -29,12 +29,12 @@ class Spread:
         return cls(statistics.median(values), low, high, len(values))
 
     def scaled(self, factor: float) -> Spread:
-        """The same in another unit."""
+        """Return the spread in another unit: all values times `factor`."""
         return Spread(self.median * factor, self.low * factor, self.high * factor, self.count)
 
 
 def timed(action: Callable[[], object], clock: Clock = time.perf_counter) -> float:
-    """Seconds that `action` takes."""
+    """Return the seconds that `action` takes."""
     begin = clock()
     action()
     return clock() - begin
@@ -42,7 +42,7 @@ def timed(action: Callable[[], object], clock: Clock = time.perf_counter) -> flo
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long to measure: `repeats` turns, fewer where they would take more than `seconds`; `warm_ups` more before them."""
+    """Length of a measurement: `repeats` turns, fewer if they would take more than `seconds`, after `warm_ups` turns."""
 
     repeats: int
     seconds: float
@@ -52,10 +52,10 @@ class Effort:
 def take_turns(
     turn: Callable[[], Mapping[str, float]], effort: Effort, clock: Clock = time.perf_counter
 ) -> dict[str, Spread]:
-    """Repeat `turn`, in which each competitor runs once and which returns the seconds of each by name (A B A B ...).
+    """Repeat `turn`, in which each competitor runs once (A B A B ...). `turn` returns the seconds of each by name.
 
-    So whatever disturbs the machine for longer than a turn disturbs all of them alike. Stops early when another turn as long
-    as the last would pass `effort.seconds`, warm-ups included, but not before one turn is measured.
+    A disturbance of the machine that lasts longer than a turn thus affects all competitors alike. Stops early if another
+    turn as long as the last would exceed `effort.seconds`, warm-ups included, but not before one turn is measured.
     """
     begin = clock()
     for _ in range(effort.warm_ups):
@@ -73,7 +73,7 @@ def take_turns(
 
 @dataclasses.dataclass(frozen=True)
 class BenchTarget:
-    """What a figure is to reach: a ratio to its limit of at least `bound`, or a value of at most `bound`."""
+    """Target of a figure: a ratio to its limit of at least `bound`, or a value of at most `bound`."""
 
     kind: Literal["ratio at least", "value at most"]
     bound: float
@@ -81,7 +81,7 @@ class BenchTarget:
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """What bounds a figure, or what it competes with, measured in the same turns and in the figure's unit."""
+    """The bound or the competitor of a figure, measured in the same turns and in the figure's unit."""
 
     name: str
     spread: Spread
@@ -89,11 +89,11 @@ class Limit:
 
 @dataclasses.dataclass(frozen=True)
 class BenchFigure:
-    """One measured thing.
+    """One measured figure.
 
     Attributes:
         unit: `ms`, `steps/s`, `% of a core`, ...
-        ratio: 1 where the figure is as good as its limit, above 1 where it is better, whatever the unit; None without one.
+        ratio: 1 if the figure equals its limit, above 1 if it is better, whatever the unit; None without a limit.
     """
 
     name: str
@@ -105,21 +105,21 @@ class BenchFigure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is reached; None where there is none."""
+        """Whether the target is reached; None without a target."""
         if self.target is None:
             return None
         if self.target.kind == "value at most":
             return self.value.median <= self.target.bound
-        assert self.ratio is not None  # whoever sets such a target gives a limit
+        assert self.ratio is not None  # a figure with such a target has a limit
         return self.ratio >= self.target.bound
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with `met`."""
+        """Return the figure as plain data, with `met`."""
         return {**dataclasses.asdict(self), "met": self.met}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BenchFigure:
-        """The inverse of `to_json`."""
+        """Return the figure from the data of `to_json`."""
         limit, target = data["limit"], data["target"]
         return cls(
             name=data["name"],
@@ -134,12 +134,12 @@ class BenchFigure:
 def duration(
     name: str, seconds: Spread, limit: tuple[str, Spread] | None = None, target: BenchTarget | None = None
 ) -> BenchFigure:
-    """A figure of time, in milliseconds; `limit`: its name and its seconds. The ratio is that of the two medians."""
+    """Return a figure of time, in milliseconds. `limit`: name and seconds. The ratio is that of the two medians."""
     bound = None if limit is None else Limit(limit[0], limit[1].scaled(1e3))
     ratio = None if limit is None else limit[1].median / seconds.median
     return BenchFigure(name, seconds.scaled(1e3), "ms", bound, ratio, target)
 
 
 def rate(name: str, value: Spread, unit: str, limit: tuple[str, Spread], target: BenchTarget | None = None) -> BenchFigure:
-    """A figure of which more is better; `limit` in the same unit. The ratio is that of the two medians."""
+    """Return a figure of which more is better. `limit`: name and value, in `unit`. The ratio is that of the two medians."""
     return BenchFigure(name, value, unit, Limit(*limit), value.median / limit[1].median, target)

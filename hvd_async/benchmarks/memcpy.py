@@ -1,4 +1,4 @@
-"""The speed of memory: copies that do nothing but copy, with as many threads as what they are compared with."""
+"""The speed of memory: plain copies, with as many threads as the competitor uses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _PAGE_BYTES = 4096
 
 @contextlib.contextmanager
 def memcpy_with(num_threads: int) -> Iterator[Callable[[torch.Tensor, torch.Tensor], None]]:
-    """Yields `copy(source, target)`: the C library's memmove of contiguous tensors of as many bytes, in whole pages a thread.
+    """Yield `copy(source, target)`: the C library's memmove between contiguous tensors of equal size, whole pages per
+    thread.
 
-    `ctypes` lets go of the interpreter while it copies. The threads end with the block.
+    `ctypes` releases the interpreter lock while it copies. The threads end with the block.
     """
     with ThreadPoolExecutor(max_workers=max(1, num_threads - 1)) as pool:
 
@@ -36,10 +37,10 @@ def memcpy_with(num_threads: int) -> Iterator[Callable[[torch.Tensor, torch.Tens
 
 
 def page_aligned(num: int) -> torch.Tensor:
-    """[num] float32, zero and touched, at the beginning of a page.
+    """Return a tensor of zeros, [num] float32, in touched memory that begins at a page.
 
-    A memmove of a large block is up to four times slower where the target lies 64 bytes after the source within its page, as
-    torch's own large tensors do beside a mapped block: that would be no limit.
+    A memmove of a large block is up to four times slower if the target's offset in its page is 64 bytes above the source's,
+    as it is between torch's own large tensors and a mapped block. Such a copy would be no limit.
     """
     spare = torch.zeros(4 * num + _PAGE_BYTES, dtype=torch.uint8)
     start = -spare.data_ptr() % _PAGE_BYTES
@@ -47,7 +48,7 @@ def page_aligned(num: int) -> torch.Tensor:
 
 
 def split(num_bytes: int, num_parts: int) -> list[tuple[int, int]]:
-    """Start and size in bytes of at most `num_parts` parts of whole pages, about equal; the last one takes what is left."""
+    """Return start and size in bytes of at most `num_parts` about equal parts of whole pages; the last takes the rest."""
     pages = -(-num_bytes // _PAGE_BYTES)
     size = max(1, -(-pages // num_parts)) * _PAGE_BYTES
     return [(start, min(size, num_bytes - start)) for start in range(0, num_bytes, size)] or [(0, 0)]

@@ -1,4 +1,4 @@
-"""The models whose steps are measured, with a batch of random sentences: their sizes count, not what they say."""
+"""The models whose steps are measured, with a batch of random sentences: only sizes matter for speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import Batch, collate
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
 
-_FIRST_WORD = 4  # below are padding, unknown, begin and end
+_FIRST_WORD = 4  # lower numbers are padding, unknown, begin and end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ModelSize:
 
 
 SIZES = {
-    # As configs/multi30k.yaml has it.
+    # The model of configs/multi30k.yaml.
     "multi30k": ModelSize(
         ModelConfig(encoder_layers=3, decoder_layers=3, width=256, feed_forward=1024, heads=4), 6000, 500, 14
     ),
@@ -38,17 +38,17 @@ SIZES = {
 
 
 class ModelStep:
-    """Forward and backward of one batch, always the same."""
+    """Forward and backward pass of one batch, the same in every call."""
 
     def __init__(self, size: ModelSize) -> None:
-        """Draw parameters and batch; torch's random state stays as it was."""
+        """Draw parameters and batch. torch's random state is unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             self.model = build_model(size.config, size.vocabulary)
         self.batch = random_batch(size)
 
     def __call__(self) -> tuple[float, int]:
-        """Add the gradient of the summed loss into the model's; the loss, and the target tokens it is over."""
+        """Add the gradient of the summed loss to the model's; return the loss and its number of target tokens."""
         batch = self.batch
         logits = self.model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
         loss = cross_entropy_sum(logits, output_tokens(batch), label_smoothing=0.1)
@@ -57,7 +57,7 @@ class ModelStep:
 
 
 def random_batch(size: ModelSize) -> Batch:
-    """Sentences of `size.length` random words, as many as make about `size.tokens` target tokens; none is padded."""
+    """Return sentences of `size.length` random words, without padding, with about `size.tokens` target tokens in all."""
     rng = np.random.default_rng(1)
     num = max(1, size.tokens // size.length)
     words = rng.integers(_FIRST_WORD, size.vocabulary, size=(2, num, size.length - 1))

@@ -1,4 +1,4 @@
-"""An observer that writes nothing: benchmarks measure the store, not what a run writes down."""
+"""An observer that records nothing: benchmarks measure the store, not the recorder."""
 
 from __future__ import annotations
 
@@ -11,40 +11,33 @@ from hvd_async.store.wire.stop import StopNotice
 
 
 class NullObserver:
-    """Implements `Observer`."""
+    """`Observer` that ignores every event."""
 
-    def started(self, store: ParameterStore) -> None:
-        """See `Observer.started`."""
+    def started(self, store: ParameterStore) -> None: ...
 
-    def received(self, arrivals: Sequence[Arrival]) -> None:
-        """See `Observer.received`."""
+    def received(self, arrivals: Sequence[Arrival]) -> None: ...
 
-    def updating(self) -> None:
-        """See `Observer.updating`."""
+    def updating(self) -> None: ...
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """See `Observer.refused`. A benchmark has no gradient to refuse: raises `HvdAsyncError`."""
+        """Raise `HvdAsyncError`: no gradient of a benchmark is ever refused."""
         raise HvdAsyncError(f"batch {arrival.batch} of worker {arrival.worker}: refused ({refusal.value}), expected none")
 
-    def updated(self, update: Update) -> None:
-        """See `Observer.updated`."""
+    def updated(self, update: Update) -> None: ...
 
-    def evaluated(self, version: int, statistics: Sequence[float]) -> None:
-        """See `Observer.evaluated`."""
+    def evaluated(self, version: int, statistics: Sequence[float]) -> None: ...
 
     def num_evaluations_due(self) -> int:
-        """See `Observer.num_evaluations_due`: none."""
         return 0
 
     def is_finished(self) -> bool:
-        """See `Observer.is_finished`: the workers decide."""
+        """Return False: the workers decide when a benchmark ends."""
         return False
 
-    def ended(self, notice: StopNotice | None) -> None:
-        """See `Observer.ended`."""
+    def ended(self, notice: StopNotice | None) -> None: ...
 
     def settle(self) -> None:
-        """See `Observer.settle`: there is nothing to write."""
+        """Do nothing: there is nothing to write."""
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """See `Observer.rescue`: there is nothing to save."""
+        """Do nothing: there is nothing to save."""

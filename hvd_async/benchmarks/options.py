@@ -1,4 +1,4 @@
-"""What a benchmark may be told on the command line, and what it does when told nothing."""
+"""Options of benchmarks on the command line, and their defaults."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Options:
     Attributes:
         sizes: lengths of the parameter vector in millions.
         workers: ranks that train, beside the store.
-        repeats: most turns of each measurement.
+        repeats: maximum number of turns of each measurement.
         threads: threads for arithmetic and copies of each rank.
-        seconds: limit for the turns of each measurement (of scaling: for all of them together).
-        model: what `step` computes, one of `MODELS`.
-        step_seconds: how long an emulated step sleeps.
-        device: where `store` computes: `cpu`, `cuda` or `cuda:<index>`.
+        seconds: time limit of each measurement (for `scaling`: of all measurements together).
+        model: model of `step`, one of `MODELS`.
+        step_seconds: sleep of an emulated step.
+        device: device of `store`: `cpu`, `cuda` or `cuda:<index>`.
         config: for `translation`, the YAML file whose model and corpus are measured; None: Multi30k's size, generated text.
     """
 
@@ -40,7 +40,7 @@ class Options:
     config: str | None = None
 
     def arguments(self, takes: frozenset[str]) -> tuple[str, ...]:
-        """The flags that give a rank these options, of those that its benchmark `takes`."""
+        """Return the flags that pass these options to a rank, for the options that its benchmark `takes`."""
         words: list[str] = []
         for name in sorted(takes):
             value = getattr(self, name)
@@ -50,14 +50,14 @@ class Options:
 
 
 def make_options(benchmark: str, defaults: Options, takes: frozenset[str], given: dict[str, Any]) -> Options:
-    """`defaults` with what was `given` on the command line (None: not given; sizes as text).
+    """Return `defaults` with the values `given` on the command line (None: not given; sizes as text).
 
     Raises `ConfigError` for a value out of its range, and for a flag that `benchmark` does not take.
     """
     changes = {name: value for name, value in given.items() if value is not None}
     if foreign := sorted(changes.keys() - takes):
         known = ", ".join(_flag(name) for name in sorted(takes))
-        raise ConfigError(f"{_flag(foreign[0])}: bench {benchmark} does not take it; it takes {known}")
+        raise ConfigError(f"{_flag(foreign[0])}: bench {benchmark} does not take it; expected only {known}")
     if "sizes" in changes:
         changes["sizes"] = parse_sizes(changes["sizes"])
     for name in ("workers", "repeats", "threads"):
@@ -70,7 +70,7 @@ def make_options(benchmark: str, defaults: Options, takes: frozenset[str], given
 
 
 def parse_sizes(text: str) -> tuple[float, ...]:
-    """Millions of parameters from `1,25,100`. Raises `ConfigError` for anything else."""
+    """Return millions of parameters from a list such as `1,25,100`. Raises `ConfigError` for anything else."""
     sizes: list[float] = []
     for word in text.split(","):
         try:
@@ -86,12 +86,12 @@ def parse_sizes(text: str) -> tuple[float, ...]:
 
 
 def num_elements(size: float) -> int:
-    """Parameters of a vector of `size` millions."""
+    """Return the number of parameters of a vector of `size` millions."""
     return round(size * 1e6)
 
 
 def own_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

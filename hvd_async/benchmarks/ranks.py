@@ -1,4 +1,4 @@
-"""Benchmarks that need real ranks: starting them, and being one of them."""
+"""Benchmarks on real ranks: the start of the ranks, and the part of each rank."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class BenchRank:
-    """This rank among those of a benchmark. `is_near[r]`: whether rank r shares a host with the store, which is rank 0."""
+    """This rank among those of a benchmark. `is_near[r]`: whether rank r shares a host with the store, rank 0."""
 
     group: MpiGroup
     is_near: tuple[bool, ...]
 
     @property
     def rank(self) -> int:
-        """This rank."""
+        """Number of this rank."""
         return self.group.rank
 
     @property
     def num_workers(self) -> int:
-        """All ranks but the store's."""
+        """Number of ranks besides the store."""
         return self.group.size - 1
 
 
 def start_ranks(benchmark: str, arguments: tuple[str, ...], num_ranks: int, threads: int) -> tuple[int, list[Result]]:
-    """Run `benchmark` in `num_ranks` processes of this machine under mpirun: its exit status, and what it measured.
+    """Run `benchmark` in `num_ranks` processes of this machine under mpirun; return its exit status and its results.
 
-    Blocks until it ends; signals are passed on. The ranks speak for themselves where they fail.
+    Blocks until it ends; signals are forwarded. Ranks that fail print their own errors.
     """
     with tempfile.TemporaryDirectory(prefix="hvd-async-bench-") as folder:
         path = Path(folder) / "results.json"
@@ -62,12 +62,12 @@ def start_ranks(benchmark: str, arguments: tuple[str, ...], num_ranks: int, thre
 
 
 def ranks_command(program: tuple[str, ...], layout: RankLayout, threads: int, options: LaunchOptions) -> Command:
-    """The mpirun command line for `program` in the ranks of `layout`. Pure."""
+    """Return the mpirun command line for `program` in the ranks of `layout`. Pure."""
     return mpirun_command(program, layout, options, {"OMP_NUM_THREADS": str(threads)})
 
 
 def _mpirun_options() -> LaunchOptions:
-    # The MPI of this environment, even if it is not active.
+    # The MPI of this environment, even if the environment is not activated.
     beside_python = Path(sys.executable).parent / "mpirun"
     mpirun = str(beside_python) if beside_python.exists() else shutil.which("mpirun") or "mpirun"
     return LaunchOptions(mpi=detect_mpi(mpirun), mpirun=mpirun, as_root=os.geteuid() == 0)
@@ -78,9 +78,10 @@ def run_as_rank(
     measure: Callable[[BenchRank, Options], list[BenchFigure]],
     options: Options,
 ) -> Result | None:
-    """Play this rank's part of `benchmark`; the result on rank 0, None elsewhere. Collective over all ranks, at least two.
+    """Run this rank's part of `benchmark`; return the result on rank 0, None elsewhere. Collective over all ranks, at least
+    two.
 
-    `measure` is called on every rank and returns the figures that this rank measured. A rank that fails ends all of them.
+    `measure` is called on every rank and returns the figures that this rank measured. A rank that fails ends all ranks.
     """
     from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 
@@ -93,7 +94,7 @@ def run_as_rank(
         gathered = group.allgather(json.dumps([figure.to_json() for figure in mine]))
     if group.rank != 0:
         return None
-    from hvd_async.transport.probe import library_name  # late: it needs an MPI that is initialised
+    from hvd_async.transport.probe import library_name  # late: needs an initialised MPI
 
     machine = dataclasses.replace(BenchMachine.here(library_name(), len(set(hosts))), load=round(load, 2))
     figures = tuple(BenchFigure.from_json(data) for text in gathered for data in json.loads(text))
@@ -102,7 +103,7 @@ def run_as_rank(
 
 @contextlib.contextmanager
 def _aborting_on_failure(group: MpiGroup) -> Iterator[None]:
-    """An exception on this rank ends all ranks at once: the others wait for it."""
+    """Abort all ranks on an exception on this rank: the other ranks would wait for it."""
     try:
         yield
     except BaseException as error:

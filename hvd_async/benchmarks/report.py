@@ -1,4 +1,4 @@
-"""Results for people and for files: a table beside the facts of the machine, and JSON."""
+"""Results of benchmarks as a table with the facts of the machine, and as JSON."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from hvd_async.system.text_tables import aligned_table
 HEADER = ("figure", "median", "quartiles", "limit", "its median", "ratio", "target", "met")
 _NUM_TEXT_COLUMNS = 1
 _LIMIT_COLUMN = 3
-# A column's frame takes a space more than the gap of plain text.
+# Rich's frame takes one space more per column than the gap of plain text.
 _RICH_MARGIN = len(HEADER) + 2
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchMachine:
-    """What figures depend on beside the code. `hosts`: how many; `mpi`: empty where none was used."""
+    """Facts of the machine on which figures depend. `hosts`: number of hosts; `mpi`: empty if no MPI was used."""
 
     cpu: str
     cores: int
     load: float
-    """Of the last minute, when the benchmark began: much above 0, others disturb it."""
+    """Load average of the last minute before the benchmark; much above 0, other processes disturb the benchmark."""
     python: str
     torch: str
     mpi: str = ""
@@ -44,7 +44,7 @@ class BenchMachine:
 
     @classmethod
     def here(cls, mpi: str = "", hosts: int = 1) -> BenchMachine:
-        """The machine of this process."""
+        """Return the facts of this process's machine."""
         return cls(
             cpu=processor_name(),
             cores=len(os.sched_getaffinity(0)),
@@ -66,7 +66,7 @@ class Result:
     figures: tuple[BenchFigure, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the result as plain data."""
         return {
             "benchmark": self.benchmark,
             "hvd_async": __version__,
@@ -77,20 +77,20 @@ class Result:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Result:
-        """The inverse of `to_json`."""
+        """Return the result from the data of `to_json`."""
         options = Options(**{**data["options"], "sizes": tuple(data["options"]["sizes"])})
         figures = tuple(BenchFigure.from_json(figure) for figure in data["figures"])
         return cls(data["benchmark"], BenchMachine(**data["machine"]), options, figures)
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write `{"results": [...]}` to `path`, complete or not at all. Raises `DataError` where it cannot be written."""
+    """Write `{"results": [...]}` to `path`, completely or not at all. Raises `DataError` if it cannot be written."""
     document = {"results": [result.to_json() for result in results]}
     write_file(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def read_results(path: Path) -> list[Result]:
-    """What `write_results` wrote. Raises `DataError` for anything else."""
+    """Return the results that `write_results` wrote. Raises `DataError` for any other file."""
     try:
         return [Result.from_json(data) for data in parse_json(path.read_bytes())["results"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -98,7 +98,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def print_results(results: Sequence[Result], stream: TextIO, *, is_terminal: bool) -> None:
-    """A table for each benchmark: with colours on a terminal that is wide enough, as plain aligned text elsewhere."""
+    """Print a table for each benchmark: in colour on a terminal that is wide enough, otherwise as plain aligned text."""
     for result in results:
         rows = [cells(figure) for figure in result.figures]
         plain = plain_table(rows)
@@ -110,7 +110,7 @@ def print_results(results: Sequence[Result], stream: TextIO, *, is_terminal: boo
 
 
 def title(result: Result) -> str:
-    """One line: what was measured, and where."""
+    """Return one line that names the benchmark and the machine."""
     machine, options = result.machine, result.options
     threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
     hosts = "" if machine.hosts == 1 else f", {machine.hosts} hosts"
@@ -122,7 +122,7 @@ def title(result: Result) -> str:
 
 
 def cells(figure: BenchFigure) -> tuple[str, ...]:
-    """The row of `figure`, in the order of `HEADER`."""
+    """Return the row of `figure`, in the order of `HEADER`."""
     limit = figure.limit
     return (
         figure.name,
@@ -145,7 +145,7 @@ def _target_text(figure: BenchFigure) -> str:
 
 
 def number(value: float) -> str:
-    """Three figures, never in powers of ten."""
+    """Return `value` with three digits, never in powers of ten."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
@@ -155,7 +155,7 @@ def plain_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _print_rich(result: Result, rows: Sequence[Sequence[str]], stream: TextIO) -> None:
-    from rich.console import Console  # late: plain text needs none of it
+    from rich.console import Console  # late: not needed for plain text
     from rich.table import Table
     from rich.text import Text
 

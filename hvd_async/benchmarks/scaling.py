@@ -1,4 +1,4 @@
-"""Throughput of several workers beside that of one, their compute being sleep: what the store lets through."""
+"""Throughput of several workers beside that of one, with sleep for computation: the throughput that the store allows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNIT = "steps/s"
 
 
 def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
-    """One figure for each size and number of workers, on rank 0. The numbers of workers take turns."""
+    """Return one figure for each size and number of workers, on rank 0. The numbers of workers take turns."""
     figures: list[BenchFigure] = []
     with arithmetic_threads(options.threads):
         for size in options.sizes:
@@ -38,14 +38,15 @@ def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
 
 
 def num_steps(options: Options, num_workers: int) -> int:
-    """Steps of each worker in one measurement, so that all measurements together take about `options.seconds`."""
+    """Return the steps of each worker in a measurement, so that all measurements take about `options.seconds` together."""
     measurements = options.repeats * num_workers * len(options.sizes)
     return max(_FEWEST_STEPS, int(options.seconds / measurements / options.step_seconds))
 
 
 def _throughput(place: BenchRank, num_workers: int, num: int, steps: int, options: Options) -> float:
-    """Steps a second of the first `num_workers` workers together, known to every rank; the others wait. Collective."""
-    from hvd_async.transport.messages import first_ranks, wait_quietly  # late: they need an MPI that is initialised
+    """Return the steps per second of the first `num_workers` workers together, on every rank. Other ranks wait.
+    Collective."""
+    from hvd_async.transport.messages import first_ranks, wait_quietly  # late: need an initialised MPI
 
     group = first_ranks(place.group, num_workers + 1)
     mine: list[float] = []
@@ -65,7 +66,7 @@ def _throughput(place: BenchRank, num_workers: int, num: int, steps: int, option
 
 
 def work(worker: Worker, steps: int, step_seconds: float) -> float:
-    """Steps a second of this worker; the first step, in which memory is touched first, does not count."""
+    """Return the steps per second of this worker, without the first step, which touches memory for the first time."""
     begin = 0.0
     for number, claim in enumerate(worker.claims()):
         if number == 1:
@@ -78,7 +79,7 @@ def work(worker: Worker, steps: int, step_seconds: float) -> float:
 
 
 def scaling_figures(size: float, rates: dict[int, list[float]], step_seconds: float) -> list[BenchFigure]:
-    """`rates`: by number of workers, the steps a second of every round."""
+    """Return the figures of one size. `rates`: steps per second of every round, by number of workers."""
     alone = Spread.of(rates[1])
     ceiling = Spread.of([1.0 / step_seconds])
     figures = [rate(f"1 worker, {size:g} M", alone, _UNIT, ("steps without a store", ceiling))]
@@ -90,7 +91,7 @@ def scaling_figures(size: float, rates: dict[int, list[float]], step_seconds: fl
 
 
 class _Vector(torch.nn.Module):
-    """A model that is nothing but parameters."""
+    """A model that consists of parameters only."""
 
     def __init__(self, num: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A worker's whole step beside the same forward and backward without a store: what the parameter store costs a worker."""
+"""A worker's whole step beside its forward and backward pass alone: the cost of the parameter store for a worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TARGETS = {"multi30k": BenchTarget("ratio at least", 0.97), "base": BenchTarget
 
 
 def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
-    """One figure, of worker 0."""
+    """Return the figures of worker 0, without and with overlap, on rank 1."""
     figures: list[BenchFigure] = []
     with arithmetic_threads(options.threads):
         step = ModelStep(SIZES[options.model])
@@ -39,9 +39,9 @@ def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
 
 
 def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options: Options, push: PushConfig) -> BenchFigure:
-    """Bare and whole steps of `worker` in turns; `flat` holds the parameters of `step`'s model.
+    """Measure bare and whole steps of `worker` in turns. `flat` holds the parameters of `step`'s model.
 
-    With overlap a turn has several whole steps, whose mean counts, so that there is a next batch to overlap with.
+    With overlap a turn has several whole steps, of which the mean counts, so that there is a next batch to overlap with.
     """
     claims = worker.claims()
     num_steps = _OVERLAPPED_STEPS if push.overlap else 1

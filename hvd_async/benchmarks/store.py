@@ -1,6 +1,6 @@
-"""The arithmetic of an update, in one process: against the bytes that it must move, and against the obvious torch code.
+"""The arithmetic of an update, in one process, beside a copy of the bytes that it must move, and beside plain torch code.
 
-On a GPU the limit is a copy from its memory to its memory, and every competitor is timed to the end of its work there.
+On a GPU the limit is a copy within the GPU's memory, and every competitor is timed to the end of its work on the GPU.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ TAKES = frozenset({"sizes", "repeats", "threads", "seconds", "device"})
 
 NUM_ARRIVALS = 4
 OPTIMIZER = OptimizerConfig(kind="adam", schedule=ScheduleConfig(kind="constant", warmup=0))
-# Parameters and both moments are read and written, the published copy is written.
+# An update reads the slots, reads and writes parameters and both moments, and writes the published copy.
 _VECTORS_MOVED = NUM_ARRIVALS + 3 * 2 + 1
-# Of an arrival with provisional parameters: its slot and the sum so far are read, the new sum is written; that, parameters and
-# both moments are read, the provisional copy is written.
+# An arrival with provisional parameters reads its slot and the sum so far, and writes the new sum; then it reads this sum,
+# the parameters and both moments, and writes the provisional copy.
 _PROVISIONAL_MOVED = 3 + 5
-# Slots; parameters, two moments, sum and published copy of the store, and again with two provisional copies, and of the torch
-# code; two for memcpy.
+# Slots; parameters, two moments, sum and published copy for the store, for the store with two provisional copies, and for
+# the torch code; two vectors for memcpy.
 _VECTORS_HELD = NUM_ARRIVALS + 3 * 5 + 4
 _TOKENS = 100
 
@@ -46,7 +46,7 @@ _LARGE = 25.0
 
 
 def measure(options: Options) -> list[BenchFigure]:
-    """The figures of every size. Raises `SetupError` where memory does not hold one."""
+    """Return the figures of every size. Raises `SetupError` if memory is too small for a size."""
     figures: list[BenchFigure] = []
     for size in options.sizes:
         check_memory(num_elements(size), _available_bytes(options.device))
@@ -57,7 +57,7 @@ def measure(options: Options) -> list[BenchFigure]:
 
 
 def _measure_size(num: int, options: Options) -> dict[str, Spread]:
-    """Seconds by competitor for vectors of `num` parameters."""
+    """Return the seconds of each competitor for vectors of `num` parameters."""
     device = torch.device(options.device)
     slots = [arithmetic.zeros_apart(num, 3 + number, device).normal_(0.0, 1e-3) for number in range(NUM_ARRIVALS)]
     published, other = arithmetic.zeros_apart(num, NUM_ARRIVALS + 3, device), torch.zeros(num, device=device)
@@ -87,7 +87,7 @@ def _copies(options: Options) -> Iterator[Callable[[torch.Tensor, torch.Tensor],
 
 
 def _to_the_end(action: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """`action`, and a wait for what it gave to a GPU."""
+    """Return `action`, followed by a wait for its work on a GPU."""
     if device.type == "cpu":
         return action
 
@@ -99,15 +99,16 @@ def _to_the_end(action: Callable[[], object], device: torch.device) -> Callable[
 
 
 class StoreUpdate:
-    """What the store does with N full slots: takes them in, makes the update, publishes the new parameters."""
+    """The store's work on N full slots: take them in, make the update, publish the new parameters."""
 
     def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
-        """`slots`: N gradients, [size] float32, only read; `published`: [size] float32, written in turns with a second one."""
+        """Set up the store. `slots`: N gradients, [size] float32, read-only; `published`: [size] float32, written in turns
+        with a second buffer."""
         strategy = StrategyConfig(kind="async", arrivals_per_update=len(slots))
         second = arithmetic.zeros_apart(published.numel(), len(slots) + 4, published.device)
         shard = Shard([published, second], OPTIMIZER)
         self._store = ParameterStore(shard, published.numel(), OPTIMIZER, strategy, num_workers=len(slots))
-        # The largest magnitude comes with a push: whoever writes into a slot has seen every element.
+        # The largest magnitude comes with a push: the worker that writes the slot has seen every element.
         self._gradients = [Gradient.measure(slot) for slot in slots]
         self._batch = 0
 
@@ -122,11 +123,11 @@ class StoreUpdate:
 
 
 class ProvisionalArrival:
-    """What the store does with one full slot where workers pull provisional parameters: takes it in, and makes those."""
+    """The store's work on one full slot if workers pull provisional parameters: take it in, and make those parameters."""
 
     def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
-        """`slots`: gradients, [size] float32, only read, in turns; `published`: [size] float32, of version 1."""
-        # After the first update, without which nothing is provisional, none is ever complete.
+        """Set up the store. `slots`: gradients, [size] float32, read in turns; `published`: [size] float32, version 1."""
+        # Nothing is provisional before the first update; after it, no update is ever complete.
         schedule = (ArrivalsFrom(version=0, arrivals=1), ArrivalsFrom(version=1, arrivals=10**9))
         strategy = StrategyConfig(kind="async", arrivals_per_update=schedule, provisional=True)
         size = published.numel()
@@ -154,10 +155,10 @@ class ProvisionalArrival:
 
 
 class TorchUpdate:
-    """The same by the obvious code: add the gradients, let torch's fused Adam step, copy the parameters."""
+    """An update by plain torch code: add the gradients, let torch's fused Adam step, copy the parameters."""
 
     def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
-        """As `StoreUpdate`."""
+        """Allocate the vectors. `slots` and `published`: as in `StoreUpdate`."""
         self._parameters = torch.zeros_like(published).requires_grad_()
         self._optimizer = torch.optim.Adam(
             [self._parameters], OPTIMIZER.learning_rate, betas=OPTIMIZER.betas, eps=OPTIMIZER.epsilon, fused=True
@@ -177,7 +178,7 @@ class TorchUpdate:
 
 
 def _figures(size: float, seconds: dict[str, Spread], device: str) -> list[BenchFigure]:
-    """A copy of b bytes reads b and writes b: the limit is the time of `_VECTORS_MOVED / 2` copies of one vector."""
+    """Return the figures of one size. A copy of b bytes moves 2 b: the limit is `_VECTORS_MOVED / 2` copies of a vector."""
     limit = seconds["memcpy"].scaled(_VECTORS_MOVED / 2)
     against_torch = _TORCH_TARGET if size >= _LARGE else _NEVER_SLOWER
     name = f"update of {NUM_ARRIVALS} arrivals, Adam, {size:g} M"
@@ -195,7 +196,7 @@ def _figures(size: float, seconds: dict[str, Spread], device: str) -> list[Bench
 
 
 def check_memory(num: int, available_bytes: int | None) -> None:
-    """Raise `SetupError` if vectors of `num` parameters do not fit into `available_bytes` (None: not known)."""
+    """Raise `SetupError` if vectors of `num` parameters do not fit into `available_bytes` (None: unknown)."""
     needed = 4 * num * _VECTORS_HELD
     if available_bytes is not None and needed > available_bytes:
         raise SetupError(

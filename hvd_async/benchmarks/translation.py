@@ -1,4 +1,5 @@
-"""`bench translation`: what `translation_speed` measures as figures, on a configuration's corpus or the built-in one."""
+"""`bench translation`: the measurements of `translation_speed` as figures, on a configuration's corpus or the built-in
+one."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ _BEAM = 4
 
 
 def measure(options: Options) -> list[BenchFigure]:
-    """Matrix products, training and translation on one core; `options.seconds` is for each of them, roughly."""
+    """Measure matrix products, training and translation on one core, each for about `options.seconds`."""
     with _corpus(options.config) as (config, corpus):
         gemm = translation_speed.measure_gemm(options.repeats)
         turn_seconds = options.seconds / (2 * options.repeats)
@@ -46,7 +47,7 @@ def measure(options: Options) -> list[BenchFigure]:
 
 
 def gemm_figures(rates: dict[str, Spread]) -> list[BenchFigure]:
-    """Matrix products in bfloat16 beside float32."""
+    """Return the figures of matrix products, bfloat16 beside float32."""
     single = rates[FLOAT32]
     return [
         BenchFigure("matrix product, float32", single, "GFLOP/CPU s"),
@@ -58,7 +59,8 @@ def gemm_figures(rates: dict[str, Spread]) -> list[BenchFigure]:
 
 
 def training_figures(measured: TrainingMeasurement) -> list[BenchFigure]:
-    """Tokens a second beside those of the step's matrix products alone, at the speed of a large one; bfloat16 beside float32."""
+    """Return tokens per second, beside the rate of the step's matrix products alone at the speed of a large product; and
+    bfloat16 beside float32."""
     unit = "tokens/CPU s"
     single = measured.rates[FLOAT32]
     ceiling = measured.sgemm_gflops.scaled(1e3 / measured.mflop_per_token)
@@ -70,7 +72,7 @@ def training_figures(measured: TrainingMeasurement) -> list[BenchFigure]:
 
 
 def decoding_figure(measured: DecodingMeasurement) -> BenchFigure:
-    """Sentences a second with the cache beside those without."""
+    """Return the figure of sentences per second with the cache, beside that without."""
     limit = ("without a cache", measured.uncached)
     return rate(f"translation, beam {_BEAM}", measured.cached_few, "sentences/CPU s", limit)
 
@@ -81,11 +83,11 @@ def _some(corpus: PreparedCorpus) -> range:
 
 @contextlib.contextmanager
 def _corpus(path: str | None) -> Iterator[tuple[RunConfig, PreparedCorpus]]:
-    """The configuration at `path` and its corpus, or a model of Multi30k's size on the built-in corpus."""
+    """Yield the configuration at `path` and its corpus, by default a model of Multi30k's size on the built-in corpus."""
     if path is not None:
         config = load_config(path)
         if config.model.kind != "transformer":
-            raise ConfigError(f"{path}: model.kind: got {config.model.kind!r}, expected 'transformer', which this measures")
+            raise ConfigError(f"{path}: model.kind: got {config.model.kind!r}, expected 'transformer' for this benchmark")
         yield config, prepare(config)
         return
     with tempfile.TemporaryDirectory(prefix="hvd-async-bench-") as folder:

@@ -33,9 +33,9 @@ _GEMM_SECONDS = 1.0
 
 
 def measure_gemm(turns: int = 5, size: int = _GEMM_SIZE) -> dict[str, Spread]:
-    """GFLOP per CPU-second of a product of two matrices of `size` x `size`, by the names of float32 and both bfloat16.
+    """Return the GFLOP per CPU-second of a product of two `size` x `size` matrices, by competitor: float32, bfloat16 twice.
 
-    Libraries may have a fast kernel for A B^T ("transposed", as in a linear layer's forward) and none for A B. Where a kernel
+    Libraries may have a fast kernel for A B^T ("transposed", as in a linear layer's forward) and none for A B. If a kernel
     would take much longer than a second, A has fewer rows.
     """
     competitors = {
@@ -62,13 +62,13 @@ class Gemm:
         self._a = self._a[: max(len(few), min(size, int(_GEMM_SECONDS / max(seconds, 1e-9))))]
 
     def gflops(self) -> float:
-        """GFLOP per CPU-second of one product."""
+        """Return the GFLOP per CPU-second of one product."""
         flop = 2.0 * self._a.shape[0] * self._b.shape[0] * self._b.shape[1]
         return flop / cpu_seconds(lambda: self._a @ self._b) / 1e9
 
 
 def cpu_seconds(action: Callable[[], object]) -> float:
-    """CPU time of this process that `action` takes; never 0."""
+    """Return the seconds of this process's CPU time that `action` takes; never 0."""
     started = time.process_time()
     action()
     return max(time.process_time() - started, 1e-9)
@@ -76,17 +76,18 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class TrainingMeasurement:
-    """Real target tokens per CPU-second by precision, beside what float32 matrix products do in the same turns."""
+    """Real target tokens per CPU-second by precision, beside the speed of float32 matrix products in the same turns."""
 
     rates: dict[str, Spread]
     sgemm_gflops: Spread
     mflop_per_token: float
-    """MFLOP of the matrix products of a step, attention's left out, per real target token."""
+    """MFLOP of a step's matrix products, without those of attention, per real target token."""
 
 
 @dataclass(frozen=True)
 class TrainingEffort:
-    """How long to measure. `turn_seconds`: a precision that is slower than this takes fewer batches, at least one."""
+    """Length of a measurement. A precision whose turn would take longer than `turn_seconds` gets fewer batches, at least
+    one."""
 
     turns: int = 6
     batches: int = 12
@@ -99,9 +100,9 @@ def measure_training(
     effort: TrainingEffort = TrainingEffort(),  # frozen
     precisions: Sequence[str] = PRECISIONS,
 ) -> TrainingMeasurement:
-    """Forward, backward and collecting of the gradient, of the first batches of `config`'s run; no updates.
+    """Measure forward, backward and the collection of the gradient, for the first batches of `config`'s run; no updates.
 
-    Making the batch is part of it, as in a run.
+    The time includes making the batch, as in a run.
     """
     with arithmetic_threads(1):
         steppers = {name: _Stepper(_with_precision(config, name), corpus) for name in precisions}
@@ -127,7 +128,7 @@ def measure_training(
 
 
 class _Stepper:
-    """A worker's part of the steps of a run, without the exchange."""
+    """A worker's part of the steps of a run, without push and pull."""
 
     def __init__(self, config: RunConfig, corpus: PreparedCorpus) -> None:
         self.task = TranslationTask(config, corpus)
@@ -143,7 +144,7 @@ class _Stepper:
         return self.flat.collect_gradient(), tokens
 
     def batches_within(self, effort: TrainingEffort) -> int:
-        """Batches of a turn, after a first one to warm up."""
+        """Return the number of batches for a turn, after a first batch to warm up."""
         self.step(0)
         return max(1, min(effort.batches, int(effort.turn_seconds / cpu_seconds(lambda: self.step(0)))))
 
@@ -154,7 +155,7 @@ class _Stepper:
 
 
 def matrix_flop(model: Transformer, batch: Batch) -> float:
-    """FLOP of forward and backward of all linear layers: 6 for each weight and position (of the batch, padding included)."""
+    """Return the FLOP of forward and backward of all linear layers: 6 for each weight and position, padding included."""
     flop = 0.0
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -169,7 +170,7 @@ def _with_precision(config: RunConfig, precision: str) -> RunConfig:
 
 
 def briefly_trained(config: RunConfig, corpus: PreparedCorpus, tokens: int = 200_000) -> ExportedModel:
-    """A model that ends its sentences, which an untrained one never does: Adam, over `tokens` target tokens."""
+    """Return a model that ends its sentences, as no untrained one does: trained by Adam on `tokens` target tokens."""
     stepper = _Stepper(_with_precision(config, FLOAT32), corpus)
     optimizer = torch.optim.Adam(stepper.model.parameters(), betas=(0.9, 0.98))
     seen = index = 0
@@ -189,9 +190,9 @@ class DecodingMeasurement:
 
     cached: Spread
     uncached: Spread
-    """Of each `every`-th sentence alone."""
+    """Without the cache, of every `every`-th sentence."""
     cached_few: Spread
-    """With cache, of the same sentences as `uncached` and in the same turns."""
+    """With the cache, of the sentences of `uncached`, in the same turns."""
 
 
 def measure_decoding(
@@ -219,20 +220,20 @@ def _unlimited(turns: int) -> Effort:
 
 @dataclass
 class _Prefixes(TransformerState):
-    """What a decoder without cache knows: the encoded source of each row, [B, S, W], and its tokens so far, [B, t]."""
+    """State of a decoder without cache: the encoded source of each row, [B, S, W], and its tokens so far, [B, t]."""
 
     memory: Tensor = field(default_factory=lambda: torch.empty(0))
     tokens: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def select(self, rows: Tensor, sentences: Tensor | None = None) -> _Prefixes:
-        """See `DecoderState.select`; here each row has a source of its own."""
+        """Return the state of `rows`, each of which has a source of its own."""
         mask = None if self.source_mask is None else self.source_mask.index_select(0, rows)
         memory, tokens = self.memory.index_select(0, rows), self.tokens.index_select(0, rows)
         return replace(self, source_mask=mask, memory=memory, tokens=tokens)
 
 
 class WithoutCache(Transformer):
-    """The same model, which computes all positions of the target anew for each token: what the cache is compared with."""
+    """A copy of a model that computes all positions of the target anew for each token, to be compared with the cache."""
 
     def __init__(self, model: Transformer) -> None:
         """Copy the parameters of `model`."""
@@ -241,12 +242,11 @@ class WithoutCache(Transformer):
         self.to(model.positions)
 
     def start(self, memory: Tensor, source_mask: Tensor | None) -> _Prefixes:
-        """See `Transformer.start`."""
         tokens = torch.empty(len(memory), 0, dtype=torch.int64, device=memory.device)
         return _Prefixes([], [], [], source_mask, memory=memory, tokens=tokens)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """See `Transformer.step`; logits are made of the newest position alone here too."""
+        """Return logits of the newest position, as `Transformer.step` does."""
         assert isinstance(state, _Prefixes)
         state.tokens = torch.cat([state.tokens, tokens[:, None]], dim=1)
         state.length += 1

@@ -1,6 +1,6 @@
-"""Push and pull between real ranks: against memory's speed on the store's host, against Send and Recv from another.
+"""Push and pull between real ranks, beside the speed of memory on the store's host, or Send and Recv from another host.
 
-Also how soon the store takes a small gradient in, and what the store's rank costs while nothing happens.
+Also the latency of a small gradient until the store has taken it in, and the CPU time of an idle store.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _IDLE_TARGET = BenchTarget("value at most", 3.0)
 
 _SMALL = 1000
 _ECHOES = 10
-# Longer than the store's threads stay awake after traffic: workers, too, compute between their pushes.
+# Longer than the store's threads stay awake after traffic: real workers compute between their pushes, too.
 _PAUSE_SECONDS = 0.1
 _IDLE_SECONDS = 3.0
 
 
 def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
-    """Every size, then the small one. The first worker on the store's host measures, and the first on another."""
+    """Measure every size, then the small one, by the first worker on the store's host and the first on another host."""
     figures: list[BenchFigure] = []
     is_measuring = place.rank in measuring_ranks(place.is_near)
     with arithmetic_threads(options.threads):
@@ -60,19 +60,19 @@ def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
 
 
 def measuring_ranks(is_near: tuple[bool, ...]) -> list[int]:
-    """The first worker on the store's host and the first on another, those there are; rank 0 is the store."""
+    """Return the first worker on the store's host and the first on another host, if they exist. Rank 0 is the store."""
     workers = range(1, len(is_near))
     first = [next((rank for rank in workers if is_near[rank] is wanted), None) for wanted in (True, False)]
     return [rank for rank in first if rank is not None]
 
 
 class Session:
-    """One worker beside a store that makes a version of each gradient that it gets, so that every pull copies."""
+    """One worker with a store that makes a version of every gradient, so that every pull copies."""
 
-    def __init__(self, window: StoreWindow, client: StoreClient, asker: EchoClient, worker: int) -> None:
-        """`client` has joined the store."""
+    def __init__(self, window: StoreWindow, client: StoreClient, echo: EchoClient, worker: int) -> None:
+        """Pull the parameters. `client` has joined the store."""
         self.window = window
-        self.asker = asker
+        self.echo = echo
         self.gradient = torch.full((window.layout.num_elements,), 1e-4)
         self.parameters = torch.zeros_like(self.gradient)
         self.worker = worker
@@ -80,7 +80,8 @@ class Session:
         client.pull(self.parameters)
 
     def push_and_pull(self) -> dict[str, float]:
-        """One step without its compute: seconds of the push, of the push until the store has served it, of the pull."""
+        """Do one step without computation; return the seconds of the push, of the push until it is served, and of the
+        pull."""
         arrival = Arrival(self.worker, self._client.claim(), self._client.version, tokens=1, loss=1.0)
         begin = time.perf_counter()
         self._client.push(self.gradient, [arrival])
@@ -93,9 +94,10 @@ class Session:
 
 @contextlib.contextmanager
 def _serving(place: BenchRank, num: int) -> Iterator[Session | None]:
-    """A store for vectors of `num` parameters. Collective: serves on rank 0 (yields None); workers take turns in the block."""
+    """Run a store for vectors of `num` parameters. Collective: rank 0 serves and yields None, workers take turns in the
+    block."""
     from hvd_async.transport.messages import PointToPoint, all_but_first, wait_quietly
-    from hvd_async.transport.mpi import open_blocks  # late: they need an MPI that is initialised
+    from hvd_async.transport.mpi import open_blocks  # late: needs an initialised MPI
 
     messages, workers = PointToPoint(place.group), all_but_first(place.group)
     with open_blocks(place.group, [Layout(num, place.num_workers)], [0]) as (memory,):
@@ -115,18 +117,18 @@ def _serving(place: BenchRank, num: int) -> Iterator[Session | None]:
     messages.free()
 
 
-def _serve(memory: StoreMemory, partner: EchoServer) -> None:
+def _serve(memory: StoreMemory, echo: EchoServer) -> None:
     layout = memory.layout
     strategy = StrategyConfig(kind="async", arrivals_per_update=1)
-    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.1)  # the least work: the update is not what is measured
+    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.1)  # the cheapest update, since the update is not measured
     buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
     store = ParameterStore(Shard(buffers, optimizer), layout.num_elements, optimizer, strategy, layout.num_workers)
     with Heartbeat(memory, Word.STORE_HEARTBEAT):
-        StoreServer(store, memory, NullObserver(), ServerOptions()).serve(partner.between_turns)
+        StoreServer(store, memory, NullObserver(), ServerOptions()).serve(echo.between_turns)
 
 
 def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:
-    """Seconds of push and pull, and of the limit of each: `into` and `out of` the block, or to and from its rank."""
+    """Return the seconds of push and pull, and of their limits: copies `into` and `out of` the block, or messages."""
     effort = Effort(options.repeats, options.seconds)
     layout = session.window.layout
     slot = _mapped(session.window, layout.slot_offset(session.worker))
@@ -136,8 +138,8 @@ def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:
         return take_turns(
             lambda: {
                 **session.push_and_pull(),
-                "into": session.asker.send_seconds(session.gradient),
-                "out of": session.asker.receive_seconds(spare),
+                "into": session.echo.send_seconds(session.gradient),
+                "out of": session.echo.receive_seconds(spare),
             },
             effort,
         )
@@ -146,7 +148,7 @@ def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:
         return take_turns(
             lambda: {
                 **session.push_and_pull(),
-                "into": timed(lambda: copy(source, slot)),  # it is drained: nobody else touches it now
+                "into": timed(lambda: copy(source, slot)),  # the slot is drained: no other rank touches it now
                 "out of": timed(lambda: copy(published, target)),
             },
             effort,
@@ -154,7 +156,7 @@ def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:
 
 
 def copy_figures(size: float, is_near: bool, seconds: dict[str, Spread]) -> list[BenchFigure]:
-    """Push and pull of `size` million parameters beside their limits."""
+    """Return the figures of push and pull of `size` million parameters, beside their limits."""
     where, target = ("same host", _NEAR_TARGET) if is_near else ("other host", _FAR_TARGET)
     into, out_of = ("memcpy into the block", "memcpy out of the block") if is_near else ("MPI Send", "MPI Recv")
     return [
@@ -164,12 +166,12 @@ def copy_figures(size: float, is_near: bool, seconds: dict[str, Spread]) -> list
 
 
 def _measure_small(session: Session, place: BenchRank, options: Options) -> list[BenchFigure]:
-    """Latency of a push after a pause, and the idle store's CPU time, which the first measuring rank asks for."""
+    """Measure the latency of a push after a pause, and, on the first measuring rank, the idle store's CPU time."""
 
     def turn() -> dict[str, float]:
-        time.sleep(_PAUSE_SECONDS)  # silence is what is measured
+        time.sleep(_PAUSE_SECONDS)  # the latency after a silence is measured
         served = session.push_and_pull()["served"]
-        return {"served": served, "echo": session.asker.echo_seconds(_ECHOES)}
+        return {"served": served, "echo": session.echo.echo_seconds(_ECHOES)}
 
     seconds = take_turns(turn, Effort(options.repeats, options.seconds))
     is_near = place.is_near[place.rank]
@@ -177,12 +179,12 @@ def _measure_small(session: Session, place: BenchRank, options: Options) -> list
     target = None if is_near else _SERVED_TARGET
     figures = [duration(name, seconds["served"], ("MPI message and answer", seconds["echo"]), target)]
     if place.rank == measuring_ranks(place.is_near)[0]:
-        share = 100.0 * session.asker.idle_share(min(_IDLE_SECONDS, options.seconds))
+        share = 100.0 * session.echo.idle_share(min(_IDLE_SECONDS, options.seconds))
         figures.append(BenchFigure("store, idle workers", Spread.of([share]), "% of a core", target=_IDLE_TARGET))
     return figures
 
 
 def _mapped(window: StoreWindow, offset: int) -> torch.Tensor | None:
-    """The vector at byte `offset` itself where this rank has the block mapped, else None."""
+    """Return the vector at byte `offset` itself if this rank has the block mapped, else None."""
     vector = getattr(window, "vector", None)
     return None if vector is None else vector(offset)

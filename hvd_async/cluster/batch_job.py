@@ -1,4 +1,4 @@
-"""A job of a batch system, as its environment tells."""
+"""A job of a batch system, from its environment."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchJob:
-    """A job, in the words of the batch system.
+    """A job, with the batch system's own values.
 
     Attributes:
-        id: of this job; of an array task it is its own, and `array_job` that of the array.
-        restarts: how often the batch system has started it again.
-        array_task: its number in the array.
-        nodes: all of the job, in the short form of the batch system: `n[1-4]`.
+        id: number of this job; an array task has a number of its own, and `array_job` is that of the array.
+        restarts: how often the batch system has restarted the job.
+        array_task: number of the task in its array.
+        nodes: all nodes of the job, in the short form of the batch system: `n[1-4]`.
     """
 
     id: str
@@ -26,7 +26,7 @@ class BatchJob:
     cluster: str | None = None
 
     def __str__(self) -> str:
-        """In a line, for a person."""
+        """Return one line that describes the job."""
         task = "" if self.array_task is None else f", task {self.array_task} of array {self.array_job}"
         partition = None if self.partition is None else f"partition {self.partition}"
         what = ", ".join(part for part in (self.name, partition) if part)

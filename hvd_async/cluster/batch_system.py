@@ -1,4 +1,4 @@
-"""The batch systems that are known, each a file of its own beside this one; a new one is asked here after the others."""
+"""The known batch systems. Each has a file beside this one; the functions below ask them in turn."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hvd_async.cluster.hosts import Host
 
 
 def read_batch_job(environ: Mapping[str, str]) -> BatchJob | None:
-    """Return the job of a batch system that `environ` is of; None outside of any."""
+    """Return the batch system's job to which `environ` belongs; None outside of any job."""
     return slurm.read_job(environ)
 
 
 def detect_allocation(environ: Mapping[str, str]) -> tuple[Host, ...] | None:
-    """Return the nodes of the job that `environ` is of; None outside of any. Raises `SetupError`.
+    """Return the nodes of the job to which `environ` belongs; None outside of any job. Raises `SetupError`.
 
-    May ask the batch system's own commands.
+    May run commands of the batch system.
     """
     return slurm.detect_allocation(environ)

@@ -1,4 +1,4 @@
-"""Hosts, as a user or a batch system names them."""
+"""Hosts and their slots, from a user or a batch system."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hvd_async.errors import SetupError
 
 @dataclass(frozen=True)
 class Host:
-    """A machine on which ranks are to run.
+    """A machine on which ranks can run.
 
-    `slots`: what it has room for, in ranks where a user said so, in workers where a batch system did; None: nobody said.
-    `cores`, `gpus`: of them those that are ours, None where that is not known. `component`: of a heterogeneous job, from 0.
+    `slots`: room on the host, in ranks if a user named it, in workers if a batch system did; None: not given. `cores`,
+    `gpus`: cores and GPUs that belong to the job; None: unknown. `component`: number of the heterogeneous job's component,
+    from 0.
     """
 
     name: str
@@ -25,10 +26,10 @@ class Host:
 
 
 def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
-    """Hosts from a hostfile in any of the common forms, or from `--hosts a:2,b:2`; `source` names it in errors.
+    """Return the hosts of a hostfile in any common form, or of `--hosts a:2,b:2`. `source` names the text in errors.
 
-    One host a line or between commas: `name`, `name:2` (MPICH, Horovod) or `name slots=2` (Open MPI); `#` starts a comment. A
-    host that is named again has so many slots more, as all launchers have it.
+    Hosts are separated by lines or commas: `name`, `name:2` (MPICH, Horovod) or `name slots=2` (Open MPI); `#` starts a
+    comment. The slots of a host that is named several times add up, as with all launchers. Raises `SetupError`.
     """
     hosts: list[Host] = []
     for line in text.splitlines():
@@ -41,7 +42,7 @@ def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
                 raise SetupError(f"{source}: got {entry.strip()!r}, expected NAME, NAME:SLOTS or NAME slots=SLOTS")
             hosts.append(Host(found[1], int(found[2] or found[3]) if found[2] or found[3] else None))
     if not hosts:
-        raise SetupError(f"{source}: names no host; expected NAME:SLOTS, one a line or between commas")
+        raise SetupError(f"{source}: names no host; expected NAME:SLOTS, one per line or separated by commas")
     return tuple(_merged(hosts))
 
 

@@ -1,4 +1,4 @@
-"""What a launcher tells the processes that it starts, as a table entry: the variables of its environment."""
+"""Table entries for launchers: the environment variables that a launcher sets for the processes that it starts."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def _no_pmi(environ: Environ) -> str:
 
 @dataclass(frozen=True)
 class Launcher:
-    """The variables in which a launcher tells a process its place, and what to do where MPI does not agree."""
+    """Variables in which a launcher gives a process its rank and size, and the hint for an MPI that disagrees with them."""
 
     name: str
     rank: str
-    size: tuple[str, ...]  # the first that is set counts
+    size: tuple[str, ...]  # the first variable that is set counts
     local_rank: str
     local_size: str
     hint: str
-    mark: str = ""  # set by this launcher alone, where others set the same rank and size
+    mark: str = ""  # variable set by this launcher only, if others set the same rank and size
     started_this: Callable[[Environ], bool] = _always
-    """Whether the variables are of this process, and not left over from the one that started it."""
+    """Whether the variables describe this process, and are not inherited from the process that started it."""
     count_local: Callable[[Environ], int | None] = _nothing
-    """Ranks on this node, for a launcher that has no variable for it."""
+    """Return the number of ranks on this node, for a launcher without a variable for it."""
     pmi_of: Callable[[Environ], str] = _no_pmi
-    """The process management interface that was asked of the launcher, where MPI depends on that; "" elsewhere."""
+    """Return the process management interface (PMI) that the launcher offers, if MPI depends on it; otherwise ""."""
     pmi_flags: Mapping[str, str] = field(default_factory=dict)
-    """What MPI libraries call themselves -> the process management interface that they need of this launcher."""
+    """Name of an MPI library -> the process management interface that it needs from this launcher."""
 
 
 def read_number(environ: Mapping[str, str], name: str) -> int | None:
-    """Return the whole number in variable `name`, None where it is not set. Raises `SetupError` for anything else in it."""
+    """Return the whole number in variable `name`, or None if it is not set. Raises `SetupError` for any other value."""
     text = environ.get(name)
     if text is None:
         return None

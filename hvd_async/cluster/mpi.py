@@ -1,4 +1,4 @@
-"""Implementations of MPI, as their mpirun and library name themselves."""
+"""Implementations of MPI, recognised by their mpirun."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MpiFamily = Literal["openmpi", "mpich", "intel"]
 
 
 def parse_mpi_family(version_text: str) -> MpiFamily | None:
-    """The family of the mpirun that answers `--version` with this text, None for one we do not know."""
+    """Return the family of an mpirun from its answer to `--version`; None if unknown."""
     if "intel(r) mpi" in version_text.lower():
         return "intel"
     if "open mpi" in version_text.lower() or "open-mpi" in version_text.lower():
@@ -20,9 +20,9 @@ def parse_mpi_family(version_text: str) -> MpiFamily | None:
 
 
 def detect_mpi(mpirun: str = "mpirun") -> MpiFamily:
-    """Ask `mpirun` what it is. Raises `SetupError` where there is none, or one of another kind."""
+    """Ask `mpirun` for its family. Raises `SetupError` if there is no mpirun, or one of an unknown family."""
     done = ask([mpirun, "--version"], "run launch/setup.sh, or put an MPI's mpirun on PATH")
-    answer = done.stdout + done.stderr  # some say it on the one, some on the other
+    answer = done.stdout + done.stderr  # implementations differ in the stream
     family = parse_mpi_family(answer)
     if family is None:
         first = answer.strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Everything that is known of Slurm: its variables, its short forms, what srun takes from a job, and what its MPI plugins are.
+"""All facts about Slurm: its variables, its short forms, the variables that srun reads in a job, and its MPI plugins.
 
 Another batch system would be a file beside this one, and a line in `batch_system.py`.
 """
@@ -17,12 +17,12 @@ from hvd_async.system.processes import ask
 
 # Slurm numbers the steps that srun did not start (batch script, interactive shell, ...) down from the top of 32 bits.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-# What each MPI can be started with by srun, the better first.
+# The plugins with which srun can start each MPI, the best first.
 _PMIS: Mapping[MpiFamily, tuple[str, ...]] = {"openmpi": ("pmix",), "mpich": ("pmi2",), "intel": ("pmi2", "pmix")}
-LIST_HINT = "`srun --mpi=list` says what this Slurm has"
-# What srun would take from a job's environment as if it had been asked for: the part of a node that each of the job's tasks was
-# to have, and how they were to be spread. Our ranks have a list of nodes, and use whatever the job has on theirs. mpirun starts
-# its daemons by srun, but reads the number of nodes itself.
+LIST_HINT = "`srun --mpi=list` shows what this Slurm has"
+# Variables of a job that srun would take for options: the part of a node for each of the job's tasks, and the distribution
+# of tasks. Our ranks have a list of nodes, and share all of the job's cores on their node. mpirun starts its daemons by
+# srun, but reads the number of nodes itself.
 _OF_TASKS = (
     *(
         "SLURM_CPUS_PER_TASK",
@@ -42,20 +42,21 @@ _OF_NODES = ("SLURM_NNODES", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS_PER_NODE", "SL
 
 
 def is_step(environ: Mapping[str, str]) -> bool:
-    """Whether srun started this process; in a batch script or `salloc` the rank and size are there, but mean the shell."""
+    """Whether srun started this process. A batch script or `salloc` has rank and size too, but they describe the shell."""
     step = read_number(environ, "SLURM_STEP_ID")
     return step is not None and step < _FIRST_SPECIAL_STEP
 
 
 def tasks_on_node(environ: Mapping[str, str]) -> int | None:
-    """Tasks of this step on this node: Slurm lists those of all nodes, such as "4(x2),3"."""
+    """Return the number of this step's tasks on this node. Slurm lists the numbers of all nodes, such as "4(x2),3"."""
     node = read_number(environ, "SLURM_NODEID")
     tasks = numbers_of_nodes(environ.get("SLURM_STEP_TASKS_PER_NODE", "")) or []
     return tasks[node] if node is not None and node < len(tasks) else None
 
 
 def pmi_of_step(environ: Mapping[str, str]) -> str:
-    """What srun offers its tasks, by what it set for them: SLURM_MPI_TYPE may come from elsewhere, and not be set by default."""
+    """Return the PMI that srun offers its tasks, from the variables that the plugin sets. SLURM_MPI_TYPE is no guide: it may
+    come from elsewhere, and is unset by default."""
     if environ.get("PMIX_NAMESPACE", "").startswith("slurm."):
         return "pmix"
     return "pmi2" if "PMI_RANK" in environ else "none"
@@ -79,9 +80,9 @@ SRUN = Launcher(
 
 
 def read_job(environ: Mapping[str, str]) -> BatchJob | None:
-    """The job that `environ` is of; None outside of any.
+    """Return the job of a process with environment `environ`; None outside of any job.
 
-    All processes of a job have these variables: its script, what mpirun starts, and the ranks under srun.
+    All processes of a job have these variables: the script, processes that mpirun starts, and ranks under srun.
     """
     number = environ.get("SLURM_JOB_ID")
     if not number:
@@ -89,7 +90,7 @@ def read_job(environ: Mapping[str, str]) -> BatchJob | None:
     restarts = environ.get("SLURM_RESTART_COUNT", "")
 
     def value(name: str) -> str | None:
-        return environ.get(f"SLURM_{name}") or None  # empty is as good as absent
+        return environ.get(f"SLURM_{name}") or None  # empty counts as absent
 
     return BatchJob(
         id=number,
@@ -104,10 +105,10 @@ def read_job(environ: Mapping[str, str]) -> BatchJob | None:
 
 
 def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence[str]]) -> tuple[Host, ...] | None:
-    """The nodes of the Slurm job that this environment is in, None outside of any.
+    """Return the nodes of the Slurm job to which `environ` belongs; None outside of any job.
 
-    `expand` turns Slurm's short form of a list of hosts (`node[1-4,7]`) into names. A host's slots are the tasks that the job
-    asked for on it; a job that asked for none has none. Raises `SetupError` where a variable cannot be understood.
+    `expand` turns Slurm's short form of a list of hosts (`node[1-4,7]`) into names. A host's slots are the tasks that the
+    job asked for on that host; None if the job asked for no tasks. Raises `SetupError` for a malformed variable.
     """
     if "SLURM_JOB_ID" not in environ or "SLURM_JOB_NODELIST" not in environ:
         return None
@@ -118,12 +119,12 @@ def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence
         nodes = f"SLURM_JOB_NODELIST{suffix}"
         if nodes not in environ:
             raise SetupError(
-                f"environment variable {nodes}: got none, expected the nodes of a component of this job, from Slurm"
+                f"environment variable {nodes}: not set, expected the nodes of a component of this job, from Slurm"
             )
         names = expand(environ[nodes])
         tasks = _per_node(environ, f"SLURM_TASKS_PER_NODE{suffix}", len(names))
         cores = _per_node(environ, f"SLURM_JOB_CPUS_PER_NODE{suffix}", len(names))
-        # Without tasks that were asked for, Slurm puts the number of cores there.
+        # If the job asked for no tasks, Slurm puts the number of cores there.
         slots = tasks if f"SLURM_NTASKS{suffix}" in environ else None
         gpus = _gpus(environ, suffix, slots, len(names))
         for index, name in enumerate(names):
@@ -133,7 +134,7 @@ def read_allocation(environ: Mapping[str, str], expand: Callable[[str], Sequence
 
 
 def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None, num_nodes: int) -> Sequence[int] | None:
-    """Of each node; None where Slurm does not say."""
+    """Return the number of GPUs of each node; None if Slurm does not tell."""
     per_node = environ.get(f"SLURM_GPUS_PER_NODE{suffix}")
     if per_node:  # `4`, `a100:4`, and for several types `a100:2,v100:2`
         return [
@@ -142,7 +143,7 @@ def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None, 
     per_task = environ.get(f"SLURM_GPUS_PER_TASK{suffix}")
     if per_task and tasks is not None:
         return [_whole_number("SLURM_GPUS_PER_TASK", per_task.rpartition(":")[2]) * number for number in tasks]
-    # Of the batch script's node alone, which is the first. With a number for the whole job others may have more or fewer.
+    # This variable is for the batch script's node only, the first. If the job asked for a total, other nodes may differ.
     on_node = environ.get("SLURM_GPUS_ON_NODE")
     if suffix or on_node is None or ("SLURM_GPUS" in environ and num_nodes > 1):
         return None
@@ -150,7 +151,7 @@ def _gpus(environ: Mapping[str, str], suffix: str, tasks: Sequence[int] | None, 
 
 
 def _per_node(environ: Mapping[str, str], name: str, num_nodes: int) -> list[int] | None:
-    """A number for each node; None where the variable is not there."""
+    """Return the number for each node in variable `name`; None if the variable is not set."""
     text = environ.get(name)
     if text is None:
         return None
@@ -159,7 +160,7 @@ def _per_node(environ: Mapping[str, str], name: str, num_nodes: int) -> list[int
         raise SetupError(f"environment variable {name}: got {text!r}, expected a form like 4(x2),3 from Slurm; unset it")
     if len(numbers) != num_nodes:
         raise SetupError(
-            f"environment variable {name}: got {text!r} for {num_nodes} nodes, expected as many numbers; unset it"
+            f"environment variable {name}: got {text!r} for {num_nodes} nodes, expected {num_nodes} numbers; unset it"
         )
     return numbers
 
@@ -171,7 +172,8 @@ def _whole_number(name: str, text: str) -> int:
 
 
 def detect_allocation(environ: Mapping[str, str]) -> tuple[Host, ...] | None:
-    """Return what `read_allocation` does; Slurm itself is asked what its short form of host names means."""
+    """Return the nodes of the job, as `read_allocation` does. Asks Slurm's scontrol to expand its short form of host
+    names."""
     return read_allocation(environ, _expand)
 
 
@@ -179,13 +181,13 @@ def _expand(text: str) -> list[str]:
     argv = ["scontrol", "show", "hostnames", text]
     done = ask(argv, "it must work where `launch` runs")
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise SetupError(f"{' '.join(argv)}: exit status {done.returncode}: {last}; it must work where `launch` runs")
     return done.stdout.split()
 
 
 def numbers_of_nodes(text: str) -> list[int] | None:
-    """A number for each node, from Slurm's short form: `2(x3),1` is 2, 2, 2, 1. None for a text that has another form."""
+    """Return the number for each node from Slurm's short form: `2(x3),1` is 2, 2, 2, 1. None for a text of another form."""
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
@@ -199,22 +201,22 @@ def numbers_of_nodes(text: str) -> list[int] | None:
 
 
 def parse_pmis(answer: str) -> list[str]:
-    """The plugins that `srun --mpi=list` names, in any of its forms."""
-    # Old ones put `srun: ` before every line; new ones list versions of pmix in a line of their own.
+    """Return the plugins in the output of `srun --mpi=list`, of any version of Slurm."""
+    # Old versions put `srun: ` before every line; new versions list versions of pmix on a separate line.
     words = re.findall(r"\b(?:pmix(?:_v\d+)?|pmi2|openmpi|cray_shasta)\b", answer)
     return list(dict.fromkeys(words))
 
 
 def choose_pmi(family: MpiFamily, available: Sequence[str]) -> str:
-    """What `srun --mpi` is to be for an MPI of `family`. Raises `SetupError` where this Slurm has nothing for it.
+    """Return the value of `srun --mpi` for an MPI of `family`. Raises `SetupError` if this Slurm has no plugin for it.
 
-    With the wrong one every process would be rank 0 of a world of its own, or die with a message about PMI.
+    With the wrong plugin every process would be rank 0 of a world of its own, or die with a message about PMI.
     """
     for kind in _PMIS[family]:
         for name in available:
             if name.startswith(kind):
                 return name
-    found, needs = ", ".join(available) or "nothing that we know", " or ".join(_PMIS[family])
+    found, needs = ", ".join(available) or "no known plugin", " or ".join(_PMIS[family])
     raise SetupError(
         f"srun --mpi=list: got {found}, expected {needs}, which {family} needs; use --launcher mpirun, another MPI"
         " (launch/setup.sh --mpi), or name one with --pmi"
@@ -222,15 +224,15 @@ def choose_pmi(family: MpiFamily, available: Sequence[str]) -> str:
 
 
 def detect_pmi(family: MpiFamily, srun: str = "srun") -> str:
-    """Ask `srun` what it has. Raises `SetupError`."""
+    """Return the value of `srun --mpi` for an MPI of `family`, from the plugins that `srun` lists. Raises `SetupError`."""
     done = ask([srun, "--mpi=list"], "is Slurm installed here?")
-    return choose_pmi(family, parse_pmis(done.stdout + done.stderr))  # versions differ in where they list it
+    return choose_pmi(family, parse_pmis(done.stdout + done.stderr))  # versions differ in the stream
 
 
 def variables_to_unset(environ: Mapping[str, str], *, starts_ranks: bool) -> tuple[str, ...]:
-    """Names of what the srun that starts ranks (`starts_ranks`), or their daemons, would read in a job's environment, and must
-    not."""
+    """Return the names of the variables of a job that srun must not read when it starts ranks (`starts_ranks`) or, for
+    mpirun, daemons."""
     names = (*_OF_TASKS, *_OF_NODES) if starts_ranks else _OF_TASKS
-    # Of a heterogeneous job each component has its own, under a name of today and one of before.
+    # Each component of a heterogeneous job has its own variables, under a present and a former name.
     own = re.compile(rf"({'|'.join(names)})(_(HET|PACK)_GROUP_\d+)?")
     return tuple(sorted(name for name in environ if own.fullmatch(name)))

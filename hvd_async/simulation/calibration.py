@@ -1,4 +1,4 @@
-"""`hvd-async simulate --calibrate`: a simulated cluster fitted to a recorded run, and how well it foretells that run."""
+"""`hvd-async simulate --calibrate`: fit a simulated cluster to a recorded run, and compare its predictions with the run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from hvd_async.simulation.measurement import Measured, read_measured
 from hvd_async.simulation.predict import ClusterRates, Size, TooFewArrivalsError, predict
 from hvd_async.system.files import write_file
 
-# What waiting takes is corrected so often: a store that is busy makes others wait, which is simulated and not fitted.
+# Rounds that correct the fitted waits: a busy store makes other workers wait, and that part is simulated, not fitted.
 _ROUNDS = 4
-# The share of the waits that is for nobody else, where workers wait for each other.
+# Quantile of the waits that is taken as a wait for the store alone, where workers also wait for each other.
 _SHORTEST = 0.05
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the fitted cluster does, beside what the run did."""
+    """Rates of the fitted cluster, beside those of the measured run."""
 
     name: str
     arrivals_per_second: float
@@ -35,18 +35,18 @@ class Prediction:
 
     @property
     def error(self) -> float:
-        """Of the rate, relative."""
+        """Relative error of the rate."""
         return self.arrivals_per_second / self.measured.arrivals_per_second - 1.0
 
     @property
     def distance(self) -> float:
-        """Total variation between both distributions of staleness: 0 if they are the same, 1 if they have nothing in common."""
+        """Total variation between both distributions of staleness: 0 if equal, 1 if they have no value in common."""
         return total_variation(self.staleness, self.measured.staleness)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted: the sections `emulation` and `simulation` of a configuration, and what follows from them."""
+    """The fitted sections `emulation` and `simulation` of a configuration, and the predictions made with them."""
 
     emulation: dict[str, Any]
     simulation: dict[str, Any]
@@ -54,7 +54,7 @@ class Calibration:
     predictions: Sequence[Prediction]
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the fit and its predictions as lines to print."""
         measured = self.predictions[0].measured
         lines = [_yaml(self.emulation, self.simulation).rstrip()]
         lines.append(f"measured: {measured.arrivals_per_second:.3f} arrivals/s, staleness {_mean(measured.staleness):.3f}")
@@ -66,13 +66,13 @@ class Calibration:
         return lines
 
     def write(self, path: pathlib.Path) -> None:
-        """Both sections as YAML, to be pasted into a configuration."""
+        """Write both sections to `path` as YAML, to be pasted into a configuration."""
         head = f"# Fitted to {self.trace}. Instead of the keys of emulation: {{trace: {self.trace}}} repeats its steps.\n"
         write_file(path, (head + _yaml(self.emulation, self.simulation)).encode())
 
 
 def calibrate(root: pathlib.Path) -> Calibration:
-    """Fit the cluster to the run in `root`. Raises `DataError` where that is no run, or too short to tell anything."""
+    """Fit the cluster to the run in `root`. Raises `DataError` if `root` holds no run, or a run that is too short."""
     folder = RunFolder(root)
     if not folder.config.exists():
         raise DataError(f"{root}: got no {folder.config.name}, expected the folder of a run")
@@ -92,15 +92,15 @@ def calibrate(root: pathlib.Path) -> Calibration:
 
 
 def total_variation(one: Counter[int], other: Counter[int]) -> float:
-    """Half the sum of the differences between two distributions that are given as counts."""
+    """Return half the sum of absolute differences between two distributions, given as counts."""
     totals = max(1, one.total()), max(1, other.total())
     return 0.5 * sum(abs(one[value] / totals[0] - other[value] / totals[1]) for value in one.keys() | other.keys())
 
 
 def _geometry(config: RunConfig, measured: Measured) -> dict[str, Any]:
-    """Who was where."""
+    """Return the number of workers and parameters and the placement of the workers, as keys of `simulation`."""
     geometry: dict[str, Any] = {"workers": measured.num_workers, "parameters": measured.parameters}
-    if measured.hosts is None:  # simulated itself
+    if measured.hosts is None:  # the run was itself simulated
         given = config.simulation
         return {**geometry, "workers_per_node": given.workers_per_node, "store_node_trains": given.store_node_trains}
     if set(measured.hosts) == {measured.store_host}:
@@ -126,16 +126,16 @@ def _fit_exchange(
     if not config.strategy.is_async:
         return _fit_allreduce(measured, geometry)
     if config.push.node_sum:
-        return {}  # pushes, pulls and waits of a node that sums are recorded as one
+        return {}  # pushes, pulls and waits of a node are recorded as one
     fitted = _fit_copies(config, measured, geometry)
     share = _SHORTEST if _waits_for_others(config) else 0.25
-    # Of two kinds of waits one is with an update; where every push makes one, or waits for one, they cannot be told apart.
+    # One of the two kinds of waits contains an update; if every push makes or awaits an update, they cannot be told apart.
     arrival = 0.0 if config.strategy.lockstep else low(measured.waits, share)
     waits = [*measured.waits, *measured.waits_for_updates] if config.strategy.lockstep else measured.waits_for_updates
     update, shards = max(0.0, low(waits, share) - arrival), config.store.shards
     result = {**fitted, "arrival_seconds": shards * arrival, "update_seconds": shards * update}
     if config.push.overlap or _waits_for_others(config):
-        return result  # what is waited for is not the store alone
+        return result  # workers do not wait for the store alone
     wanted = mean([*measured.waits, *measured.waits_for_updates])
     for _ in range(_ROUNDS):
         outcome = _simulate(config, measured, emulation, {**geometry, **result})
@@ -147,7 +147,7 @@ def _fit_exchange(
 
 
 def _fit_copies(config: RunConfig, measured: Measured, geometry: dict[str, Any]) -> dict[str, Any]:
-    """Latencies beside the bytes at the default speed, or a lower speed where there is no time for them."""
+    """Return latencies that fit at the default speed, with a higher speed if the copies took less time than that allows."""
     fitted: dict[str, Any] = {}
     near = [not _is_remote(worker, geometry) for worker in range(measured.num_workers)]
     defaults = SimulationConfig()
@@ -156,7 +156,7 @@ def _fit_copies(config: RunConfig, measured: Measured, geometry: dict[str, Any])
         pulls = [value for worker, value in measured.pulls if near[worker] == wanted]
         if not pushes:
             continue
-        # Transfers of a network wait for each other, which is simulated; copies in memory do not.
+        # Network transfers wait for each other, which is simulated; copies in memory do not.
         push = mean(pushes) if wanted else low(pushes)
         pull = low(pulls, _SHORTEST) if _waits_for_others(config) else mean(pulls) if wanted else low(pulls)
         sizes = push_bytes(config, measured.parameters), 4.0 * measured.parameters
@@ -171,7 +171,7 @@ def _fit_copies(config: RunConfig, measured: Measured, geometry: dict[str, Any])
 
 
 def _fit_allreduce(measured: Measured, geometry: dict[str, Any]) -> dict[str, Any]:
-    """The slowest of a group waits for the sum alone."""
+    """Return the fit of a synchronous run: the slowest worker of a group waits for the sum alone."""
     sums = mean(measured.sums)
     update = max(0.0, mean(measured.group_intervals) - mean(measured.slowest) - sums)
     workers = measured.num_workers

@@ -1,4 +1,4 @@
-"""Virtual time: what is due happens in the order of its time; what is due at the same time, in an order drawn from the seed."""
+"""Virtual time: events happen in the order of their times; events of equal time, in an order drawn from the seed."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ _Event = tuple[float, float, Callable[[Any], None], Any]
 
 
 class Clock:
-    """Runs actions at their times. Ties are shuffled, so that nothing comes to depend on who was listed first.
+    """Clock that runs actions at their times. Ties are shuffled, so that no result depends on the order of insertion.
 
-    Ends of steps are many and far off: they lie in buckets of time, unsorted until their bucket is the next. Everything else is
-    soon, and few at a time.
+    Ends of steps are many and far ahead: they lie in buckets of time, unsorted until their bucket is next. All other events
+    are near and few.
 
     Attributes:
         now: seconds since the start.
     """
 
     def __init__(self, seed: int, bucket_seconds: float = 1e-3) -> None:
-        """Nothing is due yet. `bucket_seconds` decides nothing but the speed; best are a few dozen ends of steps in each."""
+        """Begin with no events. `bucket_seconds` affects only the speed; a few dozen ends of steps per bucket are best."""
         self.now = 0.0
         self._draw = random.Random(seed).random  # decides between events of the same time
-        self._traffic: list[_Event] = []  # a heap of what `at` was given
+        self._traffic: list[_Event] = []  # a heap of the events from `at`
         self._steps: list[_Event] = []  # a heap of the steps that end up to the current bucket
         self._per_second = 1.0 / bucket_seconds
         self._current = -1
         self._buckets: dict[int, list[_Event]] = {}
-        self._numbers: list[int] = []  # a heap of those buckets
+        self._numbers: list[int] = []  # a heap of the numbers of the buckets
 
     def read(self) -> float:
-        """`now`, for those who ask for the time by a call."""
+        """Return `now`, for callers that need a function."""
         return self.now
 
     def at(self, time: float, action: Callable[[Any], None], argument: Any) -> None:
@@ -40,7 +40,7 @@ class Clock:
         heappush(self._traffic, (time, self._draw(), action, argument))
 
     def at_end_of_step(self, time: float, action: Callable[[Any], None], argument: Any) -> None:
-        """As `at`, for what is usually later than all else."""
+        """Call `action(argument)` at `time`, as `at` does; fast for events that are later than most others."""
         number = int(time * self._per_second)
         event = (time, self._draw(), action, argument)
         if number <= self._current:
@@ -52,7 +52,7 @@ class Clock:
             heappush(self._numbers, number)
 
     def run(self) -> None:
-        """Let time pass until nothing is due any more."""
+        """Let time pass until no event is left."""
         traffic, numbers, steps = self._traffic, self._numbers, self._steps
         while True:
             if not steps and numbers:

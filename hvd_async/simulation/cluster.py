@@ -1,8 +1,8 @@
 """The asynchronous strategy in virtual time: workers that claim batches and compute, between pushes and pulls.
 
 Which rank waits for which, and when, follows `StoreServer`, `StoreClient`, `NodeAggregator` and the workers of `strategies`:
-`StoreLoop` is the store's part, `Transfers` what lies between. What the store decides is asked of `SimulatedStore`: of the real
-store, or of one that only counts.
+`StoreLoop` is the store's part, `Transfers` the part between. The store's decisions come from a `SimulatedStore`: the real
+store, or one that only counts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from hvd_async.simulation.world import TimeTotals, World
 
 
 class Cluster:
-    """Workers, links and the store's loop. Lives for one run.
+    """Workers, links and the store's loop, for one run.
 
     Attributes:
         senders: the workers, or with node sums the nodes, that push and pull.
-        workers: all of them, by number.
+        workers: all workers, by number.
     """
 
     def __init__(self, world: World, num_batches: int | None) -> None:
-        """`world` stays the caller's; `num_batches` bounds the run, where it is given."""
+        """Borrow `world`. `num_batches`: batches that end the run, or None."""
         self._world = world
         self._clock = world.clock
         self._num_batches = num_batches
@@ -38,12 +38,12 @@ class Cluster:
 
     @property
     def totals(self) -> TimeTotals:
-        """Where the time went."""
+        """Seconds of the run by activity."""
         return self._world.totals
 
     @property
     def store_links(self) -> tuple[Link, Link]:
-        """The store's link, for pushes and for pulls."""
+        """The store's links for pushes and for pulls."""
         return self._transfers.ingress, self._transfers.egress
 
     def run(self) -> None:
@@ -51,11 +51,11 @@ class Cluster:
         for sender in self.senders:
             self._transfers.begin(sender)
         self._clock.run()
-        assert self._num_present == 0 and self._loop.is_idle, "a worker waits for what will not come"
+        assert self._num_present == 0 and self._loop.is_idle, "a worker waits for an event that will not happen"
         self._loop.finish()
 
     def versions_in_use(self) -> set[int]:
-        """Return the versions on which a gradient is, or is about to be, computed, as far as it has not been taken in."""
+        """Return the versions on which gradients are, or are about to be, computed that are not taken in yet."""
         used = {sender.pulled for sender in self.senders}
         for worker in self.workers:
             used |= {worker.base, worker.out_base, worker.version, worker.brought}
@@ -87,7 +87,7 @@ class Cluster:
             self._hand_over(worker)
 
     def _hand_over(self, worker: VirtualWorker) -> None:
-        """Push the gradient that is ready; with overlap, compute the next one meanwhile."""
+        """Push the finished gradient; with overlap, compute the next one meanwhile."""
         worker.out_batch = worker.batch
         worker.out_base = worker.base
         worker.out_provisional = worker.provisional
@@ -102,13 +102,13 @@ class Cluster:
         self._transfers.contribute(worker)
 
     def _settle(self, worker: VirtualWorker) -> None:
-        """Compute with what the last pull brought from now on."""
+        """Use the parameters of the last pull from now on."""
         worker.took = worker.took_next
         worker.version = worker.brought
         worker.version_provisional = worker.brought_provisional
 
     def _resume(self, worker: VirtualWorker) -> None:
-        """After a pull: begin the next step, or leave."""
+        """Begin the next step after a pull, or leave."""
         if not self._world.is_overlapped:
             self._settle(worker)
             batch = self._claim()
@@ -128,7 +128,7 @@ class Cluster:
             self._begin_step(worker, batch)
 
     def _claim_ahead(self, worker: VirtualWorker) -> int:
-        """Return the next batch of `worker`, which claims so many that there is one to compute during a push."""
+        """Return the next batch of `worker`, after claiming enough batches to have one to compute during a push."""
         wanted = 1 if self._world.is_synchronous(worker.version) else 2
         while len(worker.ahead) < wanted and (not worker.ahead or worker.ahead[-1] != NONE):
             worker.ahead.append(self._claim())

@@ -1,5 +1,5 @@
-"""What pushes, pulls, updates and sums take in a simulated cluster. Pure arithmetic, and links that remember how long they are
-busy."""
+"""Durations of pushes, pulls, updates and sums in a simulated cluster: pure arithmetic, and links that record how long they
+are busy."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from hvd_async.config import RunConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _INDEX_BYTES = 4
-# An update by Adam reads parameters, sum and both moments, and writes all but the sum; a sum reads itself and is written.
+# Bytes per parameter. An Adam update reads parameters, sum and both moments, and writes all but the sum; an addition reads
+# and writes the sum.
 _UPDATE_BYTES = 28
 _SUM_BYTES = 8
 
 
 class Link:
-    """One direction of a wire: transfers follow each other, first come, first served.
+    """One direction of a wire. Transfers follow each other, first come, first served.
 
     Attributes:
-        free: the time from which on nothing is on it.
+        free: time from which the link is free.
         busy: seconds of transfers so far.
     """
 
     __slots__ = ("busy", "free", "seconds")
 
     def __init__(self, num_bytes: float, bytes_per_second: float) -> None:
-        """For transfers of `num_bytes`."""
+        """Make a link for transfers of `num_bytes`."""
         self.seconds = num_bytes / bytes_per_second
         self.free = 0.0
         self.busy = 0.0
 
     def take(self, earliest: float) -> float:
-        """Send once, from `earliest` on; when it begins."""
+        """Send one transfer, at `earliest` or later, and return the time at which it begins."""
         begins = self.free if self.free > earliest else earliest
         self.free = begins + self.seconds
         self.busy += self.seconds
@@ -40,12 +41,12 @@ class Link:
 
 
 class Node:
-    """Where workers are: their link to other nodes, or the memory of the store's node."""
+    """A node with workers: its links to other nodes, or the memory of the store's node."""
 
     __slots__ = ("is_store", "receiving", "sending")
 
     def __init__(self, costs: Costs, is_store: bool) -> None:
-        """`is_store`: pushes and pulls are copies in memory."""
+        """Make the node. `is_store`: its pushes and pulls are copies in memory."""
         self.is_store = is_store
         self.sending = Link(costs.push_bytes, costs.node_bytes_per_second)
         self.receiving = Link(costs.pull_bytes, costs.node_bytes_per_second)
@@ -53,7 +54,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds and bytes of one configuration, for a model of so many parameters."""
+    """Seconds and bytes of one configuration, for a model of given size."""
 
     num_workers: int
     push_bytes: float
@@ -64,14 +65,14 @@ class Costs:
     push_latency: float
     pull_latency: float
     store_bytes_per_second: float
-    """Of all shards together."""
+    """Speed of all shards together."""
     node_bytes_per_second: float
     arrival_seconds: float
     update_seconds: float
     allreduce_seconds: float
 
     def nodes(self, config: RunConfig) -> tuple[list[Node], list[int]]:
-        """Nodes with workers, and the node of each worker."""
+        """Return the nodes with workers, and the number of each worker's node."""
         simulation = config.simulation
         per_node = simulation.workers_per_node
         if per_node is None:
@@ -81,18 +82,18 @@ class Costs:
         return nodes, node_of
 
     def node_workers(self, config: RunConfig) -> list[list[int]]:
-        """The workers of each node."""
+        """Return the workers of each node."""
         node_of = self.nodes(config)[1]
         return [[worker for worker, node in enumerate(node_of) if node == number] for number in range(node_of[-1] + 1)]
 
 
 def num_workers(config: RunConfig) -> int:
-    """Workers of the simulated cluster."""
+    """Return the number of workers of the simulated cluster."""
     return 1 if config.strategy.is_single else config.simulation.workers
 
 
 def costs(config: RunConfig, num_parameters: int) -> Costs:
-    """What things take for a model of `num_parameters`."""
+    """Return the costs of `config` for a model of `num_parameters`."""
     simulation, shards, workers = config.simulation, config.store.shards, num_workers(config)
     memory, network = simulation.memory, simulation.network
     push, pull = push_bytes(config, num_parameters), 4 * num_parameters
@@ -120,7 +121,7 @@ def costs(config: RunConfig, num_parameters: int) -> Costs:
 
 
 def push_bytes(config: RunConfig, num_parameters: int) -> float:
-    """What one push sends of a gradient."""
+    """Return the bytes that one push sends."""
     push = config.push
     if push.keep == 1.0:
         return num_parameters * _BYTES[push.dtype]
@@ -128,7 +129,8 @@ def push_bytes(config: RunConfig, num_parameters: int) -> float:
 
 
 def _allreduce_seconds(config: RunConfig, workers: int, num_bytes: float) -> float:
-    """A sum over all workers; between nodes at the speed of their links, within one at that of memory."""
+    """Return the seconds of a sum over all workers: at the speed of links between nodes, at that of memory within one
+    node."""
     simulation = config.simulation
     is_one_node = simulation.workers_per_node is None or workers <= simulation.workers_per_node
     link = simulation.memory if is_one_node else simulation.network

@@ -1,4 +1,4 @@
-"""The store of a simulation that only counts: the decisions of the store without gradients, for planning."""
+"""The store of a simulation without gradients, for planning: it makes the store's decisions and counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hvd_async.store.schedule import arrivals_needed, is_synchronous
 
 @dataclass(frozen=True)
 class Fate:
-    """An arrival whose fate is decided: the version that it went into, None where it was refused."""
+    """An arrival and its outcome: the version that contains it, or None if it was refused."""
 
     seconds: float
     worker: int
@@ -25,28 +25,28 @@ class Fate:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Target tokens of batches: those of `each`, over and over again."""
+    """Target tokens of batches: those of `each`, repeated without end."""
 
     each: Sequence[int]
 
     def of(self, batch: int) -> int:
-        """Of one batch."""
+        """Return the target tokens of one batch."""
         return self.each[batch % len(self.each)]
 
     @property
     def mean(self) -> float:
-        """Of a batch."""
+        """Mean target tokens of a batch."""
         return sum(self.each) / len(self.each)
 
 
 class CountingStore:
-    """`SimulatedStore` that decides as `ParameterStore` does of gradients that are finite.
+    """`SimulatedStore` that decides as `ParameterStore` does when all gradients are finite.
 
     Attributes:
-        version: see `SimulatedStore`.
+        version: newest version.
         staleness: applied arrivals by their staleness.
-        num_applied, num_refused: arrivals that are in updates, and in none.
-        fates: every arrival, where that is asked for.
+        num_applied, num_refused: numbers of applied and of refused arrivals.
+        fates: the outcome of every arrival, if `record` is given.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class CountingStore:
         record: Callable[[], float] | None = None,
         watch: Callable[[int], bool] | None = None,
     ) -> None:
-        """`record`: the time, if fates are to be kept. `watch` is told at every version how many arrivals are in updates;
-        whether the run is to end."""
+        """Start with version 0. `record`: returns the time, if outcomes are to be recorded. `watch` is called at every
+        version with the number of applied arrivals and returns whether the run ends."""
         self.version = 0
         self.num_applied = 0
         self._watch = watch
@@ -72,41 +72,37 @@ class CountingStore:
         self._num_active = num_workers
         self._last_version = last_version
         self._record = record
-        self._bases: list[int] = []  # of what is pending
-        self._pending: list[tuple[int, int, int]] = []  # worker, batch, base version, if fates are kept
+        self._bases: list[int] = []  # base versions of the pending arrivals
+        self._pending: list[tuple[int, int, int]] = []  # worker, batch, base version, if outcomes are recorded
         self._made: list[tuple[int, int, int]] = []
         self._may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
         self._bound = strategy.max_staleness
         self._waits, self._drops = strategy.waits_for_stragglers, strategy.drops_stale
         self._ledger = BatchLedger()
-        # N, where it is always the same.
+        # N, if it is constant.
         wanted = strategy.arrivals_per_update
         self._fixed = wanted if isinstance(wanted, int) and not self._may_be_synchronous else None
 
     @property
     def num_pending(self) -> int:
-        """See `SimulatedStore`."""
         return len(self._bases)
 
     @property
     def watermark(self) -> int:
-        """See `SimulatedStore`."""
         return self._ledger.watermark
 
     def provisional(self, version: int) -> int:
-        """See `SimulatedStore`: what is pending tells them apart."""
+        """Return the number of pending arrivals, which identifies the provisional parameters."""
         is_made = version == self.version > 0 and not is_synchronous(self._strategy, version)
         return len(self._bases) if is_made else 0
 
     def admits(self, sender: Sender) -> bool:
-        """See `SimulatedStore`."""
         if self._may_be_synchronous and is_synchronous(self._strategy, self.version):
             if sender.first_batch != self._ledger.watermark:
                 return False
         return not self.is_complete() or self._would_be_too_stale(sender.oldest_base)
 
     def accept(self, sender: Sender) -> bool:
-        """See `SimulatedStore`."""
         if self._may_be_synchronous:
             for worker in sender.contributors:
                 self._ledger.record(worker.out_batch)
@@ -120,31 +116,26 @@ class CountingStore:
         return True
 
     def refuse(self, sender: Sender) -> None:
-        """See `SimulatedStore`."""
         self.num_refused += len(sender.contributors)
         if self._record is not None:
             self._decide(_described(sender), None)
 
     def is_complete(self) -> bool:
-        """See `SimulatedStore`."""
         num_pending = len(self._bases)
         if self._fixed is not None:
             return num_pending >= self._fixed
         return num_pending > 0 and num_pending >= arrivals_needed(self._strategy, self.version, self._num_active)
 
     def advance(self, oldest_under_way: int | None) -> bool:
-        """See `SimulatedStore`."""
         if oldest_under_way is not None and self._would_be_too_stale(oldest_under_way):
             return False
         self._apply()
         return True
 
     def leave(self, worker: int) -> None:
-        """See `SimulatedStore`."""
         self._num_active -= 1
 
     def finish(self) -> bool:
-        """See `SimulatedStore`."""
         if self._bases and self._strategy.pending == "apply":
             self._apply()
             return True
@@ -155,7 +146,6 @@ class CountingStore:
         return False
 
     def published(self, oldest_under_way: int | None) -> None:
-        """See `SimulatedStore`."""
         if self._record is not None:
             self._decide(self._made, self.version)
             self._made = []
@@ -163,7 +153,6 @@ class CountingStore:
             self._is_over = True
 
     def is_over(self) -> bool:
-        """See `SimulatedStore`."""
         return self._is_over or (self._last_version is not None and self.version >= self._last_version)
 
     def _apply(self) -> None:

@@ -1,4 +1,4 @@
-"""Step times and exchanges as a few numbers. Pure."""
+"""Fits of step times and of push and pull times by a few numbers. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 _ROUNDS = 5
-# Spreads below this are noise of the clock.
+# Deviations below this are noise of the clock.
 _LEAST_DEVIATION = 1e-4
 
 
 @dataclass(frozen=True)
 class StepFit:
-    """factor * (seconds + seconds_per_token * tokens) * a log-normal of mean 1 and `deviation`."""
+    """Model of a step's seconds: factor * (seconds + seconds_per_token * tokens) * a log-normal of mean 1 and
+    `deviation`."""
 
     seconds: float
     seconds_per_token: float
@@ -25,7 +26,7 @@ class StepFit:
     factors: Mapping[int, float]
 
     def to_config(self) -> dict[str, Any]:
-        """The section `emulation`."""
+        """Return the fit as the section `emulation`."""
         is_spread = self.deviation >= _LEAST_DEVIATION
         return {
             "slow_workers": {worker: factor for worker, factor in self.factors.items() if factor > 1.0},
@@ -37,7 +38,7 @@ class StepFit:
 
 
 def fit_steps(steps: Mapping[int, Sequence[tuple[int, float]]]) -> StepFit:
-    """`steps`: of each worker, target tokens and seconds. The fastest worker has factor 1."""
+    """Fit the step times. `steps`: target tokens and seconds of each worker's steps. The fastest worker has factor 1."""
     tokens = {worker: np.array([one for one, _ in pairs], dtype=np.float64) for worker, pairs in steps.items()}
     seconds = {worker: np.array([one for _, one in pairs], dtype=np.float64) for worker, pairs in steps.items()}
     factors = dict.fromkeys(steps, 1.0)
@@ -51,24 +52,24 @@ def fit_steps(steps: Mapping[int, Sequence[tuple[int, float]]]) -> StepFit:
     factors = {worker: factor / fastest for worker, factor in factors.items()}
     base, slope = base * fastest, slope * fastest
     residuals = np.concatenate([seconds[worker] / (factors[worker] * (base + slope * tokens[worker])) for worker in steps])
-    # Of the middle: a step in which the machine stood still says nothing of the others.
+    # From quantiles around the middle, so that single steps in which the machine stalled have no effect.
     below, above = np.quantile(np.log(np.maximum(residuals, 1e-12)), (0.1587, 0.8413))
     deviation = float(above - below) / 2
     return StepFit(base, slope, deviation, factors)
 
 
 def low(values: Sequence[float], share: float = 0.25) -> float:
-    """What it takes where nothing else is in the way: so many are below it. 0 of nothing."""
+    """Return the value above a `share` of the values: the time without interference. 0 for no values."""
     return sorted(values)[int(share * len(values))] if values else 0.0
 
 
 def mean(values: Sequence[float]) -> float:
-    """0 of nothing."""
+    """Return the mean, or 0 for no values."""
     return math.fsum(values) / len(values) if values else 0.0
 
 
 def _line(x: Floats, y: Floats) -> tuple[float, float]:
-    """Least squares with neither a negative slope nor a negative beginning."""
+    """Return intercept and slope of the least-squares line, with neither of them negative."""
     spread = float(x.var())
     slope = 0.0 if spread == 0.0 else max(0.0, float(((x - x.mean()) * (y - y.mean())).mean()) / spread)
     base = float(y.mean() - slope * x.mean())

@@ -1,4 +1,4 @@
-"""What the event log of a run says of steps, exchanges and staleness."""
+"""Steps, pushes, pulls and staleness of a run, from its event log."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _FEWEST_ARRIVALS = 20
 
 @dataclass(frozen=True)
 class Measured:
-    """A run in numbers. Lists of exchanges leave out the first of each worker, before which nothing was exchanged.
+    """A run in numbers. Lists of pushes, pulls and waits leave out each worker's first arrival, which follows no push.
 
     Attributes:
-        steps: of each worker, target tokens and seconds of its steps.
-        tokens: of the batches, in order.
+        steps: target tokens and seconds of each worker's steps.
+        tokens: target tokens of the batches, in order.
         pushes, pulls: worker and seconds.
-        waits, waits_for_updates: seconds after a push, where that did not complete an update, and where it did.
-        slowest, sums: of each group of a synchronous strategy, its longest step, and the shortest wait after it.
+        waits, waits_for_updates: seconds of waiting after a push that did not complete an update, and after one that did.
+        slowest, sums: longest step of each group of a synchronous strategy, and the shortest wait after the step.
         group_intervals: seconds between one update and the next.
-        hosts: of the workers; None of a simulated run.
+        hosts: hosts of the workers; None for a simulated run.
     """
 
     parameters: int
@@ -98,7 +98,7 @@ def _measure(start: dict[str, Any], arrivals: list[dict[str, Any]], updates: lis
 
 
 class _Exchanges:
-    """What each exchange took is written with the arrival after it."""
+    """Times of pushes, waits and pulls, which are logged with the same worker's next arrival."""
 
     def __init__(self, arrivals: list[dict[str, Any]]) -> None:
         self.pushes: list[tuple[int, float]] = []
@@ -107,7 +107,7 @@ class _Exchanges:
         self.waits_for_updates: list[float] = []
         # The last arrival of an update is the one that completed it.
         last = {arrival["version"]: arrival["batch"] for arrival in arrivals if "version" in arrival}
-        completed: dict[int, bool] = {}  # by worker: whether its last push did
+        completed: dict[int, bool] = {}  # by worker: whether its last push completed an update
         for arrival in sorted(arrivals, key=lambda one: int(one["batch"])):
             worker = arrival["worker"]
             if worker in completed:
@@ -118,7 +118,8 @@ class _Exchanges:
 
 
 def _rate(updates: list[dict[str, Any]], num_workers: int) -> float:
-    """Arrivals per second, without the beginning and the end, when not everybody works. 0 if no time is left between them."""
+    """Return arrivals per second, without the beginning and the end, when not all workers work. 0 if no time is left
+    between."""
     total = sum(update["arrivals"] for update in updates)
     first, last = min(max(total // 10, num_workers), total // 3), max(total - num_workers, 2 * total // 3)
     applied, began, ended = 0, None, None

@@ -1,4 +1,4 @@
-"""`hvd-async simulate --timing-only`: a configuration with more and more workers, side by side with an allreduce."""
+"""`hvd-async simulate --timing-only`: a configuration with growing numbers of workers, beside an allreduce."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hvd_async.system.files import write_file
 from hvd_async.system.text_tables import aligned_table, markdown_table
 from hvd_async.tasks.registry import count_parameters
 
-# Arrivals of each worker, and of all at least, where nobody asks for a number.
+# Default number of arrivals for each worker, and the minimum for all workers together.
 _ARRIVALS_EACH = 50
 _FEWEST_ARRIVALS = 10_000
 
@@ -28,20 +28,20 @@ class SizeRow:
     outcome: ClusterRates
     synchronous: ClusterRates
     alone: float
-    """Tokens per second of one process without any exchange, which is none of the slow ones."""
+    """Tokens per second of one process that is not slow and exchanges nothing."""
 
     @property
     def speed_up(self) -> float:
-        """Over one process alone."""
+        """Speed-up over one process alone."""
         return self.outcome.tokens_per_second / self.alone
 
     @property
     def efficiency(self) -> float:
-        """Speed-up of each worker."""
+        """Speed-up per worker."""
         return self.speed_up / self.outcome.workers
 
     def cells(self) -> dict[str, float | int | str]:
-        """All figures, by name."""
+        """Return all figures, by name."""
         outcome, staleness = self.outcome, self.outcome.staleness
         links = {name: outcome.busy.get(name, 0.0) for name in ("store's link", "nodes' links", "sums")}
         store = max(outcome.busy.get(name, 0.0) for name in ("arrivals", "updates"))
@@ -67,10 +67,10 @@ class SizeRow:
 
 
 def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) -> list[SizeRow]:
-    """Simulate `config` with each number of `workers` (none: as configured).
+    """Simulate `config` with each number of `workers` (empty: as configured).
 
-    Without gradients: no data are read and no model is built. `num_arrivals`: how many are simulated, by default 50 of each
-    worker. Raises `ConfigError` as `StepTimes` does, and as `predict` does.
+    No gradients are computed, no data are read and no model is built. `num_arrivals`: arrivals to simulate, by default 50
+    for each worker. Raises the `ConfigError` of `StepTimes` and of `predict`.
     """
     sizes = workers or [config.simulation.workers]
     if unknown := [worker for worker in config.emulation.slow_workers if not 0 <= worker < max(sizes)]:
@@ -90,7 +90,7 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
 
 
 def _with(config: RunConfig, kind: str, workers: int) -> RunConfig:
-    """`config` for so many workers; those slow ones that are not among them are left out."""
+    """Return `config` with strategy `kind` and `workers` workers; slow workers beyond that number are left out."""
     slow = {worker: factor for worker, factor in config.emulation.slow_workers.items() if worker < workers}
     return config.model_copy(
         update={
@@ -133,7 +133,7 @@ PLAN_FILES = ("plan.csv", "plan.md", "plan.svg", "plan.png")
 
 
 def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Path]:
-    """`plan.csv` with all figures, `plan.md` with those of the terminal, and `plan.svg` and `plan.png`; their paths."""
+    """Write `plan.csv` (all figures), `plan.md` (those of the terminal), `plan.svg` and `plan.png`; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0].cells()), lineterminator="\n")
@@ -145,7 +145,7 @@ def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Pa
 
 
 def _draw(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Path]:
-    """Speed and staleness over the number of workers."""
+    """Draw speed and staleness over the number of workers; return the paths of the figure."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""Runs in virtual time without gradients: how fast a cluster would be, and what would keep it from being faster."""
+"""Runs in virtual time without gradients: the speed of a cluster, and what limits it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from hvd_async.simulation.synchronous_cluster import Synchronous
 from hvd_async.simulation.world import TimeTotals, Timing, World, make_clock
 
 DEFAULT_SECONDS = 0.1
-"""Of a step, where the configuration says nothing."""
-# A resource that is busy for this share of the time is what limits a run.
+"""Length of a step if the configuration gives none."""
+# A resource that is busy for this share of the time limits a run.
 _SATURATED = 0.85
-# As are the workers' own steps, with this share.
+# The workers' own steps limit a run from this share of the time on.
 _COMPUTING = 0.8
 
 
 class TooFewArrivalsError(ConfigError):
-    """Of a simulation that makes too few versions for a rate."""
+    """Raised when a simulation makes too few versions for a rate."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is simulated of a run: parameters of the model, arrivals, target tokens of the batches."""
+    """Size of a simulated run: parameters of the model, number of arrivals, target tokens of the batches."""
 
     parameters: int
     arrivals: int
@@ -39,10 +39,10 @@ class Size:
 
 @dataclass(frozen=True)
 class ClusterRates:
-    """What a simulated cluster did. Rates leave the beginning out, in which nothing arrives yet.
+    """Rates of a simulated cluster, without the beginning, in which nothing arrives yet.
 
-    `shares`: of the workers' time, in computing, pushing, waiting and pulling. `busy`: the share of the time in which each
-    resource was in use.
+    `shares`: shares of the workers' time spent computing, pushing, waiting and pulling. `busy`: share of the time in which
+    each resource was in use.
     """
 
     workers: int
@@ -58,12 +58,12 @@ class ClusterRates:
 
     @property
     def mean_staleness(self) -> float:
-        """Of applied arrivals."""
+        """Mean staleness of applied arrivals."""
         return sum(value * count for value, count in self.staleness.items()) / max(1, self.staleness.total())
 
     @property
     def limit(self) -> str:
-        """What keeps it from being faster."""
+        """Name of the resource or activity that limits the speed."""
         name, share = max(self.busy.items(), key=lambda item: item[1])
         if share >= _SATURATED:
             return name
@@ -75,15 +75,16 @@ class ClusterRates:
 
 
 def predict(config: RunConfig, size: Size) -> ClusterRates:
-    """How fast `config` would be on its simulated cluster, whatever its strategy.
+    """Predict the speed of `config`, with any strategy, on its simulated cluster.
 
-    Raises `ConfigError` as `StepTimes` does, and `TooFewArrivalsError`, which is one, where a rate would rest on nothing.
+    Raises the `ConfigError` of `StepTimes`, and `TooFewArrivalsError`, a `ConfigError` too, if there is too little for a
+    rate.
     """
     workers = num_workers(config)
     times = StepTimes(config.emulation, config.seed, workers, default=DEFAULT_SECONDS)
     prices = costs(config, size.parameters)
     was_enabled = gc.isenabled()
-    gc.disable()  # a million events leave nothing behind that only it would find
+    gc.disable()  # a million events make no reference cycles
     try:
         if config.strategy.is_async:
             return _predict_asynchronous(config, size, prices, times)
@@ -94,10 +95,10 @@ def predict(config: RunConfig, size: Size) -> ClusterRates:
 
 
 class _Meter:
-    """How many arrivals had been applied when: at the end, and when the beginning was over."""
+    """Meter of applied arrivals over time, from the end of the beginning to the end of the run."""
 
     def __init__(self, last: int, workers: int) -> None:
-        """`last`: arrivals that end the run."""
+        """Start the meter. `last`: applied arrivals that end the run."""
         self.applied, self.now = 0, 0.0
         self._num_versions = 0
         self._began = (0, 0.0)
@@ -105,7 +106,7 @@ class _Meter:
         self._last = last
 
     def note(self, applied: int, now: float) -> bool:
-        """So many arrivals are applied; whether that is enough."""
+        """Note the number of applied arrivals; return whether it ends the run."""
         if self.applied < self._first <= applied:
             self._began = (applied, now)
         self._num_versions += applied > self.applied
@@ -148,7 +149,7 @@ def _busy(cluster: Cluster, seconds: float) -> dict[str, float]:
     totals = cluster.totals
     nodes = {id(sender.node): sender.node for sender in cluster.senders}.values()
     of_nodes = max(max(node.sending.busy, node.receiving.busy) for node in nodes)
-    # The store does one after the other; it is named for what takes it longer.
+    # The store does arrivals and updates one after the other; its name is that of the longer part.
     name = "updates" if totals.updates > totals.arrivals else "arrivals"
     busy = {
         "store's link": max(link.busy for link in cluster.store_links),
@@ -159,7 +160,7 @@ def _busy(cluster: Cluster, seconds: float) -> dict[str, float]:
 
 
 class _CountingReplica:
-    """`SimulatedReplica` that only counts."""
+    """`SimulatedReplica` that only counts arrivals."""
 
     def __init__(self, num_workers: int, size: Size) -> None:
         self._num_workers = num_workers

@@ -1,4 +1,5 @@
-"""The store of a synchronous strategy in a simulation that computes: one replica of the store, fed with sums over all workers."""
+"""The store of a synchronous strategy in a simulation with gradients: one replica of the store, fed with sums over all
+workers."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from hvd_async.strategies.synchronous import ONE, load_base, make_replica, next_
 
 
 class RealReplica:
-    """`SimulatedReplica` over a real store, with a recorder: as `SynchronousWorker` on every rank."""
+    """`SimulatedReplica` over a real store, with a recorder: the part of `SynchronousWorker` on every rank."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class RealReplica:
         last_version: int | None,
         num_batches: int | None,
     ) -> None:
-        """All are the caller's. The recorder is told of everything."""
+        """Make the store. All arguments stay the caller's. Every event goes to `recorder`."""
         strategy = config.strategy.model_copy(update=ONE)
         self._replica = make_replica(model.flat, config.optimizer, strategy.delay)
         self.store = ParameterStore(self._replica, model.flat.size, config.optimizer, strategy, 1)
@@ -41,18 +42,16 @@ class RealReplica:
         self._total = torch.empty_like(model.flat.gradient)
 
     def tokens(self, batch: int) -> int:
-        """See `SimulatedReplica`."""
         num_tokens: int = self._model.task.batch(batch, "cpu").num_tokens
         return num_tokens
 
     def group(self) -> range:
-        """See `SimulatedReplica`: a group never reaches into the next epoch."""
+        """Return the next group of batches, which never reaches into the next epoch."""
         if (self._last_version is not None and self.store.version >= self._last_version) or self._recorder.is_finished():
             return range(0)
         return next_group(self.store.ledger.watermark, self._num_workers, self._num_batches, self._model.task.epoch_of)
 
     def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
-        """See `SimulatedReplica`."""
         delay = self._config.strategy.delay
         base_version = self.store.version - num_versions_behind(self.store.version, delay)
         load_base(self._replica, self._model.flat, delay)
@@ -71,7 +70,6 @@ class RealReplica:
         self.store.accept(arrivals, Gradient.measure(self._total))
 
     def update(self) -> None:
-        """See `SimulatedReplica`."""
         update = self.store.advance()
         for arrival, refusal in self.store.take_refused():
             self._recorder.refused(arrival, refusal)

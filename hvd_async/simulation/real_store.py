@@ -1,6 +1,6 @@
-"""The store of a simulation that computes: the real store, fed with real gradients of the real task.
+"""The store of a simulation with gradients: the real store, fed with real gradients of the real task.
 
-A gradient is computed when its push reaches the store: it follows from its batch and its parameters, whenever it is computed.
+A gradient is computed when its push reaches the store: it depends on its batch and parameters, not on the time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hvd_async.vectors.flat import FlatParameters
 
 @dataclass(frozen=True)
 class Model:
-    """What gradients are computed with: the task, the model in training mode, its vectors, the run's seed."""
+    """The task, the model in training mode, its vectors and the run's seed, from which gradients are computed."""
 
     task: Task
     module: torch.nn.Module
@@ -35,76 +35,78 @@ class Model:
     seed: int
 
     def gradient(self, batch: int, counts: bool = True) -> tuple[int, float]:
-        """See `compute_gradient`."""
+        """Compute the gradient of `batch` into the model; return its tokens and loss, as `compute_gradient` does."""
         return compute_gradient(self.task, self.module, self.flat, self.seed, batch, counts)
 
     def evaluate(self, parameters: torch.Tensor) -> Sequence[float]:
-        """The statistics of the whole validation data with `parameters` ([size], float32)."""
+        """Return the statistics of the whole validation data with `parameters` ([size], float32)."""
         with self.flat.holding(parameters):
             return self.task.evaluate(self.module).to_vector()
 
 
 class Versions(Sequence[torch.Tensor]):
-    """A vector for each version that somebody uses: as buffers of a shard, one that never overwrites a version.
+    """One vector for each version in use: the buffers of a shard that never overwrites a version.
 
-    However many workers compute on a version, it is held once.
+    A version is held once, however many workers compute on it.
     """
 
     def __init__(self, initial: torch.Tensor) -> None:
-        """Version 0 is a copy of `initial` ([size], float32)."""
+        """Make version 0 a copy of `initial` ([size], float32)."""
         self._held = {0: initial.clone()}
         self._free: list[torch.Tensor] = []
 
     def __len__(self) -> int:
-        """More than there will be versions."""
+        """Return a number that exceeds all versions."""
         return 2**62
 
     def __getitem__(self, version: int) -> torch.Tensor:  # type: ignore[override]  # nobody takes slices
-        """The parameters of `version`; new memory where there are none yet."""
+        """Return the parameters of `version`, in new memory if there are none yet."""
         found = self._held.get(version)
         if found is None:
             found = self._held[version] = self._free.pop() if self._free else torch.empty_like(self._held[min(self._held)])
         return found
 
     def keep(self, used: set[int], newest: int) -> None:
-        """Let go of all but `used`, and `newest`."""
+        """Release all versions but those in `used`, `newest` and later ones."""
         for version in [v for v in self._held if v not in used and v < newest]:
             self._free.append(self._held.pop(version))
 
 
 class Provisional(Sequence[torch.Tensor]):
-    """Provisional parameters that somebody uses, each made once: as those of a shard, never overwritten. They count from 1."""
+    """Provisional parameters in use, numbered from 1: the buffers of a shard that makes each once and never overwrites
+    any."""
 
     def __init__(self, size: int) -> None:
-        """There are none."""
+        """Begin with no vectors. `size`: elements of each."""
         self._size = size
         self._held: dict[int, torch.Tensor] = {}
         self._bases: dict[int, tuple[int, int]] = {0: (0, 0)}  # number -> version, arrivals
         self._number = 0
 
     def __len__(self) -> int:
-        """More than there will be."""
+        """Return a number that exceeds all numbers of vectors."""
         return 2**62
 
     def __getitem__(self, number: int) -> torch.Tensor:  # type: ignore[override]  # nobody takes slices
-        """Those that were made as `number`; new memory where there are none yet."""
+        """Return vector `number`, in new memory if there is none yet."""
         if number not in self._held:
             self._held[number] = torch.empty(self._size)
         return self._held[number]
 
     def number_of(self, version: int, arrivals: int, make: Callable[[int], int]) -> int:
-        """The number of those on top of `version` with its first `arrivals`; `make(number)` makes them if they are not there."""
+        """Return the number of the vector on top of `version` with its first `arrivals`; `make(number)` makes a missing
+        one."""
         if self._bases.get(self._number) != (version, arrivals):
             self._number += 1
             self._bases[self._number] = (version, make(self._number))
         return self._number
 
     def arrivals(self, number: int) -> int:
-        """How many are in those of `number`; 0 for number 0, which is none."""
+        """Return the number of arrivals in vector `number`; 0 for number 0, which stands for none."""
         return self._bases[number][1]
 
     def keep(self, used: set[int], newest: int) -> None:
-        """Let go of those on top of other versions than `used` and `newest`."""
+        """Release the vectors on top of versions that are neither in `used` nor `newest` or later."""
         for number in [n for n in self._held if self._bases[n][0] not in used and self._bases[n][0] < newest]:
             del self._held[number], self._bases[number]
 
@@ -115,7 +117,7 @@ class RealStore:
     def __init__(
         self, config: RunConfig, model: Model, num_workers: int, recorder: RunRecorder, last_version: int | None
     ) -> None:
-        """All are the caller's. The recorder is told of everything."""
+        """Make the store. All arguments stay the caller's. Every event goes to `recorder`."""
         self.versions = Versions(model.flat.parameters)
         self._provisional = Provisional(model.flat.size)
         keeps_bases = needs_base_parameters(config.strategy)
@@ -126,7 +128,7 @@ class RealStore:
         self._recorder = recorder
         self._last_version = last_version
         self._versions_in_use: Callable[[], set[int]] = set
-        # What arrives whole is taken as it is; everything else is written and read as in a real push.
+        # A whole float32 gradient is used directly; any other is written and read as in a real push.
         is_whole = config.push.keep == 1.0 and config.push.dtype == "float32"
         self._pushes = None if is_whole else Pushes(model.flat.size, config.push)
         self._total = torch.empty_like(model.flat.parameters) if config.push.node_sum else None
@@ -134,45 +136,38 @@ class RealStore:
         self._update: Update | None = None
 
     def watch(self, versions_in_use: Callable[[], set[int]]) -> None:
-        """`versions_in_use`: asked before parameters are let go."""
+        """Call `versions_in_use` before parameters are released."""
         self._versions_in_use = versions_in_use
 
     @property
     def version(self) -> int:
-        """See `SimulatedStore`."""
         return self.store.version
 
     @property
     def num_pending(self) -> int:
-        """See `SimulatedStore`."""
         return len(self.store.pending)
 
     @property
     def watermark(self) -> int:
-        """See `SimulatedStore`."""
         return self.store.ledger.watermark
 
     def tokens(self, batch: int) -> int:
-        """See `SimulatedStore`."""
         num_tokens: int = self._model.task.batch(batch, "cpu").num_tokens
         return num_tokens
 
     def base_parameters(self, version: int, provisional: int) -> torch.Tensor:
-        """The parameters on which a step that pulled `version` is computed: [size], float32, only to be read."""
+        """Return the parameters on which a step that pulled `version` is computed: [size], float32, read-only."""
         return self._provisional[provisional] if provisional else self.versions[version]
 
     def provisional(self, version: int) -> int:
-        """See `SimulatedStore`."""
         if version != self.store.version or not self.store.makes_provisional():
             return 0
         return self._provisional.number_of(version, len(self.store.pending), self.store.make_provisional)
 
     def admits(self, sender: Sender) -> bool:
-        """See `SimulatedStore`."""
         return self.store.admits([Arrival(0, sender.first_batch, sender.oldest_base, 0, 0.0)])
 
     def accept(self, sender: Sender) -> bool:
-        """See `SimulatedStore`."""
         arrivals, gradient = self._compute(sender)
         self._recorder.received(arrivals)
         self.store.accept(arrivals, gradient)
@@ -181,18 +176,15 @@ class RealStore:
         return not self._tell_refused()
 
     def refuse(self, sender: Sender) -> None:
-        """See `SimulatedStore`."""
         arrivals, _ = self._compute(sender)
         self._recorder.received(arrivals)
         self.store.refuse(arrivals, Refusal.AFTER_THE_END)
         self._tell_refused()
 
     def is_complete(self) -> bool:
-        """See `SimulatedStore`."""
         return self.store.is_complete()
 
     def advance(self, oldest_under_way: int | None) -> bool:
-        """See `SimulatedStore`."""
         under_way = [] if oldest_under_way is None else [oldest_under_way]
         self._recorder.updating()
         self._update = self.store.advance(under_way)
@@ -202,18 +194,16 @@ class RealStore:
         return self._update is not None
 
     def leave(self, worker: int) -> None:
-        """See `SimulatedStore`."""
         self.store.leave(worker)
 
     def finish(self) -> bool:
-        """See `SimulatedStore`."""
         self._recorder.updating()
         self._update = self.store.finish()
         self._tell_refused()
         return self._update is not None
 
     def published(self, oldest_under_way: int | None) -> None:
-        """See `SimulatedStore`. Evaluations take no time."""
+        """Publish the newest version and evaluate it if due. Evaluations take no virtual time."""
         assert self._update is not None
         version = self.store.version
         self.store.keep_base_versions(range(version if oldest_under_way is None else oldest_under_way, version))
@@ -226,7 +216,6 @@ class RealStore:
             self._recorder.evaluated(version, self._model.evaluate(self.store.evaluated_parameters))
 
     def is_over(self) -> bool:
-        """See `SimulatedStore`."""
         return (self._last_version is not None and self.version >= self._last_version) or self._recorder.is_finished()
 
     def _tell_refused(self) -> bool:
@@ -236,7 +225,7 @@ class RealStore:
         return bool(refused)
 
     def _compute(self, sender: Sender) -> tuple[list[Arrival], Gradient]:
-        """What `sender` pushed, in the order of batches, and the sum of the gradients."""
+        """Return the arrivals that `sender` pushed, in the order of batches, and the sum of their gradients."""
         flat, workers = self._model.flat, sender.contributors
         results = []
         for number, worker in enumerate(workers):

@@ -1,4 +1,5 @@
-"""`hvd-async simulate`: a run in virtual time, computed for real in one process, with the folder of an ordinary run."""
+"""`hvd-async simulate`: a run in virtual time, whose gradients are computed in one process; its folder is that of an
+ordinary run."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ from hvd_async.vectors.threads import arithmetic_threads
 
 @dataclass(frozen=True)
 class SimulateOptions:
-    """What the command line adds to a configuration: replace what the folder holds; threads for arithmetic, of which one
-    computes the same bits everywhere; whether progress is a live bar."""
+    """Options of the command line: replace the run in the folder; threads for arithmetic (1 computes the same bits on every
+    machine); show progress as a live bar."""
 
     overwrite: bool = False
     threads: int = 1
@@ -40,10 +41,10 @@ class SimulateOptions:
 
 
 def simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options: SimulateOptions) -> dict[str, Any]:
-    """Run `config` on the cluster of its `simulation` section, and compute every gradient; the summary of the run.
+    """Run `config` on the cluster of its `simulation` section, compute every gradient, and return the summary of the run.
 
-    Everything follows from the configuration and its seed, to the last bit. Evaluations take no virtual time. Raises
-    `ConfigError` for a device other than the CPU, for workers that are not there, and for a folder that holds a run.
+    The configuration and its seed determine the run to the last bit. Evaluations take no virtual time. Raises `ConfigError`
+    for a device other than the CPU, for workers that do not exist, and for a folder that holds a run.
     """
     for key, device in (("training", config.training.device), ("store", config.store.device)):
         if device not in ("auto", "cpu"):

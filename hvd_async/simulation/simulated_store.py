@@ -1,4 +1,4 @@
-"""What a simulated cluster asks of the store: decisions, and whatever is computed for them."""
+"""The interface of the store in a simulated cluster: its decisions, and the work behind them."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ from hvd_async.simulation.workers import Sender
 
 
 class SimulatedStore(Protocol):
-    """The store's decisions, and whatever is computed for them."""
+    """The store's decisions, and the work behind them."""
 
     @property
     def version(self) -> int:
-        """Of the parameters that were made last."""
+        """Newest version."""
 
     @property
     def num_pending(self) -> int:
-        """Arrivals that were taken in and not applied."""
+        """Number of arrivals that are taken in and not applied yet."""
 
     @property
     def watermark(self) -> int:
-        """The first batch that has not arrived; asked for in lock-step alone."""
+        """First batch that has not arrived; read in lock-step only."""
 
     def tokens(self, batch: int) -> int:
-        """Target tokens of `batch`; asked for where the length of steps depends on them."""
+        """Return the target tokens of `batch`; called only if the length of steps depends on them."""
 
     def provisional(self, version: int) -> int:
-        """Which provisional parameters are there on top of `version`, which is being pulled: a number of their own, or 0."""
+        """Return the number of the provisional parameters on top of `version`, which is being pulled, or 0 if there are
+        none."""
 
     def admits(self, sender: Sender) -> bool:
-        """See `ParameterStore.admits`."""
+        """Whether the store takes in the push of `sender` now, as `ParameterStore.admits` decides."""
 
     def accept(self, sender: Sender) -> bool:
-        """Take in what `sender` pushed; False if it is refused."""
+        """Take in the push of `sender`; return False if it is refused."""
 
     def refuse(self, sender: Sender) -> None:
-        """What `sender` pushed came after the end."""
+        """Refuse the push of `sender`, which came after the end."""
 
     def is_complete(self) -> bool:
-        """See `ParameterStore.is_complete`."""
+        """Whether the pending arrivals complete an update."""
 
     def advance(self, oldest_under_way: int | None) -> bool:
-        """See `ParameterStore.advance`: whether there is a new version."""
+        """Make the next version, as `ParameterStore.advance` does; return whether there is a new one."""
 
     def leave(self, worker: int) -> None:
-        """See `ParameterStore.leave`."""
+        """Note that `worker` has left."""
 
     def finish(self) -> bool:
-        """See `ParameterStore.finish`: whether there is a new version."""
+        """Apply or refuse the pending arrivals at the end of the run; return whether there is a new version."""
 
     def published(self, oldest_under_way: int | None) -> None:
-        """Workers can read the newest version from now on, and no other; see `ParameterStore.forget_base_versions`."""
+        """Note that workers can read only the newest version from now on. Older base versions may be released."""
 
     def is_over(self) -> bool:
-        """Whether the run is to end with the newest version."""
+        """Whether the run ends with the newest version."""

@@ -1,4 +1,4 @@
-"""The store's loop in virtual time: one push after the other, and updates between them. Its model is `StoreServer`."""
+"""The store's loop in virtual time: one push after the other, with updates between. It follows `StoreServer`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hvd_async.simulation.world import World
 
 
 class StoreLoop:
-    """Takes in pushes that lie in the store's memory, and publishes versions.
+    """Loop that takes in pushes from the store's memory and publishes versions.
 
     Attributes:
-        published: the version that workers can read.
-        following: the version that is announced: above `published` while an update is made or held back.
+        published: version that workers can read.
+        following: announced version, above `published` while an update is made or held back.
         is_over: whether the run ends with the newest version.
     """
 
     def __init__(self, world: World) -> None:
-        """`world` stays the caller's."""
+        """Borrow `world`."""
         self._world = world
         self._store = world.store
         self._clock = world.clock
@@ -33,7 +33,8 @@ class StoreLoop:
         self._has_made = False
 
     def connect(self, wait: Callable[[Sender], None], let_pull: Callable[[], None]) -> None:
-        """Call `wait(sender)` when a push was taken in, or its fate is known; `let_pull()` when a version is out. Called once."""
+        """Set the callbacks, once: `wait(sender)` when a push is taken in or its outcome is known, `let_pull()` after a
+        version."""
         self._wait, self._let_pull = wait, let_pull
 
     @property
@@ -42,7 +43,7 @@ class StoreLoop:
         return not self._waiting
 
     def reach(self, sender: Sender) -> None:
-        """Have what `sender` pushed, which is in the store's memory now, taken in when it is its turn."""
+        """Queue the push of `sender`, which is in the store's memory now, to be taken in at its turn."""
         if self._admits_all and not self._is_busy:  # then no other push waits
             self._take_in(sender)
             return
@@ -51,16 +52,16 @@ class StoreLoop:
             self._serve()
 
     def leave(self, worker: VirtualWorker) -> None:
-        """Remember that `worker` has left; the store learns of it in its next turn."""
+        """Note that `worker` has left; the store learns of this in its next turn."""
         self._leavers.append(worker)
 
     def notice_leavers(self) -> None:
-        """Let the store learn of workers that have left, if it has nothing else to do."""
+        """Let an idle store learn of workers that have left."""
         if self._leavers and not self._is_busy:
             self._serve()
 
     def finish(self) -> None:
-        """Make the last update of what is pending at the end."""
+        """Make the last update, from the arrivals that are pending at the end."""
         if self._store.finish():
             seconds = self._world.costs.update_seconds
             self._clock.now += seconds
@@ -68,7 +69,7 @@ class StoreLoop:
             self._store.published(None)
 
     def _serve(self) -> None:
-        """Take in the next push that the store admits, or else dismiss a worker that has left."""
+        """Take in the next push that the store admits; if there is none, handle workers that have left."""
         assert not self._is_busy
         while True:
             sender = self._next_push()
@@ -118,7 +119,7 @@ class StoreLoop:
         self._clock.at(self._clock.now + seconds, self._end_turn, sender)
 
     def _make_version(self) -> bool:
-        """Make the next version, whose arrivals are complete, if it is not held back; see `StoreServer`."""
+        """Make the next version, whose arrivals are complete, unless it is held back, as `StoreServer` does."""
         store = self._store
         self.following = self.published + 1
         self._has_made = store.advance(self._world.oldest_under_way)
@@ -149,7 +150,7 @@ class StoreLoop:
         self._let_pull()
 
     def _release_all(self) -> None:
-        """Tell those who wait that the fate of all that was taken in is known."""
+        """Wake the waiting senders: the outcome of all arrivals taken in is known."""
         for sender in self._unreleased:
             sender.is_released = True
             if sender.is_waiting:

@@ -1,4 +1,4 @@
-"""The synchronous strategies in virtual time: everybody computes a batch, the sum takes its time, everybody updates alike."""
+"""The synchronous strategies in virtual time: all workers compute a batch, sum the gradients, and make the same update."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from hvd_async.simulation.world import TimeTotals
 
 
 class SimulatedReplica(Protocol):
-    """What becomes of a group of batches, one for each worker, or fewer at the end of an epoch."""
+    """The interface of the store of a synchronous cluster, fed with groups of batches: one per worker, fewer at an epoch's
+    end."""
 
     def tokens(self, batch: int) -> int:
-        """Target tokens of `batch`; asked for where the length of steps depends on them."""
+        """Return the target tokens of `batch`; called only if the length of steps depends on them."""
 
     def group(self) -> range:
-        """The next batches; empty at the end."""
+        """Return the next batches; empty at the end."""
 
     def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
-        """Sum the gradients of `group`. `seconds`: of the steps; `waited`: in the exchange before, by worker."""
+        """Sum the gradients of `group`. By worker, `seconds`: of the steps; `waited`: in the previous allreduce."""
 
     def update(self) -> None:
-        """Make the next version of what was taken in."""
+        """Make the next version from the sum."""
 
 
 class Synchronous:
-    """Workers that wait for each other in every step. Lives for one run.
+    """Workers that wait for each other in every step, for one run.
 
     Attributes:
-        totals: where the time went.
+        totals: seconds of the run by activity.
     """
 
     def __init__(self, costs: Costs, times: StepTimes, store: SimulatedReplica, clock: Clock) -> None:
-        """All are the caller's."""
+        """Borrow all arguments."""
         self.totals = TimeTotals()
         self._costs = costs
         self._times = times
@@ -43,11 +44,11 @@ class Synchronous:
         self._clock = clock
 
     def run(self) -> None:
-        """From the first step to the last update."""
+        """Run from the first step to the last update."""
         costs, clock, totals = self._costs, self._clock, self.totals
         waited, step = [0.0] * costs.num_workers, 0
         while group := self._store.group():
-            # Ranks that are left over compute along with the others for nothing.
+            # Surplus ranks compute a batch too, whose gradient is not used.
             batches = [*group, *[group[0]] * (costs.num_workers - len(group))]
             seconds = [self._seconds(worker, step, batch) for worker, batch in enumerate(batches)]
             slowest = max(seconds)

@@ -1,4 +1,4 @@
-"""Pushes and pulls in virtual time, over links that they share. Their models are `StoreClient` and `NodeAggregator`."""
+"""Pushes and pulls in virtual time, over shared links. They follow `StoreClient` and `NodeAggregator`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hvd_async.simulation.world import World
 
 
 class Transfers:
-    """Brings gradients to the store and parameters back.
+    """Transfers of gradients to the store, and of parameters back.
 
     Attributes:
-        ingress: the store's link, for pushes.
-        egress: likewise, for pulls.
+        ingress: the store's link for pushes.
+        egress: the store's link for pulls.
     """
 
     def __init__(self, world: World, loop: StoreLoop, resume: Callable[[VirtualWorker], None]) -> None:
-        """`loop` serves what is pushed; `resume(worker)` is called when a worker has pulled."""
+        """Make the links. `loop` serves pushes; `resume(worker)` is called when a worker has pulled."""
         self._world = world
         self._costs = world.costs
         self._clock = world.clock
@@ -31,12 +31,12 @@ class Transfers:
         loop.connect(self._wait, self._let_pull)
 
     def begin(self, sender: Sender) -> None:
-        """Pull for the first time."""
+        """Begin the first pull of `sender`."""
         sender.contributors = list(sender.members)
         self._clock.at(self._clock.now, self._begin_pull, sender)
 
     def contribute(self, worker: VirtualWorker) -> None:
-        """Push the gradient of `worker`, or add it to those of its node."""
+        """Push the gradient of `worker`, or add it to the sum of its node."""
         sender = worker.sender
         sender.contributors.append(worker)
         if self._world.aggregates_nodes:
@@ -45,7 +45,7 @@ class Transfers:
             self._send(sender)
 
     def send_if_complete(self, sender: Sender) -> None:
-        """Push for a node once all its workers that compute have contributed, and copied their gradients."""
+        """Push for a node once all its computing workers have contributed and copied their gradients."""
         if self._world.aggregates_nodes and sender.contributors and len(sender.contributors) == len(sender.members):
             self._clock.at(self._clock.now + self._costs.memory_push_seconds, self._send, sender)
 
@@ -81,7 +81,7 @@ class Transfers:
         self._loop.reach(sender)
 
     def _wait(self, sender: Sender) -> None:
-        """After a push was taken in: pull at once, or wait for the update that it went into."""
+        """Pull at once after a push was taken in, or wait for the update that contains it."""
         world = self._world
         if not world.may_be_synchronous or sender.is_released or not world.is_synchronous(sender.held):
             sender.waited = self._clock.now

@@ -1,4 +1,4 @@
-"""Who takes part in a simulated run: workers, and who pushes for them."""
+"""Workers of a simulated run, and the senders that push and pull for them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from hvd_async.simulation.costs import Node
 
 NONE = -1
-"""In place of a batch or a version: there is none."""
+"""Stands for no batch or no version."""
 
 
 class Sender:
-    """Who pushes and pulls: a worker for itself, or the workers of a node together."""
+    """One end of pushes and pulls: a worker for itself, or the workers of a node together."""
 
     __slots__ = (
         "contributors",
@@ -33,26 +33,27 @@ class Sender:
     )
 
     def __init__(self, number: int, node: Node) -> None:
-        """`number`: among the senders."""
+        """Make a sender without members. `number`: its number among the senders."""
         self.number = number
         self.node = node
         self.members: list[VirtualWorker] = []
         self.contributors: list[VirtualWorker] = []
-        """Of the push that is being gathered, or under way."""
+        """Workers whose gradients are in the push that is being gathered or under way."""
         self.held = self.pulled = self.first_batch = self.oldest_base = NONE
-        """Versions: that of the parameters here, that on its way; of the push: its first batch, its oldest base version."""
+        """Version held, version being pulled; first batch and oldest base version of the push."""
         self.held_provisional = self.pulled_provisional = 0
-        """Which provisional parameters these are, by the number that `SimulatedStore` gave them; 0: those of the version."""
+        """Number of the provisional parameters that are held, or being pulled, by `SimulatedStore`; 0: those of the
+        version."""
         self.sent = self.reached = self.waited = 0.0
-        """When the last push began, was in the store's memory, and need not be waited for any more."""
+        """Times at which the last push began, reached the store's memory, and no longer had to be waited for."""
         self.is_released = True
         self.is_waiting = False
 
 
 class VirtualWorker(Sender):
-    """One worker: the step that it computes, and the one whose gradient is on its way or in the store's memory.
+    """One worker: the step that it computes, and the step whose gradient is under way or in the store's memory.
 
-    It is its own sender, unless the workers of a node push together.
+    A worker is its own sender, unless the workers of a node push together.
     """
 
     __slots__ = (
@@ -80,7 +81,7 @@ class VirtualWorker(Sender):
     )
 
     def __init__(self, number: int, node: Node, sender: Sender | None) -> None:
-        """`sender`: who pushes for it; None: it does so itself."""
+        """Make a worker. `sender`: the sender that pushes for it; None: itself."""
         super().__init__(number, node)
         self.sender = self if sender is None else sender
         self.steps = 0
@@ -88,7 +89,7 @@ class VirtualWorker(Sender):
         self.provisional = self.out_provisional = self.version_provisional = self.brought_provisional = 0
         self.seconds = self.out_seconds = 0.0
         self.took = self.took_next = self.out_took = (0.0, 0.0, 0.0)
-        # With overlap: batches claimed ahead, and what is under way meanwhile.
+        # With overlap: batches claimed ahead, and the state of the push and pull under way.
         self.ahead: deque[int] = deque()
         self.exchanging = False
         self.is_blocked = False
@@ -98,7 +99,7 @@ class VirtualWorker(Sender):
 def make_workers(
     nodes: Sequence[Node], node_of: Sequence[int], aggregates_nodes: bool
 ) -> tuple[list[Sender], list[VirtualWorker]]:
-    """Who pushes, and all workers."""
+    """Return the senders, and all workers."""
     together = [Sender(number, node) for number, node in enumerate(nodes)] if aggregates_nodes else []
     workers = [
         VirtualWorker(number, nodes[node], together[node] if aggregates_nodes else None)

@@ -1,4 +1,4 @@
-"""What all of a simulated cluster share: the configuration, the costs, the clock, the store's decisions, and where time goes."""
+"""State shared by all parts of a simulated cluster: configuration, costs, clock, store, and totals of time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TimeTotals:
     """Seconds of all workers together, and of the store."""
 
     present: float = 0.0
-    """Until each worker left."""
+    """Time until each worker left."""
     computing: float = 0.0
     pushing: float = 0.0
     pulling: float = 0.0
@@ -28,31 +28,31 @@ class TimeTotals:
 
     @property
     def waiting(self) -> float:
-        """Time spent waiting for the store or for others; with overlap, less what was computed meanwhile."""
+        """Time spent waiting for the store or for others; with overlap, less the time of computing meanwhile."""
         return max(0.0, self.present - self.computing - self.pushing - self.pulling)
 
 
 class Announced:
-    """Base versions of the gradients that are under way, counted, as workers announce them where the store asks for that."""
+    """Counts of the base versions of gradients under way, as workers announce them if the store needs that."""
 
     def __init__(self) -> None:
-        """None are."""
+        """Begin with no gradients under way."""
         self._counts: Counter[int] = Counter()
         self._oldest = 0
 
     def add(self, version: int) -> None:
-        """Count one more, which is never older than the oldest version that any worker still has."""
+        """Count one gradient more. `version` is never older than the oldest version that any worker still has."""
         self._counts[version] += 1
 
     def drop(self, version: int) -> None:
-        """Count one less."""
+        """Count one gradient less."""
         self._counts[version] -= 1
         if not self._counts[version]:
             del self._counts[version]
 
     @property
     def oldest(self) -> int | None:
-        """The oldest base version; None where nothing is under way."""
+        """Oldest base version under way, or None."""
         if not self._counts:
             return None
         while self._oldest not in self._counts:
@@ -62,7 +62,7 @@ class Announced:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long everything takes in a simulated run, and the clock by which it happens."""
+    """Costs, step times and clock of a simulated run."""
 
     costs: Costs
     times: StepTimes
@@ -70,10 +70,10 @@ class Timing:
 
 
 class World:
-    """One simulated run, and once for all what is asked at every event of it."""
+    """One simulated run, with the properties of its configuration that every event needs, computed once."""
 
     def __init__(self, config: RunConfig, timing: Timing, store: SimulatedStore) -> None:
-        """All stay the caller's."""
+        """Borrow all arguments."""
         self.config = config
         self.costs, self.times, self.clock = timing.costs, timing.times, timing.clock
         self.store = store
@@ -93,7 +93,7 @@ class World:
 
     @property
     def oldest_under_way(self) -> int | None:
-        """The oldest base version under way, where workers announce them."""
+        """Oldest base version under way, or None if there is none or workers do not announce them."""
         return None if self.announced is None else self.announced.oldest
 
 

@@ -1,4 +1,4 @@
-"""Facts of this machine that the kernel tells: its processor, and the memory that is free."""
+"""Facts about this machine from the kernel: its processor, and its free memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 
 
 def processor_name() -> str:
-    """Return the model of the processor, or at least its architecture."""
+    """Return the model of the processor, or its architecture if the model is unknown."""
     return model_in(_read("/proc/cpuinfo")) or platform.processor() or platform.machine()
 
 
@@ -19,7 +19,7 @@ def model_in(cpuinfo: str) -> str:
 
 
 def available_memory() -> int | None:
-    """Return the kernel's estimate of the bytes that processes can have without swapping; None if it gives none."""
+    """Return the kernel's estimate of the bytes that processes can get without swapping; None if there is no estimate."""
     found = re.search(r"^MemAvailable:\s*(\d+)", _read("/proc/meminfo"), re.MULTILINE)
     return 1024 * int(found[1]) if found else None
 

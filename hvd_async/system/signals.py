@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: handled as long as a block lasts, and forwarded to another process."""
+"""Signals that ask a process to stop: handlers for the duration of a block, and forwarding to another process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 @contextlib.contextmanager
 def handling(numbers: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Call `handler` for each of the signals inside the block; then restore the previous handlers. In the main thread.
+    """Call `handler` for each of the signals inside the block, then restore the previous handlers. Main thread only.
 
-    An ignored SIGHUP stays ignored, as nohup asks. (A shell makes background commands ignore SIGINT, meaning the
-    terminal's: a SIGINT that is sent to them counts.)
+    An ignored SIGHUP stays ignored, as nohup asks. An ignored SIGINT does not: a shell makes background commands ignore it
+    only because of Ctrl-C at the terminal, and a SIGINT that is sent to them counts.
     """
     is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     before = {number: signal.signal(number, handler) for number in numbers if not (is_nohup and number == signal.SIGHUP)}
@@ -30,10 +30,10 @@ def handling(numbers: Sequence[int], handler: Callable[[int, FrameType | None], 
 
 
 class SignalForwarder:
-    """Forwards signals that ask this process to stop to a process that it starts.
+    """Forwarder of signals that ask this process to stop, to a process that it starts.
 
     Attributes:
-        received: the signals that came, each with its time on the monotonic clock.
+        received: signals received so far, each with its time on the monotonic clock.
     """
 
     def __init__(self, translate: Callable[[int, bool], int | None]) -> None:
@@ -47,7 +47,7 @@ class SignalForwarder:
     @contextlib.contextmanager
     def forwarding(self) -> Iterator[None]:
         """Forward inside the block, in which the process must be started: a signal that came after the start but before
-        the handler would leave the process behind. In the main thread."""
+        the handler would leave the process behind. Main thread only."""
         with handling(STOP_SIGNALS, self._handle):
             yield
 

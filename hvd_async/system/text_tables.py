@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def aligned_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), *, has_rule: bool = True) -> str:
-    """Return `rows`, the first of which is the head, with columns right-aligned, except that those in `left` are left-aligned.
+    """Return `rows`, the first of which is the head, as aligned text: columns in `left` to the left, others to the right.
 
     `has_rule`: put a line of dashes below the head.
     """

@@ -41,7 +41,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(arguments: list[str], words: str,
 def test_one_process_is_no_place_under_a_launcher() -> None:
     environ = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
     for name in ("store", None):
-        with pytest.raises(ConfigError, match="under a launcher name one of transport, step, scaling"):
+        with pytest.raises(ConfigError, match="under a launcher, name one of transport, step, scaling"):
             bench(name, {}, Output(), environ)
 
 

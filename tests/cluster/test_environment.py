@@ -159,13 +159,13 @@ def test_singletons_are_refused_with_reason_and_hint(environ: dict[str, str], hi
 )
 def test_srun_is_refused_with_the_flag_that_this_mpi_needs(environ: dict[str, str], library: str, flag: str) -> None:
     said = refusal(environ, LIBRARIES[library])
-    assert said.endswith(f"; use srun --mpi={flag}; `srun --mpi=list` says what this Slurm has")
+    assert said.endswith(f"; use srun --mpi={flag}; `srun --mpi=list` shows what this Slurm has")
 
 
 def test_a_refusal_in_full() -> None:
     assert refusal(PMI2, LIBRARIES["Open MPI"]) == (
         "srun --mpi=pmi2 started this process as rank 3 of 4, but MPI (Open MPI v5.0.11) says rank 0 of 1: the MPI library and"
-        " the launcher do not belong together; use srun --mpi=pmix; `srun --mpi=list` says what this Slurm has"
+        " the launcher do not belong together; use srun --mpi=pmix; `srun --mpi=list` shows what this Slurm has"
     )
     assert "but MPI (MPICH 5.0.2) says rank 0 of 1" in refusal(SLURM_STEP, LIBRARIES["MPICH"])
 
@@ -183,7 +183,7 @@ def test_mpich_without_pmix_is_refused_before_it_would_end_the_process() -> None
         check_launcher(read_environment(PMIX), LIBRARIES["MPICH"], has_pmix=False)
     assert str(caught.value) == (
         "srun --mpi=pmix started this process as rank 3 of 4, but MPI (MPICH 5.0.2) is built without PMIx; use srun --mpi=pmi2;"
-        " `srun --mpi=list` says what this Slurm has"
+        " `srun --mpi=list` shows what this Slurm has"
     )
 
 

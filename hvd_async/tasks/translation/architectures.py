@@ -1,4 +1,4 @@
-"""The architectures of translation models, by the name that a configuration gives them; a new one is listed here."""
+"""The architectures of translation models, by their names in a configuration. A new architecture is listed here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS: Mapping[str, type[AttentionalGru] | type[Transformer]] = {"transformer":
 
 
 def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
-    """Return the model that `config` describes, drawn from torch's global random source; the caller seeds it."""
+    """Return the model that `config` describes, drawn from torch's global random generator, which the caller seeds."""
     return _KINDS[config.kind](config, vocabulary_size)
 
 
