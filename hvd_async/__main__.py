@@ -1,7 +1,7 @@
 """`python -m hvd_async` and the console script `hvd-async`.
 
-`python -m hvd_async --parent PID ARGUMENT...` stops when the process PID, which started it, is gone. A run whose starter was
-killed would otherwise train on unwatched, and write where its successor does.
+`python -m hvd_async --parent PID ARGUMENT...` stops when its parent process PID is gone. Otherwise a run whose launcher was
+killed would continue unwatched, and write into the folder of its successor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hvd_async.system.standard_streams import discard_output, prepare_streams, t
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status. Errors meant for a user become one message without a traceback."""
+    """Run the command line, and return the exit status. Errors meant for users are printed without a traceback."""
     bound_spinning(os.environ)
 
     def run() -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(action: Callable[[], int]) -> int:
-    """Do `action`; its exit status, or that of the error it raised, or of standard output's failure. Prints the message."""
+    """Run `action`; return its exit status, or that of its error or of a failed standard output. Prints the message."""
     end_quickly()
     if failed := _status(prepare_streams):
         return failed
@@ -48,7 +48,7 @@ def report(action: Callable[[], int]) -> int:
 
 
 def _flushed(status: int) -> int:
-    """`status`, or that of a failure to write the last of the output; what failed before has been told, and counts."""
+    """Flush the output; return `status`, or the status of a failed flush. An earlier failure, already reported, counts."""
     try:
         sys.stdout.flush()
     except (HvdAsyncError, BrokenPipeError) as error:
@@ -65,24 +65,25 @@ def _status(action: Callable[[], int | None]) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package == "hvd_async":
-            raise  # a fault of ours
-        hint = "run launch/setup.sh, or install hvd_async with what it depends on"
+            raise  # our own bug
+        hint = "run launch/setup.sh, or install hvd_async with its dependencies"
         return _status_of(SetupError(f"{package}: this package is not installed in {sys.prefix}; {hint}"))
 
 
 def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> int:
-    """The exit status that `error` means; prints the message of one that is meant for a user."""
+    """Return the exit status of `error`; print its message if it is meant for users."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, BrokenPipeError):
-        return 141  # the reader of our output has gone, as `head` does
+        return 141  # the reader of our output, such as `head`, has gone
     if _is_ours_to_report(error):
         tell("".join(f"hvd-async: {printable(line)}\n" for line in str(error).split("\n")))
     return error.exit_status
 
 
 def _is_ours_to_report(error: HvdAsyncError) -> bool:
-    """What every rank of a job raises alike, one of them tells; anything else is told by whoever meets it."""
+    """Whether this process prints `error`: one rank prints an error that all ranks raise; other errors are always
+    printed."""
     from hvd_async.cluster.environment import TORCHRUN, read_environment
 
     is_reporter = getattr(error, "is_reporter", None)
@@ -94,7 +95,7 @@ def _is_ours_to_report(error: HvdAsyncError) -> bool:
         launched = read_environment(os.environ)
     except SetupError:
         return True
-    # A RANK may be left over from anything, and then there is no rank 0.
+    # RANK may be a leftover of another program, in which case there may be no rank 0.
     return launched is None or launched.rank == 0 or launched.launcher is TORCHRUN
 
 

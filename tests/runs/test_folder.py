@@ -122,7 +122,9 @@ def test_names_alone_do_not_make_a_run_that_may_be_removed(tmp_path: pathlib.Pat
     with pytest.raises(ConfigError, match="not files of a run; expected a run to replace, or none of these names"):
         RunFolder(tmp_path).begin(make_config(), overwrite=True)
     assert names_in(tmp_path) == sorted([*names, "notes.txt"])
-    with pytest.raises(ConfigError, match=r"without config\.yaml, expected all|got a config\.yaml that is not of a run"):
+    with pytest.raises(
+        ConfigError, match=r"without config\.yaml, expected a whole run|got a config\.yaml that is not of a run"
+    ):
         RunFolder(tmp_path).begin(make_config(), overwrite=False)
 
 

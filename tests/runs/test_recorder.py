@@ -189,7 +189,7 @@ def test_a_checkpoint_that_another_rank_does_not_see_is_told(
 
     monkeypatch.setattr(module, "_LISTING_SECONDS", 0.0)
     with pytest.raises(
-        CheckpointError, match=r"rank 2: .*v00000003: no such folder here, expected the checkpoint that rank 0"
+        CheckpointError, match=r"rank 2: .*v00000003: no such folder here, expected the checkpoint from which rank 0"
     ):
         module._find_tensors(SavedData(tmp_path / "v00000003", {}, 1), 2)
 
