@@ -122,19 +122,19 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     layout = lay_out(config, wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=is_in_job)
     is_single = config.strategy.is_single
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
-    told = train_arguments(arguments)
+    rank_arguments = train_arguments(arguments)
     if arguments.dry_run:
         for line in explain(layout, plan_ranks(config, layout)):
             print(f"# {line}")
-        print(launch_command(config, told, layout, options).shell_text())
+        print(launch_command(config, rank_arguments, layout, options).shell_text())
         return 0
     _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
         check_home(os.environ)
     passes_on = options.launcher in ("mpirun", "srun") and not is_single
     for restart in range(restarts + 1):
-        begin: Begin = "auto-resume" if restart else told.begin
-        command = launch_command(config, dataclasses.replace(told, begin=begin, is_launched=True), layout, options)
+        begin: Begin = "auto-resume" if restart else rank_arguments.begin
+        command = launch_command(config, dataclasses.replace(rank_arguments, begin=begin, is_launched=True), layout, options)
         status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
         outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells)
         is_last = not outcome.is_failure or restart == restarts

@@ -82,8 +82,8 @@ def outcome_of(
     name = "Ctrl-C" if by is signal.SIGINT else by.name
     if ended.status in _REFUSED:  # whatever the summary says: the folder may belong to another job that came first
         kind = "diverged" if ended.status == DivergedError.exit_status else "failed"
-        told = "" if kind == "diverged" else f", exit status {ended.status}"
-        return LaunchOutcome(ended.status, f"launch: {kind} {after}{told}")
+        detail = "" if kind == "diverged" else f", exit status {ended.status}"
+        return LaunchOutcome(ended.status, f"launch: {kind} {after}{detail}")
     if run_status == "stopped":
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, everything saved")
     if ended.status == 0:

@@ -59,7 +59,7 @@ class Versions(Sequence[torch.Tensor]):
         """Return a number that exceeds all versions."""
         return 2**62
 
-    def __getitem__(self, version: int) -> torch.Tensor:  # type: ignore[override]  # nobody takes slices
+    def __getitem__(self, version: int) -> torch.Tensor:  # type: ignore[override]  # no caller takes slices
         """Return the parameters of `version`, in new memory if there are none yet."""
         found = self._held.get(version)
         if found is None:
@@ -87,7 +87,7 @@ class Provisional(Sequence[torch.Tensor]):
         """Return a number that exceeds all numbers of vectors."""
         return 2**62
 
-    def __getitem__(self, number: int) -> torch.Tensor:  # type: ignore[override]  # nobody takes slices
+    def __getitem__(self, number: int) -> torch.Tensor:  # type: ignore[override]  # no caller takes slices
         """Return vector `number`, in new memory if there is none yet."""
         if number not in self._held:
             self._held[number] = torch.empty(self._size)
