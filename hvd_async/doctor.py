@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from hvd_async.cluster.environment import LaunchedAs, check_world, read_environment
-from hvd_async.cluster.mpi import parse_mpi_family
+from hvd_async.cluster.mpi_family import parse_mpi_family
 from hvd_async.cluster.topology import Machine, Placement, assign_roles, describe, this_machine
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.system import interpreter

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from hvd_async.cluster.hosts import Host
-from hvd_async.cluster.mpi import MpiFamily, detect_mpi
+from hvd_async.cluster.mpi_family import MpiFamily, detect_mpi
 from hvd_async.errors import SetupError
 from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
 from tests.forked_ranks.keeper import PROGRAMS, KeeperStarter

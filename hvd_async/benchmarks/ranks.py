@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from hvd_async.benchmarks.measurement import BenchFigure
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.report import BenchMachine, Result, read_results
-from hvd_async.cluster.mpi import detect_mpi
+from hvd_async.cluster.mpi_family import detect_mpi
 from hvd_async.cluster.topology import Machine as RankMachine
 from hvd_async.cluster.topology import this_machine
 from hvd_async.errors import HvdAsyncError
 from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
 from hvd_async.system import interpreter
-from hvd_async.system.failures import tell
+from hvd_async.system.failure_message import tell
 from hvd_async.system.processes import Command, run_command
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from hvd_async.benchmarks.options import Options, num_elements, own_cores
 from hvd_async.config import ArrivalsFrom, OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.errors import SetupError
 from hvd_async.store.arrival import Arrival
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import NUM_PROVISIONAL
 from hvd_async.system.machine import available_memory

@@ -1,4 +1,4 @@
-"""`bench translation`: the measurements of `translation_speed` as figures, on a configuration's corpus or the built-in
+"""`bench translation`: the measurements of `translation_measurement` as figures, on a configuration's corpus or the built-in
 one."""
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hvd_async.benchmarks import translation_speed
+from hvd_async.benchmarks import translation_measurement
 from hvd_async.benchmarks.measurement import BenchFigure, Spread, rate
 from hvd_async.benchmarks.options import Options
-from hvd_async.benchmarks.translation_speed import (
+from hvd_async.benchmarks.translation_measurement import (
     BFLOAT16,
     BFLOAT16_TRANSPOSED,
     FLOAT32,
@@ -36,13 +36,13 @@ _BEAM = 4
 def measure(options: Options) -> list[BenchFigure]:
     """Measure matrix products, training and translation on one core, each for about `options.seconds`."""
     with _corpus(options.config) as (config, corpus):
-        gemm = translation_speed.measure_gemm(options.repeats)
+        gemm = translation_measurement.measure_gemm(options.repeats)
         turn_seconds = options.seconds / (2 * options.repeats)
-        effort = translation_speed.TrainingEffort(options.repeats, _BATCHES, turn_seconds)
-        training = translation_speed.measure_training(config, corpus, effort)
-        exported = translation_speed.briefly_trained(config, corpus, _BRIEF_TOKENS)
+        effort = translation_measurement.TrainingEffort(options.repeats, _BATCHES, turn_seconds)
+        training = translation_measurement.measure_training(config, corpus, effort)
+        exported = translation_measurement.briefly_trained(config, corpus, _BRIEF_TOKENS)
         sentences = [corpus.vocabulary.decode([corpus.validation.source(i).tolist()])[0] for i in _some(corpus)]
-        decoding = translation_speed.measure_decoding(exported, sentences, _BEAM, options.repeats)
+        decoding = translation_measurement.measure_decoding(exported, sentences, _BEAM, options.repeats)
     return [*gemm_figures(gemm), *training_figures(training), decoding_figure(decoding)]
 
 

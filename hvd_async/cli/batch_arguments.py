@@ -70,7 +70,7 @@ def parse_gpus(text: str | None) -> tuple[str, int | None]:
 def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
     """Return the resources to ask of Slurm, from arguments. `defaults`: of fields, where they differ from `Resources`."""
     from hvd_async.launcher.batch_script import Resources
-    from hvd_async.launcher.site import read_site
+    from hvd_async.launcher.site_file import read_site
 
     site = read_site(arguments.site, os.environ)
     gpu_type, gpus = parse_gpus(arguments.gpus_per_node)

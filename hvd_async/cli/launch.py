@@ -200,7 +200,7 @@ def _check_alone() -> None:
 
 
 def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
-    from hvd_async.cluster.mpi import detect_mpi
+    from hvd_async.cluster.mpi_family import detect_mpi
     from hvd_async.cluster.slurm import detect_pmi, variables_to_unset
     from hvd_async.launcher import LaunchOptions, variables_to_forward
 

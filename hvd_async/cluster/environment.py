@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from hvd_async.cluster.launchers import Launcher, read_number
+from hvd_async.cluster.launcher_variables import Launcher, read_number
 from hvd_async.cluster.slurm import LIST_HINT, SRUN
 from hvd_async.errors import SetupError
 

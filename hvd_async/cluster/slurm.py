@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hvd_async.cluster.batch_job import BatchJob
 from hvd_async.cluster.hosts import Host
-from hvd_async.cluster.launchers import Launcher, read_number
-from hvd_async.cluster.mpi import MpiFamily
+from hvd_async.cluster.launcher_variables import Launcher, read_number
+from hvd_async.cluster.mpi_family import MpiFamily
 from hvd_async.errors import SetupError
 from hvd_async.system.processes import ask
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hvd_async.launcher.commands import launch_command
+from hvd_async.launcher.failure_boxes import quieted
 from hvd_async.launcher.mpirun import mpirun_command
-from hvd_async.launcher.noise import quieted
 from hvd_async.launcher.options import LauncherName, LaunchOptions
 from hvd_async.launcher.outcome import LaunchOutcome, Summary, outcome_of
 from hvd_async.launcher.rank_environment import variables_to_forward

@@ -1,4 +1,4 @@
-"""Batch scripts for Slurm, from the templates in `scripts/`. Pure. The files in `slurm/` are the scripts with defaults."""
+"""Batch scripts for Slurm, from the templates in `templates/`. Pure. The files in `slurm/` are the scripts with defaults."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def render(job: ScriptJob, resources: Resources) -> str:
     resources.check()
     if not re.fullmatch(r"[\w.+-]+", job.name):
         raise ConfigError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
-    loader = jinja2.PackageLoader("hvd_async.launcher", "scripts")
+    loader = jinja2.PackageLoader("hvd_async.launcher")
     # Shell, not HTML: no autoescape. Every value that a user chooses freely is quoted below, for a shell.
     environment = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from hvd_async.cluster.mpi import MpiFamily
+from hvd_async.cluster.mpi_family import MpiFamily
 
 LauncherName = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]
 

@@ -22,8 +22,8 @@ from hvd_async.replay.workers import Recomputation, facts_of, kind_of_device
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.hashes import hash_of
 from hvd_async.store.arrival import Arrival, Update
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.tasks.task import Task

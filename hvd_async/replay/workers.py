@@ -12,7 +12,7 @@ from hvd_async.replay.past_parameters import Past
 from hvd_async.replay.recording import Process, Push
 from hvd_async.runs.provenance import device_of, this_software
 from hvd_async.store.arrival import Arrival
-from hvd_async.store.gradient import Gradient
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.local_push import Pushes, add
 from hvd_async.tasks.gradient import compute_gradient
 from hvd_async.tasks.task import Task

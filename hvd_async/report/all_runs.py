@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from hvd_async.comparison.collection import Collection, Entry
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.statistics import reached
-from hvd_async.report import numbers
+from hvd_async.report import number_format
 from hvd_async.report.document import Cell, Column, Table
-from hvd_async.report.numbers import NOTHING
+from hvd_async.report.number_format import NOTHING
 from hvd_async.report.tables import rate_cell, value_cell
 
 Value = float | int | str | bool | None
@@ -106,16 +106,16 @@ def _ended_cell(entry: Entry, values: Mapping[str, Value]) -> Cell:
 def _number_cells(values: Mapping[str, Value], has_bleu: bool) -> list[Cell]:
     bound = "≤ " if values["reached_is_bound"] else ""
     forms = {
-        "seconds": numbers.seconds,
-        "tokens": numbers.count,
-        "updates": numbers.count,
-        "reached_seconds": lambda value: bound + numbers.seconds(value),
-        "final_loss": numbers.loss,
-        "best_loss": numbers.loss,
-        **({"final_bleu": numbers.bleu} if has_bleu else {}),
-        "tokens_per_second": numbers.rate,
-        "mean_staleness": numbers.staleness,
-        "refused": numbers.count,
+        "seconds": number_format.seconds,
+        "tokens": number_format.count,
+        "updates": number_format.count,
+        "reached_seconds": lambda value: bound + number_format.seconds(value),
+        "final_loss": number_format.loss,
+        "best_loss": number_format.loss,
+        **({"final_bleu": number_format.bleu} if has_bleu else {}),
+        "tokens_per_second": number_format.rate,
+        "mean_staleness": number_format.staleness,
+        "refused": number_format.count,
     }
     cells = []
     for name, write in forms.items():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.target import Target
-from hvd_async.report import numbers
-from hvd_async.report.numbers import inverse, plural
+from hvd_async.report import number_format
+from hvd_async.report.number_format import inverse, plural
 
 # Share of steps longer than emulated from which a note warns the reader.
 _MANY_LONGER = 0.05
@@ -72,7 +72,7 @@ def _first(rows: Sequence[Row], target: Target) -> str:
     if not there:
         return ""
     seconds, row = min(there, key=lambda pair: pair[0])
-    return f" {row.variant} reached {target} after {numbers.seconds(seconds)} s ({_of(row.num_reached, row)})."
+    return f" {row.variant} reached {target} after {number_format.seconds(seconds)} s ({_of(row.num_reached, row)})."
 
 
 def _of(number: int, row: Row) -> str:
@@ -82,7 +82,7 @@ def _of(number: int, row: Row) -> str:
 def _comparison(best: Row, base: Row, target: Target) -> str:
     assert best.speed_up is not None
     time = inverse(best.speed_up)
-    value, span = numbers.ratio(time.mean), numbers.span(time, "ratio")
+    value, span = number_format.ratio(time.mean), number_format.span(time, "ratio")
     quality = _quality(best, base)
     if time.is_known and time.low <= 1.0 <= time.high:
         return (
@@ -103,11 +103,11 @@ def _comparison(best: Row, base: Row, target: Target) -> str:
 def _quality(best: Row, base: Row) -> str:
     """Say which quality both reached in the end."""
     if best.final_bleu is not None and base.final_bleu is not None:
-        both = f"{numbers.bleu(best.final_bleu.mean)} against {numbers.bleu(base.final_bleu.mean)}"
+        both = f"{number_format.bleu(best.final_bleu.mean)} against {number_format.bleu(base.final_bleu.mean)}"
         gap = best.bleu_difference
         if gap is None or not gap.is_known:
             return f"with BLEU {both}"
-        span = numbers.span(gap, "difference")
+        span = number_format.span(gap, "difference")
         if gap.low <= 0.0 <= gap.high:
             is_equal = -_EQUAL_BLEU <= gap.low and gap.high <= _EQUAL_BLEU
             word = "at equal BLEU" if is_equal else "with no clear difference in BLEU"
@@ -115,7 +115,8 @@ def _quality(best: Row, base: Row) -> str:
         word = "higher" if gap.mean > 0.0 else "lower"
         return f"with {word} BLEU ({both}; difference {span})"
     if best.final_loss is not None and base.final_loss is not None:
-        return f"with a final loss of {numbers.loss(best.final_loss.mean)} against {numbers.loss(base.final_loss.mean)}"
+        final, other = number_format.loss(best.final_loss.mean), number_format.loss(base.final_loss.mean)
+        return f"with a final loss of {final} against {other}"
     diverged = _listed([row.variant for row in (best, base) if row.final_loss is None])
     return f"but {diverged} diverged later"
 
@@ -166,7 +167,7 @@ def _faults_of(row: Row) -> list[str]:
     elif row.num_reached < len(row.runs):
         faults.append(f" reached the target in {row.num_reached} of {total}; times are of these runs alone.")
     if row.num_overrun > _MANY_LONGER * row.num_steps:
-        share = numbers.percent(row.num_overrun / row.num_steps)
+        share = number_format.percent(row.num_overrun / row.num_steps)
         faults.append(f": {share} of the steps lasted longer than emulated.")
     return faults
 
@@ -179,7 +180,9 @@ def _ideal(base: Row | None, best: Row | None) -> list[str]:
     """Say how much not waiting can gain at most, by the step times of both variants, which were measured in separate runs
     and so give separate bounds."""
     gains = {
-        row.variant: numbers.ratio(row.ideal.speed_up) for row in (base, best) if row is not None and row.ideal is not None
+        row.variant: number_format.ratio(row.ideal.speed_up)
+        for row in (base, best)
+        if row is not None and row.ideal is not None
     }
     if not gains:
         return []

@@ -17,8 +17,8 @@ from hvd_async.report.figures.curves import draw_curves, draw_rates
 from hvd_async.report.figures.speed_ups import draw_speed_ups
 from hvd_async.report.figures.style import Style, styles
 from hvd_async.report.figures.timeline import TimeWindow, draw_timeline
-from hvd_async.report.numbers import plural
-from hvd_async.report.setup import differs_within_a_seed, setup
+from hvd_async.report.number_format import plural
+from hvd_async.report.run_settings import differs_within_a_seed, setup
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import ideal_table, quality_table, shares_table, target_table, worker_shares
 

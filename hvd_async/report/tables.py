@@ -8,10 +8,10 @@ from hvd_async.comparison.history import Shares
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.statistics import Interval, Reached
 from hvd_async.comparison.target import Target
-from hvd_async.report import numbers
+from hvd_async.report import number_format
 from hvd_async.report.document import Cell, Column, Fold, Table
 from hvd_async.report.figures.bars import SHARES
-from hvd_async.report.numbers import NOTHING
+from hvd_async.report.number_format import NOTHING
 
 _VARIANT = Column("variant", is_number=False)
 _RATE = Column("learning rate")
@@ -66,8 +66,8 @@ def quality_table(rows: Sequence[Row]) -> Table:
             Cell(f"{row.num_diverged} of {len(row.runs)}", is_fault=row.num_diverged > 0) if row.runs else Cell(NOTHING)
         )
         reasons = ", ".join(f"{reason}: {number:,}" for reason, number in row.refused.items() if number)
-        refused = Cell(numbers.count(sum(row.refused.values())), reasons) if row.runs else Cell(NOTHING)
-        stale = value_cell(row.mean_staleness, numbers.staleness)
+        refused = Cell(number_format.count(sum(row.refused.values())), reasons) if row.runs else Cell(NOTHING)
+        stale = value_cell(row.mean_staleness, number_format.staleness)
         body.append([*cells, diverged, interval_cell(row.tokens_per_second, "rate"), stale, refused])
     return Table("At the end of the runs", columns, body)
 
@@ -106,11 +106,11 @@ def ideal_table(rows: Sequence[Row]) -> Table:
         ideal = row.ideal
         cells = [
             Cell(row.variant),
-            value_cell(None if ideal is None else ideal.synchronous, numbers.rate),
-            value_cell(None if ideal is None else ideal.asynchronous, numbers.rate),
-            value_cell(None if ideal is None else ideal.speed_up, numbers.ratio),
-            value_cell(row.steps_per_second, numbers.rate),
-            value_cell(row.share_of_ideal, numbers.percent),
+            value_cell(None if ideal is None else ideal.synchronous, number_format.rate),
+            value_cell(None if ideal is None else ideal.asynchronous, number_format.rate),
+            value_cell(None if ideal is None else ideal.speed_up, number_format.ratio),
+            value_cell(row.steps_per_second, number_format.rate),
+            value_cell(row.share_of_ideal, number_format.percent),
         ]
         if are_overrun:
             cells.append(Cell(f"{row.num_overrun:,} of {row.num_steps:,}", is_fault=row.num_overrun > 0))
@@ -122,8 +122,8 @@ def interval_cell(interval: Interval | None, form: str) -> Cell:
     """Return a cell with mean and interval. `form`: the name of a function of `numbers`."""
     if interval is None:
         return Cell(NOTHING)
-    write: Callable[[float], str] = getattr(numbers, form)
-    return Cell(write(interval.mean), numbers.span(interval, form))
+    write: Callable[[float], str] = getattr(number_format, form)
+    return Cell(write(interval.mean), number_format.span(interval, form))
 
 
 def value_cell(value: float | None, write: Callable[[float], str]) -> Cell:
@@ -156,10 +156,10 @@ def _not_reached(row: Row, target: Target) -> str:
     if not points:
         return ""
     _, best = min(points, key=lambda pair: pair[0])
-    near = f"lowest loss {numbers.loss(best.loss)}"
+    near = f"lowest loss {number_format.loss(best.loss)}"
     if target.measure == "bleu" and best.bleu is not None:
-        near = f"highest BLEU {numbers.bleu(best.bleu)}"
-    return f"not reached: {near}, after {numbers.count(best.tokens)} tokens"
+        near = f"highest BLEU {number_format.bleu(best.bleu)}"
+    return f"not reached: {near}, after {number_format.count(best.tokens)} tokens"
 
 
 def _bounded(interval: Interval | None, form: str, whens: Sequence[Reached | None]) -> Cell:
@@ -171,4 +171,4 @@ def _bounded(interval: Interval | None, form: str, whens: Sequence[Reached | Non
 
 
 def _share_cells(shares: Shares | None) -> list[Cell]:
-    return [value_cell(None if shares is None else getattr(shares, name), numbers.percent) for name in SHARES]
+    return [value_cell(None if shares is None else getattr(shares, name), number_format.percent) for name in SHARES]

@@ -10,11 +10,11 @@ from typing import Any
 
 from hvd_async.errors import DataError
 from hvd_async.runs.checkpoint import Checkpoint, SavedData, replace_data, save_checkpoint
-from hvd_async.runs.context import RunContext, VersionCopies
 from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.events import Events
 from hvd_async.runs.hashes import Hashes
-from hvd_async.runs.part import RunPart
+from hvd_async.runs.recorder_context import RunContext, VersionCopies
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.store.arrival import Update
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.system.background_writer import BackgroundWriter

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-from hvd_async.runs.context import RunContext, TrainingClock
 from hvd_async.runs.evaluations import EvaluationResult
 from hvd_async.runs.event_log import EventLog, LogMark
-from hvd_async.runs.part import RunPart
 from hvd_async.runs.provenance import provenance_of_one_process
+from hvd_async.runs.recorder_context import RunContext, TrainingClock
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.parameter_store import ParameterStore
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from hvd_async.runs.context import RunContext, VersionCopies
 from hvd_async.runs.events import Events
-from hvd_async.runs.part import RunPart
+from hvd_async.runs.recorder_context import RunContext, VersionCopies
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.store.arrival import Update
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.system.background_writer import BackgroundWriter

@@ -13,16 +13,16 @@ from typing import Any
 
 from hvd_async.errors import HvdAsyncError
 from hvd_async.runs.checkpoint_keeper import CheckpointKeeper
-from hvd_async.runs.context import RunContext, TrainingClock, VersionCopies
+from hvd_async.runs.end_conditions import Limits
 from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.events import Events
+from hvd_async.runs.exported_models import Models
 from hvd_async.runs.folder import Resumption
 from hvd_async.runs.hashes import Hashes
-from hvd_async.runs.limits import Limits
-from hvd_async.runs.models import Models
-from hvd_async.runs.part import RunPart
+from hvd_async.runs.progress_reports import Reporter
 from hvd_async.runs.provenance import provenance_of_one_process
-from hvd_async.runs.reporter import Reporter
+from hvd_async.runs.recorder_context import RunContext, TrainingClock, VersionCopies
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.runs.scalars import Scalars
 from hvd_async.runs.snapshots import Snapshots
 from hvd_async.runs.summary import Ending, write_summary

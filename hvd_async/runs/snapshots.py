@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from hvd_async.runs.checkpoint import read_tensors, write_tensors
-from hvd_async.runs.context import RunContext, TrainingClock, VersionCopies
 from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
 from hvd_async.runs.folder import RunFolder
-from hvd_async.runs.part import RunPart
+from hvd_async.runs.recorder_context import RunContext, TrainingClock, VersionCopies
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.store.arrival import Update
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.system.background_writer import BackgroundWriter

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_async.runs.context import RunContext
 from hvd_async.runs.evaluations import EvaluationHistory
+from hvd_async.runs.recorder_context import RunContext
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.system.files import write_file
 

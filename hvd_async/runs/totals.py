@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvd_async.runs.part import RunPart
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.store.arrival import Arrival, Refusal, Update
 
 

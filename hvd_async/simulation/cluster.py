@@ -8,10 +8,10 @@ store, or one that only counts.
 from __future__ import annotations
 
 from hvd_async.simulation.costs import Link
+from hvd_async.simulation.shared_state import TimeTotals, World
 from hvd_async.simulation.store_loop import StoreLoop
 from hvd_async.simulation.transfers import Transfers
 from hvd_async.simulation.workers import NONE, Sender, VirtualWorker, make_workers
-from hvd_async.simulation.world import TimeTotals, World
 
 
 class Cluster:

@@ -13,8 +13,8 @@ from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs, costs, num_workers
 from hvd_async.simulation.counting_store import CountingStore, Tokens
+from hvd_async.simulation.shared_state import TimeTotals, Timing, World, make_clock
 from hvd_async.simulation.synchronous_cluster import Synchronous
-from hvd_async.simulation.world import TimeTotals, Timing, World, make_clock
 
 DEFAULT_SECONDS = 0.1
 """Length of a step if the configuration gives none."""

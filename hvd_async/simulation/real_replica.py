@@ -11,8 +11,8 @@ from hvd_async.config import RunConfig
 from hvd_async.runs.recorder import RunRecorder
 from hvd_async.simulation.real_store import Model
 from hvd_async.store.arrival import Arrival
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.local_push import add
 from hvd_async.strategies.synchronous import ONE, load_base, make_replica, next_group, num_versions_behind
 

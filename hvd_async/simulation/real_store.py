@@ -14,8 +14,8 @@ from hvd_async.config import RunConfig
 from hvd_async.runs.recorder import RunRecorder
 from hvd_async.simulation.workers import Sender, VirtualWorker
 from hvd_async.store.arrival import Arrival, Refusal, Update
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.local_push import Pushes, add

@@ -10,11 +10,11 @@ from typing import Any
 from hvd_async.config import RunConfig
 from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
-from hvd_async.runs.context import RunContext
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.progress import Goal, Progress
 from hvd_async.runs.provenance import provenance_of_one_process
 from hvd_async.runs.recorder import RunRecorder
+from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.runs.summary import Ending
 from hvd_async.simulation.cluster import Cluster
@@ -22,8 +22,8 @@ from hvd_async.simulation.costs import costs, num_workers
 from hvd_async.simulation.predict import DEFAULT_SECONDS
 from hvd_async.simulation.real_replica import RealReplica
 from hvd_async.simulation.real_store import Model, RealStore
+from hvd_async.simulation.shared_state import Timing, World, make_clock
 from hvd_async.simulation.synchronous_cluster import Synchronous
-from hvd_async.simulation.world import Timing, World, make_clock
 from hvd_async.tasks.gradient import check_buffers
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters

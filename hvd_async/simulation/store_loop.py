@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+from hvd_async.simulation.shared_state import World
 from hvd_async.simulation.workers import Sender, VirtualWorker
-from hvd_async.simulation.world import World
 
 
 class StoreLoop:

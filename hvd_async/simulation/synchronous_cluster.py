@@ -8,7 +8,7 @@ from typing import Protocol
 from hvd_async.emulation.step_times import StepTimes
 from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs
-from hvd_async.simulation.world import TimeTotals
+from hvd_async.simulation.shared_state import TimeTotals
 
 
 class SimulatedReplica(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hvd_async.simulation.costs import Link
+from hvd_async.simulation.shared_state import World
 from hvd_async.simulation.store_loop import StoreLoop
 from hvd_async.simulation.workers import NONE, Sender, VirtualWorker
-from hvd_async.simulation.world import World
 
 
 class Transfers:

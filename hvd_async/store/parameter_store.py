@@ -17,9 +17,9 @@ import torch
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store import staleness
 from hvd_async.store.arrival import Arrival, Refusal, Update
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import BatchLedger
 from hvd_async.store.optimizer import StepOrder, state_names
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_rate
 from hvd_async.store.shards.shard import MAX_HELD, Shard, past_names
 from hvd_async.vectors import arithmetic

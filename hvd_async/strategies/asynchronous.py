@@ -13,9 +13,9 @@ import torch
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.optimizer import StepOrder, state_names
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.device_block import Reach, open_device_block
 from hvd_async.store.serve.liveness import Heartbeat, wait_until, watch_store
@@ -32,7 +32,7 @@ from hvd_async.strategies.memory_plan import MemoryPlan
 from hvd_async.strategies.protocol import Job, JobSpec, Worker
 from hvd_async.strategies.push_pull import DirectPushPull, NodePushPull, PushPull, wait_and_pull
 from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
-from hvd_async.system.failures import tell
+from hvd_async.system.failure_message import tell
 from hvd_async.transport import cuda_ipc
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity

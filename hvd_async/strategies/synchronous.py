@@ -11,13 +11,13 @@ import torch
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError
 from hvd_async.store.arrival import Arrival, Update
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
-from hvd_async.strategies.watch import Watch
-from hvd_async.system.failures import tell
+from hvd_async.strategies.synchronous_watch import Watch
+from hvd_async.system.failure_message import tell
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
 

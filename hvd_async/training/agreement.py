@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
-from hvd_async.system.failures import tell
+from hvd_async.system.failure_message import tell
 from hvd_async.transport.group import Group
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from hvd_async.runs.summary import Ending
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies import make_strategy
 from hvd_async.strategies.protocol import Strategy
-from hvd_async.strategies.watch import Watch
+from hvd_async.strategies.synchronous_watch import Watch
 from hvd_async.tasks.task import Task
 from hvd_async.training.agreement import aborting_on_failure
 from hvd_async.training.options import TrainOptions

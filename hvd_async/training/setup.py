@@ -17,12 +17,12 @@ from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe
 from hvd_async.config import RunConfig
 from hvd_async.emulation.idling import Emulation, check_emulation
 from hvd_async.runs.checkpoint import check_tensors
-from hvd_async.runs.context import RunContext
 from hvd_async.runs.continuation import Supply
 from hvd_async.runs.folder import Beginning, Resumption, RunFolder
 from hvd_async.runs.progress import Goal, Progress
 from hvd_async.runs.provenance import Provenance, device_of, provenance_of, this_software
 from hvd_async.runs.recorder import RunRecorder
+from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
 from hvd_async.tasks.gradient import check_buffers

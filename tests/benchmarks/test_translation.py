@@ -9,7 +9,7 @@ import pytest
 
 from hvd_async.benchmarks.measurement import Spread
 from hvd_async.benchmarks.translation import DEFAULTS, decoding_figure, gemm_figures, measure, training_figures
-from hvd_async.benchmarks.translation_speed import (
+from hvd_async.benchmarks.translation_measurement import (
     BFLOAT16,
     BFLOAT16_TRANSPOSED,
     FLOAT32,

@@ -18,7 +18,7 @@ import pytest
 
 from hvd_async.cluster.batch_system import detect_allocation
 from hvd_async.cluster.hosts import Host, parse_hosts
-from hvd_async.cluster.mpi import detect_mpi, parse_mpi_family
+from hvd_async.cluster.mpi_family import detect_mpi, parse_mpi_family
 from hvd_async.cluster.slurm import choose_pmi, parse_pmis, read_allocation, variables_to_unset
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import ConfigError, SetupError

@@ -17,7 +17,7 @@ from hvd_async.simulation.costs import costs, num_workers
 from hvd_async.simulation.counting_store import CountingStore, Tokens
 from hvd_async.simulation.planning import plan, table_of, write_plan
 from hvd_async.simulation.predict import ClusterRates, Size, predict
-from hvd_async.simulation.world import Timing, World, make_clock
+from hvd_async.simulation.shared_state import Timing, World, make_clock
 from hvd_async.tasks.registry import count_parameters
 from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import events_of

@@ -9,8 +9,8 @@ import torch
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store.arrival import Arrival
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import NUM_PROVISIONAL, StoreMemory

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store.arrival import Arrival, Refusal, Update
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.optimizer import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.vectors import arithmetic
 from tests.store.stores import CONSTANT, accept, arrival, asynchronous, make_store, sgd

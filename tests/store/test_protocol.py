@@ -16,9 +16,9 @@ import torch
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import PeerError
 from hvd_async.store.arrival import Refusal
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.serve.client import IDLE, Base, ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat, Silence
 from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer

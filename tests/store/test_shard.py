@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.optimizer import StepOrder, state_names
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.vectors.arithmetic import BLOCK
 from tests.store.stores import sgd

@@ -11,9 +11,9 @@ import torch
 
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
 from hvd_async.errors import PeerError
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.optimizer import StepOrder, state_names
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.orders import Order, OrderKind
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hvd_async.config import PushConfig
 from hvd_async.store.arrival import Arrival, Refusal
-from hvd_async.store.gradient import Gradient
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import Layout, SlotDtype, SlotFormat
 from hvd_async.store.wire.slots import Sent, SlotWriter, num_kept, read_slot, slot_format, split

@@ -11,8 +11,8 @@ import torch
 
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
 from hvd_async.store.arrival import Arrival, Refusal, Update
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.parameter_store import ParameterStore
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import Base, ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat

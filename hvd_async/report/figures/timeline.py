@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.comparison.history import History, Span, read_history
 from hvd_async.comparison.results import Row
-from hvd_async.report import numbers
+from hvd_async.report import number_format
 from hvd_async.report.document import Figure
 from hvd_async.report.figures.drawing import drawing, finish
 from hvd_async.report.figures.style import ACTIVITIES, HATCHES, short
@@ -64,7 +64,7 @@ def _typical_length(histories: Sequence[History]) -> float:
 def _panel(row: Row, history: History, window: TimeWindow | None, length: float) -> _Panel:
     start = window.start_seconds if window is not None else max(0.0, (history.seconds - length) / 2.0)
     spans = [span for span in history.spans(start, start + length) if span.worker is None or span.worker < _MOST_LANES]
-    title = f"{short(row.variant, 90)}, seed {row.runs[0].config.seed}, from {numbers.seconds(start)} s on"
+    title = f"{short(row.variant, 90)}, seed {row.runs[0].config.seed}, from {number_format.seconds(start)} s on"
     return _Panel(title, row.is_synchronous, min(history.num_workers, _MOST_LANES), start, spans)
 
 
@@ -98,7 +98,7 @@ def _draw(name: str, panels: Sequence[_Panel], length: float, *, has_window: boo
         canvas.legend(handles=patches, loc="outside upper center", ncols=len(patches))
         where = "" if has_window else " in the middle of the run"
         caption = (
-            f"What all workers did in {numbers.seconds(length)} s{where}: a lane for each worker, and one for the store."
+            f"What all workers did in {number_format.seconds(length)} s{where}: a lane for each, and one for the store."
         )
         if any(panel.num_workers == _MOST_LANES for panel in panels):
             caption += f" Of more than {_MOST_LANES} workers, only the first are shown."

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.store.gradient import Gradient
 from hvd_async.store.optimizer import StepOrder, make_optimizer, state_names, step_state
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.vectors import arithmetic
 
 # Gradients that wait in their slots to be summed in one pass. A core does not prefetch more streams well.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hvd_async.config import PushConfig
-from hvd_async.store.gradient import Gradient
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.layout import Layout
 from hvd_async.store.wire.slots import SlotWriter, read_slot, slot_format
 from hvd_async.transport.inprocess import ThreadMemory

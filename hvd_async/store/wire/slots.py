@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from hvd_async.config import PushConfig
-from hvd_async.store.gradient import Gradient
+from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.layout import Layout, SlotDtype, SlotFormat, StoreMemory, StoreWindow
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.vectors import arithmetic

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvd_async.benchmarks import translation_speed
-from hvd_async.benchmarks.translation_speed import TrainingEffort, WithoutCache
+from hvd_async.benchmarks import translation_measurement
+from hvd_async.benchmarks.translation_measurement import TrainingEffort, WithoutCache
 from hvd_async.config import DecodingConfig, RunConfig
 from hvd_async.tasks.translation.batching import collate
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
@@ -29,13 +29,13 @@ def corpus(config: RunConfig) -> PreparedCorpus:
 
 
 def test_products_are_measured_in_all_types() -> None:
-    rates = translation_speed.measure_gemm(turns=2, size=64)
+    rates = translation_measurement.measure_gemm(turns=2, size=64)
     assert set(rates) == {"float32", "bfloat16", "bfloat16 transposed"}
     assert all(rate.count == 2 and rate.low > 0 for rate in rates.values())
 
 
 def test_training_is_measured_in_both_precisions(config: RunConfig, corpus: PreparedCorpus) -> None:
-    measured = translation_speed.measure_training(config, corpus, TrainingEffort(turns=2, batches=2))
+    measured = translation_measurement.measure_training(config, corpus, TrainingEffort(turns=2, batches=2))
     assert set(measured.rates) == {"float32", "bfloat16"}
     assert all(rate.count == 2 and rate.low > 0 for rate in measured.rates.values())
     assert measured.sgemm_gflops.low > 0.0 and measured.mflop_per_token > 0.0
@@ -49,21 +49,21 @@ def test_flop_of_the_linear_layers_are_those_of_the_formula(config: RunConfig) -
     of_source = (4 * width**2 + 2 * width * inner) + 2 * width**2  # the encoder, and the decoder's keys and values
     of_target = 4 * width**2 + 2 * width**2 + 2 * width * inner
     expected = 6 * (8 * of_source + 8 * of_target + 7 * 11 * width)
-    assert translation_speed.matrix_flop(model, batch) == expected
+    assert translation_measurement.matrix_flop(model, batch) == expected
 
 
 def test_a_model_is_trained_until_its_tokens_are_seen(config: RunConfig, corpus: PreparedCorpus) -> None:
-    exported = translation_speed.briefly_trained(config, corpus, tokens=500)
-    untrained = translation_speed.briefly_trained(config, corpus, tokens=0)
+    exported = translation_measurement.briefly_trained(config, corpus, tokens=500)
+    untrained = translation_measurement.briefly_trained(config, corpus, tokens=0)
     assert (exported.meta["version"] > 0, untrained.meta["version"]) == (True, 0)
     assert not torch.equal(exported.model.output.weight, untrained.model.output.weight)
     assert not exported.model.training
 
 
 def test_translation_is_measured_with_and_without_cache(config: RunConfig, corpus: PreparedCorpus) -> None:
-    exported = translation_speed.briefly_trained(config, corpus, tokens=500)
+    exported = translation_measurement.briefly_trained(config, corpus, tokens=500)
     sentences = corpus.validation_sources
-    measured = translation_speed.measure_decoding(exported, sentences, beam=2, turns=2, every=2)
+    measured = translation_measurement.measure_decoding(exported, sentences, beam=2, turns=2, every=2)
     assert all(rate.count == 2 and rate.low > 0 for rate in (measured.cached, measured.uncached, measured.cached_few))
 
 

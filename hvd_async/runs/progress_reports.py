@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hvd_async.runs.context import RunContext, TrainingClock
 from hvd_async.runs.evaluations import EvaluationResult
-from hvd_async.runs.part import RunPart
+from hvd_async.runs.recorder_context import RunContext, TrainingClock
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.runs.totals import Totals
 from hvd_async.store.arrival import Update
 

@@ -12,7 +12,7 @@ from hvd_async.comparison.differences import differing_keys, leaves
 from hvd_async.comparison.runs import Run
 from hvd_async.report.document import Block, Cell, Column, Items, PageSection, Table, Text
 from hvd_async.report.emulated_workers import describe_emulation
-from hvd_async.report.numbers import NOTHING
+from hvd_async.report.number_format import NOTHING
 from hvd_async.report.software import software_of
 
 _KEY = Column("key", is_number=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hvd_async.runs.context import RunContext
 from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
-from hvd_async.runs.part import RunPart
+from hvd_async.runs.recorder_context import RunContext
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.system.background_writer import BackgroundWriter

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hvd_async.launcher.noise import Quieter, quieted
+from hvd_async.launcher.failure_boxes import Quieter, quieted
 from hvd_async.system.processes import Command, run_command
 from tests.ranks import mpi_family, mpirun_path, run_limited
 

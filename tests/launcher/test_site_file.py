@@ -11,7 +11,7 @@ import pytest
 from hvd_async.__main__ import main
 from hvd_async.errors import ConfigError
 from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, render
-from hvd_async.launcher.site import SiteConfig, read_site
+from hvd_async.launcher.site_file import SiteConfig, read_site
 
 SITE = "account: project1\npartition: gpu\nsbatch: [--qos=high]\nsetup: [module purge, module load cuda/12.4]\n"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from hvd_async.runs.context import RunContext, TrainingClock
 from hvd_async.runs.evaluations import EvaluationHistory
-from hvd_async.runs.part import RunPart
+from hvd_async.runs.recorder_context import RunContext, TrainingClock
+from hvd_async.runs.recorder_part import RunPart
 from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.wire.stop import StopNotice
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from hvd_async.errors import HvdAsyncError, PeerError
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies.protocol import Job
-from hvd_async.system.failures import tell
+from hvd_async.system.failure_message import tell
 from hvd_async.transport.group import Group
 
 _LOOK_SECONDS = 0.1
