@@ -39,7 +39,7 @@ ONLY = {
     "store.schedule": {"config"},
     "store.staleness": {"config"},
     "store.shards.shard": {"config", "store", "vectors"},
-    "store.gradient": {"vectors"},
+    "store.pushed_gradient": {"vectors"},
     "store.ledger": set(),
 }
 # A folder that only these may import.
