@@ -1,10 +1,10 @@
-"""The toy with a store on a GPU that is a file: what a machine without one can run of it.
+"""The toy with a store on a GPU that is a file: the part of a store on a GPU that a machine without one can run.
 
     python -m tests.mpi.device_toy SETTINGS GPUS [REFUSED]
 
-`GPUS` are the names of those that every rank sees, with commas; vectors on them are ordinary memory, that of the store a mapped
-file, which other ranks open by its name in the handle. Without names the GPUs are those of the machine. `REFUSED`: ranks, with
-commas, whose handles cannot be opened.
+`GPUS`: comma-separated names of the GPUs that every rank sees. Vectors on them are ordinary memory; the store's vectors
+are a mapped file, which other ranks open by the name in the handle. Without names, the GPUs of the machine are used.
+`REFUSED`: comma-separated ranks whose handles cannot be opened.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tests.mpi import toy
 
 @contextlib.contextmanager
 def emulated(gpus: Sequence[str]) -> Iterator[None]:
-    """Replace, in this process, what asks for a GPU."""
+    """Replace every function that asks for a GPU, in this process."""
     paths: list[str] = []
 
     def this_machine() -> Machine:
         return dataclasses.replace(topology.this_machine(), gpus=tuple(gpus))
 
     def assign_roles(machines: Sequence[Machine], wanted: Placement) -> tuple[RankPlan, ...]:
-        # `cpu:0` is a device of its own name to the plan, and the CPU to torch.
+        # The plan takes `cpu:0` for a device of its own; torch takes it for the CPU.
         plans = topology.assign_roles(machines, wanted)
         for plan in plans:
             print(topology.describe(plan), f"direct {plan.is_direct}", file=sys.stderr)
@@ -74,7 +74,7 @@ def emulated(gpus: Sequence[str]) -> Iterator[None]:
     def locked(memory: torch.Tensor, device: torch.device) -> Iterator[bool]:
         print("locked", file=sys.stderr)
         yield True
-        memory[0] = memory[0]  # it is still there
+        memory[0] = memory[0]  # fails if the memory is gone
         print("unlocked", file=sys.stderr)
 
     setup.this_machine, setup.assign_roles = this_machine, assign_roles
@@ -88,7 +88,7 @@ def emulated(gpus: Sequence[str]) -> Iterator[None]:
 
 
 def refuse() -> None:
-    """Let no handle be opened in this process."""
+    """Make every attempt to open a handle fail in this process."""
 
     def open_handle(handle: Handle, device: torch.device) -> torch.Tensor:
         raise RuntimeError("CUDA error: invalid\nargument")

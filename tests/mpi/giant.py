@@ -1,4 +1,6 @@
-"""A slot of more than 2^31 bytes, there and back: `python -m tests.mpi.giant SIZE STEPS` on two ranks, a store and a worker."""
+"""Send a slot of more than 2^31 bytes there and back: `python -m tests.mpi.giant SIZE STEPS` on two ranks, a store and
+a worker.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,14 @@ from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.mpi import SharedMemory, open_blocks
 from tests.mpi.patterns import SimulatedStore
 
-# Values come round after so many elements, a prime: no two pieces of a transfer look alike. Sums of a few are exact.
+# Values repeat after a prime number of elements, so that no two pieces of a transfer look alike. Sums of a few are
+# exact.
 PERIOD = 65_521
 _PIECE = PERIOD * 256
 
 
 def fill(vector: torch.Tensor, factor: float) -> None:
-    """Element i becomes `factor` * (i % PERIOD), except the last three: `factor` * (-1, -2, -3)."""
+    """Set element i to `factor` * (i % PERIOD), except the last three: `factor` * (-1, -2, -3)."""
     pattern = torch.arange(PERIOD, dtype=torch.float32).repeat(256) * factor
     for start in range(0, vector.numel(), _PIECE):
         piece = vector[start : start + _PIECE]
@@ -35,7 +38,7 @@ def fill(vector: torch.Tensor, factor: float) -> None:
 
 
 def check(vector: torch.Tensor, factor: float) -> None:
-    """Whether `vector` is what `fill` makes; an error names the first element that is not."""
+    """Check that `vector` holds what `fill` wrote; the error names the first element that differs."""
     pattern = torch.arange(PERIOD, dtype=torch.float32).repeat(256) * factor
     assert vector[-3:].tolist() == [-factor, -2 * factor, -3 * factor], vector[-3:]
     for start in range(0, vector.numel() - 3, _PIECE):
@@ -73,7 +76,7 @@ def exercise(group: MpiGroup, size: int, steps: int) -> None:
         vector = torch.empty(size)
         assert client.pull(vector) == 0 and vector.count_nonzero() == 0
         for step in range(steps):
-            # One vector for gradient and parameters: memory is short here.
+            # One vector serves as gradient and as parameters, because memory is short.
             fill(vector, 1.0)
             begin = time.monotonic()
             client.push(vector, [Arrival(0, step, step, 1, 0.0)])
@@ -86,7 +89,7 @@ def exercise(group: MpiGroup, size: int, steps: int) -> None:
 
 
 def unused(name: str) -> torch.Tensor:
-    """The pending sum, which one arrival per update never needs."""
+    """Fail: the vector is the pending sum, which one arrival per update never needs."""
     assert name == "pending_sum"
     return torch.empty(0)
 

@@ -1,8 +1,9 @@
-"""The protocol on real ranks, with patterns that show a torn pull or a lost push: `python -m tests.mpi.patterns SIZE STEPS`.
+"""The protocol on real ranks, with patterns that reveal a torn pull or a lost push: `python -m tests.mpi.patterns SIZE
+STEPS`.
 
-Every gradient is a constant vector and the optimizer is plain SGD, so that all elements of a version are equal; a pull whose
-elements differ was torn. Gradients are -1, so that the sum of everything pushed is exact, and so is the mean of any of them: on
-top of version v the provisional parameters are v + 1.
+Every gradient is a constant vector and the optimizer is plain SGD, so that all elements of a version are equal; a pull
+whose elements differ is torn. Gradients are -1, so that the sum of all pushed gradients is exact, and so is the mean of
+any of them: on top of version v the provisional parameters are v + 1.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.mpi import SharedMemory, open_blocks
 
 
-class SimulatedStore:
-    """A observer that counts."""
+class CountingObserver:
+    """An observer that counts arrivals."""
 
     def __init__(self) -> None:
         self.num_arrivals = 0
@@ -79,12 +80,12 @@ def exercise(group: MpiGroup, size: int, steps: int, strategy: StrategyConfig) -
             buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
             provisional = [memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)]
             shard = Shard(buffers, optimizer, provisional=provisional)
-            store, books = ParameterStore(shard, size, optimizer, strategy, group.size - 1), SimulatedStore()
+            store, observer = ParameterStore(shard, size, optimizer, strategy, group.size - 1), CountingObserver()
             with Heartbeat(memory, Word.STORE_HEARTBEAT):
-                StoreServer(store, memory, books, ServerOptions()).serve(lambda: None)
+                StoreServer(store, memory, observer, ServerOptions()).serve(lambda: None)
             total = steps * (group.size - 1)
-            assert books.num_arrivals == total, (books.num_arrivals, total)
-            # SGD with rate 1 on gradients -1: the parameters count the arrivals, or versions.
+            assert observer.num_arrivals == total, (observer.num_arrivals, total)
+            # SGD with rate 1 on gradients of -1: the parameters count the arrivals, or the versions.
             count = store.version if strategy.provisional else total
             assert torch.equal(store.parameters, torch.full((size,), float(count))), store.parameters
         else:
@@ -98,7 +99,8 @@ def exercise(group: MpiGroup, size: int, steps: int, strategy: StrategyConfig) -
                 if strategy.provisional:
                     assert parameters[0] == version + (client.base.provisional > 0), client.base
                 else:
-                    assert parameters[0] >= 2 * (version - 1)  # an update has two arrivals, the last may have one
+                    # every update has two arrivals, except the last, which may have one
+                    assert parameters[0] >= 2 * (version - 1)
                 seen, num_provisional = version, num_provisional + (client.base.provisional > 0)
                 client.push(torch.full((size,), -1.0), [Arrival(group.rank - 1, client.claim(), version, 1, 0.0)])
                 if strategy.provisional:

@@ -1,4 +1,4 @@
-"""Starting the toy on real ranks and reading what it left."""
+"""Functions that start the toy on real ranks and read the files of its runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def run_toy(
     mpirun_args: Sequence[str] = (),
     outlives_mpirun: bool = False,
 ) -> Completed:
-    """The toy with each of `settings` in turn, in one job of `num_ranks` ranks. See `run_limited` for `outlives_mpirun`."""
+    """Run the toy with each of `settings` in turn, in one job of `num_ranks` ranks. See `run_limited` for
+    `outlives_mpirun`.
+    """
     return run_ranks(
         num_ranks,
         "tests.mpi.toy",
@@ -38,28 +40,30 @@ def run_toy(
 
 
 def resumed(settings: Settings, **changes: Any) -> Settings:
-    """The same run, to be continued without its faults."""
+    """Return the settings that resume a run without its faults."""
     return dataclasses.replace(settings, resume=True, faults=[], **changes)
 
 
 def events_of(folder: pathlib.Path, kind: str) -> list[dict[str, Any]]:
-    """Events of one kind, in order."""
+    """Return the events of one kind, in order."""
     return [event for event in read_events(folder / "events.jsonl") if event["event"] == kind]
 
 
 def losses_of(folder: pathlib.Path) -> list[float]:
-    """The training loss of every update."""
+    """Return the training loss of every update."""
     return [event["loss"] for event in events_of(folder, "update")]
 
 
 def summary_of(folder: pathlib.Path) -> dict[str, Any]:
-    """What the run says of itself."""
+    """Return the summary of the run in `folder`."""
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary
 
 
 def write_config(folder: pathlib.Path, **sections: Mapping[str, Any]) -> pathlib.Path:
-    """The configuration `run.yaml` in `folder`, of a tiny run on the text in `folder`/text; its output is `folder`/run."""
+    """Write `run.yaml` into `folder`, for a tiny run on the text in `folder`/text with the output `folder`/run; return
+    its path.
+    """
     tree: dict[str, Any] = {
         "output": str(folder / "run"),
         "data": {"folder": str(folder / "text")},
@@ -76,8 +80,8 @@ def write_config(folder: pathlib.Path, **sections: Mapping[str, Any]) -> pathlib
     return path
 
 
-def config_hash(folder: pathlib.Path) -> int:
-    """A checksum of the parameters and the optimizer's state in the last checkpoint."""
+def checkpoint_checksum(folder: pathlib.Path) -> int:
+    """Return a checksum of the parameters and the optimizer's state in the last checkpoint."""
     checkpoint = load_latest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None
     checksum = 0
@@ -86,4 +90,4 @@ def config_hash(folder: pathlib.Path) -> int:
     return checksum
 
 
-__all__ = ["Settings", "config_hash", "events_of", "losses_of", "resumed", "run_toy", "summary_of", "write_config"]
+__all__ = ["Settings", "checkpoint_checksum", "events_of", "losses_of", "resumed", "run_toy", "summary_of", "write_config"]

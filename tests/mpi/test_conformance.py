@@ -1,7 +1,8 @@
-"""Shards, node sums, overlap and push formats in every combination, on real ranks, under delays at every point of the protocol.
-Every other one pulls provisional parameters.
+"""Shards, node sums, overlap and push formats in every combination, on real ranks, under delays at every point of the
+protocol. Every other combination pulls provisional parameters.
 
-What holds for the plain store holds for all of them: `check_books` of the conservation tests, on one host and on two.
+All of them must satisfy the invariants of the plain store: `check_conservation` of the conservation tests, on one host
+and on two.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import pytest
 import torch
 
 from hvd_async.config import parse_config
-from tests.mpi.runs import config_hash, events_of, losses_of, run_toy, summary_of
-from tests.mpi.test_conservation import NUM_BATCHES, check_books
+from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, run_toy, summary_of
+from tests.mpi.test_conservation import NUM_BATCHES, check_conservation
 from tests.mpi.toy import Settings, make_config
 
 pytestmark = pytest.mark.mpi
@@ -34,7 +35,7 @@ HIDDEN = 2000
 
 
 def combinations() -> Iterator[tuple[int, bool, bool, str]]:
-    """Shards, node sum, overlap, format."""
+    """Yield combinations: number of shards, node sum, overlap, format."""
     return itertools.product((1, 2, 3), (False, True), (False, True), FORMATS)
 
 
@@ -60,22 +61,22 @@ def check(
     folder: pathlib.Path, combination: tuple[int, bool, bool, str], strategy: Mapping[str, object], num_hosts: int
 ) -> None:
     _, node_sum, overlap, form = combination
-    check_books(folder, dict(strategy))
+    check_conservation(folder, dict(strategy))
     arrivals = events_of(folder, "arrival")
     (start,) = events_of(folder, "start")
     size = start["parameters"]
     pushes = [arrival["sent_bytes"] for arrival in arrivals if arrival["sent_bytes"]]
     workers_of = {arrival["worker"] for arrival in arrivals}
-    is_shared = node_sum and len(workers_of) > num_hosts  # else each worker has its node for itself
+    is_shared = node_sum and len(workers_of) > num_hosts  # otherwise every node has one worker
     assert 0 < len(pushes) < len(arrivals) if is_shared else len(pushes) == len(arrivals)
     if form == "few":
         assert max(pushes) <= 8 * round(0.05 * size + 64) and min(pushes) > 0
     else:
         assert min(pushes) >= BYTES_PER_ELEMENT[form] * size
-    if overlap:  # every gradient but a worker's first is computed before the pull that follows the one before it
+    if overlap:  # every gradient except a worker's first is computed before the pull that follows the previous gradient
         assert max(arrival["staleness"] for arrival in arrivals) >= 1
     losses = losses_of(folder)
-    # Medians: where a slow machine makes gradients very stale, single losses jump.
+    # Use medians: on a slow machine gradients may be very stale, and single losses jump.
     assert statistics.median(losses[-9:]) < 0.8 * statistics.median(losses[:5]), "it does not learn"
     assert summary_of(folder)["measurements"]
 
@@ -94,11 +95,11 @@ def run_all(
 
 
 @pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
-def test_every_combination_keeps_its_books(tmp_path: pathlib.Path, shards: int) -> None:
+def test_every_combination_conserves_arrivals(tmp_path: pathlib.Path, shards: int) -> None:
     run_all(tmp_path, [each for each in combinations() if each[0] == shards], timeout=240)
 
 
-def test_a_synchronous_start_keeps_its_books_in_combination(tmp_path: pathlib.Path) -> None:
+def test_a_synchronous_start_conserves_arrivals_in_combination(tmp_path: pathlib.Path) -> None:
     wanted = [(1, False, True, "float32"), (1, True, True, "bfloat16"), (2, True, False, "few"), (2, False, True, "float16")]
     run_all(tmp_path, wanted, timeout=120, synchronous_versions=4)
 
@@ -114,7 +115,7 @@ def test_a_bound_that_waits_holds_in_combination(tmp_path: pathlib.Path, bound: 
     run_all(tmp_path, wanted, timeout=120, max_staleness=bound)
 
 
-# Each pair of two values occurs in one of them.
+# Each pair of two values occurs in one of these combinations.
 PAIRS = [
     (1, False, False, "float32"),
     (1, True, True, "bfloat16"),
@@ -127,13 +128,13 @@ PAIRS = [
 ]
 
 
-def test_combinations_keep_their_books_on_two_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
+def test_combinations_conserve_arrivals_on_two_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
     run_all(tmp_path, PAIRS, timeout=240, hosts=two_hosts)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_combination_keeps_its_books_on_two_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
+def test_every_combination_conserves_arrivals_on_two_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
     run_all(tmp_path, list(combinations()), timeout=800, hosts=two_hosts)
 
 
@@ -141,8 +142,9 @@ def test_every_combination_keeps_its_books_on_two_hosts(tmp_path: pathlib.Path, 
     "form", [name if name == "few" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FORMATS)]
 )
 def test_the_number_of_shards_changes_no_bit(tmp_path: pathlib.Path, form: str) -> None:
-    """Where runs repeat: in lock-step, and, where a worker keeps an error of its own, of one worker. With clipping, whose norm
-    crosses shards, and a moving average."""
+    """Runs repeat in lock-step, and, with error feedback, with a single worker. Clipping, whose norm spans all shards,
+    and a moving average are included.
+    """
     has_memory = "error_feedback" in FORMATS[form]
     for shards in (1, 2, 3):
         configuration = make_config(
@@ -155,13 +157,13 @@ def test_the_number_of_shards_changes_no_bit(tmp_path: pathlib.Path, form: str) 
         )
         settings = Settings(configuration, num_batches=30, hidden=HIDDEN)
         run_toy(shards + 1 if has_memory else 3, settings).check()
-    assert config_hash(tmp_path / "1") == config_hash(tmp_path / "2") == config_hash(tmp_path / "3")
+    assert checkpoint_checksum(tmp_path / "1") == checkpoint_checksum(tmp_path / "2") == checkpoint_checksum(tmp_path / "3")
     norms = [event["gradient_norm"] for event in events_of(tmp_path / "3", "update")]
-    assert max(norms) > 0.05  # it was clipped
+    assert max(norms) > 0.05  # some gradients were clipped
     assert norms == [event["gradient_norm"] for event in events_of(tmp_path / "1", "update")]
 
 
-def test_in_lock_step_a_node_sums_what_the_store_would_have(tmp_path: pathlib.Path) -> None:
+def test_in_lock_step_a_node_makes_the_same_sum_as_the_store(tmp_path: pathlib.Path) -> None:
     runs = []
     for node_sum in (False, True):
         configuration = make_config(
@@ -169,7 +171,7 @@ def test_in_lock_step_a_node_sums_what_the_store_would_have(tmp_path: pathlib.Pa
         )
         runs.append(Settings(configuration, num_batches=30, hidden=HIDDEN))
     run_toy(4, *runs).check()
-    assert config_hash(tmp_path / "True") == config_hash(tmp_path / "False")
+    assert checkpoint_checksum(tmp_path / "True") == checkpoint_checksum(tmp_path / "False")
     assert [update["arrivals"] for update in events_of(tmp_path / "True", "update")] == [3] * 10
 
 
@@ -187,11 +189,11 @@ def test_a_run_of_several_shards_resumes_to_the_last_bit_with_another_number(tmp
     run_toy(
         3, settings("whole", 1, 30), settings("parts", 2, 15), settings("parts", 3, 30, resume=True), timeout=120
     ).check()
-    assert config_hash(tmp_path / "parts") == config_hash(tmp_path / "whole")
+    assert checkpoint_checksum(tmp_path / "parts") == checkpoint_checksum(tmp_path / "whole")
 
 
 def test_an_overlapped_worker_alone_is_one_version_behind_and_no_more(tmp_path: pathlib.Path) -> None:
-    """Against the same arithmetic done by hand: gradient k is computed on version max(0, k - 1)."""
+    """Compare with the same arithmetic done by hand: gradient k is computed on version max(0, k - 1)."""
     configuration = make_config(
         tmp_path / "run",
         strategy={"kind": "async", "arrivals_per_update": 1, "reduction": "sum"},
@@ -221,7 +223,7 @@ def test_an_overlapped_worker_alone_is_one_version_behind_and_no_more(tmp_path: 
     assert checkpoint is not None and torch.equal(checkpoint.tensors["parameters"], versions[-1])
 
 
-def test_overlap_is_refused_where_it_cannot_be(tmp_path: pathlib.Path) -> None:
+def test_overlap_is_refused_with_strategies_that_cannot_overlap(tmp_path: pathlib.Path) -> None:
     from hvd_async.errors import ConfigError
 
     for strategy in ({"lockstep": True}, {"max_staleness": 0}):

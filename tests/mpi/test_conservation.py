@@ -1,4 +1,4 @@
-"""What holds under every interleaving of real ranks: each arrival counts once, versions only rise, pulls are whole."""
+"""Invariants under every interleaving of real ranks: each arrival counts once, versions only rise, pulls are whole."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_every_batch_ends_in_exactly_one_place(tmp_path: pathlib.Path, num_worke
         runs[name] = Settings(configuration, num_batches=NUM_BATCHES, uneven=seed)
     run_toy(num_workers + 1, *runs.values(), timeout=180).check()
     for name in runs:
-        check_books(tmp_path / name, STRATEGIES[name])
+        check_conservation(tmp_path / name, STRATEGIES[name])
 
 
-def check_books(folder: pathlib.Path, strategy: dict[str, object]) -> None:
+def check_conservation(folder: pathlib.Path, strategy: dict[str, object]) -> None:
     arrivals, updates, summary = events_of(folder, "arrival"), events_of(folder, "update"), summary_of(folder)
     assert sorted(a["batch"] for a in arrivals) == list(range(NUM_BATCHES)), folder.name
     applied = [a for a in arrivals if "refused" not in a]
@@ -58,7 +58,7 @@ def check_books(folder: pathlib.Path, strategy: dict[str, object]) -> None:
     else:
         assert set(summary["refused"]) <= {"dropped_pending"}
     bases: dict[int, int] = {}
-    for arrival in arrivals:  # of one worker they come in the order in which it made them
+    for arrival in arrivals:  # arrivals of one worker come in the order in which it made them
         assert arrival["base_version"] >= bases.get(arrival["worker"], 0)
         bases[arrival["worker"]] = arrival["base_version"]
     evaluated = [e["version"] for e in events_of(folder, "evaluation")]
@@ -76,8 +76,8 @@ def test_no_pull_is_torn_between_two_hosts(two_hosts: tuple[str, str]) -> None:
     assert "RMA" in done.stdout and "shared memory" in done.stdout
 
 
-def test_training_across_two_hosts_keeps_its_books(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
+def test_training_across_two_hosts_conserves_arrivals(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
     strategy = {"kind": "async", "arrivals_per_update": 2}
     settings = Settings(make_config(tmp_path / "run", strategy=strategy, validation={"every": 7}), num_batches=NUM_BATCHES)
     run_toy(4, settings, hosts=two_hosts, timeout=150).check()
-    check_books(tmp_path / "run", strategy)
+    check_conservation(tmp_path / "run", strategy)

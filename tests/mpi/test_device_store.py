@@ -1,6 +1,7 @@
-"""A store on a GPU, which is emulated by ordinary memory: who copies what, in which order, and who falls back, on real ranks.
+"""A store on a GPU, emulated by ordinary memory: which rank copies which parts, in which order, and which ranks fall
+back, on real ranks.
 
-What CUDA does is the business of test_gpu.py.
+The behaviour of CUDA itself is tested in test_gpu.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.mpi.runs import config_hash, events_of, losses_of, run_toy, summary_of
+from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, run_toy, summary_of
 from tests.mpi.test_strategies import UPDATE
 from tests.mpi.toy import Settings, make_config, settings_text
 from tests.ranks import Completed, run_ranks
@@ -48,8 +49,9 @@ def test_lock_step_gives_the_parameters_of_a_store_on_the_cpu(tmp_path: pathlib.
     run_toy(4, Settings(on_cpu, num_batches=60)).check()
     done = run_device_toy(4, Settings(config(tmp_path / "gpu", lockstep=True), num_batches=60), refused=refused).check()
     assert losses_of(tmp_path / "gpu") == losses_of(tmp_path / "cpu") and len(losses_of(tmp_path / "gpu")) == 20
-    assert config_hash(tmp_path / "gpu") == config_hash(tmp_path / "cpu")
-    # Every refusal is told once, its handle released; the host's block is locked where somebody uses it, and set free.
+    assert checkpoint_checksum(tmp_path / "gpu") == checkpoint_checksum(tmp_path / "cpu")
+    # Every refusal is printed once and its handle released; the host's block is locked only if a rank uses it, and
+    # unlocked in the end.
     numbers = [number for number in refused.split(",") if number]
     for rank in numbers:
         assert (
@@ -77,10 +79,10 @@ def test_every_batch_ends_in_exactly_one_place(tmp_path: pathlib.Path, placement
         runs.append(Settings(configuration, num_batches=NUM_BATCHES, uneven=seed))
     run_device_toy(3, *runs, refused="2").check()
     for name in names:
-        check_books(tmp_path / name)
+        check_conservation(tmp_path / name)
 
 
-def check_books(folder: pathlib.Path) -> None:
+def check_conservation(folder: pathlib.Path) -> None:
     arrivals, summary = events_of(folder, "arrival"), summary_of(folder)
     assert sorted(arrival["batch"] for arrival in arrivals) == list(range(NUM_BATCHES)), folder.name
     assert sum(update["arrivals"] for update in events_of(folder, "update")) == NUM_BATCHES
@@ -89,9 +91,9 @@ def check_books(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on(tmp_path: pathlib.Path) -> None:
+def test_a_stopped_run_resumes(tmp_path: pathlib.Path) -> None:
     whole, halves = config(tmp_path / "whole", lockstep=True), config(tmp_path / "halves", lockstep=True)
     run_device_toy(3, Settings(whole, num_batches=40)).check()
     run_device_toy(3, Settings(halves, num_batches=20)).check()
     run_device_toy(3, Settings(halves, num_batches=40, resume=True)).check()
-    assert config_hash(tmp_path / "halves") == config_hash(tmp_path / "whole")
+    assert checkpoint_checksum(tmp_path / "halves") == checkpoint_checksum(tmp_path / "whole")

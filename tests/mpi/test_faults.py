@@ -1,4 +1,4 @@
-"""What goes wrong, at given coordinates (rank, step), on real ranks: it ends as promised, within the time limit."""
+"""Faults at given coordinates (rank, step), on real ranks: every job ends as promised, within the time limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from tests.mpi.runs import config_hash, events_of, losses_of, resumed, run_toy, summary_of
+from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, resumed, run_toy, summary_of
 from tests.mpi.toy import Settings, make_config
 from tests.ranks import Completed, mpi_family
 from tests.runs.saved import load_latest_checkpoint
@@ -27,7 +27,9 @@ def settings(folder: pathlib.Path, *faults: tuple[int, int, str], kind: str = "a
 
 
 def messages(done: Completed) -> list[str]:
-    """What is ours to say on standard error, one for each rank that had something. mpirun may put bytes of its own before."""
+    """Return our own messages on standard error, one for each rank that had one. mpirun may print bytes of its own
+    before them.
+    """
     return re.findall(r"hvd-async: .*", done.stderr)
 
 
@@ -36,7 +38,9 @@ def assert_fired(done: Completed, *kinds: str) -> None:
 
 
 def assert_aborted(done: Completed) -> None:
-    """In time, and with our status; MPICH's mpiexec reports that of the ranks which it killed instead."""
+    """Check that the job ended in time and with our status; MPICH's mpiexec reports the status of ranks that it killed
+    instead.
+    """
     assert not done.timed_out and done.returncode != 0, str(done)
     assert done.returncode == 1 or mpi_family() == "mpich", str(done)
 
@@ -104,7 +108,7 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one_to_the_last_bit(
     run_toy(num_ranks, resumed(broken), unbroken).check()
     assert 0 < stopped_at < len(losses_of(tmp_path / "unbroken"))
     assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "unbroken")
-    assert config_hash(tmp_path / "broken") == config_hash(tmp_path / "unbroken")
+    assert checkpoint_checksum(tmp_path / "broken") == checkpoint_checksum(tmp_path / "unbroken")
     broken_points, unbroken_points = (
         sorted((m["version"], m["loss"]) for m in summary_of(tmp_path / name)["measurements"])
         for name in ("broken", "unbroken")
@@ -112,7 +116,7 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one_to_the_last_bit(
     assert broken_points == unbroken_points
 
 
-def test_a_gradient_that_is_not_finite_is_refused_and_counted_and_training_goes_on(tmp_path: pathlib.Path) -> None:
+def test_a_gradient_that_is_not_finite_is_refused_and_counted_and_training_continues(tmp_path: pathlib.Path) -> None:
     runs = {
         "async": settings(tmp_path / "async", (1, 2, "nan"), (2, 3, "nan"), arrivals_per_update=2),
         "lockstep": settings(tmp_path / "lockstep", (1, 2, "nan"), lockstep=True),
@@ -123,7 +127,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_counted_and_training_goes_
         summary = summary_of(tmp_path / name)
         assert summary["refused"] == {"not_finite": refused}
         assert sum(int(count) for count in summary["staleness"].values()) == NUM_BATCHES - refused
-        assert summary["last"]["loss"] == summary["last"]["loss"]  # a number
+        assert summary["last"]["loss"] == summary["last"]["loss"]  # not NaN
 
 
 def test_a_gradient_that_is_not_finite_spoils_only_its_synchronous_step(tmp_path: pathlib.Path) -> None:
@@ -132,7 +136,7 @@ def test_a_gradient_that_is_not_finite_spoils_only_its_synchronous_step(tmp_path
     assert len(losses_of(tmp_path / "run")) == NUM_BATCHES // 2 - 1
 
 
-def test_a_slow_worker_claims_fewer_batches_and_stops_nobody(tmp_path: pathlib.Path) -> None:
+def test_a_slow_worker_claims_fewer_batches_and_holds_no_other_back(tmp_path: pathlib.Path) -> None:
     base = settings(tmp_path / "run", arrivals_per_update=1)
     run_toy(3, dataclasses.replace(base, config={**base.config, "emulation": {"slow_workers": {0: 40.0}}})).check()
     workers = summary_of(tmp_path / "run")["workers"]
@@ -140,7 +144,7 @@ def test_a_slow_worker_claims_fewer_batches_and_stops_nobody(tmp_path: pathlib.P
     assert arrivals.get("0", 0) < arrivals["1"] and sum(arrivals.values()) == NUM_BATCHES
 
 
-def test_a_damaged_checkpoint_is_one_line_on_one_rank_and_no_rank_starts(tmp_path: pathlib.Path) -> None:
+def test_a_damaged_checkpoint_is_reported_in_one_line_by_one_rank_and_no_rank_starts(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run")
     run_toy(3, first).check()
     damaged = next((tmp_path / "run" / "checkpoints").glob("v*/tensors.safetensors"))
@@ -173,9 +177,7 @@ def test_a_resumed_run_refuses_another_optimizer_and_names_the_key(tmp_path: pat
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda:7", "cuda"), ("toaster", "toaster")])
-def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
-    tmp_path: pathlib.Path, device: str, expected: str
-) -> None:
+def test_a_missing_device_is_refused_before_anything_is_written(tmp_path: pathlib.Path, device: str, expected: str) -> None:
     first = settings(tmp_path / "run")
     first.config["training"]["device"] = device
     done = run_toy(2, first)
@@ -186,7 +188,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
 @pytest.mark.slow
 def test_the_run_ends_early_when_patience_is_exhausted(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run", arrivals_per_update=1)
-    first.config["optimizer"]["learning_rate"] = 1e-30  # it never gets better
+    first.config["optimizer"]["learning_rate"] = 1e-30  # never improves
     first.config["validation"] = {"every": 2, "patience": 2, "bleu": False}
     run_toy(3, dataclasses.replace(first, num_batches=4000, uneven=1)).check()
     summary = summary_of(tmp_path / "run")
@@ -197,7 +199,7 @@ def test_the_run_ends_early_when_patience_is_exhausted(tmp_path: pathlib.Path) -
     )
 
 
-def test_a_run_bounded_by_updates_ends_at_that_version_and_counts_what_came_too_late(tmp_path: pathlib.Path) -> None:
+def test_a_run_bounded_by_updates_ends_at_that_version_and_counts_late_arrivals(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run", arrivals_per_update=3)
     first.config["training"] = {"updates": 5, "device": "cpu", "tensorboard": False}
     run_toy(3, dataclasses.replace(first, num_batches=None)).check()
@@ -208,7 +210,7 @@ def test_a_run_bounded_by_updates_ends_at_that_version_and_counts_what_came_too_
 
 def test_a_signal_after_a_worker_has_left_still_stops_all_alike(tmp_path: pathlib.Path) -> None:
     base = settings(tmp_path / "run", (1, 0, "sigterm"), arrivals_per_update=1)
-    # Worker 0 needs so long for its first batch that worker 1 has done the others and left.
+    # Worker 0 takes so long for its first batch that worker 1 computes all others and leaves.
     done = run_toy(3, dataclasses.replace(base, config={**base.config, "emulation": {"slow_workers": {0: 300.0}}}))
     assert_fired(done, "sigterm")
     assert not done.timed_out and done.returncode == 128 + signal.SIGTERM, str(done)
@@ -222,7 +224,7 @@ def test_a_finished_run_resumes_to_a_longer_one_and_forgets_nothing(tmp_path: pa
         3, first, resumed(first, num_batches=2 * NUM_BATCHES), dataclasses.replace(whole, num_batches=2 * NUM_BATCHES)
     ).check()
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
-    assert config_hash(tmp_path / "run") == config_hash(tmp_path / "whole")
+    assert checkpoint_checksum(tmp_path / "run") == checkpoint_checksum(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("kind", ["single", "horovod"])
@@ -233,7 +235,7 @@ def test_a_synchronous_run_ends_at_its_last_update_even_if_that_is_evaluated(tmp
     assert len(losses_of(tmp_path / "run")) == 8
 
 
-def test_a_store_that_stands_still_ends_the_job_on_both_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
+def test_a_store_that_hangs_ends_the_job_on_both_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
     first = settings(tmp_path / "run", (0, 3, "sigstop"), store_timeout_seconds=3.0)
     done = run_toy(3, first, hosts=two_hosts)
     assert_fired(done, "sigstop")
@@ -248,7 +250,9 @@ def test_a_store_that_stands_still_ends_the_job_on_both_hosts(tmp_path: pathlib.
 def test_a_worker_killed_in_a_push_ends_the_job_and_a_resumed_run_uses_every_batch_once(
     tmp_path: pathlib.Path, write: int
 ) -> None:
-    """Before the gradient, its description, the word that says so, the announcement after it, and that of the next pull."""
+    """`write` is 0 for the gradient, then come its description, the word that announces it, the announcement after it,
+    and that of the next pull.
+    """
     first = settings(tmp_path / "run", arrivals_per_update=2, max_staleness=3)
     first.config["training"]["checkpoint_every"] = 1
     fault = {"rank": 2, "step": 6, "kind": "sigkill", "write": write}
@@ -270,7 +274,9 @@ def test_a_worker_killed_in_a_push_ends_the_job_and_a_resumed_run_uses_every_bat
 
 
 def sharded(folder: pathlib.Path, shards: int, *faults: tuple[int, int, str], hidden: int = 2000) -> Settings:
-    """The toy with enough elements for 5 shards, unless `hidden` says otherwise; ranks 0 to `shards` - 1 are the store."""
+    """Return settings of the toy with enough elements for 5 shards, unless `hidden` says otherwise; the store has ranks
+    0 to `shards` - 1.
+    """
     first = settings(folder, *faults, arrivals_per_update=2)
     first.config["store"] = {"shards": shards}
     return dataclasses.replace(first, hidden=hidden)
@@ -290,7 +296,7 @@ def test_a_killed_shard_ends_the_job(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_shard_that_stands_still_ends_the_job_and_is_named(tmp_path: pathlib.Path) -> None:
+def test_a_shard_that_hangs_ends_the_job_and_is_named(tmp_path: pathlib.Path) -> None:
     first = sharded(tmp_path / "run", 2, (1, 9, "sigstop"))
     first.config["strategy"]["store_timeout_seconds"] = 3.0
     done = run_toy(3, first)
@@ -312,16 +318,16 @@ def test_a_signal_on_a_shards_rank_saves_everything_and_a_resumed_run_uses_every
 
 
 @pytest.mark.slow
-def test_more_shards_than_the_model_has_blocks_are_one_line_on_one_rank(tmp_path: pathlib.Path) -> None:
+def test_more_shards_than_the_model_has_blocks_are_reported_in_one_line_by_one_rank(tmp_path: pathlib.Path) -> None:
     done = run_toy(3, sharded(tmp_path / "run", 2, hidden=8))
     assert not done.timed_out and done.returncode == 2, str(done)
     assert messages(done) == [
         "hvd-async: store.shards: got 2 for a model of 112 elements, expected at most 1: each holds whole blocks of 4096"
     ]
-    assert not (tmp_path / "run").exists()  # the next try needs no --overwrite
+    assert not (tmp_path / "run").exists()  # the next attempt needs no --overwrite
 
 
-def test_more_shards_than_ranks_are_one_line_on_one_rank(tmp_path: pathlib.Path) -> None:
+def test_more_shards_than_ranks_are_reported_in_one_line_by_one_rank(tmp_path: pathlib.Path) -> None:
     done = run_toy(2, sharded(tmp_path / "run", 2))
     assert not done.timed_out and done.returncode == 4, str(done)
     assert messages(done) == [

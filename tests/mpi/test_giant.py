@@ -1,4 +1,4 @@
-"""Slots of more than 2^31 bytes: nothing on the way counts in 32 bits."""
+"""Slots of more than 2^31 bytes: no size on the way is limited to 32 bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ SIZE = 550_000_000  # of float32: 2.2 GB
 
 
 def skip_without_room() -> None:
-    """Two published copies and a slot in shared memory, the worker's vector, and half a GB for two interpreters."""
+    """Skip the test unless memory suffices for two published copies and a slot in shared memory, the worker's vector,
+    and half a GB for two interpreters.
+    """
     room, layout = free_memory(), Layout(SIZE, 1, num_buffers=2)
     for name, free, needed in (
         ("memory", room.memory, layout.total_bytes + 4 * SIZE + 2**29),

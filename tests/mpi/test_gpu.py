@@ -1,4 +1,4 @@
-"""Workers and stores on one GPU, which they share: by pinned memory where the store is on the CPU, else by CUDA IPC."""
+"""Workers and stores that share one GPU: by pinned memory if the store is on the CPU, otherwise by CUDA IPC."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_strategy_trains_on_a_gpu(tmp_path: pathlib.Path, kind: str) -> No
 
 
 def on_gpu(folder: pathlib.Path, workers: str = "cuda", placement: str = "dedicated", **sections: Any) -> dict[str, Any]:
-    """Everything that belongs to the update, on a store on the GPU, with workers on `workers`."""
+    """Return a configuration with every feature of the update, for a store on the GPU, with workers on `workers`."""
     push = sections.pop("push", {})
     update = {"kind": "adamw", "weight_decay": 0.01, "clip_norm": 0.5, "average_decay": 0.9}
     return make_config(
@@ -58,7 +58,7 @@ def on_gpu(folder: pathlib.Path, workers: str = "cuda", placement: str = "dedica
 
 
 def run_refused(num_ranks: int, settings: Settings, refused: str) -> Completed:
-    """The toy on the GPU, with CUDA IPC refused to the ranks `refused`."""
+    """Run the toy on the GPU, with CUDA IPC refused to the ranks `refused`."""
     return run_ranks(num_ranks, "tests.mpi.device_toy", settings_text([settings]), "", refused, timeout=120.0)
 
 
@@ -78,7 +78,7 @@ def test_lock_step_gives_the_losses_of_a_store_on_the_cpu(tmp_path: pathlib.Path
 
 
 @pytest.mark.parametrize("refused", ["1", "1,2"])
-def test_whoever_is_refused_goes_through_the_host(tmp_path: pathlib.Path, refused: str) -> None:
+def test_ranks_to_which_cuda_ipc_is_refused_use_the_hosts_memory(tmp_path: pathlib.Path, refused: str) -> None:
     both = [on_gpu(tmp_path / name, lockstep=True) for name in ("direct", "refused")]
     run_toy(3, Settings(both[0], dropout=0.0)).check()
     done = run_refused(3, Settings(both[1], dropout=0.0), refused).check()
@@ -107,7 +107,7 @@ def test_every_batch_ends_in_exactly_one_place(tmp_path: pathlib.Path, placement
         assert losses_of(tmp_path / name)[-1] < losses_of(tmp_path / name)[0], name
 
 
-def test_a_stopped_run_goes_on(tmp_path: pathlib.Path) -> None:
+def test_a_stopped_run_resumes(tmp_path: pathlib.Path) -> None:
     whole, halves = (on_gpu(tmp_path / name, lockstep=True) for name in ("whole", "halves"))
     run_toy(3, Settings(whole, num_batches=40, dropout=0.0)).check()
     run_toy(3, Settings(halves, num_batches=20, dropout=0.0)).check()

@@ -1,4 +1,4 @@
-"""A short part of what `python -m tests.mpi.killing` does: real runs, killed at random moments, lose nothing."""
+"""A short sample of `python -m tests.mpi.killing`: real runs, killed at random moments, lose nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.mpi.killing import Case, run_case
 pytestmark = pytest.mark.mpi
 
 
-# Drawn from the seed and the number, whatever they are; those that take longer are slow.
+# Drawn at random from the seed and the number; those that take longer are marked slow.
 @pytest.mark.parametrize("number", [88, 121, *(pytest.param(number, marks=pytest.mark.slow) for number in range(20, 30))])
 def test_a_run_that_is_killed_loses_nothing(tmp_path: pathlib.Path, number: int) -> None:
     case = Case.draw(1, number)

@@ -1,4 +1,4 @@
-"""`hvd-async launch` really runs: mpirun, horovodrun, real text on real ranks, and faults that every rank meets."""
+"""`hvd-async launch` for real: mpirun, horovodrun, real text on real ranks, and faults that every rank meets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, launch
 
 
 def sockets_of(process: pathlib.Path) -> set[str]:
-    """Inodes of the sockets that a process has open, from its folder in /proc."""
+    """Return the inodes of the sockets that a process has open, from its folder in /proc."""
     with contextlib.suppress(OSError):
         links = [os.readlink(path) for path in (process / "fd").iterdir()]
         return {link[8:-1] for link in links if link.startswith("socket:[")}
@@ -64,7 +64,9 @@ def sockets_of(process: pathlib.Path) -> set[str]:
 
 
 def listening() -> dict[str, str]:
-    """Of each listening TCP socket on another address than the loopback's, the inode and the address in hexadecimal."""
+    """Return the inode and the hexadecimal address of each TCP socket that listens on another address than the
+    loopback's.
+    """
     lines = [
         line.split() for name in ("tcp", "tcp6") for line in pathlib.Path("/proc/net", name).read_text().splitlines()[1:]
     ]
@@ -74,8 +76,8 @@ def listening() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["async", "ddp", "horovod"])
-def test_ranks_of_one_host_listen_to_nobody_else(tmp_path: pathlib.Path, kind: str) -> None:
-    """The launcher's own port is not ours to close."""
+def test_ranks_of_one_host_listen_to_no_other_host(tmp_path: pathlib.Path, kind: str) -> None:
+    """The launcher's own port does not count, since it is not ours to close."""
     if kind == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
@@ -122,7 +124,9 @@ def spoil_presence(text: pathlib.Path) -> None:
         pytest.param(spoil_presence, "no such file", marks=pytest.mark.slow),
     ],
 )
-def test_an_unusable_corpus_is_one_line_and_ends_every_rank(tmp_path: pathlib.Path, spoil: Any, words: str) -> None:
+def test_an_unusable_corpus_is_reported_in_one_line_and_ends_every_rank(
+    tmp_path: pathlib.Path, spoil: Any, words: str
+) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     spoil(tmp_path / "text")
     done = launch(write_config(tmp_path, strategy={"kind": "async"}), "--workers", "2")
@@ -135,7 +139,7 @@ def test_an_unusable_corpus_is_one_line_and_ends_every_rank(tmp_path: pathlib.Pa
 def test_a_world_that_mpi_does_not_know_is_refused_by_one_process(tmp_path: pathlib.Path) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     path = write_config(tmp_path, strategy={"kind": "async"})
-    # What a launcher of another MPI looks like: it says 4 ranks, and MPI finds itself alone.
+    # Imitate a launcher of another MPI: it announces 4 ranks, but MPI finds only this process.
     environ = {**os.environ, "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "0"}
     done = run_limited((sys.executable, "-m", "hvd_async", "train", str(path)), environ, timeout=60)
     assert done.returncode == 4 and "rank 0 of 4" in done.stderr and "rank 0 of 1" in done.stderr, str(done)
@@ -156,13 +160,13 @@ def test_a_signal_to_launch_reaches_all_ranks_and_saves_everything(tmp_path: pat
     assert job.returncode == 128 + signal_number, errors
     name = "Ctrl-C" if signal_number == signal.SIGINT else "SIGTERM"
     assert re.fullmatch(rf"launch: stopped by {name} after 0:\d\d:\d\d, everything saved", output.splitlines()[-1])
-    assert errors == ""  # once, in words
+    assert errors == ""  # the message was printed once, by this project
     assert summary_of(tmp_path / "run")["status"] == "stopped"
     assert load_latest_checkpoint(tmp_path / "run" / "checkpoints") is not None
 
 
 @pytest.mark.timeout(60)
-def test_a_line_that_is_not_whole_yet_is_seen(tmp_path: pathlib.Path) -> None:
+def test_an_unfinished_line_is_passed_on_at_once(tmp_path: pathlib.Path) -> None:
     go_on = tmp_path / "go-on"
     os.mkfifo(go_on)
     rank = f"import sys; sys.stdout.write('half'); sys.stdout.flush(); open({str(go_on)!r}).read()"
@@ -172,5 +176,5 @@ def test_a_line_that_is_not_whole_yet_is_seen(tmp_path: pathlib.Path) -> None:
     command = mpirun_command((sys.executable, "-c", rank), RankLayout.of_ranks(1, 1), options)
     environ = command.environ(os.environ)
     with subprocess.Popen(command.argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as job:
-        assert job.stdout is not None and job.stdout.read(4) == b"half"  # while the rank waits for us
+        assert job.stdout is not None and job.stdout.read(4) == b"half"  # while the rank waits for this test
         go_on.write_text("")

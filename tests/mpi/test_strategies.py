@@ -1,4 +1,4 @@
-"""The strategies against each other, on real ranks: where they must agree, they do."""
+"""The strategies compared with each other on real ranks: where they must agree, they do."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pathlib
 
 import pytest
 
-from tests.mpi.runs import config_hash, events_of, losses_of, run_toy, summary_of
+from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, run_toy, summary_of
 from tests.mpi.toy import Settings, make_config
 
 pytestmark = pytest.mark.mpi
 
-# Everything that belongs to the update at once: clipping, a schedule by tokens, decay, a moving average.
+# All features of an update at once: clipping, a schedule by tokens, decay, a moving average.
 UPDATE = {
     "kind": "adamw",
     "weight_decay": 0.01,
@@ -29,13 +29,13 @@ def config(folder: pathlib.Path, kind: str, **strategy: object) -> dict[str, obj
 def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(
     tmp_path: pathlib.Path, pending: str, wanted: int | str
 ) -> None:
-    """Nothing is ever pending, so that nothing is provisional."""
+    """No arrival is ever pending, so nothing is provisional."""
     run_toy(1, Settings(config(tmp_path / "single", "single"))).check()
     asynchronous = config(tmp_path / "async", "async", arrivals_per_update=wanted, pending=pending, provisional=True)
     run_toy(2, Settings(asynchronous)).check()
     assert len(losses_of(tmp_path / "single")) == 30
     assert losses_of(tmp_path / "async") == losses_of(tmp_path / "single")
-    assert config_hash(tmp_path / "async") == config_hash(tmp_path / "single")
+    assert checkpoint_checksum(tmp_path / "async") == checkpoint_checksum(tmp_path / "single")
 
 
 def test_lock_step_equals_horovod_and_ddp_over_fifty_updates(tmp_path: pathlib.Path) -> None:
@@ -53,8 +53,8 @@ def test_lock_step_equals_horovod_and_ddp_over_fifty_updates(tmp_path: pathlib.P
         assert measured == pytest.approx([m["loss"] for m in summary_of(tmp_path / "horovod")["measurements"]], rel=2e-5)
 
 
-def test_synchronous_strategies_do_not_mix_epochs_and_use_every_batch_once(tmp_path: pathlib.Path) -> None:
-    # Epochs of 30 batches on 4 workers: the last group of each has 2, and two ranks are left over.
+def test_synchronous_steps_do_not_mix_epochs_and_use_every_batch_once(tmp_path: pathlib.Path) -> None:
+    # Epochs of 30 batches on 4 workers: the last group of each epoch has 2 batches, so two ranks get none.
     runs = [Settings(config(tmp_path / kind, kind), num_batches=60) for kind in ("horovod", "ddp")]
     run_toy(4, *runs).check()
     for kind in ("horovod", "ddp"):
@@ -67,10 +67,10 @@ def test_synchronous_strategies_do_not_mix_epochs_and_use_every_batch_once(tmp_p
     assert losses_of(tmp_path / "horovod") == pytest.approx(losses_of(tmp_path / "ddp"), rel=2e-5)
 
 
-def test_a_lock_step_run_repeats_to_the_last_bit_whoever_claims_what(tmp_path: pathlib.Path) -> None:
+def test_a_lock_step_run_repeats_to_the_last_bit_whichever_worker_claims_a_batch(tmp_path: pathlib.Path) -> None:
     runs = [Settings(config(tmp_path / name, "async", lockstep=True), uneven=seed) for name, seed in (("a", 1), ("b", 2))]
     run_toy(4, *runs).check()
-    assert config_hash(tmp_path / "a") == config_hash(tmp_path / "b")
+    assert checkpoint_checksum(tmp_path / "a") == checkpoint_checksum(tmp_path / "b")
 
 
 def test_colocated_ranks_all_train_and_conserve_arrivals(tmp_path: pathlib.Path) -> None:

@@ -1,4 +1,6 @@
-"""`hvd-async launch --hosts` really trains over two hosts: started by mpirun and horovodrun over ssh, in its bare environment."""
+"""`hvd-async launch --hosts` for real, over two hosts: started by mpirun and horovodrun over ssh, whose environment is
+bare.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ SYNCHRONOUS: Mapping[str, Mapping[str, Any]] = {"validation": {"bleu": False}, "
 
 
 def launch(home: pathlib.Path, path: pathlib.Path, *arguments: str, on: str | None = None) -> Completed:
-    """The user's command, on this machine or on the host `on`, from which `ssh` reaches the other one."""
+    """Run the user's command on this machine, or on the host `on`, from which `ssh` reaches the other one."""
     environ = {
         **os.environ,
         "PATH": os.pathsep.join([str(TWO_HOSTS / "bin"), os.environ["PATH"]]),
-        "HOME": str(home),  # horovodrun keeps there what it found out about hosts
+        "HOME": str(home),  # horovodrun caches there what it finds out about hosts
         "OMPI_MCA_mpi_yield_when_idle": "1",  # these hosts share their cores, which no launcher can know
-        "OMPI_MCA_btl": "^ofi",  # nor that there is no fabric between them: closing libfabric takes a second
+        "OMPI_MCA_btl": "^ofi",  # there is no fabric between them: closing libfabric takes a second
         "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
     }
     first = () if on is None else (str(TWO_HOSTS / "onhost.sh"), on)
@@ -35,7 +37,7 @@ def launch(home: pathlib.Path, path: pathlib.Path, *arguments: str, on: str | No
 
 
 def hosts_of(done: Completed) -> list[str]:
-    """The host of every rank, as the run told it."""
+    """Return the host of every rank, as the run printed it."""
     places = re.findall(r"rank (\d+) on (\S+): ", done.stdout)
     assert [int(rank) for rank, _ in places] == list(range(len(places))), str(done)
     return [host for _, host in places]
@@ -55,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def losses_of_one_host(tmp_path_factory: pytest.TempPathFactory, home: pathlib.Path) -> list[float]:
-    """The training losses of two workers on this machine."""
+    """Return the training losses of two workers on this machine."""
     folder = tmp_path_factory.mktemp("one")
     write_corpus(folder / "text", train=200, validation=8, test=8)
     launch(home, write_config(folder, strategy={"kind": "ddp"}, **SYNCHRONOUS), "--workers", "2").check()
@@ -91,7 +93,7 @@ def test_the_store_serves_workers_of_both_hosts(
         pytest.param("ddp", "mpirun", marks=pytest.mark.slow),
     ],
 )
-def test_the_synchronous_baselines_are_on_two_hosts_what_they_are_on_one(
+def test_the_synchronous_baselines_have_the_same_losses_on_two_hosts_as_on_one(
     tmp_path: pathlib.Path,
     home: pathlib.Path,
     two_hosts: tuple[str, str],

@@ -2,7 +2,7 @@
 
     python -m tests.mpi.toy SETTINGS      SETTINGS: a JSON list of `Settings`, run one after another
 
-It runs `hvd_async.training.run.train`, the very function of the command line, with a task of a few numbers.
+It calls `hvd_async.training.run.train`, the function behind the command line, with a task of a few numbers.
 """
 
 from __future__ import annotations
@@ -41,20 +41,23 @@ PAUSE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong on `rank` at its `step`-th step (0, 1, ...; for the store: at its version, for another shard:
-    at its order). `write`: not there but before that write (0, 1, ...) of the push which follows."""
+    """A fault on `rank` at its `step`-th step (0, 1, ...), counted in versions for the store and in orders for another
+    shard.
+
+    `write`: strike not at that step, but before that write (0, 1, ...) of the push that follows it.
+    """
 
     rank: int
     step: int
     kind: str  # nan, exception, error, pause, orphan, or a signal such as sigterm
     write: int | None = None
-    in_evaluation: bool = False  # not at a step but at the `step`-th evaluation
-    in_shard: bool = False  # of a rank that trains as well: in its shard, at an order
+    in_evaluation: bool = False  # strike at the `step`-th evaluation instead
+    in_shard: bool = False  # on a rank that also trains: strike in its shard, at an order
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `run_toy` tells every rank."""
+    """Settings that `run_toy` passes to every rank."""
 
     config: dict[str, Any]
     num_batches: int | None = 30
@@ -65,11 +68,11 @@ class Settings:
     hidden: int = 8
     slow_disk: float = 0.0  # seconds that rank 0 waits for every file
     file_bytes: int | None = None  # the largest file that rank 0 may write
-    delays: int | None = None  # seed of random pauses before and after everything that is done to a window
+    delays: int | None = None  # seed of random pauses before and after every access to a window
 
 
 class ToyTask:
-    """Classification of random points with as many tokens as points; batch `i` is a function of `i`."""
+    """A classification task on random points, with as many tokens as points; batch `i` is a function of `i`."""
 
     def __init__(self, settings: Settings, rank: int) -> None:
         self._settings = settings
@@ -146,7 +149,7 @@ class ToyTask:
 
 
 def happen(fault: Fault, loss: torch.Tensor) -> torch.Tensor:
-    """Let `fault` happen, and leave a trace of it for the test."""
+    """Cause `fault`, and leave a trace of it for the test."""
     sys.stderr.write(f"fault {fault.kind} fired on rank {fault.rank} at {fault.step}\n")
     sys.stderr.flush()
     if fault.kind == "nan":
@@ -158,7 +161,7 @@ def happen(fault: Fault, loss: torch.Tensor) -> torch.Tensor:
     if fault.kind == "pause":
         time.sleep(PAUSE_SECONDS)
         return loss
-    if fault.kind == "orphan":  # whoever started the ranks dies
+    if fault.kind == "orphan":  # the process that started the ranks dies
         os.kill(os.getppid(), signal.SIGKILL)
         return loss
     os.kill(os.getpid(), getattr(signal, fault.kind.upper()))
@@ -166,7 +169,7 @@ def happen(fault: Fault, loss: torch.Tensor) -> torch.Tensor:
 
 
 def arm_push(fault: Fault) -> None:
-    """Let `fault` happen before write number `fault.write` of the next push of this process."""
+    """Cause `fault` before write number `fault.write` of the next push of this process."""
     push, writes = StoreClient.push, itertools.count()
 
     def before_write(_: object, *arguments: object) -> None:
@@ -199,7 +202,7 @@ def hook(owner: Any, name: str, before: Callable[..., None], after: Callable[...
 
 @contextlib.contextmanager
 def delayed_windows(seed: int, rank: int) -> Iterator[None]:
-    """Random pauses before and after each load, store and copy of this rank, most of them short."""
+    """Pause at random before and after each load, store and copy of this rank, mostly briefly."""
     from hvd_async.transport.mpi import RemoteMemory, SharedMemory
 
     pace = random.Random(f"{seed} {rank}")
@@ -224,7 +227,7 @@ def delayed_windows(seed: int, rank: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def armed_store(settings: Settings) -> Iterator[None]:
-    """Faults of a dedicated store happen when it has published the version `step`."""
+    """Cause the faults of a dedicated store when it has published the version `step`."""
     faults = [Fault(**fault) for fault in settings.faults if fault["rank"] == 0]
     publish = StoreServer._publish
 
@@ -243,7 +246,7 @@ def armed_store(settings: Settings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def armed_shard(settings: Settings, rank: int) -> Iterator[None]:
-    """Faults of another shard happen before it carries out its order number `step`."""
+    """Cause the faults of another shard before it carries out its order number `step`."""
     is_colocated = settings.config["strategy"].get("placement") == "colocated"
     faults = [fault for each in settings.faults if (fault := Fault(**each)).rank == rank and fault.in_shard == is_colocated]
     carry_out, orders = ShardServer._carry_out, itertools.count()
@@ -263,14 +266,14 @@ def armed_shard(settings: Settings, rank: int) -> Iterator[None]:
 
 
 def make_config(output: pathlib.Path, **sections: Any) -> dict[str, Any]:
-    """A configuration for the toy: `sections` are merged over small defaults."""
+    """Return a configuration for the toy: `sections` are merged over small defaults."""
     tree: dict[str, Any] = {
         "output": str(output),
         "data": {"folder": "unused"},
         "optimizer": {"learning_rate": 0.05, "epsilon": 1e-6},
         "training": {"epochs": 1, "device": "cpu", "tensorboard": False},
         "validation": {"bleu": False},
-        "strategy": {"provisional": False},  # exact traces are of versions, unless a test says otherwise
+        "strategy": {"provisional": False},  # exact traces consist of versions, unless a test asks for more
     }
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}
@@ -284,7 +287,7 @@ def main() -> int:
     rank = 0 if launched is None else launched.rank
     for fields in json.loads(sys.argv[1]):
         settings = Settings(**fields)
-        for section in settings.config.values():  # JSON has made the numbers of workers text
+        for section in settings.config.values():  # JSON has turned the numbers of workers into strings
             if isinstance(section, dict) and "slow_workers" in section:
                 section["slow_workers"] = {int(worker): factor for worker, factor in section["slow_workers"].items()}
         config: RunConfig = parse_config(settings.config, source="toy")
@@ -295,7 +298,7 @@ def main() -> int:
                 stack.enter_context(armed_store(settings))
             if rank == 0 and settings.slow_disk:
                 hook(os, "fsync", lambda _, seconds=settings.slow_disk: time.sleep(seconds))
-            if rank == 0 and settings.file_bytes is not None:  # once MPI has its own files
+            if rank == 0 and settings.file_bytes is not None:  # after MPI has opened its own files
                 limits = (settings.file_bytes, settings.file_bytes)
                 hook(RunRecorder, "started", lambda *_, limits=limits: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
             if config.store.shards > 1 and rank > 0:

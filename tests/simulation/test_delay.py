@@ -10,7 +10,7 @@ import torch
 
 from hvd_async.tasks.gradient import compute_gradient
 from hvd_async.vectors.flat import FlatParameters
-from tests.mpi.runs import Settings, config_hash, events_of, losses_of, resumed, run_toy
+from tests.mpi.runs import Settings, checkpoint_checksum, events_of, losses_of, resumed, run_toy
 from tests.mpi.toy import make_config
 from tests.runs.saved import load_latest_checkpoint
 from tests.simulation.simulated import CountedTask, run
@@ -45,7 +45,7 @@ def test_every_gradient_is_that_of_the_parameters_so_many_versions_before(tmp_pa
 def test_without_delay_the_bits_are_those_of_before(tmp_path: pathlib.Path) -> None:
     for name, strategy in (("a", {"kind": "horovod"}), ("b", {"kind": "horovod", "delay": 0})):
         run(tmp_path / name, 24, strategy=strategy)
-    assert config_hash(tmp_path / "a") == config_hash(tmp_path / "b")
+    assert checkpoint_checksum(tmp_path / "a") == checkpoint_checksum(tmp_path / "b")
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_real_ranks_do_the_same_and_a_resumed_run_equals_an_unbroken_one(tmp_pat
     ddp = Settings(late(tmp_path / "ddp", 2, "ddp"), num_batches=40, dropout=0.2)
     run_toy(2, unbroken, first, resumed(longer), ddp).check()
     assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "unbroken") and len(losses_of(tmp_path / "broken")) == 20
-    assert config_hash(tmp_path / "broken") == config_hash(tmp_path / "unbroken")
+    assert checkpoint_checksum(tmp_path / "broken") == checkpoint_checksum(tmp_path / "unbroken")
     assert losses_of(tmp_path / "ddp") == pytest.approx(losses_of(tmp_path / "unbroken"), rel=2e-5)
     run(
         tmp_path / "simulated",

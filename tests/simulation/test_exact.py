@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hvd_async.errors import ConfigError
 from hvd_async.simulation import real_store
-from tests.mpi.runs import config_hash, events_of, losses_of, run_toy
+from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, run_toy
 from tests.mpi.toy import Settings, make_config
 from tests.simulation.simulated import UNEVEN, run
 
@@ -34,7 +34,7 @@ def simulated(folder: pathlib.Path, *, num_batches: int = 40, **sections: Any) -
 def test_the_same_configuration_gives_the_same_trace_to_the_last_bit(tmp_path: pathlib.Path) -> None:
     first = simulated(tmp_path / "a", emulation=UNEVEN, validation={"every": 5})
     assert simulated(tmp_path / "b", emulation=UNEVEN, validation={"every": 5}) == first
-    assert config_hash(tmp_path / "a") == config_hash(tmp_path / "b")
+    assert checkpoint_checksum(tmp_path / "a") == checkpoint_checksum(tmp_path / "b")
     other = simulated(tmp_path / "c", emulation=UNEVEN, validation={"every": 5}, seed=2)
     assert [e["seconds"] for e in other] != [e["seconds"] for e in first]
 
@@ -77,7 +77,7 @@ def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(tmp_p
     one = {"kind": "async", "arrivals_per_update": 1}
     simulated(tmp_path / "async", strategy=one, simulation={"workers": 1})
     assert losses_of(tmp_path / "async") == losses_of(tmp_path / "single")
-    assert config_hash(tmp_path / "async") == config_hash(tmp_path / "single")
+    assert checkpoint_checksum(tmp_path / "async") == checkpoint_checksum(tmp_path / "single")
 
 
 def test_lock_step_is_the_synchronous_strategy_to_the_last_bit(tmp_path: pathlib.Path) -> None:
@@ -86,7 +86,7 @@ def test_lock_step_is_the_synchronous_strategy_to_the_last_bit(tmp_path: pathlib
         lockstep = {"kind": "async", "lockstep": True}
         simulated(tmp_path / name, num_batches=24, strategy=lockstep, simulation={"workers": 3}, emulation=UNEVEN, push=push)
         assert losses_of(tmp_path / name) == losses_of(tmp_path / "horovod")
-        assert config_hash(tmp_path / name) == config_hash(tmp_path / "horovod")
+        assert checkpoint_checksum(tmp_path / name) == checkpoint_checksum(tmp_path / "horovod")
 
 
 def test_synchronous_groups_never_reach_into_the_next_epoch(tmp_path: pathlib.Path) -> None:
@@ -102,7 +102,7 @@ def test_lock_step_gives_the_parameters_of_a_real_run(tmp_path: pathlib.Path) ->
     run_toy(4, Settings(real, num_batches=30, dropout=0.2)).check()
     simulated(tmp_path / "simulated", num_batches=30, strategy=strategy, simulation={"workers": 3})
     assert losses_of(tmp_path / "simulated") == losses_of(tmp_path / "real")
-    assert config_hash(tmp_path / "simulated") == config_hash(tmp_path / "real")
+    assert checkpoint_checksum(tmp_path / "simulated") == checkpoint_checksum(tmp_path / "real")
 
 
 def test_a_run_ends_at_its_last_version_and_refuses_what_comes_later(tmp_path: pathlib.Path) -> None:

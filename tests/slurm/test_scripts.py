@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
-from tests.mpi.runs import config_hash, events_of, summary_of, write_config
+from tests.mpi.runs import checkpoint_checksum, events_of, summary_of, write_config
 from tests.ranks import mpi_family, run_limited
 from tests.slurm.conftest import BUSY, ROOT, Cluster, until
 
@@ -153,7 +153,7 @@ def test_preempted_by_a_higher_partition_a_run_goes_on_to_the_same_parameters(sl
     # Unbroken, without Slurm, as fast as it goes.
     launch = [sys.executable, "-m", "hvd_async", "launch", config, "--workers", "2", "--set", "output=unbroken"]
     run_limited([*launch, "--set", "emulation={}"], {**os.environ, "PYTHONPATH": str(ROOT)}, 120, cwd=desk).check()
-    assert config_hash(desk / "run") == config_hash(desk / "unbroken")
+    assert checkpoint_checksum(desk / "run") == checkpoint_checksum(desk / "unbroken")
 
 
 def test_ahead_of_the_time_limit_a_run_is_saved_and_goes_on_with_its_books_in_order(
@@ -182,7 +182,7 @@ def test_a_job_that_is_cancelled_saves_everything_and_stays_away(slurm: Cluster,
     assert slurm.wait(job) == "CANCELLED"
     until(lambda: "everything saved" in log_of(desk), 30, lambda: log_of(desk))
     assert summary_of(desk / "run")["status"] == "stopped"
-    assert config_hash(desk / "run")
+    assert checkpoint_checksum(desk / "run")
     assert slurm.facts(job)["Restarts"] == "0" and "back into the queue" not in log_of(desk)
 
 

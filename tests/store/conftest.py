@@ -1,4 +1,4 @@
-"""What the tests with threads share."""
+"""Fixtures for tests that run threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def quick_switches() -> Iterator[None]:
-    """Let Python change threads often, so that more interleavings are met."""
+    """Make Python switch threads often, so that more interleavings occur."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(2e-5)
     yield

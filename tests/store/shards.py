@@ -27,7 +27,9 @@ from tests.store.workers import JOIN_SECONDS
 
 @dataclass
 class Shards:
-    """Blocks, shards and servers of `num_shards`; within the block `vectors` directs them all. Shard k is of rank 10 + k."""
+    """Blocks, shards and servers of a store with `num_shards` shards; inside the `with` block, `vectors` directs all of
+    them. Shard k runs on rank 10 + k.
+    """
 
     size: int
     num_shards: int

@@ -19,12 +19,14 @@ CONSTANT = ScheduleConfig(kind="constant")
 
 
 def asynchronous(**settings: Any) -> StrategyConfig:
-    """An asynchronous strategy with `settings`, and nothing provisional unless they say so."""
+    """Return an asynchronous strategy with `settings`, by default without provisional parameters."""
     return StrategyConfig(**{"kind": "async", "provisional": False, **settings})
 
 
 def sgd(**settings: Any) -> OptimizerConfig:
-    """Plain SGD at a constant rate of 1, unless `settings` say otherwise: parameters - gradient, exact on small integers."""
+    """Return plain SGD at a constant rate of 1, unless `settings` say otherwise: parameters - gradient, exact on small
+    integers.
+    """
     return OptimizerConfig(**{"kind": "sgd", "learning_rate": 1.0, "schedule": CONSTANT, **settings})
 
 
@@ -38,8 +40,9 @@ def make_store(
     initial: torch.Tensor | None = None,
     provisional: Sequence[torch.Tensor] = (),
 ) -> ParameterStore:
-    """A store whose parameters, [size], begin as `initial` or at zero; its versions are made in `memory`, where that is given,
-    and what is provisional in `provisional`, or there."""
+    """Return a store whose parameters, [size], begin as `initial` or at zero. If `memory` is given, versions are made
+    in it, and so are provisional parameters, unless `provisional` gives vectors for them.
+    """
     optimizer = optimizer or sgd()
     if memory is not None:
         size = memory.layout.num_elements
@@ -59,25 +62,25 @@ def make_shard(
     buffers: Sequence[torch.Tensor] | None = None,
     provisional: Sequence[torch.Tensor] = (),
 ) -> Shard:
-    """A shard whose parameters begin as `buffers[0]`, or at zero."""
+    """Return a shard whose parameters begin as `buffers[0]`, or at zero."""
     keeps_bases = needs_base_parameters(strategy)
     return Shard(buffers or [torch.zeros(size)], optimizer, provisional=provisional, keeps_bases=keeps_bases)
 
 
 def provisional_vectors(memory: StoreMemory) -> list[torch.Tensor]:
-    """The vectors of `memory` for provisional parameters."""
+    """Return the vectors of `memory` for provisional parameters."""
     return [memory.vector(memory.layout.provisional_offset(number)) for number in range(memory.layout.num_provisional)]
 
 
 def num_provisional(strategy: StrategyConfig) -> int:
-    """How many of them a block has."""
+    """Return the number of vectors for provisional parameters that a block needs."""
     return NUM_PROVISIONAL if strategy.has_provisional else 0
 
 
 def arrival(
     batch: int, *, worker: int = 0, base_version: int = 0, tokens: int = 1, loss: float = 0.0, provisional: int = 0
 ) -> Arrival:
-    """An arrival of one target token, unless `tokens` says otherwise."""
+    """Return an arrival of one target token, unless `tokens` says otherwise."""
     return Arrival(worker, batch, base_version, tokens, loss, provisional=provisional)
 
 
@@ -87,5 +90,5 @@ def accept(store: ParameterStore, which: Arrival, value: float = 1.0) -> None:
 
 
 def value_of(batch: int) -> float:
-    """Recognisable, and exact in any sum of a few thousand."""
+    """Return a recognisable value for `batch`, exact in any sum of a few thousand."""
     return (batch * 7919 % 13 - 6) / 8

@@ -1,4 +1,4 @@
-"""A worker that dies between any two writes of a push: the gradient counts if and only if the last word says so."""
+"""A worker dies between any two writes of a push: the gradient counts if and only if its last word was written."""
 
 from __future__ import annotations
 
@@ -25,80 +25,80 @@ from tests.store.workers import Pull, Workers
 
 NUM_WORKERS, DOOMED = 3, 1
 NUM_BATCHES = 24
-SIZE = 5  # of what a node shares
+SIZE = 5  # elements, for the workers of one node
 
 
 class Killed(Exception):
-    """The worker is no more."""
+    """The worker has died."""
 
 
 @dataclass
-class Fate:
-    """Death before write number `fatal` (0, 1, ...) after `is_armed` was set."""
+class Death:
+    """A worker's death at write number `fatal` (0, 1, ...) after `is_armed` was set."""
 
     fatal: int
     is_armed: bool = False
     _writes: itertools.count[int] = field(default_factory=itertools.count)
 
-    def meet(self) -> None:
+    def strike_if_due(self) -> None:
         if self.is_armed and next(self._writes) == self.fatal:
             raise Killed
 
 
-class Mortal:
-    """A block as seen by somebody who dies before a certain write to it."""
+class MortalMemory:
+    """A block as seen by a worker that dies before a certain write to it."""
 
-    def __init__(self, memory: ThreadMemory, fate: Fate) -> None:
+    def __init__(self, memory: ThreadMemory, death: Death) -> None:
         self._memory = memory
-        self._fate = fate
+        self._fate = death
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._memory, name)
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> None:
-        """So that gradients are written by `put`."""
+        """Return None, so that gradients are written by `put`."""
 
     def put(self, offset: int, source: torch.Tensor) -> None:
-        self._fate.meet()
-        # Half of it first: a write may be cut in two.
+        self._fate.strike_if_due()
+        # Write half of it first: a write may be cut in two.
         half = source.numel() // 2
         self._memory.put(offset, source[:half])
-        self._fate.meet()
+        self._fate.strike_if_due()
         self._memory.put(offset + half * source.element_size(), source[half:])
 
     def store_words(self, first: int, values: Sequence[int]) -> None:
         for number, value in enumerate(values):
-            self._fate.meet()
+            self._fate.strike_if_due()
             self._memory.store_words(first + number, [value])
 
     def store(self, word: int, value: int) -> None:
-        self._fate.meet()
+        self._fate.strike_if_due()
         self._memory.store(word, value)
 
     def fetch_add(self, word: int, amount: int) -> int:
-        self._fate.meet()
+        self._fate.strike_if_due()
         return self._memory.fetch_add(word, amount)
 
 
 def value_of(batch: int) -> float:
-    """Recognisable, and exact in any sum of a few hundred, in bfloat16 too."""
+    """Return a recognisable value for `batch`, exact in any sum of a few hundred, in bfloat16 too."""
     return float(batch % 13 - 6)
 
 
 @dataclass
-class MortalCrew(Workers):
-    """A workers in which one worker dies in its second push. When the others have left, it counts as gone too."""
+class MortalWorkers(Workers):
+    """Workers of which one dies in its second push. It counts as having left once the others have left."""
 
-    fate: Fate = field(default_factory=lambda: Fate(0))
+    death: Death = field(default_factory=lambda: Death(0))
     pushes: list[int] = field(default_factory=list)
-    """The batches of the one that is to die."""
+    """Batches of the worker that dies."""
     has_died: bool = False
 
     def _work(self, worker: int) -> None:
         if worker != DOOMED:
             super()._work(worker)
             return
-        windows = [cast(StoreMemory, Mortal(memory, self.fate)) for memory in self.memories or [self.memory]]
+        windows = [cast(StoreMemory, MortalMemory(memory, self.death)) for memory in self.memories or [self.memory]]
         options = ClientOptions(push=self.push, pulls_provisional=self.strategy.has_provisional)
         client = StoreClient(windows, worker, options)
         client.join()
@@ -108,7 +108,7 @@ class MortalCrew(Workers):
                 client.pull(parameters)
                 base = client.base
                 self.pushes.append(client.claim())
-                self.fate.is_armed = step == 1
+                self.death.is_armed = step == 1
                 given = arrival(self.pushes[-1], worker=worker, base_version=base.version, provisional=base.provisional)
                 client.push(self.gradient(self.pushes[-1]), [given])
         except Killed:
@@ -120,11 +120,11 @@ class MortalCrew(Workers):
         self.memory.store(layout.worker_word(worker, WorkerWord.STATE), WorkerState.LEFT)
 
 
-def check(workers: MortalCrew) -> bool:
-    """Whether the second gradient counts."""
+def check(workers: MortalWorkers) -> bool:
+    """Check what the store applied, and return whether the second gradient counts."""
     first, second = workers.pushes
     num_pushed = workers.memory.load(workers.memory.layout.slot_word(DOOMED, SlotWord.PUSHED))
-    # On a busy machine it may claim when the others have used all batches up.
+    # On a busy machine the doomed worker may claim only after the others have used all batches.
     expected = (set(range(NUM_BATCHES)) | {first, second}) - (set() if num_pushed == 2 else {second})
     assert sorted(workers.observer.batches) == sorted(expected) and first in expected
     assert workers.observer.refusals == []
@@ -144,23 +144,24 @@ def check(workers: MortalCrew) -> bool:
 def test_a_gradient_counts_if_and_only_if_its_push_was_finished(
     form: str, wanted: int, provisional: bool, num_shards: int
 ) -> None:
-    """With N = 4 the first gradient often lies in the slot still, and is asked for before the second is written."""
+    """With N = 4 the first gradient often still lies in the slot, and is requested before the second is written."""
     strategy = asynchronous(
         arrivals_per_update=wanted, reduction="token_mean" if provisional else "sum", provisional=provisional
     )
     push, size = PushConfig.model_validate({"dtype": form}), BLOCK + 3
     counts = []
     for fatal in itertools.count():
-        workers = run_workers(strategy, push, size, num_shards, Fate(fatal))
+        workers = run_workers(strategy, push, size, num_shards, Death(fatal))
         counts.append(check(workers))
         if not workers.has_died:
             break
     assert not counts[0] and counts[-1]
-    # The gradient in two pieces for each shard, fourteen words that describe it, and those that say so.
+    # For each shard, the gradient takes two writes; then come fourteen words of description and the words that announce
+    # it.
     assert len(counts) > 2 * num_shards + 16
 
 
-def run_workers(strategy: Any, push: PushConfig, size: int, num_shards: int, fate: Fate) -> MortalCrew:
+def run_workers(strategy: Any, push: PushConfig, size: int, num_shards: int, death: Death) -> MortalWorkers:
     def gradient(batch: int) -> torch.Tensor:
         return torch.full((size,), value_of(batch))
 
@@ -168,12 +169,14 @@ def run_workers(strategy: Any, push: PushConfig, size: int, num_shards: int, fat
         form, places = slot_format(size, slice(0, size), push), num_provisional(strategy)
         memory = ThreadMemory(Layout(size, NUM_WORKERS, slot_format=form, num_provisional=places))
         store = make_store(strategy, num_workers=NUM_WORKERS, memory=memory)
-        workers = MortalCrew(store, strategy, memory, NUM_BATCHES, gradient, push=push, fate=fate)
+        workers = MortalWorkers(store, strategy, memory, NUM_BATCHES, gradient, push=push, death=death)
         workers.run().check()
         return workers
     with Shards(size, num_shards, NUM_WORKERS, sgd(), strategy, push) as shards:
         store, memories = shards.make_store(), shards.memories
-        workers = MortalCrew(store, strategy, memories[0], NUM_BATCHES, gradient, push=push, memories=memories, fate=fate)
+        workers = MortalWorkers(
+            store, strategy, memories[0], NUM_BATCHES, gradient, push=push, memories=memories, death=death
+        )
         workers.run().check()
         store.detach()
     return workers
@@ -183,10 +186,10 @@ def run_workers(strategy: Any, push: PushConfig, size: int, num_shards: int, fat
 
 
 @dataclass
-class MortalTeam(Workers):
-    """Two workers of one node, of which one dies in its second exchange; the launcher then ends the others."""
+class MortalNode(Workers):
+    """Two workers of one node, one of which dies in its second exchange; the launcher then ends the other."""
 
-    fate: Fate = field(default_factory=lambda: Fate(0))
+    death: Death = field(default_factory=lambda: Death(0))
     pushes: list[int] = field(default_factory=list)
     has_died: bool = False
 
@@ -197,7 +200,7 @@ class MortalTeam(Workers):
     def _work(self, worker: int) -> None:
         block, memory = self.block, self.memory
         if worker == DOOMED:
-            block, memory = (cast(ThreadMemory, Mortal(each, self.fate)) for each in (block, memory))
+            block, memory = (cast(ThreadMemory, MortalMemory(each, self.death)) for each in (block, memory))
         client = StoreClient([memory], worker, ClientOptions(announces=False), slot=0)
         node = NodeAggregator(block, worker, client, lambda client, target: wait_and_pull(client, self.strategy, target))
         push_pull = NodePushPull(node, client, self.strategy)
@@ -208,14 +211,14 @@ class MortalTeam(Workers):
             batch = client.claim()
             if worker == DOOMED:
                 self.pushes.append(batch)
-                self.fate.is_armed = step == 1
+                self.death.is_armed = step == 1
             given = arrival(batch, worker=worker, base_version=version)
             try:
                 version = push_pull.push_pull(self.gradient(batch), given, parameters).version
             except Killed:
                 self.has_died = True
                 raise
-            self.fate.is_armed &= worker != DOOMED
+            self.death.is_armed &= worker != DOOMED
         push_pull.stop()
 
 
@@ -225,8 +228,8 @@ def test_the_sum_of_a_node_counts_whole_or_not_at_all_whenever_a_member_dies(loc
     for fatal in itertools.count():
         memory = ThreadMemory(Layout(SIZE, 2, num_slots=1, arrivals_per_slot=2))
         store = make_store(strategy, num_workers=2, memory=memory)
-        workers = MortalTeam(
-            store, strategy, memory, 12, lambda batch: torch.full((SIZE,), value_of(batch)), fate=Fate(fatal)
+        workers = MortalNode(
+            store, strategy, memory, 12, lambda batch: torch.full((SIZE,), value_of(batch)), death=Death(fatal)
         )
         workers.run()
         batches = workers.observer.batches

@@ -1,4 +1,4 @@
-"""Where everything lies in a block: nothing overlaps, whatever the numbers."""
+"""The layout of a block: its parts never overlap, whatever the numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 def named_words(layout: Layout) -> Iterator[int]:
-    """Every word that has a name."""
+    """Yield every word that has a name."""
     yield from Word
     for word in (Word.PROVISIONAL_VERSION, Word.PROVISIONAL_ARRIVALS):
         yield from (word + place for place in range(1, NUM_PROVISIONAL))
@@ -67,7 +67,7 @@ def named_words(layout: Layout) -> Iterator[int]:
 
 
 def regions(layout: Layout) -> Iterator[tuple[int, int]]:
-    """Begin and end in bytes of everything in the block."""
+    """Yield where each part of the block begins and ends, in bytes."""
     yield 0, WORD_BYTES * layout.num_words
     yield layout.partials_offset, layout.partials_offset + WORD_BYTES * layout.num_partials
     for version in range(layout.num_buffers):
@@ -95,7 +95,7 @@ def test_regions_begin_at_cache_lines_and_do_not_overlap(layout: Layout) -> None
     assert found[-1][1] <= layout.total_bytes
 
 
-def test_vectors_that_are_read_together_begin_at_different_places_of_a_page() -> None:
+def test_vectors_that_are_read_together_begin_at_different_offsets_in_a_page() -> None:
     layout = Layout(100_000, num_workers=4, num_state_vectors=3)
     vectors = [offset(n) for offset, count in ((layout.published_offset, 3), (layout.slot_offset, 4)) for n in range(count)]
     assert len({offset % 4096 for offset in vectors}) == 7
@@ -139,8 +139,8 @@ def test_count_indices_and_values_of_a_slot_do_not_overlap(dtype: SlotDtype, cap
     assert (whole.values_offset, whole.num_bytes) == (0, dtype.num_bytes * capacity)
 
 
-def test_what_describes_a_push_lies_together() -> None:
-    """It is written in one go."""
+def test_the_words_that_describe_a_push_are_adjacent() -> None:
+    """The description is written in one operation."""
     layout = Layout(10, 2, arrivals_per_slot=3)
     words = [layout.slot_word(1, SlotWord.PUSHED_BASE_VERSION + n) for n in range(4)]
     words += [layout.arrival_word(1, number, word) for number in range(3) for word in ArrivalWord]
@@ -151,23 +151,23 @@ def test_what_describes_a_push_lies_together() -> None:
     assert layout.slot_word(0, SlotWord.FREED) == layout.slot_word(0, SlotWord.DRAINED) + 1
 
 
-def test_orders_go_round() -> None:
+def test_orders_wrap_around() -> None:
     layout = Layout(10, 1, num_shards=2)
     assert layout.order_word(NUM_ORDERS + 3) == layout.order_word(3)
     assert len({layout.order_word(number) for number in range(NUM_ORDERS)}) == NUM_ORDERS
 
 
 @given(st.floats(allow_nan=False))
-def test_a_double_survives_as_a_word(value: float) -> None:
+def test_a_double_survives_the_way_through_a_word(value: float) -> None:
     assert word_to_float(float_to_word(value)) == value
     assert -(2**63) <= float_to_word(value) < 2**63
 
 
 @given(st.sampled_from(StopKind), st.integers(0, 2**32 - 1), st.integers(0, 64))
-def test_a_notice_survives_as_a_word(kind: StopKind, rank: int, signal_number: int) -> None:
+def test_a_notice_survives_the_way_through_a_word(kind: StopKind, rank: int, signal_number: int) -> None:
     notice = StopNotice(kind, rank, signal_number)
     assert StopNotice.from_word(notice.to_word()) == notice and 0 < notice.to_word() < 2**63
 
 
-def test_no_notice_is_0() -> None:
+def test_no_notice_is_the_word_0() -> None:
     assert StopNotice.from_word(0) is None

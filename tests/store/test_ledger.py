@@ -1,4 +1,4 @@
-"""The ledger against plain sets."""
+"""The ledger, compared with plain sets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_without_forgets_exactly_the_batches_given(batches: list[int], data: st.
 
 @settings(deadline=None)
 @given(BATCHES)
-def test_json_and_back_is_the_same_ledger(batches: list[int]) -> None:
+def test_a_ledger_survives_the_way_through_json(batches: list[int]) -> None:
     ledger = ledger_of(batches)
     again = BatchLedger(**json.loads(json.dumps(ledger.to_json())))
     assert again.to_json() == ledger.to_json()
@@ -66,6 +66,6 @@ def test_whatever_the_order_a_gapless_ledger_is_one_number(order: list[int]) -> 
     assert ledger_of(order).to_json() == {"watermark": 12, "above": []}
 
 
-def test_claims_begin_with_what_is_missing() -> None:
+def test_claims_begin_with_the_missing_batches() -> None:
     order = ClaimOrder(missing=(3, 5), first_new=8)
     assert [order.batch(claim) for claim in range(4)] == [3, 5, 8, 9]

@@ -1,4 +1,4 @@
-"""Workers of a node as one, as threads: whoever leaves, pauses or dies and whenever, every gradient counts once."""
+"""The workers of a node push as one, here as threads: whenever members leave, pause or die, every gradient counts once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_switches")
 
 @dataclass
 class NodeWorkers(Workers):
-    """The workers, its workers divided among nodes; they pause and leave as they like."""
+    """Workers divided among nodes, which pause and leave at random."""
 
     nodes: Sequence[int] = (3,)
     pauses: float = 0.0
@@ -43,7 +43,7 @@ class NodeWorkers(Workers):
         return super().run()
 
     def _place(self, worker: int) -> tuple[int, int]:
-        """Its node, and its number there."""
+        """Return the node of `worker`, and its number there."""
         places = [(node, member) for node, size in enumerate(self.nodes) for member in range(size)]
         return places[worker]
 
@@ -69,7 +69,7 @@ class NodeWorkers(Workers):
             if batch >= self.num_batches:
                 break
             self.claimed.append(batch)
-            for _ in range(pace.randrange(1, 1 + 300 * (1 + worker))):  # the work, uneven and seeded
+            for _ in range(pace.randrange(1, 1 + 300 * (1 + worker))):  # work of uneven, seeded length
                 pass
             given = arrival(batch, worker=worker, base_version=base.version, provisional=base.provisional)
             base = push_pull.push_pull(self.gradient(batch), given, parameters)
@@ -95,7 +95,7 @@ def make_workers(nodes: Sequence[int], num_batches: int, *, seed: int = 0, **set
     return NodeWorkers(store, strategy, memory, num_batches, gradient, seed, nodes=nodes, **others)
 
 
-def check_books(workers: NodeWorkers) -> None:
+def check_conservation(workers: NodeWorkers) -> None:
     assert sorted(workers.observer.batches) == sorted(workers.claimed)
     assert workers.store.parameters.tolist() == [-sum(map(value_of, workers.claimed))] * SIZE
     assert [update.version for update in workers.observer.updates] == list(range(1, workers.store.version + 1))
@@ -116,7 +116,7 @@ def test_every_claimed_batch_is_in_one_update_whoever_pauses_or_leaves(
 ) -> None:
     workers = make_workers(nodes, 60, seed=seed, arrivals_per_update=wanted, pauses=0.15, leaves=0.03)
     workers.run().check()
-    check_books(workers)
+    check_conservation(workers)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -125,7 +125,7 @@ def test_every_claimed_batch_is_in_one_update_whoever_pauses_or_leaves(
 def test_lock_step_holds_though_members_pause_and_leave(settings: dict[str, Any], nodes: Sequence[int], seed: int) -> None:
     workers = make_workers(nodes, 60, seed=seed, pauses=0.2, leaves=0.03, **settings)
     workers.run().check()
-    check_books(workers)
+    check_conservation(workers)
     for update in workers.observer.updates if "lockstep" in settings else workers.observer.updates[:5]:
         assert all(update.staleness(one) == 0 for one in update.arrivals)
 
@@ -135,13 +135,15 @@ def test_lock_step_holds_though_members_pause_and_leave(settings: dict[str, Any]
 def test_a_bound_that_waits_holds_among_nodes(bound: int, seed: int) -> None:
     workers = make_workers((2, 2), 60, seed=seed, arrivals_per_update=1, max_staleness=bound, pauses=0.1)
     workers.run().check()
-    check_books(workers)
+    check_conservation(workers)
     assert max(workers.observer.stalenesses) <= bound
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("nodes", "wanted"), [((3,), 7), ((2, 2), 6), ((1, 3), "workers")])
-def test_what_a_node_computes_on_is_what_its_arrivals_say(nodes: Sequence[int], wanted: int | str, seed: int) -> None:
+def test_arrivals_of_a_node_name_the_parameters_they_were_computed_on(
+    nodes: Sequence[int], wanted: int | str, seed: int
+) -> None:
     workers = make_workers(
         nodes, 60, seed=seed, arrivals_per_update=wanted, reduction="token_mean", provisional=True, pauses=0.15, leaves=0.03
     )
@@ -156,13 +158,13 @@ def test_what_a_node_computes_on_is_what_its_arrivals_say(nodes: Sequence[int], 
     assert described <= {(pull.version, pull.provisional) for pull in pulls}
 
 
-def test_without_pauses_a_push_brings_all_of_a_node_in_the_order_of_their_batches() -> None:
+def test_without_pauses_a_push_holds_all_members_in_the_order_of_their_batches() -> None:
     workers = make_workers((3,), 60, arrivals_per_update=1)
     workers.run().check()
     arrivals = [update.arrivals for update in workers.observer.updates]
     assert all([one.batch for one in each] == sorted(one.batch for one in each) for each in arrivals)
     assert {len(each) for each in arrivals[:-3]} == {3}
-    check_books(workers)
+    check_conservation(workers)
 
 
 def test_a_sum_that_is_not_finite_is_refused_with_all_its_arrivals() -> None:
@@ -177,8 +179,8 @@ def test_a_sum_that_is_not_finite_is_refused_with_all_its_arrivals() -> None:
     assert workers.store.parameters.tolist() == [-27.0] * SIZE
 
 
-def test_a_node_larger_than_one_sum_takes() -> None:
-    """More members than the kernels sum at a time; each contributes by hand."""
+def test_a_node_may_be_larger_than_one_sum_takes() -> None:
+    """A node with more members than the arithmetic sums at a time; the contributions are written by hand."""
     size, num_members = 7, 70
     memory = ThreadMemory(Layout(size, num_members, num_slots=1, arrivals_per_slot=num_members))
     block = ThreadMemory(node_layout(size, num_members, has_error=False))
@@ -198,7 +200,7 @@ def test_a_node_larger_than_one_sum_takes() -> None:
     assert memory.vector(memory.layout.slot_offset(0)).tolist() == [float(sum(range(num_members)))] * size
 
 
-def test_members_end_when_one_of_them_fails() -> None:
+def test_all_members_end_when_one_of_them_fails() -> None:
     def gradient(batch: int) -> torch.Tensor:
         if batch == 20:
             raise ZeroDivisionError
@@ -211,7 +213,7 @@ def test_members_end_when_one_of_them_fails() -> None:
     assert all(error.is_reported for error in workers.failures.values() if isinstance(error, PeerError))
 
 
-def test_a_signal_ends_all_members_and_what_they_claimed_is_pending_or_computed_again() -> None:
+def test_a_signal_ends_all_members_and_their_claims_are_pending_or_computed_again() -> None:
     asked = StopNotice(StopKind.SIGNAL, rank=2, signal_number=15)
 
     def gradient(batch: int) -> torch.Tensor:

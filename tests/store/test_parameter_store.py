@@ -1,4 +1,4 @@
-"""The pure store against oracles: torch.optim, counting, and an unbroken run."""
+"""The pure store, compared with oracles: torch.optim, counting, and an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_arrivals_weigh_by_their_tokens(reduction: str, expected: float) -> None
     assert store.parameters.tolist() == [expected] * 4
 
 
-def test_an_update_tells_its_tokens_mean_loss_and_staleness() -> None:
+def test_an_update_reports_its_tokens_mean_loss_and_staleness() -> None:
     store = make_store(asynchronous(arrivals_per_update=1))
     accept(store, arrival(0))
     assert store.advance() is not None
@@ -118,7 +118,7 @@ def test_an_update_tells_its_tokens_mean_loss_and_staleness() -> None:
 
 
 def arrivals_of_updates(strategy: StrategyConfig, num_workers: int, num_arrivals: int) -> list[int]:
-    """How many arrivals each update has when they come one after the other."""
+    """Return the number of arrivals in each update when arrivals come one after the other."""
     store, sizes = make_store(strategy, num_workers=num_workers), []
     for batch in range(num_arrivals):
         accept(store, arrival(batch, worker=batch % num_workers, base_version=store.version))
@@ -127,15 +127,15 @@ def arrivals_of_updates(strategy: StrategyConfig, num_workers: int, num_arrivals
     return sizes
 
 
-def test_n_as_a_number() -> None:
+def test_n_may_be_a_number() -> None:
     assert arrivals_of_updates(asynchronous(arrivals_per_update=2), 3, 7) == [2, 2, 2]
 
 
-def test_n_as_many_as_workers() -> None:
+def test_n_may_be_the_number_of_workers() -> None:
     assert arrivals_of_updates(asynchronous(arrivals_per_update="workers"), 3, 7) == [3, 3]
 
 
-def test_n_as_a_schedule_over_versions() -> None:
+def test_n_may_be_a_schedule_over_versions() -> None:
     schedule = [{"version": 0, "arrivals": 1}, {"version": 2, "arrivals": "workers"}, {"version": 3, "arrivals": 2}]
     assert arrivals_of_updates(asynchronous(arrivals_per_update=schedule), 3, 10) == [1, 1, 3, 2, 2]
 
@@ -216,7 +216,7 @@ def test_an_overflow_of_finite_gradients_is_refused_whole_and_makes_no_version()
         accept(store, arrival(batch), 5.0)
     update = store.advance()
     assert update is not None and update.version == 1
-    assert store.parameters.tolist() == [-5.0] * 4  # nor did the momentum take it in
+    assert store.parameters.tolist() == [-5.0] * 4  # the momentum did not take it in either
 
 
 def test_a_batch_that_arrives_twice_is_an_error() -> None:
@@ -227,7 +227,7 @@ def test_a_batch_that_arrives_twice_is_an_error() -> None:
     assert len(store.pending) == 1
 
 
-def test_a_batch_that_came_after_the_end_may_be_computed_again_by_a_longer_run() -> None:
+def test_a_batch_that_arrived_after_the_end_may_be_computed_again_by_a_longer_run() -> None:
     store = make_store(asynchronous(arrivals_per_update=3))
     store.refuse([arrival(0)], Refusal.AFTER_THE_END)
     assert store.ledger.claim_order().batch(0) == 0
@@ -246,12 +246,12 @@ def test_a_stale_gradient_is_compensated_by_the_drift_since_its_version() -> Non
     assert store.parameters.tolist() == [0.0] * 4
 
 
-def test_only_versions_under_way_are_kept_for_compensation_however_old_the_oldest_is() -> None:
+def test_compensation_keeps_only_the_versions_in_use_however_old_the_oldest_is() -> None:
     store = make_store(asynchronous(arrivals_per_update=1, staleness_policy="delay_compensation"))
     for batch in range(300):
         accept(store, arrival(batch, base_version=batch))
         assert store.advance() is not None
-        store.keep_base_versions([0, 250])  # a straggler, and one that began later
+        store.keep_base_versions([0, 250])  # a straggler, and a worker that started later
     kept = store._vectors._bases  # type: ignore[attr-defined]
     assert sorted(kept) == [0, 250, 300]
     accept(store, arrival(300, base_version=250))
@@ -261,7 +261,9 @@ def test_only_versions_under_way_are_kept_for_compensation_however_old_the_oldes
 
 
 def make_provisional_store(**settings: Any) -> tuple[ParameterStore, torch.Tensor]:
-    """Plain SGD on four elements with N = 3, unless `settings` say otherwise; and its vector for what is provisional."""
+    """Return plain SGD on four elements with N = 3, unless `settings` say otherwise, and the vector for provisional
+    parameters.
+    """
     provisional = torch.full((4,), torch.nan)
     optimizer = settings.pop("optimizer", sgd())
     strategy = asynchronous(**{"provisional": True, "arrivals_per_update": 3, **settings})
@@ -274,7 +276,7 @@ def make_version(store: ParameterStore, first_batch: int = 0, value: float = 1.0
     assert store.advance() is not None
 
 
-def test_provisional_parameters_are_those_of_an_update_with_what_is_pending() -> None:
+def test_provisional_parameters_are_those_of_an_update_with_the_pending_arrivals() -> None:
     store, provisional = make_provisional_store()
     make_version(store)
     accept(store, arrival(3, tokens=1), 2.0)
@@ -284,7 +286,7 @@ def test_provisional_parameters_are_those_of_an_update_with_what_is_pending() ->
     assert store.held == [] and store.parameters.tolist() == [-1.0] * 4 and len(store.pending) == 2
 
 
-def test_provisional_parameters_are_where_arrivals_are_pending_on_top_of_a_version() -> None:
+def test_provisional_parameters_are_made_while_arrivals_are_pending_on_a_version() -> None:
     store, _ = make_provisional_store()
     accept(store, arrival(0))
     assert not store.makes_provisional()  # on top of version 0
@@ -308,14 +310,14 @@ def test_provisional_parameters_are_where_arrivals_are_pending_on_top_of_a_versi
         {"arrivals_per_update": 1, "max_staleness": 0},
     ],
 )
-def test_provisional_parameters_are_not_where_nobody_would_read_them(settings: dict[str, Any]) -> None:
+def test_no_provisional_parameters_are_made_if_no_worker_would_read_them(settings: dict[str, Any]) -> None:
     store, _ = make_provisional_store(**settings)
     make_version(store)
     accept(store, arrival(9, base_version=1), 1.0)
     assert not store.makes_provisional()
 
 
-def test_there_is_nothing_provisional_that_may_overflow() -> None:
+def test_no_provisional_parameters_are_made_that_may_overflow() -> None:
     store, _ = make_provisional_store()
     make_version(store)
     accept(store, arrival(3), 8e18)
@@ -324,7 +326,7 @@ def test_there_is_nothing_provisional_that_may_overflow() -> None:
     assert not store.makes_provisional()
 
 
-def test_a_provisional_step_is_clipped_as_the_last_update_was() -> None:
+def test_a_provisional_step_is_clipped_like_the_last_update() -> None:
     store, provisional = make_provisional_store(optimizer=sgd(clip_norm=1.0))
     make_version(store, 0, value=2.0)  # of norm 4
     assert store.parameters.tolist() == [-0.5] * 4
@@ -339,7 +341,7 @@ def test_a_provisional_step_is_clipped_as_the_last_update_was() -> None:
     assert provisional.tolist() == (store.parameters - 4.0).tolist()
 
 
-def test_a_provisional_step_is_at_the_rate_that_an_update_would_have() -> None:
+def test_a_provisional_step_has_the_rate_of_the_next_update() -> None:
     warm = ScheduleConfig(kind="constant", unit="tokens", warmup=8)
     store, provisional = make_provisional_store(optimizer=sgd(schedule=warm))
     make_version(store)
@@ -356,7 +358,7 @@ def test_a_resumed_store_makes_the_same_provisional_parameters(num_more: int) ->
     unbroken = make_store(strategy, num_workers=2, optimizer=optimizer, size=SIZE, provisional=[torch.empty(SIZE)])
     feed(unbroken, range(13))
     resumed = reload(unbroken, optimizer, strategy)
-    assert unbroken.makes_provisional() and not resumed.makes_provisional()  # how large the old sum is, it does not know
+    assert unbroken.makes_provisional() and not resumed.makes_provisional()  # its sum of the old version is not saved
     for store in (unbroken, resumed):
         feed(store, range(13, 13 + num_more))
         store.make_provisional(0)
@@ -371,7 +373,7 @@ def test_a_resumed_store_makes_the_same_provisional_parameters(num_more: int) ->
 
 @dataclass
 class Driver:
-    """Workers and a server loop in miniature. A worker pulls, computes, fills its slot; the store is offered the slot."""
+    """Workers and a server loop in miniature: a worker pulls, computes and fills its slot; the store is offered the slot."""
 
     store: ParameterStore
     num_workers: int
@@ -383,7 +385,7 @@ class Driver:
         self.updates: list[Update] = []
 
     def pull(self, worker: int) -> None:
-        """Begin a step, unless one is going on or the next version is about to come: see `StoreClient._announce`."""
+        """Begin a step, unless one is under way or the next version is about to be made: see `StoreClient._announce`."""
         if worker not in self.computing and not self.store.is_complete():
             self.computing[worker] = self.store.version
 
@@ -418,7 +420,7 @@ def test_a_bound_that_waits_is_kept_and_never_deadlocks(
     driver = Driver(store, num_workers)
     for action, worker in script:
         getattr(driver, action)(worker % num_workers)
-    for _ in range(3):  # whatever happened: if all go on in turns, there is always another version
+    for _ in range(3):  # whatever the script did: if all act in turn, there is always another version
         version = store.version
         for _ in range(2 + (num_workers if wanted == "workers" else int(wanted))):
             for worker in range(num_workers):
@@ -501,7 +503,7 @@ def feed(store: ParameterStore, batches: range) -> None:
 
 
 def reload(store: ParameterStore, optimizer: OptimizerConfig, strategy: StrategyConfig) -> ParameterStore:
-    """A new store, continued from what a checkpoint of `store` holds."""
+    """Return a new store, resumed from the state that a checkpoint of `store` saves."""
     tensors, data = store.state()
     initial, provisional = torch.full((SIZE,), 9.0), [torch.empty(SIZE)]
     copy = make_store(strategy, num_workers=2, optimizer=optimizer, initial=initial, provisional=provisional)
@@ -511,7 +513,7 @@ def reload(store: ParameterStore, optimizer: OptimizerConfig, strategy: Strategy
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("cut", [0, 4, 6, 11])  # before the first update, amid pending arrivals, just after an update
-def test_a_store_that_is_saved_and_loaded_goes_on_bit_for_bit(kind: str, cut: int) -> None:
+def test_a_store_that_is_saved_and_loaded_continues_bit_for_bit(kind: str, cut: int) -> None:
     optimizer = OptimizerConfig(
         kind=kind,
         momentum=0.9 if kind == "sgd" else 0.0,
@@ -527,7 +529,7 @@ def test_a_store_that_is_saved_and_loaded_goes_on_bit_for_bit(kind: str, cut: in
     resumed = reload(unbroken, optimizer, strategy)
     feed(unbroken, range(cut, 20))
     feed(resumed, range(cut, 20))
-    assert unbroken.version > 5 and unbroken.pending  # the comparison is of something
+    assert unbroken.version > 5 and unbroken.pending  # there is something to compare
     assert torch.equal(resumed.parameters, unbroken.parameters)
     assert torch.equal(resumed.evaluated_parameters, unbroken.evaluated_parameters)
     assert resumed.state()[1] == unbroken.state()[1]

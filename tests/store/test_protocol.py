@@ -1,4 +1,4 @@
-"""Server and clients over real threads, and scripted schedules for the moments that threads meet rarely."""
+"""Server and clients on real threads, and scripted schedules for interleavings that threads rarely meet."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def make_workers(
 
 
 class SlowReads(ThreadMemory):
-    """Copies out in pieces, with pauses in which the store writes on: what a pull may not be fooled by."""
+    """Copies out in pieces, with pauses in which the store writes: a pull must detect the torn copy."""
 
     def get(self, offset: int, target: torch.Tensor) -> None:
         for piece in range(0, target.numel(), 20_000):
@@ -65,7 +65,7 @@ class SlowReads(ThreadMemory):
 
 
 @pytest.mark.parametrize("num_buffers", [2, 3])
-def test_every_pull_is_whole_and_of_the_version_it_claims(num_buffers: int) -> None:
+def test_every_pull_is_whole_and_of_the_version_it_names(num_buffers: int) -> None:
     workers = make_workers(2, 120, size=200_000, arrivals_per_update=1, num_buffers=num_buffers, memory_type=SlowReads)
     workers.run().check()
     values = [0.0]
@@ -77,7 +77,7 @@ def test_every_pull_is_whole_and_of_the_version_it_claims(num_buffers: int) -> N
 
 @pytest.mark.parametrize("optimizer", [sgd(learning_rate=0.1, momentum=0.9), OptimizerConfig()])
 @pytest.mark.parametrize("wanted", [4, "workers"])
-def test_every_provisional_pull_is_whole_and_of_what_it_claims(wanted: int | str, optimizer: OptimizerConfig) -> None:
+def test_every_provisional_pull_is_whole_and_of_the_arrivals_it_names(wanted: int | str, optimizer: OptimizerConfig) -> None:
     workers = make_workers(
         3,
         100,
@@ -108,7 +108,7 @@ PROVISIONAL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", PROVISIONAL)
-def test_what_a_gradient_was_computed_on_is_what_its_arrival_says(name: str, seed: int) -> None:
+def test_an_arrival_names_the_parameters_its_gradient_was_computed_on(name: str, seed: int) -> None:
     poisoned = {13, 31}
 
     def gradient(batch: int) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_what_a_gradient_was_computed_on_is_what_its_arrival_says(name: str, see
 
     settings = {"reduction": "token_mean", "provisional": True, **PROVISIONAL[name]}
     is_provisional = False
-    for _ in range(20):  # threads seldom meet so that no gradient at all is computed on provisional parameters
+    for _ in range(20):  # threads occasionally run such that no gradient at all is computed on provisional parameters
         workers = make_workers(4, 90, seed=seed, gradient=gradient, **settings).run().check()
         refused = [one.batch for one, _ in workers.observer.refusals]
         assert sorted([*workers.observer.batches, *refused]) == list(range(90)) and poisoned <= set(refused)
@@ -139,7 +139,7 @@ def test_what_a_gradient_was_computed_on_is_what_its_arrival_says(name: str, see
     ("num_workers", "settings"),
     [(1, {"arrivals_per_update": "workers"}), (3, {"arrivals_per_update": 1}), (3, {"lockstep": True})],
 )
-def test_where_no_arrival_is_ever_pending_there_is_nothing_provisional(num_workers: int, settings: dict[str, Any]) -> None:
+def test_without_pending_arrivals_nothing_is_provisional(num_workers: int, settings: dict[str, Any]) -> None:
     workers = make_workers(num_workers, 40, reduction="token_mean", provisional=True, **settings).run().check()
     assert workers.memory.load(Word.NEXT_PROVISIONAL) == 0
     assert not any(pull.provisional for pull in itertools.chain(*workers.pulls.values()))
@@ -188,7 +188,7 @@ def test_lock_step_makes_the_same_updates_whatever_the_speeds(wanted: int | str)
 
 
 @pytest.mark.parametrize("wanted", ["workers", 3, 7])
-def test_in_lock_step_a_worker_goes_on_from_the_update_that_it_is_in(wanted: int | str) -> None:
+def test_in_lock_step_a_worker_continues_from_the_update_with_its_gradient(wanted: int | str) -> None:
     workers = make_workers(3, 30, lockstep=True, arrivals_per_update=wanted).run().check()
     last = dict.fromkeys(range(3), 0)
     for update in workers.observer.updates:
@@ -197,7 +197,7 @@ def test_in_lock_step_a_worker_goes_on_from_the_update_that_it_is_in(wanted: int
             last[one.worker] = update.version
 
 
-def test_a_warm_start_is_fresh_for_its_versions() -> None:
+def test_a_warm_start_has_no_staleness_in_its_versions() -> None:
     workers = make_workers(3, 60, arrivals_per_update=1, synchronous_versions=5).run().check()
     for update in workers.observer.updates[:5]:
         assert [update.staleness(one) for one in update.arrivals] == [0, 0, 0]
@@ -232,16 +232,16 @@ def test_a_signal_on_one_worker_ends_all(settings: dict[str, Any]) -> None:
 
     workers = make_workers(3, 10**9, after_step=after_step, **settings).run().check()
     assert workers.notice == asked
-    # Worker 1 asks after 3 pushes, of which the store has taken in at least 2.
+    # Worker 1 asks after 3 pushes, of which the store has accepted at least 2.
     assert workers.store.version == len(workers.observer.updates) >= 1
-    # What was claimed and is in no update is pending, or is computed again by a run that resumes.
+    # Every batch that was claimed and is in no update is pending, or is computed again by a run that resumes.
     decided = {*workers.observer.batches, *(one.batch for one in workers.store.pending)}
     order = workers.store.ledger.claim_order()
     assert decided.isdisjoint(order.batch(claim) for claim in range(100))
     assert decided | set(order.missing) == set(range(order.first_new))
 
 
-def test_a_failure_on_one_worker_ends_all_and_they_know_that_it_is_reported() -> None:
+def test_a_failure_on_one_worker_ends_all_and_is_marked_as_reported() -> None:
     def after_step(client: StoreClient, worker: int, num_steps: int) -> bool:
         if worker == 1 and num_steps == 3:
             raise ZeroDivisionError
@@ -262,7 +262,7 @@ def test_exhausted_patience_ends_the_run() -> None:
     assert {refusal for _, refusal in workers.observer.refusals} <= {Refusal.AFTER_THE_END}
 
 
-def test_every_evaluation_that_is_due_is_given_to_one_worker_at_most() -> None:
+def test_every_evaluation_is_given_to_at_most_one_worker() -> None:
     def after_step(client: StoreClient, worker: int, num_steps: int) -> bool:
         if (version := client.take_evaluation()) is not None:
             client.report_evaluation(version, [version / 2, worker])
@@ -292,7 +292,9 @@ def set_state(memory: ThreadMemory, worker: int, state: WorkerState) -> None:
 
 
 def scripted(turns: dict[int, Callable[[], None]], limit: int = 1000) -> Callable[[], None]:
-    """A `stop_requested` that does something at the beginning of some of the server's turns (0, 1, ...), and never stops it."""
+    """Return a `stop_requested` that acts at the beginning of some of the server's turns (0, 1, ...), and never asks to
+    stop.
+    """
     counter = itertools.count()
 
     def stop_requested() -> None:
@@ -303,7 +305,7 @@ def scripted(turns: dict[int, Callable[[], None]], limit: int = 1000) -> Callabl
     return stop_requested
 
 
-def test_the_last_version_is_the_last_though_every_slot_is_full() -> None:
+def test_no_version_follows_the_last_even_if_every_slot_is_full() -> None:
     memory, observer = ThreadMemory(Layout(4, 4)), Recorder()
     store = make_store(asynchronous(arrivals_per_update=1), num_workers=4, memory=memory)
     for worker in range(4):
@@ -316,8 +318,8 @@ def test_the_last_version_is_the_last_though_every_slot_is_full() -> None:
     assert [(one.batch, why) for one, why in observer.refusals] == [(2, Refusal.AFTER_THE_END), (3, Refusal.AFTER_THE_END)]
 
 
-def test_workers_that_wait_for_a_version_go_on_when_its_sum_is_not_finite() -> None:
-    """Store and worker in one thread: the store's turn comes while the worker waits."""
+def test_workers_stop_waiting_for_a_version_whose_sum_is_not_finite() -> None:
+    """Store and worker run in one thread: the store's turn comes while the worker waits."""
     memory = ThreadMemory(Layout(4, 1))
     options = ClientOptions(waits_for_stragglers=True, store_timeout_seconds=0.3)
     client = StoreClient([memory], 0, options)
@@ -336,7 +338,7 @@ def test_workers_that_wait_for_a_version_go_on_when_its_sum_is_not_finite() -> N
 
 
 class hooked_loads:
-    """Within the block, `hook(word)` runs before every load of `memory`, but not inside itself."""
+    """Call `hook(word)` before every load of `memory` inside the block, except loads by the hook itself."""
 
     def __init__(self, memory: ThreadMemory, hook: Callable[[int], None]) -> None:
         self._memory, self._hook, self._load, self._inside = memory, hook, memory.load, False
@@ -358,7 +360,7 @@ class hooked_loads:
 
 
 def show(memory: ThreadMemory, number: int, version: int, arrivals: int) -> None:
-    """Do as a store that makes provisional parameters; all elements are their number."""
+    """Act like a store that makes provisional parameters; all elements equal their number."""
     place = number % NUM_PROVISIONAL
     memory.store(Word.NEXT_PROVISIONAL, number)
     memory.vector(memory.layout.provisional_offset(number)).fill_(float(number))
@@ -368,14 +370,14 @@ def show(memory: ThreadMemory, number: int, version: int, arrivals: int) -> None
 
 
 def publish(memory: ThreadMemory, version: int) -> None:
-    """Do as a store that makes a version; all elements are its negative."""
+    """Act like a store that makes a version; all elements equal its negative."""
     memory.store(Word.NEXT_VERSION, version)
     memory.vector(memory.layout.published_offset(version)).fill_(-float(version))
     memory.store(Word.VERSION, version)
 
 
 class Interrupted(ThreadMemory):
-    """In the middle of each copy out of it the next of `meanwhile` happens."""
+    """During each copy out of this memory, the next action of `meanwhile` runs."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
@@ -389,7 +391,7 @@ class Interrupted(ThreadMemory):
 
 
 class Reader:
-    """A block without a store, and a worker that pulls."""
+    """A block without a store, and a worker that pulls from it."""
 
     def __init__(self) -> None:
         self.memory = Interrupted(Layout(4, 1, num_provisional=NUM_PROVISIONAL))
@@ -401,7 +403,7 @@ class Reader:
         return self.client.base, self.parameters.tolist()
 
 
-def test_provisional_parameters_are_read_where_they_are_on_top_of_the_newest_version() -> None:
+def test_provisional_parameters_are_read_if_they_are_on_top_of_the_newest_version() -> None:
     reader = Reader()
     memory = reader.memory
     publish(memory, 1)
@@ -427,7 +429,7 @@ def test_a_torn_copy_of_provisional_parameters_does_not_pass_for_the_version_tha
     assert reader.pull() == (Base(1, 4, 4), [4.0] * 4)
 
 
-def test_a_description_that_is_overwritten_while_it_is_read_is_found_out() -> None:
+def test_a_description_that_is_overwritten_while_it_is_read_is_detected() -> None:
     reader = Reader()
     memory = reader.memory
     publish(memory, 1)
@@ -443,8 +445,8 @@ def test_a_description_that_is_overwritten_while_it_is_read_is_found_out() -> No
     assert reader.pull() == (Base(1), [-1.0] * 4)
 
 
-def test_a_version_that_came_out_while_the_worker_looked_is_read_with_what_is_on_top_of_it() -> None:
-    """On top of the one before there may be less than the worker pushed."""
+def test_a_version_published_during_the_check_is_read_with_its_provisional_parameters() -> None:
+    """On top of the previous version there may be less than the worker pushed."""
     reader = Reader()
     memory = reader.memory
     publish(memory, 1)
@@ -462,7 +464,7 @@ def test_a_version_that_came_out_while_the_worker_looked_is_read_with_what_is_on
 
 
 class Written(ThreadMemory):
-    """Remembers which words were written, in order."""
+    """A block that records which words were written, in order."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
@@ -477,7 +479,9 @@ Clients = Sequence[StoreClient]
 
 
 def serve_provisional(turns: dict[int, Callable[[Clients], object]]) -> tuple[Written, ParameterStore, Recorder]:
-    """A store with N = 3 and three workers, who make version 1 in turn 0, do as `turns` say at their beginnings, and leave."""
+    """Run a store with N = 3 and three workers, who make version 1 in turn 0, act as `turns` say at the beginnings of
+    turns, and leave.
+    """
     strategy = asynchronous(provisional=True, arrivals_per_update=3)
     memory, observer = Written(Layout(4, 3, num_provisional=NUM_PROVISIONAL)), Recorder()
     store = make_store(strategy, num_workers=3, memory=memory)
@@ -501,18 +505,18 @@ def push(client: StoreClient, batch: int, value: float = 1.0, base_version: int 
     client.push(torch.full((4,), value), [arrival(batch, worker=batch % 3, base_version=base_version)])
 
 
-def test_owners_are_told_of_all_full_slots_at_once_when_what_they_wait_for_can_be_read() -> None:
+def test_owners_of_full_slots_are_notified_together_once_their_parameters_can_be_read() -> None:
     def two_push(clients: Clients) -> None:
         push(clients[0], 3)
         push(clients[1], 4)
 
     memory, store, _ = serve_provisional({1: two_push})
-    assert store.version == 2  # its third arrival never came: what was pending at the end is applied
+    assert store.version == 2  # its third arrival never came: pending arrivals are applied at the end
     drained = [memory.layout.slot_word(slot, SlotWord.DRAINED) for slot in range(3)]
     words = (*drained, *range(Word.PROVISIONAL, Word.STORE_BELL))
     written = [pair for pair in memory.words if pair[0] in words]
     place = 1 % NUM_PROVISIONAL
-    assert sorted(written[:3]) == [(word, 1) for word in drained]  # of version 1
+    assert sorted(written[:3]) == [(word, 1) for word in drained]  # by version 1
     assert written[3:7] == [
         (Word.NEXT_PROVISIONAL, 1),
         (Word.PROVISIONAL_VERSION + place, 1),
@@ -522,13 +526,13 @@ def test_owners_are_told_of_all_full_slots_at_once_when_what_they_wait_for_can_b
     assert sorted(written[7:]) == [(drained[0], 2), (drained[1], 2)]
 
 
-def test_what_is_refused_makes_nothing_provisional() -> None:
+def test_a_refused_gradient_makes_nothing_provisional() -> None:
     memory, store, observer = serve_provisional(
         {1: lambda clients: push(clients[0], 3), 2: lambda clients: push(clients[1], 4, float("nan"))}
     )
     assert [one.batch for one, _ in observer.refusals] == [4] and store.version == 2
     assert memory.load(Word.PROVISIONAL) == memory.load(Word.NEXT_PROVISIONAL) == 1
-    assert memory.load(memory.layout.slot_word(1, SlotWord.DRAINED)) == 2  # its owner was told all the same
+    assert memory.load(memory.layout.slot_word(1, SlotWord.DRAINED)) == 2  # its owner was notified all the same
 
 
 def test_provisional_parameters_of_a_refused_sum_are_withdrawn() -> None:
@@ -560,7 +564,7 @@ class AtPublication(ThreadMemory):
         super().store(word, value)
 
 
-def test_parameters_stay_for_a_worker_that_announced_their_version_in_the_last_moment() -> None:
+def test_parameters_stay_for_a_worker_that_announced_their_version_at_the_last_moment() -> None:
     strategy = asynchronous(arrivals_per_update=1, staleness_policy="delay_compensation", delay_compensation=0.5)
     memory = AtPublication(Layout(4, 2), lambda: announce(memory, 1, 0))
     store = make_store(strategy, num_workers=2, memory=memory)
@@ -582,7 +586,7 @@ def test_parameters_stay_for_a_worker_that_announced_their_version_in_the_last_m
 
 
 def test_a_slot_is_free_after_its_gradient_was_refused_because_another_worker_left() -> None:
-    """The sum overflows when worker 1 leaves; worker 0, which waits to push again, may."""
+    """The sum overflows when worker 1 leaves; worker 0, which waits to push again, may then push."""
 
     def gradient(batch: int) -> torch.Tensor:
         return torch.full((3,), 3e38 if batch == 0 else 1.0)
@@ -592,7 +596,7 @@ def test_a_slot_is_free_after_its_gradient_was_refused_because_another_worker_le
 
     workers = make_workers(2, 5, arrivals_per_update="workers", gradient=gradient, after_step=after_step).run().check()
     refused = [one.batch for one, why in workers.observer.refusals if why is Refusal.SUM_NOT_FINITE]
-    assert refused in ([0], [0, 1])  # the second where worker 0 was quick enough to push before the other left
+    assert refused in ([0], [0, 1])  # also batch 1, if worker 0 pushed it before the other left
     assert workers.observer.batches == [batch for batch in range(5) if batch not in refused]
 
 
@@ -665,7 +669,7 @@ def test_evaluations_are_handed_out_in_turn() -> None:
     assert first.take_evaluation() is None and second.take_evaluation() is None
 
 
-def test_a_worker_that_came_second_for_an_evaluation_leaves_the_next_to_anybody() -> None:
+def test_a_worker_that_lost_a_claim_to_an_evaluation_leaves_the_next_one_open() -> None:
     memory = ThreadMemory(Layout(4, 2))
     memory.store(Word.FIRST_EVALUATION, 20)
     memory.store(Word.EVALUATE_EVERY, 10)
@@ -691,7 +695,7 @@ def test_too_many_statistics_are_refused() -> None:
         client.report_evaluation(1, [0.0] * 19)
 
 
-def test_the_first_request_to_stop_stands() -> None:
+def test_the_first_request_to_stop_counts() -> None:
     memory = ThreadMemory(Layout(4, 1))
     client = StoreClient([memory], 0, ClientOptions())
     client.request_stop(StopNotice(StopKind.SIGNAL, 1, 2))
@@ -712,7 +716,7 @@ def test_a_failure_outlives_every_request_to_stop() -> None:
 
 
 class SlowMemory(ThreadMemory):
-    """While anybody copies parameters out of it, the store makes as many versions as it can."""
+    """While a worker copies parameters out of this memory, the store makes as many versions as it can."""
 
     def __init__(self, layout: Layout, num_versions: int) -> None:
         super().__init__(layout)
@@ -729,8 +733,8 @@ class SlowMemory(ThreadMemory):
 
 @pytest.mark.parametrize("num_versions", [1, 2, 3, 50])
 @pytest.mark.parametrize("num_buffers", [2, 3])
-def test_a_reader_slower_than_the_versions_gets_a_whole_one_in_the_end(num_buffers: int, num_versions: int) -> None:
-    """After two copies that were overwritten the store waits for it."""
+def test_a_reader_slower_than_the_store_eventually_gets_a_whole_version(num_buffers: int, num_versions: int) -> None:
+    """After two torn copies the store waits for the reader."""
     layout = Layout(4, 2, num_buffers=num_buffers)
     memory = SlowMemory(layout, num_versions)
     store = make_store(asynchronous(arrivals_per_update=1), num_workers=2, memory=memory)
@@ -751,11 +755,11 @@ def test_a_reader_slower_than_the_versions_gets_a_whole_one_in_the_end(num_buffe
         version = client.pull(parameters)
         assert parameters.tolist() == [-float(version)] * 4 and version >= before
         assert memory.num_copies <= 3
-        advance()  # nothing holds the store any more
+        advance()  # no reader holds the store back any more
     assert store.version > 3
 
 
-def test_a_store_that_waits_for_a_reader_goes_on_when_that_has_read() -> None:
+def test_a_store_that_waits_for_a_reader_continues_after_the_read() -> None:
     memory = ThreadMemory(Layout(4, 1, num_buffers=2))
     store = make_store(asynchronous(arrivals_per_update=1), memory=memory)
     server = StoreServer(store, memory, Recorder(), ServerOptions())
@@ -763,20 +767,20 @@ def test_a_store_that_waits_for_a_reader_goes_on_when_that_has_read() -> None:
     assert client._reserve(0)
     for batch in range(2):
         store.accept([arrival(batch, base_version=batch)], Gradient.measure(torch.ones(4)))
-        assert server._make_version() == (batch == 0)  # version 2 would be made where version 0 lies
+        assert server._make_version() == (batch == 0)  # version 2 would overwrite version 0
     assert memory.load(Word.NEXT_VERSION) == store.version == 1
     client._release()
     assert server._make_version() and store.version == 2
 
 
-def test_a_reader_that_asks_too_late_reads_a_newer_version() -> None:
+def test_a_late_reader_reads_a_newer_version() -> None:
     memory = ThreadMemory(Layout(4, 1, num_buffers=2))
-    memory.store(Word.NEXT_VERSION, 2)  # it is being made where version 0 lies
+    memory.store(Word.NEXT_VERSION, 2)  # it is being written over version 0
     client = StoreClient([memory], 0, ClientOptions())
     assert not client._reserve(0) and client._reserve(1)
 
 
-def test_who_takes_a_slot_over_withdraws_what_another_pulled_ahead() -> None:
+def test_a_worker_that_takes_over_a_slot_withdraws_the_version_pulled_ahead() -> None:
     memory = ThreadMemory(Layout(4, 2, num_slots=1))
     word = memory.layout.slot_word(0, SlotWord.NEXT_BASE_VERSION)
     first, second = (StoreClient([memory], worker, ClientOptions(), slot=0) for worker in range(2))
@@ -788,7 +792,7 @@ def test_who_takes_a_slot_over_withdraws_what_another_pulled_ahead() -> None:
     assert memory.load(word) == IDLE
 
 
-def test_what_was_pulled_ahead_is_announced_until_it_is_what_is_being_computed() -> None:
+def test_a_version_pulled_ahead_stays_announced_until_it_is_computed_on() -> None:
     memory = ThreadMemory(Layout(4, 1))
     for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
         memory.store(memory.layout.slot_word(0, word), IDLE)
@@ -805,17 +809,17 @@ def test_what_was_pulled_ahead_is_announced_until_it_is_what_is_being_computed()
     parameters = torch.zeros(4)
     client.pull(parameters)
     assert announced() == [0, IDLE]
-    client.keep_announced(0)  # it is being computed
+    client.keep_announced(0)  # the worker computes on it
     make_version(1)
     client.pull(parameters)
     assert announced() == [0, 1]
-    client.keep_announced(1)  # now that is
+    client.keep_announced(1)  # now on this one
     client.push(torch.ones(4), [arrival(0)])
     assert announced() == [1, IDLE]
     make_version(2)
     client.pull(parameters)
     assert announced() == [1, 2]
-    client.keep_announced(IDLE)  # the last: nothing is computed meanwhile
+    client.keep_announced(IDLE)  # the last step: nothing is computed meanwhile
     memory.store(memory.layout.slot_word(0, SlotWord.FREED), 1)
     client.push(torch.ones(4), [arrival(1, base_version=1)])
     assert announced() == [IDLE, IDLE]
@@ -852,13 +856,13 @@ def test_the_store_gives_up_on_a_worker_that_is_silent() -> None:
         server.serve(lambda: None)
 
 
-def test_the_store_tells_a_dead_process_from_one_that_is_still_starting() -> None:
+def test_the_store_distinguishes_a_dead_process_from_one_that_is_still_starting() -> None:
     memory = ThreadMemory(Layout(4, 1))
     store, observer = make_store(asynchronous(), memory=memory), Recorder()
     server = StoreServer(store, memory, observer, ServerOptions(near_workers=frozenset([0])))
     gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     word = memory.layout.worker_word(0, WorkerWord.PROCESS)
-    memory.store(word, 2**22 + 1)  # nobody of that number was ever seen here: it may be counted otherwise there
+    memory.store(word, 2**22 + 1)  # a process id never seen on this machine: it may stem from another process namespace
 
     def stop_requested() -> StopNotice | None:
         if memory.load(word) != gone.pid:
@@ -872,7 +876,7 @@ def test_the_store_tells_a_dead_process_from_one_that_is_still_starting() -> Non
         server.serve(stop_requested)
 
 
-def test_who_does_not_answer_a_request_to_stop_is_not_waited_for_longer_than_configured() -> None:
+def test_a_worker_that_ignores_a_request_to_stop_is_waited_for_as_long_as_configured() -> None:
     memory = ThreadMemory(Layout(4, 2))
     store = make_store(asynchronous(), num_workers=2, memory=memory)
     StoreClient([memory], 0, ClientOptions()).leave()
@@ -881,12 +885,12 @@ def test_who_does_not_answer_a_request_to_stop_is_not_waited_for_longer_than_con
         server.serve(lambda: StopNotice(StopKind.SIGNAL, 0, 15))
 
 
-def test_a_heartbeat_goes_on_while_its_owner_computes_and_stops_when_that_hangs() -> None:
+def test_a_heartbeat_continues_while_its_owner_computes_and_stops_if_it_hangs() -> None:
     memory = ThreadMemory(Layout(4, 1))
     silence = Silence()
     with Heartbeat(memory, Word.STORE_HEARTBEAT, hang_timeout_seconds=0.6) as heartbeat:
         until(lambda: memory.load(Word.STORE_HEARTBEAT) >= 3)
-        until(lambda: silence.seconds(memory.load(Word.STORE_HEARTBEAT)) > 0.6)  # nobody touched it
+        until(lambda: silence.seconds(memory.load(Word.STORE_HEARTBEAT)) > 0.6)  # nothing touched it
         before = memory.load(Word.STORE_HEARTBEAT)
         heartbeat.touch()
         until(lambda: memory.load(Word.STORE_HEARTBEAT) > before)

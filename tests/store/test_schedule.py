@@ -1,4 +1,4 @@
-"""Learning rates and N over versions, against values computed by hand."""
+"""Learning rates and N over versions, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_fixed_n_is_not_capped_outside_of_lock_step() -> None:
     assert arrivals_needed(asynchronous(arrivals_per_update=5), version=0, num_active=2) == 5
 
 
-def test_in_lock_step_n_is_at_most_the_workers_that_are_left() -> None:
+def test_in_lock_step_n_is_at_most_the_number_of_active_workers() -> None:
     strategy = asynchronous(arrivals_per_update=5, lockstep=True)
     assert [arrivals_needed(strategy, 0, num_active) for num_active in (7, 5, 2)] == [5, 5, 2]
 
@@ -58,5 +58,5 @@ def test_a_warm_start_is_synchronous_for_its_versions_alone() -> None:
     assert [arrivals_needed(strategy, version, num_active=3) for version in range(4)] == [3, 3, 1, 1]
 
 
-def test_lock_step_is_synchronous_for_ever() -> None:
+def test_lock_step_is_always_synchronous() -> None:
     assert is_synchronous(asynchronous(lockstep=True), version=10**9)

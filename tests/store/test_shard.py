@@ -1,4 +1,4 @@
-"""The arithmetic of a shard: optimizer steps against values computed by hand, buffers, sparse gradients, its state."""
+"""The arithmetic of a shard: optimizer steps compared with values computed by hand, buffers, sparse gradients, its state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_step_divides_then_clips() -> None:
     assert shard.parameters.tolist() == pytest.approx([-0.6, -0.8])
 
 
-def test_versions_go_round_the_buffers_and_leave_the_others_alone() -> None:
+def test_versions_rotate_through_the_buffers_and_leave_the_others_alone() -> None:
     buffers = [torch.full((2,), float(n)) for n in (0, 9, 9)]
     shard = Shard(buffers, sgd())
     for version in (1, 2, 3, 4):
@@ -46,8 +46,8 @@ def test_the_moving_average_follows_closely_at_first_and_then_decays_as_configur
         assert shard.read("average").item() == pytest.approx(expected)
 
 
-def test_held_gradients_are_summed_in_order_and_read_when_they_are_needed() -> None:
-    """(1e8 + 1) - 1e8 is 0 in float32, (1e8 - 1e8) + 1 is 1."""
+def test_held_gradients_are_summed_in_order_and_read_only_when_needed() -> None:
+    """In float32, (1e8 + 1) - 1e8 is 0, but (1e8 - 1e8) + 1 is 1."""
     values = [torch.tensor([1e8]), torch.tensor([1.0]), torch.tensor([-1e8])]
     shard = Shard([torch.zeros(1)], sgd())
     for value in values:
@@ -57,12 +57,12 @@ def test_held_gradients_are_summed_in_order_and_read_when_they_are_needed() -> N
     shard.discard()
     for value in (values[0], values[2], values[1]):
         shard.add(Gradient.measure(value), 1.0)
-    values[1].fill_(5.0)  # not read yet
+    values[1].fill_(5.0)  # the shard has not read it yet
     shard.norm(1.0)
     assert shard.read("pending_sum").item() == 5.0
 
 
-def test_folding_in_between_does_not_change_the_sum() -> None:
+def test_flushing_in_between_does_not_change_the_sum() -> None:
     random = torch.Generator().manual_seed(1)
     gradients = [Gradient.measure(torch.randn(9000, generator=random)) for _ in range(5)]
     results = []
@@ -77,7 +77,7 @@ def test_folding_in_between_does_not_change_the_sum() -> None:
     assert all(torch.equal(result[0], results[0][0]) and result[1] == results[0][1] for result in results)
 
 
-def test_a_sparse_gradient_counts_as_the_whole_one_with_zeros() -> None:
+def test_a_sparse_gradient_counts_like_the_dense_one_with_zeros() -> None:
     whole = torch.tensor([0.0, 2.0, 0.0, -3.0])
     few = Gradient(torch.tensor([2.0, -3.0]), 3.0, torch.tensor([1, 3], dtype=torch.int32))
     shards = [Shard([torch.ones(4)], OptimizerConfig()) for _ in range(2)]
@@ -88,7 +88,7 @@ def test_a_sparse_gradient_counts_as_the_whole_one_with_zeros() -> None:
     assert torch.equal(shards[0].parameters, shards[1].parameters)
 
 
-def test_a_loaded_shard_goes_on_bit_for_bit_in_other_buffers() -> None:
+def test_a_loaded_shard_continues_bit_for_bit_in_other_buffers() -> None:
     optimizer = OptimizerConfig(average_decay=0.5)
     shard = Shard([torch.zeros(3), torch.zeros(3)], optimizer)
     for version in (1, 2, 3):
@@ -128,7 +128,7 @@ def gradient(seed: int) -> Gradient:
 
 
 def advanced(name: str, num_updates: int = 3) -> tuple[Shard, list[torch.Tensor]]:
-    """A shard at version `num_updates`, and its vectors for what is provisional."""
+    """Return a shard at version `num_updates`, and its vectors for provisional parameters."""
     provisional = [torch.full((SIZE,), torch.nan) for _ in range(2)]
     shard = Shard(
         [torch.zeros(SIZE) for _ in range(2)], OptimizerConfig.model_validate(OPTIMIZERS[name]), provisional=provisional
@@ -145,7 +145,7 @@ def copies(shard: Shard, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not name.startswith("adam")])
-def test_a_provisional_step_makes_what_a_step_would(name: str) -> None:
+def test_a_provisional_step_gives_the_parameters_of_a_step(name: str) -> None:
     shard, provisional = advanced(name)
     twin, _ = advanced(name)
     order = StepOrder(4, 0.05, 3.0, clip=0.7)
@@ -186,8 +186,8 @@ def test_a_provisional_step_of_adam_keeps_the_second_moment_but_where_that_of_it
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
-def test_an_element_whose_gradient_was_zero_so_far_does_not_jump(kind: str) -> None:
-    """As of a word that was not met before, or an element that was never pushed."""
+def test_an_element_whose_gradients_were_zero_does_not_jump(kind: str) -> None:
+    """Such as the embedding of a word not seen so far, or an element that was never pushed."""
     provisional = torch.empty(2)
     shard = Shard([torch.zeros(2), torch.zeros(2)], OptimizerConfig(kind=kind), provisional=[provisional])
     for version in range(1, 51):
@@ -200,8 +200,8 @@ def test_an_element_whose_gradient_was_zero_so_far_does_not_jump(kind: str) -> N
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_provisional_steps_change_nothing_else(name: str) -> None:
-    """Between any two gradients, and before a combination: the run goes on bit for bit as without them."""
+def test_provisional_steps_leave_later_versions_unchanged(name: str) -> None:
+    """Whether before a gradient or before a combination, provisional steps leave every later version bit-identical."""
     shard, provisional = advanced(name)
     twin, _ = advanced(name)
     for version in (4, 5, 6):

@@ -1,4 +1,6 @@
-"""What is written into slots, read out of them, and kept at the worker: no part of a gradient is lost or counted twice."""
+"""Gradients are written into slots, read from them, and their errors kept by the worker: no part is lost or counted
+twice.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,14 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Unmapped(ThreadMemory):
-    """As a rank of another node sees the block."""
+    """A block as a rank of another node sees it."""
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
         return None
 
 
-class Way:
-    """From one worker's gradients to the sums of all shards. The worker has the second of two slots."""
+class GradientPath:
+    """The path of gradients from one worker to the sums of all shards. The worker has the second of two slots."""
 
     def __init__(
         self,
@@ -77,7 +79,9 @@ class Way:
 
 
 def exact_gradient(size: int, seed: int) -> torch.Tensor:
-    """[size]: multiples of 2^-10, whose sums and rests are exact in float32; a few are much larger than the others."""
+    """Return [size] multiples of 2^-10, a few of them much larger than the others, whose sums and remainders are exact
+    in float32.
+    """
     generator = torch.Generator().manual_seed(seed)
     small = torch.randint(-3000, 3000, (size,), generator=generator)
     return (small * torch.randint(1, 40, (size,), generator=generator).div(39, rounding_mode="floor").mul(90).add(1)) / 1024
@@ -97,7 +101,7 @@ def test_ranges_cover_the_vector_in_whole_blocks_of_about_equal_number(size: int
     assert min(blocks) > 0 or num_shards > -(-size // BLOCK)
 
 
-def test_a_slot_has_room_for_its_range_or_for_what_is_kept_of_the_whole() -> None:
+def test_a_slot_has_room_for_its_range_or_for_all_elements_that_are_sent() -> None:
     part = slice(BLOCK, 3 * BLOCK)
     assert slot_format(10 * BLOCK, part, FORMATS["float16"]) == SlotFormat(SlotDtype.FLOAT16, 2 * BLOCK)
     assert slot_format(10 * BLOCK, part, PushConfig(keep=0.1, error_feedback=True)) == SlotFormat(
@@ -106,11 +110,11 @@ def test_a_slot_has_room_for_its_range_or_for_what_is_kept_of_the_whole() -> Non
     assert slot_format(10 * BLOCK, part, PushConfig(keep=0.5, error_feedback=True)).capacity == 2 * BLOCK
 
 
-def test_at_least_one_element_is_kept() -> None:
+def test_at_least_one_element_is_sent() -> None:
     assert [num_kept(size, 0.01) for size in (1, 10, 100, 1000, 12345)] == [1, 1, 1, 10, 123]
 
 
-# --- What arrives -----------------------------------------------------------------------------------------------------
+# --- Sums -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
@@ -120,21 +124,21 @@ def test_a_gradient_arrives_rounded_and_measured(
     name: str, memory_type: Callable[[Layout], ThreadMemory], num_shards: int
 ) -> None:
     size, push = 3 * BLOCK + 7, FORMATS[name]
-    way, gradient = Way(size, push, num_shards, memory_type=memory_type), torch.randn(3 * BLOCK + 7)
+    path, gradient = GradientPath(size, push, num_shards, memory_type=memory_type), torch.randn(3 * BLOCK + 7)
     before = gradient.clone()
-    sent = way.push(gradient)
+    sent = path.push(gradient)
     expected = gradient.to(getattr(torch, push.dtype)).float()
-    assert torch.equal(way.sum, expected) and torch.equal(gradient, before)
+    assert torch.equal(path.sum, expected) and torch.equal(gradient, before)
     assert sent == Sent(float(expected.abs().max()), BYTES[push.dtype] * size)
-    assert way.error.eq(0.0).all()
+    assert path.error.eq(0.0).all()
 
 
-def test_what_is_read_lies_in_the_slot_itself() -> None:
+def test_a_gradient_is_read_in_the_slot_without_a_copy() -> None:
     for push, values_offset in ((FORMATS["bfloat16"], 0), (FORMATS["few"], 64 + 4 * 56 + 32)):
-        way = Way(1115, push)
-        (gradient,) = way.read(way.writer.write(exact_gradient(1115, 1), 1))
+        path = GradientPath(1115, push)
+        (gradient,) = path.read(path.writer.write(exact_gradient(1115, 1), 1))
         assert gradient.slot == 1
-        beginning = way.memories[0].vector(0, 1, torch.uint8).data_ptr() + way.memories[0].layout.slot_offset(1)
+        beginning = path.memories[0].vector(0, 1, torch.uint8).data_ptr() + path.memories[0].layout.slot_offset(1)
         assert gradient.values.data_ptr() == beginning + values_offset
         if gradient.indices is not None:
             assert gradient.indices.data_ptr() == beginning + 64 and gradient.indices.dtype == torch.int32
@@ -142,32 +146,32 @@ def test_what_is_read_lies_in_the_slot_itself() -> None:
 
 @pytest.mark.parametrize("name", WITH_FEEDBACK)
 @pytest.mark.parametrize("num_shards", [1, 2, 3])
-def test_what_is_summed_and_what_is_kept_are_all_that_was_given(name: str, num_shards: int) -> None:
+def test_the_sum_and_the_kept_error_add_up_to_the_gradients(name: str, num_shards: int) -> None:
     size = 2 * BLOCK + 900
-    way, given = Way(size, FORMATS[name], num_shards), torch.zeros(size)
+    path, given = GradientPath(size, FORMATS[name], num_shards), torch.zeros(size)
     for step in range(12):
         gradient = exact_gradient(size, step)
         given += gradient
-        way.push(gradient)
-        assert torch.equal(way.sum + way.error, given)
-        assert way.error.count_nonzero() > 0
+        path.push(gradient)
+        assert torch.equal(path.sum + path.error, given)
+        assert path.error.count_nonzero() > 0
 
 
 @pytest.mark.parametrize("name", WITH_FEEDBACK)
-def test_nothing_is_lost_but_to_rounding_whatever_the_numbers(name: str) -> None:
+def test_only_rounding_loses_anything_whatever_the_numbers(name: str) -> None:
     size = 5000
-    way, given = Way(size, FORMATS[name]), torch.zeros(size, dtype=torch.float64)
+    path, given = GradientPath(size, FORMATS[name]), torch.zeros(size, dtype=torch.float64)
     for step in range(30):
         gradient = torch.randn(size, generator=torch.Generator().manual_seed(step)) * 10.0 ** (step % 5 - 3)
         given += gradient
-        way.push(gradient)
-    torch.testing.assert_close(way.sum.double() + way.error, given, rtol=1e-5, atol=1e-5)
+        path.push(gradient)
+    torch.testing.assert_close(path.sum.double() + path.error, given, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_several_shards_receive_what_one_would(name: str) -> None:
+def test_several_shards_receive_the_same_as_one(name: str) -> None:
     size = 3 * BLOCK - 5
-    one, several = (Way(size, FORMATS[name], num_shards) for num_shards in (1, 3))
+    one, several = (GradientPath(size, FORMATS[name], num_shards) for num_shards in (1, 3))
     for step in range(5):
         gradient = torch.randn(size, generator=torch.Generator().manual_seed(step))
         assert one.push(gradient) == several.push(gradient)
@@ -176,18 +180,18 @@ def test_several_shards_receive_what_one_would(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_FEEDBACK)
 def test_a_block_of_another_node_receives_the_same(name: str) -> None:
-    near, far = (Way(9000, FORMATS[name], 2, memory_type=kind) for kind in (ThreadMemory, Unmapped))
+    near, far = (GradientPath(9000, FORMATS[name], 2, memory_type=kind) for kind in (ThreadMemory, Unmapped))
     for step in range(3):
         assert near.push(exact_gradient(9000, step)) == far.push(exact_gradient(9000, step))
     assert torch.equal(near.sum, far.sum) and torch.equal(near.error, far.error)
 
 
-def test_the_kept_error_goes_on_in_memory_that_is_given() -> None:
+def test_the_kept_error_continues_in_the_memory_given() -> None:
     error = exact_gradient(5000, 7)
     before = error.clone()
-    way = Way(5000, FORMATS["few"], error=error)
-    way.push(exact_gradient(5000, 8))
-    assert torch.equal(way.sum + error, before + exact_gradient(5000, 8))
+    path = GradientPath(5000, FORMATS["few"], error=error)
+    path.push(exact_gradient(5000, 8))
+    assert torch.equal(path.sum + error, before + exact_gradient(5000, 8))
 
 
 # --- Dropping ---------------------------------------------------------------------------------------------------------
@@ -195,69 +199,69 @@ def test_the_kept_error_goes_on_in_memory_that_is_given() -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(size=st.sampled_from([1, 30, 5000, 170_001]), keep=st.sampled_from([0.001, 0.01, 0.3, 0.9]), seed=st.integers(0, 99))
-def test_no_more_is_sent_than_wanted_and_nothing_smaller_than_what_is_kept(size: int, keep: float, seed: int) -> None:
-    way = Way(size, PushConfig(keep=keep, error_feedback=True))
+def test_at_most_the_wanted_number_is_sent_and_nothing_smaller_than_the_rest(size: int, keep: float, seed: int) -> None:
+    path = GradientPath(size, PushConfig(keep=keep, error_feedback=True))
     gradient = torch.randn(size, generator=torch.Generator().manual_seed(seed))
-    sent = way.push(gradient)
-    (received,) = way.read(sent)
+    sent = path.push(gradient)
+    (received,) = path.read(sent)
     assert received.indices is not None
     indices = received.indices.long()
-    # The threshold is found on a sample of larger vectors, so there may be fewer.
+    # In larger vectors the threshold is found on a sample, so fewer may be sent.
     assert num_kept(size, keep) * (1.0 if size < 50_000 else 0.5) <= len(indices) <= num_kept(size, keep)
     assert sent == Sent(float(gradient.abs().max()), 8 * len(indices))
     assert (indices.diff() > 0).all()
     assert torch.equal(received.values, gradient[indices])
     kept = gradient.clone()
     kept[indices] = 0.0
-    assert torch.equal(way.error, kept)
+    assert torch.equal(path.error, kept)
     assert received.values.abs().min() >= kept.abs().max()
 
 
-def test_of_equal_elements_no_more_are_sent_than_wanted() -> None:
-    way = Way(1000, PushConfig(keep=0.02, error_feedback=True))
-    (received,) = way.read(way.push(torch.ones(1000)))
+def test_at_most_the_wanted_number_of_equal_elements_is_sent() -> None:
+    path = GradientPath(1000, PushConfig(keep=0.02, error_feedback=True))
+    (received,) = path.read(path.push(torch.ones(1000)))
     assert len(received.values) == 20
-    assert torch.equal(way.sum + way.error, torch.ones(1000))
+    assert torch.equal(path.sum + path.error, torch.ones(1000))
 
 
 def test_zeros_are_not_sent() -> None:
-    way = Way(1000, PushConfig(keep=0.5, error_feedback=True))
-    assert way.push(torch.zeros(1000)) == Sent(0.0, 0)
+    path = GradientPath(1000, PushConfig(keep=0.5, error_feedback=True))
+    assert path.push(torch.zeros(1000)) == Sent(0.0, 0)
     gradient = torch.zeros(1000)
     gradient[[3, 700]] = torch.tensor([-2.0, 1.0])
-    assert way.push(gradient) == Sent(2.0, 16)
-    assert torch.equal(way.sum, gradient)
+    assert path.push(gradient) == Sent(2.0, 16)
+    assert torch.equal(path.sum, gradient)
 
 
-def test_all_that_is_sent_may_be_of_one_shard() -> None:
+def test_all_elements_sent_may_belong_to_one_shard() -> None:
     size = 3 * BLOCK
     gradient = torch.zeros(size)
     gradient[BLOCK : 2 * BLOCK] = 1.0 + torch.arange(BLOCK)
-    way = Way(size, PushConfig(keep=0.9, error_feedback=True), 3)
-    sent = way.push(gradient)
-    assert [len(received.values) for received in way.read(sent)] == [0, BLOCK, 0]
-    assert torch.equal(way.sum, gradient)
+    path = GradientPath(size, PushConfig(keep=0.9, error_feedback=True), 3)
+    sent = path.push(gradient)
+    assert [len(received.values) for received in path.read(sent)] == [0, BLOCK, 0]
+    assert torch.equal(path.sum, gradient)
 
 
-def test_what_is_dropped_again_and_again_is_sent_when_it_has_grown() -> None:
-    way = Way(100, PushConfig(keep=0.01, error_feedback=True))
+def test_an_element_that_is_dropped_repeatedly_is_sent_once_it_has_grown() -> None:
+    path = GradientPath(100, PushConfig(keep=0.01, error_feedback=True))
     gradient = torch.zeros(100)
     gradient[[10, 20]] = torch.tensor([1.0, 0.375])
     received = []
     for _ in range(4):
-        (few,) = way.read(way.push(gradient))
+        (few,) = path.read(path.push(gradient))
         assert few.indices is not None
         received.append((few.indices.tolist(), few.values.tolist()))
     assert received == [([10], [1.0]), ([10], [1.0]), ([20], [1.125]), ([10], [2.0])]
-    assert way.error[[10, 20]].tolist() == [0.0, 0.375]
+    assert path.error[[10, 20]].tolist() == [0.0, 0.375]
 
 
 # --- Not finite -------------------------------------------------------------------------------------------------------
 
 
-def refusals(way: Way, push: PushConfig, sent: Sent) -> list[Refusal]:
-    store = make_store(asynchronous(), size=len(way.error), optimizer=sgd())
-    store.accept([Arrival(0, 0, 0, 1, 0.0)], way.read(sent)[0])
+def refusals(path: GradientPath, push: PushConfig, sent: Sent) -> list[Refusal]:
+    store = make_store(asynchronous(), size=len(path.error), optimizer=sgd())
+    store.accept([Arrival(0, 0, 0, 1, 0.0)], path.read(sent)[0])
     return [refusal for _, refusal in store.take_refused()]
 
 
@@ -265,42 +269,42 @@ def refusals(way: Way, push: PushConfig, sent: Sent) -> list[Refusal]:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("at", [0, 4500])
 def test_a_gradient_that_is_not_finite_is_refused_and_leaves_the_kept_error_alone(at: int, name: str, value: float) -> None:
-    way = Way(5000, FORMATS[name])
-    way.push(exact_gradient(5000, 1))
-    before = way.error.clone()
+    path = GradientPath(5000, FORMATS[name])
+    path.push(exact_gradient(5000, 1))
+    before = path.error.clone()
     spoilt = exact_gradient(5000, 2)
     spoilt[at] = value
-    sent = way.writer.write(spoilt, 1)
+    sent = path.writer.write(spoilt, 1)
     assert not math.isfinite(sent.largest)
-    assert refusals(way, FORMATS[name], sent) == [Refusal.NOT_FINITE]
-    assert torch.equal(way.error, before)
+    assert refusals(path, FORMATS[name], sent) == [Refusal.NOT_FINITE]
+    assert torch.equal(path.error, before)
     good = exact_gradient(5000, 3)
-    rest = way.sum + before
-    assert refusals(way, FORMATS[name], way.push(good)) == []
+    rest = path.sum + before
+    assert refusals(path, FORMATS[name], path.push(good)) == []
     if FORMATS[name].error_feedback:
-        assert torch.equal(way.sum + way.error, rest + good)
+        assert torch.equal(path.sum + path.error, rest + good)
 
 
 @pytest.mark.parametrize("num_shards", [2, 3])
 @pytest.mark.parametrize("name", FORMATS)
-def test_one_shard_that_is_not_finite_spoils_the_whole(name: str, num_shards: int) -> None:
+def test_a_gradient_that_is_not_finite_in_one_shard_is_refused_whole(name: str, num_shards: int) -> None:
     for at, value in itertools.product((0, BLOCK, 3 * BLOCK - 1), (math.nan, math.inf)):
-        way = Way(3 * BLOCK, FORMATS[name], num_shards)
+        path = GradientPath(3 * BLOCK, FORMATS[name], num_shards)
         spoilt = torch.ones(3 * BLOCK)
         spoilt[at] = value
-        assert not math.isfinite(way.writer.write(spoilt, 1).largest)
+        assert not math.isfinite(path.writer.write(spoilt, 1).largest)
 
 
 @pytest.mark.parametrize("name", ["float16", "float16-feedback", "few-float16"])
-def test_what_overflows_float16_is_refused_and_not_clipped(name: str) -> None:
-    way = Way(5000, FORMATS[name])
+def test_a_float16_overflow_is_refused_and_not_clipped(name: str) -> None:
+    path = GradientPath(5000, FORMATS[name])
     large = torch.full((5000,), 0.25)
     large[4321] = -65520.0
-    sent = way.writer.write(large, 1)
+    sent = path.writer.write(large, 1)
     assert sent.largest == math.inf
-    assert refusals(way, FORMATS[name], sent) == [Refusal.NOT_FINITE]
-    assert way.error.eq(0.0).all()
-    large[4321] = -65519.0  # rounds to the largest number
-    sent = way.writer.write(large, 1)
-    assert sent.largest == 65504.0 and refusals(way, FORMATS[name], sent) == []
-    assert way.error[4321] == (-15.0 if FORMATS[name].error_feedback else 0.0)
+    assert refusals(path, FORMATS[name], sent) == [Refusal.NOT_FINITE]
+    assert path.error.eq(0.0).all()
+    large[4321] = -65519.0  # rounds to the largest float16
+    sent = path.writer.write(large, 1)
+    assert sent.largest == 65504.0 and refusals(path, FORMATS[name], sent) == []
+    assert path.error[4321] == (-15.0 if FORMATS[name].error_feedback else 0.0)

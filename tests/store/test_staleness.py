@@ -1,4 +1,4 @@
-"""What is done to stale gradients, against values computed by hand."""
+"""Treatment of stale gradients, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.store.stores import asynchronous, make_shard, sgd
 
 
 @pytest.mark.parametrize("policy", ["none", "delay_compensation"])
-def test_these_policies_divide_by_nothing(policy: str) -> None:
+def test_these_policies_leave_the_weight_at_one(policy: str) -> None:
     assert divisor(asynchronous(staleness_policy=policy), 5) == 1.0
 
 
@@ -22,7 +22,7 @@ def test_inverse_divides_by_one_more_than_the_staleness() -> None:
 
 
 @pytest.mark.parametrize(("policy", "staleness"), [("none", 5), ("inverse", 5), ("delay_compensation", 0)])
-def test_nothing_is_compensated_without_the_policy_or_staleness(policy: str, staleness: int) -> None:
+def test_nothing_is_compensated_without_the_policy_or_without_staleness(policy: str, staleness: int) -> None:
     assert compensation(asynchronous(staleness_policy=policy), staleness, 2) is None
 
 

@@ -1,4 +1,4 @@
-"""Which pushes a worker can write into the memory of a GPU by itself."""
+"""Pushes that a worker can write into the memory of a GPU by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store's server and its workers as threads of one process, and a observer that remembers everything."""
+"""A store's server and its workers as threads of one process, and an observer that records every call."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hvd_async.store.wire.stop import StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import arrival, make_store, sgd
 
-JOIN_SECONDS = 90.0  # generous: only a hang gets there
+JOIN_SECONDS = 90.0  # generous: only a hang takes so long
 
 
 @dataclass
 class Recorder:
-    """A `Observer` that remembers what it is told, in order."""
+    """An `Observer` that records its calls in order."""
 
     evaluate_every: int = 0
     finish_at: int | None = None
@@ -38,43 +38,36 @@ class Recorder:
     rescues: list[StopNotice | None] = field(default_factory=list)
 
     def started(self, store: ParameterStore) -> None:
-        """See `Observer`."""
+        pass
 
     def received(self, arrivals: Sequence[Arrival]) -> None:
-        """See `Observer`."""
+        pass
 
     def updating(self) -> None:
-        """See `Observer`."""
+        pass
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
-        """See `Observer`."""
         self.refusals.append((arrival, refusal))
 
     def updated(self, update: Update) -> None:
-        """See `Observer`."""
         self.updates.append(update)
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
-        """See `Observer`."""
         self.evaluations.append((version, list(statistics)))
 
     def ended(self, notice: StopNotice | None) -> None:
-        """See `Observer`."""
         self.endings.append(notice)
 
     def settle(self) -> None:
-        """See `Observer`."""
+        pass
 
     def rescue(self, stop: StopNotice | None = None) -> None:
-        """See `Observer`."""
         self.rescues.append(stop)
 
     def num_evaluations_due(self) -> int:
-        """See `Observer`."""
         return len(self.updates) // self.evaluate_every if self.evaluate_every else 0
 
     def is_finished(self) -> bool:
-        """See `Observer`."""
         return self.finish_at is not None and len(self.updates) >= self.finish_at
 
     @property
@@ -90,7 +83,9 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Pull:
-    """What a worker saw: the smallest and largest element of the parameters of `version`, or provisional ones on top of it."""
+    """Parameters as a worker saw them: smallest and largest element, either of `version` or of provisional parameters
+    on top of it.
+    """
 
     version: int
     smallest: float
@@ -109,20 +104,20 @@ class Workers:
     gradient: Callable[[int], torch.Tensor]
     seed: int = 0
     memories: Sequence[ThreadMemory] = ()
-    """The blocks of all shards, where there are several."""
+    """Blocks of all shards, if there are several."""
     push: PushConfig = field(default_factory=PushConfig)
     optimizer: OptimizerConfig = field(default_factory=sgd)
-    """That of `store`."""
+    """Optimizer of `store`."""
     observer: Recorder = field(default_factory=Recorder)
     server: ServerOptions = field(default_factory=ServerOptions)
     after_step: Callable[[StoreClient, int, int], bool] = lambda client, worker, num_steps: True
-    """Called by a worker between its steps; False makes it leave."""
+    """Called by a worker between its steps; if it returns False, the worker leaves."""
     failures: dict[str, BaseException] = field(default_factory=dict)
     pulls: dict[int, list[Pull]] = field(default_factory=dict)
     notice: StopNotice | None = None
 
     def run(self) -> Workers:
-        """Start everyone, wait for all to end, and fail if somebody does not."""
+        """Start all threads and wait for them to end; fail if one hangs."""
         threads = [threading.Thread(target=self._guard, args=("store", self._serve), daemon=True)]
         for worker in range(self.memory.layout.num_workers):
             self.pulls[worker] = []
@@ -136,7 +131,7 @@ class Workers:
         return self
 
     def check(self) -> Workers:
-        """Fail with the first error that a thread met."""
+        """Fail with the first error of any thread."""
         for error in self.failures.values():
             raise error
         return self
@@ -171,7 +166,7 @@ class Workers:
             batch = client.claim()
             if batch >= self.num_batches:
                 break
-            for _ in range(pace.randrange(1, 1 + 1000 * (1 + worker))):  # the work, uneven and seeded
+            for _ in range(pace.randrange(1, 1 + 1000 * (1 + worker))):  # work of uneven, seeded length
                 pass
             base = client.base
             given = arrival(batch, worker=worker, base_version=base.version, provisional=base.provisional)
@@ -179,7 +174,7 @@ class Workers:
             num_steps += 1
             if is_synchronous(self.strategy, base.version):
                 client.wait_released()
-            elif pace.random() < 0.5:  # the strategy does; the protocol holds without it too
+            elif pace.random() < 0.5:  # real strategies always wait here; the protocol must hold without it too
                 client.wait_drained()
             self._pull(client, worker, parameters)
         client.leave()
@@ -193,8 +188,12 @@ class Workers:
         self.pulls[worker].append(Pull(base.version, float(smallest), float(largest), base.provisional))
 
     def expected(self) -> dict[tuple[int, int], float]:
-        """What all elements are of each version and with each number of arrivals provisionally on top, 0 being the version
-        itself, made again from what was applied, in its order. Gradients are the same in all elements, and none is clipped."""
+        """Recompute the value of every version and of all provisional parameters from the arrivals applied, in their
+        order.
+
+        Keys are (version, number of arrivals on top, 0 for the version itself). All elements of a gradient are equal,
+        and none is clipped, so that one number stands for all elements.
+        """
         provisional = torch.zeros(1)
         again = make_store(self.strategy, optimizer=self.optimizer, size=1, provisional=[provisional])
         values = {(0, 0): 0.0}
