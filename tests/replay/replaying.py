@@ -1,4 +1,4 @@
-"""Runs of the toy computed again, and what their logs say."""
+"""Functions that replay runs of the toy, and that read and edit their logs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
 
 
 def quiet(_: str) -> None:
-    """Says nothing."""
+    """Print nothing."""
 
 
 def replay_toy(folder: pathlib.Path, settings: Settings, **options: Any) -> Verdict:
-    """Compute the toy run in `folder` again, in this process and without its faults."""
+    """Replay the toy run in `folder`, in this process and without its faults."""
     task = ToyTask(dataclasses.replace(settings, faults=[], uneven=None), rank=0)
     return replay(folder, lambda _: task, ReplayOptions(**options), quiet)
 
@@ -31,7 +31,7 @@ def replay_toy(folder: pathlib.Path, settings: Settings, **options: Any) -> Verd
 def run_single(
     folder: pathlib.Path, num_batches: int = 12, resume: bool = False, diverges: bool = False, **sections: Any
 ) -> Settings:
-    """The toy in one process, in `folder`, with hashes of every fifth version."""
+    """Run the toy in one process, in `folder`, with hashes of every fifth version."""
     training = {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "hash_every": 5}
     sections = {**sections, "training": {**training, **sections.get("training", {})}}
     settings = Settings(make_config(folder, **sections), num_batches=num_batches)
@@ -42,7 +42,7 @@ def run_single(
 
 
 def read_log(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """All events."""
+    """Return all events."""
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
@@ -54,5 +54,5 @@ def edit_log(folder: pathlib.Path, change: Callable[[list[dict[str, Any]]], None
 
 
 def nth(events: list[dict[str, Any]], kind: str, number: int) -> dict[str, Any]:
-    """The event of `kind` number 0, 1, ..."""
+    """Return event number 0, 1, ... of `kind`."""
     return [event for event in events if event["event"] == kind][number]

@@ -1,4 +1,4 @@
-"""Replay in one process: what is equal is found equal, and every change of the log is named where it was made."""
+"""Replay in one process: equal runs are found equal, and every change of the log is named where it was made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Events = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Settings]:
-    """A run of 12 updates, with everything that belongs to an update; not to be changed."""
+    """A run of 12 updates with every feature of an update; tests must not change it."""
     optimizer = {"kind": "adamw", "weight_decay": 0.01, "clip_norm": 0.5, "average_decay": 0.9}
     folder = tmp_path_factory.mktemp("replay") / "run"
     settings = run_single(folder, optimizer=optimizer, validation={"every": 4}, training={"checkpoint_every": 3})
@@ -37,14 +37,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Se
 
 @pytest.fixture
 def run(recorded: tuple[pathlib.Path, Settings], tmp_path: pathlib.Path) -> tuple[pathlib.Path, Settings]:
-    """A copy of it, to be changed."""
+    """A copy of `recorded` that a test may change."""
     folder, settings = recorded
     shutil.copytree(folder, tmp_path / "run")
     return tmp_path / "run", settings
 
 
 def change(run: tuple[pathlib.Path, Settings], how: Callable[[Events], None]) -> str:
-    """Return the message of replay after a change of the log."""
+    """Change the log, and return the message with which replay fails."""
     folder, settings = run
     edit_log(folder, how)
     with pytest.raises(DifferenceError) as caught:
@@ -55,7 +55,7 @@ def change(run: tuple[pathlib.Path, Settings], how: Callable[[Events], None]) ->
 def test_a_run_is_equal_to_the_last_bit(recorded: tuple[pathlib.Path, Settings]) -> None:
     folder, settings = recorded
     verdict = replay_toy(folder, settings)
-    # ParameterHashes of every fifth version, of every checkpoint (3, 6, 9, 12), of the first and of the last version.
+    # Hashes of every fifth version, of every checkpoint (3, 6, 9, 12), of the first and of the last version.
     assert [event["version"] for event in read_log(folder) if event["event"] == "parameter_hash"] == [0, 3, 5, 6, 9, 10, 12]
     assert (verdict.versions, verdict.arrivals, verdict.hashes, verdict.last_hashed) == (12, 12, 7, 12)
     assert str(verdict) == "12 versions, 12 arrivals, 7 hashes"
@@ -83,7 +83,7 @@ def test_a_changed_loss_is_named_with_its_batch(run: tuple[pathlib.Path, Setting
     ("number", "field", "value", "words"),
     [
         (4, "batch", 77, "version 5: the target tokens of batch 77"),
-        (5, "batch", 50, "version 6: the loss of batch 50"),  # as many tokens as batch 5
+        (5, "batch", 50, "version 6: the loss of batch 50"),  # it has as many tokens as batch 5
         (6, "base_version", 5, "version 7: the loss of batch 6, computed by worker 0 on version 5"),
         (7, "tokens", 1, "version 8: the target tokens of batch 7"),
     ],
@@ -133,11 +133,11 @@ def test_another_text_is_found_before_anything_is_computed(run: tuple[pathlib.Pa
     edit_log(folder, lambda events: nth(events, "start", 0).update(data_fingerprint="other"))
     with pytest.raises(DataError, match=r"the text is not that of the run, .*: recorded other, here toy"):
         replay_toy(folder, settings)
-    edit_log(folder, lambda events: nth(events, "start", 0).pop("data_fingerprint"))  # an older log
+    edit_log(folder, lambda events: nth(events, "start", 0).pop("data_fingerprint"))  # the log of an older version
     assert replay_toy(folder, settings).versions == 12
 
 
-def test_what_differs_from_the_recorded_machine_is_said(run: tuple[pathlib.Path, Settings]) -> None:
+def test_differences_from_the_recorded_machine_are_reported(run: tuple[pathlib.Path, Settings]) -> None:
     def elsewhere(events: Events) -> None:
         nth(events, "start", 0)["software"]["torch"] = "1.0"
         nth(events, "start", 0)["ranks"][0].update(threads=3, software={"cpu": "abacus"})
@@ -145,10 +145,10 @@ def test_what_differs_from_the_recorded_machine_is_said(run: tuple[pathlib.Path,
 
     text = change(run, elsewhere)
     assert f"torch: 1.0, here {torch.__version__}; cpu: abacus, here " in text
-    assert "threads" not in text.splitlines()[-1]  # it was computed with as many
+    assert "threads" not in text.splitlines()[-1]  # replay used as many threads as the run
 
 
-def test_threads_are_those_of_the_record_or_those_that_are_asked_for(
+def test_replay_uses_the_recorded_number_of_threads_or_the_requested_one(
     run: tuple[pathlib.Path, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, settings = run
@@ -168,13 +168,13 @@ def test_threads_are_those_of_the_record_or_those_that_are_asked_for(
     assert used == {1, 2} and torch.get_num_threads() == before
 
 
-def test_a_log_without_hashs_is_still_compared(tmp_path: pathlib.Path) -> None:
+def test_a_log_without_hashes_is_still_compared(tmp_path: pathlib.Path) -> None:
     settings = run_single(tmp_path / "run", training={"hash_every": 0})
     assert not [event for event in read_log(tmp_path / "run") if event["event"] == "parameter_hash"]
     assert str(replay_toy(tmp_path / "run", settings)) == "12 versions, 12 arrivals, 0 hashes"
 
 
-def test_a_gradient_that_is_not_finite_is_in_no_update_here_either(tmp_path: pathlib.Path) -> None:
+def test_a_gradient_that_is_not_finite_is_in_no_update_of_the_replay(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     optimizer = {"kind": "sgd", "learning_rate": 3e38}  # overflows
     settings = run_single(folder, diverges=True, optimizer=optimizer)
@@ -183,7 +183,7 @@ def test_a_gradient_that_is_not_finite_is_in_no_update_here_either(tmp_path: pat
     assert replay_toy(folder, settings).arrivals == 12 - len(refused)
 
 
-def test_a_difference_that_a_refused_sum_may_explain_is_said_so(tmp_path: pathlib.Path) -> None:
+def test_a_difference_that_a_refused_sum_may_explain_is_reported_with_it(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     strategy = {"kind": "async", "arrivals_per_update": 3, "provisional": True}
     simulated(folder, 30, strategy=strategy, simulation={"workers": 4}, emulation=UNEVEN)
@@ -209,7 +209,7 @@ def test_a_difference_that_a_refused_sum_may_explain_is_said_so(tmp_path: pathli
     assert words not in str(without.value) and words in str(with_one.value)
 
 
-def test_a_run_that_was_made_longer_is_compared_where_it_goes_on_too(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_was_extended_is_compared_to_its_new_end(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     run_single(folder, num_batches=7)
     settings = run_single(folder, num_batches=12, resume=True)
@@ -217,7 +217,7 @@ def test_a_run_that_was_made_longer_is_compared_where_it_goes_on_too(tmp_path: p
     assert str(replay_toy(folder, settings)) == "12 versions, 12 arrivals, 6 hashes"
 
 
-# --- Until a version, and its model -----------------------------------------------------------------------------------
+# --- Replay up to a version, and its model ----------------------------------------------------------------------------
 
 
 def test_the_model_of_a_version_is_that_of_its_snapshot(tmp_path: pathlib.Path) -> None:
@@ -236,7 +236,7 @@ def test_a_model_is_not_written_over_another_nor_after_a_difference(run: tuple[p
     replay_toy(folder, settings, output=model, until=1)
     with pytest.raises(ConfigError, match="exists already; replace it with --overwrite"):
         replay_toy(folder, settings, output=model)
-    for name in ("meta.json", "model.safetensors"):  # which the toy's model has not
+    for name in ("meta.json", "model.safetensors"):  # files that the toy's model does not have
         (model / name).touch()
     replay_toy(folder, settings, output=model, overwrite=True, until=0)
     assert json.loads((model / "exported.json").read_text())["version"] == 0
@@ -271,12 +271,12 @@ def test_only_a_model_or_an_empty_folder_is_replaced(run: tuple[pathlib.Path, Se
 
 
 @pytest.mark.parametrize("until", [-1, 13])
-def test_a_version_that_is_not_there(recorded: tuple[pathlib.Path, Settings], until: int) -> None:
+def test_a_version_that_the_run_does_not_have_is_refused(recorded: tuple[pathlib.Path, Settings], until: int) -> None:
     with pytest.raises(ConfigError, match=f"--until: got {until}, expected 0 to 12"):
         replay_toy(*recorded, until=until)
 
 
-# --- What cannot be computed again ------------------------------------------------------------------------------------
+# --- Runs that cannot be computed again -------------------------------------------------------------------------------
 
 
 def without(kind: str, field: str) -> Callable[[Events], None]:
@@ -302,7 +302,7 @@ def without(kind: str, field: str) -> Callable[[Events], None]:
         (lambda events: events.clear(), "contains no event"),
     ],
 )
-def test_a_log_that_does_not_say_enough(run: tuple[pathlib.Path, Settings], how: Any, words: str) -> None:
+def test_an_incomplete_or_damaged_log_is_refused(run: tuple[pathlib.Path, Settings], how: Any, words: str) -> None:
     folder, settings = run
     edit_log(folder, how)
     with pytest.raises(DataError, match=words):
@@ -314,7 +314,7 @@ def test_a_synchronous_run_of_several_workers_is_refused(run: tuple[pathlib.Path
     folder, settings = run
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("kind: single", f"kind: {kind}"))
-    assert replay_toy(folder, settings).versions == 12  # one worker sums nothing
+    assert replay_toy(folder, settings).versions == 12  # a single worker has nothing to sum
     arrivals = [{**nth(read_log(folder), "arrival", number), "push": 0, "base_version": 0} for number in (0, 1)]
     ended = [read_log(folder)[0], *arrivals, {**nth(read_log(folder), "update", 0), "arrivals": 2}]
     edit_log(folder, lambda events: events.__setitem__(slice(None), ended))
@@ -322,11 +322,11 @@ def test_a_synchronous_run_of_several_workers_is_refused(run: tuple[pathlib.Path
         replay_toy(folder, settings)
 
 
-# --- The order of what one sender sent --------------------------------------------------------------------------------
+# --- The order of pushes of one sender --------------------------------------------------------------------------------
 
 
 def sends(tmp_path: pathlib.Path, *events: dict[str, Any], **push: Any) -> list[list[tuple[int, list[int], int]]]:
-    """For each update, what is to be sent for it: sender, batches and process of each push."""
+    """Return the pushes that replay makes for each update: sender, batches and process of each."""
     config = parse_config(
         make_config(tmp_path, strategy={"kind": "async"}, push={"dtype": "bfloat16", "error_feedback": True, **push}),
         source="test",
@@ -378,7 +378,7 @@ def update(version: int, arrivals: int) -> dict[str, Any]:
 
 
 def test_a_stale_gradient_is_sent_before_the_next_of_its_worker(tmp_path: pathlib.Path) -> None:
-    # Batch 2 was refused, and so written down, while batch 0 of the same worker waited for its update.
+    # Batch 2 was refused, and therefore logged, while batch 0 of the same worker waited for its update.
     stale = {"refused": "too_stale"}
     log = [start(0), arrival(0, 2, **stale), arrival(1, 3, **stale), arrival(0, 0), arrival(1, 1), update(1, 2)]
     log += [arrival(0, 4, **stale), arrival(0, 5), update(2, 1), arrival(0, 9, **stale)]
@@ -386,7 +386,7 @@ def test_a_stale_gradient_is_sent_before_the_next_of_its_worker(tmp_path: pathli
 
 
 @pytest.mark.parametrize(("reason", "leaves_a_trace"), [("not_finite", 0), ("after_the_end", 0), ("sum_not_finite", 1)])
-def test_what_was_refused_for_other_reasons(tmp_path: pathlib.Path, reason: str, leaves_a_trace: int) -> None:
+def test_only_a_gradient_in_a_refused_sum_leaves_a_trace(tmp_path: pathlib.Path, reason: str, leaves_a_trace: int) -> None:
     log = [start(0), arrival(0, 0, refused=reason), arrival(0, 1), update(1, 1)]
     assert sends(tmp_path, *log) == [[(0, [0], 0), (0, [1], 0)][1 - leaves_a_trace :]]
 
@@ -396,7 +396,7 @@ def test_without_feedback_nothing_is_computed_for_a_refused_gradient(tmp_path: p
     assert sends(tmp_path, *log, error_feedback=False) == [[(0, [1], 0)]]
 
 
-def test_what_is_pending_in_a_checkpoint_belongs_to_the_process_before(tmp_path: pathlib.Path) -> None:
+def test_arrivals_pending_in_a_checkpoint_belong_to_the_previous_process(tmp_path: pathlib.Path) -> None:
     log = [start(0), arrival(0, 0), update(1, 1), start(1, 2, 3), start(1, 2, 3, 1)]
     log += [arrival(0, 2), arrival(1, 3), arrival(0, 1), arrival(0, 4), update(2, 4)]
     assert sends(tmp_path, *log) == [[(0, [0], 0)], [(0, [2], 0), (1, [3], 0), (0, [1], 1), (0, [4], 2)]]
@@ -411,7 +411,7 @@ def test_a_nodes_gradients_are_one_push(tmp_path: pathlib.Path) -> None:
 # --- The command line -------------------------------------------------------------------------------------------------
 
 
-def test_the_verb_on_a_translation_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_replays_a_translation_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "text", train=60, validation=8, test=8)
     tree: dict[str, Any] = {
         "output": str(tmp_path / "run"),
@@ -444,7 +444,7 @@ def test_the_verb_on_a_translation_run(tmp_path: pathlib.Path, capsys: pytest.Ca
     assert all(line.startswith("hvd-async: ") for line in capsys.readouterr().err.splitlines())
 
 
-def test_settings_do_not_change_with_a_replay(recorded: tuple[pathlib.Path, Settings]) -> None:
+def test_a_replay_changes_neither_the_settings_nor_the_log(recorded: tuple[pathlib.Path, Settings]) -> None:
     folder, settings = recorded
     before = dataclasses.asdict(settings), (folder / "events.jsonl").read_bytes()
     replay_toy(folder, settings)

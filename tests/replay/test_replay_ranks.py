@@ -1,4 +1,6 @@
-"""Replay of what real ranks did: with stale gradients, rounded, dropped, summed by node, interrupted; equal to the last bit."""
+"""Replay of runs on real ranks, with stale, rounded, dropped and node-summed gradients and interruptions: equal to the
+last bit.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def settings(
     num_batches: int | None = 60,
     **sections: Any,
 ) -> Settings:
-    """The toy with uneven steps and enough elements for several shards, of which 5 % are hundreds."""
+    """Return settings of the toy with uneven steps and enough elements for several shards; 5 % of them are hundreds."""
     training = {"epochs": 1, "device": "cpu", "tensorboard": False, "hash_every": 5}
     sections = {"optimizer": ADAM, **sections, "training": {**training, **sections.get("training", {})}}
     config = make_config(folder, strategy={"kind": "async", **strategy}, push=push or {}, **sections)
@@ -41,7 +43,7 @@ def settings(
 
 
 def assert_equal(folder: pathlib.Path, run: Settings) -> None:
-    """Replayed, the whole run is equal; there was something to compare."""
+    """Replay the whole run, and check that it is equal and that there was something to compare."""
     verdict = replay_toy(folder, run)
     updates, arrivals = events_of(folder, "update"), events_of(folder, "arrival")
     assert verdict.versions == len(updates) == verdict.last_hashed > 0
@@ -49,7 +51,7 @@ def assert_equal(folder: pathlib.Path, run: Settings) -> None:
     assert verdict.hashes == len(events_of(folder, "parameter_hash")) >= 2 + (verdict.versions - 1) // 5
 
 
-# Each shows its own mechanism; all but the last are stale.
+# Each run shows a mechanism of its own; all but the last have stale gradients.
 ORDINARY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "four": ({"arrivals_per_update": 4}, {}),
     "few": ({"arrivals_per_update": 2, "staleness_policy": "delay_compensation"}, {**FEW, "dtype": "float16"}),
@@ -86,7 +88,7 @@ MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def run_all(folder: pathlib.Path, matrix: dict[str, tuple[dict[str, Any], dict[str, Any]]], **sections: Any) -> None:
-    """Run each on 4 ranks, replay it, and see that staleness occurred."""
+    """Run each case on 4 ranks, replay it, and check that staleness occurred."""
     runs = {name: settings(folder / name, *both, **sections) for name, both in matrix.items()}
     run_toy(4, *runs.values()).check()
     for name, run in runs.items():
@@ -96,7 +98,7 @@ def run_all(folder: pathlib.Path, matrix: dict[str, tuple[dict[str, Any], dict[s
 
 @pytest.fixture(scope="module")
 def ordinary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[pathlib.Path, Settings]]:
-    """Runs that are not to be changed, by name."""
+    """Runs by name; tests must not change them."""
     root = tmp_path_factory.mktemp("ranks")
     runs = {name: settings(root / name, *both, validation={"every": 4}) for name, both in ORDINARY.items()}
     end = {"epochs": None, "updates": 10, "checkpoint_every": 3}
@@ -104,7 +106,7 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[pathli
     nan = [{"rank": 1, "step": 2, "kind": "nan"}, {"rank": 2, "step": 4, "kind": "nan"}]
     runs["nan"] = dataclasses.replace(settings(root / "nan", {"arrivals_per_update": 2}, FEW), faults=nan)
     runs["lockstep"] = settings(root / "lockstep", {"lockstep": True}, ROUNDED)
-    # The last one is stopped by a signal, with gradients pending.
+    # The last run is stopped by a signal, with gradients pending.
     few_updates = {"arrivals_per_update": [{"version": 0, "arrivals": 4}, {"version": 1, "arrivals": 80}]}
     stopped = settings(root / "stopped", few_updates, FEW, num_batches=90)
     runs["stopped"] = dataclasses.replace(stopped, faults=[{"rank": 2, "step": 7, "kind": "sigterm"}])
@@ -120,7 +122,7 @@ def test_a_run_is_equal_to_the_last_bit(ordinary: dict[str, tuple[pathlib.Path, 
     assert_equal(folder, run)
 
 
-def test_the_runs_show_what_they_are_to_show(ordinary: dict[str, tuple[pathlib.Path, Settings]]) -> None:
+def test_the_runs_show_the_mechanisms_they_are_made_for(ordinary: dict[str, tuple[pathlib.Path, Settings]]) -> None:
     assert "too_stale" in summary_of(ordinary["stale"][0])["refused"]
     assert any(arrival["provisional"] for arrival in events_of(ordinary["provisional"][0], "arrival"))
     assert summary_of(ordinary["nan"][0])["refused"]["not_finite"] == 2
@@ -132,7 +134,7 @@ def test_the_runs_show_what_they_are_to_show(ordinary: dict[str, tuple[pathlib.P
 def copy_of(
     ordinary: dict[str, tuple[pathlib.Path, Settings]], name: str, to: pathlib.Path
 ) -> tuple[pathlib.Path, Settings]:
-    """The parts of a run that a replay reads, to be changed."""
+    """Copy the parts of a run that a replay reads, for a test to change."""
     folder, run = ordinary[name]
     to.mkdir()
     for file in ("config.yaml", "events.jsonl"):
@@ -150,7 +152,8 @@ def test_another_order_of_summation_is_found_in_its_update(
         events[number - 4], events[number - 1] = events[number - 1], events[number - 4]
 
     edit_log(folder, swap)
-    # Of 18,000 sums a few are rounded otherwise: perhaps not enough for the norm, but for what follows.
+    # Of 18,000 sums, a few are rounded differently: perhaps too few to change the norm, but enough to change later
+    # versions.
     with pytest.raises(DifferenceError, match=r"version ([7-9]|1\d): "):
         replay_toy(folder, run)
 
@@ -173,7 +176,7 @@ def test_without_its_feedback_a_run_is_not_equal(
         replay_toy(folder, run)
 
 
-def test_what_was_refused_as_too_stale_is_in_the_feedback(
+def test_a_gradient_refused_as_too_stale_counts_in_the_feedback(
     ordinary: dict[str, tuple[pathlib.Path, Settings]], tmp_path: pathlib.Path
 ) -> None:
     folder, run = copy_of(ordinary, "stale", tmp_path / "run")
@@ -194,7 +197,7 @@ def test_another_base_version_is_named(ordinary: dict[str, tuple[pathlib.Path, S
 
 @pytest.mark.slow
 def test_interrupted_runs_replay_whole(ordinary: dict[str, tuple[pathlib.Path, Settings]], tmp_path: pathlib.Path) -> None:
-    """One stopped by a signal with gradients pending, one killed after a checkpoint, one finished and then made longer."""
+    """Three runs: stopped by a signal with gradients pending, killed after a checkpoint, finished and then extended."""
     killed = settings(
         tmp_path / "killed", {"arrivals_per_update": 2}, ROUNDED, num_batches=90, training={"checkpoint_every": 4}
     )
@@ -210,7 +213,7 @@ def test_interrupted_runs_replay_whole(ordinary: dict[str, tuple[pathlib.Path, S
         assert summary_of(folder)["mean_staleness"] > 0
         assert_equal(folder, run)
     assert events_of(stopped_folder, "start")[1]["pending"]
-    # That those which were pending belong to the process before is what decides.
+    # The comparison depends on the arrivals that were pending belonging to the previous process.
     edit_log(stopped_folder, lambda events: nth(events, "start", 1).update(pending=[]))
     with pytest.raises(DifferenceError):
         replay_toy(stopped_folder, stopped)

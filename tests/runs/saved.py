@@ -1,4 +1,4 @@
-"""What a run saved, for tests to look at."""
+"""Functions that read the files a run saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hvd_async.runs.checkpoint import Checkpoint, check_tensors, list_checkpoint
 
 
 def load_latest_checkpoint(root: pathlib.Path) -> Checkpoint | None:
-    """Read the latest checkpoint in `root`; None where there is none. Raises `CheckpointError` if it is damaged."""
+    """Read the latest checkpoint in `root`, or return None if there is none. Raises `CheckpointError` if it is damaged."""
     found = list_checkpoints(root)
     if not found:
         return None

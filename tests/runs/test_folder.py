@@ -1,4 +1,4 @@
-"""Where a run may begin, where it may go on, and with which changes."""
+"""Rules for starting and resuming a run: in which folder, and with which changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def make_config(**sections: Any) -> RunConfig:
 
 
 def saved(version: int = 3, tokens: int = 300, used: int = 7, seconds: float = 9.5) -> dict[str, Any]:
-    """The data of a checkpoint, as far as they decide whether a run may go on: one batch before the last is still open."""
+    """Return the data of a checkpoint, as far as they decide whether a run may resume: the last batch but one is not
+    applied yet.
+    """
     store = {"version": version, "tokens": tokens, "ledger": {"watermark": used - 2, "above": [used - 1]}}
     return {"data_fingerprint": "text", "store": store, "recorder": {"seconds": seconds, "log": [0, 0]}}
 
@@ -42,7 +44,7 @@ def folder(tmp_path: pathlib.Path) -> RunFolder:
 
 
 def save_version(folder: RunFolder, version: int, log: bytes = b"", keep: int = 9) -> None:
-    """A checkpoint of `version` that knows so much of the log."""
+    """Save a checkpoint of `version` that covers the log up to `log`."""
     data = saved(version)
     data["recorder"]["log"] = [len(log), zlib.crc32(log)]
     save_checkpoint(folder.checkpoints, version, Checkpoint({"t": torch.zeros(1)}, data), keep)
@@ -117,7 +119,7 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(folder: RunFolder)
         ("config.yaml", "events.jsonl", "checkpoints/v00000001/weights.bin", "models/last/x"),
     ],
 )
-def test_names_alone_do_not_make_a_run_that_may_be_removed(tmp_path: pathlib.Path, names: tuple[str, ...]) -> None:
+def test_a_folder_is_not_taken_for_a_run_by_file_names_alone(tmp_path: pathlib.Path, names: tuple[str, ...]) -> None:
     touch(tmp_path, *names, "notes.txt")
     with pytest.raises(ConfigError, match="not files of a run; expected a run to replace, or none of these names"):
         RunFolder(tmp_path).begin(make_config(), overwrite=True)
@@ -134,7 +136,7 @@ def test_a_damaged_configuration_does_not_keep_a_run_from_being_replaced(folder:
     assert names_in(folder.root) == ["config.yaml"] and load_config(folder.config).seed == 5
 
 
-def test_checkpoints_elsewhere_are_replaced_there(folder: RunFolder, tmp_path: pathlib.Path) -> None:
+def test_checkpoints_in_another_folder_are_replaced_there(folder: RunFolder, tmp_path: pathlib.Path) -> None:
     scratch = folder.checkpoints.rename(tmp_path / "scratch")
     folder.checkpoints.symlink_to(scratch)
     folder.begin(make_config(seed=5), overwrite=True)
@@ -142,7 +144,7 @@ def test_checkpoints_elsewhere_are_replaced_there(folder: RunFolder, tmp_path: p
 
 
 def make_remains(root: pathlib.Path, name: str) -> pathlib.Path:
-    """A file of a run whose configuration is missing; `name` is of what lies in the run's folder."""
+    """Create a file of a run whose configuration is missing; `name` is relative to the run's folder."""
     path = root / (f"{name}/v00000003/data.json" if name == "checkpoints" else name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"event": "start"}' if name == "events.jsonl" else '{"status": "finished", "num_workers": 2}')
@@ -150,7 +152,7 @@ def make_remains(root: pathlib.Path, name: str) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "events.jsonl", "summary.json"])
-def test_a_run_does_not_begin_among_what_is_left_of_another(tmp_path: pathlib.Path, name: str) -> None:
+def test_a_run_does_not_begin_among_the_remains_of_another(tmp_path: pathlib.Path, name: str) -> None:
     folder, remains = RunFolder(tmp_path), make_remains(tmp_path, name)
     what = f"{tmp_path}: got {name} without config.yaml, expected a whole run or none; restore config.yaml, pass --overwrite"
     with pytest.raises(ConfigError) as caught:
@@ -166,14 +168,14 @@ def test_a_run_does_not_begin_among_what_is_left_of_another(tmp_path: pathlib.Pa
     assert not remains.exists() and load_config(folder.config) == make_config()
 
 
-def test_all_that_is_left_of_another_is_named(tmp_path: pathlib.Path) -> None:
+def test_all_remains_of_another_run_are_named(tmp_path: pathlib.Path) -> None:
     for name in ("checkpoints", "events.jsonl", "summary.json"):
         make_remains(tmp_path, name)
     with pytest.raises(ConfigError, match=r"got checkpoints, events\.jsonl, summary\.json without config"):
         RunFolder(tmp_path).begin(make_config(), overwrite=False)
 
 
-def test_a_lock_and_what_a_begin_that_was_killed_leaves_are_no_run(tmp_path: pathlib.Path) -> None:
+def test_a_lock_and_the_leftovers_of_a_killed_start_are_no_run(tmp_path: pathlib.Path) -> None:
     folder = RunFolder(tmp_path)
     folder.lock.touch()
     for path in (folder.snapshots, folder.checkpoints):
@@ -183,7 +185,7 @@ def test_a_lock_and_what_a_begin_that_was_killed_leaves_are_no_run(tmp_path: pat
     assert load_config(folder.config) == make_config()
 
 
-def test_whoever_replaces_a_run_keeps_its_lock(tmp_path: pathlib.Path) -> None:
+def test_replacing_a_run_keeps_its_lock(tmp_path: pathlib.Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.held(print):
         before = folder.lock.stat()
@@ -192,7 +194,7 @@ def test_whoever_replaces_a_run_keeps_its_lock(tmp_path: pathlib.Path) -> None:
         assert folder.lock.stat().st_ino == before.st_ino
 
 
-def test_a_run_goes_on_from_its_latest_checkpoint(folder: RunFolder) -> None:
+def test_a_run_resumes_from_its_latest_checkpoint(folder: RunFolder) -> None:
     assert folder.resume(make_config(), SUPPLY).saved.data == saved()
 
 
@@ -208,11 +210,11 @@ def test_a_run_goes_on_from_its_latest_checkpoint(folder: RunFolder) -> None:
     ],
     ids=lambda sections: next(iter(sections)),
 )
-def test_how_long_and_how_watched_may_change(folder: RunFolder, sections: dict[str, Any]) -> None:
+def test_settings_that_do_not_affect_results_may_change(folder: RunFolder, sections: dict[str, Any]) -> None:
     assert folder.resume(make_config(**sections), SUPPLY).saved.data == saved()
 
 
-def test_what_is_computed_may_not_change_and_every_change_is_named(folder: RunFolder) -> None:
+def test_settings_that_affect_results_may_not_change_and_every_change_is_named(folder: RunFolder) -> None:
     changed = make_config(
         seed=2,
         optimizer={"learning_rate": 0.5, "schedule": {"warmup": 3}},
@@ -253,7 +255,7 @@ def test_other_text_in_the_same_place_is_refused(folder: RunFolder, flag: str) -
         ({"epochs": 1}, 6, "epochs: got 1, which is 6 batches, expected 7 batches or more"),
     ],
 )
-def test_a_run_is_not_continued_to_where_it_has_been(
+def test_a_run_is_not_resumed_to_an_end_that_it_has_passed(
     folder: RunFolder, training: dict[str, Any], num_batches: int | None, got: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -262,13 +264,13 @@ def test_a_run_is_not_continued_to_where_it_has_been(
 
 
 @pytest.mark.parametrize("training", [{"updates": 3}, {"seconds": 9.5}, {"seconds": 9.0}, {"tokens": 250}, {"epochs": 1}])
-def test_a_run_that_has_reached_its_end_may_be_resumed_as_it_was(folder: RunFolder, training: dict[str, Any]) -> None:
+def test_a_run_that_has_reached_its_end_may_be_resumed_unchanged(folder: RunFolder, training: dict[str, Any]) -> None:
     folder.keep_config(make_config(training=training))
     assert folder.resume(make_config(training=training), SUPPLY).saved.data == saved()
 
 
 @pytest.mark.parametrize(("unit", "total"), [("versions", 3), ("tokens", 300)])
-def test_a_run_does_not_go_on_past_the_end_of_its_schedule(folder: RunFolder, unit: str, total: int) -> None:
+def test_a_run_does_not_resume_past_the_end_of_its_schedule(folder: RunFolder, unit: str, total: int) -> None:
     optimizer = {"schedule": {"kind": "linear", "unit": unit, "total": total}}
 
     def config(epochs: int) -> RunConfig:
@@ -284,7 +286,7 @@ def test_a_run_does_not_go_on_past_the_end_of_its_schedule(folder: RunFolder, un
     )
 
 
-def test_a_run_that_has_finished_is_finished_until_more_is_asked_for(folder: RunFolder) -> None:
+def test_a_finished_run_stays_finished_until_more_training_is_configured(folder: RunFolder) -> None:
     def finished(num_batches: int = 7, **sections: Any) -> dict[str, Any] | None:
         config, supply = make_config(**sections), Supply("text", num_batches)
         return folder.finished(config, folder.resume(config, supply).saved, supply)
@@ -300,10 +302,10 @@ def test_a_run_that_has_finished_is_finished_until_more_is_asked_for(folder: Run
     assert finished(num_batches=8) == {"status": "finished early"}
     assert finished(8, training={"epochs": 2}) is None
     folder.go_on(make_config(training={"epochs": 2}))
-    assert finished(8, training={"epochs": 2}) is None  # it may not have reached that end
+    assert finished(8, training={"epochs": 2}) is None  # the longer run may not have reached its end
 
 
-def test_provisional_parameters_are_compared_by_what_they_mean(folder: RunFolder) -> None:
+def test_settings_of_provisional_parameters_are_compared_by_their_meaning(folder: RunFolder) -> None:
     def strategy(**options: Any) -> RunConfig:
         return make_config(strategy={"kind": "async", "arrivals_per_update": 2, **options})
 
@@ -314,7 +316,7 @@ def test_provisional_parameters_are_compared_by_what_they_mean(folder: RunFolder
         folder.resume(strategy(provisional=False), SUPPLY)
 
 
-def test_a_simulated_run_does_not_go_on_for_real(folder: RunFolder) -> None:
+def test_a_simulated_run_is_not_resumed_by_real_ranks(folder: RunFolder) -> None:
     folder.events.write_text('{"event": "start", "seconds": 0.0, "simulated": true}\n')
     with pytest.raises(ConfigError, match=r"got a simulated run, .*expected a run of `hvd-async train`"):
         folder.resume(make_config(), SUPPLY)
@@ -334,22 +336,22 @@ def test_there_is_nothing_to_resume_without_a_checkpoint(tmp_path: pathlib.Path)
         folder.resume(make_config(), SUPPLY, "--auto-resume")
 
 
-# A job that may have been started before.
+# Jobs that may have been started before.
 
 
-def test_where_there_is_no_run_it_begins(tmp_path: pathlib.Path) -> None:
+def test_an_empty_folder_means_a_new_run(tmp_path: pathlib.Path) -> None:
     assert RunFolder(tmp_path).how_to_begin(make_config()) is Beginning.NEW
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_there_is_a_checkpoint_it_goes_on_whole_or_not(folder: RunFolder) -> None:
+def test_a_checkpoint_means_to_resume_whether_intact_or_not(folder: RunFolder) -> None:
     assert folder.how_to_begin(make_config()) is Beginning.RESUME
     assert folder.how_to_begin(make_config(training={"updates": 9})) is Beginning.RESUME
     (folder.checkpoints / "v00000003" / "data.json").unlink()
     assert folder.how_to_begin(make_config()) is Beginning.RESUME
 
 
-def test_a_run_that_was_interrupted_before_its_first_checkpoint_begins_again(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_was_interrupted_before_its_first_checkpoint_starts_again(tmp_path: pathlib.Path) -> None:
     folder = RunFolder(tmp_path)
     folder.begin(make_config(), overwrite=False)
     (folder.checkpoints / ".v00000003.abc.tmp").mkdir(parents=True)  # it was being written
@@ -360,16 +362,16 @@ def test_a_run_that_was_interrupted_before_its_first_checkpoint_begins_again(tmp
     assert folder.describe_loss() == f"{lost} 2 updates, 8 s; see training.checkpoint_every"
 
 
-def test_a_run_that_was_saved_is_not_begun_again_where_its_checkpoint_is_missing(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_was_saved_is_not_started_again_if_its_checkpoint_is_missing(tmp_path: pathlib.Path) -> None:
     folder = RunFolder(tmp_path)
     folder.begin(make_config(), overwrite=False)
     folder.summary.write_text("{}")
-    assert folder.how_to_begin(make_config()) is Beginning.RESUME  # which says what is missing
+    assert folder.how_to_begin(make_config()) is Beginning.RESUME  # resuming reports what is missing
 
 
-def test_what_processes_that_died_left_is_removed_and_what_they_were_replacing_comes_back(folder: RunFolder) -> None:
+def test_leftovers_of_dead_processes_are_removed_and_what_they_were_replacing_is_restored(folder: RunFolder) -> None:
     whole = folder.checkpoints / "v00000003"
-    whole.rename(folder.checkpoints / ".v00000003.0a1b.old")  # a crash between two renames
+    whole.rename(folder.checkpoints / ".v00000003.0a1b.old")  # as after a crash between two renames
     (folder.checkpoints / ".v00000003.77aa.tmp").mkdir()
     (folder.checkpoints / ".v00000009.77aa.tmp").mkdir()
     for name in (".config.yaml.12ab.tmp", "snapshots/.v00000002.safetensors.12ab.tmp", ".lock", ".hidden", "notes.tmp"):
@@ -401,7 +403,7 @@ EVENT = b'{"event": "update"}\n'
         (None, 8, 0, True, f"with a gap of {3 * len(EVENT)} bytes in the log"),
     ],
 )
-def test_a_run_goes_on_from_the_latest_checkpoint_that_the_log_fits(
+def test_a_run_resumes_from_the_latest_checkpoint_that_the_log_fits(
     folder: RunFolder, log: bytes | None, version: int, kept: int, gap: bool, words: str
 ) -> None:
     shutil.rmtree(folder.checkpoints)
@@ -412,7 +414,7 @@ def test_a_run_goes_on_from_the_latest_checkpoint_that_the_log_fits(
     found = folder.resume(make_config(), SUPPLY)
     assert (found.saved.data["store"]["version"], found.log.num_bytes, found.has_gap) == (version, kept, gap)
     assert words in found.remark and bool(found.remark) == bool(words)
-    with EventLog(folder.events, found.log):  # it is what the log begins with
+    with EventLog(folder.events, found.log):  # the log begins with it
         pass
 
 
@@ -426,7 +428,7 @@ def test_overwriting_empties_a_link_and_keeps_it(folder: RunFolder, tmp_path: pa
     assert [path.name for path in scratch.iterdir()] == ["v00000001"]
 
 
-def test_what_overwriting_cannot_remove_is_told(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_overwriting_cannot_remove_is_named(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: object, **_: object) -> None:
         raise PermissionError(13, "Permission denied")
 

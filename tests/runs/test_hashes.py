@@ -1,4 +1,4 @@
-"""Hashes of parameters: of the bytes, beside the run, handed out in order."""
+"""Hashes of parameters: computed from the bytes, in the background of the run, and returned in order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_hashes_come_in_order_and_each_version_once() -> None:
     hashes.take(2, vectors.__getitem__, {"hash": "parameters"})
     assert len(waiting) == 2
     work(1)
-    assert list(hashes.finished()) == []  # the first is not done
+    assert list(hashes.finished()) == []  # the first is not finished
     work(0)
     zeros, ones = hash_of(vectors["parameters"]), hash_of(vectors["average"])
     assert list(hashes.finished()) == [

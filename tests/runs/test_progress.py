@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, few lines in a log."""
+"""The progress display of a run: a bar on a terminal, few lines in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvd_async.store.arrival import Arrival, Update
 
 
 class Watched:
-    """A run of ten updates of ten tokens, on a clock that goes on by hand."""
+    """A run of ten updates of ten tokens, on a clock that the test advances by hand."""
 
     def __init__(self, *, is_live: bool = False) -> None:
         self.now = 100.0
@@ -21,7 +21,7 @@ class Watched:
         self._total = RunMetrics()
 
     def update(self, version: int, seconds: float) -> None:
-        """The update that makes `version`, `seconds` after what was before."""
+        """Make the update of `version`, `seconds` after the previous one."""
         self.now += seconds
         update = Update(version, (Arrival(0, version - 1, version - 1, 10, 20.0),), 0.1, 1.0)
         self._total.add_update(update)
@@ -32,7 +32,7 @@ class Watched:
         return self.stream.getvalue().splitlines()
 
 
-def test_a_log_has_a_line_a_minute() -> None:
+def test_a_log_gets_one_line_a_minute() -> None:
     run = Watched()
     with run.progress.showing():
         for version in range(1, 5):
@@ -55,7 +55,7 @@ def test_an_evaluation_is_on_the_next_line_and_only_there() -> None:
     assert parts == ["validation loss 3.4121 BLEU 12.10 (version 1)", "", "validation loss 3.0000 (version 3)"]
 
 
-def test_evaluations_after_training_have_lines_of_their_own_but_no_more_than_one_a_minute() -> None:
+def test_evaluations_after_training_have_lines_of_their_own_but_at_most_one_a_minute() -> None:
     run = Watched()
     with run.progress.showing():
         run.update(10, 50.0)

@@ -1,4 +1,4 @@
-"""What is written down about a run outlives whatever ends it: measurements, the best model, scalars, checkpoints by time."""
+"""Records of a run survive whatever ends it: measurements, the best model, scalars, checkpoints by time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEASURED = {"every": 3, "when": "after", "bleu": False}
 
 
 def settings_of(folder: pathlib.Path, **sections: Any) -> Settings:
-    """The toy in one process, 12 updates."""
+    """Return settings of the toy in one process, with 12 updates."""
     training = {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, **sections.pop("training", {})}
     return Settings(make_config(folder, training=training, **sections), num_batches=12)
 
@@ -42,7 +42,7 @@ def snapshots(folder: pathlib.Path) -> list[int]:
 
 
 class FullDisk(ToyTask):
-    """The last model finds no room."""
+    """A task for which the disk is full when the last model is exported."""
 
     def export(self, folder: pathlib.Path, *arguments: Any) -> None:
         if folder.name == "last":
@@ -51,7 +51,7 @@ class FullDisk(ToyTask):
 
 
 class DiesAtTheThird(ToyTask):
-    """The third evaluation is the last."""
+    """A task that fails at its third evaluation."""
 
     def evaluate(self, *arguments: Any) -> Any:
         if self._evaluations == 2:
@@ -59,7 +59,7 @@ class DiesAtTheThird(ToyTask):
         return super().evaluate(*arguments)
 
 
-def test_a_full_disk_under_the_last_model_costs_no_measurement(tmp_path: pathlib.Path) -> None:
+def test_a_disk_too_full_for_the_last_model_costs_no_measurement(tmp_path: pathlib.Path) -> None:
     settings = settings_of(tmp_path / "run", validation=MEASURED)
     with pytest.raises(DataError, match="last: cannot be written: No space left on device"):
         run(settings, FullDisk)
@@ -68,12 +68,12 @@ def test_a_full_disk_under_the_last_model_costs_no_measurement(tmp_path: pathlib
     assert snapshots(tmp_path / "run") == [] and (tmp_path / "run/models/last/exported.json").exists()
 
 
-def test_a_death_while_measuring_costs_only_what_was_being_measured(tmp_path: pathlib.Path) -> None:
+def test_a_death_while_measuring_costs_only_the_measurement_under_way(tmp_path: pathlib.Path) -> None:
     settings = settings_of(tmp_path / "run", validation=MEASURED)
     with pytest.raises(OSError, match="injected"):
         run(settings, DiesAtTheThird)
     best = json.loads((tmp_path / "run/models/best/exported.json").read_text())["version"]
-    assert snapshots(tmp_path / "run") == sorted({best, 9, 12})  # of the best until the end
+    assert snapshots(tmp_path / "run") == sorted({best, 9, 12})  # the snapshot of the best version is kept until the end
     counted: list[int] = []
 
     class Counts(ToyTask):
@@ -114,7 +114,7 @@ def test_scalars_that_cannot_be_written_end_no_run(tmp_path: pathlib.Path, capsy
     assert capsys.readouterr().out.count("tensorboard: cannot be written: ") == 1
 
 
-def test_a_snapshot_that_has_gone_is_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_snapshot_is_reported(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = settings_of(tmp_path / "run", validation=MEASURED)
     with pytest.raises(OSError, match="injected"):
         run(settings, DiesAtTheThird)
@@ -124,14 +124,14 @@ def test_a_snapshot_that_has_gone_is_told(tmp_path: pathlib.Path, capsys: pytest
     assert "got no snapshots of versions 9, which are not measured" in capsys.readouterr().out
 
 
-def test_the_best_model_is_that_of_the_books_after_a_future_was_given_up(tmp_path: pathlib.Path) -> None:
+def test_the_best_model_follows_the_log_after_later_versions_were_lost(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     settings = settings_of(folder, validation={"every": 2, "bleu": False}, training={"checkpoint_every": 5})
 
-    class Killed(ToyTask):
+    class KilledTask(ToyTask):
         def loss(self, *arguments: Any) -> Any:
             if self._steps == 9:
-                raise KeyboardInterrupt  # after which nothing is saved
+                raise KeyboardInterrupt  # after this nothing is saved
             return super().loss(*arguments)
 
     class GetsWorse(ToyTask):
@@ -139,9 +139,9 @@ def test_the_best_model_is_that_of_the_books_after_a_future_was_given_up(tmp_pat
             return dataclasses.replace(super().evaluate(*arguments), loss_sum=1e9)
 
     with pytest.raises(SystemExit):
-        run(settings, Killed)
+        run(settings, KilledTask)
     exported = folder / "models/best/exported.json"
-    assert json.loads(exported.read_text())["version"] == 8  # of a future that is given up
+    assert json.loads(exported.read_text())["version"] == 8  # of the later versions that are lost
     summary = run(settings, GetsWorse, resume=True)
     assert summary["best"]["version"] == json.loads(exported.read_text())["version"] == 4
     assert snapshots(folder) == []
@@ -153,14 +153,14 @@ def test_checkpoints_are_saved_by_time_too(tmp_path: pathlib.Path, minutes: floa
     assert sorted(int(path.name[1:]) for path in (tmp_path / "run/checkpoints").iterdir()) == saved
 
 
-def test_scalars_do_not_run_back_and_forth_after_a_resume(tmp_path: pathlib.Path) -> None:
+def test_scalars_have_every_step_once_after_a_resume(tmp_path: pathlib.Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "run"
     training = {"checkpoint_every": 5, "keep_checkpoints": 9, "tensorboard": True}
     settings = settings_of(folder, validation={"every": 1, "bleu": False}, training=training)
     run(settings)
-    shutil.rmtree(folder / "checkpoints/v00000012")  # killed at version 12, the last checkpoint at 10
+    shutil.rmtree(folder / "checkpoints/v00000012")  # as if killed at version 12, with the last checkpoint at 10
     (folder / "summary.json").unlink()
     run(settings, resume=True)
     scalars = EventAccumulator(str(folder / "tensorboard"))
@@ -168,7 +168,7 @@ def test_scalars_do_not_run_back_and_forth_after_a_resume(tmp_path: pathlib.Path
     assert [event.step for event in scalars.Scalars("validation/loss")] == list(range(1, 13))
 
 
-def test_a_log_that_was_cut_is_gone_on_from_with_a_gap_that_is_told(
+def test_a_log_that_was_cut_is_continued_with_a_gap_that_is_reported(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_of(tmp_path / "run")
@@ -181,7 +181,7 @@ def test_a_log_that_was_cut_is_gone_on_from_with_a_gap_that_is_told(
     assert next(json.loads(line) for line in log.read_text().splitlines() if '"gap"' in line)["version"] == 12
 
 
-def test_a_checkpoint_that_another_rank_does_not_see_is_told(
+def test_a_checkpoint_that_another_rank_does_not_see_is_reported(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hvd_async.runs.checkpoint import SavedData
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_another_rank_does_not_see_is_told(
         module._find_tensors(SavedData(tmp_path / "v00000003", {}, 1), 2)
 
 
-# --- What it is made of -----------------------------------------------------------------------------------------------
+# --- Parts of the recorder --------------------------------------------------------------------------------------------
 
 
 def measured(*losses: float) -> EvaluationHistory:
@@ -215,7 +215,7 @@ def test_progress_is_a_finite_lower_loss(losses: tuple[float, ...], best: int | 
     assert (found.best.version if found.best else None) == best and found.num_without_progress() == without
 
 
-def test_whoever_brings_more_than_may_wait_waits_for_the_disk() -> None:
+def test_a_submission_beyond_the_limit_waits_for_the_disk() -> None:
     is_free, done, order = threading.Event(), threading.Event(), []
 
     def slow() -> None:
@@ -238,7 +238,7 @@ def test_whoever_brings_more_than_may_wait_waits_for_the_disk() -> None:
     assert order == ["slow", "small", "large"]
 
 
-def test_what_could_not_be_written_is_raised_once() -> None:
+def test_a_failed_write_is_raised_once() -> None:
     def fail() -> None:
         raise DataError("no room")
 

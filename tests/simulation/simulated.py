@@ -13,7 +13,7 @@ UNEVEN = {"spread": "log_normal", "deviation": 0.5, "slow_workers": {0: 2.0}, "p
 
 
 class CountedTask(ToyTask):
-    """The toy, whose batches say how many tokens they have, as those of translation do."""
+    """The toy with batches that know their number of tokens, like those of translation."""
 
     def batch(self, index: int, device: Any) -> Any:
         return Points(super().batch(index, device))
@@ -28,13 +28,13 @@ class Points(tuple):  # type: ignore[type-arg]
 
 
 def parse(output: pathlib.Path, **sections: Any) -> RunConfig:
-    """A configuration of the toy; `seed` is no section."""
+    """Return a configuration of the toy; `seed` is not a section."""
     seed = sections.pop("seed", 1)
     return parse_config({**make_config(output, **sections), "seed": seed}, source="toy")
 
 
 def run(output: pathlib.Path, num_batches: int = 40, **sections: Any) -> dict[str, Any]:
-    """Simulate the toy; its summary."""
+    """Simulate the toy, and return its summary."""
     config = parse(output, **sections)
     settings = Settings({}, num_batches=num_batches, dropout=0.2)
     return simulate(config, lambda _: CountedTask(settings, 0), SimulateOptions())

@@ -1,4 +1,4 @@
-"""Runs that are bounded by time, and snapshots by tokens: in virtual time and on real ranks."""
+"""Runs bounded by time, and snapshots by tokens: in virtual time and on real ranks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_real_ranks_end_when_their_time_is_over(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_snapshots_are_of_the_first_version_after_each_multiple(tmp_path: pathlib.Path, strategy: dict[str, Any]) -> None:
+def test_snapshots_show_the_first_version_after_each_multiple(tmp_path: pathlib.Path, strategy: dict[str, Any]) -> None:
     validation = {"every_tokens": 50, "when": "after"}
     run(tmp_path / "run", 60, strategy=strategy, validation=validation, emulation=UNEVEN)
     tokens, expected = 0, []

@@ -1,4 +1,4 @@
-"""Known clusters are recovered from the logs of simulated runs, and runs are foretold from their own logs."""
+"""Known clusters are recovered from the logs of simulated runs, and runs are predicted from their own logs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_asynchronous_cluster_is_recovered_from_its_log(tmp_path: pathlib.Pat
 
 
 @pytest.mark.parametrize("strategy", [{"lockstep": True}, {"arrivals_per_update": 1, "max_staleness": 2}])
-def test_a_run_whose_workers_wait_for_each_other_is_foretold(tmp_path: pathlib.Path, strategy: dict[str, Any]) -> None:
+def test_a_run_whose_workers_wait_for_each_other_is_predicted(tmp_path: pathlib.Path, strategy: dict[str, Any]) -> None:
     run(tmp_path / "run", 400, strategy={"kind": "async", **strategy}, emulation=UNEVEN, simulation=CLUSTER)
     for prediction in calibrate(tmp_path / "run").predictions:
         assert abs(prediction.error) < 0.05
@@ -87,7 +87,7 @@ def test_a_synchronous_cluster_is_recovered_from_its_log(tmp_path: pathlib.Path,
         assert abs(prediction.error) < 0.05 and prediction.distance == 0.0
 
 
-def test_what_was_fitted_is_written_as_sections_of_a_configuration(
+def test_a_calibration_is_written_as_sections_of_a_configuration(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path / "run", 100, strategy={"kind": "async"}, emulation=UNEVEN, simulation=CLUSTER)

@@ -1,4 +1,6 @@
-"""Synchronous strategies with an artificial delay, against the rule written down, unbroken runs and real ranks."""
+"""Synchronous strategies with an artificial delay, compared with the rule computed by hand, uninterrupted runs and real
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def late(folder: pathlib.Path, delay: int, kind: str = "horovod", **sections: An
 
 
 @pytest.mark.parametrize("delay", [1, 3])
-def test_every_gradient_is_that_of_the_parameters_so_many_versions_before(tmp_path: pathlib.Path, delay: int) -> None:
+def test_every_gradient_is_computed_on_the_parameters_delayed_by_that_many_versions(
+    tmp_path: pathlib.Path, delay: int
+) -> None:
     run(tmp_path / "run", 12, strategy={"kind": "single", "delay": delay}, optimizer=SGD)
     task = CountedTask(Settings({}, num_batches=12, dropout=0.2), 0)
     module = task.build_model().train()
@@ -42,7 +46,7 @@ def test_every_gradient_is_that_of_the_parameters_so_many_versions_before(tmp_pa
     ]
 
 
-def test_without_delay_the_bits_are_those_of_before(tmp_path: pathlib.Path) -> None:
+def test_a_delay_of_0_changes_no_bit(tmp_path: pathlib.Path) -> None:
     for name, strategy in (("a", {"kind": "horovod"}), ("b", {"kind": "horovod", "delay": 0})):
         run(tmp_path / name, 24, strategy=strategy)
     assert checkpoint_checksum(tmp_path / "a") == checkpoint_checksum(tmp_path / "b")
@@ -50,7 +54,7 @@ def test_without_delay_the_bits_are_those_of_before(tmp_path: pathlib.Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.mpi
-def test_real_ranks_do_the_same_and_a_resumed_run_equals_an_unbroken_one(tmp_path: pathlib.Path) -> None:
+def test_real_ranks_do_the_same_and_a_resumed_run_equals_an_uninterrupted_one(tmp_path: pathlib.Path) -> None:
     unbroken = Settings(late(tmp_path / "unbroken", 2), num_batches=40, dropout=0.2)
     first = Settings(late(tmp_path / "broken", 2, training={"epochs": None, "updates": 7}), num_batches=40, dropout=0.2)
     longer = Settings(late(tmp_path / "broken", 2), num_batches=40, dropout=0.2)

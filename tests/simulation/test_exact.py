@@ -1,4 +1,4 @@
-"""Simulated runs that compute: they repeat to the last bit, and agree with real ones where both must."""
+"""Simulated runs that compute gradients: they repeat to the last bit, and agree with real runs where both must."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UPDATE = {"kind": "adamw", "weight_decay": 0.01, "clip_norm": 0.5, "average_deca
 
 
 def trace_of(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Everything but what says where it was computed."""
+    """Return every event, without the fields that depend on the machine."""
     return [event for kind in ("arrival", "update", "evaluation", "end") for event in events_of(folder, kind)]
 
 
@@ -56,7 +56,7 @@ def test_the_threads_of_the_caller_are_left_as_they_were(tmp_path: pathlib.Path)
         torch.set_num_threads(before)
 
 
-def test_what_happens_at_the_same_time_is_shuffled_not_in_the_order_of_workers(tmp_path: pathlib.Path) -> None:
+def test_simultaneous_events_are_shuffled_and_not_in_the_order_of_workers(tmp_path: pathlib.Path) -> None:
     orders = set()
     for seed in range(6):
         arrivals = events_of_arrivals(tmp_path / str(seed), seed)
@@ -105,7 +105,7 @@ def test_lock_step_gives_the_parameters_of_a_real_run(tmp_path: pathlib.Path) ->
     assert checkpoint_checksum(tmp_path / "simulated") == checkpoint_checksum(tmp_path / "real")
 
 
-def test_a_run_ends_at_its_last_version_and_refuses_what_comes_later(tmp_path: pathlib.Path) -> None:
+def test_a_run_ends_at_its_last_version_and_refuses_later_arrivals(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     strategy = {"kind": "async", "arrivals_per_update": 1}
     training = {"epochs": None, "updates": 10}
@@ -200,7 +200,7 @@ def test_every_batch_ends_in_exactly_one_place_and_bounds_hold(
     assert set(summary["refused"]) <= {"too_stale", "dropped_pending"}
     applied = [arrival for arrival in arrivals if "refused" not in arrival]
     assert all(arrival["staleness"] == arrival["version"] - 1 - arrival["base_version"] >= 0 for arrival in applied)
-    # At the end what is pending is applied, however stale.
+    # At the end pending arrivals are applied, however stale.
     last = max((arrival["version"] for arrival in applied), default=0)
     bound = strategy["max_staleness"]
     if bound is not None:

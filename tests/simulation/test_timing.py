@@ -1,4 +1,4 @@
-"""Simulations without gradients: the same events as with them, and what follows from a cost model by hand."""
+"""Simulations without gradients: the same events as with gradients, and consequences of a cost model computed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.mpi.runs import events_of
 from tests.mpi.toy import Settings
 from tests.simulation.simulated import UNEVEN, CountedTask, parse, run
 
-# Those of batches 0, 1, ... of the toy.
+# Tokens of batches 0, 1, ... of the toy.
 TOKENS = Tokens([3, 4, 5, 6, 7])
 NODES = {"workers": 5, "workers_per_node": 2, "arrival_seconds": 0.02, "update_seconds": 0.05}
 CASES: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ def sections_of(case: dict[str, Any], emulation: dict[str, Any] = UNEVEN) -> dic
 
 
 def counted(config: RunConfig, num_batches: int | None) -> EVENTS:
-    """The fate of every arrival, without gradients."""
+    """Return the outcome of every arrival, simulated without gradients."""
     size = FlatParameters(CountedTask(Settings({}), 0).build_model()).size
     workers = num_workers(config)
     times = StepTimes(config.emulation, config.seed, workers, default=0.1)
@@ -71,7 +71,7 @@ def counted(config: RunConfig, num_batches: int | None) -> EVENTS:
 
 
 def computed(folder: pathlib.Path, **sections: Any) -> EVENTS:
-    """The fate of every arrival of a simulated run with gradients, of 60 batches."""
+    """Return the outcome of every arrival of a simulated run with gradients, of 60 batches."""
     run(folder, 60, **sections)
     return sorted(
         (event["seconds"], event["worker"], event["batch"], event["base_version"], event.get("version"))
@@ -80,7 +80,7 @@ def computed(folder: pathlib.Path, **sections: Any) -> EVENTS:
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_without_gradients_every_arrival_has_the_same_fate_at_the_same_time(tmp_path: pathlib.Path, name: str) -> None:
+def test_without_gradients_every_arrival_has_the_same_outcome_at_the_same_time(tmp_path: pathlib.Path, name: str) -> None:
     sections = sections_of(CASES[name])
     expected = computed(tmp_path / "run", **sections)
     config = parse(tmp_path / "run", **sections)
@@ -91,7 +91,7 @@ def test_without_gradients_every_arrival_has_the_same_fate_at_the_same_time(tmp_
 
 
 @pytest.mark.parametrize("name", ["plain", "workers", "lock-step", "wait"])
-def test_ties_fall_alike_with_and_without_gradients(tmp_path: pathlib.Path, name: str) -> None:
+def test_ties_are_broken_alike_with_and_without_gradients(tmp_path: pathlib.Path, name: str) -> None:
     sections = sections_of(CASES[name], {"seconds": 0.5})
     expected = computed(tmp_path / "run", **sections)
     assert counted(parse(tmp_path / "run", **sections), 60) == expected
@@ -123,7 +123,7 @@ def test_a_saturated_link_passes_one_gradient_after_the_other(tmp_path: pathlib.
     assert one.limit == "store's link"
     assert one.arrivals_per_second == pytest.approx(1.25e9 / 4e6, rel=0.01)
     for changes in ({"store": {"shards": 2}}, {"push": {"dtype": "bfloat16"}}):
-        # Half the bytes on each link of the store's; what is pulled stays whole with a smaller push.
+        # A push takes half the bytes on each link of the store; pulls stay whole.
         faster = outcome(tmp_path, simulation=cluster, emulation={"seconds": 0.01}, **changes)
         assert faster.arrivals_per_second == pytest.approx((2 if "store" in changes else 1) * 312.5, rel=0.02)
 
@@ -161,14 +161,14 @@ def test_a_plan_compares_sizes_and_is_written(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "plan" / "plan.md").read_text().count("\n") == 5
 
 
-def test_one_process_alone_is_none_of_the_slow_ones(tmp_path: pathlib.Path) -> None:
+def test_a_single_process_is_not_one_of_the_slow_workers(tmp_path: pathlib.Path) -> None:
     strategy = {"kind": "async", "arrivals_per_update": 1}
     slow = parse(tmp_path, strategy=strategy, emulation={"seconds": 0.1, "slow_workers": {0: 2.0}})
     even = parse(tmp_path, strategy=strategy, emulation={"seconds": 0.1})
     assert plan(slow, [2], 400)[0].alone == plan(even, [2], 400)[0].alone
 
 
-def test_slow_workers_that_no_size_has_are_refused(tmp_path: pathlib.Path) -> None:
+def test_slow_workers_beyond_every_size_are_refused(tmp_path: pathlib.Path) -> None:
     config = parse(tmp_path, strategy={"kind": "async"}, emulation={"slow_workers": {7: 2.0}})
     with pytest.raises(ConfigError, match=r"slow_workers: got worker 7, expected 0 to 3"):
         plan(config, [2, 4], 400)
@@ -214,7 +214,7 @@ def test_the_command_line_plans_without_data(tmp_path: pathlib.Path, capsys: pyt
         (["--calibrate=x"], "CONFIG: got {file} with --calibrate"),
     ],
 )
-def test_the_command_line_refuses_what_it_cannot_do(tmp_path: pathlib.Path, options: list[str], fault: str) -> None:
+def test_the_command_line_refuses_options_that_do_not_fit(tmp_path: pathlib.Path, options: list[str], fault: str) -> None:
     file = str(write_config(tmp_path))
     arguments = make_parser().parse_args(["simulate", file, *(option.replace("{file}", file) for option in options)])
     with pytest.raises(ConfigError) as caught:
@@ -232,7 +232,7 @@ def test_the_command_line_refuses_what_it_cannot_do(tmp_path: pathlib.Path, opti
         ("--set=seed=1", "--set seed=1"),
     ],
 )
-def test_a_calibration_refuses_what_it_would_ignore(tmp_path: pathlib.Path, option: str, fault: str) -> None:
+def test_a_calibration_refuses_options_it_would_ignore(tmp_path: pathlib.Path, option: str, fault: str) -> None:
     arguments = make_parser().parse_args(["simulate", "--calibrate", str(tmp_path), option])
     with pytest.raises(ConfigError) as caught:
         arguments.run(arguments)
@@ -240,7 +240,7 @@ def test_a_calibration_refuses_what_it_would_ignore(tmp_path: pathlib.Path, opti
     assert str(caught.value).startswith(f"{fault} has no effect with --calibrate{without}")
 
 
-def test_a_calibration_replaces_nothing_where_it_writes_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_calibration_without_output_refuses_overwrite(tmp_path: pathlib.Path) -> None:
     arguments = make_parser().parse_args(["simulate", "--calibrate", str(tmp_path), "--overwrite"])
     with pytest.raises(ConfigError, match="--overwrite has no effect with --calibrate without --output"):
         arguments.run(arguments)

@@ -1,4 +1,4 @@
-"""`hvd-async train --auto-resume`: the same command for the first start of a job and for all others."""
+"""`hvd-async train --auto-resume`: the same command serves the first start of a job and all later ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def summary_of(config: pathlib.Path) -> dict[str, Any]:
     return summary
 
 
-def test_it_begins_goes_on_and_ends_at_once_when_all_is_done(
+def test_it_starts_resumes_and_ends_at_once_when_training_is_complete(
     config: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(config) == 0
@@ -58,7 +58,7 @@ def test_it_begins_goes_on_and_ends_at_once_when_all_is_done(
     assert (config.parent / "run/models/last/model.safetensors").read_bytes() == model
 
 
-def test_data_are_known_by_their_content_and_not_by_their_place(
+def test_data_are_identified_by_their_content_and_not_by_their_path(
     config: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(config) == 0
@@ -86,7 +86,7 @@ def test_a_configuration_that_is_refused_has_no_text_prepared_for_it(
     assert keys == ["seed", "vocabulary.size"] and list((config.parent / "text/prepared").iterdir()) == prepared
 
 
-def test_a_rate_that_has_come_to_nothing_is_said(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_learning_rate_that_has_fallen_to_0_is_reported(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     schedule = "optimizer.schedule={kind: linear, unit: tokens, total: 200}"
     assert train(config, schedule, "batching.tokens=100", "training.updates=9") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "learning rate is 0" in line]
@@ -95,7 +95,7 @@ def test_a_rate_that_has_come_to_nothing_is_said(config: pathlib.Path, capsys: p
     assert said == [f"version {idle[1]}: the learning rate is 0 from here on; see optimizer.schedule.total"]
 
 
-def test_what_was_interrupted_before_a_checkpoint_begins_again_and_says_so(
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again_and_reports_it(
     config: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(config) == 0
@@ -113,7 +113,7 @@ def test_what_was_interrupted_before_a_checkpoint_begins_again_and_says_so(
     assert (config.parent / "run/models/last/model.safetensors").read_bytes() == whole
 
 
-def test_another_run_and_a_damaged_checkpoint_are_errors_as_with_resume(
+def test_a_different_run_and_a_damaged_checkpoint_fail_as_with_resume(
     config: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(config) == 0
@@ -123,12 +123,12 @@ def test_another_run_and_a_damaged_checkpoint_are_errors_as_with_resume(
     assert train(config) == 5
     assert "damaged" in capsys.readouterr().err
     shutil.rmtree(config.parent / "run/checkpoints")
-    assert train(config) == 5  # its summary is there: it was not interrupted
+    assert train(config) == 5  # a summary shows that the run was not interrupted
     assert "start with --overwrite in place of --auto-resume" in capsys.readouterr().err
     assert summary_of(config)["updates"] == 4
 
 
-def test_what_is_left_of_a_run_is_an_error_and_stays(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remains_of_a_run_are_an_error_and_are_not_removed(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = config.parent / "run"
     assert train(config) == 0
     (run / "config.yaml").unlink()
@@ -138,7 +138,7 @@ def test_what_is_left_of_a_run_is_an_error_and_stays(config: pathlib.Path, capsy
 
 
 @pytest.mark.parametrize("other", ["--resume", "--overwrite"])
-def test_there_is_one_way_to_begin(config: pathlib.Path, other: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_one_way_to_begin_may_be_given(config: pathlib.Path, other: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", str(config), "--auto-resume", other])
     assert f"{other}: not allowed with argument --auto-resume" in capsys.readouterr().err
@@ -152,12 +152,12 @@ def test_refused_arrivals_come_before_the_last_line(config: pathlib.Path, capsys
 
 
 @pytest.mark.mpi
-def test_all_ranks_begin_alike_and_the_job_is_recorded(config: pathlib.Path) -> None:
+def test_all_ranks_begin_in_the_same_way_and_the_job_is_recorded(config: pathlib.Path) -> None:
     command = ["hvd_async", "train", str(config), "--auto-resume", "--set", "strategy.kind=async"]
     run = config.parent / "run"
     outputs = []
     for updates in (4, 6, 8):
-        if updates == 6:  # as if it had been killed before its first checkpoint
+        if updates == 6:  # as if killed before its first checkpoint
             shutil.rmtree(run / "checkpoints")
             (run / "summary.json").unlink()
         done = run_ranks(3, *command, "--set", f"training.updates={updates}", timeout=120.0, env=ENVIRON)
@@ -189,10 +189,10 @@ if b"\\0train\\0" in pathlib.Path("/proc/self/cmdline").read_bytes() and not mar
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize(("restarts", "status"), [(1, 0), pytest.param(0, 137, marks=pytest.mark.slow)])
-def test_a_run_that_fails_starts_again_as_often_as_it_may(config: pathlib.Path, restarts: int, status: int) -> None:
+def test_a_failed_run_starts_again_as_often_as_allowed(config: pathlib.Path, restarts: int, status: int) -> None:
     site = config.parent / "site"
     site.mkdir()
-    second = config.parent / "run/checkpoints/v00000002"  # killed when it is there
+    second = config.parent / "run/checkpoints/v00000002"  # the process is killed once this exists
     (site / "sitecustomize.py").write_text(KILLED_ONCE.format(marker=str(site / "killed"), second=str(second)))
     root = pathlib.Path(__file__).parents[2]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(root)])}
