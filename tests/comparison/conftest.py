@@ -1,4 +1,4 @@
-"""A tiny corpus for all suites of a test file, and a folder with the configuration from which they begin."""
+"""Fixtures: a tiny corpus for all suites of a test file, and a folder with the configuration that suites are based on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs whose figures are known, without a run."""
+"""Runs with known figures that were never computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ CONFIG = parse_config({"output": "run", "data": {"folder": "text"}, "training": 
 
 
 def run(*points: tuple[float, float] | tuple[float, float, float | None], **fields: Any) -> Run:
-    """A run that had loss (and BLEU) `points[i][1:]` after `points[i][0]` seconds, ten tokens a second, an update every two."""
+    """Return a run with loss (and BLEU) `points[i][1:]` after `points[i][0]` seconds, ten tokens a second, and an
+    update every two seconds.
+    """
     measured = tuple(
         Point(float(seconds), int(10 * seconds), int(seconds) // 2, loss, *bleu) for seconds, loss, *bleu in points
     )
@@ -41,13 +43,13 @@ def run(*points: tuple[float, float] | tuple[float, float, float | None], **fiel
 
 
 def entry(variant: str, seed: int, found: Run | None, environment: str = "all", **fields: Any) -> Entry:
-    """An entry of a comparison."""
+    """Return an entry of a comparison."""
     fault = "" if found is not None else "not run yet"
     return Entry(environment, variant, fields.pop("rate", None), seed, pathlib.Path(variant), found, fault, **fields)
 
 
 def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
-    """Leave in `made.folder` what such a run leaves, with `events` as its log; the folder."""
+    """Write the files of a run with `events` as its log into `made.folder`, and return that folder."""
     made.folder.mkdir(parents=True, exist_ok=True)
     (made.folder / "config.yaml").write_text(dump_config(made.config))
     summary = {
@@ -77,7 +79,7 @@ def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
 def arrival(
     worker: int, received: float, step: float, push: float = 0.0, wait: float = 0.0, pull: float = 0.0
 ) -> dict[str, Any]:
-    """The event of an arrival that was received at `received`; `push`, `wait` and `pull` are of the exchange before."""
+    """Return the event of an arrival received at `received`; `push`, `wait` and `pull` describe the previous exchange."""
     return {
         "event": "arrival",
         "worker": worker,
@@ -91,5 +93,5 @@ def arrival(
 
 
 def update(seconds: float, length: float) -> dict[str, Any]:
-    """The event of an update that was made at `seconds` and took `length`."""
+    """Return the event of an update made at `seconds` that took `length`."""
     return {"event": "update", "seconds": seconds, "update_seconds": length}

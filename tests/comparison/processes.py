@@ -1,4 +1,4 @@
-"""Comparisons in processes of their own, and what they start."""
+"""Comparisons in processes of their own, and the processes that they start."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-SECONDS = 120.0  # in which anything that is waited for has happened, on a busy machine too
+SECONDS = 120.0  # generous: whatever a test waits for happens within it, even on a busy machine
 
 
 def until(condition: Callable[[], bool], parent: subprocess.Popen[str] | None = None) -> None:
-    """Wait until it is so; a failure if the process ends before, or it takes too long."""
+    """Wait until `condition` holds; fail if `parent` ends first, or if it takes too long."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -27,8 +27,9 @@ def children_of(pid: int) -> list[int]:
 
 
 def state_of(pid: int) -> str:
-    """As `ps` has it: T where the process is stopped, Z where it is dead and nobody has waited for it yet, nothing where it is
-    gone."""
+    """Return the state that `ps` shows: T for stopped, Z for dead but not yet reaped; an empty string if there is no
+    such process.
+    """
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -41,7 +42,7 @@ def is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def compare(path: pathlib.Path, output: pathlib.Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`hvd-async compare` in a process, which has a group of its own and does not outlive the block."""
+    """Start `hvd-async compare` in a process with a group of its own, and kill it at the end of the block."""
     command = [sys.executable, "-m", "hvd_async", "compare", str(path), "--output", str(output), *arguments]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:

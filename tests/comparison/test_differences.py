@@ -1,4 +1,4 @@
-"""In what configurations differ."""
+"""Differences between configurations."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def strategy(**keys: Any) -> RunConfig:
     return config(strategy={"kind": "async", **keys})
 
 
-def test_runs_that_are_alike_differ_in_nothing_though_seeds_and_folders_are_their_own() -> None:
+def test_seeds_and_folders_are_no_differences() -> None:
     assert differing_keys([]) == []
     assert differing_keys([config()]) == []
     assert differing_keys([config(seed=1, output="a"), config(seed=2, output="b")]) == []
 
 
-def test_keys_are_told_with_their_sections_in_the_order_of_the_configuration() -> None:
+def test_keys_are_listed_with_their_sections_in_the_order_of_the_configuration() -> None:
     one = config(optimizer={"learning_rate": 0.1, "schedule": {"warmup": 10}}, model={"dropout": 0.2})
     assert differing_keys([config(), one]) == ["model.dropout", "optimizer.learning_rate", "optimizer.schedule.warmup"]
 
 
-def test_one_that_differs_from_the_others_is_enough() -> None:
+def test_one_differing_run_is_enough() -> None:
     assert differing_keys([config(), config(), config(model={"dropout": 0.2})]) == ["model.dropout"]
 
 
-def test_numbers_of_workers_are_values_and_no_keys() -> None:
+def test_a_mapping_of_workers_is_a_value() -> None:
     even, uneven = config(), config(emulation={"slow_workers": {0: 2.0, 3: 1.5}})
     assert differing_keys([even, uneven]) == ["emulation.slow_workers"]
     assert leaves(uneven)["emulation.slow_workers"] == {0: 2.0, 3: 1.5} and leaves(even)["emulation.slow_workers"] == {}
 
 
-def test_lists_are_values() -> None:
+def test_a_list_is_a_value() -> None:
     schedule = [{"version": 0, "arrivals": 1}, {"version": 9, "arrivals": 2}]
     assert differing_keys([config(), strategy(arrivals_per_update=schedule)]) == ["strategy.arrivals_per_update"]
 
@@ -48,7 +48,7 @@ def test_lists_are_values() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "keys"),
     [
-        ({}, {"provisional": True}, []),  # what it is by default
+        ({}, {"provisional": True}, []),  # true is the default
         ({}, {"provisional": False}, ["strategy.provisional"]),
         ({"arrivals_per_update": 1, "provisional": True}, {"arrivals_per_update": 1, "provisional": False}, []),
         ({"lockstep": True}, {"lockstep": True, "provisional": False}, []),
@@ -57,7 +57,7 @@ def test_lists_are_values() -> None:
         ({"kind": "ddp"}, {}, ["strategy.kind", "strategy.provisional"]),
     ],
 )
-def test_provisional_parameters_are_told_as_they_take_effect(
+def test_provisional_parameters_differ_only_if_they_take_effect(
     one: dict[str, Any], other: dict[str, Any], keys: list[str]
 ) -> None:
     assert differing_keys([strategy(**one), strategy(**other)]) == keys

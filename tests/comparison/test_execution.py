@@ -1,4 +1,4 @@
-"""Computing a suite: once, in turns, whatever fails, and to the same end however often it is interrupted."""
+"""Computing a suite: each run once, in turns, despite failures, and with the same result however often it is interrupted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.system import locks
 from tests.comparison.processes import SECONDS, children_of, compare, events_of, is_alive, state_of, until
 from tests.comparison.tiny import (
-    Pretended,
+    PretendedRuns,
     compute_here,
     execute,
     in_place_of_processes,
@@ -51,7 +51,7 @@ def names_in(output: pathlib.Path) -> list[str]:
     return sorted(path.name for path in (output / "runs").iterdir())
 
 
-# What is computed.
+# Which runs are computed.
 
 
 def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
@@ -94,21 +94,21 @@ def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
 
 def test_a_run_that_failed_is_forgotten_when_it_succeeds(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(folder, tiny())
-    in_place_of_processes(monkeypatch, Pretended(lambda config: [] if config.strategy.kind == "async" else [2.0]))
+    in_place_of_processes(monkeypatch, PretendedRuns(lambda config: [] if config.strategy.kind == "async" else [2.0]))
     failures, lines = execute(path, folder / "out")
     assert failures == ["n_1-s1: exit status 3: hvd-async: it failed"] and lines[-1] == failures[0]
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     assert execute(path, folder / "out")[0] == []
     assert pretended.names == ["n_1-s1"] and not list((folder / "out/faults").iterdir())
 
 
-def test_a_run_that_ends_well_and_leaves_nothing_has_failed(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_succeeds_but_leaves_no_summary_has_failed(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_place_of_processes(monkeypatch, lambda words: subprocess.CompletedProcess(list(words), 0, "fine\n", ""))
     failures, _ = execute(write(folder, tiny()), folder / "out")
     assert failures == ["horovod-s1: exit status 0: not run yet", "n_1-s1: exit status 0: not run yet"]
 
 
-def test_what_counts_counts_for_every_strategy(folder: pathlib.Path, here: None) -> None:
+def test_a_finished_run_counts_with_every_strategy(folder: pathlib.Path, here: None) -> None:
     kinds = {
         "horovod": {"kind": "horovod"},
         "ddp": {"kind": "ddp"},
@@ -116,7 +116,7 @@ def test_what_counts_counts_for_every_strategy(folder: pathlib.Path, here: None)
         "async": {"kind": "async", "lockstep": True},
     }
     suite = tiny(variants={name: {"strategy": keys} for name, keys in kinds.items()}, budget={"updates": 1})
-    # Over several nodes; of each the workers are counted from the log.
+    # On several nodes; the workers of each node are counted from the log.
     path = write(folder, {**suite, "workers": 3, "set": {"simulation": {"workers_per_node": 2}, "training.threads": 1}})
     assert len(execute(path, folder / "out")[1]) == 8
     assert execute(path, folder / "out") == ([], [])
@@ -125,7 +125,7 @@ def test_what_counts_counts_for_every_strategy(folder: pathlib.Path, here: None)
 
 
 def test_a_run_of_another_configuration_is_computed_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(write(folder, tiny()), folder / "out")
     path = write(folder, tiny(variants={"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 1.0}}))
     _, lines = execute(path, folder / "out")
@@ -134,34 +134,36 @@ def test_a_run_of_another_configuration_is_computed_again(folder: pathlib.Path, 
     assert read_collection(folder / "out").entries[1].run is not None
 
 
-def test_how_often_a_line_is_printed_makes_no_other_run(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+def test_a_run_with_another_log_interval_is_not_computed_again(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(write(folder, tiny(set={"training.log_every_seconds": 5})), folder / "out")
     execute(write(folder, tiny(set={"training.log_every_seconds": 10})), folder / "out")
     execute(write(folder, tiny(set={})), folder / "out")
     assert pretended.names == ["horovod-s1", "n_1-s1"]
 
 
-def test_until_then_it_does_not_count(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_processes(monkeypatch, Pretended())
+def test_a_run_of_another_configuration_does_not_count(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, PretendedRuns())
     execute(write(folder, tiny()), folder / "out")
-    in_place_of_processes(monkeypatch, Pretended(lambda _: []))
+    in_place_of_processes(monkeypatch, PretendedRuns(lambda _: []))
     variants = {"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 1.0}}
     path = write(folder, tiny(variants=variants, launcher="mpirun"))
     execute(path, folder / "out", only=["horovod"])
     faults = [entry.fault for entry in read_collection(folder / "out").entries]
-    # The one that failed leaves what was there before: that is not why it is missing.
+    # The failed attempt leaves the previous run in place: that is not the reason for its absence.
     assert faults == ["exit status 3: hvd-async: it failed", "was computed with another configuration"]
 
 
 @pytest.mark.parametrize("change", [{"workers": 3}, {"launcher": "horovodrun-mpi"}, {"launcher": "simulate"}])
-def test_a_run_of_other_workers_is_computed_again_though_its_configuration_is_the_same(
+def test_a_run_with_another_number_of_workers_is_computed_again(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     write_base(folder, folder / "text", simulation={"workers": 2})
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(write(folder, tiny(launcher="mpirun")), folder / "out", only=["horovod"])
-    # Its log says what it was begun with.
+    # The log records with how many workers the run was started.
     start = {"event": "start", "seconds": 0.0, "node_workers": [[0, 1]]}
     (folder / "out/runs/horovod-s1/events.jsonl").write_text(json.dumps(start) + "\n")
     execute(write(folder, tiny(**{"launcher": "mpirun", **change})), folder / "out", only=["horovod"])
@@ -169,7 +171,7 @@ def test_a_run_of_other_workers_is_computed_again_though_its_configuration_is_th
 
 
 def test_a_damaged_run_is_computed_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     path = write(folder, tiny())
     execute(path, folder / "out")
     (folder / "out/runs/horovod-s1/summary.json").write_text("{")
@@ -195,7 +197,7 @@ def test_every_rate_is_tried_with_the_first_seed_and_the_best_with_the_others(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(folder, tiny(rates=[0.1, 0.4, 0.2], seeds=[7, 1]))
-    in_place_of_processes(monkeypatch, pretended := Pretended(loss_of))
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns(loss_of))
     failures, lines = execute(path, folder / "out")
     assert failures == []
     assert pretended.names == [
@@ -208,12 +210,12 @@ def test_every_rate_is_tried_with_the_first_seed_and_the_best_with_the_others(
     collection = read_collection(folder / "out")
     chosen = [(e.variant, e.rate, e.seed) for e in collection.entries if e.is_chosen]
     assert chosen == [("horovod", 0.2, 7), ("horovod", 0.2, 1), ("N = 1", 0.4, 7), ("N = 1", 0.4, 1)]
-    # The first seed has all rates; rates other than the best are not wanted for the second seed.
+    # The first seed has all rates; the second seed needs only the best one.
     assert len(collection.entries) == 8 and all(entry.run is not None for entry in collection.entries)
 
 
 def test_without_a_best_rate_there_are_no_other_seeds(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_processes(monkeypatch, pretended := Pretended(lambda _: []))
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns(lambda _: []))
     failures, _ = execute(write(folder, tiny(rates=[0.1, 0.2], seeds=[1, 2])), folder / "out")
     assert len(failures) == len(pretended.names) == 4 and not any(name.endswith("-s2") for name in pretended.names)
     collection = read_collection(folder / "out")
@@ -222,19 +224,19 @@ def test_without_a_best_rate_there_are_no_other_seeds(folder: pathlib.Path, monk
     assert missing == [("horovod", 0.1, 2, "not run yet"), ("N = 1", 0.1, 2, "not run yet")]
 
 
-def test_where_all_rates_diverged_the_first_is_shown(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_processes(monkeypatch, pretended := Pretended(lambda _: (math.nan, math.inf)))
+def test_if_all_rates_diverged_the_first_is_shown(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns(lambda _: (math.nan, math.inf)))
     assert execute(write(folder, tiny(rates=[0.4, 0.1], seeds=[1, 2])), folder / "out")[0] == []
     assert pretended.names[4:] == ["horovod-0.4-s2", "n_1-0.4-s2"]
     assert [e.run.has_diverged for e in read_collection(folder / "out").entries if e.run] == [True] * 6
 
 
-def test_variants_take_turns_so_that_what_changes_on_the_machine_meets_all(
+def test_variants_take_turns_so_that_changes_of_the_machine_affect_all(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variants = {name: {"optimizer.clip_norm": clip} for name, clip in (("A", 1.0), ("B", 2.0), ("C", 3.0))}
     path = write(folder, tiny(variants=variants, baseline="A", seeds=[1, 2]))
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(path, folder / "out")
     assert pretended.names == ["a-s1", "b-s1", "c-s1", "a-s2", "b-s2", "c-s2"]
 
@@ -248,15 +250,17 @@ def test_variants_take_turns_so_that_what_changes_on_the_machine_meets_all(
         (["a-n_1-s1"], ["a-n_1-s1"]),
     ],
 )
-def test_only_some_runs(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, only: list[str], names: list[str]) -> None:
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+def test_only_selects_runs_variants_and_environments(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, only: list[str], names: list[str]
+) -> None:
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(write(folder, tiny(environments={"a": {}, "b": {}}, seeds=[1, 2])), folder / "out", only=only)
     assert pretended.names == names
     entries = read_collection(folder / "out").entries
     assert len(entries) == 8 and [e.fault for e in entries].count("not run yet") == 8 - len(names)
 
 
-def test_a_pattern_that_fits_nothing_is_refused(folder: pathlib.Path) -> None:
+def test_a_pattern_that_matches_nothing_is_refused(folder: pathlib.Path) -> None:
     with pytest.raises(
         ConfigError, match=r"--only: got 'ddp', which matches no run, variant or environment; variants are horovod, N = 1"
     ):
@@ -278,46 +282,46 @@ def test_a_dry_run_computes_nothing_and_prints_commands_that_run(
         program, *words = shlex.split(line)
         assert program == "hvd-async" and main(words) == 0
     capsys.readouterr()
-    assert main(command) == 0  # what a person computed by hand counts
+    assert main(command) == 0  # a run computed by hand counts
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["horovod-0.001-s1: done", "horovod-0.002-s1: done"]
     assert lines[2].endswith("-s2: not run yet") and lines[-1].startswith("1 of 3 runs to be computed")
 
 
-def test_several_jobs_at_a_time(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_jobs_run_at_a_time(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meeting = threading.Barrier(2, timeout=SECONDS)  # each run waits for the other of its pair
 
     def losses(_: RunConfig) -> Sequence[float]:
         meeting.wait()
         return (4.0, 2.0)
 
-    in_place_of_processes(monkeypatch, pretended := Pretended(losses))
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns(losses))
     failures, lines = execute(write(folder, tiny(seeds=[1, 2])), folder / "out", jobs=2)
     assert failures == [] and sorted(pretended.names) == ["horovod-s1", "horovod-s2", "n_1-s1", "n_1-s2"]
     numbers = sorted(line.rpartition(", ")[2] for line in lines if ": starts, " in line)
     assert numbers == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
 
 
-# Going on with runs.
+# Resuming runs.
 
 
 def leave_checkpoint(output: pathlib.Path, name: str) -> None:
-    """Leave the run as if it had been killed after a checkpoint."""
+    """Make the run look as if it had been killed after a checkpoint."""
     (output / "runs" / name / "summary.json").unlink()
     (output / "runs" / name / "checkpoints/v00000002").mkdir(parents=True)
 
 
-def begun_how(pretended: Pretended) -> list[str]:
+def start_flags(pretended: PretendedRuns) -> list[str]:
     return ["resume" if "--resume" in words else "overwrite" for words in pretended.arguments]
 
 
-def test_a_real_run_goes_on_from_its_checkpoint(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_run_resumes_from_its_checkpoint(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(folder, tiny(launcher="mpirun"))
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(path, folder / "out")
     leave_checkpoint(folder / "out", "horovod-s1")
     _, lines = execute(path, folder / "out")
-    assert begun_how(pretended) == ["overwrite", "overwrite", "resume"]
+    assert start_flags(pretended) == ["overwrite", "overwrite", "resume"]
     assert lines[0] == "horovod-s1: resumes, 1 of 1"
 
 
@@ -325,27 +329,27 @@ def test_a_real_run_goes_on_from_its_checkpoint(folder: pathlib.Path, monkeypatc
 def test_the_checkpoint_of_another_run_is_not_used(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(write(folder, tiny(launcher="mpirun")), folder / "out", only=["horovod"])
     leave_checkpoint(folder / "out", "horovod-s1")
     start = {"event": "start", "seconds": 0.0, "node_workers": [[0], [1]]}
     (folder / "out/runs/horovod-s1/events.jsonl").write_text(json.dumps(start) + "\n")
     _, lines = execute(write(folder, tiny(launcher="mpirun", **change)), folder / "out", only=["horovod"])
-    assert begun_how(pretended) == ["overwrite", "overwrite"]
+    assert start_flags(pretended) == ["overwrite", "overwrite"]
     assert lines[0] == "horovod-s1: was computed with another configuration; computed again"
 
 
-def test_a_simulated_run_begins_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+def test_a_simulated_run_starts_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(write(folder, tiny()), folder / "out")
     leave_checkpoint(folder / "out", "horovod-s1")
     execute(write(folder, tiny()), folder / "out")
-    assert begun_how(pretended) == ["overwrite"] * 3
+    assert start_flags(pretended) == ["overwrite"] * 3
 
 
-def test_a_run_whose_checkpoint_is_damaged_begins_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_checkpoint_is_damaged_starts_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(folder, tiny(launcher="mpirun"))
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     execute(path, folder / "out")
     leave_checkpoint(folder / "out", "horovod-s1")
 
@@ -356,11 +360,11 @@ def test_a_run_whose_checkpoint_is_damaged_begins_again(folder: pathlib.Path, mo
 
     in_place_of_processes(monkeypatch, compute)
     failures, lines = execute(path, folder / "out")
-    assert failures == [] and begun_how(pretended) == ["overwrite"] * 3
+    assert failures == [] and start_flags(pretended) == ["overwrite"] * 3
     assert lines[1] == "horovod-s1: cannot resume (hvd-async: it is damaged); computed again"
 
 
-# The folder belongs to one.
+# One process at a time may use the folder.
 
 
 @contextlib.contextmanager
@@ -371,7 +375,7 @@ def held(output: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def test_a_folder_in_which_another_is_at_work_is_refused(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_use_by_another_process_is_refused(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     path = write(folder, tiny())
     with held(folder / "out"), pytest.raises(DataError) as raised:
@@ -382,21 +386,21 @@ def test_a_folder_in_which_another_is_at_work_is_refused(folder: pathlib.Path, m
     assert [path.name for path in (folder / "out").iterdir()] == [".lock"]  # its plan is not replaced by ours
 
 
-def test_it_is_waited_for_a_while(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_place_of_processes(monkeypatch, Pretended())
+def test_a_folder_in_use_is_waited_for_briefly(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, PretendedRuns())
     holding = contextlib.ExitStack()
     holding.enter_context(held(folder / "out"))
-    monkeypatch.setattr(time, "sleep", lambda _: holding.close())  # it ends while we wait
+    monkeypatch.setattr(time, "sleep", lambda _: holding.close())  # the other process ends while we wait
     failures, lines = execute(write(folder, tiny()), folder / "out")
     assert failures == [] and names_in(folder / "out") == ["horovod-s1", "n_1-s1"]
     assert lines[0] == f"{folder / 'out'}: waiting for another hvd-async compare, or a run of it, to end"
     assert sum("waiting for" in line for line in lines) == 1
 
 
-# Interrupted, with real processes.
+# Interruptions, with real processes.
 
 
-def test_what_runs_ends_with_the_suite(folder: pathlib.Path) -> None:
+def test_a_signal_ends_the_suite_and_its_run(folder: pathlib.Path) -> None:
     path = write(folder, tiny(budget={"updates": 1_000_000}))  # never reached
     with compare(path, folder / "out") as parent:
         until(events_of(folder / "out", "horovod-s1").exists, parent)
@@ -410,20 +414,20 @@ def test_what_runs_ends_with_the_suite(folder: pathlib.Path) -> None:
     assert not (folder / "out/faults").exists() and not (folder / "out/report").exists()
 
 
-def test_what_runs_ends_as_well_when_nobody_can_tell_it_and_the_folder_is_free_then(
+def test_a_run_ends_with_a_killed_suite_and_then_frees_the_folder(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It prints nothing: otherwise it would end because nothing reads its output.
+    # The run prints nothing: otherwise it would end because nothing reads its output.
     path = write(folder, tiny(budget={"updates": 1_000_000}, set={"training.log_every_seconds": 1e6}))
     with compare(path, folder / "out") as parent:
         until(events_of(folder / "out", "horovod-s1").exists, parent)
         (child,) = children_of(parent.pid)
         try:
-            os.kill(child, signal.SIGSTOP)  # so that it outlives its parent for as long as this test wants
-            until(lambda: state_of(child) == "T")  # or SIGTERM, which has a lower number, would come before it
+            os.kill(child, signal.SIGSTOP)  # makes it outlive its parent for as long as the test needs
+            until(lambda: state_of(child) == "T")  # otherwise SIGTERM, which has a lower number, would come first
             parent.kill()
             parent.communicate()
-            in_place_of_processes(monkeypatch, Pretended())
+            in_place_of_processes(monkeypatch, PretendedRuns())
             monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
             with pytest.raises(DataError, match="another hvd-async compare, or a run of it, is at work there"):
                 execute(path, folder / "out")
@@ -439,10 +443,10 @@ def test_what_runs_ends_as_well_when_nobody_can_tell_it_and_the_folder_is_free_t
     assert failures == [] and names_in(folder / "out") == ["horovod-s1", "n_1-s1"]
 
 
-def test_a_suite_that_was_killed_gives_the_same_to_the_last_byte(
+def test_a_suite_that_was_killed_gives_the_same_results_to_the_last_byte(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Long enough that it can be killed in the middle of a run.
+    # Long enough to be killed in the middle of a run.
     path = write(folder, tiny(budget={"tokens": 30_000}, measure_every=10_000, target={"loss": 5.9}))
     broken, whole = folder / "broken", folder / "whole"
     first, second = events_of(broken, "horovod-s1"), events_of(broken, "n_1-s1")
@@ -469,8 +473,8 @@ def test_a_suite_that_was_killed_gives_the_same_to_the_last_byte(
 
 @pytest.mark.mpi
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # two runs, each of them begun three times, on real ranks
-def test_real_runs_go_on_from_their_checkpoints(folder: pathlib.Path, text: pathlib.Path) -> None:
+@pytest.mark.timeout(900)  # two runs, each started three times, on real ranks
+def test_real_runs_resume_from_their_checkpoints(folder: pathlib.Path, text: pathlib.Path) -> None:
     write_base(
         folder,
         text,

@@ -1,4 +1,4 @@
-"""Runs that no suite made, side by side."""
+"""Comparisons of run folders that no suite made."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hvd_async.comparison.target import Target
 from hvd_async.config import StrategyConfig
 from hvd_async.errors import ConfigError, DataError
 from tests.comparison.made import CONFIG, run, write_run
-from tests.comparison.tiny import Pretended, execute, in_place_of_processes, tiny, write, write_base
+from tests.comparison.tiny import PretendedRuns, execute, in_place_of_processes, tiny, write, write_base
 
 
 def left(
     folder: pathlib.Path, seed: int = 1, kind: str = "async", losses: tuple[float, ...] = (4.0, 2.0), **fields: Any
 ) -> pathlib.Path:
-    """The folder of a run with these losses after 10, 20, ... seconds."""
+    """Write a run with these losses after 10, 20, ... seconds, and return its folder."""
     config = CONFIG.model_copy(update={"seed": seed, "output": str(folder), "strategy": StrategyConfig(kind=kind)})  # type: ignore[arg-type]  # one of its kinds
     points = [(10.0 * number, loss) for number, loss in enumerate(losses, start=1)]
     return write_run(run(*points, folder=folder, config=config, **fields))
@@ -38,7 +38,7 @@ def gathered(*folders: pathlib.Path, baseline: str | None = None, target: Target
     return gather(folders, baseline, target)
 
 
-def test_runs_that_differ_in_their_seeds_alone_are_one_variant(tmp_path: pathlib.Path) -> None:
+def test_runs_that_differ_only_in_their_seeds_are_one_variant(tmp_path: pathlib.Path) -> None:
     names = (("horovod-s1", 1, "horovod"), ("async-s1", 1, "async"), ("horovod-s2", 2, "horovod"), ("async-s2", 2, "async"))
     found = gathered(*(left(tmp_path / name, seed, kind) for name, seed, kind in names))
     assert variants(found) == {"horovod": [1, 2], "async": [1, 2]}
@@ -57,7 +57,7 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_variant(tmp_path: pathlib
         (["a", "b", "c", "d", "e"], "e", "4 variants against e"),
     ],
 )
-def test_the_title_names_what_is_compared(
+def test_the_title_names_the_variants_compared(
     tmp_path: pathlib.Path, names: list[str], baseline: str | None, title: str
 ) -> None:
     assert gathered(*(left(tmp_path / name, 1) for name in names), baseline=baseline).title == title
@@ -72,7 +72,9 @@ def test_runs_of_one_seed_are_not_one_variant(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"num_workers": 2}, {"is_simulated": True}])
-def test_nor_are_runs_of_other_workers_or_simulated_ones(tmp_path: pathlib.Path, fields: dict[str, Any]) -> None:
+def test_runs_with_other_workers_and_simulated_runs_are_variants_of_their_own(
+    tmp_path: pathlib.Path, fields: dict[str, Any]
+) -> None:
     folders = [left(tmp_path / "one", 1), left(tmp_path / "other", 2, **fields)]
     assert variants(gathered(*folders)) == {"one": [1], "other": [2]}
 
@@ -97,7 +99,7 @@ def test_a_variant_is_named_after_its_folders(tmp_path: pathlib.Path, names: tup
     assert list(variants(gathered(*folders))) == [variant]
 
 
-def test_a_run_alone_has_the_name_of_its_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_run_has_the_name_of_its_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(left(tmp_path / "async-s1"))
     found = gathered(pathlib.Path("."))
     assert variants(found) == {"async-s1": [1]}
@@ -117,15 +119,17 @@ def test_a_baseline_and_a_target_may_be_chosen(tmp_path: pathlib.Path) -> None:
     assert (given.baseline, given.target) == ("b", Target("bleu", 20.0))
 
 
-def test_a_baseline_that_is_not_there(tmp_path: pathlib.Path) -> None:
+def test_an_unknown_baseline_is_refused(tmp_path: pathlib.Path) -> None:
     folders = [left(tmp_path / "a", kind="horovod"), left(tmp_path / "b")]
     with pytest.raises(ConfigError, match="--baseline: got 'horovod', expected one of a, b"):
         gathered(*folders, baseline="horovod")
 
 
-def test_the_folder_of_a_comparison(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_a_comparison_may_be_given(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_base(tmp_path, tmp_path / "text")
-    in_place_of_processes(monkeypatch, Pretended(lambda config: (4.0, 2.0) if config.strategy.kind == "horovod" else (3.0,)))
+    in_place_of_processes(
+        monkeypatch, PretendedRuns(lambda config: (4.0, 2.0) if config.strategy.kind == "horovod" else (3.0,))
+    )
     suite = tiny(environments={"a": {}, "b": {}}, target={"loss": 2.5})
     execute(write(tmp_path, suite), tmp_path / "out", only=["horovod", "a"])
     found = gathered(tmp_path / "out")
@@ -139,7 +143,7 @@ def test_the_folder_of_a_comparison(tmp_path: pathlib.Path, monkeypatch: pytest.
         *(("a", "horovod", ""), ("a", "N = 1", "")),
         *(("b", "horovod", ""), ("b", "N = 1", "not run yet")),
     ]
-    # Another baseline does not change a target that was chosen beforehand; another target does.
+    # Another baseline does not change a target chosen beforehand; another target does.
     changed = gathered(tmp_path / "out", baseline="N = 1")
     assert (changed.baseline, changed.target, changed.text) == ("N = 1", Target("loss", 2.5), found.text)
     assert gathered(tmp_path / "out", target=Target("loss", 3.5)).target == Target("loss", 3.5)
@@ -150,7 +154,9 @@ def test_a_derived_target_follows_the_baseline_and_is_reached_in_every_environme
 ) -> None:
     write_base(tmp_path, tmp_path / "text")
     losses = {("horovod", 0.1): 2.0, ("async", 0.1): 2.2, ("horovod", 0.2): 3.0, ("async", 0.2): 2.9}
-    in_place_of_processes(monkeypatch, Pretended(lambda config: (4.0, losses[config.strategy.kind, config.model.dropout])))
+    in_place_of_processes(
+        monkeypatch, PretendedRuns(lambda config: (4.0, losses[config.strategy.kind, config.model.dropout]))
+    )
     environments = {"a": {"model.dropout": 0.1}, "b": {"model.dropout": 0.2}}
     execute(write(tmp_path, tiny(environments=environments)), tmp_path / "out")
     assert gathered(tmp_path / "out").target == Target("loss", 3.0, is_given=False)
@@ -159,7 +165,7 @@ def test_a_derived_target_follows_the_baseline_and_is_reached_in_every_environme
 
 def test_a_comparison_of_an_older_version_is_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_base(tmp_path, tmp_path / "text")
-    in_place_of_processes(monkeypatch, Pretended())
+    in_place_of_processes(monkeypatch, PretendedRuns())
     execute(write(tmp_path, tiny()), tmp_path / "out")
     plan = json.loads((tmp_path / "out/comparison.json").read_text())
     for planned in plan["runs"]:
@@ -169,12 +175,12 @@ def test_a_comparison_of_an_older_version_is_read(tmp_path: pathlib.Path, monkey
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"runs": [{}], "target": null}', "\udcff"])
-def test_a_damaged_plan(tmp_path: pathlib.Path, text: str) -> None:
+def test_a_damaged_plan_is_named(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "comparison.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=r"comparison.json: cannot be read .*expected the plan of a comparison"):
         gathered(tmp_path)
 
 
-def test_a_folder_without_a_run(tmp_path: pathlib.Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match="expected the folder of a run"):
         gathered(left(tmp_path / "a"), tmp_path)

@@ -1,4 +1,4 @@
-"""Where the time went: of runs written by hand, and of simulated and real ones."""
+"""Time spent by workers, from logs written by hand and from simulated and real runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(folder: pathlib.Path, *events: dict[str, object], num_workers: int = 1,
     return found
 
 
-def test_shares_are_of_the_time_that_there_was(tmp_path: pathlib.Path) -> None:
+def test_shares_are_fractions_of_the_workers_total_time(tmp_path: pathlib.Path) -> None:
     events = [arrival(0, 4.0, 4.0), arrival(1, 5.0, 4.0), arrival(0, 9.0, 3.0, push=0.5, wait=1.0, pull=0.25)]
     history = read_history(made(tmp_path, *events, num_workers=2))
     shares = history.shares()
@@ -55,7 +55,7 @@ def test_spans_are_cut_to_the_window(tmp_path: pathlib.Path) -> None:
     assert read_history(made(tmp_path, *events)).spans(5.0, 6.0) == []
 
 
-def test_where_gradients_are_summed_all_wait_for_the_slowest(tmp_path: pathlib.Path) -> None:
+def test_with_an_allreduce_all_workers_wait_for_the_slowest(tmp_path: pathlib.Path) -> None:
     first = [arrival(0, 2.5, 1.0), arrival(1, 2.5, 2.0)]
     second = [arrival(0, 5.0, 2.0, wait=1.5), arrival(1, 5.0, 2.0, wait=0.5)]
     spans = read_history(made(tmp_path, *first, *second, num_workers=2, kind="horovod")).spans(0.0, 5.0)
@@ -80,29 +80,29 @@ def test_a_log_of_another_version_is_refused(tmp_path: pathlib.Path) -> None:
         read_history(made(tmp_path, event))
 
 
-def check_nobody_does_two_things_at_once(found: Run) -> None:
+def check_spans_do_not_overlap(found: Run) -> None:
     history = read_history(found)
     assert len(history.steps) == sum(found.staleness.values()) and len(history.updates) == found.updates
     for worker in range(found.num_workers):
         spans = [span for span in history.spans(0.0, found.seconds) if span.worker == worker]
         assert spans and all(0.0 <= span.start <= span.end <= found.seconds for span in spans)
         for one, following in itertools.pairwise(spans):
-            assert following.start > one.end - 0.005  # of a real run: what lies between two clocks
+            assert following.start > one.end - 0.005  # in a real run, a difference between two clocks
         shares = history.shares(worker)
         assert shares.computing > 0 and -0.01 < shares.other < 0.7
 
 
 @pytest.mark.parametrize("strategy", [{"kind": "async"}, {"kind": "async", "lockstep": True}, {"kind": "ddp"}])
-def test_of_simulated_runs_all_time_is_accounted_for(tmp_path: pathlib.Path, strategy: dict[str, object]) -> None:
+def test_all_time_of_simulated_runs_is_accounted_for(tmp_path: pathlib.Path, strategy: dict[str, object]) -> None:
     simulated.run(tmp_path / "run", strategy=strategy, emulation=simulated.UNEVEN, simulation={"workers": 3})
     found = read_run(tmp_path / "run")
-    check_nobody_does_two_things_at_once(found)
-    assert read_history(found).shares().other < 0.25  # the end of the run, when the slow worker is alone
+    check_spans_do_not_overlap(found)
+    assert read_history(found).shares().other < 0.25  # the end of the run, when only the slow worker computes
 
 
 @pytest.mark.mpi
-def test_of_a_real_run_as_well(tmp_path: pathlib.Path) -> None:
+def test_all_time_of_a_real_run_is_accounted_for(tmp_path: pathlib.Path) -> None:
     emulation = {"seconds": 0.05, "slow_workers": {0: 2.0}}
     real = make_config(tmp_path / "run", strategy={"kind": "async"}, emulation=emulation)
     run_toy(3, Settings(real, num_batches=30)).check()
-    check_nobody_does_two_things_at_once(read_run(tmp_path / "run"))
+    check_spans_do_not_overlap(read_run(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""The figures of a comparison, of runs whose answer is known."""
+"""The figures of a comparison, from runs whose figures are known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOSS = Target("loss", 3.0)
 
 @pytest.fixture
 def rows(tmp_path: pathlib.Path) -> Rows:
-    """Return a function that computes the rows of entries, whose runs it writes first, each with its events."""
+    """Return a function that writes the runs of entries, each with its events, and computes their rows."""
 
     def make(
         *entries: Entry, target: Target | None = LOSS, rates: tuple[float, ...] = (), logs: dict[int, Events] | None = None
@@ -45,7 +45,7 @@ def rows(tmp_path: pathlib.Path) -> Rows:
 
 
 def slower(factor: float) -> Run:
-    """With the same tokens, in so many times the seconds."""
+    """Return the run with the same tokens in `factor` times the seconds."""
     made = run(*FALLING)
     points = tuple(dataclasses.replace(point, seconds=point.seconds * factor) for point in made.points)
     return dataclasses.replace(made, points=points, seconds=made.seconds * factor)
@@ -57,12 +57,12 @@ def of_kind(made: Run, kind: str, **strategy: Any) -> Run:
 
 
 def exactly(mean: float, num: int) -> Interval:
-    """Interval of measurements that agree."""
+    """Return the interval of measurements that agree."""
     near = pytest.approx(mean)
     return Interval(near, near, near, num)
 
 
-def test_two_variants_that_are_alike_are_worth_as_much(rows: Rows) -> None:
+def test_equal_variants_have_ratios_of_1(rows: Rows) -> None:
     base, other = rows(*(entry(name, seed, run(*FALLING)) for name in ("base", "other") for seed in (1, 2)))
     assert (base.is_baseline, other.is_baseline) == (True, False)
     for row in (base, other):
@@ -74,8 +74,8 @@ def test_two_variants_that_are_alike_are_worth_as_much(rows: Rows) -> None:
         assert (row.num_diverged, row.rate, row.is_at_the_edge) == (0, None, False)
 
 
-def test_what_is_gained_is_tokens_per_second_times_what_a_token_is_worth(rows: Rows) -> None:
-    # Twice as many tokens to each loss, in a quarter of the time for each.
+def test_the_speed_up_is_throughput_times_token_efficiency(rows: Rows) -> None:
+    # Twice as many tokens to each loss, each token in a quarter of the time.
     other = run((5.0, 4.0), (10.0, 2.0), (20.0, 1.0))
     points = tuple(dataclasses.replace(p, tokens=4 * p.tokens) for p in other.points)
     other = dataclasses.replace(other, points=points, tokens=points[-1].tokens)
@@ -84,7 +84,7 @@ def test_what_is_gained_is_tokens_per_second_times_what_a_token_is_worth(rows: R
 
 
 def test_runs_are_compared_seed_by_seed(rows: Rows) -> None:
-    # Seeds differ by more than variants do: in pairs the ratio is 2 each time.
+    # Seeds differ more than variants do, but the ratio of each pair is 2.
     found = rows(
         entry("base", 1, slower(1.0)),
         entry("base", 2, slower(3.0)),
@@ -96,7 +96,7 @@ def test_runs_are_compared_seed_by_seed(rows: Rows) -> None:
     assert found[1].seconds_to is not None and found[1].seconds_to.mean == pytest.approx((22.5 * 7.5) ** 0.5)
 
 
-def test_where_a_run_is_missing_its_pair_does_not_count(rows: Rows) -> None:
+def test_a_pair_with_a_missing_run_does_not_count(rows: Rows) -> None:
     base, other = rows(
         *(entry("base", 1, slower(1.0)), entry("base", 2, None), entry("base", 3, slower(1.0))),
         *(entry("other", 1, None), entry("other", 2, slower(4.0)), entry("other", 3, slower(0.5))),
@@ -131,18 +131,18 @@ def test_without_a_run_of_the_baseline_nothing_is_compared(rows: Rows) -> None:
     assert row.seconds_to == exactly(15.0, 1) and row.final_loss == exactly(1.0, 1)
 
 
-def test_where_some_never_reached_the_target_the_others_count(rows: Rows) -> None:
+def test_runs_that_reached_the_target_count_even_if_others_did_not(rows: Rows) -> None:
     base, other = rows(
         *(entry("base", 1, run(*FALLING)), entry("base", 2, run((10.0, 4.0), (20.0, 3.5)))),
         *(entry("other", 1, slower(0.5)), entry("other", 2, slower(0.5))),
     )
     assert (base.num_reached, other.num_reached) == (1, 2) and base.reached[1] is None
-    assert other.speed_up == exactly(2.0, 1)  # the pair in which both did
-    assert other.token_efficiency is not None and other.token_efficiency.num == 2  # to what both reached
+    assert other.speed_up == exactly(2.0, 1)  # of the one pair in which both did
+    assert other.token_efficiency is not None and other.token_efficiency.num == 2  # up to the loss that both reached
     assert base.seconds_to == exactly(15.0, 1)
 
 
-def test_where_nobody_reached_the_target_tokens_are_still_compared(rows: Rows) -> None:
+def test_without_any_run_at_the_target_tokens_are_still_compared(rows: Rows) -> None:
     base, other = rows(entry("base", 1, run(*FALLING)), entry("other", 1, slower(0.5)), target=Target("loss", 0.5))
     for row in (base, other):
         assert row.num_reached == 0 and row.seconds_to is row.tokens_to is row.updates_to is row.speed_up is None
@@ -154,7 +154,7 @@ def test_without_a_target_nothing_is_reached(rows: Rows) -> None:
     assert row.reached == (None,) and row.speed_up is None and row.throughput == exactly(1.0, 1)
 
 
-def test_a_run_that_diverged_has_no_final_quality_but_a_time_if_it_was_there_before(rows: Rows) -> None:
+def test_a_run_that_diverged_has_no_final_quality_but_a_time_to_the_target_reached_before(rows: Rows) -> None:
     diverged = run((10.0, 4.0, 5.0), (20.0, 2.0, 20.0), (30.0, math.nan, 0.0))
     nothing = run((10.0, math.nan))
     _, row = rows(
@@ -167,7 +167,7 @@ def test_a_run_that_diverged_has_no_final_quality_but_a_time_if_it_was_there_bef
     assert row.throughput is not None and row.throughput.num == 2
 
 
-def test_a_run_without_an_update_stops_no_report(rows: Rows) -> None:
+def test_a_run_without_an_update_does_not_break_the_figures(rows: Rows) -> None:
     nothing = run((0.0, 4.0))
     for one, other in ((run(*FALLING), nothing), (nothing, run(*FALLING)), (nothing, nothing)):
         row = rows(entry("base", 1, one), entry("other", 1, other))[1]
@@ -175,7 +175,7 @@ def test_a_run_without_an_update_stops_no_report(rows: Rows) -> None:
         assert row.final_loss is not None
 
 
-def test_bleu_is_compared_where_both_have_it(rows: Rows) -> None:
+def test_bleu_is_compared_between_runs_that_both_measured_it(rows: Rows) -> None:
     def with_bleu(*bleus: float | None) -> list[Run]:
         return [run((10.0, 4.0, 1.0), (20.0, 2.0, bleu)) for bleu in bleus]
 
@@ -189,7 +189,7 @@ def test_bleu_is_compared_where_both_have_it(rows: Rows) -> None:
     assert other.bleu_difference == exactly(1.5, 2)
 
 
-def test_a_bleu_to_be_reached(rows: Rows) -> None:
+def test_the_target_may_be_a_bleu(rows: Rows) -> None:
     base, other = rows(
         entry("base", 1, run((10.0, 4.0, 10.0), (20.0, 2.0, 20.0))),
         entry("other", 1, run((10.0, 4.0), (20.0, 2.0))),
@@ -198,12 +198,12 @@ def test_a_bleu_to_be_reached(rows: Rows) -> None:
     assert base.reached == (Reached(15.0, 150.0, 7.5),) and other.reached == (None,)
 
 
-def test_what_is_reached_at_the_first_measurement_is_a_bound(rows: Rows) -> None:
+def test_a_target_reached_at_the_first_measurement_gives_a_bound(rows: Rows) -> None:
     (row,) = rows(entry("base", 1, run(*FALLING)), target=Target("loss", 4.5))
     assert row.reached[0] is not None and row.reached[0].is_bound
 
 
-def test_of_several_rates_the_best_is_shown(rows: Rows) -> None:
+def test_the_best_of_several_rates_is_shown(rows: Rows) -> None:
     entries = [
         entry("base", seed, slower(rate), rate=rate, is_chosen=is_chosen)
         for rate, seed, is_chosen in ((0.1, 1, False), (0.2, 1, True), (0.2, 2, True), (0.4, 1, False))
@@ -215,12 +215,12 @@ def test_of_several_rates_the_best_is_shown(rows: Rows) -> None:
     assert other.throughput == exactly(0.5, 1)
 
 
-def test_one_rate_has_no_edge(rows: Rows) -> None:
+def test_a_single_rate_is_not_at_the_edge(rows: Rows) -> None:
     (row,) = rows(entry("base", 1, run(*FALLING), rate=0.1), rates=(0.1,))
     assert (row.rate, row.is_at_the_edge) == (0.1, False)
 
 
-def test_settings_have_baselines_of_their_own(rows: Rows) -> None:
+def test_environments_have_baselines_of_their_own(rows: Rows) -> None:
     found = rows(
         *(entry("base", 1, slower(1.0), "even"), entry("other", 1, slower(0.5), "even")),
         *(entry("base", 1, slower(4.0), "uneven"), entry("other", 1, slower(1.0), "uneven")),
@@ -232,7 +232,7 @@ def test_settings_have_baselines_of_their_own(rows: Rows) -> None:
     assert [row.speed_up for row in found] == [exactly(1.0, 1), exactly(2.0, 1), exactly(1.0, 1), exactly(4.0, 1)]
 
 
-def test_counts_are_summed_and_staleness_is_that_of_an_arrival(rows: Rows) -> None:
+def test_counts_are_summed_and_staleness_is_averaged_over_arrivals(rows: Rows) -> None:
     one = run(*FALLING, mean_staleness=1.0, staleness={0: 1, 2: 1}, refused={"not_finite": 1}, num_steps=3, num_overrun=1)
     two = run(*FALLING, mean_staleness=0.0, staleness={0: 6}, refused={"not_finite": 2, "stale": 1}, num_steps=9)
     (row,) = rows(entry("base", 1, one), entry("base", 2, two))
@@ -253,15 +253,15 @@ def test_shares_of_the_time_are_means_over_runs(rows: Rows) -> None:
     assert row.shares.other == pytest.approx(1 - row.shares.computing - row.shares.waiting - 4 / 80 / 2)
     assert list(row.worker_shares) == [0, 1]
     assert row.worker_shares[0].computing == pytest.approx((30 / 40 + 20 / 40) / 2)
-    assert row.worker_shares[1].computing == pytest.approx(20 / 40)  # of the run in which there is a second one
+    assert row.worker_shares[1].computing == pytest.approx(20 / 40)  # from the one run that has a second worker
 
 
 @pytest.mark.parametrize(
     ("kind", "strategy", "share"),
     [("horovod", {}, 0.5 / 0.5), ("async", {"lockstep": True}, 0.5 / 0.5), ("async", {}, 0.5 / 0.75)],
 )
-def test_the_ideal_is_that_of_its_kind(rows: Rows, kind: str, strategy: dict[str, Any], share: float) -> None:
-    # Steps of 2 and of 4 seconds: together 0.75 a second if no worker waits, else 2 in each 4 seconds.
+def test_the_ideal_is_that_of_the_strategy(rows: Rows, kind: str, strategy: dict[str, Any], share: float) -> None:
+    # Steps take 2 and 4 seconds: 0.75 a second in total if no worker waits, otherwise 2 every 4 seconds.
     log = [arrival(0, 2.0, 2.0), arrival(1, 4.0, 4.0)]
     made = of_kind(run(*FALLING, num_workers=2), kind, **strategy)
     (row,) = rows(entry("base", 1, made), logs={0: log})
@@ -270,7 +270,7 @@ def test_the_ideal_is_that_of_its_kind(rows: Rows, kind: str, strategy: dict[str
     assert row.is_synchronous == (strategy != {} or kind == "horovod")
 
 
-def test_the_ideal_is_of_the_steps_of_all_runs(rows: Rows) -> None:
+def test_the_ideal_is_computed_from_the_steps_of_all_runs(rows: Rows) -> None:
     logs = {0: [arrival(0, 2.0, 2.0)], 1: [arrival(0, 4.0, 4.0)]}
     (row,) = rows(entry("base", 1, run(*FALLING)), entry("base", 2, run(*FALLING)), logs=logs)
     assert row.ideal is not None and row.ideal.asynchronous == pytest.approx(1 / 3)

@@ -39,46 +39,46 @@ def test_a_run_that_diverged_is_read(tmp_path: pathlib.Path) -> None:
     assert found.has_diverged and [point.loss for point in found.finite_points] == [4.0]
 
 
-def test_a_folder_without_a_run(tmp_path: pathlib.Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match=r"got no configuration of a run .*no such file.*; expected the folder of a run"):
         read_run(tmp_path)
 
 
-def test_a_run_that_has_not_ended(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_has_not_ended_is_refused(tmp_path: pathlib.Path) -> None:
     write_run(run((10.0, 4.0), folder=tmp_path))
     (tmp_path / "summary.json").unlink()
     with pytest.raises(DataError, match=r"summary.json: no such file; expected the folder of a run that has ended"):
         read_run(tmp_path)
 
 
-def test_a_run_that_was_stopped(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_was_stopped_is_refused(tmp_path: pathlib.Path) -> None:
     write_run(run((10.0, 4.0), folder=tmp_path, status="stopped"))
     with pytest.raises(DataError, match="got a run that was stopped, expected one that has ended; resume it with --resume"):
         read_run(tmp_path)
 
 
-def test_a_run_that_measured_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_measured_nothing_is_refused(tmp_path: pathlib.Path) -> None:
     write_run(run(folder=tmp_path))
     with pytest.raises(DataError, match="got no validation, expected at least one"):
         read_run(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"measurements": [{}]}', "\udcff"])
-def test_a_damaged_summary(tmp_path: pathlib.Path, text: str) -> None:
+def test_a_damaged_summary_is_named(tmp_path: pathlib.Path, text: str) -> None:
     write_run(run((10.0, 4.0), folder=tmp_path))
     (tmp_path / "summary.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=r"summary.json: damaged .*expected the summary of a run"):
         read_run(tmp_path)
 
 
-def test_a_damaged_configuration(tmp_path: pathlib.Path) -> None:
+def test_a_damaged_configuration_is_named(tmp_path: pathlib.Path) -> None:
     write_run(run((10.0, 4.0), folder=tmp_path))
     (tmp_path / "config.yaml").write_text("nonsense: 1")
     with pytest.raises(DataError, match=r"got no configuration of a run .*nonsense: unknown key"):
         read_run(tmp_path)
 
 
-def test_what_was_trained_on_is_in_the_first_line_of_the_log(tmp_path: pathlib.Path) -> None:
+def test_the_training_data_are_read_from_the_first_line_of_the_log(tmp_path: pathlib.Path) -> None:
     write_run(
         run((10.0, 4.0), folder=tmp_path),
         [{"event": "start", "data_fingerprint": "abc"}, {"event": "start", "data_fingerprint": "other"}],

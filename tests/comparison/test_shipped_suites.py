@@ -1,4 +1,4 @@
-"""The suites in configs/suites: each is valid as it is, and has what its purpose needs."""
+"""The suites in configs/suites: each is valid as shipped, and serves its purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means, intervals and times to a target, on runs whose answer is known."""
+"""Means, intervals and times to a target, from runs whose figures are known."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from tests.comparison.made import run
         (0.5, None),
     ],
 )
-def test_between_two_measurements_the_time_is_read_off_the_line(loss: float, seconds: float | None) -> None:
+def test_between_two_measurements_the_time_is_interpolated(loss: float, seconds: float | None) -> None:
     falling = run((10.0, 4.0), (20.0, 2.0), (30.0, 2.0), (42.0, 1.75), (48.0, 1.25), (50.0, 1.0))
     found = reached(falling, Target("loss", loss))
     assert (None if found is None else found.seconds) == seconds
 
 
-def test_tokens_and_updates_are_read_off_the_same_line() -> None:
+def test_tokens_and_updates_are_interpolated_as_well() -> None:
     assert reached(run((10.0, 4.0), (20.0, 2.0)), Target("loss", 3.0)) == Reached(15.0, 150.0, 7.5)
 
 
-def test_what_the_first_measurement_shows_already_is_a_bound() -> None:
+def test_a_target_reached_at_the_first_measurement_is_a_bound() -> None:
     found = reached(run((10.0, 4.0), (20.0, 2.0)), Target("loss", 5.0))
     assert found == Reached(10.0, 100, 5, is_bound=True)
 
 
-def test_the_first_time_counts_though_the_loss_rises_again() -> None:
+def test_the_first_time_counts_even_if_the_loss_rises_again() -> None:
     found = reached(run((10.0, 4.0), (20.0, 2.0), (30.0, 5.0), (40.0, 1.0)), Target("loss", 3.0))
     assert found is not None and found.seconds == 15.0
 
 
 @pytest.mark.parametrize("diverged", [math.nan, math.inf])
-def test_a_measurement_that_is_not_finite_is_passed_over(diverged: float) -> None:
+def test_a_measurement_that_is_not_finite_is_skipped(diverged: float) -> None:
     found = reached(run((5.0, diverged), (10.0, 4.0), (15.0, diverged), (20.0, 2.0), (30.0, diverged)), Target("loss", 3.0))
     assert found is not None and found.seconds == 15.0
     assert reached(run((5.0, diverged)), Target("loss", 3.0)) is None
@@ -58,7 +58,7 @@ def test_bleu_is_reached_from_below_and_need_not_be_measured_everywhere() -> Non
     assert reached(run((10.0, 4.0)), Target("bleu", 1.0)) is None
 
 
-def test_half_as_good_tokens() -> None:
+def test_twice_the_tokens_to_each_loss_are_an_efficiency_of_one_half() -> None:
     baseline = run((10, 4.0), (20, 3.0), (40, 2.0))
     slower = run((20, 4.0), (40, 3.0), (80, 2.0))
     assert token_efficiency(baseline, slower) == 0.5
@@ -66,12 +66,12 @@ def test_half_as_good_tokens() -> None:
     assert token_efficiency(baseline, baseline) == 1.0
 
 
-def test_the_loss_is_the_lowest_that_both_reached() -> None:
+def test_token_efficiency_is_taken_at_the_lowest_loss_that_both_reached() -> None:
     assert token_efficiency(run((10, 4.0), (20, 3.0), (40, 2.0)), run((10, 4.0), (40, 3.0))) == 0.5
 
 
-def test_the_interval_is_students() -> None:
-    # -0.1, 0 and 0.1: deviation 0.1, t = 4.302653 with two degrees of freedom.
+def test_the_interval_is_that_of_students_t() -> None:
+    # For -0.1, 0 and 0.1 the deviation is 0.1, and t = 4.302653 with two degrees of freedom.
     half = 4.302653 * 0.1 / math.sqrt(3)
     found = mean_interval([-0.1, 0.0, 0.1])
     assert (found.mean, found.low, found.high) == (pytest.approx(0.0), pytest.approx(-half), pytest.approx(half))
@@ -94,7 +94,7 @@ def test_one_seed_has_no_interval_and_seeds_that_agree_a_narrow_one(make: type) 
     assert make([0.9, 0.9]) == Interval(pytest.approx(0.9), pytest.approx(0.9), pytest.approx(0.9), 2)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_in_95_percent_of_cases() -> None:
     import numpy as np
 
     samples = np.random.default_rng(1).normal(2.0, 0.5, (2000, 3))
@@ -102,7 +102,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.935 < sum(covered) / len(covered) < 0.965
 
 
-def test_a_target_nobody_gave_is_what_the_baseline_and_the_best_of_the_others_reached() -> None:
+def test_the_default_target_is_what_the_baseline_and_the_best_of_the_others_reached() -> None:
     baseline = [run((10, 4.0), (20, 2.0)), run((10, 4.0), (20, 2.2))]
     good, bad = [run((10, 4.0), (20, 2.1))], [run((10, 4.0), (20, 3.5))]
     assert common_target(baseline, [bad, good]) == Target("loss", 2.2, is_given=False)

@@ -1,4 +1,4 @@
-"""The runs of a suite, and errors found before anything runs."""
+"""The runs of a suite, and errors found before any run starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.comparison.tiny import tiny, write, write_base
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """With the base of suites; there is no text, which a suite does not look at."""
+    """A folder with the base of suites, but without text, which a suite does not read."""
     write_base(tmp_path, tmp_path / "text")
     return tmp_path
 
@@ -96,7 +96,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ),
         ({"rates": [0.1, 0.1000000001]}, "rates: got 0.1 and 0.1000000001, whose runs would share a folder ('0.1')"),
         ({"seeds": [2, 2]}, "seeds: got 2 and 2, whose runs would share a folder ('2')"),
-        # What a suite gives itself.
+        # Keys that a suite sets itself.
         ({"set": {"seed": 1}}, "suite.yaml: set: got seed, expected other keys; a suite sets it for each run"),
         (one_variant(output="x"), "suite.yaml: variants: N = 1: got output, expected other keys"),
         ({"set": {"training.epochs": 1}}, "set: got training.epochs, expected other keys"),
@@ -122,7 +122,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             {"environments": {"a": {"workers": 1.5}}},
             "environments: a: workers: got 1.5, expected a whole number from 1 to 100,000",
         ),
-        # What all variants have alike.
+        # Keys that must be the same for all variants.
         *(
             (
                 one_variant(**{key: value}),
@@ -137,7 +137,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
                 "emulation": {"seconds": 1.0},
             }.items()
         ),
-        # What a run refuses, with whose it is.
+        # Errors in the configuration of a run, named with the run.
         ({"base": "nothing.yaml"}, "nothing.yaml: no such file; expected the YAML configuration of a run"),
         ({"set": {"training.epoch": 1}}, "suite.yaml: all: horovod: "),
         ({"settings": {"even": {}}}, "suite.yaml: settings: unknown key; it is called 'environments' now"),
@@ -149,7 +149,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(folder: pathlib.Path, change: dict[str, Any], message: str) -> None:
+def test_an_error_is_reported_before_any_run_starts(folder: pathlib.Path, change: dict[str, Any], message: str) -> None:
     path = write(folder, tiny(**change))
     with pytest.raises(ConfigError) as raised:
         Suite(path, folder / "out")
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_said_before_anything_runs(folder: pathlib.Path, change
     assert not (folder / "out").exists()
 
 
-def test_a_base_with_several_faults_is_told_line_by_line(folder: pathlib.Path) -> None:
+def test_several_errors_in_the_base_are_reported_line_by_line(folder: pathlib.Path) -> None:
     write_base(folder, folder / "text", batching={"tokens": 0}, modell={})
     with pytest.raises(ConfigError) as raised:
         suite_of(folder)
@@ -169,7 +169,7 @@ def test_a_base_with_several_faults_is_told_line_by_line(folder: pathlib.Path) -
 @pytest.mark.parametrize(
     ("text", "message"), [(None, "no such file"), ("- 1", "got a list, expected the keys"), ("a: [", "not YAML")]
 )
-def test_a_file_that_is_no_suite(folder: pathlib.Path, text: str | None, message: str) -> None:
+def test_a_file_that_is_no_suite_is_refused(folder: pathlib.Path, text: str | None, message: str) -> None:
     path = folder / "suite.yaml"
     if text is not None:
         path.write_text(text)
@@ -177,7 +177,7 @@ def test_a_file_that_is_no_suite(folder: pathlib.Path, text: str | None, message
         Suite(path, folder / "out")
 
 
-def test_a_variant_overrides_a_setting_and_that_what_is_set_for_all(folder: pathlib.Path) -> None:
+def test_a_variant_overrides_its_environment_which_overrides_the_common_settings(folder: pathlib.Path) -> None:
     suite = suite_of(
         folder,
         set={"optimizer.clip_norm": 1.0, "optimizer.epsilon": 1e-6, "model.dropout": 0.3},
@@ -197,7 +197,7 @@ def test_a_variant_overrides_a_setting_and_that_what_is_set_for_all(folder: path
     }
 
 
-def test_a_key_of_a_variant_is_not_undone_by_a_section_of_a_environment(folder: pathlib.Path) -> None:
+def test_a_key_of_a_variant_is_not_undone_by_a_section_of_an_environment(folder: pathlib.Path) -> None:
     suite = suite_of(
         folder,
         set={"strategy.kind": "single"},
@@ -207,7 +207,7 @@ def test_a_key_of_a_variant_is_not_undone_by_a_section_of_a_environment(folder: 
     assert [suite.configs[spec].strategy.kind for spec in suite.specs] == ["horovod", "ddp"]
 
 
-def test_a_suite_gives_each_run_its_length_its_measurements_its_seed_and_its_rate(folder: pathlib.Path) -> None:
+def test_a_suite_sets_each_runs_length_measurements_seed_and_rate(folder: pathlib.Path) -> None:
     suite = suite_of(folder, rates=[0.5], seeds=[7])
     config = suite.configs[Spec("all", "N = 1", 0.5, 7)]
     assert (config.training.tokens, config.training.updates, config.training.epochs) == (2000, None, None)
@@ -222,7 +222,7 @@ def test_a_budget_is_the_only_bound(folder: pathlib.Path, budget: dict[str, Any]
     assert {name: value for name in ("epochs", "tokens", "updates", "seconds") if (value := getattr(config, name))} == budget
 
 
-def test_workers_are_the_variants_or_the_settings_or_the_suites_and_one_process_is_one(folder: pathlib.Path) -> None:
+def test_the_number_of_workers_is_taken_from_the_variant_the_environment_or_the_suite(folder: pathlib.Path) -> None:
     variants = {"horovod": {}, "more": {"workers": 8}, "one": {"strategy.kind": "single"}}
     suite = suite_of(folder, variants=variants, environments={"few": {}, "many": {"workers": 4}}, launcher="mpirun")
     found = {}
@@ -260,7 +260,7 @@ def test_the_command_of_a_real_run(folder: pathlib.Path, launcher: str) -> None:
     assert suite.command(spec, resume=True) == ["launch", *overrides(folder, simulated=False), "--resume", *where]
 
 
-def test_long_values_and_numbers_as_keys_reach_a_run_as_they_are(folder: pathlib.Path) -> None:
+def test_long_values_and_numbers_as_keys_reach_a_run_unchanged(folder: pathlib.Path) -> None:
     text = " ".join(["a folder: # 'of'"] * 30)
     slow = {0: 2.0, **dict.fromkeys(range(1, 40), 1.5)}
     environments = {"wide": {"workers": 40, "emulation.slow_workers": slow, "data.folder": text, "optimizer.epsilon": 1e-09}}
@@ -279,11 +279,11 @@ def test_long_values_and_numbers_as_keys_reach_a_run_as_they_are(folder: pathlib
         (Spec("all", "horovod", 1.0, 1), "horovod-1-s1"),
     ],
 )
-def test_a_folder_says_which_run_it_holds(spec: Spec, name: str) -> None:
+def test_a_folder_is_named_after_its_run(spec: Spec, name: str) -> None:
     assert spec.name == name
 
 
-def test_the_plan_is_in_the_order_of_the_file_and_is_read_as_it_was_written(folder: pathlib.Path) -> None:
+def test_the_plan_has_the_order_of_the_file_and_is_read_back_unchanged(folder: pathlib.Path) -> None:
     suite = suite_of(folder, environments={"b": {}, "a": {}}, rates=[0.2, 0.1], seeds=[2, 1], target={"loss": 3.0})
     expected = [
         Spec(environment, variant, rate, seed)
@@ -298,14 +298,15 @@ def test_the_plan_is_in_the_order_of_the_file_and_is_read_as_it_was_written(fold
         (s.environment, s.variant, s.rate, s.seed, s.name) for s in expected
     ]
     assert [run.config_hash for run in runs] == [config_hash(suite.configs[spec]) for spec in expected]
-    assert len({run.config_hash for run in runs}) == 8  # of the two environments, which say the same, alike
+    # hashes of the two environments agree, because the environments have the same contents
+    assert len({run.config_hash for run in runs}) == 8
     assert (suite.plan.title, suite.plan.source, suite.plan.target) == ("suite", "suite.yaml", Target("loss", 3.0))
     assert suite.plan.text == (folder / "suite.yaml").read_text()
     suite.plan.write(folder / "out")
     assert read_plan(folder / "out") == suite.plan
 
 
-def test_the_hash_of_a_configuration_does_not_depend_on_where_it_lies(folder: pathlib.Path) -> None:
+def test_the_hash_of_a_configuration_does_not_depend_on_the_output_folder(folder: pathlib.Path) -> None:
     path = write(folder, tiny())
     here, there = (Suite(path, output).plan for output in (folder / "here", folder / "there"))
     assert here == there

@@ -1,4 +1,4 @@
-"""The progress of a suite as a user sees it."""
+"""The progress of a suite, as a user sees it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def log(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_a_log_is_followed_as_it_grows(log: pathlib.Path) -> None:
     follower = Follower(log)
-    assert seen(follower) == (0, 0, 0.0, None)  # it is not there yet
+    assert seen(follower) == (0, 0, 0.0, None)  # there is no log yet
     log.write_bytes(b'{"event": "start", "seconds": 0.0}\n' + update(1))
     assert seen(follower) == (1, 50, 2.0, 4.0)
     assert seen(follower) == (1, 50, 2.0, 4.0)
@@ -42,7 +42,7 @@ def test_a_log_is_followed_as_it_grows(log: pathlib.Path) -> None:
     assert seen(follower) == (3, 150, 6.0, 2.0)
 
 
-def test_half_a_line_waits_for_the_other_half(log: pathlib.Path) -> None:
+def test_half_a_line_is_read_once_it_is_complete(log: pathlib.Path) -> None:
     follower, line = Follower(log), update(1)
     log.write_bytes(line[:20])
     assert seen(follower) == (0, 0, 0.0, None)
@@ -52,7 +52,7 @@ def test_half_a_line_waits_for_the_other_half(log: pathlib.Path) -> None:
     assert seen(follower) == (1, 50, 2.0, 4.0)
 
 
-def test_a_log_that_became_shorter_is_read_anew(log: pathlib.Path) -> None:
+def test_a_log_that_became_shorter_is_read_again(log: pathlib.Path) -> None:
     follower = Follower(log)
     log.write_bytes(update(1) + update(2) + update(3)[:9])
     assert seen(follower) == (2, 100, 4.0, 3.0)
@@ -70,7 +70,7 @@ def test_a_log_that_became_shorter_is_read_anew(log: pathlib.Path) -> None:
         update(9, version=float("inf")),
     ],
 )
-def test_what_is_no_event_is_passed_over(log: pathlib.Path, line: bytes) -> None:
+def test_a_line_that_is_no_event_is_skipped(log: pathlib.Path, line: bytes) -> None:
     follower = Follower(log)
     log.write_bytes(update(1) + line + update(2))
     assert seen(follower) == (2, 100, 4.0, 3.0)
@@ -80,7 +80,7 @@ def test_what_is_no_event_is_passed_over(log: pathlib.Path, line: bytes) -> None
     ("budget", "share"),
     [({"tokens": 200}, 0.5), ({"updates": 8}, 0.25), ({"seconds": 40.0}, 0.1), ({"updates": 1}, 1.0)],
 )
-def test_how_much_is_done_is_of_the_budget(log: pathlib.Path, budget: dict[str, Any], share: float) -> None:
+def test_the_share_done_is_a_fraction_of_the_budget(log: pathlib.Path, budget: dict[str, Any], share: float) -> None:
     follower = Follower(log)
     assert follower.share(BudgetConfig(**budget)) == 0.0
     log.write_bytes(update(1) + update(2))
@@ -88,7 +88,7 @@ def test_how_much_is_done_is_of_the_budget(log: pathlib.Path, budget: dict[str, 
     assert follower.share(BudgetConfig(**budget)) == share
 
 
-def test_plain_lines(log: pathlib.Path) -> None:
+def test_without_a_terminal_plain_lines_are_printed(log: pathlib.Path) -> None:
     stream = io.StringIO()
     board = Board(is_live=False, stream=stream)
     board.expect(2)
@@ -120,7 +120,7 @@ def test_the_table_has_a_row_for_each_run(log: pathlib.Path) -> None:
     assert drawn(board)[0] == "2 of 3 runs done, 0:00" and len(drawn(board)) == 2
 
 
-def test_a_run_that_fails_is_done_as_well(log: pathlib.Path) -> None:
+def test_a_run_that_fails_counts_as_done(log: pathlib.Path) -> None:
     board = Board(is_live=True, stream=io.StringIO())
     board.expect(1)
     with pytest.raises(ZeroDivisionError), board.running("a-s1", log, TOKENS, is_resumed=False):
@@ -128,7 +128,7 @@ def test_a_run_that_fails_is_done_as_well(log: pathlib.Path) -> None:
     assert drawn(board)[0].startswith("1 of 1 runs done")
 
 
-def test_on_a_terminal_lines_stand_above_the_table(log: pathlib.Path) -> None:
+def test_on_a_terminal_lines_are_printed_above_the_table(log: pathlib.Path) -> None:
     stream = io.StringIO()
     board = Board(is_live=True, stream=stream)
     with board.showing(), board.running("a-s1", log, TOKENS, is_resumed=False):

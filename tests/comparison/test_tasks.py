@@ -1,4 +1,4 @@
-"""A suite as a job array: each run by a process of its own, at once, on any host, stopped and begun again at any time."""
+"""A suite as a job array: each run in a process of its own, in parallel, on any host, stopped and restarted at any time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hvd_async.runs.event_log import read_events
 from hvd_async.system import locks
 from tests.comparison.processes import SECONDS, children_of, compare, events_of, is_alive, until
 from tests.comparison.tiny import (
-    Pretended,
+    PretendedRuns,
     compute_here,
     execute,
     in_place_of_processes,
@@ -39,9 +39,9 @@ from tests.system.locked import locked
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
-    """Runs are not computed."""
-    in_place_of_processes(monkeypatch, pretended := Pretended())
+def pretended(monkeypatch: pytest.MonkeyPatch) -> PretendedRuns:
+    """Runs are pretended, not computed."""
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     return pretended
 
 
@@ -50,11 +50,11 @@ def command(path: pathlib.Path, *arguments: str) -> list[str]:
 
 
 def task(path: pathlib.Path, number: int) -> AbstractContextManager[subprocess.Popen[str]]:
-    """A task in a process, which does not outlive the block."""
+    """Start a task in a process that is killed at the end of the block."""
     return compare(path, path.parent / "out", "--task", str(number))
 
 
-# How many there are, and which.
+# Number and order of tasks.
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,15 @@ def test_how_many_runs_each_stage_has(
     assert capsys.readouterr().out == counts and not (folder / "out").exists()
 
 
-def test_tasks_are_the_runs_of_a_suite_in_its_order(folder: pathlib.Path, pretended: Pretended) -> None:
+def test_tasks_are_the_runs_of_a_suite_in_its_order(folder: pathlib.Path, pretended: PretendedRuns) -> None:
     path = write(folder, tiny(seeds=[1, 2]))
     assert [main(command(path, "--task", str(number))) for number in range(4)] == [0] * 4
     assert pretended.names == ["horovod-s1", "n_1-s1", "horovod-s2", "n_1-s2"]
     assert not (folder / "out/report").exists()
-    assert execute(path, folder / "out") == ([], [])  # a plain comparison finds all there
+    assert execute(path, folder / "out") == ([], [])  # a plain comparison finds all runs done
 
 
-def test_only_numbers_what_is_asked_for(folder: pathlib.Path, pretended: Pretended) -> None:
+def test_with_only_tasks_are_numbered_among_the_selected_runs(folder: pathlib.Path, pretended: PretendedRuns) -> None:
     path = write(folder, tiny(seeds=[1, 2]))
     assert main(command(path, "--only", "N = 1", "--task", "1")) == 0
     assert pretended.names == ["n_1-s2"]
@@ -105,8 +105,8 @@ def test_only_numbers_what_is_asked_for(folder: pathlib.Path, pretended: Pretend
         ("--stage 2", "--stage: got 2, expected --task N with it"),
     ],
 )
-def test_a_run_that_is_none_is_refused(
-    folder: pathlib.Path, pretended: Pretended, words: str, fault: str, capsys: pytest.CaptureFixture[str]
+def test_a_number_without_a_run_is_refused(
+    folder: pathlib.Path, pretended: PretendedRuns, words: str, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(folder, tiny(rates=[0.1, 0.2], seeds=[1, 2]))
     assert main(command(path, *words.split())) == 2
@@ -114,7 +114,7 @@ def test_a_run_that_is_none_is_refused(
     assert pretended.names == [] and not (folder / "out").exists()
 
 
-def test_a_suite_of_one_stage_has_no_second(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_suite_of_one_stage_refuses_a_second(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(write(folder, tiny(seeds=[1, 2])), "--task", "0", "--stage", "2")) == 2
     assert "got 2, expected 1: the suite has no rates to choose from, or only one seed" in capsys.readouterr().err
 
@@ -130,11 +130,11 @@ def loss_of(config: RunConfig) -> Sequence[float]:
     return {0.1: (4.0, 3.5), 0.2: (4.0, 3.0), 0.4: (4.0, 2.5)}[rate]
 
 
-def test_the_second_stage_is_at_the_best_rate(
+def test_the_second_stage_uses_the_best_rate(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(folder, tiny(rates=[0.1, 0.4, 0.2], seeds=[7, 1]))
-    in_place_of_processes(monkeypatch, pretended := Pretended(loss_of))
+    in_place_of_processes(monkeypatch, pretended := PretendedRuns(loss_of))
     for number in (5, 3, 1, 0, 2):  # in any order; one is missing
         assert main(command(path, "--task", str(number))) == 0
     capsys.readouterr()
@@ -152,7 +152,7 @@ def test_the_second_stage_is_at_the_best_rate(
 
 
 def test_the_second_stage_needs_the_first(
-    folder: pathlib.Path, pretended: Pretended, capsys: pytest.CaptureFixture[str]
+    folder: pathlib.Path, pretended: PretendedRuns, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(folder, tiny(rates=[0.1, 0.2], seeds=[1, 2]))
     assert main(command(path, "--stage", "2", "--task", "0")) == 3
@@ -163,10 +163,10 @@ def test_the_second_stage_needs_the_first(
     assert capsys.readouterr().err == fault and pretended.names == []
 
 
-# What one leaves behind.
+# Files that a task leaves.
 
 
-def test_a_task_leaves_what_a_comparison_leaves_and_its_output_is_that_of_the_run(
+def test_a_task_leaves_the_files_of_a_comparison_and_prints_the_output_of_the_run(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(folder, tiny())
@@ -186,7 +186,7 @@ def test_a_task_leaves_what_a_comparison_leaves_and_its_output_is_that_of_the_ru
     assert [path.name for path in (folder / "out/runs").iterdir()] == ["n_1-s1"]
 
 
-def test_a_run_that_fails_gives_its_exit_status_and_leaves_its_fault(folder: pathlib.Path) -> None:
+def test_a_task_whose_run_fails_has_its_exit_status_and_saves_the_fault(folder: pathlib.Path) -> None:
     variants = {"horovod": {"strategy.kind": "horovod"}, "bad": {"model.max_positions": 3}}
     path = write(folder, tiny(variants=variants))
     with task(path, 1) as process:
@@ -199,13 +199,13 @@ def test_a_run_that_fails_gives_its_exit_status_and_leaves_its_fault(folder: pat
     assert read_collection(folder / "out").entries[1].fault == fault.strip()
 
 
-def test_a_run_that_ends_well_and_leaves_nothing_has_failed(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_succeeds_but_leaves_no_summary_has_failed(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_place_of_processes(monkeypatch, lambda words: subprocess.CompletedProcess(list(words), 0, "", ""))
     assert main(command(write(folder, tiny()), "--task", "0")) == 3
     assert (folder / "out/faults/horovod-s1.txt").read_text() == "exit status 0: not run yet\n"
 
 
-def test_a_run_that_was_killed_gives_the_exit_status_of_that(
+def test_a_task_whose_run_was_killed_has_the_matching_exit_status(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in_place_of_processes(monkeypatch, lambda words: subprocess.CompletedProcess(list(words), -9, "", ""))
@@ -214,7 +214,7 @@ def test_a_run_that_was_killed_gives_the_exit_status_of_that(
 
 
 def test_a_run_of_another_configuration_is_computed_again(
-    folder: pathlib.Path, pretended: Pretended, capsys: pytest.CaptureFixture[str]
+    folder: pathlib.Path, pretended: PretendedRuns, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(write(folder, tiny()), "--task", "1")) == 0
     path = write(folder, tiny(variants={"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 1.0}}))
@@ -224,12 +224,12 @@ def test_a_run_of_another_configuration_is_computed_again(
     assert capsys.readouterr().out.splitlines()[0] == line and pretended.names == ["n_1-s1"] * 2
 
 
-def test_a_report_of_what_is_there_names_what_is_not(
+def test_a_report_of_an_incomplete_suite_names_the_missing_runs(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variants = {"horovod": {"strategy.kind": "horovod"}, "N = 1": {"strategy.arrivals_per_update": 1}, "N = 2": {}}
     path = write(folder, tiny(variants=variants, seeds=[1, 2]))
-    in_place_of_processes(monkeypatch, Pretended(lambda config: [] if config.seed == 2 else (4.0, 2.0)))
+    in_place_of_processes(monkeypatch, PretendedRuns(lambda config: [] if config.seed == 2 else (4.0, 2.0)))
     assert [main(command(path, "--task", number)) for number in "0134"] == [0, 0, 3, 3]
     capsys.readouterr()
     assert main(["report", str(folder / "out"), "--output", str(folder / "page")]) == 0
@@ -240,12 +240,12 @@ def test_a_report_of_what_is_there_names_what_is_not(
     assert "exit status 3: hvd-async: it failed" in page and page.count("not run yet") == 2
 
 
-# Several at once.
+# Several tasks at once.
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_a_plan_that_another_host_writes_at_the_same_time_is_as_good_as_ours(
-    folder: pathlib.Path, pretended: Pretended, monkeypatch: pytest.MonkeyPatch, is_same: bool
+def test_an_equal_plan_that_another_host_writes_at_the_same_time_is_accepted(
+    folder: pathlib.Path, pretended: PretendedRuns, monkeypatch: pytest.MonkeyPatch, is_same: bool
 ) -> None:
     def write_and_lose_the_temporary_file(path: pathlib.Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,9 +271,9 @@ def test_tasks_run_at_once(folder: pathlib.Path) -> None:
     assert not any(map(is_alive, children)) and not (folder / "out/faults").exists()
 
 
-def test_nobody_computes_the_run_of_another(
+def test_a_run_that_another_process_computes_is_not_computed(
     folder: pathlib.Path,
-    pretended: Pretended,
+    pretended: PretendedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -283,21 +283,23 @@ def test_nobody_computes_the_run_of_another(
     with locked(folder / "out/.locks/horovod-s1"):
         assert main(command(path, "--task", "0")) == 3
         assert capsys.readouterr().err == f"hvd-async: {busy}\n"
-        assert main(command(path)) == 3  # a plain comparison does what it can
+        assert main(command(path)) == 3  # a plain comparison computes the other runs
         assert capsys.readouterr().err.splitlines()[-1] == f"hvd-async: {busy}"
     assert pretended.names == ["n_1-s1"] and not (folder / "out/faults").exists()
 
 
-def test_a_task_does_not_wait_for_a_comparison_that_computes_another_run(folder: pathlib.Path, pretended: Pretended) -> None:
+def test_a_task_does_not_wait_for_a_comparison_that_computes_another_run(
+    folder: pathlib.Path, pretended: PretendedRuns
+) -> None:
     with locked(folder / "out/.lock"):
         assert main(command(write(folder, tiny()), "--task", "0")) == 0
     assert pretended.names == ["horovod-s1"]
 
 
 @pytest.mark.parametrize("words", [["--task", "0"], []])
-def test_what_another_computes_meanwhile_is_not_computed_again(
+def test_a_run_that_another_process_finishes_meanwhile_is_not_computed_again(
     folder: pathlib.Path,
-    pretended: Pretended,
+    pretended: PretendedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
@@ -310,15 +312,15 @@ def test_what_another_computes_meanwhile_is_not_computed_again(
         pretended(Suite(path, folder / "out").command(spec))
         holding.close()
 
-    monkeypatch.setattr(time, "sleep", end)  # it ends while we wait
+    monkeypatch.setattr(time, "sleep", end)  # the other process ends while we wait
     assert main(command(path, *words)) == 0
     assert pretended.names == ["horovod-s1", *([] if words else ["n_1-s1"])]
     assert f"{folder / 'out/runs/horovod-s1'}: waiting for another process to end" in capsys.readouterr().out
 
 
-def test_where_there_are_no_locks_it_goes_on_and_says_so(
+def test_without_locks_a_task_runs_and_prints_a_warning(
     folder: pathlib.Path,
-    pretended: Pretended,
+    pretended: PretendedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -334,11 +336,11 @@ def test_where_there_are_no_locks_it_goes_on_and_says_so(
     assert capsys.readouterr().out.splitlines()[0] == line and pretended.names == ["horovod-s1"]
 
 
-# Stopped and begun again.
+# Tasks stopped and started again.
 
 
 def wait_for_updates(process: subprocess.Popen[str]) -> None:
-    """Until there is something to save."""
+    """Wait until the run has made updates, so that there is something to save."""
     assert process.stdout is not None
     assert any("  version 2  " in line for line in process.stdout), process.communicate()
 
@@ -348,14 +350,14 @@ def batches_of(run: pathlib.Path) -> list[int]:
 
 
 def slow_suite(folder: pathlib.Path, text: pathlib.Path) -> pathlib.Path:
-    """A real run of one process, without ranks."""
+    """Write a suite whose only run is a real one, in one process."""
     training = {"updates": 4, "tensorboard": False, "threads": 1, "log_every_seconds": 0.01}
     write_base(folder, text, training=training, emulation={"seconds": 0.05}, strategy={"kind": "single"})
     return write(folder, tiny(launcher="mpirun", budget={"updates": 60}, variants={"single": {}}, baseline="single"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_everything_and_the_same_task_goes_on(
+def test_a_signal_saves_everything_and_the_same_task_resumes(
     folder: pathlib.Path, text: pathlib.Path, number: signal.Signals
 ) -> None:
     path, run = slow_suite(folder, text), folder / "out/runs/single-s1"
@@ -378,13 +380,13 @@ def test_a_signal_saves_everything_and_the_same_task_goes_on(
     assert batches_of(run) == list(range(60))
 
 
-def test_what_a_killed_task_began_ends_and_is_waited_for(folder: pathlib.Path, text: pathlib.Path) -> None:
+def test_the_run_of_a_killed_task_ends_and_is_waited_for(folder: pathlib.Path, text: pathlib.Path) -> None:
     path, run = slow_suite(folder, text), folder / "out/runs/single-s1"
     with task(path, 0) as process:
         until(events_of(folder / "out", "single-s1").exists, process)
         (child,) = children_of(process.pid)
         process.kill()
-        with task(path, 0) as next_one:  # as a batch system does, which knows nothing of what is left of the first
+        with task(path, 0) as next_one:  # like a batch system, which knows nothing of what remains of the first
             output, errors = next_one.communicate(timeout=SECONDS)
     assert next_one.returncode == 0, errors
     assert not is_alive(child) and output.splitlines()[-2].startswith("finished: version 60, ")
@@ -392,7 +394,7 @@ def test_what_a_killed_task_began_ends_and_is_waited_for(folder: pathlib.Path, t
 
 
 @pytest.mark.mpi
-def test_a_task_of_real_ranks_goes_on(folder: pathlib.Path, text: pathlib.Path) -> None:
+def test_a_task_of_real_ranks_resumes(folder: pathlib.Path, text: pathlib.Path) -> None:
     training = {"updates": 4, "tensorboard": False, "threads": 1, "log_every_seconds": 0.01}
     write_base(folder, text, training=training, emulation={"seconds": 0.05}, strategy={"kind": "async"})
     path = write(folder, tiny(launcher="mpirun", budget={"updates": 60}, variants={"async": {}}, baseline="async"))

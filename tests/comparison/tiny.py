@@ -1,4 +1,6 @@
-"""Suites that take no time: a tiny corpus and model on two simulated workers, and runs computed in this process, or pretended."""
+"""Suites that take no time: a tiny corpus and model on two simulated workers, and runs that are computed in this
+process or pretended.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ from tests.comparison.made import run, write_run
 
 
 def write_text(folder: pathlib.Path) -> pathlib.Path:
-    """A tiny corpus, which may serve many suites; the folder."""
+    """Write a tiny corpus, which may serve many suites, and return its folder."""
     write_corpus(folder, train=120, validation=8, test=8)
     return folder
 
 
 def write_base(folder: pathlib.Path, text: pathlib.Path, **sections: Any) -> None:
-    """The run configuration from which the tiny suite begins."""
+    """Write the run configuration that the tiny suite is based on."""
     base = {
         "output": "unused",
         "data": {"folder": str(text)},
@@ -47,7 +49,7 @@ def write_base(folder: pathlib.Path, text: pathlib.Path, **sections: Any) -> Non
 
 
 def tiny(**changes: Any) -> dict[str, Any]:
-    """The tiny suite, not yet written: two variants, two workers, about six updates of both."""
+    """Return the tiny suite, not yet written: two variants with two workers, about six updates each."""
     suite = {
         "base": "base.yaml",
         "launcher": "simulate",
@@ -62,7 +64,7 @@ def tiny(**changes: Any) -> dict[str, Any]:
 
 
 def write(folder: pathlib.Path, suite: dict[str, Any]) -> pathlib.Path:
-    """The file of `suite`."""
+    """Write `suite` to a file, and return its path."""
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(suite, sort_keys=False))
     return path
@@ -72,24 +74,24 @@ Compute = Callable[[Sequence[str]], "subprocess.CompletedProcess[str] | None"]
 
 
 def in_place_of_processes(monkeypatch: pytest.MonkeyPatch, compute: Compute) -> None:
-    """Have runs computed by `compute`, which is given the arguments of `hvd-async`."""
+    """Replace the processes of runs by calls of `compute` with the arguments of `hvd-async`."""
     monkeypatch.setattr(Children, "run", lambda _, arguments, inherited: compute(arguments))
     monkeypatch.setattr(execution, "run_in_sight", lambda arguments, inherited: compute(arguments))
 
 
 def compute_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Really compute a run, in this process."""
+    """Compute a run in this process."""
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         status = main(arguments)
     return subprocess.CompletedProcess(list(arguments), status, output.getvalue(), errors.getvalue())
 
 
-class Pretended:
-    """Pretends to compute runs. `names`: of those begun, in their order; `arguments`: what each was begun with."""
+class PretendedRuns:
+    """Pretends to compute runs. `names`: names of the runs started, in order; `arguments`: the arguments of each."""
 
     def __init__(self, losses: Callable[[RunConfig], Sequence[float]] = lambda _: (4.0, 2.0)) -> None:
-        """`losses`: of a run after 10, 20, ... seconds; none: it fails."""
+        """`losses` returns the losses of a run after 10, 20, ... seconds, or nothing for a run that fails."""
         self._losses = losses
         self._lock = threading.Lock()
         self.names: list[str] = []
@@ -115,7 +117,7 @@ class Pretended:
 def execute(
     path: pathlib.Path, output: pathlib.Path, *, jobs: int = 1, only: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """Compute the suite in `path`; what failed, and the lines that were printed."""
+    """Compute the suite in `path`; return the failures, and the lines that were printed."""
     stream = io.StringIO()
     failures = Execution(Suite(path, output), output, only).run(jobs, Board(is_live=False, stream=stream))
     return failures, stream.getvalue().splitlines()
