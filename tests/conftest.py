@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures and options for all tests."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 from hvd_async.system.openmp import bound_spinning
 from tests.ranks import TWO_HOSTS, mpi_family
 
-bound_spinning(os.environ)  # before any test loads torch; what tests start inherits it
+bound_spinning(os.environ)  # before any test loads torch; child processes inherit it
 
 _PREFIX = "hvdt"
 _NAMESPACES = pathlib.Path("/run/netns")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `mpi` are skipped, with the reason, where there is no mpirun."""
+    """Skip tests marked `mpi`, with the reason, if there is no mpirun."""
     if any(item.get_closest_marker("mpi") for item in items) and mpi_family() is None:
         for item in items:
             if item.get_closest_marker("mpi"):
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def two_hosts() -> Iterator[tuple[str, str]]:
-    """Names of two hosts on this machine, for `run_ranks(..., hosts=two_hosts)`; ranks on them meet over TCP alone."""
+    """Names of two hosts on this machine, for `run_ranks(..., hosts=two_hosts)`; their ranks communicate only over TCP."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("two hosts need root and iproute2's `ip`, for network namespaces")
     _remove_leftovers()
@@ -46,7 +46,7 @@ def two_hosts() -> Iterator[tuple[str, str]]:
 
 
 def _remove_leftovers() -> None:
-    """Hosts carry the process id of their test run; where that has gone, it was interrupted."""
+    """Remove the hosts of test runs that were interrupted: a host carries the process id of its test run."""
     with contextlib.suppress(FileNotFoundError):
         for namespace in list(_NAMESPACES.iterdir()):
             owner = re.fullmatch(rf"{_PREFIX}(\d+)[ab]", namespace.name)

@@ -1,4 +1,4 @@
-"""Real MPI processes for tests: under the mpirun of this environment, on one host or two, with a time limit that holds."""
+"""Real MPI processes for tests: under the mpirun of this environment, on one host or two, with a strict time limit."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
 from tests.forked_ranks.keeper import PROGRAMS, KeeperStarter
 
 TWO_HOSTS = pathlib.Path(__file__).parent / "two_hosts"
-# Inherited by every process of a job, on both hosts: how the time limit finds those that left mpirun's process group.
+# Set in every process of a job, on both hosts, so that the time limit reaches those that left mpirun's process group.
 MARK = "HVD_ASYNC_TEST_JOB"
 _GRACE_SECONDS = 2.0
-# What is read when torch is loaded.
+# Prefixes of variables that are read when torch is loaded.
 _READ_EARLY = ("OMP_", "GOMP_", "MKL_", "KMP_")
 
 
 @dataclasses.dataclass(frozen=True)
 class Completed:
-    """How a job ended. One that was killed at its time limit has `timed_out` set and a return code other than 0."""
+    """The result of a job. A job killed at its time limit has `timed_out` set and a nonzero return code."""
 
     returncode: int
     stdout: str
@@ -46,7 +46,7 @@ class Completed:
         return f"exit status {self.returncode}{limit}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
 
     def check(self) -> Completed:
-        """Itself, or a test failure that shows everything the job said."""
+        """Return this result, or fail the test with everything the job printed."""
         if self.returncode != 0:
             raise AssertionError(str(self))
         return self
@@ -54,14 +54,14 @@ class Completed:
 
 @functools.cache
 def mpirun_path() -> str | None:
-    """The mpirun of this environment, or else of the system."""
+    """Return the mpirun of this environment, or else of the system."""
     beside_python = pathlib.Path(sys.prefix) / "bin" / "mpirun"
     return str(beside_python) if beside_python.exists() else shutil.which("mpirun")
 
 
 @functools.cache
 def mpi_family() -> MpiFamily | None:
-    """What `mpirun_path` is, None where there is no MPI that we know."""
+    """Return the family of `mpirun_path`; None without a known MPI."""
     path = mpirun_path()
     try:
         return detect_mpi(path) if path else None
@@ -81,10 +81,10 @@ def run_ranks(
 ) -> Completed:
     """Run a Python program in `num_ranks` processes under mpirun, and kill all of them `timeout` seconds later.
 
-    `program` is a script, a module's dotted name, or a list of Python's own arguments such as `["-c", text]`. `hosts` are
-    names from the fixture `two_hosts`, filled evenly and in order: of 3 ranks on 2 hosts 0 and 1 are on the first. `env` is
-    added to the environment of every rank, `mpirun_args` to mpirun's arguments. Ranks of a module in `PROGRAMS` are
-    forked from a process that has loaded what they need, unless they are to outlive mpirun.
+    `program` is a script, a module's dotted name, or a list of Python's own arguments such as `["-c", text]`. `hosts`
+    are names from the fixture `two_hosts`, filled evenly and in order: of 3 ranks on 2 hosts, 0 and 1 are on the first.
+    `env` is added to the environment of every rank, `mpirun_args` to mpirun's arguments. Ranks of a module in
+    `PROGRAMS` are forked from a process that has loaded their imports, unless they are to outlive mpirun.
     """
     family, path = mpi_family(), mpirun_path()
     assert family is not None and path is not None, "no mpirun in this environment; see launch/setup.sh"
@@ -96,11 +96,11 @@ def run_ranks(
         as_root=os.geteuid() == 0,
         extra=(*agent, *mpirun_args),
     )
-    # One core: test machines are small and shared, ranks that wait always yield.
+    # One core: test machines are small and shared, so waiting ranks must yield.
     layout = RankLayout.of_ranks(num_ranks, 1, tuple(Host(name, slots) for name in hosts))
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **(env or {})}
     if hosts and family == "openmpi":
-        variables["OMPI_MCA_btl"] = "^ofi"  # there is no fabric between them, and closing libfabric takes a second
+        variables["OMPI_MCA_btl"] = "^ofi"  # there is no fabric between the hosts, and closing libfabric takes a second
     first_host = (str(TWO_HOSTS / "onhost.sh"), hosts[0]) if hosts else ()
     is_forked = program in PROGRAMS and not outlives_mpirun and not any(name.startswith(_READ_EARLY) for name in env or ())
     with keeper_starter().keeper() if is_forked else contextlib.nullcontext([sys.executable]) as python:
@@ -112,8 +112,8 @@ def run_ranks(
 
 @functools.cache
 def keeper_starter() -> KeeperStarter:
-    """The process from which ranks are forked; it ends with this one."""
-    # What libraries read when they are loaded is as `run_ranks` sets it for every job.
+    """Return the process that starts the keepers of forked ranks; it ends with this process."""
+    # Libraries read these variables when they are loaded; the values are those that `run_ranks` sets for every job.
     early = {"OMP_NUM_THREADS": "1", "UCX_LOG_LEVEL": "error", "PYTHONPATH": _python_path()}
     made = KeeperStarter({**os.environ, **early})
     atexit.register(made.close)
@@ -127,13 +127,15 @@ def run_limited(
     cwd: pathlib.Path | None = None,
     outlives: bool = False,
 ) -> Completed:
-    """Run `argv`; at the time limit kill it and whatever it started, wherever that has gone, and keep the output.
+    """Run `argv`; at the time limit kill it and all its descendants, in whatever group or host they are, and keep the
+    output.
 
-    What it started is killed when it has ended, unless `outlives`: then that may end by itself within the limit.
+    Descendants are killed when `argv` has ended, unless `outlives` is set: then they may end by themselves within the
+    limit.
     """
     deadline = time.monotonic() + timeout
     mark = uuid.uuid4().hex
-    # Output goes to files: a pipe would be held open by a process that outlived the job, and reading it would hang.
+    # Output goes to files: a process that outlived the job would hold a pipe open, and reading it would hang.
     with contextlib.ExitStack() as stack:
         stdout, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         own = {MARK: mark}
@@ -153,10 +155,10 @@ def run_limited(
             returncode = job.wait(timeout)
             while outlives and not timed_out and any(pids_marked(mark)):
                 timed_out = time.monotonic() > deadline
-                time.sleep(0.05)  # nobody tells when a process that is not ours ends
+                time.sleep(0.05)  # there is no notification when a process that is not our child ends
         except subprocess.TimeoutExpired:
             timed_out = True
-            # Asked first, Open MPI's mpirun kills its ranks itself and removes their segments from /dev/shm.
+            # On SIGTERM, Open MPI's mpirun kills its ranks itself and removes their segments from /dev/shm.
             job.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(_GRACE_SECONDS)
@@ -167,8 +169,9 @@ def run_limited(
 
 
 def short_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for temporary files. An mpirun that is killed leaves some, in which a later one of the same process id fails; and
-    their sockets want a short path."""
+    """Return a folder for temporary files. A killed mpirun leaves some behind, over which a later mpirun with the same
+    process id would stumble; and its sockets need a short path.
+    """
     return tempfile.TemporaryDirectory(prefix="hvdt", ignore_cleanup_errors=True)
 
 
@@ -179,7 +182,7 @@ def _python_arguments(program: str | pathlib.Path | Sequence[str]) -> tuple[str,
 
 
 def _python_path() -> str:
-    """The checkout first: a rank imports the package beside these tests, installed or not."""
+    """Return a path that begins with this checkout: a rank imports the package beside these tests, installed or not."""
     root = str(pathlib.Path(__file__).resolve().parent.parent)
     return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
 
@@ -190,7 +193,7 @@ def _agent_arguments(family: MpiFamily) -> tuple[str, ...]:
 
 
 def kill_marked(mark: str) -> None:
-    """Kill every process that inherited `mark`, until none is left: what one forks meanwhile has it too."""
+    """Kill every process that inherited `mark`, until none is left: processes forked meanwhile have inherited it too."""
     while pids := list(pids_marked(mark)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -201,7 +204,7 @@ def pids_marked(mark: str) -> Iterator[int]:
     wanted = f"{MARK}={mark}".encode()
     for folder in pathlib.Path("/proc").iterdir():
         if folder.name.isdigit():
-            # A process may end while it is looked at; a dead one that nobody has waited for yet has no environment.
+            # A process may end while it is read; a dead process that is not reaped yet has no environment.
             with contextlib.suppress(OSError):
                 if wanted in (folder / "environ").read_bytes().split(b"\0"):
                     yield int(folder.name)

@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "hvd_async"
 
-# From the top down. A module may import what stands on lines below its own; neighbours on a line do not know each other.
+# From top to bottom. A module may import modules on lower lines; neighbours on a line do not import each other.
 LAYERS = (
     {"__main__"},
     {"cli"},
@@ -27,7 +27,7 @@ LAYERS = (
     {"system"},
     {"errors"},
 )
-# Narrower than the layers: all that these may import of the rest.
+# Stricter than the layers: the only other modules that these may import.
 ONLY = {
     "comparison": {"config", "emulation", "errors", "runs", "system"},
     "emulation": {"config", "errors", "system"},
@@ -35,14 +35,14 @@ ONLY = {
     "runs": {"cluster", "config", "errors", "store", "system", "tasks", "vectors"},
     "strategies": {"cluster", "config", "errors", "store", "system", "transport", "vectors"},  # no tasks
     "store": {"cluster", "config", "errors", "system", "transport", "vectors"},  # no tasks
-    "store.parameter_store": {"config", "store", "vectors"},  # what is done to gradients needs no transport
+    "store.parameter_store": {"config", "store", "vectors"},  # arithmetic on gradients needs no transport
     "store.schedule": {"config"},
     "store.staleness": {"config"},
     "store.shards.shard": {"config", "store", "vectors"},
     "store.pushed_gradient": {"vectors"},
     "store.ledger": set(),
 }
-# A folder that only these may import.
+# Folders that only the listed modules may import.
 DOOR_KEEPERS = {"tasks.translation": ("tasks.translation", "tasks.registry", "cli", "benchmarks")}
 DOORS = {
     "mpi4py": ("transport",),
@@ -54,7 +54,7 @@ DOORS = {
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Names below the package (`store.client`; "" for the package itself), and their syntax."""
+    """Yield the name of each module below the package (`store.client`; "" for the package itself), and its syntax tree."""
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
@@ -62,7 +62,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def imports(tree: ast.Module) -> set[str]:
-    """Full names of everything imported anywhere in `tree`, inside functions and for type checkers too."""
+    """Return the full names of all imports in `tree`, including those inside functions and for type checkers."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -75,9 +75,9 @@ def imports(tree: ast.Module) -> set[str]:
 
 
 def own_imports(tree: ast.Module) -> set[str]:
-    """The first names below the package that `tree` imports: `store`, `errors`, ..."""
+    """Return the first names below the package that `tree` imports: `store`, `errors`, ..."""
     names = {name.split(".")[1] for name in imports(tree) if name.split(".")[0] == PACKAGE and name != PACKAGE}
-    return {name for name in names if not name.startswith("__")}  # `__version__` is no module
+    return {name for name in names if not name.startswith("__")}  # `__version__` is not a module
 
 
 def layer_of(name: str) -> int:
@@ -88,7 +88,7 @@ MODULES = dict(modules())
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
-def test_every_module_has_its_layer(name: str) -> None:
+def test_every_module_has_a_layer(name: str) -> None:
     assert sum(name.partition(".")[0] in layer for layer in LAYERS) == 1
 
 
@@ -107,14 +107,14 @@ def test_narrow_modules_stay_narrow(name: str) -> None:
         assert own_imports(MODULES[name]) <= ONLY[rule] | beside
 
 
-def test_inside_the_store_arithmetic_does_not_know_communication() -> None:
+def test_inside_the_store_arithmetic_imports_no_communication() -> None:
     for name in ("parameter_store", "schedule", "staleness", "shards.shard", "gradient", "ledger"):
         known = imports(MODULES[f"store.{name}"])
         assert not any(f".{other}" in one for one in known for other in ("store.serve", "store.wire", "transport"))
 
 
 @pytest.mark.parametrize("folder", sorted(DOOR_KEEPERS))
-def test_a_folder_is_known_to_its_door_keepers_alone(folder: str) -> None:
+def test_a_guarded_folder_is_imported_only_by_its_door_keepers(folder: str) -> None:
     importers = {name for name, tree in MODULES.items() if any(f"{PACKAGE}.{folder}." in f"{one}." for one in imports(tree))}
     allowed = tuple(f"{name}." for name in DOOR_KEEPERS[folder])
     assert importers and not {name for name in importers if not f"{name}.".startswith(allowed)}
@@ -151,13 +151,13 @@ def test_the_light_modules_load_nothing_heavy(module: str) -> None:
 _MOST_LINES_OF_A_FILE = 450
 _MOST_LINES_OF_A_FUNCTION = 60
 _MOST_PARAMETERS = 6
-# A kernel whose every number is a parameter, and constructors whose parameters are what they share.
+# A kernel with a parameter for every number, and constructors whose parameters are shared objects.
 _LONG = {"vectors.cuda._pass"}
 _WIDE = {"vectors.cuda._pass", "store.shards.shard.Shard.__init__", "store.shards.shard_server.ShardServer.__init__"}
 
 
 def functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
-    """All functions and methods in `tree`, by their full names."""
+    """Yield all functions and methods in `tree`, with their full names."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef):
             yield f"{prefix}.{node.name}", node
@@ -181,12 +181,12 @@ def test_functions_and_files_stay_small() -> None:
     assert not {path for path, length in files.items() if length > _MOST_LINES_OF_A_FILE}
 
 
-def test_a_class_name_is_that_of_one_class() -> None:
+def test_no_two_classes_have_the_same_name() -> None:
     names = [node.name for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     assert not {name for name in names if names.count(name) > 1}
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_imports_have_no_cycles() -> None:
     known = {
         name: {other for one in imports(tree) for other in _modules_of(one.removeprefix(f"{PACKAGE}."))} - {name}
         for name, tree in MODULES.items()
@@ -198,7 +198,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def _modules_of(name: str) -> set[str]:
-    """The module that an import of `name` (a module, or a name in one) is of; importing a package is no arrow."""
+    """Return the module to which an import of `name` (a module, or a name in one) leads; importing a package is no arrow."""
     parent = name.rpartition(".")[0]
     return {each for each in (name, parent) if each in MODULES and each and not _is_package(each)}
 

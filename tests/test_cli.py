@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, one line for each fault, exit statuses, no traceback."""
+"""The command line as a user meets it: help, one line for each fault, exit statuses, no traceback."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hvd_async.config import dump_config, load_config
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
-VERBS = ("data", "train", "launch", "translate", "score", "compare", "report", "simulate", "replay", "bench", "doctor")
+COMMANDS = ("data", "train", "launch", "translate", "score", "compare", "report", "simulate", "replay", "bench", "doctor")
 WINDOWS = ("10", "a:1", "-1:5", "0:0", "0:inf", "nan:1", "1:2:3")
 
 
-@pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS), ["data", "builtin"], ["data", "multi30k"]])
-def test_help_says_what_the_verb_is_for_and_how_it_ends(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS), ["data", "builtin"], ["data", "multi30k"]])
+def test_help_describes_every_command_and_its_exit_status(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--help"])
     text = capsys.readouterr().out
@@ -30,7 +30,7 @@ def test_help_says_what_the_verb_is_for_and_how_it_ends(arguments: list[str], ca
 
 @pytest.fixture
 def config(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A tiny but whole configuration, its corpus included."""
+    """A tiny but complete configuration, with its corpus."""
     write_corpus(tmp_path / "text", train=120, validation=8, test=8)
     tree = {
         "output": str(tmp_path / "run"),
@@ -46,7 +46,7 @@ def config(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def test_train_translate_score_and_report_one_after_another(
+def test_train_translate_score_and_report_work_one_after_another(
     config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config)]) == 0
@@ -67,7 +67,7 @@ def test_train_translate_score_and_report_one_after_another(
     assert main(["train", str(config), "--overwrite", "--set", "training.threads=2"]) == 0
 
 
-def test_text_beyond_the_corpus_is_translated_or_refused_by_line(
+def test_text_unlike_the_corpus_is_translated_or_refused_with_its_line(
     config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config), "--set", "validation.bleu=false"]) == 0
@@ -97,7 +97,7 @@ def test_text_beyond_the_corpus_is_translated_or_refused_by_line(
         (["data", "builtin", "--output", "unused", "--train", "0"], 2, "--train: got 0"),
     ],
 )
-def test_a_missing_file_is_one_line(
+def test_a_missing_file_is_reported_in_one_line(
     arguments: list[str], status: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == status
@@ -105,7 +105,9 @@ def test_a_missing_file_is_one_line(
     assert error.count("\n") == 1 and words in error and error.startswith("hvd-async: ")
 
 
-def test_every_fault_of_a_configuration_is_told_at_once(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_fault_of_a_configuration_is_reported_at_once(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides = ["model.heads=3", "strategy.kind=hvd", "trainig.epochs=1", "batching.tokens=0"]
     assert main(["train", str(config), *(word for override in overrides for word in ("--set", override))]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -147,7 +149,7 @@ def test_several_workers_for_one_process_are_refused(config: pathlib.Path, capsy
         (["compare", "run"], "run: cannot be read"),
     ],
 )
-def test_wrong_arguments_of_comparisons_are_one_line(
+def test_wrong_arguments_of_comparisons_are_reported_in_one_line(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -175,7 +177,7 @@ def test_wrong_arguments_of_comparisons_are_one_line(
         ["compare", "suite.yaml", "--jobs", "many"],
     ],
 )
-def test_arguments_that_do_not_go_together_are_told_with_the_usage(
+def test_arguments_that_do_not_go_together_are_reported_with_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -198,18 +200,18 @@ def test_arguments_that_do_not_go_together_are_told_with_the_usage(
         (["train", "a.yaml", "b.yaml"], "hvd-async train", None),
     ],
 )
-def test_a_slip_of_the_finger_is_told_by_its_own_verb(
+def test_a_misspelt_argument_is_reported_by_its_own_command(
     arguments: list[str], parser: str, meant: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert ended.value.code == 2
-    assert told.startswith(f"usage: {parser} [-h]") and f"\n{parser}: error: " in told
-    assert told.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in told
+    assert printed.startswith(f"usage: {parser} [-h]") and f"\n{parser}: error: " in printed
+    assert printed.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in printed
 
 
-def test_a_flag_that_was_renamed_is_told_by_its_new_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_that_was_renamed_is_reported_with_its_new_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["launch", "a.yaml", "--starter", "srun"])
     assert capsys.readouterr().err.endswith("unrecognized arguments: --starter srun; --starter is now called --launcher\n")
@@ -219,13 +221,13 @@ def test_a_flag_that_was_renamed_is_told_by_its_new_name(capsys: pytest.CaptureF
     "flags",
     [["--workers", "0"], ["--slurm", "--nodes", "0"], ["--slurm", "--workers", "0"], ["--slurm", "--workers-per-node", "0"]],
 )
-def test_a_number_that_is_none_has_one_exit_status(flags: list[str], config: pathlib.Path) -> None:
+def test_numbers_out_of_range_have_the_same_exit_status(flags: list[str], config: pathlib.Path) -> None:
     assert main(["launch", str(config), "--dry-run", "--set", "strategy.kind=async", "--mpi", "openmpi", *flags]) == 2
 
 
 @pytest.fixture
 def begun(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A configuration of a run that is in its folder, as far as a launcher looks."""
+    """The configuration of a run whose folder exists, as far as a launcher looks at it."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text(dump_config(load_config(config)), encoding="utf-8")
     return config
@@ -242,14 +244,14 @@ def begun(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
         (["--overwrite", "--set", "data.validation=nothing"], 3, "nothing.en: no such file"),
     ],
 )
-def test_launch_refuses_what_its_ranks_would_before_it_starts_them(
+def test_launch_refuses_before_the_start_what_its_ranks_would_refuse(
     arguments: list[str], status: int, words: str, begun: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(begun.parent.rglob("*"))
     assert main(["launch", str(begun), "--mpi", "openmpi", "--set", "strategy.kind=async", *arguments]) == status
-    told = capsys.readouterr()
-    assert words in told.err and told.err.count("\n") <= 2
-    assert told.out == ""  # the command line is printed when it is run
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.err.count("\n") <= 2
+    assert printed.out == ""  # the command line is printed only when it is run
     assert sorted(begun.parent.rglob("*")) == before
 
 
@@ -257,15 +259,17 @@ def test_launch_refuses_what_its_ranks_would_before_it_starts_them(
     ("package", "arguments"),
     [("pydantic", ["doctor"]), ("torch", ["doctor"]), ("pydantic", ["train", "x"]), ("yaml", ["report", "x"])],
 )
-def test_a_package_that_is_missing_is_one_line(package: str, arguments: list[str]) -> None:
-    hide = f"import sys; sys.modules[{package!r}] = None"  # the import fails as for one that is not there
+def test_a_missing_package_is_reported_in_one_line(package: str, arguments: list[str]) -> None:
+    hide = f"import sys; sys.modules[{package!r}] = None"  # the import fails as for a package that is not installed
     code = f"{hide}; from hvd_async.__main__ import main; sys.exit(main({arguments}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 4, done.stderr
     assert done.stderr.startswith(f"hvd-async: {package}: this package is not installed") and done.stderr.count("\n") == 1
 
 
-def test_a_simulated_run_says_that_its_seconds_are_virtual(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_simulated_run_prints_that_its_seconds_are_virtual(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["simulate", str(config), "--set", "strategy.kind=async", "--set", "training.epochs=1"]) == 0
     assert " virtual s, staleness" in capsys.readouterr().out
     assert main(["report", str(config.parent / "run"), "--output", str(config.parent / "report")]) == 0

@@ -1,4 +1,4 @@
-"""The preflight: what it concludes, and that it runs alone, under mpirun and across hosts without hanging."""
+"""The preflight checks: their verdicts, and that they run alone, under mpirun and across hosts without hanging."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAST = Bandwidth(push=8.0, pull=9.0, memcpy=10.0)
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """With the mpirun that belongs to this Python on PATH, and with no launcher."""
+    """Return an environment without a launcher's variables, in which the mpirun of this Python is on PATH."""
     launcher = ("OMPI_", "PMI", "SLURM_", "HOROVOD_", "MPI_LOCAL")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
     return {**environ, "PATH": on_path(), **changes}
@@ -54,7 +54,7 @@ def verdicts(findings: list[Finding]) -> dict[str, str]:
 
 
 @pytest.mark.mpi
-def test_alone_it_says_how_to_measure() -> None:
+def test_alone_it_prints_how_to_measure() -> None:
     done = run_limited([sys.executable, "-c", RUN.format(True)], environment(), timeout=90).check()
     findings = findings_in(done.stdout)
     assert {
@@ -86,8 +86,8 @@ def test_across_hosts_it_measures_the_network(two_hosts: tuple[str, str]) -> Non
 
 
 @pytest.mark.mpi
-def test_a_rank_that_mpi_takes_for_the_only_one_is_found() -> None:
-    # The variables of the other family: this one's own would be believed by the library itself.
+def test_a_rank_that_mpi_takes_for_the_only_one_is_detected() -> None:
+    # Variables of the other family: with its own variables, the library itself would expect 2 ranks.
     others = {"openmpi": ("PMI_RANK", "PMI_SIZE"), "mpich": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")}
     rank, size = others[mpi_family() or "openmpi"]
     done = run_limited([sys.executable, "-c", RUN.format(False)], environment(**{rank: "0", size: "2"}), timeout=90)
@@ -95,7 +95,7 @@ def test_a_rank_that_mpi_takes_for_the_only_one_is_found() -> None:
     assert re.search(r"as rank 0 of 2, but MPI \(.*\) says rank 0 of 1", done.stdout), str(done)
 
 
-def test_what_never_answers_is_ended_by_the_watchdog() -> None:
+def test_the_watchdog_ends_a_check_that_never_answers() -> None:
     stuck = (
         "import threading\n"
         "from hvd_async.doctor import Watchdog\n"
@@ -107,7 +107,7 @@ def test_what_never_answers_is_ended_by_the_watchdog() -> None:
     assert (done.returncode, done.stderr) == (4, "doctor: no answer within 0 s while waiting for nothing\n")
 
 
-def test_an_mpi_that_behaves_as_expected() -> None:
+def test_an_mpi_that_behaves_as_expected_is_ok() -> None:
     findings = judge_measurements(ProbeResult(True, (AT_ONCE, WAITED), FAST))
     assert verdicts(findings) == {"shared window": "ok", "created window": "ok", "bandwidth": "ok"}
     assert findings[1].detail.endswith("as expected; while the store computes, its progress thread answers")
@@ -151,7 +151,7 @@ def test_a_missing_extension_is_a_warning(monkeypatch: pytest.MonkeyPatch, modul
     assert _check_kernels().verdict == verdict
 
 
-def test_the_table() -> None:
+def test_findings_are_printed_as_a_table() -> None:
     findings = [Finding("a", "ok", "fine"), Finding("longer", "warn", "one\ntwo", "do that")]
     assert format_findings(findings).splitlines() == [
         "ok    a       fine",
@@ -161,7 +161,7 @@ def test_the_table() -> None:
     ]
 
 
-def test_threads_that_spin_beside_a_busy_process_are_told() -> None:
+def test_threads_that_spin_beside_a_busy_process_are_reported() -> None:
     fine = judge_contention(Contention(2, one_thread=36_000, alone=7_000, beside=20_000))
     cliff = judge_contention(Contention(2, one_thread=36_000, alone=30_000, beside=60))
     alone = judge_contention(Contention(1, one_thread=36_000, alone=36_000, beside=60))

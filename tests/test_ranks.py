@@ -1,4 +1,4 @@
-"""The test support itself: jobs start on one host and two, and none outlives its time limit."""
+"""The test support itself: jobs start on one host and on two, and none outlives its time limit."""
 
 from __future__ import annotations
 

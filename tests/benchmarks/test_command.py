@@ -1,4 +1,4 @@
-"""The verb: what it refuses, what it starts, what it leaves behind."""
+"""The command `bench`: the arguments that it refuses, the jobs that it starts, the files that it writes."""
 
 from __future__ import annotations
 
@@ -32,25 +32,27 @@ from tests.ranks import run_ranks
         (["store", "--json", "/"], "--json: got the folder /"),
     ],
 )
-def test_a_wrong_flag_is_one_line_and_status_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_flag_is_reported_in_one_line_with_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words in error and error.startswith("hvd-async: ")
 
 
-def test_one_process_is_no_place_under_a_launcher() -> None:
+def test_benchmarks_of_one_process_are_refused_under_a_launcher() -> None:
     environ = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
     for name in ("store", None):
         with pytest.raises(ConfigError, match="under a launcher, name one of transport, step, scaling"):
             bench(name, {}, Output(), environ)
 
 
-def test_one_rank_alone_is_refused() -> None:
+def test_a_single_rank_is_refused() -> None:
     with pytest.raises(ConfigError, match="got 1 rank, expected at least 2"):
         bench("step", {}, Output(), {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"})
 
 
-def test_the_store_is_measured_here(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_store_is_measured_in_this_process(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "store.json"
     assert main(["bench", "store", "--sizes", "0.001", "--repeats", "2", "--threads", "1", "--json", str(path)]) == 0
     assert "update of 4 arrivals, Adam, 0.001 M" in capsys.readouterr().out
@@ -59,7 +61,7 @@ def test_the_store_is_measured_here(tmp_path: pathlib.Path, capsys: pytest.Captu
     assert capsys.readouterr().out == ""
 
 
-def test_without_a_name_all_are_run_each_with_the_flags_that_it_takes(
+def test_without_a_name_all_benchmarks_run_each_with_the_flags_it_takes(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[tuple[str, tuple[str, ...], int]] = []
@@ -80,7 +82,7 @@ def test_without_a_name_all_are_run_each_with_the_flags_that_it_takes(
     assert ["--workers" in arguments for _, arguments, _ in started] == [False, False, True]
 
 
-def test_a_job_that_failed_gives_its_status_and_no_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_job_gives_its_status_and_no_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "start_ranks", lambda *_: (6, []))
     assert bench("transport", {}, Output(tmp_path / "none.json"), {}) == 6
     assert not (tmp_path / "none.json").exists()
@@ -93,7 +95,7 @@ def test_ranks_are_started_without_a_shell() -> None:
     assert made.environment["OMP_NUM_THREADS"] == "3"
 
 
-# One job for both: most of its time is the start of its ranks.
+# One job for both benchmarks: most of its time is spent starting the ranks.
 ON_REAL_RANKS = """
 import sys
 from hvd_async.__main__ import main

@@ -1,4 +1,4 @@
-"""Medians, turns, and figures beside their limits. No clock is asked: the tests bring their own."""
+"""Medians, turns, and figures with their limits. Tests bring their own clock."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hvd_async.benchmarks.measurement import (
 )
 
 
-class Clock:
-    """Shows what `advance` made of it."""
+class ManualClock:
+    """A clock that only `advance` moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -37,7 +37,7 @@ class Clock:
     ("values", "expected"),
     [
         ([3.0], Spread(3.0, 3.0, 3.0, 1)),
-        ([3.0, 1.0, 2.0], Spread(2.0, 1.0, 3.0, 3)),  # fewer than 4: the extremes
+        ([3.0, 1.0, 2.0], Spread(2.0, 1.0, 3.0, 3)),  # for fewer than 4 values, the extremes
         ([5.0, 1.0, 2.0, 3.0, 4.0], Spread(3.0, 2.0, 4.0, 5)),
     ],
 )
@@ -53,14 +53,14 @@ def test_competitors_take_turns_and_warm_ups_do_not_count() -> None:
         order.append(name)
         return float(next(seconds))
 
-    spreads = take_turns(lambda: {"a": run("a"), "b": run("b")}, Effort(3, 1000.0, warm_ups=1), Clock())
+    spreads = take_turns(lambda: {"a": run("a"), "b": run("b")}, Effort(3, 1000.0, warm_ups=1), ManualClock())
     assert "".join(order) == "abababab"
     assert spreads == {"a": Spread.of([3.0, 5.0, 7.0]), "b": Spread.of([4.0, 6.0, 8.0])}
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(100.0, 5), (4.0, 3), (3.9, 2), (0.1, 1)])
-def test_turns_end_at_the_limit_of_seconds_but_not_before_one(seconds: float, turns: int) -> None:
-    clock = Clock()
+def test_turns_end_at_the_limit_of_seconds_but_not_before_the_first(seconds: float, turns: int) -> None:
+    clock = ManualClock()
 
     def turn() -> dict[str, float]:
         clock.advance(1.0)
@@ -69,19 +69,19 @@ def test_turns_end_at_the_limit_of_seconds_but_not_before_one(seconds: float, tu
     assert take_turns(turn, Effort(5, seconds, warm_ups=1), clock)["a"].count == turns
 
 
-def test_timed_is_what_the_clock_says() -> None:
-    clock = Clock()
+def test_timed_returns_the_difference_on_the_clock() -> None:
+    clock = ManualClock()
     assert timed(lambda: clock.advance(2.5), clock) == 2.5
 
 
-def test_a_duration_stands_in_milliseconds_beside_its_limit() -> None:
+def test_a_duration_is_compared_with_its_limit_in_milliseconds() -> None:
     figure = duration("push", Spread(0.010, 0.009, 0.012, 7), ("memcpy", Spread(0.008, 0.007, 0.009, 7)))
     assert figure.value.median == pytest.approx(10.0) and figure.unit == "ms"
     assert figure.limit is not None and figure.limit.spread.high == pytest.approx(9.0)
-    assert figure.ratio == pytest.approx(0.8)  # the limit would need less time
+    assert figure.ratio == pytest.approx(0.8)  # the limit is faster
 
 
-def test_of_a_rate_more_is_better() -> None:
+def test_a_higher_rate_is_better() -> None:
     figure = rate("3 workers", Spread.of([27.0]), "steps/s", ("3 times 1", Spread.of([30.0])))
     assert figure.ratio == pytest.approx(0.9)
 
@@ -105,5 +105,5 @@ def test_a_target_is_met_or_not(figure: BenchFigure, met: bool | None) -> None:
 
 
 @pytest.mark.parametrize("figure", [figure for figure, _ in judged()] + [BenchFigure("bare", Spread.of([1.0]), "%")])
-def test_figures_survive_json(figure: BenchFigure) -> None:
+def test_figures_survive_the_way_through_json(figure: BenchFigure) -> None:
     assert BenchFigure.from_json(json.loads(json.dumps(figure.to_json()))) == figure

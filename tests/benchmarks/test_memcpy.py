@@ -1,4 +1,4 @@
-"""Copies with threads copy everything, whatever its size."""
+"""Copies with several threads copy every byte, whatever the size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_memcpy_copies_every_byte(num: int, num_threads: int) -> None:
 
 
 @pytest.mark.parametrize(("num_bytes", "num_parts"), [(1, 4), (4096, 2), (4097, 2), (40960, 3), (10_000_000, 7)])
-def test_parts_are_whole_pages_without_a_gap(num_bytes: int, num_parts: int) -> None:
+def test_parts_are_whole_pages_without_gaps(num_bytes: int, num_parts: int) -> None:
     parts = split(num_bytes, num_parts)
     assert len(parts) <= num_parts
     assert all(start % 4096 == 0 for start, _ in parts)
@@ -29,7 +29,7 @@ def test_parts_are_whole_pages_without_a_gap(num_bytes: int, num_parts: int) -> 
     assert sum(size for _, size in parts) == num_bytes
 
 
-def test_threads_are_given_back() -> None:
+def test_the_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
     with arithmetic_threads(before + 1):
         assert torch.get_num_threads() == before + 1

@@ -1,4 +1,4 @@
-"""The models of `bench step` have the sizes that they are named for, and their steps make gradients."""
+"""The models of `bench step` have the sizes in their names, and their steps make gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def num_parameters(size: ModelSize) -> int:
         return sum(parameter.numel() for parameter in Transformer(size.config, size.vocabulary).parameters())
 
 
-def test_the_multi30k_model_is_that_of_its_configuration() -> None:
+def test_the_multi30k_model_agrees_with_its_configuration() -> None:
     tree = yaml.safe_load(CONFIG.read_text())
     size = SIZES["multi30k"]
     assert size.config == ModelConfig(**tree["model"])
@@ -37,7 +37,7 @@ def test_every_model_has_a_name_on_the_command_line() -> None:
     assert set(SIZES) == set(MODELS)
 
 
-def test_a_step_adds_a_gradient_and_leaves_the_random_state() -> None:
+def test_a_step_adds_a_gradient_and_leaves_the_random_state_alone() -> None:
     state = torch.get_rng_state()
     config = ModelConfig(encoder_layers=1, decoder_layers=1, width=8, feed_forward=8, heads=2, dropout=0.0)
     step = ModelStep(ModelSize(config, vocabulary=20, tokens=30, length=10))

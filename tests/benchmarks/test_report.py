@@ -1,4 +1,4 @@
-"""Tables and files."""
+"""Tables and files of results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def table(is_terminal: bool) -> str:
     return stream.getvalue()
 
 
-def test_every_figure_is_a_row_beside_limit_ratio_and_target() -> None:
+def test_every_figure_is_a_row_with_limit_ratio_and_target() -> None:
     lines = table(is_terminal=False).splitlines()
     assert (
         lines[0] == "transport: A processor, 8 cores (load 0.25), 2 hosts, 1 thread a rank, torch 2.13.0, Open MPI v5.0.11"
@@ -65,7 +65,7 @@ def test_a_narrow_terminal_gets_plain_text(monkeypatch: pytest.MonkeyPatch) -> N
     assert table(is_terminal=True) == table(is_terminal=False)
 
 
-def test_results_survive_their_file(tmp_path: pathlib.Path) -> None:
+def test_results_are_read_back_from_their_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "new" / "results.json"
     write_results(path, [RESULT])
     assert read_results(path) == [RESULT]
@@ -83,10 +83,10 @@ def test_a_file_of_another_kind_is_refused(text: str, tmp_path: pathlib.Path) ->
         read_results(path)
 
 
-def test_numbers_have_three_figures() -> None:
+def test_numbers_have_three_significant_digits() -> None:
     assert [number(value) for value in (0.0, 1.234, 12.34, 123.4, 12345.6)] == ["0.00", "1.23", "12.3", "123", "12346"]
 
 
-def test_this_machine_has_facts() -> None:
+def test_this_machine_is_described() -> None:
     here = BenchMachine.here()
     assert here.cpu and here.cores >= 1 and here.torch and here.hosts == 1 and here.mpi == ""

@@ -1,4 +1,4 @@
-"""A whole step beside a bare one."""
+"""A whole step, compared with a bare one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TINY = ModelSize(
 
 
 class Witness:
-    """A worker that remembers which batches were handed over, and whether their gradients were there."""
+    """A worker that records which batches were handed over, and whether their gradients were there."""
 
     def __init__(self, flat: FlatParameters) -> None:
         self.seen: list[tuple[int, int, bool]] = []
@@ -33,13 +33,13 @@ class Witness:
 
 
 @pytest.mark.parametrize(("overlap", "num_steps"), [(False, 1), (True, 4)])
-def test_bare_steps_hand_nothing_over_and_whole_ones_a_gradient_each(overlap: bool, num_steps: int) -> None:
+def test_bare_steps_hand_nothing_over_and_whole_steps_one_gradient_each(overlap: bool, num_steps: int) -> None:
     step = ModelStep(TINY)
     flat = FlatParameters(step.model)
     worker = Witness(flat)
     options, push = Options(repeats=2, seconds=100.0), PushConfig(overlap=overlap)
     figure = measure_steps(worker, step, flat, options, push)  # type: ignore[arg-type]  # the witness has what is used
-    assert worker.seen == [(batch, 30, True) for batch in range(3 * num_steps)]  # the first turn warms up
+    assert worker.seen == [(batch, 30, True) for batch in range(3 * num_steps)]  # the first turn is the warm-up
     assert figure.name.endswith(", overlap") is overlap
     assert figure.value.count == 2 and figure.limit is not None and figure.limit.spread.count == 2
     assert figure.name.startswith("step, multi30k, 0.0 M, 30 tokens")

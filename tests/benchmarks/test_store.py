@@ -1,4 +1,4 @@
-"""The update that is measured is the update that is meant."""
+"""The store benchmark measures the updates it claims to measure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def test_store_and_torch_make_the_same_updates() -> None:
     slots = [torch.randn(100) for _ in range(NUM_ARRIVALS)]
     ours, theirs = torch.zeros(100), torch.zeros(100)
     for update in (StoreUpdate(slots, ours), TorchUpdate(slots, theirs)):
-        for _ in range(4):  # the store's even versions are in the first of its buffers
+        for _ in range(4):  # after an even number of versions, the newest one is in the first buffer
             update()
-    # Their sums differ by a factor, of which Adam sees nothing but epsilon.
+    # The sums differ by a constant factor, to which Adam is insensitive except for epsilon.
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
     assert ours.abs().min() > 0
 
 
-def test_what_is_provisional_lies_beside_version_1_which_stays() -> None:
+def test_provisional_parameters_leave_version_1_unchanged() -> None:
     slots, published = [torch.full((100,), value) for value in (1.0, 3.0)], torch.zeros(100)
     measured = ProvisionalArrival(slots, published)
     version_1 = published.clone()
@@ -36,10 +36,10 @@ def test_every_size_has_three_figures() -> None:
     figures = measure(Options(sizes=(0.001, 0.002), repeats=2, seconds=1.0))
     assert [figure.name.split(", ")[-1] for figure in figures] == ["0.001 M"] * 3 + ["0.002 M"] * 3
     for memcpy, others, provisional in zip(figures[::3], figures[1::3], figures[2::3], strict=True):
-        assert memcpy.value == others.value  # one measurement beside two limits
+        assert memcpy.value == others.value  # one measurement compared with two limits
         assert memcpy.limit is not None and memcpy.ratio == pytest.approx(memcpy.limit.spread.median / memcpy.value.median)
         assert memcpy.target is not None and memcpy.target.bound == 0.8
-        assert others.target is not None and others.target.bound == 1.0  # small: never slower
+        assert others.target is not None and others.target.bound == 1.0  # small updates must never be slower
         assert provisional.name.startswith("provisional") and provisional.limit is not None
         assert provisional.limit.spread.median == pytest.approx(memcpy.limit.spread.median * 8 / 11)
 
@@ -52,7 +52,7 @@ def test_on_a_gpu_the_limit_is_a_copy_in_its_memory() -> None:
     assert torch.cuda.get_device_name(0) in figures[0].name
 
 
-def test_too_little_memory_is_said_before() -> None:
+def test_too_little_memory_is_reported_before_measuring() -> None:
     check_memory(1000, 100_000)
     check_memory(10**12, None)
     with pytest.raises(SetupError, match=r"got 0\.0 GB free, expected 92\.0 GB for 1000 million"):

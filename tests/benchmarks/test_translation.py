@@ -1,4 +1,4 @@
-"""What was measured of translation, as figures."""
+"""Measurements of translation, turned into figures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hvd_async.benchmarks.translation_measurement import (
 from hvd_async.errors import ConfigError
 
 
-def test_products_in_bfloat16_stand_beside_float32() -> None:
+def test_products_in_bfloat16_are_compared_with_float32() -> None:
     rates = {FLOAT32: Spread.of([100.0]), BFLOAT16: Spread.of([50.0]), BFLOAT16_TRANSPOSED: Spread.of([400.0])}
     assert [figure.ratio for figure in gemm_figures(rates)] == [None, 0.5, 4.0]
 
 
-def test_training_stands_beside_its_products_alone() -> None:
+def test_training_is_compared_with_its_matrix_products_alone() -> None:
     measured = TrainingMeasurement(
         {FLOAT32: Spread.of([1500.0, 1500.0]), BFLOAT16: Spread.of([3000.0, 3000.0])},
         sgemm_gflops=Spread.of([100.0, 100.0]),
@@ -35,7 +35,7 @@ def test_training_stands_beside_its_products_alone() -> None:
     assert single.ratio == pytest.approx(0.75) and half.ratio == pytest.approx(2.0)
 
 
-def test_translation_stands_beside_itself_without_a_cache() -> None:
+def test_translation_is_compared_with_translation_without_a_cache() -> None:
     measured = DecodingMeasurement(cached=Spread.of([12.0]), uncached=Spread.of([2.0]), cached_few=Spread.of([10.0]))
     assert decoding_figure(measured).ratio == pytest.approx(5.0)
 

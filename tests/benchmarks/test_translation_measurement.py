@@ -28,7 +28,7 @@ def corpus(config: RunConfig) -> PreparedCorpus:
     return prepare(config)
 
 
-def test_products_are_measured_in_all_types() -> None:
+def test_matrix_products_are_measured_in_all_types() -> None:
     rates = translation_measurement.measure_gemm(turns=2, size=64)
     assert set(rates) == {"float32", "bfloat16", "bfloat16 transposed"}
     assert all(rate.count == 2 and rate.low > 0 for rate in rates.values())
@@ -41,12 +41,12 @@ def test_training_is_measured_in_both_precisions(config: RunConfig, corpus: Prep
     assert measured.sgemm_gflops.low > 0.0 and measured.mflop_per_token > 0.0
 
 
-def test_flop_of_the_linear_layers_are_those_of_the_formula(config: RunConfig) -> None:
+def test_flop_of_the_linear_layers_agree_with_the_formula(config: RunConfig) -> None:
     torch.manual_seed(1)
     model = Transformer(config.model, 11)
     batch = collate([[4, 5, 6], [7]], [[8, 9, 4], [10, 5]])
     width, inner = config.model.width, config.model.feed_forward
-    of_source = (4 * width**2 + 2 * width * inner) + 2 * width**2  # the encoder, and the decoder's keys and values
+    of_source = (4 * width**2 + 2 * width * inner) + 2 * width**2  # the encoder, and keys and values of the decoder
     of_target = 4 * width**2 + 2 * width**2 + 2 * width * inner
     expected = 6 * (8 * of_source + 8 * of_target + 7 * 11 * width)
     assert translation_measurement.matrix_flop(model, batch) == expected

@@ -233,9 +233,9 @@ def test_a_report_of_an_incomplete_suite_names_the_missing_runs(
     assert [main(command(path, "--task", number)) for number in "0134"] == [0, 0, 3, 3]
     capsys.readouterr()
     assert main(["report", str(folder / "out"), "--output", str(folder / "page")]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "horovod and N = 1: 1 of 2 runs missing or failed (seed 2)." in said
-    assert "N = 2: 2 of 2 runs missing or failed (seeds 1, 2)." in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "horovod and N = 1: 1 of 2 runs missing or failed (seed 2)." in printed
+    assert "N = 2: 2 of 2 runs missing or failed (seeds 1, 2)." in printed
     page = (folder / "page/report.md").read_text()
     assert "exit status 3: hvd-async: it failed" in page and page.count("not run yet") == 2
 
@@ -265,9 +265,9 @@ def test_tasks_run_at_once(folder: pathlib.Path) -> None:
         children = [children_of(process.pid)[0] for process in (first, second)]
         for process in (first, second):
             process.send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=SECONDS)[1] for process in (first, second)]
+        printed = [process.communicate(timeout=SECONDS)[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [143, 143]
-    assert said == ["hvd-async: compare: stopped by SIGTERM; run the same command again to resume\n"] * 2
+    assert printed == ["hvd-async: compare: stopped by SIGTERM; run the same command again to resume\n"] * 2
     assert not any(map(is_alive, children)) and not (folder / "out/faults").exists()
 
 

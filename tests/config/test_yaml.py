@@ -1,4 +1,4 @@
-"""The grammar of YAML that is read and written: YAML 1.2, and nothing that grows, hides or crashes."""
+"""The YAML that is read and written: YAML 1.2, without anything that grows, hides or crashes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DATA = st.recursive(
 
 @settings(deadline=None)
 @given(DATA)
-def test_what_is_written_reads_back_equal(data: Any) -> None:
+def test_written_data_read_back_equal(data: Any) -> None:
     for text in (dump_yaml(data), dump_yaml_line(data), dump_yaml({"key": data})):
         read = read_yaml(text)
         assert repr(read["key"] if text.startswith("key:") and read != data else read) == repr(data)
@@ -41,12 +41,12 @@ def test_what_is_written_reads_back_equal(data: Any) -> None:
 
 @settings(deadline=None)
 @given(TEXT)
-def test_readers_of_yaml_1_1_take_written_text_for_text_too(text: str) -> None:
+def test_written_text_is_text_to_readers_of_yaml_1_1_too(text: str) -> None:
     assert yaml.safe_load(dump_yaml({"key": text})) == {"key": text}
 
 
 def keys(section: type[Section], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, list[Any]]]:
-    """Each key of a configuration, with its annotation and bounds."""
+    """Yield each key of a configuration, with its annotation and bounds."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from keys(field.annotation, (*prefix, name))
@@ -55,7 +55,7 @@ def keys(section: type[Section], prefix: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
-    """Values near the bounds of a key, and odd ones."""
+    """Return a strategy for values near the bounds of a key, and for odd ones."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         flat = [one for each in more for one in (getattr(each, "metadata", None) or [each])]
@@ -86,7 +86,7 @@ KEYS = list(keys(RunConfig))
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(st.data())
-def test_a_configuration_reads_back_equal_whatever_a_key_holds(data: st.DataObject) -> None:
+def test_a_configuration_reads_back_equal_whatever_the_value_of_a_key(data: st.DataObject) -> None:
     path, annotation, metadata = data.draw(st.sampled_from(KEYS))
     tree: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in MINIMUM.items()}
     place = tree
@@ -103,7 +103,7 @@ def test_a_configuration_reads_back_equal_whatever_a_key_holds(data: st.DataObje
 
 @settings(deadline=None)
 @given(st.text(max_size=60) | st.text("[]{}&*!<>:-#?|'\"\\\n \tab0", max_size=60))
-def test_any_text_is_data_or_one_line_of_an_error(text: str) -> None:
+def test_any_text_gives_data_or_an_error_of_one_line(text: str) -> None:
     try:
         read_yaml(text)
     except ConfigError as error:
@@ -159,17 +159,17 @@ BOMB = "\n".join(["a0: &a0 [x,x,x,x,x,x,x,x,x]", *(f"a{n}: &a{n} [{','.join([f'*
         (BOMB, "line 6, column 5: got more than 100,000 values, those that aliases repeat included"),
     ],
 )
-def test_what_is_refused_is_said_with_its_place(text: str, reason: str) -> None:
+def test_refusals_give_the_line_and_column(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
         read_yaml(text)
     assert str(raised.value).startswith(reason) and len(str(raised.value)) < 200
 
 
-def test_an_alias_stands_for_what_it_names() -> None:
+def test_an_alias_stands_for_the_value_it_names() -> None:
     assert read_yaml("a: &x {k: [1]}\nb: *x") == {"a": {"k": [1]}, "b": {"k": [1]}}
 
 
-def test_a_file_that_is_no_configuration_is_not_read_whole(tmp_path: pathlib.Path) -> None:
+def test_a_file_that_is_no_configuration_is_not_read_to_its_end(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="got more than 4 MiB, expected the YAML configuration of a run"):
         load_config(pathlib.Path("/dev/zero"))
     (tmp_path / "config.yaml").write_text('output: "r\n')
@@ -179,7 +179,7 @@ def test_a_file_that_is_no_configuration_is_not_read_whole(tmp_path: pathlib.Pat
         load_config(tmp_path / "config.yaml")
 
 
-def test_a_long_value_is_not_repeated_whole() -> None:
+def test_a_long_value_is_not_printed_in_full() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_config({**MINIMUM, "seed": list(range(10**5))}, "config.yaml")
     assert len(str(raised.value)) < 300

@@ -1,4 +1,4 @@
-"""Lengths of steps: equal for all readers, in any order."""
+"""Step times: the same for all readers, in any order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_step_is_factor_times_base_and_tokens() -> None:
 
 
 @pytest.mark.parametrize("spread", ["log_normal", "gamma"])
-def test_factors_have_mean_one_and_the_deviation_asked_for(spread: Any) -> None:
+def test_factors_have_mean_one_and_the_configured_deviation(spread: Any) -> None:
     one = times(seconds=2.0, spread=spread, deviation=0.4)
     draws = [one.seconds(worker, step, 0) / 2.0 for step in range(20_000) for worker in range(4)]
     assert statistics.mean(draws) == pytest.approx(1.0, abs=0.01)
@@ -36,14 +36,14 @@ def test_factors_have_mean_one_and_the_deviation_asked_for(spread: Any) -> None:
     assert deviation == pytest.approx(0.4, rel=0.02)
 
 
-def test_pauses_come_as_often_as_asked_for() -> None:
+def test_pauses_occur_as_often_as_configured() -> None:
     one = times(seconds=1.0, pause_probability=0.25, pause_seconds=5.0)
     draws = [one.seconds(0, step, 0) for step in range(4000)]
     assert set(draws) == {1.0, 6.0}
     assert draws.count(6.0) / 4000 == pytest.approx(0.25, abs=0.03)
 
 
-def test_draws_depend_on_seed_worker_and_step_alone() -> None:
+def test_draws_depend_only_on_seed_worker_and_step() -> None:
     settings: dict[str, Any] = {"seconds": 1.0, "spread": "gamma", "deviation": 0.3}
     forward, backward = times(**settings), times(**settings)
     steps = [(worker, step) for worker in range(4) for step in (0, 1, 40_000, 100_000)]
@@ -93,7 +93,7 @@ def test_a_trace_without_step_times_is_refused(tmp_path: pathlib.Path, content: 
     assert fault in str(caught.value)
 
 
-def test_what_would_make_a_real_step_shorter_is_refused() -> None:
+def test_settings_that_would_make_a_real_step_shorter_are_refused() -> None:
     for settings in ({"spread": "gamma", "deviation": 0.1}, {"seconds_per_token": 0.1}):
         config = EmulationConfig(**settings)
         with pytest.raises(ConfigError, match=r"expected emulation\.seconds longer than the real step"):

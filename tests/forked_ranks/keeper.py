@@ -1,11 +1,12 @@
-"""Ranks forked from a process that has loaded torch already, which saves each of them a second of processor time.
+"""Ranks forked from a process that has already loaded torch, which saves each of them a second of processor time.
 
-mpirun starts proxy.py instead of each rank. The proxy hands over what it was given, and a keeper, one for each job, forks the
-rank. To MPI and to a test the rank is what mpirun started: it has the same arguments, environment, open files,
-host and folder, a process id of its own, and it ends by itself. It differs in this: its parent is the keeper, /proc shows the
-keeper's environment, modules were loaded with the environment of the tests, and strings have the same hash in all ranks.
+mpirun starts proxy.py instead of each rank. The proxy passes its arguments, environment and open files to a keeper, of
+which each job has one, and the keeper forks the rank. To MPI and to a test, the rank looks like a process started by
+mpirun: it has the same arguments, environment, open files, host and folder, a process id of its own, and it ends by
+itself. The differences: its parent is the keeper, /proc shows the keeper's environment, modules were loaded with the
+environment of the tests, and strings have the same hash in all ranks.
 
-    python -m tests.forked_ranks.keeper     its standard input is a socket; for each path that comes in, a keeper listens there
+    python -m tests.forked_ranks.keeper     standard input is a socket; a keeper listens at each path that arrives there
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from tests.forked_ranks.proxy import NAMESPACES, NUMBER_BYTES
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 _ROOT = os.path.dirname(os.path.dirname(_FOLDER))
 _PROXY = os.path.join(_FOLDER, "proxy.py")
-# What such a rank can be. They are loaded for what they load, and are run anew.
+# Modules that such a rank may run. They are loaded for the sake of their imports, and run anew in each rank.
 PROGRAMS = ("tests.mpi.toy", "tests.mpi.device_toy", "tests.mpi.patterns", "tests.transport.contract", "hvd_async")
-# What these import when they need it. None of it starts a thread, MPI, or anything else that a fork would break.
+# Modules that these import lazily. None of them starts a thread, MPI, or anything else that would break in a fork.
 _LATE = (
     *(f"hvd_async.strategies.{name}" for name in ("asynchronous", "ddp", "horovod", "single")),
     *("hvd_async.transport.mpi", "hvd_async.tasks.translation.task", "hvd_async.cli.train"),
@@ -52,10 +53,10 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 
 class KeeperStarter:
-    """The process that forks keepers."""
+    """A process that forks keepers."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Start it; its ranks load what they load with `environ`."""
+        """Start the process; modules are loaded with `environ`."""
         self._requests, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "tests.forked_ranks.keeper"]
@@ -63,7 +64,9 @@ class KeeperStarter:
 
     @contextlib.contextmanager
     def keeper(self) -> Iterator[list[str]]:
-        """The program of ranks of one job, before a module's name and its arguments; none of them outlives the block."""
+        """Yield the command of the ranks of one job, to be followed by a module's name and its arguments; no rank
+        outlives the block.
+        """
         with tempfile.TemporaryDirectory(prefix="hvdt") as folder:
             path = os.path.join(folder, "keeper")
             ours, theirs = socket.socketpair()
@@ -74,19 +77,19 @@ class KeeperStarter:
                     raise RuntimeError(f"{' '.join(self._process.args)}: no keeper")
                 yield [sys.executable, "-I", "-S", _PROXY, path]
                 ours.shutdown(socket.SHUT_WR)
-                ours.recv(1)  # its end: the keeper is gone, and every rank before it
+                ours.recv(1)  # end of file: the keeper is gone, and so is every rank
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._requests.close()
         self._process.wait()
 
 
-# --- In the process that has torch loaded -----------------------------------------------------------------------------
+# --- In the process that has loaded torch -----------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Fork a keeper for each name that comes in, until there come no more."""
+    """Fork a keeper for each path that arrives, until the socket is closed."""
     _load()
     with socket.socket(fileno=os.dup(0)) as requests:
         while True:
@@ -102,14 +105,14 @@ def main() -> None:
 
 
 def _forget_keepers() -> None:
-    """Wait for those that have ended, so that the time which they took is counted."""
+    """Wait for keepers that have ended, so that their processor time is counted."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 def _load() -> None:
-    mpi4py.rc.initialize = False  # as `start_mpi` has it
+    mpi4py.rc.initialize = False  # as `start_mpi` sets it
     mpi4py.rc.finalize = True
     for name in (*PROGRAMS, *_LATE):
         importlib.import_module(name)
@@ -119,23 +122,23 @@ def _load() -> None:
         if not hasattr(sys.modules[name], "__path__"):
             del sys.modules[name]
     assert threading.active_count() == 1
-    gc.freeze()  # or each rank would copy all of it when it looks for garbage
+    gc.freeze()  # otherwise each rank would copy all objects when it collects garbage
 
 
 @dataclass(frozen=True)
 class _Rank:
-    """A rank that runs, its end as something to wait for, and the proxy that is told."""
+    """A running rank, a descriptor that becomes ready when the rank ends, and the proxy to notify."""
 
     pid: int
     end: int
     proxy: socket.socket
 
     def kill(self) -> None:
-        """Kill it; it is not waited for yet, so that the number is its own."""
+        """Kill the rank. It has not been reaped, so its process id is still its own."""
         os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Wait until the rank is gone, and tell its proxy, if that is still there."""
+        """Wait until the rank is gone, and send its status to its proxy, if that still runs."""
         _, status = os.waitpid(self.pid, 0)
         os.close(self.end)
         with self.proxy, contextlib.suppress(OSError):
@@ -143,7 +146,9 @@ class _Rank:
 
 
 def _keep(path: str, tests: socket.socket) -> None:
-    """Fork a rank for each proxy that calls, and kill one whose proxy is gone; kill all when `tests` want no more."""
+    """Fork a rank for each proxy that connects, and kill a rank whose proxy is gone; kill all when the tests close
+    their socket.
+    """
     ranks: list[_Rank] = []
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(path)
@@ -168,7 +173,9 @@ def _keep(path: str, tests: socket.socket) -> None:
 
 
 def _admit(proxy: socket.socket, others: Sequence[socket.socket]) -> list[_Rank]:
-    """Fork the rank that `proxy` stands for, unless that was killed before it had asked. `others` are not for the rank."""
+    """Fork the rank of `proxy`, unless the proxy was killed before its request was complete. `others` are closed in the
+    rank.
+    """
     data, descriptors, _, _ = socket.recv_fds(proxy, NUMBER_BYTES, 253)
     num_bytes = int.from_bytes(data, "little")
     with proxy.makefile("rb") as stream:
@@ -183,16 +190,16 @@ def _admit(proxy: socket.socket, others: Sequence[socket.socket]) -> list[_Rank]
             os.close(each.detach())
         _become(request, descriptors, parent)
         runpy.run_module(request["argv"][0], run_name="__main__", alter_sys=True)
-        sys.exit()  # through all that is above, as a program ends: with what is registered for its end, MPI's too
+        sys.exit()  # unwinds the stack as at the end of a program, and runs exit handlers, including MPI's
     for descriptor in descriptors:
         os.close(descriptor)
-    with contextlib.suppress(OSError):  # killed meanwhile
+    with contextlib.suppress(OSError):  # the proxy was killed meanwhile
         proxy.sendall(_number(pid))
     return [_Rank(pid, os.pidfd_open(pid), proxy)]
 
 
 def _become(request: Mapping[str, Any], descriptors: Sequence[int], parent: int) -> None:
-    """Give this process, a child of `parent`, what its proxy was given."""
+    """Give this process, a child of `parent`, everything its proxy was given."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -215,13 +222,13 @@ def _become(request: Mapping[str, Any], descriptors: Sequence[int], parent: int)
 
 
 def _move_files(files: Sequence[int], numbers: Sequence[int]) -> None:
-    """Let `files` have `numbers`, and be all that is open; standard streams are made as Python makes them when it starts."""
+    """Give `files` the descriptors `numbers`, and close all others; open standard streams as Python does at its start."""
     above = max(*numbers, *files) + 1
     for file, number in zip([fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files], numbers, strict=True):
         os.dup2(file, number)
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in numbers:
-            with contextlib.suppress(OSError):  # that of the listing itself
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself
                 os.close(int(name))
     sys.stdin = sys.__stdin__ = open(0, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)

@@ -1,4 +1,6 @@
-"""Report what a forked rank finds, and end it in different ways: `python -m tests.forked_ranks.probe ACTION`, see `ACTIONS`."""
+"""A forked rank that reports its surroundings, or ends in different ways: `python -m tests.forked_ranks.probe ACTION`,
+see `ACTIONS`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import numpy
 
 
 def describe() -> None:
-    """Print what a program is given."""
+    """Print everything that a program is given."""
     found = {
         "arguments": sys.argv[1:],
         "environment": dict(os.environ),
@@ -28,13 +30,13 @@ def describe() -> None:
 
 
 def fail() -> None:
-    """End as by a fault, with something left to do."""
+    """End by an exception, with an exit handler left to run."""
     atexit.register(lambda: os.write(1, b"at the end\n"))
     raise ZeroDivisionError("injected")
 
 
 def wait() -> None:
-    """Say the number of this process, and wait for SIGTERM."""
+    """Print the id of this process, and wait for SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     print(os.getpid(), flush=True)
     while True:

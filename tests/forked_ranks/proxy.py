@@ -2,9 +2,9 @@
 
     python -I -S tests/forked_ranks/proxy.py SOCKET MODULE ARGUMENT...
 
-It hands what every new program is given (arguments, environment, folder, open files, namespaces) to the keeper that listens at
-SOCKET, which forks the rank (keeper.py). It passes signals on to the rank and ends as the rank does. When it is killed, the
-keeper kills the rank.
+It passes everything that a new program is given (arguments, environment, folder, open files, namespaces) to the keeper
+that listens at SOCKET, which forks the rank (keeper.py). It forwards signals to the rank, and ends with the status of
+the rank. When it is killed, the keeper kills the rank.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def main() -> None:
 
 
 def _open_descriptors() -> list[int]:
-    """Everything that was open when this process began; MPICH's mpirun has a pipe of its own among it."""
+    """Return the descriptors that were open when this process began, including a pipe of MPICH's mpirun."""
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing itself
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             os.fstat(int(name))
             found.append(int(name))
     return sorted(found)
@@ -65,7 +65,7 @@ def _forward(rank: int, number: int) -> None:
 
 
 def _receive(keeper: socket.socket) -> int:
-    """The next number of the keeper; where the keeper is gone, so is the rank."""
+    """Return the next number from the keeper; exit if the keeper is gone, since the rank is gone with it."""
     data = b""
     while len(data) < NUMBER_BYTES:
         if not (more := keeper.recv(NUMBER_BYTES - len(data))):

@@ -1,4 +1,4 @@
-"""Ranks that are forked are to those who start them, and to themselves, what any program is."""
+"""Forked ranks behave like any other program, both to their parent and to themselves."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_a_rank_has_what_its_proxy_was_given(python: list[str], tmp_path: pathli
         ("terminate", -signal.SIGTERM, "", ""),
     ],
 )
-def test_a_proxy_ends_as_its_rank_does(python: list[str], action: str, status: int, output: str, last: str) -> None:
+def test_a_proxy_ends_with_the_status_of_its_rank(
+    python: list[str], action: str, status: int, output: str, last: str
+) -> None:
     done = subprocess.run(
         [*python, "tests.forked_ranks.probe", action], capture_output=True, text=True, timeout=60, check=False, env={}
     )
@@ -72,7 +74,7 @@ def test_a_signal_to_a_proxy_reaches_its_rank(number: int, status: int) -> None:
         assert rank != proxy.pid and is_alive(rank)
         proxy.send_signal(number)
         assert proxy.wait(60) == status
-        assert proxy.stdout.read() == b""  # which nobody has open any more
+        assert proxy.stdout.read() == b""  # no process has it open any more
     assert not is_alive(rank)
 
 

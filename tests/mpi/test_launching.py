@@ -131,8 +131,8 @@ def test_an_unusable_corpus_is_reported_in_one_line_and_ends_every_rank(
     spoil(tmp_path / "text")
     done = launch(write_config(tmp_path, strategy={"kind": "async"}), "--workers", "2")
     assert not done.timed_out and done.returncode == 3, str(done)
-    said = re.findall(r"hvd-async: .*", done.stderr)
-    assert len(said) == 1 and words in said[0], str(done)
+    printed = re.findall(r"hvd-async: .*", done.stderr)
+    assert len(printed) == 1 and words in printed[0], str(done)
     assert not (tmp_path / "run").exists()
 
 

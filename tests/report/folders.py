@@ -1,4 +1,4 @@
-"""Folders of runs that never ran, whose numbers are chosen."""
+"""Folders of runs that were never computed, with chosen numbers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ FINAL = 2.0
 
 
 @dataclass(frozen=True)
-class Made:
-    """A run of `num_steps` steps of each of two workers, a second each; synchronous: a wait of `wait` seconds after it.
+class FakeRun:
+    """A run with `num_steps` steps of one second for each of two workers; if synchronous, each step is followed by a
+    wait of `wait` seconds.
 
-    Its loss falls in a straight line from 4 to `final` over `updates` updates of 100 tokens and `seconds` seconds.
+    Its loss falls linearly from 4 to `final`, over `updates` updates of 100 tokens and `seconds` seconds.
     """
 
     kind: str = "async"
@@ -46,7 +47,7 @@ class Made:
     refused: int = 0
 
     def write(self, folder: pathlib.Path, seed: int) -> None:
-        """All three files."""
+        """Write the three files of the run."""
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(self._config(seed), encoding="utf-8")
         (folder / "summary.json").write_text(json.dumps(self._summary(folder.name)), encoding="utf-8")
@@ -125,18 +126,18 @@ def _finite(loss: float) -> float:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Runs of a variant in an environment, one for each seed; None: it failed."""
+class VariantRuns:
+    """Runs of a variant in an environment, one for each seed; None for a run that failed."""
 
     variant: str
-    runs: Sequence[Made | None]
+    runs: Sequence[FakeRun | None]
     environment: str = "even"
     rate: float | None = None
     is_chosen: bool = True
 
 
-def collect(root: pathlib.Path, wanted: Sequence[Wanted], target: Target | None, **fields: Any) -> Collection:
-    """The comparison of runs that are written below `root`."""
+def collect(root: pathlib.Path, wanted: Sequence[VariantRuns], target: Target | None, **fields: Any) -> Collection:
+    """Write runs below `root`, and return their comparison."""
     entries = []
     for number, each in enumerate(wanted):
         for seed, made in enumerate(each.runs, start=1):

@@ -1,4 +1,4 @@
-"""The sentence at the top of a report, for every case that it has to tell apart."""
+"""The sentence at the top of a report, for every case that it must distinguish."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def a_run() -> Run:
 
 
 def row(variant: str, num_seeds: int = 3, *, num_failed: int = 0, num_not_reached: int = 0, **fields: Any) -> Row:
-    """A variant whose runs all reached the target, unless arguments say otherwise."""
+    """Return the row of a variant whose runs all reached the target, unless arguments say otherwise."""
     runs = [None] * num_failed + [a_run()] * (num_seeds - num_failed)
     entries = tuple(Entry("even", variant, None, seed, pathlib.Path("r"), run) for seed, run in enumerate(runs, start=1))
     there = tuple(run for run in runs if run is not None)
@@ -131,7 +131,7 @@ CASES = {
         " at equal BLEU (30.2 against 30.4; difference -0.9 to +0.5).",
         [IDEAL],
     ),
-    "nobody reached it": (
+    "no run reached it": (
         [row("horovod", num_not_reached=3, is_baseline=True), row("async", num_not_reached=3)],
         "No run reached loss 2.100.",
         ["horovod and async did not reach the target."],
@@ -211,14 +211,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_sentence(case: str) -> None:
+def test_the_sentence_and_its_notes(case: str) -> None:
     rows, sentence, notes = CASES[case]
-    said = answer(rows, "horovod", TARGET)
-    assert said.sentence == sentence
-    assert list(said.notes) == notes
+    found = answer(rows, "horovod", TARGET)
+    assert found.sentence == sentence
+    assert list(found.notes) == notes
 
 
-def test_the_bounds_of_both_are_told_where_they_differ() -> None:
+def test_the_bounds_of_both_are_given_if_they_differ() -> None:
     base, fast = row("horovod", **SYNC), row("async", **FAST, **EQUAL, ideal=Ideal(10.0, 24.0))
     assert answer([base, fast], "horovod", TARGET).notes == (
         "Not waiting could increase steps per second at most by a factor of 1.45 with the step times of horovod, and of"
@@ -229,12 +229,12 @@ def test_the_bounds_of_both_are_told_where_they_differ() -> None:
 
 
 def test_without_a_finite_loss_nothing_can_be_timed() -> None:
-    said = answer([row("horovod", is_baseline=True, num_diverged=3, reached=(None,) * 3)], "horovod", None)
-    assert said.sentence == "No target: no loss of the baseline is finite, so nothing can be timed."
-    assert "horovod: 3 of 3 runs diverged." in said.notes
+    found = answer([row("horovod", is_baseline=True, num_diverged=3, reached=(None,) * 3)], "horovod", None)
+    assert found.sentence == "No target: no loss of the baseline is finite, so nothing can be timed."
+    assert "horovod: 3 of 3 runs diverged." in found.notes
 
 
-def test_one_that_diverged_after_the_target_is_said_to_have() -> None:
+def test_a_variant_that_diverged_after_the_target_is_reported() -> None:
     rows = [row("horovod", is_baseline=True), row("async", speed_up=FAST["speed_up"], final_loss=None, num_diverged=3)]
     assert answer(rows, "horovod", TARGET).sentence.endswith("(0.66 to 0.77), but async diverged later.")
 

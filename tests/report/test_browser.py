@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing missing, nothing from outside, nothing wider than the window."""
+"""The report in a real browser: nothing missing, nothing loaded from outside, nothing wider than the window."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def report(large: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(params=WIDTHS)
 def page(request: pytest.FixtureRequest, browser: Any, report: pathlib.Path) -> Iterator[Any]:
-    """The report in a window of that width. Fails where the page has something to complain of."""
+    """The report in a window of the given width. Fails if the page logs anything or loads anything from outside."""
     opened = browser.new_page(viewport={"width": request.param, "height": 900})
-    said: list[str] = []
+    messages: list[str] = []
     addresses: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("console", lambda message: messages.append(message.text))
+    opened.on("pageerror", lambda error: messages.append(str(error)))
     opened.on("request", lambda one: addresses.append(one.url))
     opened.goto(report.as_uri())
     yield opened
     opened.close()
-    assert said == []
+    assert messages == []
     assert [address for address in addresses if not address.startswith(("file://", "data:"))] == []
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_wider_than_the_window(page: Any) -> None:
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     wide, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide <= window
-    # What is wider itself lies in a box that scrolls.
+    # Wider elements lie in a box that scrolls.
     outside = page.evaluate(
         "[...document.body.querySelectorAll('*')].filter(each => each.getBoundingClientRect().right > innerWidth + 1"
         " && !each.closest('.box, pre')).map(each => each.outerHTML.slice(0, 80))"
@@ -59,7 +59,7 @@ def test_nothing_is_wider_than_the_window(page: Any) -> None:
     assert outside == []
 
 
-def test_all_figures_are_seen(page: Any, report: pathlib.Path) -> None:
+def test_all_figures_are_visible(page: Any, report: pathlib.Path) -> None:
     sizes = page.evaluate(
         "Object.fromEntries([...document.querySelectorAll('figure')].map(each => ["
         "each.id, (box => [box.width, box.height])(each.querySelector('svg').getBoundingClientRect())]))"
@@ -74,7 +74,7 @@ def test_every_link_leads_somewhere(page: Any, report: pathlib.Path) -> None:
     fragments = [link[1:] for link in links if link.startswith("#")]
     assert fragments and all(page.evaluate("id => document.getElementById(id) !== null", each) for each in fragments)
     files = [link for link in links if not link.startswith("#")]
-    assert len([link for link in files if "/runs/" in link]) == 8  # of 10, two of which failed
+    assert len([link for link in files if "/runs/" in link]) == 8  # of 10 runs, two failed
     assert all((report.parent / urllib.parse.unquote(link)).exists() for link in files)
 
 
@@ -89,7 +89,7 @@ def test_the_first_screen_has_the_answer(page: Any) -> None:
     assert box["y"] + box["height"] < 900
 
 
-def test_the_first_figure_is_seen_whole(page: Any) -> None:
+def test_the_first_figure_is_visible_as_a_whole(page: Any) -> None:
     box = page.locator("#speed-ups svg").bounding_box()
     assert box["width"] > 0 and box["x"] + box["width"] <= page.viewport_size["width"]
 

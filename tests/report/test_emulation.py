@@ -1,4 +1,4 @@
-"""Emulation in words."""
+"""The description of emulation in words."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from hvd_async.report.emulated_workers import describe_emulation
         ({"seconds": 1.0, "spread": "gamma", "deviation": 0.5}, "steps of 1 s, gamma spread 0.5"),
     ],
 )
-def test_emulation_in_words(fields: dict[str, Any], text: str) -> None:
+def test_emulation_is_described_in_words(fields: dict[str, Any], text: str) -> None:
     assert describe_emulation(EmulationConfig(**fields)) == text
 
 
-def test_a_simulation_has_a_length_of_its_own() -> None:
+def test_a_simulation_has_its_own_default_length() -> None:
     assert describe_emulation(EmulationConfig(), is_simulated=True) == "steps of 0.1 s"

@@ -1,4 +1,4 @@
-"""The files of a report, of runs whose answers are known."""
+"""The files of a report, from runs whose figures are known."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.target import Target
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.report import text_of, write_report
-from tests.report.folders import Made, Wanted, collect
+from tests.report.folders import FakeRun, VariantRuns, collect
 
-TARGET = Target("loss", 2.5)  # three quarters of the way
-SYNC = Made("horovod", wait=0.5)
-FAST = Made(seconds=50.0, bleu=29.0)
+TARGET = Target("loss", 2.5)  # reached after three quarters of the run
+SYNC = FakeRun("horovod", wait=0.5)
+FAST = FakeRun(seconds=50.0, bleu=29.0)
 
 
 def pair(root: pathlib.Path, **fields: Any) -> Collection:
-    """Two seeds each of the baseline and of a variant that is twice as fast."""
-    return collect(root, [Wanted("horovod", [SYNC, SYNC]), Wanted("async", [FAST, FAST])], TARGET, **fields)
+    """Return a collection with two seeds each of the baseline and of a variant that is twice as fast."""
+    return collect(root, [VariantRuns("horovod", [SYNC, SYNC]), VariantRuns("async", [FAST, FAST])], TARGET, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def lines_of(path: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_markdown_says_what_is_so(report: pathlib.Path) -> None:
+def test_markdown_contains_the_answer_and_the_figures(report: pathlib.Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8")
     assert text.startswith(
         "# A test\n\n2 variants, 2 seeds; 4 of 4 runs ended well. Baseline: horovod.\n\n"
@@ -70,7 +70,7 @@ def test_markdown_says_what_is_so(report: pathlib.Path) -> None:
         assert line in text
 
 
-def test_every_number_of_a_run_is_in_its_line(report: pathlib.Path) -> None:
+def test_every_run_has_a_line_with_its_numbers(report: pathlib.Path) -> None:
     lines = lines_of(report / "runs.csv")
     assert [(line["variant"], line["seed"], line["folder"]) for line in lines] == [
         ("horovod", "1", "../runs/00-s1"),
@@ -86,14 +86,14 @@ def test_every_number_of_a_run_is_in_its_line(report: pathlib.Path) -> None:
     assert float(last["tokens_per_second"]) == 200.0
 
 
-def test_a_variant_has_a_line(report: pathlib.Path) -> None:
+def test_every_variant_has_a_line_with_its_numbers(report: pathlib.Path) -> None:
     base, fast = lines_of(report / "variants.csv")
     assert (base["variant"], base["is_baseline"], fast["is_baseline"]) == ("horovod", "true", "false")
     assert float(fast["speed_up"]) == pytest.approx(2.0) and fast["speed_up_num"] == "2"
-    assert float(base["waiting"]) == pytest.approx(65 * 0.5 / 100)  # of 66 steps all but the first come after a wait
+    assert float(base["waiting"]) == pytest.approx(65 * 0.5 / 100)  # all of the 66 steps but the first come after a wait
 
 
-def test_figures_are_whole(report: pathlib.Path) -> None:
+def test_figures_are_complete_and_valid(report: pathlib.Path) -> None:
     names = {path.name for path in (report / "figures").iterdir()}
     assert names == {
         f"{name}.{kind}" for name in ("speed-ups", "curves", "staleness", "shares", "timeline") for kind in ("svg", "png")
@@ -109,13 +109,13 @@ def test_identifiers_in_the_page_are_unique(report: pathlib.Path) -> None:
     assert not set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) - set(ids)
 
 
-def test_the_same_runs_give_the_same_bytes_wherever_they_lie(report: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_same_runs_give_the_same_bytes_in_any_folder(report: pathlib.Path, tmp_path: pathlib.Path) -> None:
     paths = write_report(pair(tmp_path, text="title: a\n", source="suite.yaml"), tmp_path / "report")
     for path in paths:
         assert path.read_bytes() == (report / path.relative_to(tmp_path / "report")).read_bytes(), path.name
 
 
-def test_settings_rates_and_failures_are_told_apart(large: pathlib.Path) -> None:
+def test_environments_rates_and_failures_are_distinguished(large: pathlib.Path) -> None:
     text = (large / "report.md").read_text(encoding="utf-8")
     for line in (
         "**even workers: async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU (29.0"
@@ -145,26 +145,26 @@ def test_settings_rates_and_failures_are_told_apart(large: pathlib.Path) -> None
     assert (lines[5]["fault"], lines[5]["seconds"]) == ("../runs/02-s2: exit status 3", "")
 
 
-QUICK = Made("horovod", bleu=None)  # to draw
+QUICK = FakeRun("horovod", bleu=None)  # quick to draw
 NAMES = ("$x$ <b>&amp;</b>", "a|b *c* `d`", "x" * 90, "мир 世界")
 UNUSUAL = {
     "nothing": ([], "No run: there is nothing to compare."),
-    "one run": ([Wanted("horovod", [SYNC])], "There is only horovod here, and nothing to compare it with."),
-    "failures alone": ([Wanted("horovod", [None, None]), Wanted("async", [None, None])], "No run has ended"),
+    "one run": ([VariantRuns("horovod", [SYNC])], "There is only horovod here, and nothing to compare it with."),
+    "failures alone": ([VariantRuns("horovod", [None, None]), VariantRuns("async", [None, None])], "No run has ended"),
     "no BLEU": (
-        [Wanted("horovod", [Made("horovod", bleu=None)]), Wanted("async", [Made(bleu=None)])],
+        [VariantRuns("horovod", [FakeRun("horovod", bleu=None)]), VariantRuns("async", [FakeRun(bleu=None)])],
         "with a final loss of 2.000",
     ),
     "diverged": (
-        [Wanted("horovod", [SYNC, None]), Wanted("async", [Made(final=math.nan, num_measured=2)] * 2)],
+        [VariantRuns("horovod", [SYNC, None]), VariantRuns("async", [FakeRun(final=math.nan, num_measured=2)] * 2)],
         "async: 2 of 2 runs diverged.",
     ),
-    "nothing but NaN": ([Wanted("horovod", [Made("horovod", final=math.nan, num_measured=1)])], "No target"),
+    "nothing but NaN": ([VariantRuns("horovod", [FakeRun("horovod", final=math.nan, num_measured=1)])], "No target"),
     "a dozen of odd names": (
         [
-            Wanted("horovod", [QUICK]),
-            *(Wanted(name, [Made(bleu=None)]) for name in NAMES),
-            *(Wanted(f"variant {n}", [QUICK]) for n in range(7)),
+            VariantRuns("horovod", [QUICK]),
+            *(VariantRuns(name, [FakeRun(bleu=None)]) for name in NAMES),
+            *(VariantRuns(f"variant {n}", [QUICK]) for n in range(7)),
         ],
         "is the fastest of 11",
     ),
@@ -172,13 +172,13 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("case", UNUSUAL)
-def test_the_unusual_is_readable(case: str, tmp_path: pathlib.Path) -> None:
-    wanted, said = UNUSUAL[case]
+def test_unusual_comparisons_are_readable(case: str, tmp_path: pathlib.Path) -> None:
+    wanted, words = UNUSUAL[case]
     collection = collect(tmp_path, wanted, None if case in ("nothing", "failures alone", "nothing but NaN") else TARGET)
     write_report(collection, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert said in text.replace("\\", "")
-    assert said.partition(" in 0.")[0] in " ".join(text_of(collection).split())
+    assert words in text.replace("\\", "")
+    assert words.partition(" in 0.")[0] in " ".join(text_of(collection).split())
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "<b>" not in page and str(tmp_path) not in page
     assert len(lines_of(tmp_path / "report" / "runs.csv")) == len(collection.entries)

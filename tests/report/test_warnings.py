@@ -14,7 +14,7 @@ from hvd_async.report.document import Text
 from tests.comparison.made import CONFIG, arrival, entry, run, write_run
 
 
-def said_at_the_top(folder: pathlib.Path, *runs: Run) -> list[str]:
+def warnings_of(folder: pathlib.Path, *runs: Run) -> list[str]:
     for made in runs:
         write_run(made, [{"event": "start", "data_fingerprint": made.data_fingerprint}, arrival(0, 4.0, 4.0)])
     entries = tuple(entry(made.name, 1, made) for made in runs)
@@ -29,22 +29,22 @@ def one(folder: pathlib.Path, name: str, data: str, when: str = "after") -> Run:
 
 
 def test_runs_on_equal_terms_need_no_warning(tmp_path: pathlib.Path) -> None:
-    said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "text"))
-    assert not any("same text" in line or "while they trained" in line for line in said)
+    warnings = warnings_of(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "text"))
+    assert not any("same text" in line or "while they trained" in line for line in warnings)
 
 
 def test_each_seed_has_a_preparation_of_its_own(tmp_path: pathlib.Path) -> None:
     other = one(tmp_path, "b", "another")
     other = dataclasses.replace(other, config=other.config.model_copy(update={"seed": 2}))
-    said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), other)
-    assert not any("same text" in line for line in said)
+    warnings = warnings_of(tmp_path, one(tmp_path, "a", "text"), other)
+    assert not any("same text" in line for line in warnings)
 
 
-def test_other_text_is_said(tmp_path: pathlib.Path) -> None:
-    said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "another"))
-    assert any(line.startswith("The runs were not trained on the same text") for line in said)
+def test_different_training_text_is_reported(tmp_path: pathlib.Path) -> None:
+    warnings = warnings_of(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "another"))
+    assert any(line.startswith("The runs were not trained on the same text") for line in warnings)
 
 
-def test_measuring_while_training_is_said(tmp_path: pathlib.Path) -> None:
-    said = said_at_the_top(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "text", "during"))
-    assert any(line.startswith("Some runs were measured while they trained") for line in said)
+def test_measuring_during_training_is_reported(tmp_path: pathlib.Path) -> None:
+    warnings = warnings_of(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "text", "during"))
+    assert any(line.startswith("Some runs were measured while they trained") for line in warnings)

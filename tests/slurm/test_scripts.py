@@ -1,4 +1,6 @@
-"""The scripts of `slurm/` as they are, on a real Slurm: submitted, preempted, cancelled, out of time, robbed of a node."""
+"""The scripts of `slurm/` unchanged, on a real Slurm: submitted, preempted, cancelled, out of time, and after a node
+failure.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,22 @@ import yaml
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import checkpoint_checksum, events_of, summary_of, write_config
 from tests.ranks import mpi_family, run_limited
-from tests.slurm.conftest import BUSY, ROOT, Cluster, until
+from tests.slurm.conftest import BUSY, ROOT, SlurmCluster, until
 
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(mpi_family() is None, reason="no mpirun in this environment; see launch/setup.sh"),
 ]
 
-# Resources for tests, in place of those in the scripts.
+# Resources for tests, instead of those in the scripts.
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--time=15")
 OTHER = "pmi2" if mpi_family() == "openmpi" else "pmix"
 
 
-def submit(slurm: Cluster, desk: pathlib.Path, script: str, *arguments: str, options: tuple[str, ...] = TWO_NODES) -> str:
-    """The number of the job; its output goes to `log`."""
+def submit(
+    slurm: SlurmCluster, desk: pathlib.Path, script: str, *arguments: str, options: tuple[str, ...] = TWO_NODES
+) -> str:
+    """Submit a script, and return the number of the job; its output goes to `log`."""
     path = ROOT / "slurm" / f"{script}.sbatch"
     return slurm.run("sbatch", "--parsable", "--output=log", *options, path, *arguments, cwd=desk).strip()
 
@@ -38,8 +42,8 @@ def log_of(desk: pathlib.Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def finish(slurm: Cluster, desk: pathlib.Path, job: str) -> str:
-    """The log of a job that is to end well."""
+def finish(slurm: SlurmCluster, desk: pathlib.Path, job: str) -> str:
+    """Wait for a job that must succeed, and return its log."""
     state = slurm.wait(job)
     assert state == "COMPLETED", f"{state}\n{log_of(desk)}"
     return log_of(desk)
@@ -50,7 +54,7 @@ def updates(desk: pathlib.Path) -> int:
     return path.read_text().count('"event": "update"') if path.exists() else 0
 
 
-def wait_for_updates(slurm: Cluster, desk: pathlib.Path, job: str, number: int) -> None:
+def wait_for_updates(slurm: SlurmCluster, desk: pathlib.Path, job: str, number: int) -> None:
     def there() -> bool:
         assert slurm.facts(job)["JobState"] in BUSY, log_of(desk)
         return updates(desk) >= number
@@ -59,7 +63,7 @@ def wait_for_updates(slurm: Cluster, desk: pathlib.Path, job: str, number: int) 
 
 
 def run_of(desk: pathlib.Path, updates: int, **sections: dict[str, Any]) -> str:
-    """A configuration of `updates` updates with a checkpoint now and then, by the name that is given to a script."""
+    """Write a configuration of `updates` updates with occasional checkpoints, and return the name to give to a script."""
     write_corpus(desk / "text", train=200, validation=8, test=8)
     training = {"tokens": None, "updates": updates, "threads": 1, "log_every_seconds": 1.0}
     sections = {"validation": {"every": None, "bleu": False}, **sections}
@@ -68,8 +72,8 @@ def run_of(desk: pathlib.Path, updates: int, **sections: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
-def test_training_on_two_nodes(slurm: Cluster, desk: pathlib.Path, launcher: str) -> None:
-    # The store is one rank more than there are tasks, and GPUs.
+def test_a_run_trains_on_two_nodes(slurm: SlurmCluster, desk: pathlib.Path, launcher: str) -> None:
+    # There is one more rank, the store, than there are tasks and GPUs.
     options = (*TWO_NODES, "--gpus-per-task=1")
     log = finish(slurm, desk, submit(slurm, desk, "train", run_of(desk, 4), "--launcher", launcher, options=options))
     lines = log.splitlines()
@@ -85,17 +89,18 @@ def test_training_on_two_nodes(slurm: Cluster, desk: pathlib.Path, launcher: str
     assert summary["job"]["nodes"] == "node[1-2]" and summary["job"]["restarts"] == 0
 
 
-def test_the_store_on_a_node_of_its_own(slurm: Cluster, desk: pathlib.Path) -> None:
+def test_the_store_runs_on_a_node_of_its_own(slurm: SlurmCluster, desk: pathlib.Path) -> None:
     command = (sys.executable, "-m", "hvd_async", "launch", run_of(desk, 4), "--slurm", "heterogeneous", "--submit")
     resources = ("--nodes", "1", "--workers-per-node", "2", "--cpus-per-worker", "1", "--time", "5")
-    said = slurm.run(*command, *resources, cwd=desk)
-    job = said.split()[-1]
+    printed = slurm.run(*command, *resources, cwd=desk)
+    job = printed.split()[-1]
     path = desk / f"hvd-async-{job}.out"
 
     def log() -> str:
         return path.read_text() if path.exists() else ""
 
-    # Not the last line: once in about a hundred times the srun of Slurm 22.05 stays when all tasks of such a step have ended.
+    # Do not wait for the last line: once in about a hundred times, the srun of Slurm 22.05 stays after all tasks have
+    # ended.
     until(lambda: re.search("^(finished|launch): ", log(), re.M), 90, log)
     places = re.findall(r"^rank \d on (node\d): (\w+)", log(), re.M)
     assert places == [("node1", "store"), ("node2", "worker"), ("node2", "worker")], log()
@@ -103,7 +108,7 @@ def test_the_store_on_a_node_of_its_own(slurm: Cluster, desk: pathlib.Path) -> N
     slurm.run("scancel", job, cwd=desk)
 
 
-def test_a_suite_is_an_array_of_jobs_and_a_report(slurm: Cluster, desk: pathlib.Path) -> None:
+def test_a_suite_is_an_array_of_jobs_and_a_report(slurm: SlurmCluster, desk: pathlib.Path) -> None:
     run_of(desk, 4)
     suite = {
         "base": "run.yaml",
@@ -116,12 +121,12 @@ def test_a_suite_is_an_array_of_jobs_and_a_report(slurm: Cluster, desk: pathlib.
         "variants": {"all": {}, "one": {"strategy.arrivals_per_update": 1}, "too many": {"workers": 5}},
     }
     (desk / "tiny.yaml").write_text(yaml.safe_dump(suite))
-    said = slurm.run("bash", ROOT / "slurm" / "compare.sbatch", "tiny.yaml", cwd=desk)
-    array, report = re.findall(r"job (\d+)", said)
-    assert said.startswith("stage 1: 3 runs"), said
+    printed = slurm.run("bash", ROOT / "slurm" / "compare.sbatch", "tiny.yaml", cwd=desk)
+    array, report = re.findall(r"job (\d+)", printed)
+    assert printed.startswith("stage 1: 3 runs"), printed
     assert slurm.wait(report) == "COMPLETED"
     page = (desk / "runs" / "tiny" / "report" / "report.md").read_text()
-    assert "--workers: got 5, expected at most 4, the tasks of this job" in page  # the run that could not be
+    assert "--workers: got 5, expected at most 4, the tasks of this job" in page  # the run that asks for too many workers
     assert {summary_of(folder)["status"] for folder in (desk / "runs" / "tiny" / "runs").iterdir()} == {"finished"}
     logs = {path.name: path.read_text() for path in desk.glob("hvd-async-*_*.out")}
     assert set(logs) == {f"hvd-async-{array}_{task}.out" for task in range(3)}
@@ -130,11 +135,13 @@ def test_a_suite_is_an_array_of_jobs_and_a_report(slurm: Cluster, desk: pathlib.
     )
 
 
-# Slow enough to be interrupted, for every worker alike.
+# Slow enough to be interrupted, equally for every worker.
 SLOW = {"emulation": {"seconds": 0.2}}
 
 
-def test_preempted_by_a_higher_partition_a_run_goes_on_to_the_same_parameters(slurm: Cluster, desk: pathlib.Path) -> None:
+def test_a_run_preempted_by_a_higher_partition_resumes_to_the_same_parameters(
+    slurm: SlurmCluster, desk: pathlib.Path
+) -> None:
     config = run_of(desk, 60, strategy={"lockstep": True}, **SLOW)
     job = submit(slurm, desk, "train-requeue", config, options=(*TWO_NODES, "--partition=low"))
     wait_for_updates(slurm, desk, job, 10)
@@ -149,22 +156,22 @@ def test_preempted_by_a_higher_partition_a_run_goes_on_to_the_same_parameters(sl
     summary = summary_of(desk / "run")
     assert summary["job"]["restarts"] == 1 and summary["processes"] == 2
     starts = [start["version"] for start in events_of(desk / "run", "start")]
-    assert starts[0] == 0 and 10 <= starts[1] < 60  # it stopped in the middle, and went on there
-    # Unbroken, without Slurm, as fast as it goes.
+    assert starts[0] == 0 and 10 <= starts[1] < 60  # the run stopped in the middle, and resumed there
+    # An uninterrupted run, without Slurm and without emulated step times.
     launch = [sys.executable, "-m", "hvd_async", "launch", config, "--workers", "2", "--set", "output=unbroken"]
     run_limited([*launch, "--set", "emulation={}"], {**os.environ, "PYTHONPATH": str(ROOT)}, 120, cwd=desk).check()
     assert checkpoint_checksum(desk / "run") == checkpoint_checksum(desk / "unbroken")
 
 
-def test_ahead_of_the_time_limit_a_run_is_saved_and_goes_on_with_its_books_in_order(
-    slurm: Cluster, desk: pathlib.Path
+def test_a_run_is_saved_ahead_of_the_time_limit_and_resumes_with_every_arrival_counted_once(
+    slurm: SlurmCluster, desk: pathlib.Path
 ) -> None:
     config = run_of(desk, 1_000_000, **SLOW)
-    # Slurm looks at time limits twice a minute, so that the signal comes within the first half of this one.
+    # Slurm checks time limits twice a minute, so the signal comes within the first half of this one.
     job = submit(slurm, desk, "train-requeue", config, options=(*TWO_NODES, "--time=1", "--signal=B:USR1@30"))
     until(lambda: "everything saved" in log_of(desk), 240, lambda: log_of(desk))
     stopped_at = updates(desk)
-    run_of(desk, stopped_at + 20, **SLOW)  # it may be longer or shorter when it goes on
+    run_of(desk, stopped_at + 20, **SLOW)  # the length may change when the run resumes
     log = finish(slurm, desk, job)
     assert re.search(rf"^finished: version {stopped_at + 20},.*, \d restart", log, re.M), log
     arrivals, made, summary = events_of(desk / "run", "arrival"), events_of(desk / "run", "update"), summary_of(desk / "run")
@@ -175,7 +182,7 @@ def test_ahead_of_the_time_limit_a_run_is_saved_and_goes_on_with_its_books_in_or
     assert len(arrivals) == len(applied) + sum(summary["refused"].values()) and summary["pending"] == 0
 
 
-def test_a_job_that_is_cancelled_saves_everything_and_stays_away(slurm: Cluster, desk: pathlib.Path) -> None:
+def test_a_job_that_is_cancelled_saves_everything_and_is_not_requeued(slurm: SlurmCluster, desk: pathlib.Path) -> None:
     job = submit(slurm, desk, "train-requeue", run_of(desk, 1_000_000, **SLOW))
     wait_for_updates(slurm, desk, job, 5)
     slurm.run("scancel", job, cwd=desk)
@@ -186,7 +193,7 @@ def test_a_job_that_is_cancelled_saves_everything_and_stays_away(slurm: Cluster,
     assert slurm.facts(job)["Restarts"] == "0" and "back into the queue" not in log_of(desk)
 
 
-def test_when_a_node_fails_the_run_goes_on_from_its_last_checkpoint(slurm: Cluster, desk: pathlib.Path) -> None:
+def test_after_a_node_failure_the_run_resumes_from_its_last_checkpoint(slurm: SlurmCluster, desk: pathlib.Path) -> None:
     config = run_of(desk, 40, **SLOW)
     job = submit(slurm, desk, "train-requeue", config, "--set", "training.checkpoint_every=5")
     wait_for_updates(slurm, desk, job, 12)
@@ -202,7 +209,7 @@ def test_when_a_node_fails_the_run_goes_on_from_its_last_checkpoint(slurm: Clust
     assert [start["version"] for start in events_of(desk / "run", "start")][1] >= 10
 
 
-def test_a_wrong_configuration_is_one_line_and_the_end_of_the_job(slurm: Cluster, desk: pathlib.Path) -> None:
+def test_a_wrong_configuration_is_reported_in_one_line_and_ends_the_job(slurm: SlurmCluster, desk: pathlib.Path) -> None:
     run_of(desk, 5)
     job = submit(slurm, desk, "train", "run.yaml", "--set", "strategy.kind=asink")
     assert slurm.wait(job, 30) == "FAILED"
@@ -210,7 +217,7 @@ def test_a_wrong_configuration_is_one_line_and_the_end_of_the_job(slurm: Cluster
     assert re.fullmatch(r"hvd-async: .*strategy\.kind: got 'asink'.*\n", log_of(desk)), log_of(desk)
 
 
-def test_what_only_the_ranks_find_wrong_ends_a_job_that_would_come_back(slurm: Cluster, desk: pathlib.Path) -> None:
+def test_an_error_that_only_the_ranks_detect_ends_a_requeueing_job(slurm: SlurmCluster, desk: pathlib.Path) -> None:
     config = run_of(desk, 2)
     finish(slurm, desk, submit(slurm, desk, "train-requeue", config))
     for language in ("en", "de"):
@@ -223,7 +230,7 @@ def test_what_only_the_ranks_find_wrong_ends_a_job_that_would_come_back(slurm: C
     assert re.search("^launch: failed", log_of(desk), re.M), log_of(desk)
 
 
-def test_ranks_that_do_not_find_each_other_are_refused(slurm: Cluster, desk: pathlib.Path) -> None:
+def test_ranks_that_do_not_find_each_other_are_refused(slurm: SlurmCluster, desk: pathlib.Path) -> None:
     run_of(desk, 5)
     words = f"srun --mpi={OTHER} --ntasks=2 .venv/bin/python -m hvd_async train run.yaml"
     job = slurm.run("sbatch", "--parsable", "--output=log", *TWO_NODES, f"--wrap={words}", cwd=desk).strip()

@@ -1,4 +1,4 @@
-"""Somebody else, who holds a lock."""
+"""A lock held by another process, for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Hold the lock, as another process would, inside the block."""
+    """Hold the lock inside the block, as another process would."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

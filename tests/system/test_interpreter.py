@@ -1,4 +1,4 @@
-"""Processes that we start import what we import: nothing from the current folder, whatever is there."""
+"""Processes started by the package import the same modules as the package itself: nothing from the current folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ validation: {bleu: false}
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The current folder of a user whose files bear names of modules; running one of them is seen in the exit status."""
+    """The current folder of a user whose files have the names of modules; importing one of them shows in the exit status."""
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text("import os\nos._exit(77)\n")
     return tmp_path
@@ -42,7 +42,7 @@ def python(folder: pathlib.Path, *arguments: str, path: pathlib.Path | None = RO
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no flag for it")
-def test_what_launch_starts_does_not_import_from_the_current_folder(folder: pathlib.Path) -> None:
+def test_processes_started_by_launch_do_not_import_from_the_current_folder(folder: pathlib.Path) -> None:
     write_corpus(folder / "text", train=60, validation=4, test=4)
     (folder / "run.yaml").write_text(CONFIG)
     (folder / "hvd_async.py").write_text("import os\nos._exit(78)\n")
@@ -52,7 +52,9 @@ def test_what_launch_starts_does_not_import_from_the_current_folder(folder: path
 
 
 @pytest.mark.parametrize("flags", [(), ("--parent", str(os.getpid()))], ids=["alone", "with a parent"])
-def test_started_as_a_module_it_takes_the_folder_off_its_path(flags: tuple[str, ...], folder: pathlib.Path) -> None:
+def test_started_as_a_module_the_command_takes_the_current_folder_off_its_path(
+    flags: tuple[str, ...], folder: pathlib.Path
+) -> None:
     done = python(folder, "-m", "hvd_async", *flags, "launch", "none.yaml")
     assert (done.returncode, done.stderr) == (
         2,
@@ -60,8 +62,8 @@ def test_started_as_a_module_it_takes_the_folder_off_its_path(flags: tuple[str, 
     )
 
 
-def test_a_package_that_is_only_in_the_current_folder_is_found_by_what_it_starts(tmp_path: pathlib.Path) -> None:
-    """Another may be installed: what is started is to be what runs."""
+def test_a_package_found_only_in_the_current_folder_is_found_by_its_child_processes(tmp_path: pathlib.Path) -> None:
+    """Another version may be installed: the started process must run the version of its parent."""
     shutil.copytree(ROOT / "hvd_async", tmp_path / "hvd_async", ignore=shutil.ignore_patterns("__pycache__"))
     program = "from hvd_async.system import interpreter; print(interpreter.flags(), interpreter.__file__)"
     (tmp_path / "hvd_async" / "ask.py").write_text(f"import sys\ndel sys.path[0]\n{program}\n")
@@ -70,6 +72,6 @@ def test_a_package_that_is_only_in_the_current_folder_is_found_by_what_it_starts
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no flag for it")
-def test_one_that_is_found_elsewhere_needs_no_current_folder(tmp_path: pathlib.Path) -> None:
+def test_a_package_found_elsewhere_needs_no_current_folder(tmp_path: pathlib.Path) -> None:
     done = python(tmp_path, "-P", "-c", "from hvd_async.system import interpreter; print(interpreter.flags())")
     assert done.stdout == "('-P',)\n"

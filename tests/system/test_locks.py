@@ -1,4 +1,4 @@
-"""Locks between processes, and a run's folder, which one job at a time may write."""
+"""Locks between processes, and the folder of a run, into which only one job at a time may write."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def say_nothing(line: str) -> None:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Every lock fails with the error of that number."""
+    """Make every lock fail with the given error number."""
 
     def flock(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -40,7 +40,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
-def test_a_free_lock_is_taken_without_a_word_and_is_free_after_the_block(tmp_path: pathlib.Path) -> None:
+def test_a_free_lock_is_taken_silently_and_is_free_after_the_block(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a" / ".lock"
     for _ in range(2):
         with held(path, "it", "another", say_nothing), path.open("ab") as other, pytest.raises(BlockingIOError):
@@ -57,7 +57,7 @@ def test_a_lock_that_stays_held_is_refused(tmp_path: pathlib.Path, monkeypatch: 
         pass
 
 
-def test_it_is_waited_for_and_that_is_said_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_lock_is_waited_for_with_a_single_message(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holding, lines, naps = contextlib.ExitStack(), list[str](), list[float]()
     holding.enter_context(locked(tmp_path / ".lock"))
 
@@ -71,7 +71,7 @@ def test_it_is_waited_for_and_that_is_said_once(tmp_path: pathlib.Path, monkeypa
         assert lines == ["it: waiting for another to end"] and len(naps) == 3
 
 
-def test_nobody_waits_for_what_is_over(tmp_path: pathlib.Path) -> None:
+def test_a_lock_is_not_waited_for_once_its_purpose_is_over(tmp_path: pathlib.Path) -> None:
     with (
         locked(tmp_path / ".lock"),
         pytest.raises(BusyError),
@@ -81,7 +81,7 @@ def test_nobody_waits_for_what_is_over(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
-def test_somebody_else_holds_it_in_the_words_of_any_file_system(
+def test_a_held_lock_is_recognised_on_any_file_system(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
@@ -91,7 +91,7 @@ def test_somebody_else_holds_it_in_the_words_of_any_file_system(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_a_file_system_that_fails_is_no_other_process(
+def test_a_failing_file_system_is_not_taken_for_another_process(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse(monkeypatch, number)
@@ -102,7 +102,7 @@ def test_a_file_system_that_fails_is_no_other_process(
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_where_there_are_no_locks_it_goes_on_and_says_so(
+def test_without_locks_the_block_runs_and_a_warning_is_printed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse(monkeypatch, number)
@@ -114,7 +114,7 @@ def test_where_there_are_no_locks_it_goes_on_and_says_so(
     ]
 
 
-def test_what_cannot_be_written_cannot_be_locked(tmp_path: pathlib.Path) -> None:
+def test_a_file_that_cannot_be_written_cannot_be_locked(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(DataError, match=r"file/\.lock: cannot be written: "),
@@ -133,7 +133,7 @@ with held(pathlib.Path(sys.argv[1]), "it", "another", print):
 """
 
 
-def test_it_ends_with_the_process_that_holds_it_though_a_child_lives_on(
+def test_a_lock_ends_with_its_process_even_if_a_child_lives_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
@@ -146,7 +146,7 @@ def test_it_ends_with_the_process_that_holds_it_though_a_child_lives_on(
                 pass
             process.kill()
             process.wait()
-            os.kill(child, 0)  # it is alive
+            os.kill(child, 0)  # the child is alive
             with held(path, "it", "another", say_nothing):
                 pass
         finally:
@@ -169,13 +169,13 @@ def content_of(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("flag", ["", "--resume", "--overwrite", "--auto-resume"])
-def test_a_run_that_is_computed_is_left_alone(
+def test_a_run_in_progress_is_left_alone(
     config: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     folder = RunFolder(config.parent / "run")
     assert main(["train", str(config)]) == 0
-    (folder.checkpoints / "v00000004" / "data.json").unlink()  # for --auto-resume nothing is decided yet, either
+    (folder.checkpoints / "v00000004" / "data.json").unlink()  # so that --auto-resume has nothing to resume either
     before = content_of(folder.root)
     with locked(folder.lock):
         assert main(["train", str(config), *([flag] if flag else [])]) == DataError.exit_status
@@ -185,18 +185,16 @@ def test_a_run_that_is_computed_is_left_alone(
     assert content_of(folder.root) == before
 
 
-def test_a_run_that_has_ended_or_failed_holds_its_folder_no_longer(
-    config: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_has_ended_or_failed_releases_its_folder(config: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     assert main(["train", str(config)]) == 0
-    assert main(["train", str(config)]) == 2  # it holds a run
+    assert main(["train", str(config)]) == 2  # the folder holds a run
     assert main(["train", str(config), "--overwrite"]) == 0
     with held(config.parent / "run/.lock", "it", "another", say_nothing):
         pass
 
 
-def test_without_locks_a_run_says_so_and_goes_on(
+def test_without_locks_a_run_prints_a_warning_and_continues(
     config: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refuse(monkeypatch, errno.ENOLCK)
@@ -209,7 +207,7 @@ def test_without_locks_a_run_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_where_there_is_nothing_to_resume_no_lock_is_left(config: pathlib.Path, exists: bool) -> None:
+def test_without_anything_to_resume_no_lock_is_left(config: pathlib.Path, exists: bool) -> None:
     run = config.parent / "run"
     if exists:
         run.mkdir()
@@ -217,7 +215,7 @@ def test_where_there_is_nothing_to_resume_no_lock_is_left(config: pathlib.Path, 
     assert list(run.iterdir()) == [] if exists else not run.exists()
 
 
-def test_a_second_start_waits_and_begins_again_what_was_killed(config: pathlib.Path) -> None:
+def test_a_second_start_waits_and_restarts_the_run_that_was_killed(config: pathlib.Path) -> None:
     run = RunFolder(config.parent / "run")
     command = [sys.executable, "-m", "hvd_async", "train", str(config), "--auto-resume", "--set"]
 
@@ -225,12 +223,12 @@ def test_a_second_start_waits_and_begins_again_what_was_killed(config: pathlib.P
         return subprocess.Popen([*command, setting], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     with start("training.updates=1000000") as first:
-        until(run.events.exists, first)  # it trains, and saves nothing
+        until(run.events.exists, first)  # it trains, and saves no checkpoint
         with start("training.updates=4") as second:
             try:
                 assert second.stdout is not None
-                said = second.stdout.readline()
-                assert said == f"{run.root}: waiting for another process to end\n"
+                printed = second.stdout.readline()
+                assert printed == f"{run.root}: waiting for another process to end\n"
                 assert first.poll() is None and not run.summary.exists()
                 first.kill()
                 output, _ = second.communicate(timeout=120)
@@ -253,7 +251,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 
 
 @pytest.mark.mpi
-def test_all_ranks_fail_alike_and_one_says_why(config: pathlib.Path) -> None:
+def test_all_ranks_fail_and_one_of_them_reports_why(config: pathlib.Path) -> None:
     run = config.parent / "run"
     with locked(run / ".lock"):
         done = run_ranks(3, ["-c", IMPATIENT, str(config), "--set", "strategy.kind=async"], timeout=120.0)

@@ -1,4 +1,4 @@
-"""How long threads spin: set before torch is loaded, by every verb; a user's own choice wins."""
+"""The spinning time of threads: set before torch is loaded, by every command; a setting of the user wins."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hvd_async.launcher import variables_to_forward
 from hvd_async.system.openmp import SPINS, VARIABLE, bound_spinning, measure_contention
 
 CLEAN = {name: value for name, value in os.environ.items() if name not in (VARIABLE, "OMP_WAIT_POLICY")}
-# What OpenMP itself says that it does, as it is loaded with torch within a verb.
-VERB = """
+# OpenMP itself reports its settings when a command loads it with torch.
+COMMAND = """
 import sys
 import hvd_async.cli.bench as machine
 def run(arguments):
@@ -27,25 +27,27 @@ sys.exit(main(["doctor"]))
 """
 
 
-def spins_of_a_verb(**own: str) -> str:
+def spins_of_a_command(**own: str) -> str:
     environ = {**CLEAN, **own, "OMP_DISPLAY_ENV": "VERBOSE"}
-    done = subprocess.run([sys.executable, "-c", VERB], capture_output=True, text=True, check=True, env=environ, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND], capture_output=True, text=True, check=True, env=environ, timeout=60
+    )
     lines = [line for line in done.stderr.splitlines() if VARIABLE in line]
     if not lines:
         pytest.skip("torch comes with another OpenMP than GNU's")
     return lines[0].partition("=")[2].strip(" '")
 
 
-def test_a_verb_bounds_the_spinning_before_torch_reads_it() -> None:
-    assert spins_of_a_verb() == SPINS
+def test_a_command_bounds_the_spinning_before_torch_reads_it() -> None:
+    assert spins_of_a_command() == SPINS
 
 
 @pytest.mark.parametrize(("own", "spins"), [({VARIABLE: "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")])
 def test_a_setting_of_the_user_wins(own: dict[str, str], spins: str) -> None:
-    assert spins_of_a_verb(**own) == spins
+    assert spins_of_a_command(**own) == spins
 
 
-def test_only_a_setting_of_the_user_goes_to_other_hosts() -> None:
+def test_only_a_setting_of_the_user_is_passed_to_other_hosts() -> None:
     environ: dict[str, str] = {}
     bound_spinning(environ)
     assert environ == {VARIABLE: SPINS} and variables_to_forward(environ) == ()
@@ -56,7 +58,7 @@ def test_the_tests_themselves_do_not_spin() -> None:
     assert VARIABLE in os.environ or "OMP_WAIT_POLICY" in os.environ
 
 
-def test_contention_is_measured_with_as_many_threads_as_before() -> None:
+def test_measuring_contention_keeps_the_number_of_threads() -> None:
     import torch
 
     before = torch.get_num_threads()

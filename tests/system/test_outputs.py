@@ -1,4 +1,4 @@
-"""No verb replaces what is there without being asked to, and every path on the command line is read by the same rules."""
+"""No command replaces files without being asked to, and every path on the command line is read by the same rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hvd_async.errors import ConfigError
 
 
 def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """`parser` and those of its verbs."""
+    """Return `parser` and the parsers of all its commands."""
     found = [parser]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -24,15 +24,15 @@ def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     return found
 
 
-def test_every_verb_that_writes_can_be_told_to_replace() -> None:
-    """`compare` and `launch` write into folders of their own, which they know by their content."""
+def test_every_command_that_writes_has_a_flag_to_replace() -> None:
+    """`compare` and `launch` are exceptions: they recognise their own folders by the contents."""
     flags = {parser.prog: set(parser._option_string_actions) for parser in parsers(make_parser())}
     writing = {prog for prog, options in flags.items() if options & {"--output", "--json"}}
     assert {prog for prog in writing if "--overwrite" not in flags[prog]} == {"hvd-async compare", "hvd-async doctor"}
 
 
 @pytest.mark.parametrize("text", ["", "a\nb", "\x1b[2J", "caf\udce9"])
-def test_no_path_of_a_command_line_is_taken_that_cannot_be_shown(text: str) -> None:
+def test_a_path_that_is_not_printable_is_refused_by_every_command(text: str) -> None:
     for parser in parsers(make_parser()):
         for action in parser._actions:
             read = parser._registry_get("type", action.type, action.type)
@@ -48,7 +48,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_parser().parse_args(["train", "~/run.yaml"]).config == "/home/anna/run.yaml"
 
 
-def test_a_file_that_is_there_is_replaced_on_demand_alone(tmp_path: pathlib.Path) -> None:
+def test_an_existing_file_is_replaced_only_on_request(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "out"
     check_new("--output", None, overwrite=False)
     check_new("--output", path, overwrite=False)
@@ -81,7 +81,7 @@ def test_a_file_that_is_there_is_replaced_on_demand_alone(tmp_path: pathlib.Path
         (["data", "builtin", "--output", ".", "--train", "100000000"], "--train: got 100000000, expected 1 to 10,000,000"),
     ],
 )
-def test_ones_own_files_stay(
+def test_files_of_the_user_are_not_replaced(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -96,13 +96,13 @@ def test_ones_own_files_stay(
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("train.en", "mine\n")]
 
 
-@pytest.mark.parametrize("verb", ["launch", "compare"])
-def test_a_pipe_is_not_handed_on_by_its_name(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+@pytest.mark.parametrize("command", ["launch", "compare"])
+def test_a_configuration_in_a_pipe_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
-    assert main([verb, "pipe"]) == 2
+    assert main([command, "pipe"]) == 2
     error = "pipe: got no ordinary file, expected one, since the ranks read it too; write it to a file first"
     assert capsys.readouterr().err == f"hvd-async: {error}\n"
 
@@ -118,8 +118,6 @@ def test_a_pipe_is_not_handed_on_by_its_name(
         (["compare", "x", "--jobs", str(10**40)], f"--jobs: got {10**40}, expected at most 100,000"),
     ],
 )
-def test_numbers_that_no_machine_can_mean_are_refused(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
+def test_absurdly_large_numbers_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err == f"hvd-async: {message}\n"

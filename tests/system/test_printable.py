@@ -1,4 +1,4 @@
-"""Text from outside in messages, reports and tables."""
+"""Text from outside, printed in messages, reports and tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hvd_async.system.printable import printable, printable_lines, shortened, sp
 
 
 @given(st.text())
-def test_what_is_printable_is_one_line_and_says_all(text: str) -> None:
+def test_printable_text_is_one_line_and_loses_nothing(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable() and (shown == text) == text.isprintable()
     assert printable(shown) == shown
@@ -34,7 +34,7 @@ def test_what_is_printable_is_one_line_and_says_all(text: str) -> None:
         ("caf\udce9", "caf\\udce9"),
     ],
 )
-def test_controls_are_escapes(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
@@ -51,7 +51,7 @@ def test_no_cell_is_a_formula(text: str) -> None:
     assert row[1] == "end" and not row[0].startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
-def test_a_message_ends_in_no_line_of_another(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_cannot_forge_a_line_of_another(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> int:
         raise DataError("model: tensor \x1b[2Ja\x85hvd-async: done\u2028 is unknown\nand another fault")
 
@@ -61,8 +61,8 @@ def test_a_message_ends_in_no_line_of_another(capsys: pytest.CaptureFixture[str]
     )
 
 
-def test_no_module_writes_csv_without_it() -> None:
-    """Whoever writes names into CSV takes them from `spreadsheet_cell`."""
+def test_no_other_module_writes_csv() -> None:
+    """Modules that write names into CSV must pass them through `spreadsheet_cell`."""
     root = pathlib.Path(__file__).parents[2] / "hvd_async"
     writers = {path.name for path in root.rglob("*.py") if "csv.DictWriter" in path.read_text(encoding="utf-8")}
-    assert writers == {"csv_files.py", "planning.py"}  # the latter has numbers and words of its own alone
+    assert writers == {"csv_files.py", "planning.py"}  # the latter writes only numbers and words of its own

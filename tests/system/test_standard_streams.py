@@ -1,4 +1,4 @@
-"""Standard input, output and error, of commands as a shell starts them: one line, the right status, UTF-8 in any locale."""
+"""Standard input, output and error of commands started by a shell: one line, the right status, UTF-8 in any locale."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hvd_async.__main__ import main, report
 from hvd_async.errors import StoppedBySignal
 
 COMMAND = f"{shlex.quote(sys.executable)} -m hvd_async"
-# Cheap ones that print, and one that fails.
+# Cheap commands that print; one of them also writes files.
 PRINTING = ("--help", "train --help", "data builtin --help", "data builtin --output out --train 3 --validation 2 --test 2")
 CONFIG = "output: runs/Ü\ndata: {folder: data}\ntraining: {epochs: 1}\n"
 
 
 def shell(text: str, folder: pathlib.Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """`$H` is the command."""
+    """Run a line of shell, in which `$H` stands for `hvd-async`."""
     environ = {**os.environ, "H": COMMAND, "PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "PYTHONUNBUFFERED": ""}
     return subprocess.run(
         ["bash", "-c", text],
@@ -35,7 +35,9 @@ def shell(text: str, folder: pathlib.Path, **environment: str) -> subprocess.Com
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", PRINTING)
-def test_a_full_disk_under_the_output_is_one_line(arguments: str, unbuffered: str, tmp_path: pathlib.Path) -> None:
+def test_a_full_disk_under_the_output_is_reported_in_one_line(
+    arguments: str, unbuffered: str, tmp_path: pathlib.Path
+) -> None:
     done = shell(f"$H {arguments} > /dev/full", tmp_path, PYTHONUNBUFFERED=unbuffered)
     assert (done.returncode, done.stderr) == (3, b"hvd-async: standard output: cannot be written: No space left on device\n")
 
@@ -49,19 +51,19 @@ def test_a_closed_output_is_refused_before_anything_is_done(arguments: str, tmp_
 
 
 @pytest.mark.parametrize("arguments", PRINTING)
-def test_a_reader_who_has_gone_is_no_noise(arguments: str, tmp_path: pathlib.Path) -> None:
-    # The reader is gone before there is anything to read: it opens the pipe alone.
+def test_a_reader_that_has_gone_causes_no_message(arguments: str, tmp_path: pathlib.Path) -> None:
+    # The reader is gone before there is anything to read: it only opens the pipe.
     done = shell(f"mkfifo p; (: < p) & exec 3> p; wait; $H {arguments} >&3", tmp_path)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full"])
-def test_where_errors_cannot_be_told_the_status_still_is(redirection: str, tmp_path: pathlib.Path) -> None:
+def test_without_standard_error_the_status_is_still_right(redirection: str, tmp_path: pathlib.Path) -> None:
     done = shell(f"$H train nowhere.yaml {redirection}", tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
 
 
-def test_without_standard_input_files_do_not_take_its_place(tmp_path: pathlib.Path) -> None:
+def test_without_standard_input_no_file_takes_its_descriptor(tmp_path: pathlib.Path) -> None:
     done = shell(f"$H {PRINTING[-1]} <&- 2>&-", tmp_path)
     assert done.returncode == 0
     assert (tmp_path / "out" / "train.en").read_text().count("\n") == 3
@@ -84,7 +86,7 @@ def test_text_is_utf_8_in_any_locale(environment: dict[str, str], tmp_path: path
 @pytest.mark.parametrize(
     ("arguments", "status"), [(["translate", "nowhere"], 3), (["compare", "nowhere.yaml"], 2), (["report", "nowhere"], 3)]
 )
-def test_a_rank_that_is_not_the_first_tells_its_own_faults(
+def test_a_rank_that_is_not_the_first_reports_its_own_faults(
     arguments: list[str],
     status: int,
     variables: dict[str, str],
@@ -97,34 +99,34 @@ def test_a_rank_that_is_not_the_first_tells_its_own_faults(
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_of_a_configuration_that_all_ranks_read_one_tells_the_faults(
+def test_faults_of_a_configuration_that_all_ranks_read_are_reported_by_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = []
+    printed = []
     for rank in ("0", "1"):
         monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
         monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
         assert main(["train", "nowhere.yaml"]) == 2
-        told.append(capsys.readouterr().err.count("nowhere.yaml"))
-    assert told == [1, 0]
+        printed.append(capsys.readouterr().err.count("nowhere.yaml"))
+    assert printed == [1, 0]
 
 
-def test_of_a_stop_that_all_ranks_heed_one_tells(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stop_of_all_ranks_is_reported_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def stop() -> int:
         raise StoppedBySignal("stopped", 15)
 
-    told = []
+    printed = []
     for rank in ("0", "1"):
         monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
         monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
         assert report(stop) == 143
-        told.append(capsys.readouterr().err)
-    assert told == ["hvd-async: stopped\n", ""]
+        printed.append(capsys.readouterr().err)
+    assert printed == ["hvd-async: stopped\n", ""]
 
 
-def test_a_left_over_rank_silences_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_leftover_rank_variable_silences_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", "nowhere.yaml"]) == 2

@@ -49,8 +49,8 @@ def test_it_starts_resumes_and_ends_at_once_when_training_is_complete(
     assert line.startswith("finished: version 6, ") and line.endswith(f", 1 restart; see {config.parent / 'run'}")
     model = (config.parent / "run/models/last/model.safetensors").read_bytes()
     assert train(config, "training.updates=6") == 0
-    *_, said, line = capsys.readouterr().out.splitlines()
-    assert said == "finished before, and no more training is configured: nothing to do"
+    *_, printed, line = capsys.readouterr().out.splitlines()
+    assert printed == "finished before, and no more training is configured: nothing to do"
     assert "version 6, " in line and ", 1 restart;" in line
     assert summary_of(config)["processes"] == 2 and summary_of(config)["updates"] == 6
     events = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
@@ -89,10 +89,10 @@ def test_a_configuration_that_is_refused_has_no_text_prepared_for_it(
 def test_a_learning_rate_that_has_fallen_to_0_is_reported(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     schedule = "optimizer.schedule={kind: linear, unit: tokens, total: 200}"
     assert train(config, schedule, "batching.tokens=100", "training.updates=9") == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "learning rate is 0" in line]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "learning rate is 0" in line]
     updates = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
     idle = [event["version"] for event in updates if event.get("learning_rate") == 0.0]
-    assert said == [f"version {idle[1]}: the learning rate is 0 from here on; see optimizer.schedule.total"]
+    assert printed == [f"version {idle[1]}: the learning rate is 0 from here on; see optimizer.schedule.total"]
 
 
 def test_a_run_interrupted_before_its_first_checkpoint_starts_again_and_reports_it(

@@ -12,7 +12,7 @@ from tests.translation.settings import make_config
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small corpus. Read only."""
+    """A small corpus, which tests must not change."""
     folder = tmp_path_factory.mktemp("grammar")
     write_corpus(folder, train=300, validation=12, test=5)
     return folder

@@ -9,7 +9,7 @@ from hvd_async.config import RunConfig, parse_config
 
 
 def make_config(folder: Path, **changes: Any) -> RunConfig:
-    """A run of a tiny model on the text in `folder`; `changes` replace keys within sections."""
+    """Return the configuration of a tiny model on the text in `folder`; `changes` replace keys within sections."""
     tree: dict[str, Any] = {
         "output": str(folder / "run"),
         "data": {"folder": str(folder)},

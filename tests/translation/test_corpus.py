@@ -55,7 +55,7 @@ def test_preparing_again_changes_nothing(own_folder: Path) -> None:
     assert folder.name == second.fingerprint
 
 
-def test_several_at_once_make_one_folder(own_folder: Path) -> None:
+def test_several_preparations_at_once_make_one_folder(own_folder: Path) -> None:
     config = make_config(own_folder)
     with ThreadPoolExecutor(3) as pool:
         corpora = list(pool.map(prepare, [config] * 3))
@@ -73,11 +73,11 @@ def test_several_at_once_make_one_folder(own_folder: Path) -> None:
         {"data": {"validation": "test"}},
     ],
 )
-def test_other_settings_have_another_digest(own_folder: Path, changes: dict[str, object]) -> None:
+def test_other_settings_have_another_fingerprint(own_folder: Path, changes: dict[str, object]) -> None:
     assert prepare(make_config(own_folder)).fingerprint != prepare(make_config(own_folder, **changes)).fingerprint
 
 
-def test_other_text_has_another_digest(own_folder: Path) -> None:
+def test_other_text_has_another_fingerprint(own_folder: Path) -> None:
     config = make_config(own_folder)
     before = prepare(config).fingerprint
     with (own_folder / "val.de").open("a") as file:
@@ -101,7 +101,7 @@ def test_pairs_too_long_or_empty_are_left_out_of_training_and_counted(own_folder
     assert corpus.validation.source_lengths[0] > 70
 
 
-def test_what_has_no_tokens_is_empty_and_what_is_lost_is_counted(own_folder: Path) -> None:
+def test_a_line_without_tokens_is_empty_and_losses_are_counted(own_folder: Path) -> None:
     for name in ("train.en", "val.en"):
         lines = (own_folder / name).read_text().splitlines()
         lines[0], lines[1] = "\u200b\u200b", "½ ﬁ"
@@ -115,7 +115,7 @@ def test_what_has_no_tokens_is_empty_and_what_is_lost_is_counted(own_folder: Pat
     assert prepare(make_config(own_folder)).losses.unknown_pieces == 0
 
 
-def test_a_folder_that_cannot_be_written_names_the_key_that_helps(own_folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_with_the_key_to_set(own_folder: Path) -> None:
     (own_folder / "prepared").write_text("a file in the way")
     with pytest.raises(DataError, match=r"cannot be made: .*; set data\.prepared to a writable folder"):
         prepare(make_config(own_folder))
@@ -146,7 +146,7 @@ def empty_meta(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_short, remove_file, break_meta, empty_meta])
-def test_a_damaged_folder_is_made_anew(own_folder: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_folder_is_made_again(own_folder: Path, damage: Callable[[Path], None]) -> None:
     config = make_config(own_folder)
     expected = contents(prepare(config))
     damage(prepared_folders(own_folder)[0])

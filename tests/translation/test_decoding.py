@@ -28,7 +28,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 def make_model(kind: Kind, seed: int, max_positions: int = 32) -> TranslationModel:
-    """A random model in float64 whose predictions are far from uniform."""
+    """Return a random model in float64 whose predictions are far from uniform."""
     torch.manual_seed(seed)
     config = ModelConfig(
         kind=kind,
@@ -47,7 +47,7 @@ def make_model(kind: Kind, seed: int, max_positions: int = 32) -> TranslationMod
 
 
 def log_probability(model: TranslationModel, source: list[int], target: list[int]) -> float:
-    """Score of the target and its end, computed without a cache."""
+    """Return the score of the target and its end, computed without a cache."""
     batch = collate([source], [target])
     with torch.no_grad():
         logits = model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
@@ -93,7 +93,7 @@ def test_greedy_search_takes_the_most_probable_token_of_the_uncached_model(kind:
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_the_company_of_a_sentence_does_not_change_its_translation(kind: Kind, beam: int) -> None:
+def test_the_other_sentences_of_a_batch_do_not_change_a_translation(kind: Kind, beam: int) -> None:
     model = make_model(kind, 7)
     together = translate(model, SOURCES, DecodingConfig(), beam=beam)
     alone = [translate(model, [source], DecodingConfig(batch_sentences=1), beam=beam)[0] for source in SOURCES]
@@ -105,7 +105,8 @@ def test_no_translation_is_longer_than_its_limit(kind: Kind, beam: int) -> None:
     model = make_model(kind, 3)
     with torch.no_grad():
         model.output.weight[EOS] = 0.0
-        model.output.weight[4], model.output.weight[5] = 9.0, -9.0  # one of the two is always likelier than an end
+        # one of the two tokens is always more probable than an end
+        model.output.weight[4], model.output.weight[5] = 9.0, -9.0
     found = translate(model, SOURCES, DecodingConfig(max_length_ratio=1.0), beam=beam)
     assert all(len(target) <= 10 + len(source) for source, target in zip(SOURCES, found, strict=True))
     assert all(NUM_SPECIAL <= token < SIZE for target in found for token in target)
@@ -143,7 +144,7 @@ def test_a_diverged_model_finds_nothing(kind: Kind, value: float, beam: int) -> 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("beam", [1, 3])
 @pytest.mark.parametrize("token", [EOS, NUM_SPECIAL, NUM_SPECIAL + 2])
-def test_a_search_ends_where_one_logit_is_not_a_number(kind: Kind, token: int, beam: int) -> None:
+def test_a_search_ends_even_if_one_logit_is_nan(kind: Kind, token: int, beam: int) -> None:
     model = make_model(kind, 2)
     with torch.no_grad():
         model.output.weight[token] = torch.nan

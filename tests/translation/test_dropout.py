@@ -5,7 +5,7 @@ import torch
 
 from hvd_async.tasks.translation.dropout import Dropout
 
-SIZE = 100_003  # no multiple of the four that one draw gives
+SIZE = 100_003  # not a multiple of the four elements of one draw
 
 
 def dropped(p: float, seed: int = 1, size: int = SIZE) -> torch.Tensor:
@@ -15,7 +15,7 @@ def dropped(p: float, seed: int = 1, size: int = SIZE) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_the_share_asked_for_is_dropped_and_the_rest_scaled_up(p: float) -> None:
+def test_the_given_share_is_dropped_and_the_rest_scaled_up(p: float) -> None:
     result = dropped(p)
     kept = result != 0
     assert kept.float().mean().item() == pytest.approx(1 - p, abs=5 * (p * (1 - p) / SIZE) ** 0.5)
@@ -23,7 +23,7 @@ def test_the_share_asked_for_is_dropped_and_the_rest_scaled_up(p: float) -> None
     assert result[kept].min() == result[kept].max()
 
 
-def test_each_of_the_four_elements_of_a_draw_is_dropped_as_often() -> None:
+def test_the_four_elements_of_a_draw_are_dropped_equally_often() -> None:
     shares = (dropped(0.1)[: SIZE - SIZE % 4].view(-1, 4) == 0).float().mean(dim=0)
     torch.testing.assert_close(shares, torch.full((4,), 0.1), rtol=0, atol=0.01)
 
@@ -35,7 +35,7 @@ def test_neighbours_are_dropped_independently() -> None:
         assert both == pytest.approx(0.25, abs=0.01)
 
 
-def test_the_mask_follows_the_seed_alone() -> None:
+def test_the_mask_depends_only_on_the_seed() -> None:
     assert torch.equal(dropped(0.1), dropped(0.1))
     assert not torch.equal(dropped(0.1), dropped(0.1, seed=2))
 

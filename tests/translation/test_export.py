@@ -50,7 +50,7 @@ def test_views_of_one_vector_can_be_exported(
     assert load_model(tmp_path / "model").meta == {"version": 0}
 
 
-def test_an_older_model_is_replaced_and_nothing_left_beside(
+def test_an_older_model_is_replaced_without_leftovers(
     exported: Path, model: Transformer, config: RunConfig, corpus: PreparedCorpus
 ) -> None:
     export_model(exported, dict(model.named_parameters()), config, corpus.vocabulary, version=8, extra={})
@@ -58,7 +58,7 @@ def test_an_older_model_is_replaced_and_nothing_left_beside(
     assert list(exported.parent.iterdir()) == [exported]
 
 
-def test_translates_lines_and_keeps_empty_ones(exported: Path) -> None:
+def test_lines_are_translated_and_empty_ones_kept(exported: Path) -> None:
     loaded = load_model(exported)
     translations = loaded.translate(["The dog sees the cat.", "  ", "", "We sleep."], beam=2)
     assert len(translations) == 4
@@ -112,7 +112,7 @@ def test_missing_and_unknown_tensors_are_refused(exported: Path, change: str, si
         load_model(exported)
 
 
-def test_a_run_in_place_of_a_model_names_its_models(exported: Path, tmp_path: Path) -> None:
+def test_a_run_given_instead_of_a_model_is_refused_with_its_models(exported: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in ("last", "best"):
         shutil.copytree(exported, run / "models" / name)
@@ -120,7 +120,7 @@ def test_a_run_in_place_of_a_model_names_its_models(exported: Path, tmp_path: Pa
         load_model(run)
 
 
-def test_a_model_that_diverged_is_known(exported: Path) -> None:
+def test_a_model_that_diverged_is_recognised(exported: Path) -> None:
     loaded = load_model(exported)
     assert loaded.is_finite()
     with torch.no_grad():
@@ -136,13 +136,13 @@ def test_a_model_larger_than_memory_is_refused_by_the_header_of_its_tensors(expo
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"version": ' + "9" * 5000 + "}", "\udcff"])
-def test_a_hostile_description_is_damaged(exported: Path, text: str) -> None:
+def test_a_hostile_description_is_reported_as_damaged(exported: Path, text: str) -> None:
     (exported / "meta.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=r"meta\.json: damaged: "):
         load_model(exported)
 
 
-def test_the_name_of_a_tensor_stays_in_its_line(exported: Path) -> None:
+def test_the_name_of_a_tensor_is_printed_on_one_line(exported: Path) -> None:
     tensors = safetensors.torch.load_file(exported / "model.safetensors")
     tensors["a\nhvd-async: \x1b[31mforged"] = torch.zeros(1)
     safetensors.torch.save_file(tensors, exported / "model.safetensors")

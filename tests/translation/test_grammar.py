@@ -48,7 +48,7 @@ def test_verbs_agree_with_their_subject(person: int, number: int, german: str, e
 
 
 def test_articles_and_adjectives_agree_with_gender_case_and_number() -> None:
-    """Every noun phrase drawn is one of those that the textbook tables allow for its noun."""
+    """Every noun phrase drawn is one that the textbook tables allow for its noun."""
     grammar = Grammar(seed=5)
     allowed = {
         "m": {"der", "den", "dem", "ein", "einen", "einem"},

@@ -48,7 +48,7 @@ def test_the_configuration_chooses_the_model(kind: Any, expected: type) -> None:
     assert type(build_model(ModelConfig(kind=kind, width=8), SIZE)) is expected
 
 
-def test_its_parameters_are_counted_without_memory(task: TranslationTask, folder: Path, corpus: PreparedCorpus) -> None:
+def test_parameters_of_a_gru_are_counted_without_memory(task: TranslationTask, folder: Path, corpus: PreparedCorpus) -> None:
     config = make_config(folder, model={"kind": "gru", "width": 32}, vocabulary={"size": len(corpus.vocabulary)})
     assert count_parameters(config) == sum(parameter.numel() for parameter in task.build_model().parameters())
 
@@ -66,7 +66,7 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(logits(model, BATCH), torch.cat(alone))
 
 
-def test_what_stands_at_padding_changes_nothing() -> None:
+def test_tokens_at_padding_change_nothing() -> None:
     model = make_model()
     assert BATCH.source_mask is not None and BATCH.target_positions is not None
     target_mask = torch.zeros_like(BATCH.target_input, dtype=torch.bool).flatten()
@@ -91,12 +91,12 @@ def test_reversal_leaves_padding_where_it_is() -> None:
     assert reversal(torch.zeros(2, 3), None)[:, :, 0].tolist() == [[2, 1, 0]]
 
 
-def test_each_encoded_position_knows_the_whole_sentence() -> None:
+def test_each_encoded_position_depends_on_the_whole_sentence() -> None:
     model = make_model(encoder_layers=1)
     first, last = (model.encode(torch.tensor([tokens]), None) for tokens in ([4, 5, 6, 3], [7, 5, 6, 8]))
     assert (first != last).all()
     left_changed = model.encode(torch.tensor([[7, 5, 6, 3]]), None)
-    assert torch.equal(left_changed[0, 3, 4:], first[0, 3, 4:])  # the second half comes from the right
+    assert torch.equal(left_changed[0, 3, 4:], first[0, 3, 4:])  # the second half comes from the backward direction
     assert not torch.equal(left_changed[0, 3, :4], first[0, 3, :4])
 
 
@@ -118,7 +118,7 @@ def test_attention_equals_its_formula() -> None:
     torch.testing.assert_close(found[0], expected)
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_acts_only_in_training() -> None:
     model = make_model(dropout=0.5)
     assert not torch.equal(logits(model, BATCH), logits(model, BATCH))
     model.eval()
@@ -197,7 +197,7 @@ def test_a_batch_computed_again_gives_the_same_bits(task: TranslationTask) -> No
     assert torch.equal(*gradients)
 
 
-def test_it_learns_the_built_in_grammar(task: TranslationTask) -> None:
+def test_a_gru_learns_the_built_in_grammar(task: TranslationTask) -> None:
     model = task.build_model().train()
     flat = FlatParameters(model)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)

@@ -1,4 +1,4 @@
-"""Models of other kinds than ours: frozen parameters, and buffers that change in training."""
+"""Models of other kinds than the package's own: with frozen parameters, or with buffers that change in training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = Settings({}, num_batches=6)
 
 
 class OtherTask(ToyTask):
-    """The toy with layers of its own; keeps the model that it built last."""
+    """The toy with layers of its own; `model` is the one that it builds."""
 
     def __init__(self, *layers: torch.nn.Module) -> None:
         super().__init__(SETTINGS, rank=0)
@@ -32,7 +32,7 @@ class OtherTask(ToyTask):
 
 
 class Counting(torch.nn.Module):
-    """Has a buffer of its own making that changes; `is_saved`: with the model."""
+    """A module with a buffer that may change in training; `is_saved`: whether the buffer is saved with the model."""
 
     def __init__(self, *, is_saved: bool, changes: bool) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def config(folder: pathlib.Path, **sections: Any) -> Any:
 
 
 @pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(8), Counting(is_saved=True, changes=True)])
-def test_buffers_that_change_are_refused_where_only_parameters_are_exchanged(
+def test_buffers_that_change_are_refused_if_only_parameters_are_exchanged(
     tmp_path: pathlib.Path, layer: torch.nn.Module
 ) -> None:
     task, output = OtherTask(layer), tmp_path / "run"
@@ -69,7 +69,7 @@ def test_buffers_that_change_are_refused_where_only_parameters_are_exchanged(
         Counting(is_saved=False, changes=True),
     ],
 )
-def test_other_buffers_are_nobody_elses_matter(layer: torch.nn.Module) -> None:
+def test_other_buffers_are_accepted(layer: torch.nn.Module) -> None:
     task = OtherTask(layer)
     state = torch.random.get_rng_state()
     check_buffers(task, task.model)

@@ -18,7 +18,7 @@ from hvd_async.tasks.translation.multi30k import CHECKSUMS, download_multi30k, i
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder as the real one, with one sentence a file."""
+    """A folder like the real one, with one sentence in each file."""
     folder = tmp_path / "source"
     folder.mkdir()
     for name in CHECKSUMS:

@@ -12,12 +12,12 @@ HYPOTHESES = ["The cat sat on the mat.", "A dog runs in the garden.", "Nobody kn
 REFERENCES = ["The cat sat on a mat.", "A dog is running in the garden.", "Nobody knows why the sky is blue."]
 
 
-def test_bleu_of_the_parts_together_is_that_of_the_whole_corpus() -> None:
+def test_bleu_of_all_parts_combined_is_that_of_the_whole_corpus() -> None:
     parts = [Evaluation.of_texts(HYPOTHESES[i::2], REFERENCES[i::2]) for i in range(2)]
     assert (parts[0] + parts[1]).bleu == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
 
 
-def test_bleu_without_a_match_of_some_order_is_smoothed_as_sacrebleu_does() -> None:
+def test_bleu_without_a_match_of_some_order_is_smoothed_like_in_sacrebleu() -> None:
     assert Evaluation.of_texts(["a cat"], ["the cat"]).bleu == sacrebleu.corpus_bleu(["a cat"], [["the cat"]]).score
 
 
@@ -27,7 +27,7 @@ def test_losses_add_up_by_tokens() -> None:
     assert total.bleu is None
 
 
-def test_nothing_measured_is_not_a_number() -> None:
+def test_an_empty_evaluation_is_nan() -> None:
     assert math.isnan(Evaluation().loss)
     assert Evaluation.of_texts([], []) == Evaluation()
 

@@ -1,4 +1,4 @@
-"""Translation of a stream: lines go out as they come, in order, and a bad one costs no other."""
+"""Translation of a stream: lines are translated as they arrive, in order, and a bad line affects no other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def translated(model: ExportedModel, content: bytes, threads: int | None = None)
 
 
 @pytest.mark.timeout(60)
-def test_a_line_goes_out_before_the_next_one_comes(model: ExportedModel) -> None:
+def test_a_line_is_translated_before_the_next_one_arrives(model: ExportedModel) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as source:
         chunks = translate_stream(model, stream, "text", beam=1)
@@ -49,7 +49,7 @@ def test_a_line_goes_out_before_the_next_one_comes(model: ExportedModel) -> None
 
 @pytest.mark.parametrize("threads", [None, 1, 2, 7])
 @pytest.mark.parametrize("copies", [1, 40, 1500])
-def test_order_and_texts_are_those_of_translating_all_at_once(
+def test_a_stream_gives_the_same_lines_as_translating_all_at_once(
     model: ExportedModel, threads: int | None, copies: int
 ) -> None:
     lines = [f"{text} {number % 9}" if text else "" for number in range(copies) for text in LINES][: 5 * min(copies, 60)]
@@ -59,7 +59,7 @@ def test_order_and_texts_are_those_of_translating_all_at_once(
     assert not any(line.fault for line in found)
 
 
-def test_a_bad_line_is_told_by_number_and_leaves_the_others_alone(model: ExportedModel) -> None:
+def test_a_bad_line_is_reported_by_number_and_does_not_affect_the_others(model: ExportedModel) -> None:
     positions = model.config.model.max_positions
     content = b"\xef\xbb\xbfWe sleep.\n\xff\xfe\n\n" + b"cat " * positions + b"\nA cat.\n"
     found = translated(model, content)
@@ -71,7 +71,7 @@ def test_a_bad_line_is_told_by_number_and_leaves_the_others_alone(model: Exporte
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\n\n", b"a", b"a\n", b"a\r\n", b"\na\n\nb"])
-def test_there_are_as_many_lines_as_newlines_and_a_rest(model: ExportedModel, content: bytes) -> None:
+def test_a_last_line_without_a_newline_counts(model: ExportedModel, content: bytes) -> None:
     expected = content.count(b"\n") + bool(content and not content.endswith(b"\n"))
     assert len(translated(model, content)) == expected
 
@@ -81,7 +81,7 @@ def test_a_long_line_is_read_in_parts(model: ExportedModel) -> None:
     assert found[0].fault and found[1].text == model.translate(["A cat."], 2)[0]
 
 
-def test_files_may_be_packed_and_failures_name_them(model: ExportedModel, tmp_path: Path) -> None:
+def test_files_may_be_gzipped_and_failures_name_them(model: ExportedModel, tmp_path: Path) -> None:
     path = tmp_path / "text.gz"
     path.write_bytes(gzip.compress(b"A cat.\n"))
     with open_lines(path) as stream:
@@ -94,8 +94,8 @@ def test_files_may_be_packed_and_failures_name_them(model: ExportedModel, tmp_pa
         pass
 
 
-def test_torch_has_as_many_threads_afterwards_as_before(model: ExportedModel) -> None:
+def test_the_number_of_threads_of_torch_is_restored(model: ExportedModel) -> None:
     before, running = torch.get_num_threads(), threading.active_count()
     model.translate(LINES, threads=3)
     assert torch.get_num_threads() == before
-    assert threading.active_count() <= running  # the pool's are gone; others may have ended
+    assert threading.active_count() <= running  # threads of the pool are gone; other threads may have ended too

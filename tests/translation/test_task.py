@@ -24,7 +24,7 @@ def changed(folder: Path, corpus: PreparedCorpus, **changes: Any) -> Translation
     return TranslationTask(make_config(folder, **changes), corpus)
 
 
-def test_the_model_follows_the_seed_of_the_run_and_leaves_torch_s_alone(task: TranslationTask) -> None:
+def test_the_model_depends_on_the_seed_of_the_run_and_leaves_the_random_state_of_torch_alone(task: TranslationTask) -> None:
     torch.manual_seed(5)
     first = task.build_model()
     after = torch.rand(1)
@@ -50,7 +50,7 @@ def test_the_run_has_the_batches_that_its_tokens_need(folder: Path, corpus: Prep
     assert sum(tokens[:-1]) < 1000 <= sum(tokens)
 
 
-def test_a_run_bounded_by_updates_has_as_many_batches_as_it_takes(folder: Path, corpus: PreparedCorpus) -> None:
+def test_a_run_bounded_by_updates_has_as_many_batches_as_it_needs(folder: Path, corpus: PreparedCorpus) -> None:
     assert changed(folder, corpus, training={"epochs": None, "updates": 5}).num_batches() is None
 
 
@@ -124,7 +124,9 @@ def test_evaluation_leaves_mode_and_gradients_as_they_were(task: TranslationTask
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_remarks_tell_sizes_padding_and_what_was_left_out(task: TranslationTask, corpus: PreparedCorpus) -> None:
+def test_the_description_of_the_data_gives_sizes_padding_and_skipped_pairs(
+    task: TranslationTask, corpus: PreparedCorpus
+) -> None:
     (remark,) = task.describe_data()
     assert remark.startswith(f"{len(corpus.train):,} training pairs, padding ")
     assert remark.endswith(
@@ -132,7 +134,7 @@ def test_remarks_tell_sizes_padding_and_what_was_left_out(task: TranslationTask,
     )
 
 
-def test_remarks_tell_what_the_vocabulary_does_not_keep(folder: Path, corpus: PreparedCorpus) -> None:
+def test_the_description_of_the_data_gives_losses_of_the_vocabulary(folder: Path, corpus: PreparedCorpus) -> None:
     lossy = dataclasses.replace(corpus, losses=Losses(unknown_pieces=1234, normalized_lines=7))
     assert TranslationTask(make_config(folder), lossy).describe_data()[1:] == [
         "1,234 pieces of the training text are unknown to the vocabulary (vocabulary.character_coverage: 1)",

@@ -15,13 +15,13 @@ def write(folder: Path, source: bytes, target: bytes) -> None:
     (folder / "train.de").write_bytes(target)
 
 
-def test_reads_pairs_in_order_and_strips_lines(tmp_path: Path) -> None:
+def test_pairs_are_read_in_order_and_lines_stripped(tmp_path: Path) -> None:
     write(tmp_path, b" a dog \nyes\r\n", b"ein Hund\nja")
     text = read_split(tmp_path, "train", "en", "de")
     assert (text.sources, text.targets, text.num_empty) == (["a dog", "yes"], ["ein Hund", "ja"], 0)
 
 
-def test_reads_gzipped_files_beside_plain_ones(tmp_path: Path) -> None:
+def test_gzipped_files_are_read_beside_plain_ones(tmp_path: Path) -> None:
     (tmp_path / "train.en").write_text("a\n")
     (tmp_path / "train.de.gz").write_bytes(gzip.compress("ä\n".encode()))
     assert read_split(tmp_path, "train", "en", "de").targets == ["ä"]
@@ -38,7 +38,7 @@ def test_a_line_separator_inside_a_sentence_does_not_end_it(tmp_path: Path) -> N
     assert len(read_split(tmp_path, "train", "en", "de")) == 1
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     write(tmp_path, b"\xef\xbb\xbfa\n", b"x\n")
     assert read_split(tmp_path, "train", "en", "de").sources == ["a"]
 
@@ -76,7 +76,7 @@ def test_a_damaged_gzip_file_is_reported(tmp_path: Path, damage: object) -> None
         read_split(tmp_path, "train", "en", "de")
 
 
-def test_a_file_that_unpacks_to_more_than_text_does_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_unpacks_to_an_implausible_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(bytes(300 << 20)))
     tracemalloc.start()

@@ -103,7 +103,7 @@ def test_attention_equals_its_formula() -> None:
     torch.testing.assert_close(attention(x, None, causal=False)[0], attention.output(weights @ value))
 
 
-def test_each_fused_projection_is_initialised_by_itself() -> None:
+def test_each_part_of_a_fused_projection_is_initialised_separately() -> None:
     projection = SelfAttention(ModelConfig(width=64, heads=4)).query_key_value
     bound = math.sqrt(6 / (64 + 64))
     for part in projection.weight.chunk(3):
@@ -122,7 +122,7 @@ def test_every_parameter_has_a_gradient() -> None:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_acts_only_in_training() -> None:
     model = make_model(dropout=0.5, attention_dropout=0.5)
     assert not torch.equal(logits(model, BATCH), logits(model, BATCH))
     model.eval()

@@ -17,7 +17,7 @@ def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
     return Vocabulary.train(TEXTS, VocabularyConfig(size=150, kind=request.param), seed=1)
 
 
-def test_has_the_asked_size_and_decodes_what_it_encoded(vocabulary: Vocabulary) -> None:
+def test_a_vocabulary_has_the_configured_size_and_decodes_its_own_encoding(vocabulary: Vocabulary) -> None:
     assert len(vocabulary) == 150
     encoded = vocabulary.encode(TEXTS)
     assert vocabulary.decode(encoded) == TEXTS
@@ -34,7 +34,7 @@ def test_an_empty_text_has_no_pieces(vocabulary: Vocabulary) -> None:
 
 
 def saved(vocabulary: Vocabulary, folder: Path) -> bytes:
-    """The file that `vocabulary` is saved as."""
+    """Return the file in which `vocabulary` is saved."""
     vocabulary.save(folder / "saved.model")
     return (folder / "saved.model").read_bytes()
 
@@ -44,7 +44,7 @@ def test_training_is_deterministic(tmp_path: Path) -> None:
     assert len(models) == 1
 
 
-def test_saved_and_loaded_is_the_same(vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_a_vocabulary_that_is_saved_and_loaded_is_unchanged(vocabulary: Vocabulary, tmp_path: Path) -> None:
     vocabulary.save(tmp_path / "new" / "vocabulary.model")
     loaded = Vocabulary.load(tmp_path / "new" / "vocabulary.model")
     assert saved(loaded, tmp_path) == saved(vocabulary, tmp_path)
@@ -52,7 +52,7 @@ def test_saved_and_loaded_is_the_same(vocabulary: Vocabulary, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_too_large_a_size_is_refused_with_one_that_does(kind: str) -> None:
+def test_too_large_a_size_is_refused_with_one_that_works(kind: str) -> None:
     texts = ["the cat sat on the mat", "der Hund"] * 3
     with pytest.raises(DataError, match=r"vocabulary\.size: got 4000, expected at most \d+ for so small a text") as raised:
         Vocabulary.train(texts, VocabularyConfig.model_validate({"size": 4000, "kind": kind}), seed=1)
@@ -60,7 +60,7 @@ def test_too_large_a_size_is_refused_with_one_that_does(kind: str) -> None:
     assert len(Vocabulary.train(texts, VocabularyConfig.model_validate({"size": largest, "kind": kind}), seed=1)) == largest
 
 
-def test_too_small_a_size_is_refused_with_one_that_does() -> None:
+def test_too_small_a_size_is_refused_with_one_that_works() -> None:
     texts = ["abcdefghijklmnopqrstuvwxyz 0123456789"]
     with pytest.raises(DataError, match=r"vocabulary\.size: got 16, expected at least \d+") as raised:
         Vocabulary.train(texts, VocabularyConfig(size=16), seed=1)
@@ -85,7 +85,7 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
         Vocabulary.load(tmp_path / "none")
 
 
-LONG = "ж " + "word " * 2400  # 12,002 bytes; SentencePiece passes over lines of more than 4,192 by itself
+LONG = "ж " + "word " * 2400  # 12,002 bytes; by default SentencePiece skips lines of more than 4,192 bytes
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -96,7 +96,7 @@ def test_every_line_counts_whatever_its_length(kind: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a <s> b", "</s> and <unk> and <pad>"])
-def test_names_of_special_pieces_are_text_like_other_text(text: str) -> None:
+def test_names_of_special_pieces_in_a_text_are_ordinary_text(text: str) -> None:
     vocabulary = Vocabulary.train([*TEXTS, *[text] * 10], VocabularyConfig(size=150), seed=1)
     assert vocabulary.decode(vocabulary.encode([text])) == [text]
 
@@ -115,6 +115,6 @@ def test_normalisation_is_as_configured_and_counted() -> None:
     }
 
 
-def test_coverage_is_what_sentencepiece_can_do() -> None:
+def test_coverage_is_limited_to_the_range_of_sentencepiece() -> None:
     with pytest.raises(ValueError, match=r"greater than or equal to 0\.98"):
         VocabularyConfig(character_coverage=0.3)

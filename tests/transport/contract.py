@@ -18,14 +18,15 @@ from hvd_async.store.wire.layout import Layout, SlotWord, StoreWindow, Word, Wor
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.group import Group
 
-# Nobody waits so long: where a bell does not wake, the job ends at its time limit.
+# No wait lasts so long: if a bell fails to wake, the job ends at its time limit.
 FOREVER = 3600.0
-# More than one piece of a transfer between nodes (4 MiB), and of a copy past the cache (12 MiB); and no multiple of anything.
+# More than one piece of a transfer between nodes (4 MiB) and of a copy past the cache (12 MiB), and a multiple of
+# neither.
 NUM_ELEMENTS = (12 << 20) // 4 + 1003
 
 
 class ThreadGroup:
-    """Threads of this process as a `Group`; each has an object of its own."""
+    """A `Group` of threads of this process; each thread has an object of its own."""
 
     def __init__(self, rank: int, texts: list[str], barrier: threading.Barrier) -> None:
         self.rank = rank
@@ -46,7 +47,7 @@ class ThreadGroup:
 
 
 def run_threads(size: int, action: Callable[[ThreadGroup], None]) -> None:
-    """Call `action` in `size` threads, and raise the first error that one of them met."""
+    """Call `action` in `size` threads, and raise the first error of any thread."""
     texts, barrier = [""] * size, threading.Barrier(size)
 
     def run(rank: int) -> None:
@@ -60,7 +61,7 @@ def run_threads(size: int, action: Callable[[ThreadGroup], None]) -> None:
 
 
 def run_together(actions: Sequence[Callable[[], None]]) -> None:
-    """Call each in a thread, and raise the first error that one of them met."""
+    """Call each action in a thread, and raise the first error of any thread."""
     errors: list[BaseException] = []
 
     def run(action: Callable[[], None]) -> None:
@@ -84,7 +85,7 @@ def make_layout(num_actors: int) -> Layout:
 
 @dataclass(frozen=True)
 class Actor:
-    """One of those who use a block at the same time. `is_owner`: it is the owner's rank."""
+    """A thread or rank that uses a block together with others. `is_owner`: its rank owns the block."""
 
     group: Group
     window: StoreWindow
@@ -94,11 +95,11 @@ class Actor:
         self.group.allgather("")
 
     def my_word(self, actor: int | None = None) -> int:
-        """A word that only this actor writes."""
+        """Return a word that only the given actor, by default this one, writes."""
         return self.window.layout.worker_word(self.group.rank if actor is None else actor, WorkerWord.HEARTBEAT)
 
     def wait_for(self, bell: int, word: int, value: int) -> None:
-        """Until `word` holds `value`, which `bell` announces."""
+        """Wait until `word` holds `value`; `bell` announces the change."""
         while True:
             heard = self.window.heard(bell)
             if self.window.load(word) == value:
@@ -106,10 +107,10 @@ class Actor:
             self.window.wait(bell, heard, FOREVER if self.window.has_bells else 0.0005)
 
 
-def everything_begins_as_zero(actor: Actor) -> None:
+def a_block_begins_as_zeros(actor: Actor) -> None:
     layout = actor.window.layout
     words = actor.window.load_words(0, layout.num_words)
-    words[Word.STORE_BELL] = 0  # it may have been rung before anything happened
+    words[Word.STORE_BELL] = 0  # the bell may have rung before anything happened
     assert words == [0] * layout.num_words
     block = torch.full((layout.total_bytes - layout.partials_offset,), 9, dtype=torch.uint8)
     actor.window.get(layout.partials_offset, block)
@@ -149,8 +150,8 @@ def fetch_and_add_loses_nothing(actor: Actor) -> None:
     assert actor.window.load(Word.CLAIMS) == 0
 
 
-def who_sees_a_flag_sees_all_that_came_before_it(actor: Actor) -> None:
-    """The writer never waits, so a reader may see later values, but none earlier."""
+def a_flag_is_seen_after_everything_written_before_it(actor: Actor) -> None:
+    """The writer never waits, so a reader may see later values, but no earlier ones."""
     layout, rounds = actor.window.layout, 40
     for writer in range(actor.group.size):
         flag = actor.my_word(writer)
@@ -178,7 +179,7 @@ def who_sees_a_flag_sees_all_that_came_before_it(actor: Actor) -> None:
 
 
 def copies_are_exact_at_any_offset_and_of_any_type(actor: Actor) -> None:
-    """Each actor in turn writes; all read, also what lies beside."""
+    """Each actor writes in turn; all of them read, including the bytes beside the copy."""
     layout = actor.window.layout
     begin = layout.slot_offset(0)
     for writer in range(actor.group.size):
@@ -202,7 +203,7 @@ def copies_are_exact_at_any_offset_and_of_any_type(actor: Actor) -> None:
                 actor.meet()
 
 
-def a_whole_slot_goes_there_and_back(actor: Actor) -> None:
+def a_whole_slot_is_written_and_read_back(actor: Actor) -> None:
     offset = actor.window.layout.slot_offset(0)
     for writer in range(actor.group.size):
         vector = torch.arange(NUM_ELEMENTS, dtype=torch.float32) + writer
@@ -236,7 +237,7 @@ def mapped_memory_is_the_block_itself(actor: Actor) -> None:
 
 
 def no_ring_is_lost(actor: Actor) -> None:
-    """The owner and each of the others in turn wake each other, by the store's bell and by a slot's."""
+    """The owner and each other actor in turn wake each other, by the store's bell and by a slot's."""
     window, rounds = actor.window, 100
     owner = [text == "owner" for text in actor.group.allgather("owner" if actor.is_owner else "")].index(True)
     answer, bell = window.layout.slot_word(0, SlotWord.DRAINED), window.layout.slot_word(0, SlotWord.BELL)
@@ -259,7 +260,7 @@ def no_ring_is_lost(actor: Actor) -> None:
 
 
 def threads_of_an_actor_do_not_disturb_each_other(actor: Actor) -> None:
-    """Each has a range of its own; what it puts is gone when the flush is over."""
+    """Each thread has a range of its own, which holds its values as soon as its flush has returned."""
     window, count = actor.window, 100_003
 
     def work(thread: int) -> None:
@@ -284,13 +285,13 @@ def a_wait_without_a_ring_ends(actor: Actor) -> None:
 
 
 CONTRACT: tuple[Callable[[Actor], None], ...] = (
-    everything_begins_as_zero,
+    a_block_begins_as_zeros,
     a_word_holds_any_int64,
     words_are_written_and_read_together,
     fetch_and_add_loses_nothing,
-    who_sees_a_flag_sees_all_that_came_before_it,
+    a_flag_is_seen_after_everything_written_before_it,
     copies_are_exact_at_any_offset_and_of_any_type,
-    a_whole_slot_goes_there_and_back,
+    a_whole_slot_is_written_and_read_back,
     mapped_memory_is_the_block_itself,
     no_ring_is_lost,
     threads_of_an_actor_do_not_disturb_each_other,
@@ -311,8 +312,8 @@ def check_contract(actor: Actor, checks: Sequence[Callable[[Actor], None]]) -> N
     actor.meet()
 
 
-def a_flag_in_one_block_tells_of_the_others(actors: Sequence[Actor]) -> None:
-    """Like a push to several shards: the gradient is in all of them, the word that announces it in the first."""
+def a_flag_in_one_block_is_seen_after_writes_to_the_others(actors: Sequence[Actor]) -> None:
+    """Like a push to several shards: the gradient goes to all blocks, the word that announces it to the first."""
     first, size = actors[0], actors[0].group.size
     offset, rounds, target = first.window.layout.slot_offset(0), 30, torch.empty(70_001)
     for writer in range(size):
@@ -338,7 +339,7 @@ def a_flag_in_one_block_tells_of_the_others(actors: Sequence[Actor]) -> None:
 
 
 def main(owners: Sequence[int]) -> None:
-    """One block on each rank of `owners`, all open at once; twice, so that the second time memory has been used before."""
+    """Open one block on each rank of `owners`, all at once and twice: the second time, their memory has been used before."""
     from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 
     torch.set_num_threads(1)
@@ -350,8 +351,8 @@ def main(owners: Sequence[int]) -> None:
             with open_blocks(group, [make_layout(group.size)] * len(owners), owners) as windows:
                 actors = [Actor(group, window, group.rank == owner) for owner, window in zip(owners, windows, strict=True)]
                 for actor in actors:
-                    check_contract(actor, CONTRACT if turn == 0 else [everything_begins_as_zero])
-                a_flag_in_one_block_tells_of_the_others(actors)
+                    check_contract(actor, CONTRACT if turn == 0 else [a_block_begins_as_zeros])
+                a_flag_in_one_block_is_seen_after_writes_to_the_others(actors)
         sys.stdout.write(f"rank {group.rank}: {', '.join(window.name for window in windows)}\n")
     except BaseException:
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Handles of device memory as text; what CUDA does with them is in tests/mpi/test_gpu.py."""
+"""Handles of device memory as text; their use with CUDA is tested in tests/mpi/test_gpu.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_handle_survives_the_exchange_among_ranks() -> None:
     assert "\n" not in text and Handle.from_text(json.loads(json.dumps({"1": text}))["1"]) == handle
 
 
-def test_on_a_cpu_there_is_nothing_to_wait_for_and_no_stream() -> None:
+def test_on_a_cpu_there_is_no_work_to_finish_and_no_stream() -> None:
     for device in ("cpu", torch.device("cpu", 0)):
         cuda_ipc.finish(device)
         cuda_ipc.use_own_stream(device)

@@ -1,4 +1,4 @@
-"""Every way to reach a block keeps the contract of `Window`: threads, ranks of one host, ranks of two."""
+"""Every way to reach a block keeps the contract of `Window`: threads, ranks of one host, ranks of two hosts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from tests.transport.contract import CONTRACT, Actor, make_layout, run_threads
 
 
 class Bellless(ThreadMemory):
-    """Behave as without the C extension."""
+    """Memory without bells, as without the C extension."""
 
     has_bells = False
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("memory_type", [ThreadMemory, Bellless])
-def test_threads(check: Callable[[Actor], None], memory_type: type[MappedMemory], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_keep_the_contract(
+    check: Callable[[Actor], None], memory_type: type[MappedMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if memory_type is Bellless:
         monkeypatch.setattr(arithmetic, "_c", None)
     memory = ThreadMemory(make_layout(3)) if memory_type is ThreadMemory else Bellless(make_layout(3))
@@ -30,14 +32,14 @@ def test_threads(check: Callable[[Actor], None], memory_type: type[MappedMemory]
 
 
 @pytest.mark.mpi
-def test_ranks_of_one_host() -> None:
+def test_ranks_of_one_host_keep_the_contract() -> None:
     done = run_ranks(3, "tests.transport.contract", "0", "1", timeout=120).check()
     assert sorted(done.stdout.splitlines()) == [f"rank {rank}: shared memory, shared memory" for rank in range(3)]
 
 
 @pytest.mark.mpi
-def test_ranks_of_two_hosts(two_hosts: tuple[str, str]) -> None:
-    """The first block's owner is alone on its host but for one rank, the second's too; each is far for some."""
+def test_ranks_of_two_hosts_keep_the_contract(two_hosts: tuple[str, str]) -> None:
+    """Ranks 0 and 1 share the first host, rank 2 is on the second; each block is remote for at least one rank."""
     done = run_ranks(3, "tests.transport.contract", "0", "2", timeout=150, hosts=two_hosts).check()
     assert sorted(done.stdout.splitlines()) == [
         "rank 0: shared memory, RMA",

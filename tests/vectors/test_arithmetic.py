@@ -1,4 +1,6 @@
-"""The kernels: C against torch operations bit for bit, against torch.optim and float64, every cast, and bells."""
+"""Vector arithmetic: C compared bit for bit with torch operations, both with torch.optim and float64; every cast, and
+bells.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,19 @@ RULES = {
 
 
 def numbers(size: int, seed: int, dtype: torch.dtype = torch.float32, offset: int = 0) -> torch.Tensor:
-    """[size]: normal numbers; a view that begins at element `offset` of a larger tensor."""
+    """Return [size] normal numbers, as a view that begins at element `offset` of a larger tensor."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(size + offset + 3, generator=generator).to(dtype)[offset : offset + size]
 
 
 def make_inputs(size: int, count: int, dtypes: Sequence[torch.dtype] = DTYPES, offset: int = 0) -> list[Input]:
-    """`count` of them, of `dtypes` in turn; every other one has a divisor."""
+    """Return `count` inputs, of `dtypes` in turn; every other one has a divisor."""
     kinds = itertools.islice(itertools.cycle(dtypes), count)
     return [Input(numbers(size, k, kind, offset), 1.0 + k % 2 * k) for k, kind in enumerate(kinds)]
 
 
 def make_state(rule: Rule, size: int, offset: int = 0, in_place: bool = False) -> State:
-    """After a few steps: no vector is zero."""
+    """Return a state as after a few steps: no vector is zero."""
     parameters = numbers(size, 100, offset=offset)
     has_first = rule.kind != "sgd" or rule.beta1 > 0
     return State(
@@ -65,7 +67,7 @@ def vectors(state: State) -> dict[str, torch.Tensor]:
 
 
 def assert_same_bits(one: torch.Tensor, other: torch.Tensor) -> None:
-    """Also for zeros of either sign; any NaN counts as any other."""
+    """Compare bit for bit, so that zeros of either sign differ; all NaNs count as equal."""
     assert torch.equal(one.isnan(), other.isnan())
     kind = torch.int32 if one.dtype == torch.float32 else torch.int16
     number = ~one.isnan()
@@ -101,7 +103,7 @@ def assert_same_step(inputs: Sequence[Input], rule: Rule, size: int, offset: int
 @needs_c
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 20])
-def test_sums_are_those_of_torch(size: int, count: int) -> None:
+def test_sums_equal_those_of_torch(size: int, count: int) -> None:
     assert_same_sum(make_inputs(size, count), 1.0)
     assert_same_sum(make_inputs(size, count, [torch.float32], offset=1), 7.0)
 
@@ -109,9 +111,9 @@ def test_sums_are_those_of_torch(size: int, count: int) -> None:
 @needs_c
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", RULES)
-def test_steps_are_those_of_torch(name: str, size: int) -> None:
+def test_steps_equal_those_of_torch(name: str, size: int) -> None:
     rule = RULES[name]
-    # Up to 4 whole inputs without a divisor take another way through the code than more of them, or others.
+    # Up to 4 inputs that are whole and have no divisor take another path through the code than the rest.
     for count in (1, 2, 3, 4, 5) if size < 70_000 else (3, 5):
         plain = [Input(numbers(size, k)) for k in range(count)]
         assert_same_step(plain, rule, size)
@@ -122,8 +124,8 @@ def test_steps_are_those_of_torch(name: str, size: int) -> None:
 @needs_c
 @pytest.mark.parametrize("size", [1, BLOCK + 1, 70_001])
 @pytest.mark.parametrize("name", RULES)
-def test_a_provisional_step_is_that_of_torch_and_changes_its_target_alone(name: str, size: int) -> None:
-    # The second moments begin small enough for some elements to be bounded by their gradients.
+def test_a_provisional_step_equals_that_of_torch_and_changes_only_its_target(name: str, size: int) -> None:
+    # The second moments begin small enough that the gradients of some elements bound them.
     rule = replace(RULES[name], divisor=3.0, clip=0.3, average_weight=0.25, beta2=0.5)
     provisional = replace(rule, is_provisional=True)
     for dtypes, count in (([torch.float32], 1), (DTYPES, 3)):
@@ -131,7 +133,7 @@ def test_a_provisional_step_is_that_of_torch_and_changes_its_target_alone(name: 
         assert_same_step(inputs, provisional, size)
         tried, before = make_state(provisional, size), make_state(provisional, size)
         stepped, same = make_state(rule, size), rule
-        if rule.kind != "sgd":  # a step that finds the second moment of the provisional, and leaves it as it is
+        if rule.kind != "sgd":  # a step that finds the second moment of the provisional step, and keeps it
             gradient = torch.empty(size)
             arithmetic.sum_inputs(inputs, gradient, 1.0)
             gradient = gradient / 3.0 * 0.3 + (
@@ -163,7 +165,7 @@ def test_a_provisional_step_is_that_of_torch_and_changes_its_target_alone(name: 
     in_place=st.booleans(),
     num_threads=st.sampled_from([1, 3]),
 )
-def test_any_combination_is_that_of_torch(
+def test_any_combination_equals_that_of_torch(
     size: int, dtypes: list[torch.dtype], rule: Rule, offset: int, in_place: bool, num_threads: int
 ) -> None:
     inputs = make_inputs(size, len(dtypes), dtypes, offset)
@@ -187,7 +189,7 @@ def test_the_first_input_may_be_the_sum(count: int, use_c: bool) -> None:
 
 @pytest.mark.parametrize("use_c", [pytest.param(True, marks=needs_c), False])
 def test_no_result_depends_on_the_number_of_threads(use_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 3 * 64 * BLOCK + 17  # worth three threads
+    size = 3 * 64 * BLOCK + 17  # enough for three threads
     inputs = make_inputs(size, 3)
     rule = replace(RULES["adamw"], divisor=5.0, average_weight=0.5)
     results = []
@@ -207,7 +209,7 @@ def test_no_result_depends_on_the_number_of_threads(use_c: bool, monkeypatch: py
 
 
 @needs_c
-def test_numbers_that_are_not_finite_come_out_as_they_do_of_torch() -> None:
+def test_numbers_that_are_not_finite_give_the_results_of_torch() -> None:
     special = torch.tensor([math.nan, math.inf, -math.inf, 3e38, 1e-45, 0.0, -0.0, 1.0])
     inputs = [Input(special.repeat_interleave(8)), Input(special.repeat(8))]
     for rule in RULES.values():
@@ -233,7 +235,7 @@ def test_without_the_extension_everything_but_the_bells_works(monkeypatch: pytes
 
 
 @needs_c
-def test_more_inputs_than_there_is_room_for_are_refused() -> None:
+def test_more_than_the_maximum_of_inputs_are_refused() -> None:
     inputs = [Input(torch.ones(3))] * (arithmetic.MAX_INPUTS + 1)
     with pytest.raises(ValueError, match="inputs: got 65, expected 1 to 64"):
         arithmetic.sum_inputs(inputs, None, 1.0)
@@ -242,7 +244,7 @@ def test_more_inputs_than_there_is_room_for_are_refused() -> None:
     assert total.tolist() == [64.0] * 3
 
 
-# --- Against others ---------------------------------------------------------------------------------------------------
+# --- C and torch against references -----------------------------------------------------------------------------------
 
 OPTIMIZERS: dict[str, tuple[Callable[[list[torch.Tensor]], torch.optim.Optimizer], Callable[[int], Rule]]] = {
     "adam": (
@@ -284,13 +286,13 @@ def test_steps_are_close_to_those_of_torch_optim(name: str, use_c: bool) -> None
 
 @pytest.mark.parametrize("use_c", [pytest.param(True, marks=needs_c), False])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_norm_is_that_of_float64(size: int, use_c: bool) -> None:
+def test_the_norm_agrees_with_float64(size: int, use_c: bool) -> None:
     vector = numbers(size, 1) * 1e15
     partials = arithmetic.sum_inputs([Input(vector)], None, 3.0, use_c=use_c)
     assert arithmetic.norm(partials) == pytest.approx(float((vector / 3.0).double().norm()), rel=1e-14)
 
 
-def test_the_norm_does_not_depend_on_how_blocks_are_shared() -> None:
+def test_the_norm_does_not_depend_on_how_blocks_are_divided() -> None:
     vector = numbers(9 * BLOCK + 5, 1)
     whole = arithmetic.sum_inputs([Input(vector)], None, 1.0)
     for cut in range(BLOCK, vector.numel(), BLOCK):
@@ -299,7 +301,7 @@ def test_the_norm_does_not_depend_on_how_blocks_are_shared() -> None:
         assert arithmetic.norm(parts[1] + parts[0]) == arithmetic.norm(whole)
 
 
-def test_the_norm_of_what_is_not_finite_is_not() -> None:
+def test_the_norm_of_partial_sums_that_are_not_finite_is_not_finite() -> None:
     assert math.isnan(arithmetic.norm([1.0, math.inf, math.nan]))
     assert arithmetic.norm([1.0, math.inf]) == math.inf
     assert arithmetic.norm([]) == 0.0
@@ -311,7 +313,7 @@ WAYS = [pytest.param(True, marks=needs_c, id="c"), pytest.param(False, id="torch
 
 
 def every_value(dtype: torch.dtype) -> torch.Tensor:
-    """[65536]: all bit patterns of a 16-bit type."""
+    """Return [65536], all bit patterns of a 16-bit type."""
     return torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
@@ -328,10 +330,10 @@ def test_every_16_bit_number_survives_the_way_to_float32_and_back(dtype: torch.d
 
 @pytest.mark.parametrize("use_c", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES[1:])
-def test_what_lies_between_two_numbers_goes_to_the_nearest_and_ties_go_to_even(dtype: torch.dtype, use_c: bool) -> None:
+def test_a_cast_rounds_to_nearest_and_ties_to_even(dtype: torch.dtype, use_c: bool) -> None:
     bits = torch.arange(torch.tensor(math.inf, dtype=dtype).view(torch.int16).item(), dtype=torch.int16)
     below, above = bits.view(dtype).double(), (bits + 1).view(dtype).double()
-    above[-1] = 2 * below[-1] - below[-2]  # where the next number would be, did it not overflow
+    above[-1] = 2 * below[-1] - below[-2]  # the next number, if it did not overflow
     middle = ((below + above) / 2).float()
     for source, expected in (
         (middle, bits + bits % 2),
@@ -346,7 +348,7 @@ def test_what_lies_between_two_numbers_goes_to_the_nearest_and_ties_go_to_even(d
 
 @needs_c
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_float_is_cast_as_torch_does(dtype: torch.dtype) -> None:
+def test_any_float_is_cast_like_in_torch(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     source = torch.randint(-(2**31), 2**31, (300_000,), generator=generator).to(torch.int32).view(torch.float32)
     source = source[~source.isnan()]
@@ -368,7 +370,7 @@ def test_the_largest_magnitude_is_found_wherever_it_is(value: float, dtype: torc
 
 
 @pytest.mark.parametrize("use_c", WAYS)
-def test_what_overflows_in_the_target_is_measured_as_infinite(use_c: bool) -> None:
+def test_an_overflow_in_the_target_is_measured_as_infinite(use_c: bool) -> None:
     half, brain = (torch.empty(2, dtype=dtype) for dtype in (torch.float16, torch.bfloat16))
     assert arithmetic.copy_and_measure(torch.tensor([65519.0, -1.0]), half, use_c=use_c) == 65504.0
     assert arithmetic.copy_and_measure(torch.tensor([-65520.0, 1.0]), half, use_c=use_c) == math.inf
@@ -377,7 +379,7 @@ def test_what_overflows_in_the_target_is_measured_as_infinite(use_c: bool) -> No
     assert arithmetic.copy_and_measure(torch.tensor([3.4e38, 1.0]), None, use_c=use_c) == torch.tensor(3.4e38).item()
 
 
-STREAMED = (12 << 20) // 4 + 1001  # elements of float32: beyond 12 MiB copies go past the cache
+STREAMED = (12 << 20) // 4 + 1001  # elements of float32: copies beyond 12 MiB bypass the cache
 
 
 @pytest.mark.parametrize("use_c", WAYS)
@@ -395,7 +397,7 @@ def test_a_copy_fills_its_target_and_nothing_beside_it(dtype: torch.dtype, size:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.int64])
 @pytest.mark.parametrize("num_bytes", [0, 8, 24, 4104, 12 << 20, (12 << 20) + 8])
-def test_a_plain_copy_of_any_type_and_alignment(dtype: torch.dtype, num_bytes: int) -> None:
+def test_a_plain_copy_works_for_any_type_and_alignment(dtype: torch.dtype, num_bytes: int) -> None:
     count = num_bytes // dtype.itemsize
     source = torch.arange(count + 9, dtype=torch.int64).to(dtype)[3 : 3 + count]
     for offset in (0, 1, 5) if num_bytes < 12 << 20 else (5,):
@@ -407,19 +409,19 @@ def test_a_plain_copy_of_any_type_and_alignment(dtype: torch.dtype, num_bytes: i
 
 # --- Bells ------------------------------------------------------------------------------------------------------------
 
-# Nobody waits so long: a test whose bell does not wake ends at the time limit of pytest.
+# No wait lasts so long: if a bell fails to wake, the test ends at the time limit of pytest.
 FOREVER = 3600.0
 
 
 class Bell:
-    """A count in memory of its own."""
+    """A bell in memory of its own."""
 
     def __init__(self) -> None:
         self._memory = np.zeros(8, dtype=np.int64)
         self.address = int(self._memory.ctypes.data)
 
     def wait_for(self, count: int) -> None:
-        """Until it was rung `count` times."""
+        """Wait until the bell was rung `count` times."""
         while (heard := arithmetic.heard(self.address)) < count:
             arithmetic.wait(self.address, heard, FOREVER)
 
@@ -433,7 +435,7 @@ def test_a_bell_counts_how_often_it_was_rung() -> None:
 
 
 @needs_c
-def test_who_comes_after_the_bell_was_rung_does_not_wait() -> None:
+def test_a_thread_that_waits_after_the_bell_was_rung_returns_at_once() -> None:
     bell = Bell()
     heard = arithmetic.heard(bell.address)
     arithmetic.ring(bell.address)
@@ -441,14 +443,14 @@ def test_who_comes_after_the_bell_was_rung_does_not_wait() -> None:
 
 
 @needs_c
-def test_a_bell_that_is_not_rung_is_waited_for_no_longer_than_asked() -> None:
+def test_a_wait_for_a_bell_that_is_not_rung_ends_in_time() -> None:
     bell = Bell()
     for seconds in (0.0, 1e-9, 0.01):
         arithmetic.wait(bell.address, arithmetic.heard(bell.address), seconds)
 
 
 @needs_c
-def test_a_bell_wakes_all_who_wait() -> None:
+def test_a_bell_wakes_all_waiting_threads() -> None:
     bell = Bell()
     threads = [threading.Thread(target=bell.wait_for, args=(1,)) for _ in range(4)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""The pass over a GPU's memory, against torch operations there and the kernels of the CPU."""
+"""The single pass over GPU memory, compared with torch operations there and with the arithmetic of the CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZE = 2 * BLOCK + 16
 
 
 def make_inputs(dtype: torch.dtype, divisors: Sequence[float], device: str = "cpu") -> list[Input]:
-    """A float32 sum, and gradients of `dtype`."""
+    """Return a float32 sum, and gradients of `dtype`."""
     generator = torch.Generator().manual_seed(5)
     dtypes = [torch.float32, *[dtype] * (len(divisors) - 1)]
     vectors = [torch.randn(SIZE, generator=generator).to(each) for each in dtypes]
@@ -56,7 +56,7 @@ def vectors_of(state: State) -> list[torch.Tensor]:
 
 
 def check_steps(run: str, device: str, *, rtol: float) -> None:
-    """`run`: "fused", "torch" or "pass"."""
+    """Check steps on `device`. `run`: "fused", "torch" or "pass"."""
     for rule in RULES:
         for dtype, divisors, in_place in (
             (DTYPES[0], (1.0,), False),
@@ -89,15 +89,15 @@ def check_sums(device: str) -> None:
 class TestOnAGpu:
     pytestmark = gpu
 
-    def test_the_kernel_runs_where_triton_is(self) -> None:
+    def test_the_kernel_runs_if_triton_is_installed(self) -> None:
         assert (arithmetic._fused(torch.device("cuda", 0)) is not None) == has_triton
 
     @pytest.mark.parametrize("run", ["fused", "torch"])
-    def test_a_step_is_that_of_the_cpu(self, run: str) -> None:
-        # Every operation is rounded once on both; nothing is promised about the last bit of another machine.
+    def test_a_step_agrees_with_the_cpu(self, run: str) -> None:
+        # Every operation is rounded once on both devices, but the last bit on other hardware is not guaranteed.
         check_steps(run, "cuda:0", rtol=1e-6)
 
-    def test_a_sum_is_that_of_the_cpu_in_place_too(self) -> None:
+    def test_a_sum_agrees_with_the_cpu_even_in_place(self) -> None:
         check_sums("cuda:0")
 
     @pytest.mark.parametrize("use_c", [True, False])
@@ -124,7 +124,7 @@ class TestOnAGpu:
 
 @pytest.mark.skipif(not has_triton, reason="no Triton")
 def test_the_interpreted_kernel_gives_the_bits_of_the_cpu() -> None:
-    """Its formulas, without a GPU: Triton's interpreter follows them in NumPy."""
+    """Triton's interpreter follows the kernel's formulas in NumPy, without a GPU."""
     root = pathlib.Path(__file__).parents[2]
     code = "import torch; torch.cuda.device = __import__('contextlib').nullcontext; import tests.vectors.test_cuda as t"
     code += "; t.check_steps('pass', 'cpu', rtol=0.0)"
