@@ -245,6 +245,17 @@ def test_a_request_to_stop_on_a_shards_rank_reaches_the_stop_word_and_comes_back
     assert shards.notices == {1: asked}
 
 
+def test_a_request_to_stop_passes_a_shard_that_is_busy_without_a_pause() -> None:
+    asked = StopNotice(StopKind.SIGNAL, rank=11, signal_number=15)
+    with Shards(SIZE, 2, 1, sgd(), asynchronous(), stop_requested=lambda: asked) as shards:
+        orders = 0
+        while shards.memories[0].load(Word.STOP) == 0:
+            shards.vectors.discard()
+            orders += 1
+            assert orders < 100_000, "the shard looks at nothing but its orders"
+    assert shards.notices == {1: asked}
+
+
 def test_the_sequencer_says_that_it_goes_on_while_it_waits_for_another_shard() -> None:
     shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
     touches: list[int] = []

@@ -13,7 +13,7 @@ import torch
 from hvd_async.config import PushConfig
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.ledger import ClaimOrder
-from hvd_async.store.serve.liveness import wait_until, watch_store
+from hvd_async.store.serve.liveness import Periodic, wait_until, watch_store
 from hvd_async.store.wire import arrival_words
 from hvd_async.store.wire.layout import MAX_STATISTICS, NUM_PROVISIONAL, SlotWord, StoreWindow, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import SlotWriter, split
@@ -364,8 +364,7 @@ class StoreClient:
             is_over,
             window,
             bell,
-            look_around,
-            look_seconds=_LOOK_AROUND_SECONDS,
+            Periodic(look_around, _LOOK_AROUND_SECONDS),
             longest_poll_seconds=_LONGEST_POLL_SECONDS,
         )
 
