@@ -197,6 +197,11 @@ class StrategyConfig(Section):
         return bool(self.provisional)
 
     @property
+    def may_be_synchronous(self) -> bool:
+        """Whether some updates are made in lock-step."""
+        return self.lockstep or self.synchronous_versions > 0
+
+    @property
     def waits_for_stragglers(self) -> bool:
         """Whether an update waits for gradients under way that it would make too stale."""
         return self.max_staleness is not None and self.on_stale == "wait"

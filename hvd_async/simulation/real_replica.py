@@ -76,6 +76,5 @@ class RealReplica:
         if update is None:
             return
         self._recorder.updated(update)
-        validation = self._config.validation
-        if validation.when == "during" and validation.every and update.version % validation.every == 0:
+        if self._config.validation.is_due_during(update.version):
             self._recorder.evaluated(update.version, self._model.evaluate(self.store.evaluated_parameters))

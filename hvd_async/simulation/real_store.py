@@ -211,8 +211,7 @@ class RealStore:
         used = self._versions_in_use()
         self.versions.keep(used, version)
         self._provisional.keep(used, version)
-        validation = self._config.validation
-        if validation.when == "during" and validation.every and version % validation.every == 0:
+        if self._config.validation.is_due_during(version):
             self._recorder.evaluated(version, self._model.evaluate(self.store.evaluated_parameters))
 
     def is_over(self) -> bool:

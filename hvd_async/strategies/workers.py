@@ -11,7 +11,8 @@ import torch
 
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.store.serve.client import IDLE, NO_BASE, Base, StoreClient
+from hvd_async.store.serve.client import NO_BASE, Base, StoreClient
+from hvd_async.store.wire.layout import IDLE
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step
 from hvd_async.strategies.push_pull import PushPull, Took
 from hvd_async.transport import cuda_ipc

@@ -17,8 +17,8 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.orders import Order, OrderKind
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.store.wire.layout import NUM_ORDERS, Layout, Word
-from hvd_async.store.wire.slots import SlotWriter, read_slot, slot_format, split
+from hvd_async.store.wire.layout import NUM_ORDERS, Layout, Word, slot_format
+from hvd_async.store.wire.slots import SlotWriter, read_slot, split
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors.arithmetic import BLOCK
