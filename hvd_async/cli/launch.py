@@ -51,7 +51,7 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     starting = parser.add_argument_group("starting")
     starting.add_argument(
         "--launcher",
-        choices=("mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"),
+        choices=("mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo"),
         help="what starts the ranks (default mpirun; srun in a batch script)",
     )
     starting.add_argument(

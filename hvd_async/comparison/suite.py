@@ -99,7 +99,7 @@ class SuiteConfig(Section):
     renamed: ClassVar[Mapping[str, str]] = {"settings": "environments"}
 
     base: PathText = Field(description="The run configuration from which all runs start; relative to this file.")
-    launcher: Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun", "simulate"] = Field(
+    launcher: Literal["mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo", "simulate"] = Field(
         "mpirun",
         description="The program that starts the ranks of a run; `simulate`: none, the run is computed on a simulated"
         " cluster.",

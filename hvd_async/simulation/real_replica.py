@@ -62,7 +62,14 @@ class RealReplica:
             add(gradient, self._total, is_first=worker == 0)
             arrivals.append(
                 Arrival(
-                    worker, batch, base_version, tokens, loss, seconds[worker], wait_seconds=waited[worker], push=group[0]
+                    worker=worker,
+                    batch=batch,
+                    base_version=base_version,
+                    tokens=tokens,
+                    loss=loss,
+                    step_seconds=seconds[worker],
+                    wait_seconds=waited[worker],
+                    push=group[0],
                 )
             )
         self._recorder.received(arrivals)

@@ -258,16 +258,16 @@ def _arrival(
 ) -> Arrival:
     pushed, waited, pulled = worker.out_took
     return Arrival(
-        worker.number,
-        worker.out_batch,
-        worker.out_base,
-        tokens,
-        loss,
-        worker.out_seconds,
-        pushed,
-        waited,
-        pulled,
-        provisional.arrivals(worker.out_provisional),
-        sent_bytes,
-        push,
+        worker=worker.number,
+        batch=worker.out_batch,
+        base_version=worker.out_base,
+        tokens=tokens,
+        loss=loss,
+        step_seconds=worker.out_seconds,
+        push_seconds=pushed,
+        wait_seconds=waited,
+        pull_seconds=pulled,
+        provisional=provisional.arrivals(worker.out_provisional),
+        sent_bytes=sent_bytes,
+        push=push,
     )
