@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import yaml
 
 from hvd_async.__main__ import main
+from hvd_async.cli import make_parser
+from hvd_async.cluster.mpi_family import MpiFamily
+from hvd_async.comparison.suite import SuiteConfig
 from hvd_async.config import dump_config, load_config
+from hvd_async.launcher import LauncherName
+from hvd_async.launcher.batch_script import SCRIPTS
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
@@ -280,3 +287,12 @@ def test_a_single_process_has_no_transport(config: pathlib.Path, capsys: pytest.
     assert main(["train", str(config), "--set", "validation.bleu=false"]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rank 0 on ")]
     assert line.endswith(": worker 0, cpu, 1 thread")
+
+
+def test_launchers_mpi_libraries_and_scripts_to_choose_from_are_those_that_there_are() -> None:
+    """The command line has lists of its own, because it loads none of these modules for `--help`; so have suites."""
+    verbs = next(action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    choices = {flag: action.choices for action in verbs.choices["launch"]._actions for flag in action.option_strings}
+    assert choices["--launcher"] == get_args(LauncherName) and choices["--mpi"] == get_args(MpiFamily)
+    assert get_args(SuiteConfig.model_fields["launcher"].annotation) == (*get_args(LauncherName), "simulate")
+    assert [*(choices["--slurm"] or ()), "compare"] == list(SCRIPTS)

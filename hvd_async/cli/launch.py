@@ -200,8 +200,9 @@ def _check_alone() -> None:
 
 
 def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
+    from hvd_async.cluster.batch_system import variables_to_unset
     from hvd_async.cluster.mpi_family import detect_mpi
-    from hvd_async.cluster.slurm import detect_pmi, variables_to_unset
+    from hvd_async.cluster.slurm import detect_pmi
     from hvd_async.launcher import LaunchOptions, variables_to_forward
 
     bin_folder = pathlib.Path(sys.executable).parent  # MPI and Horovod of this environment, even if it is not activated

@@ -20,3 +20,9 @@ def detect_allocation(environ: Mapping[str, str]) -> tuple[Host, ...] | None:
     May run commands of the batch system.
     """
     return slurm.detect_allocation(environ)
+
+
+def variables_to_unset(environ: Mapping[str, str], *, starts_ranks: bool) -> tuple[str, ...]:
+    """Return the variables of the job in `environ` that must be hidden from the launcher. `starts_ranks`: the launcher is the
+    batch system's own, not an MPI library's."""
+    return slurm.variables_to_unset(environ, starts_ranks=starts_ranks)

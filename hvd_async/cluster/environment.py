@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from hvd_async.cluster.launcher_variables import Launcher, read_number
-from hvd_async.cluster.slurm import LIST_HINT, SRUN
+from hvd_async.cluster.slurm import SRUN
 from hvd_async.errors import SetupError
 
 _SAME_MPI = "start it with the mpirun of the MPI that mpi4py loads, and put no other before it on PATH and LD_LIBRARY_PATH"
@@ -60,7 +60,7 @@ class LaunchedAs:
     size: int
     local_rank: int | None
     local_size: int | None
-    pmi: str = ""  # the --mpi of srun: pmix, pmi2, or none (also if it was not given); "" under other launchers
+    pmi: str = ""  # pmix, pmi2, or none (also if the launcher was given none); "" where MPI does not depend on it
 
     def __str__(self) -> str:
         """Return the launcher, and how it was called if that matters to MPI."""
@@ -132,10 +132,10 @@ def _mpi(library: str) -> str:
 
 
 def _hint(launched: LaunchedAs, library: str) -> str:
-    flags = launched.launcher.pmi_flags
-    flag = next((flag for name, flag in flags.items() if library.startswith(name)), None)
+    launcher = launched.launcher
+    flag = next((flag for name, flag in launcher.pmi_flags.items() if library.startswith(name)), None)
     if flag is None:
-        return launched.launcher.hint
+        return launcher.hint
     if flag == launched.pmi:
-        return f"srun's {flag} and that of this MPI are incompatible; use the mpirun of this MPI inside the job"
-    return f"use srun --mpi={flag}; {LIST_HINT}"
+        return f"{launcher.name}'s {flag} and that of this MPI are incompatible; use the mpirun of this MPI inside the job"
+    return f"use {launcher.name} --mpi={flag}; {launcher.pmi_hint}"

@@ -41,6 +41,8 @@ class Launcher:
     """Return the process management interface (PMI) that the launcher offers, if MPI depends on it; otherwise ""."""
     pmi_flags: Mapping[str, str] = field(default_factory=dict)
     """Name of an MPI library -> the process management interface that it needs from this launcher."""
+    pmi_hint: str = ""
+    """Where the launcher lists the interfaces that it has."""
 
 
 def read_number(environ: Mapping[str, str], name: str) -> int | None:

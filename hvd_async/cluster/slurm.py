@@ -19,7 +19,7 @@ from hvd_async.system.processes import ask
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 # The plugins with which srun can start each MPI, the best first.
 _PMIS: Mapping[MpiFamily, tuple[str, ...]] = {"openmpi": ("pmix",), "mpich": ("pmi2",), "intel": ("pmi2", "pmix")}
-LIST_HINT = "`srun --mpi=list` shows what this Slurm has"
+_LIST_HINT = "`srun --mpi=list` shows what this Slurm has"
 # Variables of a job that srun would take for options: the part of a node for each of the job's tasks, and the distribution
 # of tasks. Our ranks have a list of nodes, and share all of the job's cores on their node. mpirun starts its daemons by
 # srun, but reads the number of nodes itself.
@@ -68,10 +68,11 @@ SRUN = Launcher(
     ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
     "SLURM_LOCALID",
     "",  # in SLURM_STEP_TASKS_PER_NODE, for all nodes
-    f"use srun --mpi=pmix for Open MPI and --mpi=pmi2 for MPICH and Intel MPI; {LIST_HINT}",
+    f"use srun --mpi=pmix for Open MPI and --mpi=pmi2 for MPICH and Intel MPI; {_LIST_HINT}",
     started_this=is_step,
     count_local=tasks_on_node,
     pmi_of=pmi_of_step,
+    pmi_hint=_LIST_HINT,
     pmi_flags={"Open MPI": "pmix", "MPICH": "pmi2", "Intel(R) MPI": "pmi2"},
 )
 

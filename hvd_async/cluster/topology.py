@@ -68,6 +68,11 @@ class Placement:
     is_direct: bool = True
     """Whether the format of their gradients lets workers read and write a store in device memory themselves."""
 
+    @property
+    def is_async(self) -> bool:
+        """Whether there is a parameter store."""
+        return self.kind == "async"
+
 
 def placement_of(config: RunConfig) -> Placement:
     """Return the keys of `config` on which roles, devices and threads depend."""
@@ -169,7 +174,7 @@ def _check_number_of_ranks(num_ranks: int, wanted: Placement) -> None:
             f"strategy single: got {num_ranks} ranks, expected 1; start it without mpirun, or choose"
             " strategy.kind async, horovod or ddp"
         )
-    if wanted.kind != "async":
+    if not wanted.is_async:
         return
     if wanted.placement == "dedicated" and num_ranks <= wanted.num_shards:
         ranks = "rank" if num_ranks == 1 else "ranks"
@@ -187,7 +192,7 @@ def _check_number_of_ranks(num_ranks: int, wanted: Placement) -> None:
 
 def _place_shards(hosts: Sequence[str], wanted: Placement) -> dict[int, int]:
     """Return shard numbers by rank: the first rank of every host in turn, from rank 0's host on, then the second, ..."""
-    if wanted.kind != "async":
+    if not wanted.is_async:
         return {}
     of_host: dict[str, list[int]] = {}
     for rank, host in enumerate(hosts):

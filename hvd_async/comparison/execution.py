@@ -62,13 +62,13 @@ class Execution:
     def run(self, jobs: int, board: Board) -> list[str]:
         """Compute the missing runs, `jobs` at a time; return the failures in words. Blocks, in the main thread.
 
-        Raises `StoppedBySignal` at Ctrl-C, SIGTERM and SIGUSR1, after the processes of the runs have ended, and
+        Raises `StoppedBySignal` at Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP, after the processes of the runs have ended, and
         `DataError` if another comparison is running in the folder.
         """
         hint = "finished runs are kept; run the same command again to resume"
         # Left in reverse order: the running processes end before the pool waits for them.
         with (
-            stopping_on_signals(hint),
+            stopping_on_signals("compare", hint),
             held(self._output / ".lock", str(self._output), "another hvd-async compare, or a run of it,", board.say) as lock,
             board.showing(),
             concurrent.futures.ThreadPoolExecutor(jobs) as pool,
@@ -109,7 +109,8 @@ class Execution:
                 board.say(f"{spec.name}: done before")
                 return 0
             board.expect(1)
-            status, _ = self._compute_held(spec, lambda arguments: run_in_sight(arguments, [lock]), board)
+            hint = "run the same command again to resume"
+            status, _ = self._compute_held(spec, lambda arguments: run_in_sight(arguments, "compare", hint, [lock]), board)
             return status
 
     def _spec_of(self, stage: int, number: int, board: Board) -> Spec | None:

@@ -96,7 +96,7 @@ class StrategyConfig(Section):
         description="A worker that pulls while arrivals are pending computes on what the next version would be with"
         " only these arrivals, instead of on a version that is about to be replaced (docs/staleness.md)."
         " Needs `reduction: token_mean` and no `delay_compensation`; default: true with these. No effect"
-        " in lock-step or with N = 1.",
+        " in lock-step or with N = 1, where a saved configuration has no value.",
     )
     delay: Annotated[int, Field(ge=0, le=10_000)] = Field(
         0,
@@ -151,23 +151,28 @@ class StrategyConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _resolve_provisional(self) -> StrategyConfig:
-        """Resolve `provisional` to the value in effect, so that a saved configuration shows it and nothing derives it again."""
-        wanted = self.provisional
-        if wanted is None:
-            wanted = self.reduction == "token_mean" and self.staleness_policy != "delay_compensation"
-        takes_effect = wanted and self.is_async and not self.lockstep and self.arrivals_per_update != 1
-        if takes_effect and self.reduction != "token_mean":
+        """Resolve `provisional` to the value in effect, so that a saved configuration shows it and nothing derives it again.
+
+        Where the key has no effect that is None, not False: a configuration saved there may be the base of a run in which
+        workers pull while arrivals are pending.
+        """
+        value = self.provisional
+        if not self.is_async or self.lockstep or self.arrivals_per_update == 1:
+            value = None
+        elif value is None:
+            value = self.reduction == "token_mean" and self.staleness_policy != "delay_compensation"
+        object.__setattr__(self, "provisional", value)  # the model is frozen from here on
+        if self.has_provisional and self.reduction != "token_mean":
             raise ValueError(
                 f"provisional: got true with reduction {self.reduction}, expected false, or reduction"
                 " token_mean; the sum of some arrivals makes a shorter step than the sum of all"
             )
-        if takes_effect and self.staleness_policy == "delay_compensation":
+        if self.has_provisional and self.staleness_policy == "delay_compensation":
             raise ValueError(
                 "provisional: got true with staleness_policy delay_compensation, expected false, or"
                 " policy none or inverse; the correction is measured from the version, not from the"
                 " parameters on which the gradient was computed"
             )
-        object.__setattr__(self, "provisional", takes_effect)  # the model is frozen from here on
         return self
 
     @pydantic.model_validator(mode="after")
@@ -190,6 +195,11 @@ class StrategyConfig(Section):
     def has_provisional(self) -> bool:
         """Whether there ever are provisional parameters: not in lock-step, nor where each arrival makes a version."""
         return bool(self.provisional)
+
+    @property
+    def may_be_synchronous(self) -> bool:
+        """Whether some updates are made in lock-step."""
+        return self.lockstep or self.synchronous_versions > 0
 
     @property
     def waits_for_stragglers(self) -> bool:

@@ -94,7 +94,7 @@ class ValidationConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _patience_fits(self) -> ValidationConfig:
-        if self.patience is not None and (self.when != "during" or self.every is None):
+        if self.patience is not None and self.every_during is None:
             raise ValueError("patience: expected `when: during` and a value for `every`")
         return self
 
@@ -103,6 +103,15 @@ class ValidationConfig(Section):
         if self.every_tokens is not None and (self.when != "after" or self.every is not None):
             raise ValueError("every_tokens: expected `when: after` and no value for `every`")
         return self
+
+    @property
+    def every_during(self) -> int | None:
+        """Versions between evaluations during training; None if there are none."""
+        return self.every if self.when == "during" else None
+
+    def is_due_during(self, version: int) -> bool:
+        """Whether `version` is to be evaluated during training."""
+        return bool(self.every_during) and version % (self.every_during or 1) == 0
 
     def is_due(self, version: int, tokens: int, update_tokens: int) -> bool:
         """Whether to validate `version`, made by an update with `update_tokens` of the `tokens` target tokens so far."""

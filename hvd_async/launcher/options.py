@@ -8,7 +8,7 @@ from typing import Literal
 
 from hvd_async.cluster.mpi_family import MpiFamily
 
-LauncherName = Literal["mpirun", "horovodrun-mpi", "horovodrun-gloo", "srun"]
+LauncherName = Literal["mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo"]
 
 
 @dataclass(frozen=True)

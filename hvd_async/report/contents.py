@@ -70,7 +70,7 @@ def _unequal(runs: Sequence[Run]) -> Iterator[str]:
     """Yield differences that make runs hard to compare."""
     if differs_within_a_seed(runs, lambda run: run.data_fingerprint):
         yield "The runs were not trained on the same text, or it was prepared differently: see what differs."
-    if any(run.config.validation.when == "during" and run.config.validation.every for run in runs):
+    if any(run.config.validation.every_during for run in runs):
         yield "Some runs were measured while they trained (validation.when: during), and their seconds include that."
 
 

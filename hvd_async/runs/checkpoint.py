@@ -20,8 +20,8 @@ from hvd_async.system import files
 from hvd_async.system.json_text import parse_json
 
 # Format 2 added the clipping factor of the last update, 3 the times when pending arrivals were received, 4 checksums of the
-# data and of the log.
-_FORMAT = 4
+# data and of the log; 5 renamed the data's sections.
+_FORMAT = 5
 _TENSORS, _DATA = "tensors.safetensors", "data.json"
 
 

@@ -46,7 +46,7 @@ def is_as_long(before: RunConfig, config: RunConfig) -> bool:
 def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str, Any], supply: Supply, flag: str) -> None:
     """Raise `ConfigError` if a run of configuration `before`, resumed with `config` from the checkpoint `saved`, would use
     other data, end before the checkpoint, or learn nothing after it. `flag` is named in messages."""
-    if saved.get("data_fingerprint", supply.fingerprint) != supply.fingerprint:  # missing in checkpoints of older versions
+    if saved["data_fingerprint"] != supply.fingerprint:
         raise ConfigError(
             f"{flag}: data.folder: got {config.data.folder}, whose text differs from the run's training data; restore the"
             " text, or start another run"

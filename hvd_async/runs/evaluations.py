@@ -22,9 +22,9 @@ class EvaluationResult:
 class EvaluationHistory:
     """The evaluations of a run, in the order in which they were reported."""
 
-    def __init__(self, given: Iterable[EvaluationResult] = ()) -> None:
-        """`given`: evaluations of earlier processes."""
-        self._all = list(given)
+    def __init__(self) -> None:
+        """Start without evaluations."""
+        self._all: list[EvaluationResult] = []
 
     def restore(self, data: Iterable[dict[str, Any]]) -> None:
         """Restore the result of `to_json` of an earlier process."""

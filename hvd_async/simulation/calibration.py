@@ -11,11 +11,11 @@ from typing import Any
 from hvd_async.config import EmulationConfig, RunConfig, SimulationConfig, dump_yaml, load_config
 from hvd_async.errors import DataError
 from hvd_async.runs.folder import RunFolder
-from hvd_async.simulation.costs import push_bytes
 from hvd_async.simulation.counting_store import Tokens
 from hvd_async.simulation.fitting import fit_steps, low, mean
 from hvd_async.simulation.measurement import Measured, read_measured
 from hvd_async.simulation.predict import ClusterRates, Size, TooFewArrivalsError, predict
+from hvd_async.store.wire.layout import slot_format
 from hvd_async.system.files import write_file
 
 # Rounds that correct the fitted waits: a busy store makes other workers wait, and that part is simulated, not fitted.
@@ -159,7 +159,8 @@ def _fit_copies(config: RunConfig, measured: Measured, geometry: dict[str, Any])
         # Network transfers wait for each other, which is simulated; copies in memory do not.
         push = mean(pushes) if wanted else low(pushes)
         pull = low(pulls, _SHORTEST) if _waits_for_others(config) else mean(pulls) if wanted else low(pulls)
-        sizes = push_bytes(config, measured.parameters), 4.0 * measured.parameters
+        size = measured.parameters
+        sizes = float(slot_format(size, slice(0, size), config.push).sent_bytes), 4.0 * size
         speed = (defaults.memory if wanted else defaults.network).bytes_per_second
         speed = max(speed, sizes[0] / max(1e-9, push), sizes[1] / max(1e-9, pull))
         fitted[section] = {

@@ -7,9 +7,8 @@ import math
 from dataclasses import dataclass
 
 from hvd_async.config import RunConfig
+from hvd_async.store.wire.layout import slot_format
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_INDEX_BYTES = 4
 # Bytes per parameter. An Adam update reads parameters, sum and both moments, and writes all but the sum; an addition reads
 # and writes the sum.
 _UPDATE_BYTES = 28
@@ -96,7 +95,8 @@ def costs(config: RunConfig, num_parameters: int) -> Costs:
     """Return the costs of `config` for a model of `num_parameters`."""
     simulation, shards, workers = config.simulation, config.store.shards, num_workers(config)
     memory, network = simulation.memory, simulation.network
-    push, pull = push_bytes(config, num_parameters), 4 * num_parameters
+    push = slot_format(num_parameters, slice(0, num_parameters), config.push).sent_bytes
+    pull = 4 * num_parameters
     update, arrival = simulation.update_seconds, simulation.arrival_seconds
     if update is None:
         update = _UPDATE_BYTES * num_parameters / memory.bytes_per_second
@@ -118,14 +118,6 @@ def costs(config: RunConfig, num_parameters: int) -> Costs:
         update_seconds=update / (1 if is_synchronous else shards),
         allreduce_seconds=_allreduce_seconds(config, workers, pull),
     )
-
-
-def push_bytes(config: RunConfig, num_parameters: int) -> float:
-    """Return the bytes that one push sends."""
-    push = config.push
-    if push.keep == 1.0:
-        return num_parameters * _BYTES[push.dtype]
-    return max(1, round(num_parameters * push.keep)) * (_BYTES[push.dtype] + _INDEX_BYTES)
 
 
 def _allreduce_seconds(config: RunConfig, workers: int, num_bytes: float) -> float:

@@ -10,10 +10,11 @@ from hvd_async.config import StrategyConfig
 from hvd_async.simulation.workers import Sender
 from hvd_async.store.ledger import BatchLedger
 from hvd_async.store.schedule import arrivals_needed, is_synchronous
+from hvd_async.store.staleness import is_refused, must_not_miss
 
 
 @dataclass(frozen=True)
-class Fate:
+class Decision:
     """An arrival and its outcome: the version that contains it, or None if it was refused."""
 
     seconds: float
@@ -66,7 +67,7 @@ class CountingStore:
         self._is_over = False
         self.staleness: Counter[int] = Counter()
         self.num_refused = 0
-        self.fates: list[Fate] = []
+        self.decisions: list[Decision] = []
         self.tokens = tokens.of
         self._strategy = strategy
         self._num_active = num_workers
@@ -75,8 +76,7 @@ class CountingStore:
         self._bases: list[int] = []  # base versions of the pending arrivals
         self._pending: list[tuple[int, int, int]] = []  # worker, batch, base version, if outcomes are recorded
         self._made: list[tuple[int, int, int]] = []
-        self._may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
-        self._bound = strategy.max_staleness
+        self._may_be_synchronous = strategy.may_be_synchronous
         self._waits, self._drops = strategy.waits_for_stragglers, strategy.drops_stale
         self._ledger = BatchLedger()
         # N, if it is constant.
@@ -106,7 +106,7 @@ class CountingStore:
         if self._may_be_synchronous:
             for worker in sender.contributors:
                 self._ledger.record(worker.out_batch)
-        if self._drops and self._bound is not None and self.version - sender.oldest_base > self._bound:
+        if self._drops and is_refused(self._strategy, self.version - sender.oldest_base):
             self.refuse(sender)
             return False
         for worker in sender.contributors:
@@ -165,11 +165,11 @@ class CountingStore:
         self._made, self._pending = self._pending, []
 
     def _would_be_too_stale(self, base_version: int) -> bool:
-        return self._waits and self._bound is not None and self.version + 1 - base_version > self._bound
+        return self._waits and must_not_miss(self._strategy, self.version + 1 - base_version)
 
     def _decide(self, arrivals: Sequence[tuple[int, int, int]], version: int | None) -> None:
         if self._record is not None:
-            self.fates += [Fate(self._record(), *arrival, version) for arrival in arrivals]
+            self.decisions += [Decision(self._record(), *arrival, version) for arrival in arrivals]
 
 
 def _described(sender: Sender) -> list[tuple[int, int, int]]:

@@ -62,7 +62,14 @@ class RealReplica:
             add(gradient, self._total, is_first=worker == 0)
             arrivals.append(
                 Arrival(
-                    worker, batch, base_version, tokens, loss, seconds[worker], wait_seconds=waited[worker], push=group[0]
+                    worker=worker,
+                    batch=batch,
+                    base_version=base_version,
+                    tokens=tokens,
+                    loss=loss,
+                    step_seconds=seconds[worker],
+                    wait_seconds=waited[worker],
+                    push=group[0],
                 )
             )
         self._recorder.received(arrivals)
@@ -76,6 +83,5 @@ class RealReplica:
         if update is None:
             return
         self._recorder.updated(update)
-        validation = self._config.validation
-        if validation.when == "during" and validation.every and update.version % validation.every == 0:
+        if self._config.validation.is_due_during(update.version):
             self._recorder.evaluated(update.version, self._model.evaluate(self.store.evaluated_parameters))

@@ -211,8 +211,7 @@ class RealStore:
         used = self._versions_in_use()
         self.versions.keep(used, version)
         self._provisional.keep(used, version)
-        validation = self._config.validation
-        if validation.when == "during" and validation.every and version % validation.every == 0:
+        if self._config.validation.is_due_during(version):
             self._recorder.evaluated(version, self._model.evaluate(self.store.evaluated_parameters))
 
     def is_over(self) -> bool:
@@ -259,16 +258,16 @@ def _arrival(
 ) -> Arrival:
     pushed, waited, pulled = worker.out_took
     return Arrival(
-        worker.number,
-        worker.out_batch,
-        worker.out_base,
-        tokens,
-        loss,
-        worker.out_seconds,
-        pushed,
-        waited,
-        pulled,
-        provisional.arrivals(worker.out_provisional),
-        sent_bytes,
-        push,
+        worker=worker.number,
+        batch=worker.out_batch,
+        base_version=worker.out_base,
+        tokens=tokens,
+        loss=loss,
+        step_seconds=worker.out_seconds,
+        push_seconds=pushed,
+        wait_seconds=waited,
+        pull_seconds=pulled,
+        provisional=provisional.arrivals(worker.out_provisional),
+        sent_bytes=sent_bytes,
+        push=push,
     )

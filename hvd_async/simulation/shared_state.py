@@ -11,7 +11,7 @@ from hvd_async.simulation.clock import Clock
 from hvd_async.simulation.costs import Costs
 from hvd_async.simulation.simulated_store import SimulatedStore
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.store.staleness import needs_versions_under_way
 
 
 @dataclass
@@ -79,13 +79,12 @@ class World:
         self.store = store
         self.totals = TimeTotals()
         strategy = self.config.strategy
-        self.may_be_synchronous = strategy.lockstep or strategy.synchronous_versions > 0
+        self.may_be_synchronous = strategy.may_be_synchronous
         self.waits_for_stragglers = strategy.waits_for_stragglers
         self.has_provisional = strategy.has_provisional
         self.is_overlapped = self.config.push.overlap
         self.aggregates_nodes = self.config.push.node_sum
-        announces = self.waits_for_stragglers or needs_base_parameters(strategy)
-        self.announced = Announced() if announces else None
+        self.announced = Announced() if needs_versions_under_way(strategy) else None
 
     def is_synchronous(self, version: int) -> bool:
         """Whether the update on top of `version` is made in lock-step."""

@@ -10,6 +10,11 @@ def needs_base_parameters(strategy: StrategyConfig) -> bool:
     return strategy.staleness_policy == "delay_compensation"
 
 
+def needs_versions_under_way(strategy: StrategyConfig) -> bool:
+    """Whether workers must announce the versions on which they compute gradients."""
+    return strategy.waits_for_stragglers or needs_base_parameters(strategy)
+
+
 def divisor(strategy: StrategyConfig, staleness: int) -> float:
     """Return the divisor of a gradient before summation: 1 + staleness under `inverse`, else 1.
 

@@ -24,7 +24,7 @@ from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreS
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
 from hvd_async.store.shards.shard_server import ShardServer
-from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.store.staleness import needs_base_parameters, needs_versions_under_way
 from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word, WorkerWord
 from hvd_async.store.wire.slots import DTYPES
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
@@ -39,6 +39,10 @@ from hvd_async.transport.capacity import check_capacity
 
 Loop = Callable[[Worker, torch.nn.Module], None]
 _LONGEST_POLL_SECONDS = 0.02
+_LESS_MEMORY = (
+    "use fewer workers on the node, push.dtype: bfloat16, store.published_buffers: 2, store.shards on more nodes, or a larger"
+    " /dev/shm"
+)
 
 
 class Asynchronous:
@@ -54,7 +58,7 @@ class Asynchronous:
         """Check that the model is large enough for the number of shards, and that every node has enough memory."""
         rank = self.group.rank
         try:
-            check_capacity(self.group, spec.plans[rank].host, MemoryPlan(spec).needs(rank))
+            check_capacity(self.group, spec.plans[rank].host, MemoryPlan(spec).needs(rank), hint=_LESS_MEMORY)
         except HvdAsyncError as error:
             error.is_on_all_ranks = True  # all ranks compute the same result
             raise
@@ -65,7 +69,7 @@ class Asynchronous:
         rank, plan = self.group.rank, MemoryPlan(job)
         with contextlib.ExitStack() as stack:
             memories = stack.enter_context(
-                open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds)
+                open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds, plan.names)
             )
             node_block: StoreMemory | None = None
             if job.push.node_sum:
@@ -233,10 +237,9 @@ class RankRole:
         job, worker = self._job, self._me.worker
         assert worker is not None
         strategy = job.strategy
-        waits = strategy.waits_for_stragglers
         options = ClientOptions(
-            waits_for_stragglers=waits,
-            announces=waits or needs_base_parameters(strategy),
+            waits_for_stragglers=strategy.waits_for_stragglers,
+            announces=needs_versions_under_way(strategy),
             store_timeout_seconds=strategy.store_timeout_seconds,
             claim_order=job.claim_order,
             push=job.push,

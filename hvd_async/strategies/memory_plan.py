@@ -9,8 +9,8 @@ from hvd_async.errors import ConfigError
 from hvd_async.store.optimizer import state_names
 from hvd_async.store.serve.node_aggregation import node_layout
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout
-from hvd_async.store.wire.slots import slot_format, split
+from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, slot_format
+from hvd_async.store.wire.slots import split
 from hvd_async.strategies.protocol import JobSpec
 from hvd_async.system.background_writer import MAX_UNWRITTEN_VECTORS
 from hvd_async.transport.capacity import Need
@@ -34,6 +34,8 @@ class MemoryPlan:
             )
         self.ranks = spec.plans
         self.owners = [plan.rank for plan in shards]
+        others = [f"shard {number} of the store (rank {rank})" for number, rank in enumerate(self.owners)][1:]
+        self.names = ["the store", *others]
         self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
         self.parts = split(spec.flat.size, len(shards))
         longest = max(part.stop - part.start for part in self.parts)

@@ -11,9 +11,9 @@ import torch
 from hvd_async.config import StrategyConfig
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.store.serve.client import IDLE, Base, StoreClient
+from hvd_async.store.serve.client import Base, StoreClient
 from hvd_async.store.serve.node_aggregation import NodeAggregator
-from hvd_async.store.wire.layout import WorkerState
+from hvd_async.store.wire.layout import IDLE, WorkerState
 
 
 @dataclass(frozen=True)

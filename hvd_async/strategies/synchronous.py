@@ -137,12 +137,12 @@ class SynchronousWorker:
         base_version = self.store.version - num_versions_behind(self.store.version, self._job.strategy.delay)
         arrivals = [
             Arrival(
-                worker,
-                batch,
-                base_version,
-                int(table[worker][0]),
-                table[worker][1],
-                table[worker][2],
+                worker=worker,
+                batch=batch,
+                base_version=base_version,
+                tokens=int(table[worker][0]),
+                loss=table[worker][1],
+                step_seconds=table[worker][2],
                 wait_seconds=table[worker][3],
                 push=self._group[0],
             )

@@ -11,7 +11,8 @@ import torch
 
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.store.serve.client import IDLE, NO_BASE, Base, StoreClient
+from hvd_async.store.serve.client import NO_BASE, Base, StoreClient
+from hvd_async.store.wire.layout import IDLE
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step
 from hvd_async.strategies.push_pull import PushPull, Took
 from hvd_async.transport import cuda_ipc
@@ -38,16 +39,16 @@ def claim(job: Job, client: StoreClient) -> int | None:
 def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
     """Return the arrival of `step`, computed on `base`; `took` are the times of the previous push and pull."""
     return Arrival(
-        worker,
-        step.batch,
-        base.version,
-        step.tokens,
-        step.loss,
-        step.seconds,
-        took.push_seconds,
-        took.wait_seconds,
-        took.pull_seconds,
-        base.provisional,
+        worker=worker,
+        batch=step.batch,
+        base_version=base.version,
+        tokens=step.tokens,
+        loss=step.loss,
+        step_seconds=step.seconds,
+        push_seconds=took.push_seconds,
+        wait_seconds=took.wait_seconds,
+        pull_seconds=took.pull_seconds,
+        provisional=base.provisional,
     )
 
 

@@ -217,12 +217,14 @@ class Children:
             return None if self._is_over else subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
+def run_in_sight(
+    arguments: Sequence[str], verb: str, hint: str, inherited: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run `hvd-async` with `arguments`; its output goes to ours, and the end of its errors is in the result, too. Blocks,
     in the main thread; `inherited` as for `Children`.
 
     At a stop signal the process is asked to end, and waited for: the batch system, which kills in the end, decides how
-    long it may save. Raises `StoppedBySignal` if the process ended for that reason.
+    long it may save. Raises `StoppedBySignal`, for `verb` and with `hint`, if the process ended for that reason.
     """
 
     def translate(number: int, is_repeated: bool) -> int | None:
@@ -245,9 +247,7 @@ def run_in_sight(arguments: Sequence[str], inherited: Sequence[int] = ()) -> sub
         errors.join(_SECOND_PATIENCE_SECONDS)  # processes that it started may outlive it, with the pipe open
     if forwarder.received and status in {sign for number in STOP_SIGNALS for sign in (128 + number, -number)}:
         first = forwarder.received[0][0]
-        raise StoppedBySignal(
-            f"compare: stopped by {signal.Signals(first).name}; run the same command again to resume", first
-        )
+        raise _stopped(verb, first, hint)
     return subprocess.CompletedProcess(command, status, "", errors.tail)
 
 
@@ -276,14 +276,18 @@ def _tied(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, *interpreter.flags(), "-m", "hvd_async", *parent, *arguments]  # a list, no shell
 
 
+def _stopped(verb: str, number: int, hint: str) -> StoppedBySignal:
+    return StoppedBySignal(f"{verb}: stopped by {signal.Signals(number).name}; {hint}", number)
+
+
 @contextlib.contextmanager
-def stopping_on_signals(hint: str) -> Iterator[None]:
-    """Raise `StoppedBySignal` with `hint` at the first stop signal inside the block. In the main thread."""
+def stopping_on_signals(verb: str, hint: str) -> Iterator[None]:
+    """Raise `StoppedBySignal`, for `verb` and with `hint`, at the first stop signal inside the block. In the main thread."""
 
     def stop(number: int, _: FrameType | None) -> None:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # the processes are being ended, which a second signal must not prevent
-        raise StoppedBySignal(f"compare: stopped by {signal.Signals(number).name}; {hint}", number)
+        raise _stopped(verb, number, hint)
 
     with handling(STOP_SIGNALS, stop):
         yield

@@ -150,7 +150,6 @@ def _make_workload(start: Start, plan: RankPlan) -> Workload:
 def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:
     """Return the job of the strategy."""
     config, folder = start.config, RunFolder(start.config.output)
-    every = config.validation.every if config.validation.when == "during" else None
     return JobSpec(
         strategy=config.strategy,
         store=config.store,
@@ -162,7 +161,7 @@ def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -
         num_batches=workload.goal.num_batches,
         epoch_of=workload.task.epoch_of,
         last_version=workload.goal.last_version,
-        evaluation=EvaluationPlan(every or 0, lambda version: read_snapshot(folder, version)),
+        evaluation=EvaluationPlan(config.validation.every_during or 0, lambda version: read_snapshot(folder, version)),
         stop_requested=start.stop.notice,
     )
 

@@ -48,9 +48,8 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
     if launched is not None and (launched.local_size or 1) > len(os.sched_getaffinity(0)):
         environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if "PMI_SIZE" in environ and "PMIX_NAMESPACE" in environ:
-        # MPICH's mpirun in a Slurm whose default is --mpi=pmix: ranks inherit pmix from the srun that starts the proxies,
-        # and
-        # MPICH, which finds two launchers, ends them. The nearer launcher is mpirun, with PMI 1.
+        # MPICH's mpirun in a Slurm whose default is --mpi=pmix: ranks inherit pmix from the srun that starts the proxies.
+        # MPICH finds two launchers, and ends them. The nearer launcher is mpirun, with PMI 1.
         environ.setdefault("MPIR_CVAR_PMI_VERSION", "1")
     try:
         import mpi4py

@@ -32,10 +32,18 @@ class Room:
     shared: int | None
 
 
-def check_capacity(group: Group, host: str, needs: Sequence[Need], room: Room | None = None) -> None:
+def check_capacity(
+    group: Group,
+    host: str,
+    needs: Sequence[Need],
+    room: Room | None = None,
+    *,
+    hint: str = "use fewer ranks on the node, or a larger /dev/shm",
+) -> None:
     """Raise `SetupError` on all ranks if the ranks of some node need more memory than it has. Collective over `group`.
 
-    `needs` are those of this rank; `room` is that of its node, looked up by default.
+    `needs` are those of this rank; `room` is that of its node, looked up by default. `hint` ends the
+    message.
     """
     room = free_memory() if room is None else room
     mine = {
@@ -58,11 +66,7 @@ def check_capacity(group: Group, host: str, needs: Sequence[Need], room: Room | 
             if free is not None and total > free:
                 faults.append(f"{name}: {what}: got {_text(free)} free, expected {_text(total)} = {_arithmetic(items)}")
     if faults:
-        raise SetupError(
-            "; ".join(faults)
-            + "; use fewer workers on the node, push.dtype: bfloat16, store.published_buffers: 2, store.shards on more nodes,"
-            " or a larger /dev/shm"
-        )
+        raise SetupError("; ".join([*faults, hint]))
 
 
 def free_memory() -> Room:

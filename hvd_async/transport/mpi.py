@@ -1,7 +1,7 @@
 """Blocks over MPI: shared memory for the ranks of a block's node, one-sided communication for the others.
 
 Both exist at once over the same memory, a choice based on measurements: within a node a shared window runs at the speed
-of memory and needs no help from the store; a second window, created over the same block, serves ranks on other nodes.
+of memory and needs no help from its owner; a second window, created over the same block, serves ranks on other nodes.
 Over a network no MPI completes a passive operation while its target computes, so a block's owner runs a progress thread
 while there are ranks on other nodes. If there are such ranks, all fetch-and-adds go through the created window, because
 atomics of two windows are not atomic with each other.
@@ -300,9 +300,13 @@ class Atomics:
 
 @contextlib.contextmanager
 def open_blocks(
-    group: MpiGroup, layouts: Sequence[BlockT], owners: Sequence[int], timeout_seconds: float = 60.0
+    group: MpiGroup,
+    layouts: Sequence[BlockT],
+    owners: Sequence[int],
+    timeout_seconds: float = 60.0,
+    names: Sequence[str] = (),
 ) -> Iterator[list[SharedMemory[BlockT] | RemoteMemory[BlockT]]]:
-    """Yield the blocks of all shards as this rank reaches them; block k is on rank `owners[k]`.
+    """Yield all blocks as this rank reaches them; block k is on rank `owners[k]`, which messages call `names[k]`.
 
     Collective over `group`, on entry and on an orderly exit. An exit by an exception frees nothing, since the other ranks
     may never come; the job must then be aborted. A rank on another node whose operation takes longer than
@@ -313,9 +317,8 @@ def open_blocks(
     neighbours = _ranks_of(node, group.rank)
     with contextlib.ExitStack() as stack:
         opener = _Opener(group, node, neighbours, stack, timeout_seconds)
-        memories = [
-            opener.open(number, layout, owner) for number, (layout, owner) in enumerate(zip(layouts, owners, strict=True))
-        ]
+        names = names or [f"the owner of a block (rank {owner})" for owner in owners]
+        memories = [opener.open(layout, owner, name) for layout, owner, name in zip(layouts, owners, names, strict=True)]
         group.allgather("")  # no rank reads before the owners have touched their blocks
         yield memories
         group.allgather("")  # the progress threads serve until every rank is done
@@ -358,8 +361,8 @@ class _Opener:
     timeout_seconds: float
     windows: list[MPI.Win] = field(default_factory=list)
 
-    def open(self, number: int, layout: BlockT, owner: int) -> SharedMemory[BlockT] | RemoteMemory[BlockT]:
-        """Open block `number`, which is on rank `owner`. Collective over `group`."""
+    def open(self, layout: BlockT, owner: int, name: str) -> SharedMemory[BlockT] | RemoteMemory[BlockT]:
+        """Open the next block, which is on rank `owner`, called `name` in messages. Collective over `group`."""
         is_owner = self.group.rank == owner
         mapped: MappedBlock | None = None
         if owner in self.neighbours:
@@ -373,8 +376,7 @@ class _Opener:
         self.windows.append(created)
         messages = self.group.comm.Dup()
         if mapped is None:
-            what = "the store" if number == 0 else f"shard {number} of the store (rank {owner})"
-            return RemoteMemory(layout, Atomics(created, owner), messages, what, self.timeout_seconds)
+            return RemoteMemory(layout, Atomics(created, owner), messages, name, self.timeout_seconds)
         progress: ProgressThread | None = None
         if is_owner:
             progress = self.stack.enter_context(ProgressThread(messages, mapped.memory, layout))

@@ -76,7 +76,7 @@ Compute = Callable[[Sequence[str]], "subprocess.CompletedProcess[str] | None"]
 def in_place_of_processes(monkeypatch: pytest.MonkeyPatch, compute: Compute) -> None:
     """Replace the processes of runs by calls of `compute` with the arguments of `hvd-async`."""
     monkeypatch.setattr(Children, "run", lambda _, arguments, inherited: compute(arguments))
-    monkeypatch.setattr(execution, "run_in_sight", lambda arguments, inherited: compute(arguments))
+    monkeypatch.setattr(execution, "run_in_sight", lambda arguments, verb, hint, inherited: compute(arguments))
 
 
 def compute_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

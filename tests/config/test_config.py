@@ -94,7 +94,13 @@ def test_faults_in_a_schedule_of_arrivals_name_the_key_of_the_entry() -> None:
 @pytest.mark.parametrize("elsewhere", [{"kind": "ddp"}, {"lockstep": True}, {"arrivals_per_update": 1}])
 def test_what_provisional_parameters_need_is_not_asked_for_where_there_are_none(elsewhere: dict[str, Any]) -> None:
     strategy = parse(strategy={"kind": "async", "provisional": True, "reduction": "sum", **elsewhere}).strategy
-    assert strategy.provisional is False  # what takes effect
+    assert strategy.provisional is None and not strategy.has_provisional
+
+
+def test_a_configuration_saved_where_nothing_is_provisional_makes_no_choice_for_where_something_is() -> None:
+    saved = parse(strategy={"kind": "horovod"}).model_dump()
+    saved["strategy"]["kind"] = "async"
+    assert parse_config(saved, source="saved").strategy.has_provisional
 
 
 def test_a_loaded_configuration_says_whether_there_are_provisional_parameters() -> None:

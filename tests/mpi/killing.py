@@ -188,7 +188,8 @@ def _is_time(case: Case, run: pathlib.Path, seconds: float) -> bool:
         return seconds >= case.at
     if case.phase == "training":
         return _has_begun(run) and (time.time() - (run / "config.yaml").stat().st_mtime >= case.at or _is_over(run))
-    measured = len(json.loads(_books(run) or "{}").get("observer", {}).get("measurements", []))
+    data = _books(run)
+    measured = len(json.loads(data)["recorder"]["measurements"]) if data else 0
     return (measured >= case.at and bool(measured)) or _is_over(run)
 
 

@@ -198,7 +198,10 @@ def test_a_checkpoint_that_another_rank_does_not_see_is_reported(
 
 
 def measured(*losses: float) -> EvaluationHistory:
-    return EvaluationHistory(EvaluationResult(version, 0, 0.0, loss, None) for version, loss in enumerate(losses, start=1))
+    history = EvaluationHistory()
+    for version, loss in enumerate(losses, start=1):
+        history.add(EvaluationResult(version, 0, 0.0, loss, None))
+    return history
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def counted(config: RunConfig, num_batches: int | None) -> EVENTS:
     clock = make_clock(config, times, workers)
     store = CountingStore(config.strategy, workers, TOKENS, config.training.updates, record=clock.read)
     Cluster(World(config, Timing(costs(config, size), times, clock), store), num_batches).run()
-    return sorted((round(fate.seconds, 6), fate.worker, fate.batch, fate.base_version, fate.version) for fate in store.fates)
+    return sorted((round(one.seconds, 6), one.worker, one.batch, one.base_version, one.version) for one in store.decisions)
 
 
 def computed(folder: pathlib.Path, **sections: Any) -> EVENTS:

@@ -16,8 +16,8 @@ from hvd_async.store.shards.shard import Shard
 from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
 from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.store.wire.layout import Layout, ShardWord, Word
-from hvd_async.store.wire.slots import slot_format, split
+from hvd_async.store.wire.layout import Layout, ShardWord, Word, slot_format
+from hvd_async.store.wire.slots import split
 from hvd_async.store.wire.stop import StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors import arithmetic

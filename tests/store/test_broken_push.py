@@ -14,8 +14,7 @@ from hvd_async.config import PushConfig
 from hvd_async.errors import PeerError
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.node_aggregation import NodeAggregator, node_layout
-from hvd_async.store.wire.layout import Layout, SlotWord, StoreMemory, WorkerState, WorkerWord
-from hvd_async.store.wire.slots import slot_format
+from hvd_async.store.wire.layout import Layout, SlotWord, StoreMemory, WorkerState, WorkerWord, slot_format
 from hvd_async.strategies.push_pull import NodePushPull, wait_and_pull
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors.arithmetic import BLOCK

@@ -19,10 +19,10 @@ from hvd_async.store.arrival import Refusal
 from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
-from hvd_async.store.serve.client import IDLE, Base, ClientOptions, StoreClient
+from hvd_async.store.serve.client import Base, ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat, Silence
 from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
-from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, SlotWord, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import IDLE, NUM_PROVISIONAL, Layout, SlotWord, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd, value_of

@@ -17,8 +17,8 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.orders import Order, OrderKind
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
-from hvd_async.store.wire.layout import NUM_ORDERS, Layout, Word
-from hvd_async.store.wire.slots import SlotWriter, read_slot, slot_format, split
+from hvd_async.store.wire.layout import NUM_ORDERS, Layout, Word, slot_format
+from hvd_async.store.wire.slots import SlotWriter, read_slot, split
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors.arithmetic import BLOCK
@@ -242,6 +242,17 @@ def test_a_request_to_stop_on_a_shards_rank_reaches_the_stop_word_and_comes_back
         while shards.memories[0].load(Word.STOP) == 0:
             heard = shards.memories[0].heard(Word.STORE_BELL)
             shards.memories[0].wait(Word.STORE_BELL, heard, 0.01)
+    assert shards.notices == {1: asked}
+
+
+def test_a_request_to_stop_passes_a_shard_that_is_busy_without_a_pause() -> None:
+    asked = StopNotice(StopKind.SIGNAL, rank=11, signal_number=15)
+    with Shards(SIZE, 2, 1, sgd(), asynchronous(), stop_requested=lambda: asked) as shards:
+        orders = 0
+        while shards.memories[0].load(Word.STOP) == 0:
+            shards.vectors.discard()
+            orders += 1
+            assert orders < 100_000, "the shard looks at nothing but its orders"
     assert shards.notices == {1: asked}
 
 

@@ -17,8 +17,8 @@ from hvd_async.config import PushConfig
 from hvd_async.store.arrival import Arrival, Refusal
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
-from hvd_async.store.wire.layout import Layout, SlotDtype, SlotFormat
-from hvd_async.store.wire.slots import Sent, SlotWriter, num_kept, read_slot, slot_format, split
+from hvd_async.store.wire.layout import Layout, SlotDtype, SlotFormat, num_kept, slot_format
+from hvd_async.store.wire.slots import Sent, SlotWriter, read_slot, split
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors.arithmetic import BLOCK
 from tests.store.stores import asynchronous, make_store, sgd

@@ -12,10 +12,7 @@ from hvd_async.transport.group import Solo
 from tests.transport.contract import ThreadGroup, run_threads
 
 GIB, MIB = 2**30, 2**20
-HINT = (
-    "; use fewer workers on the node, push.dtype: bfloat16, store.published_buffers: 2, store.shards on more nodes,"
-    " or a larger /dev/shm"
-)
+HINT = "; use fewer ranks on the node, or a larger /dev/shm"
 Rank = tuple[str, list[Need], Room]
 
 

@@ -13,15 +13,12 @@ import torch
 from hvd_async.config import PushConfig
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.ledger import ClaimOrder
-from hvd_async.store.serve.liveness import wait_until, watch_store
-from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import MAX_STATISTICS, NUM_PROVISIONAL, SlotWord, StoreWindow, Word, WorkerState, WorkerWord
+from hvd_async.store.serve.liveness import Periodic, wait_until, watch_store
+from hvd_async.store.wire import arrival_words, evaluation_words
+from hvd_async.store.wire.layout import IDLE, NUM_PROVISIONAL, SlotWord, StoreWindow, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import SlotWriter, split
 from hvd_async.store.wire.stop import StopNotice, read_stop
-from hvd_async.transport.block import float_to_word
 
-# Announced as base version by a worker that has no gradient under way.
-IDLE = 2**62
 # Longest interval between polls of the store, which may be on another node, by a worker that no bell wakes.
 _LONGEST_POLL_SECONDS = 0.002
 _LOOK_AROUND_SECONDS = 0.01
@@ -150,11 +147,7 @@ class StoreClient:
             self._window.ring(Word.STORE_BELL)
             self._wait(self._is_free)
         sent = self._writer.write(gradient, self._slot)
-        base_version = min(arrival.base_version for arrival in arrivals)
-        words = [base_version, float_to_word(sent.largest), len(arrivals), sent.num_bytes]
-        for arrival in arrivals:
-            words += arrival_words.to_words(arrival)
-        self._window.store_words(self._layout.slot_word(self._slot, SlotWord.PUSHED_BASE_VERSION), words)
+        arrival_words.write_push(self._window, self._slot, arrivals, sent)
         for window in self._windows:  # after all writes, so that transfers to several shards overlap
             window.flush()
         self._pushed += 1
@@ -290,13 +283,9 @@ class StoreClient:
 
     def report_evaluation(self, version: int, statistics: Sequence[float]) -> None:
         """Pass the result of an evaluation to the store, after waiting until it has read the previous result."""
-        if len(statistics) > MAX_STATISTICS:
-            raise ValueError(f"statistics: got {len(statistics)} numbers, expected at most {MAX_STATISTICS}")
         self._touch()
         self._wait(lambda: self._get(WorkerWord.EVALUATION_TAKEN) == self._reported)
-        self._set(WorkerWord.EVALUATED_VERSION, version)
-        first = self._layout.worker_word(self._worker, WorkerWord.STATISTICS)
-        self._window.store_words(first, [float_to_word(value) for value in statistics])
+        evaluation_words.write_evaluation(self._window, self._worker, version, statistics)
         self._window.flush()
         self._reported += 1
         self._set(WorkerWord.EVALUATED, self._reported)
@@ -364,8 +353,7 @@ class StoreClient:
             is_over,
             window,
             bell,
-            look_around,
-            look_seconds=_LOOK_AROUND_SECONDS,
+            Periodic(look_around, _LOOK_AROUND_SECONDS),
             longest_poll_seconds=_LONGEST_POLL_SECONDS,
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hvd_async.store.observer import Observer
-from hvd_async.store.wire.layout import MAX_STATISTICS, StoreWindow, Word, WorkerWord
-from hvd_async.transport.block import word_to_float
+from hvd_async.store.wire.evaluation_words import read_evaluation
+from hvd_async.store.wire.layout import StoreWindow, Word, WorkerWord
 
 
 class EvaluationDesk:
@@ -29,11 +29,10 @@ class EvaluationDesk:
         for worker in workers:
             if not self.has_open(worker):
                 continue
-            words = self._window.load_words(self._word(worker, WorkerWord.STATISTICS), MAX_STATISTICS)
-            version = self._window.load(self._word(worker, WorkerWord.EVALUATED_VERSION))
+            version, statistics = read_evaluation(self._window, worker)
             self._num_taken[worker] += 1
             self._window.store(self._word(worker, WorkerWord.EVALUATION_TAKEN), self._num_taken[worker])
-            self._observer.evaluated(version, [word_to_float(word) for word in words])
+            self._observer.evaluated(version, statistics)
             is_busy = True
         return is_busy
 

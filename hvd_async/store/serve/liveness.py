@@ -1,6 +1,7 @@
 """Liveness: heartbeats of ranks, watches over them, and waits that end when a heartbeat stops.
 
-All waiting in the store's protocol goes through `wait_until`, and only this module decides that a rank is dead.
+Workers and shards wait by `wait_until`; the store's server has a loop of its own, which never waits for one condition alone.
+Only this module decides that a rank is dead.
 """
 
 from __future__ import annotations
@@ -128,31 +129,44 @@ def watch_store(window: StoreWindow, timeout_seconds: float, who: str = "the sto
     return HeartbeatWatch(window, Word.STORE_HEARTBEAT, who, timeout_seconds)
 
 
+class Periodic:
+    """Calls an action at most once in an interval, however often it is called itself."""
+
+    def __init__(self, action: Callable[[], None], seconds: float) -> None:
+        """`action` is first called when `seconds` have passed."""
+        self._action = action
+        self._seconds = seconds
+        self._called = time.monotonic()
+
+    def __call__(self) -> None:
+        """Call the action if the interval has passed since the last call. Raises what the action raises."""
+        now = time.monotonic()
+        if now - self._called >= self._seconds:
+            self._called = now
+            self._action()
+
+
 def wait_until(
     is_over: Callable[[], bool],
     window: StoreWindow,
     bell: int,
     look_around: Callable[[], None],
     *,
-    look_seconds: float = 0.0,
     longest_poll_seconds: float = 0.001,
 ) -> None:
     """Wait until `is_over()`, which is checked whenever `bell` of `window` rings; without bells, by polling.
 
-    The thread sleeps between checks, which leaves the core to computation. `look_around` is called at most every
-    `look_seconds` during the wait, and may end it by raising.
+    The thread sleeps between checks, which leaves the core to computation. `look_around` is called after each sleep, and may
+    end the wait by raising. It is not called if `is_over()` from the beginning.
     """
-    pause, looked = 0.0, time.monotonic()
+    pause = 0.0
     while True:
         heard = window.heard(bell)
         if is_over():
             return
         window.wait(bell, heard, pause)
         pause = _SLEEP_SECONDS if window.has_bells else min(longest_poll_seconds, pause + longest_poll_seconds / 40)
-        now = time.monotonic()
-        if now - looked >= look_seconds:
-            looked = now
-            look_around()
+        look_around()
 
 
 class WorkerWatch:

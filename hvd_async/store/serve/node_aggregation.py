@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from hvd_async.store.arrival import Arrival
-from hvd_async.store.serve.client import IDLE, NO_BASE, Base, StoreClient
+from hvd_async.store.serve.client import NO_BASE, Base, StoreClient
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import ArrivalWord, Layout, SlotWord, StoreMemory, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import IDLE, ArrivalWord, Layout, SlotWord, StoreMemory, Word, WorkerState, WorkerWord
 from hvd_async.vectors import arithmetic
 
 # The node's block has the layout of a store's block: a slot for each member, one published copy, the sum and the kept error.

@@ -14,15 +14,13 @@ from hvd_async.errors import HvdAsyncError, PeerError
 from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.observer import Observer
 from hvd_async.store.parameter_store import ParameterStore
-from hvd_async.store.serve.client import IDLE
 from hvd_async.store.serve.evaluations import EvaluationDesk
 from hvd_async.store.serve.liveness import WorkerWatch
 from hvd_async.store.serve.provisional import ProvisionalPublisher
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import SlotWord, StoreMemory, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import IDLE, SlotWord, StoreMemory, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import read_slot
 from hvd_async.store.wire.stop import StopKind, StopNotice, read_stop
-from hvd_async.transport.block import word_to_float
 
 # Longest pauses between two looks at the slots: a sleep if bells wake the store, else a short poll.
 _SLEEP_SECONDS = 0.02
@@ -193,7 +191,7 @@ class StoreServer:
         if self._is_too_late(notice):
             self._store.refuse(arrivals, Refusal.AFTER_THE_END)
         else:
-            largest = word_to_float(self._get(slot, SlotWord.LARGEST))
+            largest = arrival_words.read_largest(self._memory, slot)
             self._store.accept(arrivals, read_slot(self._memory, self._layout, slot, largest))
         self._drained[slot] += 1
         self._to_drain.append(slot)

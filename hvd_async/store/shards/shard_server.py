@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from hvd_async.store.optimizer import StepOrder
-from hvd_async.store.serve.liveness import wait_until, watch_store
+from hvd_async.store.serve.liveness import Periodic, wait_until, watch_store
 from hvd_async.store.shards.orders import Order, OrderKind
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import ORDER_WORDS, ShardWord, StoreMemory, StoreWindow, Word
@@ -16,7 +16,7 @@ from hvd_async.store.wire.stop import StopNotice, read_stop
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.vectors import arithmetic
 
-# Interval at which a waiting shard checks on the sequencer, which may be on another node.
+# Interval at which a shard checks on the sequencer, which may be on another node, and on its own process.
 _LOOK_AROUND_SECONDS = 0.25
 
 
@@ -34,7 +34,7 @@ class ShardServer:
         touch: Callable[[], None] = lambda: None,
     ) -> None:
         """`shard` holds `part` of the vector in the buffers of `memory`, its own block; `sequencer` reaches block 0. `touch`
-        is called in every turn of the loop: see `Heartbeat.touch`."""
+        is called several times a second, also while orders come without a pause: see `Heartbeat.touch`."""
         self._number = number
         self._part = part
         self._shard = shard
@@ -52,15 +52,16 @@ class ShardServer:
         """
         store = watch_store(self._sequencer, self._timeout_seconds, "the store's sequencer (rank 0)")
 
-        def look_around() -> None:
+        def check() -> None:
             self._touch()
             self._pass_on(stop_requested())
-            if self._sequencer.load(Word.SERVED):  # without an order to end: the sequencer could save nothing
+            if self._sequencer.load(Word.SERVED) and not self._has_order():  # not even to end: nothing could be saved
                 read_stop(self._sequencer)
             store.check()
 
+        look_around = Periodic(check, _LOOK_AROUND_SECONDS)
         while True:
-            wait_until(self._has_order, self._memory, Word.STORE_BELL, look_around, look_seconds=_LOOK_AROUND_SECONDS)
+            wait_until(self._has_order, self._memory, Word.STORE_BELL, look_around)
             words = self._memory.load_words(self._memory.layout.order_word(self._done), ORDER_WORDS)
             order = Order.from_words(words)
             self._carry_out(order)
@@ -68,6 +69,7 @@ class ShardServer:
             self._tell(ShardWord.DONE, self._done)
             if order.kind is OrderKind.END:
                 return read_stop(self._sequencer)
+            look_around()  # here too: where orders come without a pause, there is no wait
 
     def _has_order(self) -> bool:
         return self._memory.load(Word.ORDERS) > self._done

@@ -1,4 +1,4 @@
-"""Conversion between an arrival and the control words beside its gradient."""
+"""The control words beside a gradient, which describe its arrivals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.wire.layout import ArrivalWord, SlotWord, StoreWindow
+from hvd_async.store.wire.slots import Sent
 from hvd_async.transport.block import float_to_word, word_to_float
 
 
@@ -41,6 +42,19 @@ def from_words(words: Sequence[int], push: int, sent_bytes: int = 0) -> Arrival:
         sent_bytes=sent_bytes,
         push=push,
     )
+
+
+def write_push(window: StoreWindow, slot: int, arrivals: Sequence[Arrival], sent: Sent) -> None:
+    """Begin to describe the gradient in `slot`, the sum of those of `arrivals`; PUSHED may rise after a flush."""
+    words = [min(arrival.base_version for arrival in arrivals), float_to_word(sent.largest), len(arrivals), sent.num_bytes]
+    for arrival in arrivals:
+        words += to_words(arrival)
+    window.store_words(window.layout.slot_word(slot, SlotWord.PUSHED_BASE_VERSION), words)
+
+
+def read_largest(window: StoreWindow, slot: int) -> float:
+    """Return the largest magnitude of the push in `slot`."""
+    return word_to_float(window.load(window.layout.slot_word(slot, SlotWord.LARGEST)))
 
 
 def read_arrivals(window: StoreWindow, slot: int) -> list[Arrival]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from hvd_async.transport.block import WORD_BYTES
 
 if TYPE_CHECKING:  # which loads torch, and a request to stop, whose words are here, is to be heard before that
+    from hvd_async.config import PushConfig
     from hvd_async.transport.window import OwnerWindow, Window
 
 _PAGE_BYTES = 4096
@@ -25,9 +26,11 @@ _STAGGER_BYTES = 576
 _LINE_WORDS = 8
 _GLOBAL_WORDS = 32
 _WORDS_PER_WORKER = 32
-_WORDS_PER_ARRIVAL = 10
+# In place of a version: no gradient is under way.
+IDLE = 2**62
 _WORDS_PER_SHARD = 8
 ORDER_WORDS = 8
+INDEX_BYTES = 4
 NUM_ORDERS = 64
 NUM_PROVISIONAL = 2
 
@@ -150,12 +153,30 @@ class SlotFormat:
     @property
     def values_offset(self) -> int:
         """Bytes from the slot's beginning to the values."""
-        return self.indices_offset + -(-4 * self.capacity // 64) * 64 if self.is_sparse else 0
+        return self.indices_offset + -(-INDEX_BYTES * self.capacity // 64) * 64 if self.is_sparse else 0
 
     @property
     def num_bytes(self) -> int:
         """Size of the slot's contents in bytes."""
         return self.values_offset + self.capacity * self.dtype.num_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of a push that fills the slot: numbers and indices."""
+        return self.capacity * (self.dtype.num_bytes + (INDEX_BYTES if self.is_sparse else 0))
+
+
+def num_kept(size: int, keep: float) -> int:
+    """Return the highest number of elements sent of `size`, `keep` being the share to send."""
+    return max(1, round(size * keep))
+
+
+def slot_format(size: int, part: slice, push: PushConfig) -> SlotFormat:
+    """Return the slot format of the shard that holds `part` of a vector of `size` elements."""
+    dtype, length = SlotDtype(push.dtype), part.stop - part.start
+    if push.keep == 1.0:
+        return SlotFormat(dtype, length)
+    return SlotFormat(dtype, min(length, num_kept(size, push.keep)), is_sparse=True)
 
 
 @dataclass(frozen=True)
@@ -202,7 +223,7 @@ class Layout:
     @property
     def words_per_slot(self) -> int:
         """Number of control words of one slot."""
-        return -(-(SlotWord.ARRIVALS + self.arrivals_per_slot * _WORDS_PER_ARRIVAL) // _LINE_WORDS) * _LINE_WORDS
+        return -(-(SlotWord.ARRIVALS + self.arrivals_per_slot * len(ArrivalWord)) // _LINE_WORDS) * _LINE_WORDS
 
     @property
     def num_words(self) -> int:
@@ -234,7 +255,7 @@ class Layout:
 
     def arrival_word(self, slot: int, number: int, word: int) -> int:
         """Return the index of control word `word` (an `ArrivalWord`) of arrival `number` in `slot`."""
-        return self.slot_word(slot, SlotWord.ARRIVALS) + number * _WORDS_PER_ARRIVAL + word
+        return self.slot_word(slot, SlotWord.ARRIVALS) + number * len(ArrivalWord) + word
 
     def shard_word(self, shard: int, word: int) -> int:
         """Return the index, in the sequencer's block, of control word `word` (a `ShardWord`) of `shard`."""

@@ -6,8 +6,8 @@ import torch
 
 from hvd_async.config import PushConfig
 from hvd_async.store.pushed_gradient import Gradient
-from hvd_async.store.wire.layout import Layout
-from hvd_async.store.wire.slots import SlotWriter, read_slot, slot_format
+from hvd_async.store.wire.layout import Layout, slot_format
+from hvd_async.store.wire.slots import SlotWriter, read_slot
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors import arithmetic
 

@@ -10,7 +10,7 @@ import torch
 
 from hvd_async.config import PushConfig
 from hvd_async.store.pushed_gradient import Gradient
-from hvd_async.store.wire.layout import Layout, SlotDtype, SlotFormat, StoreMemory, StoreWindow
+from hvd_async.store.wire.layout import INDEX_BYTES, Layout, SlotDtype, StoreMemory, StoreWindow, num_kept
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.vectors import arithmetic
 
@@ -25,19 +25,6 @@ def split(size: int, num_shards: int) -> list[slice]:
     num_blocks = -(-size // arithmetic.BLOCK)
     bounds = [min(size, arithmetic.BLOCK * (num_blocks * k // num_shards)) for k in range(num_shards + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
-
-
-def num_kept(size: int, keep: float) -> int:
-    """Return the highest number of elements sent of `size`, `keep` being the share to send."""
-    return max(1, round(size * keep))
-
-
-def slot_format(size: int, part: slice, push: PushConfig) -> SlotFormat:
-    """Return the slot format of the shard that holds `part` of a vector of `size` elements."""
-    dtype, length = SlotDtype(push.dtype), part.stop - part.start
-    if push.keep == 1.0:
-        return SlotFormat(dtype, length)
-    return SlotFormat(dtype, min(length, num_kept(size, push.keep)), is_sparse=True)
 
 
 @dataclass(frozen=True)
@@ -121,7 +108,7 @@ class SlotWriter:
             window.put(offset + layout.format.indices_offset, (indices[mine] - part.start).to(torch.int32))
             window.put(offset + layout.format.values_offset, values[mine])
             window.put(offset, torch.tensor([mine.stop - mine.start]))
-        return Sent(largest, len(indices) * (4 + self._dtype.itemsize))
+        return Sent(largest, len(indices) * (INDEX_BYTES + self._dtype.itemsize))
 
     def _stage(self, size: int) -> torch.Tensor:
         if self._staged is None:

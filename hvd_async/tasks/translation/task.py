@@ -102,6 +102,8 @@ class TranslationTask:
         share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)
         left_out = f"; left out: {skipped.train_too_long} too long, {skipped.train_empty} with an empty side"
         lines = [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
+        if skipped.validation_empty:
+            lines.append(f"{skipped.validation_empty:,} validation pairs left out, with an empty side")
         losses, vocabulary = self._corpus.losses, self._config.vocabulary
         if losses.unknown_pieces:
             lines.append(
