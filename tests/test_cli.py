@@ -233,7 +233,7 @@ def test_numbers_out_of_range_have_the_same_exit_status(flags: list[str], config
 
 
 @pytest.fixture
-def begun(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+def started_run(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     """The configuration of a run whose folder exists, as far as a launcher looks at it."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text(dump_config(load_config(config)), encoding="utf-8")
@@ -252,14 +252,14 @@ def begun(config: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     ],
 )
 def test_launch_refuses_before_the_start_what_its_ranks_would_refuse(
-    arguments: list[str], status: int, words: str, begun: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], status: int, words: str, started_run: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted(begun.parent.rglob("*"))
-    assert main(["launch", str(begun), "--mpi", "openmpi", "--set", "strategy.kind=async", *arguments]) == status
+    before = sorted(started_run.parent.rglob("*"))
+    assert main(["launch", str(started_run), "--mpi", "openmpi", "--set", "strategy.kind=async", *arguments]) == status
     printed = capsys.readouterr()
     assert words in printed.err and printed.err.count("\n") <= 2
     assert printed.out == ""  # the command line is printed only when it is run
-    assert sorted(begun.parent.rglob("*")) == before
+    assert sorted(started_run.parent.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -289,10 +289,10 @@ def test_a_single_process_has_no_transport(config: pathlib.Path, capsys: pytest.
     assert line.endswith(": worker 0, cpu, 1 thread")
 
 
-def test_launchers_mpi_libraries_and_scripts_to_choose_from_are_those_that_there_are() -> None:
-    """The command line has lists of its own, because it loads none of these modules for `--help`; so have suites."""
-    verbs = next(action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    choices = {flag: action.choices for action in verbs.choices["launch"]._actions for flag in action.option_strings}
+def test_the_choices_of_launchers_mpi_libraries_and_scripts_are_complete() -> None:
+    """The command line and suites have lists of their own, so that `--help` need not load these modules."""
+    commands = next(action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    choices = {flag: action.choices for action in commands.choices["launch"]._actions for flag in action.option_strings}
     assert choices["--launcher"] == get_args(LauncherName) and choices["--mpi"] == get_args(MpiFamily)
     assert get_args(SuiteConfig.model_fields["launcher"].annotation) == (*get_args(LauncherName), "simulate")
     assert [*(choices["--slurm"] or ()), "compare"] == list(SCRIPTS)

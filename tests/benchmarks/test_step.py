@@ -18,7 +18,7 @@ TINY = ModelSize(
 )
 
 
-class Witness:
+class RecordingWorker:
     """A worker that records which batches were handed over, and whether their gradients were there."""
 
     def __init__(self, flat: FlatParameters) -> None:
@@ -36,7 +36,7 @@ class Witness:
 def test_bare_steps_hand_nothing_over_and_whole_steps_one_gradient_each(overlap: bool, num_steps: int) -> None:
     step = ModelStep(TINY)
     flat = FlatParameters(step.model)
-    worker = Witness(flat)
+    worker = RecordingWorker(flat)
     options, push = Options(repeats=2, seconds=100.0), PushConfig(overlap=overlap)
     figure = measure_steps(worker, step, flat, options, push)  # type: ignore[arg-type]  # the witness has what is used
     assert worker.seen == [(batch, 30, True) for batch in range(3 * num_steps)]  # the first turn is the warm-up

@@ -1,5 +1,6 @@
-"""The launcher's environment. What launchers set was recorded from real jobs: Open MPI 5.0.11, MPICH 5.0.2, Intel MPI 2021.18,
-Slurm 22.05; two tasks on each of two nodes, rank 3."""
+"""The environment set by launchers, recorded from real jobs: Open MPI 5.0.11, MPICH 5.0.2, Intel MPI 2021.18, Slurm
+22.05; two tasks on each of two nodes, rank 3.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ PMI2 = {**SLURM_STEP, "SLURM_MPI_TYPE": "pmi2", "PMI_RANK": "3", "PMI_SIZE": "4"
 PMIX = {**SLURM_STEP, "SLURM_MPI_TYPE": "pmix", "PMIX_NAMESPACE": "slurm.pmix.3.0", "PMIX_RANK": "3"}
 GLOO = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-# What srun sets for the proxy that an mpirun inside a job has it start, one on each node.
+# The environment of the proxy that an mpirun inside a job starts on each node through srun.
 PROXY = {
     **SLURM_STEP,
     "SLURM_PROCID": "1",
@@ -67,7 +68,7 @@ LIBRARIES = {
 }
 
 
-def told(environ: dict[str, str]) -> tuple[str, int, int, int | None, int | None]:
+def launched_rank(environ: dict[str, str]) -> tuple[str, int, int, int | None, int | None]:
     launched = read_environment(environ)
     assert launched is not None
     return str(launched), launched.rank, launched.size, launched.local_rank, launched.local_size
@@ -87,17 +88,17 @@ def told(environ: dict[str, str]) -> tuple[str, int, int, int | None, int | None
     ],
 )
 def test_each_launcher_is_read(name: str, environ: dict[str, str]) -> None:
-    assert told(environ) == (name, 3, 4, 1, 2)
+    assert launched_rank(environ) == (name, 3, 4, 1, 2)
 
 
 @pytest.mark.parametrize("proxy", [PROXY, PROXY_PMI2, PROXY_PMIX])
 @pytest.mark.parametrize(("name", "own"), [("Open MPI", OPEN_MPI), ("MPICH", MPICH), ("Intel MPI", INTEL_MPI)])
 def test_mpirun_inside_a_slurm_job_counts_before_slurm(name: str, own: dict[str, str], proxy: dict[str, str]) -> None:
-    assert told({**proxy, **own}) == (name, 3, 4, 1, 2)
+    assert launched_rank({**proxy, **own}) == (name, 3, 4, 1, 2)
 
 
-def test_pmi_without_more_is_read_from_launchers_that_we_do_not_know() -> None:
-    assert told({"PMI_RANK": "3", "PMI_SIZE": "4"}) == ("a launcher with PMI", 3, 4, None, None)
+def test_pmi_alone_is_read_from_unknown_launchers() -> None:
+    assert launched_rank({"PMI_RANK": "3", "PMI_SIZE": "4"}) == ("a launcher with PMI", 3, 4, None, None)
 
 
 @pytest.mark.parametrize(
@@ -105,20 +106,20 @@ def test_pmi_without_more_is_read_from_launchers_that_we_do_not_know() -> None:
     [("4(x2),3", "2", 3), ("4(x2),3", "1", 4), ("2", "0", 2), ("2", "1", None), ("", "0", None)],
 )
 def test_slurm_lists_the_tasks_of_all_nodes(tasks: str, node: str, expected: int | None) -> None:
-    assert told({**SLURM_STEP, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node})[-1] == expected
+    assert launched_rank({**SLURM_STEP, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node})[-1] == expected
 
 
 @pytest.mark.parametrize("step", [{}, {"SLURM_STEP_ID": "4294967291"}, {"SLURM_STEP_ID": "4294967290"}])
-def test_a_slurm_batch_script_or_shell_is_no_rank(step: dict[str, str]) -> None:
+def test_a_slurm_batch_script_or_shell_is_not_a_rank(step: dict[str, str]) -> None:
     batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_TASKS_PER_NODE": "2(x2)"}
     assert read_environment({**batch, **step}) is None
 
 
-def test_no_launcher() -> None:
+def test_without_a_launcher_there_is_none() -> None:
     assert read_environment({"HOME": "/root", "PMI_RANK": "0"}) is None
 
 
-def test_a_launchers_variable_that_is_no_number() -> None:
+def test_a_launchers_variable_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(SetupError, match="OMPI_COMM_WORLD_RANK: got 'x', expected a whole number"):
         read_environment({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "x"})
 
@@ -144,8 +145,8 @@ def refusal(environ: dict[str, str], library: str = "") -> str:
     ],
 )
 def test_singletons_are_refused_with_reason_and_hint(environ: dict[str, str], hint: str) -> None:
-    said = refusal(environ)
-    assert "as rank 3 of 4, but MPI says rank 0 of 1" in said and hint in said
+    message = refusal(environ)
+    assert "as rank 3 of 4, but MPI says rank 0 of 1" in message and hint in message
 
 
 @pytest.mark.parametrize(
@@ -157,12 +158,12 @@ def test_singletons_are_refused_with_reason_and_hint(environ: dict[str, str], hi
         (SLURM_STEP, "Intel MPI", "pmi2"),
     ],
 )
-def test_srun_is_refused_with_the_flag_that_this_mpi_needs(environ: dict[str, str], library: str, flag: str) -> None:
-    said = refusal(environ, LIBRARIES[library])
-    assert said.endswith(f"; use srun --mpi={flag}; `srun --mpi=list` shows what this Slurm has")
+def test_srun_is_refused_with_the_flag_that_the_mpi_needs(environ: dict[str, str], library: str, flag: str) -> None:
+    message = refusal(environ, LIBRARIES[library])
+    assert message.endswith(f"; use srun --mpi={flag}; `srun --mpi=list` shows what this Slurm has")
 
 
-def test_a_refusal_in_full() -> None:
+def test_a_refusal_names_launcher_ranks_library_and_hint() -> None:
     assert refusal(PMI2, LIBRARIES["Open MPI"]) == (
         "srun --mpi=pmi2 started this process as rank 3 of 4, but MPI (Open MPI v5.0.11) says rank 0 of 1: the MPI library and"
         " the launcher do not belong together; use srun --mpi=pmix; `srun --mpi=list` shows what this Slurm has"
@@ -170,15 +171,15 @@ def test_a_refusal_in_full() -> None:
     assert "but MPI (MPICH 5.0.2) says rank 0 of 1" in refusal(SLURM_STEP, LIBRARIES["MPICH"])
 
 
-def test_the_right_flag_that_did_not_help_leaves_mpirun() -> None:
+def test_if_the_right_flag_did_not_help_the_hint_is_mpirun() -> None:
     assert "use the mpirun of this MPI inside the job" in refusal(PMIX, LIBRARIES["Open MPI"])
 
 
-def test_an_mpi_that_we_do_not_know_is_told_of_all_flags() -> None:
+def test_the_hint_for_an_unknown_mpi_lists_all_flags() -> None:
     assert refusal(SLURM_STEP, "MVAPICH 4.0").count("--mpi=") == 3 and SRUN.hint in refusal(SLURM_STEP, "MVAPICH 4.0")
 
 
-def test_mpich_without_pmix_is_refused_before_it_would_end_the_process() -> None:
+def test_mpich_without_pmix_is_refused_before_it_could_end_the_process() -> None:
     with pytest.raises(SetupError) as caught:
         check_launcher(read_environment(PMIX), LIBRARIES["MPICH"], has_pmix=False)
     assert str(caught.value) == (
@@ -198,12 +199,12 @@ def test_mpich_without_pmix_is_refused_before_it_would_end_the_process() -> None
         ({}, "MPICH", False),
     ],
 )
-def test_what_starts_is_left_to_start(environ: dict[str, str], library: str, has_pmix: bool) -> None:
+def test_launchers_that_work_are_accepted(environ: dict[str, str], library: str, has_pmix: bool) -> None:
     check_launcher(read_environment(environ), LIBRARIES[library], has_pmix)
 
 
 @pytest.mark.parametrize("environ", [{}, {"HOME": ""}])
-def test_open_mpi_without_a_home_is_one_line(environ: dict[str, str]) -> None:
+def test_open_mpi_without_a_home_is_reported_in_one_line(environ: dict[str, str]) -> None:
     with pytest.raises(
         SetupError, match=r"^HOME: got none, expected a folder; Open MPI does not start without one: export HOME=/tmp"
     ):

@@ -1,4 +1,4 @@
-"""Ranks to roles, devices and threads."""
+"""Assignment of roles, devices and threads to ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvd_async.errors import ConfigError, SetupError
 
 
 def machines(*hosts: str, cores: int = 8, gpus: int = 0) -> list[Machine]:
-    """One for each rank; all ranks of a host see all of it."""
+    """Return one machine for each rank; all ranks of a host see all of its cores and GPUs."""
     return [Machine(host, tuple(range(cores)), tuple(f"{host}-gpu{i}" for i in range(gpus))) for host in hosts]
 
 
@@ -63,7 +63,7 @@ def test_a_dedicated_store_needs_a_worker() -> None:
         ("abbb", 3, [0, 1, 2, None]),
     ],
 )
-def test_shards_go_to_every_host_before_a_second_one_goes_to_the_first(
+def test_every_host_gets_a_shard_before_any_gets_a_second_one(
     hosts: str, num_shards: int, expected: list[int | None]
 ) -> None:
     plans = assign_roles(machines(*hosts), Placement("async", num_shards=num_shards))
@@ -107,7 +107,7 @@ def test_dedicated_shards_need_a_worker_beside_them() -> None:
     assert [p.role for p in assign_roles(machines("a", "a"), Placement("async"))] == ["store", "worker"]
 
 
-def test_a_rank_holds_one_shard_at_most() -> None:
+def test_a_rank_holds_at_most_one_shard() -> None:
     with pytest.raises(SetupError) as caught:
         assign_roles(machines("a", "a"), Placement("async", "colocated", num_shards=3))
     assert str(caught.value) == (
@@ -115,7 +115,7 @@ def test_a_rank_holds_one_shard_at_most() -> None:
     )
 
 
-def test_dedicated_shards_have_one_thread_where_cores_are_few() -> None:
+def test_dedicated_shards_have_one_thread_if_cores_are_few() -> None:
     def threads(cores: int) -> list[int]:
         return [p.threads for p in assign_roles(machines("a", "a", "b", "b", cores=cores), Placement("async", num_shards=2))]
 
@@ -123,7 +123,7 @@ def test_dedicated_shards_have_one_thread_where_cores_are_few() -> None:
     assert threads(8) == [4, 4, 4, 4]
 
 
-def test_a_plan_tells_the_number_of_a_shard() -> None:
+def test_a_plan_gives_the_number_of_a_shard() -> None:
     dedicated = assign_roles(machines("a", "a", "b", cores=1), Placement("async", num_shards=2))
     assert [describe(p) for p in dedicated] == [
         "rank 0 on a: store, cpu, 1 thread",
@@ -157,24 +157,24 @@ def test_hosts_may_have_different_numbers_of_gpus() -> None:
 
 
 @pytest.mark.parametrize("hosts", ["ababa", "aaabb", "bbaaa"])
-def test_gpus_are_dealt_by_the_place_among_a_hosts_workers_in_any_order_of_ranks(hosts: str) -> None:
+def test_gpus_are_assigned_by_local_worker_number_in_any_order_of_ranks(hosts: str) -> None:
     plans = assign_roles(machines(*hosts, gpus=3), Placement("ddp"))
     for host in "ab":
         assert [p.device for p in plans if p.host == host] == [f"cuda:{i}" for i in range(hosts.count(host))]
 
 
-def test_gpus_that_the_launcher_dealt_out_are_each_index_0() -> None:
+def test_gpus_that_the_launcher_assigned_are_each_index_0() -> None:
     dealt = [Machine("a", (0,), ("gpu-x",)), Machine("a", (1,), ("gpu-y",))]
     assert [p.device for p in assign_roles(dealt, Placement("ddp"))] == ["cuda:0", "cuda:0"]
     with pytest.raises(SetupError, match="finds no GPU of its own"):
         assign_roles([dealt[0], dealt[0]], Placement("ddp"))
 
 
-def test_a_store_leaves_the_gpu_that_the_launcher_dealt_to_it() -> None:
+def test_a_store_leaves_the_gpu_that_the_launcher_assigned_to_it_unused() -> None:
     dealt = [Machine(host, (0,), (f"{host}-{i}",)) for host, i in [("a", 0), ("a", 1), ("b", 0), ("b", 1)]]
     plans = assign_roles(dealt, Placement("async"))
     assert [(p.device, p.store_device) for p in plans] == [("cpu", "cpu"), *[("cuda:0", None)] * 3]
-    # Asked for, it is the store's: no worker sees it, so that pushes go through the host.
+    # On request the store uses that GPU: no worker sees it, so pushes go through the host.
     plans = assign_roles(dealt, Placement("async", store_device="cuda"))
     assert [(p.device, p.is_direct) for p in plans] == [("cuda:0", False)] * 4
     assert [p.store_device for p in plans] == ["cuda:0", None, None, None]
@@ -188,7 +188,7 @@ def test_some_ranks_may_see_one_gpu_and_others_all() -> None:
     assert [p.device for p in plans] == ["cuda:0", "cuda:1", "cuda:2"]
 
 
-def test_visible_devices_that_differ_are_told_apart_by_the_gpu_and_not_by_the_number() -> None:
+def test_visible_devices_are_distinguished_by_the_gpu_and_not_by_the_index() -> None:
     ranks = [Machine("a", (0,), ("x", "y")), Machine("a", (0,), ("y", "x")), Machine("a", (0,), ("z",))]
     plans = assign_roles(ranks, Placement("ddp"))
     assert [(p.device, m.gpus[int(p.device[-1])]) for p, m in zip(plans, ranks, strict=True)] == [
@@ -198,7 +198,7 @@ def test_visible_devices_that_differ_are_told_apart_by_the_gpu_and_not_by_the_nu
     ]
 
 
-def test_a_gpu_by_number() -> None:
+def test_a_gpu_may_be_given_by_its_index() -> None:
     assert assign_roles(machines("a", gpus=2), Placement("single", device="cuda:1"))[0].device == "cuda:1"
     with pytest.raises(SetupError, match="cuda:2, but rank 0 on a sees 2 GPUs"):
         assign_roles(machines("a", gpus=2), Placement("single", device="cuda:2"))
@@ -213,13 +213,13 @@ def test_cuda_without_a_gpu_is_an_error_and_auto_is_not() -> None:
     assert assign_roles(machines("a", gpus=1), Placement("single", device="cpu"))[0].device == "cpu"
 
 
-def test_an_unknown_device() -> None:
+def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="got 'tpu', expected auto, cpu, cuda or cuda:<index>"):
         assign_roles(machines("a"), Placement("single", device="tpu"))
 
 
 def on_device(*hosts: str, gpus: int, device: str = "cuda", **wanted: Any) -> list[tuple[str, str | None, bool]]:
-    """Device, store device and whether the worker is direct, of every rank."""
+    """Return device, store device and whether the worker is direct, for every rank."""
     plans = assign_roles(machines(*hosts, gpus=gpus), Placement("async", store_device=device, **wanted))
     return [(p.device, p.store_device, p.is_direct) for p in plans]
 
@@ -232,7 +232,7 @@ def test_a_store_on_a_gpu_takes_one_that_no_worker_uses() -> None:
     ]
 
 
-def test_a_store_shares_a_gpu_only_where_sharing_is_allowed() -> None:
+def test_a_store_shares_a_gpu_only_if_sharing_is_allowed() -> None:
     with pytest.raises(SetupError, match=r"a: the store, rank 0, finds no GPU of its own among the 1 .*allow_sharing"):
         on_device("a", "a", gpus=1)
     assert on_device("a", "a", gpus=1, allow_sharing=True) == [("cuda:0", "cuda:0", False), ("cuda:0", "cuda:0", True)]
@@ -242,7 +242,7 @@ def test_a_store_shares_a_gpu_only_where_sharing_is_allowed() -> None:
     assert on_device("a", "a", gpus=2, device="cuda:1")[0] == ("cuda:1", "cuda:1", False)
 
 
-def test_a_store_that_trains_takes_the_gpu_that_it_trains_on() -> None:
+def test_a_store_that_trains_uses_the_gpu_of_its_worker() -> None:
     for device in ("cuda", "auto", "cuda:0"):
         assert on_device("a", "a", gpus=2, device=device, placement="colocated") == [
             ("cuda:0", "cuda:0", True),
@@ -270,7 +270,7 @@ def test_a_format_that_is_not_one_vector_of_one_worker_goes_through_the_host() -
     assert not on_device("a", "a", gpus=2, is_direct=False, placement="colocated")[0][2]
 
 
-def test_a_worker_numbers_the_stores_gpu_in_its_own_way_or_does_not_see_it() -> None:
+def test_a_worker_has_its_own_index_for_the_stores_gpu_or_does_not_see_it() -> None:
     ranks = [Machine("a", (0,), ("x", "y")), Machine("a", (1,), ("z", "x")), Machine("a", (2,), ("z", "w"))]
     plans = assign_roles(ranks, Placement("async", store_device="cuda:0", device="cuda:0", allow_sharing=True))
     assert [(p.store_device, p.is_direct, p.opens_store) for p in plans] == [
@@ -280,7 +280,7 @@ def test_a_worker_numbers_the_stores_gpu_in_its_own_way_or_does_not_see_it() -> 
     ]
 
 
-def test_a_device_that_the_store_cannot_have() -> None:
+def test_a_device_that_the_store_cannot_use_is_refused() -> None:
     with pytest.raises(SetupError, match=r"store.device: got cuda:2, but rank 0 on a sees 2 GPUs"):
         on_device("a", "a", gpus=2, device="cuda:2")
     with pytest.raises(SetupError, match=r"store.device: got cuda, but rank 0 on a sees 0 GPUs"):
@@ -289,12 +289,12 @@ def test_a_device_that_the_store_cannot_have() -> None:
         on_device("a", "a", gpus=1, device="gpu")
 
 
-def test_the_store_of_other_strategies_is_not_asked_for_a_device() -> None:
+def test_strategies_without_a_store_ignore_its_device() -> None:
     plans = assign_roles(machines("a", gpus=1), Placement("ddp", store_device="cuda"))
     assert (plans[0].store_device, plans[0].is_direct) == (None, False)
 
 
-def test_few_cores_are_the_workers_and_the_store_has_one_thread() -> None:
+def test_few_cores_go_to_the_workers_and_the_store_has_one_thread() -> None:
     assert [p.threads for p in assign_roles(machines("a", "a", "a", cores=2), Placement("async"))] == [1, 1, 1]
     assert [p.threads for p in assign_roles(machines("a", "a", "a", cores=5), Placement("async"))] == [1, 2, 2]
 
@@ -303,21 +303,21 @@ def test_plenty_of_cores_are_divided_among_store_and_workers() -> None:
     assert [p.threads for p in assign_roles(machines("a", "a", "a", cores=12), Placement("async"))] == [4, 4, 4]
 
 
-def test_cores_are_divided_on_each_host_by_itself() -> None:
+def test_cores_are_divided_on_each_host_separately() -> None:
     assert [p.threads for p in assign_roles(machines("a", "b", "b", cores=8), Placement("async"))] == [8, 4, 4]
 
 
-def test_cores_that_the_launcher_dealt_out_are_not_divided_again() -> None:
+def test_cores_that_the_launcher_assigned_are_not_divided_again() -> None:
     dealt = [Machine("a", (0, 1), ()), Machine("a", (2, 3, 4), ())]
     assert [p.threads for p in assign_roles(dealt, Placement("ddp"))] == [2, 3]
 
 
-def test_threads_that_are_given() -> None:
+def test_configured_threads_are_used() -> None:
     assert [p.threads for p in assign_roles(machines("a", "a"), Placement("async", threads=5))] == [5, 5]
 
 
 def threads_of_workers(num_cores: int, num_workers: int, *, beside_store: bool = False) -> int:
-    """Threads of each worker on a host where all ranks may use all of its cores."""
+    """Return the threads of each worker on a host where all ranks may use all cores."""
     host = Machine("a", tuple(range(num_cores)), ())
     plans = assign_roles(
         [host] * (num_workers + beside_store), Placement("async" if beside_store else "horovod", device="cpu")
@@ -325,14 +325,14 @@ def threads_of_workers(num_cores: int, num_workers: int, *, beside_store: bool =
     return plans[-1].threads
 
 
-def test_the_share_of_a_worker_before_anything_is_started() -> None:
+def test_the_threads_of_a_worker_are_known_before_the_start() -> None:
     assert threads_of_workers(8, 2) == 4
     assert threads_of_workers(2, 4) == 1
     assert threads_of_workers(12, 2, beside_store=True) == 4
     assert threads_of_workers(8, 2, beside_store=True) == 4
 
 
-def test_a_plan_is_told_in_one_line() -> None:
+def test_a_plan_is_described_in_one_line() -> None:
     plans = assign_roles(machines("a", "b", gpus=1, cores=1), Placement("async"))
     assert [describe(p, "RMA") for p in plans] == [
         "rank 0 on a: store, cpu, 1 thread, RMA",
@@ -340,7 +340,7 @@ def test_a_plan_is_told_in_one_line() -> None:
     ]
 
 
-def test_a_plan_tells_where_the_store_of_a_worker_is() -> None:
+def test_a_plan_describes_where_the_store_of_a_worker_is() -> None:
     plans = assign_roles(machines("a", "a", gpus=3), Placement("async", "colocated", store_device="cuda:2"))
     assert describe(plans[0], "device memory").endswith("store+worker 0, cuda:0, store on cuda:2, 4 threads, device memory")
     assert describe(plans[1], "CUDA IPC").endswith("worker 1, cuda:1, 4 threads, CUDA IPC")

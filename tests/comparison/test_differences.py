@@ -19,7 +19,7 @@ def strategy(**keys: Any) -> RunConfig:
     return config(strategy={"kind": "async", **keys})
 
 
-def test_seeds_and_folders_are_no_differences() -> None:
+def test_seeds_and_folders_do_not_count_as_differences() -> None:
     assert differing_keys([]) == []
     assert differing_keys([config()]) == []
     assert differing_keys([config(seed=1, output="a"), config(seed=2, output="b")]) == []

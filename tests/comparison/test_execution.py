@@ -38,7 +38,7 @@ from tests.mpi.runs import losses_of
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are computed in this process."""
     in_place_of_processes(monkeypatch, compute_here)
 
@@ -55,7 +55,7 @@ def names_in(output: pathlib.Path) -> list[str]:
 
 
 def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
-    folder: pathlib.Path, here: None, capsys: pytest.CaptureFixture[str]
+    folder: pathlib.Path, in_this_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variants = {"horovod": {"strategy.kind": "horovod"}, "bad": {"model.max_positions": 3}, "N = 1": {}}
     command = ["compare", str(write(folder, tiny(variants=variants))), "--output", str(folder / "out")]
@@ -108,7 +108,7 @@ def test_a_run_that_succeeds_but_leaves_no_summary_has_failed(folder: pathlib.Pa
     assert failures == ["horovod-s1: exit status 0: not run yet", "n_1-s1: exit status 0: not run yet"]
 
 
-def test_a_finished_run_counts_with_every_strategy(folder: pathlib.Path, here: None) -> None:
+def test_a_finished_run_counts_with_every_strategy(folder: pathlib.Path, in_this_process: None) -> None:
     kinds = {
         "horovod": {"kind": "horovod"},
         "ddp": {"kind": "ddp"},
@@ -269,7 +269,7 @@ def test_a_pattern_that_matches_nothing_is_refused(folder: pathlib.Path) -> None
 
 
 def test_a_dry_run_computes_nothing_and_prints_commands_that_run(
-    folder: pathlib.Path, here: None, capsys: pytest.CaptureFixture[str]
+    folder: pathlib.Path, in_this_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(folder, tiny(seeds=[1, 2], rates=[0.001, 0.002], set={"model.dropout": 0.0, "data.train": "train"}))
     command = ["compare", str(path), "--output", str(folder / "out"), "--dry-run", "--only", "horovod"]

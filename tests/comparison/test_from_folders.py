@@ -18,7 +18,7 @@ from tests.comparison.made import CONFIG, run, write_run
 from tests.comparison.tiny import PretendedRuns, execute, in_place_of_processes, tiny, write, write_base
 
 
-def left(
+def write_losses(
     folder: pathlib.Path, seed: int = 1, kind: str = "async", losses: tuple[float, ...] = (4.0, 2.0), **fields: Any
 ) -> pathlib.Path:
     """Write a run with these losses after 10, 20, ... seconds, and return its folder."""
@@ -40,7 +40,7 @@ def gathered(*folders: pathlib.Path, baseline: str | None = None, target: Target
 
 def test_runs_that_differ_only_in_their_seeds_are_one_variant(tmp_path: pathlib.Path) -> None:
     names = (("horovod-s1", 1, "horovod"), ("async-s1", 1, "async"), ("horovod-s2", 2, "horovod"), ("async-s2", 2, "async"))
-    found = gathered(*(left(tmp_path / name, seed, kind) for name, seed, kind in names))
+    found = gathered(*(write_losses(tmp_path / name, seed, kind) for name, seed, kind in names))
     assert variants(found) == {"horovod": [1, 2], "async": [1, 2]}
     assert [entry.folder.name for entry in found.entries] == ["horovod-s1", "horovod-s2", "async-s1", "async-s2"]
     assert found.baseline == "horovod" and found.title == "async against horovod" and found.rates == () and found.text == ""
@@ -60,13 +60,13 @@ def test_runs_that_differ_only_in_their_seeds_are_one_variant(tmp_path: pathlib.
 def test_the_title_names_the_variants_compared(
     tmp_path: pathlib.Path, names: list[str], baseline: str | None, title: str
 ) -> None:
-    assert gathered(*(left(tmp_path / name, 1) for name in names), baseline=baseline).title == title
-    timed = gathered(*(left(tmp_path / name, 1) for name in names), baseline=baseline, target=Target("loss", 2.0))
+    assert gathered(*(write_losses(tmp_path / name, 1) for name in names), baseline=baseline).title == title
+    timed = gathered(*(write_losses(tmp_path / name, 1) for name in names), baseline=baseline, target=Target("loss", 2.0))
     assert timed.title == title
 
 
 def test_runs_of_one_seed_are_not_one_variant(tmp_path: pathlib.Path) -> None:
-    folders = [left(tmp_path / name, seed) for name, seed in (("a-1", 1), ("a-2", 2), ("b-2", 2), ("b-1", 1))]
+    folders = [write_losses(tmp_path / name, seed) for name, seed in (("a-1", 1), ("a-2", 2), ("b-2", 2), ("b-1", 1))]
     assert variants(gathered(*folders)) == {"a": [1, 2], "b": [2, 1]}
     assert variants(gathered(folders[0], folders[0])) == {"a-1": [1], "a-1 (2)": [1]}
 
@@ -75,7 +75,7 @@ def test_runs_of_one_seed_are_not_one_variant(tmp_path: pathlib.Path) -> None:
 def test_runs_with_other_workers_and_simulated_runs_are_variants_of_their_own(
     tmp_path: pathlib.Path, fields: dict[str, Any]
 ) -> None:
-    folders = [left(tmp_path / "one", 1), left(tmp_path / "other", 2, **fields)]
+    folders = [write_losses(tmp_path / "one", 1), write_losses(tmp_path / "other", 2, **fields)]
     assert variants(gathered(*folders)) == {"one": [1], "other": [2]}
 
 
@@ -95,12 +95,12 @@ def test_runs_with_other_workers_and_simulated_runs_are_variants_of_their_own(
     ],
 )
 def test_a_variant_is_named_after_its_folders(tmp_path: pathlib.Path, names: tuple[str, str], variant: str) -> None:
-    folders = [left(tmp_path / name, seed) for seed, name in enumerate(names, start=1)]
+    folders = [write_losses(tmp_path / name, seed) for seed, name in enumerate(names, start=1)]
     assert list(variants(gathered(*folders))) == [variant]
 
 
 def test_a_single_run_has_the_name_of_its_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(left(tmp_path / "async-s1"))
+    monkeypatch.chdir(write_losses(tmp_path / "async-s1"))
     found = gathered(pathlib.Path("."))
     assert variants(found) == {"async-s1": [1]}
     assert found.target == Target("loss", 2.0, is_given=False)
@@ -108,9 +108,9 @@ def test_a_single_run_has_the_name_of_its_folder(tmp_path: pathlib.Path, monkeyp
 
 def test_a_baseline_and_a_target_may_be_chosen(tmp_path: pathlib.Path) -> None:
     folders = [
-        left(tmp_path / "a", kind="horovod", losses=(4.0, 2.0)),
-        left(tmp_path / "b", kind="ddp", losses=(4.0, 3.0)),
-        left(tmp_path / "c", kind="async", losses=(4.0, math.nan)),
+        write_losses(tmp_path / "a", kind="horovod", losses=(4.0, 2.0)),
+        write_losses(tmp_path / "b", kind="ddp", losses=(4.0, 3.0)),
+        write_losses(tmp_path / "c", kind="async", losses=(4.0, math.nan)),
     ]
     assert gathered(*folders).target == Target("loss", 3.0, is_given=False)
     changed = gathered(*folders, baseline="c")
@@ -120,7 +120,7 @@ def test_a_baseline_and_a_target_may_be_chosen(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_unknown_baseline_is_refused(tmp_path: pathlib.Path) -> None:
-    folders = [left(tmp_path / "a", kind="horovod"), left(tmp_path / "b")]
+    folders = [write_losses(tmp_path / "a", kind="horovod"), write_losses(tmp_path / "b")]
     with pytest.raises(ConfigError, match="--baseline: got 'horovod', expected one of a, b"):
         gathered(*folders, baseline="horovod")
 
@@ -183,4 +183,4 @@ def test_a_damaged_plan_is_named(tmp_path: pathlib.Path, text: str) -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match="expected the folder of a run"):
-        gathered(left(tmp_path / "a"), tmp_path)
+        gathered(write_losses(tmp_path / "a"), tmp_path)

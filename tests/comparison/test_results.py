@@ -154,7 +154,7 @@ def test_without_a_target_nothing_is_reached(rows: Rows) -> None:
     assert row.reached == (None,) and row.speed_up is None and row.throughput == exactly(1.0, 1)
 
 
-def test_a_run_that_diverged_has_no_final_quality_but_a_time_to_the_target_reached_before(rows: Rows) -> None:
+def test_a_run_that_diverged_has_no_final_quality_but_keeps_the_time_to_a_target_reached_before(rows: Rows) -> None:
     diverged = run((10.0, 4.0, 5.0), (20.0, 2.0, 20.0), (30.0, math.nan, 0.0))
     nothing = run((10.0, math.nan))
     _, row = rows(

@@ -246,13 +246,13 @@ def overrides(folder: pathlib.Path, *, simulated: bool) -> list[str]:
     ]
 
 
-def test_the_command_of_a_simulated_run(folder: pathlib.Path) -> None:
+def test_a_simulated_run_is_started_with_simulate(folder: pathlib.Path) -> None:
     suite = suite_of(folder, rates=[0.001])
     assert suite.command(Spec("all", "N = 1", 0.001, 1)) == ["simulate", *overrides(folder, simulated=True), "--overwrite"]
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "srun", "horovodrun-mpi"])
-def test_the_command_of_a_real_run(folder: pathlib.Path, launcher: str) -> None:
+def test_a_real_run_is_started_with_launch(folder: pathlib.Path, launcher: str) -> None:
     suite = suite_of(folder, rates=[0.001], launcher=launcher, launch_arguments=["--hosts", "a:1,b:1"])
     spec = Spec("all", "N = 1", 0.001, 1)
     where = ["--workers", "2", "--launcher", launcher, "--hosts", "a:1,b:1"]

@@ -69,7 +69,7 @@ def task(path: pathlib.Path, number: int) -> AbstractContextManager[subprocess.P
         ({"environments": {"a": {}, "b": {}}, "seeds": [1, 2]}, ["b"], "4\n"),
     ],
 )
-def test_how_many_runs_each_stage_has(
+def test_the_number_of_runs_of_each_stage_is_printed(
     folder: pathlib.Path, changes: dict[str, Any], only: list[str], counts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     patterns = [word for pattern in only for word in ("--only", pattern)]

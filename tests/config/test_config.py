@@ -60,7 +60,7 @@ def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
     ]
 
 
-def test_an_unknown_key_like_no_other_gets_all_names() -> None:
+def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
     assert faults(vocabulary={"zzz": 1}) == [
         "config.yaml: vocabulary.zzz: unknown key; expected one of character_coverage, kind, normalization, size"
     ]
@@ -73,7 +73,7 @@ def test_a_missing_key_is_named() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "many", None, {"version": 0}])
-def test_wrong_arrivals_per_update_are_one_line(value: object) -> None:
+def test_wrong_arrivals_per_update_are_reported_in_one_line(value: object) -> None:
     assert faults(strategy={"arrivals_per_update": value}) == [
         f"config.yaml: strategy.arrivals_per_update: got {value!r},"
         " expected a whole number >= 1, 'workers', or a list of {version, arrivals}"
@@ -92,25 +92,25 @@ def test_faults_in_a_schedule_of_arrivals_name_the_key_of_the_entry() -> None:
 
 
 @pytest.mark.parametrize("elsewhere", [{"kind": "ddp"}, {"lockstep": True}, {"arrivals_per_update": 1}])
-def test_what_provisional_parameters_need_is_not_asked_for_where_there_are_none(elsewhere: dict[str, Any]) -> None:
+def test_rules_for_provisional_parameters_do_not_apply_to_runs_without_them(elsewhere: dict[str, Any]) -> None:
     strategy = parse(strategy={"kind": "async", "provisional": True, "reduction": "sum", **elsewhere}).strategy
     assert strategy.provisional is None and not strategy.has_provisional
 
 
-def test_a_configuration_saved_where_nothing_is_provisional_makes_no_choice_for_where_something_is() -> None:
+def test_a_configuration_saved_without_provisional_parameters_keeps_their_default() -> None:
     saved = parse(strategy={"kind": "horovod"}).model_dump()
     saved["strategy"]["kind"] = "async"
     assert parse_config(saved, source="saved").strategy.has_provisional
 
 
-def test_a_loaded_configuration_says_whether_there_are_provisional_parameters() -> None:
+def test_a_loaded_configuration_states_whether_there_are_provisional_parameters() -> None:
     config = parse(strategy={"kind": "async", "arrivals_per_update": 4})
     assert config.strategy.provisional is True and "  provisional: true\n" in dump_config(config)
     assert parse_config(config.model_dump(), source="again") == config
     assert parse(strategy={"kind": "async", "reduction": "sum"}).strategy.provisional is False
 
 
-def test_in_lockstep_nobody_waits_for_a_bound_as_well() -> None:
+def test_a_bound_that_waits_is_refused_in_lock_step() -> None:
     lockstep = {"kind": "async", "lockstep": True, "max_staleness": 2}
     assert faults(strategy=lockstep) == [
         "config.yaml: strategy: max_staleness: got 2 with lockstep true and on_stale wait, expected none; in lock-step each"
@@ -198,7 +198,7 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
     ],
 )
-def test_keys_that_do_not_go_together(sections: dict[str, Any], line: str) -> None:
+def test_keys_that_do_not_go_together_are_refused(sections: dict[str, Any], line: str) -> None:
     assert faults(**sections) == [f"config.yaml: {line}"]
 
 
@@ -228,7 +228,7 @@ def test_exponents_are_numbers(file: pathlib.Path, text: str) -> None:
     assert load_config(file).optimizer.learning_rate == 0.001
 
 
-def test_overrides_are_yaml_and_the_last_stands(file: pathlib.Path) -> None:
+def test_overrides_are_yaml_and_the_last_one_wins(file: pathlib.Path) -> None:
     config = load_config(
         file,
         [
@@ -259,13 +259,13 @@ def test_overrides_are_yaml_and_the_last_stands(file: pathlib.Path) -> None:
         ("output.x=3", "--set output.x=3: output holds text, expected a section of keys"),
     ],
 )
-def test_an_override_that_cannot_be_read(file: pathlib.Path, override: str, message: str) -> None:
+def test_an_override_that_cannot_be_read_is_refused(file: pathlib.Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(file, [override])
     assert str(caught.value) == message
 
 
-def test_an_override_whose_value_is_not_yaml(file: pathlib.Path) -> None:
+def test_an_override_whose_value_is_not_yaml_is_refused(file: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match=r"--set seed=\[: the value is not YAML: "):
         load_config(file, ["seed=["])
 
@@ -284,18 +284,18 @@ def test_an_override_fills_an_empty_section(file: pathlib.Path) -> None:
         ("7", "got 7, expected"),
     ],
 )
-def test_a_file_that_holds_no_keys(file: pathlib.Path, text: str, message: str) -> None:
+def test_a_file_without_keys_is_refused(file: pathlib.Path, text: str, message: str) -> None:
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         load_config(file)
 
 
-def test_a_file_that_is_not_there(tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="no such file; expected the YAML configuration of a run"):
         load_config(tmp_path / "none.yaml")
 
 
-def test_a_file_that_is_not_text(file: pathlib.Path) -> None:
+def test_a_file_that_is_not_text_is_refused(file: pathlib.Path) -> None:
     file.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(file)
@@ -321,7 +321,7 @@ def test_a_file_that_is_not_text(file: pathlib.Path) -> None:
     ],
     ids=["defaults", "everything"],
 )
-def test_dump_and_load_is_the_same_configuration(tmp_path: pathlib.Path, sections: dict[str, Any]) -> None:
+def test_a_configuration_that_is_dumped_and_loaded_is_unchanged(tmp_path: pathlib.Path, sections: dict[str, Any]) -> None:
     config = parse(**sections)
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
@@ -349,7 +349,7 @@ def test_a_configuration_is_frozen() -> None:
 @pytest.mark.parametrize(
     "path", sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.name
 )
-def test_the_configurations_that_we_ship_are_valid(path: pathlib.Path) -> None:
+def test_the_shipped_configurations_are_valid(path: pathlib.Path) -> None:
     load_config(path)
 
 
@@ -371,12 +371,12 @@ def test_the_configurations_that_we_ship_are_valid(path: pathlib.Path) -> None:
         ("emulation", "seconds", 1e12, "1000000000"),
     ],
 )
-def test_numbers_that_no_run_can_have_are_refused(section: str, key: str, value: float, most: str) -> None:
+def test_numbers_beyond_the_bounds_are_refused(section: str, key: str, value: float, most: str) -> None:
     (line,) = faults(**{section: {key: value}})
     assert line == f"config.yaml: {section}.{key}: got {value!r}, expected: less than or equal to {most}"
 
 
-def test_threads_and_seed_stay_within_what_libraries_take() -> None:
+def test_threads_and_seed_stay_within_the_range_of_libraries() -> None:
     assert faults(training={"epochs": 1, "threads": 100_000}, seed=10**26) == [
         f"config.yaml: seed: got {10**26}, expected: less than 9223372036854775808",
         "config.yaml: training.threads: got 100000, expected: less than or equal to 1024",
@@ -384,7 +384,7 @@ def test_threads_and_seed_stay_within_what_libraries_take() -> None:
 
 
 def test_every_number_of_a_configuration_has_both_bounds() -> None:
-    """Also those of maps and lists: what has none would reach a library as it is."""
+    """A number without bounds, also in a mapping or list, would reach a library unchecked."""
 
     def unbounded(schema: Any, path: str) -> list[str]:
         if isinstance(schema, list):
@@ -441,7 +441,7 @@ def test_paths_that_cannot_be_used_are_refused(path: str, reason: str) -> None:
     ]
 
 
-def test_a_suite_is_no_run(file: pathlib.Path) -> None:
+def test_a_suite_is_not_taken_for_a_run(file: pathlib.Path) -> None:
     file.write_text("base: b.yaml\nvariants: {}\n")
     with pytest.raises(ConfigError) as raised:
         load_config(file)
@@ -450,7 +450,7 @@ def test_a_suite_is_no_run(file: pathlib.Path) -> None:
     )
 
 
-def test_a_key_that_was_renamed_is_told_by_its_new_name() -> None:
+def test_a_key_that_was_renamed_is_reported_with_its_new_name() -> None:
     tree = {"output": "x", "data": {"folder": "data"}, "training": {"epochs": 1, "digest_every": 5}}
     with pytest.raises(ConfigError) as caught:
         parse_config(tree, source="run.yaml")

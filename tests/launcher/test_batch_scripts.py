@@ -1,4 +1,6 @@
-"""What `hvd-async launch --slurm` and `compare --slurm` write, and refuse to write; on a real Slurm they run in `tests/slurm`."""
+"""Scripts that `hvd-async launch --slurm` and `compare --slurm` write or refuse to write; `tests/slurm` runs them on a
+real Slurm.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_script_has_the_values_it_was_asked_for(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_script_has_the_requested_values(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["launch", write_run(tmp_path), "--slurm", "--nodes", "3", "--gpus-per-node", "2", "--time", "1:30:00"]
     words += [
         "--sbatch=--partition=gpu",
@@ -78,7 +80,7 @@ def test_a_store_of_several_shards_has_as_many_nodes(tmp_path: pathlib.Path, cap
     assert nodes == ["#SBATCH --nodes=3", "#SBATCH --nodes=2"]
 
 
-def test_a_single_process_asks_for_one(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_process_requests_one_task(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launch", write_run(tmp_path, strategy={"kind": "single"}), "--slurm"]) == 0
     lines = lines_of(capsys)
     assert "#SBATCH --nodes=1" in lines and any(line.startswith("#SBATCH --ntasks-per-node=1 ") for line in lines)
@@ -128,7 +130,7 @@ def test_a_script_that_could_not_run_is_not_written(
     assert message in captured.err and not captured.out
 
 
-def test_the_script_of_a_suite_asks_for_its_workers(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_of_a_suite_requests_its_workers(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", write_suite(tmp_path), "--output", "my runs", "--slurm", "--jobs", "2", "--only", "*"]) == 0
     lines = lines_of(capsys)
     assert "#SBATCH --nodes=1" in lines and any(line.startswith("#SBATCH --ntasks-per-node=3 ") for line in lines)
@@ -147,7 +149,7 @@ def test_simulated_runs_have_one_process(tmp_path: pathlib.Path, capsys: pytest.
     ("words", "message"),
     [
         (["--slurm", "--gpus-per-node", "2"], "--workers-per-node: got 2 on 1 nodes, expected room for 3 workers"),
-        (["--slurm", "--only", "nobody"], "--only: got 'nobody'"),
+        (["--slurm", "--only", "unknown"], "--only: got 'unknown'"),
         (["--slurm", "--count"], "--count has no effect with --slurm"),
         (["--workers-per-node", "2"], "--workers-per-node has no effect without --slurm"),
     ],
@@ -160,7 +162,7 @@ def test_a_suites_script_that_could_not_run_is_not_written(
     assert message in captured.err and not captured.out
 
 
-def test_submitting_where_there_is_no_slurm_is_one_line(
+def test_submitting_without_slurm_is_reported_in_one_line(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -171,7 +173,7 @@ def test_submitting_where_there_is_no_slurm_is_one_line(
     )
 
 
-# The script that puts a job back into the queue, with programs in place of Slurm's that say what they were asked.
+# The script that requeues a job, with programs in place of Slurm's that print what they are asked to do.
 @pytest.mark.parametrize(
     ("launch", "squeue", "restarts", "status", "is_requeued"),
     [
@@ -179,14 +181,14 @@ def test_submitting_where_there_is_no_slurm_is_one_line(
         ("exit 143", "echo RUNNING", "", 0, True),
         ("exit 138", "echo RUNNING", "3", 0, True),
         ("exit 143", "echo COMPLETING", "", 143, False),  # cancelled, or out of time
-        ("exit 143", "exit 1", "", 143, False),  # nobody says that it runs
-        ("exit 143", "echo RUNNING", "100", 143, False),  # often enough
+        ("exit 143", "exit 1", "", 143, False),  # Slurm does not report that it runs
+        ("exit 143", "echo RUNNING", "100", 143, False),  # requeued often enough
         ("exit 2", "echo RUNNING", "", 2, False),
         ("exit 5", "echo RUNNING", "", 5, False),
         ("exit 1", "echo RUNNING", "", 1, False),  # all nodes answer
     ],
 )
-def test_what_goes_back_into_the_queue(
+def test_only_a_job_that_was_interrupted_is_requeued(
     tmp_path: pathlib.Path, launch: str, squeue: str, restarts: str, status: int, is_requeued: bool
 ) -> None:
     programs = {"hvd-async": launch, "squeue": squeue, "srun": "exit 0", "scontrol": 'echo "asked: $*"', "sleep": "exit 0"}

@@ -1,4 +1,4 @@
-"""What is shown of a launcher's standard error: a rank's own line, and no box around it."""
+"""Filtering of a launcher's standard error: a rank's own line is shown without the box around it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shown(text: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("noise", [FAILED, ABORTED, ABORTED + FAILED])
-def test_boxes_about_a_rank_that_spoke_are_left_out(noise: bytes) -> None:
+def test_boxes_about_a_rank_with_a_message_are_left_out(noise: bytes) -> None:
     assert shown(OURS + noise) == shown(noise + OURS) == OURS
     assert shown(OURS + noise + b" ") == OURS
     assert shown(b"a\n" + noise + OURS + b"b") == b"a\n" + OURS + b"b"
@@ -52,7 +52,7 @@ def test_anything_else_is_shown(text: bytes) -> None:
     assert sorted(found.splitlines()) == sorted(text.splitlines())
 
 
-def test_a_line_is_shown_as_it_comes() -> None:
+def test_a_line_is_shown_as_soon_as_it_arrives() -> None:
     quieter = Quieter()
     assert quieter.feed(OURS) == OURS
     assert quieter.feed(BORDER) == b""
@@ -60,19 +60,19 @@ def test_a_line_is_shown_as_it_comes() -> None:
 
 
 def test_errors_of_a_command_pass_through() -> None:
-    told: list[str] = []
+    printed: list[str] = []
     script = f"printf '{OURS.decode().strip()}\\n\\377'; printf '%s' \"$BOX\"; exit 5"
-    with quieted(told.append) as errors:
+    with quieted(printed.append) as errors:
         ended = run_command(
             Command(("sh", "-c", f"{{ {script}; }} >&2"), {"BOX": "\n" + FAILED.decode()}), os.environ, errors=errors
         )
     assert ended.status == 5
-    assert "".join(told) == f"{OURS.decode()}\\xff\n"
+    assert "".join(printed) == f"{OURS.decode()}\\xff\n"
 
 
 @pytest.mark.mpi
 @pytest.mark.skipif(mpi_family() != "openmpi", reason="Open MPI's words")
-def test_what_a_failing_rank_says_is_all_that_is_seen(tmp_path: pathlib.Path) -> None:
+def test_only_the_message_of_a_failing_rank_is_shown(tmp_path: pathlib.Path) -> None:
     rank = "import sys; sys.exit('hvd-async: out of cheese')"
     program = f"""
 import os, sys

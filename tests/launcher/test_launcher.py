@@ -1,4 +1,4 @@
-"""Command lines, compared whole with files in `golden/`; running one and its signals."""
+"""Command lines, compared with files in `golden/`; running one, and its signals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CORES = 8
 
 
 def nodes(*tasks: int | None, **facts: Any) -> tuple[Host, ...]:
-    """Those of a Slurm job."""
+    """Return the nodes of a Slurm job."""
     return tuple(Host(f"node{number}", slots, 16, **facts) for number, slots in enumerate(tasks, 1))
 
 
@@ -69,11 +69,11 @@ def options(**changes: Any) -> LaunchOptions:
     return LaunchOptions(**{"python": "python", **changes})
 
 
-def here(config: RunConfig, workers: int, cores: int = CORES) -> tuple[RunConfig, RankLayout]:
+def on_one_machine(config: RunConfig, workers: int, cores: int = CORES) -> tuple[RunConfig, RankLayout]:
     return config, lay_out(config, Wanted(workers), (), cores)
 
 
-def there(
+def on_hosts(
     config: RunConfig, workers: int | None = None, hosts: tuple[Host, ...] = TWO_HOSTS
 ) -> tuple[RunConfig, RankLayout]:
     return config, lay_out(config, Wanted(workers), hosts, CORES)
@@ -85,34 +85,34 @@ def in_job(config: RunConfig, hosts: tuple[Host, ...], **wanted: Any) -> tuple[R
 
 SRUN = options(launcher="srun", pmi="pmix", unset=("SLURM_NNODES", "SLURM_GPUS_PER_TASK"))
 CASES = {
-    "single": (here(config("single"), 1), TRAIN, options()),
-    "openmpi-async": (here(config("async"), 2), TRAIN, options()),
-    "openmpi-async-few-cores-root": (here(config("async"), 4, cores=2), TRAIN, options(as_root=True)),
-    "openmpi-async-two-hosts": (there(config("async"), 4), TRAIN, options(forward=("NCCL_DEBUG", "PYTHONPATH"))),
-    "openmpi-async-shards": (there(config("async", shards=3), 2), TRAIN, options()),
-    "openmpi-async-colocated-shards": (there(config("async", shards=3, placement="colocated"), 4), TRAIN, options()),
-    "openmpi-horovod-threads": (here(config("horovod", threads=3), 2), TRAIN, options()),
-    "openmpi-ddp-extra": (here(config("ddp"), 2), TRAIN, options(extra=("--with-ft", "ulfm"))),
+    "single": (on_one_machine(config("single"), 1), TRAIN, options()),
+    "openmpi-async": (on_one_machine(config("async"), 2), TRAIN, options()),
+    "openmpi-async-few-cores-root": (on_one_machine(config("async"), 4, cores=2), TRAIN, options(as_root=True)),
+    "openmpi-async-two-hosts": (on_hosts(config("async"), 4), TRAIN, options(forward=("NCCL_DEBUG", "PYTHONPATH"))),
+    "openmpi-async-shards": (on_hosts(config("async", shards=3), 2), TRAIN, options()),
+    "openmpi-async-colocated-shards": (on_hosts(config("async", shards=3, placement="colocated"), 4), TRAIN, options()),
+    "openmpi-horovod-threads": (on_one_machine(config("horovod", threads=3), 2), TRAIN, options()),
+    "openmpi-ddp-extra": (on_one_machine(config("ddp"), 2), TRAIN, options(extra=("--with-ft", "ulfm"))),
     "openmpi-resume-overrides": (
-        here(config("async"), 2),
+        on_one_machine(config("async"), 2),
         TrainArguments(
             "my runs/run.yaml", ("seed=3", "training.device=cuda:0", "emulation.slow_workers={0: 2.0}"), begin="resume"
         ),
         options(mpirun="/opt/mpi/bin/mpirun", python="/opt/env/bin/python"),
     ),
-    "openmpi-bar": (here(config("async"), 2), TrainArguments("run.yaml", progress="bar"), options()),
+    "openmpi-bar": (on_one_machine(config("async"), 2), TrainArguments("run.yaml", progress="bar"), options()),
     "openmpi-job": (in_job(config("async"), nodes(4, 2)), TRAIN, options()),
-    "mpich-async-root": (here(config("async"), 2), TRAIN, options(mpi="mpich", as_root=True)),
-    "mpich-async-two-hosts": (there(config("async"), 4), TRAIN, options(mpi="mpich")),
-    "intel-two-hosts": (there(config("async"), 4), TRAIN, options(mpi="intel", path="/opt/env/bin:/bin")),
-    "horovodrun-gloo": (here(config("horovod"), 2), TRAIN, options(launcher="horovodrun-gloo")),
+    "mpich-async-root": (on_one_machine(config("async"), 2), TRAIN, options(mpi="mpich", as_root=True)),
+    "mpich-async-two-hosts": (on_hosts(config("async"), 4), TRAIN, options(mpi="mpich")),
+    "intel-two-hosts": (on_hosts(config("async"), 4), TRAIN, options(mpi="intel", path="/opt/env/bin:/bin")),
+    "horovodrun-gloo": (on_one_machine(config("horovod"), 2), TRAIN, options(launcher="horovodrun-gloo")),
     "horovodrun-gloo-mpich-two-hosts": (
-        there(config("horovod"), 4),
+        on_hosts(config("horovod"), 4),
         TRAIN,
         options(launcher="horovodrun-gloo", mpi="mpich", path="/opt/env/bin:/bin"),
     ),
-    "horovodrun-mpi": (here(config("horovod"), 2), TRAIN, options(launcher="horovodrun-mpi")),
-    "horovodrun-mpi-async-two-hosts": (there(config("async"), 4), TRAIN, options(launcher="horovodrun-mpi")),
+    "horovodrun-mpi": (on_one_machine(config("horovod"), 2), TRAIN, options(launcher="horovodrun-mpi")),
+    "horovodrun-mpi-async-two-hosts": (on_hosts(config("async"), 4), TRAIN, options(launcher="horovodrun-mpi")),
     "srun-async": (in_job(config("async"), nodes(2, 2)), TRAIN, SRUN),
     "srun-bar": (in_job(config("async"), nodes(2, 2)), TrainArguments("run.yaml", progress="bar"), SRUN),
     "srun-async-shards-uneven": (in_job(config("async", shards=3), nodes(4, 2)), TRAIN, SRUN),
@@ -133,21 +133,21 @@ def text_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_command_lines(name: str) -> None:
+def test_command_lines_equal_their_golden_files(name: str) -> None:
     golden = GOLDEN / f"launch-{name}.txt"
     assert golden.exists(), f"{golden} is missing; expected:\n{text_of(name)}"
     assert text_of(name) == golden.read_text()
 
 
 def default_script(script: Script) -> str:
-    """The text of `slurm/<script>.sbatch`."""
+    """Return the text of `slurm/<script>.sbatch`."""
     if script == "compare":
         return render(ScriptJob(script, "configs/suites/baselines.yaml"), Resources(nodes=1))
     return render(ScriptJob(script, "configs/multi30k.yaml"), Resources())
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_scripts_in_the_folder_are_what_is_rendered_by_default(script: Script) -> None:
+def test_the_shipped_scripts_are_those_rendered_by_default(script: Script) -> None:
     path = ROOT / "slurm" / f"{script}.sbatch"
     assert path.exists(), f"{path} is missing; expected:\n{default_script(script)}"
     assert path.read_text() == default_script(script)
@@ -182,7 +182,9 @@ def test_values_of_a_script_are_quoted_for_its_shell(script: Script) -> None:
         ({}, {"more": ("--comment=a\nrm -r x",)}, "--sbatch: got"),
     ],
 )
-def test_what_has_no_place_in_a_script(job: dict[str, Any], resources: dict[str, Any], message: str) -> None:
+def test_values_that_do_not_fit_into_a_script_are_refused(
+    job: dict[str, Any], resources: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         render(ScriptJob("train", "run.yaml", **job), Resources(**resources))
 
@@ -191,7 +193,7 @@ def test_every_golden_file_is_used() -> None:
     assert {path.stem.removeprefix("launch-") for path in GOLDEN.glob("launch-*.txt")} == set(CASES)
 
 
-def test_the_text_does_in_a_shell_what_the_command_does() -> None:
+def test_the_text_of_a_command_does_the_same_in_a_shell() -> None:
     awkward = Command(("sh", "-c", 'printf "%s|" "$@" "$COLOUR"', "_", "a b", "it's", "$HOME"), {"COLOUR": "dark green"})
     shell = subprocess.run(["sh", "-c", awkward.shell_text()], capture_output=True, text=True, check=True)
     assert shell.stdout == "a b|it's|$HOME|dark green|"
@@ -212,18 +214,18 @@ def ranks_of(layout: RankLayout) -> list[tuple[str, int, int]]:
         (config("horovod", shards=3), 4),
     ],
 )
-def test_number_of_ranks(run: RunConfig, expected: int) -> None:
-    assert here(run, 4)[1].num_ranks == expected
+def test_the_number_of_ranks_follows_from_the_strategy(run: RunConfig, expected: int) -> None:
+    assert on_one_machine(run, 4)[1].num_ranks == expected
 
 
-def test_slots_that_a_user_names_are_for_ranks_and_filled_in_order() -> None:
-    assert ranks_of(there(config("async"), 3)[1]) == [("node1", 1, 2), ("node2", 0, 1)]
-    assert ranks_of(there(config("async"), 1)[1]) == [("node1", 1, 1)]
-    assert ranks_of(there(config("async"))[1]) == [("node1", 1, 2), ("node2", 0, 2)]  # all of them
-    assert ranks_of(there(config("horovod"))[1]) == [("node1", 0, 3), ("node2", 0, 2)]
+def test_slots_given_by_a_user_are_for_ranks_and_filled_in_order() -> None:
+    assert ranks_of(on_hosts(config("async"), 3)[1]) == [("node1", 1, 2), ("node2", 0, 1)]
+    assert ranks_of(on_hosts(config("async"), 1)[1]) == [("node1", 1, 1)]
+    assert ranks_of(on_hosts(config("async"))[1]) == [("node1", 1, 2), ("node2", 0, 2)]  # all slots
+    assert ranks_of(on_hosts(config("horovod"))[1]) == [("node1", 0, 3), ("node2", 0, 2)]
 
 
-def test_tasks_of_a_job_are_for_workers_and_the_store_comes_on_top() -> None:
+def test_tasks_of_a_job_are_for_workers_and_the_store_is_added() -> None:
     asynchronous = config("async")
     assert ranks_of(in_job(asynchronous, nodes(4, 2))[1]) == [("node1", 1, 4), ("node2", 0, 2)]
     assert ranks_of(in_job(config("ddp"), nodes(4, 2))[1]) == [("node1", 0, 4), ("node2", 0, 2)]
@@ -238,7 +240,7 @@ def test_tasks_of_a_job_are_for_workers_and_the_store_comes_on_top() -> None:
 @pytest.mark.parametrize(
     ("hosts", "shards"), [(nodes(4, 2), s) for s in range(1, 8)] + [(nodes(2, 2, 2), 5), (TWO_HOSTS, 3)]
 )
-def test_the_store_is_where_the_ranks_will_look_for_it(hosts: tuple[Host, ...], shards: int) -> None:
+def test_the_layout_places_the_store_where_the_ranks_expect_it(hosts: tuple[Host, ...], shards: int) -> None:
     run = config("async", shards=shards)
     layout = lay_out(run, Wanted(), hosts, CORES, are_allocated=hosts is not TWO_HOSTS)
     plans = plan_ranks(run, layout)
@@ -247,7 +249,7 @@ def test_the_store_is_where_the_ranks_will_look_for_it(hosts: tuple[Host, ...], 
         assert [plan.worker is None for plan in own] == [True] * place.stores + [False] * place.workers
 
 
-def test_the_store_apart_has_the_first_component() -> None:
+def test_a_store_apart_gets_the_first_component() -> None:
     layout = in_job(config("async"), COMPONENTS, store_apart=True)[1]
     assert ranks_of(layout) == [("cpu1", 1, 0), ("gpu1", 0, 4), ("gpu2", 0, 2)]
     assert [plan.device for plan in plan_ranks(config("async"), layout)] == [
@@ -256,7 +258,7 @@ def test_the_store_apart_has_the_first_component() -> None:
     ]
 
 
-def test_gpus_of_each_host_are_workers_where_nothing_else_says_how_many() -> None:
+def test_the_number_of_workers_defaults_to_the_gpus_of_each_host() -> None:
     run = config("async")
     assert ranks_of(lay_out(run, Wanted(gpus=4), (), CORES)) == [("", 1, 4)]
     assert ranks_of(lay_out(run, Wanted(gpus=4), (Host("a"), Host("b")), CORES)) == [("a", 1, 4), ("b", 0, 4)]
@@ -267,7 +269,7 @@ def test_gpus_of_each_host_are_workers_where_nothing_else_says_how_many() -> Non
     assert plan_ranks(store_on_gpu, lay_out(store_on_gpu, Wanted(2), (), CORES))[0].device == "device cuda"
 
 
-def test_too_few_gpus_are_found_before_anything_starts() -> None:
+def test_too_few_gpus_are_detected_before_the_start() -> None:
     run, layout = in_job(config("async"), nodes(4, 4, gpus=3))
     with pytest.raises(SetupError, match="node1: 4 workers here, but rank 4 finds no GPU of its own among the 3"):
         launch_command(run, TRAIN, layout, SRUN)
@@ -277,7 +279,7 @@ def test_too_few_gpus_are_found_before_anything_starts() -> None:
     ("wanted", "flag"),
     [({"workers": 0}, "--workers"), ({"per_node": 0}, "--workers-per-node"), ({"gpus": 0}, "--gpus-per-node")],
 )
-def test_a_number_below_one_is_a_fault_of_the_arguments(wanted: dict[str, int], flag: str) -> None:
+def test_a_number_below_one_is_refused(wanted: dict[str, int], flag: str) -> None:
     with pytest.raises(ConfigError, match=f"{flag}: got 0, expected 1 or more"):
         lay_out(config("async"), Wanted(**wanted), TWO_HOSTS, CORES)
 
@@ -305,7 +307,7 @@ def test_a_number_below_one_is_a_fault_of_the_arguments(wanted: dict[str, int], 
         ("horovod", {"workers": 2}, (), {"launcher": "horovodrun-mpi", "mpi": "intel"}, "got Intel MPI"),
     ],
 )
-def test_what_cannot_be_started(
+def test_layouts_that_cannot_be_started_are_refused(
     kind: str, wanted: dict[str, Any], hosts: tuple[Host, ...], changes: dict[str, Any], message: str
 ) -> None:
     are_allocated = any(host.cores is not None for host in hosts)
@@ -315,7 +317,7 @@ def test_what_cannot_be_started(
         launch_command(run, TRAIN, layout, options(**changes))
 
 
-def test_waiting_ranks_yield_where_they_outnumber_the_cores_of_a_host() -> None:
+def test_waiting_ranks_yield_if_they_outnumber_the_cores_of_a_host() -> None:
     def yields(num_ranks: int, *hosts: Host) -> bool:
         command = mpirun_command(["x"], RankLayout.of_ranks(num_ranks, 2, hosts), options())
         return "OMPI_MCA_mpi_yield_when_idle" in command.environment
@@ -355,22 +357,22 @@ def expand(text: str) -> list[str]:
     return {"node[1-3]": ["node1", "node2", "node3"]}.get(text, text.split(","))
 
 
-def test_no_job() -> None:
+def test_outside_of_a_job_there_is_no_allocation() -> None:
     assert read_allocation({"HOME": "/root"}, expand) is None
 
 
 @pytest.mark.parametrize(
     ("more", "slots", "gpus"),
     [
-        ({}, [None] * 3, [None] * 3),  # nobody asked for tasks: Slurm says the cores there
+        ({}, [None] * 3, [None] * 3),  # no tasks requested: Slurm's number is that of cores
         ({"SLURM_NTASKS": "9"}, [4, 4, 1], [None] * 3),
         ({"SLURM_NTASKS": "9", "SLURM_GPUS_PER_TASK": "1"}, [4, 4, 1], [4, 4, 1]),
         ({"SLURM_GPUS_PER_NODE": "gpu:a100:2", "SLURM_GPUS_ON_NODE": "2"}, [None] * 3, [2] * 3),
         ({"SLURM_GPUS_ON_NODE": "4"}, [None] * 3, [4] * 3),
-        ({"SLURM_GPUS": "5", "SLURM_GPUS_ON_NODE": "2"}, [None] * 3, [None] * 3),  # of the others nobody knows
+        ({"SLURM_GPUS": "5", "SLURM_GPUS_ON_NODE": "2"}, [None] * 3, [None] * 3),  # unknown for the other nodes
     ],
 )
-def test_the_nodes_of_a_job(more: dict[str, str], slots: list[int | None], gpus: list[int | None]) -> None:
+def test_the_nodes_of_a_job_are_read(more: dict[str, str], slots: list[int | None], gpus: list[int | None]) -> None:
     hosts = read_allocation({**JOB, **more}, expand)
     assert hosts is not None and {host.component for host in hosts} == {0}
     assert [host.name for host in hosts] == ["node1", "node2", "node3"]
@@ -379,7 +381,7 @@ def test_the_nodes_of_a_job(more: dict[str, str], slots: list[int | None], gpus:
     assert [host.gpus for host in hosts] == gpus
 
 
-def test_the_nodes_of_a_heterogeneous_job() -> None:
+def test_the_nodes_of_a_heterogeneous_job_are_read() -> None:
     hosts = read_allocation(HETEROGENEOUS_JOB, expand)
     assert hosts is not None and {host.component for host in hosts} == {0, 1}
     assert hosts == (Host("a1", 1, 8, None, 0), Host("b1", 4, 16, 4, 1), Host("b2", 4, 16, 4, 1))
@@ -395,12 +397,12 @@ def test_the_nodes_of_a_heterogeneous_job() -> None:
         ({"SLURM_GPUS_PER_NODE": "many"}, "SLURM_GPUS_PER_NODE: got 'many'"),
     ],
 )
-def test_a_job_that_cannot_be_understood(more: dict[str, str], message: str) -> None:
+def test_a_job_that_cannot_be_understood_is_refused(more: dict[str, str], message: str) -> None:
     with pytest.raises(SetupError, match=message):
         read_allocation({**JOB, **more}, expand)
 
 
-def test_an_scontrol_that_fails_is_told_as_such(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_scontrol_is_reported(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scontrol"
     path.write_text("#!/bin/sh\necho some words >&2\nexit 1\n")
     path.chmod(0o755)
@@ -420,20 +422,20 @@ LISTS = [
 
 
 @pytest.mark.parametrize(("answer", "openmpi", "mpich"), LISTS)
-def test_the_pmi_that_is_there(answer: str, openmpi: str, mpich: str) -> None:
+def test_a_pmi_plugin_is_chosen_from_the_available_ones(answer: str, openmpi: str, mpich: str) -> None:
     assert choose_pmi("openmpi", parse_pmis(answer)) == openmpi
     assert choose_pmi("mpich", parse_pmis(answer)) == mpich
     assert choose_pmi("intel", parse_pmis(answer)) == "pmi2"
 
 
-def test_a_pmi_that_is_not_there() -> None:
+def test_a_missing_pmi_plugin_is_reported() -> None:
     with pytest.raises(SetupError, match="got pmi2, expected pmix, which openmpi needs; use --launcher mpirun"):
         choose_pmi("openmpi", ["pmi2"])
     with pytest.raises(SetupError, match="got no known plugin, expected pmi2"):
         choose_pmi("mpich", [])
 
 
-def test_what_ranks_on_other_hosts_get_of_the_environment() -> None:
+def test_known_and_named_variables_are_passed_to_other_hosts() -> None:
     environ = {"NCCL_DEBUG": "INFO", "PYTHONPATH": "x", "CUDA_VISIBLE_DEVICES": "1", "HOME": "/root", "MINE": "1"}
     assert variables_to_forward(environ) == ("NCCL_DEBUG", "PYTHONPATH")
     assert variables_to_forward(environ, ["MINE"]) == ("MINE", "NCCL_DEBUG", "PYTHONPATH")
@@ -441,7 +443,7 @@ def test_what_ranks_on_other_hosts_get_of_the_environment() -> None:
         variables_to_forward(environ, ["THINE"])
 
 
-def test_what_srun_is_not_to_read_of_a_jobs_environment() -> None:
+def test_variables_that_would_mislead_srun_are_unset() -> None:
     environ = {**JOB, "SLURM_GPUS_PER_TASK": "1", "SLURM_CPUS_PER_TASK": "4", "SLURM_CONF": "/etc/slurm.conf"}
     assert variables_to_unset(environ, starts_ranks=False) == ("SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK")
     assert variables_to_unset(environ, starts_ranks=True) == (
@@ -453,7 +455,7 @@ def test_what_srun_is_not_to_read_of_a_jobs_environment() -> None:
     assert variables_to_unset(components, starts_ranks=True) == tuple(sorted(components))
 
 
-def test_a_command_takes_variables_out_of_the_callers_environment() -> None:
+def test_a_command_removes_variables_from_the_callers_environment() -> None:
     command = Command(("sh", "-c", 'echo "${A-none} ${B-none}"'), {"B": "y"}, without=("A",))
     assert command.environ({"A": "x", "B": "z"}) == {"B": "y"}
     shell = subprocess.run(["sh", "-c", command.shell_text()], capture_output=True, text=True, check=True, env={"A": "x"})
@@ -463,28 +465,28 @@ def test_a_command_takes_variables_out_of_the_callers_environment() -> None:
 @pytest.mark.parametrize(
     "text", ["a:2,b:1", "a slots=2\nb\n", "# ours\na:2  # big\n\nb:1\n", "a slots=2 max-slots=4\nb slots=1"]
 )
-def test_hosts_in_every_common_form(text: str) -> None:
+def test_hosts_are_read_in_every_common_form(text: str) -> None:
     assert [(host.name, host.slots or 1) for host in parse_hosts(text, "hosts")] == [("a", 2), ("b", 1)]
 
 
-def test_a_host_that_is_named_again_has_more_slots() -> None:
+def test_a_host_that_is_named_again_gets_more_slots() -> None:
     assert parse_hosts("a:1,b:2,a:2,c,c", "hosts") == (Host("a", 3), Host("b", 2), Host("c", 2))
 
 
 @pytest.mark.parametrize(("text", "message"), [("a:two", "got 'a:two'"), ("a:0", "got 'a:0'"), ("# none", "names no host")])
-def test_hosts_that_cannot_be_read(text: str, message: str) -> None:
+def test_hosts_that_cannot_be_read_are_refused(text: str, message: str) -> None:
     with pytest.raises(SetupError, match=f"hosts.txt: {message}"):
         parse_hosts(text, "hosts.txt")
 
 
-def test_families_of_mpirun() -> None:
+def test_the_family_of_mpirun_is_recognised() -> None:
     assert parse_mpi_family("mpirun (Open MPI) 5.0.11\n") == "openmpi"
     assert parse_mpi_family("Intel(R) MPI Library for Linux* OS, Version 2021.18.1 Build 20260108\n") == "intel"
     assert parse_mpi_family("HYDRA build details:\n    Version: 5.0.2\n") == "mpich"
     assert parse_mpi_family("something else") is None
 
 
-def test_an_mpirun_that_is_absent_or_unknown() -> None:
+def test_an_mpirun_that_is_absent_or_unknown_is_refused() -> None:
     with pytest.raises(SetupError, match=r"launch/setup\.sh"):
         detect_mpi("/nowhere/mpirun")
     with pytest.raises(SetupError, match="expected one of openmpi, mpich, intel"):
@@ -504,12 +506,13 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(0), "finished", 0, "done after 1:02:03"),
         (Ended(138, signal.SIGUSR1), "stopped", 138, "stopped by SIGUSR1 after 1:02:03, everything saved"),
         (Ended(137, signal.SIGTERM), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
-        (Ended(143), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),  # the ranks alone were asked
+        # only the ranks received the signal
+        (Ended(143), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
         (Ended(1), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
         (Ended(0, signal.SIGINT), "stopped", 130, "stopped by Ctrl-C after 1:02:03, everything saved"),
         (Ended(0, signal.SIGHUP), "stopped", 129, "stopped by SIGHUP after 1:02:03, everything saved"),
         (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; earlier checkpoints are intact"),
-        (Ended(2), "finished", 2, "failed after 1:02:03, exit status 2"),  # another job was there first
+        (Ended(2), "finished", 2, "failed after 1:02:03, exit status 2"),  # another job used the folder first
         (Ended(3), "stopped", 3, "failed after 1:02:03, exit status 3"),
         (Ended(139), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 139"),
         (Ended(8), "diverged", 8, "diverged after 1:02:03"),
@@ -518,37 +521,37 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(137), None, 137, "failed after 1:02:03, exit status 137"),
     ],
 )
-def test_how_a_run_ended(ended: Ended, run_status: str | None, status: int, text: str) -> None:
+def test_the_end_of_a_run_is_described_in_one_line(ended: Ended, run_status: str | None, status: int, text: str) -> None:
     outcome = outcome_of(ended, run_status, 3723.4)
     assert (outcome.status, outcome.text) == (status, f"launch: {text}")
 
 
 @pytest.mark.parametrize(("status", "name"), [(130, "Ctrl-C"), (138, "SIGUSR1"), (143, "SIGTERM"), (129, "SIGHUP")])
-def test_a_rank_that_is_stopped_before_there_is_anything_to_save_did_not_fail(status: int, name: str) -> None:
+def test_a_rank_stopped_before_training_did_not_fail(status: int, name: str) -> None:
     outcome = outcome_of(Ended(status), None, 2.0, status_tells=True)
     assert outcome.text == f"launch: stopped by {name} after 0:00:02, before training began"
     assert outcome.status == status and not outcome.is_failure
     assert outcome_of(Ended(1), None, 2.0, status_tells=True).is_failure
 
 
-def test_ranks_outlive_a_launcher_that_is_killed_and_save() -> None:
+def test_after_a_launcher_was_killed_its_ranks_save_and_end() -> None:
     outcome = outcome_of(Ended(137, is_killed=True), None, 1.0, status_tells=True)
     assert outcome.text.endswith("exit status 137; the launcher of the ranks was killed: they save what they have and end")
     assert outcome.is_failure
 
 
-def test_ranks_that_were_stopped_without_their_launcher_name_the_signal_in_their_summary() -> None:
+def test_the_signal_of_ranks_stopped_without_their_launcher_is_taken_from_the_summary() -> None:
     outcome = outcome_of(Ended(0), "stopped", 1.0, signal.SIGUSR1)
     assert (outcome.status, outcome.text) == (138, "launch: stopped by SIGUSR1 after 0:00:01, everything saved")
 
 
 @pytest.mark.parametrize(
     ("ended", "run_status", "is_failure"),
-    [(Ended(status), None, True) for status in (1, 6, 134, 137, 139, 143)]  # 143: srun's, of ranks that it ended
+    [(Ended(status), None, True) for status in (1, 6, 134, 137, 139, 143)]  # 143: srun's, for ranks that it ended
     + [(Ended(status), None, False) for status in (0, 2, 3, 4, 5, 7, 8)]
     + [(Ended(143), "stopped", False), (Ended(137, signal.SIGTERM), None, False)],
 )
-def test_only_a_failure_is_worth_another_try(ended: Ended, run_status: str | None, is_failure: bool) -> None:
+def test_only_a_failure_is_worth_a_restart(ended: Ended, run_status: str | None, is_failure: bool) -> None:
     assert outcome_of(ended, run_status, 1.0).is_failure == is_failure
 
 
@@ -564,13 +567,13 @@ def test_an_earlier_runs_summary_does_not_count(tmp_path: pathlib.Path) -> None:
     assert summary.status() == "stopped"
 
 
-def test_a_command_that_is_not_there() -> None:
+def test_a_missing_command_is_reported() -> None:
     with pytest.raises(SetupError, match="/nowhere/mpirun: cannot be started"):
         run_command(Command(("/nowhere/mpirun",), {}), os.environ)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_reach_the_command_and_its_status_comes_back(signal_number: signal.Signals) -> None:
+def test_signals_reach_the_command_and_its_status_is_returned(signal_number: signal.Signals) -> None:
     child = "trap 'exit 7' INT TERM; echo ready; while :; do sleep 0.05; done"
     caller = textwrap.dedent(f"""
         import os
@@ -584,7 +587,7 @@ def test_signals_reach_the_command_and_its_status_comes_back(signal_number: sign
 
 
 @pytest.mark.parametrize(("traps", "status"), [("USR1", 128 + signal.SIGTERM), ("USR1 TERM", 128 + signal.SIGKILL)])
-def test_a_command_that_does_not_stop_when_asked_is_ended_in_the_end(traps: str, status: int) -> None:
+def test_a_command_that_ignores_requests_to_stop_is_eventually_killed(traps: str, status: int) -> None:
     child = f"trap '' {traps}; echo ready; while :; do sleep 0.05; done"
     caller = textwrap.dedent(f"""
         import os, signal
@@ -603,7 +606,7 @@ def test_a_command_that_does_not_stop_when_asked_is_ended_in_the_end(traps: str,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are tied by Linux's prctl")
-def test_nohup_is_heeded() -> None:
+def test_nohup_is_respected() -> None:
     caller = textwrap.dedent("""
         import os, signal
         from hvd_async.system.processes import Command, run_command
@@ -616,9 +619,9 @@ def test_nohup_is_heeded() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are tied by Linux's prctl")
-def test_a_command_whose_launcher_is_killed_gets_the_signal_that_saves(tmp_path: pathlib.Path) -> None:
-    told = tmp_path / "told"
-    child = f"trap 'echo saved > {told}.new; mv {told}.new {told}; exit' USR1; echo ready; while :; do sleep 0.05; done"
+def test_a_command_whose_launcher_is_killed_gets_the_signal_to_save(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "saved"
+    child = f"trap 'echo saved > {path}.new; mv {path}.new {path}; exit' USR1; echo ready; while :; do sleep 0.05; done"
     caller = textwrap.dedent(f"""
         import os, signal
         from hvd_async.system.processes import Command, Stopping, run_command
@@ -627,12 +630,12 @@ def test_a_command_whose_launcher_is_killed_gets_the_signal_that_saves(tmp_path:
     with subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.kill()
-        process.stdout.read()  # until the command, which has it too, has ended
-    assert told.read_text() == "saved\n"
+        process.stdout.read()  # until the command, which has the pipe too, has ended
+    assert path.read_text() == "saved\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are tied by Linux's prctl")
-def test_what_was_launched_ends_with_a_launcher_that_is_killed(tmp_path: pathlib.Path) -> None:
+def test_a_command_ends_with_a_launcher_that_is_killed(tmp_path: pathlib.Path) -> None:
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     code = (
         "import os, sys; from hvd_async.system.processes import Command, run_command;"
@@ -657,7 +660,7 @@ def _status(process: int) -> str:
         return "zombie"
 
 
-def test_what_is_started_leaves_standard_input_to_its_caller() -> None:
+def test_a_command_leaves_standard_input_to_its_caller() -> None:
     imports = "import os\nfrom hvd_async.system.processes import Command, run_command"
     program = f"{imports}\nrun_command(Command(('cat',), {{}}), os.environ)"
     loop = f"printf 'a\\nb\\n' | {{ {shlex.quote(sys.executable)} -c {shlex.quote(program)}; cat; }}"
@@ -665,7 +668,7 @@ def test_what_is_started_leaves_standard_input_to_its_caller() -> None:
     assert done.stdout == "a\nb\n"
 
 
-def test_every_process_that_is_started_has_a_standard_input_of_its_own() -> None:
+def test_every_child_process_has_a_standard_input_of_its_own() -> None:
     calls = [
         (path, node)
         for path in (ROOT / "hvd_async").rglob("*.py")
@@ -677,10 +680,10 @@ def test_every_process_that_is_started_has_a_standard_input_of_its_own() -> None
     assert not inheriting
 
 
-def test_threads_of_hosts_that_nobody_counted_are_left_to_them() -> None:
-    run, layout = there(config("async"), 4)
+def test_without_known_cores_the_hosts_choose_their_threads() -> None:
+    run, layout = on_hosts(config("async"), 4)
     assert all(line.endswith("threads by its cores") for line in explain(layout, plan_ranks(run, layout))[1:])
     assert "OMP_NUM_THREADS" not in launch_command(run, TRAIN, layout, options()).environment
-    run, layout = there(config("async", threads=3), 4)
+    run, layout = on_hosts(config("async", threads=3), 4)
     assert explain(layout, plan_ranks(run, layout))[2].endswith("3 threads")
     assert launch_command(run, TRAIN, layout, options()).environment["OMP_NUM_THREADS"] == "3"

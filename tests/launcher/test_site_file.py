@@ -18,7 +18,7 @@ SITE = "account: project1\npartition: gpu\nsbatch: [--qos=high]\nsetup: [module 
 
 @pytest.fixture
 def config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A configuration; the user's own site file is that of this folder, where there will be one."""
+    """A configuration in a folder that is also the place of the user's site file, which a test may write there."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     path = tmp_path / "run.yaml"
     path.write_text("output: run\ndata: {folder: data}\nstrategy: {kind: async}\ntraining: {epochs: 1}\n")
@@ -34,7 +34,7 @@ def options_of(lines: list[str]) -> list[str]:
     return [line.split("  ")[0].removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
 
 
-def test_a_site_file_is_in_every_script_and_flags_come_after_it(
+def test_a_site_file_applies_to_every_script_and_flags_follow_it(
     config: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = config.parent / "hvd_async" / "site.yaml"
@@ -57,7 +57,7 @@ def test_another_site_file_can_be_named(config: pathlib.Path, capsys: pytest.Cap
     path = config.parent / "other.yaml"
     path.write_text("account: project2\n")
     both = script(capsys, str(config), "--slurm", "heterogeneous", "--site", str(path))
-    assert options_of(both).count("--account=project2") == 2  # sbatch asks for it of both components
+    assert options_of(both).count("--account=project2") == 2  # sbatch needs it for both components
     assert "--account" not in "".join(script(capsys, str(config), "--slurm", "train-requeue")).replace(
         "##SBATCH --account", ""
     )
@@ -81,14 +81,14 @@ def test_a_site_file_is_checked(text: str, words: str, tmp_path: pathlib.Path) -
     assert words in str(raised.value)
 
 
-def test_without_a_site_file_there_is_nothing_of_it(tmp_path: pathlib.Path) -> None:
+def test_without_a_site_file_nothing_is_added(tmp_path: pathlib.Path) -> None:
     assert read_site(None, {"XDG_CONFIG_HOME": str(tmp_path)}) == SiteConfig() == read_site(None, {"HOME": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file; expected the YAML site file"):
         read_site(tmp_path / "none.yaml", {})
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_with_everything_is_one_that_bash_reads(name: Script) -> None:
+def test_a_script_with_all_values_is_valid_bash(name: Script) -> None:
     asked = Resources(gpus_per_node=4, gpu_type="a100", account="a", setup=("module load x", "source /opt/setup.sh"))
     text = render(ScriptJob(name, "run.yaml"), asked)
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
@@ -103,12 +103,12 @@ def test_a_line_of_set_up_is_one_line(line: str) -> None:
 
 
 @pytest.mark.parametrize("gpus", ["0", "a100:0", "a100", "a100:", ":4", "-1", "4:a100", "2.5", "a 1:2", "a100:4\n"])
-def test_what_is_no_number_of_gpus(gpus: str, config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_number_of_gpus_is_refused(gpus: str, config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launch", str(config), "--slurm", f"--gpus-per-node={gpus}"]) == 2
     assert "--gpus-per-node: got" in capsys.readouterr().err
 
 
-def test_types_of_gpus_reach_the_script_and_their_number_the_layout(
+def test_types_of_gpus_go_into_the_script_and_their_number_into_the_layout(
     config: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = script(capsys, str(config), "--slurm", "--gpus-per-node", "nvidia_a100-80gb.x:3")

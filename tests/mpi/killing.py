@@ -1,11 +1,11 @@
-"""Kills processes of real runs at random, and sees whether anything was lost.
+"""Kill processes of real runs at random, and check that nothing is lost.
 
     python -m tests.mpi.killing [--seed 1] [--count 200] [--folder FOLDER]
 
-Every case is drawn from the seed and its number alone: strategy, whom to signal, with what, and when: while ranks start, at some
-update, at some measurement after training. Then the run is started again with --auto-resume until it has finished, and its books,
-its measurements and its folder are checked, and it is computed again. What goes wrong is printed with the number of the case, by
-which it can be repeated (--first N --count 1).
+Every case depends only on the seed and its number, which decide the strategy, the processes to signal, the signal, and
+the moment: while ranks start, at some update, or at some measurement after training. Then the run is started again with
+--auto-resume until it has finished; its log, its measurements and its folder are checked, and it is replayed. Every
+failure is printed with the number of its case, so that the case can be repeated (--first N --count 1).
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ SIGNALS = {
     "rank": (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGUSR1),
     "all ranks": (signal.SIGKILL,),
 }
-SECONDS = 120.0  # generous: only a hang gets there
+SECONDS = 120.0  # generous: only a hang takes so long
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is done to one run. `at`: seconds into the start, or into training, or measurements."""
+    """A signal to one run. `at`: seconds after the start or after the beginning of training, or a number of measurements."""
 
     number: int
     strategy: str
@@ -74,7 +74,7 @@ class Case:
 
     @classmethod
     def draw(cls, seed: int, number: int) -> Case:
-        """The case with this number."""
+        """Draw case `number`."""
         draw = random.Random(f"{seed} {number}")
         target = draw.choice(list(SIGNALS))
         phase = draw.choice(("start", "training", "training", "measuring", "measuring"))
@@ -98,8 +98,10 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What came of a case: whether the signal found the run alive, how it ended, and what was wrong, if anything."""
+class CaseResult:
+    """The result of a case: whether the signal found the run alive, its exit status, the number of starts, and faults,
+    if any.
+    """
 
     fired: bool
     status: int
@@ -107,7 +109,7 @@ class Verdict:
     fault: str = ""
 
 
-def run_case(case: Case, folder: pathlib.Path) -> Verdict:
+def run_case(case: Case, folder: pathlib.Path) -> CaseResult:
     """Run `case` in the empty `folder`."""
     write_corpus(folder / "text", train=200, validation=8, test=8)
     sections = json.loads(json.dumps(STRATEGIES[case.strategy]))
@@ -116,42 +118,42 @@ def run_case(case: Case, folder: pathlib.Path) -> Verdict:
     path = write_config(folder, emulation={"seconds": 0.2}, training=training, validation=validation, **sections)
     mark = uuid.uuid4().hex
     with short_folder() as temporary:
-        return _run_case(case, path, Job(mark, temporary))
+        return _run_case(case, path, CaseProcesses(mark, temporary))
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What all processes of a case inherit: the mark by which they are found, and the folder for temporary files."""
+class CaseProcesses:
+    """Values that all processes of a case inherit: the mark by which they are found, and the folder for temporary files."""
 
     mark: str
     temporary: str
 
 
-def _run_case(case: Case, path: pathlib.Path, job: Job) -> Verdict:
-    folder, mark = path.parent, job.mark
+def _run_case(case: Case, path: pathlib.Path, processes: CaseProcesses) -> CaseResult:
+    folder, mark = path.parent, processes.mark
     try:
-        fired, status = _killed(case, path, job)
+        fired, status = _killed(case, path, processes)
         starts = 1
         while not _has_finished(folder / "run"):
             if starts == 4:
-                return Verdict(fired, status, starts, "has not finished after three more starts")
-            again = _start(path, job, folder / f"log{starts}.txt", "--auto-resume")
+                return CaseResult(fired, status, starts, "has not finished after three more starts")
+            again = _start(path, processes, folder / f"log{starts}.txt", "--auto-resume")
             try:
                 code = again.wait(SECONDS)
             except subprocess.TimeoutExpired:
-                return Verdict(fired, status, starts, "a start with --auto-resume does not end")
+                return CaseResult(fired, status, starts, "a start with --auto-resume does not end")
             starts += 1
             if code != 0:
-                return Verdict(fired, status, starts, f"a start with --auto-resume ended with status {code}")
-        return Verdict(fired, status, starts, "; ".join(_faults(folder / "run", path)))
+                return CaseResult(fired, status, starts, f"a start with --auto-resume ended with status {code}")
+        return CaseResult(fired, status, starts, "; ".join(_faults(folder / "run", path)))
     except subprocess.TimeoutExpired:
-        return Verdict(True, -1, 1, f"does not end: {sorted(pids_marked(mark))}")
+        return CaseResult(True, -1, 1, f"does not end: {sorted(pids_marked(mark))}")
     finally:
         kill_marked(mark)
 
 
-def _start(path: pathlib.Path, job: Job, log: pathlib.Path, *arguments: str) -> subprocess.Popen[bytes]:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), MARK: job.mark, "TMPDIR": job.temporary}
+def _start(path: pathlib.Path, processes: CaseProcesses, log: pathlib.Path, *arguments: str) -> subprocess.Popen[bytes]:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), MARK: processes.mark, "TMPDIR": processes.temporary}
     command = [sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", _workers(path), *arguments]
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -163,20 +165,21 @@ def _workers(path: pathlib.Path) -> str:
     return "1" if "kind: single" in path.read_text() else "2"
 
 
-def _killed(case: Case, path: pathlib.Path, job: Job) -> tuple[bool, int]:
-    """Start the run, signal whom the case says, and wait until all its processes have ended: whether it was alive then, and the
-    status of `launch`."""
+def _killed(case: Case, path: pathlib.Path, processes: CaseProcesses) -> tuple[bool, int]:
+    """Start the run, signal the processes of the case, and wait until all processes have ended. Return whether the
+    signal found the run alive, and the exit status of `launch`.
+    """
     log, run = path.parent / "log0.txt", path.parent / "run"
-    launch, mark = _start(path, job, log), job.mark
+    launch, mark = _start(path, processes, log), processes.mark
     began = time.monotonic()
     while launch.poll() is None and not _is_time(case, run, time.monotonic() - began):
-        time.sleep(0.005)  # the moment is drawn; what is watched is a file
+        time.sleep(0.005)  # the moment is random, and what it depends on is only visible in files
         if time.monotonic() - began > SECONDS:
             raise subprocess.TimeoutExpired("launch", SECONDS)
     fired = _send(case, launch, mark)
     status = launch.wait(SECONDS)
     deadline = time.monotonic() + SECONDS
-    while any(pids_marked(mark)):  # whoever outlives launch ends by itself
+    while any(pids_marked(mark)):  # processes that outlive launch must end by themselves
         if time.monotonic() > deadline:
             raise subprocess.TimeoutExpired("ranks", SECONDS)
         time.sleep(0.1)
@@ -188,7 +191,7 @@ def _is_time(case: Case, run: pathlib.Path, seconds: float) -> bool:
         return seconds >= case.at
     if case.phase == "training":
         return _has_begun(run) and (time.time() - (run / "config.yaml").stat().st_mtime >= case.at or _is_over(run))
-    data = _books(run)
+    data = _checkpoint_data(run)
     measured = len(json.loads(data)["recorder"]["measurements"]) if data else 0
     return (measured >= case.at and bool(measured)) or _is_over(run)
 
@@ -198,8 +201,8 @@ def _events(run: pathlib.Path) -> Iterator[dict[str, Any]]:
         yield from read_events(run / "events.jsonl")
 
 
-def _books(run: pathlib.Path) -> str:
-    """What the checkpoint says, where there is one: the log is written out only now and then."""
+def _checkpoint_data(run: pathlib.Path) -> str:
+    """Return the data of the latest checkpoint, or an empty string if there is none; the log is written too rarely."""
     for path in sorted((run / "checkpoints").glob("v*/data.json"), reverse=True):
         with contextlib.suppress(OSError):
             return path.read_text().partition("\n")[2]
@@ -215,7 +218,7 @@ def _is_over(run: pathlib.Path) -> bool:
 
 
 def _send(case: Case, launch: subprocess.Popen[bytes], mark: str) -> bool:
-    """Send the signal; whether there was anybody to get it."""
+    """Send the signal, and return whether any process received it."""
     programs = {pid: _program(pid) for pid in pids_marked(mark)}
     ranks = sorted(pid for pid, program in programs.items() if " train " in program and "mpirun" not in program.split()[0])
     targets = {
@@ -249,7 +252,7 @@ def _has_finished(run: pathlib.Path) -> bool:
 
 
 def _faults(run: pathlib.Path, path: pathlib.Path) -> Iterator[str]:
-    """What is not as in a run that nobody disturbed."""
+    """Yield every difference from a run that was never interrupted."""
     events, summary = list(_events(run)), summary_of(run)
     batches = sorted(event["batch"] for event in events if event["event"] == "arrival")
     if batches != list(range(len(batches))):
@@ -275,7 +278,7 @@ def _faults(run: pathlib.Path, path: pathlib.Path) -> Iterator[str]:
     if best["version"] != summary["best"]["version"]:
         yield f"models/best is of version {best['version']}, expected {summary['best']['version']}"
     if summary["strategy"] in ("horovod", "ddp"):
-        return  # the order in which their libraries sum is not known
+        return  # the order in which their libraries sum is unknown
     try:
         replay(run, make_task, ReplayOptions(), lambda line: None)
     except HvdAsyncError as error:
@@ -283,7 +286,7 @@ def _faults(run: pathlib.Path, path: pathlib.Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Run the cases that are asked for, and print a table."""
+    """Run the requested cases, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
@@ -297,12 +300,12 @@ def main() -> int:
         folder = arguments.folder / f"case{number}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        verdict = run_case(case, folder)
-        good = "FAULT" if verdict.fault else "good" if verdict.fired else "too late"
-        print(f"{case}; status {verdict.status}, starts {verdict.starts}: {good} {verdict.fault}", flush=True)
+        result = run_case(case, folder)
+        good = "FAULT" if result.fault else "good" if result.fired else "too late"
+        print(f"{case}; status {result.status}, starts {result.starts}: {good} {result.fault}", flush=True)
         table[case.target, case.signal.name, case.phase, good] += 1
-        num_faults += bool(verdict.fault)
-        if not verdict.fault:
+        num_faults += bool(result.fault)
+        if not result.fault:
             shutil.rmtree(folder)
     for (target, name, phase, good), count in sorted(table.items()):
         print(f"{target:10} {name:8} {phase:10} {good:9} {count}")

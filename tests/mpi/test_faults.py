@@ -61,7 +61,7 @@ def test_an_error_on_one_synchronous_rank_ends_the_job_with_its_message(tmp_path
     assert messages(done)[0] == "hvd-async: rank 1: injected error"
 
 
-def test_a_failing_worker_ends_a_colocated_store_and_the_other_way_round(tmp_path: pathlib.Path) -> None:
+def test_a_failing_worker_ends_a_colocated_store_and_vice_versa(tmp_path: pathlib.Path) -> None:
     for rank in (0, 1):
         done = run_toy(2, settings(tmp_path / f"run{rank}", (rank, 2, "error"), placement="colocated"))
         assert_fired(done, "error")
@@ -208,7 +208,7 @@ def test_a_run_bounded_by_updates_ends_at_that_version_and_counts_late_arrivals(
     assert set(summary["refused"]) <= {"after_the_end"}
 
 
-def test_a_signal_after_a_worker_has_left_still_stops_all_alike(tmp_path: pathlib.Path) -> None:
+def test_a_signal_after_a_worker_has_left_still_stops_all_ranks(tmp_path: pathlib.Path) -> None:
     base = settings(tmp_path / "run", (1, 0, "sigterm"), arrivals_per_update=1)
     # Worker 0 takes so long for its first batch that worker 1 computes all others and leaves.
     done = run_toy(3, dataclasses.replace(base, config={**base.config, "emulation": {"slow_workers": {0: 300.0}}}))

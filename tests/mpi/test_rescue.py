@@ -171,7 +171,7 @@ def test_a_synchronous_rank_that_hangs_ends_the_job_after_the_configured_time(tm
 
 
 @pytest.mark.parametrize("kind", ["horovod", pytest.param("ddp", marks=pytest.mark.slow)])
-def test_a_synchronous_ranks_failure_costs_nothing_that_rank_0_has(tmp_path: pathlib.Path, kind: str) -> None:
+def test_a_synchronous_ranks_failure_loses_no_update_of_rank_0(tmp_path: pathlib.Path, kind: str) -> None:
     first = settings(tmp_path / "run", (1, 6, "error"), kind=kind)
     done = run_toy(2, first)
     assert_fired(done, "error")

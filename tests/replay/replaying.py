@@ -18,14 +18,14 @@ from hvd_async.training.run import train
 from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
 
 
-def quiet(_: str) -> None:
+def print_nothing(_: str) -> None:
     """Print nothing."""
 
 
 def replay_toy(folder: pathlib.Path, settings: Settings, **options: Any) -> Verdict:
     """Replay the toy run in `folder`, in this process and without its faults."""
     task = ToyTask(dataclasses.replace(settings, faults=[], uneven=None), rank=0)
-    return replay(folder, lambda _: task, ReplayOptions(**options), quiet)
+    return replay(folder, lambda _: task, ReplayOptions(**options), print_nothing)
 
 
 def run_single(

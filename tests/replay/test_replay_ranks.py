@@ -256,12 +256,16 @@ def test_a_translation_run_replays_to_its_exported_models(
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [ADAM, {"kind": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_many_settings(tmp_path: pathlib.Path, optimizer: dict[str, Any], shards: int) -> None:
+def test_runs_with_many_settings_are_equal_to_the_last_bit(
+    tmp_path: pathlib.Path, optimizer: dict[str, Any], shards: int
+) -> None:
     run_all(tmp_path, {**ORDINARY, **MANY}, optimizer=optimizer, store={"shards": shards})
 
 
 @pytest.mark.slow
-def test_three_shards_and_two_hosts(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
+def test_runs_of_three_shards_on_two_hosts_are_equal_to_the_last_bit(
+    tmp_path: pathlib.Path, two_hosts: tuple[str, str]
+) -> None:
     strategy = {"arrivals_per_update": 3, "placement": "colocated"}
     runs = [
         settings(tmp_path / "few", strategy, FEW, store={"shards": 3}),

@@ -211,7 +211,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_sentence_and_its_notes(case: str) -> None:
+def test_the_answer_is_the_right_sentence_with_its_notes(case: str) -> None:
     rows, sentence, notes = CASES[case]
     found = answer(rows, "horovod", TARGET)
     assert found.sentence == sentence

@@ -94,7 +94,7 @@ def test_the_first_figure_is_visible_as_a_whole(page: Any) -> None:
     assert box["width"] > 0 and box["x"] + box["width"] <= page.viewport_size["width"]
 
 
-def test_it_can_be_printed(browser: Any, report: pathlib.Path) -> None:
+def test_the_report_can_be_printed(browser: Any, report: pathlib.Path) -> None:
     page = browser.new_page()
     page.goto(report.as_uri())
     printed = page.pdf(prefer_css_page_size=True)

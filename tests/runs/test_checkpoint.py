@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, the latest kept, damage found and named."""
+"""Checkpoints: complete or absent, the latest kept, damage found and named."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def make(value: float) -> Checkpoint:
 
 
 def folders(root: pathlib.Path) -> list[str]:
-    """Everything in `root`, hidden leftovers too."""
+    """Return the names of everything in `root`, including hidden leftovers."""
     return sorted(path.name for path in root.iterdir())
 
 
-def test_what_is_saved_is_loaded(tmp_path: pathlib.Path) -> None:
+def test_a_saved_checkpoint_is_loaded_unchanged(tmp_path: pathlib.Path) -> None:
     saved = save_checkpoint(tmp_path, 7, make(7.0), keep=1)
     assert saved.folder == tmp_path / "v00000007" and read_data(saved.folder) == saved
     loaded = load_latest_checkpoint(tmp_path)
@@ -49,12 +49,12 @@ def test_what_is_saved_is_loaded(tmp_path: pathlib.Path) -> None:
     assert loaded.tensors["step"].shape == () and loaded.tensors["step"].item() == 7.0
 
 
-def test_where_there_is_none_nothing_is_loaded(tmp_path: pathlib.Path) -> None:
+def test_without_a_checkpoint_nothing_is_loaded(tmp_path: pathlib.Path) -> None:
     assert load_latest_checkpoint(tmp_path) is None
     assert load_latest_checkpoint(tmp_path / "missing") is None
 
 
-def test_the_latest_are_kept_by_number_not_by_name(tmp_path: pathlib.Path) -> None:
+def test_the_latest_are_kept_by_number_and_not_by_name(tmp_path: pathlib.Path) -> None:
     for version in (9, 10, 100):
         save_checkpoint(tmp_path, version, make(version), keep=2)
     assert folders(tmp_path) == ["v00000010", "v00000100"]
@@ -63,7 +63,7 @@ def test_the_latest_are_kept_by_number_not_by_name(tmp_path: pathlib.Path) -> No
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [7]), (2, [5, 7]), (9, [3, 5, 7])])
-def test_the_one_just_saved_is_never_removed_and_those_after_it_are_of_a_future_given_up(
+def test_the_one_just_saved_is_kept_and_later_versions_are_removed(
     tmp_path: pathlib.Path, keep: int, left: list[int]
 ) -> None:
     for version in (3, 5, 9, 10):
@@ -73,13 +73,13 @@ def test_the_one_just_saved_is_never_removed_and_those_after_it_are_of_a_future_
 
 
 @pytest.mark.parametrize("keep", range(1, 11))
-def test_as_many_are_kept_as_were_asked_for(tmp_path: pathlib.Path, keep: int) -> None:
+def test_the_configured_number_is_kept(tmp_path: pathlib.Path, keep: int) -> None:
     for version in range(1, 9):
         save_checkpoint(tmp_path, version, make(version), keep=keep)
     assert folders(tmp_path) == [f"v{version:08d}" for version in range(max(1, 9 - keep), 9)]
 
 
-def test_a_writer_that_dies_leaves_nothing_that_its_successor_does_not_know(tmp_path: pathlib.Path) -> None:
+def test_leftovers_of_a_writer_that_died_are_removed(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "v00000003.safetensors"
     code = (
         "import os, pathlib, sys, torch; from hvd_async.runs import checkpoint; from hvd_async.system import files;"
@@ -92,7 +92,7 @@ def test_a_writer_that_dies_leaves_nothing_that_its_successor_does_not_know(tmp_
     assert folders(tmp_path) == []
 
 
-def test_data_are_replaced_beside_the_same_tensors(tmp_path: pathlib.Path) -> None:
+def test_data_are_replaced_while_the_tensors_stay(tmp_path: pathlib.Path) -> None:
     saved = save_checkpoint(tmp_path, 7, make(7.0), keep=1)
     replace_data(saved, {"version": 7, "measured": [3, 6]})
     loaded = load_latest_checkpoint(tmp_path)
@@ -113,7 +113,7 @@ def test_a_part_of_every_vector_is_read(tmp_path: pathlib.Path) -> None:
 def test_modes_follow_the_umask_and_groups_the_folder(tmp_path: pathlib.Path, umask: int) -> None:
     root = tmp_path / "checkpoints"
     root.mkdir()
-    root.chmod(0o2775)  # new files are of the folder's group, and so are folders in new folders
+    root.chmod(0o2775)  # new files get the group of the folder, and so do folders in it
     before = os.umask(umask)
     try:
         folder = save_checkpoint(root, 1, make(1.0), keep=1).folder
@@ -132,7 +132,7 @@ def test_a_version_saved_again_is_replaced(tmp_path: pathlib.Path) -> None:
     assert loaded is not None and loaded.data["version"] == 2
 
 
-def test_a_save_that_fails_leaves_the_one_before(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_leaves_the_previous_checkpoint(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, 1, make(1.0), keep=1)
 
     def no_space(path: pathlib.Path) -> None:
@@ -192,14 +192,14 @@ def test_every_flipped_bit_of_the_data_is_found(tmp_path: pathlib.Path) -> None:
         path.write_bytes(changed)
         try:
             check_tensors(read_data(saved.folder))
-            assert read_data(saved.folder) == saved, bit  # as between two kinds of blanks
+            assert read_data(saved.folder) == saved, bit  # such as a change between two kinds of whitespace
         except CheckpointError:
             found += 1
     assert found >= 8 * len(content) - 40
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_tensors, cut_data, empty_data, no_data, no_tensors])
-def test_damage_is_found_and_the_way_out_is_said(tmp_path: pathlib.Path, damage: Callable[[pathlib.Path], None]) -> None:
+def test_damage_is_reported_with_the_way_out(tmp_path: pathlib.Path, damage: Callable[[pathlib.Path], None]) -> None:
     save_checkpoint(tmp_path, 1, make(1.0), keep=2)
     folder = save_checkpoint(tmp_path, 2, make(2.0), keep=2).folder
     damage(folder)
@@ -207,13 +207,13 @@ def test_damage_is_found_and_the_way_out_is_said(tmp_path: pathlib.Path, damage:
         load_latest_checkpoint(tmp_path)
 
 
-def test_the_only_checkpoint_damaged_means_to_start_again(tmp_path: pathlib.Path) -> None:
+def test_if_the_only_checkpoint_is_damaged_the_hint_is_to_start_again(tmp_path: pathlib.Path) -> None:
     flip_a_bit(save_checkpoint(tmp_path, 2, make(2.0), keep=1).folder)
     with pytest.raises(CheckpointError, match=r"remove .*v00000002 and start again"):
         load_latest_checkpoint(tmp_path)
 
 
-def test_another_format_is_not_called_damage(tmp_path: pathlib.Path) -> None:
+def test_another_format_is_not_reported_as_damage(tmp_path: pathlib.Path) -> None:
     folder = save_checkpoint(tmp_path, 2, make(2.0), keep=1).folder
     head, body = (folder / "data.json").read_text().split("\n")
     (folder / "data.json").write_text(json.dumps({**json.loads(head), "format": 1}) + "\n" + body)
@@ -221,12 +221,12 @@ def test_another_format_is_not_called_damage(tmp_path: pathlib.Path) -> None:
         load_latest_checkpoint(tmp_path)
 
 
-def test_tensors_that_are_not_there(tmp_path: pathlib.Path) -> None:
+def test_missing_tensors_are_reported(tmp_path: pathlib.Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         read_tensors(tmp_path / "none")
 
 
-def test_a_file_that_holds_no_tensors(tmp_path: pathlib.Path) -> None:
+def test_a_file_without_tensors_is_reported(tmp_path: pathlib.Path) -> None:
     (tmp_path / "t").write_bytes(b"abc")
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_tensors(tmp_path / "t")

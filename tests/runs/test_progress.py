@@ -10,7 +10,7 @@ from hvd_async.runs.totals import RunMetrics
 from hvd_async.store.arrival import Arrival, Update
 
 
-class Watched:
+class WatchedRun:
     """A run of ten updates of ten tokens, on a clock that the test advances by hand."""
 
     def __init__(self, *, is_live: bool = False) -> None:
@@ -33,7 +33,7 @@ class Watched:
 
 
 def test_a_log_gets_one_line_a_minute() -> None:
-    run = Watched()
+    run = WatchedRun()
     with run.progress.showing():
         for version in range(1, 5):
             run.update(version, 20.0)
@@ -41,7 +41,7 @@ def test_a_log_gets_one_line_a_minute() -> None:
 
 
 def test_an_evaluation_is_on_the_next_line_and_only_there() -> None:
-    run = Watched()
+    run = WatchedRun()
     with run.progress.showing():
         run.update(1, 20.0)
         run.progress.evaluated(0, 4.0, 1.0)
@@ -56,7 +56,7 @@ def test_an_evaluation_is_on_the_next_line_and_only_there() -> None:
 
 
 def test_evaluations_after_training_have_lines_of_their_own_but_at_most_one_a_minute() -> None:
-    run = Watched()
+    run = WatchedRun()
     with run.progress.showing():
         run.update(10, 50.0)
     for version, seconds in ((2, 5.0), (4, 5.0), (6, 40.0), (8, 20.0), (10, 5.0)):
@@ -66,7 +66,7 @@ def test_evaluations_after_training_have_lines_of_their_own_but_at_most_one_a_mi
 
 
 def test_a_log_has_no_control_characters() -> None:
-    run = Watched()
+    run = WatchedRun()
     with run.progress.showing():
         run.update(1, 60.0)
         run.progress.say("[bold]said[/bold]")
@@ -74,7 +74,7 @@ def test_a_log_has_no_control_characters() -> None:
 
 
 def test_on_a_terminal_every_evaluation_has_its_line() -> None:
-    run = Watched(is_live=True)
+    run = WatchedRun(is_live=True)
     with run.progress.showing():
         run.update(1, 1.0)
         run.progress.evaluated(1, 3.4121, 12.1)

@@ -12,7 +12,7 @@ from hvd_async.cluster.topology import Machine, Placement, assign_roles
 from hvd_async.runs.provenance import device_of, provenance_of, provenance_of_one_process, this_software
 
 
-def test_it_holds_ranks_node_workers_and_differences_of_other_hosts() -> None:
+def test_provenance_holds_ranks_node_workers_and_differences_of_other_hosts() -> None:
     machines = [Machine(host, (0, 1), ()) for host in ("a", "a", "b", "b")]
     plans = assign_roles(machines, Placement("async", threads=1))
     software = [{"torch": "2", "cpu": "x"}] * 2 + [{"torch": "2", "cpu": "y"}] * 2
@@ -34,7 +34,7 @@ def test_it_holds_ranks_node_workers_and_differences_of_other_hosts() -> None:
     }
 
 
-def test_it_is_plain_data() -> None:
+def test_provenance_is_plain_data() -> None:
     provenance = provenance_of_one_process([[0, 1], [2]])
     assert json.loads(json.dumps(provenance.to_json())) == provenance.to_json()
     assert provenance.node_workers == [[0, 1], [2]] and provenance.ranks[0]["threads"] == torch.get_num_threads()

@@ -50,7 +50,7 @@ class FullDisk(ToyTask):
         super().export(folder, *arguments)
 
 
-class DiesAtTheThird(ToyTask):
+class FailsAtThirdEvaluation(ToyTask):
     """A task that fails at its third evaluation."""
 
     def evaluate(self, *arguments: Any) -> Any:
@@ -71,7 +71,7 @@ def test_a_disk_too_full_for_the_last_model_costs_no_measurement(tmp_path: pathl
 def test_a_death_while_measuring_costs_only_the_measurement_under_way(tmp_path: pathlib.Path) -> None:
     settings = settings_of(tmp_path / "run", validation=MEASURED)
     with pytest.raises(OSError, match="injected"):
-        run(settings, DiesAtTheThird)
+        run(settings, FailsAtThirdEvaluation)
     best = json.loads((tmp_path / "run/models/best/exported.json").read_text())["version"]
     assert snapshots(tmp_path / "run") == sorted({best, 9, 12})  # the snapshot of the best version is kept until the end
     counted: list[int] = []
@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_written_ends_a_run_and_costs_nothing_else(tmp_pat
     assert sorted(versions(summary) + summary["unmeasured"]) == list(range(1, 13))
 
 
-def test_scalars_that_cannot_be_written_end_no_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scalars_that_cannot_be_written_do_not_end_a_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/tensorboard").write_text("in the way")
     summary = run(settings_of(tmp_path / "run", training={"tensorboard": True}))
@@ -117,7 +117,7 @@ def test_scalars_that_cannot_be_written_end_no_run(tmp_path: pathlib.Path, capsy
 def test_a_missing_snapshot_is_reported(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = settings_of(tmp_path / "run", validation=MEASURED)
     with pytest.raises(OSError, match="injected"):
-        run(settings, DiesAtTheThird)
+        run(settings, FailsAtThirdEvaluation)
     (tmp_path / "run/snapshots/v00000009.safetensors").unlink()
     summary = run(settings, resume=True)
     assert versions(summary) == [3, 6, 12] and summary["unmeasured"] == [9]

@@ -20,7 +20,7 @@ from tests.simulation.simulated import CountedTask, run
 SGD = {"kind": "sgd", "learning_rate": 0.3, "schedule": {"kind": "constant"}}
 
 
-def late(folder: pathlib.Path, delay: int, kind: str = "horovod", **sections: Any) -> dict[str, Any]:
+def delayed_config(folder: pathlib.Path, delay: int, kind: str = "horovod", **sections: Any) -> dict[str, Any]:
     strategy = {"kind": kind, "delay": delay}
     return make_config(folder, strategy=strategy, optimizer={"learning_rate": 0.05}, **sections)
 
@@ -55,10 +55,12 @@ def test_a_delay_of_0_changes_no_bit(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 @pytest.mark.mpi
 def test_real_ranks_do_the_same_and_a_resumed_run_equals_an_uninterrupted_one(tmp_path: pathlib.Path) -> None:
-    unbroken = Settings(late(tmp_path / "unbroken", 2), num_batches=40, dropout=0.2)
-    first = Settings(late(tmp_path / "broken", 2, training={"epochs": None, "updates": 7}), num_batches=40, dropout=0.2)
-    longer = Settings(late(tmp_path / "broken", 2), num_batches=40, dropout=0.2)
-    ddp = Settings(late(tmp_path / "ddp", 2, "ddp"), num_batches=40, dropout=0.2)
+    unbroken = Settings(delayed_config(tmp_path / "unbroken", 2), num_batches=40, dropout=0.2)
+    first = Settings(
+        delayed_config(tmp_path / "broken", 2, training={"epochs": None, "updates": 7}), num_batches=40, dropout=0.2
+    )
+    longer = Settings(delayed_config(tmp_path / "broken", 2), num_batches=40, dropout=0.2)
+    ddp = Settings(delayed_config(tmp_path / "ddp", 2, "ddp"), num_batches=40, dropout=0.2)
     run_toy(2, unbroken, first, resumed(longer), ddp).check()
     assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "unbroken") and len(losses_of(tmp_path / "broken")) == 20
     assert checkpoint_checksum(tmp_path / "broken") == checkpoint_checksum(tmp_path / "unbroken")

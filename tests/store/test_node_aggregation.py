@@ -111,7 +111,7 @@ def check_conservation(workers: NodeWorkers) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("nodes", [(1,), (3,), (2, 3), (1, 1, 2)])
 @pytest.mark.parametrize("wanted", [1, 2, "workers"])
-def test_every_claimed_batch_is_in_one_update_whoever_pauses_or_leaves(
+def test_every_claimed_batch_is_in_one_update_whichever_members_pause_or_leave(
     wanted: int | str, nodes: Sequence[int], seed: int
 ) -> None:
     workers = make_workers(nodes, 60, seed=seed, arrivals_per_update=wanted, pauses=0.15, leaves=0.03)
@@ -122,7 +122,7 @@ def test_every_claimed_batch_is_in_one_update_whoever_pauses_or_leaves(
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("nodes", [(3,), (2, 2)])
 @pytest.mark.parametrize("settings", [{"lockstep": True}, {"arrivals_per_update": 1, "synchronous_versions": 5}])
-def test_lock_step_holds_though_members_pause_and_leave(settings: dict[str, Any], nodes: Sequence[int], seed: int) -> None:
+def test_lock_step_holds_even_if_members_pause_and_leave(settings: dict[str, Any], nodes: Sequence[int], seed: int) -> None:
     workers = make_workers(nodes, 60, seed=seed, pauses=0.2, leaves=0.03, **settings)
     workers.run().check()
     check_conservation(workers)

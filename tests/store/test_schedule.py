@@ -22,7 +22,7 @@ from tests.store.stores import asynchronous
     ids=str,
 )
 @pytest.mark.parametrize("unit", ["versions", "tokens"])
-def test_rate(schedule: ScheduleConfig, unit: str, expected: list[float]) -> None:
+def test_the_rate_follows_the_schedule(schedule: ScheduleConfig, unit: str, expected: list[float]) -> None:
     schedule = ScheduleConfig(**{**schedule.model_dump(), "unit": unit})
     positions = (1, 2, 4, 8, 16)
     if unit == "versions":

@@ -160,7 +160,7 @@ def test_a_provisional_step_gives_the_parameters_of_a_step(name: str) -> None:
 
 @pytest.mark.parametrize("num_updates", [1, 3])
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_a_provisional_step_of_adam_keeps_the_second_moment_but_where_that_of_its_gradient_is_larger(
+def test_a_provisional_step_of_adam_keeps_the_second_moment_unless_that_of_its_gradient_is_larger(
     name: str, num_updates: int
 ) -> None:
     shard, provisional = advanced(name, num_updates)
@@ -186,7 +186,7 @@ def test_a_provisional_step_of_adam_keeps_the_second_moment_but_where_that_of_it
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
-def test_an_element_whose_gradients_were_zero_does_not_jump(kind: str) -> None:
+def test_a_first_nonzero_gradient_causes_no_large_provisional_step(kind: str) -> None:
     """Such as the embedding of a word not seen so far, or an element that was never pushed."""
     provisional = torch.empty(2)
     shard = Shard([torch.zeros(2), torch.zeros(2)], OptimizerConfig(kind=kind), provisional=[provisional])
@@ -201,7 +201,7 @@ def test_an_element_whose_gradients_were_zero_does_not_jump(kind: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_provisional_steps_leave_later_versions_unchanged(name: str) -> None:
-    """Whether before a gradient or before a combination, provisional steps leave every later version bit-identical."""
+    """Run provisional steps before gradients and before combinations: every later version stays bit-identical."""
     shard, provisional = advanced(name)
     twin, _ = advanced(name)
     for version in (4, 5, 6):

@@ -1,4 +1,4 @@
-"""Several shards as threads against one: the same bits after any calls; orders, silence and the end."""
+"""Several shards as threads, compared with a single one: the same bits after any calls; orders, silence and the end."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ FORMATS = {
 }
 
 
-class One:
-    """The same store with one shard."""
+class SingleShard:
+    """The same store with a single shard."""
 
     def __init__(self, optimizer: OptimizerConfig, strategy: StrategyConfig, push: PushConfig) -> None:
         whole = split(SIZE, 1)
@@ -86,11 +86,11 @@ def assert_same_state(one: ParameterStore, several: ParameterStore) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 @pytest.mark.parametrize("strategy_name", STRATEGIES)
-def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_name: str, form: str) -> None:
+def test_several_shards_equal_one_to_the_last_bit(strategy_name: str, optimizer_name: str, form: str) -> None:
     strategy = asynchronous(**STRATEGIES[strategy_name])
     optimizer = OptimizerConfig(**{"learning_rate": 0.1, **OPTIMIZERS[optimizer_name]})
     draw = random.Random(f"{strategy_name} {optimizer_name} {form}")
-    one = One(optimizer, strategy, FORMATS[form])
+    one = SingleShard(optimizer, strategy, FORMATS[form])
     with Shards(SIZE, draw.choice((2, 3, 4)), NUM_WORKERS, optimizer, strategy, FORMATS[form]) as shards:
         store, writer = shards.make_store(), SlotWriter(shards.memories, shards.parts, FORMATS[form])
         number = 0
@@ -116,7 +116,7 @@ def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_na
             if draw.random() < 0.1:
                 assert_same_state(one.store, store)
             update = store.advance()
-            assert one.store.advance() == update  # with its norm
+            assert one.store.advance() == update  # including its norm
             assert torch.equal(store.parameters, one.store.parameters)
             assert store.held == one.store.held and store.take_refused() == one.store.take_refused()
             if update is not None:
@@ -129,7 +129,7 @@ def test_several_shards_are_one_to_the_last_bit(strategy_name: str, optimizer_na
     assert_same_state(one.store, store)
 
 
-def test_the_ring_of_orders_goes_round() -> None:
+def test_the_ring_of_orders_wraps_around() -> None:
     optimizer = sgd(momentum=0.5)
     alone = Shard([torch.zeros(SIZE), torch.zeros(SIZE)], optimizer)
     with Shards(SIZE, 3, 1, optimizer, asynchronous()) as shards:
@@ -143,7 +143,7 @@ def test_the_ring_of_orders_goes_round() -> None:
             if draw.random() < 0.5:
                 shards.vectors.discard()
                 alone.discard()
-            else:  # the slot is written again
+            else:  # the slot is about to be overwritten
                 shards.vectors.flush()
                 alone.flush()
             shards.vectors.forget(-1)
@@ -154,16 +154,16 @@ def test_the_ring_of_orders_goes_round() -> None:
     assert memories[1].load(Word.ORDERS) > 8 * NUM_ORDERS
 
 
-def test_orders_survive_as_words() -> None:
+def test_orders_survive_the_way_through_words() -> None:
     order = Order(OrderKind.STEP, slot=3, version=2**40, number=1 / 3, learning_rate=1e-300, clip=0.1)
     assert Order.from_words(order.to_words()) == order
 
 
-def test_a_checkpoint_of_several_shards_goes_on_in_any_number_of_them() -> None:
+def test_a_checkpoint_of_several_shards_resumes_with_any_number_of_shards() -> None:
     optimizer, strategy = OptimizerConfig(average_decay=0.9, clip_norm=1.0), asynchronous(arrivals_per_update=2)
     gradients = [torch.randn(SIZE, generator=torch.Generator().manual_seed(batch)) for batch in range(9)]
 
-    def go_on(shards: Shards, store: ParameterStore, batches: range) -> None:
+    def feed(shards: Shards, store: ParameterStore, batches: range) -> None:
         writer = SlotWriter(shards.memories, shards.parts, PushConfig())
         for batch in batches:
             writer.write(gradients[batch], batch % 3)
@@ -172,12 +172,12 @@ def test_a_checkpoint_of_several_shards_goes_on_in_any_number_of_them() -> None:
 
     with Shards(SIZE, 2, 3, optimizer, strategy) as unbroken:
         store = unbroken.make_store()
-        go_on(unbroken, store, range(9))
+        feed(unbroken, store, range(9))
         expected = store.parameters
     for before, after in ((2, 2), (2, 3), (4, 2)):
         with Shards(SIZE, before, 3, optimizer, strategy) as shards:
             store = shards.make_store()
-            go_on(shards, store, range(5))
+            feed(shards, store, range(5))
             tensors, data = store.state()
             assert set(tensors) == {"parameters", *state_names(optimizer)}  # one arrival is pending
         resumed = Shards(SIZE, after, 3, optimizer, strategy)
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_several_shards_goes_on_in_any_number_of_them() -> None:
         with resumed:
             store = resumed.make_store()
             store.load_state(tensors, data)
-            go_on(resumed, store, range(5, 9))
+            feed(resumed, store, range(5, 9))
             assert torch.equal(store.parameters, expected)
 
 
@@ -219,16 +219,16 @@ def test_a_shard_that_failed_ends_the_sequencer_whose_state_is_lost() -> None:
     assert caught.value.is_reported and caught.value.is_state_lost
 
 
-def test_the_shards_go_on_after_a_workers_failure_until_what_they_hold_is_saved() -> None:
+def test_the_shards_continue_after_a_workers_failure_until_their_state_is_saved() -> None:
     shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
     announce_failure(shards.memories[0], 5)
     with pytest.raises(PeerError, match="rank 5 failed") as caught, shards:
         shards.vectors.flush()
         assert shards.vectors.read("parameters").shape == (SIZE,)
-    assert caught.value is shards.failures[1] and caught.value.is_reported  # at the very end
+    assert caught.value is shards.failures[1] and caught.value.is_reported  # raised when the block ends
 
 
-def test_a_shard_ends_where_the_sequencer_could_save_nothing() -> None:
+def test_a_shard_ends_if_the_sequencer_could_not_save_anything() -> None:
     shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
     announce_failure(shards.memories[0], 5)
     shards.memories[0].store(Word.SERVED, 1)
@@ -236,7 +236,7 @@ def test_a_shard_ends_where_the_sequencer_could_save_nothing() -> None:
         shards.server(1).serve(lambda: None)
 
 
-def test_a_request_to_stop_on_a_shards_rank_reaches_the_stop_word_and_comes_back_at_the_end() -> None:
+def test_a_request_to_stop_on_a_shards_rank_sets_the_stop_word_and_is_returned_at_the_end() -> None:
     asked = StopNotice(StopKind.SIGNAL, rank=11, signal_number=15)
     with Shards(SIZE, 2, 1, sgd(), asynchronous(), stop_requested=lambda: asked) as shards:
         while shards.memories[0].load(Word.STOP) == 0:
@@ -245,7 +245,7 @@ def test_a_request_to_stop_on_a_shards_rank_reaches_the_stop_word_and_comes_back
     assert shards.notices == {1: asked}
 
 
-def test_a_request_to_stop_passes_a_shard_that_is_busy_without_a_pause() -> None:
+def test_a_request_to_stop_reaches_a_shard_that_is_constantly_busy() -> None:
     asked = StopNotice(StopKind.SIGNAL, rank=11, signal_number=15)
     with Shards(SIZE, 2, 1, sgd(), asynchronous(), stop_requested=lambda: asked) as shards:
         orders = 0
@@ -256,13 +256,13 @@ def test_a_request_to_stop_passes_a_shard_that_is_busy_without_a_pause() -> None
     assert shards.notices == {1: asked}
 
 
-def test_the_sequencer_says_that_it_goes_on_while_it_waits_for_another_shard() -> None:
+def test_the_sequencer_sends_heartbeats_while_it_waits_for_another_shard() -> None:
     shards = Shards(SIZE, 2, 1, sgd(), asynchronous())
     touches: list[int] = []
 
     def touch() -> None:
         touches.append(1)
-        if len(touches) == 3:  # the other shard begins only now
+        if len(touches) == 3:  # start the other shard only now
             shards._threads[0].start()
 
     shards.vectors._touch = touch
@@ -273,7 +273,7 @@ def test_the_sequencer_says_that_it_goes_on_while_it_waits_for_another_shard() -
 
 
 @pytest.mark.parametrize("strategy", [{"arrivals_per_update": 2}, {"lockstep": True}])
-def test_a_workers_trains_on_several_shards(strategy: dict[str, Any]) -> None:
+def test_workers_train_on_several_shards(strategy: dict[str, Any]) -> None:
     """The server of the protocol's tests, with workers that push to all shards and pull from all."""
     settings = asynchronous(reduction="sum", **strategy)
     with Shards(SIZE, 3, 3, sgd(), settings) as shards:
@@ -293,7 +293,7 @@ def test_a_workers_trains_on_several_shards(strategy: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16"])
-def test_what_a_workers_computes_on_is_provisional_on_all_shards_at_once(form: str) -> None:
+def test_provisional_parameters_are_consistent_across_all_shards(form: str) -> None:
     settings = asynchronous(arrivals_per_update=4, provisional=True)
     optimizer, push = sgd(momentum=0.5), PushConfig.model_validate({"dtype": form})
     with Shards(SIZE, 3, 3, optimizer, settings, push) as shards:

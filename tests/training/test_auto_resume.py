@@ -38,7 +38,7 @@ def summary_of(config: pathlib.Path) -> dict[str, Any]:
     return summary
 
 
-def test_it_starts_resumes_and_ends_at_once_when_training_is_complete(
+def test_auto_resume_starts_resumes_and_ends_at_once_when_training_is_complete(
     config: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(config) == 0

@@ -46,13 +46,13 @@ def test_every_sentence_is_in_exactly_one_batch_within_budget(
         assert len(batch) <= config.max_sentences
 
 
-def test_a_sentence_longer_than_the_budget_is_a_batch_alone() -> None:
+def test_a_sentence_longer_than_the_budget_is_a_batch_of_its_own() -> None:
     source, target = arrays([(3, 3), (50, 2), (3, 3)])
     batches = epoch_batches(source, target, SMALL, seed=1, epoch=0)
     assert sorted(batch.tolist() for batch in batches if 1 in batch) == [[1]]
 
 
-def test_order_depends_on_seed_and_epoch_alone() -> None:
+def test_order_depends_only_on_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
         return [batch.tolist() for batch in epoch_batches(*drawn_lengths(), SMALL, seed, epoch)]
 
@@ -86,7 +86,7 @@ def test_padding_of_multi30k_is_low() -> None:
     assert padding_share(batches, source, target) < 0.04
 
 
-def test_the_plan_strings_epochs_together_and_is_the_same_in_any_order_of_asking() -> None:
+def test_the_plan_joins_epochs_and_does_not_depend_on_the_order_of_requests() -> None:
     source, target = drawn_lengths()
     expected = [(epoch, batch) for epoch in range(5) for batch in epoch_batches(source, target, SMALL, 3, epoch)]
     plan = BatchPlan(source, target, SMALL, seed=3)
@@ -149,7 +149,7 @@ def test_a_batch_without_padding_has_no_masks() -> None:
     assert batch.num_tokens == 6
 
 
-def test_an_empty_source_is_its_end_alone() -> None:
+def test_an_empty_source_consists_of_its_end() -> None:
     source, mask = pad_sources([[]])
     assert source.tolist() == [[EOS]]
     assert mask is None

@@ -10,7 +10,7 @@ from hvd_async.tasks.translation.builtin.lexicon import lexicon
 LADY = Phrase("the woman", ("die Frau", "die Frau", "der Frau"), 3, 0, "f")
 
 
-def test_generation_is_decided_by_the_seed() -> None:
+def test_generation_depends_only_on_the_seed() -> None:
     assert generate(50, seed=1) == generate(50, seed=1)
     assert generate(50, seed=1) != generate(50, seed=2)
     assert generate(50, seed=1)[:20] == generate(20, seed=1)

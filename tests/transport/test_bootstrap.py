@@ -16,5 +16,5 @@ from hvd_async.transport.bootstrap import is_old_mpich
         ("Intel(R) MPI Library 2021.18.1 for Linux* OS\n", False),
     ],
 )
-def test_an_mpich_that_needs_a_progress_thread(library: str, expected: bool) -> None:
+def test_only_an_old_mpich_needs_a_progress_thread(library: str, expected: bool) -> None:
     assert is_old_mpich(library) is expected

@@ -14,20 +14,20 @@ from tests.ranks import run_ranks
 from tests.transport.contract import CONTRACT, Actor, make_layout, run_threads
 
 
-class Bellless(ThreadMemory):
+class MemoryWithoutBells(ThreadMemory):
     """Memory without bells, as without the C extension."""
 
     has_bells = False
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("memory_type", [ThreadMemory, Bellless])
+@pytest.mark.parametrize("memory_type", [ThreadMemory, MemoryWithoutBells])
 def test_threads_keep_the_contract(
     check: Callable[[Actor], None], memory_type: type[MappedMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if memory_type is Bellless:
+    if memory_type is MemoryWithoutBells:
         monkeypatch.setattr(arithmetic, "_c", None)
-    memory = ThreadMemory(make_layout(3)) if memory_type is ThreadMemory else Bellless(make_layout(3))
+    memory = ThreadMemory(make_layout(3)) if memory_type is ThreadMemory else MemoryWithoutBells(make_layout(3))
     run_threads(3, lambda group: check(Actor(group, memory, is_owner=group.rank == 0)))
 
 

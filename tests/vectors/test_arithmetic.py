@@ -385,7 +385,7 @@ STREAMED = (12 << 20) // 4 + 1001  # elements of float32: copies beyond 12 MiB b
 @pytest.mark.parametrize("use_c", WAYS)
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 100, 4097, STREAMED])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_copy_fills_its_target_and_nothing_beside_it(dtype: torch.dtype, size: int, use_c: bool) -> None:
+def test_a_copy_fills_its_target_and_nothing_else(dtype: torch.dtype, size: int, use_c: bool) -> None:
     for offset in [3] if size == STREAMED else range(17):
         source = numbers(size, 1, offset=16 - offset)
         room = torch.full((size + 40,), 7.0, dtype=dtype)

@@ -39,7 +39,7 @@ def test_parameters_lie_in_order_each_on_its_own_cache_line_and_tied_ones_once()
     assert flat.num_parameters == 9 + 3 + 2
 
 
-def test_frozen_parameters_stay_where_they_are_and_are_named_with_the_others() -> None:
+def test_frozen_parameters_stay_in_place_and_are_named_with_the_others() -> None:
     model = seeded()
     model.frozen.data = model.frozen.data.double()  # of any type
     flat = FlatParameters(model)
@@ -64,7 +64,7 @@ def test_values_move_and_gaps_are_zero() -> None:
     assert not flat.parameters.any()
 
 
-def test_the_model_computes_as_before_and_with_what_is_written_to_the_vector() -> None:
+def test_the_model_computes_with_the_parameters_in_the_vector() -> None:
     model = seeded()
     expected = model(X)
     flat = FlatParameters(model)
@@ -87,7 +87,7 @@ def test_backward_adds_into_the_vector() -> None:
     assert not flat.gradient.any()
 
 
-def test_gradients_that_were_put_elsewhere_are_collected() -> None:
+def test_gradients_outside_the_vector_are_collected() -> None:
     flat = FlatParameters(model := seeded())
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 3.0) if parameter.requires_grad else None
@@ -99,7 +99,7 @@ def test_gradients_that_were_put_elsewhere_are_collected() -> None:
     }
 
 
-def test_after_a_gradient_elsewhere_the_next_is_in_the_vector_again() -> None:
+def test_after_a_gradient_outside_the_vector_the_next_is_inside_again() -> None:
     flat = FlatParameters(model := seeded())
     model.first.weight.grad = torch.ones(3, 3)
     flat.collect_gradient()
@@ -109,7 +109,7 @@ def test_after_a_gradient_elsewhere_the_next_is_in_the_vector_again() -> None:
     assert model.first.weight.grad.data_ptr() == flat.named_tensors(flat.gradient)["first.weight"].data_ptr()
 
 
-def test_holding_other_parameters_ends_with_the_block_by_an_error_too() -> None:
+def test_other_parameters_are_used_only_inside_the_block_even_after_an_error() -> None:
     flat = FlatParameters(model := seeded())
     before, outside = flat.parameters.clone(), model(X)
     with pytest.raises(ZeroDivisionError), flat.holding(torch.zeros(flat.size)):
