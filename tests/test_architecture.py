@@ -123,7 +123,7 @@ def test_a_guarded_folder_is_imported_only_by_its_door_keepers(folder: str) -> N
 @pytest.mark.parametrize("package", sorted(DOORS))
 def test_a_heavy_package_has_one_door(package: str) -> None:
     importers = {name for name, tree in MODULES.items() if any(one.split(".")[0] == package for one in imports(tree))}
-    assert importers, "the door is gone; so may be its rule"
+    assert importers, "no module imports the package; remove its rule"
     outside = {name for name in importers if not any(f"{name}.".startswith(f"{door}.") for door in DOORS[package])}
     assert not outside
 
@@ -196,7 +196,7 @@ def test_imports_have_no_cycles() -> None:
     free: set[str] = set()
     while ready := {name for name in known.keys() - free if known[name] <= free}:
         free |= ready
-    assert not known.keys() - free, f"in a circle, or above one: {sorted(known.keys() - free)}"
+    assert not known.keys() - free, f"in a cycle, or above one: {sorted(known.keys() - free)}"
 
 
 def _modules_of(name: str) -> set[str]:

@@ -16,7 +16,7 @@ def until(condition: Callable[[], bool], parent: subprocess.Popen[str] | None = 
     """Wait until `condition` holds; fail if `parent` ends first, or if it takes too long."""
     deadline = time.monotonic() + SECONDS
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         assert parent is None or parent.poll() is None, parent.communicate()
         time.sleep(0.002)
 

@@ -19,7 +19,7 @@ def test_a_suite_is_valid_and_its_runs_differ(name: str, tmp_path: pathlib.Path)
     names = [spec.name for spec in suite.specs]
     assert len(set(names)) == len(names)
     hashes = {planned.config_hash for planned in suite.plan.runs}
-    assert len(hashes) == len(names), "two runs of a suite compute the same"
+    assert len(hashes) == len(names), "two runs of a suite have the same configuration"
 
 
 @pytest.mark.parametrize("name", WITH_A_TWIN)

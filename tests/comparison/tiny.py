@@ -88,7 +88,7 @@ def compute_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 class PretendedRuns:
-    """Pretends to compute runs. `names`: names of the runs started, in order; `arguments`: the arguments of each."""
+    """An imitation of computing runs. `names`: names of the runs started, in order; `arguments`: the arguments of each."""
 
     def __init__(self, losses: Callable[[RunConfig], Sequence[float]] = lambda _: (4.0, 2.0)) -> None:
         """`losses` returns the losses of a run after 10, 20, ... seconds, or nothing for a run that fails."""

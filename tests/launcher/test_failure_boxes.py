@@ -71,7 +71,7 @@ def test_errors_of_a_command_pass_through() -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.skipif(mpi_family() != "openmpi", reason="Open MPI's words")
+@pytest.mark.skipif(mpi_family() != "openmpi", reason="messages of Open MPI")
 def test_only_the_message_of_a_failing_rank_is_shown(tmp_path: pathlib.Path) -> None:
     rank = "import sys; sys.exit('hvd-async: out of cheese')"
     program = f"""

@@ -73,7 +73,7 @@ def test_lock_step_gives_the_losses_of_a_store_on_the_cpu(tmp_path: pathlib.Path
     assert len(losses_of(tmp_path / "gpu")) == len(losses_of(tmp_path / "cpu")) > 0
     assert losses_of(tmp_path / "gpu") == pytest.approx(losses_of(tmp_path / "cpu"), rel=1e-3)
     assert ("CUDA IPC" in done.stdout) == (workers == "cuda")
-    assert "is refused" not in done.stderr, "CUDA IPC does not work here: the test showed the way around it alone"
+    assert "is refused" not in done.stderr, "CUDA IPC does not work here: only its fallback was tested"
     assert "terminated before all shared CUDA tensors released" not in done.stderr
 
 

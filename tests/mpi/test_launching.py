@@ -47,7 +47,7 @@ def test_mpirun_trains_a_translation_model_through_the_store(tmp_path: pathlib.P
 def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, launcher: str) -> None:
     pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
     if launcher == "horovodrun-mpi" and mpi_family() != "openmpi":
-        pytest.skip("horovodrun --mpi knows Open MPI alone")
+        pytest.skip("horovodrun --mpi supports only Open MPI")
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     path = write_config(tmp_path, strategy={"kind": "horovod"}, validation={"bleu": False})
     done = launch(path, "--workers", "2", "--launcher", launcher).check()

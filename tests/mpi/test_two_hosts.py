@@ -47,7 +47,7 @@ def skip_unless_it_runs_here(launcher: str) -> None:
     if launcher.startswith("horovodrun"):
         pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
     if launcher == "horovodrun-mpi" and mpi_family() != "openmpi":
-        pytest.skip("horovodrun --mpi knows Open MPI alone")
+        pytest.skip("horovodrun --mpi supports only Open MPI")
 
 
 @pytest.fixture(scope="module")

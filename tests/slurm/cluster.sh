@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # cluster.sh: a real Slurm on this machine, for tests. Each node has its own network, host name and /dev/shm, and pretends to
-# have more cores, and GPUs, than there are. As root; nothing is written outside of DIR but network namespaces.
+# have more cores, and GPUs, than there are. Needs root; writes nothing outside of DIR except network namespaces.
 #
-#   cluster.sh install              the packages, on Debian and its kin
-#   cluster.sh start DIR NAME       the daemons: a head, nodes node1 to node2, and partitions main, low (preempted) and high
-#   cluster.sh exec DIR COMMAND...  a command where Slurm's clients run
-#   cluster.sh kill-node DIR N      power failure: SIGKILL to everything on nodeN
+#   cluster.sh install              install the packages, on Debian and its derivatives
+#   cluster.sh start DIR NAME       start the daemons: a head, node1 and node2, and partitions main, low (preempted) and high
+#   cluster.sh exec DIR COMMAND...  run a command where Slurm's clients work
+#   cluster.sh kill-node DIR N      power failure: send SIGKILL to every process on nodeN
 #   cluster.sh start-node DIR N     power on
-#   cluster.sh list DIR             jobs, and what runs on the nodes, but for the daemons
-#   cluster.sh stop DIR             end jobs and daemons, and remove what was made; quiet where nothing is there
+#   cluster.sh list DIR             print jobs and processes on the nodes, except the daemons
+#   cluster.sh stop DIR             end jobs and daemons, and remove all files; silent if there is nothing
 #
-# NAME is that of the network namespaces. Written for Slurm 20.11 to 23.11; no systemd, cgroups or database.
+# NAME is the prefix of the network namespaces. Written for Slurm 20.11 to 23.11; no systemd, cgroups or database.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 
@@ -29,7 +29,7 @@ install() {
 
 # --- processes
 
-# One that is dead, but that nobody has waited for, does not run.
+# A process that is dead but not reaped yet does not count as running.
 runs() {
     [[ -r /proc/$1/status ]] && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null
 }
@@ -47,11 +47,11 @@ wait_for() { # SECONDS CONDITION...
     done
 }
 
-# on HOST COMMAND...: run it as a process of that host.
+# on HOST COMMAND...: run the command as a process of that host.
 on() {
     local host=$1
     shift
-    # Two hosts' files in one /dev/shm would be taken for each other's.
+    # In a shared /dev/shm, files of different hosts would be confused.
     # shellcheck disable=SC2016  # the inner shell expands these
     nsenter "--net=/run/netns/$name-$host" unshare --uts --mount --propagation private -- bash -euc '
         hostname "$1"
@@ -73,7 +73,7 @@ start_node() {
     readlink "/proc/$(pid_in "$dir/run/slurmd-node$1.pid")/ns/uts" >"$dir/run/node$1.uts"
 }
 
-# Everything that has the host name of nodeN: slurmd, steps, their tasks, and what these left behind.
+# All processes with the host name of nodeN: slurmd, steps, their tasks, and leftovers of these.
 pids_of_node() {
     local wanted folder
     wanted=$(cat "$dir/run/node$1.uts" 2>/dev/null) || return 0
@@ -90,7 +90,7 @@ kill_node() {
         wait_for 5 gone "${pids[@]}" || break
     done
     rm -f "$dir/run/slurmd-node$1.pid" "$dir/run/node$1.uts"
-    # Sockets do not outlive a machine: a step that is started again would find its own in use.
+    # Sockets do not outlive a real machine: a step that is started again would find its socket in use.
     rm -rf "${dir:?}/tmp/node$1" "$dir/spool/node$1"/*pmix*
 }
 
@@ -120,11 +120,11 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A job that went back into the queue waits as long as credentials last before it starts again; 5 is the least.
+# A requeued job waits until its credentials have expired before it starts again; 5 is the minimum.
 AuthInfo=socket=$dir/run/munge.socket,cred_expire=5
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool/%n
-# PMIx keeps files of a job there, which must not be those of another node.
+# PMIx keeps files of a job here; nodes must not share them.
 TmpFS=$dir/tmp/%n
 SlurmctldPidFile=$dir/run/slurmctld.pid
 SlurmdPidFile=$dir/run/slurmd-%n.pid
@@ -138,7 +138,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
-# Believe the cores written below.
+# Trust the numbers of cores given below.
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -200,7 +200,7 @@ start() {
     chmod 700 "$dir/munge"
     echo "$name" >"$dir/name"
     for ((i = 1; i <= NODES; i++)); do mkdir -p "$dir/spool/node$i"; done
-    # GPUs: devices that do what /dev/null does. Slurm takes no plain files.
+    # GPUs: devices that behave like /dev/null. Slurm accepts no plain files.
     for ((i = 0; i < GPUS; i++)); do
         [[ -c $dir/dev/nvidia$i ]] || mknod -m 666 "$dir/dev/nvidia$i" c 1 3
     done

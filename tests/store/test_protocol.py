@@ -54,7 +54,7 @@ def make_workers(
 
 
 class SlowReads(ThreadMemory):
-    """Copies out in pieces, with pauses in which the store writes: a pull must detect the torn copy."""
+    """Memory that is copied in pieces, with pauses in which the store writes: a pull must detect the torn copy."""
 
     def get(self, offset: int, target: torch.Tensor) -> None:
         for piece in range(0, target.numel(), 20_000):

@@ -187,7 +187,7 @@ def test_a_provisional_step_of_adam_keeps_the_second_moment_unless_that_of_its_g
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_a_first_nonzero_gradient_causes_no_large_provisional_step(kind: str) -> None:
-    """Such as the embedding of a word not seen so far, or an element that was never pushed."""
+    """Examples are the embedding of a word not seen so far, and an element that was never pushed."""
     provisional = torch.empty(2)
     shard = Shard([torch.zeros(2), torch.zeros(2)], OptimizerConfig(kind=kind), provisional=[provisional])
     for version in range(1, 51):

@@ -55,7 +55,7 @@ FORMATS = {
 
 
 class SingleShard:
-    """The same store with a single shard."""
+    """A store with a single shard, to compare with."""
 
     def __init__(self, optimizer: OptimizerConfig, strategy: StrategyConfig, push: PushConfig) -> None:
         whole = split(SIZE, 1)
@@ -252,7 +252,7 @@ def test_a_request_to_stop_reaches_a_shard_that_is_constantly_busy() -> None:
         while shards.memories[0].load(Word.STOP) == 0:
             shards.vectors.discard()
             orders += 1
-            assert orders < 100_000, "the shard looks at nothing but its orders"
+            assert orders < 100_000, "the shard never sees the request"
     assert shards.notices == {1: asked}
 
 

@@ -41,7 +41,7 @@ def python(folder: pathlib.Path, *arguments: str, path: pathlib.Path | None = RO
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no flag for it")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python has no flag for it")
 def test_processes_started_by_launch_do_not_import_from_the_current_folder(folder: pathlib.Path) -> None:
     write_corpus(folder / "text", train=60, validation=4, test=4)
     (folder / "run.yaml").write_text(CONFIG)
@@ -71,7 +71,7 @@ def test_a_package_found_only_in_the_current_folder_is_found_by_its_child_proces
     assert done.stdout == f"() {tmp_path / 'hvd_async/system/interpreter.py'}\n"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no flag for it")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python has no flag for it")
 def test_a_package_found_elsewhere_needs_no_current_folder(tmp_path: pathlib.Path) -> None:
     done = python(tmp_path, "-P", "-c", "from hvd_async.system import interpreter; print(interpreter.flags())")
     assert done.stdout == "('-P',)\n"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What mpirun calls in place of ssh: agent.sh [options] HOST [options] COMMAND...
+# The program that mpirun runs instead of ssh: agent.sh [options] HOST [options] COMMAND...
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 host=
@@ -14,5 +14,5 @@ while true; do
             ;;
     esac
 done
-# Like ssh, hand the words to a shell there as one line.
+# Like ssh, pass the command as one line to a shell on the host.
 exec "$here/onhost.sh" "$host" bash -c "$*"

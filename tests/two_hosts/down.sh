@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# down.sh PREFIX: remove the hosts that up.sh made, complete or not, and end what still runs on them.
+# down.sh PREFIX: remove the hosts that up.sh made, complete or not, and kill all processes on them.
 set -uo pipefail
 prefix=$1
 for host in "${prefix}a" "${prefix}b"; do
