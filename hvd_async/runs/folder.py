@@ -16,7 +16,7 @@ from hvd_async.runs.continuation import Supply, changed_keys, check_goes_further
 from hvd_async.runs.event_log import LogMark, fits, read_events, whole_part
 from hvd_async.system import files
 from hvd_async.system.json_text import parse_json
-from hvd_async.system.locks import BusyError, held
+from hvd_async.system.locks import BusyError, locked
 
 if TYPE_CHECKING:
     from hvd_async.runs.checkpoint import SavedData
@@ -72,14 +72,14 @@ class RunFolder:
         return self.snapshots / f"v{version:08d}.safetensors"
 
     @contextlib.contextmanager
-    def held(self, say: Callable[[str], None]) -> Iterator[None]:
+    def locked(self, say: Callable[[str], None]) -> Iterator[None]:
         """Lock the folder, which is created if needed, inside the block. Waits a while for another process to release it.
 
         `say` prints that this process waits, or that the file system has no locks. Raises `BusyError` after waiting in vain.
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(held(self.lock, str(self.root), "another process", say))
+                stack.enter_context(locked(self.lock, str(self.root), "another process", say))
             except BusyError:
                 raise BusyError(
                     f"{self.root}: in use by another process; wait for it, end it, or set another output"
@@ -112,7 +112,7 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Remove half-written files of dead processes, and restore files that these were about to replace.
 
-        Call it while the folder is `held`. Raises `DataError` if a file system operation fails.
+        Call it while the folder is `locked`. Raises `DataError` if a file system operation fails.
         """
         for folder in (self.root, self.snapshots, self.checkpoints, *self.checkpoints.glob("v*"), self.models):
             files.remove_leftovers(folder)

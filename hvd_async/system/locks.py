@@ -26,7 +26,7 @@ class BusyError(DataError):
 
 
 @contextlib.contextmanager
-def held(
+def locked(
     path: pathlib.Path, name: str, who: str, say: Callable[[str], None], is_over: Callable[[], bool] = lambda: False
 ) -> Iterator[int]:
     """Hold the lock in the file `path` inside the block; yields its descriptor: the lock is held as long as a process has

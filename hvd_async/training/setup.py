@@ -187,7 +187,7 @@ def _hold(folder: RunFolder, options: TrainOptions, progress: Progress, holding:
     """Keep other jobs, and other starts of this job, out of `folder` while `holding` is open. On rank 0."""
     if options.resume:
         folder.check_is_run()  # before the lock, which would create the folder
-    holding.enter_context(folder.held(progress.say))
+    holding.enter_context(folder.locked(progress.say))
     if folder.config.exists():
         folder.remove_leftovers()  # of dead processes, one of which may have been about to replace the checkpoint
 

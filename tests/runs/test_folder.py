@@ -185,7 +185,7 @@ def test_a_lock_and_what_a_begin_that_was_killed_leaves_are_no_run(tmp_path: pat
 
 def test_whoever_replaces_a_run_keeps_its_lock(tmp_path: pathlib.Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    with folder.held(print):
+    with folder.locked(print):
         before = folder.lock.stat()
         for overwrite in (False, True):
             folder.begin(make_config(), overwrite=overwrite)

@@ -112,7 +112,7 @@ def test_after_a_gradient_elsewhere_the_next_is_in_the_vector_again() -> None:
 def test_holding_other_parameters_ends_with_the_block_by_an_error_too() -> None:
     flat = FlatParameters(model := seeded())
     before, outside = flat.parameters.clone(), model(X)
-    with pytest.raises(ZeroDivisionError), flat.holding(torch.zeros(flat.size)):
+    with pytest.raises(ZeroDivisionError), flat.with_parameters(torch.zeros(flat.size)):
         assert model(X).item() == FROZEN
         raise ZeroDivisionError
     assert torch.equal(flat.parameters, before) and torch.equal(model(X), outside)

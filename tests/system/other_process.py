@@ -1,4 +1,4 @@
-"""Somebody else, who holds a lock."""
+"""A lock that another process holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
+def locked_by_another(path: pathlib.Path) -> Iterator[None]:
     """Hold the lock, as another process would, inside the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
