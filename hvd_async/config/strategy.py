@@ -213,7 +213,7 @@ class StrategyConfig(Section):
 
 
 class StoreConfig(Section):
-    """The parameter store of `async`: where its memory is."""
+    """Placement of the parameter store of `async`."""
 
     shards: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvd_async.config import RunConfig, dump_config, load_config, read_tree
 from hvd_async.errors import CheckpointError, ConfigError, DataError
-from hvd_async.runs.continuation import Supply, changed_keys, check_goes_further, goes_on, is_as_long
+from hvd_async.runs.continuation import Supply, changed_keys, check_goes_further, is_as_long, needs_more_training
 from hvd_async.runs.event_log import LogMark, fits, read_events, whole_part
 from hvd_async.system import files
 from hvd_async.system.json_text import parse_json
@@ -199,7 +199,7 @@ class RunFolder:
     def finished(self, config: RunConfig, saved: SavedData, supply: Supply) -> dict[str, Any] | None:
         """Return the summary of this run if it has ended and `config` requires no more training; else None."""
         summary = _read_object(self.summary)
-        has_ended = summary.get("status") == "finished" and not goes_on(config, saved.data, supply)
+        has_ended = summary.get("status") == "finished" and not needs_more_training(config, saved.data, supply)
         has_ended = has_ended or summary.get("status") in ("finished early", "diverged")
         return summary if has_ended and is_as_long(load_config(self.config), config) else None
 
@@ -280,7 +280,7 @@ class RunFolder:
             lines = [f"{key}: got {new!r}, expected {old!r} as in {self.config}" for key, old, new in changed]
             raise ConfigError("\n".join(f"{flag}: {line}; or start another run" for line in lines))
 
-    def go_on(self, config: RunConfig) -> None:
+    def prepare_resume(self, config: RunConfig) -> None:
         """Replace the configuration by `config`, which may be longer, and remove the outdated summary. On one rank, after
         all ranks have agreed."""
         try:

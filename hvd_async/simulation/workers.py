@@ -45,7 +45,7 @@ class Sender:
         """Number of the provisional parameters pulled last, or being pulled, by `SimulatedStore`; 0: those of the
         version."""
         self.sent = self.reached = self.waited = 0.0
-        """Times at which the last push began, reached the store's memory, and no longer had to be waited for."""
+        """Times of the last push: begun, arrived in the store's memory, wait over."""
         self.is_released = True
         self.is_waiting = False
 

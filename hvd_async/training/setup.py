@@ -111,7 +111,7 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any
 
 
 def _plan_ranks(start: Start) -> tuple[RankPlan, ...]:
-    """Give every rank its role, device and threads; every rank computes the same. Collective."""
+    """Give every rank its role, device and threads; every rank computes the same plan. Collective."""
     group, config = start.group, start.config
     check_world(read_environment(start.environ), group.rank, group.size)
     machines = [Machine.from_text(text) for text in group.allgather(this_machine().to_text())]
@@ -227,7 +227,7 @@ def _make_recorder(
     folder = RunFolder(start.config.output)
     recorder = RunRecorder(RunContext(folder, start.config, workload.task, workload.flat, progress, provenance=provenance))
     if opened.resumption is not None:
-        folder.go_on(start.config)
+        folder.prepare_resume(start.config)
         recorder.restore(opened.resumption)
     return recorder
 

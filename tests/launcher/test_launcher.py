@@ -533,7 +533,7 @@ def test_a_rank_that_is_stopped_before_there_is_anything_to_save_did_not_fail(st
 
 def test_ranks_outlive_a_launcher_that_is_killed_and_save() -> None:
     outcome = outcome_of(Ended(137, is_killed=True), None, 1.0, status_tells=True)
-    assert outcome.text.endswith("exit status 137; the launcher of the ranks was killed: they save what they have and end")
+    assert outcome.text.endswith("exit status 137; the launcher of the ranks was killed: the ranks save their state and end")
     assert outcome.is_failure
 
 

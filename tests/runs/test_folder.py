@@ -299,7 +299,7 @@ def test_a_run_that_has_finished_is_finished_until_more_is_asked_for(folder: Run
     folder.summary.write_text('{"status": "finished early"}')
     assert finished(num_batches=8) == {"status": "finished early"}
     assert finished(8, training={"epochs": 2}) is None
-    folder.go_on(make_config(training={"epochs": 2}))
+    folder.prepare_resume(make_config(training={"epochs": 2}))
     assert finished(8, training={"epochs": 2}) is None  # it may not have reached that end
 
 
