@@ -228,7 +228,7 @@ class Suite:
             StepTimes(config.emulation, 0, workers)
         else:
             check_emulation(config.emulation, workers)
-        if self.config.launcher == "horovodrun-gloo" and config.strategy.kind in ("async", "ddp"):
+        if self.config.launcher == "horovodrun-gloo" and config.strategy.needs_mpi:
             raise ConfigError(
                 f"strategy.kind: got {config.strategy.kind} with launcher horovodrun-gloo, which has no"
                 " MPI, expected horovod or single; or choose another launcher"
