@@ -173,13 +173,13 @@ class RealStore:
         self.store.accept(arrivals, gradient)
         if not self.store.is_complete():
             self.store.flush()  # the next gradient will be computed in the same memory
-        return not self._tell_refused()
+        return not self._report_refused()
 
     def refuse(self, sender: Sender) -> None:
         arrivals, _ = self._compute(sender)
         self._recorder.received(arrivals)
         self.store.refuse(arrivals, Refusal.AFTER_THE_END)
-        self._tell_refused()
+        self._report_refused()
 
     def is_complete(self) -> bool:
         return self.store.is_complete()
@@ -188,7 +188,7 @@ class RealStore:
         under_way = [] if oldest_under_way is None else [oldest_under_way]
         self._recorder.updating()
         self._update = self.store.advance(under_way)
-        self._tell_refused()
+        self._report_refused()
         if self._update is None:
             self.store.flush()
         return self._update is not None
@@ -199,7 +199,7 @@ class RealStore:
     def finish(self) -> bool:
         self._recorder.updating()
         self._update = self.store.finish()
-        self._tell_refused()
+        self._report_refused()
         return self._update is not None
 
     def published(self, oldest_under_way: int | None) -> None:
@@ -217,7 +217,7 @@ class RealStore:
     def is_over(self) -> bool:
         return (self._last_version is not None and self.version >= self._last_version) or self._recorder.is_finished()
 
-    def _tell_refused(self) -> bool:
+    def _report_refused(self) -> bool:
         refused = self.store.take_refused()
         for arrival, refusal in refused:
             self._recorder.refused(arrival, refusal)
