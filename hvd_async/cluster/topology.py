@@ -74,6 +74,11 @@ class Placement:
         return self.kind == "async"
 
 
+def count_workers(plans: Sequence[RankPlan]) -> int:
+    """Return the number of ranks that train."""
+    return sum(plan.worker is not None for plan in plans)
+
+
 def placement_of(config: RunConfig) -> Placement:
     """Return the keys of `config` on which roles, devices and threads depend."""
     return Placement(

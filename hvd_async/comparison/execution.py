@@ -16,7 +16,7 @@ from hvd_async.comparison.suite_progress import Board
 from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system.files import write_file
-from hvd_async.system.locks import BusyError, held
+from hvd_async.system.locks import BusyError, locked
 from hvd_async.system.processes import Children, run_in_sight, stopping_on_signals
 
 # Runs `hvd-async` with arguments; returns None if it is not to run any more.
@@ -69,7 +69,9 @@ class Execution:
         # Left in reverse order: the running processes end before the pool waits for them.
         with (
             stopping_on_signals("compare", hint),
-            held(self._output / ".lock", str(self._output), "another hvd-async compare, or a run of it,", board.say) as lock,
+            locked(
+                self._output / ".lock", str(self._output), "another hvd-async compare, or a run of it,", board.say
+            ) as lock,
             board.showing(),
             concurrent.futures.ThreadPoolExecutor(jobs) as pool,
             Children([lock]) as children,
@@ -104,13 +106,13 @@ class Execution:
             board.say(f"run {number} of stage {stage}: excluded by --only")
             return 0
         self._suite.plan.write(self._output)
-        with self._held(spec, board) as lock:
+        with self._locked(spec, board) as lock:
             if isinstance(self.result(spec), Run):
                 board.say(f"{spec.name}: done before")
                 return 0
             board.expect(1)
             hint = "run the same command again to resume"
-            status, _ = self._compute_held(spec, lambda arguments: run_in_sight(arguments, "compare", hint, [lock]), board)
+            status, _ = self._compute_locked(spec, lambda arguments: run_in_sight(arguments, "compare", hint, [lock]), board)
             return status
 
     def _spec_of(self, stage: int, number: int, board: Board) -> Spec | None:
@@ -139,10 +141,10 @@ class Execution:
         spec = Spec(environment, variant, rate, seed)
         return spec if _fits(spec, self._only) else None
 
-    def _held(self, spec: Spec, board: Board, is_over: Callable[[], bool] = lambda: False) -> AbstractContextManager[int]:
+    def _locked(self, spec: Spec, board: Board, is_over: Callable[[], bool] = lambda: False) -> AbstractContextManager[int]:
         """Lock one run. The lock is not in the run's folder, so that waiting for it does not create the folder."""
         folder = folder_of(self._output, self._planned[spec])
-        return held(self._output / ".locks" / spec.name, str(folder), "another process", board.say, is_over)
+        return locked(self._output / ".locks" / spec.name, str(folder), "another process", board.say, is_over)
 
     def _first_stage(self) -> list[Spec]:
         """Return the first stage: without rates all runs, seed by seed; with rates the first seed at every rate."""
@@ -178,13 +180,13 @@ class Execution:
         if isinstance(self.result(spec), Run):
             return ""
         try:
-            with self._held(spec, board, lambda: children.is_over) as lock:
-                return self._compute_held(spec, lambda arguments: children.run(arguments, [lock]), board)[1]
+            with self._locked(spec, board, lambda: children.is_over) as lock:
+                return self._compute_locked(spec, lambda arguments: children.run(arguments, [lock]), board)[1]
         except BusyError as error:
             # Not recorded as a fault of the run, which may still end well.
             return "" if children.is_over else str(error)
 
-    def _compute_held(self, spec: Spec, process: _Process, board: Board) -> tuple[int, str]:
+    def _compute_locked(self, spec: Spec, process: _Process, board: Board) -> tuple[int, str]:
         """Return the exit status of `spec`, whose lock this process holds, and why it failed; empty if it is finished
         now, or was not to run."""
         if isinstance(self.result(spec), Run):  # the previous holder of the lock has computed it

@@ -87,7 +87,7 @@ def _is_the_same_but_for_the_seed(one: Run, other: Run) -> bool:
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return the common beginning of the folder names in a group; if that says nothing, the first name."""
+    """Return the common beginning of the folder names in a group; if that is empty, the name of the first run."""
     names: list[str] = []
     for group in groups:
         shared = _beginning([run.name for run in group])

@@ -109,7 +109,7 @@ def _placed_from_the_end(steps: Sequence[TimedStep], *, is_overlapped: bool) -> 
     """Place the steps of one `async` worker from the last to the first. Earlier activities are unknown.
 
     A step ended when its gradient was received, or earlier: before the push, and before the next step by the duration of
-    the exchange between them. Overlapped exchanges take none of that time.
+    the exchange between them. With overlap, pushes and pulls add no time between steps.
     """
     spans = []
     begin_of_next, following = math.inf, TimedStep(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -52,7 +52,7 @@ _OF_THE_SUITE = re.compile(
     r"(-w|--workers|--launcher|--set|--resume|--auto-resume|--overwrite|--dry-run|--slurm|--submit)(=|$)"
 )
 # The environment of a suite that names none; it does not appear in folder names.
-_THE_SETTING = "all"
+_ONLY_ENVIRONMENT = "all"
 
 
 class BudgetConfig(Section):
@@ -118,7 +118,7 @@ class SuiteConfig(Section):
     set: Overrides = Field({}, description="Overrides for all runs.")
     variants: dict[str, Overrides] = Field(description="Overrides by name: the variants to compare.")
     environments: dict[str, Overrides] = Field(
-        {_THE_SETTING: {}}, description="Overrides by name: the environments within which variants are compared."
+        {_ONLY_ENVIRONMENT: {}}, description="Overrides by name: the environments within which variants are compared."
     )
     rates: tuple[PositiveAmount, ...] = Field(
         (), strict=False, description="Learning rates; each variant is shown at its best. Absent: each has one."
@@ -140,7 +140,7 @@ class Spec:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        environment = [] if self.environment == _THE_SETTING else [_slug(self.environment)]
+        environment = [] if self.environment == _ONLY_ENVIRONMENT else [_slug(self.environment)]
         rate = [] if self.rate is None else [_slug(self.rate)]
         return "-".join([*environment, _slug(self.variant), *rate, f"s{self.seed}"])
 
@@ -228,7 +228,7 @@ class Suite:
             StepTimes(config.emulation, 0, workers)
         else:
             check_emulation(config.emulation, workers)
-        if self.config.launcher == "horovodrun-gloo" and config.strategy.kind in ("async", "ddp"):
+        if self.config.launcher == "horovodrun-gloo" and config.strategy.needs_mpi:
             raise ConfigError(
                 f"strategy.kind: got {config.strategy.kind} with launcher horovodrun-gloo, which has no"
                 " MPI, expected horovod or single; or choose another launcher"

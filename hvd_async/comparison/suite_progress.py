@@ -38,8 +38,7 @@ class Follower:
     _rest: bytes = field(default=b"")
 
     def look(self) -> None:
-        """Read what was written since the last call. A log that became shorter, because its run started again, is read
-        anew."""
+        """Read what was written since the last call; from the start if the log was truncated because its run began again."""
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:

@@ -192,6 +192,11 @@ class StrategyConfig(Section):
         return self.kind == "single"
 
     @property
+    def needs_mpi(self) -> bool:
+        """Whether ranks communicate by MPI, and not only by a library that brings its own way."""
+        return self.kind in ("async", "ddp")
+
+    @property
     def has_provisional(self) -> bool:
         """Whether there ever are provisional parameters: not in lock-step, nor where each arrival makes a version."""
         return bool(self.provisional)
@@ -213,7 +218,7 @@ class StrategyConfig(Section):
 
 
 class StoreConfig(Section):
-    """The parameter store of `async`: where its memory is."""
+    """Placement of the parameter store of `async`."""
 
     shards: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1,

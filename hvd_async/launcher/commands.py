@@ -29,7 +29,7 @@ def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLay
         return mpirun_command(program, layout, options, environment)
     if options.launcher == "srun":
         return srun_command(program, layout, options, environment)
-    if options.launcher == "horovodrun-gloo" and config.strategy.kind != "horovod":
+    if options.launcher == "horovodrun-gloo" and config.strategy.needs_mpi:
         raise SetupError(
             f"horovodrun --gloo starts no MPI, which strategy {config.strategy.kind} needs;"
             " use mpirun, srun, horovodrun --mpi, or strategy horovod"

@@ -30,15 +30,15 @@ class Quieter:
     def __init__(self) -> None:
         """Begin with no lines."""
         self._box: list[bytes] | None = None
-        self._held: list[bytes] = []
+        self._delayed: list[bytes] = []
         self._has_ours = False
 
     def feed(self, line: bytes) -> bytes:
         """Take in `line`, with its newline, and return what to show now."""
         self._has_ours = self._has_ours or line.startswith(_OURS)
         if self._box is None:
-            if self._held and not line.strip():  # an empty line after boxes
-                self._held.append(line)
+            if self._delayed and not line.strip():  # an empty line after boxes
+                self._delayed.append(line)
                 return b""
             if not _BORDER.fullmatch(line):
                 return line
@@ -48,14 +48,14 @@ class Quieter:
         if len(self._box) == 2 and not line.startswith(_OF_FAILED_RANKS):
             return self._let_go()
         if _BORDER.fullmatch(line):
-            self._held += self._box
+            self._delayed += self._box
             self._box = None
         return b""
 
     def finish(self) -> bytes:
         """Return what to show at the end: the boxes held back, unless a message of ours explains them."""
         rest = self._let_go()
-        return rest if self._has_ours else b"".join(self._held) + rest
+        return rest if self._has_ours else b"".join(self._delayed) + rest
 
     def _let_go(self) -> bytes:
         box, self._box = self._box or [], None

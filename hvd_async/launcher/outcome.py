@@ -97,5 +97,5 @@ def outcome_of(
     status = 1 if ended.status - 128 in STOP_SIGNALS else ended.status
     text = f"launch: failed {after}, exit status {ended.status}"
     if ended.is_killed and status_tells:
-        text += "; the launcher of the ranks was killed: they save what they have and end"
+        text += "; the launcher of the ranks was killed: the ranks save their state and end"
     return LaunchOutcome(status, text, is_failure=True)

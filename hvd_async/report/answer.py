@@ -122,7 +122,7 @@ def _quality(best: Row, base: Row) -> str:
 
 
 def _beside(best: Row, base: Row, num_others: int) -> list[str]:
-    """Return the limits of the ratio that it does not show itself."""
+    """Return caveats that the ratio alone does not show."""
     assert best.speed_up is not None
     notes = []
     num, total = best.speed_up.num, max(len(best.entries), len(base.entries))

@@ -27,7 +27,7 @@ def changed_keys(before: RunConfig, config: RunConfig) -> list[tuple[str, Any, A
     return _changed(_comparable(before, config), _comparable(config, before))
 
 
-def goes_on(config: RunConfig, saved: Mapping[str, Any], supply: Supply) -> bool:
+def needs_more_training(config: RunConfig, saved: Mapping[str, Any], supply: Supply) -> bool:
     """Whether `config` requires training beyond the checkpoint `saved`."""
     training = config.training
     if training.updates is not None:
@@ -65,7 +65,7 @@ def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str,
         raise ConfigError(f"{flag}: training.{got}, which the run has reached; or start another run")
     schedule = config.optimizer.schedule
     position = version if schedule.unit == "versions" else tokens
-    if schedule.total is not None and position >= schedule.total and goes_on(config, saved, supply):
+    if schedule.total is not None and position >= schedule.total and needs_more_training(config, saved, supply):
         raise ConfigError(
             f"{flag}: optimizer.schedule.total: got {schedule.total} {schedule.unit}, which the run has reached, expected more;"
             " the learning rate is 0 from there on, so nothing would be learned; start another run"

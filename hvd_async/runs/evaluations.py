@@ -30,31 +30,31 @@ class EvaluationHistory:
         """Restore the result of `to_json` of an earlier process."""
         self._all = [EvaluationResult(**fields) for fields in data]
 
-    def add(self, measurement: EvaluationResult) -> None:
+    def add(self, result: EvaluationResult) -> None:
         """Add an evaluation."""
-        self._all.append(measurement)
+        self._all.append(result)
 
     @property
     def versions(self) -> set[int]:
         """Versions that were evaluated."""
-        return {measurement.version for measurement in self._all}
+        return {result.version for result in self._all}
 
     @property
     def best(self) -> EvaluationResult | None:
         """Evaluation with the lowest loss, the earliest of several; None if no loss is finite."""
-        finite = [measurement for measurement in self._all if math.isfinite(measurement.loss)]
-        return min(finite, key=lambda measurement: measurement.loss, default=None)
+        finite = [result for result in self._all if math.isfinite(result.loss)]
+        return min(finite, key=lambda result: result.loss, default=None)
 
     @property
     def last(self) -> EvaluationResult | None:
         """Evaluation of the highest version."""
-        return max(self._all, key=lambda measurement: measurement.version, default=None)
+        return max(self._all, key=lambda result: result.version, default=None)
 
     def num_without_progress(self) -> int:
         """Return the number of evaluations of versions after the best one; of all versions, if no loss is finite."""
         best = self.best
-        return sum(best is None or measurement.version > best.version for measurement in self._all)
+        return sum(best is None or result.version > best.version for result in self._all)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return plain data for a summary or a checkpoint."""
-        return [asdict(measurement) for measurement in self._all]
+        return [asdict(result) for result in self._all]

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from hvd_async.config import RunConfig, dump_config, load_config, read_tree
 from hvd_async.errors import CheckpointError, ConfigError, DataError
-from hvd_async.runs.continuation import Supply, changed_keys, check_goes_further, goes_on, is_as_long
+from hvd_async.runs.continuation import Supply, changed_keys, check_goes_further, is_as_long, needs_more_training
 from hvd_async.runs.event_log import LogMark, fits, read_events, whole_part
 from hvd_async.system import files
 from hvd_async.system.json_text import parse_json
-from hvd_async.system.locks import BusyError, held
+from hvd_async.system.locks import BusyError, locked
 
 if TYPE_CHECKING:
     from hvd_async.runs.checkpoint import SavedData
@@ -72,14 +72,14 @@ class RunFolder:
         return self.snapshots / f"v{version:08d}.safetensors"
 
     @contextlib.contextmanager
-    def held(self, say: Callable[[str], None]) -> Iterator[None]:
+    def locked(self, say: Callable[[str], None]) -> Iterator[None]:
         """Lock the folder, which is created if needed, inside the block. Waits a while for another process to release it.
 
         `say` prints that this process waits, or that the file system has no locks. Raises `BusyError` after waiting in vain.
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(held(self.lock, str(self.root), "another process", say))
+                stack.enter_context(locked(self.lock, str(self.root), "another process", say))
             except BusyError:
                 raise BusyError(
                     f"{self.root}: in use by another process; wait for it, end it, or set another output"
@@ -112,7 +112,7 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Remove half-written files of dead processes, and restore files that these were about to replace.
 
-        Call it while the folder is `held`. Raises `DataError` if a file system operation fails.
+        Call it while the folder is `locked`. Raises `DataError` if a file system operation fails.
         """
         for folder in (self.root, self.snapshots, self.checkpoints, *self.checkpoints.glob("v*"), self.models):
             files.remove_leftovers(folder)
@@ -199,7 +199,7 @@ class RunFolder:
     def finished(self, config: RunConfig, saved: SavedData, supply: Supply) -> dict[str, Any] | None:
         """Return the summary of this run if it has ended and `config` requires no more training; else None."""
         summary = _read_object(self.summary)
-        has_ended = summary.get("status") == "finished" and not goes_on(config, saved.data, supply)
+        has_ended = summary.get("status") == "finished" and not needs_more_training(config, saved.data, supply)
         has_ended = has_ended or summary.get("status") in ("finished early", "diverged")
         return summary if has_ended and is_as_long(load_config(self.config), config) else None
 
@@ -280,7 +280,7 @@ class RunFolder:
             lines = [f"{key}: got {new!r}, expected {old!r} as in {self.config}" for key, old, new in changed]
             raise ConfigError("\n".join(f"{flag}: {line}; or start another run" for line in lines))
 
-    def go_on(self, config: RunConfig) -> None:
+    def prepare_resume(self, config: RunConfig) -> None:
         """Replace the configuration by `config`, which may be longer, and remove the outdated summary. On one rank, after
         all ranks have agreed."""
         try:

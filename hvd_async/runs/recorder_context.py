@@ -90,7 +90,7 @@ class VersionCopies:
     """
 
     def __init__(self) -> None:
-        """Hold no copies, and no store yet."""
+        """Start without copies and without a store."""
         self._store: ParameterStore
         self._copies: dict[str, torch.Tensor] = {}
 

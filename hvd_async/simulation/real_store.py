@@ -40,7 +40,7 @@ class Model:
 
     def evaluate(self, parameters: torch.Tensor) -> Sequence[float]:
         """Return the statistics of the whole validation data with `parameters` ([size], float32)."""
-        with self.flat.holding(parameters):
+        with self.flat.with_parameters(parameters):
             return self.task.evaluate(self.module).to_vector()
 
 
@@ -52,7 +52,7 @@ class Versions(Sequence[torch.Tensor]):
 
     def __init__(self, initial: torch.Tensor) -> None:
         """Make version 0 a copy of `initial` ([size], float32)."""
-        self._held = {0: initial.clone()}
+        self._kept = {0: initial.clone()}
         self._free: list[torch.Tensor] = []
 
     def __len__(self) -> int:
@@ -61,15 +61,15 @@ class Versions(Sequence[torch.Tensor]):
 
     def __getitem__(self, version: int) -> torch.Tensor:  # type: ignore[override]  # no caller takes slices
         """Return the parameters of `version`, in new memory if there are none yet."""
-        found = self._held.get(version)
+        found = self._kept.get(version)
         if found is None:
-            found = self._held[version] = self._free.pop() if self._free else torch.empty_like(self._held[min(self._held)])
+            found = self._kept[version] = self._free.pop() if self._free else torch.empty_like(self._kept[min(self._kept)])
         return found
 
     def keep(self, used: set[int], newest: int) -> None:
         """Release all versions but those in `used`, `newest` and later ones."""
-        for version in [v for v in self._held if v not in used and v < newest]:
-            self._free.append(self._held.pop(version))
+        for version in [v for v in self._kept if v not in used and v < newest]:
+            self._free.append(self._kept.pop(version))
 
 
 class Provisional(Sequence[torch.Tensor]):
@@ -79,7 +79,7 @@ class Provisional(Sequence[torch.Tensor]):
     def __init__(self, size: int) -> None:
         """Begin with no vectors. `size`: elements of each."""
         self._size = size
-        self._held: dict[int, torch.Tensor] = {}
+        self._kept: dict[int, torch.Tensor] = {}
         self._bases: dict[int, tuple[int, int]] = {0: (0, 0)}  # number -> version, arrivals
         self._number = 0
 
@@ -89,9 +89,9 @@ class Provisional(Sequence[torch.Tensor]):
 
     def __getitem__(self, number: int) -> torch.Tensor:  # type: ignore[override]  # no caller takes slices
         """Return vector `number`, in new memory if there is none yet."""
-        if number not in self._held:
-            self._held[number] = torch.empty(self._size)
-        return self._held[number]
+        if number not in self._kept:
+            self._kept[number] = torch.empty(self._size)
+        return self._kept[number]
 
     def number_of(self, version: int, arrivals: int, make: Callable[[int], int]) -> int:
         """Return the number of the vector on top of `version` with its first `arrivals`; `make(number)` makes a missing
@@ -107,8 +107,8 @@ class Provisional(Sequence[torch.Tensor]):
 
     def keep(self, used: set[int], newest: int) -> None:
         """Release the vectors on top of versions that are neither in `used` nor `newest` or later."""
-        for number in [n for n in self._held if self._bases[n][0] not in used and self._bases[n][0] < newest]:
-            del self._held[number], self._bases[number]
+        for number in [n for n in self._kept if self._bases[n][0] not in used and self._bases[n][0] < newest]:
+            del self._kept[number], self._bases[number]
 
 
 class RealStore:
@@ -173,13 +173,13 @@ class RealStore:
         self.store.accept(arrivals, gradient)
         if not self.store.is_complete():
             self.store.flush()  # the next gradient will be computed in the same memory
-        return not self._tell_refused()
+        return not self._report_refused()
 
     def refuse(self, sender: Sender) -> None:
         arrivals, _ = self._compute(sender)
         self._recorder.received(arrivals)
         self.store.refuse(arrivals, Refusal.AFTER_THE_END)
-        self._tell_refused()
+        self._report_refused()
 
     def is_complete(self) -> bool:
         return self.store.is_complete()
@@ -188,7 +188,7 @@ class RealStore:
         under_way = [] if oldest_under_way is None else [oldest_under_way]
         self._recorder.updating()
         self._update = self.store.advance(under_way)
-        self._tell_refused()
+        self._report_refused()
         if self._update is None:
             self.store.flush()
         return self._update is not None
@@ -199,7 +199,7 @@ class RealStore:
     def finish(self) -> bool:
         self._recorder.updating()
         self._update = self.store.finish()
-        self._tell_refused()
+        self._report_refused()
         return self._update is not None
 
     def published(self, oldest_under_way: int | None) -> None:
@@ -217,7 +217,7 @@ class RealStore:
     def is_over(self) -> bool:
         return (self._last_version is not None and self.version >= self._last_version) or self._recorder.is_finished()
 
-    def _tell_refused(self) -> bool:
+    def _report_refused(self) -> bool:
         refused = self.store.take_refused()
         for arrival, refusal in refused:
             self._recorder.refused(arrival, refusal)

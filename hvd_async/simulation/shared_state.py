@@ -36,7 +36,7 @@ class Announced:
     """Counts of the base versions of gradients under way, as workers announce them if the store needs that."""
 
     def __init__(self) -> None:
-        """Begin with no gradients under way."""
+        """Start with no gradients under way."""
         self._counts: Counter[int] = Counter()
         self._oldest = 0
 

@@ -83,7 +83,7 @@ class Transfers:
     def _wait(self, sender: Sender) -> None:
         """Pull at once after a push was taken in, or wait for the update that contains it."""
         world = self._world
-        if not world.may_be_synchronous or sender.is_released or not world.is_synchronous(sender.held):
+        if not world.may_be_synchronous or sender.is_released or not world.is_synchronous(sender.version):
             sender.waited = self._clock.now
             self._begin_pull(sender)
         else:
@@ -101,7 +101,7 @@ class Transfers:
         provisional = world.store.provisional(version) if world.has_provisional else 0
         sender.pulled_provisional = provisional
         node, costs = sender.node, self._costs
-        if version == sender.held and provisional == sender.held_provisional:
+        if version == sender.version and provisional == sender.provisional:
             ends = now + (costs.memory_pull_latency if node.is_store else costs.pull_latency)
         elif node.is_store:
             ends = now + costs.memory_pull_seconds
@@ -114,9 +114,9 @@ class Transfers:
         self._clock.at(ends, self._end_pull, sender)
 
     def _end_pull(self, sender: Sender) -> None:
-        is_first = sender.held == NONE
-        sender.held = version = sender.pulled
-        sender.held_provisional = sender.pulled_provisional
+        is_first = sender.version == NONE
+        sender.version = version = sender.pulled
+        sender.provisional = sender.pulled_provisional
         contributors, sender.contributors = sender.contributors, []
         took = (0.0, 0.0, 0.0)
         if not is_first:

@@ -17,18 +17,18 @@ class Sender:
     __slots__ = (
         "contributors",
         "first_batch",
-        "held",
-        "held_provisional",
         "is_released",
         "is_waiting",
         "members",
         "node",
         "number",
         "oldest_base",
+        "provisional",
         "pulled",
         "pulled_provisional",
         "reached",
         "sent",
+        "version",
         "waited",
     )
 
@@ -39,13 +39,13 @@ class Sender:
         self.members: list[VirtualWorker] = []
         self.contributors: list[VirtualWorker] = []
         """Workers whose gradients are in the push that is being gathered or under way."""
-        self.held = self.pulled = self.first_batch = self.oldest_base = NONE
-        """Version held, version being pulled; first batch and oldest base version of the push."""
-        self.held_provisional = self.pulled_provisional = 0
-        """Number of the provisional parameters that are held, or being pulled, by `SimulatedStore`; 0: those of the
+        self.version = self.pulled = self.first_batch = self.oldest_base = NONE
+        """Version pulled last, version being pulled; first batch and oldest base version of the push."""
+        self.provisional = self.pulled_provisional = 0
+        """Number of the provisional parameters pulled last, or being pulled, by `SimulatedStore`; 0: those of the
         version."""
         self.sent = self.reached = self.waited = 0.0
-        """Times at which the last push began, reached the store's memory, and no longer had to be waited for."""
+        """Times of the last push: begun, arrived in the store's memory, wait over."""
         self.is_released = True
         self.is_waiting = False
 

@@ -21,7 +21,7 @@ from hvd_async.store.ledger import BatchLedger
 from hvd_async.store.optimizer import StepOrder, state_names
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_rate
-from hvd_async.store.shards.shard import MAX_HELD, Shard, past_names
+from hvd_async.store.shards.shard import MAX_UNREAD, Shard, past_names
 from hvd_async.vectors import arithmetic
 
 # The square of a norm above this limit overflows: such a combined gradient counts as not finite.
@@ -96,7 +96,7 @@ class ParameterStore:
         self._size = size
         self._pending: list[Arrival] = []
         self._refused: list[tuple[Arrival, Refusal]] = []
-        self._held: list[int] = []
+        self._unread: list[int] = []
         self._bases = {0}  # versions whose parameters are kept for compensation
         self._clip = 1.0  # of the last update
         self._largest = 0.0  # upper bound on the magnitude of the pending sum's elements
@@ -127,9 +127,9 @@ class ParameterStore:
         return arrivals_needed(self._strategy, self.version, self.num_active)
 
     @property
-    def held(self) -> Sequence[int]:
+    def unread_slots(self) -> Sequence[int]:
         """Slots of accepted gradients that are still to be read (see `flush`); all other slots may be overwritten."""
-        return self._held
+        return self._unread
 
     def admits(self, arrivals: Sequence[Arrival]) -> bool:
         """Whether `arrivals`, pushed as one, may be accepted now; if not, they stay in their slot and are offered again.
@@ -149,7 +149,7 @@ class ParameterStore:
 
         `gradient` is the sum of the gradients of `arrivals`; if their base versions differ, the oldest counts for all. The
         store never changes `gradient`, but may read it as late as in the next update: it must stay unchanged while its slot
-        is in `held`. Raises `ValueError` if one of the batches arrived before.
+        is in `unread_slots`. Raises `ValueError` if one of the batches arrived before.
         """
         for arrival in arrivals:
             self.ledger.record(arrival.batch)
@@ -162,21 +162,21 @@ class ParameterStore:
         weight = staleness.compensation(self._strategy, staleness_now, sum(arrival.tokens for arrival in arrivals))
         if weight is not None:
             self._vectors.compensate(gradient, base_version, weight)
-            self._held = []
+            self._unread = []
             self._largest = math.inf  # unknown: the sum is measured before it is applied
         else:
             self._vectors.add(gradient, staleness.divisor(self._strategy, staleness_now))
             self._largest += gradient.largest
             if gradient.indices is None:
-                self._held.append(gradient.slot)
+                self._unread.append(gradient.slot)
         self._pending.extend(arrivals)
-        if len(self._held) >= MAX_HELD:
+        if len(self._unread) >= MAX_UNREAD:
             self.flush()
 
     def flush(self) -> None:
-        """Read all gradients in `held`, so that their slots may be overwritten."""
+        """Read all gradients in `unread_slots`, so that their slots may be overwritten."""
         self._vectors.flush()
-        self._held = []
+        self._unread = []
 
     def is_complete(self) -> bool:
         """Whether enough arrivals are pending for the next version; a bound on staleness may still delay the update."""
@@ -216,7 +216,7 @@ class ParameterStore:
         config = self._optimizer
         rate = learning_rate(config.schedule, config.learning_rate, self.version + 1, tokens)
         self._vectors.provisional_step(StepOrder(self.version + 1, rate, self._divisor(), self._clip), number)
-        self._held = []
+        self._unread = []
         return len(self._pending)
 
     def refuse(self, arrivals: Sequence[Arrival], refusal: Refusal) -> None:
@@ -332,7 +332,7 @@ class ParameterStore:
         if self._optimizer.clip_norm is None and not may_overflow:
             return 1.0
         norm = arithmetic.norm(self._vectors.norm(divisor))
-        self._held = []
+        self._unread = []
         if not norm < _NORM_LIMIT:
             return None
         if self._optimizer.clip_norm is None or norm <= self._optimizer.clip_norm:
@@ -345,7 +345,7 @@ class ParameterStore:
         self._forget_pending()
 
     def _forget_pending(self) -> None:
-        self._pending, self._held, self._largest = [], [], 0.0
+        self._pending, self._unread, self._largest = [], [], 0.0
 
     def _count_refused(self, arrivals: Sequence[Arrival], refusal: Refusal) -> None:
         self.refused.update((arrival.worker, refusal) for arrival in arrivals)

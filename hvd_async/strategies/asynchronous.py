@@ -224,13 +224,13 @@ class RankRole:
             store.detach()  # the block is about to be freed, and the last version is still to be saved
             return notice
         names = state_names(job.optimizer)
-        group = ShardGroup(shard, memory, others, names, job.strategy.store_timeout_seconds, touch)
-        group.meet()
-        store = job.make_store(group, job.strategy, job.num_workers)
+        shards = ShardGroup(shard, memory, others, names, job.strategy.store_timeout_seconds, touch)
+        shards.meet()
+        store = job.make_store(shards, job.strategy, job.num_workers)
         self._server = make_server(job, memory, store, touch)
         notice = self._server.serve(job.stop_requested)
         store.detach()
-        group.end()
+        shards.end()
         return notice
 
     def _work(self, loop: Loop) -> StopNotice | None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hvd_async.cluster.topology import RankPlan
+from hvd_async.cluster.topology import RankPlan, count_workers
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
 from hvd_async.store.observer import Observer
@@ -112,7 +112,7 @@ class JobSpec:
     @property
     def num_workers(self) -> int:
         """Number of ranks that train."""
-        return sum(plan.worker is not None for plan in self.plans)
+        return count_workers(self.plans)
 
     def with_state(self, observer: Observer | None, saved: SavedState | None) -> Job:
         """Return the job with `observer`, resumed from `saved`."""

@@ -109,11 +109,11 @@ class NodePushPull:
         """Let the node continue without this worker; not in lock-step, where the update waits for this worker in any
         case."""
         if not is_synchronous(self._strategy, self._node.version):
-            self._node.go(WorkerState.AWAY)
+            self._node.stop(WorkerState.AWAY)
 
     def stop(self) -> None:
-        self._node.go(WorkerState.LEFT)
-        self._client.leave(slot_goes_on=True)
+        self._node.stop(WorkerState.LEFT)
+        self._client.leave(is_slot_shared=True)
 
 
 def wait(client: StoreClient, strategy: StrategyConfig) -> None:

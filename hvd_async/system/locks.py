@@ -26,11 +26,11 @@ class BusyError(DataError):
 
 
 @contextlib.contextmanager
-def held(
+def locked(
     path: pathlib.Path, name: str, who: str, say: Callable[[str], None], is_over: Callable[[], bool] = lambda: False
 ) -> Iterator[int]:
-    """Hold the lock in the file `path` inside the block; yields its descriptor: the lock is held as long as a process has
-    that.
+    """Hold the lock in the file `path` inside the block; yields its descriptor. The lock lasts while any process keeps that
+    open.
 
     `name` (what is locked) and `who` (who else may hold it) are for messages. Waits a while, but no longer than until
     `is_over`, then raises `BusyError`; raises `DataError` if the file system fails. If the file system has no locks, says

@@ -1,4 +1,4 @@
-"""Spinning of an operation's threads while they wait for each other, and its cost beside a busy process.
+"""How long the OpenMP threads of an operation spin while they wait for each other, and what that costs beside a busy process.
 
 PyTorch splits an operation among OpenMP threads, which meet at its end. GNU's OpenMP lets the early threads spin for
 milliseconds, on cores that the late ones may be waiting for: beside one busy process a Transformer's step then takes 12

@@ -117,7 +117,7 @@ def run_command(
 
     forwarder = SignalForwarder(translate)
     with forwarder.forwarding():
-        # Tied to us, because a killed process could not end it; and by the signal that lets it save.
+        # If we are killed, the kernel sends the command the signal that makes it save.
         tie = functools.partial(tie_to, os.getpid(), signal.SIGTERM if stopping.signal is None else stopping.signal)
         try:
             process = subprocess.Popen(

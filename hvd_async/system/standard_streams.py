@@ -71,7 +71,7 @@ def prepare_streams() -> None:
 
 
 def _occupy_descriptors() -> None:
-    """Open closed descriptors 0, 1 and 2: otherwise the next file of ours would get such a number, and what libraries
+    """Open descriptors 0, 1 and 2 if they are closed: otherwise our next file gets that number, and receives what libraries
     print."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

@@ -41,6 +41,6 @@ class TrainingLoop:
         request = worker.evaluation_due()
         if request is None:
             return
-        with self.flat.holding(request.parameters):
+        with self.flat.with_parameters(request.parameters):
             evaluation = self.task.evaluate(self.model, request.shard, request.num_shards)
         worker.report(request, evaluation.to_vector())

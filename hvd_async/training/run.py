@@ -118,7 +118,7 @@ class _Run:
         the evaluation was stopped before it was complete. Collective."""
         pending = [] if self.recorder is None else self.recorder.snapshots_to_evaluate()
         for version in json.loads(group.allgather(json.dumps(pending))[0]):
-            with self.loop.flat.holding(read_snapshot(self.folder, version)):
+            with self.loop.flat.with_parameters(read_snapshot(self.folder, version)):
                 mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
             asked = self.stop.notice()
             self._check_launcher([asked])

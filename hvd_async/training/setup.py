@@ -13,7 +13,7 @@ import torch
 
 from hvd_async.cluster.batch_system import read_batch_job
 from hvd_async.cluster.environment import check_world, read_environment
-from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, describe, placement_of, this_machine
+from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, count_workers, describe, placement_of, this_machine
 from hvd_async.config import RunConfig
 from hvd_async.emulation.idling import Emulation, check_emulation
 from hvd_async.runs.checkpoint import check_tensors
@@ -51,6 +51,11 @@ class Start:
     def group(self) -> Group:
         """All ranks of the job."""
         return self.strategy.group
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.config.output)
 
 
 @dataclass(frozen=True)
@@ -107,18 +112,18 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any
     if recorder is not None:
         _introduce(start, plans, workload, progress, opened)
     loop = _make_loop(start, plans, workload, saved)
-    return Ready(RunFolder(start.config.output), spec.with_state(recorder, saved), loop, start.stop, progress, recorder)
+    return Ready(start.folder, spec.with_state(recorder, saved), loop, start.stop, progress, recorder)
 
 
 def _plan_ranks(start: Start) -> tuple[RankPlan, ...]:
-    """Give every rank its role, device and threads; every rank computes the same. Collective."""
+    """Give every rank its role, device and threads; every rank computes the same plan. Collective."""
     group, config = start.group, start.config
     check_world(read_environment(start.environ), group.rank, group.size)
     machines = [Machine.from_text(text) for text in group.allgather(this_machine().to_text())]
 
     def plan() -> tuple[RankPlan, ...]:
         plans = assign_roles(machines, placement_of(config))
-        check_emulation(config.emulation, sum(plan.worker is not None for plan in plans))
+        check_emulation(config.emulation, count_workers(plans))
         return plans
 
     return in_agreement(group, plan)
@@ -136,7 +141,7 @@ def _claim_processors(plan: RankPlan) -> None:
 
 def _make_workload(start: Start, plan: RankPlan) -> Workload:
     """Make the task and its model. Collective."""
-    group, config, folder = start.group, start.config, RunFolder(start.config.output)
+    group, config, folder = start.group, start.config, start.folder
     if start.options.resume:  # before data is prepared for a configuration that will be refused
         in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = in_agreement(group, lambda: start.make_task(config))
@@ -149,7 +154,7 @@ def _make_workload(start: Start, plan: RankPlan) -> Workload:
 
 def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:
     """Return the job of the strategy."""
-    config, folder = start.config, RunFolder(start.config.output)
+    config, folder = start.config, start.folder
     return JobSpec(
         strategy=config.strategy,
         store=config.store,
@@ -168,7 +173,7 @@ def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -
 
 def _open_folder(start: Start, workload: Workload, progress: Progress, holding: contextlib.ExitStack) -> Opened:
     """Lock the folder, and begin a run in it or choose the checkpoint to resume from, all on rank 0. Collective."""
-    group, config, options, folder = start.group, start.config, start.options, RunFolder(start.config.output)
+    group, config, options, folder = start.group, start.config, start.options, start.folder
     in_agreement(group, lambda: _hold(folder, options, progress, holding) if group.rank == 0 else None)
     lost = ""
     if options.auto_resume:
@@ -187,7 +192,7 @@ def _hold(folder: RunFolder, options: TrainOptions, progress: Progress, holding:
     """Keep other jobs, and other starts of this job, out of `folder` while `holding` is open. On rank 0."""
     if options.resume:
         folder.check_is_run()  # before the lock, which would create the folder
-    holding.enter_context(folder.held(progress.say))
+    holding.enter_context(folder.locked(progress.say))
     if folder.config.exists():
         folder.remove_leftovers()  # of dead processes, one of which may have been about to replace the checkpoint
 
@@ -224,10 +229,10 @@ def _make_recorder(
     start: Start, workload: Workload, progress: Progress, opened: Opened, provenance: Provenance
 ) -> RunRecorder:
     """Return the recorder of the run, restored if the run is resumed. On rank 0."""
-    folder = RunFolder(start.config.output)
+    folder = start.folder
     recorder = RunRecorder(RunContext(folder, start.config, workload.task, workload.flat, progress, provenance=provenance))
     if opened.resumption is not None:
-        folder.go_on(start.config)
+        folder.prepare_resume(start.config)
         recorder.restore(opened.resumption)
     return recorder
 
@@ -243,7 +248,7 @@ def _introduce(start: Start, plans: Sequence[RankPlan], workload: Workload, prog
 def _make_loop(start: Start, plans: Sequence[RankPlan], workload: Workload, saved: SavedState | None) -> TrainingLoop:
     """Return the loop of this rank's worker, whose emulated steps continue the sequence of earlier processes."""
     config, worker = start.config, plans[start.group.rank].worker
-    num_workers = sum(plan.worker is not None for plan in plans)
+    num_workers = count_workers(plans)
     steps_before = 0 if saved is None or worker is None else steps_of(saved.data, worker)
     emulation = Emulation(config.emulation, worker, config.seed, num_workers, steps_before)
     return TrainingLoop(workload.task, workload.model, workload.flat, emulation, config.seed)

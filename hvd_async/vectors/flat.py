@@ -81,7 +81,7 @@ class FlatParameters:
         return views | {name: parameter.detach() for name, parameter in self._frozen.items()}
 
     @contextlib.contextmanager
-    def holding(self, vector: torch.Tensor) -> Iterator[None]:
+    def with_parameters(self, vector: torch.Tensor) -> Iterator[None]:
         """Make the model compute with `vector` ([size], float32, any device) inside the block, and as before afterwards."""
         held = self.parameters.clone()
         self.parameters.copy_(vector)

@@ -368,7 +368,7 @@ def test_a_run_whose_checkpoint_is_damaged_starts_again(folder: pathlib.Path, mo
 
 
 @contextlib.contextmanager
-def held(output: pathlib.Path) -> Iterator[None]:
+def locked(output: pathlib.Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -378,7 +378,7 @@ def held(output: pathlib.Path) -> Iterator[None]:
 def test_a_folder_in_use_by_another_process_is_refused(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     path = write(folder, tiny())
-    with held(folder / "out"), pytest.raises(DataError) as raised:
+    with locked(folder / "out"), pytest.raises(DataError) as raised:
         execute(path, folder / "out")
     assert str(raised.value) == (
         f"{folder / 'out'}: another hvd-async compare, or a run of it, is at work there; wait for it or end it"
@@ -389,7 +389,7 @@ def test_a_folder_in_use_by_another_process_is_refused(folder: pathlib.Path, mon
 def test_a_folder_in_use_is_waited_for_briefly(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_place_of_processes(monkeypatch, PretendedRuns())
     holding = contextlib.ExitStack()
-    holding.enter_context(held(folder / "out"))
+    holding.enter_context(locked(folder / "out"))
     monkeypatch.setattr(time, "sleep", lambda _: holding.close())  # the other process ends while we wait
     failures, lines = execute(write(folder, tiny()), folder / "out")
     assert failures == [] and names_in(folder / "out") == ["horovod-s1", "n_1-s1"]

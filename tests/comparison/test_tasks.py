@@ -35,7 +35,7 @@ from tests.comparison.tiny import (
     write,
     write_base,
 )
-from tests.system.locked import locked
+from tests.system.other_process import locked_by_another
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_a_run_that_another_process_computes_is_not_computed(
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     path = write(folder, tiny())
     busy = f"{folder / 'out/runs/horovod-s1'}: another process is at work there; wait for it or end it"
-    with locked(folder / "out/.locks/horovod-s1"):
+    with locked_by_another(folder / "out/.locks/horovod-s1"):
         assert main(command(path, "--task", "0")) == 3
         assert capsys.readouterr().err == f"hvd-async: {busy}\n"
         assert main(command(path)) == 3  # a plain comparison computes the other runs
@@ -291,7 +291,7 @@ def test_a_run_that_another_process_computes_is_not_computed(
 def test_a_task_does_not_wait_for_a_comparison_that_computes_another_run(
     folder: pathlib.Path, pretended: PretendedRuns
 ) -> None:
-    with locked(folder / "out/.lock"):
+    with locked_by_another(folder / "out/.lock"):
         assert main(command(write(folder, tiny()), "--task", "0")) == 0
     assert pretended.names == ["horovod-s1"]
 
@@ -306,7 +306,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_computed_again(
 ) -> None:
     path, spec = write(folder, tiny()), Spec("all", "horovod", None, 1)
     holding = contextlib.ExitStack()
-    holding.enter_context(locked(folder / "out/.locks/horovod-s1"))
+    holding.enter_context(locked_by_another(folder / "out/.locks/horovod-s1"))
 
     def end(_: float) -> None:
         pretended(Suite(path, folder / "out").command(spec))

@@ -536,7 +536,7 @@ def test_a_rank_stopped_before_training_did_not_fail(status: int, name: str) -> 
 
 def test_after_a_launcher_was_killed_its_ranks_save_and_end() -> None:
     outcome = outcome_of(Ended(137, is_killed=True), None, 1.0, status_tells=True)
-    assert outcome.text.endswith("exit status 137; the launcher of the ranks was killed: they save what they have and end")
+    assert outcome.text.endswith("exit status 137; the launcher of the ranks was killed: the ranks save their state and end")
     assert outcome.is_failure
 
 

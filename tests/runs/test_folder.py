@@ -187,7 +187,7 @@ def test_a_lock_and_the_leftovers_of_a_killed_start_are_no_run(tmp_path: pathlib
 
 def test_replacing_a_run_keeps_its_lock(tmp_path: pathlib.Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    with folder.held(print):
+    with folder.locked(print):
         before = folder.lock.stat()
         for overwrite in (False, True):
             folder.begin(make_config(), overwrite=overwrite)
@@ -301,7 +301,7 @@ def test_a_finished_run_stays_finished_until_more_training_is_configured(folder:
     folder.summary.write_text('{"status": "finished early"}')
     assert finished(num_batches=8) == {"status": "finished early"}
     assert finished(8, training={"epochs": 2}) is None
-    folder.go_on(make_config(training={"epochs": 2}))
+    folder.prepare_resume(make_config(training={"epochs": 2}))
     assert finished(8, training={"epochs": 2}) is None  # the longer run may not have reached its end
 
 

@@ -127,7 +127,7 @@ def test_parameters_of_a_version_are_held_once_and_no_longer_than_needed(
 
     def counted(versions: real_store.Versions, used: set[int], newest: int) -> None:
         keep(versions, used, newest)
-        held.append((len(versions._held), len(used)))
+        held.append((len(versions._kept), len(used)))
 
     monkeypatch.setattr(real_store.Versions, "keep", counted)
     strategy = {"kind": "async", "arrivals_per_update": 1}

@@ -283,7 +283,7 @@ def test_provisional_parameters_are_those_of_an_update_with_the_pending_arrivals
     assert store.make_provisional(0) == 1 and provisional.tolist() == [-3.0] * 4
     accept(store, arrival(4, tokens=3), 6.0)
     assert store.make_provisional(0) == 2 and provisional.tolist() == [-1.0 - 8 / 4] * 4
-    assert store.held == [] and store.parameters.tolist() == [-1.0] * 4 and len(store.pending) == 2
+    assert store.unread_slots == [] and store.parameters.tolist() == [-1.0] * 4 and len(store.pending) == 2
 
 
 def test_provisional_parameters_are_made_while_arrivals_are_pending_on_a_version() -> None:

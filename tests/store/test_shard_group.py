@@ -96,7 +96,7 @@ def test_several_shards_equal_one_to_the_last_bit(strategy_name: str, optimizer_
         number = 0
         for batch in range(30):
             slot = draw.randrange(NUM_WORKERS)
-            if slot in store.held or draw.random() < 0.1:
+            if slot in store.unread_slots or draw.random() < 0.1:
                 one.store.flush()
                 store.flush()
             gradient = torch.randn(SIZE, generator=torch.Generator().manual_seed(batch))
@@ -118,7 +118,7 @@ def test_several_shards_equal_one_to_the_last_bit(strategy_name: str, optimizer_
             update = store.advance()
             assert one.store.advance() == update  # including its norm
             assert torch.equal(store.parameters, one.store.parameters)
-            assert store.held == one.store.held and store.take_refused() == one.store.take_refused()
+            assert store.unread_slots == one.store.unread_slots and store.take_refused() == one.store.take_refused()
             if update is not None:
                 for each in (one.store, store):
                     each.keep_base_versions(range(update.version - 3, update.version))

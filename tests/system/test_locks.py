@@ -19,12 +19,12 @@ from hvd_async.__main__ import main
 from hvd_async.errors import DataError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system import locks
-from hvd_async.system.locks import BusyError, held
+from hvd_async.system.locks import BusyError, locked
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.processes import until
 from tests.mpi.runs import write_config
 from tests.ranks import run_ranks
-from tests.system.locked import locked
+from tests.system.other_process import locked_by_another
 
 
 def say_nothing(line: str) -> None:
@@ -43,23 +43,23 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_a_free_lock_is_taken_silently_and_is_free_after_the_block(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a" / ".lock"
     for _ in range(2):
-        with held(path, "it", "another", say_nothing), path.open("ab") as other, pytest.raises(BlockingIOError):
+        with locked(path, "it", "another", say_nothing), path.open("ab") as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_lock_that_stays_held_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     with (
-        locked(tmp_path / ".lock"),
+        locked_by_another(tmp_path / ".lock"),
         pytest.raises(BusyError, match=r"^it: another is at work there; wait for it or end it$"),
-        held(tmp_path / ".lock", "it", "another", say_nothing),
+        locked(tmp_path / ".lock", "it", "another", say_nothing),
     ):
         pass
 
 
 def test_a_held_lock_is_waited_for_with_a_single_message(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holding, lines, naps = contextlib.ExitStack(), list[str](), list[float]()
-    holding.enter_context(locked(tmp_path / ".lock"))
+    holding.enter_context(locked_by_another(tmp_path / ".lock"))
 
     def sleep(seconds: float) -> None:
         naps.append(seconds)
@@ -67,15 +67,15 @@ def test_a_held_lock_is_waited_for_with_a_single_message(tmp_path: pathlib.Path,
             holding.close()
 
     monkeypatch.setattr(time, "sleep", sleep)
-    with held(tmp_path / ".lock", "it", "another", lines.append):
+    with locked(tmp_path / ".lock", "it", "another", lines.append):
         assert lines == ["it: waiting for another to end"] and len(naps) == 3
 
 
 def test_a_lock_is_not_waited_for_once_its_purpose_is_over(tmp_path: pathlib.Path) -> None:
     with (
-        locked(tmp_path / ".lock"),
+        locked_by_another(tmp_path / ".lock"),
         pytest.raises(BusyError),
-        held(tmp_path / ".lock", "it", "another", say_nothing, is_over=lambda: True),
+        locked(tmp_path / ".lock", "it", "another", say_nothing, is_over=lambda: True),
     ):
         pass
 
@@ -86,7 +86,7 @@ def test_a_held_lock_is_recognised_on_any_file_system(
 ) -> None:
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     refuse(monkeypatch, number)
-    with pytest.raises(BusyError), held(tmp_path / ".lock", "it", "another", say_nothing):
+    with pytest.raises(BusyError), locked(tmp_path / ".lock", "it", "another", say_nothing):
         pass
 
 
@@ -95,7 +95,7 @@ def test_a_failing_file_system_is_not_taken_for_another_process(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse(monkeypatch, number)
-    with pytest.raises(DataError) as caught, held(tmp_path / ".lock", "it", "another", say_nothing):
+    with pytest.raises(DataError) as caught, locked(tmp_path / ".lock", "it", "another", say_nothing):
         pass
     assert not isinstance(caught.value, BusyError)
     assert str(caught.value).startswith(f"{tmp_path / '.lock'}: cannot be locked: {os.strerror(number)}; ")
@@ -107,7 +107,7 @@ def test_without_locks_the_block_runs_and_a_warning_is_printed(
 ) -> None:
     refuse(monkeypatch, number)
     lines: list[str] = []
-    with held(tmp_path / ".lock", "it", "another", lines.append):
+    with locked(tmp_path / ".lock", "it", "another", lines.append):
         pass
     assert lines == [
         f"it: locking is not supported here ({os.strerror(number)}); make sure no other process uses this folder"
@@ -118,15 +118,15 @@ def test_a_file_that_cannot_be_written_cannot_be_locked(tmp_path: pathlib.Path) 
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(DataError, match=r"file/\.lock: cannot be written: "),
-        held(tmp_path / "file" / ".lock", "it", "another", say_nothing),
+        locked(tmp_path / "file" / ".lock", "it", "another", say_nothing),
     ):
         pass
 
 
 HOLDER = """
 import pathlib, subprocess, sys
-from hvd_async.system.locks import held
-with held(pathlib.Path(sys.argv[1]), "it", "another", print):
+from hvd_async.system.locks import locked
+with locked(pathlib.Path(sys.argv[1]), "it", "another", print):
     child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, close_fds=False)
     print(child.pid, flush=True)
     child.wait()
@@ -142,12 +142,12 @@ def test_a_lock_ends_with_its_process_even_if_a_child_lives_on(
         assert process.stdout is not None
         child = int(process.stdout.readline())
         try:
-            with pytest.raises(BusyError), held(path, "it", "another", say_nothing):
+            with pytest.raises(BusyError), locked(path, "it", "another", say_nothing):
                 pass
             process.kill()
             process.wait()
             os.kill(child, 0)  # the child is alive
-            with held(path, "it", "another", say_nothing):
+            with locked(path, "it", "another", say_nothing):
                 pass
         finally:
             process.kill()
@@ -175,9 +175,9 @@ def test_a_run_in_progress_is_left_alone(
     monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
     folder = RunFolder(config.parent / "run")
     assert main(["train", str(config)]) == 0
-    (folder.checkpoints / "v00000004" / "data.json").unlink()  # so that --auto-resume has nothing to resume either
+    (folder.checkpoints / "v00000004" / "data.json").unlink()  # --auto-resume must not look at it before it has the lock
     before = content_of(folder.root)
-    with locked(folder.lock):
+    with locked_by_another(folder.lock):
         assert main(["train", str(config), *([flag] if flag else [])]) == DataError.exit_status
     assert capsys.readouterr().err.splitlines() == [
         f"hvd-async: {folder.root}: in use by another process; wait for it, end it, or set another output"
@@ -190,7 +190,7 @@ def test_a_run_that_has_ended_or_failed_releases_its_folder(config: pathlib.Path
     assert main(["train", str(config)]) == 0
     assert main(["train", str(config)]) == 2  # the folder holds a run
     assert main(["train", str(config), "--overwrite"]) == 0
-    with held(config.parent / "run/.lock", "it", "another", say_nothing):
+    with locked(config.parent / "run/.lock", "it", "another", say_nothing):
         pass
 
 
@@ -253,7 +253,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 @pytest.mark.mpi
 def test_all_ranks_fail_and_one_of_them_reports_why(config: pathlib.Path) -> None:
     run = config.parent / "run"
-    with locked(run / ".lock"):
+    with locked_by_another(run / ".lock"):
         done = run_ranks(3, ["-c", IMPATIENT, str(config), "--set", "strategy.kind=async"], timeout=120.0)
     assert not done.timed_out and done.returncode == DataError.exit_status, str(done)
     assert done.stderr.count("in use by another process") == 1, str(done)

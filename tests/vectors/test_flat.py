@@ -112,7 +112,7 @@ def test_after_a_gradient_outside_the_vector_the_next_is_inside_again() -> None:
 def test_other_parameters_are_used_only_inside_the_block_even_after_an_error() -> None:
     flat = FlatParameters(model := seeded())
     before, outside = flat.parameters.clone(), model(X)
-    with pytest.raises(ZeroDivisionError), flat.holding(torch.zeros(flat.size)):
+    with pytest.raises(ZeroDivisionError), flat.with_parameters(torch.zeros(flat.size)):
         assert model(X).item() == FROZEN
         raise ZeroDivisionError
     assert torch.equal(flat.parameters, before) and torch.equal(model(X), outside)

@@ -103,12 +103,12 @@ class StoreClient:
         self._set(WorkerWord.STATE, WorkerState.ACTIVE)
         self._wait(lambda: self._window.load(Word.READY) != 0)
 
-    def leave(self, slot_goes_on: bool = False) -> None:
+    def leave(self, is_slot_shared: bool = False) -> None:
         """Tell the store that this worker will push no more. A gradient in the slot still counts.
 
-        `slot_goes_on`: other workers continue to use the slot.
+        `is_slot_shared`: other workers continue to use the slot.
         """
-        if not slot_goes_on:
+        if not is_slot_shared:
             self.idle()
         self._set(WorkerWord.STATE, WorkerState.LEFT)
         self._window.ring(Word.STORE_BELL)

@@ -67,8 +67,8 @@ class NodeAggregator:
             self._set_state(WorkerState.ACTIVE)
         return base
 
-    def go(self, state: WorkerState) -> None:
-        """Stop to compute, for good (`LEFT`) or for a while (`AWAY`)."""
+    def stop(self, state: WorkerState) -> None:
+        """Stop computing, for good (`LEFT`) or for a while (`AWAY`)."""
         with self._locked():  # unlocking wakes the others: the sum may be complete now
             self._set_state(state)
             if not self._awaited_members():

@@ -250,16 +250,16 @@ class StoreServer:
 
     def _free_slots(self) -> None:
         """Free every slot that was taken in and need not be read any more."""
-        held = self._store.held
+        unread = self._store.unread_slots
         for slot, drained in enumerate(self._drained):
-            if self._freed[slot] != drained and slot not in held:
+            if self._freed[slot] != drained and slot not in unread:
                 self._freed[slot] = drained
                 self._set(slot, SlotWord.FREED, drained)
                 self._ring(slot)
 
     def _free_wanted_slots(self) -> bool:
         """Read gradients whose workers want to push again before an update reads them; return whether there were any."""
-        wanted = (self._get(slot, SlotWord.WANTED) > self._drained[slot] for slot in self._store.held)
+        wanted = (self._get(slot, SlotWord.WANTED) > self._drained[slot] for slot in self._store.unread_slots)
         if not any(wanted):
             return False
         self._store.flush()

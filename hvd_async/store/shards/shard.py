@@ -15,7 +15,7 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.vectors import arithmetic
 
 # Gradients that wait in their slots to be summed in one pass. A core does not prefetch more streams well.
-MAX_HELD = 16
+MAX_UNREAD = 16
 
 
 def past_names(num_past: int, version: int) -> list[str]:

@@ -93,7 +93,7 @@ class TranslationTask:
         return evaluation + Evaluation.of_texts(self._translate(model, sentences), references)
 
     def fingerprint(self) -> str:
-        """Return the fingerprint of the prepared corpus: of the text, the vocabulary's settings, and what was left out."""
+        """Return a hash of the text, the vocabulary's settings and the pairs left out."""
         return self._corpus.fingerprint
 
     def describe_data(self) -> list[str]:

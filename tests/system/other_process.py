@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
+def locked_by_another(path: pathlib.Path) -> Iterator[None]:
     """Hold the lock inside the block, as another process would."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
