@@ -143,7 +143,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
     size = state.target.numel()
     vectors = [each.vector for each in inputs]
     vectors += [v for v in (state.parameters, state.target, state.first, state.second, state.average) if v is not None]
-    if use_c and not rule.is_provisional and (fused := _fused_for(vectors, inputs)) is not None:
+    if use_c and (fused := _fused_for(vectors, inputs)) is not None:
         # Copying the sum to the CPU waits for the GPU.
         return [float(fused.run(_fused_step(fused, inputs, state, rule)).sum())]
     if not _fits_c(vectors, use_c):
@@ -311,6 +311,7 @@ def _fused_step(fused: types.ModuleType, inputs: Sequence[Input], state: State, 
         second=state.second,
         average=state.average,
         nesterov=rule.nesterov,
+        is_provisional=rule.is_provisional,
     )
 
 

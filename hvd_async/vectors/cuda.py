@@ -28,7 +28,8 @@ class Pass:
 
     `sources` ([size] each, at least one; all but the first of one dtype) are divided by `divisors` and added in order.
     What follows depends on `rule`: "none" writes the sum to `target`, if there is one; the others make an optimizer step
-    from `parameters` to `target`, with `numbers` by the names of the kernel's arguments.
+    from `parameters` to `target`, with `numbers` by the names of the kernel's arguments. A provisional step writes only
+    `target`.
     """
 
     sources: Sequence[torch.Tensor]
@@ -41,6 +42,7 @@ class Pass:
     second: torch.Tensor | None = None
     average: torch.Tensor | None = None
     nesterov: bool = False
+    is_provisional: bool = False
 
 
 def fits(vectors: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bool:
@@ -84,9 +86,10 @@ def run(work: Pass) -> torch.Tensor:
             HAS_DIVISORS=any(divisor != 1.0 for divisor in work.divisors),
             HAS_TARGET=work.target is not None,
             HAS_FIRST=work.first is not None,
-            HAS_AVERAGE=work.average is not None and "average_weight" in work.numbers,
+            HAS_AVERAGE=work.average is not None and "average_weight" in work.numbers and not work.is_provisional,
             HAS_DECAY=numbers["decay"] != 0.0,
             NESTEROV=work.nesterov,
+            IS_PROVISIONAL=work.is_provisional,
             BLOCK_SIZE=BLOCK,
             num_warps=_NUM_WARPS,
             enable_fp_fusion=False,  # every operation is rounded once, as on the CPU
@@ -175,6 +178,7 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
     HAS_AVERAGE: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
+    IS_PROVISIONAL: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     """Compute the formulas of `arithmetic.step`, in that order. Each element is read before the same thread writes it, so
@@ -206,7 +210,8 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
         if RULE == 1:
             if HAS_FIRST:
                 momentum = tl.load(first + offsets, mask=mask, other=0.0) * beta1 + gradient
-                tl.store(first + offsets, momentum, mask=mask)
+                if not IS_PROVISIONAL:
+                    tl.store(first + offsets, momentum, mask=mask)
                 if NESTEROV:
                     gradient = gradient + momentum * beta1
                 else:
@@ -215,9 +220,14 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
         else:
             mean = tl.load(first + offsets, mask=mask, other=0.0)
             mean = mean + (gradient - mean) * rest1
-            tl.store(first + offsets, mean, mask=mask)
-            spread = tl.load(second + offsets, mask=mask, other=0.0) * beta2 + gradient * gradient * rest2
-            tl.store(second + offsets, spread, mask=mask)
+            spread = tl.load(second + offsets, mask=mask, other=0.0)
+            added = gradient * gradient * rest2
+            if IS_PROVISIONAL:
+                spread = tl.where(added > spread, added, spread)
+            else:
+                spread = spread * beta2 + added
+                tl.store(first + offsets, mean, mask=mask)
+                tl.store(second + offsets, spread, mask=mask)
             value = value - tl.div_rn(mean, tl.sqrt_rn(spread) * inverse_root + epsilon) * rate
         tl.store(target + offsets, value, mask=mask)
         if HAS_AVERAGE:

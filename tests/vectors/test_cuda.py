@@ -26,6 +26,8 @@ RULES = [
     Rule("adam", 1e-3, beta1=0.9, beta2=0.98, inverse_root=1.7, epsilon=1e-9, divisor=3.0),
     Rule("adam", 1e-3, decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-9, average_weight=0.3),
     Rule("adamw", 1e-3, decay=0.99, beta1=0.9, beta2=0.98, epsilon=1e-9, divisor=11.0, clip=0.25),
+    Rule("sgd", 0.1, decay=0.01, beta1=0.9, nesterov=True, average_weight=0.1, is_provisional=True),
+    Rule("adam", 1e-3, decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-9, average_weight=0.3, is_provisional=True),
 ]
 SIZE = 2 * BLOCK + 16
 
