@@ -8,7 +8,7 @@ import torch
 
 from hvd_async.benchmarks.null_observer import NullObserver
 from hvd_async.benchmarks.ranks import BenchRank
-from hvd_async.cluster.topology import RankPlan
+from hvd_async.cluster.topology import Placement, assign_roles
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.strategies.asynchronous import Asynchronous
 from hvd_async.strategies.protocol import EvaluationPlan, Job, Worker
@@ -24,25 +24,31 @@ class GroupAsynchronous(Asynchronous):
         self.group = group
 
 
+def on_cpus(threads: int) -> Placement:
+    """Return the placement of a store and workers that compute on CPUs, with `threads` threads each."""
+    return Placement("async", device="cpu", threads=threads)
+
+
 def run_job(
     place: BenchRank,
     model: torch.nn.Module,
     flat: FlatParameters,
-    threads: int,
+    placement: Placement,
     loop: Callable[[Worker], None],
     push: PushConfig | None = None,
 ) -> None:
     """Run `loop` on every worker with rank 0 as the store, until every `loop` has returned. Collective over `place.group`.
 
-    The store sums as many arrivals as there are active workers, and applies Adam. `flat` holds the parameters of `model`.
+    The store sums as many arrivals as there are active workers, and applies Adam. `flat` holds the parameters of `model`, on
+    the device that `placement` gives to workers. Raises `SetupError` if the GPUs of the hosts do not suffice for it.
     """
     strategy = StrategyConfig(kind="async", arrivals_per_update="workers")
     job = Job(
         strategy=strategy,
-        store=StoreConfig(),
+        store=StoreConfig(device=placement.store_device),
         push=push or PushConfig(),
         optimizer=OptimizerConfig(kind="adam", learning_rate=1e-5),
-        plans=_plans(place, threads),
+        plans=assign_roles(place.machines, placement),
         model=model,
         flat=flat,
         num_batches=None,
@@ -54,15 +60,6 @@ def run_job(
         saved=None,
     )
     GroupAsynchronous(place.group).execute(job, lambda worker, module: loop(worker))
-
-
-def _plans(place: BenchRank, threads: int) -> list[RankPlan]:
-    """Return the plans of all ranks: rank 0 is the store, the others are workers, all on CPUs."""
-    plans = [RankPlan(0, "host 0", 0, "store", None, "cpu", threads, shard=0)]
-    for rank in range(1, place.group.size):
-        host = "host 0" if place.is_near[rank] else f"host of rank {rank}"
-        plans.append(RankPlan(rank, host, rank, "worker", rank - 1, "cpu", threads))
-    return plans
 
 
 def _no_snapshot(version: int) -> torch.Tensor:

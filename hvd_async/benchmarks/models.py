@@ -40,12 +40,12 @@ SIZES = {
 class ModelStep:
     """Forward and backward pass of one batch, the same in every call."""
 
-    def __init__(self, size: ModelSize) -> None:
-        """Draw parameters and batch. torch's random state is unchanged."""
+    def __init__(self, size: ModelSize, device: str = "cpu") -> None:
+        """Draw parameters, and the batch, which goes to `device`. torch's random state is unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             self.model = build_model(size.config, size.vocabulary)
-        self.batch = random_batch(size)
+        self.batch = random_batch(size).to(device)
 
     def __call__(self) -> tuple[float, int]:
         """Add the gradient of the summed loss to the model's; return the loss and its number of target tokens."""

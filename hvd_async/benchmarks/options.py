@@ -25,7 +25,7 @@ class Options:
         seconds: time limit of each measurement (for `scaling`: of all measurements together).
         model: model of `step`, one of `MODELS`.
         step_seconds: sleep of an emulated step.
-        device: device of `store`: `cpu`, `cuda` or `cuda:<index>`.
+        device: device of `store` and of the worker of `step`: `cpu`, `cuda` or `cuda:<index>`.
         config: for `translation`, the YAML file whose model and corpus are measured; None: Multi30k's size, generated text.
     """
 

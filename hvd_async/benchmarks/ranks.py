@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class BenchRank:
-    """This rank among those of a benchmark. `is_near[r]`: whether rank r shares a host with the store, rank 0."""
+    """This rank among those of a benchmark. `machines[r]`: what rank r may use of its host; rank 0 is the store."""
 
     group: MpiGroup
-    is_near: tuple[bool, ...]
+    machines: tuple[RankMachine, ...]
 
     @property
     def rank(self) -> int:
@@ -45,6 +45,11 @@ class BenchRank:
     def num_workers(self) -> int:
         """Number of ranks besides the store."""
         return self.group.size - 1
+
+    @property
+    def is_near(self) -> tuple[bool, ...]:
+        """Whether each rank shares a host with the store."""
+        return tuple(machine.host == self.machines[0].host for machine in self.machines)
 
 
 def start_ranks(benchmark: str, arguments: tuple[str, ...], num_ranks: int, threads: int) -> tuple[int, list[Result]]:
@@ -88,15 +93,16 @@ def run_as_rank(
     load = os.getloadavg()[0]
     group = MpiGroup(init_mpi())
     with _aborting_on_failure(group):
-        hosts = [RankMachine.from_text(text).host for text in group.allgather(this_machine().to_text())]
-        place = BenchRank(group, tuple(host == hosts[0] for host in hosts))
+        place = BenchRank(group, tuple(map(RankMachine.from_text, group.allgather(this_machine().to_text()))))
         mine = measure(place, options)
         gathered = group.allgather(json.dumps([figure.to_json() for figure in mine]))
     if group.rank != 0:
         return None
     from hvd_async.transport.probe import library_name  # late: needs an initialised MPI
 
-    machine = dataclasses.replace(BenchMachine.here(library_name(), len(set(hosts))), load=round(load, 2))
+    machine = dataclasses.replace(
+        BenchMachine.here(library_name(), len({each.host for each in place.machines})), load=round(load, 2)
+    )
     figures = tuple(BenchFigure.from_json(data) for text in gathered for data in json.loads(text))
     return Result(benchmark, machine, options, figures)
 

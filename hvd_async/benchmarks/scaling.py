@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from hvd_async.benchmarks.jobs import run_job
+from hvd_async.benchmarks.jobs import on_cpus, run_job
 from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Spread, rate
 from hvd_async.benchmarks.options import Options, num_elements
 from hvd_async.benchmarks.ranks import BenchRank
@@ -58,8 +58,8 @@ def _throughput(place: BenchRank, num_workers: int, num: int, steps: int, option
             flat.gradient.fill_(1e-4)
             mine.append(work(worker, steps, options.step_seconds))
 
-        inner = BenchRank(group, place.is_near[: group.size])
-        run_job(inner, model, flat, options.threads, loop)
+        inner = BenchRank(group, place.machines[: group.size])
+        run_job(inner, model, flat, on_cpus(options.threads), loop)
         group.comm.Free()
     wait_quietly(place.group)
     return sum(sum(json.loads(text)) for text in place.group.allgather(json.dumps(mine)))

@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+
+import torch
 
 from hvd_async.benchmarks.jobs import run_job
 from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Effort, duration, take_turns
 from hvd_async.benchmarks.models import SIZES, ModelStep
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.ranks import BenchRank
+from hvd_async.cluster.topology import Placement
 from hvd_async.config import PushConfig
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.vectors.flat import FlatParameters
 from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options(threads=max(1, own_cores() - 1), seconds=90.0)  # the store has a core of its own
-TAKES = frozenset({"model", "repeats", "threads", "seconds"})
+TAKES = frozenset({"model", "repeats", "threads", "seconds", "device"})
 
 _OVERLAPPED_STEPS = 4
 _TARGETS = {"multi30k": BenchTarget("ratio at least", 0.97), "base": BenchTarget("ratio at least", 0.95)}
 
 
 def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
-    """Return the figures of worker 0, without and with overlap, on rank 1."""
+    """Return the figures of worker 0, without and with overlap, on rank 1.
+
+    A worker on a GPU is measured with a store on that GPU, to which it pushes by CUDA IPC, and with one on the CPU, to
+    which it pushes through pinned memory.
+    """
     figures: list[BenchFigure] = []
+    is_worker, is_on_gpu = place.rank > 0, options.device != "cpu"
+    if is_on_gpu:
+        torch.cuda.set_device(torch.device(options.device).index or 0)
     with arithmetic_threads(options.threads):
-        step = ModelStep(SIZES[options.model])
-        flat = FlatParameters(step.model)
+        step = ModelStep(SIZES[options.model], options.device if is_worker else "cpu")
+        flat = FlatParameters(step.model, options.device if is_worker else "cpu")
         step.model.train()
 
-        for push in (PushConfig(), PushConfig(overlap=True)):
+        for store_device in dict.fromkeys((options.device, "cpu")):
+            placement = Placement(
+                "async", device=options.device, store_device=store_device, allow_sharing=True, threads=options.threads
+            )
+            for push in (PushConfig(), PushConfig(overlap=True)):
 
-            def loop(worker: Worker, push: PushConfig = push) -> None:
-                figures.append(measure_steps(worker, step, flat, options, push))
+                def loop(worker: Worker, push: PushConfig = push, store_device: str = store_device) -> None:
+                    figure = measure_steps(worker, step, flat, options, push)
+                    if is_on_gpu:
+                        name = f"{figure.name}, {torch.cuda.get_device_name()}, store on {store_device}"
+                        figure = dataclasses.replace(figure, name=name)
+                    figures.append(figure)
 
-            run_job(place, step.model, flat, options.threads, loop, push)
-    return figures if place.rank == 1 else []
+                run_job(place, step.model, flat, placement, loop, push)
+    return figures
 
 
 def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options: Options, push: PushConfig) -> BenchFigure:

@@ -33,7 +33,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="for translation: YAML file of a run (default: generated text)",
     )
-    parser.add_argument("--device", metavar="NAME", help="for store: cpu (default), cuda or cuda:INDEX")
+    parser.add_argument("--device", metavar="NAME", help="for store and step: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")
     parser.add_argument("--step-seconds", type=float, metavar="S", help="for scaling: sleep of each step (default 0.1)")
     parser.add_argument("--repeats", type=int, metavar="N", help="maximum number of repeats of each measurement")
