@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hvd_async.config import ModelConfig
+from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import Batch, collate
 from hvd_async.tasks.translation.transformer import SelfAttention, Transformer, sinusoids
 
@@ -136,3 +137,9 @@ def test_sinusoids_are_those_of_the_paper() -> None:
         angle = position / 10000 ** (column / 8)
         assert table[position, column].item() == pytest.approx(math.sin(angle), abs=1e-6)
         assert table[position, column + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_attention_on_a_gpu_is_not_planned_anew_for_each_shape() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    build_model(ModelConfig(width=8, heads=2, feed_forward=8), SIZE)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

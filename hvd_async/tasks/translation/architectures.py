@@ -17,7 +17,12 @@ _KINDS: Mapping[str, type[AttentionalGru] | type[Transformer]] = {"transformer":
 
 
 def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
-    """Return the model that `config` describes, drawn from torch's global random generator, which the caller seeds."""
+    """Return the model that `config` describes, drawn from torch's global random generator, which the caller seeds.
+
+    Switches cuDNN's attention off in this process: on a GPU it would be planned anew for each shape, and almost every batch
+    and every step of decoding has a shape of its own; see docs/performance.md.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return _KINDS[config.kind](config, vocabulary_size)
 
 
