@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import numpy
 import pytest
 import torch
 
@@ -132,4 +133,6 @@ def test_the_interpreted_kernel_gives_the_bits_of_the_cpu() -> None:
     code += "; t.check_steps('pass', 'cpu', rtol=0.0)"
     environ = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environ, capture_output=True, text=True, timeout=200)
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip(f"Triton's interpreter does not work with NumPy {numpy.__version__}")
     assert done.returncode == 0, done.stderr
