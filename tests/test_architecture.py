@@ -203,3 +203,32 @@ def _modules_of(name: str) -> set[str]:
     """Return the module to which an import of `name` (a module, or a name in one) leads, packages included."""
     parent = name.rpartition(".")[0]
     return {name} if name in MODULES and name else {parent} & (MODULES.keys() - {""})
+
+
+def test_every_name_that_is_imported_from_the_project_exists() -> None:
+    """Programs of slow tests are not loaded by the others, so a renamed class would be noticed late."""
+    files = [*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    trees = {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text()) for path in files}
+    missing = []
+    for importer, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in (PACKAGE, "tests"):
+                found = trees.get(node.module) or trees.get(f"{node.module}.__init__")
+                names = set() if found is None else _top_level_names(found)
+                for alias in node.names:
+                    below = f"{node.module}.{alias.name}"
+                    if alias.name not in names and below not in trees and f"{below}.__init__" not in trees:
+                        missing.append(f"{importer}: {below}")
+    assert [name for name in missing if "._native" not in name] == []
+
+
+def _top_level_names(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names.update(alias.asname or alias.name.split(".")[0] for alias in node.names)
+    return names

@@ -20,7 +20,7 @@ from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import Layout, Word
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.mpi import SharedMemory, open_blocks
-from tests.mpi.patterns import SimulatedStore
+from tests.mpi.patterns import CountingObserver
 
 # Values repeat after a prime number of elements, so that no two pieces of a transfer look alike. Sums of a few are
 # exact.
@@ -67,7 +67,7 @@ def exercise(group: MpiGroup, size: int, steps: int) -> None:
             buffers = [memory.vector(layout.published_offset(number)) for number in range(2)]
             store = ParameterStore(Shard(buffers, optimizer, allocate=unused), size, optimizer, strategy, 1)
             with Heartbeat(memory, Word.STORE_HEARTBEAT):
-                StoreServer(store, memory, SimulatedStore(), ServerOptions()).serve(lambda: None)
+                StoreServer(store, memory, CountingObserver(), ServerOptions()).serve(lambda: None)
             assert store.version == steps
             check(store.parameters, -float(steps))
             return
