@@ -1,3 +1,35 @@
-"""Asynchronous data-parallel training with summed arrivals, on MPI one-sided communication."""
+"""Asynchronous data-parallel training with summed arrivals, on MPI one-sided communication.
+
+For a script with a training loop of its own: `init`, `torch_schedule`, `Metric`. For a task that a configuration names:
+`DatasetTask`, `Metric`, `Task`. Importing the package starts nothing, and loads nothing until a name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hvd_async.script.optimizer import torch_schedule
+    from hvd_async.script.run import ScriptRun, init
+    from hvd_async.tasks.dataset import DatasetTask
+    from hvd_async.tasks.metric import Metric
+    from hvd_async.tasks.task import Task
 
 __version__ = "0.1.0"
+__all__ = ["DatasetTask", "Metric", "ScriptRun", "Task", "init", "torch_schedule"]
+
+_PLACES = {
+    "DatasetTask": "hvd_async.tasks.dataset",
+    "Metric": "hvd_async.tasks.metric",
+    "ScriptRun": "hvd_async.script.run",
+    "Task": "hvd_async.tasks.task",
+    "init": "hvd_async.script.run",
+    "torch_schedule": "hvd_async.script.optimizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

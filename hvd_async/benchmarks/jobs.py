@@ -59,7 +59,9 @@ def run_job(
         stop_requested=lambda: None,
         saved=None,
     )
-    GroupAsynchronous(place.group).execute(job, lambda worker, module: loop(worker))
+    with GroupAsynchronous(place.group).session(job) as session:
+        if session.worker is not None:
+            loop(session.worker)
 
 
 def _no_snapshot(version: int) -> torch.Tensor:

@@ -47,6 +47,11 @@ class ModelStep:
             self.model = build_model(size.config, size.vocabulary)
         self.batch = random_batch(size).to(device)
 
+    @property
+    def size_in_words(self) -> str:
+        """The size of the batch, such as `490 tokens`."""
+        return f"{self.batch.num_tokens} tokens"
+
     def __call__(self) -> tuple[float, int]:
         """Add the gradient of the summed loss to the model's; return the loss and its number of target tokens."""
         batch = self.batch

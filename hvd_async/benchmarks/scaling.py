@@ -74,7 +74,7 @@ def work(worker: Worker, steps: int, step_seconds: float) -> float:
         if number == steps + 1:
             break
         time.sleep(step_seconds)  # the emulated work
-        worker.step(Step(claim.batch, tokens=1, loss=1.0, seconds=step_seconds))
+        worker.step(Step(claim.batch, weight=1, loss=1.0, seconds=step_seconds))
     return steps / (time.perf_counter() - begin)
 
 

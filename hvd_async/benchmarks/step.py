@@ -76,13 +76,13 @@ def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options
         for _ in range(num_steps):
             claim = next(claims)
             flat.zero_gradient()
-            loss, tokens = step()
-            worker.step(Step(claim.batch, tokens, loss, time.perf_counter() - begin))
+            loss, weight = step()
+            worker.step(Step(claim.batch, weight, loss, time.perf_counter() - begin))
         return (time.perf_counter() - begin) / num_steps
 
     effort = Effort(options.repeats, options.seconds / 2)
     seconds = take_turns(lambda: {"bare": bare(), "whole": whole()}, effort)
-    name = f"step, {options.model}, {flat.size / 1e6:.1f} M, {step.batch.num_tokens} tokens"
+    name = f"step, {options.model}, {flat.size / 1e6:.1f} M, {step.size_in_words}"
     name += ", overlap" if push.overlap else ""
     limit = ("forward and backward alone", seconds["bare"])
     return duration(name, seconds["whole"], limit, _TARGETS[options.model])

@@ -37,7 +37,7 @@ _PROVISIONAL_MOVED = 3 + 5
 # Slots; parameters, two moments, sum and published copy for the store, for the store with two provisional copies, and for
 # the torch code; two vectors for memcpy.
 _VECTORS_HELD = NUM_ARRIVALS + 3 * 5 + 4
-_TOKENS = 100
+_WEIGHT = 100
 
 _MEMCPY_TARGET = BenchTarget("ratio at least", 0.8)
 _TORCH_TARGET = BenchTarget("ratio at least", 1.5)
@@ -115,7 +115,7 @@ class StoreUpdate:
     def __call__(self) -> None:
         """Make one update."""
         for worker, gradient in enumerate(self._gradients):
-            arrival = Arrival(worker, self._batch, self._store.version, tokens=_TOKENS, loss=1.0)
+            arrival = Arrival(worker, self._batch, self._store.version, weight=_WEIGHT, loss=1.0)
             self._store.accept([arrival], gradient)
             self._batch += 1
         update = self._store.advance()
@@ -149,7 +149,7 @@ class ProvisionalArrival:
 
     def _take_in(self) -> None:
         worker = self._batch % len(self._gradients)
-        arrival = Arrival(worker, self._batch, self._store.version, tokens=_TOKENS, loss=1.0)
+        arrival = Arrival(worker, self._batch, self._store.version, weight=_WEIGHT, loss=1.0)
         self._store.accept([arrival], self._gradients[worker])
         self._batch += 1
 

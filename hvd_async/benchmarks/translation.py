@@ -86,17 +86,22 @@ def _corpus(path: str | None) -> Iterator[tuple[RunConfig, PreparedCorpus]]:
     """Yield the configuration at `path` and its corpus, by default a model of Multi30k's size on the built-in corpus."""
     if path is not None:
         config = load_config(path)
-        if config.model.kind != "transformer":
-            raise ConfigError(f"{path}: model.kind: got {config.model.kind!r}, expected 'transformer' for this benchmark")
+        kind = config.translation.model.kind
+        if kind != "transformer":
+            raise ConfigError(f"{path}: task.model.kind: got {kind!r}, expected 'transformer' for this benchmark")
         yield config, prepare(config)
         return
     with tempfile.TemporaryDirectory(prefix="hvd-async-bench-") as folder:
         write_corpus(Path(folder) / "text", train=_PAIRS, validation=_SENTENCES, test=1)
         tree = {
             "output": f"{folder}/run",
-            "data": {"folder": f"{folder}/text", "validation": "val"},
-            "vocabulary": {"size": 1000},
-            "batching": {"tokens": 500},
+            "task": {
+                "task": {
+                    "data": {"folder": f"{folder}/text", "validation": "val"},
+                    "vocabulary": {"size": 1000},
+                    "batching": {"tokens": 500},
+                },
+            },
             "training": {"epochs": 1},
         }
         config = parse_config(tree, "built-in corpus")

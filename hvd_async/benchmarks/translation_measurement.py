@@ -138,7 +138,7 @@ class _Stepper:
         self.flat = FlatParameters(model)
         self._seed = config.seed
 
-    def step(self, index: int) -> tuple[Tensor, int]:
+    def step(self, index: int) -> tuple[Tensor, float]:
         """Return the gradient ([size], float32) of the summed loss of batch `index`, and its target tokens."""
         tokens, _ = compute_gradient(self.task, self.model, self.flat, self._seed, index)
         return self.flat.collect_gradient(), tokens
@@ -173,7 +173,7 @@ def briefly_trained(config: RunConfig, corpus: PreparedCorpus, tokens: int = 200
     """Return a model that ends its sentences, as no untrained one does: trained by Adam on `tokens` target tokens."""
     stepper = _Stepper(_with_precision(config, FLOAT32), corpus)
     optimizer = torch.optim.Adam(stepper.model.parameters(), betas=(0.9, 0.98))
-    seen = index = 0
+    seen, index = 0.0, 0
     with arithmetic_threads(1):
         while seen < tokens:
             gradient, num_tokens = stepper.step(index)
@@ -198,7 +198,7 @@ class DecodingMeasurement:
 def measure_decoding(
     exported: ExportedModel, sentences: Sequence[str], beam: int, turns: int = 3, every: int = 1
 ) -> DecodingMeasurement:
-    """Translate `sentences` in batches of similar length (`decoding.batch_sentences`), with `beam` (1: greedy search)."""
+    """Translate `sentences` in batches of similar length (`task.decoding.batch_sentences`), with `beam` (1: greedy search)."""
     assert isinstance(exported.model, Transformer)
     reference = replace(exported, model=WithoutCache(exported.model).eval())
     few = sentences[::every]

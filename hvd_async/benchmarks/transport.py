@@ -66,7 +66,7 @@ def measuring_ranks(is_near: tuple[bool, ...]) -> list[int]:
     return [rank for rank in first if rank is not None]
 
 
-class Session:
+class TransportSession:
     """One worker with a store that makes a version of every gradient, so that every pull copies."""
 
     def __init__(self, window: StoreWindow, client: StoreClient, echo: EchoClient, worker: int) -> None:
@@ -82,7 +82,7 @@ class Session:
     def push_and_pull(self) -> dict[str, float]:
         """Do one step without computation; return the seconds of the push, of the push until it is served, and of the
         pull."""
-        arrival = Arrival(self.worker, self._client.claim(), self._client.version, tokens=1, loss=1.0)
+        arrival = Arrival(self.worker, self._client.claim(), self._client.version, weight=1, loss=1.0)
         begin = time.perf_counter()
         self._client.push(self.gradient, [arrival])
         pushed = time.perf_counter()
@@ -93,7 +93,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def _serving(place: BenchRank, num: int) -> Iterator[Session | None]:
+def _serving(place: BenchRank, num: int) -> Iterator[TransportSession | None]:
     """Run a store for vectors of `num` parameters. Collective: rank 0 serves and yields None, workers take turns in the
     block."""
     from hvd_async.transport.messages import PointToPoint, all_but_first, wait_quietly
@@ -110,7 +110,7 @@ def _serving(place: BenchRank, num: int) -> Iterator[Session | None]:
             client.join()
             for turn in range(place.num_workers):
                 if turn == worker:
-                    yield Session(memory, client, EchoClient(messages), worker)
+                    yield TransportSession(memory, client, EchoClient(messages), worker)
                 wait_quietly(workers)
             client.leave()
             client.wait_for_end(lambda: None)
@@ -127,7 +127,7 @@ def _serve(memory: StoreMemory, echo: EchoServer) -> None:
         StoreServer(store, memory, NullObserver(), ServerOptions()).serve(echo.between_turns)
 
 
-def _measure_copies(session: Session, options: Options) -> dict[str, Spread]:
+def _measure_copies(session: TransportSession, options: Options) -> dict[str, Spread]:
     """Return the seconds of push and pull, and of their limits: copies `into` and `out of` the block, or messages."""
     effort = Effort(options.repeats, options.seconds)
     layout = session.window.layout
@@ -165,7 +165,7 @@ def copy_figures(size: float, is_near: bool, seconds: dict[str, Spread]) -> list
     ]
 
 
-def _measure_small(session: Session, place: BenchRank, options: Options) -> list[BenchFigure]:
+def _measure_small(session: TransportSession, place: BenchRank, options: Options) -> list[BenchFigure]:
     """Measure the latency of a push after a pause, and, on the first measuring rank, the idle store's CPU time."""
 
     def turn() -> dict[str, float]:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -41,15 +42,28 @@ exit status:
 
 
 # Flags of earlier versions, and their present names.
-_RENAMED = {"--starter": "--launcher"}
+_RENAMED = {
+    "--starter": "--launcher",
+    "--target-loss": "--target loss=VALUE",
+    "--target-bleu": "--target bleu=VALUE",
+}
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors suggest the nearest valid word and print the usage of the given verb."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]  # less strict
-        """Return the parsed arguments. Unknown arguments end the process with an error of the verb's own parser."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        """Return the parsed arguments; what follows `--` is `program`, for a verb that takes one.
+
+        Unknown arguments end the process with an error of the verb's own parser.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        program = words[words.index("--") + 1 :] if "--" in words else None
+        parsed, unknown = self.parse_known_args(words[: words.index("--")] if "--" in words else words, namespace)
+        if program is not None and not hasattr(parsed, "program"):
+            parsed.parser.error(f"got -- {' '.join(program)}, expected nothing after --: only launch starts a program")
+        if program is not None:
+            parsed.program = program
         if unknown:
             parser: Parser = parsed.parser
             flags = [flag for action in parser._actions for flag in action.option_strings]
@@ -115,10 +129,14 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, *, is_optional: bool = False) -> None:
     """Add the configuration of a run, and the flags that decide how the run begins."""
     parser.add_argument(
-        "config", type=path_argument, metavar="CONFIG", help="YAML file; docs/configuration.md explains every key"
+        "config",
+        type=path_argument,
+        metavar="CONFIG",
+        nargs="?" if is_optional else None,
+        help="YAML file; docs/configuration.md explains every key",
     )
     add_overrides(parser)
     begin = parser.add_mutually_exclusive_group()
@@ -222,8 +240,10 @@ def device(name: str) -> str:
 
 def print_summary(summary: dict[str, Any], output: str) -> None:
     """Print how a run ended, in a few lines. The last line is complete by itself: people look for it in a log."""
+    from hvd_async.tasks.metric import describe, metrics_from_json
+
     last = summary["last"]
-    bleu = "" if last["bleu"] is None else f", BLEU {last['bleu']:.2f}"
+    scores = describe(last["scores"], metrics_from_json(summary["metrics"]), ", ")
     restarts = summary["processes"] - 1
     unit = "virtual s" if summary.get("simulated") else "s"
     again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
@@ -232,6 +252,7 @@ def print_summary(summary: dict[str, Any], output: str) -> None:
     if summary["refused"]:
         print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
     print(
-        f"{summary['status']}: version {summary['updates']}, {summary['tokens']:,} tokens in {summary['seconds']:.1f} {unit},"
-        f" staleness {summary['mean_staleness']:.2f}, validation loss {last['loss']:.4f}{bleu}{again}; see {output}"
+        f"{summary['status']}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
+        f" {summary['seconds']:.1f} {unit},"
+        f" staleness {summary['mean_staleness']:.2f}, {scores}{again}; see {output}"
     )

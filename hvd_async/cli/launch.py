@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import add_config, check_can_be_read_again, refuse, verb
 from hvd_async.cli.batch_arguments import add_resources, check_no_script
+from hvd_async.cli.launch_program import program_config
 from hvd_async.cli.launch_script import train_arguments, wanted, write_script
 from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.system import interpreter
@@ -35,7 +36,13 @@ _PATIENCE_SECONDS = 120.0
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
     parser = verb(verbs, "launch", "start a run with mpirun, horovodrun or srun, or write a batch script for Slurm", _launch)
-    add_config(parser)
+    parser.usage = "%(prog)s [-h] [options] CONFIG\n       %(prog)s [-h] [options] [CONFIG] -- PROGRAM [ARGUMENT ...]"
+    parser.set_defaults(program=None)
+    _add_launch(parser)
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    add_config(parser, is_optional=True)
     parser.add_argument("--dry-run", action="store_true", help="print what would be started or submitted, and do nothing")
     ranks = parser.add_argument_group("ranks", "Default in a Slurm job: a worker for each task.")
     ranks.add_argument("-w", "--workers", type=int, metavar="N", help="ranks that train (default 2; 1 for strategy single)")
@@ -97,8 +104,13 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _launch(arguments: argparse.Namespace) -> int:
     from hvd_async.config import load_config
 
-    check_can_be_read_again(arguments.config)
-    config = load_config(arguments.config, arguments.overrides)
+    if arguments.program is not None:
+        config = program_config(arguments)
+    elif arguments.config is None:
+        raise ConfigError("launch: got no CONFIG, expected the YAML file of a run, or -- and a program to start")
+    else:
+        check_can_be_read_again(arguments.config)
+        config = load_config(arguments.config, arguments.overrides)
     if arguments.slurm:
         refuse(arguments, _OF_COMMANDS, "--slurm")
         return write_script(config, arguments)
@@ -128,7 +140,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
             print(f"# {line}")
         print(launch_command(config, rank_arguments, layout, options).shell_text())
         return 0
-    _check_start(config, arguments, is_here=layout.is_local or is_in_job)
+    if arguments.program is None:
+        _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
         check_home(os.environ)
     passes_on = options.launcher in ("mpirun", "srun") and not is_single
@@ -146,7 +159,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def _start(config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool) -> LaunchOutcome:
     """Run `command`, which computes `config`, until it ends, and return its outcome. `status_tells`: as in `outcome_of`."""
-    from hvd_async.launcher import Summary, outcome_of, quieted
+    from hvd_async.config import ScriptConfig
+    from hvd_async.launcher import UNKNOWN, Summary, outcome_of, quieted
     from hvd_async.runs.folder import RunFolder
     from hvd_async.system.processes import Stopping, run_command
 
@@ -162,7 +176,8 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
     seconds = time.monotonic() - began
     if config.strategy.is_single:
         ended = dataclasses.replace(ended, is_killed=False)  # the killed process was the run itself
-    return outcome_of(ended, summary.status(), seconds, summary.stop_signal(), status_tells=status_tells)
+    status = summary.status() or (UNKNOWN if isinstance(config.task, ScriptConfig) else None)
+    return outcome_of(ended, status, seconds, summary.stop_signal(), status_tells=status_tells)
 
 
 def _say(line: str) -> None:
@@ -174,7 +189,7 @@ def _say(line: str) -> None:
 def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: bool) -> None:
     """Raise, before ranks take seconds to start, what they would raise about the folder and, if they run here, the text."""
     from hvd_async.runs.folder import RunFolder
-    from hvd_async.tasks.translation.text import find_texts
+    from hvd_async.tasks.registry import check_data
 
     folder = RunFolder(config.output)
     if arguments.auto_resume:
@@ -184,7 +199,7 @@ def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: b
     elif not arguments.overwrite:
         folder.check_vacant()
     if is_here:
-        find_texts(config.data)
+        check_data(config)
 
 
 def _check_alone() -> None:

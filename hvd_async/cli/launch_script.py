@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import is_given, refuse
 from hvd_async.cli.batch_arguments import parse_gpus, resources, submit
+from hvd_async.cli.launch_program import find_program
 from hvd_async.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ def train_arguments(arguments: argparse.Namespace) -> TrainArguments:
     # horovodrun puts the rank's number before everything that it takes for a line.
     has_lines = arguments.dry_run or str(arguments.launcher).startswith("horovodrun")
     progress = "bar" if sys.stdout.isatty() and not has_lines else "auto"
-    return TrainArguments(arguments.config, tuple(arguments.overrides), _begin(arguments), progress)
+    own_program = () if arguments.program is None else find_program(arguments.program)
+    return TrainArguments(
+        arguments.config or "", tuple(arguments.overrides), _begin(arguments), progress, own_program=own_program
+    )
 
 
 def _begin(arguments: argparse.Namespace) -> Begin:
@@ -59,7 +63,8 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
         arguments.auto_resume = False  # it is in the script
     if arguments.slurm != "train":
         refuse(arguments, ("launcher",), f"--slurm {arguments.slurm}")
-    options = list(train_arguments(arguments).words()[1:])
+    # The configuration of a script of the user is one of the options; that of a run can be replaced on sbatch's command line.
+    options = list(train_arguments(arguments).words()[arguments.program is None or arguments.config is None :])
     for flag in ("workers", "mpi", "pmi", "restarts"):
         if is_given(arguments, flag):
             options += [f"--{flag}", str(getattr(arguments, flag))]
@@ -67,13 +72,14 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
         options += [f"--{flag}={value}" for value in getattr(arguments, flag)]
     job = ScriptJob(
         script=arguments.slurm,
-        target=arguments.config,
+        target=arguments.config or "",
         options=tuple(options),
         environment=sys.prefix,
         name=arguments.job_name or "hvd-async",
         launcher=arguments.launcher or "srun",
         store_nodes=config.store.shards,
         path="FILE",
+        program=tuple(arguments.program or ()),
     )
     text = render(job, asked)
     if not arguments.submit or arguments.dry_run:

@@ -20,6 +20,9 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         "--output", type=pathlib.Path, metavar="FOLDER", help="write the model of the last replayed version to this folder"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model in that folder")
+    parser.add_argument(
+        "--trust-task", action="store_true", help="import the code that the run's configuration names as task.factory"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="compute with N threads instead of the recorded number")
 
 
@@ -29,7 +32,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     if arguments.threads is not None:
         check_threads(arguments.threads)
-    options = ReplayOptions(arguments.until, arguments.output, arguments.overwrite, arguments.threads)
+    options = ReplayOptions(arguments.until, arguments.output, arguments.overwrite, arguments.threads, arguments.trust_task)
     verdict = replay(arguments.replayed, make_task, options)
     print(f"equal: {verdict}, all to the last bit")
     if arguments.output is not None:

@@ -12,6 +12,7 @@ from hvd_async.errors import ConfigError
 
 if TYPE_CHECKING:
     from hvd_async.comparison.collection import Collection
+    from hvd_async.comparison.target import WantedTarget
 
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,9 +31,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", metavar="NAME", help="run that the others are compared with (default: the suite's, or the first run)"
     )
-    quality = parser.add_mutually_exclusive_group()
-    quality.add_argument("--target-loss", type=float, metavar="LOSS", help="validation loss that runs are timed to")
-    quality.add_argument("--target-bleu", type=float, metavar="BLEU", help="validation BLEU that runs are timed to")
+    parser.add_argument(
+        "--target",
+        metavar="NAME=VALUE",
+        help="validation score that runs are timed to, such as loss=2.5; NAME: a metric of the runs",
+    )
     parser.add_argument(
         "--window",
         metavar="START:SECONDS",
@@ -42,18 +45,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from hvd_async.comparison.from_folders import gather
-    from hvd_async.comparison.target import Target
 
-    target = None
-    for measure in ("loss", "bleu"):
-        value = getattr(arguments, f"target_{measure}")
-        if value is not None:
-            if not 0.0 < value < math.inf:
-                raise ConfigError(f"--target-{measure}: got {value:g}, expected a number > 0")
-            target = Target("loss" if measure == "loss" else "bleu", value)
+    wanted = None if arguments.target is None else _wanted_target(arguments.target)
     window = None if arguments.window is None else _window(arguments.window)
     check_folder(arguments.output)
-    collection = gather(arguments.runs, arguments.baseline, target)
+    collection = gather(arguments.runs, arguments.baseline, wanted)
     longest = max((entry.run.seconds for entry in collection.entries if entry.run is not None), default=0.0)
     if window is not None and window[0] >= longest:
         raise ConfigError(
@@ -61,6 +57,18 @@ def _report(arguments: argparse.Namespace) -> int:
         )
     write_report_to(collection, arguments.output, window, overwrite=arguments.overwrite)
     return 0
+
+
+def _wanted_target(text: str) -> WantedTarget:
+    from hvd_async.comparison.target import WantedTarget
+
+    name, _, value = text.partition("=")
+    try:
+        if math.isfinite(float(value)):
+            return WantedTarget(name.strip(), float(value))
+    except ValueError:
+        pass
+    raise ConfigError(f"--target: got {text!r}, expected NAME=VALUE, such as loss=2.5")
 
 
 def _window(text: str) -> tuple[float, float]:

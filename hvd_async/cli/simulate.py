@@ -87,6 +87,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.simulation.planning import PLAN_FILES, plan, table_of, write_plan
+    from hvd_async.tasks.registry import weight_unit
 
     workers = numbers("--workers", arguments.workers) if arguments.workers else []
     if arguments.arrivals is not None and arguments.arrivals < 1:
@@ -96,9 +97,10 @@ def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
         for name in PLAN_FILES:
             check_new("--output", arguments.output / name, overwrite=arguments.overwrite)
     rows = plan(config, workers, arguments.arrivals)
-    print(table_of(rows))
+    unit = weight_unit(config)
+    print(table_of(rows, unit))
     if arguments.output is not None:
-        print("written: " + ", ".join(str(path) for path in write_plan(arguments.output, rows)))
+        print("written: " + ", ".join(str(path) for path in write_plan(arguments.output, rows, unit)))
     return 0
 
 

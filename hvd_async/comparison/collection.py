@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.target import Target
 from hvd_async.system.printable import printable
+from hvd_async.tasks.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Collection:
     def __post_init__(self) -> None:
         """Make names printable, like those of entries."""
         _make_printable(self, "title", "baseline", "source")
+
+    @functools.cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of all runs; see `metrics_of`."""
+        return metrics_of(runs_of(self.entries))
 
     @property
     def environments(self) -> list[str]:

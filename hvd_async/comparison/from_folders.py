@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -9,9 +10,9 @@ from collections.abc import Sequence
 
 from hvd_async.comparison.collection import Collection, Entry
 from hvd_async.comparison.differences import differing_keys
-from hvd_async.comparison.plan import derived_target, has_plan, read_collection
+from hvd_async.comparison.plan import derived_target, has_plan, read_collection, target_of
 from hvd_async.comparison.runs import Run, read_run
-from hvd_async.comparison.target import Target
+from hvd_async.comparison.target import WantedTarget
 from hvd_async.errors import ConfigError
 
 _ALL = "all"
@@ -19,35 +20,33 @@ _ALL = "all"
 _MOST_NAMED = 3
 
 
-def gather(folders: Sequence[pathlib.Path], baseline: str | None, target: Target | None) -> Collection:
+def gather(folders: Sequence[pathlib.Path], baseline: str | None, wanted: WantedTarget | None) -> Collection:
     """Return the comparison of the runs in `folders`, or the comparison in the single folder given.
 
     Runs that differ only in their seeds are one variant, named after their folders. `baseline`: the name of a variant, by
-    default that of the first run. Raises `DataError` for a folder without a run that has ended, and `ConfigError` for an
-    unknown baseline.
+    default that of the first run. `wanted`: the target, by default that of the comparison, or one derived from the runs.
+    Raises `DataError` for a folder without a run that has ended and for runs that disagree on their metrics, and
+    `ConfigError` for an unknown baseline or a target that no run has measured.
     """
     if len(folders) == 1 and has_plan(folders[0]):
-        collection = read_collection(folders[0])
+        collection = read_collection(folders[0], wanted)
     else:
-        collection = _of_runs([read_run(folder) for folder in folders])
-    if baseline is not None:
-        names = list(dict.fromkeys(entry.variant for entry in collection.entries))
-        if baseline not in names:
-            raise ConfigError(f"--baseline: got {baseline!r}, expected one of {', '.join(names)}")
-        collection = _with(collection, baseline, derived_target(baseline, list(collection.entries)))
-    return collection if target is None else _with(collection, collection.baseline, target)
+        collection = _of_runs([read_run(folder) for folder in folders], wanted)
+    return collection if baseline is None else _against(collection, baseline)
 
 
-def _with(collection: Collection, baseline: str, derived: Target | None) -> Collection:
-    old = collection.target
-    is_given = derived is not None and derived.is_given
-    target = old if old is not None and old.is_given and not is_given else derived
+def _against(collection: Collection, baseline: str) -> Collection:
+    """Return the comparison with another baseline, from which a derived target follows."""
     names = list(dict.fromkeys(entry.variant for entry in collection.entries))
+    if baseline not in names:
+        raise ConfigError(f"--baseline: got {baseline!r}, expected one of {', '.join(names)}")
+    is_given = collection.target is not None and collection.target.is_given
+    target = collection.target if is_given else derived_target(baseline, collection.entries)
     title = collection.title if collection.text else _title(names, baseline)
-    return Collection(title, baseline, target, collection.entries, collection.rates, collection.source, collection.text)
+    return dataclasses.replace(collection, title=title, baseline=baseline, target=target)
 
 
-def _of_runs(runs: Sequence[Run]) -> Collection:
+def _of_runs(runs: Sequence[Run], wanted: WantedTarget | None) -> Collection:
     groups: list[list[Run]] = []
     for run in runs:
         own = next((group for group in groups if all(_is_the_same_but_for_the_seed(each, run) for each in group)), None)
@@ -62,7 +61,7 @@ def _of_runs(runs: Sequence[Run]) -> Collection:
         for run in group
     ]
     baseline = names[0]
-    return Collection(_title(names, baseline), baseline, derived_target(baseline, entries), tuple(entries))
+    return Collection(_title(names, baseline), baseline, target_of(wanted, baseline, entries), tuple(entries))
 
 
 def _title(names: Sequence[str], baseline: str) -> str:

@@ -22,7 +22,7 @@ class TimedStep:
     gradient reached the store, or when all ranks had summed theirs. The other fields are durations."""
 
     worker: int
-    tokens: int
+    weight: float
     step_seconds: float
     push_seconds: float
     wait_seconds: float
@@ -168,7 +168,7 @@ def read_history(run: Run) -> History:
 def _step(event: Mapping[str, float]) -> TimedStep:
     return TimedStep(
         int(event["worker"]),
-        int(event["tokens"]),
+        event["weight"],
         event["step_seconds"],
         event["push_seconds"],
         event["wait_seconds"],

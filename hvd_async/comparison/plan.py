@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_async.comparison.collection import Collection, Entry
+from hvd_async.comparison.collection import Collection, Entry, runs_of
+from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.runs import Run, first_event, read_run
-from hvd_async.comparison.target import Target, common_target
+from hvd_async.comparison.target import Target, WantedTarget, common_target
 from hvd_async.config import RunConfig, dump_config, load_config
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
@@ -45,7 +46,7 @@ class SuitePlan:
 
     title: str
     baseline: str
-    target: Target | None
+    target: WantedTarget | None
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     source: str
@@ -89,7 +90,7 @@ def read_plan(output: pathlib.Path) -> SuitePlan:
     path = output / _FILE
     try:
         fields = parse_json(path.read_bytes())
-        target = None if fields["target"] is None else Target(**fields["target"])
+        target = None if fields["target"] is None else WantedTarget(**fields["target"])
         runs = tuple(PlannedRun(**run) for run in fields["runs"])
         return SuitePlan(**_with_tuples({**fields, "target": target, "runs": runs}))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -173,8 +174,11 @@ def _fault(output: pathlib.Path, planned: PlannedRun) -> str:
         return ""
 
 
-def read_collection(output: pathlib.Path) -> Collection:
-    """Return the comparison in the folder `output`, with the runs that exist. Raises `DataError` if it holds none."""
+def read_collection(output: pathlib.Path, wanted: WantedTarget | None = None) -> Collection:
+    """Return the comparison in the folder `output`, with the runs that exist. `wanted`: instead of the plan's target.
+
+    Raises `DataError` if the folder holds none, and `ConfigError` for a target that no run has measured.
+    """
     plan = read_plan(output)
     results = {planned.name: result(output, planned) for planned in plan.runs}
     best = {(p.environment, p.variant): plan.best_rate(results, p.environment, p.variant) for p in plan.runs}
@@ -197,13 +201,21 @@ def read_collection(output: pathlib.Path) -> Collection:
                 is_chosen,
             )
         )
-    target = plan.target or derived_target(printable(plan.baseline), entries)
-    return Collection(
-        printable(plan.title), printable(plan.baseline), target, tuple(entries), plan.rates, plan.source, plan.text
-    )
+    title, baseline = printable(plan.title), printable(plan.baseline)
+    target = target_of(wanted or plan.target, baseline, entries)
+    return Collection(title, baseline, target, tuple(entries), plan.rates, plan.source, plan.text)
 
 
-def derived_target(baseline: str, entries: list[Entry]) -> Target | None:
+def target_of(wanted: WantedTarget | None, baseline: str, entries: Sequence[Entry]) -> Target | None:
+    """Return the target of the runs in `entries`: that of `wanted`, else the derived one.
+
+    Raises `ConfigError` for a metric that no run has, and `DataError` if the runs disagree on their metrics.
+    """
+    metrics = metrics_of(runs_of(entries))
+    return derived_target(baseline, entries) if wanted is None else wanted.target(metrics)
+
+
+def derived_target(baseline: str, entries: Sequence[Entry]) -> Target | None:
     """Return the highest of the common targets of the environments; see `common_target`."""
     found = []
     for environment in dict.fromkeys(entry.environment for entry in entries):

@@ -19,8 +19,9 @@ from hvd_async.comparison.statistics import (
     mean_interval,
     ratio_interval,
     reached,
-    token_efficiency,
+    weight_efficiency,
 )
+from hvd_async.tasks.metric import LOSS, Metric
 
 Key = TypeVar("Key", int, str)
 
@@ -35,12 +36,13 @@ class Row:
         missing_rates: rates of the suite that have no run.
         entries: what counts, one for each seed, whether the run exists or not.
         reached: for each run of `runs`, when it reached the target, or None.
-        seconds_to, tokens_to, updates_to: cost to the target, over the runs that reached it.
+        seconds_to, weight_to, updates_to: cost to the target, over the runs that reached it.
         speed_up: seconds of the baseline / own seconds to the target, seed by seed, where both reached it.
-        token_efficiency: tokens of the baseline / own tokens, seed by seed, to the lowest loss that both reached.
-        throughput: own tokens per second / those of the baseline, seed by seed.
-        final_loss, final_bleu: of the final model, over the runs that did not diverge.
-        bleu_difference: own final BLEU - that of the baseline, seed by seed.
+        weight_efficiency: weight of the baseline / own weight, seed by seed, to the lowest loss that both reached. Like
+            `throughput` only of runs with one unit of weight.
+        throughput: own weight per second / that of the baseline, seed by seed.
+        final: score of the final model, over the runs that did not diverge, by metric.
+        difference: own final score - that of the baseline, seed by seed, by metric; not of the loss.
         shares: how the workers' time was spent, over all runs. They and `ideal` are None if the length of a step does not
             tell computing from waiting.
         worker_shares: shares by worker.
@@ -57,15 +59,14 @@ class Row:
     runs: tuple[Run, ...]
     reached: tuple[Reached | None, ...]
     seconds_to: Interval | None
-    tokens_to: Interval | None
+    weight_to: Interval | None
     updates_to: Interval | None
     speed_up: Interval | None
-    token_efficiency: Interval | None
+    weight_efficiency: Interval | None
     throughput: Interval | None
-    final_loss: Interval | None
-    final_bleu: Interval | None
-    bleu_difference: Interval | None
-    tokens_per_second: Interval | None
+    final: Mapping[str, Interval]
+    difference: Mapping[str, Interval]
+    weight_per_second: Interval | None
     steps_per_second: float | None
     mean_staleness: float | None
     staleness: Mapping[int, int]
@@ -112,19 +113,17 @@ def _row(collection: Collection, environment: str, variant: str) -> Row:
     whens = [None if target is None else reached(run, target) for run in runs]
     there = [when for when in whens if when is not None]
     pairs = _pairs(collection.chosen(environment, collection.baseline), entries)
-    speed_ups, efficiencies, throughputs, differences = [], [], [], []
+    speed_ups, efficiencies, throughputs = [], [], []
     for base, own in pairs:
-        if not all(run.seconds > 0.0 and run.tokens > 0 for run in (base, own)):
+        if not all(run.seconds > 0.0 and run.weight > 0 for run in (base, own)):
             continue  # without an update there is no rate
-        throughputs.append(own.tokens_per_second / base.tokens_per_second)
-        if base.finite_points and own.finite_points:
-            efficiencies.append(token_efficiency(base, own))
+        if own.weight_unit == base.weight_unit:
+            throughputs.append(own.weight_per_second / base.weight_per_second)
+            if base.finite_points and own.finite_points:
+                efficiencies.append(weight_efficiency(base, own))
         first, second = (None if target is None else reached(run, target) for run in (base, own))
         if first is not None and second is not None and first.seconds and second.seconds:
             speed_ups.append(first.seconds / second.seconds)
-        if (a := _final_bleu(base)) is not None and (b := _final_bleu(own)) is not None:
-            differences.append(b - a)
-    whole = [run for run in runs if not run.has_diverged]
     histories = [read_history(run) for run in runs if _tells_waiting(run)]
     every = [e for e in collection.entries if (e.environment, e.variant) == (environment, variant)]
     rates = sorted({e.rate for e in every if e.run is not None and e.rate is not None})
@@ -139,15 +138,14 @@ def _row(collection: Collection, environment: str, variant: str) -> Row:
         runs=tuple(runs),
         reached=tuple(whens),
         seconds_to=_ratio([when.seconds for when in there if when.seconds > 0.0]),
-        tokens_to=_ratio([when.tokens for when in there if when.tokens > 0]),
+        weight_to=_ratio([when.weight for when in there if when.weight > 0]),
         updates_to=_ratio([when.updates for when in there if when.updates > 0]),
         speed_up=_ratio(speed_ups),
-        token_efficiency=_ratio(efficiencies),
+        weight_efficiency=_ratio(efficiencies),
         throughput=_ratio(throughputs),
-        final_loss=_mean([run.points[-1].loss for run in whole]),
-        final_bleu=_mean([bleu for run in whole if (bleu := _final_bleu(run)) is not None]),
-        bleu_difference=_mean(differences),
-        tokens_per_second=_ratio([run.tokens_per_second for run in runs if run.tokens > 0 and run.seconds > 0.0]),
+        final=_final(collection.metrics, runs),
+        difference=_differences(collection.metrics, pairs),
+        weight_per_second=_ratio([run.weight_per_second for run in runs if run.weight > 0 and run.seconds > 0.0]),
         steps_per_second=sum(run.steps_per_second for run in runs) / len(runs) if runs else None,
         mean_staleness=_weighted(runs, lambda run: run.mean_staleness),
         staleness=_sum([run.staleness for run in runs]),
@@ -176,12 +174,19 @@ def _pairs(baseline: Sequence[Entry], entries: Sequence[Entry]) -> list[tuple[Ru
     return [(one, other) for one, other in both if one is not None and other is not None]
 
 
-def _final_bleu(run: Run) -> float | None:
-    return None if run.has_diverged else run.points[-1].bleu
+def _final(metrics: Sequence[Metric], runs: Sequence[Run]) -> dict[str, Interval]:
+    found = {metric.name: [score for run in runs if (score := run.final(metric)) is not None] for metric in metrics}
+    return {name: mean_interval(scores) for name, scores in found.items() if scores}
 
 
-def _mean(values: Sequence[float]) -> Interval | None:
-    return mean_interval(values) if values else None
+def _differences(metrics: Sequence[Metric], pairs: Sequence[tuple[Run, Run]]) -> dict[str, Interval]:
+    found: dict[str, Interval] = {}
+    for metric in metrics:
+        scores = [(base.final(metric), own.final(metric)) for base, own in pairs]
+        differences = [own - base for base, own in scores if base is not None and own is not None]
+        if differences and metric.name != LOSS:
+            found[metric.name] = mean_interval(differences)
+    return found
 
 
 def _ratio(ratios: Sequence[float]) -> Interval | None:

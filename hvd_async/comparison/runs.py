@@ -13,26 +13,36 @@ from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
+from hvd_async.tasks.metric import LOSS, Metric, metrics_from_json
 
 
 @dataclass(frozen=True)
 class Point:
-    """A validated version: training seconds, target tokens and updates when it was made; loss in nats per token, BLEU if
-    it was measured."""
+    """A validated version: seconds of training, weight of all batches and updates when it was made; its scores by metric."""
 
     seconds: float
-    tokens: int
+    weight: float
     updates: int
-    loss: float
-    bleu: float | None = None
+    scores: Mapping[str, float]
+
+    @property
+    def loss(self) -> float:
+        """The validation loss, which every evaluation measures."""
+        return self.scores[LOSS]
+
+    def finite(self, metric: Metric) -> float | None:
+        """Return the score of `metric`; None if it was not measured, or is not finite."""
+        score = self.scores.get(metric.name)
+        return score if score is not None and math.isfinite(score) else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended. `points` rise in updates; the last is the final model.
+    """A run that has ended. `points` rise in updates; the last is the final model. `metrics`: those of its task.
 
-    `status`: see docs/run-folder.md. `staleness`: applied arrivals by staleness. `refused`: arrivals by reason.
-    `num_steps`, `num_overrun`: steps of the last process, and those whose real work took longer than the emulated length.
+    `status`: see docs/run-folder.md. `weight`: that of all its batches, in `weight_unit`. `staleness`: applied arrivals by
+    staleness. `refused`: arrivals by reason. `num_steps`, `num_overrun`: steps of the last process, and those whose real
+    work took longer than the emulated length.
     """
 
     folder: pathlib.Path
@@ -42,13 +52,15 @@ class Run:
     num_workers: int
     parameters: int
     seconds: float
-    tokens: int
+    weight: float
+    weight_unit: str
     updates: int
     mean_staleness: float
     staleness: Mapping[int, int]
     refused: Mapping[str, int]
     num_steps: int
     num_overrun: int
+    metrics: tuple[Metric, ...]
     points: tuple[Point, ...]
     data_fingerprint: str | None = None
     """Hash of the text and of how it is prepared; None if the log lacks it."""
@@ -57,6 +69,15 @@ class Run:
     def name(self) -> str:
         """Name of its folder."""
         return printable(self.folder.resolve().name)
+
+    @property
+    def loss_metric(self) -> Metric:
+        """The metric of its loss."""
+        return next(metric for metric in self.metrics if metric.name == LOSS)
+
+    def final(self, metric: Metric) -> float | None:
+        """Return the score of the final model; None if it was not measured, or if the run has diverged."""
+        return None if self.has_diverged else self.points[-1].finite(metric)
 
     @property
     def finite_points(self) -> tuple[Point, ...]:
@@ -69,9 +90,9 @@ class Run:
         return not self.points or not math.isfinite(self.points[-1].loss)
 
     @property
-    def tokens_per_second(self) -> float:
-        """Target tokens per second of training."""
-        return self.tokens / self.seconds if self.seconds else math.nan
+    def weight_per_second(self) -> float:
+        """Weight per second of training."""
+        return self.weight / self.seconds if self.seconds else math.nan
 
     @property
     def steps_per_second(self) -> float:
@@ -104,7 +125,10 @@ def read_run(folder: pathlib.Path) -> Run:
 
 
 def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str, Any]) -> Run:
-    points = [Point(m["seconds"], m["tokens"], m["version"], m["loss"], m["bleu"]) for m in summary["measurements"]]
+    points = [Point(m["seconds"], m["weight"], m["version"], _scores(m["scores"])) for m in summary["measurements"]]
+    metrics = metrics_from_json(summary["metrics"])
+    if any(LOSS not in names for names in ([metric.name for metric in metrics], *(point.scores for point in points))):
+        raise KeyError(LOSS)
     return Run(
         folder=folder,
         config=config,
@@ -113,16 +137,22 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
         num_workers=summary["num_workers"],
         parameters=summary["parameters"],
         seconds=summary["seconds"],
-        tokens=summary["tokens"],
+        weight=summary["weight"],
+        weight_unit=printable(summary["weight_unit"]),
         updates=summary["updates"],
         mean_staleness=summary["mean_staleness"],
         staleness={int(staleness): count for staleness, count in summary["staleness"].items()},
         refused=dict(summary["refused"]),
         num_steps=summary["steps"],
         num_overrun=summary["overrun_steps"],
+        metrics=metrics,
         points=tuple(sorted(points, key=lambda point: point.updates)),
         data_fingerprint=first_event(folder).get("data_fingerprint"),
     )
+
+
+def _scores(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(score) for name, score in scores.items()}
 
 
 def first_event(folder: pathlib.Path) -> dict[str, Any]:

@@ -28,14 +28,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Reached:
-    """The point at which a run first reached a target: seconds of training, target tokens, updates.
+    """The point at which a run first reached a target: seconds of training, weight, updates.
 
     Read off the line between the measurements before and after, so `updates` may be fractional. `is_bound`: the run had
     reached the target at its first measurement, so these values are upper limits.
     """
 
     seconds: float
-    tokens: float
+    weight: float
     updates: float
     is_bound: bool = False
 
@@ -51,7 +51,7 @@ def reached(run: Run, target: Target) -> Reached | None:
             before = point
             continue
         if before is None:
-            return Reached(point.seconds, point.tokens, point.updates, is_bound=True)
+            return Reached(point.seconds, point.weight, point.updates, is_bound=True)
         cost_before = target.cost_of(before)
         assert cost_before is not None
         share = (cost_before - target.cost) / (cost_before - value)
@@ -59,16 +59,17 @@ def reached(run: Run, target: Target) -> Reached | None:
         def at(get: Callable[[Point], float], first: Point = before, second: Point = point, share: float = share) -> float:
             return get(first) + share * (get(second) - get(first))
 
-        return Reached(at(lambda p: p.seconds), at(lambda p: p.tokens), at(lambda p: p.updates))
+        return Reached(at(lambda p: p.seconds), at(lambda p: p.weight), at(lambda p: p.updates))
     return None
 
 
-def token_efficiency(baseline: Run, run: Run) -> float:
-    """Return tokens of `baseline` / tokens of `run`, to the lowest loss that both reached: 1 if a token is worth as much."""
-    target = Target("loss", max(min(point.loss for point in each.finite_points) for each in (baseline, run)))
+def weight_efficiency(baseline: Run, run: Run) -> float:
+    """Return the weight of `baseline` / the weight of `run` to the lowest loss that both reached: 1 if each batch is worth
+    as much."""
+    target = Target(run.loss_metric, max(min(point.loss for point in each.finite_points) for each in (baseline, run)))
     needed, others = reached(baseline, target), reached(run, target)
     assert needed is not None and others is not None  # both reached it
-    return needed.tokens / others.tokens
+    return needed.weight / others.weight
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

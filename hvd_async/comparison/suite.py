@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hvd_async.comparison.plan import PlannedRun, SuitePlan, config_hash
-from hvd_async.comparison.target import Target
+from hvd_async.comparison.target import WantedTarget
 from hvd_async.config import (
     BOUNDS,
     PathText,
@@ -36,6 +36,7 @@ from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
 from hvd_async.system.limits import MOST, MOST_RANKS
 from hvd_async.system.printable import shortened
+from hvd_async.tasks.metric import check_metric_name
 
 Overrides = dict[str, Any]
 
@@ -45,9 +46,9 @@ _OWN_KEYS = (
     "output",
     "simulation.workers",
     *(f"training.{bound}" for bound in BOUNDS),
-    *(f"validation.{key}" for key in ("when", "every", "every_tokens", "patience")),
+    *(f"validation.{key}" for key in ("when", "every", "every_weight", "patience")),
 )
-_ALIKE = ("data", "vocabulary", "validation", "decoding", "emulation")
+_ALIKE = ("validation", "emulation")
 _OF_THE_SUITE = re.compile(
     r"(-w|--workers|--launcher|--set|--resume|--auto-resume|--overwrite|--dry-run|--slurm|--submit)(=|$)"
 )
@@ -58,7 +59,9 @@ _ONLY_ENVIRONMENT = "all"
 class BudgetConfig(Section):
     """Length of every run: exactly one of the keys."""
 
-    tokens: Positive | None = Field(None, description="Target tokens: the run takes whole batches until it reaches them.")
+    renamed: ClassVar[Mapping[str, str]] = {"tokens": "weight"}
+
+    weight: Positive | None = Field(None, description="Total weight: the run takes whole batches until it reaches this.")
     updates: Positive | None = Field(None, description="Updates.")
     seconds: PositiveSeconds | None = Field(None, description="Seconds of training.")
 
@@ -67,29 +70,9 @@ class BudgetConfig(Section):
         given = [name for name, value in self.model_dump().items() if value is not None]
         if len(given) != 1:
             raise ValueError(
-                f"got {', '.join(given) or 'none of them'}, expected exactly one of tokens, updates and seconds"
+                f"got {', '.join(given) or 'none of them'}, expected exactly one of weight, updates and seconds"
             )
         return self
-
-
-class TargetConfig(Section):
-    """The quality to which runs are timed: one of the keys, or none."""
-
-    loss: float | None = Field(None, gt=0.0, le=MOST, description="Validation loss in nats per target token.")
-    bleu: float | None = Field(None, gt=0.0, lt=100.0, description="Validation BLEU.")
-
-    @model_validator(mode="after")
-    def _one(self) -> TargetConfig:
-        if self.loss is not None and self.bleu is not None:
-            raise ValueError("got both loss and bleu, expected one of them")
-        return self
-
-    @property
-    def target(self) -> Target | None:
-        """Return the target for comparisons; None: to be derived."""
-        if self.loss is not None:
-            return Target("loss", self.loss)
-        return None if self.bleu is None else Target("bleu", self.bleu)
 
 
 class SuiteConfig(Section):
@@ -109,10 +92,11 @@ class SuiteConfig(Section):
     )
     workers: Ranks = Field(4, description="Ranks that train; strategy `single` always has one.")
     budget: BudgetConfig = Field(description="Length of every run.")
-    measure_every: Positive = Field(description="Target tokens between snapshots, which are measured after a run has ended.")
-    target: TargetConfig = Field(
-        TargetConfig(),
-        description="Absent: the lowest loss that all runs of the baseline and of at least one other variant reached.",
+    measure_every: Positive = Field(description="Weight between snapshots, which are measured after a run has ended.")
+    target: dict[str, Annotated[float, Field(ge=-MOST, le=MOST)]] | None = Field(
+        None,
+        description="The quality to which runs are timed: a metric of their task, such as `loss`, and its value. Absent: the"
+        " lowest loss that all runs of the baseline and of at least one other variant reached.",
     )
     baseline: str = Field(description="The variant with which the others are compared.")
     set: Overrides = Field({}, description="Overrides for all runs.")
@@ -126,6 +110,20 @@ class SuiteConfig(Section):
     seeds: tuple[Annotated[Seed, Field(ge=1)], ...] = Field(
         (1,), strict=False, description="Seeds; the first decides the best rate."
     )
+
+    @field_validator("target")
+    @classmethod
+    def _one_metric(cls, target: dict[str, float] | None) -> dict[str, float] | None:
+        if target is not None and len(target) != 1:
+            raise ValueError(f"got {', '.join(target) or 'no metric'}, expected exactly one metric with its value")
+        for name in target or ():
+            check_metric_name(name)
+        return target
+
+    @property
+    def wanted_target(self) -> WantedTarget | None:
+        """The target; None: it is derived from the runs."""
+        return None if self.target is None else WantedTarget(*next(iter(self.target.items())))
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ class Suite:
     def __init__(self, path: pathlib.Path, output: pathlib.Path) -> None:
         """Read and check everything before anything runs. Raises `ConfigError`."""
         tree = read_tree(path, "file of a suite")
-        if "data" in tree and "variants" not in tree:
+        if "training" in tree and "variants" not in tree:
             raise ConfigError(
                 f"{path}: got the configuration of a run, expected a suite; compute it with `hvd-async"
                 f" launch {path}`, or name it as the `base` of a suite"
@@ -223,6 +221,8 @@ class Suite:
 
     def _check(self, spec: Spec, config: RunConfig) -> None:
         """Raise `ConfigError` for settings that no run of this suite can use."""
+        self._check_alike(spec, config)
+        self._check_target(config)
         workers = 1 if config.strategy.is_single else self._workers(spec)
         if self.config.launcher == "simulate":
             StepTimes(config.emulation, 0, workers)
@@ -233,8 +233,23 @@ class Suite:
                 f"strategy.kind: got {config.strategy.kind} with launcher horovodrun-gloo, which has no"
                 " MPI, expected horovod or single; or choose another launcher"
             )
-        if self.config.target.bleu is not None and not config.validation.bleu:
-            raise ConfigError("validation.bleu: got false with a target of BLEU, expected true")
+
+    def _check_target(self, config: RunConfig) -> None:
+        """Raise `ConfigError` if runs of `config` will not measure the target's metric."""
+        target, measured = self.config.target or {}, config.task.measured
+        for name in target:
+            if measured is not None and name not in measured:
+                raise ConfigError(f"target: got {name}, expected a metric that the task measures: {', '.join(measured)}")
+
+    def _check_alike(self, spec: Spec, config: RunConfig) -> None:
+        """Raise `ConfigError` if a variant changes what must be alike in all runs."""
+        alike = {"task", *_ALIKE, *(f"task.{name}" for name in config.task.must_be_alike)}
+        for key in _leaves(self.config.variants[spec.variant]):
+            parts = key.split(".")
+            if key in alike or any(".".join(parts[:number]) in alike - {"task"} for number in range(1, len(parts))):
+                raise ConfigError(
+                    f"got {key}, expected it in `set` or `environments`, since variants are compared on equal terms"
+                )
 
     def _overrides(self, spec: Spec) -> list[str]:
         suite = self.config
@@ -250,7 +265,7 @@ class Suite:
             merged["optimizer.learning_rate"] = spec.rate
         merged |= {f"training.{bound}": getattr(suite.budget, bound, None) for bound in BOUNDS}
         merged |= {"validation.every": None, "validation.patience": None, "validation.when": "after"}
-        merged |= {"validation.every_tokens": suite.measure_every, "seed": spec.seed}
+        merged |= {"validation.every_weight": suite.measure_every, "seed": spec.seed}
         merged["output"] = str(self._output / "runs" / spec.name)
         return [f"{key}={dump_yaml_line(value)}" for key, value in merged.items()]
 
@@ -267,7 +282,7 @@ class Suite:
         return SuitePlan(
             title=path.stem,
             baseline=suite.baseline,
-            target=suite.target.target,
+            target=suite.wanted_target,
             rates=suite.rates,
             seeds=suite.seeds,
             source=path.name,
@@ -312,11 +327,6 @@ def _check_values(config: SuiteConfig, source: str) -> None:
     for name, overrides in config.variants.items():
         place = f"{source}: variants: {name}"
         _check_overrides(place, overrides, _OWN_KEYS, config.rates)
-        for key in _leaves(overrides):
-            if key.partition(".")[0] in _ALIKE:
-                raise ConfigError(
-                    f"{place}: got {key}, expected it in `set` or `environments`, since variants are compared on equal terms"
-                )
 
 
 def _check_launch_arguments(config: SuiteConfig, place: str) -> None:

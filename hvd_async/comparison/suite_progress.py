@@ -18,6 +18,7 @@ import rich.table
 
 from hvd_async.system.durations import clock_text
 from hvd_async.system.json_text import parse_json
+from hvd_async.system.printable import printable
 
 if TYPE_CHECKING:
     from hvd_async.comparison.suite import BudgetConfig
@@ -31,9 +32,10 @@ class Follower:
 
     path: pathlib.Path
     version: int = 0
-    tokens: int = 0
+    weight: float = 0.0
     seconds: float = 0.0
     loss: float | None = None
+    weight_unit: str = ""
     _offset: int = 0
     _rest: bytes = field(default=b"")
 
@@ -42,7 +44,7 @@ class Follower:
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
-                    self.version, self.tokens, self.seconds, self.loss, self._offset, self._rest = 0, 0, 0.0, None, 0, b""
+                    self.version, self.weight, self.seconds, self.loss, self._offset, self._rest = 0, 0.0, 0.0, None, 0, b""
                 file.seek(self._offset)
                 text = self._rest + file.read()
                 self._offset = file.tell()
@@ -56,17 +58,19 @@ class Follower:
 
     def share(self, budget: BudgetConfig) -> float:
         """Return how much of the run is done: 0 to 1."""
-        for done, limit in ((self.tokens, budget.tokens), (self.version, budget.updates), (self.seconds, budget.seconds)):
+        for done, limit in ((self.weight, budget.weight), (self.version, budget.updates), (self.seconds, budget.seconds)):
             if limit is not None:
                 return min(1.0, done / limit)
         return 0.0
 
     def _take(self, event: dict[str, Any]) -> None:
         if event["event"] == "update":
-            version, tokens = int(event["version"]), int(event["tokens"])
+            version, weight = int(event["version"]), float(event["weight"])
             seconds, loss = float(event["seconds"]), float(event["loss"])
             self.version, self.seconds, self.loss = version, seconds, loss
-            self.tokens += tokens
+            self.weight += weight
+        elif event["event"] == "start":
+            self.weight_unit = printable(str(event["weight_unit"]))
 
 
 @dataclass
@@ -141,13 +145,13 @@ class Board:
         table = rich.table.Table(title=f"{num_done} of {num_runs} runs done, {elapsed}", title_justify="left", box=None)
         for name, side in (("run", "left"), ("done", "left"), ("", "right"), ("version", "right"), ("loss", "right")):
             table.add_column(name, justify=side)  # type: ignore[arg-type]  # left and right are two of its literals
-        table.add_column("tokens/s", justify="right")
+        table.add_column("speed", justify="right")
         table.add_column("time", justify="right")
         for one in running:
             one.follower.look()
             follower, share = one.follower, one.follower.share(one.budget)
             loss = "-" if follower.loss is None else f"{follower.loss:.3f}"
-            speed = f"{follower.tokens / follower.seconds:,.0f}" if follower.seconds else "-"
+            speed = f"{follower.weight / follower.seconds:,.0f} {follower.weight_unit}/s" if follower.seconds else "-"
             bar = rich.progress_bar.ProgressBar(total=1.0, completed=share, width=20)
             clock = clock_text(time.monotonic() - one.since)
             table.add_row(one.name, bar, f"{share:.0%}", f"{follower.version:,}", loss, speed, clock)

@@ -5,10 +5,11 @@ file are reported at once, before any rank starts work.
 """
 
 from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
+from hvd_async.config.decoding import DecodingConfig
 from hvd_async.config.emulation import EmulationConfig
 from hvd_async.config.loading import check, dump_config, load_config, parse_config, read_tree
 from hvd_async.config.model import ModelConfig
-from hvd_async.config.optimizer import OptimizerConfig, ScheduleConfig
+from hvd_async.config.optimizer import GroupConfig, OptimizerConfig, ScheduleConfig
 from hvd_async.config.run import RunConfig
 from hvd_async.config.section import (
     Beam,
@@ -24,7 +25,8 @@ from hvd_async.config.section import (
 )
 from hvd_async.config.simulation import MemoryConfig, NetworkConfig, SimulationConfig
 from hvd_async.config.strategy import ArrivalsFrom, PushConfig, StoreConfig, StrategyConfig
-from hvd_async.config.training import BOUNDS, MOST_EPOCHS, DecodingConfig, TrainingConfig, ValidationConfig
+from hvd_async.config.task import FactoryConfig, ScriptConfig, TaskConfig, TranslationConfig
+from hvd_async.config.training import BOUNDS, MOST_EPOCHS, TrainingConfig, ValidationConfig
 from hvd_async.config.yaml import dump_yaml, dump_yaml_line, read_yaml
 
 __all__ = [
@@ -36,7 +38,9 @@ __all__ = [
     "DataConfig",
     "DecodingConfig",
     "EmulationConfig",
+    "FactoryConfig",
     "Fraction",
+    "GroupConfig",
     "MemoryConfig",
     "ModelConfig",
     "NetworkConfig",
@@ -49,13 +53,16 @@ __all__ = [
     "Ranks",
     "RunConfig",
     "ScheduleConfig",
+    "ScriptConfig",
     "Section",
     "Seed",
     "SimulationConfig",
     "StoreConfig",
     "StrategyConfig",
+    "TaskConfig",
     "Threads",
     "TrainingConfig",
+    "TranslationConfig",
     "ValidationConfig",
     "VocabularyConfig",
     "check",

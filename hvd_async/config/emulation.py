@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -18,13 +19,15 @@ class EmulationConfig(Section):
     `hvd-async simulate` no worker idles. The k-th step of a worker has the same length in both.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"seconds_per_token": "seconds_per_weight"}
+
     slow_workers: dict[Annotated[int, Field(ge=0, lt=MOST_RANKS)], Annotated[float, Field(ge=1.0, le=1e6)]] = Field(
         {}, description="Worker number (0, 1, ...) -> factor by which its steps are longer, e.g. `{0: 2.0}`."
     )
     seconds: PositiveSeconds | None = Field(
         None, description="Seconds of a step. Default: those of the real step in a real run, 0.1 in a simulation."
     )
-    seconds_per_token: Seconds = Field(0.0, description="Seconds that each target token of the batch adds to `seconds`.")
+    seconds_per_weight: Seconds = Field(0.0, description="Seconds that each unit of the batch's weight adds to `seconds`.")
     spread: Literal["none", "log_normal", "gamma"] = Field(
         "none", description="Each step's length is multiplied by a factor drawn from this distribution, whose mean is 1."
     )

@@ -9,12 +9,21 @@ from typing import Any, get_args
 
 import pydantic
 
+from hvd_async.config import task
 from hvd_async.config.run import RunConfig
 from hvd_async.config.section import Section, SectionT
-from hvd_async.config.strategy import BRANCHES, ArrivalsFrom
+from hvd_async.config.strategy import BRANCHES
 from hvd_async.config.yaml import dump_yaml, read_yaml, read_yaml_file
 from hvd_async.errors import ConfigError
 from hvd_async.system.printable import printable, shortened
+
+# pydantic's words, and those that a reader of YAML knows.
+_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+}
 
 
 def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -24,12 +33,12 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunC
     """
     path = pathlib.Path(path)
     tree = read_tree(path, "configuration of a run")
-    if "variants" in tree and "data" not in tree:
+    if "variants" in tree and "training" not in tree:
         raise ConfigError(
             f"{path}: got a suite, expected the configuration of a run; compute it with `hvd-async compare {path}`"
         )
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return parse_config(tree, source=str(path))
 
 
@@ -61,7 +70,8 @@ def dump_config(config: RunConfig) -> str:
     return dump_yaml(config.model_dump())
 
 
-def _apply_override(tree: dict[Any, Any], override: str) -> None:
+def apply_override(tree: dict[Any, Any], override: str) -> None:
+    """Set in `tree` what `override` says: `key.path=value`, the value in YAML. Raises `ConfigError` if it is none."""
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
@@ -99,27 +109,41 @@ def _describe(fault: Any, root: type[Section]) -> str:
         return f"{key}: {message.removeprefix('Value error, ')}"
     if message.startswith("expected "):
         return f"{key}: got {shortened(fault['input'])}, {message}"
+    if kind == "literal_error" and (name := _section_of(fault["loc"], root).renamed.get(str(fault["input"]))) is not None:
+        return f"{key}: got {shortened(fault['input'])}; it is called {name!r} now"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{key}: got {shortened(fault['input'])}, expected a section of keys"
     message = message[0].lower() + message[1:]
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
     return f"{key}: got {shortened(fault['input'])}, expected: {message.removeprefix('input should be ')}"
 
 
 def _is_branch_name(part: Any) -> bool:
     """Whether `part` is the member of a union, which pydantic puts into the location; it is not a key of the file."""
-    return part in BRANCHES
+    return part in BRANCHES or part in task.BRANCHES
 
 
 def _section_of(location: Sequence[Any], root: type[Section]) -> type[Section]:
     """Return the section in which the key at `location` was looked for."""
-    section: Any = root
+    section: type[Section] = root
+    annotation: Any = root
     for part in location[:-1]:
-        if isinstance(part, int) or _is_branch_name(part):
-            section = ArrivalsFrom
-            continue
-        annotation = section.model_fields[part].annotation
-        branches = [branch for branch in get_args(annotation) if isinstance(branch, type) and issubclass(branch, Section)]
-        section = branches[0] if branches else annotation  # of `Section | None` the section
-    found: type[Section] = section
-    return found
+        if part in task.BRANCHES:
+            section = task.BRANCHES[part]
+        elif isinstance(part, int):
+            section = sections_in(annotation)[0]
+        elif not _is_branch_name(part):
+            annotation = section.model_fields[part].annotation
+            section = sections_in(annotation)[0]
+    return section
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """Return the sections of which `annotation` is made; of `Section | None` the section."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for each in get_args(annotation) for section in sections_in(each)]
 
 
 def _kind(value: Any) -> str:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import fnmatch
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
 
 from hvd_async.config.section import Amount, Fraction, Natural, Positive, PositiveAmount, Section
 
+_ONLY_OF: Mapping[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "nesterov"),
+    "nadam": ("momentum_decay", "decoupled_weight_decay"),
+    "adagrad": ("rate_decay", "initial_accumulator"),
+}
+"""Keys that apply to one kind only."""
+
 
 class ScheduleConfig(Section):
-    """The learning rate, a function of the store's version or of the target tokens seen, never of a worker's steps."""
+    """The learning rate, a function of the store's version or of the weight of the batches seen, never of a worker's steps."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"tokens": "weight"}
 
     kind: Literal["inverse_square_root", "linear", "constant"] = Field(
         "inverse_square_root",
         description="After warm-up the rate falls with the inverse square root, falls linearly to zero at `total`, or"
         " stays.",
     )
-    unit: Literal["versions", "tokens"] = Field("versions", description="What `warmup` and `total` count.")
+    unit: Literal["versions", "weight"] = Field("versions", description="What `warmup` and `total` count.")
     warmup: Natural = Field(0, description="The rate rises linearly from 0 over this many units.")
     total: Positive | None = Field(
         None, description="Where `linear` reaches zero; required for `linear`, refused otherwise."
@@ -33,18 +44,57 @@ class ScheduleConfig(Section):
         return self
 
 
+class GroupConfig(Section):
+    """A group of parameters that is updated with settings of its own; what it leaves out is that of `optimizer`.
+
+    A parameter belongs to the first group with a pattern that matches its name, or to none.
+    """
+
+    match: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = Field(
+        description="Patterns of names, such as `*.bias`: `*` stands for any text, `?` for one character."
+    )
+    learning_rate: PositiveAmount | None = Field(None, description="Highest rate.")
+    betas: tuple[Fraction, Fraction] | None = Field(None, strict=False, description="Decay of the moments.")
+    epsilon: PositiveAmount | None = Field(None, description="Epsilon.")
+    momentum: Fraction | None = Field(None, description="Momentum of SGD.")
+    nesterov: bool | None = Field(None, description="Nesterov momentum for SGD.")
+    momentum_decay: Amount | None = Field(None, description="Decay of NAdam's momentum.")
+    rate_decay: Amount | None = Field(None, description="Decay of Adagrad's rate.")
+    initial_accumulator: Amount | None = Field(None, description="Value with which Adagrad's sums begin.")
+    weight_decay: Amount | None = Field(None, description="Weight decay.")
+    decoupled_weight_decay: bool | None = Field(None, description="Decoupled weight decay for NAdam.")
+
+
 class OptimizerConfig(Section):
     """The update, made by the store (or alike by each rank in a synchronous strategy)."""
 
-    kind: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="The update rule, as in torch.optim, computed by the store's own kernels."
+    kind: Literal["adam", "adamw", "sgd", "nadam", "lion", "adagrad"] = Field(
+        "adam",
+        description="The update rule, as in torch.optim (`lion`: Chen et al. 2023), computed by the store's own kernels.",
     )
     learning_rate: PositiveAmount = Field(1e-3, description="Highest rate, reached at the end of warm-up.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.98), strict=False, description="Decay of Adam's moments.")
-    epsilon: PositiveAmount = Field(1e-9, description="Adam's epsilon.")
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.9, 0.98),
+        strict=False,
+        description="Decay of the moments of adam, adamw and nadam (torch: 0.9 and 0.999); for lion (its paper: 0.9 and"
+        " 0.99) of the average whose sign is taken, and of the momentum.",
+    )
+    epsilon: PositiveAmount = Field(
+        1e-9, description="Epsilon of adam, adamw, nadam (torch: 1e-8) and adagrad (torch: 1e-10)."
+    )
     momentum: Fraction = Field(0.0, description="Momentum of SGD.")
     nesterov: bool = Field(False, description="Nesterov momentum for SGD.")
-    weight_decay: Amount = Field(0.0, description="Decoupled for adamw; added to the gradient for adam and sgd.")
+    momentum_decay: Amount = Field(4e-3, description="Decay of NAdam's momentum; the default is torch's.")
+    rate_decay: Amount = Field(
+        0.0,
+        description="Decay of Adagrad's rate (torch: `lr_decay`): that of version v is divided by"
+        " 1 + (v - 1) * `rate_decay`.",
+    )
+    initial_accumulator: Amount = Field(0.0, description="Value with which Adagrad's sums of squared gradients begin.")
+    weight_decay: Amount = Field(
+        0.0, description="Decoupled for adamw and lion; added to the gradient for adam, nadam, sgd and adagrad."
+    )
+    decoupled_weight_decay: bool = Field(False, description="Decoupled weight decay for nadam.")
     clip_norm: PositiveAmount | None = Field(
         None, description="Largest norm of an update's combined gradient; a larger gradient is scaled down to it."
     )
@@ -54,11 +104,40 @@ class OptimizerConfig(Section):
         " instead of them; 0 turns it off.",
     )
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="The learning rate over time.")
+    groups: Annotated[tuple[GroupConfig, ...], Field(strict=False)] = Field(
+        (), description="Groups of parameters with settings of their own."
+    )
+
+    def of_groups(self) -> list[OptimizerConfig]:
+        """Return the settings of each group of parameters: number 0 has all parameters that no pattern matches."""
+        plain = self.model_copy(update={"groups": ()})
+        changes = [group.model_dump(exclude={"match"}, exclude_none=True) for group in self.groups]
+        return [plain, *(OptimizerConfig.model_validate({**plain.model_dump(), **change}) for change in changes)]
+
+    def group_of(self, name: str) -> int:
+        """Return the number of the group of the parameter `name`."""
+        found = (
+            number
+            for number, group in enumerate(self.groups, start=1)
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in group.match)
+        )
+        return next(found, 0)
 
     @pydantic.model_validator(mode="after")
     def _options_fit(self) -> OptimizerConfig:
-        if self.kind != "sgd" and (self.momentum or self.nesterov):
-            raise ValueError(f"momentum, nesterov: expected no value for kind {self.kind}; they apply to sgd only")
+        for kind, keys in _ONLY_OF.items():
+            if self.kind != kind and any(getattr(self, key) != OptimizerConfig.model_fields[key].default for key in keys):
+                raise ValueError(f"{', '.join(keys)}: expected no value for kind {self.kind}; they apply to {kind} only")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: got true with momentum 0, expected momentum > 0")
+        if self.kind == "sgd" and any(
+            bool(group.momentum) != bool(self.momentum) for group in self.groups if group.momentum is not None
+        ):
+            raise ValueError("groups: momentum: expected all groups with momentum, or none: they share their state vectors")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _groups_fit(self) -> OptimizerConfig:
+        if self.groups:
+            self.of_groups()
         return self

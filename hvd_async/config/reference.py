@@ -14,6 +14,8 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from hvd_async.config import ArrivalsFrom, RunConfig, Section, dump_yaml_line
+from hvd_async.config.loading import sections_in
+from hvd_async.config.task import BRANCHES
 from hvd_async.system.limits import MOST, MOST_FLOAT32
 from hvd_async.system.text_tables import markdown_table
 
@@ -33,13 +35,13 @@ For users who write or change the YAML file of a run: every key, its type, its d
 
 This page is generated from `hvd_async/config/`; `python -m hvd_async.config.reference > docs/configuration.md` renews it.
 """
-_NAMES: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
+_NAMES: dict[Any, str] = {Any: "any", int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
 _BOUNDS = {annotated_types.Ge: ">= {}", annotated_types.Gt: "> {}", annotated_types.Le: "<= {}", annotated_types.Lt: "< {}"}
 
 
 def reference() -> str:
     """Return the text of docs/configuration.md."""
-    own = [(key, field) for key, field in RunConfig.model_fields.items() if _section(field) is None]
+    own = [(key, field) for key, field in RunConfig.model_fields.items()]
     pages = [_INTRODUCTION, f"## Top level\n\n{inspect.getdoc(RunConfig)}\n\n{_table(own)}"]
     pages += [
         f"## {path}\n\n{inspect.getdoc(section)}\n\n{_table(_keys(section))}" for path, section in _sections(RunConfig)
@@ -55,11 +57,20 @@ def _sections(model: type[Section], prefix: str = "") -> Iterator[tuple[str, typ
         if (section := _section(field)) is not None:
             yield prefix + key, section
             yield from _sections(section, f"{prefix}{key}.")
+        for kind in _kinds(field):
+            yield f"{prefix}{key}, kind {kind.model_fields['kind'].annotation.__args__[0]}", kind  # type: ignore[union-attr]
+            yield from _sections(kind, f"{prefix}{key}.")
 
 
 def _section(field: FieldInfo) -> type[Section] | None:
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _kinds(field: FieldInfo) -> list[type[Section]]:
+    """Return the sections of which `field` may be one, if there are several."""
+    found = [section for section in BRANCHES.values() if section in sections_in(field.annotation)]
+    return found if len(found) > 1 else []
 
 
 def _keys(model: type[Section]) -> list[tuple[str, FieldInfo]]:
@@ -70,11 +81,11 @@ def _table(keys: Sequence[tuple[str, FieldInfo]]) -> str:
     rows = [
         (f"`{key}`", _type_in_words(field.annotation, field.metadata), _default(field), field.description or "")
         for key, field in keys
-        if _section(field) is None
+        if _section(field) is None and not _kinds(field)
     ]
     head = ("key", "type", "default", "meaning")
     table = markdown_table([head, *([cell.replace("|", "\\|") for cell in row] for row in rows)], left=range(len(head)))
-    below = [f"`{key}`" for key, field in keys if _section(field) is not None]
+    below = [f"`{key}`" for key, field in keys if _section(field) is not None or _kinds(field)]
     note = f"\n\nFurther keys are in {', '.join(below)}, below." if below else ""
     return table + note + "\n"
 

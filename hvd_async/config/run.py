@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.emulation import EmulationConfig
-from hvd_async.config.model import ModelConfig
 from hvd_async.config.optimizer import OptimizerConfig
 from hvd_async.config.section import PathText, Section, Seed
 from hvd_async.config.simulation import SimulationConfig
 from hvd_async.config.strategy import PushConfig, StoreConfig, StrategyConfig
-from hvd_async.config.training import DecodingConfig, TrainingConfig, ValidationConfig
+from hvd_async.config.task import TaskConfig, TranslationConfig
+from hvd_async.config.training import TrainingConfig, ValidationConfig
+from hvd_async.errors import ConfigError
 
 
 class RunConfig(Section):
     """A training run."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        name: f"task.{name}" for name in ("data", "vocabulary", "model", "batching", "decoding")
+    }
+
     output: PathText = Field(description="Folder of the run: configuration, event log, snapshots, checkpoints, models.")
     seed: Seed = Field(1, description="Decides initial parameters, order of batches, dropout.")
-    data: DataConfig = Field(description="The text.")
-    vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="The pieces.")
-    model: ModelConfig = Field(ModelConfig(), description="The network.")
-    batching: BatchingConfig = Field(BatchingConfig(), description="The batches.")
+    task: TaskConfig = Field(description="What is trained.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The update.")
     strategy: StrategyConfig = Field(StrategyConfig(), description="Single, synchronous or asynchronous training.")
     store: StoreConfig = Field(StoreConfig(), description="Where the parameter store lies.")
     push: PushConfig = Field(PushConfig(), description="How gradients travel to the store.")
     training: TrainingConfig = Field(description="Length, device, logging and checkpoints.")
     validation: ValidationConfig = Field(ValidationConfig(), description="Measurements during the run.")
-    decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
     emulation: EmulationConfig = Field(EmulationConfig(), description="How long steps last, for experiments.")
     simulation: SimulationConfig = Field(SimulationConfig(), description="A cluster to simulate.")
 
+    @property
+    def translation(self) -> TranslationConfig:
+        """The keys of the task of translation. Raises `ConfigError` if the task is another."""
+        if not isinstance(self.task, TranslationConfig):
+            raise ConfigError(f"task.kind: got {self.task.kind}, expected translation, which alone can do this")
+        return self.task
+
     @pydantic.model_validator(mode="after")
     def _schedule_lasts(self) -> RunConfig:
-        schedule, bound = self.optimizer.schedule, "updates" if self.optimizer.schedule.unit == "versions" else "tokens"
+        schedule, bound = self.optimizer.schedule, "updates" if self.optimizer.schedule.unit == "versions" else "weight"
         length = getattr(self.training, bound)
         if schedule.total is not None and length is not None and length > schedule.total:
             raise ValueError(

@@ -31,7 +31,7 @@ class Section(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Former names of keys and their present names; the error about a former name gives the present one."""
+    """Former names of keys and of choices, and their present names, which the error about a former name gives."""
 
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +38,8 @@ class NetworkConfig(Section):
 class SimulationConfig(Section):
     """The cluster of `hvd-async simulate`; `emulation` sets the length of steps. See docs/simulation.md."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"tokens": "weight"}
+
     workers: Ranks = Field(4, description="Ranks that train; strategy `single` always has one.")
     workers_per_node: Ranks | None = Field(None, description="Workers per node. Default: all are on the store's node.")
     store_node_trains: bool = Field(
@@ -60,6 +63,6 @@ class SimulationConfig(Section):
     parameters: Positive | None = Field(
         None, description="Number of parameters for which pushes, pulls and updates are timed. Default: that of the model."
     )
-    tokens: Positive | None = Field(
-        None, description="Target tokens of a batch, for `--timing-only`. Default: `batching.tokens`."
+    weight: Positive | None = Field(
+        None, description="Weight of a batch, for `--timing-only`. Default: that of a full batch (`batching.tokens`)."
     )

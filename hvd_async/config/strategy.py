@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -53,6 +54,8 @@ ArrivalsPerUpdate = Annotated[
 class StrategyConfig(Section):
     """Strategy: who computes the update, and when. The keys after `kind` apply to `async` unless they say otherwise."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"token_mean": "weight_mean"}
+
     kind: Literal["single", "horovod", "ddp", "async"] = Field(
         "single",
         description="`single`: one process. `horovod`, `ddp`: synchronous allreduce. `async`: the parameter store.",
@@ -63,9 +66,9 @@ class StrategyConfig(Section):
         " `workers` (the number of live workers), or a schedule: a list of `{version, arrivals}`, the"
         " first from version 0.",
     )
-    reduction: Literal["token_mean", "sum"] = Field(
-        "token_mean",
-        description="All strategies. `token_mean`: sum of gradients / sum of target tokens; `sum`: the plain sum.",
+    reduction: Literal["weight_mean", "sum"] = Field(
+        "weight_mean",
+        description="All strategies. `weight_mean`: sum of gradients / sum of weights; `sum`: the plain sum.",
     )
     lockstep: bool = Field(False, description="Each worker waits for the update that contains its gradient.")
     synchronous_versions: Natural = Field(
@@ -89,13 +92,13 @@ class StrategyConfig(Section):
         " parameters (DC-ASGD, Zheng et al. 2017).",
     )
     delay_compensation: Amount = Field(
-        0.04, description="Lambda of `delay_compensation`, for the gradient of the mean loss per token."
+        0.04, description="Lambda of `delay_compensation`, for the gradient of the mean loss."
     )
     provisional: bool | None = Field(
         None,
         description="A worker that pulls while arrivals are pending computes on what the next version would be with"
         " only these arrivals, instead of on a version that is about to be replaced (docs/staleness.md)."
-        " Needs `reduction: token_mean` and no `delay_compensation`; default: true with these. No effect"
+        " Needs `reduction: weight_mean` and no `delay_compensation`; default: true with these. No effect"
         " in lock-step or with N = 1, where a saved configuration has no value.",
     )
     delay: Annotated[int, Field(ge=0, le=10_000)] = Field(
@@ -160,12 +163,12 @@ class StrategyConfig(Section):
         if not self.is_async or self.lockstep or self.arrivals_per_update == 1:
             value = None
         elif value is None:
-            value = self.reduction == "token_mean" and self.staleness_policy != "delay_compensation"
+            value = self.reduction == "weight_mean" and self.staleness_policy != "delay_compensation"
         object.__setattr__(self, "provisional", value)  # the model is frozen from here on
-        if self.has_provisional and self.reduction != "token_mean":
+        if self.has_provisional and self.reduction != "weight_mean":
             raise ValueError(
                 f"provisional: got true with reduction {self.reduction}, expected false, or reduction"
-                " token_mean; the sum of some arrivals makes a shorter step than the sum of all"
+                " weight_mean; the sum of some arrivals makes a shorter step than the sum of all"
             )
         if self.has_provisional and self.staleness_policy == "delay_compensation":
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The sections `training`, `validation` and `decoding`."""
+"""The sections `training` and `validation`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Beam, Fraction, Natural, Positive, PositiveSeconds, Section, Threads
+from hvd_async.config.section import Natural, Positive, PositiveSeconds, Section, Threads
 
 # Every rank plans each epoch before training begins.
 MOST_EPOCHS = 10_000
 # The keys of `training` that bound a run; exactly one is set.
-BOUNDS = ("epochs", "tokens", "updates", "seconds")
+BOUNDS = ("epochs", "weight", "updates", "seconds")
 
 
 class TrainingConfig(Section):
-    """Length, device, logging and checkpoints. Exactly one of `epochs`, `tokens`, `updates` and `seconds` bounds the run."""
+    """Length, device, logging and checkpoints. Exactly one of `epochs`, `weight`, `updates` and `seconds` bounds the run.
 
-    renamed: ClassVar[Mapping[str, str]] = {"digest_every": "hash_every"}
+
+    The weight of a batch is the number of items over which its loss is summed: target tokens in translation.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "digest_every": "hash_every",
+        "tokens": "weight",
+        "label_smoothing": "task.label_smoothing",
+    }
 
     epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] | None = Field(None, description="Passes over the training data.")
-    tokens: Positive | None = Field(None, description="Target tokens: the run takes whole batches until it reaches them.")
+    weight: Positive | None = Field(None, description="Total weight: the run takes whole batches until it reaches this.")
     updates: Positive | None = Field(None, description="Updates: the run ends at this version.")
     seconds: PositiveSeconds | None = Field(None, description="Seconds of training; the run ends at most two updates later.")
     device: str = Field(
@@ -35,7 +43,6 @@ class TrainingConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="`bfloat16`: autocast in forward and backward pass; parameters and updates stay float32."
     )
-    label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation uses none.")
     log_every_seconds: PositiveSeconds = Field(
         60.0, description="Shortest time between lines of progress if the output is not a terminal."
     )
@@ -73,12 +80,18 @@ class TrainingConfig(Section):
 class ValidationConfig(Section):
     """Measurements of the model, made on snapshots, each of exactly one version."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "every_tokens": "every_weight",
+        "bleu": "task.bleu",
+        "bleu_sentences": "task.bleu_sentences",
+    }
+
     every: Positive | None = Field(
         None, description="Versions between snapshots to validate. Default: only the last version."
     )
-    every_tokens: Positive | None = Field(
+    every_weight: Positive | None = Field(
         None,
-        description="Target tokens between snapshots to validate, instead of `every`: the first version after each"
+        description="Weight between snapshots to validate, instead of `every`: the first version after each"
         " multiple. Runs with updates of different sizes are then measured alike. Requires `when: after`.",
     )
     when: Literal["during", "after"] = Field(
@@ -86,8 +99,6 @@ class ValidationConfig(Section):
         description="`during`: the first worker that finishes a step takes the evaluation, and the store continues;"
         " `after`: when training has ended, so that its clock measures training alone.",
     )
-    bleu: bool = Field(True, description="Translate the validation split and compute BLEU too.")
-    bleu_sentences: Positive | None = Field(None, description="Number of first sentences to use for BLEU. Default: all.")
     patience: Positive | None = Field(
         None, description="Stop after this many validations without a better loss; requires `when: during`."
     )
@@ -99,9 +110,9 @@ class ValidationConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _every_tokens_fits(self) -> ValidationConfig:
-        if self.every_tokens is not None and (self.when != "after" or self.every is not None):
-            raise ValueError("every_tokens: expected `when: after` and no value for `every`")
+    def _every_weight_fits(self) -> ValidationConfig:
+        if self.every_weight is not None and (self.when != "after" or self.every is not None):
+            raise ValueError("every_weight: expected `when: after` and no value for `every`")
         return self
 
     @property
@@ -113,22 +124,8 @@ class ValidationConfig(Section):
         """Whether `version` is to be evaluated during training."""
         return bool(self.every_during) and version % (self.every_during or 1) == 0
 
-    def is_due(self, version: int, tokens: int, update_tokens: int) -> bool:
-        """Whether to validate `version`, made by an update with `update_tokens` of the `tokens` target tokens so far."""
-        if self.every_tokens is not None:
-            return tokens // self.every_tokens > (tokens - update_tokens) // self.every_tokens
+    def is_due(self, version: int, before: float, weight: float) -> bool:
+        """Whether to validate `version`, whose update raised the total weight from `before` to `weight`."""
+        if self.every_weight is not None:
+            return weight // self.every_weight > before // self.every_weight
         return self.every is not None and version % self.every == 0
-
-
-class DecodingConfig(Section):
-    """Search for translations."""
-
-    beam: Beam = Field(5, description="Beam size of `translate` and `score`; 1 is greedy search.")
-    validation_beam: Beam = Field(1, description="Beam size in validation.")
-    length_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = Field(
-        1.0, description="Hypotheses are compared by log probability / length ^ penalty; 0 compares plain sums."
-    )
-    max_length_ratio: Annotated[float, Field(gt=0.0, le=1000.0)] = Field(
-        2.0, description="A translation has at most 10 + ratio x source tokens."
-    )
-    batch_sentences: Positive = Field(64, description="Sentences translated at once, of similar length.")

@@ -13,7 +13,7 @@ def check_emulation(config: EmulationConfig, num_workers: int) -> None:
     """Raise `ConfigError` for workers that do not exist, for an unreadable trace, and for what can be simulated but not
     emulated, since a real step cannot be made shorter."""
     StepTimes(config, 0, num_workers)
-    needs_length = {"spread": config.spread != "none", "seconds_per_token": config.seconds_per_token > 0.0}
+    needs_length = {"spread": config.spread != "none", "seconds_per_weight": config.seconds_per_weight > 0.0}
     for key, is_set in needs_length.items():
         if is_set and config.seconds is None and config.trace is None:
             raise ConfigError(
@@ -44,11 +44,11 @@ class Emulation:
         self._factor = 1.0 if worker is None else config.slow_workers.get(worker, 1.0)
         self._times = StepTimes(config, seed, num_workers, num_readers=1)
 
-    def delay(self, seconds: float, tokens: int) -> None:
-        """Idle for the rest of a step whose real work, on `tokens` target tokens, took `seconds`."""
+    def delay(self, seconds: float, weight: float) -> None:
+        """Idle for the rest of a step whose real work, on a batch of `weight`, took `seconds`."""
         if self._worker is None:
             return
-        wanted = self._times.seconds(self._worker, self._first_step + self.num_steps, tokens)
+        wanted = self._times.seconds(self._worker, self._first_step + self.num_steps, weight)
         if not self._has_length:
             wanted += self._factor * seconds
         self.num_steps += 1

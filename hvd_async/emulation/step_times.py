@@ -17,7 +17,7 @@ _DRAWS = 1 << 16
 
 
 class StepTimes:
-    """Length of each step of each worker: factor * (base + per token) * spread + pause. For use by one thread.
+    """Length of each step of each worker: factor * (base + per unit of weight) * spread + pause. For use by one thread.
 
     Random access: the k-th step of a worker depends only on the seed, the number of workers, the worker and k.
     """
@@ -32,7 +32,7 @@ class StepTimes:
             raise ConfigError(f"emulation.slow_workers: got worker {unknown[0]}, expected 0 to {num_workers - 1}")
         self._factors = [config.slow_workers.get(worker, 1.0) for worker in range(num_workers)]
         self._base = default if config.seconds is None else config.seconds
-        self._per_token = config.seconds_per_token
+        self._per_weight = config.seconds_per_weight
         self._trace = None if config.trace is None else read_trace(pathlib.Path(config.trace))
         self._is_random = config.spread != "none" or config.pause_probability > 0.0
         self._config = config
@@ -51,18 +51,18 @@ class StepTimes:
         return sum(map(sum, self._trace)) / sum(map(len, self._trace))
 
     @property
-    def asks_for_tokens(self) -> bool:
+    def asks_for_weight(self) -> bool:
         """Whether the length of a step depends on its batch."""
-        return self._per_token > 0.0
+        return self._per_weight > 0.0
 
-    def seconds(self, worker: int, step: int, tokens: int) -> float:
-        """Return the length of the `step`-th step (0, 1, ...) of `worker` on a batch of `tokens` target tokens. To be
-        called once per step."""
+    def seconds(self, worker: int, step: int, weight: float) -> float:
+        """Return the length of the `step`-th step (0, 1, ...) of `worker` on a batch of `weight`. To be called once per
+        step."""
         base = self._base
         if self._trace is not None:
             own = self._trace[worker % len(self._trace)]
             base = own[step % len(own)]
-        seconds = self._factors[worker] * (base + self._per_token * tokens)
+        seconds = self._factors[worker] * (base + self._per_weight * weight)
         if not self._is_random:
             return seconds
         number, place = divmod(step * self._num_workers + worker, self._size)

@@ -6,13 +6,14 @@ from hvd_async.launcher.commands import launch_command
 from hvd_async.launcher.failure_boxes import quieted
 from hvd_async.launcher.mpirun import mpirun_command
 from hvd_async.launcher.options import LauncherName, LaunchOptions
-from hvd_async.launcher.outcome import LaunchOutcome, Summary, outcome_of
+from hvd_async.launcher.outcome import UNKNOWN, LaunchOutcome, Summary, outcome_of
 from hvd_async.launcher.rank_environment import variables_to_forward
 from hvd_async.launcher.rank_layout import RankLayout, RankPlace, Wanted, explain, lay_out, plan_ranks
 from hvd_async.launcher.srun import srun_command
 from hvd_async.launcher.train_arguments import Begin, TrainArguments
 
 __all__ = [
+    "UNKNOWN",
     "Begin",
     "LaunchOptions",
     "LaunchOutcome",

@@ -68,6 +68,8 @@ class ScriptJob:
     signal_seconds: int = 120
     store_nodes: int = 1
     path: str = ""
+    program: tuple[str, ...] = ()
+    """The training script of a user, with its arguments; then `target` is not used."""
 
 
 def render(job: ScriptJob, resources: Resources) -> str:
@@ -90,6 +92,7 @@ def render(job: ScriptJob, resources: Resources) -> str:
         at_once=job.at_once,
         signal_seconds=job.signal_seconds,
         store_nodes=job.store_nodes,
+        program=shlex.join(job.program),
         path=job.path or f"slurm/{job.script}.sbatch",
         nodes=resources.nodes,
         workers_per_node=resources.workers_per_node,

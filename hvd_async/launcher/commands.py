@@ -22,7 +22,7 @@ def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLay
     threads = min(plan.threads for plan in plan_ranks(config, layout) if plan.worker is not None)
     # Ranks set OMP_NUM_THREADS themselves once they have counted their cores; a guess would only override their count.
     are_known = all(place.are_threads_known for place in layout.places)
-    environment = {"OMP_NUM_THREADS": str(threads)} if are_known else {}
+    environment = {**({"OMP_NUM_THREADS": str(threads)} if are_known else {}), **arguments.variables}
     if config.strategy.is_single:
         return Command(program, environment)
     if options.launcher == "mpirun":

@@ -19,6 +19,10 @@ _REFUSED = tuple(
 )
 
 
+# The status of a run whose folder only its script knows.
+UNKNOWN = "unknown"
+
+
 class Summary:
     """The file in which a run reports how it ended. The file of an earlier run is ignored."""
 
@@ -90,6 +94,8 @@ def outcome_of(
         return LaunchOutcome(0, f"launch: done {after}")
     if run_status in ("finished", "finished early") and ended.signal is None:  # a library crashed while it was unloaded
         return LaunchOutcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
+    if run_status == UNKNOWN and (ended.signal is not None or ended.status - 128 in STOP_SIGNALS):
+        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}")
     if status_tells and ended.status - 128 in STOP_SIGNALS:
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, before training began")
     if ended.signal is not None:

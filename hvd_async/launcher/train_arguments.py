@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from hvd_async.launcher.program_variables import program_variables
 
 Begin = Literal["", "resume", "overwrite", "auto-resume"]
 
@@ -21,6 +25,16 @@ class TrainArguments:
     begin: Begin = ""
     progress: str = "auto"
     is_launched: bool = False
+    own_program: tuple[str, ...] = ()
+    """The training script of a user, which every rank runs instead of `hvd-async train`."""
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The environment by which a script of the user gets these arguments."""
+        if not self.own_program:
+            return {}
+        path = os.path.abspath(self.config_path) if self.config_path else None
+        return program_variables(path, self.overrides, self.begin)
 
     def words(self) -> tuple[str, ...]:
         """Return the arguments as words of the command line of `hvd-async train` or `launch`."""
@@ -29,6 +43,8 @@ class TrainArguments:
 
     def program(self, python: str, flags: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Return the program of one rank. `flags`: flags of the interpreter."""
+        if self.own_program:
+            return self.own_program
         progress = ("--progress", self.progress) if self.progress != "auto" else ()
         launched = ("--launched",) if self.is_launched else ()
         return (python, *flags, "-m", "hvd_async", "train", *self.words(), *progress, *launched)

@@ -7,14 +7,14 @@ which they depend differs. The first difference is reported together with what i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from hvd_async.config import RunConfig, StrategyConfig, load_config
+from hvd_async.config import FactoryConfig, RunConfig, ScriptConfig, StrategyConfig, load_config
 from hvd_async.errors import ConfigError, DataError, DifferenceError
 from hvd_async.replay.past_parameters import Past
 from hvd_async.replay.recording import RecordedUpdate, Recording, read_recording, repeated_batches
@@ -26,8 +26,8 @@ from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
+from hvd_async.tasks.gradient import flatten
 from hvd_async.tasks.task import Task
-from hvd_async.vectors.flat import FlatParameters
 from hvd_async.vectors.threads import restored_threads
 
 _SAY_EVERY_SECONDS = 10.0
@@ -52,6 +52,8 @@ class ReplayOptions:
     output: Path | None = None
     overwrite: bool = False
     threads: int | None = None
+    trusts_task: bool = False
+    """Whether code that the run's configuration names may be imported."""
 
 
 @dataclass
@@ -88,6 +90,7 @@ def replay(
     if options.output is not None:
         _check_output(options.output, folder, overwrite=options.overwrite)
     config = load_config(run.config)
+    _check_trust(run, config, options)
     recording = read_recording(run.events, config)
     _check(run, config, recording)
     last = len(recording.updates) if options.until is None else options.until
@@ -100,9 +103,21 @@ def replay(
         replaying.run(last)
     if options.output is not None:
         event = recording.evaluations.get(last)
-        measured = {} if event is None else {"validation_loss": event["loss"], "validation_bleu": event["bleu"]}
-        replaying.export(options.output, measured)
+        replaying.export(options.output, {} if event is None else event["scores"])
     return replaying.verdict
+
+
+def _check_trust(run: RunFolder, config: RunConfig, options: ReplayOptions) -> None:
+    """Refuse to run code that only the folder names, which may come from someone else."""
+    if isinstance(config.task, FactoryConfig) and not options.trusts_task:
+        raise ConfigError(
+            f"{run.config}: task.factory: got {config.task.factory}, whose code would be run, expected --trust-task if you"
+            " trust it"
+        )
+    if isinstance(config.task, ScriptConfig):
+        raise ConfigError(
+            f"{run.config}: task.kind: got script, whose loop this package cannot repeat; run the script again"
+        )
 
 
 def _check_output(output: Path, folder: Path, *, overwrite: bool) -> None:
@@ -158,7 +173,7 @@ class _Replay:
         self._task = task
         self._say = say
         self._process = recording.processes[0]
-        self._flat = FlatParameters(task.build_model())
+        self._flat = flatten(task.build_model(), config.optimizer)
         first = self._process.ranks[0]
         # A synchronous strategy updates the trained parameters in place.
         recorded_device = str(first["store_device"] or first["device"])
@@ -170,6 +185,7 @@ class _Replay:
             config.optimizer,
             provisional=[provisional],
             keeps_bases=needs_base_parameters(strategy),
+            ranges=self._flat.groups,
         )
         self._store = ParameterStore(shard, self._flat.size, config.optimizer, strategy, 1)
         self._provisional = provisional
@@ -192,10 +208,10 @@ class _Replay:
                 said = time.monotonic()
                 self._say(f"version {update.version} of {last}: equal so far")
 
-    def export(self, folder: Path, measured: dict[str, float | None]) -> None:
+    def export(self, folder: Path, scores: Mapping[str, float]) -> None:
         """Write the model of the newest version."""
         tensors = self._flat.named_tensors(self._store.evaluated_parameters)
-        self._task.export(folder, tensors, self._store.version, measured)
+        self._task.export(folder, tensors, self._store.version, scores)
 
     def _make(self, update: RecordedUpdate) -> None:
         self._making = update.version
@@ -232,12 +248,12 @@ class _Replay:
 
     def _compare_arrivals(self, recorded: Arrival, recomputed: Arrival) -> None:
         where = f"batch {recorded.batch}, computed by worker {recorded.worker} on version {recorded.base_version}"
-        self._compare(f"the target tokens of {where}", recorded.tokens, recomputed.tokens, recorded)
+        self._compare(f"the weight of {where}", recorded.weight, recomputed.weight, recorded)
         self._compare(f"the loss of {where}", recorded.loss, recomputed.loss, recorded)
 
     def _compare_updates(self, recorded: RecordedUpdate, made: Update) -> None:
         last = made.arrivals[-1]
-        for name in ("tokens", "loss", "learning_rate", "gradient_norm"):
+        for name in ("weight", "loss", "learning_rate", "gradient_norm"):
             self._compare(f"{name} of the update", recorded.event[name], getattr(made, name), last)
 
     def _compare_hashes(self) -> None:

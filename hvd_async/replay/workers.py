@@ -14,7 +14,7 @@ from hvd_async.runs.provenance import device_of, this_software
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.local_push import Pushes, add
-from hvd_async.tasks.gradient import compute_gradient
+from hvd_async.tasks.gradient import compute_gradient, flatten
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -26,6 +26,7 @@ class Recomputation:
         """Prepare the task's model. `threads`: used instead of the recorded numbers. `past` stays the caller's."""
         self._task = task
         self._seed = config.seed
+        self._optimizer = config.optimizer
         self._past = past
         self._threads = threads
         self._models: dict[str, tuple[torch.nn.Module, FlatParameters]] = {}
@@ -39,7 +40,7 @@ class Recomputation:
     def send(
         self, process: Process, push: Push, check: Callable[[Arrival, Arrival], None]
     ) -> tuple[list[Arrival], Gradient]:
-        """Compute `push`, one of `process`. Returns its arrivals, with the tokens and losses computed now, and the
+        """Compute `push`, one of `process`. Returns its arrivals, with the weights and losses computed now, and the
         gradient that reaches the store, which is valid until the next call. `check(recorded, recomputed)` is called with
         each arrival."""
         if process.number != self._process:
@@ -73,8 +74,8 @@ class Recomputation:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         flat.parameters.copy_(self._past.base_parameters(recorded))
-        tokens, loss = compute_gradient(self._task, module, flat, self._seed, recorded.batch)
-        return dataclasses.replace(recorded, tokens=tokens, loss=loss), flat.collect_gradient().cpu()
+        weight, loss = compute_gradient(self._task, module, flat, self._seed, recorded.batch)
+        return dataclasses.replace(recorded, weight=weight, loss=loss), flat.collect_gradient().cpu()
 
     def _threads_for(self, process: Process, worker: int | None) -> int:
         return self._threads or int(process.rank_of(worker)["threads"])
@@ -86,7 +87,7 @@ class Recomputation:
     def _model_on(self, device: str) -> tuple[torch.nn.Module, FlatParameters]:
         if device not in self._models:
             module = self._task.build_model()
-            self._models[device] = (module, FlatParameters(module, device))
+            self._models[device] = (module, flatten(module, self._optimizer, device))
             module.train()
         return self._models[device]
 

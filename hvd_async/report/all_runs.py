@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import pathlib
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from hvd_async.comparison.collection import Collection, Entry
+from hvd_async.comparison.collection import Collection, Entry, runs_of
+from hvd_async.comparison.metrics import weight_unit_of
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.statistics import reached
 from hvd_async.report import number_format
 from hvd_async.report.document import Cell, Column, Table
 from hvd_async.report.number_format import NOTHING
 from hvd_async.report.tables import rate_cell, value_cell
+from hvd_async.tasks.metric import LOSS, Metric
 
 Value = float | int | str | bool | None
 
@@ -46,48 +48,60 @@ def values_of(entry: Entry, collection: Collection, output: pathlib.Path) -> dic
         "chosen": entry.is_chosen,
         "status": "failed" if run is None else run.status,
         "fault": fault_of(entry, output) if run is None else "",
-        **{name: None if run is None else getattr(run, name) for name in ("is_simulated", "seconds", "tokens", "updates")},
+        **{name: None if run is None else getattr(run, name) for name in _OF_LENGTH},
         **{
             f"reached_{name}": None if when is None else getattr(when, name)
-            for name in ("seconds", "tokens", "updates", "is_bound")
+            for name in ("seconds", "weight", "updates", "is_bound")
         },
+        **_scores_of(run, collection.metrics),
         **(dict.fromkeys(_OF_RUN) if run is None else _of_run(run)),
     }
 
 
-_OF_RUN = ("final_loss", "best_loss", "final_bleu", "tokens_per_second", "mean_staleness", "refused", "has_diverged")
+_OF_LENGTH = ("is_simulated", "seconds", "weight", "weight_unit", "updates")
+_OF_RUN = ("weight_per_second", "mean_staleness", "refused", "has_diverged")
+
+
+def _scores_of(run: Run | None, metrics: Sequence[Metric]) -> dict[str, Value]:
+    """Return the scores of the last measurement by name, `final_loss` and others, and the lowest loss."""
+    best = None if run is None else min((point.loss for point in run.finite_points), default=None)
+    scores = {} if run is None else run.points[-1].scores
+    others = {f"final_{metric.name}": scores.get(metric.name) for metric in metrics if metric.name != LOSS}
+    return {"final_loss": scores.get(LOSS), "best_loss": best, **others}
 
 
 def _of_run(run: Run) -> dict[str, Value]:
-    last = run.points[-1]
-    best = min((point.loss for point in run.finite_points), default=None)
-    refused = sum(run.refused.values())
-    values = (last.loss, best, last.bleu, run.tokens_per_second, run.mean_staleness, refused, run.has_diverged)
+    values = (run.weight_per_second, run.mean_staleness, sum(run.refused.values()), run.has_diverged)
     return dict(zip(_OF_RUN, values, strict=True))
 
 
 def runs_table(collection: Collection, output: pathlib.Path) -> Table:
     """Return a table with a line for each run, including failed runs and runs at other learning rates."""
     several, rates = len(collection.environments) > 1, any(entry.rate is not None for entry in collection.entries)
-    has_bleu = any(point.bleu is not None for run in _there(collection.entries) for point in run.points)
+    metrics, unit = _measured(collection), weight_unit_of(runs_of(collection.entries))
     columns = [Column("variant", is_number=False)]
     columns += [Column("environment", is_number=False)] if several else []
     columns += [Column("learning rate")] if rates else []
     columns += [Column("seed"), Column("folder", is_number=False), Column("ended", is_number=False)]
-    names = ["seconds", "tokens", "updates", "target at s", "final loss", "best loss", "final BLEU", "tokens/s", "staleness"]
-    columns += [Column(name) for name in [*names, "refused"] if has_bleu or name != "final BLEU"]
+    names = ["seconds", unit, "updates", "target at s"]
+    for metric in metrics:
+        names += [f"final {metric.title}", *([f"best {metric.title}"] if metric.name == LOSS else [])]
+    columns += [Column(name) for name in [*names, f"{unit}/s", "staleness", "refused"]]
     rows = []
     for entry in collection.entries:
         values = values_of(entry, collection, output)
         cells = [Cell(entry.variant), *([Cell(entry.environment)] if several else [])]
         cells += [rate_cell(entry.rate)] if rates else []
         cells += [Cell(str(entry.seed)), _folder_cell(entry, values), _ended_cell(entry, values)]
-        rows.append([*cells, *_number_cells(values, has_bleu)])
+        rows.append([*cells, *_number_cells(values, metrics)])
     return Table("All runs", columns, rows)
 
 
-def _there(entries: Sequence[Entry]) -> Iterator[Run]:
-    return (entry.run for entry in entries if entry.run is not None)
+def _measured(collection: Collection) -> list[Metric]:
+    """Return the metrics that some run has measured; without runs the loss."""
+    points = [point for run in runs_of(collection.entries) for point in run.points]
+    found = [metric for metric in collection.metrics if any(metric.name in point.scores for point in points)]
+    return found or [Metric(LOSS, LOSS)]
 
 
 def _folder_cell(entry: Entry, values: Mapping[str, Value]) -> Cell:
@@ -103,17 +117,16 @@ def _ended_cell(entry: Entry, values: Mapping[str, Value]) -> Cell:
     return Cell(str(values["status"]), "" if entry.is_chosen else "not chosen")
 
 
-def _number_cells(values: Mapping[str, Value], has_bleu: bool) -> list[Cell]:
+def _number_cells(values: Mapping[str, Value], metrics: Sequence[Metric]) -> list[Cell]:
     bound = "≤ " if values["reached_is_bound"] else ""
-    forms = {
+    scores = {f"{word}_{metric.name}": metric.text for metric in metrics for word in ("final", "best")}
+    forms: dict[str, Callable[[float], str]] = {
         "seconds": number_format.seconds,
-        "tokens": number_format.count,
+        "weight": number_format.count,
         "updates": number_format.count,
         "reached_seconds": lambda value: bound + number_format.seconds(value),
-        "final_loss": number_format.loss,
-        "best_loss": number_format.loss,
-        **({"final_bleu": number_format.bleu} if has_bleu else {}),
-        "tokens_per_second": number_format.rate,
+        **{name: write for name, write in scores.items() if name in values},
+        "weight_per_second": number_format.rate,
         "mean_staleness": number_format.staleness,
         "refused": number_format.count,
     }

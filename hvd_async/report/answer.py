@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.target import Target
 from hvd_async.report import number_format
 from hvd_async.report.number_format import inverse, plural
+from hvd_async.tasks.metric import LOSS, Metric
 
 # Share of steps longer than emulated from which a note warns the reader.
 _MANY_LONGER = 0.05
-# A difference in BLEU counts as "equal" if its whole interval lies within this bound; otherwise the runs cannot tell.
-_EQUAL_BLEU = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _of(number: int, row: Row) -> str:
 def _comparison(best: Row, base: Row, target: Target) -> str:
     assert best.speed_up is not None
     time = inverse(best.speed_up)
-    value, span = number_format.ratio(time.mean), number_format.span(time, "ratio")
+    value, span = number_format.ratio(time.mean), number_format.span(time, number_format.ratio)
     quality = _quality(best, base)
     if time.is_known and time.low <= 1.0 <= time.high:
         return (
@@ -101,24 +101,33 @@ def _comparison(best: Row, base: Row, target: Target) -> str:
 
 
 def _quality(best: Row, base: Row) -> str:
-    """Say which quality both reached in the end."""
-    if best.final_bleu is not None and base.final_bleu is not None:
-        both = f"{number_format.bleu(best.final_bleu.mean)} against {number_format.bleu(base.final_bleu.mean)}"
-        gap = best.bleu_difference
-        if gap is None or not gap.is_known:
-            return f"with BLEU {both}"
-        span = number_format.span(gap, "difference")
-        if gap.low <= 0.0 <= gap.high:
-            is_equal = -_EQUAL_BLEU <= gap.low and gap.high <= _EQUAL_BLEU
-            word = "at equal BLEU" if is_equal else "with no clear difference in BLEU"
-            return f"{word} ({both}; difference {span})"
-        word = "higher" if gap.mean > 0.0 else "lower"
-        return f"with {word} BLEU ({both}; difference {span})"
-    if best.final_loss is not None and base.final_loss is not None:
-        final, other = number_format.loss(best.final_loss.mean), number_format.loss(base.final_loss.mean)
-        return f"with a final loss of {final} against {other}"
-    diverged = _listed([row.variant for row in (best, base) if row.final_loss is None])
-    return f"but {diverged} diverged later"
+    """Say which quality both reached in the end: by the first metric beside the loss that both have, else by the loss."""
+    for metric in metrics_of([*base.runs, *best.runs]):
+        if metric.name != LOSS and metric.name in best.final and metric.name in base.final:
+            return _difference(best, base, metric)
+    diverged = [row.variant for row in (best, base) if LOSS not in row.final]
+    if diverged:
+        return f"but {_listed(diverged)} diverged later"
+    loss = best.runs[0].loss_metric
+    return f"with a final {loss.title} of {_both(best, base, loss)}"
+
+
+def _both(best: Row, base: Row, metric: Metric) -> str:
+    return f"{metric.text(best.final[metric.name].mean)} against {metric.text(base.final[metric.name].mean)}"
+
+
+def _difference(best: Row, base: Row, metric: Metric) -> str:
+    """Compare a final score other than the loss. It is equal if the whole interval of the difference lies within a bound;
+    an interval that contains 0 and exceeds the bound cannot tell."""
+    both, gap = _both(best, base, metric), best.difference.get(metric.name)
+    if gap is None or not gap.is_known:
+        return f"with {metric.title} {both}"
+    if gap.low <= 0.0 <= gap.high:
+        is_equal = -metric.equal_within <= gap.low and gap.high <= metric.equal_within
+        words = f"at equal {metric.title}" if is_equal else f"with no clear difference in {metric.title}"
+    else:
+        words = f"with {'higher' if gap.mean > 0.0 else 'lower'} {metric.title}"
+    return f"{words} ({both}; difference {number_format.span(gap, metric.difference_text)})"
 
 
 def _beside(best: Row, base: Row, num_others: int) -> list[str]:

@@ -69,7 +69,9 @@ def _lead(
 def _unequal(runs: Sequence[Run]) -> Iterator[str]:
     """Yield differences that make runs hard to compare."""
     if differs_within_a_seed(runs, lambda run: run.data_fingerprint):
-        yield "The runs were not trained on the same text, or it was prepared differently: see what differs."
+        yield "The runs were not trained on the same data, or the data were prepared differently: see what differs."
+    if len(units := sorted({run.weight_unit for run in runs})) > 1:
+        yield f"The runs count their weight in different units ({', '.join(units)}), so weights are not compared."
     if any(run.config.validation.every_during for run in runs):
         yield "Some runs were measured while they trained (validation.when: during), and their seconds include that."
 
@@ -95,8 +97,8 @@ def _environment(
         return
     target = collection.target
     reached: list[Block] = [] if target is None else [target_table(rows, target)]
-    reached += _there(draw_curves(f"curves{suffix}", rows, looks, target))
-    yield PageSection("To the target", f"target{suffix}", reached)
+    curves = draw_curves(f"curves{suffix}", rows, looks, target)
+    yield PageSection("To the target", f"target{suffix}", [*reached, *curves])
     quality: list[Block] = [quality_table(rows)]
     quality += _there(draw_rates(f"rates{suffix}", collection, rows[0].environment, looks))
     quality += _there(draw_staleness(f"staleness{suffix}", rows, looks))

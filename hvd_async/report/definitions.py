@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from hvd_async.comparison.collection import Collection
+from hvd_async.comparison.collection import Collection, runs_of
+from hvd_async.comparison.metrics import weight_unit_of
 from hvd_async.report.document import Terms
+from hvd_async.report.number_format import singular
+from hvd_async.tasks.metric import LOSS, Metric
 
-_TERMS = (
+_OF_TARGET = (
     (
         "Interval",
-        "95 % intervals by Student's t over seeds: of losses and BLEU directly; of ratios, times and"
-        " counts in logarithms, which treats a ratio and its inverse alike. One seed has no interval."
-        " Ends below 0 are shown as 0. Intervals of several variants are not corrected for their number.",
+        "95 % intervals by Student's t over seeds: of scores directly; of ratios, times and counts in"
+        " logarithms, which treats a ratio and its inverse alike. One seed has no interval. Intervals of"
+        " several variants are not corrected for their number.",
     ),
     (
         "When the target was reached",
         "Read off the line between the measurements before and after; the first time counts, even if the"
-        " loss rises again. Measurements that are not finite are skipped. ≤: the run had reached the"
+        " score becomes worse again. Measurements that are not finite are skipped. ≤: the run had reached the"
         " target at its first measurement, so the value is an upper limit. Means are over the runs that"
         " reached it.",
     ),
@@ -28,21 +31,8 @@ _TERMS = (
         "Seconds of the baseline / own seconds to the target, seed by seed where both reached it. The"
         " sentence at the top states the inverse.",
     ),
-    (
-        "Token efficiency",
-        "Tokens of the baseline / own tokens to the lowest loss that both reached, seed by seed: 1 if a"
-        " token is worth as much.",
-    ),
-    (
-        "Throughput",
-        "Own tokens per second / those of the baseline, seed by seed.",
-    ),
-    (
-        "Final loss, final BLEU",
-        "Validation of the final model, over the runs that did not diverge. BLEU is that of the first"
-        " `validation.bleu_sentences`, searched with `decoding.validation_beam`. BLEU difference: own -"
-        " baseline, seed by seed; equal: the whole interval lies within 1.",
-    ),
+)
+_OF_TIME = (
     (
         "Staleness",
         "Versions between the one on which a gradient was computed and the one to which it was applied;"
@@ -73,4 +63,28 @@ _EDGE = (
 
 def definitions(collection: Collection) -> Terms:
     """Return the terms that the report of `collection` uses."""
-    return Terms([*_TERMS, _EDGE] if collection.rates else _TERMS)
+    edge = [_EDGE] if collection.rates else []
+    weights = _of_weights(weight_unit_of(runs_of(collection.entries)))
+    return Terms([*_OF_TARGET, *weights, *map(_final_score, collection.metrics), *_OF_TIME, *edge])
+
+
+def _of_weights(unit: str) -> list[tuple[str, str]]:
+    """Return the terms of ratios of weights."""
+    one = singular(unit)
+    return [
+        (
+            f"{one[:1].upper()}{one[1:]} efficiency",
+            f"{unit[:1].upper()}{unit[1:]} of the baseline / own {unit} to the lowest loss that both reached, seed by seed:"
+            " 1 if each of them is worth as much.",
+        ),
+        ("Throughput", f"Own {unit} per second / those of the baseline, seed by seed."),
+    ]
+
+
+def _final_score(metric: Metric) -> tuple[str, str]:
+    """Return the term for the final score, and for its difference from the baseline."""
+    unit, note = (f", {words}" if words else "" for words in (metric.unit and f"in {metric.unit}", metric.note))
+    text = f"Validation of the final model, over the runs that did not diverge{unit}{note}. The {metric.better}, the better."
+    if metric.name != LOSS:
+        text += f" Difference: own - baseline, seed by seed; equal: the whole interval lies within {metric.equal_within:g}."
+    return f"Final {metric.title}", text

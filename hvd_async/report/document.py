@@ -21,10 +21,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. `is_number`: its cells are right-aligned."""
+    """A column of a table. `is_number`: its cells are right-aligned. `is_short`: also in the short report for a terminal."""
 
     name: str
     is_number: bool = True
+    is_short: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import pathlib
 
 from hvd_async.config import EmulationConfig
+from hvd_async.report.number_format import singular
 
 _SPREADS = {"log_normal": "log-normal", "gamma": "gamma"}
 _SIMULATED_SECONDS = 0.1  # default seconds of a step
 
 
-def describe_emulation(emulation: EmulationConfig, *, is_simulated: bool = False) -> str:
-    """Return text such as `steps of 0.25 s, log-normal spread 0.3, worker 0 takes 2 times as long`."""
+def describe_emulation(emulation: EmulationConfig, weight_unit: str, *, is_simulated: bool = False) -> str:
+    """Return text such as `steps of 0.25 s, log-normal spread 0.3, worker 0 takes 2 times as long`.
+
+    `weight_unit`: that of the task of the run.
+    """
     parts = [_length(emulation, is_simulated)]
-    if emulation.seconds_per_token:
-        parts.append(f"{emulation.seconds_per_token:g} s more for each target token")
+    if emulation.seconds_per_weight:
+        parts.append(f"{emulation.seconds_per_weight:g} s more for each {singular(weight_unit)}")
     if emulation.spread != "none":
         parts.append(f"{_SPREADS[emulation.spread]} spread {emulation.deviation:g}")
     parts += _slow_workers(emulation)

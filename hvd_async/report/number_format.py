@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from hvd_async.comparison.statistics import Interval
 
@@ -15,7 +16,7 @@ def seconds(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """Format tokens, updates or steps."""
+    """Format a weight, updates or steps."""
     return f"{value:,.0f}" if math.isfinite(value) else str(value)
 
 
@@ -29,21 +30,6 @@ def ratio(value: float) -> str:
     return f"{value:,.2f}" if abs(value) >= 0.095 or not value else f"{value:.2g}"
 
 
-def loss(value: float) -> str:
-    """Format a loss in nats per token."""
-    return f"{value:.3f}"
-
-
-def bleu(value: float) -> str:
-    """Format BLEU with one decimal, as it is quoted."""
-    return f"{value:.1f}"
-
-
-def difference(value: float) -> str:
-    """Format a difference in BLEU, always with a sign."""
-    return f"{value:+.1f}"
-
-
 def percent(value: float) -> str:
     """Format a share from 0 to 1 as a percentage."""
     return f"{100.0 * value:.1f} %"
@@ -54,21 +40,19 @@ def staleness(value: float) -> str:
     return f"{value:.2f}"
 
 
-def span(interval: Interval | None, form: str) -> str:
-    """Return both ends, such as `0.66 to 0.77`; empty without an interval. `form`: the name of a function of this module.
-
-    A loss or a BLEU score is not below 0, whatever Student's t gives for few seeds.
-    """
-    if interval is None or not interval.is_known:
-        return ""
-    write = globals()[form]
-    low = interval.low if form == "difference" else max(0.0, interval.low)
-    return f"{write(low)} to {write(interval.high)}"
+def span(interval: Interval | None, write: Callable[[float], str]) -> str:
+    """Return both ends as `write` formats them, such as `0.66 to 0.77`; empty without an interval."""
+    return "" if interval is None or not interval.is_known else f"{write(interval.low)} to {write(interval.high)}"
 
 
 def plural(number: int, noun: str) -> str:
     """Return text such as `1 seed` or `3 seeds`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def singular(unit: str) -> str:
+    """Return the unit of weight `unit`, a plural, without its `s`: `token` of `tokens`."""
+    return unit.removesuffix("s")
 
 
 def inverse(interval: Interval) -> Interval:

@@ -19,6 +19,7 @@ _KEY = Column("key", is_number=False)
 # Differences that are not keys of a configuration.
 _FACTS: Mapping[str, Callable[[Run], Any]] = {
     "(ranks that train)": lambda run: run.num_workers,
+    "(unit of weight)": lambda run: run.weight_unit,
     "(simulated)": lambda run: run.is_simulated,
     "(data fingerprint)": lambda run: run.data_fingerprint,
 }
@@ -122,4 +123,4 @@ def _emulations(collection: Collection) -> list[str]:
 
 
 def _words(run: Run) -> str:
-    return describe_emulation(run.config.emulation, is_simulated=run.is_simulated)
+    return describe_emulation(run.config.emulation, run.weight_unit, is_simulated=run.is_simulated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hvd_async.comparison.history import Shares
+from hvd_async.comparison.metrics import metrics_of, weight_unit_of
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.statistics import Interval, Reached
 from hvd_async.comparison.target import Target
@@ -12,64 +13,83 @@ from hvd_async.report import number_format
 from hvd_async.report.document import Cell, Column, Fold, Table
 from hvd_async.report.figures.bars import SHARES
 from hvd_async.report.number_format import NOTHING
+from hvd_async.tasks.metric import LOSS, Metric
 
-_VARIANT = Column("variant", is_number=False)
-_RATE = Column("learning rate")
+SPEED_UP = "speed-up"
+_VARIANT = Column("variant", is_number=False, is_short=True)
+_RATE = Column("learning rate", is_short=True)
 
 
 def target_table(rows: Sequence[Row], target: Target) -> Table:
     """Return the cost to reach the target, and its comparison with the baseline."""
+    unit = weight_unit_of([run for row in rows for run in row.runs])
     columns = (
         _VARIANT,
         *_rate_columns(rows),
-        Column("reached by"),
-        Column("seconds"),
-        Column("tokens"),
+        Column("reached by", is_short=True),
+        Column("seconds", is_short=True),
+        Column(unit),
         Column("updates"),
-        Column("speed-up"),
-        Column("token efficiency"),
+        Column(SPEED_UP, is_short=True),
+        Column(f"{number_format.singular(unit)} efficiency", is_short=True),
         Column("throughput"),
     )
     body = []
     for row in rows:
         cells = [*_heading(row, rows), Cell(f"{row.num_reached} of {len(row.entries)}", _not_reached(row, target))]
-        for interval, form in ((row.seconds_to, "seconds"), (row.tokens_to, "count"), (row.updates_to, "count")):
-            cells.append(_bounded(interval, form, row.reached))
+        cells.append(_bounded(row.seconds_to, number_format.seconds, row.reached))
+        cells += [_bounded(each, number_format.count, row.reached) for each in (row.weight_to, row.updates_to)]
         if row.is_baseline:
             cells += [Cell("1", "baseline")] * 3
         else:
-            cells += [interval_cell(each, "ratio") for each in (row.speed_up, row.token_efficiency, row.throughput)]
+            ratios = (row.speed_up, row.weight_efficiency, row.throughput)
+            cells += [interval_cell(each, number_format.ratio) for each in ratios]
         body.append(cells)
     return Table(f"To {target}", columns, body)
 
 
 def quality_table(rows: Sequence[Row]) -> Table:
     """Return the final quality of the runs, and what became of their gradients."""
-    has_bleu = any(row.final_bleu is not None for row in rows)
+    metrics, unit = _shown_metrics(rows), weight_unit_of([run for row in rows for run in row.runs])
     columns = (
         _VARIANT,
         *_rate_columns(rows),
-        Column("final loss"),
-        *((Column("final BLEU"), Column("BLEU difference")) if has_bleu else ()),
-        Column("diverged"),
-        Column("tokens/s"),
-        Column("staleness"),
+        *(column for metric in metrics for column in _score_columns(metric)),
+        Column("diverged", is_short=True),
+        Column(f"{unit}/s", is_short=True),
+        Column("staleness", is_short=True),
         Column("refused"),
     )
     body = []
     for row in rows:
-        cells = [*_heading(row, rows), interval_cell(row.final_loss, "loss")]
-        if has_bleu:
-            gap = Cell("baseline") if row.is_baseline else interval_cell(row.bleu_difference, "difference")
-            cells += [interval_cell(row.final_bleu, "bleu"), gap]
+        cells = [*_heading(row, rows), *(cell for metric in metrics for cell in _score_cells(row, metric))]
         diverged = (
             Cell(f"{row.num_diverged} of {len(row.runs)}", is_fault=row.num_diverged > 0) if row.runs else Cell(NOTHING)
         )
         reasons = ", ".join(f"{reason}: {number:,}" for reason, number in row.refused.items() if number)
         refused = Cell(number_format.count(sum(row.refused.values())), reasons) if row.runs else Cell(NOTHING)
         stale = value_cell(row.mean_staleness, number_format.staleness)
-        body.append([*cells, diverged, interval_cell(row.tokens_per_second, "rate"), stale, refused])
+        body.append([*cells, diverged, interval_cell(row.weight_per_second, number_format.rate), stale, refused])
     return Table("At the end of the runs", columns, body)
+
+
+def _shown_metrics(rows: Sequence[Row]) -> list[Metric]:
+    """Return the loss, and the other metrics that some final model has."""
+    metrics = metrics_of([run for row in rows for run in row.runs])
+    return [metric for metric in metrics if metric.name == LOSS or any(metric.name in row.final for row in rows)]
+
+
+def _score_columns(metric: Metric) -> list[Column]:
+    difference = [] if metric.name == LOSS else [Column(f"{metric.title} difference")]
+    return [Column(f"final {metric.title}", is_short=True), *difference]
+
+
+def _score_cells(row: Row, metric: Metric) -> list[Cell]:
+    final = interval_cell(row.final.get(metric.name), metric.text)
+    if metric.name == LOSS:
+        return [final]
+    difference = interval_cell(row.difference.get(metric.name), metric.difference_text)
+    return [final, Cell("baseline") if row.is_baseline else difference]
 
 
 def shares_table(rows: Sequence[Row]) -> Table:
@@ -118,12 +138,9 @@ def ideal_table(rows: Sequence[Row]) -> Table:
     return Table("Steps per second of all workers, if exchanging gradients cost nothing", columns, body)
 
 
-def interval_cell(interval: Interval | None, form: str) -> Cell:
-    """Return a cell with mean and interval. `form`: the name of a function of `numbers`."""
-    if interval is None:
-        return Cell(NOTHING)
-    write: Callable[[float], str] = getattr(number_format, form)
-    return Cell(write(interval.mean), number_format.span(interval, form))
+def interval_cell(interval: Interval | None, write: Callable[[float], str]) -> Cell:
+    """Return a cell with mean and interval, as `write` formats them, or a dash for None."""
+    return Cell(NOTHING) if interval is None else Cell(write(interval.mean), number_format.span(interval, write))
 
 
 def value_cell(value: float | None, write: Callable[[float], str]) -> Cell:
@@ -147,7 +164,7 @@ def _heading(row: Row, rows: Sequence[Row]) -> list[Cell]:
 def _not_reached(row: Row, target: Target) -> str:
     """Say how close the runs came that did not reach the target."""
     points = [
-        (cost, point)
+        (cost, point, run.weight_unit)
         for run, when in zip(row.runs, row.reached, strict=True)
         if when is None
         for point in run.finite_points
@@ -155,16 +172,15 @@ def _not_reached(row: Row, target: Target) -> str:
     ]
     if not points:
         return ""
-    _, best = min(points, key=lambda pair: pair[0])
-    near = f"lowest loss {number_format.loss(best.loss)}"
-    if target.measure == "bleu" and best.bleu is not None:
-        near = f"highest BLEU {number_format.bleu(best.bleu)}"
-    return f"not reached: {near}, after {number_format.count(best.tokens)} tokens"
+    _, best, unit = min(points, key=lambda found: found[0])
+    metric = target.metric
+    near = f"{metric.best} {metric.title} {metric.text(best.scores[metric.name])}"
+    return f"not reached: {near}, after {number_format.count(best.weight)} {unit}"
 
 
-def _bounded(interval: Interval | None, form: str, whens: Sequence[Reached | None]) -> Cell:
+def _bounded(interval: Interval | None, write: Callable[[float], str], whens: Sequence[Reached | None]) -> Cell:
     """Return a cell that begins with `≤` if a run had reached the target by its first measurement."""
-    cell = interval_cell(interval, form)
+    cell = interval_cell(interval, write)
     if interval is not None and any(when is not None and when.is_bound for when in whens):
         return Cell(f"≤ {cell.text}", cell.detail)
     return cell

@@ -20,8 +20,9 @@ from hvd_async.system import files
 from hvd_async.system.json_text import parse_json
 
 # Format 2 added the clipping factor of the last update, 3 the times when pending arrivals were received, 4 checksums of the
-# data and of the log; 5 renamed the data's sections.
-_FORMAT = 5
+# data and of the log; 5 renamed the data's sections; 6 has weights in place of tokens, and scores by
+# name.
+_FORMAT = 6
 _TENSORS, _DATA = "tensors.safetensors", "data.json"
 
 
@@ -109,7 +110,7 @@ def load_tensors(saved: SavedData, part: slice | None = None) -> dict[str, torch
 
 def way_out(folder: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
     """Return a hint for the damaged checkpoint `folder`, `others` being the checkpoints before it."""
-    return f"remove {folder} to resume from {others[-1]}" if others else f"remove {folder} and start again"
+    return f"remove {folder} to resume from {others[-1]}" if others else "there is no checkpoint before it; start again"
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_async.config import BOUNDS, RunConfig
+from hvd_async.config import BOUNDS, RunConfig, TranslationConfig, dump_yaml_line
 from hvd_async.errors import ConfigError
 
 # Settings that may differ when a run is resumed: its length, place and observation, but not the computation.
-_MAY_CHANGE = {"store", "output", "validation", "decoding", "emulation", "simulation", "data.folder", "data.prepared"}
-_MUST_STAY_IN_TRAINING = {"precision", "label_smoothing"}
+_MAY_CHANGE = {"store", "output", "validation", "emulation", "simulation"}
+_MUST_STAY_IN_TRAINING = {"precision"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Supply:
 
 def changed_keys(before: RunConfig, config: RunConfig) -> list[tuple[str, Any, Any]]:
     """Return each key that must not change but does, with its value before and in `config`."""
-    return _changed(_comparable(before, config), _comparable(config, before))
+    may_change = _MAY_CHANGE | {f"task.{key}" for key in config.task.may_change}
+    return _changed(_comparable(before, config), _comparable(config, before), may_change)
 
 
 def needs_more_training(config: RunConfig, saved: Mapping[str, Any], supply: Supply) -> bool:
@@ -48,28 +49,34 @@ def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str,
     other data, end before the checkpoint, or learn nothing after it. `flag` is named in messages."""
     if saved["data_fingerprint"] != supply.fingerprint:
         raise ConfigError(
-            f"{flag}: data.folder: got {config.data.folder}, whose text differs from the run's training data; restore the"
-            " text, or start another run"
+            f"{flag}: task: got data that differ from the run's training data ({_where(config)}); restore them, or start"
+            " another run"
         )
-    version, tokens, seconds = saved["store"]["version"], saved["store"]["tokens"], saved["recorder"]["seconds"]
+    version, weight, seconds = saved["store"]["version"], saved["store"]["weight"], saved["recorder"]["seconds"]
     used, training, got = _num_used(saved["store"]["ledger"]), config.training, ""
     if training.updates is not None and training.updates < version:
         got = f"updates: got {training.updates}, expected {version} or more"
     elif training.seconds is not None and training.seconds < seconds and training.seconds != before.training.seconds:
         got = f"seconds: got {training.seconds:g}, expected {seconds:.1f} or more"
     elif supply.num_batches is not None and supply.num_batches < used:
-        bound = "tokens" if training.epochs is None else "epochs"
+        bound = "weight" if training.epochs is None else "epochs"
         asked = f"{getattr(training, bound)}, which is {supply.num_batches} batches"
         got = f"{bound}: got {asked}, expected {used} batches or more"
     if got:
         raise ConfigError(f"{flag}: training.{got}, which the run has reached; or start another run")
     schedule = config.optimizer.schedule
-    position = version if schedule.unit == "versions" else tokens
+    position = version if schedule.unit == "versions" else weight
     if schedule.total is not None and position >= schedule.total and needs_more_training(config, saved, supply):
         raise ConfigError(
             f"{flag}: optimizer.schedule.total: got {schedule.total} {schedule.unit}, which the run has reached, expected more;"
             " the learning rate is 0 from there on, so nothing would be learned; start another run"
         )
+
+
+def _where(config: RunConfig) -> str:
+    """Return where the data come from, as far as the configuration says it."""
+    task = config.task
+    return task.data.folder if isinstance(task, TranslationConfig) else dump_yaml_line(task.model_dump())
 
 
 def _num_used(ledger: Mapping[str, Any]) -> int:
@@ -86,14 +93,16 @@ def _comparable(config: RunConfig, other: RunConfig) -> dict[str, Any]:
     return fields
 
 
-def _changed(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def _changed(
+    before: dict[str, Any], after: dict[str, Any], may_change: Collection[str], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
     changed = []
-    for key, old in before.items():
-        new, path = after[key], f"{prefix}{key}"
-        if path in _MAY_CHANGE or (prefix == "training." and key not in _MUST_STAY_IN_TRAINING):
+    for key in {**before, **after}:  # other keys if the task is another
+        old, new, path = before.get(key), after.get(key), f"{prefix}{key}"
+        if path in may_change or (prefix == "training." and key not in _MUST_STAY_IN_TRAINING):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            changed += _changed(dict(sorted(old.items())), new, f"{path}.")
+            changed += _changed(dict(sorted(old.items())), new, may_change, f"{path}.")
         elif old != new:
             changed.append((path, old, new))
     return changed

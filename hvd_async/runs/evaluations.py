@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from hvd_async.tasks.metric import LOSS
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Evaluation of one version, with the tokens and seconds of training when the version was made."""
+    """Evaluation of one version, with the weight of all batches and the seconds of training when the version was made."""
 
     version: int
-    tokens: int
+    weight: float
     seconds: float
-    loss: float
-    bleu: float | None
+    scores: Mapping[str, float]
+
+    @property
+    def loss(self) -> float:
+        """The validation loss."""
+        return self.scores[LOSS]
 
 
 class EvaluationHistory:

@@ -28,8 +28,7 @@ class Models(RunPart):
         """Export the parameters of the last version. Blocks on the disk."""
         run, last = self._run, self._history.last
         tensors = run.flat.named_tensors(store.evaluated_parameters)
-        measured = {} if last is None else {"validation_loss": last.loss, "validation_bleu": last.bleu}
-        run.task.export(run.folder.models / "last", tensors, store.version, measured)
+        run.task.export(run.folder.models / "last", tensors, store.version, {} if last is None else last.scores)
 
     def export_best_again(self) -> None:
         """Export the best model of a resumed run again: the existing export may be of a version after the checkpoint."""
@@ -40,5 +39,4 @@ class Models(RunPart):
     def _export_best(self, best: EvaluationResult) -> None:
         run = self._run
         tensors = run.flat.named_tensors(read_snapshot(run.folder, best.version))
-        measured = {"validation_loss": best.loss, "validation_bleu": best.bleu}
-        run.task.export(run.folder.models / "best", tensors, best.version, measured)
+        run.task.export(run.folder.models / "best", tensors, best.version, best.scores)

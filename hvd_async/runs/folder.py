@@ -86,8 +86,15 @@ class RunFolder:
                 ) from None
             yield
 
-    def begin(self, config: RunConfig, *, overwrite: bool) -> None:
-        """Create the folder for a new run. Raises `ConfigError` if it holds a run or remains of one, unless `overwrite`."""
+    def begin(self, config: RunConfig, *, overwrite: bool, is_simulated: bool = False) -> None:
+        """Create the folder for a new run. Raises `ConfigError` if it holds a run or remains of one, unless `overwrite`; a
+        simulated run never replaces a real one."""
+        first = self._first_event() if is_simulated else {}
+        if first and not first.get("simulated"):
+            raise ConfigError(
+                f"{self.root}: holds a real run, which a simulation does not replace; set another output, such as"
+                f" --set output={self.root}-simulated"
+            )
         if overwrite:
             self._remove()
         else:
@@ -98,8 +105,14 @@ class RunFolder:
             raise DataError(f"{self.snapshots}: cannot be created: {error.strerror or error}") from None
         self.keep_config(config)
 
+    def holds_simulated(self) -> bool:
+        """Whether the run of this folder was simulated, as far as its log shows."""
+        return bool(self._first_event().get("simulated"))
+
     def check_vacant(self) -> None:
-        """Raise `ConfigError` if the folder holds a run, or remains of one. Changes nothing."""
+        """Raise `ConfigError` if the folder holds a run, or remains of one, or is a file. Changes nothing."""
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"output: got {self.root}, which is a file, expected a folder or a new name")
         if self._has_config_of_run():
             raise ConfigError(
                 f"{self.root}: holds a run already; resume it with --resume, replace it with --overwrite, or set another output"
@@ -203,6 +216,12 @@ class RunFolder:
         has_ended = has_ended or summary.get("status") in ("finished early", "diverged")
         return summary if has_ended and is_as_long(load_config(self.config), config) else None
 
+    def _first_event(self) -> dict[str, Any]:
+        """Return the first event of the log; empty if there is none, or it is damaged."""
+        with contextlib.suppress(DataError):
+            return next(iter(read_events(self.events)), {})
+        return {}
+
     def _own(self) -> list[pathlib.Path]:
         """Return all paths with names that a run gives. A link to a folder, such as checkpoints on scratch, is followed."""
         if not self.root.is_dir():
@@ -249,7 +268,7 @@ class RunFolder:
 
     def _has_config_of_run(self) -> bool:
         try:
-            return {"output", "data", "training"} <= read_tree(self.config, "configuration of a run").keys()
+            return {"output", "task", "training"} <= read_tree(self.config, "configuration of a run").keys()
         except ConfigError:
             return False
 
@@ -271,7 +290,7 @@ class RunFolder:
         there is no run. Changes nothing."""
         self.check_is_run(flag)
         before = load_config(self.config)
-        if self.events.exists() and next(read_events(self.events), {}).get("simulated"):
+        if self.holds_simulated():
             raise ConfigError(
                 f"{flag}: {self.root}: got a simulated run, whose seconds are virtual, expected a run of `hvd-async train`;"
                 " replace it with --overwrite, or set another output"

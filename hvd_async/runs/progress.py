@@ -44,13 +44,16 @@ class Progress:
         self,
         goal: Goal,
         every_seconds: float,
+        weight_unit: str,
         *,
         is_live: bool,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds` of `clock`."""
+        """`is_live`: draw a bar, for a terminal; else write a line every `every_seconds` of `clock`. `weight_unit`: that of
+        the task."""
         self._goal = goal
+        self._weight_unit = weight_unit
         self._stream = sys.stdout if stream is None else stream
         self._is_live = is_live
         self._every_seconds = 0.5 if is_live else every_seconds
@@ -85,7 +88,7 @@ class Progress:
     def update(self, update: Update, total: RunMetrics, seconds: float) -> None:
         """Note `update`, and show progress if it is due; `total` and `seconds` describe the run so far."""
         self._window.add_update(update)
-        self._loss_sum += update.loss * update.tokens
+        self._loss_sum += update.loss * update.weight
         now = self._clock()
         share = self._goal.share_done(total.staleness.total(), update.version, seconds)
         if self._first_share is None:
@@ -101,17 +104,16 @@ class Progress:
             self.say(f"{share:4.0%}  {text}{self._evaluation}")
             self._evaluation = ""
 
-    def evaluated(self, version: int, loss: float, bleu: float | None) -> None:
-        """Show the evaluation of `version`; if there are several between two lines, only the latest."""
-        score = "" if bleu is None else f" BLEU {bleu:.2f}"
+    def evaluated(self, version: int, scores: str) -> None:
+        """Show the `scores` of `version`, in words; if there are several between two lines, only the latest."""
         if self._is_live:
-            self.say(f"      version {version}  validation loss {loss:.4f}{score}")
+            self.say(f"      version {version}  {scores}")
             return
         if self._is_training:  # shown with the next update
-            self._evaluation = f"  validation loss {loss:.4f}{score} (version {version})"
+            self._evaluation = f"  {scores} (version {version})"
         elif self._clock() - self._since >= self._every_seconds:
             self._since = self._clock()
-            self.say(f"      validation loss {loss:.4f}{score} (version {version})")
+            self.say(f"      evaluating saved versions: {scores} (version {version})")
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one. A single write, so that lines of several ranks do not mix."""
@@ -125,9 +127,9 @@ class Progress:
         assert self._first_share is not None
         began, first = self._first_share
         left = (now - began) * (1 - share) / (share - first) if share > first else None
-        rate = self._window.tokens / (now - self._since)
-        loss = self._loss_sum / max(1, self._window.tokens)
+        rate = self._window.weight / (now - self._since)
+        loss = self._loss_sum / (self._window.weight or 1.0)
         return (
-            f"version {update.version}  loss {loss:.3f}  {rate:,.0f} tokens/s"
+            f"version {update.version}  loss {loss:.3f}  {rate:,.0f} {self._weight_unit}/s"
             f"  staleness {self._window.mean_staleness:.2f}  left {'?' if left is None else clock_text(left)}"
         )

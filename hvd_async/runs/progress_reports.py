@@ -7,6 +7,7 @@ from hvd_async.runs.recorder_context import RunContext, TrainingClock
 from hvd_async.runs.recorder_part import RunPart
 from hvd_async.runs.totals import Totals
 from hvd_async.store.arrival import Update
+from hvd_async.tasks.metric import describe
 
 
 class Reporter(RunPart):
@@ -15,6 +16,7 @@ class Reporter(RunPart):
     def __init__(self, run: RunContext, clock: TrainingClock, totals: Totals) -> None:
         """All arguments stay the caller's. `totals` must get each event before this part."""
         self._progress = run.progress
+        self._metrics = run.task.metrics
         self._clock = clock
         self._totals = totals
         self._num_idle = 0
@@ -30,4 +32,4 @@ class Reporter(RunPart):
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Show the result."""
-        self._progress.evaluated(result.version, result.loss, result.bleu)
+        self._progress.evaluated(result.version, describe(result.scores, self._metrics))

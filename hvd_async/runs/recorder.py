@@ -31,7 +31,6 @@ from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.system.background_writer import MAX_UNWRITTEN_VECTORS, BackgroundWriter
-from hvd_async.tasks.evaluation import Evaluation
 
 # Unwritten files up to this size in total never make the store wait.
 _MAX_UNWRITTEN_BYTES = 1 << 26
@@ -140,8 +139,8 @@ class RunRecorder:
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
         """Pass on the result. After training, the checkpoint is updated and the snapshot removed at once; during training,
         with the next checkpoint."""
-        evaluation = Evaluation.from_vector(statistics[: Evaluation.size])
-        result = self._snapshots.result_of(version, evaluation.loss, evaluation.bleu)
+        task = self._run.task
+        result = self._snapshots.result_of(version, task.scores(statistics[: task.num_statistics]))
         self._history.add(result)
         for part in self._parts:
             part.evaluated(result)

@@ -54,22 +54,21 @@ class Scalars(RunPart):
             return
         self._written_at = now
         staleness = sum(map(update.staleness, update.arrivals)) / len(update.arrivals)
-        tokens = self._totals.metrics.tokens
+        weight = self._totals.metrics.weight
         for name, value in (
             ("training/loss", update.loss),
             ("training/learning_rate", update.learning_rate),
             ("training/gradient_norm", update.gradient_norm),
             ("training/staleness", staleness),
-            ("training/tokens", tokens),
-            ("training/tokens_per_second", tokens / max(1e-9, self._clock.seconds)),
+            ("training/weight", weight),
+            ("training/weight_per_second", weight / max(1e-9, self._clock.seconds)),
         ):
             self._add(name, value, update.version)
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Add a point to the curves of validation."""
-        self._add("validation/loss", result.loss, result.version)
-        if result.bleu is not None:
-            self._add("validation/bleu", result.bleu, result.version)
+        for name, score in result.scores.items():
+            self._add(f"validation/{name}", score, result.version)
 
     def _add(self, name: str, value: float, version: int) -> None:
         if self._writer is not None:

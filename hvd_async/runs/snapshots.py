@@ -37,40 +37,44 @@ class Snapshots(RunPart):
         self._writer = writer
         self._copies = copies
         self._history = history
-        self._moments: dict[int, tuple[int, float]] = {}  # version of a snapshot -> tokens and seconds then
+        self._moments: dict[int, tuple[float, float]] = {}  # version of a snapshot -> weight and seconds then
         self._written: list[Future[None]] = []
         self._num_written = 0
         self._store: ParameterStore
+        self._weight: float = 0.0  # of all updates so far
 
     def started(self, store: ParameterStore) -> None:
         """Remember the store."""
         self._store = store
+        self._weight = store.weight
 
     def updated(self, update: Update) -> None:
         """Take a snapshot if one is due."""
-        if self._run.config.validation.is_due(update.version, self._store.tokens, update.tokens):
+        before, self._weight = self._weight, self._store.weight
+        if self._run.task.metrics and self._run.config.validation.is_due(update.version, before, self._weight):
             self.take()
 
     def take(self) -> None:
         """Have a snapshot of the store's version written in the background."""
         version = self._store.version
-        self._moments.setdefault(version, (self._store.tokens, self._clock.seconds))
+        self._moments.setdefault(version, (self._store.weight, self._clock.seconds))
         vector = self._copies.read("average" if self._run.config.optimizer.average_decay else "parameters")
         self._written.append(self._writer.submit(_write, self._run.folder, version, vector, num_bytes=vector.nbytes))
 
     def take_last(self) -> None:
-        """Take a snapshot of the last version of a complete run, unless it exists or was evaluated. Blocks on the disk."""
+        """Take a snapshot of the last version of a complete run, unless it exists, was evaluated, or nothing is measured.
+        Blocks on the disk."""
         version = self._store.version
-        if version in self._history.versions:
+        if version in self._history.versions or not self._run.task.metrics:
             return
         self._writer.wait()
         if not self._run.folder.snapshot(version).exists():  # not due, or an earlier process could not write it
             self.take()
 
-    def result_of(self, version: int, loss: float, bleu: float | None) -> EvaluationResult:
-        """Return the result of evaluating the snapshot of `version`, with the tokens and seconds when it was taken."""
-        tokens, seconds = self._moments[version]
-        return EvaluationResult(version, tokens, seconds, loss, bleu)
+    def result_of(self, version: int, scores: Mapping[str, float]) -> EvaluationResult:
+        """Return the result of evaluating the snapshot of `version`, with the weight and seconds when it was taken."""
+        weight, seconds = self._moments[version]
+        return EvaluationResult(version, weight, seconds, scores)
 
     def num_written(self) -> int:
         """Return how many snapshots of this process are on disk. Does not block."""
@@ -93,12 +97,12 @@ class Snapshots(RunPart):
         return [version for version in versions if version not in missing]
 
     def state(self) -> dict[str, Any]:
-        """Return the tokens and seconds at each snapshot."""
+        """Return the weight and seconds at each snapshot."""
         return {"moments": self._moments}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore the tokens and seconds at each snapshot."""
-        self._moments = {int(version): (tokens, seconds) for version, (tokens, seconds) in state["moments"].items()}
+        """Restore the weight and seconds at each snapshot."""
+        self._moments = {int(version): (weight, seconds) for version, (weight, seconds) in state["moments"].items()}
 
 
 def read_snapshot(folder: RunFolder, version: int) -> torch.Tensor:

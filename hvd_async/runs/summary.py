@@ -11,6 +11,7 @@ from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.system.files import write_file
+from hvd_async.tasks.metric import metrics_to_json
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ def write_summary(run: RunContext, ending: Ending, history: EvaluationHistory, f
         **run.describe_strategy(),
         "num_workers": ending.num_workers,
         "parameters": run.flat.num_parameters,
+        "weight_unit": run.task.weight_unit,
         **facts,
         "steps": ending.num_steps,
         "overrun_steps": ending.num_overrun,
         "stop": None if stop is None or stop.is_end else stop.to_json(),
+        "metrics": metrics_to_json(run.task.metrics),
         "measurements": history.to_json(),
         "best": None if best is None else asdict(best),
         "last": None if last is None else asdict(last),

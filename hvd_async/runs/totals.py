@@ -1,4 +1,4 @@
-"""Totals of a run so far: tokens, updates, staleness, and the share of each worker."""
+"""Totals of a run so far: weight, updates, staleness, and the share of each worker."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 from hvd_async.runs.recorder_part import RunPart
 from hvd_async.store.arrival import Arrival, Refusal, Update
+from hvd_async.system.json_text import plain_number
 
 
 @dataclass
 class WorkerMetrics:
-    """Totals of one worker. `seconds` is its time in steps, from claim to push, with emulated idling."""
+    """Totals of one worker: of its applied arrivals, and `seconds`, its time in steps, from claim to push, with emulated
+    idling."""
 
     arrivals: int = 0
-    tokens: int = 0
+    weight: float = 0
     seconds: float = 0.0
     staleness_sum: int = 0
     refused: Counter[Refusal] = field(default_factory=Counter)
@@ -31,7 +33,7 @@ class WorkerMetrics:
 class RunMetrics:
     """Totals of a run. `staleness` counts applied arrivals by their staleness in versions."""
 
-    tokens: int = 0
+    weight: float = 0
     updates: int = 0
     staleness: Counter[int] = field(default_factory=Counter)
     refused: Counter[Refusal] = field(default_factory=Counter)
@@ -40,13 +42,13 @@ class RunMetrics:
     def add_update(self, update: Update) -> None:
         """Count an update and its arrivals."""
         self.updates += 1
-        self.tokens += update.tokens
+        self.weight += update.weight
         for arrival in update.arrivals:
             staleness = update.staleness(arrival)
             self.staleness[staleness] += 1
             worker = self.workers.setdefault(arrival.worker, WorkerMetrics())
             worker.arrivals += 1
-            worker.tokens += arrival.tokens
+            worker.weight += arrival.weight
             worker.seconds += arrival.step_seconds
             worker.staleness_sum += staleness
 
@@ -64,7 +66,7 @@ class RunMetrics:
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a summary or a checkpoint."""
         return {
-            "tokens": self.tokens,
+            "weight": plain_number(self.weight),
             "updates": self.updates,
             "mean_staleness": self.mean_staleness,
             "staleness": {str(value): count for value, count in sorted(self.staleness.items())},
@@ -72,7 +74,7 @@ class RunMetrics:
             "workers": {
                 str(number): {
                     "arrivals": w.arrivals,
-                    "tokens": w.tokens,
+                    "weight": plain_number(w.weight),
                     "seconds": w.seconds,
                     "mean_staleness": w.mean_staleness,
                     "staleness_sum": w.staleness_sum,
@@ -86,13 +88,13 @@ class RunMetrics:
     def from_json(cls, data: dict[str, Any]) -> RunMetrics:
         """Return the totals from the result of `to_json`."""
         return cls(
-            tokens=data["tokens"],
+            weight=data["weight"],
             updates=data["updates"],
             staleness=Counter({int(value): count for value, count in data["staleness"].items()}),
             refused=_refusals(data["refused"]),
             workers={
                 int(number): WorkerMetrics(
-                    w["arrivals"], w["tokens"], w["seconds"], w["staleness_sum"], _refusals(w["refused"])
+                    w["arrivals"], w["weight"], w["seconds"], w["staleness_sum"], _refusals(w["refused"])
                 )
                 for number, w in data["workers"].items()
             },

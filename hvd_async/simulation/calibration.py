@@ -11,7 +11,7 @@ from typing import Any
 from hvd_async.config import EmulationConfig, RunConfig, SimulationConfig, dump_yaml, load_config
 from hvd_async.errors import DataError
 from hvd_async.runs.folder import RunFolder
-from hvd_async.simulation.counting_store import Tokens
+from hvd_async.simulation.counting_store import BatchWeights
 from hvd_async.simulation.fitting import fit_steps, low, mean
 from hvd_async.simulation.measurement import Measured, read_measured
 from hvd_async.simulation.predict import ClusterRates, Size, TooFewArrivalsError, predict
@@ -117,7 +117,7 @@ def _simulate(config: RunConfig, measured: Measured, emulation: dict[str, Any], 
     fitted = config.model_copy(
         update={"emulation": EmulationConfig(**emulation), "simulation": SimulationConfig.model_validate(simulation)}
     )
-    return predict(fitted, Size(measured.parameters, measured.num_arrivals, Tokens(measured.tokens)))
+    return predict(fitted, Size(measured.parameters, measured.num_arrivals, BatchWeights(measured.weights)))
 
 
 def _fit_exchange(

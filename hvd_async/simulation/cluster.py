@@ -74,8 +74,8 @@ class Cluster:
         worker.provisional = worker.version_provisional
         if world.announced is not None:
             world.announced.add(worker.base)
-        tokens = world.store.tokens(batch) if world.times.asks_for_tokens else 0
-        worker.seconds = seconds = world.times.seconds(worker.number, worker.steps, tokens)
+        weight = world.store.weight(batch) if world.times.asks_for_weight else 0
+        worker.seconds = seconds = world.times.seconds(worker.number, worker.steps, weight)
         worker.steps += 1
         self._clock.at_end_of_step(self._clock.now + seconds, self._end_step, worker)
 

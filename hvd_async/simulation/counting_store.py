@@ -25,18 +25,18 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Target tokens of batches: those of `each`, repeated without end."""
+class BatchWeights:
+    """Weights of batches: those in `each`, repeated without end."""
 
-    each: Sequence[int]
+    each: Sequence[float]
 
-    def of(self, batch: int) -> int:
-        """Return the target tokens of one batch."""
+    def of(self, batch: int) -> float:
+        """Return the weight of one batch."""
         return self.each[batch % len(self.each)]
 
     @property
     def mean(self) -> float:
-        """Mean target tokens of a batch."""
+        """Mean weight of a batch."""
         return sum(self.each) / len(self.each)
 
 
@@ -54,7 +54,7 @@ class CountingStore:
         self,
         strategy: StrategyConfig,
         num_workers: int,
-        tokens: Tokens,
+        weights: BatchWeights,
         last_version: int | None = None,
         record: Callable[[], float] | None = None,
         watch: Callable[[int], bool] | None = None,
@@ -68,7 +68,7 @@ class CountingStore:
         self.staleness: Counter[int] = Counter()
         self.num_refused = 0
         self.decisions: list[Decision] = []
-        self.tokens = tokens.of
+        self.weight = weights.of
         self._strategy = strategy
         self._num_active = num_workers
         self._last_version = last_version

@@ -17,11 +17,11 @@ _LEAST_DEVIATION = 1e-4
 
 @dataclass(frozen=True)
 class StepFit:
-    """Model of a step's seconds: factor * (seconds + seconds_per_token * tokens) * a log-normal of mean 1 and
+    """Model of a step's seconds: factor * (seconds + seconds_per_weight * weight) * a log-normal of mean 1 and
     `deviation`."""
 
     seconds: float
-    seconds_per_token: float
+    seconds_per_weight: float
     deviation: float
     factors: Mapping[int, float]
 
@@ -31,27 +31,27 @@ class StepFit:
         return {
             "slow_workers": {worker: factor for worker, factor in self.factors.items() if factor > 1.0},
             "seconds": self.seconds,
-            "seconds_per_token": self.seconds_per_token,
+            "seconds_per_weight": self.seconds_per_weight,
             "spread": "log_normal" if is_spread else "none",
             "deviation": self.deviation if is_spread else 0.0,
         }
 
 
-def fit_steps(steps: Mapping[int, Sequence[tuple[int, float]]]) -> StepFit:
-    """Fit the step times. `steps`: target tokens and seconds of each worker's steps. The fastest worker has factor 1."""
-    tokens = {worker: np.array([one for one, _ in pairs], dtype=np.float64) for worker, pairs in steps.items()}
+def fit_steps(steps: Mapping[int, Sequence[tuple[float, float]]]) -> StepFit:
+    """Fit the step times. `steps`: weight and seconds of each worker's steps. The fastest worker has factor 1."""
+    weights = {worker: np.array([one for one, _ in pairs], dtype=np.float64) for worker, pairs in steps.items()}
     seconds = {worker: np.array([one for _, one in pairs], dtype=np.float64) for worker, pairs in steps.items()}
     factors = dict.fromkeys(steps, 1.0)
     base, slope = 0.0, 0.0
     for _ in range(_ROUNDS):
-        all_tokens = np.concatenate([tokens[worker] for worker in steps])
-        base, slope = _line(all_tokens, np.concatenate([seconds[worker] / factors[worker] for worker in steps]))
+        all_weights = np.concatenate([weights[worker] for worker in steps])
+        base, slope = _line(all_weights, np.concatenate([seconds[worker] / factors[worker] for worker in steps]))
         for worker in steps:
-            factors[worker] = float(seconds[worker].sum() / (base + slope * tokens[worker]).sum())
+            factors[worker] = float(seconds[worker].sum() / (base + slope * weights[worker]).sum())
     fastest = min(factors.values())
     factors = {worker: factor / fastest for worker, factor in factors.items()}
     base, slope = base * fastest, slope * fastest
-    residuals = np.concatenate([seconds[worker] / (factors[worker] * (base + slope * tokens[worker])) for worker in steps])
+    residuals = np.concatenate([seconds[worker] / (factors[worker] * (base + slope * weights[worker])) for worker in steps])
     # From quantiles around the middle, so that single steps in which the machine stalled have no effect.
     below, above = np.quantile(np.log(np.maximum(residuals, 1e-12)), (0.1587, 0.8413))
     deviation = float(above - below) / 2

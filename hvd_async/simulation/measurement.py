@@ -20,8 +20,8 @@ class Measured:
     """A run in numbers. Lists of pushes, pulls and waits leave out each worker's first arrival, which follows no push.
 
     Attributes:
-        steps: target tokens and seconds of each worker's steps.
-        tokens: target tokens of the batches, in order.
+        steps: weight and seconds of each worker's steps.
+        weights: weights of the batches, in order.
         pushes, pulls: worker and seconds.
         waits, waits_for_updates: seconds of waiting after a push that did not complete an update, and after one that did.
         slowest, sums: longest step of each group of a synchronous strategy, and the shortest wait after the step.
@@ -34,8 +34,8 @@ class Measured:
     num_arrivals: int
     arrivals_per_second: float
     staleness: Counter[int]
-    tokens: Sequence[int]
-    steps: Mapping[int, Sequence[tuple[int, float]]]
+    weights: Sequence[float]
+    steps: Mapping[int, Sequence[tuple[float, float]]]
     pushes: Sequence[tuple[int, float]]
     pulls: Sequence[tuple[int, float]]
     waits: Sequence[float]
@@ -67,9 +67,9 @@ def read_measured(path: pathlib.Path) -> Measured:
 
 
 def _measure(start: dict[str, Any], arrivals: list[dict[str, Any]], updates: list[dict[str, Any]]) -> Measured:
-    steps: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    steps: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for arrival in arrivals:
-        steps[arrival["worker"]].append((arrival["tokens"], arrival["step_seconds"]))
+        steps[arrival["worker"]].append((arrival["weight"], arrival["step_seconds"]))
     exchanges = _Exchanges(arrivals)
     placed = {rank["worker"]: rank["host"] for rank in start.get("ranks", ()) if rank.get("worker") is not None}
     num_workers = max(len(placed), 1 + max(steps))
@@ -83,7 +83,7 @@ def _measure(start: dict[str, Any], arrivals: list[dict[str, Any]], updates: lis
         num_arrivals=len(arrivals),
         arrivals_per_second=_rate(updates, num_workers),
         staleness=Counter(arrival["staleness"] for arrival in arrivals if "staleness" in arrival),
-        tokens=[arrival["tokens"] for arrival in sorted(arrivals, key=lambda one: int(one["batch"]))],
+        weights=[arrival["weight"] for arrival in sorted(arrivals, key=lambda one: int(one["batch"]))],
         steps={worker: steps[worker] for worker in sorted(steps)},
         pushes=exchanges.pushes,
         pulls=exchanges.pulls,

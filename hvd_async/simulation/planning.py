@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
-from hvd_async.simulation.counting_store import Tokens
+from hvd_async.simulation.counting_store import BatchWeights
 from hvd_async.simulation.predict import ClusterRates, Size, predict
 from hvd_async.system.files import write_file
 from hvd_async.system.text_tables import aligned_table, markdown_table
-from hvd_async.tasks.registry import count_parameters
+from hvd_async.tasks.registry import estimate
 
 # Default number of arrivals for each worker, and the minimum for all workers together.
 _ARRIVALS_EACH = 50
@@ -28,12 +28,12 @@ class SizeRow:
     outcome: ClusterRates
     synchronous: ClusterRates
     alone: float
-    """Tokens per second of one process that is not slow and exchanges nothing."""
+    """Weight per second of one process that is not slow and exchanges nothing."""
 
     @property
     def speed_up(self) -> float:
         """Speed-up over one process alone."""
-        return self.outcome.tokens_per_second / self.alone
+        return self.outcome.weight_per_second / self.alone
 
     @property
     def efficiency(self) -> float:
@@ -47,7 +47,7 @@ class SizeRow:
         store = max(outcome.busy.get(name, 0.0) for name in ("arrivals", "updates"))
         return {
             "workers": outcome.workers,
-            "tokens/s": outcome.tokens_per_second,
+            "weight/s": outcome.weight_per_second,
             "arrivals/s": outcome.arrivals_per_second,
             "updates/s": outcome.updates_per_second,
             "speed-up": self.speed_up,
@@ -61,7 +61,7 @@ class SizeRow:
             "nodes' links": links["nodes' links"],
             "store": store,
             "limit": outcome.limit,
-            "allreduce tokens/s": self.synchronous.tokens_per_second,
+            "allreduce weight/s": self.synchronous.weight_per_second,
             "allreduce limit": self.synchronous.limit,
         }
 
@@ -75,14 +75,14 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
     sizes = workers or [config.simulation.workers]
     if unknown := [worker for worker in config.emulation.slow_workers if not 0 <= worker < max(sizes)]:
         raise ConfigError(f"emulation.slow_workers: got worker {unknown[0]}, expected 0 to {max(sizes) - 1}")
-    parameters = config.simulation.parameters or count_parameters(config)
-    tokens = Tokens([config.simulation.tokens or config.batching.tokens])
+    parameters, weight = estimate(config)
+    weights = BatchWeights([weight])
     none_slow = config.model_copy(update={"emulation": config.emulation.model_copy(update={"slow_workers": {}})})
-    alone = predict(_with(none_slow, "single", 1), Size(parameters, 1000, tokens)).tokens_per_second
+    alone = predict(_with(none_slow, "single", 1), Size(parameters, 1000, weights)).weight_per_second
     rows = []
     for number in sizes:
         arrivals = num_arrivals or max(_FEWEST_ARRIVALS, _ARRIVALS_EACH * number)
-        size = Size(parameters, arrivals, tokens)
+        size = Size(parameters, arrivals, weights)
         kind = config.strategy.kind
         outcome = predict(_with(config, kind, number), size)
         rows.append(SizeRow(outcome, predict(_with(config, "horovod", number), size), alone))
@@ -103,7 +103,7 @@ def _with(config: RunConfig, kind: str, workers: int) -> RunConfig:
 
 _HEADER = (
     ("workers", "{:,}"),
-    ("tokens/s", "{:,.0f}"),
+    ("weight/s", "{:,.0f}"),
     ("arrivals/s", "{:,.1f}"),
     ("speed-up", "{:,.1f}"),
     ("efficiency", "{:.0%}"),
@@ -116,35 +116,39 @@ _HEADER = (
     ("nodes' links", "{:.0%}"),
     ("store", "{:.0%}"),
     ("limit", "{}"),
-    ("allreduce tokens/s", "{:,.0f}"),
+    ("allreduce weight/s", "{:,.0f}"),
 )
 
 
-def table_of(rows: Sequence[SizeRow]) -> str:
-    """Return the table for a terminal."""
-    return aligned_table(_texts(rows), left=(), has_rule=False)
+def table_of(rows: Sequence[SizeRow], weight_unit: str) -> str:
+    """Return the table for a terminal. `weight_unit`: that of the task."""
+    return aligned_table(_texts(rows, weight_unit), left=(), has_rule=False)
 
 
-def _texts(rows: Sequence[SizeRow]) -> list[list[str]]:
-    return [[name for name, _ in _HEADER], *([form.format(row.cells()[name]) for name, form in _HEADER] for row in rows)]
+def _texts(rows: Sequence[SizeRow], weight_unit: str) -> list[list[str]]:
+    names = [name.replace("weight", weight_unit) for name, _ in _HEADER]
+    return [names, *([form.format(row.cells()[name]) for name, form in _HEADER] for row in rows)]
 
 
 PLAN_FILES = ("plan.csv", "plan.md", "plan.svg", "plan.png")
 
 
-def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Path]:
-    """Write `plan.csv` (all figures), `plan.md` (those of the terminal), `plan.svg` and `plan.png`; return their paths."""
+def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow], weight_unit: str) -> list[pathlib.Path]:
+    """Write `plan.csv` (all figures), `plan.md` (those of the terminal), `plan.svg` and `plan.png`; return their paths.
+
+    `weight_unit`: that of the task.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0].cells()), lineterminator="\n")
     writer.writeheader()
     writer.writerows(row.cells() for row in rows)
     write_file(folder / "plan.csv", text.getvalue().encode())
-    write_file(folder / "plan.md", f"{markdown_table(_texts(rows), left=())}\n".encode())
-    return [folder / "plan.csv", folder / "plan.md", *_draw(folder, rows)]
+    write_file(folder / "plan.md", f"{markdown_table(_texts(rows, weight_unit), left=())}\n".encode())
+    return [folder / "plan.csv", folder / "plan.md", *_draw(folder, rows, weight_unit)]
 
 
-def _draw(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Path]:
+def _draw(folder: pathlib.Path, rows: Sequence[SizeRow], weight_unit: str) -> list[pathlib.Path]:
     """Draw speed and staleness over the number of workers; return the paths of the figure."""
     from matplotlib.figure import Figure  # slow to import
 
@@ -152,9 +156,9 @@ def _draw(folder: pathlib.Path, rows: Sequence[SizeRow]) -> list[pathlib.Path]:
     speed, age = figure.subplots(1, 2)
     workers = [row.outcome.workers for row in rows]
     speed.plot(workers, [row.alone * row.outcome.workers for row in rows], ":", color="gray", label="linear")
-    speed.plot(workers, [row.outcome.tokens_per_second for row in rows], "o-", label="this configuration")
-    speed.plot(workers, [row.synchronous.tokens_per_second for row in rows], "s--", label="allreduce")
-    speed.set(xlabel="workers", ylabel="target tokens per second", xscale="log", yscale="log")
+    speed.plot(workers, [row.outcome.weight_per_second for row in rows], "o-", label="this configuration")
+    speed.plot(workers, [row.synchronous.weight_per_second for row in rows], "s--", label="allreduce")
+    speed.set(xlabel="workers", ylabel=f"{weight_unit} per second", xscale="log", yscale="log")
     speed.legend()
     age.plot(workers, [row.outcome.mean_staleness for row in rows], "o-", label="mean")
     age.plot(workers, [max(row.outcome.staleness, default=0) for row in rows], "^:", label="largest")

@@ -12,7 +12,7 @@ from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import Costs, costs, num_workers
-from hvd_async.simulation.counting_store import CountingStore, Tokens
+from hvd_async.simulation.counting_store import BatchWeights, CountingStore
 from hvd_async.simulation.shared_state import TimeTotals, Timing, World, make_clock
 from hvd_async.simulation.synchronous_cluster import Synchronous
 
@@ -30,11 +30,11 @@ class TooFewArrivalsError(ConfigError):
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a simulated run: parameters of the model, number of arrivals, target tokens of the batches."""
+    """Size of a simulated run: parameters of the model, number of arrivals, weights of the batches."""
 
     parameters: int
     arrivals: int
-    tokens: Tokens
+    weights: BatchWeights
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ClusterRates:
 
     workers: int
     arrivals_per_second: float
-    tokens_per_second: float
+    weight_per_second: float
     updates_per_second: float
     staleness: Counter[int]
     refused: int
@@ -129,13 +129,13 @@ def _predict_asynchronous(config: RunConfig, size: Size, prices: Costs, times: S
         return meter.note(applied, clock.now)
 
     strategy = config.strategy
-    store = CountingStore(strategy, prices.num_workers, size.tokens, watch=watch)
+    store = CountingStore(strategy, prices.num_workers, size.weights, watch=watch)
     cluster = Cluster(World(config, Timing(prices, times, clock), store), None)
     cluster.run()
     return ClusterRates(
         prices.num_workers,
         meter.rate,
-        meter.rate * size.tokens.mean,
+        meter.rate * size.weights.mean,
         meter.rate * store.version / max(1, store.num_applied),
         store.staleness,
         store.num_refused,
@@ -171,8 +171,8 @@ class _CountingReplica:
     def version(self) -> int:
         return self._next // self._num_workers
 
-    def tokens(self, batch: int) -> int:
-        return self._size.tokens.of(batch)
+    def weight(self, batch: int) -> float:
+        return self._size.weights.of(batch)
 
     def group(self) -> range:
         if self._next >= self._size.arrivals:
@@ -198,7 +198,7 @@ def _predict_synchronous(config: RunConfig, size: Size, prices: Costs, times: St
     return ClusterRates(
         prices.num_workers,
         rate,
-        rate * size.tokens.mean,
+        rate * size.weights.mean,
         rate / prices.num_workers,
         Counter({0: arrivals}),
         0,

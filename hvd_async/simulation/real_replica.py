@@ -41,9 +41,8 @@ class RealReplica:
         self._num_batches = num_batches
         self._total = torch.empty_like(model.flat.gradient)
 
-    def tokens(self, batch: int) -> int:
-        num_tokens: int = self._model.task.batch(batch, "cpu").num_tokens
-        return num_tokens
+    def weight(self, batch: int) -> float:
+        return self._model.weight(batch)
 
     def group(self) -> range:
         """Return the next group of batches, which never reaches into the next epoch."""
@@ -57,7 +56,7 @@ class RealReplica:
         load_base(self._replica, self._model.flat, delay)
         arrivals = []
         for worker, batch in enumerate(group):
-            tokens, loss = self._model.gradient(batch)
+            weight, loss = self._model.gradient(batch)
             gradient = self._model.flat.collect_gradient()
             add(gradient, self._total, is_first=worker == 0)
             arrivals.append(
@@ -65,7 +64,7 @@ class RealReplica:
                     worker=worker,
                     batch=batch,
                     base_version=base_version,
-                    tokens=tokens,
+                    weight=weight,
                     loss=loss,
                     step_seconds=seconds[worker],
                     wait_seconds=waited[worker],

@@ -34,14 +34,18 @@ class Model:
     flat: FlatParameters
     seed: int
 
-    def gradient(self, batch: int, counts: bool = True) -> tuple[int, float]:
-        """Compute the gradient of `batch` into the model; return its tokens and loss, as `compute_gradient` does."""
+    def weight(self, batch: int) -> float:
+        """Return the weight of `batch`."""
+        return self.task.weight(self.task.batch(batch, "cpu"))
+
+    def gradient(self, batch: int, counts: bool = True) -> tuple[float, float]:
+        """Compute the gradient of `batch` into the model; return its weight and loss, as `compute_gradient` does."""
         return compute_gradient(self.task, self.module, self.flat, self.seed, batch, counts)
 
     def evaluate(self, parameters: torch.Tensor) -> Sequence[float]:
         """Return the statistics of the whole validation data with `parameters` ([size], float32)."""
         with self.flat.with_parameters(parameters):
-            return self.task.evaluate(self.module).to_vector()
+            return self.task.evaluate(self.module)
 
 
 class Versions(Sequence[torch.Tensor]):
@@ -121,7 +125,8 @@ class RealStore:
         self.versions = Versions(model.flat.parameters)
         self._provisional = Provisional(model.flat.size)
         keeps_bases = needs_base_parameters(config.strategy)
-        shard = Shard(self.versions, config.optimizer, provisional=self._provisional, keeps_bases=keeps_bases)
+        ranges = model.flat.groups
+        shard = Shard(self.versions, config.optimizer, provisional=self._provisional, keeps_bases=keeps_bases, ranges=ranges)
         self.store = ParameterStore(shard, model.flat.size, config.optimizer, config.strategy, num_workers)
         self._config = config
         self._model = model
@@ -151,9 +156,8 @@ class RealStore:
     def watermark(self) -> int:
         return self.store.ledger.watermark
 
-    def tokens(self, batch: int) -> int:
-        num_tokens: int = self._model.task.batch(batch, "cpu").num_tokens
-        return num_tokens
+    def weight(self, batch: int) -> float:
+        return self._model.weight(batch)
 
     def base_parameters(self, version: int, provisional: int) -> torch.Tensor:
         """Return the parameters on which a step that pulled `version` is computed: [size], float32, read-only."""
@@ -238,12 +242,12 @@ class RealStore:
             gradient, num_bytes = self._pushes.send(sender.number, vector)
         push = workers[0].out_batch
         arrivals = [
-            _arrival(worker, tokens, loss, 0 if number else num_bytes, push, self._provisional)
-            for number, (worker, (tokens, loss)) in enumerate(zip(workers, results, strict=True))
+            _arrival(worker, weight, loss, 0 if number else num_bytes, push, self._provisional)
+            for number, (worker, (weight, loss)) in enumerate(zip(workers, results, strict=True))
         ]
         return arrivals, gradient
 
-    def _gradient_of(self, worker: VirtualWorker) -> tuple[int, float]:
+    def _gradient_of(self, worker: VirtualWorker) -> tuple[float, float]:
         wanted = (worker.out_base, worker.out_provisional)
         if wanted != self._loaded:
             arithmetic.copy(self.base_parameters(*wanted), self._model.flat.parameters)
@@ -254,14 +258,14 @@ class RealStore:
 
 
 def _arrival(
-    worker: VirtualWorker, tokens: int, loss: float, sent_bytes: int, push: int, provisional: Provisional
+    worker: VirtualWorker, weight: float, loss: float, sent_bytes: int, push: int, provisional: Provisional
 ) -> Arrival:
     pushed, waited, pulled = worker.out_took
     return Arrival(
         worker=worker.number,
         batch=worker.out_batch,
         base_version=worker.out_base,
-        tokens=tokens,
+        weight=weight,
         loss=loss,
         step_seconds=worker.out_seconds,
         push_seconds=pushed,

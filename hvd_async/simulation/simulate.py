@@ -24,9 +24,8 @@ from hvd_async.simulation.real_replica import RealReplica
 from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.shared_state import Timing, World, make_clock
 from hvd_async.simulation.synchronous_cluster import Synchronous
-from hvd_async.tasks.gradient import check_buffers
+from hvd_async.tasks.gradient import check_buffers, flatten
 from hvd_async.tasks.task import Task
-from hvd_async.vectors.flat import FlatParameters
 from hvd_async.vectors.threads import arithmetic_threads
 
 
@@ -61,11 +60,11 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     module = task.build_model()
     if config.strategy.is_async:
         check_buffers(task, module)
-    flat = FlatParameters(module)
+    flat = flatten(module, config.optimizer)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
     folder = RunFolder(config.output)
-    folder.begin(config, overwrite=options.overwrite)
-    progress = Progress(goal, config.training.log_every_seconds, is_live=options.live_progress)
+    folder.begin(config, overwrite=options.overwrite, is_simulated=True)
+    progress = Progress(goal, config.training.log_every_seconds, task.weight_unit, is_live=options.live_progress)
     for line in task.describe_data():
         progress.say(line)
     model = Model(task, module.train(), flat, config.seed)

@@ -22,8 +22,8 @@ class SimulatedStore(Protocol):
     def watermark(self) -> int:
         """First batch that has not arrived; read in lock-step only."""
 
-    def tokens(self, batch: int) -> int:
-        """Return the target tokens of `batch`; called only if the length of steps depends on them."""
+    def weight(self, batch: int) -> float:
+        """Return the weight of `batch`; called only if the length of steps depends on them."""
 
     def provisional(self, version: int) -> int:
         """Return the number of the provisional parameters on top of `version`, which is being pulled, or 0 if there are

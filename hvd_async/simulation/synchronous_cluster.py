@@ -15,8 +15,8 @@ class SimulatedReplica(Protocol):
     """The interface of the store of a synchronous cluster, fed with groups of batches: one per worker, fewer at an epoch's
     end."""
 
-    def tokens(self, batch: int) -> int:
-        """Return the target tokens of `batch`; called only if the length of steps depends on them."""
+    def weight(self, batch: int) -> float:
+        """Return the weight of `batch`; called only if the length of steps depends on them."""
 
     def group(self) -> range:
         """Return the next batches; empty at the end."""
@@ -64,5 +64,5 @@ class Synchronous:
             step += 1
 
     def _seconds(self, worker: int, step: int, batch: int) -> float:
-        tokens = self._store.tokens(batch) if self._times.asks_for_tokens else 0
-        return self._times.seconds(worker, step, tokens)
+        weight = self._store.weight(batch) if self._times.asks_for_weight else 0
+        return self._times.seconds(worker, step, weight)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from hvd_async.system.json_text import plain_number
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A gradient that reached the store: the gradient of the *summed* loss over `tokens` target tokens of `batch`.
+    """A gradient that reached the store: the gradient of the *summed* loss of `batch`.
 
-    `loss` is the summed loss in nats, `step_seconds` the worker's time from claim to push. `push_seconds`, `wait_seconds`
-    and `pull_seconds` are the parts of `step_seconds` that the push and pull before this step took: writing, waiting for the
-    store or for others, reading. `provisional` is the number k of pending arrivals in the parameters on which the gradient
-    was computed (see `ParameterStore.make_provisional`); 0: the parameters of `base_version`.
+    `weight` is what the loss is summed over (see `Task`), an int if it is whole. `loss` is the summed loss, `step_seconds`
+    the worker's time from claim to push. `push_seconds`, `wait_seconds` and `pull_seconds` are the parts of `step_seconds`
+    that the push and pull before this step took: writing, waiting for the store or for others, reading. `provisional` is
+    the number k of pending arrivals in the parameters on which the gradient was computed (see
+    `ParameterStore.make_provisional`); 0: the parameters of `base_version`.
     """
 
     worker: int
     batch: int
     base_version: int
-    tokens: int
+    weight: float
     loss: float
     step_seconds: float = 0.0
     push_seconds: float = 0.0
@@ -30,6 +34,11 @@ class Arrival:
     """Bytes pushed for the gradient; 0 in synchronous strategies, which push nothing."""
     push: int = -1
     """First batch of the sum in which the gradient was pushed; `batch` if the worker pushes for itself."""
+
+
+def total_weight(arrivals: Sequence[Arrival], before: float = 0) -> float:
+    """Return `before` + the weights of `arrivals`, an int if the sum is whole."""
+    return plain_number(before + sum(arrival.weight for arrival in arrivals))
 
 
 class Refusal(str, enum.Enum):
@@ -52,14 +61,14 @@ class Update:
     gradient_norm: float
 
     @property
-    def tokens(self) -> int:
-        """Target tokens of all arrivals."""
-        return sum(arrival.tokens for arrival in self.arrivals)
+    def weight(self) -> float:
+        """Total weight of the arrivals."""
+        return total_weight(self.arrivals)
 
     @property
     def loss(self) -> float:
-        """Mean training loss of the arrivals, in nats per target token."""
-        return sum(arrival.loss for arrival in self.arrivals) / max(1, self.tokens)
+        """Mean training loss of the arrivals: the sum of their losses / their weight."""
+        return sum(arrival.loss for arrival in self.arrivals) / (self.weight or 1.0)
 
     def staleness(self, arrival: Arrival) -> int:
         """Return the number of updates between the base version of `arrival` and this update: 0 if it was fresh."""

@@ -6,23 +6,27 @@ parameters by the same code.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store import staleness
-from hvd_async.store.arrival import Arrival, Refusal, Update
+from hvd_async.store.arrival import Arrival, Refusal, Update, total_weight
 from hvd_async.store.ledger import BatchLedger
 from hvd_async.store.optimizer import StepOrder, state_names
 from hvd_async.store.pushed_gradient import Gradient
-from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_rate
+from hvd_async.store.schedule import arrivals_needed, is_synchronous, rate_factor
 from hvd_async.store.shards.shard import MAX_UNREAD, Shard, past_names
 from hvd_async.vectors import arithmetic
+
+RateFactor: TypeAlias = Callable[[int, float], float]
+"""Returns the learning rate, as a share of the highest, from a version and the weight seen with it."""
 
 # The square of a norm above this limit overflows: such a combined gradient counts as not finite.
 _NORM_LIMIT = 1.8e19
@@ -30,6 +34,10 @@ _NORM_LIMIT = 1.8e19
 
 class ShardOps(Protocol):
     """Arithmetic that a store directs, on one `Shard` or on several, each of which does the same on its own range."""
+
+    @property
+    def ranges(self) -> Sequence[slice]:
+        """Elements of each group of parameters, in order; none: a single group."""
 
     @property
     def parameters(self) -> torch.Tensor:
@@ -41,7 +49,7 @@ class ShardOps(Protocol):
     def add(self, gradient: Gradient, divisor: float) -> None:
         """Add `gradient` / `divisor` to the pending sum, reading a whole gradient as late as by the next step."""
 
-    def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
+    def compensate(self, gradient: Gradient, base_version: int, factor: float) -> None:
         """Add `gradient`, corrected for the drift since `base_version`, to the pending sum at once."""
 
     def flush(self) -> None:
@@ -75,9 +83,10 @@ class ParameterStore:
 
     Attributes:
         version: updates applied so far.
-        tokens: target tokens of the arrivals in updates.
+        weight: total weight of the arrivals in updates.
         applied: number of arrivals in updates, per worker.
         refused: number of arrivals in no update, per (worker, reason).
+        rate_factor: the learning rate over time.
     """
 
     def __init__(
@@ -85,10 +94,11 @@ class ParameterStore:
     ) -> None:
         """Take ownership of `vectors`, which have `size` elements and are at version 0."""
         self.version = 0
-        self.tokens = 0
+        self.weight: float = 0
         self.applied: Counter[int] = Counter()
         self.refused: Counter[tuple[int, Refusal]] = Counter()
         self.ledger = BatchLedger()
+        self.rate_factor: RateFactor = functools.partial(rate_factor, optimizer.schedule)
         self._vectors = vectors
         self._optimizer = optimizer
         self._strategy = strategy
@@ -159,9 +169,9 @@ class ParameterStore:
             self._count_refused(arrivals, refusal)
             return
         staleness_now = self.version - base_version
-        weight = staleness.compensation(self._strategy, staleness_now, sum(arrival.tokens for arrival in arrivals))
-        if weight is not None:
-            self._vectors.compensate(gradient, base_version, weight)
+        factor = staleness.compensation(self._strategy, staleness_now, total_weight(arrivals))
+        if factor is not None:
+            self._vectors.compensate(gradient, base_version, factor)
             self._unread = []
             self._largest = math.inf  # unknown: the sum is measured before it is applied
         else:
@@ -212,10 +222,8 @@ class ParameterStore:
         Clipping uses the factor of the last update, since the norm of a part is not the norm of the whole. Call only if
         `makes_provisional`.
         """
-        tokens = self.tokens + sum(arrival.tokens for arrival in self._pending)
-        config = self._optimizer
-        rate = learning_rate(config.schedule, config.learning_rate, self.version + 1, tokens)
-        self._vectors.provisional_step(StepOrder(self.version + 1, rate, self._divisor(), self._clip), number)
+        factor = self.rate_factor(self.version + 1, total_weight(self._pending, self.weight))
+        self._vectors.provisional_step(StepOrder(self.version + 1, factor, self._divisor(), self._clip), number)
         self._unread = []
         return len(self._pending)
 
@@ -255,7 +263,7 @@ class ParameterStore:
         names = ["parameters", *state_names(self._optimizer)]
         if not self._pending:
             names.remove("pending_sum")
-        detached = Shard([torch.empty(self._size)], self._optimizer)
+        detached = Shard([torch.empty(self._size)], self._optimizer, ranges=self._vectors.ranges)
         detached.load({name: self._vectors.read(name) for name in names}, self.version)
         self._vectors = detached
 
@@ -274,7 +282,7 @@ class ParameterStore:
         ledger = self.ledger if keep_pending else self.ledger.without([a.batch for a in self._pending])
         return {name: self._vectors.read(name) for name in names}, {
             "version": self.version,
-            "tokens": self.tokens,
+            "weight": self.weight,
             "clip": self._clip,
             "pending": [asdict(arrival) for arrival in self._pending] if keep_pending else [],
             "applied": dict(self.applied),
@@ -285,7 +293,7 @@ class ParameterStore:
     def load_state(self, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
         """Restore the result of `state`. Raises `ValueError` or `KeyError` if it does not fit this store."""
         self._vectors.load(tensors, data["version"])
-        self.version, self.tokens, self._clip = data["version"], data["tokens"], data["clip"]
+        self.version, self.weight, self._clip = data["version"], data["weight"], data["clip"]
         self._bases = {self.version}
         self._pending = [Arrival(**fields) for fields in data["pending"]]
         self._largest = math.inf if self._pending else 0.0
@@ -303,25 +311,23 @@ class ParameterStore:
         return None if math.isfinite(gradient.largest) else Refusal.NOT_FINITE
 
     def _apply(self) -> Update | None:
-        tokens, divisor = sum(arrival.tokens for arrival in self._pending), self._divisor()
+        weight, divisor = total_weight(self._pending, self.weight), self._divisor()
         clip = self._clipping(divisor)
         if clip is None:
             self._refuse_pending(Refusal.SUM_NOT_FINITE)
             return None
-        config = self._optimizer
-        rate = learning_rate(config.schedule, config.learning_rate, self.version + 1, self.tokens + tokens)
-        norm = arithmetic.norm(self._vectors.step(StepOrder(self.version + 1, rate, divisor, clip)))
+        factor = self.rate_factor(self.version + 1, weight)
+        norm = arithmetic.norm(self._vectors.step(StepOrder(self.version + 1, factor, divisor, clip)))
         self._clip = clip
         self.version += 1
-        self.tokens += tokens
-        update = Update(self.version, self.pending, rate, norm)
+        self.weight = weight
+        update = Update(self.version, self.pending, self._optimizer.learning_rate * factor, norm)
         self.applied.update(arrival.worker for arrival in self._pending)
         self._forget_pending()
         return update
 
     def _divisor(self) -> float:
-        tokens = sum(arrival.tokens for arrival in self._pending)
-        return float(max(1, tokens)) if self._strategy.reduction == "token_mean" else 1.0
+        return float(total_weight(self._pending) or 1.0) if self._strategy.reduction == "weight_mean" else 1.0
 
     def _clipping(self, divisor: float) -> float | None:
         """Return the factor for the combined gradient; None if its norm is not finite.

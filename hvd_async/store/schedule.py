@@ -7,21 +7,21 @@ import math
 from hvd_async.config import ScheduleConfig, StrategyConfig
 
 
-def learning_rate(schedule: ScheduleConfig, highest: float, version: int, tokens: int) -> float:
-    """Return the learning rate of the update that makes `version` (1, 2, ...), after which `tokens` target tokens were seen.
+def rate_factor(schedule: ScheduleConfig, version: int, weight: float) -> float:
+    """Return the learning rate of the update that makes `version` (1, 2, ...), up to which batches of `weight` were seen, as
+    a share of the highest.
 
-    Inverse square root after Vaswani et al. (2017), section 5.3, scaled so that `highest` is reached when warm-up ends.
+    Inverse square root after Vaswani et al. (2017), section 5.3, scaled so that the highest is reached when warm-up ends.
     """
-    position = version if schedule.unit == "versions" else tokens
+    position = version if schedule.unit == "versions" else weight
     if position < schedule.warmup:
-        return highest * position / schedule.warmup
+        return position / schedule.warmup
     if schedule.kind == "constant":
-        return highest
+        return 1.0
     if schedule.kind == "linear":
         assert schedule.total is not None  # the configuration asks for it
-        remaining = (schedule.total - position) / (schedule.total - schedule.warmup)
-        return highest * max(0.0, remaining)
-    return highest * math.sqrt(max(1, schedule.warmup) / max(1, position))
+        return max(0.0, (schedule.total - position) / (schedule.total - schedule.warmup))
+    return math.sqrt(max(1, schedule.warmup) / max(1, position))
 
 
 def is_synchronous(strategy: StrategyConfig, version: int) -> bool:

@@ -1,4 +1,4 @@
-"""Staleness policies: the weight of a stale gradient, and the bound on staleness. Pure functions."""
+"""Staleness policies: the treatment of a stale gradient, and the bound on staleness. Pure functions."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def divisor(strategy: StrategyConfig, staleness: int) -> float:
     return 1.0 + staleness if strategy.staleness_policy == "inverse" else 1.0
 
 
-def compensation(strategy: StrategyConfig, staleness: int, tokens: int) -> float | None:
-    """Return the weight of g * g * drift under `delay_compensation`, g being the gradient summed over `tokens`; else None.
+def compensation(strategy: StrategyConfig, staleness: int, weight: float) -> float | None:
+    """Return the factor of g * g * drift under `delay_compensation`, g being the gradient summed over `weight`; else None.
 
-    The weight is lambda / tokens, since for a mean gradient the weight is lambda: Zheng et al. (2017), "Asynchronous
+    The factor is lambda / weight, since for a mean gradient it is lambda: Zheng et al. (2017), "Asynchronous
     stochastic gradient descent with delay compensation", equation 10. None for a fresh gradient, which needs no
     compensation.
     """
     if staleness == 0 or not needs_base_parameters(strategy):
         return None
-    return strategy.delay_compensation / max(1, tokens)
+    return strategy.delay_compensation / (weight or 1.0)
 
 
 def is_refused(strategy: StrategyConfig, staleness: int) -> bool:

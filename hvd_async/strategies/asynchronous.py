@@ -13,7 +13,7 @@ import torch
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
-from hvd_async.store.optimizer import StepOrder, state_names
+from hvd_async.store.optimizer import StepOrder, ranges_within, state_names
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.serve.client import ClientOptions, StoreClient
@@ -22,14 +22,14 @@ from hvd_async.store.serve.liveness import Heartbeat, wait_until, watch_store
 from hvd_async.store.serve.node_aggregation import ERROR, NodeAggregator
 from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
 from hvd_async.store.shards.shard import Shard
-from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
+from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup, WholeVectors
 from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.store.staleness import needs_base_parameters, needs_versions_under_way
 from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word, WorkerWord
 from hvd_async.store.wire.slots import DTYPES
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.strategies.memory_plan import MemoryPlan
-from hvd_async.strategies.protocol import Job, JobSpec, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.strategies.push_pull import DirectPushPull, NodePushPull, PushPull, wait_and_pull
 from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
 from hvd_async.system.failure_message import tell
@@ -37,7 +37,6 @@ from hvd_async.transport import cuda_ipc
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity
 
-Loop = Callable[[Worker, torch.nn.Module], None]
 _LONGEST_POLL_SECONDS = 0.02
 _LESS_MEMORY = (
     "use fewer workers on the node, push.dtype: bfloat16, store.published_buffers: 2, store.shards on more nodes, or a larger"
@@ -63,10 +62,11 @@ class Asynchronous:
             error.is_on_all_ranks = True  # all ranks compute the same result
             raise
 
-    def execute(self, job: Job, loop: Loop) -> StopNotice | None:
+    @contextlib.contextmanager
+    def session(self, job: Job) -> Iterator[Session]:
         from hvd_async.transport.mpi import open_blocks, open_node_block  # starts mpi4py, which init_mpi has configured
 
-        rank, plan = self.group.rank, MemoryPlan(job)
+        rank, plan, session = self.group.rank, MemoryPlan(job), Session(None, job.model)
         with contextlib.ExitStack() as stack:
             memories = stack.enter_context(
                 open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds, plan.names)
@@ -79,17 +79,18 @@ class Asynchronous:
                 )
             reach = stack.enter_context(self._reach(plan, rank, memories))
             try:
-                notice = RankRole(job, plan, rank, memories, reach, node_block).play(loop)
+                with RankRole(job, plan, rank, memories, reach, node_block).playing(session):
+                    yield session
             except BaseException as error:
                 if job.observer is None:
                     me = job.plans[rank]
                     fail(memories[0], rank, error, job.strategy, is_state_lost=me.shard is not None and me.worker is None)
                 raise
-            if notice is not None and notice.kind is StopKind.ORPHANED:
-                raise OrphanedError(f"stopped by {notice}, everything saved")
+            if session.notice is not None and session.notice.kind is StopKind.ORPHANED:
+                raise OrphanedError(f"stopped by {session.notice}, everything saved")
             # Workers that left early may not know why the others stopped, so the notice of the store's rank counts for all.
-            word = self.group.allgather(str(0 if notice is None else notice.to_word()))[0]
-        return StopNotice.from_word(int(word))
+            word = self.group.allgather(str(0 if session.notice is None else session.notice.to_word()))[0]
+        session.notice = StopNotice.from_word(int(word))
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         if plans[rank].is_direct:
@@ -99,7 +100,7 @@ class Asynchronous:
         return "shared memory and RMA" if near and len(hosts) > 1 else "shared memory" if near else "RMA"
 
     def close(self) -> None:
-        """Do nothing: `execute` has released everything."""
+        """Do nothing: the session has released everything."""
 
     @contextlib.contextmanager
     def _reach(self, plan: MemoryPlan, rank: int, memories: Sequence[StoreWindow]) -> Iterator[Reach]:
@@ -161,12 +162,20 @@ class RankRole:
         self._node_block = node_block
         self._server: StoreServer | None = None
 
-    def play(self, loop: Loop) -> StopNotice | None:
-        """Serve, train, or both, until the run ends; return why it ended."""
+    @contextlib.contextmanager
+    def playing(self, session: Session) -> Iterator[None]:
+        """Serve before the block, train in it, or both; give `session` the worker, and at the end the reason of the end."""
         if self._me.shard is None:
-            return self._work(loop)
+            with self._working(session):
+                yield
+            return
         serve = self._make_server()
-        return serve() if self._me.worker is None else self._serve_and_work(serve, loop)
+        if self._me.worker is None:
+            session.notice = serve()
+            yield
+            return
+        with self._serving_and_working(serve, session):
+            yield
 
     def _make_server(self) -> Callable[[], StopNotice | None]:
         job, number, memory = self._job, self._me.shard, self._reach.store
@@ -223,8 +232,8 @@ class RankRole:
             notice = self._server.serve(job.stop_requested)
             store.detach()  # the block is about to be freed, and the last version is still to be saved
             return notice
-        names = state_names(job.optimizer)
-        shards = ShardGroup(shard, memory, others, names, job.strategy.store_timeout_seconds, touch)
+        whole = WholeVectors(state_names(job.optimizer), job.flat.groups)
+        shards = ShardGroup(shard, memory, others, whole, job.strategy.store_timeout_seconds, touch)
         shards.meet()
         store = job.make_store(shards, job.strategy, job.num_workers)
         self._server = make_server(job, memory, store, touch)
@@ -233,7 +242,8 @@ class RankRole:
         shards.end()
         return notice
 
-    def _work(self, loop: Loop) -> StopNotice | None:
+    @contextlib.contextmanager
+    def _working(self, session: Session) -> Iterator[None]:
         job, worker = self._job, self._me.worker
         assert worker is not None
         strategy = job.strategy
@@ -247,20 +257,18 @@ class RankRole:
         )
         word = self._memories[0].layout.worker_word(worker, WorkerWord.HEARTBEAT)
         with self._heartbeat(word) as heartbeat:
-            return self._work_with(self._make_client(worker, options, heartbeat.touch), worker, loop)
-
-    def _work_with(self, client: StoreClient, worker: int, loop: Loop) -> StopNotice | None:
-        job = self._job
-        client.join()
-        push_pull = self._make_push_pull(client)
-        host = HostCopy(job.flat, is_separate=job.push.overlap, is_direct=self._reach.is_direct)
-        if job.push.overlap:
-            with OverlappedWorker(job, client, push_pull, host, worker) as overlapped:
-                loop(overlapped, job.model)
-        else:
-            loop(AsynchronousWorker(job, client, push_pull, host, worker), job.model)
-        push_pull.stop()
-        return client.wait_for_end(job.stop_requested)
+            client = self._make_client(worker, options, heartbeat.touch)
+            client.join()
+            push_pull = self._make_push_pull(client)
+            host = HostCopy(job.flat, is_separate=job.push.overlap, is_direct=self._reach.is_direct)
+            if job.push.overlap:
+                with OverlappedWorker(job, client, push_pull, host, worker) as session.worker:
+                    yield
+            else:
+                session.worker = AsynchronousWorker(job, client, push_pull, host, worker)
+                yield
+            push_pull.stop()
+            session.notice = client.wait_for_end(job.stop_requested)
 
     def _make_client(self, worker: int, options: ClientOptions, touch: Callable[[], None]) -> StoreClient:
         error: torch.Tensor | None = None
@@ -280,7 +288,8 @@ class RankRole:
 
         return NodePushPull(NodeAggregator(self._node_block, ranks.index(self._me.rank), client, pull), client, strategy)
 
-    def _serve_and_work(self, serve: Callable[[], StopNotice | None], loop: Loop) -> StopNotice | None:
+    @contextlib.contextmanager
+    def _serving_and_working(self, serve: Callable[[], StopNotice | None], session: Session) -> Iterator[None]:
         """Serve the shard in a thread and train in this one (colocated). A failure of either ends the other."""
         failures: list[BaseException] = []
         notices: list[StopNotice | None] = []
@@ -299,7 +308,8 @@ class RankRole:
         thread = threading.Thread(target=run, name="hvd-async-store", daemon=True)
         thread.start()
         try:
-            self._work(loop)
+            with self._working(session):
+                yield
         except BaseException as error:
             own = not is_of_others(error)
             if own:
@@ -312,7 +322,7 @@ class RankRole:
         thread.join()
         if failures:
             raise failures[0]
-        return notices[0]
+        session.notice = notices[0]
 
 
 def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
@@ -330,6 +340,7 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
         buffers,
         job.optimizer,
         provisional=[memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)],
+        ranges=ranges_within(job.flat.groups, part),
         keeps_bases=needs_base_parameters(job.strategy),
         allocate=in_block if layout.num_state_vectors else None,
     )
@@ -339,10 +350,11 @@ def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device
     """Compile the kernels of an update on a GPU before any worker waits for one. Nothing is compiled on the CPU."""
     if device.type == "cpu":
         return
-    shard = Shard([torch.zeros(64, device=device), torch.zeros(64, device=device)], optimizer)
+    plain = optimizer.model_copy(update={"groups": ()})
+    shard = Shard([torch.zeros(64, device=device), torch.zeros(64, device=device)], plain)
     for _ in range(2):
         shard.add(Gradient(torch.zeros(64, dtype=dtype, device=device), 0.0), 1.0)
-    shard.step(StepOrder(version=1, learning_rate=1e-3, divisor=2.0))
+    shard.step(StepOrder(version=1, rate_factor=1.0, divisor=2.0))
 
 
 def make_server(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,9 +14,8 @@ from torch._C._distributed_c10d import GradBucket, TCPStore
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import PeerError
-from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, JobSpec, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.vectors.flat import FlatParameters
 
@@ -32,7 +32,8 @@ class Ddp:
     def check(self, spec: JobSpec) -> None:
         """Accept every job."""
 
-    def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
+    @contextlib.contextmanager
+    def session(self, job: Job) -> Iterator[Session]:
         device = job.flat.parameters.device
         backend = "nccl" if device.type == "cuda" else "gloo"
         is_local = len({plan.host for plan in job.plans}) == 1
@@ -42,25 +43,15 @@ class Ddp:
         timeout = datetime.timedelta(seconds=job.strategy.worker_timeout_seconds)
         rank, size = self.group.rank, self.group.size
         dist.init_process_group(backend, store=self._meet(is_local, timeout), rank=rank, world_size=size, timeout=timeout)
-
-        def guarded(worker: Worker, model: torch.nn.Module) -> None:
-            try:
-                loop(worker, model)
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())
-                if isinstance(error, dist.DistBackendError) or "gloo" in reason:  # Gloo has no error type of its own
-                    raise _peer_error(reason, timeout) from None
-                raise
-
-        notice = synchronous.execute(job, self.group, DdpAllReduce(device), guarded)
+        with synchronous.session(job, self.group, DdpAllReduce(device)) as session, _naming_lost_ranks(timeout):
+            yield session
         dist.destroy_process_group()
-        return notice
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         return "torch.distributed"
 
     def close(self) -> None:
-        """Do nothing: `execute` has released everything."""
+        """Do nothing: the session has released everything."""
 
     def _meet(self, is_local: bool, timeout: datetime.timedelta) -> TCPStore:
         """Return a rendezvous store on rank 0, on a port chosen by the system. If all ranks are on one host, only this host
@@ -76,6 +67,18 @@ class Ddp:
             return server
         host, port = address.split()
         return TCPStore(host, int(port), self.group.size, is_master=False, timeout=timeout)
+
+
+@contextlib.contextmanager
+def _naming_lost_ranks(timeout: datetime.timedelta) -> Iterator[None]:
+    """Turn an error of torch.distributed in the block into a `PeerError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, dist.DistBackendError) or "gloo" in reason:  # Gloo has no error type of its own
+            raise _peer_error(reason, timeout) from None
+        raise
 
 
 def _peer_error(reason: str, timeout: datetime.timedelta) -> PeerError:
@@ -102,6 +105,9 @@ class DdpAllReduce:
         """Collect DDP's results into the flat gradient. DDP has already waited in backward."""
         flat.collect_gradient()
 
+    def reduce_vector(self, vector: torch.Tensor) -> None:
+        dist.all_reduce(vector)
+
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         row = torch.tensor(list(numbers), dtype=torch.float64, device=self._device)
         rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
@@ -110,7 +116,7 @@ class DdpAllReduce:
 
 
 def _sum_bucket(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Sum a bucket over all ranks. DDP's default divides by the number of ranks, but our gradients are sums over tokens."""
+    """Sum a bucket over all ranks. DDP's default divides by the number of ranks, but our gradients are sums."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda future: future.value()[0])
     return summed

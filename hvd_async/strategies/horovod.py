@@ -8,15 +8,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 import torch
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import SetupError
-from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, JobSpec, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.transport.bootstrap import init_mpi, report_failure, reported_failure
 from hvd_async.vectors.flat import FlatParameters
 
@@ -49,8 +49,8 @@ class Horovod:
     def check(self, spec: JobSpec) -> None:
         """Accept every job."""
 
-    def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
-        return synchronous.execute(job, self.group, HorovodAllReduce(self.group.hvd), loop)
+    def session(self, job: Job) -> AbstractContextManager[Session]:
+        return synchronous.session(job, self.group, HorovodAllReduce(self.group.hvd))
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         return "Horovod over Gloo" if self._comm is None else "Horovod over MPI"
@@ -79,6 +79,9 @@ class HorovodAllReduce:
             self._hvd.synchronize(handle)
         self._handles.clear()
         flat.collect_gradient()
+
+    def reduce_vector(self, vector: torch.Tensor) -> None:
+        self._hvd.allreduce_(vector, name="gradient", op=self._hvd.Sum)
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         row = torch.tensor([list(numbers)], dtype=torch.float64)

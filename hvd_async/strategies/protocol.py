@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from hvd_async.cluster.topology import RankPlan, count_workers
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
 from hvd_async.store.observer import Observer
-from hvd_async.store.parameter_store import ParameterStore, ShardOps
+from hvd_async.store.parameter_store import ParameterStore, RateFactor, ShardOps
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
@@ -21,7 +22,7 @@ from hvd_async.vectors.flat import FlatParameters
 @dataclass(frozen=True)
 class Claim:
     """A batch to compute. If `counts` is False, a synchronous rank computes only to keep step with the others: its gradient
-    and its tokens must be zero."""
+    and its weight must be zero."""
 
     batch: int
     counts: bool = True
@@ -31,11 +32,11 @@ class Claim:
 class Step:
     """A finished minibatch, whose gradient of the summed loss is in the flat vector's `gradient`.
 
-    `loss` is summed over `tokens` target tokens, in nats; `seconds` is the time since the claim.
+    `loss` is summed over the batch, whose `weight` it is to be divided by; `seconds` is the time since the claim.
     """
 
     batch: int
-    tokens: int
+    weight: float
     loss: float
     seconds: float
 
@@ -108,6 +109,11 @@ class JobSpec:
     """The run ends when this version is made; None: when its batches are used up."""
     evaluation: EvaluationPlan
     stop_requested: Callable[[], StopNotice | None]
+    rate_factor: RateFactor | None = None
+    """The learning rate over time; None: as `optimizer.schedule` says."""
+    reduces_at_step: bool = False
+    """Whether synchronous strategies sum gradients only when a step ends, not already during backward, because there may be
+    several backward passes to a step."""
 
     @property
     def num_workers(self) -> int:
@@ -121,7 +127,7 @@ class JobSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(JobSpec):
-    """The job of a strategy on one rank. The strategy may use the objects until `execute` returns."""
+    """The job of a strategy on one rank. The strategy may use the objects until its session ends."""
 
     observer: Observer | None
     """Observer of the store; on rank 0 alone."""
@@ -136,9 +142,26 @@ class Job(JobSpec):
     def make_store(self, vectors: ShardOps, strategy: StrategyConfig, num_workers: int) -> ParameterStore:
         """Return a store that owns and directs `vectors` (at version 0), resumed from `saved` if given."""
         store = ParameterStore(vectors, self.flat.size, self.optimizer, strategy, num_workers)
+        if self.rate_factor is not None:
+            store.rate_factor = self.rate_factor
         if self.saved is not None:
             store.load_state(self.saved.load(None), self.saved.data)
         return store
+
+
+@dataclass
+class Session:
+    """One rank's part of a job that is under way.
+
+    Attributes:
+        worker: None on a rank that only held a shard of the store: the run is over there.
+        module: the module to compute with, which may wrap the job's model.
+        notice: set when the session ends: why the run was stopped; None if it reached its end.
+    """
+
+    worker: Worker | None
+    module: torch.nn.Module
+    notice: StopNotice | None = None
 
 
 class Strategy(Protocol):
@@ -154,10 +177,12 @@ class Strategy(Protocol):
         """Raise `HvdAsyncError` on all ranks if `spec` cannot run here. Collective over all ranks; called before anything is
         written or allocated for the run."""
 
-    def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
-        """Run `loop` on every worker until the run ends; return why it was stopped, or None if it reached its end.
+    def session(self, job: Job) -> AbstractContextManager[Session]:
+        """Return the session of `job` on this rank, a context manager: a worker trains inside the block until it has no
+        more claims; a rank without a worker serves before the block begins.
 
-        Collective over all ranks. `loop` computes with the module that it is given, which may wrap `job.model`.
+        Collective over all ranks. Leaving the block waits for the end of the run on all ranks; leaving it by an exception
+        saves the state as far as it is whole, and tells the other ranks.
         """
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from hvd_async.cluster.topology import RankPlan
-from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, JobSpec, Worker
+from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.transport.group import Solo
 
 
@@ -25,8 +23,8 @@ class Single:
     def check(self, spec: JobSpec) -> None:
         """Accept every job."""
 
-    def execute(self, job: Job, loop: Callable[[Worker, torch.nn.Module], None]) -> StopNotice | None:
-        return synchronous.execute(job, self.group, synchronous.NoAllReduce(), loop)
+    def session(self, job: Job) -> AbstractContextManager[Session]:
+        return synchronous.session(job, self.group, synchronous.NoAllReduce())
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         return ""  # nothing is sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -15,9 +16,10 @@ from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.stop import StopKind, StopNotice
-from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step, Worker
+from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Session, Step
 from hvd_async.strategies.synchronous_watch import Watch
 from hvd_async.system.failure_message import tell
+from hvd_async.system.json_text import plain_number
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
 
@@ -40,6 +42,9 @@ class AllReduce(Protocol):
     def reduce(self, flat: FlatParameters) -> None:
         """Set `flat.gradient` to the sum over all ranks, after `backward`. Collective; waits for the slowest rank."""
 
+    def reduce_vector(self, vector: torch.Tensor) -> None:
+        """Set `vector` ([size], float32) to its sum over all ranks; `attach` was not called. Collective."""
+
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         """Return the numbers of every rank (equally many), exact, in the order of ranks. Collective."""
 
@@ -53,22 +58,26 @@ class NoAllReduce:
     def reduce(self, flat: FlatParameters) -> None:
         flat.collect_gradient()
 
+    def reduce_vector(self, vector: torch.Tensor) -> None:
+        pass  # the sum of one rank
+
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         return [list(numbers)]
 
 
-def execute(
-    job: Job, group: Group, all_reduce: AllReduce, loop: Callable[[Worker, torch.nn.Module], None]
-) -> StopNotice | None:
-    """Run `loop` as `Strategy.execute` does, for all synchronous strategies.
+@contextlib.contextmanager
+def session(job: Job, group: Group, all_reduce: AllReduce) -> Iterator[Session]:
+    """Open the session of `job` on this rank, as `Strategy.session` does, for all synchronous strategies.
 
     A rank that fails lets rank 0, which first saves its replica, end the job; it waits as long as a stop may take.
     """
-    rank, model = group.rank, all_reduce.attach(job.model, job.flat)
+    rank = group.rank
+    model = job.model if job.reduces_at_step else all_reduce.attach(job.model, job.flat)
     with Watch(job, group) as watch:
         worker = SynchronousWorker(job, rank, all_reduce, watch)
+        opened = Session(worker, model)
         try:
-            loop(worker, model)
+            yield opened
             watch.is_busy = True
             if job.observer is not None:
                 job.observer.ended(worker.notice)
@@ -83,7 +92,7 @@ def execute(
             raise
     if worker.notice is not None and worker.notice.kind is StopKind.ORPHANED:
         raise OrphanedError(f"stopped by {worker.notice}, everything saved")
-    return worker.notice
+    opened.notice = worker.notice
 
 
 class SynchronousWorker:
@@ -125,8 +134,11 @@ class SynchronousWorker:
         asked = 0 if requested is None else requested.to_word()  # below 2^53: exact as a double
         is_over = observer is not None and observer.is_finished()
         with self._watch.waiting():
-            self._all_reduce.reduce(self._job.flat)
-            table = self._all_reduce.gather([step.tokens, step.loss, step.seconds, self._waited, asked, float(is_over)])
+            if self._job.reduces_at_step:
+                self._all_reduce.reduce_vector(self._job.flat.collect_gradient())
+            else:
+                self._all_reduce.reduce(self._job.flat)
+            table = self._all_reduce.gather([step.weight, step.loss, step.seconds, self._waited, asked, float(is_over)])
         with self._watch.updating():
             self._update(started, table)
 
@@ -140,7 +152,7 @@ class SynchronousWorker:
                 worker=worker,
                 batch=batch,
                 base_version=base_version,
-                tokens=int(table[worker][0]),
+                weight=plain_number(table[worker][0]),
                 loss=table[worker][1],
                 step_seconds=table[worker][2],
                 wait_seconds=table[worker][3],
@@ -203,9 +215,9 @@ class SynchronousWorker:
 def make_replica(flat: FlatParameters, optimizer: OptimizerConfig, delay: int) -> Shard:
     """Return the vectors of a rank's store at version 0, with the parameters in `flat`; see `load_base`."""
     if not delay:  # no copy: the store updates the vector that the model reads
-        return Shard([flat.parameters], optimizer)
+        return Shard([flat.parameters], optimizer, ranges=flat.groups)
     buffers = [flat.parameters.clone(), *(torch.empty_like(flat.parameters) for _ in range(delay))]
-    return Shard(buffers, optimizer, num_past=delay)
+    return Shard(buffers, optimizer, num_past=delay, ranges=flat.groups)
 
 
 def load_base(replica: Shard, flat: FlatParameters, delay: int) -> None:

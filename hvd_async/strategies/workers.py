@@ -42,7 +42,7 @@ def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
         worker=worker,
         batch=step.batch,
         base_version=base.version,
-        tokens=step.tokens,
+        weight=step.weight,
         loss=step.loss,
         step_seconds=step.seconds,
         push_seconds=took.push_seconds,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from hvd_async.errors import ConfigError
+from hvd_async.config import OptimizerConfig
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.system.json_text import plain_number
 from hvd_async.system.printable import printable
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
@@ -12,28 +16,53 @@ from hvd_async.vectors.flat import FlatParameters
 
 def compute_gradient(
     task: Task, module: torch.nn.Module, flat: FlatParameters, seed: int, batch: int, counts: bool = True
-) -> tuple[int, float]:
-    """Compute the gradient of `batch` on the parameters in `flat`; return its target tokens and its summed loss in nats.
+) -> tuple[float, float]:
+    """Compute the gradient of `batch` on the parameters in `flat`; return its weight and its summed loss.
 
     The gradient is left in `flat`, for `collect_gradient`. `module` must be in training mode. If `counts` is False,
-    gradient, tokens and loss are zero. Computing a batch again on equal parameters gives equal bits on like machines,
-    because dropout is drawn from `seed` and `batch` alone.
+    gradient, weight and loss are zero. Computing a batch again on equal parameters gives equal bits on like machines,
+    because dropout is drawn from `seed` and `batch` alone. Raises `DataError` for an invalid weight.
     """
-    torch.manual_seed(hash((seed, batch)) & 0x7FFFFFFFFFFFFFFF)
+    seed_batch(seed, batch)
     flat.zero_gradient()
-    loss, tokens = task.loss(module, task.batch(batch, flat.parameters.device))
+    loss, weight = task.loss(module, task.batch(batch, flat.parameters.device))
+    if not (math.isfinite(weight) and weight >= 0.0):
+        raise DataError(f"batch {batch}: got a weight of {weight} from the task, expected a finite number >= 0")
     if not counts:
-        loss, tokens = loss * 0.0, 0
+        loss, weight = loss * 0.0, 0.0
     loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-    return tokens, float(loss.detach())
+    return plain_number(weight), float(loss.detach())
+
+
+def seed_batch(seed: int, batch: int) -> None:
+    """Seed torch's global generators for `batch` of a run with `seed`."""
+    torch.manual_seed(hash((seed, batch)) & 0x7FFFFFFFFFFFFFFF)
+
+
+def flatten(model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device | str = "cpu") -> FlatParameters:
+    """Move the trained parameters of `model` into one vector on `device`, those of a group of `optimizer` side by side.
+
+    Raises `ConfigError` for a group without parameters.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    found = {optimizer.group_of(name) for name in names}
+    for number, group in enumerate(optimizer.groups, start=1):
+        if number not in found:
+            raise ConfigError(
+                f"optimizer.groups: got patterns that match no trained parameter ({printable(', '.join(group.match[:3]))}),"
+                f" or none that an earlier group left; expected some of {printable(', '.join(names[:5]))}, ..."
+            )
+    return FlatParameters(model, device, optimizer.group_of, 1 + len(optimizer.groups))
 
 
 def check_buffers(task: Task, model: torch.nn.Module) -> None:
     """Raise `ConfigError` for a model whose saved buffers change in training, which a trial batch shows.
 
     The store holds parameters alone. Each rank would have statistics of its own, and the store's rank, which evaluates
-    and exports, those of an untrained model.
+    and exports, those of an untrained model. A task that recomputes buffers from the parameters is not affected.
     """
+    if task.recomputes_buffers:
+        return
     names = model.state_dict().keys()
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if name in names}
     if not before:
@@ -48,5 +77,5 @@ def check_buffers(task: Task, model: torch.nn.Module) -> None:
         raise ConfigError(
             "strategy.kind: got async with a model whose buffers change in training"
             f" ({printable(', '.join(changed[:3]))}), such as those of BatchNorm, expected none, since"
-            " only parameters are exchanged; use LayerNorm, or kind single"
+            ' only parameters are exchanged; use LayerNorm, buffers="recalibrate" of DatasetTask, or kind single'
         )

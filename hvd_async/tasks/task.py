@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from hvd_async.tasks.evaluation import Evaluation
+from hvd_async.tasks.metric import Metric
 
 Batch: TypeAlias = Any
-"""A minibatch, of a type of the task's choice; only the task's own `loss` looks into it."""
+"""A minibatch, of a type of the task's choice; only the task's own `loss` and `weight` look into it."""
 
 
 class Task(Protocol):
     """A model, its data and its loss. Every method but `evaluate` is a function of its arguments alone, equal on every
-    rank."""
+    rank.
+
+    The *weight* of a batch is what its loss is summed over, such as the number of its target tokens or images: finite, not
+    negative, and not always whole. The mean loss of several batches is the sum of their losses / the sum of their weights.
+    """
+
+    @property
+    def weight_unit(self) -> str:
+        """What weights count, for people: a plural that ends in `s`, such as `tokens` or `images`."""
 
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU, drawn from the run's seed."""
@@ -37,13 +45,33 @@ class Task(Protocol):
     def epoch_of(self, index: int) -> int:
         """Return the epoch to which batch number `index` belongs."""
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
-        """Return the loss summed over the batch's target tokens (a scalar, nats), and the number of these tokens."""
+    def weight(self, batch: Batch) -> float:
+        """Return the weight of `batch`."""
 
-    def evaluate(self, model: torch.nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
-        """Return the statistics of one shard of the validation data."""
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:
+        """Return the summed loss of `batch`, a scalar, and its weight."""
+
+    @property
+    def recomputes_buffers(self) -> bool:
+        """Whether the task computes buffers that training changes from the parameters, before it evaluates or exports; then
+        nothing depends on what they are meanwhile."""
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """The metrics of its scores, in the order in which people read them. One is named `loss`, and lower is better. None:
+        nothing is evaluated."""
+
+    @property
+    def num_statistics(self) -> int:
+        """Length of the vector that `evaluate` returns, at most `MAX_STATISTICS`."""
+
+    def evaluate(self, model: torch.nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
+        """Return the statistics of one shard of the validation data; those of all shards are summed element by element."""
+
+    def scores(self, statistics: Sequence[float]) -> dict[str, float]:
+        """Return the scores that `statistics` of all validation data make, by metric: `loss`, and others if measured."""
 
     def export(
-        self, folder: Path, named_tensors: Mapping[str, torch.Tensor], version: int, measured: Mapping[str, float | None]
+        self, folder: Path, named_tensors: Mapping[str, torch.Tensor], version: int, scores: Mapping[str, float]
     ) -> None:
-        """Write a model folder, whole or not at all, including the values in `measured`."""
+        """Write a model folder, whole or not at all, including the validation `scores` of the version, if there are any."""

@@ -30,11 +30,11 @@ class TrainingLoop:
         module.train()
         for claim in worker.claims():
             started = time.monotonic()
-            tokens, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
+            weight, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # so that the measured time is the work, not only its launch
-            self.emulation.delay(time.monotonic() - started, tokens)
-            worker.step(Step(claim.batch, tokens, loss, time.monotonic() - started))
+            self.emulation.delay(time.monotonic() - started, weight)
+            worker.step(Step(claim.batch, weight, loss, time.monotonic() - started))
             self._evaluate_if_due(worker)
 
     def _evaluate_if_due(self, worker: Worker) -> None:
@@ -42,5 +42,5 @@ class TrainingLoop:
         if request is None:
             return
         with self.flat.with_parameters(request.parameters):
-            evaluation = self.task.evaluate(self.model, request.shard, request.num_shards)
-        worker.report(request, evaluation.to_vector())
+            statistics = self.task.evaluate(self.model, request.shard, request.num_shards)
+        worker.report(request, statistics)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hvd_async.cluster.environment import read_environment
@@ -13,9 +14,10 @@ from hvd_async.config import RunConfig
 from hvd_async.errors import DivergedError, OrphanedError, StoppedBySignal
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.runs.summary import Ending
+from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies import make_strategy
-from hvd_async.strategies.protocol import Strategy
+from hvd_async.strategies.protocol import Session, Strategy
 from hvd_async.strategies.synchronous_watch import Watch
 from hvd_async.tasks.task import Task
 from hvd_async.training.agreement import aborting_on_failure
@@ -38,6 +40,51 @@ def train(
     prints its message, and aborts the job after the store is saved. Raises `StoppedBySignal` on every rank after a clean
     stop, and `DivergedError` at the end of a run that diverged. Rank 0 holds the lock of the run's folder until the return.
     """
+    with joined(config, options, environ) as job:
+        ready = job.set_up(make_task)
+        if ready is not None:
+            with trained(job, ready) as session:
+                if session.worker is not None:
+                    ready.loop(session.worker, session.module)
+    return job.summary
+
+
+@dataclass
+class JoinedJob:
+    """This rank in its job. `summary` and `notice`, why the run was stopped, are set when the run ends."""
+
+    config: RunConfig
+    options: TrainOptions
+    environ: Mapping[str, str]
+    strategy: Strategy
+    stop: StopRequest
+    holding: contextlib.ExitStack
+    summary: dict[str, Any] = field(default_factory=dict)
+    notice: StopNotice | None = None
+
+    def set_up(
+        self, make_task: Callable[[RunConfig], Task], rate_factor: RateFactor | None = None, *, reduces_at_step: bool = False
+    ) -> Ready | None:
+        """Make everything ready; None, with the summary, if the run has ended and needs no more training. Collective.
+
+        `rate_factor`, `reduces_at_step`: see `JobSpec`.
+        """
+        start = Start(
+            self.config, make_task, self.options, self.strategy, self.environ, self.stop, rate_factor, reduces_at_step
+        )
+        ready = set_up(start, self.holding)
+        if isinstance(ready, Ready):
+            return ready
+        self.summary = ready
+        return None
+
+
+@contextlib.contextmanager
+def joined(config: RunConfig, options: TrainOptions, environ: Mapping[str, str] = os.environ) -> Iterator[JoinedJob]:
+    """Start MPI or Horovod as `config` says, and listen to signals, inside the block; a context manager. Collective.
+
+    Errors: see `train`.
+    """
     stop = StopRequest() if options.stop is None else options.stop
     with stop.listening() if options.stop is None else contextlib.nullcontext():
         strategy = make_strategy(config.strategy.kind)
@@ -50,27 +97,53 @@ def train(
             contextlib.ExitStack() as holding,
             aborting_on_failure(strategy.group),
         ):
-            ready = set_up(Start(config, make_task, options, strategy, environ, stop), holding)
-            notice, summary = _Run(ready).play(strategy) if isinstance(ready, Ready) else (None, ready)
+            job = JoinedJob(config, options, environ, strategy, stop, holding)
+            yield job
             # No rank leaves before everything is saved: after a nonzero exit status of one rank, a launcher kills the
             # others.
-            status = strategy.group.allgather(str(summary.get("status", "")))[0]
+            status = strategy.group.allgather(str(job.summary.get("status", "")))[0]
             strategy.close()
-    if notice is not None and not notice.is_end and not options.is_launched:
-        hint = "run the same command again to resume" if options.auto_resume else "resume with --resume"
-        stopped = StoppedBySignal(f"stopped by {notice}, everything saved; {hint}", notice.signal_number)
+    _raise_unless_finished(job, status)
+
+
+def _raise_unless_finished(job: JoinedJob, status: str) -> None:
+    if job.notice is not None and not job.notice.is_end and not job.options.is_launched:
+        hint = "run the same command again to resume" if job.options.auto_resume else "resume with --resume"
+        stopped = StoppedBySignal(f"stopped by {job.notice}, everything saved; {hint}", job.notice.signal_number)
         stopped.is_on_all_ranks = True
         raise stopped
     if status == "diverged":
         raise DivergedError(
-            f"{config.output}: diverged: gradients or validation losses are no longer finite (see summary.json);"
+            f"{job.config.output}: diverged: gradients or validation losses are no longer finite (see summary.json);"
             " try a lower optimizer.learning_rate, a longer warm-up or optimizer.clip_norm"
         )
-    return summary
 
 
-class _Run:
-    """A run on this rank, from the first step to the summary."""
+@contextlib.contextmanager
+def trained(
+    job: JoinedJob, ready: Ready, before_evaluation: Callable[[Group], None] = lambda group: None
+) -> Iterator[Session]:
+    """Open the session of the run; a context manager. At its end call `before_evaluation`, evaluate, and write the summary.
+    Collective."""
+    job.stop.defer()
+    with ready.recorder if ready.recorder is not None else contextlib.nullcontext():
+        with contextlib.nullcontext() if ready.recorder is None else ready.progress.showing():
+            with job.strategy.session(ready.job) as session:
+                yield session
+        job.stop.limit_seconds = ready.job.strategy.stop_timeout_seconds  # everything is saved
+        before_evaluation(job.strategy.group)
+        conclusion = _Conclusion(ready)
+        num_overrun, num_steps = conclusion.count_overrun_steps(job.strategy.group)
+        job.notice = session.notice
+        if job.notice is None or job.notice.is_end:
+            job.notice = conclusion.evaluate_snapshots(job.strategy.group) or job.notice
+        if ready.recorder is not None:
+            status = ready.recorder.status_of(job.notice)
+            job.summary = ready.recorder.conclude(Ending(status, ready.job.num_workers, num_steps, num_overrun, job.notice))
+
+
+class _Conclusion:
+    """The end of a run on this rank, after the last step."""
 
     def __init__(self, ready: Ready) -> None:
         """The parts of `ready` stay the caller's."""
@@ -80,25 +153,6 @@ class _Run:
         self.stop = ready.stop
         self.progress = ready.progress
         self.recorder = ready.recorder
-
-    def play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
-        """Train, evaluate, and write the summary; return what stopped the run, and the summary. Collective."""
-        self.stop.defer()
-        with self.recorder if self.recorder is not None else contextlib.nullcontext():
-            return self._play(strategy)
-
-    def _play(self, strategy: Strategy) -> tuple[StopNotice | None, dict[str, Any]]:
-        with contextlib.nullcontext() if self.recorder is None else self.progress.showing():
-            notice = strategy.execute(self.job, self.loop)
-        self.stop.limit_seconds = self.job.strategy.stop_timeout_seconds  # everything is saved
-        num_overrun, num_steps = self.count_overrun_steps(strategy.group)
-        if notice is None or notice.is_end:
-            notice = self.evaluate_snapshots(strategy.group) or notice
-        summary: dict[str, Any] = {}
-        if self.recorder is not None:
-            status = self.recorder.status_of(notice)
-            summary = self.recorder.conclude(Ending(status, self.job.num_workers, num_steps, num_overrun, notice))
-        return notice, summary
 
     def count_overrun_steps(self, group: Group) -> tuple[int, int]:
         """Return how many steps of all workers exceeded their emulated length, and the number of all steps; print the
@@ -122,7 +176,7 @@ class _Run:
                 mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
             asked = self.stop.notice()
             self._check_launcher([asked])
-            text = json.dumps([mine.to_vector(), 0 if asked is None else asked.to_word()])
+            text = json.dumps([list(mine), 0 if asked is None else asked.to_word()])
             with Watch(self.job, group) as watch, watch.waiting():
                 table = [json.loads(each) for each in group.allgather(text)]
             if self.recorder is not None:

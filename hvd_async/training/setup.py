@@ -16,7 +16,7 @@ from hvd_async.cluster.environment import check_world, read_environment
 from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, count_workers, describe, placement_of, this_machine
 from hvd_async.config import RunConfig
 from hvd_async.emulation.idling import Emulation, check_emulation
-from hvd_async.runs.checkpoint import check_tensors
+from hvd_async.runs.checkpoint import check_tensors, list_checkpoints, way_out
 from hvd_async.runs.continuation import Supply
 from hvd_async.runs.folder import Beginning, Resumption, RunFolder
 from hvd_async.runs.progress import Goal, Progress
@@ -24,8 +24,9 @@ from hvd_async.runs.provenance import Provenance, device_of, provenance_of, this
 from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.snapshots import read_snapshot
+from hvd_async.store.parameter_store import RateFactor
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
-from hvd_async.tasks.gradient import check_buffers
+from hvd_async.tasks.gradient import check_buffers, flatten
 from hvd_async.tasks.task import Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
 from hvd_async.training.loop import TrainingLoop
@@ -38,7 +39,7 @@ from hvd_async.vectors.flat import FlatParameters
 
 @dataclass(frozen=True)
 class Start:
-    """Inputs of the setup of a run on this rank."""
+    """Inputs of the setup of a run on this rank. `rate_factor`, `reduces_at_step`: see `JobSpec`."""
 
     config: RunConfig
     make_task: Callable[[RunConfig], Task]
@@ -46,6 +47,8 @@ class Start:
     strategy: Strategy
     environ: Mapping[str, str]
     stop: StopRequest
+    rate_factor: RateFactor | None = None
+    reduces_at_step: bool = False
 
     @property
     def group(self) -> Group:
@@ -101,7 +104,12 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any
     workload = _make_workload(start, plan)
     spec = _describe_job(start, plans, workload)
     start.strategy.check(spec)  # before the folder changes, so that a job that cannot run leaves nothing behind
-    progress = Progress(workload.goal, start.config.training.log_every_seconds, is_live=start.options.live_progress)
+    progress = Progress(
+        workload.goal,
+        start.config.training.log_every_seconds,
+        workload.task.weight_unit,
+        is_live=start.options.live_progress,
+    )
     opened = _open_folder(start, workload, progress, holding)
     if opened.finished is not None:
         return opened.finished
@@ -148,13 +156,14 @@ def _make_workload(start: Start, plan: RankPlan) -> Workload:
     model = in_agreement(group, task.build_model)
     if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
-    flat = FlatParameters(model, "cpu" if plan.worker is None else plan.device)
+    flat = in_agreement(group, lambda: flatten(model, config.optimizer, "cpu" if plan.worker is None else plan.device))
     return Workload(task, model, flat, Goal(task.num_batches(), config.training.updates, config.training.seconds))
 
 
 def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:
     """Return the job of the strategy."""
     config, folder = start.config, start.folder
+    every = (config.validation.every_during or 0) if workload.task.metrics else 0
     return JobSpec(
         strategy=config.strategy,
         store=config.store,
@@ -166,8 +175,10 @@ def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -
         num_batches=workload.goal.num_batches,
         epoch_of=workload.task.epoch_of,
         last_version=workload.goal.last_version,
-        evaluation=EvaluationPlan(config.validation.every_during or 0, lambda version: read_snapshot(folder, version)),
+        evaluation=EvaluationPlan(every, lambda version: read_snapshot(folder, version)),
         stop_requested=start.stop.notice,
+        rate_factor=start.rate_factor,
+        reduces_at_step=start.reduces_at_step,
     )
 
 
@@ -184,7 +195,8 @@ def _open_folder(start: Start, workload: Workload, progress: Progress, holding: 
     ended = json.loads(group.allgather(json.dumps(finished))[0])
     if ended and group.rank == 0:
         progress.say("finished before, and no more training is configured: nothing to do")
-    remarks = [line for line in (lost, "" if resumption is None else resumption.remark) if line]
+    resumed = "" if resumption is None else f"resumes at version {resumption.saved.data['store']['version']:,}"
+    remarks = [line for line in (lost, resumed, "" if resumption is None else resumption.remark) if line]
     return Opened(resumption, remarks, (ended if group.rank == 0 else {}) if ended else None)
 
 
@@ -213,7 +225,8 @@ def _begin(folder: RunFolder, config: RunConfig, options: TrainOptions, supply: 
         return None
     resumption = folder.resume(config, supply, "--auto-resume" if options.auto_resume else "--resume")
     found = resumption.saved
-    check_tensors(found, f"remove {found.folder} to resume from the previous checkpoint, if there is one")
+    earlier = [path for path in list_checkpoints(folder.checkpoints) if path < found.folder]
+    check_tensors(found, way_out(found.folder, earlier))
     return resumption
 
 

@@ -172,18 +172,22 @@ static inline double add_lanes(double *lanes) {
     return lanes[0];
 }
 
-enum { ADAM, ADAM_DECAY, ADAMW, PROVISIONAL = 4 }; /* PROVISIONAL is combined with one of the others */
+/* The rules, by their places in rule.py. */
+enum { RULE_SGD, RULE_ADAM, RULE_ADAMW, RULE_NADAM, RULE_NADAMW, RULE_LION, RULE_ADAGRAD };
+enum { ADAM, ADAM_DECAY, ADAMW, PROVISIONAL = 4, NADAM = 8 }; /* the last two are combined with one of the others */
+enum { ADAGRAD_DECAY = 1 };                                   /* and PROVISIONAL */
 enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4 };
 
 typedef struct {
-    int kind; /* 0: sgd, 1: adam, 2: adamw */
+    int kind;
     int has_momentum, has_nesterov, has_average, is_provisional;
     float divisor, clip; /* gradient = sum / divisor, then * clip; 1 for no change */
-    float rate, decay;   /* step size; weight decay, for adamw: the factor of the parameters */
-    float beta1, beta2, one_minus_beta1, one_minus_beta2, inverse_root, epsilon, average_weight;
+    float rate, decay;   /* step size; weight decay; if decoupled, the factor of the parameters */
+    float beta1, beta2, one_minus_beta1, one_minus_beta2, inverse_root, epsilon, gradient_rate, average_weight;
 } rule_t;
 
-/* One pass over a chunk: the sum of `count` gradients, which is left in `g`, then Adam's step from `p` into `target`.
+/* One pass over a chunk: the sum of `count` gradients, which is left in `g`, then Adam's or NAdam's step from `p`
+ * into `target`.
  *
  * `count` and `kind` are constants where this is inlined. One loop reads everything straight from memory, so that
  * latency hides behind arithmetic.
@@ -194,7 +198,8 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
                                                              float *restrict v, int n) {
     const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
     const float w1 = rule->one_minus_beta1, b2 = rule->beta2, w2 = rule->one_minus_beta2;
-    const float root = rule->inverse_root, epsilon = rule->epsilon;
+    const float root = rule->inverse_root, epsilon = rule->epsilon, gradient_rate = rule->gradient_rate;
+    const int decay_kind = kind & ~(PROVISIONAL | NADAM);
     const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
 #pragma GCC ivdep
     for (int i = 0; i < n; i++) {
@@ -205,8 +210,8 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
         float mean = sum / divisor;
         g[i] = mean;
         float gradient = mean * clip;
-        if ((kind & ~PROVISIONAL) == ADAM_DECAY) gradient = gradient + parameter * decay;
-        if ((kind & ~PROVISIONAL) == ADAMW) parameter = parameter * decay;
+        if (decay_kind == ADAM_DECAY) gradient = gradient + parameter * decay;
+        if (decay_kind == ADAMW) parameter = parameter * decay;
         float first = m[i] + (gradient - m[i]) * w1;
         float added = gradient * gradient * w2;
         float second = kind & PROVISIONAL ? (added > v[i] ? added : v[i]) : v[i] * b2 + added;
@@ -214,7 +219,9 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
             m[i] = first;
             v[i] = second;
         }
-        target[i] = parameter - first / (sqrtf(second) * root + epsilon) * rate;
+        float spread = sqrtf(second) * root + epsilon;
+        float change = kind & NADAM ? (first * rate + gradient * gradient_rate) / spread : first / spread * rate;
+        target[i] = parameter - change;
     }
 }
 
@@ -244,50 +251,108 @@ __attribute__((always_inline)) static inline void sgd_chunk(const rule_t *rule, 
     }
 }
 
+/* Lion's step, likewise. */
+__attribute__((always_inline)) static inline void lion_chunk(const rule_t *rule, const int count, const int is_provisional,
+                                                             const float *const *from, float *restrict g, const float *p,
+                                                             float *target, float *restrict m, int n) {
+    const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
+    const float b1 = rule->beta1, w1 = rule->one_minus_beta1, b2 = rule->beta2, w2 = rule->one_minus_beta2;
+    const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
+#pragma GCC ivdep
+    for (int i = 0; i < n; i++) {
+        float sum = x0[i], parameter = p[i];
+        if (count > 1) sum = sum + x1[i];
+        if (count > 2) sum = sum + x2[i];
+        if (count > 3) sum = sum + x3[i];
+        float mean = sum / divisor;
+        g[i] = mean;
+        float gradient = mean * clip;
+        float direction = m[i] * b1 + gradient * w1;
+        if (!is_provisional) m[i] = m[i] * b2 + gradient * w2;
+        target[i] = parameter * decay - (direction > 0.0f ? rate : direction < 0.0f ? -rate : 0.0f);
+    }
+}
+
+/* Adagrad's step, likewise; `s` has the sums of squares. */
+__attribute__((always_inline)) static inline void adagrad_chunk(const rule_t *rule, const int count, const int kind,
+                                                                const float *const *from, float *restrict g,
+                                                                const float *p, float *target, float *restrict s, int n) {
+    const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
+    const float epsilon = rule->epsilon;
+    const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
+#pragma GCC ivdep
+    for (int i = 0; i < n; i++) {
+        float sum = x0[i], parameter = p[i];
+        if (count > 1) sum = sum + x1[i];
+        if (count > 2) sum = sum + x2[i];
+        if (count > 3) sum = sum + x3[i];
+        float mean = sum / divisor;
+        g[i] = mean;
+        float gradient = mean * clip;
+        if (kind & ADAGRAD_DECAY) gradient = gradient + parameter * decay;
+        float total = s[i] + gradient * gradient;
+        if (!(kind & PROVISIONAL)) s[i] = total;
+        target[i] = parameter - gradient / (sqrtf(total) + epsilon) * rate;
+    }
+}
+
 /* Choose the loop that was compiled for these constants. `from` has 4 places, the first `count` of them filled. */
 __attribute__((always_inline)) static inline void step_chunk(const rule_t *rule, int count, const float *const *from,
                                                              float *g, const float *p, float *target, float *m, float *v,
                                                              int n) {
-#define ADAM_CASE(KIND)                                                              \
+#define CASE(KIND, LOOP, ...)                                                        \
     case KIND:                                                                       \
         switch (count) {                                                             \
-        case 1: adam_chunk(rule, 1, KIND, from, g, p, target, m, v, n); break;       \
-        case 2: adam_chunk(rule, 2, KIND, from, g, p, target, m, v, n); break;       \
-        case 3: adam_chunk(rule, 3, KIND, from, g, p, target, m, v, n); break;       \
-        default: adam_chunk(rule, 4, KIND, from, g, p, target, m, v, n);             \
+        case 1: LOOP(rule, 1, KIND, from, g, p, target, __VA_ARGS__, n); break;      \
+        case 2: LOOP(rule, 2, KIND, from, g, p, target, __VA_ARGS__, n); break;      \
+        case 3: LOOP(rule, 3, KIND, from, g, p, target, __VA_ARGS__, n); break;      \
+        default: LOOP(rule, 4, KIND, from, g, p, target, __VA_ARGS__, n);            \
         }                                                                            \
         break;
-#define SGD_CASE(KIND)                                                               \
-    case KIND:                                                                       \
-        switch (count) {                                                             \
-        case 1: sgd_chunk(rule, 1, KIND, from, g, p, target, m, n); break;           \
-        case 2: sgd_chunk(rule, 2, KIND, from, g, p, target, m, n); break;           \
-        case 3: sgd_chunk(rule, 3, KIND, from, g, p, target, m, n); break;           \
-        default: sgd_chunk(rule, 4, KIND, from, g, p, target, m, n);                 \
-        }                                                                            \
-        break;
-    if (rule->kind == 0) {
-        int kind = (rule->decay != 0.0f ? SGD_DECAY : 0) | (rule->has_momentum ? SGD_MOMENTUM : 0);
+    int has_decay = rule->decay != 0.0f, provisional = rule->is_provisional ? PROVISIONAL : 0;
+    if (rule->kind == RULE_SGD) {
+        int kind = (has_decay ? SGD_DECAY : 0) | (rule->has_momentum ? SGD_MOMENTUM : 0);
         kind |= rule->has_momentum && rule->has_nesterov ? SGD_NESTEROV : 0;
         switch (kind) {
-            SGD_CASE(0)
-            SGD_CASE(SGD_DECAY)
-            SGD_CASE(SGD_MOMENTUM)
-            SGD_CASE(SGD_MOMENTUM | SGD_DECAY)
-            SGD_CASE(SGD_MOMENTUM | SGD_NESTEROV)
-            SGD_CASE(SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY)
+            CASE(0, sgd_chunk, m)
+            CASE(SGD_DECAY, sgd_chunk, m)
+            CASE(SGD_MOMENTUM, sgd_chunk, m)
+            CASE(SGD_MOMENTUM | SGD_DECAY, sgd_chunk, m)
+            CASE(SGD_MOMENTUM | SGD_NESTEROV, sgd_chunk, m)
+            CASE(SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY, sgd_chunk, m)
+        }
+    } else if (rule->kind == RULE_LION) {
+        switch (provisional) {
+            CASE(0, lion_chunk, m)
+            CASE(PROVISIONAL, lion_chunk, m)
+        }
+    } else if (rule->kind == RULE_ADAGRAD) {
+        switch ((has_decay ? ADAGRAD_DECAY : 0) | provisional) {
+            CASE(0, adagrad_chunk, m)
+            CASE(ADAGRAD_DECAY, adagrad_chunk, m)
+            CASE(PROVISIONAL, adagrad_chunk, m)
+            CASE(ADAGRAD_DECAY | PROVISIONAL, adagrad_chunk, m)
         }
     } else {
-        int kind = rule->kind == 2 ? ADAMW : rule->decay != 0.0f ? ADAM_DECAY : ADAM;
-        switch (rule->is_provisional ? kind | PROVISIONAL : kind) {
-            ADAM_CASE(ADAM)
-            ADAM_CASE(ADAM_DECAY)
-            ADAM_CASE(ADAMW)
-            ADAM_CASE(ADAM | PROVISIONAL)
-            ADAM_CASE(ADAM_DECAY | PROVISIONAL)
-            ADAM_CASE(ADAMW | PROVISIONAL)
+        int is_decoupled = rule->kind == RULE_ADAMW || rule->kind == RULE_NADAMW;
+        int is_nadam = rule->kind == RULE_NADAM || rule->kind == RULE_NADAMW;
+        int kind = is_decoupled ? ADAMW : has_decay ? ADAM_DECAY : ADAM;
+        switch (kind | provisional | (is_nadam ? NADAM : 0)) {
+            CASE(ADAM, adam_chunk, m, v)
+            CASE(ADAM_DECAY, adam_chunk, m, v)
+            CASE(ADAMW, adam_chunk, m, v)
+            CASE(ADAM | PROVISIONAL, adam_chunk, m, v)
+            CASE(ADAM_DECAY | PROVISIONAL, adam_chunk, m, v)
+            CASE(ADAMW | PROVISIONAL, adam_chunk, m, v)
+            CASE(NADAM | ADAM, adam_chunk, m, v)
+            CASE(NADAM | ADAM_DECAY, adam_chunk, m, v)
+            CASE(NADAM | ADAMW, adam_chunk, m, v)
+            CASE(NADAM | ADAM | PROVISIONAL, adam_chunk, m, v)
+            CASE(NADAM | ADAM_DECAY | PROVISIONAL, adam_chunk, m, v)
+            CASE(NADAM | ADAMW | PROVISIONAL, adam_chunk, m, v)
         }
     }
+#undef CASE
 }
 
 static inline void average_chunk(float weight, const float *restrict p, float *restrict a, int n) {
@@ -339,7 +404,7 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
             int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
             float *first = state->first == NULL ? NULL : state->first + at;
             float *second = state->second == NULL ? NULL : state->second + at;
-            if (rule->is_provisional && rule->kind == 0 && first != NULL) first = memcpy(tried, first, 4 * (size_t)n);
+            if (rule->is_provisional && rule->kind == RULE_SGD && first != NULL) first = memcpy(tried, first, 4 * (size_t)n);
             const float *from[4] = {summed, summed, summed, summed};
             if (is_plain)
                 for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
@@ -397,10 +462,10 @@ static PyObject *py_step(PyObject *self, PyObject *args) {
     Py_ssize_t start, end;
     inputs_t inputs;
     rule_t r;
-    if (!PyArg_ParseTuple(args, "OKKKKKKnn(iiiiifffffffffff)", &list, &parameters, &target, &first, &second, &average,
+    if (!PyArg_ParseTuple(args, "OKKKKKKnn(iiiiiffffffffffff)", &list, &parameters, &target, &first, &second, &average,
                           &partials, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_provisional,
                           &r.divisor, &r.clip, &r.rate, &r.decay, &r.beta1, &r.beta2, &r.one_minus_beta1, &r.one_minus_beta2,
-                          &r.inverse_root, &r.epsilon, &r.average_weight))
+                          &r.inverse_root, &r.epsilon, &r.gradient_rate, &r.average_weight))
         return NULL;
     if (parse_inputs(list, &inputs) < 0) return NULL;
     state_t state = {(float *)(uintptr_t)parameters, (float *)(uintptr_t)target, (float *)(uintptr_t)first,

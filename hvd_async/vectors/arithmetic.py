@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from hvd_async.vectors.rule import KINDS, Rule, State, step_piece
+
 _c: Any
 try:
     from hvd_async.vectors import _native as _c
@@ -46,42 +48,6 @@ class Input:
 
     vector: torch.Tensor
     divisor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Numbers of one optimizer step, rounded to float32 where used; see `step`."""
-
-    kind: str  # "sgd", "adam", "adamw"
-    rate: float
-    """Factor of the direction; for Adam it includes the first correction, learning rate / (1 - beta1^t)."""
-    decay: float = 0.0
-    """Factor of the parameter that is added to the gradient; for adamw the factor of parameters, 1 - learning rate *
-    decay."""
-    beta1: float = 0.0
-    """For sgd: the momentum."""
-    beta2: float = 0.0
-    inverse_root: float = 1.0
-    """Adam's second correction, 1 / sqrt(1 - beta2^t)."""
-    epsilon: float = 0.0
-    nesterov: bool = False
-    divisor: float = 1.0
-    clip: float = 1.0
-    average_weight: float | None = None
-    """Weight of the new parameters in the moving average, if there is one."""
-    is_provisional: bool = False
-    """Whether only `target` is written, with the result of the step, and nothing else changes."""
-
-
-@dataclass(frozen=True)
-class State:
-    """The vectors of an optimizer, [size] float32 each, changed in place. `target` may be `parameters`."""
-
-    parameters: torch.Tensor
-    target: torch.Tensor
-    first: torch.Tensor | None = None
-    second: torch.Tensor | None = None
-    average: torch.Tensor | None = None
 
 
 def is_compiled() -> bool:
@@ -123,22 +89,8 @@ def sum_inputs(inputs: Sequence[Input], total: torch.Tensor | None, divisor: flo
 def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) -> list[float]:
     """Sum `inputs` in order and make one optimizer step with the sum. Returns the sums of squares, as `sum_inputs` does.
 
-        g = sum / divisor * clip
-        sgd:   g = g + decay * p;  m = momentum * m + g;  g = m, or g + momentum * m (nesterov);  p = p - rate * g
-        adam:  g = g + decay * p   (adamw: p = p * decay)
-               m = m + (g - m) * (1 - beta1);  v = beta2 * v + g * g * (1 - beta2)
-               p = p - m / (sqrt(v) * inverse_root + epsilon) * rate
-        average = average + (p - average) * average_weight
-
-    A provisional step writes only the target; for Adam
-
-               p = p - (m + (g - m) * (1 - beta1)) / (sqrt(max(v, g * g * (1 - beta2))) * inverse_root + epsilon) * rate
-
-    `v` is not updated, because the squared mean of some of an update's gradients is larger than that of all. But `v` is bounded
-    below by (1 - beta2) g^2: otherwise an element with no gradient so far would take an arbitrarily large step.
-
-    The formulas are those of torch.optim (Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2); state begins
-    as zeros. The inputs are unchanged, and so is `state.parameters` unless it is the target.
+    `Rule` has the formulas. State begins as zeros, except Adagrad's. The inputs are unchanged, and so is `state.parameters`
+    unless it is the target.
     """
     size = state.target.numel()
     vectors = [each.vector for each in inputs]
@@ -154,7 +106,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
             if rule.divisor != 1.0:
                 gradient = _divide(gradient, rule.divisor)
             partials += _squares(gradient)
-            _step_piece(gradient, state, rule, piece)
+            step_piece(gradient, state, rule, piece)
         _wait_for(state.target)  # the sums of squares were complete before the step was made
         return partials
     squares = torch.empty(-(-size // BLOCK), dtype=torch.float64)
@@ -234,12 +186,12 @@ def _describe(inputs: Sequence[Input]) -> list[tuple[int, int, float]]:
 
 
 def _numbers(rule: Rule, state: State) -> tuple[float, ...]:
-    kind = ("sgd", "adam", "adamw").index(rule.kind)
     has_average = rule.average_weight is not None and not rule.is_provisional
     return (
-        kind, state.first is not None, rule.nesterov, has_average, rule.is_provisional,
+        KINDS.index(rule.kind), state.first is not None, rule.nesterov, has_average, rule.is_provisional,
         rule.divisor, rule.clip, rule.rate, rule.decay, rule.beta1, rule.beta2,
-        1 - rule.beta1, 1 - rule.beta2, rule.inverse_root, rule.epsilon, rule.average_weight or 0.0,
+        1 - rule.beta1, 1 - rule.beta2, rule.inverse_root, rule.epsilon, rule.gradient_rate,
+        rule.average_weight or 0.0,
     )  # fmt: skip
 
 
@@ -297,6 +249,7 @@ def _fused_step(fused: types.ModuleType, inputs: Sequence[Input], state: State, 
         "rest2": 1 - rule.beta2,
         "inverse_root": rule.inverse_root,
         "epsilon": rule.epsilon,
+        "gradient_rate": rule.gradient_rate,
     }
     if rule.average_weight is not None:
         numbers["average_weight"] = rule.average_weight
@@ -368,43 +321,6 @@ def _squares(gradient: torch.Tensor) -> list[float]:
         lanes = lanes[:, :half] + lanes[:, half:]
     result: list[float] = lanes.flatten().tolist()
     return result
-
-
-def _square_root(values: torch.Tensor) -> torch.Tensor:
-    """Return the correctly rounded square root; torch's float32 root on the CPU is not, where MKL computes it."""
-    return values.double().sqrt().float() if values.device.type == "cpu" else values.sqrt()
-
-
-def _tried(vector: torch.Tensor, rule: Rule) -> torch.Tensor:
-    return vector.clone() if rule.is_provisional else vector
-
-
-def _step_piece(gradient: torch.Tensor, state: State, rule: Rule, piece: slice) -> None:
-    parameters = state.parameters[piece]
-    if rule.clip != 1.0:
-        gradient = gradient * rule.clip
-    if rule.kind == "adamw":
-        parameters = parameters * rule.decay
-    elif rule.decay:
-        gradient = gradient + parameters * rule.decay
-    if rule.kind == "sgd":
-        if state.first is not None:
-            first = _tried(state.first[piece], rule)
-            first.mul_(rule.beta1).add_(gradient)
-            gradient = gradient + first * rule.beta1 if rule.nesterov else first
-        parameters = parameters - gradient * rule.rate
-    else:
-        assert state.first is not None and state.second is not None
-        first, second = _tried(state.first[piece], rule), state.second[piece]
-        first.add_((gradient - first).mul_(1 - rule.beta1))
-        added = (gradient * gradient).mul_(1 - rule.beta2)
-        second = torch.where(added > second, added, second) if rule.is_provisional else second.mul_(rule.beta2).add_(added)
-        direction = first / _square_root(second).mul_(rule.inverse_root).add_(rule.epsilon)
-        parameters = parameters - direction.mul_(rule.rate)
-    state.target[piece] = parameters
-    if state.average is not None and rule.average_weight is not None and not rule.is_provisional:
-        average = state.average[piece]
-        average.add_((parameters - average).mul_(rule.average_weight))
 
 
 # --- Doorbells --------------------------------------------------------------------------------------------------------

@@ -15,11 +15,13 @@ import torch
 import triton
 import triton.language as tl
 
+from hvd_async.vectors.rule import DECOUPLED, KINDS
+
 # Elements per program; the sum of squares of each program is formed in double precision.
 BLOCK = 4096
 _NUM_WARPS = 8
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-RULES = ("none", "sgd", "adam", "adamw")
+RULES = ("none", *KINDS)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def run(work: Pass) -> torch.Tensor:
             HAS_FIRST=work.first is not None,
             HAS_AVERAGE=work.average is not None and "average_weight" in work.numbers and not work.is_provisional,
             HAS_DECAY=numbers["decay"] != 0.0,
+            IS_DECOUPLED=work.rule in DECOUPLED,
             NESTEROV=work.nesterov,
             IS_PROVISIONAL=work.is_provisional,
             BLOCK_SIZE=BLOCK,
@@ -127,6 +130,7 @@ _NUMBERS = (
     "rest2",
     "inverse_root",
     "epsilon",
+    "gradient_rate",
     "average_weight",
 )
 
@@ -168,6 +172,7 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
     rest2,
     inverse_root,
     epsilon,
+    gradient_rate,
     average_weight,
     FIRST_KIND: tl.constexpr,
     KIND: tl.constexpr,
@@ -177,11 +182,12 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
     HAS_FIRST: tl.constexpr,
     HAS_AVERAGE: tl.constexpr,
     HAS_DECAY: tl.constexpr,
+    IS_DECOUPLED: tl.constexpr,
     NESTEROV: tl.constexpr,
     IS_PROVISIONAL: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Compute the formulas of `arithmetic.step`, in that order. Each element is read before the same thread writes it, so
+    """Compute the formulas of `rule.Rule`, in that order. Each element is read before the same thread writes it, so
     the target may be the parameters, and the sum its own first source."""
     number = tl.program_id(0)
     offsets = number.to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
@@ -203,7 +209,7 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
     if RULE > 0:
         gradient = gradient * clip
         value = tl.load(parameters + offsets, mask=mask, other=0.0)
-        if RULE == 3:
+        if IS_DECOUPLED:
             value = value * decay
         elif HAS_DECAY:
             gradient = gradient + value * decay
@@ -217,6 +223,17 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
                 else:
                     gradient = momentum
             value = value - gradient * rate
+        elif RULE == 6:
+            mean = tl.load(first + offsets, mask=mask, other=0.0)
+            direction = mean * beta1 + gradient * rest1
+            if not IS_PROVISIONAL:
+                tl.store(first + offsets, mean * beta2 + gradient * rest2, mask=mask)
+            value = value - tl.where(direction > 0.0, 1.0, tl.where(direction < 0.0, -1.0, 0.0)) * rate
+        elif RULE == 7:
+            total = tl.load(first + offsets, mask=mask, other=0.0) + gradient * gradient
+            if not IS_PROVISIONAL:
+                tl.store(first + offsets, total, mask=mask)
+            value = value - tl.div_rn(gradient, tl.sqrt_rn(total) + epsilon) * rate
         else:
             mean = tl.load(first + offsets, mask=mask, other=0.0)
             mean = mean + (gradient - mean) * rest1
@@ -228,7 +245,11 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
                 spread = spread * beta2 + added
                 tl.store(first + offsets, mean, mask=mask)
                 tl.store(second + offsets, spread, mask=mask)
-            value = value - tl.div_rn(mean, tl.sqrt_rn(spread) * inverse_root + epsilon) * rate
+            spread = tl.sqrt_rn(spread) * inverse_root + epsilon
+            if RULE >= 4:
+                value = value - tl.div_rn(mean * rate + gradient * gradient_rate, spread)
+            else:
+                value = value - tl.div_rn(mean, spread) * rate
         tl.store(target + offsets, value, mask=mask)
         if HAS_AVERAGE:
             smooth = tl.load(average + offsets, mask=mask, other=0.0)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from hvd_async.vectors.arithmetic import BLOCK
 
 # Every tensor begins at a multiple of 64 bytes of the vector, which matrix kernels prefer; the gaps stay zero.
 _ALIGNMENT = 16
@@ -37,23 +40,40 @@ class FlatParameters:
     Attributes:
         parameters: [size], float32, on `device`; the model reads it, and the owner may overwrite it between steps.
         gradient: [size], float32, on `device`.
-        pieces: name, shape and offset of each trained parameter, in the model's order.
+        pieces: name, shape and offset of each trained parameter, group by group, each in the model's order.
         num_parameters: elements of all parameters, frozen ones included.
+        groups: elements of each group of parameters, by its number, without gaps; each starts at a multiple of
+            `arithmetic.BLOCK`.
     """
 
-    def __init__(self, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
-        """Move the parameters. Raises `TypeError` if a trained parameter is not float32, `ValueError` if none is trained."""
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        device: torch.device | str = "cpu",
+        group_of: Callable[[str], int] = lambda name: 0,
+        num_groups: int = 1,
+    ) -> None:
+        """Move the parameters, those of one group side by side. Raises `TypeError` if a trained parameter is not float32,
+        `ValueError` if none is trained."""
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not trained:
             raise ValueError("got a model without parameters that require a gradient, expected at least one")
-        self.pieces, self.size = _lay_out(trained)
+        for name, parameter in trained:
+            if parameter.dtype != torch.float32:
+                raise TypeError(
+                    f"parameter {name}: got {parameter.dtype}, expected float32; use autocast for lower precision"
+                )
+        self.pieces, self.groups = _lay_out(trained, group_of, num_groups)
+        self.size = self.groups[-1].stop
+        parameters = dict(trained)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.parameters = torch.zeros(self.size, dtype=torch.float32, device=device)
         self.gradient = torch.zeros_like(self.parameters)
         self._trained: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         model.to(device)
         self._frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        for piece, (_, parameter) in zip(self.pieces, trained, strict=True):
+        for piece in self.pieces:
+            parameter = parameters[piece.name]
             view = self._view(self.parameters, piece)
             view.copy_(parameter.detach())
             parameter.data = view
@@ -68,11 +88,26 @@ class FlatParameters:
 
     def collect_gradient(self) -> torch.Tensor:
         """Return `gradient` ([size], float32) after `backward`, even if autograd or DDP put a parameter's gradient
-        elsewhere."""
+        elsewhere. A parameter whose gradient was set to None has gradient 0. Afterwards all gradients are parts of it."""
         for parameter, view in self._trained:
-            if parameter.grad is not None and parameter.grad.data_ptr() != view.data_ptr():
+            if parameter.grad is None:
+                view.zero_()
+            elif parameter.grad.data_ptr() != view.data_ptr():
                 view.copy_(parameter.grad)
+            else:
+                continue
+            parameter.grad = view
         return self.gradient
+
+    def strayed(self, model: torch.nn.Module) -> str:
+        """Return the name of a trained parameter of `model` that is no longer part of `parameters`, or is new; empty if all are
+        as they were. A model strays if it is moved or cast, or if a parameter is replaced."""
+        addresses = {parameter.data_ptr() for parameter, _ in self._trained}
+        start, end = self.parameters.data_ptr(), self.parameters.data_ptr() + 4 * self.size
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and not (start <= parameter.data_ptr() < end and parameter.data_ptr() in addresses):
+                return name
+        return ""
 
     def named_tensors(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return views of `vector` ([size], any device) by the names of the trained parameters, and the frozen parameters
@@ -95,12 +130,17 @@ class FlatParameters:
         return vector[piece.offset : piece.offset + piece.size].view(piece.shape)
 
 
-def _lay_out(trained: Sequence[tuple[str, torch.nn.Parameter]]) -> tuple[tuple[Piece, ...], int]:
-    pieces, offset = [], 0
-    for name, parameter in trained:
-        if parameter.dtype != torch.float32:
-            raise TypeError(f"parameter {name}: got {parameter.dtype}, expected float32; use autocast for lower precision")
-        piece = Piece(name, tuple(parameter.shape), offset)
-        pieces.append(piece)
-        offset += -(-piece.size // _ALIGNMENT) * _ALIGNMENT
-    return tuple(pieces), offset
+def _lay_out(
+    trained: Sequence[tuple[str, torch.nn.Parameter]], group_of: Callable[[str], int], num_groups: int
+) -> tuple[tuple[Piece, ...], tuple[slice, ...]]:
+    """Return the places of `trained` and the elements of each group."""
+    pieces, starts, offset = [], [], 0
+    for group in range(num_groups):
+        offset = -(-offset // BLOCK) * BLOCK
+        starts.append(offset)
+        for name, parameter in trained:
+            if group_of(name) == group:
+                piece = Piece(name, tuple(parameter.shape), offset)
+                pieces.append(piece)
+                offset += -(-piece.size // _ALIGNMENT) * _ALIGNMENT
+    return tuple(pieces), tuple(slice(start, end) for start, end in itertools.pairwise([*starts, offset]))

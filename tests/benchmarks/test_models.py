@@ -24,8 +24,8 @@ def num_parameters(size: ModelSize) -> int:
 def test_the_multi30k_model_agrees_with_its_configuration() -> None:
     tree = yaml.safe_load(CONFIG.read_text())
     size = SIZES["multi30k"]
-    assert size.config == ModelConfig(**tree["model"])
-    assert size.vocabulary == tree["vocabulary"]["size"] and size.tokens == tree["batching"]["tokens"]
+    assert size.config == ModelConfig(**tree["task"]["model"])
+    assert size.vocabulary == tree["task"]["vocabulary"]["size"] and size.tokens == tree["task"]["batching"]["tokens"]
 
 
 def test_the_base_model_has_60_million_parameters() -> None:

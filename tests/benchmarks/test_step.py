@@ -29,7 +29,7 @@ class RecordingWorker:
         return (Claim(batch) for batch in range(100))
 
     def step(self, step: Step) -> None:
-        self.seen.append((step.batch, step.tokens, bool(self._flat.collect_gradient().any())))
+        self.seen.append((step.batch, step.weight, bool(self._flat.collect_gradient().any())))
 
 
 @pytest.mark.parametrize(("overlap", "num_steps"), [(False, 1), (True, 4)])

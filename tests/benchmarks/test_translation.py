@@ -42,6 +42,6 @@ def test_translation_is_compared_with_translation_without_a_cache() -> None:
 
 def test_a_gru_is_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("output: x\ndata: {folder: x}\ntraining: {epochs: 1}\nmodel: {kind: gru}\n")
-    with pytest.raises(ConfigError, match=r"model\.kind: got 'gru', expected 'transformer'"):
+    path.write_text("output: x\ntask: {data: {folder: x}, model: {kind: gru}}\ntraining: {epochs: 1}\n")
+    with pytest.raises(ConfigError, match=r"task\.model\.kind: got 'gru', expected 'transformer'"):
         measure(dataclasses.replace(DEFAULTS, config=str(path)))

@@ -43,9 +43,9 @@ def test_training_is_measured_in_both_precisions(config: RunConfig, corpus: Prep
 
 def test_flop_of_the_linear_layers_agree_with_the_formula(config: RunConfig) -> None:
     torch.manual_seed(1)
-    model = Transformer(config.model, 11)
+    model = Transformer(config.translation.model, 11)
     batch = collate([[4, 5, 6], [7]], [[8, 9, 4], [10, 5]])
-    width, inner = config.model.width, config.model.feed_forward
+    width, inner = config.translation.model.width, config.translation.model.feed_forward
     of_source = (4 * width**2 + 2 * width * inner) + 2 * width**2  # the encoder, and keys and values of the decoder
     of_target = 4 * width**2 + 2 * width**2 + 2 * width * inner
     expected = 6 * (8 * of_source + 8 * of_target + 7 * 11 * width)
@@ -70,7 +70,7 @@ def test_translation_is_measured_with_and_without_cache(config: RunConfig, corpu
 @pytest.mark.parametrize("beam", [1, 3])
 def test_translations_are_the_same_without_a_cache(config: RunConfig, beam: int) -> None:
     torch.manual_seed(1)
-    model = Transformer(config.model, 11).double().eval()
+    model = Transformer(config.translation.model, 11).double().eval()
     sources = [[4, 5, 6], [], [6], [5, 5, 4, 6]]
     expected = translate(model, sources, DecodingConfig(), beam=beam)
     assert translate(WithoutCache(model).eval(), sources, DecodingConfig(), beam=beam) == expected

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvd_async.comparison.collection import Entry
 from hvd_async.comparison.runs import Point, Run
 from hvd_async.config import dump_config, parse_config
+from hvd_async.tasks.metric import Metric, metrics_to_json
 
-CONFIG = parse_config({"output": "run", "data": {"folder": "text"}, "training": {"epochs": 1}}, source="made")
+LOSS = Metric("loss", "loss", unit="nats per token")
+BLEU = Metric("bleu", "BLEU", digits=1, is_higher_better=True)
+ACCURACY = Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)
+PERPLEXITY = Metric("perplexity", "perplexity", digits=2, note="on whole sentences")
+METRICS = (ACCURACY, PERPLEXITY, LOSS)
+CONFIG = parse_config({"output": "run", "task": {"data": {"folder": "text"}}, "training": {"epochs": 1}}, source="made")
 
 
-def run(*points: tuple[float, float] | tuple[float, float, float | None], **fields: Any) -> Run:
-    """Return a run with loss (and BLEU) `points[i][1:]` after `points[i][0]` seconds, ten tokens a second, and an
-    update every two seconds.
+def run(*points: tuple[float, float] | tuple[float, float, Mapping[str, float]], **fields: Any) -> Run:
+    """Return a run with the loss (and other scores) `points[i][1:]` after `points[i][0]` seconds, ten images a second,
+    and an update every two seconds.
     """
     measured = tuple(
-        Point(float(seconds), int(10 * seconds), int(seconds) // 2, loss, *bleu) for seconds, loss, *bleu in points
+        Point(float(seconds), int(10 * seconds), int(seconds) // 2, {"loss": loss, **dict(*others)})
+        for seconds, loss, *others in points
     )
-    last = measured[-1] if measured else Point(0.0, 0, 0, 0.0)
+    last = measured[-1] if measured else Point(0.0, 0, 0, {"loss": 0.0})
     values: dict[str, Any] = {
         "folder": pathlib.Path("run"),
         "config": CONFIG,
@@ -30,13 +37,15 @@ def run(*points: tuple[float, float] | tuple[float, float, float | None], **fiel
         "num_workers": 1,
         "parameters": 10,
         "seconds": last.seconds,
-        "tokens": last.tokens,
+        "weight": last.weight,
+        "weight_unit": "images",
         "updates": last.updates,
         "mean_staleness": 0.0,
         "staleness": {0: last.updates},
         "refused": {},
         "num_steps": last.updates,
         "num_overrun": 0,
+        "metrics": METRICS,
         "points": measured,
     }
     return Run(**{**values, **fields})
@@ -59,15 +68,22 @@ def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
         "num_workers": made.num_workers,
         "parameters": made.parameters,
         "seconds": made.seconds,
-        "tokens": made.tokens,
+        "weight": made.weight,
+        "weight_unit": made.weight_unit,
         "updates": made.updates,
         "mean_staleness": made.mean_staleness,
         "staleness": made.staleness,
         "refused": made.refused,
         "steps": made.num_steps,
         "overrun_steps": made.num_overrun,
+        "metrics": metrics_to_json(made.metrics),
         "measurements": [
-            {"version": p.updates, "tokens": p.tokens, "seconds": p.seconds, "loss": p.loss, "bleu": p.bleu}
+            {
+                "version": p.updates,
+                "weight": p.weight,
+                "seconds": p.seconds,
+                "scores": p.scores,
+            }
             for p in made.points
         ],
     }
@@ -83,7 +99,7 @@ def arrival(
     return {
         "event": "arrival",
         "worker": worker,
-        "tokens": 10,
+        "weight": 10,
         "step_seconds": step,
         "push_seconds": push,
         "wait_seconds": wait,

@@ -8,11 +8,12 @@ import pytest
 
 from hvd_async.comparison.differences import differing_keys, leaves
 from hvd_async.config import RunConfig, parse_config
+from tests.trees import replaced
 
 
 def config(**sections: Any) -> RunConfig:
-    tree = {"output": "run", "data": {"folder": "text"}, "training": {"epochs": 1}, "strategy": {"kind": "async"}}
-    return parse_config({**tree, **sections}, source="made")
+    tree = {"output": "run", "task": {"data": {"folder": "text"}}, "training": {"epochs": 1}, "strategy": {"kind": "async"}}
+    return parse_config(replaced(tree, sections), source="made")
 
 
 def strategy(**keys: Any) -> RunConfig:
@@ -27,11 +28,11 @@ def test_seeds_and_folders_do_not_count_as_differences() -> None:
 
 def test_keys_are_listed_with_their_sections_in_the_order_of_the_configuration() -> None:
     one = config(optimizer={"learning_rate": 0.1, "schedule": {"warmup": 10}}, model={"dropout": 0.2})
-    assert differing_keys([config(), one]) == ["model.dropout", "optimizer.learning_rate", "optimizer.schedule.warmup"]
+    assert differing_keys([config(), one]) == ["task.model.dropout", "optimizer.learning_rate", "optimizer.schedule.warmup"]
 
 
 def test_one_differing_run_is_enough() -> None:
-    assert differing_keys([config(), config(), config(model={"dropout": 0.2})]) == ["model.dropout"]
+    assert differing_keys([config(), config(), config(model={"dropout": 0.2})]) == ["task.model.dropout"]
 
 
 def test_a_mapping_of_workers_is_a_value() -> None:

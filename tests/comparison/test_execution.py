@@ -57,7 +57,7 @@ def names_in(output: pathlib.Path) -> list[str]:
 def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
     folder: pathlib.Path, in_this_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    variants = {"horovod": {"strategy.kind": "horovod"}, "bad": {"model.max_positions": 3}, "N = 1": {}}
+    variants = {"horovod": {"strategy.kind": "horovod"}, "bad": {"task.model.max_positions": 3}, "N = 1": {}}
     command = ["compare", str(write(folder, tiny(variants=variants))), "--output", str(folder / "out")]
     assert main(command) == 3
     first = capsys.readouterr()
@@ -271,7 +271,9 @@ def test_a_pattern_that_matches_nothing_is_refused(folder: pathlib.Path) -> None
 def test_a_dry_run_computes_nothing_and_prints_commands_that_run(
     folder: pathlib.Path, in_this_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(folder, tiny(seeds=[1, 2], rates=[0.001, 0.002], set={"model.dropout": 0.0, "data.train": "train"}))
+    path = write(
+        folder, tiny(seeds=[1, 2], rates=[0.001, 0.002], set={"task.model.dropout": 0.0, "task.data.train": "train"})
+    )
     command = ["compare", str(path), "--output", str(folder / "out"), "--dry-run", "--only", "horovod"]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -325,7 +327,7 @@ def test_a_real_run_resumes_from_its_checkpoint(folder: pathlib.Path, monkeypatc
     assert lines[0] == "horovod-s1: resumes, 1 of 1"
 
 
-@pytest.mark.parametrize("change", [{"set": {"training.label_smoothing": 0.1}}, {"workers": 3}])
+@pytest.mark.parametrize("change", [{"set": {"task.label_smoothing": 0.1}}, {"workers": 3}])
 def test_the_checkpoint_of_another_run_is_not_used(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
@@ -447,7 +449,7 @@ def test_a_suite_that_was_killed_gives_the_same_results_to_the_last_byte(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long enough to be killed in the middle of a run.
-    path = write(folder, tiny(budget={"tokens": 30_000}, measure_every=10_000, target={"loss": 5.9}))
+    path = write(folder, tiny(budget={"weight": 30_000}, measure_every=10_000, target={"loss": 5.9}))
     broken, whole = folder / "broken", folder / "whole"
     first, second = events_of(broken, "horovod-s1"), events_of(broken, "n_1-s1")
     moments: list[tuple[Callable[[], bool], bool]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,10 +12,11 @@ import pytest
 
 from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.from_folders import gather
-from hvd_async.comparison.target import Target
+from hvd_async.comparison.target import Target, WantedTarget
 from hvd_async.config import StrategyConfig
 from hvd_async.errors import ConfigError, DataError
-from tests.comparison.made import CONFIG, run, write_run
+from hvd_async.tasks.metric import Metric
+from tests.comparison.made import ACCURACY, CONFIG, LOSS, METRICS, run, write_run
 from tests.comparison.tiny import PretendedRuns, execute, in_place_of_processes, tiny, write, write_base
 
 
@@ -34,7 +36,7 @@ def variants(collection: Collection) -> dict[str, list[int]]:
     }
 
 
-def gathered(*folders: pathlib.Path, baseline: str | None = None, target: Target | None = None) -> Collection:
+def gathered(*folders: pathlib.Path, baseline: str | None = None, target: WantedTarget | None = None) -> Collection:
     return gather(folders, baseline, target)
 
 
@@ -61,7 +63,9 @@ def test_the_title_names_the_variants_compared(
     tmp_path: pathlib.Path, names: list[str], baseline: str | None, title: str
 ) -> None:
     assert gathered(*(write_losses(tmp_path / name, 1) for name in names), baseline=baseline).title == title
-    timed = gathered(*(write_losses(tmp_path / name, 1) for name in names), baseline=baseline, target=Target("loss", 2.0))
+    timed = gathered(
+        *(write_losses(tmp_path / name, 1) for name in names), baseline=baseline, target=WantedTarget("loss", 2.0)
+    )
     assert timed.title == title
 
 
@@ -103,7 +107,7 @@ def test_a_single_run_has_the_name_of_its_folder(tmp_path: pathlib.Path, monkeyp
     monkeypatch.chdir(write_losses(tmp_path / "async-s1"))
     found = gathered(pathlib.Path("."))
     assert variants(found) == {"async-s1": [1]}
-    assert found.target == Target("loss", 2.0, is_given=False)
+    assert found.target == Target(LOSS, 2.0, is_given=False)
 
 
 def test_a_baseline_and_a_target_may_be_chosen(tmp_path: pathlib.Path) -> None:
@@ -112,17 +116,43 @@ def test_a_baseline_and_a_target_may_be_chosen(tmp_path: pathlib.Path) -> None:
         write_losses(tmp_path / "b", kind="ddp", losses=(4.0, 3.0)),
         write_losses(tmp_path / "c", kind="async", losses=(4.0, math.nan)),
     ]
-    assert gathered(*folders).target == Target("loss", 3.0, is_given=False)
+    assert gathered(*folders).target == Target(LOSS, 3.0, is_given=False)
     changed = gathered(*folders, baseline="c")
-    assert (changed.baseline, changed.target) == ("c", Target("loss", 4.0, is_given=False))
-    given = gathered(*folders, baseline="b", target=Target("bleu", 20.0))
-    assert (given.baseline, given.target) == ("b", Target("bleu", 20.0))
+    assert (changed.baseline, changed.target) == ("c", Target(LOSS, 4.0, is_given=False))
+    given = gathered(*folders, baseline="b", target=WantedTarget("accuracy", 20.0))
+    assert (given.baseline, given.target) == ("b", Target(ACCURACY, 20.0))
 
 
 def test_an_unknown_baseline_is_refused(tmp_path: pathlib.Path) -> None:
     folders = [write_losses(tmp_path / "a", kind="horovod"), write_losses(tmp_path / "b")]
     with pytest.raises(ConfigError, match="--baseline: got 'horovod', expected one of a, b"):
         gathered(*folders, baseline="horovod")
+
+
+def test_a_target_that_no_run_has_measured_is_refused_with_those_that_are_known(tmp_path: pathlib.Path) -> None:
+    folders = [write_losses(tmp_path / "a"), write_losses(tmp_path / "b", metrics=(LOSS, Metric("recall", "recall")))]
+    with pytest.raises(ConfigError) as raised:
+        gathered(*folders, target=WantedTarget("bleu", 20.0))
+    assert str(raised.value) == (
+        "target: got bleu, which no run has measured, expected one of loss, accuracy, perplexity, recall"
+    )
+
+
+def test_metrics_of_runs_are_joined_by_name(tmp_path: pathlib.Path) -> None:
+    other = (Metric("loss", "cross entropy", unit="nats per image", digits=4), Metric("recall", "recall"))
+    found = gathered(write_losses(tmp_path / "a"), write_losses(tmp_path / "b", metrics=other))
+    assert found.metrics == (dataclasses.replace(LOSS, unit=""), *METRICS[:2], other[1])
+
+
+def test_runs_that_disagree_whether_higher_is_better_are_refused_in_one_line(tmp_path: pathlib.Path) -> None:
+    other = (LOSS, dataclasses.replace(ACCURACY, is_higher_better=False))
+    folders = [write_losses(tmp_path / "a"), write_losses(tmp_path / "b", metrics=other)]
+    with pytest.raises(DataError) as raised:
+        gathered(*folders)
+    assert str(raised.value) == (
+        f"{tmp_path}/b: accuracy: got a metric of which lower is better, expected higher as in {tmp_path}/a; report these runs"
+        " separately"
+    )
 
 
 def test_the_folder_of_a_comparison_may_be_given(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +167,7 @@ def test_the_folder_of_a_comparison_may_be_given(tmp_path: pathlib.Path, monkeyp
         "suite",
         "horovod",
         "suite.yaml",
-        Target("loss", 2.5),
+        Target(LOSS, 2.5),
     )
     assert [(e.environment, e.variant, e.fault) for e in found.entries] == [
         *(("a", "horovod", ""), ("a", "N = 1", "")),
@@ -145,8 +175,8 @@ def test_the_folder_of_a_comparison_may_be_given(tmp_path: pathlib.Path, monkeyp
     ]
     # Another baseline does not change a target chosen beforehand; another target does.
     changed = gathered(tmp_path / "out", baseline="N = 1")
-    assert (changed.baseline, changed.target, changed.text) == ("N = 1", Target("loss", 2.5), found.text)
-    assert gathered(tmp_path / "out", target=Target("loss", 3.5)).target == Target("loss", 3.5)
+    assert (changed.baseline, changed.target, changed.text) == ("N = 1", Target(LOSS, 2.5), found.text)
+    assert gathered(tmp_path / "out", target=WantedTarget("loss", 3.5)).target == Target(LOSS, 3.5)
 
 
 def test_a_derived_target_follows_the_baseline_and_is_reached_in_every_environment(
@@ -155,12 +185,12 @@ def test_a_derived_target_follows_the_baseline_and_is_reached_in_every_environme
     write_base(tmp_path, tmp_path / "text")
     losses = {("horovod", 0.1): 2.0, ("async", 0.1): 2.2, ("horovod", 0.2): 3.0, ("async", 0.2): 2.9}
     in_place_of_processes(
-        monkeypatch, PretendedRuns(lambda config: (4.0, losses[config.strategy.kind, config.model.dropout]))
+        monkeypatch, PretendedRuns(lambda config: (4.0, losses[config.strategy.kind, config.translation.model.dropout]))
     )
-    environments = {"a": {"model.dropout": 0.1}, "b": {"model.dropout": 0.2}}
+    environments = {"a": {"task.model.dropout": 0.1}, "b": {"task.model.dropout": 0.2}}
     execute(write(tmp_path, tiny(environments=environments)), tmp_path / "out")
-    assert gathered(tmp_path / "out").target == Target("loss", 3.0, is_given=False)
-    assert gathered(tmp_path / "out", baseline="N = 1").target == Target("loss", 3.0, is_given=False)
+    assert gathered(tmp_path / "out").target == Target(LOSS, 3.0, is_given=False)
+    assert gathered(tmp_path / "out", baseline="N = 1").target == Target(LOSS, 3.0, is_given=False)
 
 
 def test_a_comparison_of_an_older_version_is_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,13 @@ from hvd_async.comparison.runs import Run
 from hvd_async.comparison.statistics import Interval, Reached
 from hvd_async.comparison.target import Target
 from hvd_async.config import StrategyConfig
-from tests.comparison.made import CONFIG, arrival, entry, run, write_run
+from hvd_async.tasks.metric import Metric
+from tests.comparison.made import ACCURACY, CONFIG, LOSS, PERPLEXITY, arrival, entry, run, write_run
 
 Events = Sequence[dict[str, Any]]
 Rows = Callable[..., list[Row]]
 FALLING = ((10.0, 4.0), (20.0, 2.0), (40.0, 1.0))
-LOSS = Target("loss", 3.0)
+TARGET = Target(LOSS, 3.0)
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def rows(tmp_path: pathlib.Path) -> Rows:
     """Return a function that writes the runs of entries, each with its events, and computes their rows."""
 
     def make(
-        *entries: Entry, target: Target | None = LOSS, rates: tuple[float, ...] = (), logs: dict[int, Events] | None = None
+        *entries: Entry, target: Target | None = TARGET, rates: tuple[float, ...] = (), logs: dict[int, Events] | None = None
     ) -> list[Row]:
         placed = []
         for number, each in enumerate(entries):
@@ -45,7 +46,7 @@ def rows(tmp_path: pathlib.Path) -> Rows:
 
 
 def slower(factor: float) -> Run:
-    """Return the run with the same tokens in `factor` times the seconds."""
+    """Return the run with the same weight in `factor` times the seconds."""
     made = run(*FALLING)
     points = tuple(dataclasses.replace(point, seconds=point.seconds * factor) for point in made.points)
     return dataclasses.replace(made, points=points, seconds=made.seconds * factor)
@@ -66,21 +67,21 @@ def test_equal_variants_have_ratios_of_1(rows: Rows) -> None:
     base, other = rows(*(entry(name, seed, run(*FALLING)) for name in ("base", "other") for seed in (1, 2)))
     assert (base.is_baseline, other.is_baseline) == (True, False)
     for row in (base, other):
-        assert row.speed_up == row.token_efficiency == row.throughput == exactly(1.0, 2)
+        assert row.speed_up == row.weight_efficiency == row.throughput == exactly(1.0, 2)
         assert row.reached == (Reached(15.0, 150.0, 7.5),) * 2 and row.num_reached == 2
-        assert (row.seconds_to, row.tokens_to, row.updates_to) == (exactly(15.0, 2), exactly(150.0, 2), exactly(7.5, 2))
-        assert (row.final_loss, row.final_bleu, row.bleu_difference) == (exactly(1.0, 2), None, None)
-        assert row.tokens_per_second == exactly(10.0, 2) and row.steps_per_second == 0.5
+        assert (row.seconds_to, row.weight_to, row.updates_to) == (exactly(15.0, 2), exactly(150.0, 2), exactly(7.5, 2))
+        assert (row.final, row.difference) == ({"loss": exactly(1.0, 2)}, {})
+        assert row.weight_per_second == exactly(10.0, 2) and row.steps_per_second == 0.5
         assert (row.num_diverged, row.rate, row.is_at_the_edge) == (0, None, False)
 
 
-def test_the_speed_up_is_throughput_times_token_efficiency(rows: Rows) -> None:
-    # Twice as many tokens to each loss, each token in a quarter of the time.
+def test_the_speed_up_is_throughput_times_weight_efficiency(rows: Rows) -> None:
+    # Twice as many batches to each loss, each in a quarter of the time.
     other = run((5.0, 4.0), (10.0, 2.0), (20.0, 1.0))
-    points = tuple(dataclasses.replace(p, tokens=4 * p.tokens) for p in other.points)
-    other = dataclasses.replace(other, points=points, tokens=points[-1].tokens)
+    points = tuple(dataclasses.replace(p, weight=4 * p.weight) for p in other.points)
+    other = dataclasses.replace(other, points=points, weight=points[-1].weight)
     _, row = rows(entry("base", 1, run(*FALLING)), entry("other", 1, other))
-    assert (row.token_efficiency, row.throughput, row.speed_up) == (exactly(0.5, 1), exactly(4.0, 1), exactly(2.0, 1))
+    assert (row.weight_efficiency, row.throughput, row.speed_up) == (exactly(0.5, 1), exactly(4.0, 1), exactly(2.0, 1))
 
 
 def test_runs_are_compared_seed_by_seed(rows: Rows) -> None:
@@ -92,7 +93,7 @@ def test_runs_are_compared_seed_by_seed(rows: Rows) -> None:
         entry("other", 1, slower(0.5)),
     )
     assert found[1].speed_up == found[1].throughput == exactly(2.0, 2)
-    assert found[1].token_efficiency == exactly(1.0, 2)
+    assert found[1].weight_efficiency == exactly(1.0, 2)
     assert found[1].seconds_to is not None and found[1].seconds_to.mean == pytest.approx((22.5 * 7.5) ** 0.5)
 
 
@@ -113,22 +114,21 @@ def test_a_variant_without_any_run_has_no_figures(rows: Rows) -> None:
     for name in (
         "seconds_to",
         "speed_up",
-        "token_efficiency",
+        "weight_efficiency",
         "throughput",
-        "final_loss",
-        "tokens_per_second",
+        "weight_per_second",
         "shares",
         "ideal",
     ):
         assert getattr(row, name) is None
     assert (row.steps_per_second, row.mean_staleness, row.share_of_ideal) == (None, None, None)
-    assert row.staleness == row.refused == row.worker_shares == {} and not row.is_synchronous
+    assert row.final == row.difference == row.staleness == row.refused == row.worker_shares == {} and not row.is_synchronous
 
 
 def test_without_a_run_of_the_baseline_nothing_is_compared(rows: Rows) -> None:
     _, row = rows(entry("base", 1, None), entry("other", 1, run(*FALLING)))
-    assert row.speed_up is row.token_efficiency is row.throughput is None
-    assert row.seconds_to == exactly(15.0, 1) and row.final_loss == exactly(1.0, 1)
+    assert row.speed_up is row.weight_efficiency is row.throughput is None
+    assert row.seconds_to == exactly(15.0, 1) and row.final == {"loss": exactly(1.0, 1)}
 
 
 def test_runs_that_reached_the_target_count_even_if_others_did_not(rows: Rows) -> None:
@@ -138,15 +138,15 @@ def test_runs_that_reached_the_target_count_even_if_others_did_not(rows: Rows) -
     )
     assert (base.num_reached, other.num_reached) == (1, 2) and base.reached[1] is None
     assert other.speed_up == exactly(2.0, 1)  # of the one pair in which both did
-    assert other.token_efficiency is not None and other.token_efficiency.num == 2  # up to the loss that both reached
+    assert other.weight_efficiency is not None and other.weight_efficiency.num == 2  # up to the loss that both reached
     assert base.seconds_to == exactly(15.0, 1)
 
 
-def test_without_any_run_at_the_target_tokens_are_still_compared(rows: Rows) -> None:
-    base, other = rows(entry("base", 1, run(*FALLING)), entry("other", 1, slower(0.5)), target=Target("loss", 0.5))
+def test_without_any_run_at_the_target_weights_are_still_compared(rows: Rows) -> None:
+    base, other = rows(entry("base", 1, run(*FALLING)), entry("other", 1, slower(0.5)), target=Target(LOSS, 0.5))
     for row in (base, other):
-        assert row.num_reached == 0 and row.seconds_to is row.tokens_to is row.updates_to is row.speed_up is None
-    assert (other.token_efficiency, other.throughput) == (exactly(1.0, 1), exactly(2.0, 1))
+        assert row.num_reached == 0 and row.seconds_to is row.weight_to is row.updates_to is row.speed_up is None
+    assert (other.weight_efficiency, other.throughput) == (exactly(1.0, 1), exactly(2.0, 1))
 
 
 def test_without_a_target_nothing_is_reached(rows: Rows) -> None:
@@ -155,15 +155,15 @@ def test_without_a_target_nothing_is_reached(rows: Rows) -> None:
 
 
 def test_a_run_that_diverged_has_no_final_quality_but_keeps_the_time_to_a_target_reached_before(rows: Rows) -> None:
-    diverged = run((10.0, 4.0, 5.0), (20.0, 2.0, 20.0), (30.0, math.nan, 0.0))
+    diverged = run((10.0, 4.0, {"accuracy": 5.0}), (20.0, 2.0, {"accuracy": 20.0}), (30.0, math.nan, {"accuracy": 0.0}))
     nothing = run((10.0, math.nan))
     _, row = rows(
         *(entry("base", 1, run(*FALLING)), entry("base", 2, run(*FALLING))),
         *(entry("other", 1, diverged), entry("other", 2, nothing)),
     )
     assert (row.num_diverged, row.num_reached) == (2, 1)
-    assert row.final_loss is row.final_bleu is row.bleu_difference is None
-    assert row.speed_up == exactly(1.0, 1) and row.token_efficiency == exactly(1.0, 1)
+    assert row.final == row.difference == {}
+    assert row.speed_up == exactly(1.0, 1) and row.weight_efficiency == exactly(1.0, 1)
     assert row.throughput is not None and row.throughput.num == 2
 
 
@@ -171,35 +171,44 @@ def test_a_run_without_an_update_does_not_break_the_figures(rows: Rows) -> None:
     nothing = run((0.0, 4.0))
     for one, other in ((run(*FALLING), nothing), (nothing, run(*FALLING)), (nothing, nothing)):
         row = rows(entry("base", 1, one), entry("other", 1, other))[1]
-        assert row.speed_up is row.token_efficiency is row.throughput is None
-        assert row.final_loss is not None
+        assert row.speed_up is row.weight_efficiency is row.throughput is None
+        assert "loss" in row.final
 
 
-def test_bleu_is_compared_between_runs_that_both_measured_it(rows: Rows) -> None:
-    def with_bleu(*bleus: float | None) -> list[Run]:
-        return [run((10.0, 4.0, 1.0), (20.0, 2.0, bleu)) for bleu in bleus]
+@pytest.mark.parametrize("name", ["accuracy", "perplexity"])
+def test_a_score_is_compared_between_runs_that_both_measured_it(rows: Rows, name: str) -> None:
+    def with_scores(*scores: float | None) -> list[Run]:
+        return [run((10.0, 4.0, {name: 1.0}), (20.0, 2.0, {} if each is None else {name: each})) for each in scores]
 
     base, other = rows(
-        *(entry("base", seed, each) for seed, each in enumerate(with_bleu(20.0, None, 22.0))),
-        *(entry("other", seed, each) for seed, each in enumerate(with_bleu(21.5, 30.0, 23.5))),
+        *(entry("base", seed, each) for seed, each in enumerate(with_scores(20.0, None, 22.0, math.nan))),
+        *(entry("other", seed, each) for seed, each in enumerate(with_scores(21.5, 30.0, 23.5, 5.0))),
     )
-    assert base.final_bleu is not None and (base.final_bleu.mean, base.final_bleu.num) == (21.0, 2)
-    assert base.bleu_difference == exactly(0.0, 2)
-    assert other.final_bleu is not None and other.final_bleu.num == 3
-    assert other.bleu_difference == exactly(1.5, 2)
+    assert (base.final[name].mean, base.final[name].num) == (21.0, 2)
+    assert base.difference == {name: exactly(0.0, 2)}
+    assert other.final[name].num == 4 and other.final["loss"] == exactly(2.0, 4)
+    assert other.difference == {name: exactly(1.5, 2)}
 
 
-def test_the_target_may_be_a_bleu(rows: Rows) -> None:
+def test_weights_of_different_units_are_not_compared(rows: Rows) -> None:
+    base, other = rows(entry("base", 1, run(*FALLING)), entry("other", 1, run(*FALLING, weight_unit="tokens")))
+    assert other.weight_efficiency is other.throughput is None and other.speed_up == exactly(1.0, 1)
+    assert other.weight_to == exactly(150.0, 1) and base.weight_efficiency == exactly(1.0, 1)
+
+
+@pytest.mark.parametrize(("metric", "value"), [(ACCURACY, 15.0), (PERPLEXITY, 15.0)])
+def test_the_target_may_be_any_metric(rows: Rows, metric: Metric, value: float) -> None:
+    first, second = (10.0, 20.0) if metric.is_higher_better else (20.0, 10.0)
     base, other = rows(
-        entry("base", 1, run((10.0, 4.0, 10.0), (20.0, 2.0, 20.0))),
+        entry("base", 1, run((10.0, 4.0, {metric.name: first}), (20.0, 2.0, {metric.name: second}))),
         entry("other", 1, run((10.0, 4.0), (20.0, 2.0))),
-        target=Target("bleu", 15.0),
+        target=Target(metric, value),
     )
     assert base.reached == (Reached(15.0, 150.0, 7.5),) and other.reached == (None,)
 
 
 def test_a_target_reached_at_the_first_measurement_gives_a_bound(rows: Rows) -> None:
-    (row,) = rows(entry("base", 1, run(*FALLING)), target=Target("loss", 4.5))
+    (row,) = rows(entry("base", 1, run(*FALLING)), target=Target(LOSS, 4.5))
     assert row.reached[0] is not None and row.reached[0].is_bound
 
 

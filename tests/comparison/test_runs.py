@@ -15,8 +15,8 @@ from tests.comparison.made import run, write_run
 
 def test_a_summary_is_read_as_it_was_written_with_its_measurements_in_order(tmp_path: pathlib.Path) -> None:
     made = run(
-        (10.0, 4.0, 3.5),
-        (20.0, 2.0, None),
+        (10.0, 4.0, {"accuracy": 3.5}),
+        (20.0, 2.0),
         folder=tmp_path,
         num_workers=3,
         mean_staleness=0.5,
@@ -29,8 +29,8 @@ def test_a_summary_is_read_as_it_was_written_with_its_measurements_in_order(tmp_
     summary = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps({**summary, "measurements": summary["measurements"][::-1]}))
     found = read_run(tmp_path)
-    assert found == made and found.points[-1] == Point(20.0, 200, 10, 2.0, None)
-    assert (found.name, found.tokens_per_second, found.steps_per_second) == (tmp_path.name, 10.0, 0.5)
+    assert found == made and found.points[-1] == Point(20.0, 200, 10, {"loss": 2.0})
+    assert (found.name, found.weight_per_second, found.steps_per_second) == (tmp_path.name, 10.0, 0.5)
 
 
 def test_a_run_that_diverged_is_read(tmp_path: pathlib.Path) -> None:

@@ -26,5 +26,5 @@ def test_a_suite_is_valid_and_its_runs_differ(name: str, tmp_path: pathlib.Path)
 def test_a_suite_has_a_small_twin_on_the_builtin_corpus(name: str, tmp_path: pathlib.Path) -> None:
     large, small = (Suite(FOLDER / f"{prefix}{name}.yaml", tmp_path) for prefix in ("", "demo-"))
     assert large.config.launcher == small.config.launcher
-    assert {small.configs[spec].data.folder for spec in small.specs} == {"data/builtin"}
+    assert {small.configs[spec].translation.data.folder for spec in small.specs} == {"data/builtin"}
     assert set(small.config.environments) <= set(large.config.environments) or set(small.config.environments) == {"all"}

@@ -9,7 +9,7 @@ import pytest
 
 from hvd_async.comparison.plan import config_hash, read_plan
 from hvd_async.comparison.suite import Spec, Suite
-from hvd_async.comparison.target import Target
+from hvd_async.comparison.target import WantedTarget
 from hvd_async.errors import ConfigError
 from tests.comparison.tiny import tiny, write, write_base
 
@@ -35,8 +35,8 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         # The keys of a suite.
         ({"variantes": {}}, "suite.yaml: variantes: unknown key; did you mean 'variants'?"),
         ({"xyz": {}}, "suite.yaml: xyz: unknown key; expected one of base, baseline, budget, "),
-        ({"budget": {"token": 3}}, "budget.token: unknown key; did you mean 'tokens'?"),
-        ({"target": {"los": 3.0}}, "target.los: unknown key; did you mean 'loss'?"),
+        ({"budget": {"wait": 3}}, "budget.wait: unknown key; did you mean 'weight'?"),
+        ({"budget": {"tokens": 3}}, "budget.tokens: unknown key; it is called 'weight' now"),
         ({"baseline": "sync"}, "suite.yaml: baseline: got 'sync', expected one of horovod, N = 1"),
         ({"seeds": []}, "suite.yaml: seeds: got none, expected at least one"),
         ({"environments": {}}, "suite.yaml: environments: got none, expected at least one"),
@@ -74,14 +74,17 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             "a: horovod: emulation.spread: got gamma in a real run without emulation.seconds, expected emulation.seconds",
         ),
         (
-            {"target": {"bleu": 20.0}, "set": {"validation.bleu": False}},
-            "all: horovod: validation.bleu: got false with a target of BLEU, expected true",
+            {"target": {"bleu": 20.0}, "set": {"task.bleu": False}},
+            "all: horovod: target: got bleu, expected a metric that the task measures: loss",
         ),
-        ({"budget": {}}, "budget: got none of them, expected exactly one of tokens, updates and seconds"),
-        ({"budget": {"tokens": 1, "updates": 1}}, "budget: got tokens, updates, expected exactly one"),
+        ({"budget": {}}, "budget: got none of them, expected exactly one of weight, updates and seconds"),
+        ({"budget": {"weight": 1, "updates": 1}}, "budget: got weight, updates, expected exactly one"),
         ({"budget": {"seconds": 0.0}}, "budget.seconds: got 0.0, expected: greater than 0"),
-        ({"target": {"loss": 2.0, "bleu": 20.0}}, "target: got both loss and bleu, expected one of them"),
-        ({"target": {"bleu": 100.0}}, "target.bleu: got 100.0, expected: less than 100"),
+        ({"target": {"loss": 2.0, "f1": 20.0}}, "target: got loss, f1, expected exactly one metric with its value"),
+        ({"target": {}}, "target: got no metric, expected exactly one metric with its value"),
+        ({"target": {"F1": 0.5}}, "target: got the name 'F1' of a metric, expected lower-case letters, digits and _"),
+        ({"target": {"accuracy": "high"}}, "target.accuracy: got 'high', expected: a number"),
+        ({"target": {"accuracy": float("nan")}}, "target.accuracy: got nan, expected: a finite number"),
         ({"measure_every": 0}, "measure_every: got 0"),
         ({"variants": {"horovod": None}}, "variants.horovod: got None"),
         # Names.
@@ -126,14 +129,14 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         *(
             (
                 one_variant(**{key: value}),
-                f"variants: N = 1: got {key}, expected it in `set` or `environments`, since variants are compared on equal terms",
+                f"N = 1: got {key}, expected it in `set` or `environments`, since variants are compared on equal terms",
             )
             for key, value in {
-                "data.folder": "x",
-                "data": {"folder": "x"},
-                "vocabulary.size": 400,
-                "validation.bleu": True,
-                "decoding.beam": 1,
+                "task.data.folder": "x",
+                "task": {"data": {"folder": "x"}},
+                "task.vocabulary.size": 400,
+                "task.bleu": True,
+                "task.decoding.beam": 1,
                 "emulation": {"seconds": 1.0},
             }.items()
         ),
@@ -180,12 +183,17 @@ def test_a_file_that_is_no_suite_is_refused(folder: pathlib.Path, text: str | No
 def test_a_variant_overrides_its_environment_which_overrides_the_common_settings(folder: pathlib.Path) -> None:
     suite = suite_of(
         folder,
-        set={"optimizer.clip_norm": 1.0, "optimizer.epsilon": 1e-6, "model.dropout": 0.3},
+        set={"optimizer.clip_norm": 1.0, "optimizer.epsilon": 1e-6, "task.model.dropout": 0.3},
         environments={"a": {"optimizer.clip_norm": 2.0, "optimizer.epsilon": 1e-5}, "b": {}},
         variants={"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 3.0}},
     )
     found = {
-        (s.environment, s.variant): (c.optimizer.clip_norm, c.optimizer.epsilon, c.model.dropout, c.strategy.kind)
+        (s.environment, s.variant): (
+            c.optimizer.clip_norm,
+            c.optimizer.epsilon,
+            c.translation.model.dropout,
+            c.strategy.kind,
+        )
         for s in suite.specs
         for c in [suite.configs[s]]
     }
@@ -210,8 +218,8 @@ def test_a_key_of_a_variant_is_not_undone_by_a_section_of_an_environment(folder:
 def test_a_suite_sets_each_runs_length_measurements_seed_and_rate(folder: pathlib.Path) -> None:
     suite = suite_of(folder, rates=[0.5], seeds=[7])
     config = suite.configs[Spec("all", "N = 1", 0.5, 7)]
-    assert (config.training.tokens, config.training.updates, config.training.epochs) == (2000, None, None)
-    assert (config.validation.every_tokens, config.validation.every, config.validation.when) == (500, None, "after")
+    assert (config.training.weight, config.training.updates, config.training.epochs) == (2000, None, None)
+    assert (config.validation.every_weight, config.validation.every, config.validation.when) == (500, None, "after")
     assert (config.seed, config.optimizer.learning_rate, config.output) == (7, 0.5, "out/runs/n_1-0.5-s7")
     assert config.simulation.workers == 2
 
@@ -219,7 +227,7 @@ def test_a_suite_sets_each_runs_length_measurements_seed_and_rate(folder: pathli
 @pytest.mark.parametrize("budget", [{"updates": 3}, {"seconds": 2.5}])
 def test_a_budget_is_the_only_bound(folder: pathlib.Path, budget: dict[str, Any]) -> None:
     config = suite_of(folder, budget=budget).configs[Spec("all", "horovod", None, 1)].training
-    assert {name: value for name in ("epochs", "tokens", "updates", "seconds") if (value := getattr(config, name))} == budget
+    assert {name: value for name in ("epochs", "weight", "updates", "seconds") if (value := getattr(config, name))} == budget
 
 
 def test_the_number_of_workers_is_taken_from_the_variant_the_environment_or_the_suite(folder: pathlib.Path) -> None:
@@ -237,12 +245,12 @@ def test_the_number_of_workers_is_taken_from_the_variant_the_environment_or_the_
 def overrides(folder: pathlib.Path, *, simulated: bool) -> list[str]:
     workers = ["--set", "simulation.workers=2"] if simulated else []
     return [
-        *(str(folder / "base.yaml"), "--set", "training.label_smoothing=0.0"),
+        *(str(folder / "base.yaml"), "--set", "task.label_smoothing=0.0"),
         *("--set", "strategy.arrivals_per_update=1", *workers, "--set", "optimizer.learning_rate=0.001"),
-        *("--set", "training.epochs=null", "--set", "training.tokens=2000"),
+        *("--set", "training.epochs=null", "--set", "training.weight=2000"),
         *("--set", "training.updates=null", "--set", "training.seconds=null"),
         *("--set", "validation.every=null", "--set", "validation.patience=null", "--set", "validation.when=after"),
-        *("--set", "validation.every_tokens=500", "--set", "seed=1", "--set", "output=out/runs/n_1-0.001-s1"),
+        *("--set", "validation.every_weight=500", "--set", "seed=1", "--set", "output=out/runs/n_1-0.001-s1"),
     ]
 
 
@@ -263,9 +271,11 @@ def test_a_real_run_is_started_with_launch(folder: pathlib.Path, launcher: str) 
 def test_long_values_and_numbers_as_keys_reach_a_run_unchanged(folder: pathlib.Path) -> None:
     text = " ".join(["a folder: # 'of'"] * 30)
     slow = {0: 2.0, **dict.fromkeys(range(1, 40), 1.5)}
-    environments = {"wide": {"workers": 40, "emulation.slow_workers": slow, "data.folder": text, "optimizer.epsilon": 1e-09}}
+    environments = {
+        "wide": {"workers": 40, "emulation.slow_workers": slow, "task.data.folder": text, "optimizer.epsilon": 1e-09}
+    }
     config = suite_of(folder, environments=environments).configs[Spec("wide", "horovod", None, 1)]
-    assert config.emulation.slow_workers == slow and config.data.folder == text
+    assert config.emulation.slow_workers == slow and config.translation.data.folder == text
     assert config.optimizer.epsilon == 1e-9 and config.simulation.workers == 40
 
 
@@ -300,8 +310,15 @@ def test_the_plan_has_the_order_of_the_file_and_is_read_back_unchanged(folder: p
     assert [run.config_hash for run in runs] == [config_hash(suite.configs[spec]) for spec in expected]
     # hashes of the two environments agree, because the environments have the same contents
     assert len({run.config_hash for run in runs}) == 8
-    assert (suite.plan.title, suite.plan.source, suite.plan.target) == ("suite", "suite.yaml", Target("loss", 3.0))
+    assert (suite.plan.title, suite.plan.source, suite.plan.target) == ("suite", "suite.yaml", WantedTarget("loss", 3.0))
     assert suite.plan.text == (folder / "suite.yaml").read_text()
+    suite.plan.write(folder / "out")
+    assert read_plan(folder / "out") == suite.plan
+
+
+def test_the_target_may_be_any_metric_and_is_read_back_unchanged(folder: pathlib.Path) -> None:
+    suite = suite_of(folder, target={"bleu": 3}, set={"task.bleu": True})
+    assert suite.plan.target == WantedTarget("bleu", 3.0)
     suite.plan.write(folder / "out")
     assert read_plan(folder / "out") == suite.plan
 

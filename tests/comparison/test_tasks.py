@@ -187,7 +187,7 @@ def test_a_task_leaves_the_files_of_a_comparison_and_prints_the_output_of_the_ru
 
 
 def test_a_task_whose_run_fails_has_its_exit_status_and_saves_the_fault(folder: pathlib.Path) -> None:
-    variants = {"horovod": {"strategy.kind": "horovod"}, "bad": {"model.max_positions": 3}}
+    variants = {"horovod": {"strategy.kind": "horovod"}, "bad": {"task.model.max_positions": 3}}
     path = write(folder, tiny(variants=variants))
     with task(path, 1) as process:
         output, errors = process.communicate(timeout=SECONDS)

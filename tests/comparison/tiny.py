@@ -24,6 +24,7 @@ from hvd_async.config import RunConfig, load_config
 from hvd_async.system.processes import Children
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
+from tests.trees import changed
 
 
 def write_text(folder: pathlib.Path) -> pathlib.Path:
@@ -36,16 +37,18 @@ def write_base(folder: pathlib.Path, text: pathlib.Path, **sections: Any) -> Non
     """Write the run configuration that the tiny suite is based on."""
     base = {
         "output": "unused",
-        "data": {"folder": str(text)},
-        "vocabulary": {"size": 300},
-        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
-        "batching": {"tokens": 200},
+        "task": {
+            "data": {"folder": str(text)},
+            "vocabulary": {"size": 300},
+            "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
+            "batching": {"tokens": 200},
+            "bleu": False,
+        },
         "strategy": {"kind": "async"},
         "training": {"updates": 4, "tensorboard": False},
-        "validation": {"every": 2, "bleu": False},
-        **sections,
+        "validation": {"every": 2},
     }
-    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    (folder / "base.yaml").write_text(yaml.safe_dump(changed(base, sections)))
 
 
 def tiny(**changes: Any) -> dict[str, Any]:
@@ -54,10 +57,10 @@ def tiny(**changes: Any) -> dict[str, Any]:
         "base": "base.yaml",
         "launcher": "simulate",
         "workers": 2,
-        "budget": {"tokens": 2000},
+        "budget": {"weight": 2000},
         "measure_every": 500,
         "baseline": "horovod",
-        "set": {"training.label_smoothing": 0.0},
+        "set": {"task.label_smoothing": 0.0},
         "variants": {"horovod": {"strategy.kind": "horovod"}, "N = 1": {"strategy.arrivals_per_update": 1}},
     }
     return {**suite, **changes}

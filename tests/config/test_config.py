@@ -9,15 +9,16 @@ import pydantic
 import pytest
 
 from hvd_async.comparison.suite import SuiteConfig
-from hvd_async.config import ArrivalsFrom, RunConfig, dump_config, load_config, parse_config
+from hvd_async.config import ArrivalsFrom, RunConfig, ValidationConfig, dump_config, load_config, parse_config
 from hvd_async.errors import ConfigError
+from tests.trees import replaced
 
-SMALLEST: dict[str, Any] = {"output": "runs/x", "data": {"folder": "data"}, "training": {"epochs": 1}}
-TEXT = "output: runs/x\ndata: {folder: data}\ntraining: {epochs: 1}\n"
+SMALLEST: dict[str, Any] = {"output": "runs/x", "task": {"data": {"folder": "data"}}, "training": {"epochs": 1}}
+TEXT = "output: runs/x\ntask: {data: {folder: data}}\ntraining: {epochs: 1}\n"
 
 
 def parse(**sections: Any) -> RunConfig:
-    return parse_config({**SMALLEST, **sections}, source="config.yaml")
+    return parse_config(replaced(SMALLEST, sections), source="config.yaml")
 
 
 def faults(**sections: Any) -> list[str]:
@@ -45,11 +46,11 @@ def test_all_faults_of_a_file_are_reported_at_once() -> None:
         validation=3,
     )
     assert lines == [
-        "config.yaml: model: width: got 6, expected an even multiple of heads (4)",
-        "config.yaml: optimizer.learning_rate: got 'fast', expected: a valid number",
+        "config.yaml: task.model: width: got 6, expected an even multiple of heads (4)",
+        "config.yaml: optimizer.learning_rate: got 'fast', expected: a number",
         "config.yaml: optimizer.betas.1: got 1.5, expected: less than 1",
         "config.yaml: strategy.kind: got 'asink', expected: 'single', 'horovod', 'ddp' or 'async'",
-        "config.yaml: validation: got 3, expected: a valid dictionary or instance of ValidationConfig",
+        "config.yaml: validation: got 3, expected a section of keys",
         "config.yaml: sead: unknown key; did you mean 'seed'?",
     ]
 
@@ -62,14 +63,14 @@ def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
 
 def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
     assert faults(vocabulary={"zzz": 1}) == [
-        "config.yaml: vocabulary.zzz: unknown key; expected one of character_coverage, kind, normalization, size"
+        "config.yaml: task.vocabulary.zzz: unknown key; expected one of character_coverage, kind, normalization, size"
     ]
 
 
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_config({"output": "x", "training": {"epochs": 1}, "data": {}}, source="a.yaml")
-    assert str(caught.value) == "a.yaml: data.folder: missing, expected a value"
+        parse_config({"output": "x", "training": {"epochs": 1}, "task": {"data": {}}}, source="a.yaml")
+    assert str(caught.value) == "a.yaml: task.data.folder: missing, expected a value"
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "many", None, {"version": 0}])
@@ -131,10 +132,10 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
 @pytest.mark.parametrize(
     ("sections", "line"),
     [
-        ({"model": {"width": 12, "heads": 4}}, "model: width: got 12, expected an even multiple of heads (4)"),
+        ({"model": {"width": 12, "heads": 4}}, "task.model: width: got 12, expected an even multiple of heads (4)"),
         (
             {"model": {"kind": "gru", "width": 7}},
-            "model: width: got 7, expected an even number for kind gru, half for each direction",
+            "task.model: width: got 7, expected an even number for kind gru, half for each direction",
         ),
         (
             {"optimizer": {"schedule": {"kind": "linear"}}},
@@ -154,13 +155,21 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             " and nothing is learned",
         ),
         (
-            {"optimizer": {"schedule": {"kind": "linear", "unit": "tokens", "total": 5}}, "training": {"tokens": 6}},
-            "(top level): training.tokens: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
+            {"optimizer": {"schedule": {"kind": "linear", "unit": "weight", "total": 5}}, "training": {"weight": 6}},
+            "(top level): training.weight: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
             " and nothing is learned",
         ),
         (
             {"optimizer": {"momentum": 0.9}},
             "optimizer: momentum, nesterov: expected no value for kind adam; they apply to sgd only",
+        ),
+        (
+            {"optimizer": {"kind": "adamw", "decoupled_weight_decay": True}},
+            "optimizer: momentum_decay, decoupled_weight_decay: expected no value for kind adamw; they apply to nadam only",
+        ),
+        (
+            {"optimizer": {"kind": "lion", "groups": [{"match": ["*"], "rate_decay": 0.5}]}},
+            "optimizer: rate_decay, initial_accumulator: expected no value for kind lion; they apply to adagrad only",
         ),
         (
             {"optimizer": {"kind": "sgd", "nesterov": True}},
@@ -174,7 +183,7 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"strategy": {"kind": "async", "provisional": True, "reduction": "sum"}},
-            "strategy: provisional: got true with reduction sum, expected false, or reduction token_mean; the sum of"
+            "strategy: provisional: got true with reduction sum, expected false, or reduction weight_mean; the sum of"
             " some arrivals makes a shorter step than the sum of all",
         ),
         (
@@ -183,10 +192,10 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             " inverse; the correction is measured from the version, not from the parameters on which the gradient was"
             " computed",
         ),
-        ({"training": {}}, "training: got none of them, expected exactly one of epochs, tokens, updates, seconds"),
+        ({"training": {}}, "training: got none of them, expected exactly one of epochs, weight, updates, seconds"),
         (
             {"training": {"epochs": 1, "updates": 2}},
-            "training: got {'epochs': 1, 'updates': 2}, expected exactly one of epochs, tokens, updates, seconds",
+            "training: got {'epochs': 1, 'updates': 2}, expected exactly one of epochs, weight, updates, seconds",
         ),
         (
             {"validation": {"patience": 2}},
@@ -208,14 +217,14 @@ def test_numbers_are_finite(value: float) -> None:
 
 
 def test_the_width_of_a_gru_need_not_fit_heads() -> None:
-    assert parse(model={"kind": "gru", "width": 6, "heads": 4}).model.width == 6
-    assert parse().model.kind == "transformer"
+    assert parse(model={"kind": "gru", "width": 6, "heads": 4}).translation.model.width == 6
+    assert parse().translation.model.kind == "transformer"
 
 
 def test_values_are_not_converted() -> None:
     assert faults(seed="1", training={"epochs": 1, "allow_sharing": 1}) == [
-        "config.yaml: seed: got '1', expected: a valid integer",
-        "config.yaml: training.allow_sharing: got 1, expected: a valid boolean",
+        "config.yaml: seed: got '1', expected: a whole number",
+        "config.yaml: training.allow_sharing: got 1, expected: true or false",
     ]
 
 
@@ -247,7 +256,7 @@ def test_overrides_are_yaml_and_the_last_one_wins(file: pathlib.Path) -> None:
     assert (config.training.epochs, config.training.updates) == (None, 9)
     assert config.emulation.slow_workers == {0: 2.0}
     assert config.output == "runs/a=b"
-    assert config.data.folder == "data"
+    assert config.translation.data.folder == "data"
 
 
 @pytest.mark.parametrize(
@@ -271,8 +280,8 @@ def test_an_override_whose_value_is_not_yaml_is_refused(file: pathlib.Path) -> N
 
 
 def test_an_override_fills_an_empty_section(file: pathlib.Path) -> None:
-    file.write_text(TEXT + "model:\n", encoding="utf-8")
-    assert load_config(file, ["model.heads=2"]).model.heads == 2
+    file.write_text(TEXT + "push:\n", encoding="utf-8")
+    assert load_config(file, ["push.overlap=true"]).push.overlap
 
 
 @pytest.mark.parametrize(
@@ -316,7 +325,9 @@ def test_a_file_that_is_not_text_is_refused(file: pathlib.Path) -> None:
             },
             "optimizer": {"epsilon": 1e-9, "betas": [0.5, 0.25], "schedule": {"kind": "linear", "total": 7}},
             "emulation": {"slow_workers": {1: 2.5}},
-            "data": {"folder": "späte Daten: #1"},
+            "task": {
+                "data": {"folder": "späte Daten: #1"},
+            },
         },
     ],
     ids=["defaults", "everything"],
@@ -330,7 +341,7 @@ def test_a_configuration_that_is_dumped_and_loaded_is_unchanged(tmp_path: pathli
 
 def test_a_dump_names_every_key() -> None:
     lines = dump_config(parse()).splitlines()
-    assert "  published_buffers: 3" in lines and "  prepared: null" in lines and "    warmup: 0" in lines
+    assert "  published_buffers: 3" in lines and "    prepared: null" in lines and "    warmup: 0" in lines
 
 
 def test_a_schedule_of_arrivals_becomes_entries() -> None:
@@ -359,20 +370,20 @@ def test_the_shipped_configurations_are_valid(path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("section", "key", "value", "most"),
     [
-        ("model", "width", 10**18, "1048576"),
-        ("model", "encoder_layers", 10**40, "1000"),
-        ("vocabulary", "size", 5 * 10**11, "1000000"),
-        ("batching", "tokens", 10**16, "1000000000000000"),
+        ("task.model", "width", 10**18, "1048576"),
+        ("task.model", "encoder_layers", 10**40, "1000"),
+        ("task.vocabulary", "size", 5 * 10**11, "1000000"),
+        ("task.batching", "tokens", 10**16, "1000000000000000"),
         ("optimizer", "learning_rate", 1e300, "34" + "0" * 37),
         ("strategy", "store_timeout_seconds", 1e300, "1000000000"),
         ("store", "shards", 10**6, "10000"),
-        ("decoding", "beam", 10**6, "1000"),
+        ("task.decoding", "beam", 10**6, "1000"),
         ("simulation", "workers", 2**63, "100000"),
         ("emulation", "seconds", 1e12, "1000000000"),
     ],
 )
 def test_numbers_beyond_the_bounds_are_refused(section: str, key: str, value: float, most: str) -> None:
-    (line,) = faults(**{section: {key: value}})
+    (line,) = faults(**{section.removeprefix("task."): {key: value}})
     assert line == f"config.yaml: {section}.{key}: got {value!r}, expected: less than or equal to {most}"
 
 
@@ -407,7 +418,7 @@ def test_every_number_of_a_configuration_has_both_bounds() -> None:
     assert unbounded(SuiteConfig.model_json_schema(), "") == []
 
 
-@pytest.mark.parametrize("key", ["output", "data.folder", "data.prepared", "emulation.trace"])
+@pytest.mark.parametrize("key", ["output", "task.data.folder", "task.data.prepared", "emulation.trace"])
 def test_a_tilde_is_the_home_folder_in_every_path(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("HOME", "/home/anna")
     value: Any = load_config(file, [f"{key}=~/a~b"]).model_dump()
@@ -437,7 +448,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(file: pathlib.Path, monkeypatc
 def test_paths_that_cannot_be_used_are_refused(path: str, reason: str) -> None:
     assert faults(output=path, data={"folder": path}) == [
         f"config.yaml: output: {reason}",
-        f"config.yaml: data.folder: {reason}",
+        f"config.yaml: task.data.folder: {reason}",
     ]
 
 
@@ -450,8 +461,35 @@ def test_a_suite_is_not_taken_for_a_run(file: pathlib.Path) -> None:
     )
 
 
-def test_a_key_that_was_renamed_is_reported_with_its_new_name() -> None:
-    tree = {"output": "x", "data": {"folder": "data"}, "training": {"epochs": 1, "digest_every": 5}}
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("training", "digest_every", 5, "unknown key; it is called 'hash_every' now"),
+        ("training", "tokens", 1000, "unknown key; it is called 'weight' now"),
+        ("validation", "every_tokens", 1000, "unknown key; it is called 'every_weight' now"),
+        ("emulation", "seconds_per_token", 0.1, "unknown key; it is called 'seconds_per_weight' now"),
+        ("simulation", "tokens", 100, "unknown key; it is called 'weight' now"),
+        ("strategy", "reduction", "token_mean", "got 'token_mean'; it is called 'weight_mean' now"),
+        ("optimizer.schedule", "unit", "tokens", "got 'tokens'; it is called 'weight' now"),
+        ("optimizer.schedule", "unit", "token", "got 'token', expected: 'versions' or 'weight'"),
+    ],
+)
+def test_a_key_or_choice_that_was_renamed_is_reported_with_its_new_name(
+    section: str, key: str, value: object, words: str
+) -> None:
+    tree: dict[str, Any] = {"output": "x", "task": {"data": {"folder": "data"}}, "training": {"epochs": 1}}
+    place = tree
+    for part in section.split("."):
+        place = place.setdefault(part, {})
+    place[key] = value
     with pytest.raises(ConfigError) as caught:
         parse_config(tree, source="run.yaml")
-    assert str(caught.value) == "run.yaml: training.digest_every: unknown key; it is called 'hash_every' now"
+    assert str(caught.value) == f"run.yaml: {section}.{key}: {words}"
+
+
+@pytest.mark.parametrize(
+    ("before", "weight", "is_due"),
+    [(0.0, 9.5, False), (9.5, 10.0, True), (10.0, 19.5, False), (19.5, 40.0, True), (40.0, 40.0, False)],
+)
+def test_the_first_version_after_each_multiple_of_a_weight_is_due(before: float, weight: float, is_due: bool) -> None:
+    assert ValidationConfig(every_weight=10, when="after").is_due(3, before, weight) == is_due

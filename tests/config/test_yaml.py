@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hvd_async.config import RunConfig, Section, dump_config, dump_yaml, dump_yaml_line, load_config, parse_config, read_yaml
 from hvd_async.errors import ConfigError
 
-MINIMUM: dict[str, Any] = {"output": "runs/x", "data": {"folder": "data"}, "training": {"updates": 1}}
+MINIMUM: dict[str, Any] = {"output": "runs/x", "task": {"data": {"folder": "data"}}, "training": {"updates": 1}}
 ODD = [
     *("010", "0x_", "1_000", "1e-3", ".inf", "no", "~", "null", "", " x ", "2026-11-31", "12:30:00", "<<", "=", "a: b", "#"),
     *("- a", "---", "...", "!t", "&a", "*a", "%", "@", "`", "'", '"', "\t", "\n", "a\nb\n", "\x07", "\x1b[31m", "\x85"),

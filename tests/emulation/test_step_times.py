@@ -21,8 +21,8 @@ def times(num_workers: int = 4, seed: int = 1, **settings: Any) -> StepTimes:
     return StepTimes(EmulationConfig(**settings), seed, num_workers)
 
 
-def test_a_step_is_factor_times_base_and_tokens() -> None:
-    one = times(seconds=0.5, seconds_per_token=0.01, slow_workers={1: 3.0})
+def test_a_step_is_factor_times_base_and_weight() -> None:
+    one = times(seconds=0.5, seconds_per_weight=0.01, slow_workers={1: 3.0})
     assert one.seconds(0, 0, 100) == 1.5
     assert one.seconds(1, 7, 100) == 4.5
 
@@ -94,7 +94,7 @@ def test_a_trace_without_step_times_is_refused(tmp_path: pathlib.Path, content: 
 
 
 def test_settings_that_would_make_a_real_step_shorter_are_refused() -> None:
-    for settings in ({"spread": "gamma", "deviation": 0.1}, {"seconds_per_token": 0.1}):
+    for settings in ({"spread": "gamma", "deviation": 0.1}, {"seconds_per_weight": 0.1}):
         config = EmulationConfig(**settings)
         with pytest.raises(ConfigError, match=r"expected emulation\.seconds longer than the real step"):
             check_emulation(config, 2)

@@ -40,7 +40,14 @@ _FOLDER = os.path.dirname(os.path.abspath(__file__))
 _ROOT = os.path.dirname(os.path.dirname(_FOLDER))
 _PROXY = os.path.join(_FOLDER, "proxy.py")
 # Modules that such a rank may run. They are loaded for the sake of their imports, and run anew in each rank.
-PROGRAMS = ("tests.mpi.toy", "tests.mpi.device_toy", "tests.mpi.patterns", "tests.transport.contract", "hvd_async")
+PROGRAMS = (
+    "tests.mpi.toy",
+    "tests.mpi.device_toy",
+    "tests.mpi.patterns",
+    "tests.transport.contract",
+    "tests.script.blobs_script",
+    "hvd_async",
+)
 # Modules that these import lazily. None of them starts a thread, MPI, or anything else that would break in a fork.
 _LATE = (
     *(f"hvd_async.strategies.{name}" for name in ("asynchronous", "ddp", "horovod", "single")),

@@ -57,7 +57,9 @@ COMPONENTS = (Host("cpu1", 1, 16, 0, 0), Host("gpu1", 4, 32, 4, 1), Host("gpu2",
 def config(kind: str, shards: int = 1, placement: str = "dedicated", **training: Any) -> RunConfig:
     tree = {
         "output": "runs/x",
-        "data": {"folder": "data"},
+        "task": {
+            "data": {"folder": "data"},
+        },
         "strategy": {"kind": kind, "placement": placement},
         "store": {"shards": shards},
         "training": {"epochs": 1, **training},

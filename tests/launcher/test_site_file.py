@@ -21,7 +21,7 @@ def config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
     """A configuration in a folder that is also the place of the user's site file, which a test may write there."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     path = tmp_path / "run.yaml"
-    path.write_text("output: run\ndata: {folder: data}\nstrategy: {kind: async}\ntraining: {epochs: 1}\n")
+    path.write_text("output: run\ntask: {data: {folder: data}}\nstrategy: {kind: async}\ntraining: {epochs: 1}\n")
     return path
 
 

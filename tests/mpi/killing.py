@@ -113,8 +113,8 @@ def run_case(case: Case, folder: pathlib.Path) -> CaseResult:
     """Run `case` in the empty `folder`."""
     write_corpus(folder / "text", train=200, validation=8, test=8)
     sections = json.loads(json.dumps(STRATEGIES[case.strategy]))
-    training = {"tokens": 2000, "checkpoint_every": case.checkpoint_every, "threads": 1, "hash_every": 4}
-    validation = {"every": 3, "when": "during" if case.during else "after", "bleu_sentences": 8}
+    training = {"weight": 2000, "checkpoint_every": case.checkpoint_every, "threads": 1, "hash_every": 4}
+    validation = {"every": 3, "when": "during" if case.during else "after"}
     path = write_config(folder, emulation={"seconds": 0.2}, training=training, validation=validation, **sections)
     mark = uuid.uuid4().hex
     with short_folder() as temporary:
@@ -260,8 +260,8 @@ def _faults(run: pathlib.Path, path: pathlib.Path) -> Iterator[str]:
     versions = [event["version"] for event in events if event["event"] == "update"]
     if versions != list(range(1, len(versions) + 1)) or summary["updates"] != len(versions):
         yield f"versions: {versions}"
-    if summary["tokens"] < 1900 or summary["pending"]:
-        yield f"tokens: {summary['tokens']}, pending {summary['pending']}"
+    if summary["weight"] < 1900 or summary["pending"]:
+        yield f"weight: {summary['weight']}, pending {summary['pending']}"
     measured = sorted(measurement["version"] for measurement in summary["measurements"])
     expected = sorted({*range(3, len(versions) + 1, 3), len(versions)})
     if measured != expected or summary["unmeasured"]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -15,6 +15,7 @@ from hvd_async.runs.event_log import read_events
 from tests.mpi.toy import Settings, settings_text
 from tests.ranks import Completed, run_ranks
 from tests.runs.saved import load_latest_checkpoint
+from tests.trees import changed
 
 
 def run_toy(
@@ -60,23 +61,24 @@ def summary_of(folder: pathlib.Path) -> dict[str, Any]:
     return summary
 
 
-def write_config(folder: pathlib.Path, **sections: Mapping[str, Any]) -> pathlib.Path:
+def write_config(folder: pathlib.Path, **sections: Any) -> pathlib.Path:
     """Write `run.yaml` into `folder`, for a tiny run on the text in `folder`/text with the output `folder`/run; return
     its path.
     """
     tree: dict[str, Any] = {
         "output": str(folder / "run"),
-        "data": {"folder": str(folder / "text")},
-        "vocabulary": {"size": 300},
-        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
-        "batching": {"tokens": 100},
-        "training": {"tokens": 1500, "device": "cpu", "tensorboard": False},
-        "validation": {"every": 3, "bleu_sentences": 4},
+        "task": {
+            "data": {"folder": str(folder / "text")},
+            "vocabulary": {"size": 300},
+            "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
+            "batching": {"tokens": 100},
+            "bleu_sentences": 4,
+        },
+        "training": {"weight": 1500, "device": "cpu", "tensorboard": False},
+        "validation": {"every": 3},
     }
-    for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section}
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(changed(tree, sections)))
     return path
 
 

@@ -50,7 +50,7 @@ def check_conservation(folder: pathlib.Path, strategy: dict[str, object]) -> Non
     applied = [a for a in arrivals if "refused" not in a]
     assert [u["version"] for u in updates] == list(range(1, len(updates) + 1))
     assert Counter(a["version"] for a in applied) == {u["version"]: u["arrivals"] for u in updates}
-    assert sum(u["tokens"] for u in updates) == sum(a["tokens"] for a in applied) == summary["tokens"]
+    assert sum(u["weight"] for u in updates) == sum(a["weight"] for a in applied) == summary["weight"]
     assert len(applied) + sum(summary["refused"].values()) + summary["pending"] == NUM_BATCHES
     assert all(a["staleness"] == a["version"] - 1 - a["base_version"] >= 0 for a in applied)
     if strategy.get("max_staleness") is not None:

@@ -36,8 +36,8 @@ def test_mpirun_trains_a_translation_model_through_the_store(tmp_path: pathlib.P
     assert re.search(r"rank 0 on \S+: store, cpu, 1 thread", done.stdout)
     assert "finished: version" in done.stdout
     summary = summary_of(tmp_path / "run")
-    assert summary["tokens"] >= 1500 and summary["num_workers"] == 3
-    assert summary["last"]["bleu"] is not None
+    assert summary["weight"] >= 1500 and summary["num_workers"] == 3
+    assert summary["last"]["scores"].keys() == {"loss", "bleu"}
     assert {p.name for p in (tmp_path / "run" / "models" / "best").iterdir()} >= {"model.safetensors", "config.yaml"}
     batches = sorted(arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival"))
     assert batches == list(range(len(batches)))
@@ -49,7 +49,7 @@ def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, launch
     if launcher == "horovodrun-mpi" and mpi_family() != "openmpi":
         pytest.skip("horovodrun --mpi supports only Open MPI")
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
-    path = write_config(tmp_path, strategy={"kind": "horovod"}, validation={"bleu": False})
+    path = write_config(tmp_path, strategy={"kind": "horovod"}, bleu=False)
     done = launch(path, "--workers", "2", "--launcher", launcher).check()
     assert "finished: version" in done.stdout
     assert len(losses_of(tmp_path / "run")) > 3
@@ -81,8 +81,8 @@ def test_ranks_of_one_host_listen_to_no_other_host(tmp_path: pathlib.Path, kind:
     if kind == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
-    training = {"tokens": None, "seconds": 3.0, "device": "cpu"}
-    path = write_config(tmp_path, strategy={"kind": kind}, training=training, validation={"bleu": False})
+    training = {"weight": None, "seconds": 3.0, "device": "cpu"}
+    path = write_config(tmp_path, strategy={"kind": kind}, training=training, bleu=False)
     seen_ranks, open_to_others = 0, {}
     argv = [sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", "2"]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as launched:
@@ -148,8 +148,8 @@ def test_a_world_that_mpi_does_not_know_is_refused_by_one_process(tmp_path: path
 @pytest.mark.parametrize("signal_number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_to_launch_reaches_all_ranks_and_saves_everything(tmp_path: pathlib.Path, signal_number: int) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
-    training = {"tokens": 10_000_000, "log_every_seconds": 0.05}
-    path = write_config(tmp_path, strategy={"kind": "async"}, training=training, validation={"bleu": False})
+    training = {"weight": 10_000_000, "log_every_seconds": 0.05}
+    path = write_config(tmp_path, strategy={"kind": "async"}, training=training, bleu=False)
     environ = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     command = (sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", "2")
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:

@@ -217,7 +217,7 @@ def test_a_run_that_diverges_ends_and_reports_it(tmp_path: pathlib.Path, kind: s
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_measuring_after_training_resumes_where_it_was_interrupted(tmp_path: pathlib.Path, number: signal.Signals) -> None:
     first = settings(tmp_path / "run")
-    first.config["validation"] = {"every": 3, "when": "after", "bleu": False}
+    first.config["validation"] = {"every": 3, "when": "after"}
     fault = {"rank": 1, "step": 3, "kind": number.name.lower(), "in_evaluation": True}
     done = run_toy(3, dataclasses.replace(first, faults=[fault]))
     assert_fired(done, number.name.lower())

@@ -11,13 +11,13 @@ from tests.mpi.toy import Settings, make_config
 
 pytestmark = pytest.mark.mpi
 
-# All features of an update at once: clipping, a schedule by tokens, decay, a moving average.
+# All features of an update at once: clipping, a schedule by weight, decay, a moving average.
 UPDATE = {
     "kind": "adamw",
     "weight_decay": 0.01,
     "clip_norm": 0.5,
     "average_decay": 0.9,
-    "schedule": {"kind": "inverse_square_root", "unit": "tokens", "warmup": 100},
+    "schedule": {"kind": "inverse_square_root", "unit": "weight", "warmup": 100},
 }
 
 
@@ -49,8 +49,29 @@ def test_lock_step_equals_horovod_and_ddp_over_fifty_updates(tmp_path: pathlib.P
     for name in ("ddp", "lockstep", "warm"):
         assert losses_of(tmp_path / name) == pytest.approx(expected, rel=2e-5), name
         assert summary_of(tmp_path / name)["mean_staleness"] == 0
-        measured = [m["loss"] for m in summary_of(tmp_path / name)["measurements"]]
-        assert measured == pytest.approx([m["loss"] for m in summary_of(tmp_path / "horovod")["measurements"]], rel=2e-5)
+        measured = [m["scores"]["loss"] for m in summary_of(tmp_path / name)["measurements"]]
+        assert measured == pytest.approx(
+            [m["scores"]["loss"] for m in summary_of(tmp_path / "horovod")["measurements"]], rel=2e-5
+        )
+
+
+def test_weights_need_not_be_whole(tmp_path: pathlib.Path) -> None:
+    optimizer = {**UPDATE, "schedule": {"kind": "constant"}}
+
+    def settings(name: str, point_weight: float, **strategy: object) -> Settings:
+        configuration = make_config(tmp_path / name, strategy=strategy, optimizer=optimizer, validation={"every": 10})
+        return Settings(configuration, point_weight=point_weight)
+
+    lockstep = {"kind": "async", "lockstep": True}
+    run_toy(3, settings("whole", 1.0, **lockstep), settings("half", 0.5, **lockstep)).check()
+    run_toy(2, settings("horovod", 0.5, kind="horovod")).check()
+    assert losses_of(tmp_path / "half") == losses_of(tmp_path / "whole")
+    assert checkpoint_checksum(tmp_path / "half") == checkpoint_checksum(tmp_path / "whole")
+    assert losses_of(tmp_path / "horovod") == pytest.approx(losses_of(tmp_path / "whole"), rel=2e-5)
+    for name in ("half", "horovod"):
+        weights = sorted({arrival["weight"] for arrival in events_of(tmp_path / name, "arrival")})
+        assert repr(weights) == "[1.5, 2, 2.5, 3, 3.5]"
+    assert summary_of(tmp_path / "half")["weight_unit"] == "points"
 
 
 def test_synchronous_steps_do_not_mix_epochs_and_use_every_batch_once(tmp_path: pathlib.Path) -> None:

@@ -19,7 +19,7 @@ from tests.ranks import TWO_HOSTS, Completed, mpi_family, run_limited
 
 pytestmark = pytest.mark.mpi
 
-SYNCHRONOUS: Mapping[str, Mapping[str, Any]] = {"validation": {"bleu": False}, "training": {"tokens": 1000}}
+SYNCHRONOUS: Mapping[str, Mapping[str, Any]] = {"bleu": False, "training": {"weight": 1000}}
 
 
 def launch(home: pathlib.Path, path: pathlib.Path, *arguments: str, on: str | None = None) -> Completed:
@@ -72,7 +72,7 @@ def test_the_store_serves_workers_of_both_hosts(
     first, second = two_hosts
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     strategy = {"kind": "async", "placement": placement, "lockstep": True, "arrivals_per_update": "workers"}
-    path = write_config(tmp_path, strategy=strategy, validation={"bleu": False})
+    path = write_config(tmp_path, strategy=strategy, bleu=False)
     on_first = 2 if placement == "dedicated" else 1
     where = ("--hosts", f"{first}:{on_first},{second}:1", "--workers", "2", "--launcher", launcher)
     done = launch(home, path, *where, on=first).check()
@@ -81,7 +81,7 @@ def test_the_store_serves_workers_of_both_hosts(
     arrivals = events_of(tmp_path / "run", "arrival")
     assert sorted(arrival["batch"] for arrival in arrivals) == list(range(len(arrivals)))
     assert {arrival["worker"] for arrival in arrivals} == {0, 1}
-    assert summary_of(tmp_path / "run")["tokens"] >= 1500
+    assert summary_of(tmp_path / "run")["weight"] >= 1500
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,11 @@ from hvd_async.runs.recorder import RunRecorder
 from hvd_async.store.serve.client import StoreClient
 from hvd_async.store.serve.server import StoreServer
 from hvd_async.store.shards.shard_server import ShardServer
-from hvd_async.tasks.evaluation import Evaluation
+from hvd_async.tasks.translation.evaluation import METRICS, Evaluation
 from hvd_async.training.options import TrainOptions
 from hvd_async.training.run import train
 from hvd_async.vectors import arithmetic
+from tests.trees import changed
 
 FEATURES, CLASSES = 6, 3
 BATCHES_PER_EPOCH = 30
@@ -66,13 +67,16 @@ class Settings:
     resume: bool = False
     dropout: float = 0.2
     hidden: int = 8
+    point_weight: float = 1.0  # of each point in the loss
     slow_disk: float = 0.0  # seconds that rank 0 waits for every file
     file_bytes: int | None = None  # the largest file that rank 0 may write
     delays: int | None = None  # seed of random pauses before and after every access to a window
 
 
 class ToyTask:
-    """A classification task on random points, with as many tokens as points; batch `i` is a function of `i`."""
+    """A classification task on random points; batch `i` is a function of `i`."""
+
+    weight_unit = "points"
 
     def __init__(self, settings: Settings, rank: int) -> None:
         self._settings = settings
@@ -110,9 +114,12 @@ class ToyTask:
     def epoch_of(self, index: int) -> int:
         return index // BATCHES_PER_EPOCH
 
-    def loss(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
+    def weight(self, batch: Any) -> float:
+        return len(batch[1]) * self._settings.point_weight
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, float]:
         points, classes = batch
-        loss = torch.nn.functional.cross_entropy(model(points), classes, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(model(points), classes, reduction="sum") * self._settings.point_weight
         if self._random is not None:
             for _ in range(self._random.randrange(400)):
                 torch.randn(50, 50).sum()
@@ -123,9 +130,16 @@ class ToyTask:
                 else:
                     arm_push(fault)
         self._steps += 1
-        return loss, len(classes)
+        return loss, self.weight(batch)
 
-    def evaluate(self, model: torch.nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
+    recomputes_buffers = False
+    metrics = METRICS[:1]
+    num_statistics = Evaluation.size
+
+    def scores(self, statistics: Sequence[float]) -> dict[str, float]:
+        return Evaluation.from_vector(statistics).scores()
+
+    def evaluate(self, model: torch.nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
         was_training = model.training
         model.eval()
         for fault in self._faults:
@@ -139,13 +153,14 @@ class ToyTask:
                 loss = torch.nn.functional.cross_entropy(model(points), classes, reduction="sum")
                 total += Evaluation(float(loss), len(classes))
         model.train(was_training)
-        return total
+        return total.to_vector()
 
     def export(
-        self, folder: pathlib.Path, named_tensors: Mapping[str, torch.Tensor], version: int, measured: Mapping[str, Any]
+        self, folder: pathlib.Path, named_tensors: Mapping[str, torch.Tensor], version: int, scores: Mapping[str, float]
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "exported.json").write_text(json.dumps({"version": version, "names": sorted(named_tensors), **measured}))
+        validation = {f"validation_{name}": score for name, score in scores.items()}
+        (folder / "exported.json").write_text(json.dumps({"version": version, "names": sorted(named_tensors), **validation}))
 
 
 def happen(fault: Fault, loss: torch.Tensor) -> torch.Tensor:
@@ -269,15 +284,12 @@ def make_config(output: pathlib.Path, **sections: Any) -> dict[str, Any]:
     """Return a configuration for the toy: `sections` are merged over small defaults."""
     tree: dict[str, Any] = {
         "output": str(output),
-        "data": {"folder": "unused"},
+        "task": {"data": {"folder": "unused"}},
         "optimizer": {"learning_rate": 0.05, "epsilon": 1e-6},
         "training": {"epochs": 1, "device": "cpu", "tensorboard": False},
-        "validation": {"bleu": False},
         "strategy": {"provisional": False},  # exact traces consist of versions, unless a test asks for more
     }
-    for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section}
-    return tree
+    return changed(tree, sections)
 
 
 def main() -> int:

@@ -82,10 +82,10 @@ def test_a_changed_loss_is_named_with_its_batch(run: tuple[pathlib.Path, Setting
 @pytest.mark.parametrize(
     ("number", "field", "value", "words"),
     [
-        (4, "batch", 77, "version 5: the target tokens of batch 77"),
-        (5, "batch", 50, "version 6: the loss of batch 50"),  # it has as many tokens as batch 5
+        (4, "batch", 77, "version 5: the weight of batch 77"),
+        (5, "batch", 50, "version 6: the loss of batch 50"),  # it has the weight of batch 5
         (6, "base_version", 5, "version 7: the loss of batch 6, computed by worker 0 on version 5"),
-        (7, "tokens", 1, "version 8: the target tokens of batch 7"),
+        (7, "weight", 1, "version 8: the weight of batch 7"),
     ],
 )
 def test_a_changed_arrival_is_named(
@@ -94,7 +94,7 @@ def test_a_changed_arrival_is_named(
     assert change(run, lambda events: nth(events, "arrival", number).update({field: value})).startswith(words)
 
 
-@pytest.mark.parametrize("field", ["tokens", "loss", "learning_rate", "gradient_norm"])
+@pytest.mark.parametrize("field", ["weight", "loss", "learning_rate", "gradient_norm"])
 def test_a_changed_update_is_named(run: tuple[pathlib.Path, Settings], field: str) -> None:
     def more(events: Events) -> None:
         nth(events, "update", 8)[field] *= 1 + 2**-40
@@ -227,7 +227,7 @@ def test_the_model_of_a_version_is_that_of_its_snapshot(tmp_path: pathlib.Path) 
     assert (verdict.versions, verdict.hashes) == (8, 2)
     document = json.loads((exported / "exported.json").read_text())
     measured = next(event for event in read_log(folder) if event["event"] == "evaluation" and event["version"] == 8)
-    assert document["version"] == 8 and document["validation_loss"] == measured["loss"]
+    assert document["version"] == 8 and document["validation_loss"] == measured["scores"]["loss"]
 
 
 def test_a_model_is_not_written_over_another_nor_after_a_difference(run: tuple[pathlib.Path, Settings]) -> None:
@@ -365,7 +365,7 @@ def arrival(worker: int, batch: int, push: int | None = None, **more: Any) -> di
         "worker": worker,
         "batch": batch,
         "base_version": 0,
-        "tokens": 1,
+        "weight": 1,
         "loss": 1.0,
         "sent_bytes": 0,
         "provisional": 0,
@@ -415,12 +415,14 @@ def test_the_command_replays_a_translation_run(tmp_path: pathlib.Path, capsys: p
     write_corpus(tmp_path / "text", train=60, validation=8, test=8)
     tree: dict[str, Any] = {
         "output": str(tmp_path / "run"),
-        "data": {"folder": str(tmp_path / "text")},
-        "vocabulary": {"size": 300},
-        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
-        "batching": {"tokens": 200},
+        "task": {
+            "data": {"folder": str(tmp_path / "text")},
+            "vocabulary": {"size": 300},
+            "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
+            "batching": {"tokens": 200},
+            "bleu": False,
+        },
         "training": {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "hash_every": 5},
-        "validation": {"bleu": False},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(tree))
     assert main(["train", str(tmp_path / "run.yaml")]) == 0

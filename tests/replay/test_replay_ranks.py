@@ -23,7 +23,7 @@ from tests.replay.replaying import edit_log, nth, read_log, replay_toy
 
 pytestmark = pytest.mark.mpi
 
-ADAM = {"clip_norm": 0.5, "average_decay": 0.9, "schedule": {"unit": "tokens", "warmup": 100}}
+ADAM = {"clip_norm": 0.5, "average_decay": 0.9, "schedule": {"unit": "weight", "warmup": 100}}
 FEW = {"keep": 0.05, "error_feedback": True}
 ROUNDED = {"dtype": "bfloat16", "error_feedback": True}
 
@@ -227,15 +227,18 @@ def test_a_translation_run_replays_to_its_exported_models(
     write_corpus(tmp_path / "text", train=120, validation=8, test=8)
     tree: dict[str, Any] = {
         "output": str(tmp_path / "run"),
-        "data": {"folder": str(tmp_path / "text")},
-        "vocabulary": {"size": 300},
-        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "feed_forward": 64, "heads": 2},
-        "batching": {"tokens": 200},
+        "task": {
+            "data": {"folder": str(tmp_path / "text")},
+            "vocabulary": {"size": 300},
+            "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "feed_forward": 64, "heads": 2},
+            "batching": {"tokens": 200},
+            "bleu": False,
+        },
         "optimizer": {"average_decay": 0.9, "clip_norm": 1.0},
         "strategy": {"kind": "async", "arrivals_per_update": 2},
         "push": {"keep": 0.1, "error_feedback": True},
         "training": {"epochs": 2, "device": "cpu", "tensorboard": False, "threads": threads, "hash_every": 5},
-        "validation": {"every": 5, "bleu": False},
+        "validation": {"every": 5},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(tree))
     run_ranks(4, "hvd_async", "train", str(tmp_path / "run.yaml")).check()

@@ -9,6 +9,7 @@ import pytest
 
 from hvd_async.comparison.target import Target
 from hvd_async.report import TimeWindow, write_report
+from tests.comparison.made import BLEU, LOSS
 from tests.report.folders import FakeRun, VariantRuns, collect
 
 _SLOW = {"seconds": 0.25, "spread": "log_normal", "deviation": 0.3, "slow_workers": {0: 2.0}}
@@ -19,7 +20,7 @@ _LONG = "asynchronous with overlapped pushes, half precision, error feedback, an
 def large(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The folder of a report with two environments, two rates, failed and diverged runs, and a long name."""
     root = tmp_path_factory.mktemp("large #1")  # a name that must be escaped in an address
-    sync, fast = FakeRun("horovod", wait=0.5), FakeRun(seconds=50.0, bleu=29.0, refused=7)
+    sync, fast = FakeRun("horovod", wait=0.5), FakeRun(seconds=50.0, scores={BLEU: 29.0}, refused=7)
     slow_sync, slow = FakeRun("horovod", emulation=_SLOW, num_overrun=3), FakeRun(emulation=_SLOW)
     wanted = [
         VariantRuns("horovod", [sync, sync], "even workers", 0.01),
@@ -30,5 +31,5 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         VariantRuns("async", [slow], "one slow worker", 0.01),
     ]
     fields = {"rates": (0.01, 0.1), "source": "/home/x/suite.yaml", "text": "x" * 300}
-    collection = collect(root, wanted, Target("loss", 2.5), **fields)
+    collection = collect(root, wanted, Target(LOSS, 2.5), **fields)
     return write_report(collection, root / "report", TimeWindow(10.0, 5.0))[0].parent

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hvd_async.comparison.collection import Collection, Entry
@@ -14,6 +14,8 @@ from hvd_async.comparison.runs import read_run
 from hvd_async.comparison.target import Target
 from hvd_async.config import dump_config, parse_config
 from hvd_async.errors import DataError
+from hvd_async.tasks.metric import Metric, metrics_to_json
+from tests.comparison.made import BLEU, LOSS
 
 SOFTWARE = {
     "hvd_async": "0.1.0",
@@ -32,19 +34,22 @@ class FakeRun:
     """A run with `num_steps` steps of one second for each of two workers; if synchronous, each step is followed by a
     wait of `wait` seconds.
 
-    Its loss falls linearly from 4 to `final`, over `updates` updates of 100 tokens and `seconds` seconds.
+    Its loss falls linearly from 4 to `final`, over `updates` updates with a weight of 100 and `seconds` seconds. `scores`:
+    other scores of the final model; they rise linearly from 0, or fall as fast from infinity if lower is better. `unit`:
+    that of its weights.
     """
 
     kind: str = "async"
     seconds: float = 100.0
     final: float = FINAL
-    bleu: float | None = 30.0
+    scores: Mapping[Metric, float] = field(default_factory=lambda: {BLEU: 30.0})
     num_measured: int = 5
     wait: float = 0.0
     num_overrun: int = 0
     emulation: dict[str, Any] | None = None
     is_simulated: bool = False
     refused: int = 0
+    unit: str = "tokens"
 
     def write(self, folder: pathlib.Path, seed: int) -> None:
         """Write the three files of the run."""
@@ -62,8 +67,10 @@ class FakeRun:
         tree = {
             "output": "runs/x",
             "seed": seed,
-            "data": {"folder": "data"},
-            "training": {"tokens": 1000},
+            "task": {
+                "data": {"folder": "data"},
+            },
+            "training": {"weight": 1000},
             "strategy": {"kind": self.kind, "arrivals_per_update": 1 if self.kind == "async" else "workers"},
             "emulation": self.emulation or {},
         }
@@ -78,10 +85,18 @@ class FakeRun:
                 if math.isnan(self.final) and number == self.num_measured
                 else 4.0 - share * (4.0 - _finite(self.final))
             )
-            bleu = None if self.bleu is None else share * self.bleu
+            others = {
+                metric.name: score * share if metric.is_higher_better else score / share
+                for metric, score in self.scores.items()
+            }
             updates = round(share * 100)
             measured.append(
-                {"version": updates, "tokens": 100 * updates, "seconds": share * self.seconds, "loss": loss, "bleu": bleu}
+                {
+                    "version": updates,
+                    "weight": 100 * updates,
+                    "seconds": share * self.seconds,
+                    "scores": {"loss": loss, **others},
+                }
             )
         staleness = {"0": 2 * self.num_steps} if self.kind != "async" else {"0": self.num_steps, "1": self.num_steps}
         return {
@@ -91,13 +106,15 @@ class FakeRun:
             "num_workers": 2,
             "parameters": 1000,
             "seconds": self.seconds,
-            "tokens": 10_000,
+            "weight": 10_000,
+            "weight_unit": self.unit,
             "updates": 100,
             "mean_staleness": 0.5 if self.kind == "async" else 0.0,
             "staleness": staleness,
             "refused": {"too_stale": self.refused} if self.refused else {},
             "steps": 2 * self.num_steps,
             "overrun_steps": self.num_overrun,
+            "metrics": metrics_to_json([LOSS, *self.scores]),
             "measurements": measured,
         }
 
@@ -112,7 +129,7 @@ class FakeRun:
                 lengths = dict(zip(names, exchange if step else (0.0, 0.0, 0.0), strict=True))
                 arrival = {
                     "worker": worker,
-                    "tokens": 50,
+                    "weight": 50,
                     "step_seconds": 1.0 + 0.1 * worker * (step % 2),
                     "received_seconds": now,
                 }

@@ -11,24 +11,24 @@ import pytest
 from hvd_async.comparison.collection import Entry
 from hvd_async.comparison.ideal import Ideal
 from hvd_async.comparison.results import Row
-from hvd_async.comparison.runs import Point, Run
+from hvd_async.comparison.runs import Run
 from hvd_async.comparison.statistics import Interval, Reached
 from hvd_async.comparison.target import Target
-from hvd_async.config import parse_config
 from hvd_async.report.answer import answer
+from tests.comparison.made import ACCURACY, BLEU, LOSS, PERPLEXITY, run
 
-TARGET = Target("loss", 2.1)
-CONFIG = parse_config({"output": "r", "data": {"folder": "d"}, "training": {"tokens": 1}}, source="test")
+TARGET = Target(LOSS, 2.1)
 THERE = Reached(10.0, 1000.0, 10.0)
-SYNC = {"is_baseline": True, "final_bleu": Interval(30.4, 30.0, 30.8, 3), "ideal": Ideal(10.0, 14.5)}
-FAST = {"speed_up": Interval(1 / 0.71, 1 / 0.77, 1 / 0.66, 3), "final_bleu": Interval(30.2, 30.0, 30.4, 3)}
-EQUAL = {"bleu_difference": Interval(-0.2, -0.9, 0.5, 3)}
+FINAL_LOSS = {"loss": Interval(2.05, 2.0, 2.1, 3)}
+SYNC = {"is_baseline": True, "final": {**FINAL_LOSS, "bleu": Interval(30.4, 30.0, 30.8, 3)}, "ideal": Ideal(10.0, 14.5)}
+FASTER = {"speed_up": Interval(1 / 0.71, 1 / 0.77, 1 / 0.66, 3)}
+FAST = {**FASTER, "final": {**FINAL_LOSS, "bleu": Interval(30.2, 30.0, 30.4, 3)}}
+EQUAL = {"difference": {"bleu": Interval(-0.2, -0.9, 0.5, 3)}}
 IDEAL = "With these step times (those of horovod), not waiting could increase steps per second at most by a factor of 1.45."
 
 
 def a_run() -> Run:
-    points = (Point(5.0, 500, 5, 3.0), Point(10.0, 1000, 10, 2.0))
-    return Run(pathlib.Path("r"), CONFIG, "finished", False, 2, 9, 10.0, 1000, 10, 0.0, {0: 10}, {}, 100, 0, points)
+    return run((5.0, 3.0), (10.0, 2.0), metrics=(LOSS, BLEU, ACCURACY, PERPLEXITY))
 
 
 def row(variant: str, num_seeds: int = 3, *, num_failed: int = 0, num_not_reached: int = 0, **fields: Any) -> Row:
@@ -48,8 +48,8 @@ def row(variant: str, num_seeds: int = 3, *, num_failed: int = 0, num_not_reache
         "is_baseline": False,
     }
     seconds = Interval(123.4, 123.4, 123.4, 1) if any(whens) else None
-    loss = {"final_loss": Interval(2.05, 2.0, 2.1, 3), "is_at_the_edge": False}
-    return Row(**{**nothing, **counts, **own, **loss, "seconds_to": seconds, **fields})
+    scores = {"final": FINAL_LOSS, "difference": {}, "is_at_the_edge": False}
+    return Row(**{**nothing, **counts, **own, **scores, "seconds_to": seconds, **fields})
 
 
 CASES = {
@@ -86,32 +86,32 @@ CASES = {
         ],
     ),
     "a wide interval of BLEU": (
-        [row("horovod", **SYNC), row("async", **FAST, bleu_difference=Interval(-0.2, -3.0, 2.6, 3))],
+        [row("horovod", **SYNC), row("async", **FAST, difference={"bleu": Interval(-0.2, -3.0, 2.6, 3)})],
         "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with no clear difference in BLEU (30.2"
         " against"
         " 30.4; difference -3.0 to +2.6).",
         [IDEAL],
     ),
     "lower BLEU": (
-        [row("horovod", **SYNC), row("async", **FAST, bleu_difference=Interval(-0.2, -0.3, -0.1, 3))],
+        [row("horovod", **SYNC), row("async", **FAST, difference={"bleu": Interval(-0.2, -0.3, -0.1, 3)})],
         "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with lower BLEU (30.2 against 30.4;"
         " difference"
         " -0.3 to -0.1).",
         [IDEAL],
     ),
     "no BLEU": (
-        [row("horovod", is_baseline=True), row("async", speed_up=FAST["speed_up"])],
+        [row("horovod", is_baseline=True), row("async", **FASTER)],
         "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), with a final loss of 2.050 against 2.050.",
         [],
     ),
     "one seed": (
         [
-            row("horovod", 1, is_baseline=True, final_bleu=Interval(30.4, 30.4, 30.4, 1)),
+            row("horovod", 1, is_baseline=True, final={**FINAL_LOSS, "bleu": Interval(30.4, 30.4, 30.4, 1)}),
             row(
                 *("async", 1),
                 speed_up=Interval(1.25, 1.25, 1.25, 1),
-                final_bleu=Interval(30.2, 30.2, 30.2, 1),
-                bleu_difference=Interval(-0.2, -0.2, -0.2, 1),
+                final={**FINAL_LOSS, "bleu": Interval(30.2, 30.2, 30.2, 1)},
+                difference={"bleu": Interval(-0.2, -0.2, -0.2, 1)},
             ),
         ],
         "async reached loss 2.100 in 0.80 of the time of horovod (one seed: no interval), with BLEU 30.2 against 30.4.",
@@ -218,6 +218,33 @@ def test_the_answer_is_the_right_sentence_with_its_notes(case: str) -> None:
     assert list(found.notes) == notes
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "ends", "words"),
+    [
+        ("accuracy", (91.0, 91.4), (-0.9, 0.1), "at equal accuracy (91.0 against 91.4; difference -0.9 to +0.1)."),
+        ("accuracy", (91.0, 91.4), (-2.0, 1.2), "with no clear difference in accuracy (91.0 against 91.4;"),
+        ("accuracy", (93.0, 91.4), (1.0, 2.2), "with higher accuracy (93.0 against 91.4; difference +1.0 to +2.2)."),
+        ("perplexity", (5.25, 5.5), (-0.3, -0.2), "with lower perplexity (5.25 against 5.50; difference -0.30 to -0.20)."),
+        ("perplexity", (5.25, 5.2), (-0.04, 0.09), "at equal perplexity (5.25 against 5.20; difference -0.04 to +0.09)."),
+        ("perplexity", (5.25, 5.2), (-0.04, 0.11), "with no clear difference in perplexity (5.25 against 5.20;"),
+    ],
+)
+def test_the_final_quality_is_that_of_the_metric_beside_the_loss(
+    name: str, values: tuple[float, float], ends: tuple[float, float], words: str
+) -> None:
+    own, other = (Interval(value, value, value, 3) for value in values)
+    base = row("horovod", is_baseline=True, final={**FINAL_LOSS, name: other})
+    gap = {name: Interval(sum(ends) / 2, *ends, 3)}
+    fast = row("async", **FASTER, final={**FINAL_LOSS, name: own}, difference=gap)
+    assert words in answer([base, fast], "horovod", TARGET).sentence
+
+
+def test_a_metric_that_only_one_of_both_has_is_not_compared() -> None:
+    base = row("horovod", is_baseline=True, final={**FINAL_LOSS, "accuracy": Interval(90.0, 90.0, 90.0, 3)})
+    sentence = answer([base, row("async", **FASTER)], "horovod", TARGET).sentence
+    assert sentence.endswith("with a final loss of 2.050 against 2.050.")
+
+
 def test_the_bounds_of_both_are_given_if_they_differ() -> None:
     base, fast = row("horovod", **SYNC), row("async", **FAST, **EQUAL, ideal=Ideal(10.0, 24.0))
     assert answer([base, fast], "horovod", TARGET).notes == (
@@ -235,13 +262,13 @@ def test_without_a_finite_loss_nothing_can_be_timed() -> None:
 
 
 def test_a_variant_that_diverged_after_the_target_is_reported() -> None:
-    rows = [row("horovod", is_baseline=True), row("async", speed_up=FAST["speed_up"], final_loss=None, num_diverged=3)]
+    rows = [row("horovod", is_baseline=True), row("async", **FASTER, final={}, num_diverged=3)]
     assert answer(rows, "horovod", TARGET).sentence.endswith("(0.66 to 0.77), but async diverged later.")
 
 
 def test_a_target_of_bleu_is_named() -> None:
     rows = [row("horovod", num_not_reached=3, is_baseline=True)]
     assert (
-        answer([*rows, row("async", num_not_reached=3)], "horovod", Target("bleu", 30.0)).sentence
+        answer([*rows, row("async", num_not_reached=3)], "horovod", Target(BLEU, 30.0)).sentence
         == "No run reached BLEU 30.0."
     )

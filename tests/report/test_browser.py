@@ -64,7 +64,7 @@ def test_all_figures_are_visible(page: Any, report: pathlib.Path) -> None:
         "Object.fromEntries([...document.querySelectorAll('figure')].map(each => ["
         "each.id, (box => [box.width, box.height])(each.querySelector('svg').getBoundingClientRect())]))"
     )
-    assert set(sizes) == {path.stem for path in report.parent.glob("figures/*.svg")} and len(sizes) == 10
+    assert set(sizes) == {path.stem for path in report.parent.glob("figures/*.svg")} and len(sizes) == 12
     assert all(width > 200 and height > 50 for width, height in sizes.values())
     assert page.evaluate("[...document.querySelectorAll('svg')].every(each => each.getAttribute('role') === 'img')")
 

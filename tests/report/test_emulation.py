@@ -20,16 +20,16 @@ from hvd_async.report.emulated_workers import describe_emulation
             "steps of 0.25 s, log-normal spread 0.3, workers 0 and 2 take 1.5 times as long, worker 1 takes 3 times as long",
         ),
         (
-            {"seconds": 1.0, "seconds_per_token": 0.001, "pause_probability": 0.01, "pause_seconds": 2.0},
-            "steps of 1 s, 0.001 s more for each target token, a pause of 2 s in 1 % of the steps",
+            {"seconds": 1.0, "seconds_per_weight": 0.001, "pause_probability": 0.01, "pause_seconds": 2.0},
+            "steps of 1 s, 0.001 s more for each image, a pause of 2 s in 1 % of the steps",
         ),
         ({"trace": "/home/x/steps.jsonl"}, "steps as long as in the trace steps.jsonl"),
         ({"seconds": 1.0, "spread": "gamma", "deviation": 0.5}, "steps of 1 s, gamma spread 0.5"),
     ],
 )
 def test_emulation_is_described_in_words(fields: dict[str, Any], text: str) -> None:
-    assert describe_emulation(EmulationConfig(**fields)) == text
+    assert describe_emulation(EmulationConfig(**fields), "images") == text
 
 
 def test_a_simulation_has_its_own_default_length() -> None:
-    assert describe_emulation(EmulationConfig(), is_simulated=True) == "steps of 0.1 s"
+    assert describe_emulation(EmulationConfig(), "images", is_simulated=True) == "steps of 0.1 s"

@@ -16,11 +16,13 @@ from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.target import Target
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.report import text_of, write_report
+from tests.comparison.made import ACCURACY, BLEU, LOSS, PERPLEXITY
 from tests.report.folders import FakeRun, VariantRuns, collect
 
-TARGET = Target("loss", 2.5)  # reached after three quarters of the run
+TARGET = Target(LOSS, 2.5)  # reached after three quarters of the run
 SYNC = FakeRun("horovod", wait=0.5)
-FAST = FakeRun(seconds=50.0, bleu=29.0)
+FAST = FakeRun(seconds=50.0, scores={BLEU: 29.0})
+EVEN = {"seconds": 1.0}
 
 
 def pair(root: pathlib.Path, **fields: Any) -> Collection:
@@ -80,10 +82,10 @@ def test_every_run_has_a_line_with_its_numbers(report: pathlib.Path) -> None:
     ]
     last = lines[-1]
     assert last["chosen"] == "true" and last["status"] == "finished" and last["reached_is_bound"] == "false"
-    found = {name: float(last[name]) for name in ("seconds", "tokens", "updates", "final_loss", "best_loss", "final_bleu")}
-    assert found == {"seconds": 50, "tokens": 10_000, "updates": 100, "final_loss": 2, "best_loss": 2, "final_bleu": 29}
+    found = {name: float(last[name]) for name in ("seconds", "weight", "updates", "final_loss", "best_loss", "final_bleu")}
+    assert found == {"seconds": 50, "weight": 10_000, "updates": 100, "final_loss": 2, "best_loss": 2, "final_bleu": 29}
     assert float(last["reached_seconds"]) == pytest.approx(37.5)
-    assert float(last["tokens_per_second"]) == 200.0
+    assert float(last["weight_per_second"]) == 200.0
 
 
 def test_every_variant_has_a_line_with_its_numbers(report: pathlib.Path) -> None:
@@ -95,9 +97,8 @@ def test_every_variant_has_a_line_with_its_numbers(report: pathlib.Path) -> None
 
 def test_figures_are_complete_and_valid(report: pathlib.Path) -> None:
     names = {path.name for path in (report / "figures").iterdir()}
-    assert names == {
-        f"{name}.{kind}" for name in ("speed-ups", "curves", "staleness", "shares", "timeline") for kind in ("svg", "png")
-    }
+    drawn = ("speed-ups", "curves-loss", "curves-bleu", "staleness", "shares", "timeline")
+    assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     for path in (report / "figures").glob("*.svg"):
         assert xml.etree.ElementTree.parse(path).getroot().tag.endswith("svg")
 
@@ -113,6 +114,115 @@ def test_the_same_runs_give_the_same_bytes_in_any_folder(report: pathlib.Path, t
     paths = write_report(pair(tmp_path, text="title: a\n", source="suite.yaml"), tmp_path / "report")
     for path in paths:
         assert path.read_bytes() == (report / path.relative_to(tmp_path / "report")).read_bytes(), path.name
+
+
+OTHER_METRICS = [
+    VariantRuns("horovod", [FakeRun("horovod", wait=0.5, scores={ACCURACY: 90.0, PERPLEXITY: 8.0})] * 2),
+    VariantRuns("async", [FakeRun(seconds=50.0, scores={PERPLEXITY: 8.4, ACCURACY: 92.0})] * 2),
+    VariantRuns("short", [FakeRun(scores={ACCURACY: 40.0})] * 2),
+    VariantRuns("other", [FakeRun(scores={})] * 2),
+]
+
+
+@pytest.fixture(scope="module")
+def other_metrics(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("metrics")
+    return write_report(collect(root, OTHER_METRICS, Target(ACCURACY, 45.0)), root / "report")[0].parent
+
+
+def test_every_metric_has_its_title_and_its_digits(other_metrics: pathlib.Path) -> None:
+    text = (other_metrics / "report.md").read_text(encoding="utf-8")
+    for line in (
+        "**async reached accuracy 45.0 in 0.49 of the time of horovod (0.49 to 0.49), with higher accuracy (92.0 against 90.0;"
+        " difference +2.0 to +2.0).**",
+        "To accuracy 45.0:",
+        "| horovod | 2 of 2 | 50.0 (50.0 to 50.0) |",
+        "| short | 0 of 2 (not reached: highest accuracy 40.0, after 10,000 tokens) | – |",
+        "| other | 0 of 2 | – |",
+        "| final loss | final accuracy | accuracy difference | final perplexity | perplexity difference | diverged |",
+        "| horovod | 2.000 (2.000 to 2.000) | 90.0 (90.0 to 90.0) | baseline | 8.00 (8.00 to 8.00) | baseline |",
+        "| async | 2.000 (2.000 to 2.000) | 92.0 (92.0 to 92.0) | +2.0 (+2.0 to +2.0) | 8.40 (8.40 to 8.40)"
+        " | +0.40 (+0.40 to +0.40) |",
+        "| short | 2.000 (2.000 to 2.000) | 40.0 (40.0 to 40.0) | -50.0 (-50.0 to -50.0) | – | – |",
+        "| other | 2.000 (2.000 to 2.000) | – | – | – | – |",
+        "| final loss | best loss | final accuracy | final perplexity |",
+        "- **Final accuracy**: Validation of the final model, over the runs that did not diverge, in %. The higher, the better."
+        " Difference: own - baseline, seed by seed; equal: the whole interval lies within 1.",
+        "- **Final perplexity**: Validation of the final model, over the runs that did not diverge, on whole sentences. The"
+        " lower, the better. Difference: own - baseline, seed by seed; equal: the whole interval lies within 0.1.",
+    ):
+        assert line in text
+
+
+def test_every_metric_has_its_columns(other_metrics: pathlib.Path) -> None:
+    names = ("final_loss", "best_loss", "final_accuracy", "final_perplexity")
+    runs = [[line[name] for name in names] for line in lines_of(other_metrics / "runs.csv")[::2]]
+    assert runs == [
+        ["2.0", "2.0", "90.0", "8.0"],
+        ["2.0", "2.0", "92.0", "8.4"],
+        ["2.0", "2.0", "40.0", ""],
+        ["2.0", "2.0", "", ""],
+    ]
+    names = ("final_loss", "final_accuracy", "accuracy_difference", "final_perplexity", "perplexity_difference_num")
+    assert [[line[name] for name in names] for line in lines_of(other_metrics / "variants.csv")] == [
+        ["2.0", "90.0", "0.0", "8.0", "2"],
+        ["2.0", "92.0", "2.0", "8.4", "2"],
+        ["2.0", "40.0", "-50.0", "", ""],
+        ["2.0", "", "", "", ""],
+    ]
+    assert "loss_difference" not in lines_of(other_metrics / "variants.csv")[0]
+
+
+def test_every_metric_has_curves(other_metrics: pathlib.Path) -> None:
+    curves = {path.stem: path.read_text() for path in other_metrics.glob("figures/curves-*.svg")}
+    assert set(curves) == {"curves-loss", "curves-accuracy", "curves-perplexity"}
+    assert "<!-- validation accuracy in % -->" in curves["curves-accuracy"]
+    assert "<!-- validation loss in nats per token -->" in curves["curves-loss"]
+    assert ["<!-- target: accuracy 45.0 -->" in curves[f"curves-{name}"] for name in ("loss", "accuracy")] == [False, True]
+    # A run without the metric has no line in its figure.
+    assert ["<!-- short -->" in text for name, text in sorted(curves.items())] == [True, True, False]
+
+
+def test_weights_have_the_unit_of_the_task(tmp_path: pathlib.Path) -> None:
+    wanted = [
+        VariantRuns("horovod", [FakeRun("horovod", wait=0.5, unit="images")]),
+        VariantRuns(
+            "async", [FakeRun(seconds=50.0, final=3.0, unit="images", emulation={"seconds_per_weight": 0.5, **EVEN})]
+        ),
+    ]
+    collection = collect(tmp_path, wanted, TARGET)
+    write_report(collection, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    for line in (
+        "| variant | reached by | seconds | images | updates | speed-up | image efficiency | throughput |",
+        "0 of 1 (not reached: lowest loss 3.000, after 10,000 images)",
+        "| diverged | images/s | staleness |",
+        "| ended | seconds | images | updates |",
+        "- **Image efficiency**: Images of the baseline / own images to the lowest loss that both reached, seed by seed: 1 if"
+        " each of them is worth as much.",
+        "- **Throughput**: Own images per second / those of the baseline, seed by seed.",
+        "- async: steps of 1 s, 0.5 s more for each image.",
+        "*Validation loss over seconds of training, images and updates.*",
+    ):
+        assert line in text
+    assert "tokens" not in text
+    assert "<!-- images -->" in (tmp_path / "report/figures/curves-loss.svg").read_text()
+    assert "image efficiency" in text_of(collection) and "images/s" in text_of(collection)
+    line = lines_of(tmp_path / "report/runs.csv")[0]
+    assert (line["weight"], line["weight_unit"], line["weight_per_second"]) == ("10000", "images", "100.0")
+
+
+def test_weights_of_runs_with_different_units_are_not_compared(tmp_path: pathlib.Path) -> None:
+    wanted = [VariantRuns("horovod", [SYNC]), VariantRuns("async", [FakeRun(seconds=50.0, unit="images")])]
+    write_report(collect(tmp_path, wanted, TARGET), tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    for line in (
+        "The runs count their weight in different units (images, tokens), so weights are not compared.",
+        "| variant | reached by | seconds | weight | updates | speed-up | weight efficiency | throughput |",
+        "| async | 1 of 1 | 37.5 | 7,500 | 75 | 2.00 | – | – |",
+        "| (unit of weight) | tokens | images |",
+    ):
+        assert line in text
 
 
 def test_environments_rates_and_failures_are_distinguished(large: pathlib.Path) -> None:
@@ -145,14 +255,14 @@ def test_environments_rates_and_failures_are_distinguished(large: pathlib.Path) 
     assert (lines[5]["fault"], lines[5]["seconds"]) == ("../runs/02-s2: exit status 3", "")
 
 
-QUICK = FakeRun("horovod", bleu=None)  # quick to draw
+QUICK = FakeRun("horovod", scores={})  # quick to draw
 NAMES = ("$x$ <b>&amp;</b>", "a|b *c* `d`", "x" * 90, "мир 世界")
 UNUSUAL = {
     "nothing": ([], "No run: there is nothing to compare."),
     "one run": ([VariantRuns("horovod", [SYNC])], "There is only horovod here, and nothing to compare it with."),
     "failures alone": ([VariantRuns("horovod", [None, None]), VariantRuns("async", [None, None])], "No run has ended"),
     "no BLEU": (
-        [VariantRuns("horovod", [FakeRun("horovod", bleu=None)]), VariantRuns("async", [FakeRun(bleu=None)])],
+        [VariantRuns("horovod", [FakeRun("horovod", scores={})]), VariantRuns("async", [FakeRun(scores={})])],
         "with a final loss of 2.000",
     ),
     "diverged": (
@@ -163,7 +273,7 @@ UNUSUAL = {
     "a dozen of odd names": (
         [
             VariantRuns("horovod", [QUICK]),
-            *(VariantRuns(name, [FakeRun(bleu=None)]) for name in NAMES),
+            *(VariantRuns(name, [FakeRun(scores={})]) for name in NAMES),
             *(VariantRuns(f"variant {n}", [QUICK]) for n in range(7)),
         ],
         "is the fastest of 11",
@@ -183,7 +293,7 @@ def test_unusual_comparisons_are_readable(case: str, tmp_path: pathlib.Path) -> 
     assert "<b>" not in page and str(tmp_path) not in page
     assert len(lines_of(tmp_path / "report" / "runs.csv")) == len(collection.entries)
     figures = {path.stem for path in (tmp_path / "report").glob("figures/*.svg")}
-    assert ("curves" in figures) == (case not in ("nothing", "failures alone", "nothing but NaN"))
+    assert ("curves-loss" in figures) == (case not in ("nothing", "failures alone", "nothing but NaN"))
 
 
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path: pathlib.Path) -> None:
@@ -234,3 +344,13 @@ def test_the_terminal_gets_the_answer_and_a_table(tmp_path: pathlib.Path) -> Non
     assert [line.split("  ")[0] for line in lines[-4:]] == ["variant", "-------", "horovod", "async"]
     assert lines[-1].split() == "async 2 of 2 37.5 2.00 (2.00 to 2.00) 1.00 2.000 29.0 0 of 2 200 0.50".split()
     assert len({len(line) for line in lines[-4:]}) == 1
+
+
+def test_the_terminal_shows_the_final_score_of_every_metric(tmp_path: pathlib.Path) -> None:
+    lines = text_of(collect(tmp_path, OTHER_METRICS, Target(PERPLEXITY, 10.0))).splitlines()
+    assert lines[0].startswith("async reached perplexity 10.00 in 0.5")
+    words = (
+        "variant reached by seconds speed-up token efficiency final loss final accuracy final perplexity diverged tokens/s"
+    )
+    assert " ".join(lines[-6].split()) == f"{words} staleness"
+    assert lines[-3].split()[-8:] == ["2.000", "92.0", "8.40", "0", "of", "2", "200", "0.50"]

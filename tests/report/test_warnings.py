@@ -11,14 +11,14 @@ from hvd_async.comparison.runs import Run
 from hvd_async.comparison.target import Target
 from hvd_async.report.contents import contents
 from hvd_async.report.document import Text
-from tests.comparison.made import CONFIG, arrival, entry, run, write_run
+from tests.comparison.made import CONFIG, LOSS, arrival, entry, run, write_run
 
 
 def warnings_of(folder: pathlib.Path, *runs: Run) -> list[str]:
     for made in runs:
         write_run(made, [{"event": "start", "data_fingerprint": made.data_fingerprint}, arrival(0, 4.0, 4.0)])
     entries = tuple(entry(made.name, 1, made) for made in runs)
-    collection = Collection("title", runs[0].name, Target("loss", 3.0), entries)
+    collection = Collection("title", runs[0].name, Target(LOSS, 3.0), entries)
     document = contents(collection, results(collection), folder, None)
     return [block.text for block in document.lead if isinstance(block, Text)]
 
@@ -30,19 +30,19 @@ def one(folder: pathlib.Path, name: str, data: str, when: str = "after") -> Run:
 
 def test_runs_on_equal_terms_need_no_warning(tmp_path: pathlib.Path) -> None:
     warnings = warnings_of(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "text"))
-    assert not any("same text" in line or "while they trained" in line for line in warnings)
+    assert not any("same data" in line or "while they trained" in line for line in warnings)
 
 
 def test_each_seed_has_a_preparation_of_its_own(tmp_path: pathlib.Path) -> None:
     other = one(tmp_path, "b", "another")
     other = dataclasses.replace(other, config=other.config.model_copy(update={"seed": 2}))
     warnings = warnings_of(tmp_path, one(tmp_path, "a", "text"), other)
-    assert not any("same text" in line for line in warnings)
+    assert not any("same data" in line for line in warnings)
 
 
-def test_different_training_text_is_reported(tmp_path: pathlib.Path) -> None:
+def test_different_training_data_are_reported(tmp_path: pathlib.Path) -> None:
     warnings = warnings_of(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "another"))
-    assert any(line.startswith("The runs were not trained on the same text") for line in warnings)
+    assert any(line.startswith("The runs were not trained on the same data") for line in warnings)
 
 
 def test_measuring_during_training_is_reported(tmp_path: pathlib.Path) -> None:

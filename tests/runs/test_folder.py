@@ -16,18 +16,19 @@ from hvd_async.runs.checkpoint import Checkpoint, save_checkpoint
 from hvd_async.runs.continuation import Supply
 from hvd_async.runs.event_log import EventLog
 from hvd_async.runs.folder import Beginning, RunFolder
+from tests.trees import replaced
 
 
 def make_config(**sections: Any) -> RunConfig:
-    smallest = {"output": "runs/x", "data": {"folder": "data"}, "training": {"epochs": 1}}
-    return parse_config({**smallest, **sections}, source="test")
+    smallest = {"output": "runs/x", "task": {"data": {"folder": "data"}}, "training": {"epochs": 1}}
+    return parse_config(replaced(smallest, sections), source="test")
 
 
-def saved(version: int = 3, tokens: int = 300, used: int = 7, seconds: float = 9.5) -> dict[str, Any]:
+def saved(version: int = 3, weight: int = 300, used: int = 7, seconds: float = 9.5) -> dict[str, Any]:
     """Return the data of a checkpoint, as far as they decide whether a run may resume: the last batch but one is not
     applied yet.
     """
-    store = {"version": version, "tokens": tokens, "ledger": {"watermark": used - 2, "above": [used - 1]}}
+    store = {"version": version, "weight": weight, "ledger": {"watermark": used - 2, "above": [used - 1]}}
     return {"data_fingerprint": "text", "store": store, "recorder": {"seconds": seconds, "log": [0, 0]}}
 
 
@@ -220,19 +221,20 @@ def test_settings_that_affect_results_may_not_change_and_every_change_is_named(f
         optimizer={"learning_rate": 0.5, "schedule": {"warmup": 3}},
         data={"folder": "data", "source": "fr"},
         strategy={"kind": "async", "arrivals_per_update": 3},
-        training={"epochs": 9, "label_smoothing": 0.0},
+        training={"epochs": 9},
+        label_smoothing=0.0,
     )
     with pytest.raises(ConfigError) as caught:
         folder.resume(changed, SUPPLY)
     as_before = f"as in {folder.config}; or start another run"
     assert str(caught.value).splitlines() == [
         f"--resume: seed: got 2, expected 1 {as_before}",
-        f"--resume: data.source: got 'fr', expected 'en' {as_before}",
+        f"--resume: task.data.source: got 'fr', expected 'en' {as_before}",
+        f"--resume: task.label_smoothing: got 0.0, expected 0.1 {as_before}",
         f"--resume: optimizer.learning_rate: got 0.5, expected 0.001 {as_before}",
         f"--resume: optimizer.schedule.warmup: got 3, expected 0 {as_before}",
         f"--resume: strategy.arrivals_per_update: got 3, expected 'workers' {as_before}",
         f"--resume: strategy.kind: got 'async', expected 'single' {as_before}",
-        f"--resume: training.label_smoothing: got 0.0, expected 0.1 {as_before}",
     ]
 
 
@@ -241,8 +243,7 @@ def test_other_text_in_the_same_place_is_refused(folder: RunFolder, flag: str) -
     with pytest.raises(ConfigError) as caught:
         folder.resume(make_config(), Supply("other", 7), flag)
     assert str(caught.value) == (
-        f"{flag}: data.folder: got data, whose text differs from the run's training data; restore the text, or start"
-        " another run"
+        f"{flag}: task: got data that differ from the run's training data (data); restore them, or start another run"
     )
 
 
@@ -251,7 +252,7 @@ def test_other_text_in_the_same_place_is_refused(folder: RunFolder, flag: str) -
     [
         ({"updates": 2}, None, "updates: got 2, expected 3 or more"),
         ({"seconds": 9.0}, None, "seconds: got 9, expected 9.5 or more"),
-        ({"tokens": 250}, 6, "tokens: got 250, which is 6 batches, expected 7 batches or more"),
+        ({"weight": 250}, 6, "weight: got 250, which is 6 batches, expected 7 batches or more"),
         ({"epochs": 1}, 6, "epochs: got 1, which is 6 batches, expected 7 batches or more"),
     ],
 )
@@ -263,13 +264,13 @@ def test_a_run_is_not_resumed_to_an_end_that_it_has_passed(
     assert str(caught.value) == f"--resume: training.{got}, which the run has reached; or start another run"
 
 
-@pytest.mark.parametrize("training", [{"updates": 3}, {"seconds": 9.5}, {"seconds": 9.0}, {"tokens": 250}, {"epochs": 1}])
+@pytest.mark.parametrize("training", [{"updates": 3}, {"seconds": 9.5}, {"seconds": 9.0}, {"weight": 250}, {"epochs": 1}])
 def test_a_run_that_has_reached_its_end_may_be_resumed_unchanged(folder: RunFolder, training: dict[str, Any]) -> None:
     folder.keep_config(make_config(training=training))
     assert folder.resume(make_config(training=training), SUPPLY).saved.data == saved()
 
 
-@pytest.mark.parametrize(("unit", "total"), [("versions", 3), ("tokens", 300)])
+@pytest.mark.parametrize(("unit", "total"), [("versions", 3), ("weight", 300)])
 def test_a_run_does_not_resume_past_the_end_of_its_schedule(folder: RunFolder, unit: str, total: int) -> None:
     optimizer = {"schedule": {"kind": "linear", "unit": unit, "total": total}}
 
@@ -448,3 +449,19 @@ def test_a_different_run_is_never_replaced(tmp_path: pathlib.Path, has_checkpoin
     folder.events.write_text('{"event": "start", "seconds": 0.0, "simulated": true}\n')
     with pytest.raises(ConfigError, match=r"^--auto-resume: .*: got a simulated run"):
         folder.how_to_begin(make_config())
+
+
+def test_a_simulation_does_not_replace_a_real_run(folder: RunFolder) -> None:
+    folder.events.write_text('{"event": "start", "seconds": 0.0}\n')
+    with pytest.raises(ConfigError, match="holds a real run, which a simulation does not replace; set another output"):
+        folder.begin(make_config(), overwrite=True, is_simulated=True)
+    assert folder.has_checkpoint()
+    folder.events.write_text('{"event": "start", "seconds": 0.0, "simulated": true}\n')
+    folder.begin(make_config(), overwrite=True, is_simulated=True)
+    assert not folder.has_checkpoint()
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output: got .*file, which is a file, expected a folder or a new name"):
+        RunFolder(tmp_path / "file").check_vacant()

@@ -11,13 +11,13 @@ from hvd_async.store.arrival import Arrival, Update
 
 
 class WatchedRun:
-    """A run of ten updates of ten tokens, on a clock that the test advances by hand."""
+    """A run of ten updates with ten images each, on a clock that the test advances by hand."""
 
     def __init__(self, *, is_live: bool = False) -> None:
         self.now = 100.0
         self.stream = io.StringIO()
         goal = Goal(num_batches=None, last_version=10)
-        self.progress = Progress(goal, 60.0, is_live=is_live, stream=self.stream, clock=lambda: self.now)
+        self.progress = Progress(goal, 60.0, "images", is_live=is_live, stream=self.stream, clock=lambda: self.now)
         self._total = RunMetrics()
 
     def update(self, version: int, seconds: float) -> None:
@@ -37,19 +37,19 @@ def test_a_log_gets_one_line_a_minute() -> None:
     with run.progress.showing():
         for version in range(1, 5):
             run.update(version, 20.0)
-    assert run.lines == [" 30%  version 3  loss 2.000  0 tokens/s  staleness 0.00  left 2:20"]
+    assert run.lines == [" 30%  version 3  loss 2.000  0 images/s  staleness 0.00  left 2:20"]
 
 
 def test_an_evaluation_is_on_the_next_line_and_only_there() -> None:
     run = WatchedRun()
     with run.progress.showing():
         run.update(1, 20.0)
-        run.progress.evaluated(0, 4.0, 1.0)
-        run.progress.evaluated(1, 3.4121, 12.1)
+        run.progress.evaluated(0, "validation loss 4.0000 BLEU 1.00")
+        run.progress.evaluated(1, "validation loss 3.4121 BLEU 12.10")
         assert run.lines == []
         run.update(2, 40.0)
         run.update(3, 60.0)
-        run.progress.evaluated(3, 3.0, None)
+        run.progress.evaluated(3, "validation loss 3.0000")
         run.update(4, 60.0)
     parts = [line.partition("left ")[2].partition("  ")[2] for line in run.lines]
     assert parts == ["validation loss 3.4121 BLEU 12.10 (version 1)", "", "validation loss 3.0000 (version 3)"]
@@ -61,8 +61,10 @@ def test_evaluations_after_training_have_lines_of_their_own_but_at_most_one_a_mi
         run.update(10, 50.0)
     for version, seconds in ((2, 5.0), (4, 5.0), (6, 40.0), (8, 20.0), (10, 5.0)):
         run.now += seconds
-        run.progress.evaluated(version, 3.0, None)
-    assert run.lines == ["      validation loss 3.0000 (version 4)", "      validation loss 3.0000 (version 8)"]
+        run.progress.evaluated(version, "validation loss 3.0000")
+    assert run.lines == [
+        f"      evaluating saved versions: validation loss 3.0000 (version {version})" for version in (4, 8)
+    ]
 
 
 def test_a_log_has_no_control_characters() -> None:
@@ -77,7 +79,7 @@ def test_on_a_terminal_every_evaluation_has_its_line() -> None:
     run = WatchedRun(is_live=True)
     with run.progress.showing():
         run.update(1, 1.0)
-        run.progress.evaluated(1, 3.4121, 12.1)
-    run.progress.evaluated(2, 3.0, None)
+        run.progress.evaluated(1, "validation loss 3.4121 BLEU 12.10")
+    run.progress.evaluated(2, "validation loss 3.0000")
     assert "      version 1  validation loss 3.4121 BLEU 12.10\n" in run.stream.getvalue()
     assert run.stream.getvalue().endswith("      version 2  validation loss 3.0000\n")

@@ -12,29 +12,14 @@ from tests.mpi.toy import Settings, ToyTask, make_config
 UNEVEN = {"spread": "log_normal", "deviation": 0.5, "slow_workers": {0: 2.0}, "pause_probability": 0.1, "pause_seconds": 0.3}
 
 
-class CountedTask(ToyTask):
-    """The toy with batches that know their number of tokens, like those of translation."""
-
-    def batch(self, index: int, device: Any) -> Any:
-        return Points(super().batch(index, device))
-
-
-class Points(tuple):  # type: ignore[type-arg]
-    """A batch of the toy."""
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self[1])
-
-
 def parse(output: pathlib.Path, **sections: Any) -> RunConfig:
     """Return a configuration of the toy; `seed` is not a section."""
     seed = sections.pop("seed", 1)
     return parse_config({**make_config(output, **sections), "seed": seed}, source="toy")
 
 
-def run(output: pathlib.Path, num_batches: int = 40, **sections: Any) -> dict[str, Any]:
+def run(output: pathlib.Path, num_batches: int = 40, point_weight: float = 1.0, **sections: Any) -> dict[str, Any]:
     """Simulate the toy, and return its summary."""
     config = parse(output, **sections)
-    settings = Settings({}, num_batches=num_batches, dropout=0.2)
-    return simulate(config, lambda _: CountedTask(settings, 0), SimulateOptions())
+    settings = Settings({}, num_batches=num_batches, dropout=0.2, point_weight=point_weight)
+    return simulate(config, lambda _: ToyTask(settings, 0), SimulateOptions())

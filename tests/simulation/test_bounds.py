@@ -1,4 +1,4 @@
-"""Runs bounded by time, and snapshots by tokens: in virtual time and on real ranks."""
+"""Runs bounded by time, and snapshots by weight: in virtual time and on real ranks."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def test_real_ranks_end_when_their_time_is_over(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_snapshots_show_the_first_version_after_each_multiple(tmp_path: pathlib.Path, strategy: dict[str, Any]) -> None:
-    validation = {"every_tokens": 50, "when": "after"}
+    validation = {"every_weight": 50, "when": "after"}
     run(tmp_path / "run", 60, strategy=strategy, validation=validation, emulation=UNEVEN)
-    tokens, expected = 0, []
+    weight, expected = 0, []
     for update in events_of(tmp_path / "run", "update"):
-        tokens += update["tokens"]
-        if tokens // 50 > (tokens - update["tokens"]) // 50:
+        weight += update["weight"]
+        if weight // 50 > (weight - update["weight"]) // 50:
             expected.append(update["version"])
     last = update["version"]
     measured = [m["version"] for m in summary_of(tmp_path / "run")["measurements"]]

@@ -20,7 +20,7 @@ from tests.simulation.simulated import run
 
 UNEVEN = {
     "seconds": 0.05,
-    "seconds_per_token": 0.01,
+    "seconds_per_weight": 0.01,
     "spread": "log_normal",
     "deviation": 0.2,
     "slow_workers": {0: 2.0, 2: 1.5},
@@ -33,17 +33,17 @@ CLUSTER = {
 }
 
 
-def test_steps_are_split_into_factors_tokens_and_spread() -> None:
+def test_steps_are_split_into_factors_weight_and_spread() -> None:
     draw = random.Random(1)
-    steps: dict[int, list[tuple[int, float]]] = {0: [], 1: []}
+    steps: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
     for worker, factor in ((0, 1.0), (1, 2.5)):
         for _ in range(3000):
-            tokens = draw.randrange(100, 1000)
-            seconds = factor * (0.2 + 0.001 * tokens) * draw.lognormvariate(-0.125 * 0.25**2 * 4, 0.25)
-            steps[worker].append((tokens, seconds))
+            weight = draw.randrange(100, 1000)
+            seconds = factor * (0.2 + 0.001 * weight) * draw.lognormvariate(-0.125 * 0.25**2 * 4, 0.25)
+            steps[worker].append((weight, seconds))
     fit = fit_steps(steps)
     assert fit.seconds == pytest.approx(0.2, rel=0.1)
-    assert fit.seconds_per_token == pytest.approx(0.001, rel=0.05)
+    assert fit.seconds_per_weight == pytest.approx(0.001, rel=0.05)
     assert fit.deviation == pytest.approx(0.25, rel=0.03)
     assert fit.factors == pytest.approx({0: 1.0, 1: 2.5}, rel=0.03)
 

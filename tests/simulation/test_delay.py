@@ -15,7 +15,7 @@ from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import Settings, checkpoint_checksum, events_of, losses_of, resumed, run_toy
 from tests.mpi.toy import make_config
 from tests.runs.saved import load_latest_checkpoint
-from tests.simulation.simulated import CountedTask, run
+from tests.simulation.simulated import ToyTask, run
 
 SGD = {"kind": "sgd", "learning_rate": 0.3, "schedule": {"kind": "constant"}}
 
@@ -30,14 +30,14 @@ def test_every_gradient_is_computed_on_the_parameters_delayed_by_that_many_versi
     tmp_path: pathlib.Path, delay: int
 ) -> None:
     run(tmp_path / "run", 12, strategy={"kind": "single", "delay": delay}, optimizer=SGD)
-    task = CountedTask(Settings({}, num_batches=12, dropout=0.2), 0)
+    task = ToyTask(Settings({}, num_batches=12, dropout=0.2), 0)
     module = task.build_model().train()
     flat = FlatParameters(module)
     versions = [flat.parameters.clone()]
     for batch in range(12):
         flat.parameters.copy_(versions[max(0, batch - delay)])
-        tokens, _ = compute_gradient(task, module, flat, 1, batch)
-        versions.append(versions[-1] - 0.3 * flat.collect_gradient() / tokens)
+        weight, _ = compute_gradient(task, module, flat, 1, batch)
+        versions.append(versions[-1] - 0.3 * flat.collect_gradient() / weight)
     checkpoint = load_latest_checkpoint(tmp_path / "run/checkpoints")
     assert checkpoint is not None
     torch.testing.assert_close(checkpoint.tensors["parameters"], versions[-1], rtol=1e-5, atol=1e-6)

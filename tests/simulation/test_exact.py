@@ -39,6 +39,19 @@ def test_the_same_configuration_gives_the_same_trace_to_the_last_bit(tmp_path: p
     assert [e["seconds"] for e in other] != [e["seconds"] for e in first]
 
 
+@pytest.mark.parametrize("kind", ["async", "horovod"])
+def test_half_the_weight_and_half_the_loss_of_every_batch_train_alike(tmp_path: pathlib.Path, kind: str) -> None:
+    sections = {"strategy": {"kind": kind}, "optimizer": UPDATE, "emulation": {**UNEVEN, "seconds_per_weight": 0.01}}
+    run(tmp_path / "whole", 40, **sections)
+    run(tmp_path / "half", 40, point_weight=0.5, **{**sections, "emulation": {**UNEVEN, "seconds_per_weight": 0.02}})
+    assert losses_of(tmp_path / "half") == losses_of(tmp_path / "whole")
+    assert checkpoint_checksum(tmp_path / "half") == checkpoint_checksum(tmp_path / "whole")
+    for event in ("arrival", "update", "evaluation"):
+        weights = [each["weight"] for each in events_of(tmp_path / "half", event)]
+        assert [2 * weight for weight in weights] == [each["weight"] for each in events_of(tmp_path / "whole", event)]
+        assert weights and not any(isinstance(weight, float) and weight.is_integer() for weight in weights)  # 2, not 2.0
+
+
 @pytest.mark.parametrize("section", ["training", "store"])
 def test_a_device_other_than_the_cpu_is_refused(tmp_path: pathlib.Path, section: str) -> None:
     with pytest.raises(ConfigError, match=rf"{section}\.device: got cuda in a simulation, expected auto or cpu"):

@@ -14,18 +14,18 @@ from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import costs, num_workers
-from hvd_async.simulation.counting_store import CountingStore, Tokens
+from hvd_async.simulation.counting_store import BatchWeights, CountingStore
 from hvd_async.simulation.planning import plan, table_of, write_plan
 from hvd_async.simulation.predict import ClusterRates, Size, predict
 from hvd_async.simulation.shared_state import Timing, World, make_clock
-from hvd_async.tasks.registry import count_parameters
+from hvd_async.tasks.registry import estimate
 from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.runs import events_of
-from tests.mpi.toy import Settings
-from tests.simulation.simulated import UNEVEN, CountedTask, parse, run
+from tests.mpi.toy import Settings, ToyTask
+from tests.simulation.simulated import UNEVEN, parse, run
 
-# Tokens of batches 0, 1, ... of the toy.
-TOKENS = Tokens([3, 4, 5, 6, 7])
+# Weights of batches 0, 1, ... of the toy.
+WEIGHTS = BatchWeights([3, 4, 5, 6, 7])
 NODES = {"workers": 5, "workers_per_node": 2, "arrival_seconds": 0.02, "update_seconds": 0.05}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"strategy": {"arrivals_per_update": 1}},
@@ -55,17 +55,17 @@ EVENTS = list[tuple[float, int, int, int, int | None]]
 
 def sections_of(case: dict[str, Any], emulation: dict[str, Any] = UNEVEN) -> dict[str, Any]:
     strategy = {"kind": "async", **case.get("strategy", {})}
-    uneven = {**emulation, "seconds_per_token": 0.01}
+    uneven = {**emulation, "seconds_per_weight": 0.01}
     return {"simulation": NODES, "emulation": uneven, **case, "strategy": strategy}
 
 
 def counted(config: RunConfig, num_batches: int | None) -> EVENTS:
     """Return the outcome of every arrival, simulated without gradients."""
-    size = FlatParameters(CountedTask(Settings({}), 0).build_model()).size
+    size = FlatParameters(ToyTask(Settings({}), 0).build_model()).size
     workers = num_workers(config)
     times = StepTimes(config.emulation, config.seed, workers, default=0.1)
     clock = make_clock(config, times, workers)
-    store = CountingStore(config.strategy, workers, TOKENS, config.training.updates, record=clock.read)
+    store = CountingStore(config.strategy, workers, WEIGHTS, config.training.updates, record=clock.read)
     Cluster(World(config, Timing(costs(config, size), times, clock), store), num_batches).run()
     return sorted((round(one.seconds, 6), one.worker, one.batch, one.base_version, one.version) for one in store.decisions)
 
@@ -99,7 +99,7 @@ def test_ties_are_broken_alike_with_and_without_gradients(tmp_path: pathlib.Path
 
 def outcome(tmp_path: pathlib.Path, *, arrivals: int = 4000, parameters: int = 1_000_000, **sections: Any) -> ClusterRates:
     sections = {"strategy": {"kind": "async", "arrivals_per_update": 1}, **sections}
-    return predict(parse(tmp_path, **sections), Size(parameters, arrivals, Tokens([100])))
+    return predict(parse(tmp_path, **sections), Size(parameters, arrivals, BatchWeights([100])))
 
 
 def test_workers_that_do_not_wait_are_as_fast_as_their_steps(tmp_path: pathlib.Path) -> None:
@@ -107,7 +107,7 @@ def test_workers_that_do_not_wait_are_as_fast_as_their_steps(tmp_path: pathlib.P
     cluster = {"workers": 8, "memory": memory, "arrival_seconds": 0.0, "update_seconds": 0.0}
     one = outcome(tmp_path, simulation=cluster, emulation={"seconds": 0.5, "slow_workers": {0: 2.0}})
     assert one.arrivals_per_second == pytest.approx(7 / 0.5 + 1 / 1.0, rel=0.01)
-    assert one.tokens_per_second == pytest.approx(100 * one.arrivals_per_second)
+    assert one.weight_per_second == pytest.approx(100 * one.arrivals_per_second)
     assert one.limit == "computing"
 
 
@@ -151,14 +151,17 @@ def test_a_plan_compares_sizes_and_is_written(tmp_path: pathlib.Path) -> None:
     rows = plan(config, [1, 4, 8], 400)
     assert [row.outcome.workers for row in rows] == [1, 4, 8]
     assert 0.8 < rows[0].efficiency <= 1.0
-    assert len(table_of(rows).splitlines()) == 4
-    paths = write_plan(tmp_path / "plan", rows)
+    assert (
+        table_of(rows, "images").splitlines()[0].split()[1] == "images/s" and len(table_of(rows, "images").splitlines()) == 4
+    )
+    paths = write_plan(tmp_path / "plan", rows, "images")
     assert [path.name for path in paths] == ["plan.csv", "plan.md", "plan.svg", "plan.png"]
     with (tmp_path / "plan" / "plan.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [line["workers"] for line in table] == ["1", "4", "8"]
-    assert float(table[1]["tokens/s"]) == rows[1].outcome.tokens_per_second
+    assert float(table[1]["weight/s"]) == rows[1].outcome.weight_per_second
     assert (tmp_path / "plan" / "plan.md").read_text().count("\n") == 5
+    assert "| allreduce images/s |" in (tmp_path / "plan" / "plan.md").read_text()
 
 
 def test_a_single_process_is_not_one_of_the_slow_workers(tmp_path: pathlib.Path) -> None:
@@ -179,13 +182,13 @@ def test_parameters_are_counted_without_memory(tmp_path: pathlib.Path) -> None:
     from hvd_async.tasks.translation.transformer import Transformer
 
     config = parse(tmp_path, model={"width": 16, "feed_forward": 32, "heads": 2}, vocabulary={"size": 50})
-    model = Transformer(config.model, 50)
-    assert count_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+    model = Transformer(config.translation.model, 50)
+    assert estimate(config)[0] == sum(parameter.numel() for parameter in model.parameters())
 
 
 def write_config(folder: pathlib.Path) -> pathlib.Path:
     path = folder / "config.yaml"
-    path.write_text("output: x\ndata: {folder: x}\ntraining: {epochs: 1}\nstrategy: {kind: async}\n")
+    path.write_text("output: x\ntask: {data: {folder: x}}\ntraining: {epochs: 1}\nstrategy: {kind: async}\n")
     return path
 
 

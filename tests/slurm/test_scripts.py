@@ -65,8 +65,8 @@ def wait_for_updates(slurm: SlurmCluster, desk: pathlib.Path, job: str, number: 
 def run_of(desk: pathlib.Path, updates: int, **sections: dict[str, Any]) -> str:
     """Write a configuration of `updates` updates with occasional checkpoints, and return the name to give to a script."""
     write_corpus(desk / "text", train=200, validation=8, test=8)
-    training = {"tokens": None, "updates": updates, "threads": 1, "log_every_seconds": 1.0}
-    sections = {"validation": {"every": None, "bleu": False}, **sections}
+    training = {"weight": None, "updates": updates, "threads": 1, "log_every_seconds": 1.0}
+    sections = {"validation": {"every": None}, "bleu": False, **sections}
     write_config(desk, strategy={"kind": "async", **sections.pop("strategy", {})}, training=training, **sections)
     return "run.yaml"
 
@@ -226,7 +226,7 @@ def test_an_error_that_only_the_ranks_detect_ends_a_requeueing_job(slurm: SlurmC
     job = submit(slurm, desk, "train-requeue", config, options=(*TWO_NODES, "--open-mode=truncate"))
     assert slurm.wait(job) == "FAILED"
     assert slurm.facts(job)["Restarts"] == "0"
-    assert "whose text differs from the run's training data" in log_of(desk), log_of(desk)
+    assert "got data that differ from the run's training data" in log_of(desk), log_of(desk)
     assert re.search("^launch: failed", log_of(desk), re.M), log_of(desk)
 
 

@@ -13,7 +13,7 @@ from hvd_async.store.optimizer import state_names
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.shards.shard import Shard
-from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup
+from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup, WholeVectors
 from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import Layout, ShardWord, Word, slot_format
@@ -52,7 +52,7 @@ class Shards:
             for number in range(1, self.num_shards)
         ]
         names = state_names(self.optimizer)
-        self.vectors = ShardGroup(self.shards[0], self.memories[0], others, names, self.timeout_seconds)
+        self.vectors = ShardGroup(self.shards[0], self.memories[0], others, WholeVectors(names), self.timeout_seconds)
         self._threads = [threading.Thread(target=self._serve, args=(number,)) for number in range(1, self.num_shards)]
 
     def __enter__(self) -> Shards:

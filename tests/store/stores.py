@@ -78,10 +78,10 @@ def num_provisional(strategy: StrategyConfig) -> int:
 
 
 def arrival(
-    batch: int, *, worker: int = 0, base_version: int = 0, tokens: int = 1, loss: float = 0.0, provisional: int = 0
+    batch: int, *, worker: int = 0, base_version: int = 0, weight: float = 1, loss: float = 0.0, provisional: int = 0
 ) -> Arrival:
-    """Return an arrival of one target token, unless `tokens` says otherwise."""
-    return Arrival(worker, batch, base_version, tokens, loss, provisional=provisional)
+    """Return an arrival of weight 1, unless `weight` says otherwise."""
+    return Arrival(worker, batch, base_version, weight, loss, provisional=provisional)
 
 
 def accept(store: ParameterStore, which: Arrival, value: float = 1.0) -> None:

@@ -145,7 +145,7 @@ def test_a_gradient_counts_if_and_only_if_its_push_was_finished(
 ) -> None:
     """With N = 4 the first gradient often still lies in the slot, and is requested before the second is written."""
     strategy = asynchronous(
-        arrivals_per_update=wanted, reduction="token_mean" if provisional else "sum", provisional=provisional
+        arrivals_per_update=wanted, reduction="weight_mean" if provisional else "sum", provisional=provisional
     )
     push, size = PushConfig.model_validate({"dtype": form}), BLOCK + 3
     counts = []

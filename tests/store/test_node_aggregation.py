@@ -145,7 +145,7 @@ def test_arrivals_of_a_node_name_the_parameters_they_were_computed_on(
     nodes: Sequence[int], wanted: int | str, seed: int
 ) -> None:
     workers = make_workers(
-        nodes, 60, seed=seed, arrivals_per_update=wanted, reduction="token_mean", provisional=True, pauses=0.15, leaves=0.03
+        nodes, 60, seed=seed, arrivals_per_update=wanted, reduction="weight_mean", provisional=True, pauses=0.15, leaves=0.03
     )
     workers.run().check()
     assert sorted(workers.observer.batches) == sorted(workers.claimed)
@@ -192,12 +192,19 @@ def test_a_node_may_be_larger_than_one_sum_takes() -> None:
     members = [NodeAggregator(block, worker, client, pull) for worker, client in enumerate(clients)]
     for worker in range(num_members):
         block.vector(block.layout.slot_offset(worker)).fill_(float(worker))
-        words = arrival_words.to_words(Arrival(worker, worker, base_version=0, tokens=1, loss=0.0))
+        words = arrival_words.to_words(Arrival(worker, worker, base_version=0, weight=1, loss=0.0))
         block.store_words(block.layout.arrival_word(worker, 0, 0), words)
         block.store(block.layout.slot_word(worker, SlotWord.PUSHED), 1)
     members[0]._push_and_pull()
     assert memory.load(memory.layout.slot_word(0, SlotWord.NUM_ARRIVALS)) == num_members
     assert memory.vector(memory.layout.slot_offset(0)).tolist() == [float(sum(range(num_members)))] * size
+
+
+@pytest.mark.parametrize("weight", [0, 20, 2**53 - 1, 0.1, 2.5])
+def test_the_words_of_an_arrival_keep_its_weight_to_the_last_bit(weight: float) -> None:
+    sent = Arrival(3, 7, base_version=5, weight=weight, loss=0.1, push=7)
+    received = arrival_words.from_words(arrival_words.to_words(sent), push=7)
+    assert received == sent and type(received.weight) is type(weight)
 
 
 def test_all_members_end_when_one_of_them_fails() -> None:

@@ -18,6 +18,7 @@ from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.optimizer import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
+from hvd_async.store.schedule import rate_factor
 from hvd_async.store.shards.shard import Shard
 from hvd_async.vectors import arithmetic
 from tests.store.stores import CONSTANT, accept, arrival, asynchronous, make_store, sgd
@@ -43,7 +44,7 @@ REFERENCES: dict[str, tuple[dict[str, Any], Callable[..., torch.optim.Optimizer]
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCES))
-@pytest.mark.parametrize("reduction", ["token_mean", "sum"])
+@pytest.mark.parametrize("reduction", ["weight_mean", "sum"])
 def test_fresh_arrivals_make_one_synchronous_step_of_torch_optim(name: str, reduction: str) -> None:
     options, make, arguments = REFERENCES[name]
     random = torch.Generator().manual_seed(1)
@@ -54,16 +55,16 @@ def test_fresh_arrivals_make_one_synchronous_step_of_torch_optim(name: str, redu
     )
     expected = initial.clone().requires_grad_()
     reference = make([expected], lr=0.01, foreach=False, **arguments)
-    tokens = (2, 7, 1)
+    weights = (2, 7, 1)
     for version in range(5):
         gradients = torch.randn(3, SIZE, generator=random)
         for worker in range(3):
             assert store.advance() is None
-            which = arrival(3 * version + worker, worker=worker, base_version=version, tokens=tokens[worker])
+            which = arrival(3 * version + worker, worker=worker, base_version=version, weight=weights[worker])
             store.accept([which], Gradient.measure(gradients[worker]))
         update = store.advance()
-        assert update is not None and update.version == version + 1 and update.tokens == sum(tokens)
-        expected.grad = gradients.sum(0) / (sum(tokens) if reduction == "token_mean" else 1)
+        assert update is not None and update.version == version + 1 and update.weight == sum(weights)
+        expected.grad = gradients.sum(0) / (sum(weights) if reduction == "weight_mean" else 1)
         reference.step()
         torch.testing.assert_close(store.parameters, expected.detach(), rtol=0, atol=1e-6)
 
@@ -76,12 +77,12 @@ def test_one_arrival_is_the_update_rule_on_its_mean_gradient_bit_for_bit() -> No
     shard = Shard([initial.clone()], optimizer)
     for version in range(1, 7):
         gradient = torch.randn(SIZE, generator=random)
-        store.accept([arrival(version - 1, base_version=version - 1, tokens=7)], Gradient.measure(gradient))
+        store.accept([arrival(version - 1, base_version=version - 1, weight=7)], Gradient.measure(gradient))
         update = store.advance()
         shard.add(Gradient.measure(gradient), 1.0)
         norm = arithmetic.norm(shard.norm(7.0))
         assert update is not None and update.gradient_norm == norm
-        shard.step(StepOrder(version, update.learning_rate, 7.0, min(1.0, 0.5 / norm)))
+        shard.step(StepOrder(version, rate_factor(optimizer.schedule, version, 7 * version), 7.0, min(1.0, 0.5 / norm)))
         assert torch.equal(store.parameters, shard.parameters)
         assert torch.equal(store.evaluated_parameters, shard.read("average"))
 
@@ -96,25 +97,44 @@ def test_an_accepted_gradient_is_left_unchanged() -> None:
     assert torch.equal(gradients, kept)
 
 
-@pytest.mark.parametrize(("reduction", "expected"), [("token_mean", -(3.0 + 5.0) / (1 + 3)), ("sum", -(3.0 + 5.0))])
-def test_arrivals_weigh_by_their_tokens(reduction: str, expected: float) -> None:
+@pytest.mark.parametrize(("reduction", "expected"), [("weight_mean", -(3.0 + 5.0) / (1 + 3)), ("sum", -(3.0 + 5.0))])
+def test_gradients_are_divided_by_the_sum_of_their_weights(reduction: str, expected: float) -> None:
     store = make_store(asynchronous(arrivals_per_update=2, reduction=reduction))
-    accept(store, arrival(0, tokens=1), 3.0)
-    accept(store, arrival(1, tokens=3), 5.0)
+    accept(store, arrival(0, weight=1), 3.0)
+    accept(store, arrival(1, weight=3), 5.0)
     assert store.advance() is not None
     assert store.parameters.tolist() == [expected] * 4
 
 
-def test_an_update_reports_its_tokens_mean_loss_and_staleness() -> None:
+@pytest.mark.parametrize(("weights", "mean"), [((0.25, 0.25), 16.0), ((0.5, 1.5), 4.0), ((0, 0), 8.0), ((0, 2), 4.0)])
+def test_weights_may_be_fractions_and_a_total_of_0_divides_by_1(weights: tuple[float, float], mean: float) -> None:
+    store = make_store(asynchronous(arrivals_per_update=2))
+    for batch, weight in enumerate(weights):
+        accept(store, arrival(batch, weight=weight, loss=4.0), 4.0)
+    update = store.advance()
+    assert update is not None and update.loss == mean and store.parameters.tolist() == [-mean] * 4
+
+
+def test_a_total_weight_that_is_whole_is_an_int() -> None:
+    store = make_store(asynchronous(arrivals_per_update=2))
+    totals = []
+    for batch, weight in enumerate((0.5, 0.5, 0.25, 0.5)):
+        accept(store, arrival(batch, weight=weight))
+        if (update := store.advance()) is not None:
+            totals.append((update.weight, store.weight))
+    assert repr(totals) == "[(1, 1), (0.75, 1.75)]" and repr(store.state()[1]["weight"]) == "1.75"
+
+
+def test_an_update_reports_its_weight_mean_loss_and_staleness() -> None:
     store = make_store(asynchronous(arrivals_per_update=1))
     accept(store, arrival(0))
     assert store.advance() is not None
-    accept(store, arrival(1, tokens=4, loss=10.0))
+    accept(store, arrival(1, weight=4, loss=10.0))
     update = store.advance()
     assert update is not None
-    assert (update.version, update.tokens, update.loss) == (2, 4, 2.5)
+    assert (update.version, update.weight, update.loss) == (2, 4, 2.5)
     assert [update.staleness(one) for one in update.arrivals] == [1]
-    assert store.tokens == 5
+    assert store.weight == 5
 
 
 def arrivals_of_updates(strategy: StrategyConfig, num_workers: int, num_arrivals: int) -> list[int]:
@@ -210,7 +230,7 @@ def test_an_overflow_of_finite_gradients_is_refused_whole_and_makes_no_version()
     for batch in range(2):
         accept(store, arrival(batch, worker=batch), 3e38)
     assert store.advance() is None
-    assert store.version == 0 and store.tokens == 0 and store.parameters.tolist() == [0.0] * 4
+    assert store.version == 0 and store.weight == 0 and store.parameters.tolist() == [0.0] * 4
     assert store.refused == {(0, Refusal.SUM_NOT_FINITE): 1, (1, Refusal.SUM_NOT_FINITE): 1}
     for batch in (2, 3):
         accept(store, arrival(batch), 5.0)
@@ -241,7 +261,7 @@ def test_a_stale_gradient_is_compensated_by_the_drift_since_its_version() -> Non
     accept(store, arrival(0), 2.0)
     assert store.advance() is not None  # parameters -2
     store.keep_base_versions([0])
-    accept(store, arrival(1, base_version=0, tokens=4), 8.0)  # mean 2; 2 + 0.5 * 2 * 2 * (-2 - 0) = -2
+    accept(store, arrival(1, base_version=0, weight=4), 8.0)  # mean 2; 2 + 0.5 * 2 * 2 * (-2 - 0) = -2
     assert store.advance() is not None
     assert store.parameters.tolist() == [0.0] * 4
 
@@ -279,9 +299,9 @@ def make_version(store: ParameterStore, first_batch: int = 0, value: float = 1.0
 def test_provisional_parameters_are_those_of_an_update_with_the_pending_arrivals() -> None:
     store, provisional = make_provisional_store()
     make_version(store)
-    accept(store, arrival(3, tokens=1), 2.0)
+    accept(store, arrival(3, weight=1), 2.0)
     assert store.make_provisional(0) == 1 and provisional.tolist() == [-3.0] * 4
-    accept(store, arrival(4, tokens=3), 6.0)
+    accept(store, arrival(4, weight=3), 6.0)
     assert store.make_provisional(0) == 2 and provisional.tolist() == [-1.0 - 8 / 4] * 4
     assert store.unread_slots == [] and store.parameters.tolist() == [-1.0] * 4 and len(store.pending) == 2
 
@@ -342,7 +362,7 @@ def test_a_provisional_step_is_clipped_like_the_last_update() -> None:
 
 
 def test_a_provisional_step_has_the_rate_of_the_next_update() -> None:
-    warm = ScheduleConfig(kind="constant", unit="tokens", warmup=8)
+    warm = ScheduleConfig(kind="constant", unit="weight", warmup=8)
     store, provisional = make_provisional_store(optimizer=sgd(schedule=warm))
     make_version(store)
     before = store.parameters[0].item()
@@ -353,7 +373,7 @@ def test_a_provisional_step_has_the_rate_of_the_next_update() -> None:
 
 @pytest.mark.parametrize("num_more", [0, 1])
 def test_a_resumed_store_makes_the_same_provisional_parameters(num_more: int) -> None:
-    optimizer = OptimizerConfig(clip_norm=0.1, schedule=ScheduleConfig(unit="tokens", warmup=50))
+    optimizer = OptimizerConfig(clip_norm=0.1, schedule=ScheduleConfig(unit="weight", warmup=50))
     strategy, made = asynchronous(arrivals_per_update=5, provisional=True), []
     unbroken = make_store(strategy, num_workers=2, optimizer=optimizer, size=SIZE, provisional=[torch.empty(SIZE)])
     feed(unbroken, range(13))
@@ -496,7 +516,7 @@ def feed(store: ParameterStore, batches: range) -> None:
     for batch in batches:
         gradient = torch.randn(SIZE, generator=torch.Generator().manual_seed(batch))
         store.accept(
-            [arrival(batch, worker=batch % 2, base_version=max(0, store.version - 1), tokens=1 + batch % 3)],
+            [arrival(batch, worker=batch % 2, base_version=max(0, store.version - 1), weight=1 + batch % 3)],
             Gradient.measure(gradient),
         )
         store.advance()
@@ -520,7 +540,7 @@ def test_a_store_that_is_saved_and_loaded_continues_bit_for_bit(kind: str, cut: 
         clip_norm=1.0,
         average_decay=0.5,
         weight_decay=0.01,
-        schedule=ScheduleConfig(unit="tokens", warmup=10),
+        schedule=ScheduleConfig(unit="weight", warmup=10),
     )
     schedule = [{"version": 0, "arrivals": 3}, {"version": 3, "arrivals": 2}]
     strategy = asynchronous(arrivals_per_update=schedule, staleness_policy="inverse")

@@ -83,7 +83,7 @@ def test_every_provisional_pull_is_whole_and_of_the_arrivals_it_names(wanted: in
         100,
         size=100_000,
         arrivals_per_update=wanted,
-        reduction="token_mean",
+        reduction="weight_mean",
         provisional=True,
         memory_type=SlowReads,
         optimizer=optimizer,
@@ -114,7 +114,7 @@ def test_an_arrival_names_the_parameters_its_gradient_was_computed_on(name: str,
     def gradient(batch: int) -> torch.Tensor:
         return torch.full((3,), float("nan") if batch in poisoned else value_of(batch))
 
-    settings = {"reduction": "token_mean", "provisional": True, **PROVISIONAL[name]}
+    settings = {"reduction": "weight_mean", "provisional": True, **PROVISIONAL[name]}
     is_provisional = False
     for _ in range(20):  # threads occasionally run such that no gradient at all is computed on provisional parameters
         workers = make_workers(4, 90, seed=seed, gradient=gradient, **settings).run().check()
@@ -140,7 +140,7 @@ def test_an_arrival_names_the_parameters_its_gradient_was_computed_on(name: str,
     [(1, {"arrivals_per_update": "workers"}), (3, {"arrivals_per_update": 1}), (3, {"lockstep": True})],
 )
 def test_without_pending_arrivals_nothing_is_provisional(num_workers: int, settings: dict[str, Any]) -> None:
-    workers = make_workers(num_workers, 40, reduction="token_mean", provisional=True, **settings).run().check()
+    workers = make_workers(num_workers, 40, reduction="weight_mean", provisional=True, **settings).run().check()
     assert workers.memory.load(Word.NEXT_PROVISIONAL) == 0
     assert not any(pull.provisional for pull in itertools.chain(*workers.pulls.values()))
 

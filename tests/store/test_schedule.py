@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hvd_async.config import ScheduleConfig
-from hvd_async.store.schedule import arrivals_needed, is_synchronous, learning_rate
+from hvd_async.store.schedule import arrivals_needed, is_synchronous, rate_factor
 from tests.store.stores import asynchronous
 
 
@@ -21,14 +21,14 @@ from tests.store.stores import asynchronous
     ],
     ids=str,
 )
-@pytest.mark.parametrize("unit", ["versions", "tokens"])
+@pytest.mark.parametrize("unit", ["versions", "weight"])
 def test_the_rate_follows_the_schedule(schedule: ScheduleConfig, unit: str, expected: list[float]) -> None:
     schedule = ScheduleConfig(**{**schedule.model_dump(), "unit": unit})
     positions = (1, 2, 4, 8, 16)
     if unit == "versions":
-        rates = [learning_rate(schedule, 2.0, version=position, tokens=999) for position in positions]
+        rates = [2.0 * rate_factor(schedule, version=position, weight=999) for position in positions]
     else:
-        rates = [learning_rate(schedule, 2.0, version=999, tokens=position) for position in positions]
+        rates = [2.0 * rate_factor(schedule, version=999, weight=position) for position in positions]
     assert rates == pytest.approx(expected)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.store.optimizer import StepOrder, state_names
+from hvd_async.store.optimizer import StepOrder, make_optimizer, state_names
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.vectors.arithmetic import BLOCK
@@ -17,7 +18,7 @@ from tests.store.stores import sgd
 
 def step(shard: Shard, gradient: list[float], version: int, **order: float) -> None:
     shard.add(Gradient.measure(torch.tensor(gradient)), 1.0)
-    shard.step(StepOrder(**{"version": version, "learning_rate": 1.0, "divisor": 1.0, **order}))  # type: ignore[arg-type]
+    shard.step(StepOrder(**{"version": version, "rate_factor": 1.0, "divisor": 1.0, **order}))  # type: ignore[arg-type]
 
 
 def test_a_step_divides_then_clips() -> None:
@@ -88,17 +89,30 @@ def test_a_sparse_gradient_counts_like_the_dense_one_with_zeros() -> None:
     assert torch.equal(shards[0].parameters, shards[1].parameters)
 
 
-def test_a_loaded_shard_continues_bit_for_bit_in_other_buffers() -> None:
-    optimizer = OptimizerConfig(average_decay=0.5)
-    shard = Shard([torch.zeros(3), torch.zeros(3)], optimizer)
-    for version in (1, 2, 3):
-        step(shard, [1.0, -2.0, float(version)], version)
-    names = ["parameters", "first_moment", "second_moment", "average"]
-    copy = Shard([torch.full((3,), 7.0)], optimizer)
-    copy.load({name: shard.read(name).clone() for name in names}, 3)
-    for each in (shard, copy):
-        step(each, [0.5, 0.5, 0.5], 4)
-    assert all(torch.equal(shard.read(name), copy.read(name)) for name in names)
+@pytest.mark.parametrize("decay", [0.0, 4e-3, 0.5, 1e3])
+@pytest.mark.parametrize("beta1", [0.0, 0.5, 0.99])
+def test_nadam_takes_the_same_numbers_at_a_version_wherever_it_resumed(beta1: float, decay: float) -> None:
+    config = OptimizerConfig(kind="nadam", betas=(beta1, 0.98), momentum_decay=decay)
+    unbroken, product = make_optimizer(config), 1.0
+    for version in range(1, 4000):
+        order = StepOrder(version, 1.0, 1.0)
+        momentum, following = (beta1 * (1 - 0.5 * 0.96 ** (each * decay)) for each in (version, version + 1))
+        product *= momentum
+        rule = unbroken.rule(order)
+        assert rule.gradient_rate == 1e-3 * (1 - momentum) / (1 - product)
+        assert rule.rate == 1e-3 * following / (1 - product * following)
+        if version % 400 == 1:
+            assert make_optimizer(config).rule(order) == rule
+    assert unbroken.rule(StepOrder(3, 1.0, 1.0)) == make_optimizer(config).rule(StepOrder(3, 1.0, 1.0))
+
+
+def test_adagrad_begins_with_the_sums_configured_and_its_rate_falls() -> None:
+    settings = {"kind": "adagrad", "learning_rate": 1.0, "epsilon": 1e-30, "rate_decay": 0.5, "initial_accumulator": 9.0}
+    shard = Shard([torch.zeros(2)], OptimizerConfig.model_validate(settings))
+    step(shard, [4.0, 0.0], 1)
+    assert shard.parameters.tolist() == pytest.approx([-0.8, 0.0])  # 4 / sqrt(9 + 16)
+    step(shard, [12.0, 4.0], 2)
+    assert shard.parameters.tolist() == pytest.approx([-0.8 - 12 / 13 / 1.5, -0.8 / 1.5])
 
 
 @pytest.mark.parametrize(
@@ -114,11 +128,15 @@ def test_a_state_that_does_not_fit_is_refused(tensors: dict[str, torch.Tensor], 
 
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"kind": "sgd"},
-    "momentum": {"kind": "sgd", "momentum": 0.9, "weight_decay": 0.1},
-    "nesterov": {"kind": "sgd", "momentum": 0.9, "nesterov": True, "average_decay": 0.9},
-    "adam": {"kind": "adam", "weight_decay": 0.1},
-    "adamw": {"kind": "adamw", "weight_decay": 0.1, "average_decay": 0.9},
+    "sgd": {"kind": "sgd", "learning_rate": 1.0},
+    "momentum": {"kind": "sgd", "learning_rate": 1.0, "momentum": 0.9, "weight_decay": 0.1},
+    "nesterov": {"kind": "sgd", "momentum": 0.9, "learning_rate": 1.0, "nesterov": True, "average_decay": 0.9},
+    "adam": {"kind": "adam", "learning_rate": 1.0, "weight_decay": 0.1},
+    "adamw": {"kind": "adamw", "learning_rate": 1.0, "weight_decay": 0.1, "average_decay": 0.9},
+    "nadam": {"kind": "nadam", "learning_rate": 1.0, "weight_decay": 0.1, "momentum_decay": 0.5},
+    "nadamw": {"kind": "nadam", "learning_rate": 1.0, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    "lion": {"kind": "lion", "learning_rate": 1.0, "weight_decay": 0.1, "average_decay": 0.9},
+    "adagrad": {"kind": "adagrad", "learning_rate": 1.0, "rate_decay": 0.5, "initial_accumulator": 0.25},
 }
 SIZE = BLOCK + 77
 
@@ -144,7 +162,7 @@ def copies(shard: Shard, name: str) -> dict[str, torch.Tensor]:
     return {each: shard.read(each).clone() for each in names if each != "pending_sum"}
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not name.startswith("adam")])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "adam" not in name])
 def test_a_provisional_step_gives_the_parameters_of_a_step(name: str) -> None:
     shard, provisional = advanced(name)
     twin, _ = advanced(name)
@@ -159,7 +177,7 @@ def test_a_provisional_step_gives_the_parameters_of_a_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("num_updates", [1, 3])
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "nadamw"])
 def test_a_provisional_step_of_adam_keeps_the_second_moment_unless_that_of_its_gradient_is_larger(
     name: str, num_updates: int
 ) -> None:
@@ -172,12 +190,17 @@ def test_a_provisional_step_of_adam_keeps_the_second_moment_unless_that_of_its_g
     (beta1, beta2), epsilon = OptimizerConfig().betas, OptimizerConfig().epsilon
     mean = (gradient(11).values.double() / 2 + gradient(12).values.double()) / 3 * 0.7
     parameters = before["parameters"]
-    if name == "adamw":
+    if name.endswith("w"):
         parameters = parameters * (1 - 0.05 * 0.1)
     else:
         mean = mean + 0.1 * parameters
     first = beta1 * before["first_moment"] + (1 - beta1) * mean
     direction = first / (1 - beta1 ** (num_updates + 1))
+    if name.startswith("n"):
+        decay = OPTIMIZERS[name].get("momentum_decay", 4e-3)
+        momenta = [beta1 * (1 - 0.5 * 0.96 ** (version * decay)) for version in range(1, num_updates + 3)]
+        direction = momenta[-1] * first / (1 - math.prod(momenta))
+        direction += (1 - momenta[-2]) * mean / (1 - math.prod(momenta[:-1]))
     second = torch.maximum(before["second_moment"], (1 - beta2) * mean * mean)
     assert num_updates == 1 or 0 < (second != before["second_moment"]).sum() < SIZE / 10
     spread = (second / (1 - beta2**num_updates)).sqrt() + epsilon
@@ -185,11 +208,11 @@ def test_a_provisional_step_of_adam_keeps_the_second_moment_unless_that_of_its_g
     torch.testing.assert_close(provisional[0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("kind", ["adam", "adamw", "nadam", "lion", "adagrad"])
 def test_a_first_nonzero_gradient_causes_no_large_provisional_step(kind: str) -> None:
     """Examples are the embedding of a word not seen so far, and an element that was never pushed."""
     provisional = torch.empty(2)
-    shard = Shard([torch.zeros(2), torch.zeros(2)], OptimizerConfig(kind=kind), provisional=[provisional])
+    shard = Shard([torch.zeros(2), torch.zeros(2)], OptimizerConfig(kind=kind, learning_rate=1.0), provisional=[provisional])
     for version in range(1, 51):
         shard.add(Gradient.measure(torch.tensor([0.1, 0.0])), 1.0)
         shard.step(StepOrder(version, 1e-3, 1.0))
@@ -217,3 +240,14 @@ def test_provisional_steps_leave_later_versions_unchanged(name: str) -> None:
         order = StepOrder(version, 0.05, 3.0)
         assert shard.step(order) == twin.step(order)
         assert all(torch.equal(vector, shard.read(key)) for key, vector in copies(twin, name).items())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_loaded_shard_continues_bit_for_bit_in_other_buffers(name: str) -> None:
+    shard, _ = advanced(name)
+    loaded = Shard([torch.full((SIZE,), 7.0)], OptimizerConfig.model_validate(OPTIMIZERS[name]))
+    loaded.load(copies(shard, name), 3)
+    for each in (shard, loaded):
+        each.add(gradient(11), 2.0)
+        each.step(StepOrder(4, 0.1, 1.0))
+    assert all(torch.equal(vector, loaded.read(key)) for key, vector in copies(shard, name).items())

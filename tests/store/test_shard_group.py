@@ -46,6 +46,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"kind": "adam"},
     "adamw": {"kind": "adamw", "weight_decay": 0.1, "clip_norm": 3.0, "average_decay": 0.9},
     "nesterov": {"kind": "sgd", "momentum": 0.9, "nesterov": True, "clip_norm": 3.0},
+    "adagrad": {"kind": "adagrad", "initial_accumulator": 0.1},
 }
 FORMATS = {
     "float32": PushConfig(),
@@ -103,7 +104,7 @@ def test_several_shards_equal_one_to_the_last_bit(strategy_name: str, optimizer_
             if draw.random() < 0.1:
                 gradient[draw.randrange(SIZE)] = torch.inf
             given = [
-                arrival(batch, worker=slot, base_version=max(0, store.version - draw.randrange(3)), tokens=1 + batch % 4)
+                arrival(batch, worker=slot, base_version=max(0, store.version - draw.randrange(3)), weight=1 + batch % 4)
             ]
             sent = one.writer.write(gradient, slot)
             assert writer.write(gradient, slot) == sent
@@ -155,12 +156,15 @@ def test_the_ring_of_orders_wraps_around() -> None:
 
 
 def test_orders_survive_the_way_through_words() -> None:
-    order = Order(OrderKind.STEP, slot=3, version=2**40, number=1 / 3, learning_rate=1e-300, clip=0.1)
+    order = Order(OrderKind.STEP, slot=3, version=2**40, number=1 / 3, rate_factor=1e-300, clip=0.1)
     assert Order.from_words(order.to_words()) == order
 
 
-def test_a_checkpoint_of_several_shards_resumes_with_any_number_of_shards() -> None:
-    optimizer, strategy = OptimizerConfig(average_decay=0.9, clip_norm=1.0), asynchronous(arrivals_per_update=2)
+@pytest.mark.parametrize("kind", ["adam", "adagrad"])
+def test_a_checkpoint_of_several_shards_resumes_with_any_number_of_shards(kind: str) -> None:
+    settings = {"kind": kind, "initial_accumulator": 0.5 if kind == "adagrad" else 0.0}
+    optimizer = OptimizerConfig.model_validate({"average_decay": 0.9, "clip_norm": 1.0, **settings})
+    strategy = asynchronous(arrivals_per_update=2)
     gradients = [torch.randn(SIZE, generator=torch.Generator().manual_seed(batch)) for batch in range(9)]
 
     def feed(shards: Shards, store: ParameterStore, batches: range) -> None:

@@ -36,7 +36,7 @@ def test_delay_compensation_adds_the_squared_mean_gradient_times_the_drift() -> 
     assert weight is not None
     gradient = torch.tensor([4.0, -8.0, 0.0])
     shard.compensate(Gradient.measure(gradient), 0, weight)
-    # The mean gradient over 2 tokens is (2, -4, 0); corrected with lambda 0.5: (2 + 2 * 1, -4 + 8 * 2, 0) = (4, 12, 0).
+    # The mean gradient over a weight of 2 is (2, -4, 0); corrected with lambda 0.5: (2 + 2 * 1, -4 + 8 * 2, 0) = (4, 12, 0).
     assert (shard.read("pending_sum") / 2).tolist() == [4.0, 12.0, 0.0]
     assert gradient.tolist() == [4.0, -8.0, 0.0]
 

@@ -17,12 +17,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("random", "types", "yaml", "torch", "numpy", "pydantic", "locks", "config")
 CONFIG = """
 output: run
-data: {folder: text}
-vocabulary: {size: 200}
-model: {encoder_layers: 1, decoder_layers: 1, width: 16, feed_forward: 32, heads: 2}
-batching: {tokens: 300}
+task:
+  data: {folder: text}
+  vocabulary: {size: 200}
+  model: {encoder_layers: 1, decoder_layers: 1, width: 16, feed_forward: 32, heads: 2}
+  batching: {tokens: 300}
+  bleu: false
 training: {updates: 2, device: cpu, threads: 1, tensorboard: false}
-validation: {bleu: false}
 """
 
 

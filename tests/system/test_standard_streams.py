@@ -16,7 +16,7 @@ from hvd_async.errors import StoppedBySignal
 COMMAND = f"{shlex.quote(sys.executable)} -m hvd_async"
 # Cheap commands that print; one of them also writes files.
 PRINTING = ("--help", "train --help", "data builtin --help", "data builtin --output out --train 3 --validation 2 --test 2")
-CONFIG = "output: runs/Ü\ndata: {folder: data}\ntraining: {epochs: 1}\n"
+CONFIG = "output: runs/Ü\ntask: {data: {folder: data}}\ntraining: {epochs: 1}\n"
 
 
 def shell(text: str, folder: pathlib.Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -74,7 +74,7 @@ def test_text_is_utf_8_in_any_locale(environment: dict[str, str], tmp_path: path
     (tmp_path / "run.yaml").write_text(CONFIG, encoding="utf-8")
     arguments = "launch run.yaml --dry-run --mpi openmpi --slurm --set output=runs/ä"
     done = shell(
-        f"$H {arguments}; $H launch run.yaml --set data.wö=1", tmp_path, **{"PYTHONCOERCECLOCALE": "0", **environment}
+        f"$H {arguments}; $H launch run.yaml --set task.data.wö=1", tmp_path, **{"PYTHONCOERCECLOCALE": "0", **environment}
     )
     assert "output=runs/ä".encode() in done.stdout
     assert done.returncode == 2 and "wö".encode() in done.stderr

@@ -24,8 +24,8 @@ ENVIRON = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_JOB_PARTITIO
 @pytest.fixture
 def config(tmp_path: pathlib.Path) -> pathlib.Path:
     write_corpus(tmp_path / "text", train=120, validation=8, test=8)
-    training = {"tokens": None, "updates": 4, "threads": 1}
-    return write_config(tmp_path, training=training, validation={"every": None, "bleu": False})
+    training = {"weight": None, "updates": 4, "threads": 1}
+    return write_config(tmp_path, training=training, validation={"every": None}, bleu=False)
 
 
 def train(config: pathlib.Path, *overrides: str) -> int:
@@ -64,14 +64,14 @@ def test_data_are_identified_by_their_content_and_not_by_their_path(
     assert train(config) == 0
     text = config.parent / "text"
     moved = text.rename(config.parent / "moved")
-    assert train(config, f"data.folder={moved}", "training.updates=6") == 0
+    assert train(config, f"task.data.folder={moved}", "training.updates=6") == 0
     assert summary_of(config)["updates"] == 6
     write_corpus(text, seed=2, train=120, validation=8, test=8)
     capsys.readouterr()
     assert train(config, "training.updates=8") == 2
     assert capsys.readouterr().err == (
-        f"hvd-async: --auto-resume: data.folder: got {text}, whose text differs from the run's training data; restore the"
-        " text, or start another run\n"
+        f"hvd-async: --auto-resume: task: got data that differ from the run's training data ({text}); restore them, or start"
+        " another run\n"
     )
 
 
@@ -80,15 +80,15 @@ def test_a_configuration_that_is_refused_has_no_text_prepared_for_it(
 ) -> None:
     assert train(config) == 0
     prepared = list((config.parent / "text/prepared").iterdir())
-    arguments = ["train", str(config), "--resume", "--set", "vocabulary.size=100", "--set", "seed=7"]
+    arguments = ["train", str(config), "--resume", "--set", "task.vocabulary.size=100", "--set", "seed=7"]
     assert main(arguments) == 2
     keys = [line.split(": ")[2] for line in capsys.readouterr().err.splitlines()]
-    assert keys == ["seed", "vocabulary.size"] and list((config.parent / "text/prepared").iterdir()) == prepared
+    assert keys == ["seed", "task.vocabulary.size"] and list((config.parent / "text/prepared").iterdir()) == prepared
 
 
 def test_a_learning_rate_that_has_fallen_to_0_is_reported(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    schedule = "optimizer.schedule={kind: linear, unit: tokens, total: 200}"
-    assert train(config, schedule, "batching.tokens=100", "training.updates=9") == 0
+    schedule = "optimizer.schedule={kind: linear, unit: weight, total: 200}"
+    assert train(config, schedule, "task.batching.tokens=100", "training.updates=9") == 0
     printed = [line for line in capsys.readouterr().out.splitlines() if "learning rate is 0" in line]
     updates = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
     idle = [event["version"] for event in updates if event.get("learning_rate") == 0.0]

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from hvd_async.config import RunConfig, parse_config
+from tests.trees import changed
 
 
 def make_config(folder: Path, **changes: Any) -> RunConfig:
     """Return the configuration of a tiny model on the text in `folder`; `changes` replace keys within sections."""
     tree: dict[str, Any] = {
         "output": str(folder / "run"),
-        "data": {"folder": str(folder)},
-        "vocabulary": {"size": 200},
-        "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
-        "batching": {"tokens": 300},
+        "task": {
+            "data": {"folder": str(folder)},
+            "vocabulary": {"size": 200},
+            "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
+            "batching": {"tokens": 300},
+            "decoding": {"max_length_ratio": 0.5},
+        },
         "training": {"epochs": 1},
-        "decoding": {"max_length_ratio": 0.5},
     }
-    for section, keys in changes.items():
-        tree[section] = {**tree.get(section, {}), **keys} if isinstance(keys, dict) else keys
-    return parse_config(tree, source="test")
+    return parse_config(changed(tree, changes), source="test")

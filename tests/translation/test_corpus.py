@@ -117,13 +117,15 @@ def test_a_line_without_tokens_is_empty_and_losses_are_counted(own_folder: Path)
 
 def test_a_folder_that_cannot_be_written_is_reported_with_the_key_to_set(own_folder: Path) -> None:
     (own_folder / "prepared").write_text("a file in the way")
-    with pytest.raises(DataError, match=r"cannot be made: .*; set data\.prepared to a writable folder"):
+    with pytest.raises(DataError, match=r"cannot be made: .*; set task\.data\.prepared to a writable folder"):
         prepare(make_config(own_folder))
     assert len(prepare(make_config(own_folder, data={"prepared": str(own_folder / "else")})).train) == 300
 
 
 def test_a_limit_that_leaves_nothing_is_refused(own_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"no training pair of at most 1 tokens .* raise data\.max_tokens_per_sentence"):
+    with pytest.raises(
+        DataError, match=r"no training pair of at most 1 tokens .* raise task\.data\.max_tokens_per_sentence"
+    ):
         prepare(make_config(own_folder, data={"max_tokens_per_sentence": 1}))
     assert prepared_folders(own_folder) == []
 

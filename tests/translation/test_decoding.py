@@ -118,7 +118,7 @@ def test_translations_stay_within_the_positions_of_the_model(kind: Kind) -> None
 
 
 def test_a_source_too_long_for_the_model_is_refused_by_number(kind: Kind) -> None:
-    with pytest.raises(DataError, match=r"sentence 2: got 6 tokens, expected at most 5 \(model\.max_positions\)"):
+    with pytest.raises(DataError, match=r"sentence 2: got 6 tokens, expected at most 5 \(task\.model\.max_positions\)"):
         translate(make_model(kind, 1, max_positions=6), [[4], [4] * 6], DecodingConfig(), beam=1)
 
 

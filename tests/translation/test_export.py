@@ -19,7 +19,7 @@ from hvd_async.tasks.translation.transformer import Transformer
 @pytest.fixture
 def model(config: RunConfig, corpus: PreparedCorpus) -> Transformer:
     torch.manual_seed(1)
-    return Transformer(config.model, len(corpus.vocabulary))
+    return Transformer(config.translation.model, len(corpus.vocabulary))
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ class Counting(torch.nn.Module):
 
 def config(folder: pathlib.Path, **sections: Any) -> Any:
     training = {"epochs": 1, "tensorboard": False, "threads": 1}
-    return parse_config({"output": str(folder), "data": {"folder": "x"}, "training": training, **sections}, "test")
+    return parse_config({"output": str(folder), "task": {"data": {"folder": "x"}}, "training": training, **sections}, "test")
 
 
 @pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(8), Counting(is_saved=True, changes=True)])

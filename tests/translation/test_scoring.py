@@ -5,7 +5,7 @@ import math
 import pytest
 import sacrebleu
 
-from hvd_async.tasks.evaluation import Evaluation
+from hvd_async.tasks.translation.evaluation import Evaluation
 from hvd_async.tasks.translation.scoring import score_texts
 
 HYPOTHESES = ["The cat sat on the mat.", "A dog runs in the garden.", "Nobody knows why the sun is green."]

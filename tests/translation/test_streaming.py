@@ -24,7 +24,9 @@ LINES = ["The dog sees the cat.", "", "We sleep.", "A cat.", "The dog sleeps and
 @pytest.fixture(scope="module")
 def model(config: RunConfig, corpus: PreparedCorpus) -> ExportedModel:
     torch.manual_seed(1)
-    return ExportedModel(build_model(config.model, len(corpus.vocabulary)).eval(), corpus.vocabulary, config, {"version": 1})
+    return ExportedModel(
+        build_model(config.translation.model, len(corpus.vocabulary)).eval(), corpus.vocabulary, config, {"version": 1}
+    )
 
 
 def translated(model: ExportedModel, content: bytes, threads: int | None = None) -> list[Translated]:
@@ -60,14 +62,14 @@ def test_a_stream_gives_the_same_lines_as_translating_all_at_once(
 
 
 def test_a_bad_line_is_reported_by_number_and_does_not_affect_the_others(model: ExportedModel) -> None:
-    positions = model.config.model.max_positions
+    positions = model.config.translation.model.max_positions
     content = b"\xef\xbb\xbfWe sleep.\n\xff\xfe\n\n" + b"cat " * positions + b"\nA cat.\n"
     found = translated(model, content)
     good = model.translate(["We sleep.", "A cat."], 2)
     assert [line.text for line in found] == [good[0], "", "", "", good[1]]
     assert [line.number for line in found if line.fault] == [2, 4]
     assert found[1].fault == "not UTF-8 (invalid start byte)"
-    assert f"expected at most {positions - 1} (model.max_positions)" in found[3].fault
+    assert f"expected at most {positions - 1} (task.model.max_positions)" in found[3].fault
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\n\n", b"a", b"a\n", b"a\r\n", b"\na\n\nb"])

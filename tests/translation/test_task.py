@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.tasks.evaluation import Evaluation
 from hvd_async.tasks.translation import TranslationTask
 from hvd_async.tasks.translation.corpus import Losses, PreparedCorpus
+from hvd_async.tasks.translation.evaluation import Evaluation
 from hvd_async.tasks.translation.export import load_model
 from tests.translation.settings import make_config
 
@@ -42,12 +42,17 @@ def test_the_run_has_the_batches_of_its_epochs(folder: Path, corpus: PreparedCor
     assert sum(len(task.batch(i, "cpu")) for i in range(count)) == 2 * len(corpus.train)
 
 
-def test_the_run_has_the_batches_that_its_tokens_need(folder: Path, corpus: PreparedCorpus) -> None:
-    task = changed(folder, corpus, training={"epochs": None, "tokens": 1000})
+def test_the_run_has_the_batches_that_its_weight_needs(folder: Path, corpus: PreparedCorpus) -> None:
+    task = changed(folder, corpus, training={"epochs": None, "weight": 1000})
     count = task.num_batches()
     assert count is not None
     tokens = [task.batch(i, "cpu").num_tokens for i in range(count)]
     assert sum(tokens[:-1]) < 1000 <= sum(tokens)
+
+
+def test_the_weight_of_a_batch_is_its_number_of_target_tokens(task: TranslationTask) -> None:
+    batch = task.batch(0, "cpu")
+    assert task.weight(batch) == batch.num_tokens == task.loss(task.build_model(), batch)[1] and task.weight_unit == "tokens"
 
 
 def test_a_run_bounded_by_updates_has_as_many_batches_as_it_needs(folder: Path, corpus: PreparedCorpus) -> None:
@@ -55,8 +60,8 @@ def test_a_run_bounded_by_updates_has_as_many_batches_as_it_needs(folder: Path, 
 
 
 def test_the_training_loss_is_smoothed_and_summed(folder: Path, corpus: PreparedCorpus) -> None:
-    smoothed = changed(folder, corpus, model={"dropout": 0.0}, training={"label_smoothing": 0.3})
-    plain = changed(folder, corpus, model={"dropout": 0.0}, training={"label_smoothing": 0.0})
+    smoothed = changed(folder, corpus, model={"dropout": 0.0}, label_smoothing=0.3)
+    plain = changed(folder, corpus, model={"dropout": 0.0}, label_smoothing=0.0)
     model, batch = smoothed.build_model(), smoothed.batch(0, "cpu")
     loss, num_tokens = smoothed.loss(model, batch)
     assert (loss.shape, loss.dtype, num_tokens) == ((), torch.float32, batch.num_tokens)
@@ -94,9 +99,9 @@ def test_a_few_steps_on_one_batch_lower_its_loss(task: TranslationTask) -> None:
 def test_shards_add_up_to_the_whole_evaluation(folder: Path, corpus: PreparedCorpus) -> None:
     task = changed(folder, corpus, batching={"tokens": 60})
     model = task.build_model()
-    whole = task.evaluate(model)
+    whole = Evaluation.from_vector(task.evaluate(model))
     parts = [task.evaluate(model, shard, num_shards=3) for shard in range(3)]
-    total = parts[0] + parts[1] + parts[2]
+    total = Evaluation.from_vector([sum(column) for column in zip(*parts, strict=True)])
     assert total.loss_sum == pytest.approx(whole.loss_sum)
     assert dataclasses.replace(total, loss_sum=0.0) == dataclasses.replace(whole, loss_sum=0.0)
     assert whole.num_tokens == corpus.validation.target_lengths.sum() + len(corpus.validation)
@@ -104,15 +109,16 @@ def test_shards_add_up_to_the_whole_evaluation(folder: Path, corpus: PreparedCor
 
 
 def test_a_shard_without_sentences_measures_nothing(task: TranslationTask) -> None:
-    assert task.evaluate(task.build_model(), shard=999, num_shards=1000) == Evaluation()
+    assert task.evaluate(task.build_model(), shard=999, num_shards=1000) == Evaluation().to_vector()
 
 
 def test_bleu_can_be_left_out_or_bounded(folder: Path, corpus: PreparedCorpus) -> None:
-    without = changed(folder, corpus, validation={"bleu": False})
-    assert without.evaluate(without.build_model()).bleu is None
-    bounded = changed(folder, corpus, validation={"bleu_sentences": 2})
+    without = changed(folder, corpus, bleu=False)
+    assert [metric.name for metric in without.metrics] == ["loss"]
+    assert without.scores(without.evaluate(without.build_model())).keys() == {"loss"}
+    bounded = changed(folder, corpus, bleu_sentences=2)
     expected = Evaluation.of_texts(corpus.validation_targets[:2], corpus.validation_targets[:2])
-    assert bounded.evaluate(bounded.build_model()).reference_length == expected.reference_length
+    assert Evaluation.from_vector(bounded.evaluate(bounded.build_model())).reference_length == expected.reference_length
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -137,16 +143,17 @@ def test_the_description_of_the_data_gives_sizes_padding_and_skipped_pairs(
 def test_the_description_of_the_data_gives_losses_of_the_vocabulary(folder: Path, corpus: PreparedCorpus) -> None:
     lossy = dataclasses.replace(corpus, losses=Losses(unknown_pieces=1234, normalized_lines=7))
     assert TranslationTask(make_config(folder), lossy).describe_data()[1:] == [
-        "1,234 pieces of the training text are unknown to the vocabulary (vocabulary.character_coverage: 1)",
-        "normalisation changes 7 lines of the training text (vocabulary.normalization: nmt_nfkc)",
+        "1,234 pieces of the training text are unknown to the vocabulary (task.vocabulary.character_coverage: 1)",
+        "normalisation changes 7 lines of the training text (task.vocabulary.normalization: nmt_nfkc)",
     ]
 
 
 def test_an_export_carries_version_and_measurements(task: TranslationTask, tmp_path: Path) -> None:
     model = task.build_model()
-    for version, measured in ((9, {"loss": 2.0, "bleu": None}), (10, {})):
-        task.export(tmp_path / "model", dict(model.named_parameters()), version, measured)
-        assert load_model(tmp_path / "model").meta == {"version": version, **measured}
+    for version, scores in ((9, {"loss": 2.0, "bleu": 30.0}), (10, {})):
+        task.export(tmp_path / "model", dict(model.named_parameters()), version, scores)
+        expected = {f"validation_{name}": score for name, score in scores.items()}
+        assert load_model(tmp_path / "model").meta == {"version": version, **expected}
 
 
 def test_a_model_with_too_few_positions_for_training_is_refused(folder: Path, corpus: PreparedCorpus) -> None:

@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd_async.vectors import arithmetic
-from hvd_async.vectors.arithmetic import BLOCK, Input, Rule, State
+from hvd_async.vectors.arithmetic import BLOCK, Input
+from hvd_async.vectors.rule import DECOUPLED, Rule, State
+from tests.lion import TorchLion
 
 needs_c = pytest.mark.skipif(not arithmetic.is_compiled(), reason="the C extension was not built")
 SIZES = [0, 1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 70_001]
@@ -26,6 +28,12 @@ RULES = {
     "adam": Rule("adam", 0.03, beta1=0.9, beta2=0.98, inverse_root=1.7, epsilon=1e-8),
     "adam-decay": Rule("adam", 0.03, decay=0.1, beta1=0.9, beta2=0.98, inverse_root=1.7, epsilon=1e-8),
     "adamw": Rule("adamw", 0.03, decay=0.997, beta1=0.9, beta2=0.98, inverse_root=1.7, epsilon=1e-8),
+    "nadam": Rule("nadam", 0.03, beta1=0.9, beta2=0.98, inverse_root=1.7, epsilon=1e-8, gradient_rate=0.007),
+    "nadam-decay": Rule("nadam", 0.03, 0.1, beta1=0.9, beta2=0.98, inverse_root=1.7, epsilon=1e-8, gradient_rate=0.007),
+    "nadamw": Rule("nadamw", 0.03, 0.997, beta1=0.9, beta2=0.98, inverse_root=1.7, epsilon=1e-8, gradient_rate=0.007),
+    "lion": Rule("lion", 0.03, decay=0.997, beta1=0.9, beta2=0.98),
+    "adagrad": Rule("adagrad", 0.03, epsilon=1e-8),
+    "adagrad-decay": Rule("adagrad", 0.03, decay=0.1, epsilon=1e-8),
     "sgd": Rule("sgd", 0.3),
     "sgd-decay": Rule("sgd", 0.3, decay=0.1),
     "momentum": Rule("sgd", 0.3, beta1=0.7),
@@ -50,12 +58,12 @@ def make_inputs(size: int, count: int, dtypes: Sequence[torch.dtype] = DTYPES, o
 def make_state(rule: Rule, size: int, offset: int = 0, in_place: bool = False) -> State:
     """Return a state as after a few steps: no vector is zero."""
     parameters = numbers(size, 100, offset=offset)
-    has_first = rule.kind != "sgd" or rule.beta1 > 0
+    first = numbers(size, 101, offset=offset)
     return State(
         parameters,
         parameters if in_place else torch.full((size + offset,), 9.0)[offset:],
-        numbers(size, 101, offset=offset) if has_first else None,
-        numbers(size, 102, offset=offset).abs() if rule.kind != "sgd" else None,
+        first.abs() if rule.kind == "adagrad" else first if rule.kind != "sgd" or rule.beta1 > 0 else None,
+        numbers(size, 102, offset=offset).abs() if "adam" in rule.kind else None,
         numbers(size, 103, offset=offset) if rule.average_weight is not None else None,
     )
 
@@ -133,11 +141,11 @@ def test_a_provisional_step_equals_that_of_torch_and_changes_only_its_target(nam
         assert_same_step(inputs, provisional, size)
         tried, before = make_state(provisional, size), make_state(provisional, size)
         stepped, same = make_state(rule, size), rule
-        if rule.kind != "sgd":  # a step that finds the second moment of the provisional step, and keeps it
+        if "adam" in rule.kind:  # a step that finds the second moment of the provisional step, and keeps it
             gradient = torch.empty(size)
             arithmetic.sum_inputs(inputs, gradient, 1.0)
             gradient = gradient / 3.0 * 0.3 + (
-                stepped.parameters * rule.decay if rule.kind == "adam" and rule.decay else 0.0
+                stepped.parameters * rule.decay if rule.kind not in DECOUPLED and rule.decay else 0.0
             )
             assert stepped.second is not None
             torch.maximum(stepped.second, gradient * gradient * (1 - rule.beta2), out=stepped.second)
@@ -246,6 +254,15 @@ def test_more_than_the_maximum_of_inputs_are_refused() -> None:
 
 # --- C and torch against references -----------------------------------------------------------------------------------
 
+
+def nadam_rule(kind: str, step: int, decay: float) -> Rule:
+    """Return the rule of NAdam's step number `step`, with a rate of 0.01 and a momentum decay of 0.5."""
+    momenta = [0.9 * (1 - 0.5 * 0.96 ** (number * 0.5)) for number in range(1, step + 2)]
+    rate = 0.01 * momenta[-1] / (1 - math.prod(momenta))
+    gradient_rate = 0.01 * (1 - momenta[-2]) / (1 - math.prod(momenta[:-1]))
+    return Rule(kind, rate, decay, 0.9, 0.98, (1 - 0.98**step) ** -0.5, 1e-8, gradient_rate)
+
+
 OPTIMIZERS: dict[str, tuple[Callable[[list[torch.Tensor]], torch.optim.Optimizer], Callable[[int], Rule]]] = {
     "adam": (
         lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1),
@@ -254,6 +271,24 @@ OPTIMIZERS: dict[str, tuple[Callable[[list[torch.Tensor]], torch.optim.Optimizer
     "adamw": (
         lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1),
         lambda t: Rule("adamw", 0.01 / (1 - 0.9**t), 1 - 0.01 * 0.1, 0.9, 0.98, (1 - 0.98**t) ** -0.5, 1e-8),
+    ),
+    "nadam": (
+        lambda p: torch.optim.NAdam(p, lr=0.01, betas=(0.9, 0.98), weight_decay=0.1, momentum_decay=0.5),
+        lambda t: nadam_rule("nadam", t, 0.1),
+    ),
+    "nadamw": (
+        lambda p: torch.optim.NAdam(
+            p, lr=0.01, betas=(0.9, 0.98), weight_decay=0.1, momentum_decay=0.5, decoupled_weight_decay=True
+        ),
+        lambda t: nadam_rule("nadamw", t, 1 - 0.01 * 0.1),
+    ),
+    "lion": (
+        lambda p: TorchLion(p, lr=0.01, betas=(0.9, 0.98), weight_decay=0.1),
+        lambda t: Rule("lion", 0.01, 1 - 0.01 * 0.1, 0.9, 0.98),
+    ),
+    "adagrad": (
+        lambda p: torch.optim.Adagrad(p, lr=0.01, lr_decay=0.5, weight_decay=0.1, eps=1e-8),
+        lambda t: Rule("adagrad", 0.01 / (1 + (t - 1) * 0.5), 0.1, epsilon=1e-8),
     ),
     "sgd": (lambda p: torch.optim.SGD(p, lr=0.01), lambda t: Rule("sgd", 0.01)),
     "momentum": (
@@ -275,6 +310,8 @@ def test_steps_are_close_to_those_of_torch_optim(name: str, use_c: bool) -> None
     optimizer = make_optimizer([expected])
     parameters = expected.clone()
     state = State(parameters, parameters, torch.zeros(5000), torch.zeros(5000))
+    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.NAdam)):
+        state = State(parameters, parameters, torch.zeros(5000))
     if name == "sgd":
         state = State(parameters, parameters)
     for step in range(1, 8):
@@ -305,6 +342,16 @@ def test_the_norm_of_partial_sums_that_are_not_finite_is_not_finite() -> None:
     assert math.isnan(arithmetic.norm([1.0, math.inf, math.nan]))
     assert arithmetic.norm([1.0, math.inf]) == math.inf
     assert arithmetic.norm([]) == 0.0
+
+
+@pytest.mark.parametrize("use_c", [pytest.param(True, marks=needs_c), False])
+def test_lion_moves_by_the_rate_or_not_at_all(use_c: bool) -> None:
+    parameters, momentum = torch.ones(5), torch.tensor([0.0, 1.0, -1.0, 1.0, 0.0])
+    gradient = torch.tensor([0.0, 1.0, 0.0, -3.0, 1e-40])
+    rule = Rule("lion", 0.25, decay=0.5, beta1=0.75, beta2=0.5)
+    arithmetic.step([Input(gradient)], State(parameters, parameters, momentum), rule, use_c=use_c)
+    assert parameters.tolist() == [0.5, 0.25, 0.75, 0.5, 0.25]
+    assert momentum[:4].tolist() == [0.0, 1.0, -0.5, -1.0]
 
 
 # --- Copies and casts -------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from hvd_async.vectors import arithmetic
-from hvd_async.vectors.arithmetic import BLOCK, Input, Rule, State
+from hvd_async.vectors.arithmetic import BLOCK, Input
+from hvd_async.vectors.rule import Rule, State
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 has_triton = importlib.util.find_spec("triton") is not None
@@ -27,7 +28,15 @@ RULES = [
     Rule("adam", 1e-3, beta1=0.9, beta2=0.98, inverse_root=1.7, epsilon=1e-9, divisor=3.0),
     Rule("adam", 1e-3, decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-9, average_weight=0.3),
     Rule("adamw", 1e-3, decay=0.99, beta1=0.9, beta2=0.98, epsilon=1e-9, divisor=11.0, clip=0.25),
+    Rule("nadam", 1e-3, decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-9, gradient_rate=2e-4, divisor=3.0),
+    Rule("nadamw", 1e-3, decay=0.99, beta1=0.9, beta2=0.98, epsilon=1e-9, gradient_rate=2e-4, average_weight=0.3),
+    Rule("lion", 1e-3, decay=0.99, beta1=0.9, beta2=0.98, divisor=3.0, clip=0.5),
+    Rule("adagrad", 0.1, epsilon=1e-9, divisor=3.0),
+    Rule("adagrad", 0.1, decay=0.1, epsilon=1e-9, average_weight=0.3),
     Rule("sgd", 0.1, decay=0.01, beta1=0.9, nesterov=True, average_weight=0.1, is_provisional=True),
+    Rule("nadam", 1e-3, decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-9, gradient_rate=2e-4, is_provisional=True),
+    Rule("lion", 1e-3, decay=0.99, beta1=0.9, beta2=0.98, average_weight=0.3, is_provisional=True),
+    Rule("adagrad", 0.1, decay=0.1, epsilon=1e-9, is_provisional=True),
     Rule("adam", 1e-3, decay=0.1, beta1=0.9, beta2=0.98, epsilon=1e-9, average_weight=0.3, is_provisional=True),
 ]
 SIZE = 2 * BLOCK + 16
@@ -47,8 +56,8 @@ def make_state(rule: Rule, device: str = "cpu", *, in_place: bool = False) -> St
     return State(
         parameters,
         parameters if in_place else torch.full_like(parameters, math.nan),
-        first if rule.kind != "sgd" or rule.beta1 else None,
-        second.abs() if rule.kind != "sgd" else None,
+        first.abs() if rule.kind == "adagrad" else first if rule.kind != "sgd" or rule.beta1 else None,
+        second.abs() if "adam" in rule.kind else None,
         average if rule.average_weight is not None else None,
     )
 

@@ -4,92 +4,91 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hvd_async.comparison.collection import Collection, Entry, runs_of
+from hvd_async.comparison.metrics import metrics_of, weight_unit_of
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.runs import Point, Run
 from hvd_async.comparison.target import Target
 from hvd_async.report.document import Figure
 from hvd_async.report.figures.drawing import drawing, finish
 from hvd_async.report.figures.style import GRAY, Style, short
+from hvd_async.tasks.metric import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_AXES: tuple[tuple[str, Callable[[Point], float]], ...] = (
-    ("seconds of training", lambda point: point.seconds),
-    ("target tokens", lambda point: point.tokens),
-    ("updates", lambda point: point.updates),
+_AXES: tuple[Callable[[Point], float], ...] = (
+    lambda point: point.seconds,
+    lambda point: point.weight,
+    lambda point: point.updates,
 )
-# Share of the way from the first loss to the lowest that is shown: the first fall would compress the rest.
-_SHOWN_FALL = 0.6
+# Share of the way from the first score to the best that is shown: the first improvement would compress the rest.
+_SHOWN_WAY = 0.6
 
 
-@dataclass(frozen=True)
-class _Measure:
-    name: str
-    get: Callable[[Point], float | None]
+def draw_curves(name: str, rows: Sequence[Row], looks: Mapping[str, Style], target: Target | None) -> list[Figure]:
+    """Draw a figure for each metric that was measured, over seconds, weight and updates; the loss first.
+
+    `name` is followed by that of the metric.
+    """
+    metrics = metrics_of([run for row in rows for run in row.runs])
+    measured = [metric for metric in metrics if any(_points(run, metric) for row in rows for run in row.runs)]
+    return [_draw_metric(f"{name}-{metric.name}", rows, looks, target, metric) for metric in measured]
 
 
-_LOSS = _Measure("validation loss in nats per token", lambda point: point.loss)
-_BLEU = _Measure("BLEU", lambda point: point.bleu)
-
-
-def draw_curves(name: str, rows: Sequence[Row], looks: Mapping[str, Style], target: Target | None) -> Figure | None:
-    """Draw loss, and BLEU if it was measured, over seconds, tokens and updates. None if there is nothing to show."""
+def _draw_metric(
+    name: str, rows: Sequence[Row], looks: Mapping[str, Style], target: Target | None, metric: Metric
+) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
     runs = [run for row in rows for run in row.runs]
-    measures = [each for each in (_LOSS, _BLEU) if any(len(_points(run, each)) for run in runs)]
-    if not measures:
-        return None
+    unit = weight_unit_of(runs)
+    seconds = "virtual seconds of training" if all(run.is_simulated for run in runs) else "seconds of training"
     with drawing():
-        canvas = Canvas(figsize=(11.8, 0.9 + 3.1 * len(measures)), layout="constrained")
-        grid = canvas.subplots(len(measures), len(_AXES), squeeze=False, sharey="row")
-        for measure, line in zip(measures, grid, strict=True):
-            for (label, along), axes in zip(_AXES, line, strict=True):
-                for row in rows:
-                    _draw_row(axes, row, looks[row.variant], along, measure)
-                _draw_target(axes, target, measure)
-                axes.set(xlabel=label)
-                axes.set_xlim(left=0.0)
-                axes.xaxis.set_major_formatter(_thousands)
-                axes.xaxis.set_major_locator(_locator(5))
-            line[0].set(ylabel=measure.name)
-            if measure is _BLEU:
-                line[0].set_ylim(bottom=0.0)
-            else:
-                line[0].set_ylim(*_loss_limits(runs, target))
-        handles = {label: handle for handle, label in zip(*grid[0][0].get_legend_handles_labels(), strict=True)}
+        canvas = Canvas(figsize=(11.8, 4.0), layout="constrained")
+        line = canvas.subplots(1, len(_AXES), squeeze=False, sharey="row")[0]
+        for label, along, axes in zip((seconds, unit, "updates"), _AXES, line, strict=True):
+            for row in rows:
+                _draw_row(axes, row, looks[row.variant], along, metric)
+            _draw_target(axes, target, metric)
+            axes.set(xlabel=label)
+            axes.set_xlim(left=0.0)
+            axes.xaxis.set_major_formatter(_thousands)
+            axes.xaxis.set_major_locator(_locator(5))
+        line[0].set(ylabel=f"validation {metric.title_and_unit}")
+        line[0].set_ylim(*_limits(runs, target, metric))
+        handles = {label: handle for handle, label in zip(*line[0].get_legend_handles_labels(), strict=True)}
         columns = max(1, min(5, int(120 / (8 + max(len(short(row.variant).split("\n")[0]) for row in rows)))))
         canvas.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns)
-        if all(run.is_simulated for run in runs):
-            for line in grid:
-                line[0].set_xlabel("virtual seconds of training")
-        seeds = (
-            ("Thin: single seeds; thick: their mean, as far as all seeds go.")
-            if any(len(row.runs) > 1 for row in rows)
-            else ""
-        )
-        what = "Validation loss and BLEU" if len(measures) == 2 else "Validation loss" if measures[0] is _LOSS else "BLEU"
-        cross = " ×: the last finite loss of a run that diverged." if any(run.has_diverged for run in runs) else ""
-        caption = f"{what} over seconds of training, target tokens and updates. {seeds}{cross}".strip()
+        what = f"Validation {metric.title}"
+        caption = f"{what} over seconds of training, {unit} and updates. {_key_of(rows)}".strip()
         return finish(canvas, name, caption, f"{what} of {len(rows)} variants; the numbers are in the table of all runs.")
 
 
-def _points(run: Run, measure: _Measure) -> list[tuple[Point, float]]:
-    found = [(point, measure.get(point)) for point in run.finite_points]
-    return [(point, value) for point, value in found if value is not None]
+def _key_of(rows: Sequence[Row]) -> str:
+    """Return what the lines and marks mean, as far as there are several kinds."""
+    parts = []
+    if any(len(row.runs) > 1 for row in rows):
+        parts.append("Thin: single seeds; thick: their mean, as far as all seeds go.")
+    if any(run.has_diverged for row in rows for run in row.runs):
+        parts.append("×: the last finite measurement of a run that diverged.")
+    return " ".join(parts)
 
 
-def _draw_row(axes: Axes, row: Row, look: Style, along: Callable[[Point], float], measure: _Measure) -> None:
+def _points(run: Run, metric: Metric) -> list[tuple[Point, float]]:
+    """Return the points at which the metric was measured, with its scores, before the run diverged."""
+    found = [(point, point.finite(metric)) for point in run.finite_points]
+    return [(point, score) for point, score in found if score is not None]
+
+
+def _draw_row(axes: Axes, row: Row, look: Style, along: Callable[[Point], float], metric: Metric) -> None:
     curves = []
     for run in row.runs:
-        points = _points(run, measure)
+        points = _points(run, metric)
         if not points:
             continue
         x, y = [along(point) for point, _ in points], [value for _, value in points]
@@ -128,20 +127,21 @@ def _mean_curve(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[list
     return grid.tolist(), values.tolist()
 
 
-def _draw_target(axes: Axes, target: Target | None, measure: _Measure) -> None:
-    if target is not None and (target.measure == "bleu") == (measure is _BLEU):
+def _draw_target(axes: Axes, target: Target | None, metric: Metric) -> None:
+    if target is not None and target.metric.name == metric.name:
         axes.axhline(target.value, color=GRAY, linewidth=1.2, linestyle=(0, (2, 2)), label=f"target: {target}", zorder=1)
 
 
-def _loss_limits(runs: Sequence[Run], target: Target | None) -> tuple[float, float]:
-    finite = [[point.loss for point in run.finite_points] for run in runs if run.finite_points]
-    lowest = min(min(losses) for losses in finite)
-    highest = max(min(losses) + _SHOWN_FALL * (losses[0] - min(losses)) for losses in finite)
-    ends = [lowest, highest, *(losses[-1] for losses in finite)]
-    if target is not None and target.measure == "loss":
-        ends.append(target.value)
+def _limits(runs: Sequence[Run], target: Target | None, metric: Metric) -> tuple[float, float]:
+    """Return the lowest and the highest score to show: the best and the last of all runs, and part of the way to the best."""
+    curves = [[metric.cost(score) for _, score in points] for run in runs if (points := _points(run, metric))]
+    ends = [min(min(costs) for costs in curves), *(costs[-1] for costs in curves)]
+    ends.append(max(min(costs) + _SHOWN_WAY * (costs[0] - min(costs)) for costs in curves))
+    if target is not None and target.metric.name == metric.name:
+        ends.append(target.cost)
     margin = 0.06 * (max(ends) - min(ends)) or 0.1
-    return min(ends) - margin, max(ends) + margin
+    first, last = metric.cost(min(ends) - margin), metric.cost(max(ends) + margin)
+    return min(first, last), max(first, last)
 
 
 def _thousands(value: float, _place: object = None) -> str:
@@ -174,7 +174,8 @@ def draw_rates(name: str, collection: Collection, environment: str, looks: Mappi
         axes.set_xscale("log")
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.set_xticks([], minor=True)
-        axes.set(xlabel="learning rate", ylabel="final validation loss in nats per token")
+        loss = metrics_of(runs_of(tried))[0]
+        axes.set(xlabel="learning rate", ylabel=f"final validation {loss.title_and_unit}")
         canvas.legend(loc="outside right center")
         caption = "Final loss over the learning rate. Small: each seed; large: their mean. × at the top: diverged."
         return finish(canvas, name, caption, "Final validation loss of each variant at each learning rate.")

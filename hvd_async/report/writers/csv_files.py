@@ -8,50 +8,33 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from hvd_async.comparison.collection import Collection
+from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.statistics import Interval
 from hvd_async.report.all_runs import Value, values_of
 from hvd_async.report.figures.bars import SHARES
 from hvd_async.system.printable import printable, spreadsheet_cell
+from hvd_async.tasks.metric import LOSS
 
-_RUN_COLUMNS = (
-    *(
-        "environment",
-        "variant",
-        "rate",
-        "seed",
-        "folder",
-        "chosen",
-        "status",
-        "fault",
-        "is_simulated",
-        "seconds",
-        "tokens",
-        "updates",
-    ),
-    *("reached_seconds", "reached_tokens", "reached_updates", "reached_is_bound", "final_loss", "best_loss", "final_bleu"),
-    *("tokens_per_second", "mean_staleness", "refused", "has_diverged"),
-)
-_INTERVALS = (
-    *("seconds_to", "tokens_to", "updates_to", "speed_up", "token_efficiency", "throughput", "final_loss", "final_bleu"),
-    *("bleu_difference", "tokens_per_second"),
-)
+_INTERVALS = ("seconds_to", "weight_to", "updates_to", "speed_up", "weight_efficiency", "throughput", "weight_per_second")
 
 
 def runs_csv(collection: Collection, output: pathlib.Path) -> str:
-    """Return CSV with a line for each run."""
-    return _csv([values_of(entry, collection, output) for entry in collection.entries], _RUN_COLUMNS)
+    """Return CSV with a line for each run; its scores have columns by metric, such as `final_loss`."""
+    lines = [values_of(entry, collection, output) for entry in collection.entries]
+    return _csv(lines, tuple(lines[0]) if lines else ("environment", "variant"))
 
 
 def variants_csv(rows: Sequence[Row]) -> str:
     """Return CSV with a line for each variant in each environment. An interval has its mean, both ends, and its number of
     seeds."""
     reasons = sorted({reason for row in rows for reason in row.refused})
-    lines = [_variant(row, reasons) for row in rows]
+    metrics = [metric.name for metric in metrics_of([run for row in rows for run in row.runs])] or [LOSS]
+    lines = [_variant(row, metrics, reasons) for row in rows]
     return _csv(lines, tuple(lines[0]) if lines else ("environment", "variant"))
 
 
-def _variant(row: Row, reasons: Sequence[str]) -> dict[str, Value]:
+def _variant(row: Row, metrics: Sequence[str], reasons: Sequence[str]) -> dict[str, Value]:
     values: dict[str, Value] = {
         "environment": row.environment,
         "variant": row.variant,
@@ -65,6 +48,9 @@ def _variant(row: Row, reasons: Sequence[str]) -> dict[str, Value]:
     }
     for name in _INTERVALS:
         values |= _interval(name, getattr(row, name))
+    for name in metrics:
+        values |= _interval(f"final_{name}", row.final.get(name))
+        values |= _interval(f"{name}_difference", row.difference.get(name)) if name != LOSS else {}
     values |= {"steps_per_second": row.steps_per_second, "mean_staleness": row.mean_staleness}
     values |= {f"refused_{printable(reason)}": row.refused.get(reason, 0) for reason in reasons}
     values |= {name: None if row.shares is None else getattr(row.shares, name) for name in SHARES}

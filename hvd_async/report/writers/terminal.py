@@ -10,15 +10,11 @@ from hvd_async.comparison.results import Row, results
 from hvd_async.report.answer import answer
 from hvd_async.report.document import Cell, Table
 from hvd_async.report.software import clock_note
-from hvd_async.report.tables import quality_table, target_table
+from hvd_async.report.tables import SPEED_UP, quality_table, target_table
 from hvd_async.system.printable import printable
 from hvd_async.system.text_tables import aligned_table
 
 _WIDTH = 120
-_COLUMNS = (
-    *("variant", "learning rate", "reached by", "seconds", "speed-up", "token efficiency", "final loss", "final BLEU"),
-    *("diverged", "tokens/s", "staleness"),
-)
 
 
 def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
@@ -41,19 +37,22 @@ def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
 
 
 def _table(rows: Sequence[Row], collection: Collection) -> str:
-    """Join columns of both tables of the report, most of them without their intervals."""
+    """Join the short columns of both tables of the report, most of them without their intervals."""
     tables = [quality_table(rows)]
     if collection.target is not None:
         tables.insert(0, target_table(rows, collection.target))
-    holders = {column.name: table for table in reversed(tables) for column in table.columns}
-    columns = [_column(holders[name], name) for name in _COLUMNS if name in holders]
-    return aligned_table(list(zip(*columns, strict=True)))
+    columns: dict[str, list[str]] = {}
+    for table in tables:
+        for place, column in enumerate(table.columns):
+            if column.is_short:
+                columns.setdefault(column.name, _column(table, place))
+    return aligned_table(list(zip(*columns.values(), strict=True)))
 
 
-def _column(table: Table, name: str) -> list[str]:
+def _column(table: Table, place: int) -> list[str]:
     """Return the name and the cells of a column."""
-    place = [each.name for each in table.columns].index(name)
-    return [name, *(_text(row[place], with_detail=name == "speed-up") for row in table.rows)]
+    name = table.columns[place].name
+    return [printable(name), *(_text(row[place], with_detail=name == SPEED_UP) for row in table.rows)]
 
 
 def _text(cell: Cell, *, with_detail: bool) -> str:

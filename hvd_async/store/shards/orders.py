@@ -32,13 +32,13 @@ class Order:
     """Slot of the gradient for ADD and COMPENSATE; number of the provisional vector for PROVISIONAL_STEP."""
     version: int = 0
     number: float = 0.0
-    """Divisor for ADD, NORM, STEP and PROVISIONAL_STEP; weight for COMPENSATE."""
-    learning_rate: float = 0.0
+    """Divisor for ADD, NORM, STEP and PROVISIONAL_STEP; factor for COMPENSATE."""
+    rate_factor: float = 0.0
     clip: float = 0.0
 
     def to_words(self) -> list[int]:
         """Return the order as control words."""
-        words = [self.kind, self.slot, self.version, *map(float_to_word, (self.number, self.learning_rate, self.clip))]
+        words = [self.kind, self.slot, self.version, *map(float_to_word, (self.number, self.rate_factor, self.clip))]
         return [*map(int, words), *[0] * (ORDER_WORDS - len(words))]
 
     @classmethod

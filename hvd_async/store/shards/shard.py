@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.store.optimizer import StepOrder, make_optimizer, state_names, step_state
+from hvd_async.store.optimizer import Optimizer, StepOrder, make_optimizers, state_names, step_state
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.rule import Rule
 
 # Gradients that wait in their slots to be summed in one pass. A core does not prefetch more streams well.
 MAX_UNREAD = 16
@@ -39,6 +40,7 @@ class Shard:
         provisional: Sequence[torch.Tensor] = (),
         keeps_bases: bool = False,
         num_past: int = 0,
+        ranges: Sequence[slice] = (),
         allocate: Callable[[str], torch.Tensor] | None = None,
     ) -> None:
         """Take ownership of `buffers` ([size] float32 each): version v is made in `buffers[v % len(buffers)]`.
@@ -46,14 +48,16 @@ class Shard:
         The parameters of `version` are already in their buffer. `provisional`: vectors that `provisional_step` fills in
         turn. `allocate` returns the memory ([size] float32, zeros) for a name of `state_names`; default: ordinary memory on
         the device of the first buffer. `keeps_bases`: keep past versions for `compensate`. `num_past`: number of versions
-        before the newest that can be read; at least `num_past` + 1 buffers are needed.
+        before the newest that can be read; at least `num_past` + 1 buffers are needed. `ranges`: the elements of each group
+        of parameters of `optimizer`, by its number, without gaps; each starts at a multiple of `arithmetic.BLOCK`.
         """
         assert num_past < len(buffers)
         self.version = version
         self._num_past = num_past
         self._buffers = buffers
         self._provisional = provisional
-        self._optimizer = make_optimizer(optimizer)
+        self.ranges = ranges
+        self._segments = make_optimizers(optimizer, ranges or [slice(0, buffers[0].numel())])
         self._bases: dict[int, torch.Tensor] | None = {} if keeps_bases else None
         if allocate is None:
             size, device = buffers[0].numel(), buffers[0].device
@@ -61,6 +65,9 @@ class Shard:
             self._vectors = {name: arithmetic.zeros_apart(size, number, device) for number, name in enumerate(names)}
         else:
             self._vectors = {name: allocate(name) for name in state_names(optimizer)}
+        for range_, each in self._segments:
+            for name in each.state_names if each.initial_state else ():
+                self._vectors[name][range_] = each.initial_state
         self._unread: list[arithmetic.Input] = []
         self._has_sum = False
         if "average" in self._vectors:
@@ -91,15 +98,15 @@ class Shard:
         values = gradient.values.float()
         total.index_add_(0, gradient.indices, values if divisor == 1.0 else values / divisor)
 
-    def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
-        """Add g + weight * g * g * (parameters - parameters of `base_version`) to the pending sum at once."""
+    def compensate(self, gradient: Gradient, base_version: int, factor: float) -> None:
+        """Add g + factor * g * g * (parameters - parameters of `base_version`) to the pending sum at once."""
         assert self._bases is not None
         if gradient.indices is None:
             values = gradient.values.float()
         else:
             values = torch.zeros_like(self.parameters).index_add_(0, gradient.indices, gradient.values.float())
         drift = self.parameters - self._bases[base_version]
-        self.add(Gradient(torch.addcmul(values, values * values, drift, value=weight), gradient.largest), 1.0)
+        self.add(Gradient(torch.addcmul(values, values * values, drift, value=factor), gradient.largest), 1.0)
         self.flush()
 
     def flush(self) -> None:
@@ -116,10 +123,8 @@ class Shard:
 
     def step(self, order: StepOrder) -> list[float]:
         """Make the next version from all added gradients; return the sums that `norm(order.divisor)` would return."""
-        inputs = self._inputs()
         target = self._buffers[order.version % len(self._buffers)]
-        state = step_state(self._optimizer, self.parameters, target, self._vectors)
-        partials = arithmetic.step(inputs, state, self._optimizer.rule(order))
+        partials = self._step(target, self._vectors, lambda optimizer: optimizer.rule(order))
         self.version = order.version
         self.discard()
         self._remember()
@@ -133,9 +138,23 @@ class Shard:
         """
         self.flush()
         target = self._provisional[number % len(self._provisional)]
-        vectors = {name: self._vectors[name] for name in self._optimizer.state_names}
-        state = step_state(self._optimizer, self.parameters, target, vectors)
-        arithmetic.step(self._inputs(), state, self._optimizer.provisional_rule(order))
+        vectors = {name: vector for name, vector in self._vectors.items() if name != "average"}
+        self._step(target, vectors, lambda optimizer: optimizer.provisional_rule(order))
+
+    def _step(
+        self,
+        target: torch.Tensor,
+        vectors: Mapping[str, torch.Tensor],
+        rule: Callable[[Optimizer], Rule],
+    ) -> list[float]:
+        """Step from `parameters` to `target`, group by group; return the sums of squares of all blocks."""
+        inputs, partials = self._inputs(), []
+        for range_, optimizer in self._segments:
+            own = [arithmetic.Input(each.vector[range_], each.divisor) for each in inputs]
+            mine = {name: vectors[name][range_] for name in (*optimizer.state_names, "average") if name in vectors}
+            state = step_state(optimizer, self.parameters[range_], target[range_], mine)
+            partials += arithmetic.step(own, state, rule(optimizer))
+        return partials
 
     def discard(self) -> None:
         """Drop all gradients added since the last version."""

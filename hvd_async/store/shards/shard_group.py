@@ -33,6 +33,15 @@ class RemoteShard:
     part: slice
 
 
+@dataclass(frozen=True)
+class WholeVectors:
+    """The vectors of all shards together: `state_names` are those in each block, in their order; `ranges`: elements of each
+    group of parameters."""
+
+    state_names: Sequence[str]
+    ranges: Sequence[slice] = ()
+
+
 class ShardGroup:
     """Implements `ShardOps` on shard 0 and `others`. Used by one thread, on the sequencer's rank.
 
@@ -45,16 +54,17 @@ class ShardGroup:
         own: Shard,
         memory: StoreMemory,
         others: Sequence[RemoteShard],
-        state_names: Sequence[str],
+        whole: WholeVectors,
         timeout_seconds: float,
         touch: Callable[[], None] = lambda: None,
     ) -> None:
-        """`memory` is the block of `own`; `state_names` are the vectors in each block, in their order. `touch` is called
-        while this rank waits for others: see `Heartbeat.touch`."""
+        """`memory` is the block of `own`; `whole` describes the vectors of all shards together. `touch` is called while this
+        rank waits for others: see `Heartbeat.touch`."""
+        self.ranges = whole.ranges
         self._own = own
         self._memory = memory
         self._others = others
-        self._state_names = list(state_names)
+        self._state_names = list(whole.state_names)
         self._timeout_seconds = timeout_seconds
         self._touch = touch
         self._num_orders = 0
@@ -92,9 +102,9 @@ class ShardGroup:
         if gradient.indices is not None:
             self._wait()  # a sparse gradient is read at once, and its slot counts as free
 
-    def compensate(self, gradient: Gradient, base_version: int, weight: float) -> None:
-        self._tell(Order(OrderKind.COMPENSATE, slot=gradient.slot, version=base_version, number=weight))
-        self._own.compensate(gradient, base_version, weight)
+    def compensate(self, gradient: Gradient, base_version: int, factor: float) -> None:
+        self._tell(Order(OrderKind.COMPENSATE, slot=gradient.slot, version=base_version, number=factor))
+        self._own.compensate(gradient, base_version, factor)
         self._wait()
 
     def flush(self) -> None:
@@ -112,14 +122,14 @@ class ShardGroup:
                 OrderKind.STEP,
                 version=order.version,
                 number=order.divisor,
-                learning_rate=order.learning_rate,
+                rate_factor=order.rate_factor,
                 clip=order.clip,
             )
         )
         return self._own.step(order) + self._wait_for_partials()
 
     def provisional_step(self, order: StepOrder, number: int) -> None:
-        self._tell(Order(OrderKind.PROVISIONAL_STEP, number, order.version, order.divisor, order.learning_rate, order.clip))
+        self._tell(Order(OrderKind.PROVISIONAL_STEP, number, order.version, order.divisor, order.rate_factor, order.clip))
         self._own.provisional_step(order, number)
         self._wait()
 

@@ -85,9 +85,9 @@ class ShardServer:
         elif order.kind is OrderKind.NORM:
             self._report(self._shard.norm(order.number))
         elif order.kind is OrderKind.STEP:
-            self._report(self._shard.step(StepOrder(order.version, order.learning_rate, order.number, order.clip)))
+            self._report(self._shard.step(StepOrder(order.version, order.rate_factor, order.number, order.clip)))
         elif order.kind is OrderKind.PROVISIONAL_STEP:
-            step = StepOrder(order.version, order.learning_rate, order.number, order.clip)
+            step = StepOrder(order.version, order.rate_factor, order.number, order.clip)
             self._shard.provisional_step(step, order.slot)
         elif order.kind is OrderKind.DISCARD:
             self._shard.discard()

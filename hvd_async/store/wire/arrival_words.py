@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.wire.layout import ArrivalWord, SlotWord, StoreWindow
 from hvd_async.store.wire.slots import Sent
+from hvd_async.system.json_text import plain_number
 from hvd_async.transport.block import float_to_word, word_to_float
 
 
@@ -15,7 +16,7 @@ def to_words(arrival: Arrival) -> list[int]:
     words = dict.fromkeys(ArrivalWord, 0)
     words[ArrivalWord.WORKER] = arrival.worker
     words[ArrivalWord.BATCH] = arrival.batch
-    words[ArrivalWord.TOKENS] = arrival.tokens
+    words[ArrivalWord.WEIGHT] = float_to_word(arrival.weight)
     words[ArrivalWord.BASE_VERSION] = arrival.base_version
     words[ArrivalWord.LOSS] = float_to_word(arrival.loss)
     words[ArrivalWord.SECONDS] = float_to_word(arrival.step_seconds)
@@ -32,7 +33,7 @@ def from_words(words: Sequence[int], push: int, sent_bytes: int = 0) -> Arrival:
         worker=words[ArrivalWord.WORKER],
         batch=words[ArrivalWord.BATCH],
         base_version=words[ArrivalWord.BASE_VERSION],
-        tokens=words[ArrivalWord.TOKENS],
+        weight=plain_number(word_to_float(words[ArrivalWord.WEIGHT])),
         loss=word_to_float(words[ArrivalWord.LOSS]),
         step_seconds=word_to_float(words[ArrivalWord.SECONDS]),
         push_seconds=word_to_float(words[ArrivalWord.PUSH_SECONDS]),

@@ -97,7 +97,7 @@ class ArrivalWord(enum.IntEnum):
 
     WORKER = 0
     BATCH = 1
-    TOKENS = 2
+    WEIGHT = 2  # bits of a double
     LOSS = 3  # bits of a double
     SECONDS = 4  # bits of a double
     BASE_VERSION = 5

@@ -43,5 +43,5 @@ def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
     if size > memory:
         raise ConfigError(
             f"model: got parameters of {size / 1e9:,.0f} GB, expected less than the {memory / 1e9:,.0f} GB"
-            " of memory here; reduce width, layers, max_positions or vocabulary.size"
+            " of memory here; reduce width, layers, max_positions or task.vocabulary.size"
         )

@@ -133,7 +133,7 @@ class BatchPlan:
         whole_epochs = max(0, tokens - 1) // per_epoch
         if whole_epochs > MOST_EPOCHS:
             raise ConfigError(
-                f"training.tokens: got {tokens}, which is {whole_epochs:,} epochs of {per_epoch:,} tokens,"
+                f"training.weight: got {tokens}, which is {whole_epochs:,} epochs of {per_epoch:,} tokens,"
                 f" expected at most {MOST_EPOCHS:,} epochs; bound the run by training.updates or seconds"
             )
         count, left = self.num_batches(whole_epochs), tokens - whole_epochs * per_epoch

@@ -111,22 +111,22 @@ def prepare(config: RunConfig) -> PreparedCorpus:
             try:
                 temporary = stack.enter_context(new_folder(folder, replace=is_damaged))
             except DataError as error:
-                raise DataError(f"{error}; set data.prepared to a writable folder") from None
+                raise DataError(f"{error}; set task.data.prepared to a writable folder") from None
             _build(temporary, config, train, validation, fingerprint)
     return _open(folder, config, fingerprint)
 
 
 def _folder(config: RunConfig, fingerprint: str) -> Path:
-    return Path(config.data.prepared or Path(config.data.folder) / "prepared") / fingerprint
+    return Path(config.translation.data.prepared or Path(config.translation.data.folder) / "prepared") / fingerprint
 
 
 def _fingerprint(config: RunConfig) -> str:
     """Return a hash of everything on which the prepared folder depends: the files' bytes and the settings that shape it."""
-    data = config.data
+    data = config.translation.data
     settings = {
         "format": _FORMAT,
         "seed": config.seed,
-        "vocabulary": config.vocabulary.model_dump(),
+        "vocabulary": config.translation.vocabulary.model_dump(),
         "max_tokens_per_sentence": data.max_tokens_per_sentence,
         "languages": [data.source, data.target],
         "splits": [data.train, data.validation],
@@ -141,28 +141,29 @@ def _fingerprint(config: RunConfig) -> str:
 
 
 def _read_texts(config: RunConfig) -> tuple[ParallelText, ParallelText]:
-    data = config.data
+    data = config.translation.data
     folder = Path(data.folder)
     train = read_split(folder, data.train, data.source, data.target)
     return train, read_split(folder, data.validation, data.source, data.target)
 
 
 def _build(folder: Path, config: RunConfig, train: ParallelText, validation: ParallelText, fingerprint: str) -> None:
-    vocabulary = Vocabulary.train([*train.sources, *train.targets], config.vocabulary, config.seed)
+    vocabulary = Vocabulary.train([*train.sources, *train.targets], config.translation.vocabulary, config.seed)
     vocabulary.save(folder / "vocabulary.model")
-    limit = config.data.max_tokens_per_sentence
+    limit = config.translation.data.max_tokens_per_sentence
     pairs, num_empty = _encode(vocabulary, train)
     kept = [pair for pair in pairs if max(map(len, pair)) <= limit]
     if not kept:
         raise DataError(
-            f"{config.data.folder}: got no training pair of at most {limit} tokens on either side,"
-            " expected at least one; raise data.max_tokens_per_sentence"
+            f"{config.translation.data.folder}: got no training pair of at most {limit} tokens on either side,"
+            " expected at least one; raise task.data.max_tokens_per_sentence"
         )
     _save(folder, "train", kept, len(vocabulary))
     validated, num_validation_empty = _encode(vocabulary, validation)
     if not validated:
         raise DataError(
-            f"{config.data.folder}: got no pair of {config.data.validation} with tokens on both sides, expected at least one"
+            f"{config.translation.data.folder}: got no pair of {config.translation.data.validation} with tokens on both sides,"
+            " expected at least one"
         )
     _save(folder, "validation", validated, len(vocabulary))
     skipped = Skipped(train.num_empty + num_empty, len(pairs) - len(kept), validation.num_empty + num_validation_empty)
@@ -223,7 +224,7 @@ def _open(folder: Path, config: RunConfig, fingerprint: str) -> PreparedCorpus:
         raise DataError(f"{folder}: no such folder; expected a corpus as prepared by `hvd-async data` or a training run")
     if fault := _fault(folder, fingerprint):
         raise DataError(f"{folder}: damaged: {fault}; remove the folder to have it made again")
-    data, meta = config.data, _read_meta(folder)
+    data, meta = config.translation.data, _read_meta(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.model")
     validation = _with_tokens(vocabulary, read_split(Path(data.folder), data.validation, data.source, data.target))
     return PreparedCorpus(

@@ -63,7 +63,7 @@ def translate(
 def length_fault(model: TranslationModel, source: Sequence[int]) -> str:
     """Return what is wrong with the length of `source`, in words; empty if the model can read it."""
     limit = model.config.max_positions - 1  # the end of sentence takes a position
-    return "" if len(source) <= limit else f"got {len(source)} tokens, expected at most {limit} (model.max_positions)"
+    return "" if len(source) <= limit else f"got {len(source)} tokens, expected at most {limit} (task.model.max_positions)"
 
 
 @torch.no_grad()  # set here, since the mode is per thread

@@ -68,7 +68,7 @@ class ExportedModel:
         """
         encoded = self.vocabulary.encode([sentence.strip() for sentence in sentences])
         # An empty line keeps its place, so that a too long line is reported by its number.
-        decoding = self.config.decoding
+        decoding = self.config.translation.decoding
         found = translate(self.model, encoded, decoding, beam=decoding.beam if beam is None else beam, threads=threads)
         texts = self.vocabulary.decode(found)
         return [text if tokens else "" for text, tokens in zip(texts, encoded, strict=True)]
@@ -99,7 +99,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
         raise DataError(str(error)) from None
     vocabulary = Vocabulary.load(folder / _VOCABULARY)
     _check_shapes(folder / _PARAMETERS, config, len(vocabulary))
-    model = build_model(config.model, len(vocabulary))
+    model = build_model(config.translation.model, len(vocabulary))
     _fill(model, folder / _PARAMETERS)
     return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META))
 
@@ -122,7 +122,9 @@ def _check_shapes(path: Path, config: RunConfig, vocabulary_size: int) -> None:
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: damaged: {printable(str(error))}") from None
     with torch.device("meta"):
-        expected = {name: list(p.shape) for name, p in build_model(config.model, vocabulary_size).named_parameters()}
+        expected = {
+            name: list(p.shape) for name, p in build_model(config.translation.model, vocabulary_size).named_parameters()
+        }
     if odd := sorted(expected.keys() ^ found.keys()):
         side = "missing" if odd[0] in expected else "unknown to the model of config.yaml"
         raise DataError(f"{path}: tensor {printable(odd[0])} is {side}; got {len(found)} tensors, expected {len(expected)}")

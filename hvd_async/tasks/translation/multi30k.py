@@ -114,5 +114,6 @@ def _check(name: str, origin: str, text: bytes) -> None:
     checksum = hashlib.sha256(text).hexdigest()
     if checksum != CHECKSUMS[name]:
         raise DataError(
-            f"{origin}: got SHA-256 {checksum} of the text, expected {CHECKSUMS[name]}; the file is damaged or changed"
+            f"{origin}: got SHA-256 {checksum} of the text, expected {CHECKSUMS[name]}; the file is damaged or"
+            " changed, or not of Multi30k: text of your own needs no such command, name its folder as task.data.folder"
         )

@@ -47,7 +47,7 @@ def translate_stream(
 
     Blocks only if `stream` has nothing to read. Raises `DataError`, which calls the stream `name`, if it cannot be read.
     """
-    most = _BATCHES * (threads or 1) * model.config.decoding.batch_sentences
+    most = _BATCHES * (threads or 1) * model.config.translation.decoding.batch_sentences
     number = 0
     for lines in _lines_that_came(stream, name, most):
         if number == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.tasks.evaluation import Evaluation
+from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.translation.architectures import build_model, check_memory
 from hvd_async.tasks.translation.batching import Batch, BatchPlan, Ints, collate, padding_share
 from hvd_async.tasks.translation.corpus import ParallelArrays, PreparedCorpus
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
 from hvd_async.tasks.translation.decoding import translate
+from hvd_async.tasks.translation.evaluation import METRICS, Evaluation
 from hvd_async.tasks.translation.export import export_model
 from hvd_async.tasks.translation.model import TranslationModel
 
@@ -26,24 +27,26 @@ class TranslationTask:
     """The translation task, one per run and process. Model and numbered batches follow from configuration and corpus
     alone, so all ranks agree on them without communication."""
 
+    weight_unit = "tokens"
+
     def __init__(self, config: RunConfig, corpus: PreparedCorpus) -> None:
         """Plan the batches. Raises `ConfigError` or `DataError` for sentences longer than the model can read."""
         self._config = config
         self._corpus = corpus
         _check_lengths(config, corpus)
         train, validation = corpus.train, corpus.validation
-        self._plan = BatchPlan(train.source_lengths, train.target_lengths, config.batching, config.seed)
-        self._validation_batches = _in_order_of_length(validation, config.batching.tokens)
+        self._plan = BatchPlan(train.source_lengths, train.target_lengths, config.translation.batching, config.seed)
+        self._validation_batches = _in_order_of_length(validation, config.translation.batching.tokens)
 
     def build_model(self) -> TranslationModel:
         """Return a new model on the CPU, its parameters drawn from the run's seed; torch's random state is restored.
 
         Raises `ConfigError` for a model that does not fit into memory.
         """
-        check_memory(self._config.model, len(self._corpus.vocabulary))
+        check_memory(self._config.translation.model, len(self._corpus.vocabulary))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed)
-            return build_model(self._config.model, len(self._corpus.vocabulary))
+            return build_model(self._config.translation.model, len(self._corpus.vocabulary))
 
     def num_batches(self) -> int | None:
         """Return the number of batches of the whole run; None if updates or seconds bound the run, which takes as many as
@@ -51,7 +54,7 @@ class TranslationTask:
         training = self._config.training
         if training.epochs is not None:
             return self._plan.num_batches(training.epochs)
-        return None if training.tokens is None else self._plan.batches_for_tokens(training.tokens)
+        return None if training.weight is None else self._plan.batches_for_tokens(training.weight)
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
         """Return batch `index` (from 0, across epochs), on `device`."""
@@ -61,6 +64,10 @@ class TranslationTask:
         """Return the epoch, from 0, to which batch `index` belongs."""
         return self._plan.epoch_of(index)
 
+    def weight(self, batch: Batch) -> int:
+        """Return the number of target tokens of `batch`, ends included."""
+        return batch.num_tokens
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed training loss, a scalar float32 in nats with label smoothing, and its number of target
         tokens.
@@ -69,10 +76,29 @@ class TranslationTask:
         """
         is_mixed = self._config.training.precision == "bfloat16"
         with torch.autocast(batch.source.device.type, dtype=torch.bfloat16, enabled=is_mixed):
-            loss_sum = self._loss_sum(model, batch, self._config.training.label_smoothing)
+            loss_sum = self._loss_sum(model, batch, self._config.translation.label_smoothing)
         return loss_sum, batch.num_tokens
 
-    def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Evaluation:
+    @property
+    def recomputes_buffers(self) -> bool:
+        """False: no buffer of the models changes."""
+        return False
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """Loss, and BLEU if the configuration asks for it."""
+        return METRICS if self._config.translation.bleu else METRICS[:1]
+
+    @property
+    def num_statistics(self) -> int:
+        """Length of the vector of an evaluation."""
+        return Evaluation.size
+
+    def scores(self, statistics: Sequence[float]) -> dict[str, float]:
+        """Return loss and BLEU."""
+        return Evaluation.from_vector(statistics).scores()
+
+    def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
         """Measure this shard of the validation split; the sum over all shards measures the whole.
 
         Measures the loss on each `num_shards`-th batch and, if configured, BLEU on each `num_shards`-th sentence, both
@@ -86,11 +112,11 @@ class TranslationTask:
                 loss_sum += self._loss_sum(model, batch, label_smoothing=0.0).cpu()
                 num_tokens += batch.num_tokens
         evaluation = Evaluation(float(loss_sum), num_tokens)
-        if not self._config.validation.bleu:
-            return evaluation
-        sentences = range(len(self._corpus.validation))[: self._config.validation.bleu_sentences][shard::num_shards]
+        if not self._config.translation.bleu:
+            return evaluation.to_vector()
+        sentences = range(len(self._corpus.validation))[: self._config.translation.bleu_sentences][shard::num_shards]
         references = [self._corpus.validation_targets[i] for i in sentences]
-        return evaluation + Evaluation.of_texts(self._translate(model, sentences), references)
+        return (evaluation + Evaluation.of_texts(self._translate(model, sentences), references)).to_vector()
 
     def fingerprint(self) -> str:
         """Return a hash of the text, the vocabulary's settings and the pairs left out."""
@@ -104,24 +130,22 @@ class TranslationTask:
         lines = [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
         if skipped.validation_empty:
             lines.append(f"{skipped.validation_empty:,} validation pairs left out, with an empty side")
-        losses, vocabulary = self._corpus.losses, self._config.vocabulary
+        losses, vocabulary = self._corpus.losses, self._config.translation.vocabulary
         if losses.unknown_pieces:
             lines.append(
                 f"{losses.unknown_pieces:,} pieces of the training text are unknown to the vocabulary"
-                f" (vocabulary.character_coverage: {vocabulary.character_coverage:g})"
+                f" (task.vocabulary.character_coverage: {vocabulary.character_coverage:g})"
             )
         if losses.normalized_lines:
             lines.append(
                 f"normalisation changes {losses.normalized_lines:,} lines of the training text"
-                f" (vocabulary.normalization: {vocabulary.normalization})"
+                f" (task.vocabulary.normalization: {vocabulary.normalization})"
             )
         return lines
 
-    def export(
-        self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, measured: Mapping[str, float | None]
-    ) -> None:
-        """Write the model folder of `export_model` for the parameters of `version`, with the values in `measured`."""
-        vocabulary, extra = self._corpus.vocabulary, dict(measured)
+    def export(self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, scores: Mapping[str, float]) -> None:
+        """Write the model folder of `export_model` for the parameters of `version`, with their validation scores."""
+        vocabulary, extra = self._corpus.vocabulary, {f"validation_{name}": score for name, score in scores.items()}
         export_model(folder, named_tensors, self._config, vocabulary, version=version, extra=extra)
 
     def _loss_sum(self, model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
@@ -132,7 +156,7 @@ class TranslationTask:
         if not isinstance(model, TranslationModel):
             raise TypeError(f"got {type(model).__name__}, expected the model of build_model, without a wrapper")
         sources = [self._corpus.validation.source(i).tolist() for i in indices]
-        decoding = self._config.decoding
+        decoding = self._config.translation.decoding
         with _evaluating(model):
             return self._corpus.vocabulary.decode(translate(model, sources, decoding, beam=decoding.validation_beam))
 
@@ -142,17 +166,18 @@ class TranslationTask:
 
 def _check_lengths(config: RunConfig, corpus: PreparedCorpus) -> None:
     """Check lengths: both sides of a batch have one position more than the sentence has tokens."""
-    positions, longest = config.model.max_positions, config.data.max_tokens_per_sentence
+    data, positions = config.translation.data, config.translation.model.max_positions
+    longest = data.max_tokens_per_sentence
     if longest + 1 > positions:
         raise ConfigError(
-            f"model.max_positions: got {positions}, expected more than data.max_tokens_per_sentence"
+            f"task.model.max_positions: got {positions}, expected more than task.data.max_tokens_per_sentence"
             f" ({longest}), since the end of sentence takes a position"
         )
     lengths = np.maximum(corpus.validation.source_lengths, corpus.validation.target_lengths)
     if lengths.max() + 1 > positions:
         raise DataError(
-            f"{config.data.validation}: pair {int(lengths.argmax()) + 1}: got {int(lengths.max())} tokens, expected at most"
-            f" {positions - 1} (model.max_positions)"
+            f"{data.validation}: pair {int(lengths.argmax()) + 1}: got {int(lengths.max())} tokens, expected at most"
+            f" {positions - 1} (task.model.max_positions)"
         )
 
 

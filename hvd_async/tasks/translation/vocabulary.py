@@ -118,9 +118,9 @@ def _without_spaces(text: str) -> str:
 def _explain(message: str, size: int) -> str:
     """Return SentencePiece's message about a size that the text does not allow, as one line of ours."""
     if found := re.search(r"value <= (\d+)", message):
-        return f"vocabulary.size: got {size}, expected at most {found[1]} for so small a text"
+        return f"task.vocabulary.size: got {size}, expected at most {found[1]} for so small a text"
     if found := re.search(r"\d+ vs (\d+)", message):
-        return f"vocabulary.size: got {size}, expected at least {found[1]} for text with so many different characters"
+        return f"task.vocabulary.size: got {size}, expected at least {found[1]} for text with so many different characters"
     if "sentences_.empty()" in message:
         return "vocabulary: got no text to train on, expected at least one sentence"
     return f"vocabulary: SentencePiece could not be trained with size {size}: {' '.join(message.split())}"

@@ -1,5 +1,4 @@
-"""Results of an evaluation: statistics that add up over shards of the validation data, and the scores that follow from
-them."""
+"""Statistics of an evaluation of translation, which add up over shards of the validation data, and their scores."""
 
 from __future__ import annotations
 
@@ -10,7 +9,18 @@ from typing import ClassVar
 
 from sacrebleu.metrics.bleu import BLEU
 
+from hvd_async.tasks.metric import Metric
+
 _ORDERS = 4
+METRICS = (
+    Metric("loss", "loss", unit="nats per token", digits=3),
+    Metric(
+        *("bleu", "BLEU"),
+        digits=1,
+        is_higher_better=True,
+        note="of the first `task.bleu_sentences`, searched with `task.decoding.validation_beam`",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,11 @@ class Evaluation:
 
     def __add__(self, other: Evaluation) -> Evaluation:
         return Evaluation.from_vector([a + b for a, b in zip(self.to_vector(), other.to_vector(), strict=True)])
+
+    def scores(self) -> dict[str, float]:
+        """Return loss and, if something was translated, BLEU."""
+        bleu = self.bleu
+        return {"loss": self.loss} if bleu is None else {"loss": self.loss, "bleu": bleu}
 
     def to_vector(self) -> list[float]:
         """Return all statistics as `size` numbers, to be summed element by element."""

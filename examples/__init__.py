@@ -1,0 +1,1 @@
+"""Examples, each of which runs from the folder above this one."""

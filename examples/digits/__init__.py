@@ -1,0 +1,1 @@
+"""Handwritten digits: as a task for the verbs, and in a loop of its own."""

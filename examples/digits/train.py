@@ -1,0 +1,57 @@
+"""The digits in a loop of one's own. Alone, or on the ranks that `hvd-async launch` starts:
+
+python -m examples.digits.train --output runs/digits
+hvd-async launch --workers 3 --set strategy.kind=async -- python -m examples.digits.train --output runs/digits-async
+hvd-async launch --workers 3 --set strategy.kind=horovod -- python -m examples.digits.train --output runs/digits-horovod
+hvd-async report runs/digits-async runs/digits-horovod
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+import hvd_async as ha
+from examples.digits.data import digits, network
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--output", default="runs/digits")
+parser.add_argument("--epochs", type=int, default=5)
+arguments = parser.parse_args()
+
+run = ha.init(arguments.output, epochs=arguments.epochs, validation={"every": 50, "when": "after"})
+train, validation = digits()
+images, labels = validation.tensors
+model = network()
+
+
+def evaluate(module: torch.nn.Module) -> dict[str, float]:
+    """Return loss and accuracy on the validation images; called without gradients, on one rank."""
+    outputs = module(images.to(run.device)).cpu()
+    right = (outputs.argmax(1) == labels).float().mean()
+    return {"loss": float(F.cross_entropy(outputs, labels)), "accuracy": 100 * float(right)}
+
+
+model, optimizer, batches = run.prepare(
+    model,
+    torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4),
+    DataLoader(train, batch_size=32, shuffle=True),
+    schedule=lambda version: min(1.0, version / 50),  # of the store's version, not of a worker's steps
+    evaluate=evaluate,
+    metrics=[ha.Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)],
+    weight_unit="images",
+    buffers="average",  # each worker has BatchNorm statistics of its own; the mean is evaluated and saved
+)
+for x, y in batches:
+    loss = F.cross_entropy(model(x.to(run.device)), y.to(run.device))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step(weight=len(y), loss=loss)
+
+run.save(f"{arguments.output}/model.pt")
+if run.rank == 0:
+    with torch.no_grad():
+        print(f"accuracy {evaluate(model.eval())['accuracy']:.1f} %")

@@ -1,0 +1,76 @@
+"""A small language model over the bytes of text files, in a loop of one's own: parameter groups, a cosine schedule,
+accumulation and bfloat16.
+
+    python -m examples.gpt.train README.md docs/*.md
+    hvd-async launch --workers 3 --set strategy.kind=async -- python -m examples.gpt.train README.md docs/*.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pathlib
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import hvd_async as ha
+from examples.gpt.model import Gpt
+
+LENGTH = 64
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("text", nargs="+", type=pathlib.Path)
+parser.add_argument("--output", default="runs/gpt")
+parser.add_argument("--epochs", type=int, default=2)
+parser.add_argument("--batch-size", type=int, default=32)
+parser.add_argument("--accumulate", type=int, default=2, help="parts in which the gradient of a batch is computed")
+parser.add_argument("--bfloat16", action="store_true")
+arguments = parser.parse_args()
+
+# [num, LENGTH + 1] bytes; the last tenth is for validation.
+data = torch.frombuffer(bytearray(b"".join(path.read_bytes() for path in arguments.text)), dtype=torch.uint8).long()
+data = data[: len(data) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
+train, validation = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
+
+run = ha.init(arguments.output, epochs=arguments.epochs, validation={"when": "after"})
+model = Gpt(length=LENGTH)
+decay = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+optimizer = torch.optim.AdamW([{"params": decay}, {"params": others, "weight_decay": 0.0}], lr=3e-3, weight_decay=0.1)
+loader = DataLoader(TensorDataset(train), batch_size=arguments.batch_size, shuffle=True)
+num_updates = math.ceil(arguments.epochs * len(loader) / max(1, run.size - 1))  # with N = workers
+
+
+def evaluate(module: torch.nn.Module) -> dict[str, float]:
+    """Return the loss in nats per byte, and the perplexity."""
+    text = validation.to(run.device)
+    loss = float(F.cross_entropy(module(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten()))
+    return {"loss": loss, "perplexity": math.exp(loss)}
+
+
+model, optimizer, batches = run.prepare(
+    model,
+    optimizer,
+    loader,
+    schedule=ha.torch_schedule(lambda each: torch.optim.lr_scheduler.CosineAnnealingLR(each, num_updates, eta_min=0.1)),
+    evaluate=evaluate,
+    metrics=[ha.Metric("perplexity", "perplexity", digits=2)],
+    weight_unit="bytes",
+    loss="sum",  # each part of a batch adds the sum of its losses
+)
+for (text,) in batches:
+    optimizer.zero_grad()
+    total = 0.0
+    for part in text.to(run.device).chunk(arguments.accumulate):
+        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=arguments.bfloat16):
+            logits = model(part[:, :-1])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
+        loss.backward()
+        total += loss.item()
+    optimizer.step(weight=len(text) * LENGTH, loss=total)
+
+run.save(f"{arguments.output}/model.pt")
+if run.rank == 0:
+    print(f"perplexity {run.summary['last']['scores']['perplexity']:.2f}")

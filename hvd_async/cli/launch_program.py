@@ -1,0 +1,49 @@
+"""`hvd-async launch ... -- PROGRAM`: start a training script of the user on the ranks of a run."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hvd_async.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hvd_async.config import RunConfig
+
+
+def program_config(arguments: argparse.Namespace) -> RunConfig:
+    """Return the configuration that decides the ranks of the script: its own keywords may add to it.
+
+    Raises `ConfigError` if it does not say which strategy the ranks are for.
+    """
+    from hvd_async.config import parse_config, read_tree
+    from hvd_async.config.loading import apply_override
+
+    if not arguments.program:
+        raise ConfigError("launch: got nothing after --, expected a program, such as -- python train.py")
+    tree: dict[Any, Any] = {} if arguments.config is None else read_tree(Path(arguments.config), "configuration of a run")
+    for override in arguments.overrides:
+        apply_override(tree, override)
+    strategy = tree.get("strategy")
+    if not isinstance(strategy, dict) or "kind" not in strategy:
+        raise ConfigError(
+            "launch: strategy.kind: not given, expected --set strategy.kind=async (or horovod, ddp, single) or a CONFIG with it:"
+            " it decides how many ranks there are"
+        )
+    tree = {"output": "unknown", "training": {"epochs": 1}, **tree, "task": {"kind": "script"}}
+    return parse_config(tree, source=arguments.config or "--set")
+
+
+def find_program(program: Sequence[str]) -> tuple[str, ...]:
+    """Return `program` with its first word as a path. Raises `ConfigError` if there is no such program, or script."""
+    found = shutil.which(program[0])
+    if found is None:
+        raise ConfigError(f"launch: got the program {shlex.join(program)}, but there is no {program[0]} on PATH")
+    script = next((word for word in program[1:] if word.endswith(".py")), None)
+    if script is not None and "-c" not in program and "-m" not in program and not Path(script).is_file():
+        raise ConfigError(f"launch: {script}: no such file; expected the training script")
+    return (found, *program[1:])

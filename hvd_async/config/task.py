@@ -1,0 +1,113 @@
+"""The section `task`: what is trained. Each kind of task has its own keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from pydantic import Field
+
+from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
+from hvd_async.config.decoding import DecodingConfig
+from hvd_async.config.model import ModelConfig
+from hvd_async.config.section import Fraction, Positive, Section
+
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+class TranslationConfig(Section):
+    """Translation with SentencePiece, and BLEU by sacreBLEU. This is the task if `task` names no other."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("bleu", "bleu_sentences", "data.folder", "data.prepared", "decoding")
+    """Keys that may differ when a run is resumed: they do not change what is learned."""
+    must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "bleu", "bleu_sentences", "decoding")
+    """Keys in which the variants of a suite may not differ."""
+
+    kind: Literal["translation"] = Field("translation", description="Names the task.")
+    data: DataConfig = Field(description="The text.")
+    vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="The pieces.")
+    model: ModelConfig = Field(ModelConfig(), description="The network.")
+    batching: BatchingConfig = Field(BatchingConfig(), description="The batches.")
+    label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation uses none.")
+    bleu: bool = Field(True, description="Translate the validation split and compute BLEU too.")
+    bleu_sentences: Positive | None = Field(None, description="Number of first sentences to use for BLEU. Default: all.")
+    decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
+
+    @property
+    def measured(self) -> tuple[str, ...] | None:
+        """Names of the metrics that evaluations give; None if only the task itself knows them."""
+        return ("loss", "bleu") if self.bleu else ("loss",)
+
+
+class FactoryConfig(Section):
+    """A task of one's own: a function that returns a `hvd_async.Task`; docs/own-model.md."""
+
+    measured: ClassVar[None] = None
+    kind: Literal["factory"] = Field("factory", description="Names the task; `factory` is enough.")
+    factory: str = Field(
+        description="`module:function`. The module is imported as Python does, from the folder of the command too."
+        " `function(config, **options)` returns the task."
+    )
+    options: dict[str, Any] = Field({}, description="Arguments of the function by name: numbers, text, lists and maps.")
+    options_that_may_change: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="Options that may differ when a run is resumed: they do not change what is learned."
+    )
+    options_alike: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="Options in which the variants of a suite may not differ, such as the data."
+    )
+
+    @property
+    def may_change(self) -> tuple[str, ...]:
+        """Keys that may differ when a run is resumed."""
+        own = ("options_that_may_change", "options_alike")
+        return (*own, *(f"options.{name}" for name in self.options_that_may_change))
+
+    @property
+    def must_be_alike(self) -> tuple[str, ...]:
+        """Keys in which the variants of a suite may not differ."""
+        return ("factory", "options_that_may_change", "options_alike", *(f"options.{name}" for name in self.options_alike))
+
+    @pydantic.field_validator("factory")
+    @classmethod
+    def _is_a_place(cls, factory: str) -> str:
+        if not _FACTORY.fullmatch(factory):
+            raise ValueError(f"got {factory!r}, expected module:function, such as my_package.mine:make_task")
+        return factory
+
+
+class ScriptConfig(Section):
+    """A training script with a loop of its own; docs/own-loop.md. Written by the run, for its report."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("script",)
+    must_be_alike: ClassVar[tuple[str, ...]] = ()
+
+    measured: ClassVar[None] = None
+    kind: Literal["script"] = Field(description="Names the task.")
+    script: str = Field("", description="The program that trained.")
+
+
+BRANCHES: Mapping[str, type[Section]] = {
+    "<translation>": TranslationConfig,
+    "<factory>": FactoryConfig,
+    "<script>": ScriptConfig,
+}
+"""Kinds of tasks by their tags, which pydantic puts into the place of an error; they are not keys of the file."""
+
+
+def _branch_of(value: Any) -> str:
+    if isinstance(value, Section):
+        return next(tag for tag, section in BRANCHES.items() if isinstance(value, section))
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if isinstance(value, dict) and ("factory" in value or kind == "factory"):
+        return "<factory>"
+    return "<script>" if kind == "script" else "<translation>"
+
+
+TaskConfig = Annotated[
+    Annotated[TranslationConfig, pydantic.Tag("<translation>")]
+    | Annotated[FactoryConfig, pydantic.Tag("<factory>")]
+    | Annotated[ScriptConfig, pydantic.Tag("<script>")],
+    pydantic.Discriminator(_branch_of),
+]

@@ -1,0 +1,1 @@
+"""Training in a loop of the user's own: `init`, `ScriptRun.prepare`, and what they return."""

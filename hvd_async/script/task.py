@@ -1,0 +1,129 @@
+"""A script as a `Task`: what the recorder, the evaluation and the export need of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hvd_async.config import RunConfig, dump_config
+from hvd_async.errors import ConfigError
+from hvd_async.script.loader import BatchSource
+from hvd_async.system.files import new_folder
+from hvd_async.tasks.metric import LOSS, Metric
+
+Evaluate = Callable[[nn.Module], "Mapping[str, float] | float"]
+"""Measures a model on validation data: returns its scores by the names of metrics, or its loss alone."""
+
+
+class ScriptTask:
+    """The model, the batches and the evaluation of a script. Implements `Task`."""
+
+    recomputes_buffers = True  # see `ScriptRun.prepare`, which asks what is to happen to them
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        source: BatchSource,
+        evaluate: Evaluate | None,
+        metrics: Sequence[Metric],
+        weight_unit: str,
+    ) -> None:
+        """All arguments stay the caller's."""
+        others = [metric for metric in metrics if metric.name != LOSS]
+        loss = next((metric for metric in metrics if metric.name == LOSS), Metric(LOSS, "loss"))
+        self.metrics: Sequence[Metric] = () if evaluate is None else (loss, *others)
+        self.num_statistics = 2 * len(self.metrics)
+        self.weight_unit = weight_unit
+        self._config = config
+        self._model = model
+        self._source = source
+        self._evaluate = evaluate
+
+    def build_model(self) -> nn.Module:
+        """Return the script's model, the same at each call."""
+        return self._model
+
+    def fingerprint(self) -> str:
+        """Return what is known of the data."""
+        return self._source.fingerprint()
+
+    def describe_data(self) -> list[str]:
+        """Return the number of batches, and what was ignored."""
+        known = self._source.per_epoch
+        return [*([] if known is None else [f"{known:,} batches an epoch"]), *self._source.notes]
+
+    def num_batches(self) -> int | None:
+        """Return the number of batches of the whole run; None if something else bounds it.
+
+        Raises `ConfigError` if the configured bound cannot be known.
+        """
+        training, per_epoch = self._config.training, self._source.per_epoch
+        if training.weight is not None:
+            raise ConfigError("training.weight: got a bound by weight, expected epochs, updates or seconds in a script")
+        if training.epochs is None or per_epoch is None:
+            return None
+        return training.epochs * per_epoch
+
+    def batch(self, index: int, device: torch.device | str) -> Any:
+        """Return batch `index` as the loader makes it."""
+        return self._source.batch(index)
+
+    def epoch_of(self, index: int) -> int:
+        """Return the epoch, from 0, to which batch `index` belongs."""
+        return 0 if self._source.per_epoch is None else index // self._source.per_epoch
+
+    def weight(self, batch: Any) -> float:
+        """Raises `ConfigError`: only the script knows its weights."""
+        raise ConfigError("task.kind: got script, whose weights only the script knows")
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float]:
+        """Raises `ConfigError`: only the script knows its loss."""
+        raise ConfigError("task.kind: got script, whose loss only the script computes")
+
+    def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
+        """Return, for each metric, its score and whether it was measured; shard 0 measures the whole, the others nothing."""
+        if shard > 0 or self._evaluate is None:
+            return [0.0] * self.num_statistics
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                found = self._evaluate(model)
+        finally:
+            model.train(was_training)
+        scores = dict(found) if isinstance(found, Mapping) else {LOSS: found}
+        if unknown := sorted(scores.keys() - {metric.name for metric in self.metrics}):
+            raise ConfigError(
+                f"evaluate: got the score {unknown[0]!r}, expected those of `metrics`; add Metric({unknown[0]!r}, ...)"
+            )
+        result: list[float] = []
+        for metric in self.metrics:
+            result += [float(scores[metric.name]), 1.0] if metric.name in scores else [0.0, 0.0]
+        return result
+
+    def scores(self, statistics: Sequence[float]) -> dict[str, float]:
+        """Return the scores that were measured; the loss is NaN if it was not."""
+        pairs = zip(statistics[::2], statistics[1::2], strict=True)
+        found = {metric.name: score for metric, (score, there) in zip(self.metrics, pairs, strict=True) if there}
+        return {LOSS: math.nan, **found}
+
+    def export(self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, scores: Mapping[str, float]) -> None:
+        """Write `model.safetensors`, the state_dict of the model with its buffers, `config.yaml` and `meta.json`."""
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        tensors = {}
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            own = named_tensors.get(names.get(id(tensor), name), tensor)
+            tensors[name] = own.detach().to("cpu", copy=True).contiguous()
+        meta = {"version": version, **{f"validation_{name}": score for name, score in scores.items()}}
+        with new_folder(folder, replace=True) as temporary:
+            (temporary / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
+            (temporary / "config.yaml").write_text(dump_config(self._config), encoding="utf-8")
+            (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")

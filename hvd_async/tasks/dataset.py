@@ -1,0 +1,326 @@
+"""A task made of a model, two map-style datasets and a loss, for users with data of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from hvd_async.config import RunConfig, dump_config
+from hvd_async.errors import ConfigError
+from hvd_async.system.files import new_folder
+from hvd_async.tasks.metric import LOSS, Metric
+from hvd_async.tasks.task import Batch
+
+_LOSS = Metric(LOSS, "loss")
+_FINGERPRINTED = 64
+
+
+class MapDataset(Protocol):
+    """What `torch.utils.data.Dataset` promises of a map-style dataset."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def __getitem__(self, index: int) -> Any:
+        """Return example `index`, the same at each call."""
+
+
+Measure = Callable[[Any, Batch], "Tensor | float"]
+"""A sum over the examples of a batch, of the model's outputs and the batch."""
+
+
+class DatasetTask:
+    """A `Task` of map-style datasets.
+
+    Each epoch is a permutation of the training examples that depends on the run's seed alone, cut into batches. Every
+    example is read by the rank that computes its batch, whichever that is, so `train[i]` must be the same on all ranks and
+    at each call; random augmentation may use torch's global generator, which is seeded for each batch.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        model: Callable[[], nn.Module],
+        train: MapDataset,
+        validation: MapDataset,
+        batch_size: int,
+        loss: Measure,
+        forward: Callable[[nn.Module, Batch], Any] | None = None,
+        weight: Callable[[Batch], float] | None = None,
+        weight_unit: str = "examples",
+        measures: Mapping[Metric, Measure] | None = None,
+        derived: Mapping[Metric, Callable[[Mapping[str, float]], float]] | None = None,
+        collate: Callable[[list[Any]], Batch] = default_collate,
+        drop_last: bool = False,
+        buffers: Literal["refuse", "recalibrate"] = "refuse",
+        recalibration_batches: int = 32,
+        fingerprint: str | None = None,
+    ) -> None:
+        """Describe the task; nothing is read but a few examples, for the fingerprint. The arguments are those of the class.
+
+        Raises `ConfigError` for values that do not fit together.
+        """
+        if not 1 <= batch_size:
+            raise ConfigError(f"batch_size: got {batch_size}, expected a whole number >= 1")
+        for name, dataset in (("train", train), ("validation", validation)):
+            if len(dataset) < 1:
+                raise ConfigError(f"{name}: got a dataset without examples, expected at least one")
+        self._per_epoch = len(train) // batch_size if drop_last else -(-len(train) // batch_size)
+        if self._per_epoch < 1:
+            raise ConfigError(f"batch_size: got {batch_size} with drop_last, expected at most the {len(train)} examples")
+        self._config = config
+        self._model = model
+        self._train = train
+        self._validation = validation
+        self._batch_size = batch_size
+        self._loss = loss
+        self._forward = forward or _first_of_batch
+        self._weight = weight
+        self.weight_unit = weight_unit
+        self._measures = dict(measures or {})
+        self._derived = dict(derived or {})
+        self._collate = collate
+        self._recalibrates = buffers == "recalibrate"
+        self._num_recalibration = min(recalibration_batches, self._per_epoch)
+        self._fingerprint = fingerprint
+        self._order: tuple[int, Any] | None = None
+        self.metrics: Sequence[Metric] = (_LOSS, *self._measures, *self._derived)
+        if len({metric.name for metric in self.metrics}) < len(self.metrics):
+            names = ", ".join(metric.name for metric in self.metrics)
+            raise ConfigError(f"measures, derived: got {names}, expected different names; `loss` is always there")
+        self.num_statistics = 2 + len(self._measures)
+
+    @property
+    def recomputes_buffers(self) -> bool:
+        """Whether buffers that training changes are computed from the parameters, so that nothing depends on them."""
+        return self._recalibrates
+
+    def build_model(self) -> nn.Module:
+        """Return a new model on the CPU, drawn from the run's seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._config.seed)
+            return self._model()
+
+    def fingerprint(self) -> str:
+        """Return the hash of the training data, of their number, and of the size of batches."""
+        own = self._fingerprint if self._fingerprint is not None else _fingerprint_of(self._train)
+        return hashlib.sha256(json.dumps([own, len(self._train), self._batch_size, self._per_epoch]).encode()).hexdigest()
+
+    def describe_data(self) -> list[str]:
+        """Return a line on the sizes of the data."""
+        left_out = len(self._train) - self._per_epoch * self._batch_size
+        note = f"; {left_out:,} of each epoch left out by drop_last" if left_out > 0 else ""
+        return [
+            f"{len(self._train):,} training and {len(self._validation):,} validation examples,"
+            f" {self._per_epoch:,} batches an epoch{note}"
+        ]
+
+    def num_batches(self) -> int | None:
+        """Return the number of batches of the whole run; None if updates or seconds bound the run.
+
+        Raises `ConfigError` if a total weight bounds the run, but only the batches themselves tell their weights.
+        """
+        training = self._config.training
+        if training.epochs is not None:
+            return training.epochs * self._per_epoch
+        if training.weight is None:
+            return None
+        if self._weight is not None:
+            raise ConfigError(
+                "training.weight: got a bound by weight, expected epochs, updates or seconds: this task knows the weight of a"
+                " batch only when it has read it"
+            )
+        of_epoch = min(len(self._train), self._per_epoch * self._batch_size)
+        epochs, rest = divmod(training.weight, of_epoch)
+        return epochs * self._per_epoch + -(-rest // self._batch_size)
+
+    def batch(self, index: int, device: torch.device | str) -> Batch:
+        """Return batch `index` (from 0, across epochs), on `device`."""
+        epoch, number = divmod(index, self._per_epoch)
+        chosen = self._permutation(epoch)[number * self._batch_size : (number + 1) * self._batch_size]
+        return _to(self._collate([self._train[int(example)] for example in chosen]), device)
+
+    def epoch_of(self, index: int) -> int:
+        """Return the epoch, from 0, to which batch `index` belongs."""
+        return index // self._per_epoch
+
+    def weight(self, batch: Batch) -> float:
+        """Return what the loss of `batch` is summed over."""
+        return self._weight_of(batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """Return the summed loss, a scalar, and the weight of the batch."""
+        is_mixed = self._config.training.precision == "bfloat16"
+        with torch.autocast(_device_of(model).type, dtype=torch.bfloat16, enabled=is_mixed):
+            loss = self._loss(self._forward(model, batch), batch)
+        if not isinstance(loss, Tensor) or loss.dim():
+            raise ConfigError(f"loss: got {_describe(loss)}, expected a tensor with a single number")
+        return loss, self._weight_of(batch)
+
+    def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
+        """Return sums over each `num_shards`-th validation batch from `shard` on: weight, loss, and each measure. In
+        float32 whatever the precision of training."""
+        device, sums = _device_of(model), np.zeros(self.num_statistics)
+        with self._calibrated(model), _evaluating(model):
+            starts = range(0, len(self._validation), self._batch_size)[shard::num_shards]
+            for start in starts:
+                examples = range(start, min(start + self._batch_size, len(self._validation)))
+                batch = _to(self._collate([self._validation[example] for example in examples]), device)
+                outputs = self._forward(model, batch)
+                found = [self._weight_of(batch), self._loss(outputs, batch)]
+                found += [measure(outputs, batch) for measure in self._measures.values()]
+                sums += [float(value) for value in found]
+        result: list[float] = sums.tolist()
+        return result
+
+    def scores(self, statistics: Sequence[float]) -> dict[str, float]:
+        """Return the loss, the measures, and what is derived from them."""
+        weight = statistics[0]
+        found = {LOSS: statistics[1] / weight if weight else math.nan}
+        for metric, total in zip(self._measures, statistics[2:], strict=True):
+            found[metric.name] = (100.0 if metric.unit == "%" else 1.0) * total / weight if weight else math.nan
+        for metric, derive in self._derived.items():
+            try:
+                found[metric.name] = float(derive(found))
+            except (OverflowError, ValueError):  # such as the exponential of a loss that diverged
+                found[metric.name] = math.inf
+        return found
+
+    def export(self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, scores: Mapping[str, float]) -> None:
+        """Write `model.safetensors`, the state_dict of the model with its buffers, `config.yaml` and `meta.json`."""
+        model = self.build_model()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(named_tensors[name])
+        with self._calibrated(model):
+            tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+        meta = {"version": version, **{f"validation_{name}": score for name, score in scores.items()}}
+        with new_folder(folder, replace=True) as temporary:
+            (temporary / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
+            (temporary / "config.yaml").write_text(dump_config(self._config), encoding="utf-8")
+            (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+    def _permutation(self, epoch: int) -> Any:
+        if self._order is None or self._order[0] != epoch:
+            seeds = [self._config.seed & 0xFFFFFFFFFFFFFFFF, epoch]
+            self._order = epoch, np.random.default_rng(seeds).permutation(len(self._train))
+        return self._order[1]
+
+    def _weight_of(self, batch: Batch) -> float:
+        return float(self._weight(batch)) if self._weight is not None else _length_of(batch)
+
+    @contextlib.contextmanager
+    def _calibrated(self, model: nn.Module) -> Iterator[None]:
+        """Give the model buffers that fit its parameters, in the block; as before afterwards."""
+        if not self._recalibrates:
+            yield
+            return
+        device, was_training = _device_of(model), model.training
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        momenta = {
+            module: module.momentum for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
+        for module in momenta:
+            module.reset_running_stats()
+            module.momentum = None  # a cumulative average
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self._config.seed)
+            model.train()
+            for index in range(self._num_recalibration):
+                self._forward(model, self.batch(index, device))
+        for module, momentum in momenta.items():
+            module.momentum = momentum
+        model.train(was_training)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(before[name])
+
+
+def _first_of_batch(model: nn.Module, batch: Batch) -> Any:
+    return model(batch[0])
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _to(batch: Batch, device: torch.device | str) -> Batch:
+    """Return `batch` with its tensors on `device`: those in lists, tuples and maps, and whatever has a method `to`."""
+    if isinstance(batch, Mapping):
+        return {key: _to(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
+        return type(batch)(*(_to(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_to(value, device) for value in batch)
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def _length_of(batch: Batch) -> float:
+    """Return the length of the first tensor in `batch`."""
+    if isinstance(batch, Tensor):
+        return float(len(batch))
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    for part in parts:
+        with contextlib.suppress(ConfigError):
+            return _length_of(part)
+    raise ConfigError(f"weight: got a batch of type {type(batch).__name__} without a tensor, expected `weight=` to count it")
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _fingerprint_of(dataset: MapDataset) -> str:
+    """Return a hash of up to `_FINGERPRINTED` examples, spread over the dataset."""
+    digest = hashlib.sha256()
+    size = len(dataset)
+    for example in sorted({size * number // _FINGERPRINTED for number in range(_FINGERPRINTED)}):
+        _feed(digest, dataset[example])
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Add what `value` holds to `digest`: numbers, text, tensors and arrays, in lists, tuples and maps. Of anything else, its
+    type."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _feed(digest, str(key))
+            _feed(digest, each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _feed(digest, each)
+    elif isinstance(value, Tensor):
+        _feed(digest, value.detach().cpu().numpy())
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, bytes | str | int | float | bool | None):
+        digest.update(repr(value).encode())
+    else:
+        digest.update(type(value).__name__.encode())

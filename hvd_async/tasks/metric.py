@@ -1,0 +1,104 @@
+"""Metrics: the scores of an evaluation, and how people read them. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hvd_async.system.printable import printable
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_MOST_DIGITS = 9
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score that evaluations of a task give."""
+
+    name: str
+    """Key in logs, summaries and targets: lower-case letters, digits and `_`."""
+    title: str
+    """The name that people read, such as `BLEU`."""
+    unit: str = ""
+    digits: int = 3
+    """Decimals in tables; lines of progress show one more."""
+    is_higher_better: bool = False
+    note: str = ""
+    """Half a sentence on how the score is measured, for the definitions in a report."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for an invalid name or number of digits."""
+        check_metric_name(self.name)
+        if not isinstance(self.digits, int) or not 0 <= self.digits <= _MOST_DIGITS:
+            raise ValueError(f"metric {self.name}: got {self.digits} digits, expected 0 to {_MOST_DIGITS}")
+
+    @property
+    def equal_within(self) -> float:
+        """Largest difference that a report calls equal: ten times the last decimal."""
+        return float(10.0 ** (1 - self.digits))
+
+    @property
+    def better(self) -> str:
+        """The direction of better scores: `higher` or `lower`."""
+        return "higher" if self.is_higher_better else "lower"
+
+    @property
+    def best(self) -> str:
+        """The adjective of the best score: `highest` or `lowest`."""
+        return "highest" if self.is_higher_better else "lowest"
+
+    @property
+    def title_and_unit(self) -> str:
+        """Text such as `loss in nats per token`."""
+        return f"{self.title} in {self.unit}" if self.unit else self.title
+
+    def cost(self, value: float) -> float:
+        """Return `value`, negated if higher is better: of two scores the better one has the lower cost."""
+        return -value if self.is_higher_better else value
+
+    def text(self, value: float, more_digits: int = 0) -> str:
+        """Return `value` with the metric's decimals and `more_digits`."""
+        return f"{value:.{self.digits + more_digits}f}"
+
+    def difference_text(self, value: float) -> str:
+        """Return the difference `value` with the metric's decimals, always with a sign."""
+        return f"{value:+.{self.digits}f}"
+
+
+def check_metric_name(name: str) -> None:
+    """Raise `ValueError` if no metric can have the name."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"got the name {name!r} of a metric, expected lower-case letters, digits and _")
+
+
+def metrics_to_json(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    """Return plain data for a summary."""
+    return [asdict(metric) for metric in metrics]
+
+
+def metrics_from_json(fields: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """Return the metrics of a summary, their texts printable: the inverse of `metrics_to_json`.
+
+    Raises `TypeError` or `ValueError` for damaged data.
+    """
+    found = []
+    for each in fields:
+        shown: dict[str, Any] = {key: printable(value) if isinstance(value, str) else value for key, value in each.items()}
+        found.append(Metric(**shown))
+    return tuple(found)
+
+
+def describe(scores: Mapping[str, float], metrics: Sequence[Metric], separator: str = " ") -> str:
+    """Return `scores` in words, such as `validation loss 2.1034 BLEU 30.12`, in the order of `metrics`; the loss comes first.
+
+    A metric without a score is left out: not every evaluation measures all of them.
+    """
+    found = [
+        f"{'validation ' if metric.name == LOSS else ''}{metric.title} {metric.text(scores[metric.name], 1)}"
+        for metric in metrics
+        if metric.name in scores
+    ]
+    return separator.join(found)

@@ -1,0 +1,71 @@
+"""A training script as a user writes it; `blobs_script FOLDER [JSON]`, where the tests vary what is in JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+import hvd_async as ha
+from tests.tasks.blobs import ACCURACY, blobs
+
+
+def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
+    """Train. Of `options`, `fault` happens at batch number 3 of rank `rank`."""
+    run = ha.init(folder, **{"epochs": 2, "tensorboard": False, "device": "cpu", **arguments})
+    torch.manual_seed(run.rank)  # rank 0's parameters count
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    no_decay = [parameter for name, parameter in network.named_parameters() if name.endswith("bias")]
+    decay = [parameter for name, parameter in network.named_parameters() if not name.endswith("bias")]
+    groups = [{"params": decay}, {"params": no_decay, "weight_decay": 0.0, "lr": 0.02}]
+    loader = DataLoader(blobs(90, 1), batch_size=8, shuffle=True)
+    points, labels = blobs(60, 2).tensors
+
+    def evaluate(module: torch.nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            outputs = module(points)
+        right = (outputs.argmax(1) == labels).float().mean()
+        return {"loss": float(F.cross_entropy(outputs, labels)), "accuracy": 100 * float(right)}
+
+    reduction = options.get("loss", "mean")
+    model, optimizer, batches = run.prepare(
+        network,
+        torch.optim.AdamW(groups, lr=0.01, eps=1e-4),
+        loader,
+        schedule=lambda version: min(1.0, version / 10),
+        evaluate=evaluate,
+        metrics=[ACCURACY],
+        weight_unit="points",
+        loss=reduction,
+    )
+    for number, (x, y) in enumerate(batches):
+        fault = options.get("fault", "") if run.rank == options.get("rank", 1) and number == 3 else ""
+        if fault:
+            print(f"fault {fault} fired", file=sys.stderr, flush=True)
+        if fault == "raise":
+            raise RuntimeError("of the user")
+        if fault == "break":
+            break
+        if fault == "no step":
+            continue
+        if fault == "nan":
+            x = x * float("nan")
+        loss = F.cross_entropy(model(x), y, reduction=reduction)
+        optimizer.zero_grad()
+        if fault != "no backward":
+            loss.backward()
+        optimizer.step(weight=None if fault == "no weight" else len(y), loss=loss)
+        if fault == "two steps":
+            optimizer.step(weight=len(y))
+
+    run.save(folder + "/model.pt")
+    print(f"final loss {evaluate(model)['loss']:.6f}", flush=True)
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    main(sys.argv[1], given, given.pop("options", {}))

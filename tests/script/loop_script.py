@@ -1,0 +1,80 @@
+"""A script whose loop does what users do in loops: accumulate, clip, autocast, scale, compile. `loop_script FOLDER JSON`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import hvd_async as ha
+from tests.tasks.blobs import blobs
+
+
+class LoopNet(torch.nn.Module):
+    """A network with a frozen, a tied and an unused parameter."""
+
+    def __init__(self) -> None:
+        """Draw the parameters."""
+        super().__init__()
+        self.first = torch.nn.Linear(2, 6)
+        self.scale = torch.nn.Parameter(torch.ones(6), requires_grad=False)
+        self.head = torch.nn.Linear(6, 3)
+        self.twin = self.head
+        self.unused = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 2] -> [B, 3]."""
+        result: torch.Tensor = self.twin(torch.tanh(self.first(x)) * self.scale)
+        return result
+
+
+def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
+    """Train on batches of the sizes in `options["sizes"]`, over again in each epoch."""
+    run = ha.init(folder, **{"epochs": 4, "tensorboard": False, "device": "cpu", "overwrite": True, **arguments})
+    torch.manual_seed(5)
+    network = LoopNet()
+    x, y = blobs(sum(options["sizes"]), 1).tensors
+    loader = list(zip(x.split(options["sizes"]), y.split(options["sizes"]), strict=True))
+    kinds = {"sgd": {"momentum": 0.9}, "adamw": {"eps": 1e-4}}
+    kind = options.get("optimizer", "sgd")
+    maker = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
+    optimizer = maker([p for p in network.parameters() if p.requires_grad], lr=0.1, **kinds[kind])  # type: ignore[arg-type]
+    model, step, batches = run.prepare(network, optimizer, loader)
+    if options.get("compile"):
+        model = torch.compile(model)  # type: ignore[assignment]
+    if options.get("change") == "replace":
+        network.head.bias = torch.nn.Parameter(torch.zeros(3))
+    if options.get("change") == "cast":
+        network.double()
+        loader[:] = [(points.double(), labels) for points, labels in loader]
+    scaler = torch.amp.GradScaler("cpu", enabled=bool(options.get("scaler")))
+    for points, labels in batches:
+        step.zero_grad()
+        parts = options.get("parts", 1)
+        for part, target in zip(points.chunk(parts), labels.chunk(parts), strict=True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(options.get("autocast"))):
+                loss = F.cross_entropy(model(part), target, reduction="sum") / len(labels)
+            if options.get("scaler"):
+                scaler.scale(loss).backward()
+            else:
+                loss.backward()
+        if options.get("scaler"):  # what GradScaler.unscale_ does, without an optimizer of torch
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(scaler.get_scale())
+        if "clip" in options:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), options["clip"])
+        if options.get("set_none"):
+            network.unused.grad = None
+        step.step(weight=len(labels))
+    run.save(folder + "/model.pt")
+    if run.rank == 0:
+        torch.save(run.optimizer_state_dict(), folder + "/optimizer.pt")
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[2])
+    main(sys.argv[1], given, given.pop("options"))

@@ -1,0 +1,77 @@
+"""`hvd-async launch ... -- PROGRAM`: a script on the ranks of a run, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.mpi.runs import summary_of
+from tests.ranks import run_limited
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = str(pathlib.Path(__file__).with_name("blobs_script.py"))
+ASYNC = ("--set", "strategy.kind=async")
+
+
+def launch(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return run_limited((sys.executable, "-m", "hvd_async", "launch", *arguments), environ, timeout)  # type: ignore[return-value]
+
+
+@pytest.mark.mpi
+def test_a_script_trains_with_what_was_given_to_launch(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "base.yaml"
+    path.write_text("strategy: {kind: async, arrivals_per_update: 2}\n")
+    program = ("--", sys.executable, SCRIPT, str(tmp_path / "run"))
+    done = launch(str(path), "--workers", "2", "--set", "training.epochs=1", *program)
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(tmp_path / "run")
+    assert (summary["num_workers"], summary["weight"], summary["updates"]) == (2, 90, 6)
+    again = launch(str(path), "--workers", "2", *program)
+    assert again.returncode == 2 and "holds a run already" in again.stderr
+    resumed = launch(str(path), "--workers", "2", "--set", "training.epochs=2", "--resume", *program)
+    assert resumed.returncode == 0, resumed.stderr
+    assert summary_of(tmp_path / "run")["weight"] == 180
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--", "python", SCRIPT), "launch: strategy.kind: not given, expected --set strategy.kind=async"),
+        ((*ASYNC, "--"), "launch: got nothing after --, expected a program, such as -- python train.py"),
+        ((*ASYNC, "--", "python", "nowhere.py"), "launch: nowhere.py: no such file; expected the training script"),
+        ((*ASYNC, "--", "pythen", SCRIPT), "there is no pythen on PATH"),
+        (("--set", "strategy.kind=asink", "--", "python", SCRIPT), "strategy.kind: got 'asink'"),
+        ((), "launch: got no CONFIG, expected the YAML file of a run, or -- and a program to start"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_starts(arguments: tuple[str, ...], message: str) -> None:
+    done = launch(*arguments)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_dry_run_shows_ranks_and_variables() -> None:
+    done = launch(*ASYNC, "--workers", "3", "--dry-run", "--", "python", SCRIPT, "--lr", "0.1")
+    assert done.returncode == 0
+    assert "# 4 ranks on this machine: 3 workers, 1 for the store alone" in done.stdout
+    assert "HVD_ASYNC_OVERRIDES='[\"strategy.kind=async\"]'" in done.stdout and done.stdout.rstrip().endswith("--lr 0.1")
+
+
+def test_other_verbs_take_no_program() -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_limited((sys.executable, "-m", "hvd_async", "train", "a.yaml", "--", "python"), environ, 60)
+    assert done.returncode == 2 and "expected nothing after --: only launch starts a program" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["train", "train-requeue", "heterogeneous"])
+def test_a_batch_script_starts_the_program_in_its_job(kind: str) -> None:
+    done = launch(*ASYNC, "--slurm", kind, "--nodes", "2", "--workers-per-node", "3", "--", "python", SCRIPT, "a b")
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "hvd-async launch --launcher" in line)
+    assert line.removesuffix(" &").endswith(f"-- python {SCRIPT} 'a b'")
+    assert "options=(--set strategy.kind=async " in done.stdout and "$config" not in done.stdout
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0

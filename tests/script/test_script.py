@@ -1,0 +1,155 @@
+"""A training script on real ranks: the same script under every strategy, its mistakes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.mpi.runs import events_of, losses_of, summary_of
+from tests.ranks import Completed, run_limited, run_ranks
+from tests.tasks.blobs import blobs
+
+pytestmark = pytest.mark.mpi
+SCRIPT = "tests.script.blobs_script"
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def script(num_ranks: int, folder: pathlib.Path, timeout: float = 60, **arguments: Any) -> Completed:
+    """Run the script on `num_ranks` real ranks."""
+    return run_ranks(num_ranks, SCRIPT, str(folder), json.dumps(arguments), timeout=timeout)
+
+
+def final_losses(done: Completed) -> set[str]:
+    return {line for line in done.stdout.splitlines() if line.startswith("final loss")}
+
+
+def test_async_workers_share_the_batches_and_end_with_one_version(tmp_path: pathlib.Path) -> None:
+    done = script(4, tmp_path / "run", strategy="async", validation={"every": 5}).check()
+    assert sorted(arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")) == list(range(24))
+    assert len(final_losses(done)) == 1 and done.stdout.count("final loss") == 4
+    summary = summary_of(tmp_path / "run")
+    assert summary["status"] == "finished" and summary["num_workers"] == 3 and summary["weight"] == 180
+    assert summary["last"]["scores"].keys() == {"loss", "accuracy"}
+    saved = torch.load(tmp_path / "run/model.pt", weights_only=True)
+    assert set(saved) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    rates = [update["learning_rate"] for update in events_of(tmp_path / "run", "update")]
+    assert rates == pytest.approx([0.01 * min(1.0, version / 10) for version in range(1, len(rates) + 1)])
+
+
+def test_lock_step_equals_horovod_and_ddp_with_groups_and_uneven_weights(tmp_path: pathlib.Path) -> None:
+    strategies: dict[str, tuple[int, Any]] = {
+        "lockstep": (3, {"kind": "async", "lockstep": True}),
+        "horovod": (2, "horovod"),
+        "ddp": (2, "ddp"),
+    }
+    for name, (num_ranks, strategy) in strategies.items():
+        script(num_ranks, tmp_path / name, strategy=strategy).check()
+    expected = losses_of(tmp_path / "horovod")
+    assert len(expected) == 12
+    for name in ("lockstep", "ddp"):
+        assert losses_of(tmp_path / name) == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_one_worker_is_the_plain_loop_to_rounding(tmp_path: pathlib.Path, num_ranks: int) -> None:
+    strategy = "single" if num_ranks == 1 else {"kind": "async", "arrivals_per_update": 1}
+    script(num_ranks, tmp_path / "run", strategy=strategy, options={"loss": "sum"}).check()
+    batches = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
+    assert batches == list(range(24))
+
+    from hvd_async.script.loader import MapSource
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    groups = [
+        {"params": [model[0].weight, model[2].weight]},
+        {"params": [model[0].bias, model[2].bias], "weight_decay": 0.0, "lr": 0.02},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, eps=1e-4)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    source = MapSource(torch.utils.data.DataLoader(blobs(90, 1), batch_size=8, shuffle=True), seed=1)
+    for version in range(1, 25):
+        points, labels = source.batch(version - 1)
+        for group, rate in zip(optimizer.param_groups, highest, strict=True):
+            group["lr"] = rate * min(1.0, version / 10)
+        optimizer.zero_grad()
+        (F.cross_entropy(model(points), labels, reduction="sum") / len(labels)).backward()
+        optimizer.step()
+    saved = torch.load(tmp_path / "run/model.pt", weights_only=True)
+    for name, parameter in model.state_dict().items():
+        torch.testing.assert_close(saved[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_frees_its_place(tmp_path: pathlib.Path) -> None:
+    done = script(3, tmp_path / "run", strategy="async", options={"fault": "nan"}).check()
+    assert "fault nan fired" in done.stderr
+    assert summary_of(tmp_path / "run")["refused"] == {"not_finite": 1}
+
+
+def test_a_worker_that_leaves_the_loop_lets_the_others_go_on(tmp_path: pathlib.Path) -> None:
+    done = script(3, tmp_path / "run", strategy="async", options={"fault": "break"}).check()
+    assert "fault break fired" in done.stderr and len(final_losses(done)) == 1
+    arrived = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
+    assert len(arrived) == len(set(arrived)) == 23
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "status"),
+    [
+        ("raise", "RuntimeError: of the user", 1),
+        ("no step", "batch .*: got no optimizer.step, expected one for each batch", 2),
+        ("no backward", "optimizer.step: got no gradient, expected loss.backward() before it", 2),
+        ("no weight", "optimizer.step: got no weight, expected weight=...", 2),
+        ("two steps", "optimizer.step: called without a batch, expected once for each batch", 2),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["async", "horovod"])
+def test_a_mistake_on_one_rank_ends_all_with_one_message(
+    tmp_path: pathlib.Path, fault: str, message: str, status: int, strategy: str
+) -> None:
+    done = script(3, tmp_path / "run", strategy=strategy, options={"fault": fault})
+    assert done.returncode == status and not done.timed_out
+    plain = message.replace(".*", "")
+    assert any(all(part in line for part in message.split(".*")) for line in done.stderr.splitlines()), plain
+    assert done.stderr.count(f"fault {fault} fired") == 1
+
+
+def test_a_stopped_script_resumes_with_the_batches_that_are_left(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    script(3, folder, strategy="async", checkpoint_every=2, options={"fault": "raise"})
+    before = len(events_of(folder, "arrival"))
+    assert 0 < before < 24
+    script(3, folder, strategy="async", checkpoint_every=2, resume=True).check()
+    assert sorted(arrival["batch"] for arrival in events_of(folder, "arrival")) == list(range(24))
+
+
+def test_the_report_compares_scripts(tmp_path: pathlib.Path) -> None:
+    for name, ranks, strategy in (("async", 3, "async"), ("horovod", 2, "horovod")):
+        script(ranks, tmp_path / name, strategy=strategy, validation={"every": 6, "when": "after"}).check()
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = (
+        sys.executable,
+        "-m",
+        "hvd_async",
+        "report",
+        tmp_path / "async",
+        tmp_path / "horovod",
+        "--output",
+        tmp_path / "report",
+    )
+    done = run_limited(tuple(map(str, command)), environ, 120)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in (tmp_path / "report/report.md").read_text()
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    code = "import sys, hvd_async; assert 'torch' not in sys.modules; hvd_async.Metric; assert 'mpi4py' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -1,0 +1,151 @@
+"""A task of two datasets: every example once an epoch, additive scores, buffers that follow the parameters."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from hvd_async.config import RunConfig, parse_config
+from hvd_async.errors import ConfigError
+from hvd_async.tasks.dataset import DatasetTask
+from hvd_async.tasks.gradient import check_buffers
+from hvd_async.tasks.metric import Metric
+from tests.tasks.blobs import ACCURACY, blobs, make_task
+
+
+def configured(seed: int = 1, **training: Any) -> RunConfig:
+    tree = {"output": "x", "seed": seed, "task": {"factory": "a:b"}, "training": training or {"epochs": 3}}
+    return parse_config(tree, source="test")
+
+
+def numbered(size: int, **settings: Any) -> DatasetTask:
+    keys: dict[str, Any] = {
+        "model": lambda: torch.nn.Linear(1, 1),
+        "train": TensorDataset(torch.arange(size, dtype=torch.float32)[:, None]),
+        "validation": TensorDataset(torch.ones(5, 1)),
+        "batch_size": 4,
+        "loss": lambda outputs, batch: outputs.square().sum(),
+        **settings,
+    }
+    return DatasetTask(keys.pop("config", configured()), **keys)
+
+
+@pytest.mark.parametrize(("drop_last", "per_epoch"), [(False, 3), (True, 2)])
+def test_every_epoch_has_each_example_at_most_once_in_an_order_of_its_own(drop_last: bool, per_epoch: int) -> None:
+    task = numbered(10, drop_last=drop_last)
+    assert task.num_batches() == 3 * per_epoch
+    epochs = []
+    for epoch in range(3):
+        indices = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        assert {task.epoch_of(index) for index in indices} == {epoch}
+        epochs.append([int(x) for index in indices for x in task.batch(index, "cpu")[0]])
+        assert len(set(epochs[-1])) == len(epochs[-1]) == (8 if drop_last else 10)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert torch.equal(task.batch(0, "cpu")[0], numbered(10, drop_last=drop_last).batch(0, "cpu")[0])
+    assert not torch.equal(task.batch(0, "cpu")[0], numbered(10, config=configured(seed=2)).batch(0, "cpu")[0])
+
+
+@pytest.mark.parametrize(("weight", "batches"), [(1, 1), (4, 1), (5, 2), (10, 3), (11, 4), (20, 6), (25, 8)])
+def test_a_bound_by_weight_takes_whole_batches_until_it_is_reached(weight: int, batches: int) -> None:
+    assert numbered(10, config=configured(weight=weight)).num_batches() == batches
+
+
+def test_shards_add_up_to_the_whole_and_scores_are_means() -> None:
+    task = make_task(configured(), buffers="refuse")
+    model = task.build_model()
+    whole = task.evaluate(model)
+    parts = [task.evaluate(model, shard, 4) for shard in range(4)]
+    assert [sum(column) for column in zip(*parts, strict=True)] == pytest.approx(whole)
+    scores = task.scores(whole)
+    validation = blobs(90, 2)
+    outputs = model.eval()(validation.tensors[0]).detach()
+    assert scores["loss"] == pytest.approx(float(F.cross_entropy(outputs, validation.tensors[1])), rel=1e-5)
+    correct = (outputs.argmax(1) == validation.tensors[1]).float().mean()
+    assert scores["accuracy"] == pytest.approx(100 * float(correct))
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+    assert task.scores([1.0, 1e9, 0.0])["perplexity"] == math.inf
+
+
+def test_buffers_that_are_recalibrated_depend_on_the_parameters_alone(tmp_path: pathlib.Path) -> None:
+    task = make_task(configured())
+    fresh, used = task.build_model(), task.build_model()
+    used.train()
+    for _ in range(5):
+        used(torch.randn(50, 2) * 9)  # changes the running statistics, which no gradient depends on
+    statistics = used[1].running_mean.clone()
+    assert task.evaluate(fresh) == task.evaluate(used)
+    assert torch.equal(used[1].running_mean, statistics) and used.training and used[1].momentum == 0.1
+    for name, model in (("fresh", fresh), ("used", used)):
+        task.export(tmp_path / name, {key: value.detach() for key, value in model.named_parameters()}, 3, {"loss": 1.0})
+    one, other = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("fresh", "used"))
+    assert one.keys() == fresh.state_dict().keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert one["1.running_mean"].abs().max() > 0
+    loaded = task.build_model()
+    loaded.load_state_dict(one)
+    plain = make_task(configured(), buffers="refuse")
+    assert plain.evaluate(loaded) == pytest.approx(task.evaluate(fresh))
+
+
+def test_buffers_that_change_are_refused_by_async_unless_they_are_recalibrated() -> None:
+    with pytest.raises(ConfigError, match="buffers change in training"):
+        check_buffers(task := make_task(configured(), buffers="refuse"), task.build_model())
+    check_buffers(task := make_task(configured()), task.build_model())
+
+
+def test_other_data_or_batches_have_another_fingerprint() -> None:
+    found = [
+        numbered(10).fingerprint(),
+        numbered(11).fingerprint(),
+        numbered(10, batch_size=5).fingerprint(),
+        numbered(10, train=TensorDataset(torch.ones(10, 1))).fingerprint(),
+        numbered(10, fingerprint="mine").fingerprint(),
+    ]
+    assert len(set(found)) == 5 and found[0] == numbered(10).fingerprint()
+
+
+def test_batches_may_be_maps_and_weigh_what_the_user_says() -> None:
+    examples = [{"text": torch.full((2,), float(number)), "name": "x"} for number in range(6)]
+    task = numbered(
+        6,
+        train=examples,
+        validation=examples,
+        forward=lambda model, batch: model(batch["text"].reshape(-1, 1)),
+        weight=lambda batch: batch["text"].numel(),
+    )
+    batch = task.batch(0, "cpu")
+    loss, weight = task.loss(task.build_model(), batch)
+    assert batch["name"] == ["x"] * 4 and weight == 8.0 and loss.dim() == 0
+    with pytest.raises(ConfigError, match=r"training\.weight: got a bound by weight"):
+        numbered(6, config=configured(weight=5), weight=lambda batch: 1.0).num_batches()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"batch_size": 40, "drop_last": True}, "batch_size: got 40 with drop_last, expected at most the 10 examples"),
+        ({"validation": []}, "validation: got a dataset without examples"),
+        ({"measures": {Metric("loss", "x"): lambda outputs, batch: 0.0}}, "got loss, loss, expected different names"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        numbered(10, **settings)
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    task = numbered(10, loss=lambda outputs, batch: outputs)
+    with pytest.raises(ConfigError, match=r"loss: got a tensor of shape \[4, 1\], expected a tensor with a single number"):
+        task.loss(task.build_model(), task.batch(0, "cpu"))
+
+
+def test_accuracy_is_hashable_so_that_it_can_name_a_measure() -> None:
+    assert {ACCURACY: 1}[Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)] == 1
