@@ -338,7 +338,7 @@ class _Training:
         self._claim = None
         own = plain_number(weight if claim.counts else 0.0)
         worker.step(Step(claim.batch, own, number, time.monotonic() - self._began))
-        self._evaluate_if_due()
+        self.ready.loop.evaluate_if_due(worker)
 
     def average_buffers(self, group: Group) -> None:
         """Give every rank the mean of the workers' floating-point buffers. Collective."""
@@ -358,15 +358,6 @@ class _Training:
         path = self.ready.folder.models / "last" / "model.safetensors"
         tensors = safetensors.torch.load_file(path)
         self.ready.job.model.load_state_dict(tensors)
-
-    def _evaluate_if_due(self) -> None:
-        worker, loop = self.session.worker, self.ready.loop
-        assert worker is not None
-        request = worker.evaluation_due()
-        if request is not None:
-            with loop.flat.with_parameters(request.parameters):
-                statistics = loop.task.evaluate(loop.model, request.shard, request.num_shards)
-            worker.report(request, statistics)
 
     def _note_gradient(self, _: torch.Tensor) -> None:
         self._has_gradient = True

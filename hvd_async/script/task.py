@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hvd_async.config import RunConfig, dump_config
+from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
 from hvd_async.script.loader import BatchSource
-from hvd_async.system.files import new_folder
+from hvd_async.tasks.evaluating import evaluating, write_model
 from hvd_async.tasks.metric import LOSS, Metric
 
 Evaluate = Callable[[nn.Module], "Mapping[str, float] | float"]
@@ -92,13 +90,8 @@ class ScriptTask:
         """Return, for each metric, its score and whether it was measured; shard 0 measures the whole, the others nothing."""
         if shard > 0 or self._evaluate is None:
             return [0.0] * self.num_statistics
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                found = self._evaluate(model)
-        finally:
-            model.train(was_training)
+        with evaluating(model):
+            found = self._evaluate(model)
         scores = dict(found) if isinstance(found, Mapping) else {LOSS: found}
         if unknown := sorted(scores.keys() - {metric.name for metric in self.metrics}):
             raise ConfigError(
@@ -122,8 +115,4 @@ class ScriptTask:
         for name, tensor in self._model.state_dict(keep_vars=True).items():
             own = named_tensors.get(names.get(id(tensor), name), tensor)
             tensors[name] = own.detach().to("cpu", copy=True).contiguous()
-        meta = {"version": version, **{f"validation_{name}": score for name, score in scores.items()}}
-        with new_folder(folder, replace=True) as temporary:
-            (temporary / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
-            (temporary / "config.yaml").write_text(dump_config(self._config), encoding="utf-8")
-            (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        write_model(folder, tensors, self._config, version, scores)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from hvd_async.config import RunConfig, dump_config
+from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
-from hvd_async.system.files import new_folder
+from hvd_async.tasks.evaluating import device_of, evaluating, write_model
 from hvd_async.tasks.metric import LOSS, Metric
 from hvd_async.tasks.task import Batch
 
@@ -163,7 +162,7 @@ class DatasetTask:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
         """Return the summed loss, a scalar, and the weight of the batch."""
         is_mixed = self._config.training.precision == "bfloat16"
-        with torch.autocast(_device_of(model).type, dtype=torch.bfloat16, enabled=is_mixed):
+        with torch.autocast(device_of(model).type, dtype=torch.bfloat16, enabled=is_mixed):
             loss = self._loss(self._forward(model, batch), batch)
         if not isinstance(loss, Tensor) or loss.dim():
             raise ConfigError(f"loss: got {_describe(loss)}, expected a tensor with a single number")
@@ -172,8 +171,8 @@ class DatasetTask:
     def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
         """Return sums over each `num_shards`-th validation batch from `shard` on: weight, loss, and each measure. In
         float32 whatever the precision of training."""
-        device, sums = _device_of(model), np.zeros(self.num_statistics)
-        with self._calibrated(model), _evaluating(model):
+        device, sums = device_of(model), np.zeros(self.num_statistics)
+        with self._calibrated(model), evaluating(model):
             starts = range(0, len(self._validation), self._batch_size)[shard::num_shards]
             for start in starts:
                 examples = range(start, min(start + self._batch_size, len(self._validation)))
@@ -206,11 +205,7 @@ class DatasetTask:
                 parameter.copy_(named_tensors[name])
         with self._calibrated(model):
             tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
-        meta = {"version": version, **{f"validation_{name}": score for name, score in scores.items()}}
-        with new_folder(folder, replace=True) as temporary:
-            (temporary / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
-            (temporary / "config.yaml").write_text(dump_config(self._config), encoding="utf-8")
-            (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        write_model(folder, tensors, self._config, version, scores)
 
     def _permutation(self, epoch: int) -> Any:
         if self._order is None or self._order[0] != epoch:
@@ -227,7 +222,7 @@ class DatasetTask:
         if not self._recalibrates:
             yield
             return
-        device, was_training = _device_of(model), model.training
+        device, was_training = device_of(model), model.training
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         momenta = {
             module: module.momentum for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -253,21 +248,6 @@ class DatasetTask:
 
 def _first_of_batch(model: nn.Module, batch: Batch) -> Any:
     return model(batch[0])
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _to(batch: Batch, device: torch.device | str) -> Batch:

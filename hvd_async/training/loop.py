@@ -35,9 +35,10 @@ class TrainingLoop:
                 torch.cuda.synchronize(device)  # so that the measured time is the work, not only its launch
             self.emulation.delay(time.monotonic() - started, weight)
             worker.step(Step(claim.batch, weight, loss, time.monotonic() - started))
-            self._evaluate_if_due(worker)
+            self.evaluate_if_due(worker)
 
-    def _evaluate_if_due(self, worker: Worker) -> None:
+    def evaluate_if_due(self, worker: Worker) -> None:
+        """Make the evaluation that `worker` is asked for, if any, and report it."""
         request = worker.evaluation_due()
         if request is None:
             return

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.tasks.evaluating import device_of, evaluating
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.translation.architectures import build_model, check_memory
 from hvd_async.tasks.translation.batching import Batch, BatchPlan, Ints, collate, padding_share
@@ -104,9 +104,9 @@ class TranslationTask:
         Measures the loss on each `num_shards`-th batch and, if configured, BLEU on each `num_shards`-th sentence, both
         from `shard` on, in float32 whatever the precision of training, so that runs compare. Restores the model's mode.
         """
-        device = _device_of(model)
+        device = device_of(model)
         loss_sum, num_tokens = torch.zeros((), dtype=torch.float64), 0
-        with _evaluating(model):
+        with evaluating(model):
             for indices in self._validation_batches[shard::num_shards]:
                 batch = self._collate(self._corpus.validation, indices).to(device)
                 loss_sum += self._loss_sum(model, batch, label_smoothing=0.0).cpu()
@@ -157,7 +157,7 @@ class TranslationTask:
             raise TypeError(f"got {type(model).__name__}, expected the model of build_model, without a wrapper")
         sources = [self._corpus.validation.source(i).tolist() for i in indices]
         decoding = self._config.translation.decoding
-        with _evaluating(model):
+        with evaluating(model):
             return self._corpus.vocabulary.decode(translate(model, sources, decoding, beam=decoding.validation_beam))
 
     def _collate(self, arrays: ParallelArrays, indices: Ints) -> Batch:
@@ -192,19 +192,3 @@ def _in_order_of_length(arrays: ParallelArrays, tokens: int) -> list[Ints]:
         batches.append(order[:count])
         order = order[count:]
     return batches
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode without gradients inside the block."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)

@@ -1,0 +1,44 @@
+"""Models in evaluation, and the folders of exported ones: what tasks of every kind do alike."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hvd_async.config import RunConfig, dump_config
+from hvd_async.system.files import new_folder
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the first parameter of `model`."""
+    return next(model.parameters()).device
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch `model` to eval mode, without gradients, inside the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def write_model(
+    folder: Path, tensors: Mapping[str, Tensor], config: RunConfig, version: int, scores: Mapping[str, float]
+) -> None:
+    """Write `folder` anew, whole or not at all: `model.safetensors` with `tensors`, which share no memory, `config.yaml`, and
+    `meta.json` with `version` and the validation `scores`. Raises `DataError` if the file system refuses."""
+    meta = {"version": version, **{f"validation_{name}": score for name, score in scores.items()}}
+    with new_folder(folder, replace=True) as temporary:
+        (temporary / "model.safetensors").write_bytes(safetensors.torch.save(dict(tensors)))
+        (temporary / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
