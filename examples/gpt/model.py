@@ -9,7 +9,7 @@ from torch import Tensor, nn
 VOCABULARY = 256
 
 
-class Block(nn.Module):
+class GptBlock(nn.Module):
     """Causal self-attention, then two linear maps, each with a residual connection and normalisation before it."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -43,7 +43,7 @@ class Gpt(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(VOCABULARY, width)
         self.positions = nn.Embedding(length, width)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(GptBlock(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCABULARY, bias=False)
         self.head.weight = self.tokens.weight

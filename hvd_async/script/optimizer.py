@@ -179,22 +179,29 @@ def check_schedule(schedule: Any) -> RateSchedule:
     return rate_schedule
 
 
+# The store's vectors, and torch's names for them, of the kinds whose whole state these are.
+TORCH_STATE: Mapping[str, Mapping[str, str]] = {
+    "sgd": {"momentum": "momentum_buffer"},
+    "adam": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
+    "adamw": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
+}
+
+
 def state_for_torch(
     optimizer: torch.optim.Optimizer, named: Mapping[str, Mapping[str, torch.Tensor]], model: nn.Module, version: int
 ) -> dict[str, Any]:
     """Return a `state_dict` that `optimizer`, as it was when it was described, can load, for the parameters of `version`.
 
-    `named[state][name]`: the part of the store's vector `state` that belongs to the parameter `name`.
+    `named[state][name]`: the part of the store's vector that belongs to the parameter `name`, by torch's names of states.
     """
-    places = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq", "momentum": "momentum_buffer"}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = optimizer.state_dict()
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    has_steps = "first_moment" in named
+    has_steps = "exp_avg" in named
     found["state"] = {
         number: {
             **({"step": torch.tensor(float(version))} if has_steps else {}),
-            **{theirs: named[ours][names[id(parameter)]].clone() for ours, theirs in places.items() if ours in named},
+            **{theirs: vectors[names[id(parameter)]].clone() for theirs, vectors in named.items()},
         }
         for number, parameter in enumerate(members)
         if parameter.requires_grad and named

@@ -22,7 +22,14 @@ from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.runs.checkpoint import list_checkpoints, load_tensors, read_data
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
-from hvd_async.script.optimizer import RateSchedule, RunOptimizer, check_schedule, describe_optimizer, state_for_torch
+from hvd_async.script.optimizer import (
+    TORCH_STATE,
+    RateSchedule,
+    RunOptimizer,
+    check_schedule,
+    describe_optimizer,
+    state_for_torch,
+)
 from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, ScriptTask
 from hvd_async.strategies.protocol import Claim, Session, Step
@@ -173,11 +180,16 @@ class ScriptRun:
         training = self._prepared()
         if not self._is_over:
             raise ConfigError("optimizer_state_dict: called before the last batch, expected after the loop")
+        kind = self.config.optimizer.kind
+        if kind not in TORCH_STATE:
+            raise ConfigError(
+                f"optimizer_state_dict: got {kind}, expected one of {', '.join(TORCH_STATE)}, whose state torch shares"
+            )
         newest = list_checkpoints(training.ready.folder.checkpoints)[-1]
         saved = read_data(newest)
         tensors, flat = load_tensors(saved), training.ready.job.flat
-        known = {name: vector for name, vector in tensors.items() if name in ("first_moment", "second_moment", "momentum")}
-        named = {name: flat.named_tensors(vector) for name, vector in known.items()}
+        places = {ours: theirs for ours, theirs in TORCH_STATE[kind].items() if ours in tensors}
+        named = {theirs: flat.named_tensors(tensors[ours]) for ours, theirs in places.items()}
         return state_for_torch(training.described, named, training.ready.job.model, saved.data["store"]["version"])
 
     def finish(self) -> None:

@@ -26,7 +26,7 @@ _FINGERPRINTED = 64
 
 
 class MapDataset(Protocol):
-    """What `torch.utils.data.Dataset` promises of a map-style dataset."""
+    """A map-style dataset, as `torch.utils.data.Dataset` describes it."""
 
     def __len__(self) -> int:
         """Return the number of examples."""

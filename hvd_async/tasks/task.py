@@ -24,7 +24,7 @@ class Task(Protocol):
 
     @property
     def weight_unit(self) -> str:
-        """What weights count, for people: a plural that ends in `s`, such as `tokens` or `images`."""
+        """The name of what weights count, for people: a plural that ends in `s`, such as `tokens` or `images`."""
 
     def build_model(self) -> torch.nn.Module:
         """Return a new model on the CPU, drawn from the run's seed."""
