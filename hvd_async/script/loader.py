@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from hvd_async.errors import ConfigError
+from hvd_async.system.random_numbers import numbers_apart
 
 Batch = Any
 
@@ -102,8 +102,7 @@ class MapSource:
                 inner.generator.manual_seed(seed)
             if hasattr(inner, "set_epoch"):
                 inner.set_epoch(epoch)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with numbers_apart(seed):
                 self._chosen = list(self._sampler)
             self._epoch = epoch
         return self._chosen

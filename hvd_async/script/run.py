@@ -36,7 +36,7 @@ from hvd_async.strategies.protocol import Claim, Session, Step
 from hvd_async.system.failure_message import tell
 from hvd_async.system.files import write_file
 from hvd_async.system.json_text import plain_number
-from hvd_async.tasks.gradient import seed_batch
+from hvd_async.system.random_numbers import seed_batch
 from hvd_async.tasks.metric import Metric
 from hvd_async.training.agreement import in_agreement
 from hvd_async.training.run import JoinedJob, joined, trained

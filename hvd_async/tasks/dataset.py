@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
+from hvd_async.system.random_numbers import numbers_apart
 from hvd_async.tasks.evaluating import device_of, evaluating, write_model
 from hvd_async.tasks.metric import LOSS, Metric
 from hvd_async.tasks.task import Batch
@@ -44,7 +45,7 @@ class DatasetTask:
 
     Each epoch is a permutation of the training examples that depends on the run's seed alone, cut into batches. Every
     example is read by the rank that computes its batch, whichever that is, so `train[i]` must be the same on all ranks and
-    at each call; random augmentation may use torch's global generator, which is seeded for each batch.
+    at each call; random augmentation may use the global generators of torch, NumPy and Python, which are seeded for each batch.
     """
 
     def __init__(
@@ -108,8 +109,7 @@ class DatasetTask:
 
     def build_model(self) -> nn.Module:
         """Return a new model on the CPU, drawn from the run's seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._config.seed)
+        with numbers_apart(self._config.seed):
             return self._model()
 
     def fingerprint(self) -> str:
@@ -208,10 +208,11 @@ class DatasetTask:
         write_model(folder, tensors, self._config, version, scores)
 
     def _permutation(self, epoch: int) -> Any:
-        if self._order is None or self._order[0] != epoch:
+        order = self._order  # which another thread, that of an export, may replace meanwhile
+        if order is None or order[0] != epoch:
             seeds = [self._config.seed & 0xFFFFFFFFFFFFFFFF, epoch]
-            self._order = epoch, np.random.default_rng(seeds).permutation(len(self._train))
-        return self._order[1]
+            self._order = order = epoch, np.random.default_rng(seeds).permutation(len(self._train))
+        return order[1]
 
     def _weight_of(self, batch: Batch) -> float:
         return float(self._weight(batch)) if self._weight is not None else _length_of(batch)
@@ -230,11 +231,13 @@ class DatasetTask:
         for module in momenta:
             module.reset_running_stats()
             module.momentum = None  # a cumulative average
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self._config.seed)
-            model.train()
+        model.train()
+        with torch.no_grad():
             for index in range(self._num_recalibration):
-                self._forward(model, self.batch(index, device))
+                with numbers_apart(
+                    index, device
+                ):  # for each batch, as the exports of the background hold up training meanwhile
+                    self._forward(model, self.batch(index, device))
         for module, momentum in momenta.items():
             module.momentum = momentum
         model.train(was_training)

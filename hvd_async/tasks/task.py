@@ -74,4 +74,8 @@ class Task(Protocol):
     def export(
         self, folder: Path, named_tensors: Mapping[str, torch.Tensor], version: int, scores: Mapping[str, float]
     ) -> None:
-        """Write a model folder, whole or not at all, including the validation `scores` of the version, if there are any."""
+        """Write a model folder, whole or not at all, including the validation `scores` of the version, if there are any.
+
+        May be called in a thread beside training, so it must not draw from the global random generators, nor change the
+        model that trains.
+        """
