@@ -18,9 +18,14 @@ import torch
 _lock = threading.RLock()
 
 
+def seed_of_batch(seed: int, batch: int) -> int:
+    """Return the seed of `batch` of a run with `seed`."""
+    return hash((seed, batch)) & 0x7FFFFFFFFFFFFFFF
+
+
 def seed_batch(seed: int, batch: int) -> None:
     """Seed all global generators for `batch` of a run with `seed`."""
-    value = hash((seed, batch)) & 0x7FFFFFFFFFFFFFFF
+    value = seed_of_batch(seed, batch)
     torch.manual_seed(value)
     np.random.seed(value & 0xFFFFFFFF)
     random.seed(value)

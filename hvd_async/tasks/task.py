@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -79,3 +79,18 @@ class Task(Protocol):
         May be called in a thread beside training, so it must not draw from the global random generators, nor change the
         model that trains.
         """
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """What a task may have besides: processes that read the batches of a rank before it computes them."""
+
+    @property
+    def num_batches_ahead(self) -> int:
+        """How many batches a rank is to claim ahead of time; 0: none."""
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Learn the batches that this rank will ask for next, in order. Does not wait."""
+
+    def close(self) -> None:
+        """End the processes; called when training ends."""
