@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Amount, Fraction, Natural, Positive, PositiveAmount, Section
+from hvd_async.config.section import Amount, Fraction, Natural, Number, Positive, PositiveAmount, Section, Whole
 
 _ONLY_OF: Mapping[str, tuple[str, ...]] = {
     "sgd": ("momentum", "nesterov"),
@@ -20,7 +20,7 @@ _ONLY_OF: Mapping[str, tuple[str, ...]] = {
 """Keys that apply to one kind only."""
 
 
-Settings: TypeAlias = dict[str, bool | int | float | list[float] | None]
+Settings: TypeAlias = dict[str, bool | Whole | Number | list[Number] | None]
 TorchClass: TypeAlias = Literal[
     "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"
 ]

@@ -58,22 +58,40 @@ def check_schedule(schedule: Any) -> RateSchedule:
 
 
 class RunOptimizer:
-    """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over."""
+    """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over.
+
+    A `torch.amp.GradScaler` takes it: `scaler.step(optimizer, weight=...)` hands over the gradient divided by the scale, also if
+    that is not finite, so that the store refuses it and its place is free again.
+    """
+
+    # GradScaler's word for an optimizer that sees every step; it then sets `grad_scale` while it calls `step`.
+    _step_supports_amp_scaling = True
 
     def __init__(
-        self, described: OptimizerConfig, zero: Callable[[], None], step: Callable[[float | None, Any], None]
+        self,
+        described: OptimizerConfig,
+        model: nn.Module,
+        zero: Callable[[], None],
+        step: Callable[[float | None, Any, float], None],
     ) -> None:
-        """`zero` clears the gradient, `step(weight, loss)` hands it over."""
+        """`zero` clears the gradient, `step(weight, loss, scale)` hands it over, divided by `scale`."""
         self._described = described
+        self._model = model
         self._zero = zero
         self._step = step
 
     @property
     def param_groups(self) -> Sequence[Mapping[str, Any]]:
-        """The settings of each group, to be read: `lr` is the highest rate. They cannot be changed here."""
+        """The trained parameters and the settings of each group, to be read: `lr` is the highest rate. They cannot be changed
+        here."""
+        settings = self._described.of_groups()
+        members: list[list[nn.Parameter]] = [[] for _ in settings]
+        for name, parameter in self._model.named_parameters():
+            if parameter.requires_grad:
+                members[self._described.group_of(name)].append(parameter)
         return [
-            {"lr": each.learning_rate, "weight_decay": each.weight_decay, "kind": each.kind}
-            for each in self._described.of_groups()
+            {"params": own, "lr": each.learning_rate, "weight_decay": each.weight_decay, "kind": each.kind}
+            for own, each in zip(members, settings, strict=True)
         ]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -93,7 +111,8 @@ class RunOptimizer:
         """
         if closure is not None:
             raise ConfigError("optimizer.step: got a closure, expected none: the store makes the update, once for each push")
-        self._step(weight, loss)
+        scale = getattr(self, "grad_scale", None)
+        self._step(weight, loss, 1.0 if scale is None else float(scale))
 
     def state_dict(self) -> dict[str, Any]:
         """Raises `ConfigError`: the state is at the store."""

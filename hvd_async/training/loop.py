@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +40,14 @@ class TrainingLoop:
             worker.step(Step(claim.batch, weight, loss, time.monotonic() - started))
             self.evaluate_if_due(worker)
 
-    def evaluate_if_due(self, worker: Worker) -> None:
-        """Make the evaluation that `worker` is asked for, if any, and report it."""
+    def evaluate_if_due(self, worker: Worker, evaluated: Callable[[int], None] = lambda version: None) -> None:
+        """Make the evaluation that `worker` is asked for, if any, and report it. `evaluated` is called before the report, on the
+        rank of the first part."""
         request = worker.evaluation_due()
         if request is None:
             return
         with self.flat.with_parameters(request.parameters):
             statistics = self.task.evaluate(self.model, request.shard, request.num_shards)
+        if request.shard == 0:
+            evaluated(request.version)
         worker.report(request, statistics)

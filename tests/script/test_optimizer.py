@@ -152,11 +152,13 @@ def test_other_schedules_are_refused(schedule: Any, message: str) -> None:
 
 def test_the_optimizer_of_a_run_refuses_what_only_the_store_can_do() -> None:
     steps: list[Any] = []
-    optimizer = RunOptimizer(BASE, lambda: steps.append("zero"), lambda weight, loss: steps.append((weight, loss)))
+    model = torch.nn.Linear(2, 1)
+    optimizer = RunOptimizer(BASE, model, lambda: steps.append("zero"), lambda *given: steps.append(given))
     optimizer.zero_grad()
     optimizer.step(weight=3.0)
-    assert steps == ["zero", (3.0, None)]
+    assert steps == ["zero", (3.0, None, 1.0)]
     assert optimizer.param_groups[0]["lr"] == BASE.learning_rate
+    assert optimizer.param_groups[0]["params"] == list(model.parameters())
     with pytest.raises(ConfigError, match="got a closure"):
         optimizer.step(lambda: 1.0)  # type: ignore[arg-type]  # the mistake
     for call in (optimizer.state_dict, lambda: optimizer.load_state_dict({})):

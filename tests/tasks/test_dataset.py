@@ -183,14 +183,14 @@ def test_an_export_in_another_thread_does_not_change_what_a_batch_draws_or_conta
 
 
 def test_augmentation_draws_from_all_global_generators_as_the_batch_says() -> None:
-    class Noisy:
+    class Augmented:
         def __len__(self) -> int:
             return 8
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor]:
             return (torch.tensor([random.random() + np.random.rand() + float(torch.rand(()))]),)
 
-    task = numbered(8, train=Noisy(), fingerprint="noisy")
+    task = numbered(8, train=Augmented(), fingerprint="noisy")
     model = task.build_model()
     flat = FlatParameters(model)
     found = [compute_gradient(task, model, flat, 1, batch) for batch in (0, 1, 0, 1)]
