@@ -47,6 +47,13 @@ class DatasetTask:
     at each call; random augmentation may use torch's global generator, which is seeded for each batch.
     """
 
+    weight_unit: str
+    """The name of what weights count, for people."""
+    metrics: Sequence[Metric]
+    """The loss, the measures, and what is derived from them."""
+    num_statistics: int
+    """Length of the vector that `evaluate` returns."""
+
     def __init__(
         self,
         config: RunConfig,
@@ -67,7 +74,27 @@ class DatasetTask:
         recalibration_batches: int = 32,
         fingerprint: str | None = None,
     ) -> None:
-        """Describe the task; nothing is read but a few examples, for the fingerprint. The arguments are those of the class.
+        """Describe the task; nothing is read but a few examples, for the fingerprint.
+
+        Args:
+            config: the run's configuration, the first argument of the factory.
+            model: makes a new model on the CPU.
+            train: the training examples.
+            validation: the examples on which the model is evaluated.
+            batch_size: examples of a batch.
+            loss: the loss of a batch from the model's outputs, summed over what `weight` counts.
+            forward: the outputs of the model for a batch. Default: the model is called with the batch's first element.
+            weight: what the loss of a batch is summed over. Default: the length of the batch's first tensor.
+            weight_unit: what weights count, in the plural.
+            measures: further metrics, each with the sum over a batch whose mean by weight is the score, in percent if the
+                unit is `%`.
+            derived: further metrics, each with a function of the scores by name.
+            collate: makes a batch of a list of examples.
+            drop_last: leave out the last batch of an epoch if it is smaller than the others.
+            buffers: `refuse`: with strategy `async`, a model whose buffers change in training is refused. `recalibrate`: they
+                are computed from the parameters before each evaluation and export.
+            recalibration_batches: batches that `recalibrate` reads.
+            fingerprint: identifies the training data. Default: a hash of some examples.
 
         Raises `ConfigError` for values that do not fit together.
         """
@@ -95,7 +122,7 @@ class DatasetTask:
         self._num_recalibration = min(recalibration_batches, self._per_epoch)
         self._fingerprint = fingerprint
         self._order: tuple[int, Any] | None = None
-        self.metrics: Sequence[Metric] = (_LOSS, *self._measures, *self._derived)
+        self.metrics = (_LOSS, *self._measures, *self._derived)
         if len({metric.name for metric in self.metrics}) < len(self.metrics):
             names = ", ".join(metric.name for metric in self.metrics)
             raise ConfigError(f"measures, derived: got {names}, expected different names; `loss` is always there")
