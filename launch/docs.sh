@@ -53,8 +53,8 @@ has_packages() {
 digest() {
     {
         python -c 'import importlib.metadata as m; print(sorted((d.name, d.version) for d in m.distributions()))'
-        git -C "$root" ls-files -z --cached --others --exclude-standard -- README.md CHANGELOG.md pyproject.toml docs hvd_async \
-            launch configs examples slurm tests | xargs -0 sha256sum
+        find ./*.md ./*.toml docs hvd_async launch configs examples slurm tests -type f -not -path '*/__pycache__/*' -print0 |
+            sort -z | xargs -0 sha256sum
     } | sha256sum | cut -d ' ' -f 1
 }
 

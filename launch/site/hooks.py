@@ -6,12 +6,13 @@ MkDocs calls the functions whose names begin with `on_`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import itertools
 import logging
 import pathlib
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -30,13 +31,15 @@ _PACKAGE = "hvd_async"
 _PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 _LINK = re.compile(r"\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml"}
+_FORMATTER = HtmlFormatter(nowrap=True)
 _log = logging.getLogger("mkdocs.hooks")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Add the fence for comparisons."""
+    """Add the fence for comparisons, and leave out what only a server shows or reads."""
     fence = {"name": "diff", "class": "diff", "format": two_columns}
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
+    config.theme.static_templates -= {"404.html", "sitemap.xml"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -53,7 +56,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for path in sorted(linked):
         if (_ROOT / path).is_file() and _place(path) == _page_of_file(path):
             language = _LANGUAGES.get(posixpath.splitext(path)[1], "text")
-            content = f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n````{language}\n{(_ROOT / path).read_text('utf-8')}````\n"
+            content = (
+                f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n````{language}\n{(_ROOT / path).read_text('utf-8')}````\n"
+            )
             page = File.generated(config, _page_of_file(path), content=content, inclusion=InclusionLevel.NOT_IN_NAV)
             files.append(page)
 
@@ -80,19 +85,31 @@ def two_columns(source: str, *_: object, **__: object) -> str:
     rows = []
     for is_common, lines in itertools.groupby(source.split("\n"), lambda line: line[:1] not in ("-", "+")):
         block = list(lines)
-        old, new = block, block
-        if not is_common:
-            old, new = ([line for line in block if line.startswith(sign)] for sign in "-+")
-        for left, right in itertools.zip_longest(old, new, fillvalue=""):
-            rows.append(f"<tr>{_cell(left, 'removed')}{_cell(right, 'added')}</tr>")
+        if is_common:
+            rows += [_row(line[1:], line[1:]) for line in block]
+        else:
+            old, new = ([line[1:] for line in block if line.startswith(sign)] for sign in "-+")
+            rows += [_row(*pair) for pair in _aligned(old, new)]
     head = "<tr><th>before</th><th>with hvd_async</th></tr>"
-    return f'<div class="highlight"><div class="two-columns"><table>{head}{"".join(rows)}</table></div></div>'
+    return f'<div class="highlight two-columns"><table>{head}{"".join(rows)}</table></div>'
 
 
-def _cell(line: str, changed: str) -> str:
-    """Return the cell of a line that begins with its sign, or of none."""
-    kind = f' class="{changed}"' if line[:1] in ("-", "+") else ""
-    return f"<td{kind}>{highlight(line[1:], PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)).rstrip()}</td>"
+def _aligned(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
+    """Yield pairs of lines: those that differ in nothing but their indent together, the others in order."""
+    matcher = difflib.SequenceMatcher(None, [line.strip() for line in old], [line.strip() for line in new], autojunk=False)
+    for _, first, last, new_first, new_last in matcher.get_opcodes():
+        yield from itertools.zip_longest(old[first:last], new[new_first:new_last])
+
+
+def _row(old: str | None, new: str | None) -> str:
+    """Return the row of an old line and of the new one in its place; None: there is none."""
+    is_changed = old is None or new is None or old.strip() != new.strip()
+    kinds = ("removed", "added") if is_changed else ("", "")
+    cells = [
+        f'<td class="{kind if line else ""}">{highlight(line or "", PythonLexer(stripnl=False), _FORMATTER).rstrip()}</td>'
+        for line, kind in zip((old, new), kinds, strict=True)
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _moved(markdown: str, folder: str, page: str) -> str:
