@@ -46,7 +46,7 @@ done
 readonly stamp=$output/.docs-stamp
 
 has_packages() {
-    python -c 'import hvd_async.cli, material, mkdocs, mkdocstrings_handlers.python' 2>/dev/null
+    python -c 'import material, mkdocs, mkdocstrings_handlers.python, pydantic, yaml' 2>/dev/null
 }
 
 # Print what identifies the site: everything that it is made of, and the versions of what makes it.
@@ -56,6 +56,15 @@ digest() {
         find ./*.md ./*.toml docs hvd_async launch configs examples slurm tests -type f -not -path '*/__pycache__/*' -print0 |
             sort -z | xargs -0 sha256sum
     } | sha256sum | cut -d ' ' -f 1
+}
+
+# faults LOG: print the warnings and errors in the log; of a traceback, the last place and the error.
+faults() {
+    awk '/^(INFO|During handling |The above exception )/ || !NF { next }
+        /^Traceback / { stack = 1; next }
+        stack && /^ / { if (/^  File/) place = $0; next }
+        stack { print "docs:" place; stack = 0 }
+        { print "docs: " $0 }' "$1"
 }
 
 cd "$root"
@@ -71,13 +80,13 @@ if [[ $force == no && -f $stamp && $(cat "$stamp") == "$now" ]]; then
     echo "docs: $output/index.html is up to date"
     exit 0
 fi
-mkdir -p "$(dirname "$output")"
+mkdir -p "$(dirname "$output")" 2>/dev/null || fail 3 "$output: cannot be made; name another folder"
 partial=$(mktemp -d "$output.XXXXXX")
 trap 'rm -rf "$partial"' EXIT
 # The width of the texts of --help; the theme's announcement is not for readers of this output.
 if ! COLUMNS=98 NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --config-file launch/site/mkdocs.yml \
     --site-dir "$partial/site" >"$partial/log" 2>&1; then
-    grep -v '^INFO' "$partial/log" | grep . | sed 's/^/docs: /' >&2
+    faults "$partial/log" >&2
     exit 3
 fi
 echo "$now" >"$partial/site/.docs-stamp"

@@ -45,6 +45,26 @@ class DatasetTask:
     Each epoch is a permutation of the training examples that depends on the run's seed alone, cut into batches. Every
     example is read by the rank that computes its batch, whichever that is, so `train[i]` must be the same on all ranks and
     at each call; random augmentation may use torch's global generator, which is seeded for each batch.
+
+    Args:
+        config: the run's configuration, the first argument of the factory.
+        model: makes a new model on the CPU.
+        train: the training examples.
+        validation: the examples on which the model is evaluated.
+        batch_size: examples of a batch.
+        loss: the loss of a batch from the model's outputs, summed over what `weight` counts.
+        forward: the outputs of the model for a batch. Default: the model is called with the batch's first element.
+        weight: what the loss of a batch is summed over. Default: the length of the batch's first tensor.
+        weight_unit: what weights count, in the plural.
+        measures: further metrics, each with the sum over a batch whose mean by weight is the score, in percent if the
+            unit is `%`.
+        derived: further metrics, each with a function of the scores by name.
+        collate: makes a batch of a list of examples.
+        drop_last: leave out the last batch of an epoch if it is smaller than the others.
+        buffers: `refuse`: with strategy `async`, a model whose buffers change in training is refused. `recalibrate`: they
+            are computed from the parameters before each evaluation and export.
+        recalibration_batches: batches that `recalibrate` reads.
+        fingerprint: identifies the training data. Default: a hash of some examples.
     """
 
     weight_unit: str
@@ -74,27 +94,7 @@ class DatasetTask:
         recalibration_batches: int = 32,
         fingerprint: str | None = None,
     ) -> None:
-        """Describe the task; nothing is read but a few examples, for the fingerprint.
-
-        Args:
-            config: the run's configuration, the first argument of the factory.
-            model: makes a new model on the CPU.
-            train: the training examples.
-            validation: the examples on which the model is evaluated.
-            batch_size: examples of a batch.
-            loss: the loss of a batch from the model's outputs, summed over what `weight` counts.
-            forward: the outputs of the model for a batch. Default: the model is called with the batch's first element.
-            weight: what the loss of a batch is summed over. Default: the length of the batch's first tensor.
-            weight_unit: what weights count, in the plural.
-            measures: further metrics, each with the sum over a batch whose mean by weight is the score, in percent if the
-                unit is `%`.
-            derived: further metrics, each with a function of the scores by name.
-            collate: makes a batch of a list of examples.
-            drop_last: leave out the last batch of an epoch if it is smaller than the others.
-            buffers: `refuse`: with strategy `async`, a model whose buffers change in training is refused. `recalibrate`: they
-                are computed from the parameters before each evaluation and export.
-            recalibration_batches: batches that `recalibrate` reads.
-            fingerprint: identifies the training data. Default: a hash of some examples.
+        """Describe the task; nothing is read but a few examples, for the fingerprint. The arguments are those of the class.
 
         Raises `ConfigError` for values that do not fit together.
         """

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 from mkdocs.structure.toc import AnchorLink
@@ -45,20 +46,18 @@ def on_config(config: MkDocsConfig) -> None:
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the pages that are made of other files: README, changelog, command line, and each file to which a page links."""
     for source, page in _PAGES.items():
-        files.append(File.generated(config, page, content=_moved((_ROOT / source).read_text("utf-8"), "", page)))
+        files.append(File.generated(config, page, content=_moved(_text(source), "", page)))
     files.append(File.generated(config, "command-line.md", content=_command_line()))
     pages = {"": [*_PAGES], "docs": [file.src_uri for file in files.documentation_pages() if file.generated_by is None]}
     linked = set()
     for folder, names in pages.items():
         for name in names:
-            text = (_ROOT / folder / name).read_text("utf-8")
+            text = _text(posixpath.join(folder, name))
             linked |= {posixpath.normpath(posixpath.join(folder, found[1])) for found in _LINK.finditer(text)}
     for path in sorted(linked):
         if (_ROOT / path).is_file() and _place(path) == _page_of_file(path):
             language = _LANGUAGES.get(posixpath.splitext(path)[1], "text")
-            content = (
-                f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n````{language}\n{(_ROOT / path).read_text('utf-8')}````\n"
-            )
+            content = f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n````{language}\n{_text(path).rstrip()}\n````\n"
             page = File.generated(config, _page_of_file(path), content=content, inclusion=InclusionLevel.NOT_IN_NAV)
             files.append(page)
 
@@ -91,7 +90,7 @@ def two_columns(source: str, *_: object, **__: object) -> str:
             old, new = ([line[1:] for line in block if line.startswith(sign)] for sign in "-+")
             rows += [_row(*pair) for pair in _aligned(old, new)]
     head = "<tr><th>before</th><th>with hvd_async</th></tr>"
-    return f'<div class="highlight two-columns"><table>{head}{"".join(rows)}</table></div>'
+    return f'<div class="highlight"><table class="two-columns">{head}{"".join(rows)}</table></div>'
 
 
 def _aligned(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
@@ -110,6 +109,14 @@ def _row(old: str | None, new: str | None) -> str:
         for line, kind in zip((old, new), kinds, strict=True)
     ]
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _text(path: str) -> str:
+    """Return the text of the file at `path` in the repository."""
+    try:
+        return (_ROOT / path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise PluginError(f"{path}: got bytes that are not UTF-8 at {error.start}, expected text") from None
 
 
 def _moved(markdown: str, folder: str, page: str) -> str:

@@ -154,6 +154,8 @@ def test_every_fault_is_named_with_its_place(tmp_path: pathlib.Path) -> None:
     undocumented = lines.index("    digits: int = 3")
     del lines[undocumented + 1]  # its docstring
     metric.write_text("\n".join(lines) + "\n")
+    dataset = tmp_path / "hvd_async/tasks/dataset.py"
+    dataset.write_text(dataset.read_text().replace("        drop_last: leave out", "        drop_lats: leave out"))
     done = build(tmp_path)
     assert done.returncode == 3 and not (tmp_path / "build/docs").exists()
     for part in (
@@ -163,6 +165,7 @@ def test_every_fault_is_named_with_its_place(tmp_path: pathlib.Path) -> None:
         "'replay.md' contains an absolute link '/replay.md'",
         "replay.md: Could not find cross-reference target 'hvd_async.no_name'",
         "stray.md",
+        "Parameter 'drop_lats' does not appear in the function signature",
         f"hvd_async/tasks/metric.py:{undocumented + 1}: hvd_async.Metric.digits: got no docstring",
     ):
         assert part in done.stderr, done.stderr
