@@ -45,8 +45,8 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the pages that are made of other files: README, changelog, command line, and each file to which a page links."""
-    for source, page in _PAGES.items():
-        files.append(File.generated(config, page, content=_moved(_text(source), "", page)))
+    for source, name in _PAGES.items():
+        files.append(File.generated(config, name, content=_moved(_text(source), "", name)))
     files.append(File.generated(config, "command-line.md", content=_command_line()))
     pages = {"": [*_PAGES], "docs": [file.src_uri for file in files.documentation_pages() if file.generated_by is None]}
     linked = set()
@@ -58,8 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         if (_ROOT / path).is_file() and _place(path) == _page_of_file(path):
             language = _LANGUAGES.get(posixpath.splitext(path)[1], "text")
             content = f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n````{language}\n{_text(path).rstrip()}\n````\n"
-            page = File.generated(config, _page_of_file(path), content=content, inclusion=InclusionLevel.NOT_IN_NAV)
-            files.append(page)
+            files.append(File.generated(config, _page_of_file(path), content=content, inclusion=InclusionLevel.NOT_IN_NAV))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str | None:
