@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import torch
 
 from hvd_async.config import ModelConfig
+from hvd_async.system.random_numbers import numbers_apart
 from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import Batch, collate
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
@@ -42,8 +42,7 @@ class ModelStep:
 
     def __init__(self, size: ModelSize, device: str = "cpu") -> None:
         """Draw parameters, and the batch, which goes to `device`. torch's random state is unchanged."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
+        with numbers_apart(1):
             self.model = build_model(size.config, size.vocabulary)
         self.batch = random_batch(size).to(device)
 

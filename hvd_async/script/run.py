@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import dataclasses
 import io
 import os
 import sys
@@ -18,25 +19,20 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hvd_async.config import RunConfig
+from hvd_async.config import OptimizerConfig, RunConfig
 from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.runs.checkpoint import list_checkpoints, load_tensors, read_data
+from hvd_async.script.description import describe_optimizer
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
-from hvd_async.script.optimizer import (
-    TORCH_STATE,
-    RateSchedule,
-    RunOptimizer,
-    check_schedule,
-    describe_optimizer,
-    state_for_torch,
-)
+from hvd_async.script.optimizer import RateSchedule, RunOptimizer, check_schedule
 from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, ScriptTask
+from hvd_async.script.torch_state import hash_of, state_for_torch, steps_of_torch, vectors_of_torch
 from hvd_async.strategies.protocol import Claim, Session, Step
 from hvd_async.system.failure_message import tell
 from hvd_async.system.files import write_file
 from hvd_async.system.json_text import plain_number
-from hvd_async.tasks.gradient import seed_batch
+from hvd_async.system.random_numbers import seed_batch
 from hvd_async.tasks.metric import Metric
 from hvd_async.training.agreement import in_agreement
 from hvd_async.training.run import JoinedJob, joined, trained
@@ -131,8 +127,8 @@ class ScriptRun:
 
         Args:
             model: the same on every rank up to its parameters; those of rank 0 count. Not to be changed afterwards.
-            optimizer: Adam, AdamW, NAdam, SGD or Adagrad of torch.optim, or a Lion, on the model's parameters. It is a
-                description: class, groups and settings are read.
+            optimizer: one of torch.optim, or a Lion, on the model's parameters. It is a description: class, groups, settings and
+                state are read.
             loader: a DataLoader, a list of batches, or an iterable; the same on every rank.
             schedule: the learning rate over versions, as a share of each group's own; see `torch_schedule`. Default: as the
                 key `optimizer.schedule` says, which is constant in a script.
@@ -150,16 +146,19 @@ class ScriptRun:
             raise ConfigError("prepare: called twice, expected once in a run; several models make one torch.nn.ModuleList")
         group = self._job.strategy.group
         source = in_agreement(group, lambda: self._check(model, loader, buffers, loss))
-        described = in_agreement(group, lambda: describe_optimizer(optimizer, model, self.config.optimizer))
+        described = in_agreement(group, lambda: _describe(optimizer, model, self.config.optimizer))
         factor = None if schedule is None else in_agreement(group, lambda: check_schedule(schedule))
         self.config = self._job.config = self.config.model_copy(update={"optimizer": described})
         ready = self._set_up(ScriptTask(self.config, model, source, evaluate, metrics, weight_unit), factor)
         _share_parameters(group, ready)
+        if described.steps_before:
+            ready = _with_state(group, ready, optimizer)
         self._training = _Training(self, ready, source, is_mean=loss == "mean", averages=buffers == "average")
         self._training.described = optimizer
         self._training.session = self._stack.enter_context(
             trained(self._job, ready, before_evaluation=self._training.average_buffers)
         )
+        self._stack.enter_context(ready.reading())
         training = self._training
         return training.session.module, RunOptimizer(described, training.zero, training.step), Batches(training)
 
@@ -183,17 +182,9 @@ class ScriptRun:
         training = self._prepared()
         if not self._is_over:
             raise ConfigError("optimizer_state_dict: called before the last batch, expected after the loop")
-        kind = self.config.optimizer.kind
-        if kind not in TORCH_STATE:
-            raise ConfigError(
-                f"optimizer_state_dict: got {kind}, expected one of {', '.join(TORCH_STATE)}, whose state torch shares"
-            )
-        newest = list_checkpoints(training.ready.folder.checkpoints)[-1]
-        saved = read_data(newest)
-        tensors, flat = load_tensors(saved), training.ready.job.flat
-        places = {ours: theirs for ours, theirs in TORCH_STATE[kind].items() if ours in tensors}
-        named = {theirs: flat.named_tensors(tensors[ours]) for ours, theirs in places.items()}
-        return state_for_torch(training.described, named, training.ready.job.model, saved.data["store"]["version"])
+        saved, job = read_data(list_checkpoints(training.ready.folder.checkpoints)[-1]), training.ready.job
+        num_steps = saved.data["store"]["version"] + job.optimizer.steps_before
+        return state_for_torch(training.described, load_tensors(saved), job.flat, job.model, job.optimizer, num_steps)
 
     def finish(self) -> None:
         """End the run on this rank: as after the last batch. Called by itself at the end of the batches. Collective."""
@@ -303,6 +294,7 @@ class _Training:
             for claim in worker.claims():
                 seed_batch(self.run.config.seed, claim.batch)
                 self._began = time.monotonic()
+                self._source.expect(claim.upcoming)
                 try:
                     batch = self._source.batch(claim.batch)
                 except StopIteration:
@@ -395,6 +387,25 @@ class Batches:
             raise ConfigError("batches: iterated twice, expected one loop over all epochs; epochs= says how many there are")
         self._is_used = True
         return self._training.batches()
+
+
+def _describe(optimizer: torch.optim.Optimizer, model: nn.Module, base: OptimizerConfig) -> OptimizerConfig:
+    """Return the configuration of `optimizer`, with the number of steps that it has made."""
+    found = describe_optimizer(optimizer, model, base)
+    return found.model_copy(update={"steps_before": steps_of_torch(optimizer, found)})
+
+
+def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) -> Ready:
+    """Return `ready` with the state of `optimizer`, from which a new run begins. Collective."""
+    job = ready.job
+    state = in_agreement(group, lambda: vectors_of_torch(optimizer, job.flat, job.model, job.optimizer))
+    if len(set(group.allgather(hash_of(state)))) > 1:
+        error = ConfigError(
+            "optimizer: got a state that differs between ranks, expected the same on all; load the same file"
+        )
+        error.is_on_all_ranks = True
+        raise error
+    return dataclasses.replace(ready, job=dataclasses.replace(job, initial_state=state))
 
 
 def _share_parameters(group: Group, ready: Ready) -> None:

@@ -74,6 +74,19 @@ class ScriptTask:
         """Return batch `index` as the loader makes it."""
         return self._source.batch(index)
 
+    @property
+    def num_batches_ahead(self) -> int:
+        """Batches that a rank should know ahead of time."""
+        return self._source.num_batches_ahead
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Let the loader's processes begin to read the batches `indices`."""
+        self._source.expect(indices)
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._source.close()
+
     def epoch_of(self, index: int) -> int:
         """Return the epoch, from 0, to which batch `index` belongs."""
         return 0 if self._source.per_epoch is None else index // self._source.per_epoch

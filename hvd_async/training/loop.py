@@ -10,7 +10,7 @@ import torch
 from hvd_async.emulation.idling import Emulation
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.tasks.gradient import compute_gradient
-from hvd_async.tasks.task import Task
+from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.vectors.flat import FlatParameters
 
 
@@ -30,6 +30,8 @@ class TrainingLoop:
         module.train()
         for claim in worker.claims():
             started = time.monotonic()
+            if isinstance(self.task, ReadsAhead):
+                self.task.expect(claim.upcoming)
             weight, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # so that the measured time is the work, not only its launch
