@@ -83,18 +83,21 @@ def init(
 
 
 class ScriptRun:
-    """One rank of a run.
+    """One rank of a run: what `init` returns."""
 
-    Attributes:
-        config: the configuration; `prepare` completes it with the optimizer.
-        rank, size: number of this rank, and of all ranks.
-        summary: how the run ended, on rank 0, after the last batch; empty before, and on other ranks.
-    """
+    config: RunConfig
+    """The configuration; `prepare` completes it with the optimizer."""
+    rank: int
+    """The number of this rank."""
+    size: int
+    """The number of all ranks."""
+    summary: Mapping[str, Any]
+    """How the run ended, on rank 0, after the last batch; empty before, and on other ranks."""
 
     def __init__(self, config: RunConfig, options: Any) -> None:
         """Join the job; see `init`."""
         self.config = config
-        self.summary: Mapping[str, Any] = {}
+        self.summary = {}
         self._stack = contextlib.ExitStack()
         self._job: JoinedJob = self._stack.enter_context(joined(config, options))
         self.rank = self._job.strategy.group.rank

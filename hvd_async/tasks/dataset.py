@@ -48,9 +48,37 @@ class DatasetTask:
     example is read by the rank that computes its batch, whichever that is, so `train[i]` must be the same on all ranks and
     at each call; random augmentation may use the global generators of torch, NumPy and Python, which are seeded for each batch.
 
-    With `num_workers`, that many processes of each rank read batches ahead of time; `worker_init` is called in each, with its
-    number. `train`, `collate` and `worker_init` are sent there.
+    With `num_workers`, `train`, `collate` and `worker_init` are sent to other processes.
+
+    Args:
+        config: the run's configuration, the first argument of the factory.
+        model: makes a new model on the CPU.
+        train: the training examples.
+        validation: the examples on which the model is evaluated.
+        batch_size: examples of a batch.
+        loss: the loss of a batch from the model's outputs, summed over what `weight` counts.
+        forward: the outputs of the model for a batch. Default: the model is called with the batch's first element.
+        weight: what the loss of a batch is summed over. Default: the length of the batch's first tensor.
+        weight_unit: what weights count, in the plural.
+        measures: further metrics, each with the sum over a batch whose mean by weight is the score, in percent if the
+            unit is `%`.
+        derived: further metrics, each with a function of the scores by name.
+        collate: makes a batch of a list of examples.
+        drop_last: leave out the last batch of an epoch if it is smaller than the others.
+        buffers: `refuse`: with strategy `async`, a model whose buffers change in training is refused. `recalibrate`: they
+            are computed from the parameters before each evaluation and export.
+        recalibration_batches: batches that `recalibrate` reads.
+        fingerprint: identifies the training data. Default: a hash of some examples.
+        num_workers: processes of each rank that read batches ahead of time; 0: the rank reads its own.
+        worker_init: called in each of these processes, with its number.
     """
+
+    weight_unit: str
+    """The name of what weights count, for people."""
+    metrics: Sequence[Metric]
+    """The loss, the measures, and what is derived from them."""
+    num_statistics: int
+    """Length of the vector that `evaluate` returns."""
 
     def __init__(
         self,
@@ -103,7 +131,7 @@ class DatasetTask:
         self._num_recalibration = min(recalibration_batches, self._per_epoch)
         self._fingerprint = fingerprint
         self._order: tuple[int, Any] | None = None
-        self.metrics: Sequence[Metric] = (_LOSS, *self._measures, *self._derived)
+        self.metrics = (_LOSS, *self._measures, *self._derived)
         if len({metric.name for metric in self.metrics}) < len(self.metrics):
             names = ", ".join(metric.name for metric in self.metrics)
             raise ConfigError(f"measures, derived: got {names}, expected different names; `loss` is always there")
