@@ -41,6 +41,7 @@ class ScriptLoop:
         self._is_handed_over = True
         self._began = 0.0
         self._has_gradient = False
+        self._is_clear = False
         for parameter in ready.job.model.parameters():
             if parameter.requires_grad:
                 hook: Any = parameter.register_post_accumulate_grad_hook  # untyped in torch
@@ -60,7 +61,7 @@ class ScriptLoop:
                 except StopIteration:
                     break
                 self.zero()
-                self.claim, self._is_handed_over, self._has_gradient = claim, False, False
+                self.claim, self._is_handed_over = claim, False
                 try:
                     yield batch
                 except GeneratorExit:  # by `break`
@@ -74,8 +75,10 @@ class ScriptLoop:
         self._finish()
 
     def zero(self) -> None:
-        """Clear the gradient."""
-        self.ready.job.flat.zero_gradient()
+        """Clear the gradient, unless it is clear already: before a batch, and perhaps once more by the script."""
+        if not self._is_clear:
+            self.ready.job.flat.zero_gradient()
+            self._is_clear, self._has_gradient = True, False
 
     def step(self, weight: float | None, loss: Any, scale: float) -> None:
         """Hand over the gradient of the current batch, divided by `scale`, by which the loss of `backward` was multiplied."""
@@ -118,7 +121,7 @@ class ScriptLoop:
         self.ready.job.model.load_state_dict(tensors)
 
     def _note_gradient(self, _: torch.Tensor) -> None:
-        self._has_gradient = True
+        self._has_gradient, self._is_clear = True, False
 
 
 class Batches:
