@@ -8,6 +8,7 @@ from typing import Any
 
 from hvd_async.config import BOUNDS, RunConfig, TranslationConfig, dump_yaml_line
 from hvd_async.errors import ConfigError
+from hvd_async.store.ledger import BatchLedger
 
 # Settings that may differ when a run is resumed: its length, place and observation, but not the computation.
 _MAY_CHANGE = {"store", "output", "validation", "emulation", "simulation"}
@@ -35,7 +36,7 @@ def needs_more_training(config: RunConfig, saved: Mapping[str, Any], supply: Sup
         return training.updates > int(saved["store"]["version"])
     if training.seconds is not None:
         return training.seconds > float(saved["recorder"]["seconds"])
-    return supply.num_batches is not None and supply.num_batches > _num_used(saved["store"]["ledger"])
+    return supply.num_batches is not None and BatchLedger(**saved["store"]["ledger"]).num_missing(supply.num_batches) > 0
 
 
 def is_as_long(before: RunConfig, config: RunConfig) -> bool:

@@ -221,14 +221,27 @@ class RunRecorder:
         self._writer.wait()
         self._events.write("end", status=ending.status)
         self._events.log.mark()
+        missing = self._num_missing() if ending.status == "finished" else 0
+        if missing:
+            self._run.progress.say(
+                f"{missing:,} of {self._run.task.num_batches():,} batches were not computed: the workers that had claimed them"
+                " left; --resume computes them"
+            )
         facts = {
             "processes": self._num_processes,
             "seconds": self._clock.seconds,
             **self.metrics.to_json(),
             "pending": len(self._store.pending),
+            "missing": missing,
             "unmeasured": self._snapshots.unmeasured(),
         }
         return write_summary(self._run, ending, self._history, facts)
+
+    def _num_missing(self) -> int:
+        """Return how many batches of a run whose batches bound it were claimed, but did not arrive."""
+        assert self._store is not None
+        num_batches = self._run.task.num_batches()
+        return 0 if num_batches is None else self._store.ledger.num_missing(num_batches)
 
     def _conclude_alone(self, stop: StopNotice) -> None:
         """Write the summary of a run whose other ranks cannot be asked any more."""

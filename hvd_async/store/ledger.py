@@ -52,6 +52,11 @@ class BatchLedger:
         end = max(self._above) + 1
         return ClaimOrder(tuple(b for b in range(self.watermark, end) if b not in self._above), end)
 
+    def num_missing(self, num_batches: int) -> int:
+        """Return how many of the first `num_batches` batches are not recorded."""
+        recorded = min(self.watermark, num_batches) + sum(batch < num_batches for batch in self._above)
+        return num_batches - recorded
+
     def to_json(self) -> dict[str, object]:
         """Return plain data for a checkpoint; `BatchLedger(**data)` restores the ledger."""
         return {"watermark": self.watermark, "above": sorted(self._above)}

@@ -13,7 +13,7 @@ import torch
 from hvd_async.config import RunConfig, load_config, parse_config
 from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.runs.checkpoint import Checkpoint, save_checkpoint
-from hvd_async.runs.continuation import Supply
+from hvd_async.runs.continuation import Supply, needs_more_training
 from hvd_async.runs.event_log import EventLog
 from hvd_async.runs.folder import Beginning, RunFolder
 from tests.trees import replaced
@@ -24,11 +24,15 @@ def make_config(**sections: Any) -> RunConfig:
     return parse_config(replaced(smallest, sections), source="test")
 
 
-def saved(version: int = 3, weight: int = 300, used: int = 7, seconds: float = 9.5) -> dict[str, Any]:
+def saved(version: int = 3, weight: int = 300, used: int = 7, seconds: float = 9.5, hole: int = 0) -> dict[str, Any]:
     """Return the data of a checkpoint, as far as they decide whether a run may resume: the last batch but one is not
     applied yet.
     """
-    store = {"version": version, "weight": weight, "ledger": {"watermark": used - 2, "above": [used - 1]}}
+    store = {
+        "version": version,
+        "weight": weight,
+        "ledger": {"watermark": used - hole, "above": [used - 1] if hole > 1 else []},
+    }
     return {"data_fingerprint": "text", "store": store, "recorder": {"seconds": seconds, "log": [0, 0]}}
 
 
@@ -304,6 +308,12 @@ def test_a_finished_run_stays_finished_until_more_training_is_configured(folder:
     assert finished(8, training={"epochs": 2}) is None
     folder.prepare_resume(make_config(training={"epochs": 2}))
     assert finished(8, training={"epochs": 2}) is None  # the longer run may not have reached its end
+
+
+def test_a_run_with_missing_batches_has_more_to_train() -> None:
+    config, supply = make_config(), Supply("text", 7)
+    assert not needs_more_training(config, saved(), supply)
+    assert needs_more_training(config, saved(hole=2), supply) and needs_more_training(config, saved(used=6), supply)
 
 
 def test_settings_of_provisional_parameters_are_compared_by_their_meaning(folder: RunFolder) -> None:

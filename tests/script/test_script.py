@@ -176,7 +176,11 @@ def test_a_worker_that_leaves_the_loop_lets_the_others_go_on(tmp_path: pathlib.P
     done = script(3, tmp_path / "run", strategy="async", options={"fault": "break"}).check()
     assert "fault break fired" in done.stderr and len(final_losses(done)) == 1
     arrived = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
-    assert len(arrived) == len(set(arrived)) == 23
+    assert len(arrived) == len(set(arrived)) == 23 and summary_of(tmp_path / "run")["missing"] == 1
+    assert "1 of 24 batches were not computed: the workers that had claimed them left; --resume computes" in done.stdout
+    script(3, tmp_path / "run", strategy="async", resume=True).check()
+    arrived = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
+    assert sorted(arrived) == list(range(24)) and summary_of(tmp_path / "run")["missing"] == 0
 
 
 @pytest.mark.parametrize(

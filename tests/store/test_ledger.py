@@ -69,3 +69,8 @@ def test_whatever_the_order_a_gapless_ledger_is_one_number(order: list[int]) -> 
 def test_claims_begin_with_the_missing_batches() -> None:
     order = ClaimOrder(missing=(3, 5), first_new=8)
     assert [order.batch(claim) for claim in range(4)] == [3, 5, 8, 9]
+
+
+def test_missing_batches_are_those_that_did_not_arrive() -> None:
+    ledger = BatchLedger(3, [5, 9])
+    assert [ledger.num_missing(number) for number in (2, 3, 4, 6, 9, 10, 12)] == [0, 0, 1, 2, 5, 5, 7]
