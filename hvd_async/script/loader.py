@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hvd_async.errors import ConfigError
 from hvd_async.system.random_numbers import numbers_apart
-from hvd_async.tasks.reading import BatchReader, Reading, map_tensors
+from hvd_async.tasks.reading import BatchReader, Reading, map_tensors, obstacle_to
 
 Batch = Any
 
@@ -176,7 +176,9 @@ class StreamSource(_ReadsWhenAsked):
         """`batches` stays the caller's; its iteration begins with the first batch. The processes of a DataLoader come from a
         fork server, since a fork of a process in which MPI runs may crash."""
         self._batches = batches
-        if isinstance(batches, DataLoader) and batches.num_workers and batches.multiprocessing_context is None:
+        if isinstance(batches, DataLoader) and batches.num_workers:
+            if obstacle := obstacle_to((batches.dataset, batches.collate_fn, batches.worker_init_fn)):
+                raise ConfigError(f"loader: got num_workers={batches.num_workers}, expected 0: {obstacle}")
             batches.multiprocessing_context = "forkserver"
         self._iterator: Iterator[Batch] | None = None
         self.per_epoch: int | None = None

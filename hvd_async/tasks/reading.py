@@ -81,7 +81,7 @@ class BatchReader:
         self._num_workers = num_workers
         self._worker_init = worker_init
         self._timeout = timeout
-        self.obstacle = _obstacle((reading, worker_init)) if num_workers else ""
+        self.obstacle = obstacle_to((reading, worker_init)) if num_workers else ""
         self.num_ahead = 0 if self.obstacle else each_ahead * num_workers
         self._pool: ProcessPoolExecutor | None = None
         self._under_way: dict[int, Future[Batch]] = {}
@@ -167,8 +167,8 @@ def _read(number: int, chosen: Any) -> Batch:
     return _own.read(number, chosen)
 
 
-def _obstacle(sent: Any) -> str:
-    """Return why worker processes cannot get `sent`, or empty text."""
+def obstacle_to(sent: Any) -> str:
+    """Return why processes of a fork server cannot get `sent`, or empty text."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if path is not None and getattr(main, "__spec__", None) is None:

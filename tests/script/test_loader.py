@@ -81,6 +81,10 @@ def test_processes_of_a_loader_read_what_is_expected() -> None:
         (3, "loader: got int, expected a DataLoader, a list of batches, or an iterable"),
         ([], "loader: got no batches"),
         (DataLoader(DATA, batch_size=99, drop_last=True), "loader: got no batches"),
+        (
+            DataLoader(Stream(), num_workers=1, collate_fn=lambda rows: rows),
+            "loader: got num_workers=1, expected 0: it cannot be sent to another process",
+        ),
         (DataLoader(DATA, sampler=DistributedSampler(DATA, num_replicas=2, rank=0)), "loader: got a DistributedSampler"),
     ],
 )
