@@ -26,6 +26,7 @@ parser.add_argument("--epochs", type=int, default=10)
 arguments = parser.parse_args()
 
 run = ha.init(arguments.output, epochs=arguments.epochs, validation={"every": 50, "when": "after"})
+torch.manual_seed(run.config.seed)  # the same initial parameters with every strategy
 train, validation = digits()
 images, labels = validation.tensors
 model = network()

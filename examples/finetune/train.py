@@ -32,6 +32,7 @@ if not arguments.pretrained.exists():
     sys.exit(f"{arguments.pretrained}: no such file; python -m examples.finetune.pretrain makes it")
 
 run = ha.init(arguments.output, epochs=arguments.epochs, validation={"every": 25, "when": "after"})
+torch.manual_seed(run.config.seed)  # the same initial parameters with every strategy
 model = DigitNet()
 model.load_state_dict(safetensors.torch.load_file(arguments.pretrained))
 model.head = torch.nn.Linear(model.head.in_features, NUM_CLASSES)  # other classes: the old head knows nothing of them

@@ -39,6 +39,7 @@ data = data[: len(data) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
 train, validation = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
 
 run = ha.init(arguments.output, epochs=arguments.epochs, validation={"when": "after"})
+torch.manual_seed(run.config.seed)  # the same initial parameters with every strategy
 model = Gpt(length=LENGTH)
 decay = [parameter for parameter in model.parameters() if parameter.dim() > 1]
 others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
