@@ -1,13 +1,17 @@
 """Asynchronous data-parallel training with summed arrivals, on MPI one-sided communication.
 
 For a script with a training loop of its own: `init`, `torch_schedule`, `Metric`. For a task that a configuration names:
-`DatasetTask`, `Metric`, `Task`. Importing the package starts nothing, and loads nothing until a name is used.
+`DatasetTask`, `Metric`, `Task`. Importing the package starts nothing, and loads nothing until a name is used. It sets the
+variable GOMP_SPINCOUNT for a torch that is loaded later, so that its threads do not spin beside other busy processes.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+from hvd_async.system.openmp import bound_spinning
 
 if TYPE_CHECKING:
     from hvd_async.script.optimizer import torch_schedule
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
     from hvd_async.tasks.dataset import DatasetTask
     from hvd_async.tasks.metric import Metric
     from hvd_async.tasks.task import Task
+
+bound_spinning(os.environ)
 
 __version__ = "0.1.0"
 __all__ = ["DatasetTask", "Metric", "ScriptRun", "Task", "init", "torch_schedule"]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.system.interpreter import end_quickly, leave_out_current_folder
-from hvd_async.system.openmp import bound_spinning
 from hvd_async.system.parent_death import tie_to
 from hvd_async.system.printable import printable
 from hvd_async.system.standard_streams import discard_output, prepare_streams, tell
@@ -20,7 +19,6 @@ from hvd_async.system.standard_streams import discard_output, prepare_streams, t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status. Errors meant for users are printed without a traceback."""
-    bound_spinning(os.environ)
 
     def run() -> int:
         from hvd_async.cli import make_parser

@@ -15,6 +15,7 @@ from hvd_async.benchmarks.options import MODELS, Options, make_options
 from hvd_async.benchmarks.ranks import run_as_rank, start_ranks
 from hvd_async.benchmarks.report import BenchMachine, Result, print_results, write_results
 from hvd_async.cluster.environment import read_environment
+from hvd_async.config import load_config
 from hvd_async.errors import ConfigError
 
 # Benchmarks and their modules in this package, in the order in which they run. Each module has `measure`, `DEFAULTS`
@@ -85,6 +86,10 @@ def run_here(name: str, options: Options) -> Result:
 def _options(name: str, given: dict[str, Any]) -> Options:
     module = _module(name)
     options = make_options(name, module.DEFAULTS, module.TAKES, given)
+    if given.get("config") is not None and given.get("model") is not None:
+        raise ConfigError(f"--config, --model: got both, expected one of them: {options.config} names a model")
+    if options.config is not None:
+        load_config(options.config)  # so that a fault is told once, and not by each rank
     if options.model not in MODELS:
         raise ConfigError(f"--model: got {options.model!r}, expected one of {', '.join(MODELS)}")
     return options

@@ -1,13 +1,17 @@
-"""The models whose steps are measured, with a batch of random sentences: only sizes matter for speed."""
+"""The models whose steps are measured: those of a task, or of a known size with a batch of random sentences, since only sizes
+matter for speed."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from hvd_async.config import ModelConfig
+from hvd_async.config import ModelConfig, RunConfig
+from hvd_async.system.random_numbers import numbers_apart
+from hvd_async.tasks.registry import make_task
 from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import Batch, collate
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
@@ -37,13 +41,48 @@ SIZES = {
 }
 
 
-class ModelStep:
+class BenchStep(Protocol):
     """Forward and backward pass of one batch, the same in every call."""
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model."""
+
+    @property
+    def size_in_words(self) -> str:
+        """The size of the batch, such as `490 tokens`."""
+
+    def __call__(self) -> tuple[float, float]:
+        """Add the gradient of the summed loss to the model's; return the loss and its weight."""
+
+
+class TaskStep:
+    """The first batch of a task. Implements `BenchStep`."""
+
+    def __init__(self, config: RunConfig, device: str = "cpu") -> None:
+        """Make the task of `config`, its model, and the batch, which goes to `device`."""
+        self._task = make_task(config)
+        self.model = self._task.build_model()
+        self._batch = self._task.batch(0, device)
+
+    @property
+    def size_in_words(self) -> str:
+        """The size of the batch, such as `32 images`."""
+        return f"{self._task.weight(self._batch):g} {self._task.weight_unit}"
+
+    def __call__(self) -> tuple[float, float]:
+        """Add the gradient of the summed loss to the model's; return the loss and its weight."""
+        loss, weight = self._task.loss(self.model, self._batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        return float(loss.detach()), weight
+
+
+class ModelStep:
+    """A model of `SIZES`, with random sentences. Implements `BenchStep`."""
 
     def __init__(self, size: ModelSize, device: str = "cpu") -> None:
         """Draw parameters, and the batch, which goes to `device`. torch's random state is unchanged."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
+        with numbers_apart(1):
             self.model = build_model(size.config, size.vocabulary)
         self.batch = random_batch(size).to(device)
 
@@ -52,7 +91,7 @@ class ModelStep:
         """The size of the batch, such as `490 tokens`."""
         return f"{self.batch.num_tokens} tokens"
 
-    def __call__(self) -> tuple[float, int]:
+    def __call__(self) -> tuple[float, float]:
         """Add the gradient of the summed loss to the model's; return the loss and its number of target tokens."""
         batch = self.batch
         logits = self.model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)

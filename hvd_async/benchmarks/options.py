@@ -26,7 +26,8 @@ class Options:
         model: model of `step`, one of `MODELS`.
         step_seconds: sleep of an emulated step.
         device: device of `store` and of the worker of `step`: `cpu`, `cuda` or `cuda:<index>`.
-        config: for `translation`, the YAML file whose model and corpus are measured; None: Multi30k's size, generated text.
+        config: YAML file of a run: for `step`, whose task is measured, in place of `model`; for `translation`, whose model and
+            corpus are; None: Multi30k's size, generated text.
     """
 
     sizes: tuple[float, ...] = (1.0, 25.0, 100.0)
@@ -44,6 +45,8 @@ class Options:
         words: list[str] = []
         for name in sorted(takes):
             value = getattr(self, name)
+            if value is None or (name == "model" and self.config is not None):  # which names a model itself
+                continue
             text = ",".join(f"{size:g}" for size in value) if name == "sizes" else str(value)
             words += [_flag(name), text]
         return tuple(words)

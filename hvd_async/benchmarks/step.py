@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 import torch
 
 from hvd_async.benchmarks.jobs import run_job
 from hvd_async.benchmarks.measurement import BenchFigure, BenchTarget, Effort, duration, take_turns
-from hvd_async.benchmarks.models import SIZES, ModelStep
+from hvd_async.benchmarks.models import SIZES, BenchStep, ModelStep, TaskStep
 from hvd_async.benchmarks.options import Options, own_cores
 from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.cluster.topology import Placement
-from hvd_async.config import PushConfig
+from hvd_async.config import PushConfig, load_config
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.vectors.flat import FlatParameters
 from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options(threads=max(1, own_cores() - 1), seconds=90.0)  # the store has a core of its own
-TAKES = frozenset({"model", "repeats", "threads", "seconds", "device"})
+TAKES = frozenset({"config", "model", "repeats", "threads", "seconds", "device"})
 
 _OVERLAPPED_STEPS = 4
 _TARGETS = {"multi30k": BenchTarget("ratio at least", 0.97), "base": BenchTarget("ratio at least", 0.95)}
@@ -36,7 +37,7 @@ def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
     if is_on_gpu:
         torch.cuda.set_device(torch.device(options.device).index or 0)
     with arithmetic_threads(options.threads):
-        step = ModelStep(SIZES[options.model], options.device if is_worker else "cpu")
+        step = make_step(options, options.device if is_worker else "cpu")
         flat = FlatParameters(step.model, options.device if is_worker else "cpu")
         step.model.train()
 
@@ -57,7 +58,14 @@ def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
     return figures
 
 
-def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options: Options, push: PushConfig) -> BenchFigure:
+def make_step(options: Options, device: str) -> BenchStep:
+    """Return the step of the task of `options.config`, or else of `options.model`."""
+    if options.config is None:
+        return ModelStep(SIZES[options.model], device)
+    return TaskStep(load_config(options.config), device)
+
+
+def measure_steps(worker: Worker, step: BenchStep, flat: FlatParameters, options: Options, push: PushConfig) -> BenchFigure:
     """Measure bare and whole steps of `worker` in turns. `flat` holds the parameters of `step`'s model.
 
     With overlap a turn has several whole steps, of which the mean counts, so that there is a next batch to overlap with.
@@ -82,7 +90,8 @@ def measure_steps(worker: Worker, step: ModelStep, flat: FlatParameters, options
 
     effort = Effort(options.repeats, options.seconds / 2)
     seconds = take_turns(lambda: {"bare": bare(), "whole": whole()}, effort)
-    name = f"step, {options.model}, {flat.size / 1e6:.1f} M, {step.size_in_words}"
+    subject = options.model if options.config is None else Path(options.config).name
+    name = f"step, {subject}, {flat.size / 1e6:.1f} M, {step.size_in_words}"
     name += ", overlap" if push.overlap else ""
     limit = ("forward and backward alone", seconds["bare"])
-    return duration(name, seconds["whole"], limit, _TARGETS[options.model])
+    return duration(name, seconds["whole"], limit, _TARGETS[options.model] if options.config is None else None)

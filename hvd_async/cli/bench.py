@@ -31,7 +31,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=path_argument,
         metavar="CONFIG",
-        help="for translation: YAML file of a run (default: generated text)",
+        help="for step and translation: YAML file of a run, whose task is measured (default: a model of Multi30k's size)",
     )
     parser.add_argument("--device", metavar="NAME", help="for store and step: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Amount, Fraction, Natural, Positive, PositiveAmount, Section
+from hvd_async.config.section import Amount, Fraction, Natural, Number, Positive, PositiveAmount, Section, Whole
 
 _ONLY_OF: Mapping[str, tuple[str, ...]] = {
     "sgd": ("momentum", "nesterov"),
     "nadam": ("momentum_decay", "decoupled_weight_decay"),
     "adagrad": ("rate_decay", "initial_accumulator"),
+    "torch": ("torch_class", "settings"),
 }
 """Keys that apply to one kind only."""
+
+
+Settings: TypeAlias = dict[str, bool | Whole | Number | list[Number] | None]
+TorchClass: TypeAlias = Literal[
+    "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"
+]
 
 
 class ScheduleConfig(Section):
@@ -63,14 +70,16 @@ class GroupConfig(Section):
     initial_accumulator: Amount | None = Field(None, description="Value with which Adagrad's sums begin.")
     weight_decay: Amount | None = Field(None, description="Weight decay.")
     decoupled_weight_decay: bool | None = Field(None, description="Decoupled weight decay for NAdam.")
+    settings: Settings | None = Field(None, description="All settings of the torch class.")
 
 
 class OptimizerConfig(Section):
     """The update, made by the store (or alike by each rank in a synchronous strategy)."""
 
-    kind: Literal["adam", "adamw", "sgd", "nadam", "lion", "adagrad"] = Field(
+    kind: Literal["adam", "adamw", "sgd", "nadam", "lion", "adagrad", "torch"] = Field(
         "adam",
-        description="The update rule, as in torch.optim (`lion`: Chen et al. 2023), computed by the store's own kernels.",
+        description="The update rule, as in torch.optim (`lion`: Chen et al. 2023), computed by the store's own kernels;"
+        " `torch`: by `torch_class`, which is slower.",
     )
     learning_rate: PositiveAmount = Field(1e-3, description="Highest rate, reached at the end of warm-up.")
     betas: tuple[Fraction, Fraction] = Field(
@@ -95,6 +104,21 @@ class OptimizerConfig(Section):
         0.0, description="Decoupled for adamw and lion; added to the gradient for adam, nadam, sgd and adagrad."
     )
     decoupled_weight_decay: bool = Field(False, description="Decoupled weight decay for nadam.")
+    torch_class: TorchClass = Field(
+        "RMSprop",
+        description="Class of torch.optim for kind torch. Left out are those whose update of an element depends on other"
+        " elements (Adafactor, Muon), or that need the loss (LBFGS) or sparse gradients (SparseAdam).",
+    )
+    settings: Settings = Field(
+        {},
+        description="Settings of the class by torch's names, such as `{alpha: 0.9, momentum: 0.9}`, besides `lr` and"
+        " `weight_decay`, which are `learning_rate` and `weight_decay`.",
+    )
+    steps_before: Natural = Field(
+        0,
+        description="Steps that the optimizer had made before the run, if a script brings its state: for the corrections of"
+        " its beginning.",
+    )
     clip_norm: PositiveAmount | None = Field(
         None, description="Largest norm of an update's combined gradient; a larger gradient is scaled down to it."
     )
@@ -134,6 +158,8 @@ class OptimizerConfig(Section):
             bool(group.momentum) != bool(self.momentum) for group in self.groups if group.momentum is not None
         ):
             raise ValueError("groups: momentum: expected all groups with momentum, or none: they share their state vectors")
+        if reserved := self.settings.keys() & {"lr", "weight_decay", "foreach", "fused", "capturable", "differentiable"}:
+            raise ValueError(f"settings: got {', '.join(sorted(reserved))}, expected other settings of {self.torch_class}")
         return self
 
     @pydantic.model_validator(mode="after")

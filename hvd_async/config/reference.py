@@ -105,6 +105,8 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a list of `{{{keys}}}`"
     if origin is tuple:
         return f"a list of {len(arguments)}: {_choice(sorted({_type_in_words(a) for a in arguments}))}"
+    if origin is list:
+        return f"a list of {_type_in_words(arguments[0])}"
     if origin is dict:
         return f"a map from {_type_in_words(arguments[0])} to {_type_in_words(arguments[1])}"
     bounds = [(text, _bound(one, kind)) for one in metadata for kind, text in _BOUNDS.items() if isinstance(one, kind)]

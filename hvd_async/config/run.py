@@ -56,6 +56,15 @@ class RunConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _steps_before_are_of_a_script(self) -> RunConfig:
+        if self.optimizer.steps_before and self.task.kind != "script":
+            raise ValueError(
+                f"optimizer.steps_before: got {self.optimizer.steps_before}, expected 0: only the optimizer of a script can bring"
+                " a state"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _overlap_fits(self) -> RunConfig:
         strategy = self.strategy
         if not self.push.overlap or not strategy.is_async:

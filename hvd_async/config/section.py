@@ -14,6 +14,8 @@ from hvd_async.system.paths import path_of
 Natural = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Whole = Annotated[int, Field(ge=-MOST, le=MOST)]
+Number = Annotated[float, Field(ge=-MOST_FLOAT32, le=MOST_FLOAT32)]
 Amount = Annotated[float, Field(ge=0.0, le=MOST_FLOAT32)]
 """A number that may be 0."""
 PositiveAmount = Annotated[float, Field(gt=0.0, le=MOST_FLOAT32)]

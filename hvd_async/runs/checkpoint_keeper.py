@@ -114,9 +114,9 @@ class CheckpointKeeper(RunPart):
 
     def _remove_snapshots(self, versions: Sequence[int]) -> None:
         for version in versions:
-            path = self._folder.snapshot(version)
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise DataError(f"{path}: cannot be removed: {error.strerror or error}") from None
+            for path in (self._folder.snapshot(version), self._folder.buffers(version)):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise DataError(f"{path}: cannot be removed: {error.strerror or error}") from None
             self._removed.add(version)

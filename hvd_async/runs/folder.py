@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 # Names that a run writes in its folder and in each subfolder. Files with other names do not belong to the run.
 _FILES = re.compile(r"(config\.yaml|events\.jsonl|summary\.json)|\.(config\.yaml|summary\.json)\..*\.tmp")
 _IN_FOLDERS = {
-    "snapshots": re.compile(r"v\d{8,}\.safetensors|\.v\d{8,}\..*"),
+    "snapshots": re.compile(r"v\d{8,}(\.buffers)?\.safetensors|\.v\d{8,}\..*"),
     "checkpoints": re.compile(r"v\d{8,}|\.v\d{8,}\..*"),
     "models": re.compile(r"best|last|\.(best|last)\..*"),
+    "ranks": re.compile(r"rank\d{4,}\.jsonl"),
     "tensorboard": re.compile(r"events\.out\.tfevents\..*"),
 }
 
@@ -70,6 +71,14 @@ class RunFolder:
     def snapshot(self, version: int) -> pathlib.Path:
         """Return the path of the snapshot of `version`."""
         return self.snapshots / f"v{version:08d}.safetensors"
+
+    def buffers(self, version: int) -> pathlib.Path:
+        """Return the path of the buffers with which a script evaluated the snapshot of `version`."""
+        return self.snapshots / f"v{version:08d}.buffers.safetensors"
+
+    def rank_log(self, rank: int) -> pathlib.Path:
+        """Return the path of what a script logs on `rank`."""
+        return self.root / "ranks" / f"rank{rank:04d}.jsonl"
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[None]:

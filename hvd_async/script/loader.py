@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from hvd_async.errors import ConfigError
+from hvd_async.system.random_numbers import numbers_apart
+from hvd_async.tasks.reading import BatchReader, Reading, map_tensors
 
 Batch = Any
 
@@ -31,8 +33,29 @@ class BatchSource(Protocol):
     def batch(self, index: int) -> Batch:
         """Return batch `index`, from 0, across epochs. Raises `StopIteration` at the end of the data."""
 
+    num_batches_ahead: int
+    """Batches that a rank should know ahead of time; 0: none."""
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Learn the batches that this rank will ask for next, in order. Does not wait."""
+
+    def close(self) -> None:
+        """End what reads ahead of time."""
+
     def fingerprint(self) -> str:
         """Return a hash of what is known of the data without reading them."""
+
+
+class _ReadsWhenAsked:
+    """Reads nothing ahead of time."""
+
+    num_batches_ahead = 0
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def source_of(loader: Any, seed: int) -> BatchSource:
@@ -70,46 +93,64 @@ class MapSource:
         self._loader = loader
         self._sampler: Any = sampler
         self._seed = seed
-        self._epoch = -1
-        self._chosen: list[Any] = []
+        self._epochs: dict[int, list[Any]] = {}
         self.per_epoch: int | None = len(self._of(0))
         if not self.per_epoch:
             raise ConfigError("loader: got no batches, expected at least one")
-        ignored = (
-            f"loader: num_workers={loader.num_workers} is ignored: each batch is read by the rank that computes it, in its"
-            " own process"
+        self._pins = loader.pin_memory and torch.cuda.is_available()
+        reading = Reading(loader.dataset, loader.collate_fn, is_batched=loader.batch_sampler is not None, seed=seed)
+        self._reader = BatchReader(
+            reading,
+            loader.num_workers,
+            loader.worker_init_fn,
+            each_ahead=loader.prefetch_factor or 2,
+            timeout=loader.timeout or None,
         )
-        self.notes: Sequence[str] = [ignored] if loader.num_workers else []
+        self.num_batches_ahead = self._reader.num_ahead
+        obstacle = self._reader.obstacle
+        ignored = f"loader: num_workers={loader.num_workers} is ignored, and each rank reads its own batches: {obstacle}"
+        self.notes: Sequence[str] = [ignored] if obstacle else []
 
     def batch(self, index: int) -> Batch:
         """Return batch `index`."""
-        assert self.per_epoch is not None
-        epoch, number = divmod(index, self.per_epoch)
-        chosen, loader = self._of(epoch)[number], self._loader
-        if loader.batch_sampler is None:
-            return loader.collate_fn(loader.dataset[chosen])
-        return loader.collate_fn([loader.dataset[example] for example in chosen])
+        batch = self._reader.read(index, self._chosen(index))
+        return map_tensors(batch, lambda tensor: tensor.pin_memory()) if self._pins else batch
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Let the loader's processes begin to read the batches `indices`."""
+        self._reader.expect((index, self._chosen(index)) for index in indices)
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._reader.close()
 
     def fingerprint(self) -> str:
         """Return a hash of the numbers of examples and batches."""
         return _hash([len(self._loader.dataset), self.per_epoch])  # type: ignore[arg-type]  # a map-style dataset has a length
 
+    def _chosen(self, index: int) -> Any:
+        assert self.per_epoch is not None
+        epoch, number = divmod(index, self.per_epoch)
+        return self._of(epoch)[number]
+
     def _of(self, epoch: int) -> list[Any]:
-        if epoch != self._epoch:
+        """Return the choices of the sampler in `epoch`; those of the last two epochs asked for are kept."""
+        if epoch not in self._epochs:
             inner = getattr(self._sampler, "sampler", self._sampler)
             seed = int.from_bytes(hashlib.sha256(f"{self._seed} {epoch}".encode()).digest()[:7], "little")
             if getattr(inner, "generator", None) is not None:
                 inner.generator.manual_seed(seed)
             if hasattr(inner, "set_epoch"):
                 inner.set_epoch(epoch)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self._chosen = list(self._sampler)
-            self._epoch = epoch
-        return self._chosen
+            with numbers_apart(seed):
+                chosen = list(self._sampler)
+            while len(self._epochs) > 1:
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch] = chosen
+        return self._epochs[epoch]
 
 
-class ListSource:
+class ListSource(_ReadsWhenAsked):
     """The batches of a sequence, in its order in each epoch."""
 
     notes: Sequence[str] = ()
@@ -128,12 +169,15 @@ class ListSource:
         return _hash([len(self._batches)])
 
 
-class StreamSource:
+class StreamSource(_ReadsWhenAsked):
     """The batches of an iterable, each worker's own: batch `index` is the next one, whatever its number."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
-        """`batches` stays the caller's; its iteration begins with the first batch."""
+        """`batches` stays the caller's; its iteration begins with the first batch. The processes of a DataLoader come from a
+        fork server, since a fork of a process in which MPI runs may crash."""
         self._batches = batches
+        if isinstance(batches, DataLoader) and batches.num_workers and batches.multiprocessing_context is None:
+            batches.multiprocessing_context = "forkserver"
         self._iterator: Iterator[Batch] | None = None
         self.per_epoch: int | None = None
         self.notes: Sequence[str] = [

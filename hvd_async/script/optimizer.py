@@ -1,8 +1,7 @@
-"""The optimizer of a script: a description for the store, and the object that the script steps."""
+"""The optimizer that a script steps, and the learning rate over versions."""
 
 from __future__ import annotations
 
-import glob
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,127 +15,6 @@ from hvd_async.system.printable import printable
 
 RateSchedule = Callable[[int], float]
 """Returns the learning rate of the update that makes a version (1, 2, ...), as a share of each group's own rate."""
-
-# For each optimizer: the kind, our names of torch's settings, and the settings that must have the value given.
-_KINDS: Mapping[str, tuple[str, Mapping[str, str], Mapping[str, Any]]] = {
-    "Adam": (
-        "adam",
-        {"betas": "betas", "eps": "epsilon"},
-        {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False},
-    ),
-    "AdamW": ("adamw", {"betas": "betas", "eps": "epsilon"}, {"amsgrad": False, "maximize": False}),
-    "NAdam": (
-        "nadam",
-        {
-            "betas": "betas",
-            "eps": "epsilon",
-            "momentum_decay": "momentum_decay",
-            "decoupled_weight_decay": "decoupled_weight_decay",
-        },
-        {"maximize": False},
-    ),
-    "Adagrad": (
-        "adagrad",
-        {"eps": "epsilon", "lr_decay": "rate_decay", "initial_accumulator_value": "initial_accumulator"},
-        {"maximize": False},
-    ),
-    "SGD": ("sgd", {"momentum": "momentum", "nesterov": "nesterov"}, {"dampening": 0, "maximize": False}),
-    # Not torch's, but of several packages, with settings of their own.
-    "Lion": (
-        "lion",
-        {"betas": "betas"},
-        {"maximize": False, "caution": False, "cautious_factor": 1.0, "decoupled_weight_decay": False},
-    ),
-}
-_HARMLESS = {"foreach", "capturable", "differentiable", "fused"}
-"""Settings of how torch computes a step, which the store computes in its own way."""
-_OF_KINDS = {
-    *("kind", "learning_rate", "betas", "epsilon", "momentum", "nesterov", "momentum_decay", "decoupled_weight_decay"),
-    *("rate_decay", "initial_accumulator"),
-}
-"""Keys that are never those of the configuration."""
-
-
-def describe_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, base: OptimizerConfig) -> OptimizerConfig:
-    """Return the update that `optimizer` describes: class, groups and hyperparameters; the rest is that of `base`.
-
-    Raises `ConfigError` for an optimizer, a setting or a group that the store cannot honour.
-    """
-    name = type(optimizer).__name__
-    known = torch.optim.Optimizer if name == "Lion" else getattr(torch.optim, name, None)
-    if name not in _KINDS or not (known is not None and isinstance(optimizer, known)):
-        of_torch = ", ".join(each for each in _KINDS if each != "Lion")
-        raise ConfigError(
-            f"optimizer: got {name}, expected one of torch.optim's {of_torch}, or a Lion, whose updates the store makes"
-        )
-    kind, names, _ = _KINDS[name]
-    for group in optimizer.param_groups:
-        _check_settings(name, optimizer, group)
-    _check_members(optimizer, model)
-    groups = [_settings(group, names) for group in optimizer.param_groups]
-    by_identity = {id(parameter): each for each, parameter in model.named_parameters()}
-    tree: dict[str, Any] = base.model_dump(exclude=_OF_KINDS)
-    tree |= {"kind": kind, **groups[0], "groups": []}
-    for group, settings in zip(optimizer.param_groups[1:], groups[1:], strict=True):
-        members = [by_identity[id(parameter)] for parameter in group["params"] if parameter.requires_grad]
-        if members:
-            tree["groups"].append({"match": [glob.escape(member) for member in members], **settings})
-    try:
-        return OptimizerConfig.model_validate(tree)
-    except ValueError as error:
-        raise ConfigError(f"optimizer: {printable(' '.join(str(error).split()))}") from None
-
-
-def _check_settings(name: str, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
-    """Check that the store can honour the settings of `group`, one of `optimizer`, whose class has `name`."""
-    _, names, fixed = _KINDS[name]
-    own = {"lr", "weight_decay", *names}
-    if missing := own - group.keys() - {"weight_decay"}:
-        raise ConfigError(
-            f"optimizer: {name}: got no {', '.join(sorted(missing))} in a group, expected {', '.join(sorted(own))}"
-        )
-    given = dict(group)
-    if name == "Lion":
-        given["decoupled_weight_decay"] = getattr(optimizer, "decoupled_wd", False)  # lion-pytorch keeps it outside
-        for setting in sorted(optimizer.defaults.keys() - own - fixed.keys() - _HARMLESS):
-            if given[setting]:
-                raise ConfigError(f"optimizer: Lion: {setting}: got {given[setting]}, expected no such setting")
-    if name == "Adagrad":  # torch begins the sums of all groups with the value of the constructor
-        fixed = {**fixed, "initial_accumulator_value": optimizer.defaults["initial_accumulator_value"]}
-    for setting, wanted in fixed.items():
-        if given.get(setting, wanted) != wanted:
-            raise ConfigError(f"optimizer: {name}: {setting}: got {given[setting]}, expected {wanted}, which the store does")
-
-
-def _settings(group: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"learning_rate": float(group["lr"]), "weight_decay": float(group.get("weight_decay", 0.0))}
-    for theirs, ours in names.items():
-        value = group[theirs]
-        found[ours] = (
-            list(map(float, value))
-            if isinstance(value, (tuple, list))
-            else value
-            if isinstance(value, bool)
-            else float(value)
-        )
-    return found
-
-
-def _check_members(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Check that the groups have exactly the trained parameters of `model`."""
-    trained = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    of_model = {id(parameter) for parameter in model.parameters()}
-    given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if given - of_model:
-        raise ConfigError(
-            f"optimizer: got {len(given - of_model)} parameters that are not in the model, expected those of the model alone;"
-            " make the optimizer from the model that you pass"
-        )
-    if missing := [name for key, name in trained.items() if key not in given]:
-        raise ConfigError(
-            f"optimizer: got no group for {len(missing)} parameters ({printable(', '.join(missing[:3]))}), expected all that"
-            " require a gradient; freeze the others with requires_grad_(False)"
-        )
 
 
 def torch_schedule(factory: Callable[[torch.optim.Optimizer], Any]) -> RateSchedule:
@@ -179,53 +57,41 @@ def check_schedule(schedule: Any) -> RateSchedule:
     return rate_schedule
 
 
-# The store's vectors, and torch's names for them, of the kinds whose whole state these are.
-TORCH_STATE: Mapping[str, Mapping[str, str]] = {
-    "sgd": {"momentum": "momentum_buffer"},
-    "adam": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
-    "adamw": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
-}
-
-
-def state_for_torch(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, Mapping[str, torch.Tensor]], model: nn.Module, version: int
-) -> dict[str, Any]:
-    """Return a `state_dict` that `optimizer`, as it was when it was described, can load, for the parameters of `version`.
-
-    `named[state][name]`: the part of the store's vector that belongs to the parameter `name`, by torch's names of states.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = optimizer.state_dict()
-    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    has_steps = "exp_avg" in named
-    found["state"] = {
-        number: {
-            **({"step": torch.tensor(float(version))} if has_steps else {}),
-            **{theirs: vectors[names[id(parameter)]].clone() for theirs, vectors in named.items()},
-        }
-        for number, parameter in enumerate(members)
-        if parameter.requires_grad and named
-    }
-    return found
-
-
 class RunOptimizer:
-    """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over."""
+    """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over.
+
+    A `torch.amp.GradScaler` takes it: `scaler.step(optimizer, weight=...)` hands over the gradient divided by the scale, also if
+    that is not finite, so that the store refuses it and its place is free again.
+    """
+
+    # GradScaler's word for an optimizer that sees every step; it then sets `grad_scale` while it calls `step`.
+    _step_supports_amp_scaling = True
 
     def __init__(
-        self, described: OptimizerConfig, zero: Callable[[], None], step: Callable[[float | None, Any], None]
+        self,
+        described: OptimizerConfig,
+        model: nn.Module,
+        zero: Callable[[], None],
+        step: Callable[[float | None, Any, float], None],
     ) -> None:
-        """`zero` clears the gradient, `step(weight, loss)` hands it over."""
+        """`zero` clears the gradient, `step(weight, loss, scale)` hands it over, divided by `scale`."""
         self._described = described
+        self._model = model
         self._zero = zero
         self._step = step
 
     @property
     def param_groups(self) -> Sequence[Mapping[str, Any]]:
-        """The settings of each group, to be read: `lr` is the highest rate. They cannot be changed here."""
+        """The trained parameters and the settings of each group, to be read: `lr` is the highest rate. They cannot be changed
+        here."""
+        settings = self._described.of_groups()
+        members: list[list[nn.Parameter]] = [[] for _ in settings]
+        for name, parameter in self._model.named_parameters():
+            if parameter.requires_grad:
+                members[self._described.group_of(name)].append(parameter)
         return [
-            {"lr": each.learning_rate, "weight_decay": each.weight_decay, "kind": each.kind}
-            for each in self._described.of_groups()
+            {"params": own, "lr": each.learning_rate, "weight_decay": each.weight_decay, "kind": each.kind}
+            for own, each in zip(members, settings, strict=True)
         ]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -245,7 +111,8 @@ class RunOptimizer:
         """
         if closure is not None:
             raise ConfigError("optimizer.step: got a closure, expected none: the store makes the update, once for each push")
-        self._step(weight, loss)
+        scale = getattr(self, "grad_scale", None)
+        self._step(weight, loss, 1.0 if scale is None else float(scale))
 
     def state_dict(self) -> dict[str, Any]:
         """Raises `ConfigError`: the state is at the store."""
@@ -255,5 +122,8 @@ class RunOptimizer:
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `ConfigError`: a run is resumed with its own checkpoints."""
-        raise ConfigError("optimizer.load_state_dict: the state is at the store; resume the run with init(..., resume=True)")
+        """Raises `ConfigError`: the state is at the store."""
+        raise ConfigError(
+            "optimizer.load_state_dict: the state is at the store; load it into torch's optimizer before prepare, which takes it"
+            " along, or resume the run with init(..., resume=True)"
+        )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import dataclasses
 import io
+import multiprocessing
 import os
 import sys
-import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,25 +19,22 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hvd_async.config import RunConfig
+from hvd_async.config import OptimizerConfig, RunConfig
 from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.runs.checkpoint import list_checkpoints, load_tensors, read_data
+from hvd_async.runs.folder import RunFolder
+from hvd_async.script.buffers import Buffers, changing_buffers
+from hvd_async.script.description import describe_optimizer
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
-from hvd_async.script.optimizer import (
-    TORCH_STATE,
-    RateSchedule,
-    RunOptimizer,
-    check_schedule,
-    describe_optimizer,
-    state_for_torch,
-)
+from hvd_async.script.loop import Batches, ScriptLoop
+from hvd_async.script.no_input import NoInput
+from hvd_async.script.optimizer import RateSchedule, RunOptimizer, check_schedule
+from hvd_async.script.rank_log import RankLog
 from hvd_async.script.settings import script_config, script_options
-from hvd_async.script.task import Evaluate, ScriptTask
-from hvd_async.strategies.protocol import Claim, Session, Step
+from hvd_async.script.task import Evaluate, Scoring, ScriptTask
+from hvd_async.script.torch_state import hash_of, state_for_torch, steps_of_torch, vectors_of_torch
 from hvd_async.system.failure_message import tell
 from hvd_async.system.files import write_file
-from hvd_async.system.json_text import plain_number
-from hvd_async.tasks.gradient import seed_batch
 from hvd_async.tasks.metric import Metric
 from hvd_async.training.agreement import in_agreement
 from hvd_async.training.run import JoinedJob, joined, trained
@@ -70,7 +68,15 @@ def init(
     Raises `ConfigError` for settings that are wrong, and `SetupError` if the launcher or a package does not fit.
     """
     if _current:
-        raise ConfigError("init: called twice, expected once in a process: one process takes part in one run")
+        raise ConfigError(
+            "init: called again before the run has ended, expected one run at a time; run.finish() ends it, in a notebook also"
+            " after an error in its loop"
+        )
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            "init: called by a process that only reads batches, which imports the script; put what trains under"
+            ' `if __name__ == "__main__":`'
+        )
     settings = script_config(output, config, keywords, os.environ)
     run = ScriptRun(settings, script_options(resume, overwrite, os.environ))
     _current.append(run)
@@ -78,26 +84,33 @@ def init(
 
 
 class ScriptRun:
-    """One rank of a run.
+    """One rank of a run: what `init` returns."""
 
-    Attributes:
-        config: the configuration; `prepare` completes it with the optimizer.
-        rank, size: number of this rank, and of all ranks.
-        summary: how the run ended, on rank 0, after the last batch; empty before, and on other ranks.
-    """
+    config: RunConfig
+    """The configuration; `prepare` completes it with the optimizer."""
+    rank: int
+    """The number of this rank."""
+    size: int
+    """The number of all ranks."""
+    summary: Mapping[str, Any]
+    """How the run ended, on rank 0, after the last batch; empty before, and on other ranks."""
 
     def __init__(self, config: RunConfig, options: Any) -> None:
         """Join the job; see `init`."""
         self.config = config
-        self.summary: Mapping[str, Any] = {}
+        self.summary = {}
         self._stack = contextlib.ExitStack()
         self._job: JoinedJob = self._stack.enter_context(joined(config, options))
         self.rank = self._job.strategy.group.rank
         self.size = self._job.strategy.group.size
         self._is_over = False
-        self._training: _Training | None = None
-        self._previous_hook = sys.excepthook
+        self._loop: ScriptLoop | None = None
+        self._log = RankLog(RunFolder(config.output), self.rank)
+        self._stack.callback(self._log.close)
+        self._previous = sys.excepthook, sys.stdin
         sys.excepthook = self._failed
+        if self.size > 1:
+            sys.stdin = NoInput(self.rank)
         atexit.register(self._left)
 
     @property
@@ -128,8 +141,8 @@ class ScriptRun:
 
         Args:
             model: the same on every rank up to its parameters; those of rank 0 count. Not to be changed afterwards.
-            optimizer: Adam, AdamW, NAdam, SGD or Adagrad of torch.optim, or a Lion, on the model's parameters. It is a
-                description: class, groups and settings are read.
+            optimizer: one of torch.optim, or a Lion, on the model's parameters. It is a description: class, groups, settings and
+                state are read.
             loader: a DataLoader, a list of batches, or an iterable; the same on every rank.
             schedule: the learning rate over versions, as a share of each group's own; see `torch_schedule`. Default: as the
                 key `optimizer.schedule` says, which is constant in a script.
@@ -143,22 +156,28 @@ class ScriptRun:
 
         Raises `ConfigError` for what the run cannot honour, on every rank, before anything starts.
         """
-        if self._training is not None:
+        if self._loop is not None:
             raise ConfigError("prepare: called twice, expected once in a run; several models make one torch.nn.ModuleList")
         group = self._job.strategy.group
         source = in_agreement(group, lambda: self._check(model, loader, buffers, loss))
-        described = in_agreement(group, lambda: describe_optimizer(optimizer, model, self.config.optimizer))
+        described = in_agreement(group, lambda: _describe(optimizer, model, self.config.optimizer))
         factor = None if schedule is None else in_agreement(group, lambda: check_schedule(schedule))
         self.config = self._job.config = self.config.model_copy(update={"optimizer": described})
-        ready = self._set_up(ScriptTask(self.config, model, source, evaluate, metrics, weight_unit), factor)
+        kept = Buffers(model, RunFolder(self.config.output), are_averaged=buffers == "average")
+        ready = self._set_up(ScriptTask(self.config, model, source, Scoring(evaluate, metrics, weight_unit), kept), factor)
         _share_parameters(group, ready)
-        self._training = _Training(self, ready, source, is_mean=loss == "mean", averages=buffers == "average")
-        self._training.described = optimizer
-        self._training.session = self._stack.enter_context(
-            trained(self._job, ready, before_evaluation=self._training.average_buffers)
+        if described.steps_before:
+            ready = _with_state(group, ready, optimizer)
+        self._loop = ScriptLoop(ready, source, kept, self.finish, is_mean=loss == "mean")
+        self._loop.described = optimizer
+        if ready.job.saved is not None and not kept.restore() and ready.recorder is not None:
+            ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
+        self._loop.session = self._stack.enter_context(
+            trained(self._job, ready, before_evaluation=self._loop.average_buffers)
         )
-        training = self._training
-        return training.session.module, RunOptimizer(described, training.zero, training.step), Batches(training)
+        self._stack.enter_context(ready.reading())
+        loop = self._loop
+        return loop.session.module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state_dict of the final model, for `torch.load(path, weights_only=True)`. Call it after the loop on all
@@ -174,38 +193,44 @@ class ScriptRun:
             torch.save(self._prepared().ready.job.model.state_dict(), content)
             write_file(Path(path), content.getvalue())
 
+    def log(self, **values: float) -> None:
+        """Write numbers of this rank, such as `run.log(accuracy=0.5)`, to its file in the run's folder: `ranks/rank0001.jsonl`,
+        a line of JSON for each call, with the time and the number of the batch. Scores that are compared and reported come
+        from `prepare(evaluate=)`.
+
+        Raises `ConfigError` for what is no number.
+        """
+        claim = None if self._loop is None else self._loop.claim
+        self._log.write(None if claim is None else claim.batch, values)
+
     def optimizer_state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state of the final version, as torch's optimizer would have it: for `load_state_dict` of an
         optimizer made like the one that was described. Call it after the last batch, on a rank that sees the run's folder."""
         training = self._prepared()
         if not self._is_over:
             raise ConfigError("optimizer_state_dict: called before the last batch, expected after the loop")
-        kind = self.config.optimizer.kind
-        if kind not in TORCH_STATE:
-            raise ConfigError(
-                f"optimizer_state_dict: got {kind}, expected one of {', '.join(TORCH_STATE)}, whose state torch shares"
-            )
-        newest = list_checkpoints(training.ready.folder.checkpoints)[-1]
-        saved = read_data(newest)
-        tensors, flat = load_tensors(saved), training.ready.job.flat
-        places = {ours: theirs for ours, theirs in TORCH_STATE[kind].items() if ours in tensors}
-        named = {theirs: flat.named_tensors(tensors[ours]) for ours, theirs in places.items()}
-        return state_for_torch(training.described, named, training.ready.job.model, saved.data["store"]["version"])
+        saved, job = read_data(list_checkpoints(training.ready.folder.checkpoints)[-1]), training.ready.job
+        num_steps = saved.data["store"]["version"] + job.optimizer.steps_before
+        return state_for_torch(training.described, load_tensors(saved), job.flat, job.model, job.optimizer, num_steps)
 
     def finish(self) -> None:
-        """End the run on this rank: as after the last batch. Called by itself at the end of the batches. Collective."""
+        """End the run on this rank: as after the last batch, or after a `break`. Called by itself at the end of the batches, and
+        at the end of the script. Collective. Another run may begin in this process afterwards, with `init`."""
         if self._is_over:
             return
         self._is_over = True
+        _current.clear()
+        sys.excepthook, sys.stdin = self._previous
+        atexit.unregister(self._left)
         self._stack.close()
         self.summary = self._job.summary
-        if self._training is not None:
-            self._training.load_final()
+        if self._loop is not None:
+            self._loop.load_final()
 
-    def _prepared(self) -> _Training:
-        if self._training is None:
+    def _prepared(self) -> ScriptLoop:
+        if self._loop is None:
             raise ConfigError("got no model yet, expected a call of prepare first")
-        return self._training
+        return self._loop
 
     def _set_up(self, task: ScriptTask, factor: RateSchedule | None) -> Ready:
         by_version = None if factor is None else lambda version, _: factor(version)
@@ -225,7 +250,7 @@ class ScriptRun:
             raise ConfigError(f"loss: got {loss!r}, expected 'mean' or 'sum'")
         if buffers not in ("refuse", "average"):
             raise ConfigError(f"buffers: got {buffers!r}, expected 'refuse' or 'average'")
-        changing = [name for name, module in model.named_modules() if getattr(module, "track_running_stats", False)]
+        changing = changing_buffers(model)
         if changing and buffers == "refuse" and self.size > 1:
             raise ConfigError(
                 f"model: got running statistics ({', '.join(changing[:3])}), which each rank would have for itself; expected"
@@ -242,7 +267,7 @@ class ScriptRun:
 
     def _failed(self, kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
         """Tell the other ranks of an error that ends the script, and save; in place of `sys.excepthook`."""
-        sys.excepthook = self._previous_hook
+        sys.excepthook, sys.stdin = self._previous
         if not self._is_over:
             self._is_over = True
             try:
@@ -251,7 +276,7 @@ class ScriptRun:
                 error = raised
         if not isinstance(error, HvdAsyncError):
             if not getattr(error, "is_told", False):
-                self._previous_hook(type(error), error, error.__traceback__)
+                self._previous[0](type(error), error, error.__traceback__)
             return
         is_reporter = getattr(error, "is_reporter", None)
         if is_reporter is None:
@@ -263,135 +288,30 @@ class ScriptRun:
 
     def _left(self) -> None:
         """End the run of a script that ended without reading all batches."""
-        if self._is_over or self._training is None:
+        if self._is_over or self._loop is None:
             return
-        if self._training.session.worker is not None:
+        if self._loop.session.worker is not None:
             print(f"hvd-async: rank {self.rank}: the script ended before the last batch", file=sys.stderr)
         self.finish()
 
 
-class _Training:
-    """The part of a run between `prepare` and the last batch."""
-
-    session: Session
-    described: torch.optim.Optimizer
-
-    def __init__(self, run: ScriptRun, ready: Ready, source: BatchSource, *, is_mean: bool, averages: bool) -> None:
-        self.run = run
-        self.ready = ready
-        self._source = source
-        self._is_mean = is_mean
-        self._averages = averages
-        self.is_left = False
-        """Whether the script has left the loop before the last batch."""
-        self._claim: Claim | None = None
-        self._began = 0.0
-        self._has_gradient = False
-        for parameter in ready.job.model.parameters():
-            if parameter.requires_grad:
-                hook: Any = parameter.register_post_accumulate_grad_hook  # untyped in torch
-                hook(self._note_gradient)
-
-    def batches(self) -> Iterator[Any]:
-        """Yield the batches of this rank, and end the run after the last one."""
-        worker = self.session.worker
-        if worker is not None:
-            self.session.module.train()
-            for claim in worker.claims():
-                seed_batch(self.run.config.seed, claim.batch)
-                self._began = time.monotonic()
-                try:
-                    batch = self._source.batch(claim.batch)
-                except StopIteration:
-                    break
-                self.zero()
-                self._claim, self._has_gradient = claim, False
-                try:
-                    yield batch
-                except GeneratorExit:  # by `break`
-                    self.is_left = True
-                    raise
-                if self._claim is not None:
-                    raise ConfigError(
-                        f"batch {claim.batch}: got no optimizer.step, expected one for each batch; to accumulate over several,"
-                        " yield larger batches and split them"
-                    )
-        self.run.finish()
-
-    def zero(self) -> None:
-        """Clear the gradient."""
-        self.ready.job.flat.zero_gradient()
-
-    def step(self, weight: float | None, loss: Any) -> None:
-        """Hand over the gradient of the current batch."""
-        claim, worker, flat = self._claim, self.session.worker, self.ready.job.flat
-        if claim is None or worker is None:
-            raise ConfigError("optimizer.step: called without a batch, expected once for each batch, inside the loop")
-        if strayed := flat.strayed(self.ready.job.model):
-            raise ConfigError(
-                f"optimizer.step: {strayed}: got a parameter that prepare did not see, or that was moved or cast since; expected"
-                " the model as it was prepared: change it before"
-            )
-        if not self._has_gradient:
-            raise ConfigError("optimizer.step: got no gradient, expected loss.backward() before it")
-        if weight is None:
-            raise ConfigError(
-                "optimizer.step: got no weight, expected weight=..., such as the number of examples, over which the loss is a"
-                f" {'mean' if self._is_mean else 'sum'}; weight=1 gives each batch the same"
-            )
-        weight = float(weight)
-        if not 0.0 < weight < float("inf"):
-            raise ConfigError(f"optimizer.step: weight: got {weight}, expected a number > 0")
-        factor = (weight if self._is_mean else 1.0) if claim.counts else 0.0
-        if factor != 1.0:
-            flat.collect_gradient().mul_(factor)
-        value = loss.detach() if isinstance(loss, torch.Tensor) else loss
-        number = float("nan") if value is None else float(value) * (weight if self._is_mean else 1.0)
-        self._claim = None
-        own = plain_number(weight if claim.counts else 0.0)
-        worker.step(Step(claim.batch, own, number, time.monotonic() - self._began))
-        self.ready.loop.evaluate_if_due(worker)
-
-    def average_buffers(self, group: Group) -> None:
-        """Give every rank the mean of the workers' floating-point buffers. Collective."""
-        if not self._averages or group.size == 1:
-            return
-        model = self.ready.job.model
-        own = {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-        text = "" if self.session.worker is None else base64.b64encode(safetensors.torch.save(own)).decode()
-        found = [safetensors.torch.load(base64.b64decode(each)) for each in group.allgather(text) if each]
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in own:
-                    buffer.copy_(torch.stack([each[name] for each in found]).mean(0))
-
-    def load_final(self) -> None:
-        """Give the model the exported parameters of the last version, on every rank."""
-        path = self.ready.folder.models / "last" / "model.safetensors"
-        tensors = safetensors.torch.load_file(path)
-        self.ready.job.model.load_state_dict(tensors)
-
-    def _note_gradient(self, _: torch.Tensor) -> None:
-        self._has_gradient = True
+def _describe(optimizer: torch.optim.Optimizer, model: nn.Module, base: OptimizerConfig) -> OptimizerConfig:
+    """Return the configuration of `optimizer`, with the number of steps that it has made."""
+    found = describe_optimizer(optimizer, model, base)
+    return found.model_copy(update={"steps_before": steps_of_torch(optimizer, found)})
 
 
-class Batches:
-    """The batches of this rank, in one pass over all epochs. Each batch of the run goes to one rank, whatever its speed.
-
-    Iterating ends when the run is over on all ranks; then the model has the parameters of its last version on every rank.
-    """
-
-    def __init__(self, training: _Training) -> None:
-        """Made by `ScriptRun.prepare`."""
-        self._training = training
-        self._is_used = False
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches; once."""
-        if self._is_used:
-            raise ConfigError("batches: iterated twice, expected one loop over all epochs; epochs= says how many there are")
-        self._is_used = True
-        return self._training.batches()
+def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) -> Ready:
+    """Return `ready` with the state of `optimizer`, from which a new run begins. Collective."""
+    job = ready.job
+    state = in_agreement(group, lambda: vectors_of_torch(optimizer, job.flat, job.model, job.optimizer))
+    if len(set(group.allgather(hash_of(state)))) > 1:
+        error = ConfigError(
+            "optimizer: got a state that differs between ranks, expected the same on all; load the same file"
+        )
+        error.is_on_all_ranks = True
+        raise error
+    return dataclasses.replace(ready, job=dataclasses.replace(job, initial_state=state))
 
 
 def _share_parameters(group: Group, ready: Ready) -> None:

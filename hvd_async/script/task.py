@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,22 @@ from torch import Tensor, nn
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
+from hvd_async.script.buffers import Buffers
 from hvd_async.script.loader import BatchSource
 from hvd_async.tasks.evaluating import evaluating, write_model
 from hvd_async.tasks.metric import LOSS, Metric
 
 Evaluate = Callable[[nn.Module], "Mapping[str, float] | float"]
 """Measures a model on validation data: returns its scores by the names of metrics, or its loss alone."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a script measures: `evaluate` returns the scores `metrics`; weights count `weight_unit`."""
+
+    evaluate: Evaluate | None
+    metrics: Sequence[Metric]
+    weight_unit: str
 
 
 class ScriptTask:
@@ -30,20 +41,20 @@ class ScriptTask:
         config: RunConfig,
         model: nn.Module,
         source: BatchSource,
-        evaluate: Evaluate | None,
-        metrics: Sequence[Metric],
-        weight_unit: str,
+        scoring: Scoring,
+        buffers: Buffers,
     ) -> None:
         """All arguments stay the caller's."""
-        others = [metric for metric in metrics if metric.name != LOSS]
-        loss = next((metric for metric in metrics if metric.name == LOSS), Metric(LOSS, "loss"))
-        self.metrics: Sequence[Metric] = () if evaluate is None else (loss, *others)
+        others = [metric for metric in scoring.metrics if metric.name != LOSS]
+        loss = next((metric for metric in scoring.metrics if metric.name == LOSS), Metric(LOSS, "loss"))
+        self.metrics: Sequence[Metric] = () if scoring.evaluate is None else (loss, *others)
         self.num_statistics = 2 * len(self.metrics)
-        self.weight_unit = weight_unit
+        self.weight_unit = scoring.weight_unit
         self._config = config
         self._model = model
         self._source = source
-        self._evaluate = evaluate
+        self._evaluate = scoring.evaluate
+        self._buffers = buffers
 
     def build_model(self) -> nn.Module:
         """Return the script's model, the same at each call."""
@@ -73,6 +84,19 @@ class ScriptTask:
     def batch(self, index: int, device: torch.device | str) -> Any:
         """Return batch `index` as the loader makes it."""
         return self._source.batch(index)
+
+    @property
+    def num_batches_ahead(self) -> int:
+        """Batches that a rank should know ahead of time."""
+        return self._source.num_batches_ahead
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Let the loader's processes begin to read the batches `indices`."""
+        self._source.expect(indices)
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._source.close()
 
     def epoch_of(self, index: int) -> int:
         """Return the epoch, from 0, to which batch `index` belongs."""
@@ -111,8 +135,8 @@ class ScriptTask:
     def export(self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, scores: Mapping[str, float]) -> None:
         """Write `model.safetensors`, the state_dict of the model with its buffers, `config.yaml` and `meta.json`."""
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        tensors = {}
+        tensors, buffers = {}, self._buffers.of(version)
         for name, tensor in self._model.state_dict(keep_vars=True).items():
-            own = named_tensors.get(names.get(id(tensor), name), tensor)
+            own = buffers[name] if name in buffers else named_tensors.get(names.get(id(tensor), name), tensor)
             tensors[name] = own.detach().to("cpu", copy=True).contiguous()
         write_model(folder, tensors, self._config, version, scores)

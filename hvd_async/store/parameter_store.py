@@ -19,7 +19,8 @@ from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store import staleness
 from hvd_async.store.arrival import Arrival, Refusal, Update, total_weight
 from hvd_async.store.ledger import BatchLedger
-from hvd_async.store.optimizer import StepOrder, state_names
+from hvd_async.store.optimizers.factory import state_names
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.schedule import arrivals_needed, is_synchronous, rate_factor
 from hvd_async.store.shards.shard import MAX_UNREAD, Shard, past_names

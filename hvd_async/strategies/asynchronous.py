@@ -13,7 +13,8 @@ import torch
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
-from hvd_async.store.optimizer import StepOrder, ranges_within, state_names
+from hvd_async.store.optimizers.factory import ranges_within, state_names
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.serve.client import ClientOptions, StoreClient
@@ -336,7 +337,7 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
         return memory.vector(layout.state_offset(names.index(name)))
 
     warm_up(job.optimizer, DTYPES[layout.format.dtype], buffers[0].device)
-    return Shard(
+    shard = Shard(
         buffers,
         job.optimizer,
         provisional=[memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)],
@@ -344,6 +345,7 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
         keeps_bases=needs_base_parameters(job.strategy),
         allocate=in_block if layout.num_state_vectors else None,
     )
+    return job.begin(shard, part)
 
 
 def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device) -> None:

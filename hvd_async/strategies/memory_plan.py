@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import ConfigError
-from hvd_async.store.optimizer import state_names
+from hvd_async.store.optimizers.factory import state_names
 from hvd_async.store.serve.node_aggregation import node_layout
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, slot_format

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyC
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
 from hvd_async.store.observer import Observer
 from hvd_async.store.parameter_store import ParameterStore, RateFactor, ShardOps
+from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
@@ -22,10 +23,11 @@ from hvd_async.vectors.flat import FlatParameters
 @dataclass(frozen=True)
 class Claim:
     """A batch to compute. If `counts` is False, a synchronous rank computes only to keep step with the others: its gradient
-    and its weight must be zero."""
+    and its weight must be zero. `upcoming`: the batches that this rank is to compute next, as far as it knows them."""
 
     batch: int
     counts: bool = True
+    upcoming: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class JobSpec:
     stop_requested: Callable[[], StopNotice | None]
     rate_factor: RateFactor | None = None
     """The learning rate over time; None: as `optimizer.schedule` says."""
+    num_batches_ahead: int = 0
+    """How many batches a worker should know ahead of time, for those who read them. In lock-step it knows none."""
     reduces_at_step: bool = False
     """Whether synchronous strategies sum gradients only when a step ends, not already during backward, because there may be
     several backward passes to a step."""
@@ -122,7 +126,7 @@ class JobSpec:
 
     def with_state(self, observer: Observer | None, saved: SavedState | None) -> Job:
         """Return the job with `observer`, resumed from `saved`."""
-        return Job(**{field.name: getattr(self, field.name) for field in fields(self)}, observer=observer, saved=saved)
+        return Job(**{each.name: getattr(self, each.name) for each in fields(self)}, observer=observer, saved=saved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,15 @@ class Job(JobSpec):
     """Observer of the store; on rank 0 alone."""
     saved: SavedState | None
     """State from which to resume; None for a new run."""
+    initial_state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Vectors of the optimizer ([size] float32, on the CPU) with which a new run begins, by name; the others begin as the
+    optimizer says."""
+
+    def begin(self, shard: Shard, part: slice) -> Shard:
+        """Return `shard`, of the elements `part`, with its part of `initial_state`."""
+        for name, vector in self.initial_state.items():
+            shard.read(name).copy_(vector[part])
+        return shard
 
     @property
     def claim_order(self) -> ClaimOrder:

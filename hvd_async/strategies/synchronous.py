@@ -104,7 +104,7 @@ class SynchronousWorker:
     def __init__(self, job: Job, rank: int, all_reduce: AllReduce, watch: Watch) -> None:
         """Collective: all ranks call this in the same order as the other collective calls of the strategy."""
         strategy = job.strategy.model_copy(update=ONE)
-        self._replica = make_replica(job.flat, job.optimizer, strategy.delay)
+        self._replica = job.begin(make_replica(job.flat, job.optimizer, strategy.delay), slice(None))
         self.store: ParameterStore = job.make_store(self._replica, strategy, 1)
         self.notice: StopNotice | None = None
         self._job = job
@@ -126,7 +126,7 @@ class SynchronousWorker:
                 return
             load_base(self._replica, self._job.flat, self._job.strategy.delay)
             counts = self._rank < len(self._group)
-            yield Claim(self._group[self._rank if counts else 0], counts)
+            yield Claim(self._group[self._rank if counts else 0], counts, self._upcoming())
 
     def step(self, step: Step) -> None:
         started = time.monotonic()
@@ -190,8 +190,21 @@ class SynchronousWorker:
         self._is_finished |= self._ask_observer()
 
     def _next_group(self) -> range:
-        job = self._job
-        return next_group(self.store.ledger.watermark, job.num_workers, job.num_batches, job.epoch_of)
+        return self._group_from(self.store.ledger.watermark)
+
+    def _group_from(self, start: int) -> range:
+        return next_group(start, self._job.num_workers, self._job.num_batches, self._job.epoch_of)
+
+    def _upcoming(self) -> tuple[int, ...]:
+        """Return the batches of this rank in the groups after the present one."""
+        found: list[int] = []
+        group = self._group
+        for _ in range(self._job.num_batches_ahead):
+            group = self._group_from(group.stop)
+            if not group:
+                break
+            found += [group[self._rank]] if self._rank < len(group) else []
+        return tuple(found)
 
     def _notify(self, update: Update | None) -> None:
         refused = self.store.take_refused()

@@ -63,11 +63,17 @@ class AsynchronousWorker:
         self._worker = worker
         self._host = host
         self._base = NO_BASE
+        self._ahead: deque[int] = deque()  # claimed ahead
+        self._are_all_claimed = False
 
     def claims(self) -> Iterator[Claim]:
         self._start()
-        while (batch := claim(self._job, self._client)) is not None:
-            yield Claim(batch)
+        while True:
+            was_asked = not self._ahead  # by the claim of the next batch
+            self._claim_ahead()
+            if not self._ahead or (not was_asked and ask_to_stop(self._job, self._client)):
+                return
+            yield Claim(self._ahead.popleft(), upcoming=tuple(self._ahead))
 
     def step(self, step: Step) -> None:
         before = self._base
@@ -88,6 +94,18 @@ class AsynchronousWorker:
         self._client.report_evaluation(request.version, statistics)
         self._start()  # there are newer versions by now
 
+    def _claim_ahead(self) -> None:
+        """Claim the next batch, and as many more as the job wants to know ahead of time; none in lock-step, where others would
+        have to wait for them."""
+        is_alone = is_synchronous(self._job.strategy, self._base.version)
+        wanted = 1 + (0 if is_alone else self._job.num_batches_ahead)
+        while len(self._ahead) < wanted and not self._are_all_claimed:
+            batch = claim(self._job, self._client)
+            if batch is None:
+                self._are_all_claimed = True
+            else:
+                self._ahead.append(batch)
+
     def _start(self) -> None:
         self._base = self._push_pull.start(self._host.parameters)
         self._host.load_parameters()
@@ -95,12 +113,14 @@ class AsynchronousWorker:
 
 @dataclass(frozen=True)
 class Brought:
-    """Result of a push and pull during a step: the base pulled, batches claimed ahead, an evaluation to make."""
+    """Result of a push and pull during a step: the base pulled, batches claimed ahead, an evaluation to make, and whether the
+    run stops."""
 
     base: Base
     batches: tuple[int | None, ...]
     evaluation: int | None
     took: Took
+    is_stopped: bool
 
 
 class OverlappedWorker:
@@ -123,6 +143,7 @@ class OverlappedWorker:
         self._batches: deque[int | None] = deque()  # claimed ahead; None: there are no more
         self._under_way: Future[Brought] | None = None
         self._evaluation: int | None = None
+        self._is_stopped = False
 
     def __enter__(self) -> OverlappedWorker:
         """Start the thread."""
@@ -142,8 +163,9 @@ class OverlappedWorker:
     def claims(self) -> Iterator[Claim]:
         self._start()
         self._claim_ahead()
-        while (batch := self._batches.popleft()) is not None:
-            yield Claim(batch)
+        while (batch := self._batches.popleft()) is not None and not self._is_stopped:
+            yield Claim(batch, upcoming=tuple(each for each in self._batches if each is not None))
+        self._settle()
 
     def step(self, step: Step) -> None:
         arrival = describe(self._worker, step, self._base, self._took)
@@ -174,7 +196,7 @@ class OverlappedWorker:
             evaluation = self._client.take_evaluation()
         # A worker that waits for this result claims its batches afterwards, when it knows the version.
         batches = (claim(self._job, self._client),) if computing != IDLE else ()
-        return Brought(base, batches, evaluation, self._push_pull.took)
+        return Brought(base, batches, evaluation, self._push_pull.took, self._client.stop_notice() is not None)
 
     def _settle(self) -> None:
         """Wait for the push and pull under way, if any, and use its result from now on."""
@@ -182,6 +204,7 @@ class OverlappedWorker:
             return
         outcome, self._under_way = self._under_way.result(), None
         self._took = outcome.took
+        self._is_stopped |= outcome.is_stopped
         self._batches.extend(outcome.batches)
         if outcome.evaluation is not None:
             self._evaluation = outcome.evaluation
@@ -192,7 +215,8 @@ class OverlappedWorker:
     def _claim_ahead(self) -> None:
         """Claim batches so that there is one to compute during the next push and pull. In lock-step, where arrivals are
         taken in the order of their batches, claim no batch for which others would have to wait."""
-        wanted = 1 if is_synchronous(self._job.strategy, self._base.version) else 2
+        is_alone = is_synchronous(self._job.strategy, self._base.version)
+        wanted = 1 if is_alone else 2 + self._job.num_batches_ahead
         while len(self._batches) < wanted and (not self._batches or self._batches[-1] is not None):
             self._batches.append(self._thread.submit(claim, self._job, self._client).result())
 

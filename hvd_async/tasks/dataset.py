@@ -17,8 +17,10 @@ from torch.utils.data import default_collate
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
+from hvd_async.system.random_numbers import numbers_apart
 from hvd_async.tasks.evaluating import device_of, evaluating, write_model
 from hvd_async.tasks.metric import LOSS, Metric
+from hvd_async.tasks.reading import BatchReader, Reading, WorkerInit, map_tensors
 from hvd_async.tasks.task import Batch
 
 _LOSS = Metric(LOSS, "loss")
@@ -44,8 +46,39 @@ class DatasetTask:
 
     Each epoch is a permutation of the training examples that depends on the run's seed alone, cut into batches. Every
     example is read by the rank that computes its batch, whichever that is, so `train[i]` must be the same on all ranks and
-    at each call; random augmentation may use torch's global generator, which is seeded for each batch.
+    at each call; random augmentation may use the global generators of torch, NumPy and Python, which are seeded for each batch.
+
+    With `num_workers`, `train`, `collate` and `worker_init` are sent to other processes.
+
+    Args:
+        config: the run's configuration, the first argument of the factory.
+        model: makes a new model on the CPU.
+        train: the training examples.
+        validation: the examples on which the model is evaluated.
+        batch_size: examples of a batch.
+        loss: the loss of a batch from the model's outputs, summed over what `weight` counts.
+        forward: the outputs of the model for a batch. Default: the model is called with the batch's first element.
+        weight: what the loss of a batch is summed over. Default: the length of the batch's first tensor.
+        weight_unit: what weights count, in the plural.
+        measures: further metrics, each with the sum over a batch whose mean by weight is the score, in percent if the
+            unit is `%`.
+        derived: further metrics, each with a function of the scores by name.
+        collate: makes a batch of a list of examples.
+        drop_last: leave out the last batch of an epoch if it is smaller than the others.
+        buffers: `refuse`: with strategy `async`, a model whose buffers change in training is refused. `recalibrate`: they
+            are computed from the parameters before each evaluation and export.
+        recalibration_batches: batches that `recalibrate` reads.
+        fingerprint: identifies the training data. Default: a hash of some examples.
+        num_workers: processes of each rank that read batches ahead of time; 0: the rank reads its own.
+        worker_init: called in each of these processes, with its number.
     """
+
+    weight_unit: str
+    """The name of what weights count, for people."""
+    metrics: Sequence[Metric]
+    """The loss, the measures, and what is derived from them."""
+    num_statistics: int
+    """Length of the vector that `evaluate` returns."""
 
     def __init__(
         self,
@@ -65,6 +98,8 @@ class DatasetTask:
         drop_last: bool = False,
         buffers: Literal["refuse", "recalibrate"] = "refuse",
         recalibration_batches: int = 32,
+        num_workers: int = 0,
+        worker_init: WorkerInit | None = None,
         fingerprint: str | None = None,
     ) -> None:
         """Describe the task; nothing is read but a few examples, for the fingerprint. The arguments are those of the class.
@@ -91,11 +126,12 @@ class DatasetTask:
         self._measures = dict(measures or {})
         self._derived = dict(derived or {})
         self._collate = collate
+        self._reader = BatchReader(Reading(train, collate, is_batched=True, seed=config.seed), num_workers, worker_init)
         self._recalibrates = buffers == "recalibrate"
         self._num_recalibration = min(recalibration_batches, self._per_epoch)
         self._fingerprint = fingerprint
         self._order: tuple[int, Any] | None = None
-        self.metrics: Sequence[Metric] = (_LOSS, *self._measures, *self._derived)
+        self.metrics = (_LOSS, *self._measures, *self._derived)
         if len({metric.name for metric in self.metrics}) < len(self.metrics):
             names = ", ".join(metric.name for metric in self.metrics)
             raise ConfigError(f"measures, derived: got {names}, expected different names; `loss` is always there")
@@ -108,8 +144,7 @@ class DatasetTask:
 
     def build_model(self) -> nn.Module:
         """Return a new model on the CPU, drawn from the run's seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._config.seed)
+        with numbers_apart(self._config.seed):
             return self._model()
 
     def fingerprint(self) -> str:
@@ -121,10 +156,12 @@ class DatasetTask:
         """Return a line on the sizes of the data."""
         left_out = len(self._train) - self._per_epoch * self._batch_size
         note = f"; {left_out:,} of each epoch left out by drop_last" if left_out > 0 else ""
-        return [
+        lines = [
             f"{len(self._train):,} training and {len(self._validation):,} validation examples,"
             f" {self._per_epoch:,} batches an epoch{note}"
         ]
+        obstacle = self._reader.obstacle
+        return lines + ([f"num_workers is ignored, and each rank reads its own batches: {obstacle}"] if obstacle else [])
 
     def num_batches(self) -> int | None:
         """Return the number of batches of the whole run; None if updates or seconds bound the run.
@@ -147,9 +184,20 @@ class DatasetTask:
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
         """Return batch `index` (from 0, across epochs), on `device`."""
-        epoch, number = divmod(index, self._per_epoch)
-        chosen = self._permutation(epoch)[number * self._batch_size : (number + 1) * self._batch_size]
-        return _to(self._collate([self._train[int(example)] for example in chosen]), device)
+        return map_tensors(self._reader.read(index, self._chosen(index)), lambda tensor: tensor.to(device))
+
+    @property
+    def num_batches_ahead(self) -> int:
+        """Batches that a rank should know ahead of time, for the processes that read them."""
+        return self._reader.num_ahead
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Let the processes begin to read the batches `indices`, if there are any processes."""
+        self._reader.expect((index, self._chosen(index)) for index in indices)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._reader.close()
 
     def epoch_of(self, index: int) -> int:
         """Return the epoch, from 0, to which batch `index` belongs."""
@@ -176,7 +224,8 @@ class DatasetTask:
             starts = range(0, len(self._validation), self._batch_size)[shard::num_shards]
             for start in starts:
                 examples = range(start, min(start + self._batch_size, len(self._validation)))
-                batch = _to(self._collate([self._validation[example] for example in examples]), device)
+                read = self._collate([self._validation[example] for example in examples])
+                batch = map_tensors(read, lambda tensor: tensor.to(device))
                 outputs = self._forward(model, batch)
                 found = [self._weight_of(batch), self._loss(outputs, batch)]
                 found += [measure(outputs, batch) for measure in self._measures.values()]
@@ -207,11 +256,18 @@ class DatasetTask:
             tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
         write_model(folder, tensors, self._config, version, scores)
 
+    def _chosen(self, index: int) -> list[int]:
+        """Return the examples of batch `index`."""
+        epoch, number = divmod(index, self._per_epoch)
+        chosen: list[int] = self._permutation(epoch)[number * self._batch_size : (number + 1) * self._batch_size].tolist()
+        return chosen
+
     def _permutation(self, epoch: int) -> Any:
-        if self._order is None or self._order[0] != epoch:
+        order = self._order  # which another thread, that of an export, may replace meanwhile
+        if order is None or order[0] != epoch:
             seeds = [self._config.seed & 0xFFFFFFFFFFFFFFFF, epoch]
-            self._order = epoch, np.random.default_rng(seeds).permutation(len(self._train))
-        return self._order[1]
+            self._order = order = epoch, np.random.default_rng(seeds).permutation(len(self._train))
+        return order[1]
 
     def _weight_of(self, batch: Batch) -> float:
         return float(self._weight(batch)) if self._weight is not None else _length_of(batch)
@@ -230,11 +286,13 @@ class DatasetTask:
         for module in momenta:
             module.reset_running_stats()
             module.momentum = None  # a cumulative average
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self._config.seed)
-            model.train()
+        model.train()
+        with torch.no_grad():
             for index in range(self._num_recalibration):
-                self._forward(model, self.batch(index, device))
+                with numbers_apart(
+                    index, device
+                ):  # for each batch, as the exports of the background hold up training meanwhile
+                    self._forward(model, self.batch(index, device))
         for module, momentum in momenta.items():
             module.momentum = momentum
         model.train(was_training)
@@ -248,17 +306,6 @@ class DatasetTask:
 
 def _first_of_batch(model: nn.Module, batch: Batch) -> Any:
     return model(batch[0])
-
-
-def _to(batch: Batch, device: torch.device | str) -> Batch:
-    """Return `batch` with its tensors on `device`: those in lists, tuples and maps, and whatever has a method `to`."""
-    if isinstance(batch, Mapping):
-        return {key: _to(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
-        return type(batch)(*(_to(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(_to(value, device) for value in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
 
 
 def _length_of(batch: Batch) -> float:

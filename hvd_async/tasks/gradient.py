@@ -10,6 +10,7 @@ from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.printable import printable
+from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -23,20 +24,15 @@ def compute_gradient(
     gradient, weight and loss are zero. Computing a batch again on equal parameters gives equal bits on like machines,
     because dropout is drawn from `seed` and `batch` alone. Raises `DataError` for an invalid weight.
     """
-    seed_batch(seed, batch)
     flat.zero_gradient()
-    loss, weight = task.loss(module, task.batch(batch, flat.parameters.device))
-    if not (math.isfinite(weight) and weight >= 0.0):
-        raise DataError(f"batch {batch}: got a weight of {weight} from the task, expected a finite number >= 0")
-    if not counts:
-        loss, weight = loss * 0.0, 0.0
-    loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+    with numbers_of_batch(seed, batch):
+        loss, weight = task.loss(module, task.batch(batch, flat.parameters.device))
+        if not (math.isfinite(weight) and weight >= 0.0):
+            raise DataError(f"batch {batch}: got a weight of {weight} from the task, expected a finite number >= 0")
+        if not counts:
+            loss, weight = loss * 0.0, 0.0
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
     return plain_number(weight), float(loss.detach())
-
-
-def seed_batch(seed: int, batch: int) -> None:
-    """Seed torch's global generators for `batch` of a run with `seed`."""
-    torch.manual_seed(hash((seed, batch)) & 0x7FFFFFFFFFFFFFFF)
 
 
 def flatten(model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device | str = "cpu") -> FlatParameters:
@@ -68,7 +64,7 @@ def check_buffers(task: Task, model: torch.nn.Module) -> None:
     if not before:
         return
     was_training = model.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), numbers_apart(0):
         task.loss(model.train(), task.batch(0, "cpu"))
     after = dict(model.named_buffers())
     changed = [name for name, buffer in before.items() if not torch.equal(buffer, after[name])]

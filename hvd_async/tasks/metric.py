@@ -23,9 +23,11 @@ class Metric:
     title: str
     """The name that people read, such as `BLEU`."""
     unit: str = ""
+    """The unit of the score, such as `%`; empty for a plain number."""
     digits: int = 3
     """Decimals in tables; lines of progress show one more."""
     is_higher_better: bool = False
+    """Whether the higher of two scores is the better one."""
     note: str = ""
     """Half a sentence on how the score is measured, for the definitions in a report."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -74,4 +74,23 @@ class Task(Protocol):
     def export(
         self, folder: Path, named_tensors: Mapping[str, torch.Tensor], version: int, scores: Mapping[str, float]
     ) -> None:
-        """Write a model folder, whole or not at all, including the validation `scores` of the version, if there are any."""
+        """Write a model folder, whole or not at all, including the validation `scores` of the version, if there are any.
+
+        May be called in a thread beside training, so it must not draw from the global random generators, nor change the
+        model that trains.
+        """
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """What a task may have besides: processes that read the batches of a rank before it computes them."""
+
+    @property
+    def num_batches_ahead(self) -> int:
+        """How many batches a rank is to claim ahead of time; 0: none."""
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Learn the batches that this rank will ask for next, in order. Does not wait."""
+
+    def close(self) -> None:
+        """End the processes; called when training ends."""

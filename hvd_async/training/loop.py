@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from hvd_async.emulation.idling import Emulation
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.tasks.gradient import compute_gradient
-from hvd_async.tasks.task import Task
+from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.vectors.flat import FlatParameters
 
 
@@ -30,6 +31,8 @@ class TrainingLoop:
         module.train()
         for claim in worker.claims():
             started = time.monotonic()
+            if isinstance(self.task, ReadsAhead):
+                self.task.expect(claim.upcoming)
             weight, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # so that the measured time is the work, not only its launch
@@ -37,11 +40,14 @@ class TrainingLoop:
             worker.step(Step(claim.batch, weight, loss, time.monotonic() - started))
             self.evaluate_if_due(worker)
 
-    def evaluate_if_due(self, worker: Worker) -> None:
-        """Make the evaluation that `worker` is asked for, if any, and report it."""
+    def evaluate_if_due(self, worker: Worker, evaluated: Callable[[int], None] = lambda version: None) -> None:
+        """Make the evaluation that `worker` is asked for, if any, and report it. `evaluated` is called before the report, on the
+        rank of the first part."""
         request = worker.evaluation_due()
         if request is None:
             return
         with self.flat.with_parameters(request.parameters):
             statistics = self.task.evaluate(self.model, request.shard, request.num_shards)
+        if request.shard == 0:
+            evaluated(request.version)
         worker.report(request, statistics)

@@ -45,7 +45,8 @@ def train(
         if ready is not None:
             with trained(job, ready) as session:
                 if session.worker is not None:
-                    ready.loop(session.worker, session.module)
+                    with ready.reading():
+                        ready.loop(session.worker, session.module)
     return job.summary
 
 

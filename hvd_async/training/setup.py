@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,11 @@ from hvd_async.runs.provenance import Provenance, device_of, provenance_of, this
 from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.snapshots import read_snapshot
+from hvd_async.store.optimizers.factory import check_optimizer
 from hvd_async.store.parameter_store import RateFactor
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
 from hvd_async.tasks.gradient import check_buffers, flatten
-from hvd_async.tasks.task import Task
+from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
 from hvd_async.training.loop import TrainingLoop
 from hvd_async.training.options import TrainOptions
@@ -91,6 +92,16 @@ class Ready:
     stop: StopRequest
     progress: Progress
     recorder: RunRecorder | None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """End the task's processes, if there are any, after the block; a context manager."""
+        task = self.loop.task
+        try:
+            yield
+        finally:
+            if isinstance(task, ReadsAhead):
+                task.close()
 
 
 def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any]:
@@ -156,6 +167,7 @@ def _make_workload(start: Start, plan: RankPlan) -> Workload:
     model = in_agreement(group, task.build_model)
     if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
+    in_agreement(group, lambda: check_optimizer(config.optimizer))
     flat = in_agreement(group, lambda: flatten(model, config.optimizer, "cpu" if plan.worker is None else plan.device))
     return Workload(task, model, flat, Goal(task.num_batches(), config.training.updates, config.training.seconds))
 
@@ -178,6 +190,7 @@ def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -
         evaluation=EvaluationPlan(every, lambda version: read_snapshot(folder, version)),
         stop_requested=start.stop.notice,
         rate_factor=start.rate_factor,
+        num_batches_ahead=workload.task.num_batches_ahead if isinstance(workload.task, ReadsAhead) else 0,
         reduces_at_step=start.reduces_at_step,
     )
 
@@ -254,7 +267,10 @@ def _introduce(start: Start, plans: Sequence[RankPlan], workload: Workload, prog
     """Print the batch job, any loss, the data, and the place of every rank before training. On rank 0."""
     batch_job = read_batch_job(start.environ)
     places = (describe(each, start.strategy.transport(plans, each.rank)) for each in plans)
-    for line in [*([str(batch_job)] if batch_job else []), *opened.remarks, *workload.task.describe_data(), *places]:
+    optimizer = start.config.optimizer
+    slow = f"optimizer: torch.optim.{optimizer.torch_class} on the store's vectors, slower than the store's own updates"
+    remarks = [*opened.remarks, *([slow] if optimizer.kind == "torch" else [])]
+    for line in [*([str(batch_job)] if batch_job else []), *remarks, *workload.task.describe_data(), *places]:
         progress.say(line)
 
 

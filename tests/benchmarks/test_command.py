@@ -26,6 +26,7 @@ from tests.ranks import run_ranks
         (["store", "--sizes", "many"], "--sizes: got 'many'"),
         (["store", "--workers", "2"], "--workers: bench store does not take it"),
         (["step", "--model", "huge"], "--model: got 'huge', expected one of multi30k, base"),
+        (["step", "--config", "a.yaml", "--model", "base"], "--config, --model: got both, expected one of them"),
         (["step", "--sizes", "1"], "--sizes: bench step does not take it"),
         (["scaling", "--workers", "0"], "--workers: got 0"),
         (["--repeats", "0"], "--repeats: got 0"),

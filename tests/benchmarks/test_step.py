@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator
 
 import pytest
 
 from hvd_async.benchmarks.models import ModelSize, ModelStep
 from hvd_async.benchmarks.options import Options
-from hvd_async.benchmarks.step import measure_steps
+from hvd_async.benchmarks.step import make_step, measure_steps
 from hvd_async.config import ModelConfig, PushConfig
 from hvd_async.strategies.protocol import Claim, Step
 from hvd_async.vectors.flat import FlatParameters
@@ -43,3 +44,20 @@ def test_bare_steps_hand_nothing_over_and_whole_steps_one_gradient_each(overlap:
     assert figure.name.endswith(", overlap") is overlap
     assert figure.value.count == 2 and figure.limit is not None and figure.limit.spread.count == 2
     assert figure.name.startswith("step, multi30k, 0.0 M, 30 tokens")
+
+
+def test_the_step_of_a_task_is_the_gradient_of_its_first_batch(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "output: x\ntask: {factory: 'tests.tasks.blobs:make_task', options: {size: 40}}\ntraining: {epochs: 1, device: cpu}\n"
+    )
+    step = make_step(Options(config=str(path)), "cpu")
+    assert step.size_in_words == "16 points"
+    loss, weight = step()
+    assert weight == 16 and loss > 0
+    assert all(parameter.grad is not None for parameter in step.model.parameters())
+    flat = FlatParameters(step.model)
+    worker = RecordingWorker(flat)
+    options = Options(repeats=2, seconds=100.0, config=str(path))
+    figure = measure_steps(worker, step, flat, options, PushConfig())  # type: ignore[arg-type]  # as above
+    assert figure.name.startswith("step, run.yaml, 0.0 M, 16 points") and figure.target is None

@@ -46,6 +46,7 @@ PROGRAMS = (
     "tests.mpi.patterns",
     "tests.transport.contract",
     "tests.script.blobs_script",
+    "tests.script.loop_script",
     "hvd_async",
 )
 # Modules that these import lazily. None of them starts a thread, MPI, or anything else that would break in a fork.

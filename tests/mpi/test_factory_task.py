@@ -65,8 +65,7 @@ def test_a_users_task_trains_and_is_replayed_only_if_it_is_trusted(tmp_path: pat
 def test_lock_step_equals_horovod_with_groups_and_a_users_task(tmp_path: pathlib.Path) -> None:
     for name, strategy in (("lockstep", {"kind": "async", "lockstep": True}), ("horovod", {"kind": "horovod"})):
         (tmp_path / name).mkdir()
-        validation = {"every": 3, "when": "after"}
-        done = hvd_async("launch", write(tmp_path / name, strategy=strategy, validation=validation), "--workers", "2")
+        done = hvd_async("launch", write(tmp_path / name, strategy=strategy), "--workers", "2")
         assert done.returncode == 0, done.stderr
     assert losses_of(tmp_path / "lockstep/run") == pytest.approx(losses_of(tmp_path / "horovod/run"), rel=2e-5)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import pathlib
-import shutil
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -12,18 +11,6 @@ from typing import Any
 import pytest
 
 WIDTHS = (1400, 400)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium and no google-chrome on this machine")
-    with api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

@@ -18,11 +18,14 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
     """Train. Of `options`, `fault` happens at batch number 3 of rank `rank`."""
     run = ha.init(folder, **{"epochs": 2, "tensorboard": False, "device": "cpu", **arguments})
     torch.manual_seed(run.rank)  # rank 0's parameters count
-    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    norm = torch.nn.BatchNorm1d(8) if options.get("norm") else torch.nn.Tanh()
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), norm, torch.nn.Linear(8, 3))
     no_decay = [parameter for name, parameter in network.named_parameters() if name.endswith("bias")]
     decay = [parameter for name, parameter in network.named_parameters() if not name.endswith("bias")]
     groups = [{"params": decay}, {"params": no_decay, "weight_decay": 0.0, "lr": 0.02}]
-    loader = DataLoader(blobs(90, 1), batch_size=8, shuffle=True)
+    loader: Any = DataLoader(blobs(90, 1), batch_size=8, shuffle=True, num_workers=options.get("num_workers", 0))
+    if options.get("stream"):  # rank k has k batches of its own
+        loader = (tuple(tensor[:8] for tensor in blobs(90, 1).tensors) for _ in range(run.rank))
     points, labels = blobs(60, 2).tensors
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
@@ -41,6 +44,7 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
         metrics=[ACCURACY],
         weight_unit="points",
         loss=reduction,
+        buffers="average" if options.get("norm") else "refuse",
     )
     for number, (x, y) in enumerate(batches):
         fault = options.get("fault", "") if run.rank == options.get("rank", 1) and number == 3 else ""
@@ -54,10 +58,21 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
             continue
         if fault == "nan":
             x = x * float("nan")
+        if fault == "input":
+            input("go on? ")
         loss = F.cross_entropy(model(x), y, reduction=reduction)
         optimizer.zero_grad()
+        if fault == "overflow":  # since the scale is too large
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+            scaler.scale(loss * 1e4).backward()
+            scaler.step(optimizer, weight=len(y))  # type: ignore[arg-type]  # not a subclass of torch's
+            scaler.update()
+            assert scaler.get_scale() < 2.0**127
+            continue
         if fault != "no backward":
             loss.backward()
+        if options.get("log"):
+            run.log(loss=loss, odd=float("nan") if number == 0 else number)
         optimizer.step(weight=None if fault == "no weight" else len(y), loss=loss)
         if fault == "two steps":
             optimizer.step(weight=len(y))

@@ -1,4 +1,5 @@
-"""A script whose loop does what users do in loops: accumulate, clip, autocast, scale, compile. `loop_script FOLDER JSON`."""
+"""A script whose loop does what users do in loops: accumulate, clip, autocast, scale, compile. `loop_script JSON` makes a run
+for each element of the list, in turn."""
 
 from __future__ import annotations
 
@@ -32,6 +33,24 @@ class LoopNet(torch.nn.Module):
         return result
 
 
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    "adamw": (torch.optim.AdamW, {"eps": 1e-4}),
+    "nadam": (torch.optim.NAdam, {"eps": 1e-4, "decoupled_weight_decay": True, "weight_decay": 0.1}),
+    "adagrad": (torch.optim.Adagrad, {"lr_decay": 0.1}),
+    "rmsprop": (torch.optim.RMSprop, {"eps": 1e-4, "momentum": 0.5, "centered": True}),
+    "amsgrad": (torch.optim.Adam, {"eps": 1e-4, "amsgrad": True, "maximize": False}),
+    "asgd": (torch.optim.ASGD, {"t0": 2.0, "lambd": 0.01}),
+}
+
+
+def make_optimizer(name: str, network: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of the tests' choice."""
+    kind, settings = OPTIMIZERS[name]
+    found: torch.optim.Optimizer = kind([p for p in network.parameters() if p.requires_grad], lr=0.02, **settings)
+    return found
+
+
 def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
     """Train on batches of the sizes in `options["sizes"]`, over again in each epoch."""
     run = ha.init(folder, **{"epochs": 4, "tensorboard": False, "device": "cpu", "overwrite": True, **arguments})
@@ -42,10 +61,10 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
             tensor.add_(run.rank)
     x, y = blobs(sum(options["sizes"]), 1).tensors
     loader = list(zip(x.split(options["sizes"]), y.split(options["sizes"]), strict=True))
-    kinds = {"sgd": {"momentum": 0.9}, "adamw": {"eps": 1e-4}}
-    kind = options.get("optimizer", "sgd")
-    maker = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
-    optimizer = maker([p for p in network.parameters() if p.requires_grad], lr=0.1, **kinds[kind])  # type: ignore[arg-type]
+    optimizer = make_optimizer(options.get("optimizer", "sgd"), network)
+    if "begin" in options:  # with the model and the optimizer of an earlier run
+        network.load_state_dict(torch.load(options["begin"] + "/model.pt", weights_only=True))
+        optimizer.load_state_dict(torch.load(options["begin"] + "/optimizer.pt", weights_only=True))
     model, step, batches = run.prepare(network, optimizer, loader)
     if options.get("compile"):
         model = torch.compile(model)  # type: ignore[assignment]
@@ -65,20 +84,22 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
                 scaler.scale(loss).backward()
             else:
                 loss.backward()
-        if options.get("scaler"):  # what GradScaler.unscale_ does, without an optimizer of torch
-            for parameter in network.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.div_(scaler.get_scale())
+        if options.get("unscale"):
+            scaler.unscale_(step)  # type: ignore[arg-type]  # not a subclass of torch's
         if "clip" in options:
             torch.nn.utils.clip_grad_norm_(network.parameters(), options["clip"])
         if options.get("set_none"):
             network.unused.grad = None
-        step.step(weight=len(labels))
+        if options.get("scaler"):
+            scaler.step(step, weight=len(labels))  # type: ignore[arg-type]
+            scaler.update()
+        else:
+            step.step(weight=len(labels))
     run.save(folder + "/model.pt")
     if run.rank == 0:
         torch.save(run.optimizer_state_dict(), folder + "/optimizer.pt")
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[2])
-    main(sys.argv[1], given, given.pop("options"))
+    for each in json.loads(sys.argv[1]):
+        main(each.pop("folder"), each, each.pop("options"))

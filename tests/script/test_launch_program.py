@@ -58,6 +58,7 @@ def test_a_dry_run_shows_ranks_and_variables() -> None:
     done = launch(*ASYNC, "--workers", "3", "--dry-run", "--", "python", SCRIPT, "--lr", "0.1")
     assert done.returncode == 0
     assert "# 4 ranks on this machine: 3 workers, 1 for the store alone" in done.stdout
+    assert "GOMP_SPINCOUNT=1000" in done.stdout
     assert "HVD_ASYNC_OVERRIDES='[\"strategy.kind=async\"]'" in done.stdout and done.stdout.rstrip().endswith("--lr 0.1")
 
 

@@ -60,8 +60,19 @@ def test_a_list_and_a_stream_give_their_batches_in_order() -> None:
 
 
 def test_an_ignored_option_is_reported() -> None:
-    source = source_of(DataLoader(DATA, num_workers=2), seed=1)
-    assert isinstance(source, MapSource) and "num_workers=2 is ignored" in source.notes[0]
+    source = source_of(DataLoader(DATA, num_workers=2, collate_fn=lambda rows: rows), seed=1)
+    assert isinstance(source, MapSource) and "num_workers=2 is ignored, and each rank reads its own" in source.notes[0]
+    assert "cannot be sent to another process" in source.notes[0]
+
+
+def test_processes_of_a_loader_read_what_is_expected() -> None:
+    source = source_of(DataLoader(DATA, batch_size=4, shuffle=True, num_workers=1, prefetch_factor=3), seed=1)
+    assert source.num_batches_ahead == 3 and not source.notes
+    source.expect([4, 5])
+    alone = source_of(DataLoader(DATA, batch_size=4, shuffle=True), seed=1)
+    for index in (4, 5, 2):
+        assert torch.equal(source.batch(index)[0], alone.batch(index)[0])
+    source.close()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,16 @@ import sys
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
+from hvd_async.config import OptimizerConfig
+from hvd_async.script.loader import MapSource
+from hvd_async.store.optimizers.protocol import StepOrder
+from hvd_async.store.pushed_gradient import Gradient
+from hvd_async.store.shards.shard import Shard
+from hvd_async.tasks.gradient import flatten
 from tests.mpi.runs import events_of, losses_of, summary_of
 from tests.ranks import Completed, run_limited, run_ranks
 from tests.tasks.blobs import blobs
@@ -32,16 +39,22 @@ def final_losses(done: Completed) -> set[str]:
 
 
 def test_async_workers_share_the_batches_and_end_with_one_version(tmp_path: pathlib.Path) -> None:
-    done = script(4, tmp_path / "run", strategy="async", validation={"every": 5}).check()
+    done = script(5, tmp_path / "run", strategy="async", validation={"every": 5}, options={"log": True}).check()
     assert sorted(arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")) == list(range(24))
-    assert len(final_losses(done)) == 1 and done.stdout.count("final loss") == 4
+    assert len(final_losses(done)) == 1 and done.stdout.count("final loss") == 5
     summary = summary_of(tmp_path / "run")
-    assert summary["status"] == "finished" and summary["num_workers"] == 3 and summary["weight"] == 180
+    assert summary["status"] == "finished" and summary["num_workers"] == 4 and summary["weight"] == 180
     assert summary["last"]["scores"].keys() == {"loss", "accuracy"}
     saved = torch.load(tmp_path / "run/model.pt", weights_only=True)
     assert set(saved) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     rates = [update["learning_rate"] for update in events_of(tmp_path / "run", "update")]
-    assert rates == pytest.approx([0.01 * min(1.0, version / 10) for version in range(1, len(rates) + 1)])
+    assert rates == [0.01 * min(1.0, version / 10) for version in range(1, len(rates) + 1)]
+    lines = [
+        json.loads(line) for path in (tmp_path / "run/ranks").glob("rank*.jsonl") for line in path.read_text().splitlines()
+    ]
+    assert sorted(line["batch"] for line in lines) == list(range(24))
+    assert all(line.keys() == {"time", "batch", "loss", "odd"} and line["loss"] > 0 for line in lines)
+    assert sum(line["odd"] is None for line in lines) == len(list((tmp_path / "run/ranks").iterdir())) <= 4
 
 
 def test_lock_step_equals_horovod_and_ddp_with_groups_and_uneven_weights(tmp_path: pathlib.Path) -> None:
@@ -64,8 +77,8 @@ def test_one_worker_is_the_plain_loop_to_rounding(tmp_path: pathlib.Path, num_ra
     script(num_ranks, tmp_path / "run", strategy=strategy, options={"loss": "sum"}).check()
     batches = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
     assert batches == list(range(24))
-
-    from hvd_async.script.loader import MapSource
+    rates = [update["learning_rate"] for update in events_of(tmp_path / "run", "update")]
+    assert rates == [0.01 * min(1.0, version / 10) for version in range(1, 25)]
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
@@ -86,12 +99,77 @@ def test_one_worker_is_the_plain_loop_to_rounding(tmp_path: pathlib.Path, num_ra
     saved = torch.load(tmp_path / "run/model.pt", weights_only=True)
     for name, parameter in model.state_dict().items():
         torch.testing.assert_close(saved[name], parameter, rtol=1e-4, atol=1e-5)
+    with_our_arithmetic = plain_loop(source)
+    assert all(torch.equal(saved[name], parameter) for name, parameter in with_our_arithmetic.items())
 
 
-def test_a_gradient_that_is_not_finite_is_refused_and_frees_its_place(tmp_path: pathlib.Path) -> None:
-    done = script(3, tmp_path / "run", strategy="async", options={"fault": "nan"}).check()
-    assert "fault nan fired" in done.stderr
+def plain_loop(source: MapSource) -> dict[str, torch.Tensor]:
+    """Train as the script does, in a loop of a single process with the store's arithmetic; return the parameters."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    config = OptimizerConfig.model_validate(
+        {
+            "kind": "adamw",
+            "learning_rate": 0.01,
+            "betas": [0.9, 0.999],
+            "epsilon": 1e-4,
+            "weight_decay": 0.01,
+            "groups": [{"match": ["*.bias"], "weight_decay": 0.0, "learning_rate": 0.02}],
+        }
+    )
+    flat = flatten(model, config)
+    shard = Shard([flat.parameters], config, ranges=flat.groups)
+    for version in range(1, 25):
+        points, labels = source.batch(version - 1)
+        flat.zero_gradient()
+        F.cross_entropy(model(points), labels, reduction="sum").backward()
+        shard.add(Gradient.measure(flat.collect_gradient()), 1.0)
+        shard.step(StepOrder(version, min(1.0, version / 10), float(len(labels))))
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("fault", ["nan", "overflow"])
+def test_a_gradient_that_is_not_finite_is_refused_and_frees_its_place(tmp_path: pathlib.Path, fault: str) -> None:
+    strategy = {"kind": "async", "arrivals_per_update": "workers"}
+    done = script(3, tmp_path / "run", strategy=strategy, options={"fault": fault}).check()
+    assert f"fault {fault} fired" in done.stderr
     assert summary_of(tmp_path / "run")["refused"] == {"not_finite": 1}
+    assert sorted(arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")) == list(range(24))
+
+
+def test_a_loader_with_processes_gives_each_batch_once_and_the_same_bits(tmp_path: pathlib.Path) -> None:
+    read = {"num_workers": 1}
+    for name, num_ranks, options in (("single", 1, {}), ("ahead", 1, read), ("async", 3, read), ("horovod", 2, read)):
+        strategy = "single" if num_ranks == 1 else name
+        script(num_ranks, tmp_path / name, strategy=strategy, options=options).check()
+        batches = [arrival["batch"] for arrival in events_of(tmp_path / name, "arrival")]
+        assert sorted(batches) == list(range(24)) and (num_ranks > 1 or batches == sorted(batches))
+    one, other = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("single", "ahead"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_uneven_streams_are_all_read_and_the_number_of_arrivals_follows(tmp_path: pathlib.Path) -> None:
+    strategy = {"kind": "async", "arrivals_per_update": "workers"}
+    script(4, tmp_path / "run", strategy=strategy, options={"stream": True}, epochs=1).check()
+    workers = [arrival["worker"] for arrival in events_of(tmp_path / "run", "arrival")]
+    assert sorted(workers) == [0, 1, 1, 2, 2, 2]
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+
+
+def test_the_best_model_has_the_buffers_with_which_it_was_evaluated(tmp_path: pathlib.Path) -> None:
+    options = {"norm": True}
+    script(3, tmp_path / "run", strategy="async", validation={"every": 3}, checkpoint_every=3, options=options).check()
+    points, labels = blobs(60, 2).tensors
+    for name in ("best", "last"):
+        model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3)).eval()
+        model.load_state_dict(safetensors.torch.load_file(tmp_path / "run/models" / name / "model.safetensors"))
+        meta = json.loads((tmp_path / "run/models" / name / "meta.json").read_text())
+        with torch.no_grad():
+            loss = F.cross_entropy(model(points), labels)
+        assert meta["validation_loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert model[1].num_batches_tracked > 0
+    more = script(3, tmp_path / "run", strategy="async", epochs=3, resume=True, options=options).check()
+    assert "buffers: none were saved" not in more.stdout
 
 
 def test_a_worker_that_leaves_the_loop_lets_the_others_go_on(tmp_path: pathlib.Path) -> None:
@@ -102,18 +180,20 @@ def test_a_worker_that_leaves_the_loop_lets_the_others_go_on(tmp_path: pathlib.P
 
 
 @pytest.mark.parametrize(
-    ("fault", "message", "status"),
+    ("fault", "strategy", "message", "status"),
     [
-        ("raise", "RuntimeError: of the user", 1),
-        ("no step", "batch .*: got no optimizer.step, expected one for each batch", 2),
-        ("no backward", "optimizer.step: got no gradient, expected loss.backward() before it", 2),
-        ("no weight", "optimizer.step: got no weight, expected weight=...", 2),
-        ("two steps", "optimizer.step: called without a batch, expected once for each batch", 2),
+        ("raise", "async", "RuntimeError: of the user", 1),
+        ("raise", "horovod", "RuntimeError: of the user", 1),
+        ("no step", "async", "batch .*: got no optimizer.step, expected one for each batch", 2),
+        ("no step", "horovod", "batch .*: got no optimizer.step, expected one for each batch", 2),
+        ("no backward", "async", "optimizer.step: got no gradient, expected loss.backward() before it", 2),
+        ("no weight", "ddp", "optimizer.step: got no weight, expected weight=...", 2),
+        ("input", "async", "input: rank 1 of a job asks for text, expected none", 2),
+        ("two steps", "async", "optimizer.step: called without a batch, expected once for each batch", 2),
     ],
 )
-@pytest.mark.parametrize("strategy", ["async", "horovod"])
 def test_a_mistake_on_one_rank_ends_all_with_one_message(
-    tmp_path: pathlib.Path, fault: str, message: str, status: int, strategy: str
+    tmp_path: pathlib.Path, fault: str, strategy: str, message: str, status: int
 ) -> None:
     done = script(3, tmp_path / "run", strategy=strategy, options={"fault": fault})
     assert done.returncode == status and not done.timed_out
@@ -124,10 +204,11 @@ def test_a_mistake_on_one_rank_ends_all_with_one_message(
 
 def test_a_stopped_script_resumes_with_the_batches_that_are_left(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
-    script(3, folder, strategy="async", checkpoint_every=2, options={"fault": "raise"})
+    read = {"num_workers": 1}  # so that batches are claimed ahead of time
+    script(3, folder, strategy="async", checkpoint_every=2, options={"fault": "raise", **read})
     before = len(events_of(folder, "arrival"))
     assert 0 < before < 24
-    script(3, folder, strategy="async", checkpoint_every=2, resume=True).check()
+    script(3, folder, strategy="async", checkpoint_every=2, resume=True, options=read).check()
     assert sorted(arrival["batch"] for arrival in events_of(folder, "arrival")) == list(range(24))
 
 

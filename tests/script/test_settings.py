@@ -84,7 +84,10 @@ def test_contradictions_are_refused() -> None:
         script_options(False, False, {BEGIN: "x"})
 
 
-def test_the_variables_hold_what_was_given() -> None:
+def test_the_variables_hold_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")  # as the package sets it
+    assert program_variables(None, [], "") == {OVERRIDES: "[]", "GOMP_SPINCOUNT": "1000"}
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # the user's own, which the launcher forwards
     assert program_variables(None, [], "") == {OVERRIDES: "[]"}
     found = program_variables("/a/b.yaml", ["a=1", "b='ü'"], "resume")
     assert json.loads(found[OVERRIDES]) == ["a=1", "b='ü'"] and (found[CONFIG], found[BEGIN]) == ("/a/b.yaml", "resume")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
-from hvd_async.store.optimizer import state_names
+from hvd_async.store.optimizers.factory import state_names
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.shards.shard import Shard

@@ -9,7 +9,8 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError
-from hvd_async.store.optimizer import StepOrder, ranges_within, state_names
+from hvd_async.store.optimizers.factory import ranges_within, state_names
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.tasks.gradient import flatten

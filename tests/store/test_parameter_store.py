@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hvd_async.config import OptimizerConfig, ScheduleConfig, StrategyConfig
 from hvd_async.store.arrival import Arrival, Refusal, Update
-from hvd_async.store.optimizer import StepOrder
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.schedule import rate_factor

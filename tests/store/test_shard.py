@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.store.optimizer import StepOrder, make_optimizer, state_names
+from hvd_async.store.optimizers.factory import make_optimizer, state_names
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.vectors.arithmetic import BLOCK

@@ -11,7 +11,8 @@ import torch
 
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
 from hvd_async.errors import PeerError
-from hvd_async.store.optimizer import StepOrder, state_names
+from hvd_async.store.optimizers.factory import state_names
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.orders import Order, OrderKind

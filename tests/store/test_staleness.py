@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hvd_async.store.optimizer import StepOrder
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.staleness import compensation, divisor, needs_base_parameters
 from tests.store.stores import asynchronous, make_shard, sgd

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 import pathlib
+import random
+import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -15,8 +19,9 @@ from torch.utils.data import TensorDataset
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import ConfigError
 from hvd_async.tasks.dataset import DatasetTask
-from hvd_async.tasks.gradient import check_buffers
+from hvd_async.tasks.gradient import check_buffers, compute_gradient
 from hvd_async.tasks.metric import Metric
+from hvd_async.vectors.flat import FlatParameters
 from tests.tasks.blobs import ACCURACY, blobs, make_task
 
 
@@ -149,3 +154,47 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
 
 def test_accuracy_is_hashable_so_that_it_can_name_a_measure() -> None:
     assert {ACCURACY: 1}[Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)] == 1
+
+
+def test_an_export_in_another_thread_does_not_change_what_a_batch_draws_or_contains(tmp_path: pathlib.Path) -> None:
+    task = make_task(configured())
+    model = task.build_model().train()
+    flat = FlatParameters(model)
+    batches = [13 + number % 13 for number in range(300)]  # of another epoch than those that recalibrate
+    alone = [compute_gradient(task, model, flat, 1, batch) for batch in batches]
+    named = {name: tensor.clone() for name, tensor in flat.named_tensors(flat.parameters).items()}
+    done = threading.Event()
+    exports = []
+
+    def export() -> None:
+        while not done.is_set():
+            task.export(tmp_path / "model", named, 1, {})
+            exports.append(1)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(export)
+        try:
+            beside = [compute_gradient(task, model, flat, 1, batch) for batch in batches]
+        finally:
+            done.set()
+        thread.result()
+    assert exports
+    assert beside == alone
+
+
+def test_augmentation_draws_from_all_global_generators_as_the_batch_says() -> None:
+    class Augmented:
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+            return (torch.tensor([random.random() + np.random.rand() + float(torch.rand(()))]),)
+
+    task = numbered(8, train=Augmented(), fingerprint="noisy")
+    model = task.build_model()
+    flat = FlatParameters(model)
+    found = [compute_gradient(task, model, flat, 1, batch) for batch in (0, 1, 0, 1)]
+    assert found[:2] == found[2:] and found[0] != found[1]
+    before = random.getstate(), torch.get_rng_state()
+    task.build_model()
+    assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])

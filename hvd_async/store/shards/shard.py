@@ -5,15 +5,15 @@ With several shards, each does the same operations in the same order on its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.store.optimizer import Optimizer, StepOrder, make_optimizers, state_names, step_state
+from hvd_async.store.optimizers.factory import make_optimizers, state_names
+from hvd_async.store.optimizers.protocol import Operands, Optimizer, StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.vectors import arithmetic
-from hvd_async.vectors.rule import Rule
 
 # Gradients that wait in their slots to be summed in one pass. A core does not prefetch more streams well.
 MAX_UNREAD = 16
@@ -124,7 +124,9 @@ class Shard:
     def step(self, order: StepOrder) -> list[float]:
         """Make the next version from all added gradients; return the sums that `norm(order.divisor)` would return."""
         target = self._buffers[order.version % len(self._buffers)]
-        partials = self._step(target, self._vectors, lambda optimizer: optimizer.rule(order))
+        partials: list[float] = []
+        for optimizer, inputs, operands in self._parts(target):
+            partials += optimizer.step(inputs, operands, order)
         self.version = order.version
         self.discard()
         self._remember()
@@ -138,23 +140,18 @@ class Shard:
         """
         self.flush()
         target = self._provisional[number % len(self._provisional)]
-        vectors = {name: vector for name, vector in self._vectors.items() if name != "average"}
-        self._step(target, vectors, lambda optimizer: optimizer.provisional_rule(order))
+        for optimizer, inputs, operands in self._parts(target):
+            optimizer.provisional_step(inputs, operands, order)
 
-    def _step(
-        self,
-        target: torch.Tensor,
-        vectors: Mapping[str, torch.Tensor],
-        rule: Callable[[Optimizer], Rule],
-    ) -> list[float]:
-        """Step from `parameters` to `target`, group by group; return the sums of squares of all blocks."""
-        inputs, partials = self._inputs(), []
+    def _parts(self, target: torch.Tensor) -> Iterator[tuple[Optimizer, Sequence[arithmetic.Input], Operands]]:
+        """Yield the optimizer of each group with its part of all inputs and vectors, for a step from `parameters` to
+        `target`."""
+        inputs = self._inputs()
         for range_, optimizer in self._segments:
             own = [arithmetic.Input(each.vector[range_], each.divisor) for each in inputs]
-            mine = {name: vectors[name][range_] for name in (*optimizer.state_names, "average") if name in vectors}
-            state = step_state(optimizer, self.parameters[range_], target[range_], mine)
-            partials += arithmetic.step(own, state, rule(optimizer))
-        return partials
+            names = [name for name in (*optimizer.state_names, "average") if name in self._vectors]
+            vectors = {name: self._vectors[name][range_] for name in names}
+            yield optimizer, own, Operands(self.parameters[range_], target[range_], vectors)
 
     def discard(self) -> None:
         """Drop all gradients added since the last version."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hvd_async.store.optimizer import StepOrder
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.serve.liveness import HeartbeatWatch, wait_until
 from hvd_async.store.shards.orders import Order, OrderKind

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from hvd_async.store.optimizer import StepOrder
+from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.serve.liveness import Periodic, wait_until, watch_store
 from hvd_async.store.shards.orders import Order, OrderKind
 from hvd_async.store.shards.shard import Shard

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.system.random_numbers import numbers_apart
 from hvd_async.tasks.evaluating import device_of, evaluating
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.translation.architectures import build_model, check_memory
@@ -44,8 +45,7 @@ class TranslationTask:
         Raises `ConfigError` for a model that does not fit into memory.
         """
         check_memory(self._config.translation.model, len(self._corpus.vocabulary))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._config.seed)
+        with numbers_apart(self._config.seed):
             return build_model(self._config.translation.model, len(self._corpus.vocabulary))
 
     def num_batches(self) -> int | None:

@@ -1,0 +1,143 @@
+"""The loop of a script over its batches, from `prepare` to the end of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from hvd_async.errors import ConfigError
+from hvd_async.script.buffers import Buffers
+from hvd_async.script.loader import BatchSource
+from hvd_async.strategies.protocol import Claim, Session, Step
+from hvd_async.system.json_text import plain_number
+from hvd_async.system.random_numbers import seed_batch
+from hvd_async.training.setup import Ready
+from hvd_async.transport.group import Group
+
+
+class ScriptLoop:
+    """The part of a run between `prepare` and the last batch."""
+
+    session: Session
+    described: torch.optim.Optimizer
+
+    def __init__(
+        self, ready: Ready, source: BatchSource, buffers: Buffers, finish: Callable[[], None], *, is_mean: bool
+    ) -> None:
+        """All arguments stay the caller's. `finish` ends the run; `is_mean`: whether the loss is a mean."""
+        self.ready = ready
+        self._source = source
+        self._is_mean = is_mean
+        self._finish = finish
+        self._buffers = buffers
+        self.is_left = False
+        """Whether the script has left the loop before the last batch."""
+        self.claim: Claim | None = None
+        """The batch of this rank, from its beginning to that of the next one."""
+        self._is_handed_over = True
+        self._began = 0.0
+        self._has_gradient = False
+        self._is_clear = False
+        for parameter in ready.job.model.parameters():
+            if parameter.requires_grad:
+                hook: Any = parameter.register_post_accumulate_grad_hook  # untyped in torch
+                hook(self._note_gradient)
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the batches of this rank, and end the run after the last one."""
+        worker = self.session.worker
+        if worker is not None:
+            self.session.module.train()
+            for claim in worker.claims():
+                seed_batch(self.ready.loop.seed, claim.batch)
+                self._began = time.monotonic()
+                self._source.expect(claim.upcoming)
+                try:
+                    batch = self._source.batch(claim.batch)
+                except StopIteration:
+                    break
+                self.zero()
+                self.claim, self._is_handed_over = claim, False
+                try:
+                    yield batch
+                except GeneratorExit:  # by `break`
+                    self.is_left = True
+                    raise
+                if not self._is_handed_over:
+                    raise ConfigError(
+                        f"batch {claim.batch}: got no optimizer.step, expected one for each batch; to accumulate over several,"
+                        " yield larger batches and split them"
+                    )
+        self._finish()
+
+    def zero(self) -> None:
+        """Clear the gradient, unless it is clear already: before a batch, and perhaps once more by the script."""
+        if not self._is_clear:
+            self.ready.job.flat.zero_gradient()
+            self._is_clear, self._has_gradient = True, False
+
+    def step(self, weight: float | None, loss: Any, scale: float) -> None:
+        """Hand over the gradient of the current batch, divided by `scale`, by which the loss of `backward` was multiplied."""
+        claim, worker, flat = self.claim, self.session.worker, self.ready.job.flat
+        if claim is None or worker is None or self._is_handed_over:
+            raise ConfigError("optimizer.step: called without a batch, expected once for each batch, inside the loop")
+        if strayed := flat.strayed(self.ready.job.model):
+            raise ConfigError(
+                f"optimizer.step: {strayed}: got a parameter that prepare did not see, or that was moved or cast since; expected"
+                " the model as it was prepared: change it before"
+            )
+        if not self._has_gradient:
+            raise ConfigError("optimizer.step: got no gradient, expected loss.backward() before it")
+        if weight is None:
+            raise ConfigError(
+                "optimizer.step: got no weight, expected weight=..., such as the number of examples, over which the loss is a"
+                f" {'mean' if self._is_mean else 'sum'}; weight=1 gives each batch the same"
+            )
+        weight = float(weight)
+        if not 0.0 < weight < float("inf"):
+            raise ConfigError(f"optimizer.step: weight: got {weight}, expected a number > 0")
+        factor = (weight if self._is_mean else 1.0) / scale if claim.counts else 0.0
+        if factor != 1.0:
+            flat.collect_gradient().mul_(factor)
+        value = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        number = float("nan") if value is None else float(value) * (weight if self._is_mean else 1.0)
+        self._is_handed_over = True
+        own = plain_number(weight if claim.counts else 0.0)
+        worker.step(Step(claim.batch, own, number, time.monotonic() - self._began))
+        self.ready.loop.evaluate_if_due(worker, self._buffers.keep)
+
+    def average_buffers(self, group: Group) -> None:
+        """Give every rank the mean of the workers' buffers, if the user chose that. Collective."""
+        self._buffers.average(group, is_worker=self.session.worker is not None)
+
+    def load_final(self) -> None:
+        """Give the model the exported parameters of the last version, on every rank."""
+        path = self.ready.folder.models / "last" / "model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        self.ready.job.model.load_state_dict(tensors)
+
+    def _note_gradient(self, _: torch.Tensor) -> None:
+        self._has_gradient, self._is_clear = True, False
+
+
+class Batches:
+    """The batches of this rank, in one pass over all epochs. Each batch of the run goes to one rank, whatever its speed.
+
+    Iterating ends when the run is over on all ranks; then the model has the parameters of its last version on every rank.
+    """
+
+    def __init__(self, loop: ScriptLoop) -> None:
+        """Made by `ScriptRun.prepare`."""
+        self._loop = loop
+        self._is_used = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches; once."""
+        if self._is_used:
+            raise ConfigError("batches: iterated twice, expected one loop over all epochs; epochs= says how many there are")
+        self._is_used = True
+        return self._loop.batches()

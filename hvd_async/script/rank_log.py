@@ -1,0 +1,51 @@
+"""Numbers that a script logs on a rank, in a file of the rank's own."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import IO
+
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.runs.folder import RunFolder
+
+_OWN = ("time", "batch")
+
+
+class RankLog:
+    """A file of JSON lines, opened at the first line and continued by a resumed run."""
+
+    def __init__(self, folder: RunFolder, rank: int) -> None:
+        """Open nothing yet."""
+        self._path = folder.rank_log(rank)
+        self._file: IO[str] | None = None
+
+    def write(self, batch: int | None, values: Mapping[str, float]) -> None:
+        """Write `values`, each with its name, and the number of the batch. Numbers that are not finite are written as null.
+
+        Raises `ConfigError` for what is no number, `DataError` if the file cannot be written.
+        """
+        line: dict[str, float | None] = {"time": time.time(), "batch": batch}
+        for name, value in values.items():
+            if name in _OWN:
+                raise ConfigError(f"log: got the name {name!r}, which each line has already, expected another")
+            try:
+                number = float(value)
+            except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
+                raise ConfigError(f"log: {name}: got {type(value).__name__}, expected a number") from None
+            line[name] = number if math.isfinite(number) else None
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self._path, "a", buffering=1, encoding="utf-8")
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be written: {error.strerror or error}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

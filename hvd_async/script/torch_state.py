@@ -1,0 +1,130 @@
+"""The state of an optimizer between torch's layout, a dictionary for each parameter, and the store's, a vector for each name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvd_async.config import OptimizerConfig
+from hvd_async.errors import ConfigError
+from hvd_async.store.optimizers.factory import make_optimizer
+from hvd_async.store.optimizers.kernels import NAdam
+from hvd_async.store.optimizers.torch_class import scalar_names
+from hvd_async.system.printable import printable
+from hvd_async.vectors.flat import FlatParameters
+
+# Torch's names of the store's vectors, by the kind of the optimizer; those of kind `torch` are torch's.
+_NAMES: Mapping[str, Mapping[str, str]] = {
+    "sgd": {"momentum": "momentum_buffer"},
+    "adam": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
+    "adamw": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
+    "nadam": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
+    "lion": {"momentum": "exp_avg"},
+    "adagrad": {"squared_sum": "sum"},
+}
+_WITHOUT_STEP = ("SGD", "Lion")
+
+
+def state_for_torch(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    flat: FlatParameters,
+    model: nn.Module,
+    config: OptimizerConfig,
+    num_steps: int,
+) -> dict[str, Any]:
+    """Return a `state_dict` that `optimizer`, which `config` describes, can load: that of `tensors`, a checkpoint's vectors by
+    name ([size] float32 each), after `num_steps`."""
+    own = make_optimizer(config)
+    scalars = scalar_names(own)
+    places = {ours: theirs for ours, theirs in _names_of(config).items() if ours not in scalars}
+    parts = {theirs: flat.named_tensors(tensors[ours]) for ours, theirs in places.items()}
+    alike = {name: tensors[name][0] for name in scalars}
+    if type(optimizer).__name__ not in _WITHOUT_STEP:
+        alike["step"] = torch.tensor(float(num_steps))
+    if isinstance(own, NAdam):
+        alike["mu_product"] = torch.tensor(own.product_up_to(num_steps))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = optimizer.state_dict()
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    found["state"] = {
+        number: {
+            **{name: scalar.clone() for name, scalar in alike.items()},
+            **{name: part[names[id(parameter)]].clone() for name, part in parts.items()},
+        }
+        for number, parameter in enumerate(members)
+        if parameter.requires_grad and (parts or alike)
+    }
+    return found
+
+
+def steps_of_torch(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> int:
+    """Return the number of steps that `optimizer`, which `config` describes, has made; for a class that does not count them,
+    1 if it has state. Raises `ConfigError` for a state that is not of the same number of steps for all parameters."""
+    trained = _trained(optimizer)
+    states = [optimizer.state[parameter] for parameter in trained if optimizer.state.get(parameter)]
+    steps = {int(state["step"]) for state in states if "step" in state}
+    if len(steps) > 1:
+        raise ConfigError(
+            f"optimizer: got a state after {', '.join(map(str, sorted(steps)))} steps, expected equally many for all parameters"
+        )
+    if steps:
+        num_steps = steps.pop()
+    else:
+        names = _names_of(config).values()
+        num_steps = int(any(state.get(name) is not None for state in states for name in names))
+    if num_steps and len(states) < len(trained):
+        raise ConfigError(
+            f"optimizer: got a state of {len(states)} of {len(trained)} trained parameters, expected that of all, or none"
+        )
+    return num_steps
+
+
+def vectors_of_torch(
+    optimizer: torch.optim.Optimizer, flat: FlatParameters, model: nn.Module, config: OptimizerConfig
+) -> dict[str, Tensor]:
+    """Return the store's vectors ([size] float32 each, on the CPU) for the state of `optimizer`, which `config` describes.
+
+    Raises `ConfigError` if a part is missing or has another shape than its parameter.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scalars = scalar_names(make_optimizer(config))
+    found = {}
+    for ours, theirs in _names_of(config).items():
+        vector = torch.zeros(flat.size)
+        parts = flat.named_tensors(vector)
+        for parameter in _trained(optimizer):
+            value, part = optimizer.state[parameter].get(theirs), parts[names[id(parameter)]]
+            if value is None or (ours not in scalars and value.shape != part.shape):
+                got = "none" if value is None else f"shape {list(value.shape)}"
+                raise ConfigError(
+                    f"optimizer: state {printable(theirs)} of {printable(names[id(parameter)])}: got {got}, expected shape"
+                    f" {list(part.shape)}"
+                )
+            part.copy_(torch.as_tensor(value))
+        found[ours] = vector
+    return found
+
+
+def hash_of(vectors: Mapping[str, Tensor]) -> str:
+    """Return a hash of `vectors`, by which ranks can tell whether theirs are alike."""
+    digest = hashlib.sha256()
+    for name in sorted(vectors):
+        digest.update(name.encode())
+        digest.update(vectors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _names_of(config: OptimizerConfig) -> Mapping[str, str]:
+    """Return torch's name of each of the store's vectors."""
+    own = make_optimizer(config)
+    known = _NAMES.get(config.kind)
+    return {name: name if known is None else known[name] for name in own.state_names}
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]

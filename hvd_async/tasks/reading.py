@@ -1,0 +1,190 @@
+"""Reading of batches: in this process, or ahead of time by worker processes.
+
+A batch is a function of the run's seed and its own number alone, whoever reads it: random augmentation draws from generators
+that are seeded for the batch. Worker processes come from a fork server: a fork of a process in which MPI runs may crash.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.multiprocessing  # lets processes pass tensors in shared memory
+from torch import Tensor
+from torch.utils.data._utils import worker as _torch_worker
+
+from hvd_async.errors import DataError
+from hvd_async.system.printable import printable
+from hvd_async.system.random_numbers import numbers_apart, seed_of_batch
+
+Batch = Any
+WorkerInit = Callable[[int], None]
+_READING = 1
+"""Added to a run's seed for what reading draws, so that the dropout of a batch draws other numbers."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a batch is read: `dataset[i]` for its examples, or `dataset.__getitems__` for all of them, and `collate`; without
+    `collate`, a batch is one element of the dataset. Sent to worker processes as it is."""
+
+    dataset: Any
+    collate: Callable[[Any], Batch]
+    is_batched: bool
+    seed: int
+
+    def read(self, number: int, chosen: Any) -> Batch:
+        """Return batch `number`, of the examples `chosen`."""
+        with numbers_apart(seed_of_batch(self.seed + _READING, number)):
+            if not self.is_batched:
+                return self.collate(self.dataset[chosen])
+            several = getattr(self.dataset, "__getitems__", None)
+            return self.collate(several(list(chosen)) if several else [self.dataset[example] for example in chosen])
+
+
+class BatchReader:
+    """Reads batches by their numbers, with `num_workers` processes that begin with those that are expected.
+
+    Attributes:
+        num_ahead: batches to expect at a time so that no process is idle; 0 without processes.
+        obstacle: why there are no processes although some were asked for; empty otherwise.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        num_workers: int = 0,
+        worker_init: WorkerInit | None = None,
+        *,
+        each_ahead: int = 2,
+        timeout: float | None = None,
+    ) -> None:
+        """Start nothing yet: processes begin with the first call of `expect`. Each reads up to `each_ahead` batches ahead of
+        time; to wait longer than `timeout` seconds for a batch is an error."""
+        self._reading = reading
+        self._num_workers = num_workers
+        self._worker_init = worker_init
+        self._timeout = timeout
+        self.obstacle = _obstacle((reading, worker_init)) if num_workers else ""
+        self.num_ahead = 0 if self.obstacle else each_ahead * num_workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._under_way: dict[int, Future[Batch]] = {}
+
+    def expect(self, wanted: Iterable[tuple[int, Any]]) -> None:
+        """Let the processes begin to read the batches `wanted`, each a number and its examples. Does not wait."""
+        if not self.num_ahead:
+            return
+        for number, chosen in wanted:
+            if number not in self._under_way:
+                self._under_way[number] = self._started().submit(_read, number, chosen)
+
+    def read(self, number: int, chosen: Any) -> Batch:
+        """Return batch `number`, of the examples `chosen`. Raises `DataError` if a process died, and what the dataset raises."""
+        future = self._under_way.pop(number, None)
+        if future is None:
+            return self._reading.read(number, chosen)
+        try:
+            return future.result(self._timeout)
+        except concurrent.futures.TimeoutError:
+            raise DataError(f"batch {number}: not read within {self._timeout:g} seconds, the loader's timeout") from None
+        except BrokenProcessPool:
+            raise DataError(
+                f"batch {number}: a process that reads batches ended by itself, perhaps out of memory; try fewer of them"
+                " (num_workers)"
+            ) from None
+
+    def close(self) -> None:
+        """End the processes, each after the batch that it reads, and forget what they read. Does not wait."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        self._under_way.clear()
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = torch.multiprocessing.get_context("forkserver")
+            numbers = context.Value("i", 0)
+            arguments = (self._reading, self._worker_init, numbers, self._num_workers)
+            self._pool = ProcessPoolExecutor(self._num_workers, context, _begin, arguments)
+        return self._pool
+
+
+def map_tensors(batch: Batch, change: Callable[[Tensor], Any]) -> Batch:
+    """Return `batch` with `change` of each of its tensors: those in lists, tuples and maps, and whatever has a method `to`."""
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(value, change) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
+        return type(batch)(*(map_tensors(value, change) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map_tensors(value, change) for value in batch)
+    return change(batch) if hasattr(batch, "to") else batch
+
+
+_own: Reading
+
+
+def _begin(reading: Reading, worker_init: WorkerInit | None, numbers: Any, num_workers: int) -> None:
+    """Begin a worker process."""
+    global _own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rank decides
+    threading.Thread(target=_end_with_parent, name="hvd-async-parent", daemon=True).start()
+    torch.set_num_threads(1)
+    _own = reading
+    with numbers.get_lock():
+        number = numbers.value
+        numbers.value += 1
+    _torch_worker._worker_info = _torch_worker.WorkerInfo(
+        id=number, num_workers=num_workers, seed=seed_of_batch(reading.seed, number), dataset=reading.dataset
+    )
+    if worker_init is not None:
+        worker_init(number)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _read(number: int, chosen: Any) -> Batch:
+    return _own.read(number, chosen)
+
+
+def _obstacle(sent: Any) -> str:
+    """Return why worker processes cannot get `sent`, or empty text."""
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if path is not None and getattr(main, "__spec__", None) is None:
+        with contextlib.suppress(OSError):
+            if "__name__" not in Path(path).read_text(encoding="utf-8", errors="replace"):
+                return 'the script has no `if __name__ == "__main__":`, so that a new process would train as well'
+    try:
+        _Trial(io.BytesIO()).dump(sent)
+    except Exception as error:  # whatever the classes of users raise
+        return f"it cannot be sent to another process: {printable(' '.join(str(error).split()))}"
+    return ""
+
+
+class _Trial(pickle.Pickler):
+    """Shows whether an object can be sent, without a copy of its data."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """Leave out large data."""
+        return "data" if isinstance(obj, Tensor | np.ndarray | bytes) else None
