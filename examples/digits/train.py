@@ -1,9 +1,13 @@
-"""The digits in a loop of one's own. Alone, or on the ranks that `hvd-async launch` starts:
+"""The digits in a loop of one's own, a network with BatchNorm. Alone, or on the ranks that `hvd-async launch` starts:
 
-python -m examples.digits.train --output runs/digits
-hvd-async launch --workers 3 --set strategy.kind=async -- python -m examples.digits.train --output runs/digits-async
-hvd-async launch --workers 3 --set strategy.kind=horovod -- python -m examples.digits.train --output runs/digits-horovod
-hvd-async report runs/digits-async runs/digits-horovod
+    python -m examples.digits.train
+    hvd-async launch --workers 2 --set strategy.kind=async -- python -m examples.digits.train
+    hvd-async launch --workers 2 --set strategy.kind=horovod --set output=runs/digits-horovod -- \
+        python -m examples.digits.train
+    hvd-async report runs/digits runs/digits-horovod
+
+The result, with 2 workers on 2 cores: accuracy 90.6 % in 2.5 s with async, 90.2 % in 2.8 s with horovod; some tenths of a
+percent more or less from run to run with async. job.sbatch trains it in a Slurm job.
 """
 
 from __future__ import annotations
@@ -16,13 +20,15 @@ from torch.utils.data import DataLoader
 
 import hvd_async as ha
 from examples.digits.data import digits, network
+from examples.twin import print_beside_twin
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--output", default="runs/digits")
-parser.add_argument("--epochs", type=int, default=5)
+parser.add_argument("--epochs", type=int, default=10)
 arguments = parser.parse_args()
 
 run = ha.init(arguments.output, epochs=arguments.epochs, validation={"every": 50, "when": "after"})
+torch.manual_seed(run.config.seed)  # the same initial parameters with every strategy
 train, validation = digits()
 images, labels = validation.tensors
 model = network()
@@ -51,7 +57,5 @@ for x, y in batches:
     loss.backward()
     optimizer.step(weight=len(y), loss=loss)
 
-run.save(f"{arguments.output}/model.pt")
-if run.rank == 0:
-    with torch.no_grad():
-        print(f"accuracy {evaluate(model.eval())['accuracy']:.1f} %")
+run.save(f"{run.config.output}/model.pt")
+print_beside_twin(run)

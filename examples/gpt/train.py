@@ -2,7 +2,12 @@
 accumulation and bfloat16.
 
     python -m examples.gpt.train README.md docs/*.md
-    hvd-async launch --workers 3 --set strategy.kind=async -- python -m examples.gpt.train README.md docs/*.md
+    hvd-async launch --workers 2 --set strategy.kind=async -- python -m examples.gpt.train README.md docs/*.md
+    hvd-async launch --workers 2 --set strategy.kind=ddp --set output=runs/gpt-ddp -- \
+        python -m examples.gpt.train README.md docs/*.md
+
+The result, with 2 workers on 2 cores: perplexity 11.97 in 17.1 s with async, 11.88 in 17.6 s with ddp. It changes with the
+text, which is this documentation.
 """
 
 from __future__ import annotations
@@ -17,14 +22,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hvd_async as ha
 from examples.gpt.model import Gpt
+from examples.twin import print_beside_twin
 
 LENGTH = 64
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("text", nargs="+", type=pathlib.Path)
 parser.add_argument("--output", default="runs/gpt")
-parser.add_argument("--epochs", type=int, default=2)
-parser.add_argument("--batch-size", type=int, default=32)
+parser.add_argument("--epochs", type=int, default=4)
+parser.add_argument("--batch-size", type=int, default=8)
 parser.add_argument("--accumulate", type=int, default=2, help="parts in which the gradient of a batch is computed")
 parser.add_argument("--bfloat16", action="store_true")
 arguments = parser.parse_args()
@@ -35,12 +41,14 @@ data = data[: len(data) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
 train, validation = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
 
 run = ha.init(arguments.output, epochs=arguments.epochs, validation={"when": "after"})
+torch.manual_seed(run.config.seed)  # the same initial parameters with every strategy
 model = Gpt(length=LENGTH)
 decay = [parameter for parameter in model.parameters() if parameter.dim() > 1]
 others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
 optimizer = torch.optim.AdamW([{"params": decay}, {"params": others, "weight_decay": 0.0}], lr=3e-3, weight_decay=0.1)
 loader = DataLoader(TensorDataset(train), batch_size=arguments.batch_size, shuffle=True)
-num_updates = math.ceil(arguments.epochs * len(loader) / max(1, run.size - 1))  # with N = workers
+num_workers = max(1, run.size - (run.config.strategy.kind == "async"))  # `async` has one rank more, for the store
+num_updates = arguments.epochs * math.ceil(len(loader) / num_workers)  # each of one gradient from every worker
 
 
 def evaluate(module: torch.nn.Module) -> dict[str, float]:
@@ -71,6 +79,5 @@ for (text,) in batches:
         total += loss.item()
     optimizer.step(weight=len(text) * LENGTH, loss=total)
 
-run.save(f"{arguments.output}/model.pt")
-if run.rank == 0:
-    print(f"perplexity {run.summary['last']['scores']['perplexity']:.2f}")
+run.save(f"{run.config.output}/model.pt")
+print_beside_twin(run)

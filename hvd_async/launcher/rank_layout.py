@@ -36,9 +36,11 @@ class RankPlace:
 
 @dataclass(frozen=True)
 class RankLayout:
-    """Places of all ranks, at least one place. Ranks are numbered in the order of the places."""
+    """Places of all ranks, at least one place. Ranks are numbered in the order of the places. `waiting_threads`: threads of
+    a worker that may wait inside MPI at a time; Horovod has one of its own."""
 
     places: tuple[RankPlace, ...]
+    waiting_threads: int = 1
 
     @classmethod
     def of_ranks(cls, num_ranks: int, cores: int, hosts: Sequence[Host] = ()) -> RankLayout:
@@ -66,8 +68,8 @@ class RankLayout:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether ranks outnumber cores on some host."""
-        return any(place.ranks > place.cores for place in self.places)
+        """Whether ranks, or threads of theirs that wait in MPI, outnumber cores on some host."""
+        return any(place.stores + place.workers * self.waiting_threads > place.cores for place in self.places)
 
     def hosts_and_slots(self) -> str:
         """Return the hosts and their slots in the format of mpirun and horovodrun."""
@@ -101,6 +103,7 @@ def lay_out(
     strategy = config.strategy
     is_dedicated = strategy.is_async and strategy.placement == "dedicated"
     stores = config.store.shards if is_dedicated else 0
+    waiting_threads = 2 if strategy.kind == "horovod" else 1
     if wanted.store_apart and not stores:
         raise SetupError(
             "--store-apart: expected strategy async with placement dedicated; otherwise no rank is for the store alone"
@@ -116,7 +119,7 @@ def lay_out(
                 f"--workers {wanted.workers} with --workers-per-node {wanted.per_node} on one machine: expected one of them"
             )
         workers = wanted.workers or wanted.per_node or wanted.gpus or _DEFAULT_WORKERS
-        return RankLayout((RankPlace("", workers, stores, own_cores, wanted.gpus),))
+        return RankLayout((RankPlace("", workers, stores, own_cores, wanted.gpus),), waiting_threads)
     if wanted.gpus is not None:
         are_of_workers = [host.component > 0 or not wanted.store_apart for host in hosts]
         hosts = [
@@ -138,7 +141,8 @@ def lay_out(
             )
             for host, num_cores, (num_workers, num_stores) in zip(hosts, cores, numbers, strict=True)
             if num_workers + num_stores
-        )
+        ),
+        waiting_threads,
     )
 
 

@@ -57,6 +57,16 @@ def check_schedule(schedule: Any) -> RateSchedule:
     return rate_schedule
 
 
+class _Group(dict[str, Any]):
+    """Settings of a group of parameters, to be read: a script that sets a rate in its loop is told that it has no effect."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise ConfigError(
+            f"optimizer.param_groups: {key}: got an assignment, expected none after prepare: the store makes the updates; pass"
+            " the rate to prepare as schedule=, a function of the version"
+        )
+
+
 class RunOptimizer:
     """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over.
 
@@ -90,7 +100,7 @@ class RunOptimizer:
             if parameter.requires_grad:
                 members[self._described.group_of(name)].append(parameter)
         return [
-            {"params": own, "lr": each.learning_rate, "weight_decay": each.weight_decay, "kind": each.kind}
+            _Group(params=own, lr=each.learning_rate, weight_decay=each.weight_decay, kind=each.kind)
             for own, each in zip(members, settings, strict=True)
         ]
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -314,11 +315,13 @@ def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) ->
 
 
 def _share_parameters(group: Group, ready: Ready) -> None:
-    """Give every rank the initial parameters of rank 0. Collective."""
+    """Give every rank the initial parameters of rank 0, also frozen ones, and its buffers. Collective."""
     if group.size == 1:
         return
-    flat = ready.job.flat
-    text = base64.b64encode(flat.parameters.cpu().numpy().tobytes()).decode() if group.rank == 0 else ""
-    data = group.allgather(text)[0]
-    with torch.no_grad():
-        flat.parameters.copy_(torch.frombuffer(bytearray(base64.b64decode(data)), dtype=torch.float32))
+    model = ready.job.model
+    own = {name: each.detach() for name, each in (*model.named_parameters(), *model.named_buffers())}
+    mine = {name: each.to("cpu", copy=True).contiguous() for name, each in own.items()} if group.rank == 0 else {}
+    text = base64.b64encode(safetensors.torch.save(mine)).decode() if group.rank == 0 else ""
+    found = safetensors.torch.load(base64.b64decode(group.allgather(text)[0]))
+    for name, each in own.items():
+        each.copy_(found[name])

@@ -42,7 +42,8 @@ class Horovod:
         if environ.get("HOROVOD_CONTROLLER") != "gloo":
             if not hvd.mpi_built():
                 raise SetupError(f"strategy horovod: this Horovod is built without MPI; {_HINT}; horovodrun --gloo works")
-            self._comm = init_mpi()  # before Horovod, which would otherwise finalize MPI because it had initialised it
+            # Before Horovod, which would otherwise finalize MPI because it had initialised it. Horovod's own thread polls MPI.
+            self._comm = init_mpi(waiting_threads=2)
         hvd.init()
         self.group = _HorovodGroup(hvd, self._comm)
 

@@ -23,29 +23,29 @@ _FAILURE_TAG = 77
 _reports: list[object] = []  # MPI still reads these messages
 
 
-def init_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
+def init_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads: int = 1) -> MPI.Intracomm:
     """Start MPI as `start_mpi` does; raise `SetupError` if its world is not the one that the launcher started. Collective
     over all ranks."""
-    comm = start_mpi(environ)
+    comm = start_mpi(environ, waiting_threads=waiting_threads)
     check_world(read_environment(environ), comm.Get_rank(), comm.Get_size(), _library())
     return comm
 
 
-def start_mpi(environ: MutableMapping[str, str] = os.environ) -> MPI.Intracomm:
+def start_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads: int = 1) -> MPI.Intracomm:
     """Initialise MPI with full thread support, unless it is initialised, and return a duplicate of its world.
 
     Collective over all ranks of that world, which need not be the launcher's. Settings of the user or of
     `hvd-async launch` are kept. Without them, Open MPI is told to leave UCX out of one-sided communication (it prints
     messages at every window), on one host to leave libfabric out too (closing it takes a second), and to yield if ranks
-    outnumber cores (it starves itself otherwise); and MPICH before 5 to run a thread that answers for a rank which is not
-    inside MPI. MPI is finalized at exit. Raises `SetupError` if MPI cannot be loaded, would end the process, or has no
-    MPI_THREAD_MULTIPLE.
+    with `waiting_threads` threads inside MPI outnumber cores (it starves itself otherwise); and MPICH before 5 to run a
+    thread that answers for a rank which is not inside MPI. MPI is finalized at exit. Raises `SetupError` if MPI cannot be
+    loaded, would end the process, or has no MPI_THREAD_MULTIPLE.
     """
     environ.setdefault("OMPI_MCA_osc", "^ucx")
     launched = read_environment(environ)
     if launched is not None and launched.local_size == launched.size:
         environ.setdefault("OMPI_MCA_btl", "^ofi")
-    if launched is not None and (launched.local_size or 1) > len(os.sched_getaffinity(0)):
+    if launched is not None and (launched.local_size or 1) * waiting_threads > len(os.sched_getaffinity(0)):
         environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if "PMI_SIZE" in environ and "PMIX_NAMESPACE" in environ:
         # MPICH's mpirun in a Slurm whose default is --mpi=pmix: ranks inherit pmix from the srun that starts the proxies.

@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
 
+from hvd_async.launcher.batch_script import Resources, ScriptJob, render
+from tests.examples.command import ROOT, hvd_async, launch_script
 from tests.mpi.runs import summary_of
-from tests.ranks import run_limited
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def hvd_async(*arguments: str | pathlib.Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = (sys.executable, "-m", "hvd_async", *map(str, arguments))
-    return run_limited(("env", "-C", str(ROOT), *command), environ, timeout)  # type: ignore[return-value]
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("kind", ["async", "horovod"])
-def test_the_script_trains(tmp_path: pathlib.Path, kind: str) -> None:
-    folder = tmp_path / "run"
-    program = ("--", sys.executable, "-m", "examples.digits.train", "--output", folder)
-    done = hvd_async("launch", "--workers", "2", "--set", f"strategy.kind={kind}", *program)
-    assert done.returncode == 0, done.stderr
-    scores = summary_of(folder)["last"]["scores"]
-    assert scores["accuracy"] > 40 and f"accuracy {scores['accuracy']:.1f} %" in done.stdout
-    saved = torch.load(folder / "model.pt", weights_only=True)
-    assert {"1.running_mean", "1.num_batches_tracked", "9.weight"} <= saved.keys()
+def test_the_script_trains_and_its_twin_is_printed_beside_it(tmp_path: pathlib.Path) -> None:
+    printed = {}
+    for kind, name in (("async", "run"), ("horovod", "run-horovod")):
+        done = launch_script(kind, "examples.digits.train", "--output", tmp_path / name, "--epochs", "5")
+        printed[name] = done.stdout
+        scores = summary_of(tmp_path / name)["last"]["scores"]
+        assert scores["accuracy"] > 40 and f"accuracy {scores['accuracy']:.1f} %" in done.stdout
+        saved = torch.load(tmp_path / name / "model.pt", weights_only=True)
+        assert {"1.running_mean", "1.num_batches_tracked", "9.weight"} <= saved.keys()
+    assert f"--set strategy.kind=horovod --set output={tmp_path}/run-horovod -- python -m examples." in printed["run"]
+    rows = [line.split()[:2] for line in printed["run-horovod"].splitlines() if line.startswith(str(tmp_path))]
+    assert rows == [[f"{tmp_path}/run-horovod", "horovod"], [f"{tmp_path}/run", "async"]]
+    assert "its twin" not in printed["run-horovod"]
 
 
 @pytest.mark.mpi
 def test_the_task_trains(tmp_path: pathlib.Path) -> None:
-    done = hvd_async(
-        "launch",
-        "examples/digits/run.yaml",
-        "--workers",
-        "2",
-        "--set",
-        f"output={tmp_path}/run",
-        "--set",
-        "training.epochs=2",
-    )
-    assert done.returncode == 0, done.stderr
+    changes = ("--set", f"output={tmp_path}/run", "--set", "training.epochs=2")
+    hvd_async("launch", "examples/digits/run.yaml", "--workers", "2", *changes)
     assert summary_of(tmp_path / "run")["last"]["scores"]["accuracy"] > 40
 
 
@@ -59,8 +43,15 @@ def test_the_suite_compares_accuracy_and_perplexity(tmp_path: pathlib.Path) -> N
         .replace("7500", "1500")
         .replace("every: 1500", "every: 750")
     )
-    done = hvd_async("compare", suite, "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    hvd_async("compare", suite, "--output", tmp_path / "out")
     report = (tmp_path / "out/report/report.md").read_text()
     assert "accuracy" in report and "perplexity" in report and "images/s" in report
     assert "bleu" not in report.lower() and "token" not in report.lower()
+
+
+def test_the_batch_script_is_the_one_that_launch_writes() -> None:
+    path = "examples/digits/job.sbatch"
+    program = ("python", "-m", "examples.digits.train")
+    job = ScriptJob("train", "", ("--set", "strategy.kind=async"), name="digits", program=program, path=path)
+    text = render(job, Resources(workers_per_node=2, cpus_per_worker=2, time="0:10:00"))
+    assert (ROOT / path).read_text() == text

@@ -330,6 +330,18 @@ def test_waiting_ranks_yield_if_they_outnumber_the_cores_of_a_host() -> None:
     assert yields(4, Host("a", 3), Host("b", 1))
 
 
+def test_the_thread_of_horovod_counts_as_one_more_that_waits() -> None:
+    def yields(kind: str, workers: int, cores: int) -> bool:
+        run, layout = on_one_machine(config(kind), workers, cores)
+        return "OMPI_MCA_mpi_yield_when_idle" in launch_command(run, TRAIN, layout, options()).environment
+
+    assert yields("horovod", 2, 3) and not yields("horovod", 2, 4)
+    assert yields("async", 2, 2) and not yields("async", 2, 3)
+    assert yields("ddp", 2, 1) and not yields("ddp", 2, 2)
+    assert on_hosts(config("horovod"), 4, (Host("a", 2, 4), Host("b", 2, 3)))[1].is_crowded
+    assert not on_hosts(config("horovod"), 4, (Host("a", 2, 4), Host("b", 2, 4)))[1].is_crowded
+
+
 JOB = {
     "SLURM_JOB_ID": "7",
     "SLURM_JOB_NODELIST": "node[1-3]",

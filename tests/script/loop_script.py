@@ -15,7 +15,7 @@ from tests.tasks.blobs import blobs
 
 
 class LoopNet(torch.nn.Module):
-    """A network with a frozen, a tied and an unused parameter."""
+    """A network with a frozen, a tied and an unused parameter, and a buffer."""
 
     def __init__(self) -> None:
         """Draw the parameters."""
@@ -25,10 +25,11 @@ class LoopNet(torch.nn.Module):
         self.head = torch.nn.Linear(6, 3)
         self.twin = self.head
         self.unused = torch.nn.Parameter(torch.ones(2))
+        self.register_buffer("shift", torch.zeros(6), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, 2] -> [B, 3]."""
-        result: torch.Tensor = self.twin(torch.tanh(self.first(x)) * self.scale)
+        result: torch.Tensor = self.twin(torch.tanh(self.first(x)) * self.scale + self.shift)
         return result
 
 
@@ -55,6 +56,9 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
     run = ha.init(folder, **{"epochs": 4, "tensorboard": False, "device": "cpu", "overwrite": True, **arguments})
     torch.manual_seed(5)
     network = LoopNet()
+    with torch.no_grad():  # the values of rank 0 count, also of what is frozen
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.add_(run.rank)
     x, y = blobs(sum(options["sizes"]), 1).tensors
     loader = list(zip(x.split(options["sizes"]), y.split(options["sizes"]), strict=True))
     optimizer = make_optimizer(options.get("optimizer", "sgd"), network)

@@ -159,6 +159,8 @@ def test_the_optimizer_of_a_run_refuses_what_only_the_store_can_do() -> None:
     assert steps == ["zero", (3.0, None, 1.0)]
     assert optimizer.param_groups[0]["lr"] == BASE.learning_rate
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
+    with pytest.raises(ConfigError, match=r"param_groups: lr: got an assignment, .* pass the rate to prepare as schedule="):
+        optimizer.param_groups[0]["lr"] = 0.1  # type: ignore[index]
     with pytest.raises(ConfigError, match="got a closure"):
         optimizer.step(lambda: 1.0)  # type: ignore[arg-type]  # the mistake
     for call in (optimizer.state_dict, lambda: optimizer.load_state_dict({})):

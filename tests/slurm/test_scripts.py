@@ -89,6 +89,20 @@ def test_a_run_trains_on_two_nodes(slurm: SlurmCluster, desk: pathlib.Path, laun
     assert summary["job"]["nodes"] == "node[1-2]" and summary["job"]["restarts"] == 0
 
 
+def test_the_script_of_an_example_trains_unchanged(slurm: SlurmCluster, desk: pathlib.Path) -> None:
+    path = ROOT / "examples" / "digits" / "job.sbatch"
+    job = slurm.run("sbatch", "--parsable", "--output=log", path, "--set", "training.epochs=2", cwd=desk).strip()
+    log = finish(slurm, desk, job)
+    places = re.findall(r"^rank (\d) on (node\d): (\w+)", log, re.M)
+    assert places == [
+        *(("0", "node1", "store"), ("1", "node1", "worker"), ("2", "node1", "worker")),
+        *(("3", "node2", "worker"), ("4", "node2", "worker")),
+    ]
+    assert re.search(r"^runs/digits +async +4 workers +loss ", log, re.M), log
+    assert "its twin: hvd-async launch --workers 4 --set strategy.kind=horovod" in log
+    assert (desk / "runs/digits/model.pt").exists()
+
+
 def test_the_store_runs_on_a_node_of_its_own(slurm: SlurmCluster, desk: pathlib.Path) -> None:
     command = (sys.executable, "-m", "hvd_async", "launch", run_of(desk, 4), "--slurm", "heterogeneous", "--submit")
     resources = ("--nodes", "1", "--workers-per-node", "2", "--cpus-per-worker", "1", "--time", "5")
