@@ -236,23 +236,3 @@ def device(name: str) -> str:
     if device.type == "cpu":
         return name
     raise SetupError(f"--device: got {name}, expected cpu or one of {torch.cuda.device_count()} CUDA devices")
-
-
-def print_summary(summary: dict[str, Any], output: str) -> None:
-    """Print how a run ended, in a few lines. The last line is complete by itself: people look for it in a log."""
-    from hvd_async.tasks.metric import describe, metrics_from_json
-
-    last = summary["last"]
-    scores = describe(last["scores"], metrics_from_json(summary["metrics"]), ", ")
-    restarts = summary["processes"] - 1
-    unit = "virtual s" if summary.get("simulated") else "s"
-    again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
-    if summary.get("unmeasured"):
-        print(f"due for evaluation but not evaluated: versions {', '.join(map(str, summary['unmeasured']))}")
-    if summary["refused"]:
-        print("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
-    print(
-        f"{summary['status']}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
-        f" {summary['seconds']:.1f} {unit},"
-        f" staleness {summary['mean_staleness']:.2f}, {scores}{again}; see {output}"
-    )

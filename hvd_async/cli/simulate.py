@@ -14,7 +14,6 @@ from hvd_async.cli.arguments import (
     check_threads,
     numbers,
     path_argument,
-    print_summary,
     refuse,
     verb,
 )
@@ -76,12 +75,13 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if arguments.timing_only:
         return _plan(config, arguments)
 
+    from hvd_async.runs.summary import summary_lines
     from hvd_async.simulation.simulate import SimulateOptions, simulate
     from hvd_async.tasks.registry import make_task
 
     options = SimulateOptions(arguments.overwrite, threads, sys.stdout.isatty())
     summary = simulate(config, make_task, options)
-    print_summary(summary, config.output)
+    print(*summary_lines(summary, config.output), sep="\n")
     return 0
 
 

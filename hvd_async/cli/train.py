@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import (
     add_config,
-    print_summary,
     verb,
 )
 from hvd_async.errors import ConfigError, StoppedBySignal
@@ -59,6 +58,7 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
         raise
 
     from hvd_async.cluster.environment import read_environment
+    from hvd_async.runs.summary import summary_lines
     from hvd_async.tasks.registry import make_task
     from hvd_async.training.options import TrainOptions
     from hvd_async.training.run import train
@@ -71,5 +71,5 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
     )
     summary = train(config, make_task, options)
     if summary and summary["status"] != "stopped":  # a stop is reported by `launch`
-        print_summary(summary, config.output)
+        print(*summary_lines(summary, config.output), sep="\n")
     return 0

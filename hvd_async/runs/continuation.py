@@ -49,6 +49,11 @@ def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str,
     """Raise `ConfigError` if a run of configuration `before`, resumed with `config` from the checkpoint `saved`, would use
     other data, end before the checkpoint, or learn nothing after it. `flag` is named in messages."""
     if saved["data_fingerprint"] != supply.fingerprint:
+        if config.task.kind == "script":
+            raise ConfigError(
+                f"{flag}: got data or frozen parameters that differ from the run's; restore them (seed torch before the model is"
+                " made), or start another run"
+            )
         raise ConfigError(
             f"{flag}: task: got data that differ from the run's training data ({_where(config)}); restore them, or start"
             " another run"

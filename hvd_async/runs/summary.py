@@ -11,7 +11,7 @@ from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.system.files import write_file
-from hvd_async.tasks.metric import metrics_to_json
+from hvd_async.tasks.metric import describe, metrics_from_json, metrics_to_json
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,22 @@ def write_summary(run: RunContext, ending: Ending, history: EvaluationHistory, f
     }
     write_file(run.folder.summary, json.dumps(summary, indent=2).encode())
     return summary
+
+
+def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
+    """Return lines for people on how a run ended. The last line is complete by itself: people look for it in a log."""
+    last, restarts = summary["last"], summary["processes"] - 1
+    scores = "" if last is None else f", {describe(last['scores'], metrics_from_json(summary['metrics']), ', ')}"
+    unit = "virtual s" if summary.get("simulated") else "s"
+    again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
+    lines = []
+    if summary.get("unmeasured"):
+        lines.append(f"due for evaluation but not evaluated: versions {', '.join(map(str, summary['unmeasured']))}")
+    if summary["refused"]:
+        lines.append("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
+    lines.append(
+        f"{summary['status']}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
+        f" {summary['seconds']:.1f} {unit},"
+        f" staleness {summary['mean_staleness']:.2f}{scores}{again}; see {output}"
+    )
+    return lines

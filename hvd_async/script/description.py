@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from hvd_async.config import OptimizerConfig
+from hvd_async.config import OptimizerConfig, check
 from hvd_async.config.optimizer import TorchClass
 from hvd_async.errors import ConfigError
 from hvd_async.system.printable import printable
@@ -88,10 +88,7 @@ def describe_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, base:
         members = [by_identity[id(parameter)] for parameter in group["params"] if parameter.requires_grad]
         if members:
             tree["groups"].append({"match": [glob.escape(member) for member in members], **settings})
-    try:
-        return OptimizerConfig.model_validate(tree)
-    except ValueError as error:
-        raise ConfigError(f"optimizer: {printable(' '.join(str(error).split()))}") from None
+    return check(OptimizerConfig, tree, "optimizer")
 
 
 def _check_class(optimizer: torch.optim.Optimizer) -> None:

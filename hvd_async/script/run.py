@@ -19,12 +19,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from hvd_async.cluster.topology import count_workers
 from hvd_async.config import OptimizerConfig, RunConfig
 from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.runs.checkpoint import list_checkpoints, load_tensors, read_data
 from hvd_async.runs.folder import RunFolder
+from hvd_async.runs.summary import summary_lines
 from hvd_async.script.buffers import Buffers, changing_buffers
 from hvd_async.script.description import describe_optimizer
+from hvd_async.script.endings import end_with, on_all_ranks, report_if_uncaught
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
 from hvd_async.script.loop import Batches, ScriptLoop
 from hvd_async.script.no_input import NoInput
@@ -33,7 +36,6 @@ from hvd_async.script.rank_log import RankLog
 from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, Scoring, ScriptTask
 from hvd_async.script.torch_state import hash_of, state_for_torch, steps_of_torch, vectors_of_torch
-from hvd_async.system.failure_message import tell
 from hvd_async.system.files import write_file
 from hvd_async.tasks.metric import Metric
 from hvd_async.training.agreement import in_agreement
@@ -77,8 +79,14 @@ def init(
             "init: called by a process that only reads batches, which imports the script; put what trains under"
             ' `if __name__ == "__main__":`'
         )
-    settings = script_config(output, config, keywords, os.environ)
-    run = ScriptRun(settings, script_options(resume, overwrite, os.environ))
+    try:
+        with on_all_ranks():  # which have the same settings
+            settings = script_config(output, config, keywords, os.environ)
+            options = script_options(resume, overwrite, os.environ)
+        run = ScriptRun(settings, options)
+    except HvdAsyncError as error:
+        report_if_uncaught(error)
+        raise
     _current.append(run)
     return run
 
@@ -91,7 +99,13 @@ class ScriptRun:
     rank: int
     """The number of this rank."""
     size: int
-    """The number of all ranks."""
+    """The number of all ranks, of which some may only hold the store."""
+    num_workers: int
+    """The number of ranks that train."""
+    worker: int | None
+    """The number of this rank among those that train; None if it only holds the store, and gets no batches."""
+    device: torch.device
+    """The device of this rank's model, to which `prepare` moves it."""
     summary: Mapping[str, Any]
     """How the run ended, on rank 0, after the last batch; empty before, and on other ranks."""
 
@@ -103,6 +117,9 @@ class ScriptRun:
         self._job: JoinedJob = self._stack.enter_context(joined(config, options))
         self.rank = self._job.strategy.group.rank
         self.size = self._job.strategy.group.size
+        plan = self._job.plans[self.rank]
+        self.num_workers, self.worker = count_workers(self._job.plans), plan.worker
+        self.device = torch.device("cpu" if plan.worker is None else plan.device or "cpu")
         self._is_over = False
         self._loop: ScriptLoop | None = None
         self._log = RankLog(RunFolder(config.output), self.rank)
@@ -112,16 +129,6 @@ class ScriptRun:
         if self.size > 1:
             sys.stdin = NoInput(self.rank)
         atexit.register(self._left)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this rank's model, after `prepare`."""
-        return self._prepared().ready.job.flat.parameters.device
-
-    @property
-    def is_worker(self) -> bool:
-        """Whether this rank trains; a rank that only held the store gets no batches."""
-        return self._prepared().session.worker is not None
 
     def prepare(
         self,
@@ -154,7 +161,7 @@ class ScriptRun:
             buffers: `refuse`: a model with BatchNorm or the like is refused if ranks would differ in its statistics. `average`:
                 each rank has its own while it trains; at the end they are averaged over the workers.
 
-        Raises `ConfigError` for what the run cannot honour, on every rank, before anything starts.
+        Raises a `hvd_async.errors.HvdAsyncError` for what the run cannot honour, on every rank, before anything starts.
         """
         if self._loop is not None:
             raise ConfigError("prepare: called twice, expected once in a run; several models make one torch.nn.ModuleList")
@@ -224,6 +231,8 @@ class ScriptRun:
         atexit.unregister(self._left)
         self._stack.close()
         self.summary = self._job.summary
+        if self.summary and self.summary["status"] != "stopped":
+            print(*summary_lines(self._job.summary, self.config.output), sep="\n", flush=True)
         if self._loop is not None:
             self._loop.load_final()
 
@@ -245,6 +254,11 @@ class ScriptRun:
         return ready
 
     def _check(self, model: nn.Module, loader: Any, buffers: str, loss: str) -> BatchSource:
+        if hasattr(model, "_orig_mod"):
+            raise ConfigError(
+                "model: got one that torch.compile has wrapped, whose parameters have other names; expected the model itself:"
+                " compile what prepare returns"
+            )
         source = source_of(loader, self.config.seed)
         if loss not in ("mean", "sum"):
             raise ConfigError(f"loss: got {loss!r}, expected 'mean' or 'sum'")
@@ -274,23 +288,18 @@ class ScriptRun:
                 self._stack.__exit__(kind, error, trace)
             except BaseException as raised:
                 error = raised
-        if not isinstance(error, HvdAsyncError):
-            if not getattr(error, "is_told", False):
-                self._previous[0](type(error), error, error.__traceback__)
-            return
-        is_reporter = getattr(error, "is_reporter", None)
-        if is_reporter is None:
-            is_reporter = not error.is_on_all_ranks or self.rank == 0
-        if is_reporter:
-            tell(self.rank, error)
-        sys.stdout.flush()
-        os._exit(error.exit_status)
+        if isinstance(error, HvdAsyncError):
+            end_with(error, self.rank)
+        if not getattr(error, "is_told", False):
+            self._previous[0](type(error), error, error.__traceback__)
 
     def _left(self) -> None:
         """End the run of a script that ended without reading all batches."""
-        if self._is_over or self._loop is None:
+        if self._is_over:
             return
-        if self._loop.session.worker is not None:
+        if self._loop is None and self.size > 1:  # the others may be inside of prepare, and wait
+            end_with(ConfigError("the script ended before prepare, expected a call on every rank"), self.rank)
+        if self._loop is not None and self._loop.session.worker is not None:
             print(f"hvd-async: rank {self.rank}: the script ended before the last batch", file=sys.stderr)
         self.finish()
 

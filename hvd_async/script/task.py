@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
 from hvd_async.script.buffers import Buffers
 from hvd_async.script.loader import BatchSource
-from hvd_async.tasks.evaluating import evaluating, write_model
+from hvd_async.system.random_numbers import numbers_apart
+from hvd_async.tasks.evaluating import device_of, evaluating, write_model
 from hvd_async.tasks.metric import LOSS, Metric
 
 Evaluate = Callable[[nn.Module], "Mapping[str, float] | float"]
@@ -61,8 +63,13 @@ class ScriptTask:
         return self._model
 
     def fingerprint(self) -> str:
-        """Return what is known of the data."""
-        return self._source.fingerprint()
+        """Return a hash of what is known of the data, and of the frozen parameters of rank 0, which no checkpoint has."""
+        digest = hashlib.sha256(self._source.fingerprint().encode())
+        for name, parameter in self._model.named_parameters():
+            if not parameter.requires_grad:
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def describe_data(self) -> list[str]:
         """Return the number of batches, and what was ignored."""
@@ -114,7 +121,7 @@ class ScriptTask:
         """Return, for each metric, its score and whether it was measured; shard 0 measures the whole, the others nothing."""
         if shard > 0 or self._evaluate is None:
             return [0.0] * self.num_statistics
-        with evaluating(model):
+        with evaluating(model), numbers_apart(self._config.seed, device_of(model)):  # alike for all versions
             found = self._evaluate(model)
         scores = dict(found) if isinstance(found, Mapping) else {LOSS: found}
         if unknown := sorted(scores.keys() - {metric.name for metric in self.metrics}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvd_async.cluster.environment import read_environment
+from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import RunConfig
 from hvd_async.errors import DivergedError, OrphanedError, StoppedBySignal
 from hvd_async.runs.snapshots import read_snapshot
@@ -22,7 +24,7 @@ from hvd_async.strategies.synchronous_watch import Watch
 from hvd_async.tasks.task import Task
 from hvd_async.training.agreement import aborting_on_failure
 from hvd_async.training.options import TrainOptions
-from hvd_async.training.setup import Ready, Start, set_up
+from hvd_async.training.setup import Ready, Start, plan_ranks, set_up
 from hvd_async.training.stop_request import StopRequest
 from hvd_async.transport.group import Group
 
@@ -63,6 +65,11 @@ class JoinedJob:
     summary: dict[str, Any] = field(default_factory=dict)
     notice: StopNotice | None = None
 
+    @functools.cached_property
+    def plans(self) -> tuple[RankPlan, ...]:
+        """The roles of all ranks. Collective at its first use."""
+        return plan_ranks(self.strategy.group, self.config, self.environ)
+
     def set_up(
         self, make_task: Callable[[RunConfig], Task], rate_factor: RateFactor | None = None, *, reduces_at_step: bool = False
     ) -> Ready | None:
@@ -71,7 +78,15 @@ class JoinedJob:
         `rate_factor`, `reduces_at_step`: see `JobSpec`.
         """
         start = Start(
-            self.config, make_task, self.options, self.strategy, self.environ, self.stop, rate_factor, reduces_at_step
+            config=self.config,
+            make_task=make_task,
+            options=self.options,
+            strategy=self.strategy,
+            environ=self.environ,
+            stop=self.stop,
+            plans=self.plans,
+            rate_factor=rate_factor,
+            reduces_at_step=reduces_at_step,
         )
         ready = set_up(start, self.holding)
         if isinstance(ready, Ready):

@@ -48,6 +48,7 @@ class Start:
     strategy: Strategy
     environ: Mapping[str, str]
     stop: StopRequest
+    plans: tuple[RankPlan, ...]
     rate_factor: RateFactor | None = None
     reduces_at_step: bool = False
 
@@ -109,7 +110,7 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any
 
     On rank 0, `holding` keeps the lock of the run's folder.
     """
-    plans = _plan_ranks(start)
+    plans = start.plans
     plan = plans[start.group.rank]
     _claim_processors(plan)
     workload = _make_workload(start, plan)
@@ -134,10 +135,9 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any
     return Ready(start.folder, spec.with_state(recorder, saved), loop, start.stop, progress, recorder)
 
 
-def _plan_ranks(start: Start) -> tuple[RankPlan, ...]:
+def plan_ranks(group: Group, config: RunConfig, environ: Mapping[str, str]) -> tuple[RankPlan, ...]:
     """Give every rank its role, device and threads; every rank computes the same plan. Collective."""
-    group, config = start.group, start.config
-    check_world(read_environment(start.environ), group.rank, group.size)
+    check_world(read_environment(environ), group.rank, group.size)
     machines = [Machine.from_text(text) for text in group.allgather(this_machine().to_text())]
 
     def plan() -> tuple[RankPlan, ...]:

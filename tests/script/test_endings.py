@@ -1,0 +1,132 @@
+"""How scripts begin and end: errors before there is a run, several runs in a process, what a resumed run must have again."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import hvd_async as ha
+from hvd_async.errors import ConfigError, HvdAsyncError
+from tests.tasks.blobs import blobs
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def ended(text: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", text], cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "line"),
+    [
+        ("ha.init('x', strategy='asink', epochs=1)", 2, "init: strategy.kind: got 'asink', expected: 'single', 'horovod'"),
+        ("ha.init('x', strategy='async', epochs=1)", 4, "strategy async with a dedicated store: got 1 rank, expected at"),
+        ("ha.init('x', strategy='single', epoch=1)", 2, "init: epoch: unknown keyword; expected a section"),
+    ],
+)
+def test_an_error_before_there_is_a_run_is_one_line(tmp_path: pathlib.Path, call: str, status: int, line: str) -> None:
+    done = ended(f"import hvd_async as ha\n{call}", tmp_path)
+    assert done.returncode == status and done.stderr.startswith(f"hvd-async: rank 0: {line}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_error_that_the_script_catches_is_its_own(tmp_path: pathlib.Path) -> None:
+    text = (
+        "import hvd_async as ha\ntry:\n    ha.init('x', strategy='asink')\nexcept ValueError: pass\nexcept Exception as e:\n"
+        "    print(type(e).__name__)\nraise SystemExit(5)"
+    )
+    done = ended(text, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (5, "ConfigError\n", "")
+
+
+def test_a_script_that_ends_before_prepare_ends_cleanly(tmp_path: pathlib.Path) -> None:
+    lines = (
+        "import hvd_async as ha",
+        "run = ha.init('x', strategy='single', epochs=1)",
+        "print(run.device, run.worker, run.num_workers)",
+    )
+    text = "\n".join(lines)
+    done = ended(text, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cpu 0 1\n", "")
+
+
+class Partly(torch.nn.Module):
+    """A network whose first layer is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(2, 6).requires_grad_(False)
+        self.last = torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 2] -> [B, 3]."""
+        result: torch.Tensor = self.last(torch.tanh(self.first(x)))
+        return result
+
+
+def trained(folder: pathlib.Path, seed: int, **options: Any) -> ha.ScriptRun:
+    """Make a run in this process, with a network of `seed`; `evaluate` draws random numbers."""
+    run = ha.init(folder, strategy="single", tensorboard=False, device="cpu", validation={"every": 4}, **options)
+    torch.manual_seed(seed)
+    network = Partly()
+    try:
+        model, optimizer, batches = run.prepare(
+            network,
+            torch.optim.Adamax(network.last.parameters(), lr=0.01),
+            DataLoader(TensorDataset(*blobs(24, 1).tensors), batch_size=6, shuffle=True),
+            evaluate=lambda module: float(torch.rand(())),
+        )
+        for x, y in batches:
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step(weight=len(y), loss=loss)
+    finally:
+        run.finish()
+    return run
+
+
+def test_runs_follow_each_other_in_a_process_and_evaluations_draw_alike(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sys.excepthook, sys.stdin
+    run = trained(tmp_path / "one", 1, epochs=2)
+    assert (sys.excepthook, sys.stdin) == before
+    assert run.summary["status"] == "finished" and run.summary["weight"] == 48
+    scores = {point["scores"]["loss"] for point in run.summary["measurements"]}
+    assert len(run.summary["measurements"]) == 2 and len(scores) == 1
+    assert "finished: version 8, 48 examples in" in capsys.readouterr().out
+    assert trained(tmp_path / "two", 1, epochs=1).summary["weight"] == 24
+
+
+def test_frozen_parameters_must_be_as_before_when_a_run_is_resumed(tmp_path: pathlib.Path) -> None:
+    trained(tmp_path / "run", 1, epochs=1)
+    with pytest.raises(
+        HvdAsyncError, match=r"got data or frozen parameters that differ from the run's; restore them \(seed"
+    ):
+        trained(tmp_path / "run", 2, epochs=2, resume=True)
+    assert trained(tmp_path / "run", 1, epochs=2, resume=True).summary["weight"] == 48
+
+
+def test_init_twice_and_a_compiled_model_are_refused(tmp_path: pathlib.Path) -> None:
+    run = ha.init(tmp_path / "run", strategy="single", epochs=1)
+    try:
+        with pytest.raises(ConfigError, match="init: called again before the run has ended"):
+            ha.init(tmp_path / "other", strategy="single", epochs=1)
+        model = torch.nn.Linear(2, 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own imports
+            compiled: Any = torch.compile(model)
+        with pytest.raises(HvdAsyncError, match="expected the model itself: compile what prepare returns"):
+            run.prepare(compiled, torch.optim.SGD(model.parameters(), lr=0.1), [1])
+    finally:
+        run.finish()
