@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -51,6 +51,13 @@ class BatchLedger:
             return ClaimOrder((), self.watermark)
         end = max(self._above) + 1
         return ClaimOrder(tuple(b for b in range(self.watermark, end) if b not in self._above), end)
+
+    def first_open(self, returned: Collection[int]) -> int:
+        """Return the first batch that is neither recorded nor among `returned`."""
+        batch = self.watermark
+        while batch in self._above or batch in returned:
+            batch += 1
+        return batch
 
     def num_missing(self, num_batches: int) -> int:
         """Return how many of the first `num_batches` batches are not recorded."""

@@ -104,6 +104,7 @@ class ParameterStore:
         self._optimizer = optimizer
         self._strategy = strategy
         self._active = set(range(num_workers))
+        self._returned: set[int] = set()
         self._size = size
         self._pending: list[Arrival] = []
         self._refused: list[tuple[Arrival, Refusal]] = []
@@ -151,7 +152,7 @@ class ParameterStore:
         afterwards may still join the update.
         """
         first = min(arrival.batch for arrival in arrivals)
-        if is_synchronous(self._strategy, self.version) and first != self.ledger.watermark:
+        if is_synchronous(self._strategy, self.version) and first != self.ledger.first_open(self._returned):
             return False
         return not self.is_complete() or self._would_be_too_stale(min(arrival.base_version for arrival in arrivals))
 
@@ -240,6 +241,14 @@ class ParameterStore:
     def leave(self, worker: int) -> None:
         """Note that `worker` has no more data: N = `workers` counts one less from now on."""
         self._active.discard(worker)
+
+    def come_back(self, worker: int) -> None:
+        """Note that `worker`, which had left, computes again."""
+        self._active.add(worker)
+
+    def set_returned(self, batches: Collection[int]) -> None:
+        """Note which batches a worker returned and no other has claimed since: the order of lock-step leaves them out."""
+        self._returned = set(batches)
 
     def finish(self) -> Update | None:
         """Apply the pending arrivals at the end of the data, or drop and count them, as configured."""

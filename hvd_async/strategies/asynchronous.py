@@ -265,10 +265,12 @@ class RankRole:
             if job.push.overlap:
                 with OverlappedWorker(job, client, push_pull, host, worker) as session.worker:
                     yield
+                    returned = session.worker.unfinished
             else:
                 session.worker = AsynchronousWorker(job, client, push_pull, host, worker)
                 yield
-            push_pull.stop()
+                returned = session.worker.unfinished
+            push_pull.stop(returned)
             session.notice = client.wait_for_end(job.stop_requested)
 
     def _make_client(self, worker: int, options: ClientOptions, touch: Callable[[], None]) -> StoreClient:

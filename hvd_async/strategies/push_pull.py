@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,8 +51,8 @@ class PushPull(Protocol):
     def pause(self) -> None:
         """Announce that this worker pushes nothing for a while, so that no one waits for its gradient."""
 
-    def stop(self) -> None:
-        """Announce that this worker pushes no more."""
+    def stop(self, returned: Sequence[int] = ()) -> None:
+        """Announce that this worker pushes no more; `returned`: see `StoreClient.leave`."""
 
 
 class DirectPushPull:
@@ -81,8 +82,8 @@ class DirectPushPull:
     def pause(self) -> None:
         self._client.idle()
 
-    def stop(self) -> None:
-        self._client.leave()
+    def stop(self, returned: Sequence[int] = ()) -> None:
+        self._client.leave(returned)
 
 
 class NodePushPull:
@@ -111,9 +112,9 @@ class NodePushPull:
         if not is_synchronous(self._strategy, self._node.version):
             self._node.stop(WorkerState.AWAY)
 
-    def stop(self) -> None:
+    def stop(self, returned: Sequence[int] = ()) -> None:
         self._node.stop(WorkerState.LEFT)
-        self._client.leave(is_slot_shared=True)
+        self._client.leave(returned, is_slot_shared=True)
 
 
 def wait(client: StoreClient, strategy: StrategyConfig) -> None:

@@ -12,7 +12,7 @@ import torch
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import NO_BASE, Base, StoreClient
-from hvd_async.store.wire.layout import IDLE
+from hvd_async.store.wire.layout import IDLE, MAX_RETURNED
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step
 from hvd_async.strategies.push_pull import PushPull, Took
 from hvd_async.transport import cuda_ipc
@@ -34,6 +34,11 @@ def claim(job: Job, client: StoreClient) -> int | None:
         return None
     batch = client.claim()
     return None if job.num_batches is not None and batch >= job.num_batches else batch
+
+
+def num_ahead(job: Job) -> int:
+    """Return how many batches a worker claims ahead of time, so that it can return all that it holds."""
+    return min(job.num_batches_ahead, MAX_RETURNED - 3)  # besides those that it computes, and that overlap claims
 
 
 def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
@@ -64,18 +69,28 @@ class AsynchronousWorker:
         self._host = host
         self._base = NO_BASE
         self._ahead: deque[int] = deque()  # claimed ahead
+        self._computing: int | None = None
         self._are_all_claimed = False
+
+    @property
+    def unfinished(self) -> tuple[int, ...]:
+        """The batches that this worker has claimed and not computed."""
+        return (*(() if self._computing is None else (self._computing,)), *self._ahead)
 
     def claims(self) -> Iterator[Claim]:
         self._start()
         while True:
             was_asked = not self._ahead  # by the claim of the next batch
             self._claim_ahead()
-            if not self._ahead or (not was_asked and ask_to_stop(self._job, self._client)):
+            if not self._ahead and not self._wait_for_returned():
                 return
-            yield Claim(self._ahead.popleft(), upcoming=tuple(self._ahead))
+            if not was_asked and ask_to_stop(self._job, self._client):
+                return
+            self._computing = self._ahead.popleft()
+            yield Claim(self._computing, upcoming=tuple(self._ahead))
 
     def step(self, step: Step) -> None:
+        self._computing = None
         before = self._base
         arrival = describe(self._worker, step, before, self._push_pull.took)
         self._base = self._push_pull.push_pull(self._host.gradient(), arrival, self._host.parameters)
@@ -98,13 +113,25 @@ class AsynchronousWorker:
         """Claim the next batch, and as many more as the job wants to know ahead of time; none in lock-step, where others would
         have to wait for them."""
         is_alone = is_synchronous(self._job.strategy, self._base.version)
-        wanted = 1 + (0 if is_alone else self._job.num_batches_ahead)
+        wanted = 1 if is_alone else 1 + num_ahead(self._job)
         while len(self._ahead) < wanted and not self._are_all_claimed:
             batch = claim(self._job, self._client)
             if batch is None:
                 self._are_all_claimed = True
             else:
                 self._ahead.append(batch)
+
+    def _wait_for_returned(self) -> bool:
+        """Wait for a batch that another worker returns; return whether there is one."""
+        if self._job.push.node_sum:  # the node's workers push together, and none comes back
+            return False
+        self._push_pull.pause()
+        batch = self._client.wait_for_returned(self._job.stop_requested)
+        if batch is None:
+            return False
+        self._ahead.append(batch)
+        self._start()
+        return True
 
     def _start(self) -> None:
         self._base = self._push_pull.start(self._host.parameters)
@@ -144,6 +171,13 @@ class OverlappedWorker:
         self._under_way: Future[Brought] | None = None
         self._evaluation: int | None = None
         self._is_stopped = False
+        self._computing: int | None = None
+
+    @property
+    def unfinished(self) -> tuple[int, ...]:
+        """The batches that this worker has claimed and not computed."""
+        ahead = tuple(batch for batch in self._batches if batch is not None)
+        return ahead if self._computing is None else (self._computing, *ahead)
 
     def __enter__(self) -> OverlappedWorker:
         """Start the thread."""
@@ -163,12 +197,17 @@ class OverlappedWorker:
     def claims(self) -> Iterator[Claim]:
         self._start()
         self._claim_ahead()
-        while (batch := self._batches.popleft()) is not None and not self._is_stopped:
-            yield Claim(batch, upcoming=tuple(each for each in self._batches if each is not None))
+        while not self._is_stopped:
+            if self._batches[0] is None and not self._wait_for_returned():
+                break
+            self._computing = self._batches.popleft()
+            assert self._computing is not None
+            yield Claim(self._computing, upcoming=tuple(each for each in self._batches if each is not None))
         self._settle()
 
     def step(self, step: Step) -> None:
         arrival = describe(self._worker, step, self._base, self._took)
+        self._computing = None
         self._settle()
         arithmetic.copy(self._host.gradient(), self._gradient)
         waits = not self._batches or self._batches[0] is None or is_synchronous(self._job.strategy, self._base.version)
@@ -216,9 +255,22 @@ class OverlappedWorker:
         """Claim batches so that there is one to compute during the next push and pull. In lock-step, where arrivals are
         taken in the order of their batches, claim no batch for which others would have to wait."""
         is_alone = is_synchronous(self._job.strategy, self._base.version)
-        wanted = 1 if is_alone else 2 + self._job.num_batches_ahead
+        wanted = 1 if is_alone else 2 + num_ahead(self._job)
         while len(self._batches) < wanted and (not self._batches or self._batches[-1] is not None):
             self._batches.append(self._thread.submit(claim, self._job, self._client).result())
+
+    def _wait_for_returned(self) -> bool:
+        """Wait, when nothing is under way, for a batch that another worker returns; return whether there is one."""
+        self._settle()
+        if self._job.push.node_sum:  # the node's workers push together, and none comes back
+            return False
+        self._thread.submit(self._push_pull.pause).result()
+        batch = self._thread.submit(self._client.wait_for_returned, self._job.stop_requested).result()
+        if batch is None:
+            return False
+        self._batches.appendleft(batch)
+        self._start()
+        return True
 
     def _start(self) -> None:
         self._base = self._thread.submit(self._push_pull.start, self._host.parameters).result()

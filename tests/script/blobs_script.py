@@ -47,7 +47,8 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
         buffers="average" if options.get("norm") else "refuse",
     )
     for number, (x, y) in enumerate(batches):
-        fault = options.get("fault", "") if run.rank == options.get("rank", 1) and number == 3 else ""
+        is_there = options.get("rank", 1) in (run.rank, -1)  # -1: on all
+        fault = options.get("fault", "") if is_there and number == 3 else ""
         if fault:
             print(f"fault {fault} fired", file=sys.stderr, flush=True)
         if fault == "raise":

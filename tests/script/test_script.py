@@ -172,12 +172,23 @@ def test_the_best_model_has_the_buffers_with_which_it_was_evaluated(tmp_path: pa
     assert "buffers: none were saved" not in more.stdout
 
 
-def test_a_worker_that_leaves_the_loop_lets_the_others_go_on(tmp_path: pathlib.Path) -> None:
-    done = script(3, tmp_path / "run", strategy="async", options={"fault": "break"}).check()
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_what_a_worker_that_leaves_had_claimed_is_computed_by_another(tmp_path: pathlib.Path, lockstep: bool) -> None:
+    strategy = {"kind": "async", "lockstep": lockstep}
+    options = {"fault": "break", "num_workers": 0 if lockstep else 1}  # with a batch claimed, and others ahead of time
+    done = script(3, tmp_path / "run", strategy=strategy, options=options).check()
     assert "fault break fired" in done.stderr and len(final_losses(done)) == 1
+    arrived = events_of(tmp_path / "run", "arrival")
+    assert sorted(arrival["batch"] for arrival in arrived) == list(range(24))
+    assert sum(arrival["worker"] == 0 for arrival in arrived) == 3
+    assert summary_of(tmp_path / "run")["missing"] == 0
+
+
+def test_batches_that_all_workers_left_are_told_and_computed_by_a_resumed_run(tmp_path: pathlib.Path) -> None:
+    done = script(3, tmp_path / "run", strategy="async", options={"fault": "break", "rank": -1}).check()
     arrived = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
-    assert len(arrived) == len(set(arrived)) == 23 and summary_of(tmp_path / "run")["missing"] == 1
-    assert "1 of 24 batches were not computed: the workers that had claimed them left; --resume computes" in done.stdout
+    assert len(arrived) == len(set(arrived)) == 6 and summary_of(tmp_path / "run")["missing"] == 18
+    assert "18 of 24 batches were not computed: all workers left before; --resume computes" in done.stdout
     script(3, tmp_path / "run", strategy="async", resume=True).check()
     arrived = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
     assert sorted(arrived) == list(range(24)) and summary_of(tmp_path / "run")["missing"] == 0

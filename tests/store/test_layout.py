@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_async.store.wire.layout import (
+    MAX_RETURNED,
     MAX_STATISTICS,
     NUM_ORDERS,
     NUM_PROVISIONAL,
+    NUM_RETURNS,
     ORDER_WORDS,
     ArrivalWord,
     Layout,
@@ -56,6 +58,8 @@ def named_words(layout: Layout) -> Iterator[int]:
     for worker in range(layout.num_workers):
         yield from (layout.worker_word(worker, word) for word in WorkerWord)
         yield from (layout.worker_word(worker, WorkerWord.STATISTICS + number) for number in range(1, MAX_STATISTICS))
+        yield from (layout.worker_word(worker, WorkerWord.RETURNED + number) for number in range(1, MAX_RETURNED + 1))
+    yield from map(layout.given_word, range(NUM_RETURNS))
     for slot in range(layout.slots):
         yield from (layout.slot_word(slot, word) for word in SlotWord if word != SlotWord.ARRIVALS)
         for number in range(layout.arrivals_per_slot):
@@ -112,7 +116,7 @@ def test_words_of_different_writers_share_no_cache_line(layout: Layout) -> None:
     writers = [of_store, by_workers, bells]
     for worker in range(layout.num_workers):
         writers.append(
-            {line(layout.worker_word(worker, word)) for word in (*WorkerWord, WorkerWord.STATISTICS + MAX_STATISTICS - 1)}
+            {line(layout.worker_word(worker, word)) for word in (*WorkerWord, WorkerWord.RETURNED + MAX_RETURNED)}
         )
         taken = line(layout.worker_word(worker, WorkerWord.EVALUATION_TAKEN))
         writers[-1].remove(taken)

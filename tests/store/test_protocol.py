@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 import subprocess
 import sys
 import time
@@ -21,8 +22,19 @@ from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.serve.client import Base, ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat, Silence
+from hvd_async.store.serve.returns import Returns
 from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
-from hvd_async.store.wire.layout import IDLE, NUM_PROVISIONAL, Layout, SlotWord, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import (
+    IDLE,
+    MAX_RETURNED,
+    NUM_PROVISIONAL,
+    NUM_RETURNS,
+    Layout,
+    SlotWord,
+    Word,
+    WorkerState,
+    WorkerWord,
+)
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd, value_of
@@ -41,7 +53,7 @@ def make_workers(
     memory_type: Callable[[Layout], ThreadMemory] = ThreadMemory,
     **settings: Any,
 ) -> Workers:
-    names = ("observer", "server", "after_step", "gradient", "optimizer")
+    names = ("observer", "server", "after_step", "gradient", "optimizer", "abandons")
     others = {key: settings.pop(key) for key in names if key in settings}
     strategy = asynchronous(**{"reduction": "sum", **settings})
     memory = memory_type(Layout(size, num_workers, num_buffers, num_provisional=num_provisional(strategy)))
@@ -278,6 +290,50 @@ def test_every_evaluation_is_given_to_at_most_one_worker() -> None:
     assert set(versions) <= set(range(2, 121, 2))
     for version, statistics in workers.observer.evaluations:
         assert statistics[0] == version / 2 and statistics[1] in (0, 1, 2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "settings",
+    [{"arrivals_per_update": 1}, {"arrivals_per_update": "workers"}, {"lockstep": True}, {"max_staleness": 1}],
+    ids=str,
+)
+def test_batches_of_workers_that_leave_are_computed_by_those_that_remain(settings: dict[str, Any], seed: int) -> None:
+    chance = random.Random(seed)
+    num_batches = chance.choice([9, 40])
+    leaves_at = {worker: chance.randrange(num_batches // 3) for worker in range(3)}
+    held = {worker: chance.randrange(1, 5) for worker in range(3)}
+
+    def abandons(worker: int, num_steps: int) -> int:
+        return held[worker] if leaves_at.get(worker) == num_steps else 0
+
+    workers = make_workers(4, num_batches, seed=seed, abandons=abandons, **settings).run().check()
+    assert sorted(workers.observer.batches) == list(range(num_batches))
+    assert workers.store.ledger.num_missing(num_batches) == 0
+    assert sum(update.arrivals[-1].worker == 3 for update in workers.observer.updates) > 0
+
+
+def test_workers_that_wait_end_when_the_last_one_has_left() -> None:
+    workers = (
+        make_workers(3, 5, abandons=lambda worker, num_steps: 2 * int(num_steps == 1), arrivals_per_update=1).run().check()
+    )
+    assert len(workers.observer.batches) == len(set(workers.observer.batches)) <= 5
+
+
+def test_more_batches_are_returned_than_the_ring_has_room_for() -> None:
+    memory = ThreadMemory(Layout(1, 4))
+    returns, client = Returns(memory), StoreClient([memory], 3, ClientOptions())
+    for worker in range(3):
+        StoreClient([memory], worker, ClientOptions()).leave(range(100 * worker, 100 * worker + MAX_RETURNED))
+        returns.take_from(worker)
+    expected = [100 * worker + number for worker in range(3) for number in range(MAX_RETURNED)]
+    assert len(expected) > NUM_RETURNS and returns.open() == expected
+    assert returns.give() and not returns.give()
+    found = [client.claim() for _ in range(NUM_RETURNS)]
+    assert client.claim() == 0 and not returns.are_all_taken()  # a new batch, until the store writes more
+    assert returns.give()
+    found += [client.claim() for _ in range(len(expected) - NUM_RETURNS)]
+    assert found == expected and returns.are_all_taken() and returns.open() == [] and client.claim() == 1
 
 
 # --- Scripts: one thread, and the store's turns counted -----------------------------------------------------------------

@@ -112,6 +112,9 @@ class Workers:
     server: ServerOptions = field(default_factory=ServerOptions)
     after_step: Callable[[StoreClient, int, int], bool] = lambda client, worker, num_steps: True
     """Called by a worker between its steps; if it returns False, the worker leaves."""
+    abandons: Callable[[int, int], int] | None = None
+    """Of worker and number of its steps: 0, or how many batches the worker then claims and returns as it leaves. Workers without
+    a batch wait for these."""
     failures: dict[str, BaseException] = field(default_factory=dict)
     pulls: dict[int, list[Pull]] = field(default_factory=dict)
     notice: StopNotice | None = None
@@ -162,9 +165,19 @@ class Workers:
         num_steps = 0
         client.join()
         self._pull(client, worker, parameters)
+        returned: list[int] = []
         while client.stop_notice() is None and self.after_step(client, worker, num_steps):
-            batch = client.claim()
-            if batch >= self.num_batches:
+            if self.abandons is not None and (number := self.abandons(worker, num_steps)):
+                returned = [batch for batch in (client.claim() for _ in range(number)) if batch < self.num_batches]
+                break
+            batch: int | None = client.claim()
+            if batch is not None and batch >= self.num_batches:
+                if self.abandons is None:
+                    break
+                client.idle()
+                batch = client.wait_for_returned(lambda: None)
+                self._pull(client, worker, parameters)
+            if batch is None:
                 break
             for _ in range(pace.randrange(1, 1 + 1000 * (1 + worker))):  # work of uneven, seeded length
                 pass
@@ -177,7 +190,7 @@ class Workers:
             elif pace.random() < 0.5:  # real strategies always wait here; the protocol must hold without it too
                 client.wait_drained()
             self._pull(client, worker, parameters)
-        client.leave()
+        client.leave(returned)
 
     def _pull(self, client: StoreClient, worker: int, parameters: torch.Tensor) -> None:
         client.pull(parameters)

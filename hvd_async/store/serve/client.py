@@ -103,13 +103,17 @@ class StoreClient:
         self._set(WorkerWord.STATE, WorkerState.ACTIVE)
         self._wait(lambda: self._window.load(Word.READY) != 0)
 
-    def leave(self, is_slot_shared: bool = False) -> None:
+    def leave(self, returned: Sequence[int] = (), *, is_slot_shared: bool = False) -> None:
         """Tell the store that this worker will push no more. A gradient in the slot still counts.
 
-        `is_slot_shared`: other workers continue to use the slot.
+        `returned`: batches that it has claimed and not pushed, at most `MAX_RETURNED`, for other workers. `is_slot_shared`:
+        other workers continue to use the slot.
         """
         if not is_slot_shared:
             self.idle()
+        for number, batch in enumerate(returned, start=1):
+            self._set(WorkerWord.RETURNED + number, batch)
+        self._set(WorkerWord.RETURNED, len(returned))
         self._set(WorkerWord.STATE, WorkerState.LEFT)
         self._window.ring(Word.STORE_BELL)
 
@@ -133,7 +137,44 @@ class StoreClient:
 
     def claim(self) -> int:
         """Return the number of the next batch, which no other worker gets. Does not block."""
+        returned = self._take_returned()
+        if returned is not None:
+            return returned
         return self._options.claim_order.batch(self._window.fetch_add(Word.CLAIMS, 1))
+
+    def wait_for_returned(self, stop_requested: Callable[[], StopNotice | None]) -> int | None:
+        """Wait, when there are no more batches, for one that another worker returns; return it, or None if there cannot be any,
+        or the run stops. Others do not wait for this worker meanwhile, which must have called `idle`."""
+
+        def is_over() -> bool:
+            requested = stop_requested()
+            if requested is not None:
+                self.request_stop(requested)
+            given, taken = self._window.load_words(Word.GIVEN_AGAIN, 2)
+            return self.stop_notice() is not None or taken < given or self._window.load(Word.NOTHING_OPEN) != 0
+
+        while True:
+            self._set(WorkerWord.STATE, WorkerState.WAITING)
+            self._window.ring(Word.STORE_BELL)
+            self._wait(is_over)
+            # Before the batch is taken: the store decides that nothing is open only while all workers wait.
+            self._set(WorkerWord.STATE, WorkerState.ACTIVE)
+            if self.stop_notice() is not None:
+                return None
+            batch = self._take_returned()
+            if batch is not None or self._window.load(Word.NOTHING_OPEN):
+                return batch
+
+    def _take_returned(self) -> int | None:
+        """Claim a batch that another worker returned, if there is one."""
+        given, taken = self._window.load_words(Word.GIVEN_AGAIN, 2)
+        while taken < given:
+            batch = self._window.load(self._layout.given_word(taken))
+            before = self._window.compare_swap(Word.TAKEN_AGAIN, taken, taken + 1)
+            if before == taken:
+                return batch
+            given, taken = self._window.load_words(Word.GIVEN_AGAIN, 2)
+        return None
 
     def push(self, gradient: torch.Tensor, arrivals: Sequence[Arrival]) -> None:
         """Write `gradient` and its description into the slot, waiting until the slot is free.

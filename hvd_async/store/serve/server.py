@@ -17,6 +17,7 @@ from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.evaluations import EvaluationDesk
 from hvd_async.store.serve.liveness import WorkerWatch
 from hvd_async.store.serve.provisional import ProvisionalPublisher
+from hvd_async.store.serve.returns import Returns
 from hvd_async.store.wire import arrival_words
 from hvd_async.store.wire.layout import IDLE, SlotWord, StoreMemory, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import read_slot
@@ -65,6 +66,8 @@ class StoreServer:
         self._touch = touch
         num_workers, num_slots = self._layout.num_workers, self._layout.slots
         self._present = set(range(num_workers))
+        self._waiting: set[int] = set()  # workers of these that wait for batches that others return
+        self._returns = Returns(memory)
         self._drained = [0] * num_slots  # number of pushes taken in, per slot
         self._freed = [0] * num_slots
         self._to_drain: list[int] = []  # slots that were taken in, and whose DRAINED has not risen yet
@@ -92,8 +95,9 @@ class StoreServer:
             self._workers.check(self._present)
             self._check_stopping()
             notice = self._pass_on(stop_requested())
+            self._store.set_returned(self._returns.open())
             is_busy = self._serve_slots(notice) | self._evaluations.take(self._present)
-            self._dismiss_left_workers()
+            self._follow_workers()
             if is_busy:
                 pause = 0.0
                 continue
@@ -188,6 +192,8 @@ class StoreServer:
     def _take_in(self, slot: int, arrivals: list[Arrival], notice: StopNotice | None) -> None:
         """Pass the push in `slot` to the store, which decides on it."""
         self._observer.received(arrivals)
+        for arrival in arrivals:
+            self._let_come_back(arrival.worker)
         if self._is_too_late(notice):
             self._store.refuse(arrivals, Refusal.AFTER_THE_END)
         else:
@@ -318,21 +324,54 @@ class StoreServer:
 
     # --- The end of a worker, and of the run. -------------------------------------------------------------------------
 
-    def _dismiss_left_workers(self) -> None:
+    def _follow_workers(self) -> None:
+        """Note which workers have left, wait for batches that others return, or compute again."""
         for worker in sorted(self._present):
-            if self._get_of(worker, WorkerWord.STATE) != WorkerState.LEFT:
-                continue
+            state = self._get_of(worker, WorkerWord.STATE)
             notice = self._notice()  # read after STATE: if the worker left because of a notice, it is visible now
+            if state == WorkerState.ACTIVE:
+                self._let_come_back(worker)
+                continue
+            if state not in (WorkerState.LEFT, WorkerState.WAITING):
+                continue
             if self._has_undrained(worker) and not self._is_stopped(notice):
                 continue  # take in its last gradient first
             if self._evaluations.has_open(worker):
                 continue
-            self._present.discard(worker)
+            if state == WorkerState.LEFT:
+                self._present.discard(worker)
+                if notice is None:
+                    self._returns.take_from(worker)
             # A stopped run will be resumed with all its workers, so the departure of one must not complete an update.
-            if not self._is_stopped(notice):
+            if not self._is_stopped(notice) and worker not in self._waiting:
                 self._store.leave(worker)
+                self._store.set_returned(self._returns.open())
                 self._make_version()
                 self._report_updates()
+            if state == WorkerState.WAITING:
+                self._waiting.add(worker)
+            else:
+                self._waiting.discard(worker)
+        if self._returns.give():
+            self._ring_all()
+        self._say_if_nothing_is_open()
+
+    def _let_come_back(self, worker: int) -> None:
+        """Count `worker` again, if it was waiting for batches: it has got one."""
+        if worker in self._waiting:
+            self._waiting.discard(worker)
+            self._store.come_back(worker)
+
+    def _say_if_nothing_is_open(self) -> None:
+        """Release the workers that wait for batches, once no worker is left that could return one.
+
+        A worker that takes a batch becomes active before: so first the batches are read, then the states, then the slots."""
+        if not self._waiting or self._waiting != self._present or not self._returns.are_all_taken():
+            return
+        states = {self._get_of(worker, WorkerWord.STATE) for worker in self._present}
+        if states == {WorkerState.WAITING} and not any(map(self._has_undrained, self._present)):
+            self._memory.store(Word.NOTHING_OPEN, 1)
+            self._ring_all()
 
     def _has_undrained(self, worker: int) -> bool:
         """Whether a gradient of `worker` waits in a slot."""

@@ -25,13 +25,14 @@ _STAGGER_BYTES = 576
 # The words of each writer fill whole cache lines, which avoids false sharing.
 _LINE_WORDS = 8
 _GLOBAL_WORDS = 32
-_WORDS_PER_WORKER = 32
+_WORDS_PER_WORKER = 64
 # In place of a version: no gradient is under way.
 IDLE = 2**62
 _WORDS_PER_SHARD = 8
 ORDER_WORDS = 8
 INDEX_BYTES = 4
 NUM_ORDERS = 64
+NUM_RETURNS = 64
 NUM_PROVISIONAL = 2
 
 
@@ -55,6 +56,9 @@ class Word(enum.IntEnum):
     STORE_BELL = 16  # rung by any rank that gave the store something to do; a 32-bit count
     FIRST_EVALUATION = 18  # store, once: the version of the first evaluation of this process
     EVALUATE_EVERY = 19  # store, once: versions between evaluations
+    GIVEN_AGAIN = 26  # store: number of batches that workers returned, and that it has given out again
+    TAKEN_AGAIN = 27  # workers, by compare-and-swap: number of these that are claimed
+    NOTHING_OPEN = 28  # store, once: no batch can be given out again any more
     ORDERS = 24  # sequencer, in the block of another shard: number of orders written; set last
 
 
@@ -69,9 +73,11 @@ class WorkerWord(enum.IntEnum):
     EVALUATED_VERSION = 3
     EVALUATION_TAKEN = 8  # store: number of evaluations read
     STATISTICS = 16  # worker: bits of `MAX_STATISTICS` doubles
+    RETURNED = 32  # worker, before it leaves: number of batches that it has claimed and not computed; the batches follow
 
 
-MAX_STATISTICS = _WORDS_PER_WORKER - WorkerWord.STATISTICS
+MAX_STATISTICS = WorkerWord.RETURNED - WorkerWord.STATISTICS
+MAX_RETURNED = _WORDS_PER_WORKER - WorkerWord.RETURNED - 1
 
 
 class SlotWord(enum.IntEnum):
@@ -121,6 +127,7 @@ class WorkerState(enum.IntEnum):
     ACTIVE = 1
     LEFT = 2
     AWAY = 3  # in node aggregation: the worker evaluates, and the others do not wait for it
+    WAITING = 4  # there are no more batches, unless another worker returns some
 
 
 class SlotDtype(str, enum.Enum):
@@ -247,11 +254,15 @@ class Layout:
 
     def worker_word(self, worker: int, word: int) -> int:
         """Return the index of control word `word` (a `WorkerWord`, or one of the statistics) of `worker`."""
-        return _GLOBAL_WORDS + worker * _WORDS_PER_WORKER + word
+        return _GLOBAL_WORDS + NUM_RETURNS + worker * _WORDS_PER_WORKER + word
+
+    def given_word(self, number: int) -> int:
+        """Return the index of the word with the batch of return `number`, counted from 0."""
+        return _GLOBAL_WORDS + number % NUM_RETURNS
 
     def slot_word(self, slot: int, word: int) -> int:
         """Return the index of control word `word` (a `SlotWord`) of `slot`."""
-        return _GLOBAL_WORDS + self.num_workers * _WORDS_PER_WORKER + slot * self.words_per_slot + word
+        return self.worker_word(self.num_workers, 0) + slot * self.words_per_slot + word
 
     def arrival_word(self, slot: int, number: int, word: int) -> int:
         """Return the index of control word `word` (an `ArrivalWord`) of arrival `number` in `slot`."""
