@@ -6,8 +6,8 @@
         python -m examples.digits.train
     hvd-async report runs/digits runs/digits-horovod
 
-The result, with 2 workers on 2 cores: accuracy 90.6 % in 2.5 s with async, 90.2 % in 2.8 s with horovod; some tenths of a
-percent more or less from run to run with async. job.sbatch trains it in a Slurm job.
+The result, with 2 workers on 2 cores: accuracy 90.6 % in 2.5 s with async, 90.2 % in 2.8 s with horovod; one or two percent
+more or less from run to run with async. job.sbatch trains it in a Slurm job.
 """
 
 from __future__ import annotations
