@@ -125,6 +125,7 @@ class ScriptRun:
         self._log = RankLog(RunFolder(config.output), self.rank)
         self._stack.callback(self._log.close)
         self._previous = sys.excepthook, sys.stdin
+        self._stderr = sys.stderr
         sys.excepthook = self._failed
         if self.size > 1:
             sys.stdin = NoInput(self.rank)
@@ -282,6 +283,8 @@ class ScriptRun:
     def _failed(self, kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
         """Tell the other ranks of an error that ends the script, and save; in place of `sys.excepthook`."""
         sys.excepthook, sys.stdin = self._previous
+        # torch.distributed calls this with a buffer in place of the stream, which the end of the process would lose.
+        sys.stderr = self._stderr
         if not self._is_over:
             self._is_over = True
             try:
