@@ -106,12 +106,12 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is tuple:
         return f"a list of {len(arguments)}: {_choice(sorted({_type_in_words(a) for a in arguments}))}"
     if origin is list:
-        return f"a list of {_type_in_words(arguments[0])}"
+        return f"a list of {_type_in_words(arguments[0])}s"
     if origin is dict:
         return f"a map from {_type_in_words(arguments[0])} to {_type_in_words(arguments[1])}"
     bounds = [(text, _bound(one, kind)) for one in metadata for kind, text in _BOUNDS.items() if isinstance(one, kind)]
     # The introduction states the bounds of all numbers.
-    said = ", ".join(text.format(_number(bound)) for text, bound in bounds if bound not in (MOST, MOST_FLOAT32))
+    said = ", ".join(text.format(_number(bound)) for text, bound in bounds if abs(bound) not in (MOST, MOST_FLOAT32))
     return " ".join([_NAMES[annotation], said]).strip()
 
 
