@@ -22,6 +22,10 @@ from hvd_async.tasks.reading import BatchReader, Reading, map_tensors, obstacle_
 Batch = Any
 
 
+class EndOfStream(Exception):
+    """A stream has no more batches. Not `StopIteration`, which a dataset might raise by mistake."""
+
+
 class BatchSource(Protocol):
     """Batches by their number."""
 
@@ -31,7 +35,7 @@ class BatchSource(Protocol):
     """What a user should read before training: ignored options."""
 
     def batch(self, index: int) -> Batch:
-        """Return batch `index`, from 0, across epochs. Raises `StopIteration` at the end of the data."""
+        """Return batch `index`, from 0, across epochs. Raises `EndOfStream` at the end of a stream."""
 
     num_batches_ahead: int
     """Batches that a rank should know ahead of time; 0: none."""
@@ -144,6 +148,11 @@ class MapSource:
                 inner.set_epoch(epoch)
             with numbers_apart(seed):
                 chosen = list(self._sampler)
+            if epoch and len(chosen) != self.per_epoch:
+                raise ConfigError(
+                    f"loader: got {len(chosen)} batches in epoch {epoch}, expected {self.per_epoch} as in the first: batches have"
+                    " their numbers across epochs; use drop_last, or an iterable"
+                )
             while len(self._epochs) > 1:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = chosen
@@ -187,10 +196,13 @@ class StreamSource(_ReadsWhenAsked):
         ]
 
     def batch(self, index: int) -> Batch:
-        """Return the next batch. Raises `StopIteration` at the end."""
+        """Return the next batch. Raises `EndOfStream` at the end."""
         if self._iterator is None:
             self._iterator = iter(self._batches)
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise EndOfStream from None
 
     def fingerprint(self) -> str:
         """Return a constant: nothing is known."""

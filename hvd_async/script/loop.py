@@ -11,7 +11,7 @@ import torch
 
 from hvd_async.errors import ConfigError
 from hvd_async.script.buffers import Buffers
-from hvd_async.script.loader import BatchSource
+from hvd_async.script.loader import BatchSource, EndOfStream
 from hvd_async.strategies.protocol import Claim, Session, Step
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.random_numbers import seed_batch
@@ -58,7 +58,7 @@ class ScriptLoop:
                 self._source.expect(claim.upcoming)
                 try:
                     batch = self._source.batch(claim.batch)
-                except StopIteration:
+                except EndOfStream:
                     break
                 self.zero()
                 self.claim, self._is_handed_over = claim, False
@@ -100,8 +100,10 @@ class ScriptLoop:
         weight = float(weight)
         if not 0.0 < weight < float("inf"):
             raise ConfigError(f"optimizer.step: weight: got {weight}, expected a number > 0")
-        factor = (weight if self._is_mean else 1.0) / scale if claim.counts else 0.0
-        if factor != 1.0:
+        factor = (weight if self._is_mean else 1.0) / scale
+        if not claim.counts:
+            flat.collect_gradient().zero_()  # not times 0, which leaves what is not finite
+        elif factor != 1.0:
             flat.collect_gradient().mul_(factor)
         value = loss.detach() if isinstance(loss, torch.Tensor) else loss
         number = float("nan") if value is None else float(value) * (weight if self._is_mean else 1.0)

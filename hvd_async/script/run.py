@@ -230,7 +230,11 @@ class ScriptRun:
         _current.clear()
         sys.excepthook, sys.stdin = self._previous
         atexit.unregister(self._left)
-        self._stack.close()
+        try:
+            self._stack.close()
+        except HvdAsyncError as error:  # such as a clean stop, or a run that diverged
+            report_if_uncaught(error)
+            raise
         self.summary = self._job.summary
         if self.summary and self.summary["status"] != "stopped":
             print(*summary_lines(self._job.summary, self.config.output), sep="\n", flush=True)

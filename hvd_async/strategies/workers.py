@@ -175,7 +175,8 @@ class OverlappedWorker:
 
     @property
     def unfinished(self) -> tuple[int, ...]:
-        """The batches that this worker has claimed and not computed."""
+        """The batches that this worker has claimed and not computed. Waits for the push under way, which may claim one more."""
+        self._settle()
         ahead = tuple(batch for batch in self._batches if batch is not None)
         return ahead if self._computing is None else (self._computing, *ahead)
 

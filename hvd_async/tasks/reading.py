@@ -32,6 +32,7 @@ from torch.utils.data._utils import worker as _torch_worker
 from hvd_async.errors import DataError
 from hvd_async.system.printable import printable
 from hvd_async.system.random_numbers import numbers_apart, seed_of_batch
+from hvd_async.system.signals import STOP_SIGNALS
 
 Batch = Any
 WorkerInit = Callable[[int], None]
@@ -92,7 +93,8 @@ class BatchReader:
             return
         for number, chosen in wanted:
             if number not in self._under_way:
-                self._under_way[number] = self._started().submit(_read, number, chosen)
+                with contextlib.suppress(BrokenProcessPool):  # told when a batch is read that was under way, else read here
+                    self._under_way[number] = self._started().submit(_read, number, chosen)
 
     def read(self, number: int, chosen: Any) -> Batch:
         """Return batch `number`, of the examples `chosen`. Raises `DataError` if a process died, and what the dataset raises."""
@@ -142,7 +144,8 @@ _own: Reading
 def _begin(reading: Reading, worker_init: WorkerInit | None, numbers: Any, num_workers: int) -> None:
     """Begin a worker process."""
     global _own
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rank decides
+    for number in STOP_SIGNALS:  # which launchers pass on to all processes; the rank decides
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="hvd-async-parent", daemon=True).start()
     torch.set_num_threads(1)
     _own = reading

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from hvd_async.errors import ConfigError
-from hvd_async.script.loader import ListSource, MapSource, StreamSource, source_of
+from hvd_async.script.loader import EndOfStream, ListSource, MapSource, StreamSource, source_of
 
 DATA = TensorDataset(torch.arange(10))
 
@@ -55,7 +55,7 @@ def test_a_list_and_a_stream_give_their_batches_in_order() -> None:
         source = source_of(stream, seed=1)
         assert isinstance(source, StreamSource) and source.per_epoch is None and source.notes
         source.batch(7), source.batch(9)
-        with pytest.raises(StopIteration):
+        with pytest.raises(EndOfStream):
             source.batch(11)
 
 

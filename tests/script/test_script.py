@@ -172,11 +172,12 @@ def test_the_best_model_has_the_buffers_with_which_it_was_evaluated(tmp_path: pa
     assert "buffers: none were saved" not in more.stdout
 
 
-@pytest.mark.parametrize("lockstep", [False, True])
-def test_what_a_worker_that_leaves_had_claimed_is_computed_by_another(tmp_path: pathlib.Path, lockstep: bool) -> None:
-    strategy = {"kind": "async", "lockstep": lockstep}
-    options = {"fault": "break", "num_workers": 0 if lockstep else 1}  # with a batch claimed, and others ahead of time
-    done = script(3, tmp_path / "run", strategy=strategy, options=options).check()
+@pytest.mark.parametrize("how", ["lockstep", "reads ahead", "overlap"])
+def test_what_a_worker_that_leaves_had_claimed_is_computed_by_another(tmp_path: pathlib.Path, how: str) -> None:
+    strategy = {"kind": "async", "lockstep": how == "lockstep"}
+    options = {"fault": "break", "num_workers": int(how == "reads ahead")}
+    push = {"overlap": how == "overlap"}
+    done = script(3, tmp_path / "run", strategy=strategy, push=push, options=options).check()
     assert "fault break fired" in done.stderr and len(final_losses(done)) == 1
     arrived = events_of(tmp_path / "run", "arrival")
     assert sorted(arrival["batch"] for arrival in arrived) == list(range(24))
