@@ -192,7 +192,8 @@ class StreamSource(_ReadsWhenAsked):
         self._iterator: Iterator[Batch] | None = None
         self.per_epoch: int | None = None
         self.notes: Sequence[str] = [
-            "loader: an iterable without a length: each worker reads its own stream; the run is over when all have ended"
+            "loader: an iterable without a length: each worker reads its own stream once, whatever `epochs` says; the run is"
+            " over when all have ended"
         ]
 
     def batch(self, index: int) -> Batch:

@@ -43,21 +43,22 @@ def state_for_torch(
     scalars = scalar_names(own)
     places = {ours: theirs for ours, theirs in _names_of(config).items() if ours not in scalars}
     parts = {theirs: flat.named_tensors(tensors[ours]) for ours, theirs in places.items()}
-    alike = {name: tensors[name][0] for name in scalars}
-    if type(optimizer).__name__ not in _WITHOUT_STEP:
-        alike["step"] = torch.tensor(float(num_steps))
+    for name in scalars:  # each group has its own
+        parts[name] = {each: part.flatten()[0] for each, part in flat.named_tensors(tensors[name]).items()}
     if isinstance(own, NAdam):
-        alike["mu_product"] = torch.tensor(own.product_up_to(num_steps))
+        by_group = [torch.tensor(NAdam(each).product_up_to(num_steps)) for each in config.of_groups()]
+        parts["mu_product"] = {piece.name: by_group[config.group_of(piece.name)] for piece in flat.pieces}
+    has_step = type(optimizer).__name__ not in _WITHOUT_STEP
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = optimizer.state_dict()
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found["state"] = {
         number: {
-            **{name: scalar.clone() for name, scalar in alike.items()},
+            **({"step": torch.tensor(float(num_steps))} if has_step else {}),
             **{name: part[names[id(parameter)]].clone() for name, part in parts.items()},
         }
         for number, parameter in enumerate(members)
-        if parameter.requires_grad and (parts or alike)
+        if parameter.requires_grad and (parts or has_step)
     }
     return found
 

@@ -121,8 +121,8 @@ class BatchReader:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = torch.multiprocessing.get_context("forkserver")
-            numbers = context.Value("i", 0)
-            arguments = (self._reading, self._worker_init, numbers, self._num_workers)
+            self._numbers = context.Value("i", 0)  # kept: a process that still starts opens it by its name
+            arguments = (self._reading, self._worker_init, self._numbers, self._num_workers)
             self._pool = ProcessPoolExecutor(self._num_workers, context, _begin, arguments)
         return self._pool
 

@@ -3,6 +3,7 @@ for each element of the list, in turn."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from typing import Any
@@ -47,7 +48,11 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
 def make_optimizer(name: str, network: torch.nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of the tests' choice."""
     kind, settings = OPTIMIZERS[name]
-    found: torch.optim.Optimizer = kind([p for p in network.parameters() if p.requires_grad], lr=0.02, **settings)
+    members = [p for p in network.parameters() if p.requires_grad]
+    second = {"params": members[2:], "lr": 0.01}
+    if "betas" in inspect.signature(kind).parameters:
+        second["betas"] = (0.8, 0.99)
+    found: torch.optim.Optimizer = kind([{"params": members[:2]}, second], lr=0.02, **settings)
     return found
 
 
