@@ -58,7 +58,7 @@ def _sections(model: type[Section], prefix: str = "") -> Iterator[tuple[str, typ
             yield prefix + key, section
             yield from _sections(section, f"{prefix}{key}.")
         for kind in _kinds(field):
-            yield f"{prefix}{key}, kind {kind.model_fields['kind'].annotation.__args__[0]}", kind  # type: ignore[union-attr]
+            yield f"{prefix}{key}, kind {kind.model_fields['kind'].annotation.__args__[0]}", kind  # type: ignore[union-attr]  # a kind is a Literal
             yield from _sections(kind, f"{prefix}{key}.")
 
 

@@ -1,4 +1,4 @@
-"""What a torch optimizer says of the update: class, groups and hyperparameters, as the store's configuration."""
+"""Descriptions of torch optimizers, by class, groups and hyperparameters, as the store's configuration."""
 
 from __future__ import annotations
 

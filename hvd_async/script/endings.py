@@ -36,7 +36,8 @@ def end_with(error: HvdAsyncError, rank: int) -> NoReturn:
 
 
 def report_if_uncaught(error: HvdAsyncError) -> None:
-    """Let the process end as `end_with` does, if nobody catches `error`, which is raised before there is a run."""
+    """Let the process end as `end_with` does, if nobody catches `error`, which is raised before there is a run, or
+    at its end."""
     launched, previous = read_environment(os.environ), sys.excepthook
 
     def hook(kind: type[BaseException], raised: BaseException, trace: types.TracebackType | None) -> None:

@@ -26,7 +26,7 @@ Evaluate = Callable[[nn.Module], "Mapping[str, float] | float"]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a script measures: `evaluate` returns the scores `metrics`; weights count `weight_unit`."""
+    """Scores of a script: `evaluate` returns those of `metrics`; weights count `weight_unit`."""
 
     evaluate: Evaluate | None
     metrics: Sequence[Metric]

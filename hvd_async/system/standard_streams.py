@@ -27,7 +27,7 @@ class _Output(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # the base class takes any buffer
         """Write all of `data`, as the layer above expects of an unbuffered stream."""
         view = memoryview(data).cast("B")
         written = 0
@@ -52,7 +52,7 @@ def prepare_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # as long as the process lives
     elif sys.stderr is sys.__stderr__:
-        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # a text stream of Python's own
     if output is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         raise DataError("standard output: closed; expected a file, a pipe or a terminal (/dev/null works)")

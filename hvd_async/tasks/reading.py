@@ -42,8 +42,8 @@ _READING = 1
 
 @dataclass(frozen=True)
 class Reading:
-    """How a batch is read: `dataset[i]` for its examples, or `dataset.__getitems__` for all of them, and `collate`; without
-    `collate`, a batch is one element of the dataset. Sent to worker processes as it is."""
+    """How a batch is read: `dataset[i]` for its examples, or `dataset.__getitems__` for all of them, and `collate`;
+    unless `is_batched`, a batch is one element of the dataset. Sent to worker processes as it is."""
 
     dataset: Any
     collate: Callable[[Any], Batch]

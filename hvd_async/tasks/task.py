@@ -83,7 +83,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class ReadsAhead(Protocol):
-    """What a task may have besides: processes that read the batches of a rank before it computes them."""
+    """A task that also has processes which read the batches of a rank before it computes them."""
 
     @property
     def num_batches_ahead(self) -> int:

@@ -1,4 +1,4 @@
-"""What an optimizer does for a shard."""
+"""The interface between a shard and its optimizer."""
 
 from __future__ import annotations
 

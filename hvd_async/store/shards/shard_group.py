@@ -186,7 +186,7 @@ class ShardGroup:
             heartbeat = layout.shard_word(other.number, ShardWord.HEARTBEAT)
             watch = HeartbeatWatch(self._memory, heartbeat, who, self._timeout_seconds)
             wait_until(
-                lambda done=done: self._memory.load(done) == self._num_orders,  # type: ignore[misc]
+                lambda done=done: self._memory.load(done) == self._num_orders,  # type: ignore[misc]  # mypy cannot infer a lambda with a default
                 self._memory,
                 Word.STORE_BELL,
                 functools.partial(self._look_around, watch),
