@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from hvd_async.errors import DataError
-from hvd_async.runs.checkpoint import Checkpoint, SavedData, replace_data, save_checkpoint
+from hvd_async.runs.checkpoint import Checkpoint, SavedData, list_checkpoints, replace_data, save_checkpoint
 from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.events import Events
 from hvd_async.runs.hashes import Hashes
@@ -113,10 +113,19 @@ class CheckpointKeeper(RunPart):
         return sorted(self._history.versions - self._removed - kept)
 
     def _remove_snapshots(self, versions: Sequence[int]) -> None:
-        for version in versions:
-            for path in (self._folder.snapshot(version), self._folder.buffers(version)):
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    raise DataError(f"{path}: cannot be removed: {error.strerror or error}") from None
-            self._removed.add(version)
+        self._removed.update(versions)
+        paths = [self._folder.snapshot(version) for version in versions]
+        paths += [self._folder.buffers(version) for version in self._superfluous_buffers()]
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be removed: {error.strerror or error}") from None
+
+    def _superfluous_buffers(self) -> list[int]:
+        """Return the removed versions whose buffers no one needs. A run resumes with the newest buffers, unless its checkpoint
+        has buffers of its own."""
+        found = self._folder.versions_with_buffers()
+        checkpoints = list_checkpoints(self._folder.checkpoints)
+        has_own = bool(checkpoints) and self._folder.buffers_of_checkpoint(checkpoints[-1]).exists()
+        return [version for version in (found if has_own else found[:-1]) if version in self._removed]

@@ -76,6 +76,15 @@ class RunFolder:
         """Return the path of the buffers with which a script evaluated the snapshot of `version`."""
         return self.snapshots / f"v{version:08d}.buffers.safetensors"
 
+    def versions_with_buffers(self) -> list[int]:
+        """Return the versions whose `buffers` are there, the newest last."""
+        found = self.snapshots.glob("v*.buffers.safetensors")
+        return sorted(int(path.name[1:].partition(".")[0]) for path in found if path.name[1:].partition(".")[0].isdigit())
+
+    def buffers_of_checkpoint(self, checkpoint: pathlib.Path) -> pathlib.Path:
+        """Return the path of the buffers with which a script resumes from `checkpoint`."""
+        return checkpoint / "buffers.safetensors"
+
     def rank_log(self, rank: int) -> pathlib.Path:
         """Return the path of what a script logs on `rank`."""
         return self.root / "ranks" / f"rank{rank:04d}.jsonl"

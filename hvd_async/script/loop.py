@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from hvd_async.errors import ConfigError
+from hvd_async.runs.checkpoint import list_checkpoints
 from hvd_async.script.buffers import Buffers
 from hvd_async.script.loader import BatchSource, EndOfStream
 from hvd_async.strategies.protocol import Claim, Session, Step
@@ -52,6 +53,7 @@ class ScriptLoop:
         worker = self.session.worker
         if worker is not None:
             self.session.module.train()
+            self._buffers.begin()
             for claim in worker.claims():
                 seed_batch(self.ready.loop.seed, claim.batch)
                 self._began = time.monotonic()
@@ -105,6 +107,7 @@ class ScriptLoop:
             flat.collect_gradient().zero_()  # not times 0, which leaves what is not finite
         elif factor != 1.0:
             flat.collect_gradient().mul_(factor)
+        self._buffers.stepped()
         value = loss.detach() if isinstance(loss, torch.Tensor) else loss
         number = float("nan") if value is None else float(value) * (weight if self._is_mean else 1.0)
         self._is_handed_over = True
@@ -113,8 +116,10 @@ class ScriptLoop:
         self.ready.loop.evaluate_if_due(worker, self._buffers.keep)
 
     def average_buffers(self, group: Group) -> None:
-        """Give every rank the mean of the workers' buffers, if the user chose that. Collective."""
+        """Give every rank the mean of the workers' buffers, if the user chose that, and save those that change. Collective."""
         self._buffers.average(group, is_worker=self.session.worker is not None)
+        if self.ready.recorder is not None:
+            self._buffers.keep_last(list_checkpoints(self.ready.folder.checkpoints)[-1])
 
     def load_final(self) -> None:
         """Give the model the exported parameters of the last version, on every rank."""

@@ -25,7 +25,7 @@ from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.runs.checkpoint import list_checkpoints, load_tensors, read_data
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.summary import summary_lines
-from hvd_async.script.buffers import Buffers, changing_buffers
+from hvd_async.script.buffers import Buffers, modules_with_statistics
 from hvd_async.script.description import describe_optimizer
 from hvd_async.script.endings import end_with, on_all_ranks, report_if_uncaught
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
@@ -159,8 +159,9 @@ class ScriptRun:
                 in evaluation mode without gradients, when `validation.every` asks for it and at the end, on one rank.
             metrics: the scores besides `loss`; their names, units and directions.
             weight_unit: what weights count, in the plural.
-            buffers: `refuse`: a model with BatchNorm or the like is refused if ranks would differ in its statistics. `average`:
-                each rank has its own while it trains; at the end they are averaged over the workers.
+            buffers: `refuse`: a model whose buffers change in training is refused with several ranks: here if it has BatchNorm or
+                the like, otherwise at the first `optimizer.step` that sees a change. `average`: each rank has its own while it
+                trains; at the end they are averaged over the workers, and of whole numbers the highest is taken.
 
         Raises a `hvd_async.errors.HvdAsyncError` for what the run cannot honour, on every rank, before anything starts.
         """
@@ -171,15 +172,14 @@ class ScriptRun:
         described = in_agreement(group, lambda: _describe(optimizer, model, self.config.optimizer))
         factor = None if schedule is None else in_agreement(group, lambda: check_schedule(schedule))
         self.config = self._job.config = self.config.model_copy(update={"optimizer": described})
-        kept = Buffers(model, RunFolder(self.config.output), are_averaged=buffers == "average")
+        kept = Buffers(model, RunFolder(self.config.output), are_averaged=buffers == "average", have_others=self.size > 1)
         ready = self._set_up(ScriptTask(self.config, model, source, Scoring(evaluate, metrics, weight_unit), kept), factor)
+        _restore_buffers(group, ready, kept)
         _share_parameters(group, ready)
         if described.steps_before:
             ready = _with_state(group, ready, optimizer)
         self._loop = ScriptLoop(ready, source, kept, self.finish, is_mean=loss == "mean")
         self._loop.described = optimizer
-        if ready.job.saved is not None and not kept.restore() and ready.recorder is not None:
-            ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
         self._loop.session = self._stack.enter_context(
             trained(self._job, ready, before_evaluation=self._loop.average_buffers)
         )
@@ -269,7 +269,7 @@ class ScriptRun:
             raise ConfigError(f"loss: got {loss!r}, expected 'mean' or 'sum'")
         if buffers not in ("refuse", "average"):
             raise ConfigError(f"buffers: got {buffers!r}, expected 'refuse' or 'average'")
-        changing = changing_buffers(model)
+        changing = modules_with_statistics(model)
         if changing and buffers == "refuse" and self.size > 1:
             raise ConfigError(
                 f"model: got running statistics ({', '.join(changing[:3])}), which each rank would have for itself; expected"
@@ -328,6 +328,16 @@ def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) ->
         error.is_on_all_ranks = True
         raise error
     return dataclasses.replace(ready, job=dataclasses.replace(job, initial_state=state))
+
+
+def _restore_buffers(group: Group, ready: Ready, kept: Buffers) -> None:
+    """Continue on rank 0 with the buffers that a resumed run had; the other ranks get those of rank 0. Collective."""
+    saved = ready.job.saved
+    if saved is None:
+        return
+    checkpoint = ready.folder.checkpoints / f"v{saved.data['version']:08d}"
+    if not in_agreement(group, lambda: group.rank > 0 or kept.restore(checkpoint)):
+        ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
 
 
 def _share_parameters(group: Group, ready: Ready) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, StrategyConfig
-from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
+from hvd_async.errors import ConfigError, HvdAsyncError, OrphanedError, PeerError
 from hvd_async.store.optimizers.factory import ranges_within, state_names
 from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
@@ -123,11 +123,10 @@ def fail(
     A rank that fails ends the job, and the store with it, so the store must save first. `is_state_lost`: a part of the
     parameters is lost.
     """
-    tell(rank, error)
     if isinstance(error, PeerError) and error.is_state_lost and not error.is_reported:
+        tell(rank, error)
         return  # the store has no heartbeat: there is no one to wait for
-    if not is_of_others(error) and window.load(Word.FAILED) == 0:
-        announce_failure(window, rank, is_state_lost=is_state_lost)
+    report(window, rank, error, is_state_lost=is_state_lost)
     store, began = watch_store(window, strategy.store_timeout_seconds), time.monotonic()
 
     def is_over() -> bool:
@@ -135,6 +134,15 @@ def fail(
         return window.load(Word.SERVED) != 0 or store.is_silent() or is_late
 
     wait_until(is_over, window, Word.STORE_BELL, lambda: None, longest_poll_seconds=_LONGEST_POLL_SECONDS)
+
+
+def report(window: StoreWindow, rank: int, error: BaseException, *, is_state_lost: bool = False) -> None:
+    """Print and announce that `rank` fails because of `error`, unless another rank does. Of a mistake in a script, which all
+    ranks make alike, only the first rank tells."""
+    is_first = not is_of_others(error) and announce_failure(window, rank, is_state_lost=is_state_lost)
+    if isinstance(error, ConfigError) and not is_first:
+        error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
+    tell(rank, error)
 
 
 def is_of_others(error: BaseException) -> bool:
@@ -316,8 +324,7 @@ class RankRole:
         except BaseException as error:
             own = not is_of_others(error)
             if own:
-                tell(self._me.rank, error)
-                announce_failure(self._memories[0], self._me.rank)
+                report(self._memories[0], self._me.rank, error)
             thread.join()  # while the thread saves its state
             if failures and not own:
                 raise failures[0] from None

@@ -112,13 +112,13 @@ class _HorovodGroup:
         received = bytes(self.hvd.allgather(mine, name="allgather.text").tolist())
         return [received[a : b - 1].decode() for a, b in itertools.pairwise(ends)]
 
-    def report_failure(self, status: int) -> bool:
+    def report_failure(self, status: int, text: str) -> bool:
         """Report a failure to rank 0 over MPI. Return False under Gloo, which has only collective calls."""
         if self._comm is not None:
-            report_failure(self._comm, status)
+            report_failure(self._comm, status, text)
         return self._comm is not None
 
-    def reported_failure(self) -> int | None:
+    def reported_failure(self) -> tuple[int, str] | None:
         return None if self._comm is None else reported_failure(self._comm)
 
     def abort(self, status: int) -> NoReturn:

@@ -18,7 +18,7 @@ from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Session, Step
 from hvd_async.strategies.synchronous_watch import Watch
-from hvd_async.system.failure_message import tell
+from hvd_async.system.failure_message import message_of, tell
 from hvd_async.system.json_text import plain_number
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
@@ -82,13 +82,17 @@ def session(job: Job, group: Group, all_reduce: AllReduce) -> Iterator[Session]:
             if job.observer is not None:
                 job.observer.ended(worker.notice)
         except Exception as error:
-            if len(job.plans) > 1:
+            status = error.exit_status if isinstance(error, HvdAsyncError) else 1
+            if len(job.plans) > 1 and not isinstance(error, HvdAsyncError):
                 tell(rank, error)  # before the slow save
+            if rank > 0 and group.report_failure(status, message_of(rank, error)):
+                time.sleep(job.strategy.stop_timeout_seconds)  # rank 0 prints the message and ends the job meanwhile
+            watch.end()
+            if len(job.plans) > 1:
+                watch.tell(message_of(rank, error))
+                error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
             if job.observer is not None and watch.is_whole:
                 job.observer.rescue()
-            status = error.exit_status if isinstance(error, HvdAsyncError) else 1
-            if rank > 0 and group.report_failure(status):
-                time.sleep(job.strategy.stop_timeout_seconds)  # rank 0 ends the job meanwhile
             raise
     if worker.notice is not None and worker.notice.kind is StopKind.ORPHANED:
         raise OrphanedError(f"stopped by {worker.notice}, everything saved")

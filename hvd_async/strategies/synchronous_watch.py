@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 from hvd_async.errors import HvdAsyncError, PeerError
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.strategies.protocol import Job
-from hvd_async.system.failure_message import tell
+from hvd_async.system.failure_message import message_of, print_message
 from hvd_async.transport.group import Group
 
 _LOOK_SECONDS = 0.1
+_RANK = re.compile(r"hvd-async: rank \d+: ")
 # Rank 0 has the observer: the other ranks give it this time to save before they end the job.
 _OTHERS_SECONDS = 30.0
 
@@ -39,6 +41,7 @@ class Watch:
         """Whether the replica is consistent, all of one version. False after an error within `updating`."""
         self.is_busy = False
         """Whether this rank is busy with work that may take long: an evaluation, or saving."""
+        self._told: set[str] = set()
         self._changing = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hvd-async-watch", daemon=True)
@@ -51,9 +54,20 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         """Stop the thread and wait for it."""
+        self.end()
+
+    def end(self) -> None:
+        """Stop the thread and wait for it. If it is about to end the job, it does so meanwhile."""
         self._is_over.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def tell(self, text: str) -> None:
+        """Print `text`, why a rank fails, unless another rank said the same: several may make one mistake."""
+        reason = _RANK.sub("", text)
+        if reason not in self._told:
+            self._told.add(reason)
+            print_message(text)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -78,12 +92,16 @@ class Watch:
 
     def _run(self) -> None:
         while not self._is_over.wait(_LOOK_SECONDS):
-            if self._rank == 0 and (status := self._group.reported_failure()) is not None:
+            if self._rank == 0 and (reported := self._group.reported_failure()) is not None:
+                failure: tuple[int, str] | None = reported
+                while failure is not None:
+                    self.tell(failure[1])
+                    failure = self._group.reported_failure()
                 self._save(None)
-                self._group.abort(status)
+                self._group.abort(reported[0])
             fault, asked = self._fault()
             if fault is not None:
-                tell(self._rank, fault)
+                self.tell(message_of(self._rank, fault))
                 self._save(asked)
                 os._exit(fault.exit_status)  # the main thread is inside the library and cannot be reached
 

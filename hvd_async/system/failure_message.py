@@ -13,16 +13,24 @@ from hvd_async.system.printable import printable_lines
 def tell(rank: int, error: BaseException) -> None:
     """Print why `rank` fails, at once and once, since saving may take a while. Prints nothing for an error that another
     rank reports."""
-    if getattr(error, "is_told", False) or (isinstance(error, PeerError) and error.is_reported):
-        return
+    text = message_of(rank, error)
     error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
+    print_message(text)
+
+
+def message_of(rank: int, error: BaseException) -> str:
+    """Return the text that says why `rank` fails; empty if it was printed before, or another rank reports it."""
+    if getattr(error, "is_told", False) or (isinstance(error, PeerError) and error.is_reported):
+        return ""
     if isinstance(error, KeyboardInterrupt):
-        text = f"hvd-async: rank {rank}: interrupted; what was saved before is complete\n"
-    elif isinstance(error, HvdAsyncError):
-        text = f"hvd-async: rank {rank}: {printable_lines(str(error))}\n"
-    else:
-        trace = "".join(traceback.format_exception(error))
-        text = f"{trace}hvd-async: rank {rank}: {type(error).__name__}: {error}\n"
+        return f"hvd-async: rank {rank}: interrupted; what was saved before is complete\n"
+    if isinstance(error, HvdAsyncError):
+        return f"hvd-async: rank {rank}: {printable_lines(str(error))}\n"
+    return f"{''.join(traceback.format_exception(error))}hvd-async: rank {rank}: {type(error).__name__}: {error}\n"
+
+
+def print_message(text: str) -> None:
+    """Print `text` after everything that this process printed before."""
     with contextlib.suppress(OSError):  # stderr has no reader any more
         sys.stdout.flush()
         sys.stderr.write(text)

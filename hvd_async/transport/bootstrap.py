@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _FAILURE_TAG = 77
+_MOST_REPORTED = 2000
+"""Bytes of the text of a failure, the end of a longer one: such short messages are sent without the receiver's help."""
 _reports: list[object] = []  # MPI still reads these messages
 
 
@@ -101,21 +103,22 @@ def _is_loaded(library: str) -> bool:
     return library in maps.read_text(encoding="utf-8", errors="replace") if maps.exists() else False
 
 
-def report_failure(comm: MPI.Intracomm, status: int) -> None:
-    """Send rank 0 of `comm` the `status` with which this rank wants to end the job. Returns at once."""
-    _reports.append((message := np.array([status], dtype=np.int64), comm.Isend(message, 0, _FAILURE_TAG)))
+def report_failure(comm: MPI.Intracomm, status: int, text: str) -> None:
+    """Send rank 0 of `comm` the `status` with which this rank wants to end the job, and `text` to print. Returns at once."""
+    content = np.frombuffer(bytes([status]) + text.encode(errors="replace")[-_MOST_REPORTED:], dtype=np.uint8).copy()
+    _reports.append((content, comm.Isend(content, 0, _FAILURE_TAG)))
 
 
-def reported_failure(comm: MPI.Intracomm) -> int | None:
-    """Return the status that another rank of `comm` has reported to this rank, or None. Any thread may ask."""
+def reported_failure(comm: MPI.Intracomm) -> tuple[int, str] | None:
+    """Return the status and the text that another rank of `comm` has reported to this rank, or None. Any thread may ask."""
     from mpi4py import MPI
 
     status = MPI.Status()
     if not comm.Iprobe(MPI.ANY_SOURCE, _FAILURE_TAG, status):
         return None
-    message = np.zeros(1, dtype=np.int64)
-    comm.Recv(message, status.Get_source(), _FAILURE_TAG)
-    return int(message[0])
+    content = np.zeros(status.Get_count(MPI.BYTE), dtype=np.uint8)
+    comm.Recv(content, status.Get_source(), _FAILURE_TAG)
+    return int(content[0]), content[1:].tobytes().decode(errors="replace")
 
 
 class MpiGroup:
@@ -136,11 +139,11 @@ class MpiGroup:
         self.comm.Allgatherv(mine, (received, (sizes.tolist(), starts[:-1])))
         return [received[a:b].tobytes().decode() for a, b in itertools.pairwise(starts)]
 
-    def report_failure(self, status: int) -> bool:
-        report_failure(self.comm, status)
+    def report_failure(self, status: int, text: str) -> bool:
+        report_failure(self.comm, status, text)
         return True
 
-    def reported_failure(self) -> int | None:
+    def reported_failure(self) -> tuple[int, str] | None:
         return reported_failure(self.comm)
 
     def abort(self, status: int) -> NoReturn:

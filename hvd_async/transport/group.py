@@ -14,12 +14,12 @@ class Group(Protocol):
     def allgather(self, text: str) -> list[str]:
         """Return the `text` of every rank to every rank, in the order of ranks."""
 
-    def report_failure(self, status: int) -> bool:
+    def report_failure(self, status: int, text: str) -> bool:
         """Tell rank 0 that this rank has failed and wants the job to end with exit status `status`, which rank 0 does
-        after it has saved its state. Returns at once, with whether rank 0 can be told."""
+        after it has printed `text` and saved its state. Returns at once, with whether rank 0 can be told."""
 
-    def reported_failure(self) -> int | None:
-        """Return, on rank 0, the exit status that another rank has reported, or None. Any thread may ask."""
+    def reported_failure(self) -> tuple[int, str] | None:
+        """Return, on rank 0, the exit status and the text that another rank has reported, or None. Any thread may ask."""
 
     def abort(self, status: int) -> NoReturn:
         """End every rank of the job at once with exit status `status`. Does not return."""
@@ -34,11 +34,11 @@ class Solo:
     def allgather(self, text: str) -> list[str]:
         return [text]
 
-    def report_failure(self, status: int) -> bool:
+    def report_failure(self, status: int, text: str) -> bool:
         """Return False: there is no other rank."""
         return False
 
-    def reported_failure(self) -> int | None:
+    def reported_failure(self) -> tuple[int, str] | None:
         return None
 
     def abort(self, status: int) -> NoReturn:

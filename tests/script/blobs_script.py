@@ -14,11 +14,29 @@ import hvd_async as ha
 from tests.tasks.blobs import ACCURACY, blobs
 
 
+class Average(torch.nn.Module):
+    """Keeps a moving average and a count that no module of torch's keeps."""
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 8] -> [B, 8]."""
+        if self.training:
+            self.mean.mul_(0.5).add_(x.detach().mean(0), alpha=0.5)
+            self.count += 1
+        result: torch.Tensor = x - self.mean
+        return result
+
+
 def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
     """Train. Of `options`, `fault` happens at batch number 3 of rank `rank`."""
     run = ha.init(folder, **{"epochs": 2, "tensorboard": False, "device": "cpu", **arguments})
     torch.manual_seed(run.rank)  # rank 0's parameters count
-    norm = torch.nn.BatchNorm1d(8) if options.get("norm") else torch.nn.Tanh()
+    norm = torch.nn.BatchNorm1d(8) if options.get("norm") else Average() if options.get("average") else torch.nn.Tanh()
     network = torch.nn.Sequential(torch.nn.Linear(2, 8), norm, torch.nn.Linear(8, 3))
     no_decay = [parameter for name, parameter in network.named_parameters() if name.endswith("bias")]
     decay = [parameter for name, parameter in network.named_parameters() if not name.endswith("bias")]
@@ -44,7 +62,7 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
         metrics=[ACCURACY],
         weight_unit="points",
         loss=reduction,
-        buffers="average" if options.get("norm") else "refuse",
+        buffers="average" if options.get("norm") else options.get("buffers", "refuse"),
     )
     for number, (x, y) in enumerate(batches):
         is_there = options.get("rank", 1) in (run.rank, -1)  # -1: on all

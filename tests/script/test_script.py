@@ -218,6 +218,14 @@ def test_a_mistake_on_one_rank_ends_all_with_one_message(
     assert done.stderr.count(f"fault {fault} fired") == 1
 
 
+@pytest.mark.parametrize("strategy", ["async", "horovod"])
+def test_a_mistake_of_all_ranks_is_told_once(tmp_path: pathlib.Path, strategy: str) -> None:
+    """A buffer of the user's own module changes in training."""
+    done = script(4, tmp_path / "run", strategy=strategy, options={"average": True})
+    assert done.returncode == 2 and not done.timed_out and done.stderr.count("hvd-async: ") == 1, done.stderr
+    assert "model: got buffers that training changes (1.mean, 1.count), which each rank would have for itself" in done.stderr
+
+
 def test_a_stopped_script_resumes_with_the_batches_that_are_left(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     read = {"num_workers": 1}  # so that batches are claimed ahead of time

@@ -64,13 +64,18 @@ def read_stop(window: StoreWindow) -> StopNotice | None:
     return StopNotice.from_word(stop)
 
 
-def announce_failure(window: StoreWindow, rank: int, *, is_state_lost: bool = False) -> None:
-    """Tell all ranks that `rank` failed: waiting ranks end with `PeerError`, the store after it has saved its state.
+def announce_failure(window: StoreWindow, rank: int, *, is_state_lost: bool = False) -> bool:
+    """Tell all ranks that `rank` failed: waiting ranks end with `PeerError`, the store after it has saved its state. Return
+    whether it is the first to fail; otherwise the first one stays announced, unless only this one lost a part of the state.
 
     `is_state_lost`: the failed rank held a part of the parameters.
     """
-    window.store(Word.FAILED, rank + 1 | (_LOST if is_state_lost else 0))
+    own = rank + 1 | (_LOST if is_state_lost else 0)
+    found = window.compare_swap(Word.FAILED, 0, own)
+    if found and is_state_lost and not found & _LOST:
+        window.compare_swap(Word.FAILED, found, own)
     window.ring(Word.STORE_BELL)
+    return found == 0
 
 
 def check_state(window: StoreWindow) -> None:
