@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from torch.utils.data._utils import worker as _torch_worker
 from hvd_async.errors import DataError
 from hvd_async.system.printable import printable
 from hvd_async.system.random_numbers import numbers_apart, seed_of_batch
-from hvd_async.system.signals import STOP_SIGNALS
+from hvd_async.system.signals import STOP_SIGNALS, held_back
 
 Batch = Any
 WorkerInit = Callable[[int], None]
@@ -120,6 +121,10 @@ class BatchReader:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            # Launchers pass signals on to all processes of a rank. Those that serve the others would end, or print a message.
+            for helper in (resource_tracker, forkserver):
+                with held_back():  # one block each: the first helper's start ends it
+                    helper.ensure_running()
             context = torch.multiprocessing.get_context("forkserver")
             self._numbers = context.Value("i", 0)  # kept: a process that still starts opens it by its name
             arguments = (self._reading, self._worker_init, self._numbers, self._num_workers)

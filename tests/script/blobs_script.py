@@ -15,11 +15,14 @@ from tests.tasks.blobs import ACCURACY, blobs
 
 
 def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
-    """Train. Of `options`, `fault` happens at batch number 3 of rank `rank`."""
+    """Train. Of `options`, `fault` happens at batch number 3 of rank `rank`; `leave_at`: the batch at which a rank leaves."""
     run = ha.init(folder, **{"epochs": 2, "tensorboard": False, "device": "cpu", **arguments})
+    if options.get("log") and run.worker is not None:
+        run.log(worker=run.worker)
     torch.manual_seed(run.rank)  # rank 0's parameters count
+    width = 9 if options.get("fault") == "width" and run.rank == options["rank"] else 8
     norm = torch.nn.BatchNorm1d(8) if options.get("norm") else torch.nn.Tanh()
-    network = torch.nn.Sequential(torch.nn.Linear(2, 8), norm, torch.nn.Linear(8, 3))
+    network = torch.nn.Sequential(torch.nn.Linear(2, width), norm, torch.nn.Linear(width, 3))
     no_decay = [parameter for name, parameter in network.named_parameters() if name.endswith("bias")]
     decay = [parameter for name, parameter in network.named_parameters() if not name.endswith("bias")]
     groups = [{"params": decay}, {"params": no_decay, "weight_decay": 0.0, "lr": 0.02}]
@@ -53,7 +56,7 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
             print(f"fault {fault} fired", file=sys.stderr, flush=True)
         if fault == "raise":
             raise RuntimeError("of the user")
-        if fault == "break":
+        if fault == "break" or options.get("leave_at", {}).get(str(run.rank)) == number:
             break
         if fault == "no step":
             continue
