@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 import hvd_async as ha
 from tests.tasks.blobs import ACCURACY, blobs
+
+
+class Endless(IterableDataset[tuple[torch.Tensor, ...]]):
+    """Random points, without end."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        points, labels = blobs(90, 1).tensors
+        while True:
+            yield from zip(points, labels, strict=True)
 
 
 def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
@@ -29,6 +39,8 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
     loader: Any = DataLoader(blobs(90, 1), batch_size=8, shuffle=True, num_workers=options.get("num_workers", 0))
     if options.get("stream"):  # rank k has k batches of its own
         loader = (tuple(tensor[:8] for tensor in blobs(90, 1).tensors) for _ in range(run.rank))
+    if options.get("endless"):
+        loader = DataLoader(Endless(), batch_size=8, num_workers=options["num_workers"])
     points, labels = blobs(60, 2).tensors
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
