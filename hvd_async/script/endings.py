@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import types
@@ -32,6 +33,7 @@ def end_with(error: HvdAsyncError, rank: int) -> NoReturn:
     if is_reporter:
         tell(rank, error)
     sys.stdout.flush()
+    gc.collect()  # gives back the semaphores of processes that read batches
     os._exit(error.exit_status)
 
 

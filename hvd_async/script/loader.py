@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hvd_async.errors import ConfigError
 from hvd_async.system.random_numbers import numbers_apart
-from hvd_async.tasks.reading import BatchReader, Reading, map_tensors, obstacle_to
+from hvd_async.tasks.reading import BatchReader, Reading, map_tensors, obstacle_to, start_fork_server
 
 Batch = Any
 
@@ -189,6 +189,7 @@ class StreamSource(_ReadsWhenAsked):
             if obstacle := obstacle_to((batches.dataset, batches.collate_fn, batches.worker_init_fn)):
                 raise ConfigError(f"loader: got num_workers={batches.num_workers}, expected 0: {obstacle}")
             batches.multiprocessing_context = "forkserver"
+            start_fork_server()
         self._iterator: Iterator[Batch] | None = None
         self.per_epoch: int | None = None
         self.notes: Sequence[str] = [
@@ -204,6 +205,10 @@ class StreamSource(_ReadsWhenAsked):
             return next(self._iterator)
         except StopIteration:
             raise EndOfStream from None
+
+    def close(self) -> None:
+        """End the loader's processes, if it has any. Waits for them a little."""
+        self._iterator = None
 
     def fingerprint(self) -> str:
         """Return a constant: nothing is known."""

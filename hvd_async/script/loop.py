@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from hvd_async.errors import ConfigError
@@ -19,21 +18,19 @@ from hvd_async.system.random_numbers import seed_batch
 from hvd_async.training.setup import Ready
 from hvd_async.transport.group import Group
 
+_NO_BATCH = "optimizer.step: called without a batch, expected once for each batch, inside the loop"
+
 
 class ScriptLoop:
     """The part of a run between `prepare` and the last batch."""
 
     session: Session
-    described: torch.optim.Optimizer
 
-    def __init__(
-        self, ready: Ready, source: BatchSource, buffers: Buffers, finish: Callable[[], None], *, is_mean: bool
-    ) -> None:
-        """All arguments stay the caller's. `finish` ends the run; `is_mean`: whether the loss is a mean."""
+    def __init__(self, ready: Ready, source: BatchSource, buffers: Buffers, *, is_mean: bool) -> None:
+        """All arguments stay the caller's. `is_mean`: whether the loss is a mean."""
         self.ready = ready
         self._source = source
         self._is_mean = is_mean
-        self._finish = finish
         self._buffers = buffers
         self.is_left = False
         """Whether the script has left the loop before the last batch."""
@@ -49,7 +46,7 @@ class ScriptLoop:
                 hook(self._note_gradient)
 
     def batches(self) -> Iterator[Any]:
-        """Yield the batches of this rank, and end the run after the last one."""
+        """Yield the batches of this rank."""
         worker = self.session.worker
         if worker is not None:
             self.session.module.train()
@@ -74,7 +71,16 @@ class ScriptLoop:
                         f"batch {claim.batch}: got no optimizer.step, expected one for each batch; to accumulate over several,"
                         " yield larger batches and split them"
                     )
-        self._finish()
+
+    def leave(self) -> None:
+        """Take part, without gradients, in the steps of the other ranks after a `break`, as far as the strategy needs it."""
+        worker = self.session.worker
+        if worker is None:
+            return
+        for claim in worker.claims_after_leaving():
+            self.ready.job.flat.collect_gradient().zero_()
+            worker.step(Step(claim.batch, 0.0, 0.0, 0.0))
+            self.ready.loop.evaluate_if_due(worker, self._buffers.keep)
 
     def zero(self) -> None:
         """Clear the gradient, unless it is clear already: before a batch, and perhaps once more by the script."""
@@ -86,7 +92,7 @@ class ScriptLoop:
         """Hand over the gradient of the current batch, divided by `scale`, by which the loss of `backward` was multiplied."""
         claim, worker, flat = self.claim, self.session.worker, self.ready.job.flat
         if claim is None or worker is None or self._is_handed_over:
-            raise ConfigError("optimizer.step: called without a batch, expected once for each batch, inside the loop")
+            raise ConfigError(_NO_BATCH)
         if strayed := flat.strayed(self.ready.job.model):
             raise ConfigError(
                 f"optimizer.step: {strayed}: got a parameter that prepare did not see, or that was moved or cast since; expected"
@@ -121,14 +127,23 @@ class ScriptLoop:
         if self.ready.recorder is not None:
             self._buffers.keep_last(list_checkpoints(self.ready.folder.checkpoints)[-1])
 
-    def load_final(self) -> None:
-        """Give the model the exported parameters of the last version, on every rank."""
-        path = self.ready.folder.models / "last" / "model.safetensors"
-        tensors = safetensors.torch.load_file(path)
-        self.ready.job.model.load_state_dict(tensors)
-
     def _note_gradient(self, _: torch.Tensor) -> None:
         self._has_gradient, self._is_clear = True, False
+
+
+class NoLoop:
+    """The loop of a run that had ended before, which has no batches."""
+
+    def batches(self) -> Iterator[Any]:
+        """Yield nothing."""
+        return iter(())
+
+    def zero(self) -> None:
+        """Do nothing."""
+
+    def step(self, weight: float | None, loss: Any, scale: float) -> None:
+        """Raises `ConfigError`: there is no batch."""
+        raise ConfigError(_NO_BATCH)
 
 
 class Batches:
@@ -137,9 +152,10 @@ class Batches:
     Iterating ends when the run is over on all ranks; then the model has the parameters of its last version on every rank.
     """
 
-    def __init__(self, loop: ScriptLoop) -> None:
-        """Made by `ScriptRun.prepare`."""
+    def __init__(self, loop: ScriptLoop | NoLoop, finish: Callable[[], None]) -> None:
+        """Made by `ScriptRun.prepare`. `finish` ends the run."""
         self._loop = loop
+        self._finish = finish
         self._is_used = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -147,4 +163,8 @@ class Batches:
         if self._is_used:
             raise ConfigError("batches: iterated twice, expected one loop over all epochs; epochs= says how many there are")
         self._is_used = True
-        return self._loop.batches()
+        return self._batches()
+
+    def _batches(self) -> Iterator[Any]:
+        yield from self._loop.batches()
+        self._finish()

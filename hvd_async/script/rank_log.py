@@ -15,12 +15,19 @@ _OWN = ("time", "batch")
 
 
 class RankLog:
-    """A file of JSON lines, opened at the first line and continued by a resumed run."""
+    """A file of JSON lines, continued by a resumed run. Lines wait in memory until the run has its folder."""
 
     def __init__(self, folder: RunFolder, rank: int) -> None:
         """Open nothing yet."""
         self._path = folder.rank_log(rank)
         self._file: IO[str] | None = None
+        self._has_folder = False
+        self._waiting: list[str] = []
+
+    def open(self) -> None:
+        """Write from now on, since the folder is that of this run. Raises `DataError` if the file cannot be written."""
+        self._has_folder = True
+        self._write_waiting()
 
     def write(self, batch: int | None, values: Mapping[str, float]) -> None:
         """Write `values`, each with its name, and the number of the batch. Numbers that are not finite are written as null.
@@ -36,13 +43,21 @@ class RankLog:
             except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
                 raise ConfigError(f"log: {name}: got {type(value).__name__}, expected a number") from None
             line[name] = number if math.isfinite(number) else None
+        self._waiting.append(json.dumps(line) + "\n")
+        if self._has_folder:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
         try:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self._path, "a", buffering=1, encoding="utf-8")
-            self._file.write(json.dumps(line) + "\n")
+            self._file.writelines(self._waiting)
         except OSError as error:
             raise DataError(f"{self._path}: cannot be written: {error.strerror or error}") from None
+        self._waiting.clear()
 
     def close(self) -> None:
         """Close the file."""

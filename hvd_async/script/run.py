@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import base64
 import contextlib
 import dataclasses
 import io
+import itertools
 import multiprocessing
 import os
 import sys
@@ -15,32 +15,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from hvd_async.cluster.topology import count_workers
 from hvd_async.config import OptimizerConfig, RunConfig
 from hvd_async.errors import ConfigError, HvdAsyncError
-from hvd_async.runs.checkpoint import list_checkpoints, load_tensors, read_data
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.summary import summary_lines
 from hvd_async.script.buffers import Buffers, modules_with_statistics
 from hvd_async.script.description import describe_optimizer
 from hvd_async.script.endings import end_with, on_all_ranks, report_if_uncaught
+from hvd_async.script.final_version import FinalVersion
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
-from hvd_async.script.loop import Batches, ScriptLoop
+from hvd_async.script.loop import Batches, NoLoop, ScriptLoop
 from hvd_async.script.no_input import NoInput
 from hvd_async.script.optimizer import RateSchedule, RunOptimizer, check_schedule
 from hvd_async.script.rank_log import RankLog
 from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, Scoring, ScriptTask
-from hvd_async.script.torch_state import hash_of, state_for_torch, steps_of_torch, vectors_of_torch
+from hvd_async.script.torch_state import hash_of, steps_of_torch, vectors_of_torch
 from hvd_async.system.files import write_file
+from hvd_async.system.printable import printable
 from hvd_async.tasks.metric import Metric
 from hvd_async.training.agreement import in_agreement
 from hvd_async.training.run import JoinedJob, joined, trained
-from hvd_async.training.setup import Ready
+from hvd_async.training.setup import Finished, Ready
 from hvd_async.transport.group import Group
 
 _current: list[ScriptRun] = []
@@ -113,17 +113,19 @@ class ScriptRun:
         """Join the job; see `init`."""
         self.config = config
         self.summary = {}
-        self._stack = contextlib.ExitStack()
-        self._job: JoinedJob = self._stack.enter_context(joined(config, options))
-        self.rank = self._job.strategy.group.rank
-        self.size = self._job.strategy.group.size
-        plan = self._job.plans[self.rank]
-        self.num_workers, self.worker = count_workers(self._job.plans), plan.worker
-        self.device = torch.device("cpu" if plan.worker is None else plan.device or "cpu")
+        with contextlib.ExitStack() as stack:
+            self._job: JoinedJob = stack.enter_context(joined(config, options))
+            self.rank = self._job.strategy.group.rank
+            self.size = self._job.strategy.group.size
+            plan = self._job.plans[self.rank]
+            self.num_workers, self.worker = count_workers(self._job.plans), plan.worker
+            self.device = torch.device("cpu" if plan.worker is None else plan.device or "cpu")
+            self._log = RankLog(RunFolder(config.output), self.rank)
+            stack.callback(self._log.close)
+            self._stack = stack.pop_all()
         self._is_over = False
         self._loop: ScriptLoop | None = None
-        self._log = RankLog(RunFolder(config.output), self.rank)
-        self._stack.callback(self._log.close)
+        self._final: FinalVersion | None = None
         self._previous = sys.excepthook, sys.stdin
         self._stderr = sys.stderr
         sys.excepthook = self._failed
@@ -165,40 +167,44 @@ class ScriptRun:
 
         Raises a `hvd_async.errors.HvdAsyncError` for what the run cannot honour, on every rank, before anything starts.
         """
-        if self._loop is not None:
+        if self._final is not None:
             raise ConfigError("prepare: called twice, expected once in a run; several models make one torch.nn.ModuleList")
         group = self._job.strategy.group
         source = in_agreement(group, lambda: self._check(model, loader, buffers, loss))
+        _check_alike(group, model)
         described = in_agreement(group, lambda: _describe(optimizer, model, self.config.optimizer))
         factor = None if schedule is None else in_agreement(group, lambda: check_schedule(schedule))
         self.config = self._job.config = self.config.model_copy(update={"optimizer": described})
         kept = Buffers(model, RunFolder(self.config.output), are_averaged=buffers == "average", have_others=self.size > 1)
-        ready = self._set_up(ScriptTask(self.config, model, source, Scoring(evaluate, metrics, weight_unit), kept), factor)
+        task = ScriptTask(self.config, model, source, Scoring(evaluate, metrics, weight_unit), kept)
+        by_version = None if factor is None else lambda version, _: factor(version)
+        ready = self._job.set_up(lambda config: task, by_version, reduces_at_step=True)
+        self._log.open()
+        flat = ready.workload.flat if isinstance(ready, Finished) else ready.job.flat
+        final = FinalVersion(RunFolder(self.config.output), model, flat, described, optimizer)
+        if isinstance(ready, Finished):
+            self._final = final
+            ended = NoLoop()
+            return model, RunOptimizer(described, model, ended.zero, ended.step), Batches(ended, self.finish)
         _restore_buffers(group, ready, kept)
-        _share_parameters(group, ready)
+        _share_tensors(group, model)
         if described.steps_before:
             ready = _with_state(group, ready, optimizer)
-        self._loop = ScriptLoop(ready, source, kept, self.finish, is_mean=loss == "mean")
-        self._loop.described = optimizer
-        self._loop.session = self._stack.enter_context(
-            trained(self._job, ready, before_evaluation=self._loop.average_buffers)
-        )
+        loop = ScriptLoop(ready, source, kept, is_mean=loss == "mean")
+        loop.session = self._stack.enter_context(trained(self._job, ready, before_evaluation=loop.average_buffers))
         self._stack.enter_context(ready.reading())
-        loop = self._loop
-        return loop.session.module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop)
+        self._loop, self._final = loop, final
+        return loop.session.module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop, self.finish)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state_dict of the final model, for `torch.load(path, weights_only=True)`. Call it after the loop on all
         ranks: rank 0 alone writes, whole or not at all. After a `break` it first waits for the other ranks to end."""
-        if self._prepared().is_left:
+        if self._loop is not None and self._loop.is_left:
             self.finish()
-        if not self._is_over:
-            raise ConfigError(
-                "save: called before the last batch, expected after the loop; training.checkpoint_every saves during a run"
-            )
+        final = self._after_the_end("save", "; training.checkpoint_every saves during a run")
         if self.rank == 0:
             content = io.BytesIO()
-            torch.save(self._prepared().ready.job.model.state_dict(), content)
+            torch.save(final.model.state_dict(), content)
             write_file(Path(path), content.getvalue())
 
     def log(self, **values: float) -> None:
@@ -214,49 +220,41 @@ class ScriptRun:
     def optimizer_state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state of the final version, as torch's optimizer would have it: for `load_state_dict` of an
         optimizer made like the one that was described. Call it after the last batch, on a rank that sees the run's folder."""
-        training = self._prepared()
-        if not self._is_over:
-            raise ConfigError("optimizer_state_dict: called before the last batch, expected after the loop")
-        saved, job = read_data(list_checkpoints(training.ready.folder.checkpoints)[-1]), training.ready.job
-        num_steps = saved.data["store"]["version"] + job.optimizer.steps_before
-        return state_for_torch(training.described, load_tensors(saved), job.flat, job.model, job.optimizer, num_steps)
+        return self._after_the_end("optimizer_state_dict").optimizer_state_dict()
 
     def finish(self) -> None:
         """End the run on this rank: as after the last batch, or after a `break`. Called by itself at the end of the batches, and
         at the end of the script. Collective. Another run may begin in this process afterwards, with `init`."""
         if self._is_over:
             return
-        self._is_over = True
-        _current.clear()
-        sys.excepthook, sys.stdin = self._previous
-        atexit.unregister(self._left)
+        self._end()
         try:
-            self._stack.close()
+            with self._stack:
+                if self._loop is not None:
+                    self._loop.leave()
         except HvdAsyncError as error:  # such as a clean stop, or a run that diverged
             report_if_uncaught(error)
             raise
         self.summary = self._job.summary
         if self.summary and self.summary["status"] != "stopped":
             print(*summary_lines(self._job.summary, self.config.output), sep="\n", flush=True)
-        if self._loop is not None:
-            self._loop.load_final()
+        if self._final is not None:
+            self._final.load()
 
-    def _prepared(self) -> ScriptLoop:
-        if self._loop is None:
-            raise ConfigError("got no model yet, expected a call of prepare first")
-        return self._loop
+    def _end(self) -> None:
+        """Leave the process to the script, which may begin another run."""
+        self._is_over = True
+        _current.clear()
+        sys.excepthook, sys.stdin = self._previous
+        atexit.unregister(self._left)
 
-    def _set_up(self, task: ScriptTask, factor: RateSchedule | None) -> Ready:
-        by_version = None if factor is None else lambda version, _: factor(version)
-        ready = self._job.set_up(lambda config: task, by_version, reduces_at_step=True)
-        if ready is None:
-            error = ConfigError(
-                f"{self.config.output}: finished before, and no more training is configured; raise training.epochs or start"
-                " another run"
-            )
-            error.is_on_all_ranks = True
-            raise error
-        return ready
+    def _after_the_end(self, caller: str, hint: str = "") -> FinalVersion:
+        """Return the last version of the run. Raises `ConfigError`, in the name of `caller`, before the run has ended."""
+        if self._final is None:
+            raise ConfigError(f"{caller}: got no model yet, expected a call of prepare first")
+        if not self._is_over:
+            raise ConfigError(f"{caller}: called before the last batch, expected after the loop{hint}")
+        return self._final
 
     def _check(self, model: nn.Module, loader: Any, buffers: str, loss: str) -> BatchSource:
         if hasattr(model, "_orig_mod"):
@@ -286,15 +284,13 @@ class ScriptRun:
 
     def _failed(self, kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
         """Tell the other ranks of an error that ends the script, and save; in place of `sys.excepthook`."""
-        sys.excepthook, sys.stdin = self._previous
         # torch.distributed calls this with a buffer in place of the stream, which the end of the process would lose.
         sys.stderr = self._stderr
-        if not self._is_over:
-            self._is_over = True
-            try:
-                self._stack.__exit__(kind, error, trace)
-            except BaseException as raised:
-                error = raised
+        self._end()
+        try:
+            self._stack.__exit__(kind, error, trace)
+        except BaseException as raised:
+            error = raised
         if isinstance(error, HvdAsyncError):
             end_with(error, self.rank)
         if not getattr(error, "is_told", False):
@@ -302,9 +298,7 @@ class ScriptRun:
 
     def _left(self) -> None:
         """End the run of a script that ended without reading all batches."""
-        if self._is_over:
-            return
-        if self._loop is None and self.size > 1:  # the others may be inside of prepare, and wait
+        if self._final is None and self.size > 1:  # the others may be inside of prepare, and wait
             end_with(ConfigError("the script ended before prepare, expected a call on every rank"), self.rank)
         if self._loop is not None and self._loop.session.worker is not None:
             print(f"hvd-async: rank {self.rank}: the script ended before the last batch", file=sys.stderr)
@@ -340,14 +334,30 @@ def _restore_buffers(group: Group, ready: Ready, kept: Buffers) -> None:
         ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
 
 
-def _share_parameters(group: Group, ready: Ready) -> None:
+def _check_alike(group: Group, model: nn.Module) -> None:
+    """Raise `ConfigError` on all ranks unless all have parameters and buffers alike. Collective."""
+    own = [f"{name} {list(each.shape)} {str(each.dtype).removeprefix('torch.')}" for name, each in _tensors(model).items()]
+    first, *others = (text.splitlines() for text in group.allgather("\n".join(own)))
+    for rank, other in enumerate(others, 1):
+        for expected, got in itertools.zip_longest(first, other, fillvalue="nothing"):
+            if got != expected:
+                error = ConfigError(
+                    f"model: got {printable(got)} on rank {rank}, expected {printable(expected)} as on rank 0: the same model on"
+                    " all ranks"
+                )
+                error.is_on_all_ranks = True
+                raise error
+
+
+def _share_tensors(group: Group, model: nn.Module) -> None:
     """Give every rank the initial parameters of rank 0, also frozen ones, and its buffers. Collective."""
     if group.size == 1:
         return
-    model = ready.job.model
-    own = {name: each.detach() for name, each in (*model.named_parameters(), *model.named_buffers())}
-    mine = {name: each.to("cpu", copy=True).contiguous() for name, each in own.items()} if group.rank == 0 else {}
-    text = base64.b64encode(safetensors.torch.save(mine)).decode() if group.rank == 0 else ""
-    found = safetensors.torch.load(base64.b64decode(group.allgather(text)[0]))
-    for name, each in own.items():
-        each.copy_(found[name])
+    for each in _tensors(model).values():
+        value = each.to("cpu", copy=True).contiguous()
+        group.broadcast(value)
+        each.copy_(value)
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: each.detach() for name, each in (*model.named_parameters(), *model.named_buffers())}

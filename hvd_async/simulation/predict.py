@@ -174,13 +174,13 @@ class _CountingReplica:
     def weight(self, batch: int) -> float:
         return self._size.weights.of(batch)
 
-    def group(self) -> range:
+    def group(self) -> Sequence[int]:
         if self._next >= self._size.arrivals:
             return range(0)
         return range(self._next, self._next + self._num_workers)
 
-    def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
-        self._next = group.stop
+    def take_in(self, group: Sequence[int], seconds: Sequence[float], waited: Sequence[float]) -> None:
+        self._next = group[-1] + 1
 
     def update(self) -> None: ...
 

@@ -44,13 +44,13 @@ class RealReplica:
     def weight(self, batch: int) -> float:
         return self._model.weight(batch)
 
-    def group(self) -> range:
+    def group(self) -> tuple[int, ...]:
         """Return the next group of batches, which never reaches into the next epoch."""
         if (self._last_version is not None and self.store.version >= self._last_version) or self._recorder.is_finished():
-            return range(0)
-        return next_group(self.store.ledger.watermark, self._num_workers, self._num_batches, self._model.task.epoch_of)
+            return ()
+        return next_group(self.store.ledger.open_from(0), self._num_workers, self._num_batches, self._model.task.epoch_of)
 
-    def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
+    def take_in(self, group: Sequence[int], seconds: Sequence[float], waited: Sequence[float]) -> None:
         delay = self._config.strategy.delay
         base_version = self.store.version - num_versions_behind(self.store.version, delay)
         load_base(self._replica, self._model.flat, delay)

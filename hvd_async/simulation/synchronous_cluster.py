@@ -18,10 +18,10 @@ class SimulatedReplica(Protocol):
     def weight(self, batch: int) -> float:
         """Return the weight of `batch`; called only if the length of steps depends on them."""
 
-    def group(self) -> range:
+    def group(self) -> Sequence[int]:
         """Return the next batches; empty at the end."""
 
-    def take_in(self, group: range, seconds: Sequence[float], waited: Sequence[float]) -> None:
+    def take_in(self, group: Sequence[int], seconds: Sequence[float], waited: Sequence[float]) -> None:
         """Sum the gradients of `group`. By worker, `seconds`: of the steps; `waited`: in the previous allreduce."""
 
     def update(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -51,6 +52,12 @@ class BatchLedger:
             return ClaimOrder((), self.watermark)
         end = max(self._above) + 1
         return ClaimOrder(tuple(b for b in range(self.watermark, end) if b not in self._above), end)
+
+    def open_from(self, first: int) -> Iterator[int]:
+        """Yield, without end, the batches from `first` on that are not recorded, in order."""
+        for batch in itertools.count(max(first, self.watermark)):
+            if batch not in self._above:
+                yield batch
 
     def first_open(self, returned: Collection[int]) -> int:
         """Return the first batch that is neither recorded nor among `returned`."""

@@ -18,6 +18,7 @@ from hvd_async.errors import SetupError
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.transport.bootstrap import init_mpi, report_failure, reported_failure
+from hvd_async.transport.group import messages_of
 from hvd_async.vectors.flat import FlatParameters
 
 _HINT = "run launch/setup.sh to build it (its log reports failures); `async`, `ddp` and `single` work without it"
@@ -111,6 +112,10 @@ class _HorovodGroup:
         ends = list(itertools.accumulate(sizes, initial=0))
         received = bytes(self.hvd.allgather(mine, name="allgather.text").tolist())
         return [received[a : b - 1].decode() for a, b in itertools.pairwise(ends)]
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        for part in messages_of(tensor):
+            self.hvd.broadcast_(part, root_rank=0, name="broadcast")
 
     def report_failure(self, status: int, text: str) -> bool:
         """Report a failure to rank 0 over MPI. Return False under Gloo, which has only collective calls."""

@@ -60,6 +60,10 @@ class Worker(Protocol):
     def claims(self) -> Iterator[Claim]:
         """Yield the batches of this rank, until the data end, the run is finished, or a signal stops it."""
 
+    def claims_after_leaving(self) -> Iterator[Claim]:
+        """Yield batches that this rank, which has left the loop over `claims`, takes part in without a gradient of its own,
+        until the run is over for the others too; none if they do not need it."""
+
     def step(self, step: Step) -> None:
         """Push the gradient and bring the parameters up to date. Waits for others as the strategy requires."""
 

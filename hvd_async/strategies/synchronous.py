@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -115,7 +116,9 @@ class SynchronousWorker:
         self._rank = rank
         self._all_reduce = all_reduce
         self._watch = watch
-        self._group = range(0)
+        self._present = list(range(job.num_workers))  # the ranks that compute; the others have left their loops
+        self._has_left = False
+        self._group: tuple[int, ...] = ()
         self._waited = 0.0
         self._next_evaluation = job.evaluation.next_after(self.store.version)
         if job.observer is not None:
@@ -123,14 +126,20 @@ class SynchronousWorker:
         self._is_finished = self._is_last_version() or self._ask_observer()
 
     def claims(self) -> Iterator[Claim]:
-        """Yield the batches of this rank: first batch of the group + rank. A group never extends into the next epoch."""
+        """Yield the batches of this rank, of a group of one for each present rank. A group never extends into the next epoch."""
         while not self._is_finished and self.notice is None:
-            self._group = self._next_group()
+            self._group = self._group or self._next_group(self.store.ledger.watermark)
             if not self._group:
                 return
             load_base(self._replica, self._job.flat, self._job.strategy.delay)
-            counts = self._rank < len(self._group)
-            yield Claim(self._group[self._rank if counts else 0], counts, self._upcoming())
+            mine = self._batch_of(self._group)
+            yield Claim(self._group[0] if mine is None else mine, mine is not None, self._upcoming())
+
+    def claims_after_leaving(self) -> Iterator[Claim]:
+        """Yield the batches of the others, beginning with that of a step that this rank has not ended."""
+        self._has_left = True
+        for claim in self.claims():
+            yield Claim(claim.batch, counts=False)
 
     def step(self, step: Step) -> None:
         started = time.monotonic()
@@ -142,7 +151,8 @@ class SynchronousWorker:
                 self._all_reduce.reduce_vector(self._job.flat.collect_gradient())
             else:
                 self._all_reduce.reduce(self._job.flat)
-            table = self._all_reduce.gather([step.weight, step.loss, step.seconds, self._waited, asked, float(is_over)])
+            own = [step.weight, step.loss, step.seconds, self._waited, asked, float(is_over), float(self._has_left)]
+            table = self._all_reduce.gather(own)
         with self._watch.updating():
             self._update(started, table)
 
@@ -151,6 +161,11 @@ class SynchronousWorker:
         observer = self._job.observer
         self._waited = time.monotonic() - started
         base_version = self.store.version - num_versions_behind(self.store.version, self._job.strategy.delay)
+        computed = [
+            (worker, batch) for worker, batch in zip(self._present, self._group, strict=False) if not table[worker][6]
+        ]
+        self._present = [worker for worker in self._present if not table[worker][6]]
+        self._group = ()
         arrivals = [
             Arrival(
                 worker=worker,
@@ -160,16 +175,17 @@ class SynchronousWorker:
                 loss=table[worker][1],
                 step_seconds=table[worker][2],
                 wait_seconds=table[worker][3],
-                push=self._group[0],
+                push=computed[0][1],
             )
-            for worker, batch in enumerate(self._group)
+            for worker, batch in computed
         ]
-        if observer is not None:
-            observer.received(arrivals)
-            observer.updating()
-        self.store.accept(arrivals, Gradient.measure(self._job.flat.gradient))
-        self._notify(self.store.advance())
-        self._is_finished |= self._is_last_version() or bool(table[0][5])
+        if arrivals:
+            if observer is not None:
+                observer.received(arrivals)
+                observer.updating()
+            self.store.accept(arrivals, Gradient.measure(self._job.flat.gradient))
+            self._notify(self.store.advance())
+        self._is_finished |= self._is_last_version() or bool(table[0][5]) or not self._present
         for numbers in table:
             if self.notice is None:
                 self.notice = StopNotice.from_word(int(numbers[4]))
@@ -193,21 +209,25 @@ class SynchronousWorker:
                 self._job.observer.evaluated(request.version, [sum(column) for column in zip(*table, strict=True)])
         self._is_finished |= self._ask_observer()
 
-    def _next_group(self) -> range:
-        return self._group_from(self.store.ledger.watermark)
+    def _next_group(self, first: int) -> tuple[int, ...]:
+        """Return the next group of the batches from `first` on."""
+        return next_group(self.store.ledger.open_from(first), len(self._present), self._job.num_batches, self._job.epoch_of)
 
-    def _group_from(self, start: int) -> range:
-        return next_group(start, self._job.num_workers, self._job.num_batches, self._job.epoch_of)
+    def _batch_of(self, group: Sequence[int]) -> int | None:
+        """Return the batch of this rank in `group`; None if it has none."""
+        place = self._present.index(self._rank) if self._rank in self._present else len(group)
+        return group[place] if place < len(group) else None
 
     def _upcoming(self) -> tuple[int, ...]:
         """Return the batches of this rank in the groups after the present one."""
         found: list[int] = []
         group = self._group
         for _ in range(self._job.num_batches_ahead):
-            group = self._group_from(group.stop)
+            group = self._next_group(group[-1] + 1)
             if not group:
                 break
-            found += [group[self._rank]] if self._rank < len(group) else []
+            mine = self._batch_of(group)
+            found += [] if mine is None else [mine]
         return tuple(found)
 
     def _notify(self, update: Update | None) -> None:
@@ -249,11 +269,13 @@ def num_versions_behind(version: int, delay: int) -> int:
     return min(version, delay)
 
 
-def next_group(start: int, num_workers: int, num_batches: int | None, epoch_of: Callable[[int], int]) -> range:
-    """Return up to `num_workers` batches from `start` on, all of one epoch."""
-    end = start
-    while end < start + num_workers and (num_batches is None or end < num_batches):
-        if epoch_of(end) != epoch_of(start):
+def next_group(
+    open_batches: Iterable[int], num_workers: int, num_batches: int | None, epoch_of: Callable[[int], int]
+) -> tuple[int, ...]:
+    """Return the first of `open_batches`, up to `num_workers`, all of one epoch."""
+    group: list[int] = []
+    for batch in itertools.islice(open_batches, num_workers):
+        if (num_batches is not None and batch >= num_batches) or (group and epoch_of(batch) != epoch_of(group[0])):
             break
-        end += 1
-    return range(start, end)
+        group.append(batch)
+    return tuple(group)

@@ -89,6 +89,9 @@ class AsynchronousWorker:
             self._computing = self._ahead.popleft()
             yield Claim(self._computing, upcoming=tuple(self._ahead))
 
+    def claims_after_leaving(self) -> Iterator[Claim]:
+        return iter(())  # the others get what this worker had claimed
+
     def step(self, step: Step) -> None:
         self._computing = None
         before = self._base
@@ -205,6 +208,9 @@ class OverlappedWorker:
             assert self._computing is not None
             yield Claim(self._computing, upcoming=tuple(each for each in self._batches if each is not None))
         self._settle()
+
+    def claims_after_leaving(self) -> Iterator[Claim]:
+        return iter(())  # the others get what this worker had claimed
 
     def step(self, step: Step) -> None:
         arrival = describe(self._worker, step, self._base, self._took)

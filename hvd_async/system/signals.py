@@ -29,6 +29,17 @@ def handling(numbers: Sequence[int], handler: Callable[[int, FrameType | None], 
             signal.signal(number, previous)
 
 
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Hold back the signals that ask to stop inside the block: this process gets them after it, and a process that is started in
+    the block never does, unless it asks for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class SignalForwarder:
     """Forwarder of signals that ask this process to stop, to a process that it starts.
 

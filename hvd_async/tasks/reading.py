@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ from torch.utils.data._utils import worker as _torch_worker
 from hvd_async.errors import DataError
 from hvd_async.system.printable import printable
 from hvd_async.system.random_numbers import numbers_apart, seed_of_batch
-from hvd_async.system.signals import STOP_SIGNALS
+from hvd_async.system.signals import STOP_SIGNALS, held_back
 
 Batch = Any
 WorkerInit = Callable[[int], None]
 _READING = 1
 """Added to a run's seed for what reading draws, so that the dropout of a batch draws other numbers."""
+_END_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class BatchReader:
         self.obstacle = obstacle_to((reading, worker_init)) if num_workers else ""
         self.num_ahead = 0 if self.obstacle else each_ahead * num_workers
         self._pool: ProcessPoolExecutor | None = None
+        self._numbers: Any = None
         self._under_way: dict[int, Future[Batch]] = {}
 
     def expect(self, wanted: Iterable[tuple[int, Any]]) -> None:
@@ -112,19 +115,34 @@ class BatchReader:
             ) from None
 
     def close(self) -> None:
-        """End the processes, each after the batch that it reads, and forget what they read. Does not wait."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        """End the processes, each after the batch that it reads, and forget what they read. Waits for them a little."""
         self._under_way.clear()
+        if self._pool is None:
+            return
+        # Not by `wait=False`: a process that ends soon afterwards would leave semaphores behind.
+        closing = threading.Thread(target=self._pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        self._pool = self._numbers = None
+        closing.start()
+        closing.join(_END_SECONDS)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            start_fork_server()
             context = torch.multiprocessing.get_context("forkserver")
             self._numbers = context.Value("i", 0)  # kept: a process that still starts opens it by its name
             arguments = (self._reading, self._worker_init, self._numbers, self._num_workers)
             self._pool = ProcessPoolExecutor(self._num_workers, context, _begin, arguments)
         return self._pool
+
+
+def start_fork_server() -> None:
+    """Start the process that starts others, unless it runs already, and the one that keeps account of what they share.
+
+    Launchers pass signals on to all processes of a rank; these two and their children do not get them.
+    """
+    for helper in (resource_tracker, forkserver):
+        with held_back():  # one block each: the start of the first lets some signals through again
+            helper.ensure_running()
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Any]) -> Batch:

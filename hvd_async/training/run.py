@@ -24,7 +24,7 @@ from hvd_async.strategies.synchronous_watch import Watch
 from hvd_async.tasks.task import Task
 from hvd_async.training.agreement import aborting_on_failure
 from hvd_async.training.options import TrainOptions
-from hvd_async.training.setup import Ready, Start, plan_ranks, set_up
+from hvd_async.training.setup import Finished, Ready, Start, plan_ranks, set_up
 from hvd_async.training.stop_request import StopRequest
 from hvd_async.transport.group import Group
 
@@ -44,7 +44,7 @@ def train(
     """
     with joined(config, options, environ) as job:
         ready = job.set_up(make_task)
-        if ready is not None:
+        if isinstance(ready, Ready):
             with trained(job, ready) as session:
                 if session.worker is not None:
                     with ready.reading():
@@ -72,8 +72,8 @@ class JoinedJob:
 
     def set_up(
         self, make_task: Callable[[RunConfig], Task], rate_factor: RateFactor | None = None, *, reduces_at_step: bool = False
-    ) -> Ready | None:
-        """Make everything ready; None, with the summary, if the run has ended and needs no more training. Collective.
+    ) -> Ready | Finished:
+        """Make everything ready, unless the run has ended and needs no more training. Collective.
 
         `rate_factor`, `reduces_at_step`: see `JobSpec`.
         """
@@ -89,10 +89,9 @@ class JoinedJob:
             reduces_at_step=reduces_at_step,
         )
         ready = set_up(start, self.holding)
-        if isinstance(ready, Ready):
-            return ready
-        self.summary = ready
-        return None
+        if isinstance(ready, Finished):
+            self.summary = ready.summary
+        return ready
 
 
 @contextlib.contextmanager

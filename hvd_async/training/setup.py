@@ -105,8 +105,16 @@ class Ready:
                 task.close()
 
 
-def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any]:
-    """Make everything ready; return only the summary if the run has ended and needs no more training. Collective.
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended and needs no more training: its `summary` (empty on ranks other than 0) and its `workload`."""
+
+    summary: dict[str, Any]
+    workload: Workload
+
+
+def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
+    """Make everything ready, unless the run has ended and needs no more training. Collective.
 
     On rank 0, `holding` keeps the lock of the run's folder.
     """
@@ -124,7 +132,7 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | dict[str, Any
     )
     opened = _open_folder(start, workload, progress, holding)
     if opened.finished is not None:
-        return opened.finished
+        return Finished(opened.finished, workload)
     needs_tensors = plan.shard is not None or not start.config.strategy.is_async
     saved = agree_on_checkpoint(start.group, opened.resumption, needs_tensors=needs_tensors)
     provenance = _gather_provenance(start, plans)

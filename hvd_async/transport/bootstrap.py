@@ -14,9 +14,11 @@ import numpy as np
 
 from hvd_async.cluster.environment import check_home, check_launcher, check_world, read_environment
 from hvd_async.errors import SetupError
+from hvd_async.transport.group import messages_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+    from torch import Tensor
 
 
 _FAILURE_TAG = 77
@@ -138,6 +140,10 @@ class MpiGroup:
         starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self.comm.Allgatherv(mine, (received, (sizes.tolist(), starts[:-1])))
         return [received[a:b].tobytes().decode() for a, b in itertools.pairwise(starts)]
+
+    def broadcast(self, tensor: Tensor) -> None:
+        for part in messages_of(tensor):
+            self.comm.Bcast(part.numpy(), root=0)
 
     def report_failure(self, status: int, text: str) -> bool:
         report_failure(self.comm, status, text)

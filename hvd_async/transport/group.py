@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+_LARGEST_BYTES = 1 << 30
+"""Largest message, since counts stay below 2^31."""
+
+
+def messages_of(tensor: Tensor) -> Sequence[Tensor]:
+    """Return the bytes of contiguous `tensor`, on the CPU, in parts for one message each, which share its memory."""
+    import torch  # which a launcher does not need
+
+    return torch.split(tensor.view(-1).view(torch.uint8), _LARGEST_BYTES)
 
 
 class Group(Protocol):
-    """All ranks of a job. Only `allgather` is collective: all ranks call it, and it blocks until they have."""
+    """All ranks of a job. Only `allgather` and `broadcast` are collective: all ranks call them, and they block until they
+    have."""
 
     rank: int
     size: int
 
     def allgather(self, text: str) -> list[str]:
         """Return the `text` of every rank to every rank, in the order of ranks."""
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Set `tensor` (contiguous, on the CPU, of any type and the same on all ranks) to its values on rank 0."""
 
     def report_failure(self, status: int, text: str) -> bool:
         """Tell rank 0 that this rank has failed and wants the job to end with exit status `status`, which rank 0 does
@@ -33,6 +52,9 @@ class Solo:
 
     def allgather(self, text: str) -> list[str]:
         return [text]
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Do nothing."""
 
     def report_failure(self, status: int, text: str) -> bool:
         """Return False: there is no other rank."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from typing import cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from mpi4py import MPI
 
 from hvd_async.transport.bootstrap import MpiGroup
+from hvd_async.transport.group import messages_of
 
-# Counts stay below 2^31.
-_LARGEST_BYTES = 1 << 30
 _WAIT_SECONDS = 0.005
 
 
@@ -27,13 +24,13 @@ class PointToPoint:
 
     def send(self, rank: int, data: torch.Tensor) -> None:
         """Send contiguous `data` on the CPU to `rank`. May block until `rank` receives."""
-        for chunk in _chunks(data):
-            self._comm.Send(chunk, rank)
+        for chunk in messages_of(data):
+            self._comm.Send(chunk.numpy(), rank)
 
     def receive(self, rank: int, data: torch.Tensor) -> None:
         """Receive a message of `rank` into contiguous `data` of the message's size. Blocks, and keeps a core busy."""
-        for chunk in _chunks(data):
-            self._comm.Recv(chunk, rank)
+        for chunk in messages_of(data):
+            self._comm.Recv(chunk.numpy(), rank)
 
     def waiting(self) -> int | None:
         """Return the rank whose message is waiting to be received, None if there is none. Does not block."""
@@ -65,8 +62,3 @@ def wait_quietly(group: MpiGroup) -> None:
     request = group.comm.Ibarrier()
     while not request.Test():
         time.sleep(_WAIT_SECONDS)  # MPI cannot wake a rank
-
-
-def _chunks(data: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
-    whole = data.numpy().view(np.uint8)
-    return [whole[start : start + _LARGEST_BYTES] for start in range(0, whole.size, _LARGEST_BYTES)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 import hvd_async as ha
 from tests.tasks.blobs import ACCURACY, blobs
@@ -32,18 +33,32 @@ class Average(torch.nn.Module):
         return result
 
 
+class Endless(IterableDataset[tuple[torch.Tensor, ...]]):
+    """Random points, without end."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        points, labels = blobs(90, 1).tensors
+        while True:
+            yield from zip(points, labels, strict=True)
+
+
 def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
-    """Train. Of `options`, `fault` happens at batch number 3 of rank `rank`."""
+    """Train. Of `options`, `fault` happens at batch number 3 of rank `rank`; `leave_at`: the batch at which a rank leaves."""
     run = ha.init(folder, **{"epochs": 2, "tensorboard": False, "device": "cpu", **arguments})
+    if options.get("log") and run.worker is not None:
+        run.log(worker=run.worker)
     torch.manual_seed(run.rank)  # rank 0's parameters count
+    width = 9 if options.get("fault") == "width" and run.rank == options["rank"] else 8
     norm = torch.nn.BatchNorm1d(8) if options.get("norm") else Average() if options.get("average") else torch.nn.Tanh()
-    network = torch.nn.Sequential(torch.nn.Linear(2, 8), norm, torch.nn.Linear(8, 3))
+    network = torch.nn.Sequential(torch.nn.Linear(2, width), norm, torch.nn.Linear(width, 3))
     no_decay = [parameter for name, parameter in network.named_parameters() if name.endswith("bias")]
     decay = [parameter for name, parameter in network.named_parameters() if not name.endswith("bias")]
     groups = [{"params": decay}, {"params": no_decay, "weight_decay": 0.0, "lr": 0.02}]
     loader: Any = DataLoader(blobs(90, 1), batch_size=8, shuffle=True, num_workers=options.get("num_workers", 0))
     if options.get("stream"):  # rank k has k batches of its own
         loader = (tuple(tensor[:8] for tensor in blobs(90, 1).tensors) for _ in range(run.rank))
+    if options.get("endless"):
+        loader = DataLoader(Endless(), batch_size=8, num_workers=options["num_workers"])
     points, labels = blobs(60, 2).tensors
 
     def evaluate(module: torch.nn.Module) -> dict[str, float]:
@@ -71,7 +86,7 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
             print(f"fault {fault} fired", file=sys.stderr, flush=True)
         if fault == "raise":
             raise RuntimeError("of the user")
-        if fault == "break":
+        if fault == "break" or options.get("leave_at", {}).get(str(run.rank)) == number:
             break
         if fault == "no step":
             continue

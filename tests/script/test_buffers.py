@@ -116,6 +116,7 @@ def test_the_vectors_of_spectral_norm_are_found_at_the_first_step(tmp_path: path
 
 def test_buffers_that_stay_and_those_of_a_single_rank_are_no_hindrance(tmp_path: pathlib.Path) -> None:
     model = Many()
+    RunFolder(tmp_path).snapshots.mkdir()
     for buffers in (watched(tmp_path, model), watched(tmp_path, nn.Linear(2, 2)), watched(tmp_path, nn.Embedding(3, 2))):
         for _ in range(8):
             buffers.stepped()

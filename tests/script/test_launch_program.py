@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -36,6 +38,38 @@ def test_a_script_trains_with_what_was_given_to_launch(tmp_path: pathlib.Path) -
     resumed = launch(str(path), "--workers", "2", "--set", "training.epochs=2", "--resume", *program)
     assert resumed.returncode == 0, resumed.stderr
     assert summary_of(tmp_path / "run")["weight"] == 180
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("signal_number", "strategy", "loader"),
+    [
+        pytest.param(signal.SIGTERM, "async", "map", marks=pytest.mark.slow),
+        (signal.SIGUSR1, "horovod", "map"),
+        pytest.param(signal.SIGINT, "async", "stream", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_stops_a_script_whose_batches_are_read_by_processes(
+    tmp_path: pathlib.Path, signal_number: int, strategy: str, loader: str
+) -> None:
+    arguments = {
+        "strategy": strategy,
+        "epochs": 10_000,
+        "log_every_seconds": 0.05,
+        "options": {"num_workers": 2, "endless": loader == "stream"},
+    }
+    program = ("--", sys.executable, SCRIPT, str(tmp_path / "run"), json.dumps(arguments))
+    command = (sys.executable, "-m", "hvd_async", "launch", "--set", f"strategy.kind={strategy}", "--workers", "2", *program)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert any("points/s" in line for line in job.stdout), "the job ended before it trained"
+        job.send_signal(signal_number)
+        _, errors = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal_number, errors
+    lines = errors.splitlines()
+    assert len(lines) == 1 and lines[0].endswith("everything saved; resume with --resume"), errors
+    assert summary_of(tmp_path / "run")["status"] == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,19 @@ def test_async_workers_share_the_batches_and_end_with_one_version(tmp_path: path
     lines = [
         json.loads(line) for path in (tmp_path / "run/ranks").glob("rank*.jsonl") for line in path.read_text().splitlines()
     ]
+    early = [line for line in lines if line["batch"] is None]
+    assert sorted(line["worker"] for line in early) == [0, 1, 2, 3]
+    lines = [line for line in lines if line not in early]
     assert sorted(line["batch"] for line in lines) == list(range(24))
     assert all(line.keys() == {"time", "batch", "loss", "odd"} and line["loss"] > 0 for line in lines)
-    assert sum(line["odd"] is None for line in lines) == len(list((tmp_path / "run/ranks").iterdir())) <= 4
+    assert sum(line["odd"] is None for line in lines) == len({line["batch"] for line in lines if line["odd"] is None}) <= 4
+    again = script(5, tmp_path / "run", strategy="async", overwrite=True, options={"log": True}).check()
+    lines = [
+        json.loads(line) for path in (tmp_path / "run/ranks").glob("rank*.jsonl") for line in path.read_text().splitlines()
+    ]
+    assert sorted(line["worker"] for line in lines if line["batch"] is None) == [0, 1, 2, 3] and len(lines) == 28, (
+        again.stderr
+    )
 
 
 def test_lock_step_equals_horovod_and_ddp_with_groups_and_uneven_weights(tmp_path: pathlib.Path) -> None:
@@ -128,6 +138,25 @@ def plain_loop(source: MapSource) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+def test_a_script_of_a_run_that_has_ended_gets_its_last_version_and_no_batches(tmp_path: pathlib.Path) -> None:
+    first = script(2, tmp_path / "run", strategy="async", checkpoint_every=5).check()
+    (tmp_path / "run/model.pt").unlink()
+    again = script(2, tmp_path / "run", strategy="async", checkpoint_every=5, resume="auto", options={"log": True}).check()
+    assert final_losses(again) == final_losses(first) and again.stdout.count("final loss") == 2
+    assert "finished before, and no more training is configured: nothing to do" in again.stdout
+    assert (tmp_path / "run/model.pt").exists() and len(events_of(tmp_path / "run", "arrival")) == 24
+
+
+@pytest.mark.parametrize("strategy", ["async", "horovod"])
+def test_models_that_differ_between_ranks_are_refused_on_all(tmp_path: pathlib.Path, strategy: str) -> None:
+    done = script(2, tmp_path / "run", strategy=strategy, options={"fault": "width", "rank": 1})
+    assert done.returncode == 2 and done.stderr.count("hvd-async: ") == 1, done.stderr
+    line = (
+        "model: got 0.weight [9, 2] float32 on rank 1, expected 0.weight [8, 2] float32 as on rank 0: the same model on all"
+    )
+    assert line in done.stderr and not (tmp_path / "run/config.yaml").exists()
+
+
 @pytest.mark.parametrize("fault", ["nan", "overflow"])
 def test_a_gradient_that_is_not_finite_is_refused_and_frees_its_place(tmp_path: pathlib.Path, fault: str) -> None:
     strategy = {"kind": "async", "arrivals_per_update": "workers"}
@@ -172,17 +201,32 @@ def test_the_best_model_has_the_buffers_with_which_it_was_evaluated(tmp_path: pa
     assert "buffers: none were saved" not in more.stdout
 
 
-@pytest.mark.parametrize("how", ["lockstep", "reads ahead", "overlap"])
+@pytest.mark.parametrize("how", ["lockstep", "reads ahead", "overlap", "horovod", "ddp"])
 def test_what_a_worker_that_leaves_had_claimed_is_computed_by_another(tmp_path: pathlib.Path, how: str) -> None:
-    strategy = {"kind": "async", "lockstep": how == "lockstep"}
+    strategy = how if how in ("horovod", "ddp") else {"kind": "async", "lockstep": how == "lockstep"}
     options = {"fault": "break", "num_workers": int(how == "reads ahead")}
     push = {"overlap": how == "overlap"}
-    done = script(3, tmp_path / "run", strategy=strategy, push=push, options=options).check()
+    done = script(3, tmp_path / "run", strategy=strategy, push=push, validation={"every": 4}, options=options).check()
     assert "fault break fired" in done.stderr and len(final_losses(done)) == 1
     arrived = events_of(tmp_path / "run", "arrival")
     assert sorted(arrival["batch"] for arrival in arrived) == list(range(24))
-    assert sum(arrival["worker"] == 0 for arrival in arrived) == 3
+    leaver = 0 if isinstance(strategy, dict) else 1
+    assert sum(arrival["worker"] == leaver for arrival in arrived) == 3
     assert summary_of(tmp_path / "run")["missing"] == 0
+
+
+@pytest.mark.parametrize("strategy", ["horovod", "ddp"])
+def test_synchronous_ranks_that_leave_at_different_steps(tmp_path: pathlib.Path, strategy: str) -> None:
+    """Rank 0, which evaluates, leaves first; the others leave together, between two epochs' groups."""
+    options = {"leave_at": {"0": 1, "1": 5, "2": 5}}
+    done = script(3, tmp_path / "run", strategy=strategy, validation={"every": 2}, options=options).check()
+    assert len(final_losses(done)) == 1
+    workers = [arrival["worker"] for arrival in events_of(tmp_path / "run", "arrival")]
+    assert workers == [0, 1, 2, *[1, 2] * 4]
+    batches = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
+    assert sorted(batches) == list(range(11))
+    summary = summary_of(tmp_path / "run")
+    assert summary["missing"] == 13 and [each["version"] for each in events_of(tmp_path / "run", "evaluation")][:2] == [2, 4]
 
 
 def test_batches_that_all_workers_left_are_told_and_computed_by_a_resumed_run(tmp_path: pathlib.Path) -> None:
