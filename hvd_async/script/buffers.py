@@ -14,7 +14,7 @@ from hvd_async.errors import ConfigError
 from hvd_async.runs.checkpoint import read_tensors, write_tensors
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system.printable import printable
-from hvd_async.tasks.buffers import changed_tensors, load_saved_tensors, saved_tensors
+from hvd_async.tasks.buffers import changed_tensors, load_saved_tensors, modules_with_statistics, saved_tensors
 from hvd_async.transport.group import Group
 
 
@@ -101,11 +101,6 @@ class Buffers:
                 load_saved_tensors(self._model, read_tensors(path))
                 return True
         return not self._change
-
-
-def modules_with_statistics(model: nn.Module) -> list[str]:
-    """Return the names of the modules of `model` that are known to keep running statistics."""
-    return [name for name, module in model.named_modules() if getattr(module, "track_running_stats", False)]
 
 
 def _combined(name: str, parts: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from hvd_async.config import OptimizerConfig, check
 from hvd_async.config.optimizer import TorchClass
 from hvd_async.errors import ConfigError
 from hvd_async.system.printable import printable
+from hvd_async.tasks.user_values import describe_value
 
 # For each optimizer: the kind, our names of torch's settings, and the settings that must have the value given.
 _KINDS: Mapping[str, tuple[str, Mapping[str, str], Mapping[str, Any]]] = {
@@ -93,15 +94,17 @@ def describe_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, base:
 
 def _check_class(optimizer: torch.optim.Optimizer) -> None:
     """Raise `ConfigError` unless the class of `optimizer` is one of torch.optim's that the store can use, or a Lion."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer: got {describe_value(optimizer)}, expected an optimizer of torch.optim on the model's parameters"
+        )
     name = type(optimizer).__name__
     is_of_torch = type(optimizer) is getattr(torch.optim, name, None)
     if is_of_torch and name in _UNFIT:
         raise ConfigError(
             f"optimizer: got {name}, {_UNFIT[name]}; expected one of {', '.join(get_args(TorchClass))}, or a Lion"
         )
-    if not (name == "Lion" and isinstance(optimizer, torch.optim.Optimizer)) and not (
-        is_of_torch and name in get_args(TorchClass)
-    ):
+    if name != "Lion" and not (is_of_torch and name in get_args(TorchClass)):
         raise ConfigError(
             f"optimizer: got {name}, which is not one of torch.optim's, so that the store does not know its update; expected one"
             f" of torch.optim's {', '.join(get_args(TorchClass))}, or a Lion"

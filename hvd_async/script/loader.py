@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 from hvd_async.errors import ConfigError
 from hvd_async.system.random_numbers import numbers_apart
 from hvd_async.tasks.reading import BatchReader, Reading, map_tensors, obstacle_to, start_fork_server
+from hvd_async.tasks.user_values import describe_value
 
 Batch = Any
 
@@ -71,13 +72,15 @@ def source_of(loader: Any, seed: int) -> BatchSource:
         return MapSource(loader, seed)
     if isinstance(loader, DataLoader):
         return StreamSource(loader)
+    if isinstance(loader, type | str | bytes | Mapping):
+        raise ConfigError(f"loader: got {describe_value(loader)}, expected a DataLoader, a list of batches, or an iterable")
     if hasattr(loader, "__getitem__") and hasattr(loader, "__len__"):
         if not len(loader):
             raise ConfigError("loader: got no batches, expected at least one")
         return ListSource(loader)
     if isinstance(loader, Iterable):
         return StreamSource(loader)
-    raise ConfigError(f"loader: got {type(loader).__name__}, expected a DataLoader, a list of batches, or an iterable")
+    raise ConfigError(f"loader: got {describe_value(loader)}, expected a DataLoader, a list of batches, or an iterable")
 
 
 class MapSource:
@@ -118,7 +121,7 @@ class MapSource:
     def batch(self, index: int) -> Batch:
         """Return batch `index`."""
         batch = self._reader.read(index, self._chosen(index))
-        return map_tensors(batch, lambda tensor: tensor.pin_memory()) if self._pins else batch
+        return map_tensors(batch, lambda tensor: tensor.pin_memory(), "pin_memory") if self._pins else batch
 
     def expect(self, indices: Sequence[int]) -> None:
         """Let the loader's processes begin to read the batches `indices`."""

@@ -15,6 +15,7 @@ from hvd_async.script.loader import BatchSource, EndOfStream
 from hvd_async.strategies.protocol import Claim, Session, Step
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.random_numbers import seed_batch
+from hvd_async.tasks.user_values import describe_value, number_of
 from hvd_async.training.setup import Ready
 from hvd_async.transport.group import Group
 
@@ -105,17 +106,19 @@ class ScriptLoop:
                 "optimizer.step: got no weight, expected weight=..., such as the number of examples, over which the loss is a"
                 f" {'mean' if self._is_mean else 'sum'}; weight=1 gives each batch the same"
             )
-        weight = float(weight)
-        if not 0.0 < weight < float("inf"):
-            raise ConfigError(f"optimizer.step: weight: got {weight}, expected a number > 0")
+        given, weight = weight, number_of(weight)
+        if weight is None or not 0.0 < weight < float("inf"):
+            raise ConfigError(f"optimizer.step: weight: got {describe_value(given)}, expected a number > 0")
         factor = (weight if self._is_mean else 1.0) / scale
         if not claim.counts:
             flat.collect_gradient().zero_()  # not times 0, which leaves what is not finite
         elif factor != 1.0:
             flat.collect_gradient().mul_(factor)
         self._buffers.stepped()
-        value = loss.detach() if isinstance(loss, torch.Tensor) else loss
-        number = float("nan") if value is None else float(value) * (weight if self._is_mean else 1.0)
+        value = float("nan") if loss is None else number_of(loss)
+        if value is None:
+            raise ConfigError(f"optimizer.step: loss: got {describe_value(loss)}, expected the loss of the batch, a number")
+        number = value * (weight if self._is_mean else 1.0)
         self._is_handed_over = True
         own = plain_number(weight if claim.counts else 0.0)
         worker.step(Step(claim.batch, own, number, time.monotonic() - self._began))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError
-from hvd_async.system.printable import printable
+from hvd_async.tasks.user_values import describe_failure, describe_value, number_of
 
 RateSchedule = Callable[[int], float]
 """Returns the learning rate of the update that makes a version (1, 2, ...), as a share of each group's own rate."""
@@ -38,23 +37,31 @@ def torch_schedule(factory: Callable[[torch.optim.Optimizer], Any]) -> RateSched
 
 
 def check_schedule(schedule: Any) -> RateSchedule:
-    """Return `schedule` if it is a function of the version. Raises `ConfigError` otherwise, with what to do."""
+    """Return `schedule`, a function of the version, which then raises `ConfigError` for what is no rate. Raises it at once for
+    what is no such function, with what to do."""
     if isinstance(schedule, torch.optim.lr_scheduler.LRScheduler):
         raise ConfigError(
             "schedule: got a scheduler of torch, which counts the steps of one worker; expected a function of the version, or"
             " hvd_async.torch_schedule(lambda optimizer: ...), which makes one of it"
         )
     if not callable(schedule):
-        raise ConfigError(f"schedule: got {type(schedule).__name__}, expected a function of the version")
+        raise ConfigError(f"schedule: got {describe_value(schedule)}, expected a function of the version")
+    _rate_of(schedule, 1)
+    return lambda version: _rate_of(schedule, version)
+
+
+def _rate_of(schedule: RateSchedule, version: int) -> float:
+    """Return what `schedule` says for `version`. Raises `ConfigError` if it fails, or for what is no rate."""
     try:
-        inspect.signature(schedule).bind(1)
-        factor = float(schedule(1))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"schedule: expected a function from a version to a number: {printable(str(error))}") from None
-    if not 0.0 <= factor < float("inf"):
-        raise ConfigError(f"schedule: got {factor} for version 1, expected a number >= 0")
-    rate_schedule: RateSchedule = schedule
-    return rate_schedule
+        found = schedule(version)
+    except Exception as error:  # whatever the user's function raises
+        raise ConfigError(f"schedule: failed for version {version}: {describe_failure(error)}") from error
+    factor = number_of(found)
+    if factor is None or not 0.0 <= factor < float("inf"):
+        raise ConfigError(
+            f"schedule: got {describe_value(found)} for version {version}, expected a number >= 0, the share of the highest rate"
+        )
+    return factor
 
 
 class _Group(dict[str, Any]):
@@ -119,6 +126,10 @@ class RunOptimizer:
 
         Raises `ConfigError` if the batch has been handed over already, or there was no backward pass.
         """
+        if closure is not None and not callable(closure):
+            raise ConfigError(
+                f"optimizer.step: got {describe_value(closure)} without a name, expected optimizer.step(weight=..., loss=...)"
+            )
         if closure is not None:
             raise ConfigError("optimizer.step: got a closure, expected none: the store makes the update, once for each push")
         scale = getattr(self, "grad_scale", None)

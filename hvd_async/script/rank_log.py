@@ -10,6 +10,8 @@ from typing import IO
 
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
+from hvd_async.system.printable import printable
+from hvd_async.tasks.user_values import describe_value, number_of
 
 _OWN = ("time", "batch")
 
@@ -38,10 +40,9 @@ class RankLog:
         for name, value in values.items():
             if name in _OWN:
                 raise ConfigError(f"log: got the name {name!r}, which each line has already, expected another")
-            try:
-                number = float(value)
-            except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
-                raise ConfigError(f"log: {name}: got {type(value).__name__}, expected a number") from None
+            number = number_of(value)
+            if number is None:
+                raise ConfigError(f"log: {printable(name)}: got {describe_value(value)}, expected a number")
             line[name] = number if math.isfinite(number) else None
         self._waiting.append(json.dumps(line) + "\n")
         if self._has_folder:

@@ -23,7 +23,7 @@ from hvd_async.config import OptimizerConfig, RunConfig
 from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.summary import summary_lines
-from hvd_async.script.buffers import Buffers, modules_with_statistics
+from hvd_async.script.buffers import Buffers
 from hvd_async.script.description import describe_optimizer
 from hvd_async.script.endings import end_with, on_all_ranks, report_if_uncaught
 from hvd_async.script.final_version import FinalVersion
@@ -37,7 +37,9 @@ from hvd_async.script.task import Evaluate, Scoring, ScriptTask
 from hvd_async.script.torch_state import hash_of, steps_of_torch, vectors_of_torch
 from hvd_async.system.files import write_file
 from hvd_async.system.printable import printable
+from hvd_async.tasks.buffers import modules_with_statistics
 from hvd_async.tasks.metric import Metric
+from hvd_async.tasks.models import check_model
 from hvd_async.training.agreement import in_agreement
 from hvd_async.training.run import JoinedJob, joined, trained
 from hvd_async.training.setup import Finished, Ready
@@ -170,13 +172,14 @@ class ScriptRun:
         if self._final is not None:
             raise ConfigError("prepare: called twice, expected once in a run; several models make one torch.nn.ModuleList")
         group = self._job.strategy.group
-        source = in_agreement(group, lambda: self._check(model, loader, buffers, loss))
+        scoring = Scoring(evaluate, metrics, weight_unit)
+        source = in_agreement(group, lambda: self._check(model, loader, scoring, buffers, loss))
         _check_alike(group, model)
         described = in_agreement(group, lambda: _describe(optimizer, model, self.config.optimizer))
         factor = None if schedule is None else in_agreement(group, lambda: check_schedule(schedule))
         self.config = self._job.config = self.config.model_copy(update={"optimizer": described})
         kept = Buffers(model, RunFolder(self.config.output), are_averaged=buffers == "average", have_others=self.size > 1)
-        task = ScriptTask(self.config, model, source, Scoring(evaluate, metrics, weight_unit), kept)
+        task = ScriptTask(self.config, model, source, scoring, kept)
         by_version = None if factor is None else lambda version, _: factor(version)
         ready = self._job.set_up(lambda config: task, by_version, reduces_at_step=True)
         self._log.open()
@@ -186,10 +189,7 @@ class ScriptRun:
             self._final = final
             ended = NoLoop()
             return model, RunOptimizer(described, model, ended.zero, ended.step), Batches(ended, self.finish)
-        _restore_buffers(group, ready, kept)
-        _share_tensors(group, model)
-        if described.steps_before:
-            ready = _with_state(group, ready, optimizer)
+        ready = _with_tensors(group, ready, kept, optimizer)
         loop = ScriptLoop(ready, source, kept, is_mean=loss == "mean")
         loop.session = self._stack.enter_context(trained(self._job, ready, before_evaluation=loop.average_buffers))
         self._stack.enter_context(ready.reading())
@@ -256,12 +256,14 @@ class ScriptRun:
             raise ConfigError(f"{caller}: called before the last batch, expected after the loop{hint}")
         return self._final
 
-    def _check(self, model: nn.Module, loader: Any, buffers: str, loss: str) -> BatchSource:
+    def _check(self, model: nn.Module, loader: Any, scoring: Scoring, buffers: str, loss: str) -> BatchSource:
         if hasattr(model, "_orig_mod"):
             raise ConfigError(
                 "model: got one that torch.compile has wrapped, whose parameters have other names; expected the model itself:"
                 " compile what prepare returns"
             )
+        check_model(model)
+        scoring.check()
         source = source_of(loader, self.config.seed)
         if loss not in ("mean", "sum"):
             raise ConfigError(f"loss: got {loss!r}, expected 'mean' or 'sum'")
@@ -324,14 +326,15 @@ def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) ->
     return dataclasses.replace(ready, job=dataclasses.replace(job, initial_state=state))
 
 
-def _restore_buffers(group: Group, ready: Ready, kept: Buffers) -> None:
-    """Continue on rank 0 with the buffers that a resumed run had; the other ranks get those of rank 0. Collective."""
-    saved = ready.job.saved
-    if saved is None:
-        return
-    checkpoint = ready.folder.checkpoints / f"v{saved.data['version']:08d}"
-    if not in_agreement(group, lambda: group.rank > 0 or kept.restore(checkpoint)):
-        ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
+def _with_tensors(group: Group, ready: Ready, kept: Buffers, optimizer: torch.optim.Optimizer) -> Ready:
+    """Return `ready` with all that rank 0 has on every rank: parameters, buffers, as a resumed run had them, and the state that
+    `optimizer` has. Collective."""
+    if (saved := ready.job.saved) is not None:
+        checkpoint = ready.folder.checkpoints / f"v{saved.data['version']:08d}"
+        if not in_agreement(group, lambda: group.rank > 0 or kept.restore(checkpoint)):
+            ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
+    _share_tensors(group, ready.job.model)
+    return _with_state(group, ready, optimizer) if ready.job.optimizer.steps_before else ready
 
 
 def _check_alike(group: Group, model: nn.Module) -> None:

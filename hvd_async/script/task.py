@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from hvd_async.errors import ConfigError
 from hvd_async.script.buffers import Buffers
 from hvd_async.script.loader import BatchSource
 from hvd_async.system.random_numbers import numbers_apart
+from hvd_async.tasks.buffers import saved_tensors
 from hvd_async.tasks.evaluating import device_of, evaluating, write_model
 from hvd_async.tasks.metric import LOSS, Metric
+from hvd_async.tasks.user_values import check_functions, check_metrics, check_unit, describe_value, number_of
 
 Evaluate = Callable[[nn.Module], "Mapping[str, float] | float"]
 """Measures a model on validation data: returns its scores by the names of metrics, or its loss alone."""
@@ -32,11 +34,44 @@ class Scoring:
     metrics: Sequence[Metric]
     weight_unit: str
 
+    def check(self) -> None:
+        """Raise `ConfigError` for what a user passed by mistake."""
+        check_functions(evaluate=self.evaluate)
+        check_unit(self.weight_unit)
+        if check_metrics(self.metrics, "metrics") and self.evaluate is None:
+            raise ConfigError("metrics: got some without evaluate, expected evaluate=, a function that measures them")
+
+    @property
+    def all_metrics(self) -> Sequence[Metric]:
+        """The loss, and what else is measured; nothing without `evaluate`."""
+        others = [metric for metric in self.metrics if metric.name != LOSS]
+        loss = next((metric for metric in self.metrics if metric.name == LOSS), Metric(LOSS, "loss"))
+        return () if self.evaluate is None else (loss, *others)
+
+    def scores_of(self, found: Any) -> dict[str, float]:
+        """Return what `evaluate` has `found`, by name. Raises `ConfigError` for what is no number, or has no metric."""
+        expected = f"the loss, or a dict of {', '.join(repr(metric.name) for metric in self.all_metrics)}, each a number"
+        if not isinstance(found, Mapping) and number_of(found) is None:
+            raise ConfigError(f"evaluate: returned {describe_value(found)}, expected {expected}")
+        scores = found if isinstance(found, Mapping) else {LOSS: found}
+        numbers = {}
+        for name, value in scores.items():
+            if name not in {metric.name for metric in self.all_metrics}:
+                raise ConfigError(
+                    f"evaluate: got the score {describe_value(name)}, expected those of `metrics`; add hvd_async.Metric({name!r},"
+                    " ...) to them"
+                )
+            number = number_of(value)
+            if number is None:
+                raise ConfigError(f"evaluate: returned {describe_value(value)} as {name!r}, expected a number")
+            numbers[name] = number
+        if LOSS not in numbers:
+            raise ConfigError(f"evaluate: returned no {LOSS!r}, expected {expected}")
+        return numbers
+
 
 class ScriptTask:
     """The model, the batches and the evaluation of a script. Implements `Task`."""
-
-    recomputes_buffers = True  # see `ScriptRun.prepare`, which asks what is to happen to them
 
     def __init__(
         self,
@@ -47,16 +82,18 @@ class ScriptTask:
         buffers: Buffers,
     ) -> None:
         """All arguments stay the caller's."""
-        others = [metric for metric in scoring.metrics if metric.name != LOSS]
-        loss = next((metric for metric in scoring.metrics if metric.name == LOSS), Metric(LOSS, "loss"))
-        self.metrics: Sequence[Metric] = () if scoring.evaluate is None else (loss, *others)
+        self.metrics: Sequence[Metric] = scoring.all_metrics
         self.num_statistics = 2 * len(self.metrics)
         self.weight_unit = scoring.weight_unit
         self._config = config
         self._model = model
         self._source = source
-        self._evaluate = scoring.evaluate
+        self._scoring = scoring
         self._buffers = buffers
+
+    def recomputed_buffers(self, model: nn.Module) -> Collection[str]:
+        """Return all buffers: `Buffers` sees to them."""
+        return saved_tensors(model).keys()
 
     def build_model(self) -> nn.Module:
         """Return the script's model, the same at each call."""
@@ -119,18 +156,14 @@ class ScriptTask:
 
     def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
         """Return, for each metric, its score and whether it was measured; shard 0 measures the whole, the others nothing."""
-        if shard > 0 or self._evaluate is None:
+        if shard > 0 or self._scoring.evaluate is None:
             return [0.0] * self.num_statistics
         with evaluating(model), numbers_apart(self._config.seed, device_of(model)):  # alike for all versions
-            found = self._evaluate(model)
-        scores = dict(found) if isinstance(found, Mapping) else {LOSS: found}
-        if unknown := sorted(scores.keys() - {metric.name for metric in self.metrics}):
-            raise ConfigError(
-                f"evaluate: got the score {unknown[0]!r}, expected those of `metrics`; add Metric({unknown[0]!r}, ...)"
-            )
+            found = self._scoring.evaluate(model)
+        scores = self._scoring.scores_of(found)
         result: list[float] = []
         for metric in self.metrics:
-            result += [float(scores[metric.name]), 1.0] if metric.name in scores else [0.0, 0.0]
+            result += [scores[metric.name], 1.0] if metric.name in scores else [0.0, 0.0]
         return result
 
     def scores(self, statistics: Sequence[float]) -> dict[str, float]:

@@ -31,6 +31,11 @@ def load_saved_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ConfigError(f"model: saved buffers do not fit: {printable(reason)}; expected the model of the run") from None
 
 
+def modules_with_statistics(model: nn.Module) -> list[str]:
+    """Return the names of the modules of `model` that are known to keep running statistics."""
+    return [name for name, module in model.named_modules() if getattr(module, "track_running_stats", False)]
+
+
 def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Sequence[str]:
     """Return the names of those that are not, bit by bit, as they were, or that came or went."""
     return [

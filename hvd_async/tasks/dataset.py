@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,13 +18,17 @@ from torch.utils.data import default_collate
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
 from hvd_async.system.random_numbers import numbers_apart
+from hvd_async.tasks.buffers import load_saved_tensors, saved_tensors
+from hvd_async.tasks.dataset_arguments import check_arguments, functions_by_metric
 from hvd_async.tasks.evaluating import device_of, evaluating, write_model
+from hvd_async.tasks.fingerprints import fingerprint_of
 from hvd_async.tasks.metric import LOSS, Metric
 from hvd_async.tasks.reading import BatchReader, Reading, WorkerInit, map_tensors
+from hvd_async.tasks.recalibration import calibrated, recalibrated_buffers
 from hvd_async.tasks.task import Batch
+from hvd_async.tasks.user_values import check_metrics, describe_value, number_of
 
 _LOSS = Metric(LOSS, "loss")
-_FINGERPRINTED = 64
 
 
 class MapDataset(Protocol):
@@ -65,8 +69,9 @@ class DatasetTask:
         derived: further metrics, each with a function of the scores by name.
         collate: makes a batch of a list of examples.
         drop_last: leave out the last batch of an epoch if it is smaller than the others.
-        buffers: `refuse`: with strategy `async`, a model whose buffers change in training is refused. `recalibrate`: they
-            are computed from the parameters before each evaluation and export.
+        buffers: `refuse`: with strategy `async`, a model whose buffers change in training is refused. `recalibrate`: the running
+            statistics of BatchNorm and InstanceNorm are computed from the parameters before each evaluation and export; other
+            buffers that change are refused all the same.
         recalibration_batches: batches that `recalibrate` reads.
         fingerprint: identifies the training data. Default: a hash of some examples.
         num_workers: processes of each rank that read batches ahead of time; 0: the rank reads its own.
@@ -106,11 +111,7 @@ class DatasetTask:
 
         Raises `ConfigError` for values that do not fit together.
         """
-        if not 1 <= batch_size:
-            raise ConfigError(f"batch_size: got {batch_size}, expected a whole number >= 1")
-        for name, dataset in (("train", train), ("validation", validation)):
-            if len(dataset) < 1:
-                raise ConfigError(f"{name}: got a dataset without examples, expected at least one")
+        check_arguments(locals())
         self._per_epoch = len(train) // batch_size if drop_last else -(-len(train) // batch_size)
         if self._per_epoch < 1:
             raise ConfigError(f"batch_size: got {batch_size} with drop_last, expected at most the {len(train)} examples")
@@ -123,24 +124,22 @@ class DatasetTask:
         self._forward = forward or _first_of_batch
         self._weight = weight
         self.weight_unit = weight_unit
-        self._measures = dict(measures or {})
-        self._derived = dict(derived or {})
+        self._measures = functions_by_metric("measures", measures)
+        self._derived = functions_by_metric("derived", derived)
         self._collate = collate
         self._reader = BatchReader(Reading(train, collate, is_batched=True, seed=config.seed), num_workers, worker_init)
         self._recalibrates = buffers == "recalibrate"
         self._num_recalibration = min(recalibration_batches, self._per_epoch)
         self._fingerprint = fingerprint
         self._order: tuple[int, Any] | None = None
+        self._evaluated: Mapping[str, Tensor] = {}  # the buffers of the last evaluation, unless they are recalibrated
         self.metrics = (_LOSS, *self._measures, *self._derived)
-        if len({metric.name for metric in self.metrics}) < len(self.metrics):
-            names = ", ".join(metric.name for metric in self.metrics)
-            raise ConfigError(f"measures, derived: got {names}, expected different names; `loss` is always there")
+        check_metrics(self.metrics, "measures, derived")
         self.num_statistics = 2 + len(self._measures)
 
-    @property
-    def recomputes_buffers(self) -> bool:
-        """Whether buffers that training changes are computed from the parameters, so that nothing depends on them."""
-        return self._recalibrates
+    def recomputed_buffers(self, model: nn.Module) -> Collection[str]:
+        """Return the names of the running statistics that are computed from the parameters, so that nothing depends on them."""
+        return recalibrated_buffers(model) if self._recalibrates else ()
 
     def build_model(self) -> nn.Module:
         """Return a new model on the CPU, drawn from the run's seed."""
@@ -149,7 +148,7 @@ class DatasetTask:
 
     def fingerprint(self) -> str:
         """Return the hash of the training data, of their number, and of the size of batches."""
-        own = self._fingerprint if self._fingerprint is not None else _fingerprint_of(self._train)
+        own = self._fingerprint if self._fingerprint is not None else fingerprint_of(self._train)
         return hashlib.sha256(json.dumps([own, len(self._train), self._batch_size, self._per_epoch]).encode()).hexdigest()
 
     def describe_data(self) -> list[str]:
@@ -213,7 +212,14 @@ class DatasetTask:
         with torch.autocast(device_of(model).type, dtype=torch.bfloat16, enabled=is_mixed):
             loss = self._loss(self._forward(model, batch), batch)
         if not isinstance(loss, Tensor) or loss.dim():
-            raise ConfigError(f"loss: got {_describe(loss)}, expected a tensor with a single number")
+            raise ConfigError(
+                f"loss: got {describe_value(loss)}, expected a tensor with a single number, the sum over the batch"
+            )
+        if not loss.is_floating_point() or (torch.is_grad_enabled() and not loss.requires_grad):
+            has = "" if loss.requires_grad else " without a gradient"
+            raise ConfigError(
+                f"loss: got a tensor of {loss.dtype}{has}, expected one computed from the outputs of the model"
+            )
         return loss, self._weight_of(batch)
 
     def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
@@ -227,9 +233,12 @@ class DatasetTask:
                 read = self._collate([self._validation[example] for example in examples])
                 batch = map_tensors(read, lambda tensor: tensor.to(device))
                 outputs = self._forward(model, batch)
-                found = [self._weight_of(batch), self._loss(outputs, batch)]
-                found += [measure(outputs, batch) for measure in self._measures.values()]
-                sums += [float(value) for value in found]
+                sums += [self._weight_of(batch), _number("loss", self._loss(outputs, batch))] + [
+                    _number(f"measures: {metric.name}", measure(outputs, batch))
+                    for metric, measure in self._measures.items()
+                ]
+            if not self._recalibrates:
+                self._evaluated = {name: tensor.clone() for name, tensor in saved_tensors(model).items()}
         result: list[float] = sums.tolist()
         return result
 
@@ -241,7 +250,7 @@ class DatasetTask:
             found[metric.name] = (100.0 if metric.unit == "%" else 1.0) * total / weight if weight else math.nan
         for metric, derive in self._derived.items():
             try:
-                found[metric.name] = float(derive(found))
+                found[metric.name] = _number(f"derived: {metric.name}", derive(found))
             except (OverflowError, ValueError):  # such as the exponential of a loss that diverged
                 found[metric.name] = math.inf
         return found
@@ -252,6 +261,7 @@ class DatasetTask:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(named_tensors[name])
+        load_saved_tensors(model, self._evaluated)
         with self._calibrated(model):
             tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
         write_model(folder, tensors, self._config, version, scores)
@@ -270,38 +280,19 @@ class DatasetTask:
         return order[1]
 
     def _weight_of(self, batch: Batch) -> float:
-        return float(self._weight(batch)) if self._weight is not None else _length_of(batch)
+        return _length_of(batch) if self._weight is None else _number("weight", self._weight(batch))
 
-    @contextlib.contextmanager
-    def _calibrated(self, model: nn.Module) -> Iterator[None]:
-        """Give the model buffers that fit its parameters, in the block; as before afterwards."""
+    def _calibrated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager that gives the model buffers that fit its parameters, in its block."""
         if not self._recalibrates:
-            yield
-            return
-        device, was_training = device_of(model), model.training
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        momenta = {
-            module: module.momentum for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        }
-        for module in momenta:
-            module.reset_running_stats()
-            module.momentum = None  # a cumulative average
-        model.train()
-        with torch.no_grad():
-            for index in range(self._num_recalibration):
-                with numbers_apart(
-                    index, device
-                ):  # for each batch, as the exports of the background hold up training meanwhile
-                    self._forward(model, self.batch(index, device))
-        for module, momentum in momenta.items():
-            module.momentum = momentum
-        model.train(was_training)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, buffer in model.named_buffers():
-                    buffer.copy_(before[name])
+            return contextlib.nullcontext()
+        device = device_of(model)
+
+        def forward(index: int) -> None:
+            with numbers_apart(index, device):  # for each batch, as the exports of the background hold up training meanwhile
+                self._forward(model, self.batch(index, device))
+
+        return calibrated(model, self._num_recalibration, forward)
 
 
 def _first_of_batch(model: nn.Module, batch: Batch) -> Any:
@@ -319,35 +310,8 @@ def _length_of(batch: Batch) -> float:
     raise ConfigError(f"weight: got a batch of type {type(batch).__name__} without a tensor, expected `weight=` to count it")
 
 
-def _describe(value: object) -> str:
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _fingerprint_of(dataset: MapDataset) -> str:
-    """Return a hash of up to `_FINGERPRINTED` examples, spread over the dataset."""
-    digest = hashlib.sha256()
-    size = len(dataset)
-    for example in sorted({size * number // _FINGERPRINTED for number in range(_FINGERPRINTED)}):
-        _feed(digest, dataset[example])
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    """Add what `value` holds to `digest`: numbers, text, tensors and arrays, in lists, tuples and maps. Of anything else, its
-    type."""
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            _feed(digest, str(key))
-            _feed(digest, each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _feed(digest, each)
-    elif isinstance(value, Tensor):
-        _feed(digest, value.detach().cpu().numpy())
-    elif isinstance(value, np.ndarray):
-        digest.update(f"{value.dtype}{value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, bytes | str | int | float | bool | None):
-        digest.update(repr(value).encode())
-    else:
-        digest.update(type(value).__name__.encode())
+def _number(what: str, value: Any) -> float:
+    number = number_of(value)
+    if number is None:
+        raise ConfigError(f"{what}: got {describe_value(value)}, expected a number, the sum over the batch")
+    return number

@@ -10,9 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +18,7 @@ from hvd_async.config import FactoryConfig, RunConfig
 from hvd_async.errors import ConfigError
 from hvd_async.system.printable import printable
 from hvd_async.tasks.task import Task
-
-_OWN = Path(__file__).resolve().parents[1]
+from hvd_async.tasks.user_values import describe_failure
 
 
 def make_factory_task(config: RunConfig, task: FactoryConfig) -> Task:
@@ -38,7 +35,7 @@ def make_factory_task(config: RunConfig, task: FactoryConfig) -> Task:
     try:
         made = factory(config, **task.options)
     except Exception as error:
-        raise ConfigError(f"task.factory: {task.factory} failed: {_describe(error)}") from error
+        raise ConfigError(f"task.factory: {task.factory} failed: {describe_failure(error)}") from error
     missing = [member for member in _members() if not hasattr(made, member)]
     if missing:
         raise ConfigError(
@@ -54,7 +51,9 @@ def _import(name: str, factory: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise ConfigError(f"task.factory: got {factory}, whose module cannot be imported: {_describe(error)}") from error
+        raise ConfigError(
+            f"task.factory: got {factory}, whose module cannot be imported: {describe_failure(error)}"
+        ) from error
 
 
 def _check_options(factory: Callable[..., Any], config: RunConfig, task: FactoryConfig) -> None:
@@ -64,23 +63,6 @@ def _check_options(factory: Callable[..., Any], config: RunConfig, task: Factory
         raise ConfigError(f"task.options: {task.factory} does not take them: {printable(str(error))}") from None
     except ValueError:
         return  # a builtin without a signature: the call itself will tell
-
-
-def _describe(error: Exception) -> str:
-    """Return type, message and place of `error`, in one line. The place is the innermost one outside of this package and
-    of Python's import machinery."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of_user(frame.filename)]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f" ({error.filename}:{error.lineno})"
-    message = " ".join(str(error).split())
-    return printable(f"{type(error).__name__}: {message}{place}")
-
-
-def _is_of_user(filename: str) -> bool:
-    return (
-        not filename.startswith("<frozen") and _OWN not in Path(filename).resolve().parents and "importlib" not in filename
-    )
 
 
 def _members() -> list[str]:

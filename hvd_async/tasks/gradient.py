@@ -11,6 +11,7 @@ from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.printable import printable
 from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch
+from hvd_async.tasks.buffers import changed_tensors, modules_with_statistics, saved_tensors
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -55,23 +56,22 @@ def check_buffers(task: Task, model: torch.nn.Module) -> None:
     """Raise `ConfigError` for a model whose saved buffers change in training, which a trial batch shows.
 
     The store holds parameters alone. Each rank would have statistics of its own, and the store's rank, which evaluates
-    and exports, those of an untrained model. A task that recomputes buffers from the parameters is not affected.
+    and exports, those of an untrained model. Buffers that the task recomputes from the parameters are not affected.
     """
-    if task.recomputes_buffers:
-        return
-    names = model.state_dict().keys()
-    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name in names}
+    recomputed = task.recomputed_buffers(model)
+    before = {name: tensor.clone() for name, tensor in saved_tensors(model).items() if name not in recomputed}
     if not before:
         return
     was_training = model.training
     with torch.no_grad(), numbers_apart(0):
         task.loss(model.train(), task.batch(0, "cpu"))
-    after = dict(model.named_buffers())
-    changed = [name for name, buffer in before.items() if not torch.equal(buffer, after[name])]
     model.train(was_training)
+    changed = changed_tensors(before, {name: saved for name, saved in saved_tensors(model).items() if name in before})
     if changed:
+        statistics = modules_with_statistics(model)
+        way_out = ' or buffers="recalibrate" of DatasetTask,' if statistics and not recomputed else ""
         raise ConfigError(
             "strategy.kind: got async with a model whose buffers change in training"
             f" ({printable(', '.join(changed[:3]))}), such as those of BatchNorm, expected none, since"
-            ' only parameters are exchanged; use LayerNorm, buffers="recalibrate" of DatasetTask, or kind single'
+            f" only parameters are exchanged; use LayerNorm,{way_out} or kind single"
         )

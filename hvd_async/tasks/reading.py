@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
 import io
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -145,15 +146,29 @@ def start_fork_server() -> None:
             helper.ensure_running()
 
 
-def map_tensors(batch: Batch, change: Callable[[Tensor], Any]) -> Batch:
-    """Return `batch` with `change` of each of its tensors: those in lists, tuples and maps, and whatever has a method `to`."""
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(value, change) for key, value in batch.items()}
+def map_tensors(batch: Batch, change: Callable[[Any], Any], method: str = "to") -> Batch:
+    """Return `batch` with `change` of whatever has the method that it calls, such as tensors: in lists, tuples and maps of any
+    type, which stay of their type as far as it can be made of its elements."""
+    if hasattr(batch, method):
+        return change(batch)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
-        return type(batch)(*(map_tensors(value, change) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(map_tensors(value, change) for value in batch)
-    return change(batch) if hasattr(batch, "to") else batch
+        return type(batch)(*(map_tensors(value, change, method) for value in batch))
+    if isinstance(batch, Mapping):
+        changed: Any = {key: map_tensors(value, change, method) for key, value in batch.items()}
+        if type(batch) is dict:
+            return changed
+        if isinstance(batch, MutableMapping):  # which may have more than its elements, such as the default of a defaultdict
+            copied = copy.copy(batch)
+            copied.update(changed)
+            return copied
+    elif isinstance(batch, list | tuple):
+        changed = [map_tensors(value, change, method) for value in batch]
+    else:
+        return batch
+    try:
+        return type(batch)(changed)
+    except TypeError:
+        return tuple(changed) if isinstance(batch, tuple) else changed
 
 
 _own: Reading

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -51,10 +51,9 @@ class Task(Protocol):
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:
         """Return the summed loss of `batch`, a scalar, and its weight."""
 
-    @property
-    def recomputes_buffers(self) -> bool:
-        """Whether the task computes buffers that training changes from the parameters, before it evaluates or exports; then
-        nothing depends on what they are meanwhile."""
+    def recomputed_buffers(self, model: torch.nn.Module) -> Collection[str]:
+        """Return the names of the buffers of `model` that training changes, but the task computes from the parameters before it
+        evaluates or exports, so that nothing depends on what they are meanwhile."""
 
     @property
     def metrics(self) -> Sequence[Metric]:

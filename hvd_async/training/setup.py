@@ -16,6 +16,7 @@ from hvd_async.cluster.environment import check_world, read_environment
 from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, count_workers, describe, placement_of, this_machine
 from hvd_async.config import RunConfig
 from hvd_async.emulation.idling import Emulation, check_emulation
+from hvd_async.errors import ConfigError
 from hvd_async.runs.checkpoint import check_tensors, list_checkpoints, way_out
 from hvd_async.runs.continuation import Supply
 from hvd_async.runs.folder import Beginning, Resumption, RunFolder
@@ -26,8 +27,10 @@ from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.store.optimizers.factory import check_optimizer
 from hvd_async.store.parameter_store import RateFactor
+from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
 from hvd_async.tasks.gradient import check_buffers, flatten
+from hvd_async.tasks.models import check_model
 from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
 from hvd_async.training.loop import TrainingLoop
@@ -172,12 +175,21 @@ def _make_workload(start: Start, plan: RankPlan) -> Workload:
     if start.options.resume:  # before data is prepared for a configuration that will be refused
         in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
     task = in_agreement(group, lambda: start.make_task(config))
-    model = in_agreement(group, task.build_model)
+    model = in_agreement(group, lambda: _build_model(task))
     if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
     in_agreement(group, lambda: check_optimizer(config.optimizer))
     flat = in_agreement(group, lambda: flatten(model, config.optimizer, "cpu" if plan.worker is None else plan.device))
     return Workload(task, model, flat, Goal(task.num_batches(), config.training.updates, config.training.seconds))
+
+
+def _build_model(task: Task) -> torch.nn.Module:
+    """Return the model of `task`. Raises `ConfigError` if it cannot be trained, or too much of it is measured."""
+    if task.num_statistics > MAX_STATISTICS:
+        raise ConfigError(f"metrics: got {task.num_statistics} sums in an evaluation, expected at most {MAX_STATISTICS}")
+    model = task.build_model()
+    check_model(model)
+    return model
 
 
 def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:

@@ -78,7 +78,11 @@ def test_processes_of_a_loader_read_what_is_expected() -> None:
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
-        (3, "loader: got int, expected a DataLoader, a list of batches, or an iterable"),
+        (3, "loader: got 3, expected a DataLoader, a list of batches, or an iterable"),
+        (None, "loader: got None, expected a DataLoader, a list of batches, or an iterable"),
+        ("text", "loader: got 'text', expected"),
+        ({"x": 1}, "loader: got dict, expected"),
+        (list, "loader: got the class list, expected"),
         ([], "loader: got no batches"),
         (DataLoader(DATA, batch_size=99, drop_last=True), "loader: got no batches"),
         (

@@ -129,7 +129,8 @@ def test_a_scheduler_of_torch_becomes_a_function_of_the_version() -> None:
     schedule = ha.torch_schedule(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5))
     assert [schedule(version) for version in (1, 2, 3, 4, 7)] == [1.0, 1.0, 1.0, 0.5, 0.25]
     assert schedule(2) == 1.0
-    assert check_schedule(schedule) is schedule
+    checked = check_schedule(schedule)
+    assert [checked(version) for version in (1, 4, 7)] == [1.0, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -139,9 +140,15 @@ def test_a_scheduler_of_torch_becomes_a_function_of_the_version() -> None:
             torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0), 1),
             "schedule: got a scheduler of torch, which counts the steps of one worker",
         ),
-        (3, "schedule: got int, expected a function of the version"),
-        (lambda: 1.0, "schedule: expected a function from a version to a number"),
-        (lambda version: "fast", "schedule: expected a function from a version to a number"),
+        (3, "schedule: got 3, expected a function of the version"),
+        (lambda: 1.0, r"schedule: failed for version 1: TypeError: .* takes 0 positional arguments"),
+        (lambda version: "fast", "schedule: got 'fast' for version 1, expected a number >= 0"),
+        (lambda version: None, "schedule: got None for version 1, expected a number >= 0"),
+        (lambda version: torch.ones(2), r"schedule: got a tensor of shape \[2\] for version 1"),
+        (
+            lambda version: 1 / (version - 1),
+            r"schedule: failed for version 1: ZeroDivisionError: .*test_optimizer\.py:\d+\)",
+        ),
         (lambda version: -1.0, "schedule: got -1.0 for version 1, expected a number >= 0"),
     ],
 )

@@ -262,12 +262,35 @@ def test_a_mistake_on_one_rank_ends_all_with_one_message(
     assert done.stderr.count(f"fault {fault} fired") == 1
 
 
-@pytest.mark.parametrize("strategy", ["async", "horovod"])
-def test_a_mistake_of_all_ranks_is_told_once(tmp_path: pathlib.Path, strategy: str) -> None:
-    """A buffer of the user's own module changes in training."""
-    done = script(4, tmp_path / "run", strategy=strategy, options={"average": True})
+_CHANGES = "model: got buffers that training changes (1.mean, 1.count), which each rank would have for itself"
+_NO_RATE = "schedule: got nan for version 5, expected a number >= 0, the share of the highest rate"
+_NO_SCORES = "evaluate: returned '0.5', expected the loss, or a dict of 'loss', 'accuracy', each a number"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "message"),
+    [
+        ("async", {"average": True}, _CHANGES),
+        ("horovod", {"average": True}, _CHANGES),
+        ("async", {"no_rate_at": 5}, _NO_RATE),
+        ("ddp", {"no_rate_at": 5}, _NO_RATE),
+        ("async", {"evaluate": "text"}, _NO_SCORES),
+    ],
+)
+def test_a_mistake_of_all_ranks_is_told_once(
+    tmp_path: pathlib.Path, strategy: str, options: dict[str, Any], message: str
+) -> None:
+    done = script(4, tmp_path / "run", strategy=strategy, validation={"every": 2}, options=options)
     assert done.returncode == 2 and not done.timed_out and done.stderr.count("hvd-async: ") == 1, done.stderr
-    assert "model: got buffers that training changes (1.mean, 1.count), which each rank would have for itself" in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+def test_an_error_of_the_users_evaluation_ends_all_ranks_with_its_traceback(tmp_path: pathlib.Path, when: str) -> None:
+    validation = {"every": 2, "when": when}
+    done = script(3, tmp_path / "run", strategy="async", validation=validation, options={"evaluate": "raise"})
+    assert done.returncode == 1 and not done.timed_out
+    assert done.stderr.count("ValueError: of the user's evaluation\n") in (1, 2) and "blobs_script.py" in done.stderr
 
 
 def test_a_stopped_script_resumes_with_the_batches_that_are_left(tmp_path: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import math
 import pathlib
 import random
@@ -17,10 +18,12 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 from hvd_async.config import RunConfig, parse_config
-from hvd_async.errors import ConfigError
+from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.tasks.dataset import DatasetTask
 from hvd_async.tasks.gradient import check_buffers, compute_gradient
 from hvd_async.tasks.metric import Metric
+from hvd_async.training.options import TrainOptions
+from hvd_async.training.run import train
 from hvd_async.vectors.flat import FlatParameters
 from tests.tasks.blobs import ACCURACY, blobs, make_task
 
@@ -99,10 +102,104 @@ def test_buffers_that_are_recalibrated_depend_on_the_parameters_alone(tmp_path: 
     assert plain.evaluate(loaded) == pytest.approx(task.evaluate(fresh))
 
 
-def test_buffers_that_change_are_refused_by_async_unless_they_are_recalibrated() -> None:
-    with pytest.raises(ConfigError, match="buffers change in training"):
-        check_buffers(task := make_task(configured(), buffers="refuse"), task.build_model())
-    check_buffers(task := make_task(configured()), task.build_model())
+class CountsBatches(torch.nn.Module):
+    """A layer that counts its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.tensor(0))
+
+    count: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += int(self.training)
+        return x
+
+
+class Frozen(torch.nn.BatchNorm1d):
+    """A BatchNorm that keeps the statistics that it came with."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+
+def normed(*layers: torch.nn.Module, **settings: Any) -> DatasetTask:
+    """Return a task of a model with `layers` on inputs of shape [B, 3, 4]."""
+    images = TensorDataset(torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(1)) * 3 + 2)
+    model = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(12, 1))
+    return numbered(40, train=images, validation=images, model=lambda: copy.deepcopy(model), **settings)
+
+
+@pytest.mark.parametrize(
+    ("layers", "recalibrates", "name"),
+    [
+        ([torch.nn.BatchNorm1d(3)], False, r"0\.running_mean"),
+        ([torch.nn.InstanceNorm1d(3, track_running_stats=True)], False, r"0\.running_mean"),
+        ([torch.nn.InstanceNorm1d(3, track_running_stats=True)], True, ""),
+        ([torch.nn.BatchNorm1d(3), Frozen(3)], True, ""),
+        ([torch.nn.BatchNorm1d(3), CountsBatches()], True, r"1\.count"),
+        ([torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(4, 4))], True, "0.parametrizations.weight.0._"),
+    ],
+)
+def test_buffers_that_change_are_refused_by_async_unless_they_are_recalibrated(
+    layers: list[torch.nn.Module], recalibrates: bool, name: str
+) -> None:
+    task = normed(*layers, buffers="recalibrate" if recalibrates else "refuse")
+    model = task.build_model()
+    if not name:
+        check_buffers(task, model)
+        return
+    with pytest.raises(ConfigError, match=rf"buffers change in training \({name}") as raised:
+        check_buffers(task, model)
+    assert ("recalibrate" in str(raised.value)) == (not recalibrates)
+
+
+def test_all_norms_are_recalibrated_and_nothing_else_changes() -> None:
+    instance_norm = torch.nn.InstanceNorm1d(3, track_running_stats=True)
+    task = normed(torch.nn.BatchNorm1d(3), instance_norm, Frozen(3), CountsBatches(), buffers="recalibrate")
+    model: Any = task.build_model()
+    norm, instance, frozen = (model[number] for number in range(3))
+    frozen.running_mean.fill_(5.0)
+    instance.running_mean.fill_(-7.0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with task._calibrated(model):
+        inputs = [task.batch(index, "cpu")[0] for index in range(10)]
+        torch.testing.assert_close(norm.running_mean, torch.stack([x.mean((0, 2)) for x in inputs]).mean(0))
+        outputs = [torch.nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, training=True) for x in inputs]
+        torch.testing.assert_close(instance.running_mean, torch.stack([x.mean((0, 2)) for x in outputs]).mean(0))
+        assert torch.equal(frozen.running_mean, torch.full((3,), 5.0)) and model[3].count == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert norm.momentum == instance.momentum == 0.1 and model.training and norm.training
+
+
+def test_a_model_is_as_before_when_recalibration_fails() -> None:
+    calls = []
+
+    def forward(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("of the user")
+        outputs: torch.Tensor = model(batch[0])
+        return outputs
+
+    task = normed(torch.nn.BatchNorm1d(3), buffers="recalibrate", forward=forward)
+    model: Any = task.build_model().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="of the user"):
+        task.evaluate(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model[0].momentum == 0.1 and not model.training and not model[0].training
+
+
+def test_an_export_has_the_buffers_with_which_the_model_was_evaluated(tmp_path: pathlib.Path) -> None:
+    """As with kind single, where running statistics are those of training."""
+    task = normed(torch.nn.BatchNorm1d(3))
+    model: Any = task.build_model().train()
+    model(torch.randn(4, 3, 4) + 9)
+    task.evaluate(model)
+    task.export(tmp_path / "model", {name: each.detach() for name, each in model.named_parameters()}, 1, {"loss": 1.0})
+    saved = safetensors.torch.load_file(tmp_path / "model/model.safetensors")
+    assert torch.equal(saved["0.running_mean"], model[0].running_mean) and saved["0.num_batches_tracked"] == 1
 
 
 def test_other_data_or_batches_have_another_fingerprint() -> None:
@@ -135,9 +232,34 @@ def test_batches_may_be_maps_and_weigh_what_the_user_says() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"batch_size": 0}, "batch_size: got 0, expected a whole number >= 1"),
+        ({"batch_size": "4"}, "batch_size: got '4', expected a whole number >= 1"),
+        ({"batch_size": 2.0}, "batch_size: got 2.0, expected a whole number >= 1"),
+        ({"num_workers": -1}, "num_workers: got -1, expected a whole number >= 0"),
+        ({"recalibration_batches": 0}, "recalibration_batches: got 0, expected a whole number >= 1"),
         ({"batch_size": 40, "drop_last": True}, "batch_size: got 40 with drop_last, expected at most the 10 examples"),
         ({"validation": []}, "validation: got a dataset without examples"),
+        ({"train": iter([1])}, "train: got list_iterator, expected a map-style dataset, with a length"),
+        ({"train": {"x": 1}}, "train: got dict, expected a map-style dataset"),
+        ({"validation": None}, "validation: got None, expected a map-style dataset"),
+        ({"model": torch.nn.Linear(1, 1)}, r"model: got Linear, expected a function that makes a torch\.nn\.Module"),
+        ({"model": None}, "model: got None, expected a function"),
+        ({"loss": None}, "loss: got None, expected a function"),
+        ({"loss": 3}, "loss: got 3, expected a function"),
+        ({"collate": "stack"}, "collate: got 'stack', expected a function"),
+        ({"weight": 4}, "weight: got 4, expected a function"),
+        ({"forward": [1]}, "forward: got list, expected a function"),
+        ({"worker_init": 1}, "worker_init: got 1, expected a function"),
+        ({"weight_unit": None}, "weight_unit: got None, expected what weights count"),
+        ({"buffers": "average"}, "buffers: got 'average', expected 'refuse' or 'recalibrate'"),
+        ({"fingerprint": 7}, "fingerprint: got 7, expected text"),
+        ({"measures": {"accuracy": abs}}, r"measures: got 'accuracy' in it, expected hvd_async\.Metric"),
+        ({"measures": [ACCURACY]}, r"measures: got list, expected a dict from hvd_async\.Metric to a function"),
+        ({"derived": {ACCURACY: 1.0}}, "derived: accuracy: got 1.0, expected a function"),
+        (
+            {"measures": {ACCURACY: max}, "derived": {ACCURACY: max}},
+            "got loss, accuracy, accuracy, expected different names",
+        ),
         ({"measures": {Metric("loss", "x"): lambda outputs, batch: 0.0}}, "got loss, loss, expected different names"),
     ],
 )
@@ -146,10 +268,66 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
         numbered(10, **settings)
 
 
-def test_a_loss_that_is_no_number_is_refused() -> None:
-    task = numbered(10, loss=lambda outputs, batch: outputs)
-    with pytest.raises(ConfigError, match=r"loss: got a tensor of shape \[4, 1\], expected a tensor with a single number"):
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda outputs, batch: outputs, r"loss: got a tensor of shape \[4, 1\], expected a tensor with a single number"),
+        (lambda outputs, batch: None, "loss: got None, expected a tensor with a single number"),
+        (lambda outputs, batch: float(outputs.detach().sum()), "loss: got [-0-9.]+, expected a tensor with a single number"),
+        (
+            lambda outputs, batch: outputs.detach().sum(),
+            "loss: got a tensor of torch.float32 without a gradient, expected one computed from the outputs",
+        ),
+        (
+            lambda outputs, batch: outputs.sum().long(),
+            r"loss: got a tensor of torch\.int64 without a gradient, expected one computed from the outputs",
+        ),
+    ],
+)
+def test_a_loss_that_is_no_number_is_refused(loss: Any, message: str) -> None:
+    task = numbered(10, loss=loss)
+    with pytest.raises(ConfigError, match=message):
         task.loss(task.build_model(), task.batch(0, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": lambda outputs, batch: None}, "loss: got None, expected a number, the sum over the batch"),
+        ({"loss": lambda outputs, batch: outputs}, r"loss: got a tensor of shape \[4, 1\], expected a number"),
+        ({"weight": lambda batch: "4"}, "weight: got '4', expected a number"),
+        (
+            {"measures": {ACCURACY: lambda outputs, batch: outputs}},
+            r"measures: accuracy: got a tensor of shape \[4, 1\], expec",
+        ),
+        ({"derived": {ACCURACY: lambda scores: None}}, "derived: accuracy: got None, expected a number"),
+    ],
+)
+def test_what_functions_return_in_an_evaluation(settings: dict[str, Any], message: str) -> None:
+    task = numbered(10, **settings)
+    with pytest.raises(ConfigError, match=message):
+        task.scores(task.evaluate(task.build_model()))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, "model: got None, expected"),
+        (torch.nn.Linear(1, 1).double(), "model: weight: got a parameter of torch.float64"),
+    ],
+)
+def test_a_function_that_makes_no_model_is_told_before_anything_starts(
+    tmp_path: pathlib.Path, made: Any, message: str
+) -> None:
+    tree = {"output": str(tmp_path / "run"), "task": {"factory": "a:b"}, "training": {"epochs": 1}}
+    with pytest.raises(HvdAsyncError, match=message):
+        train(
+            parse_config(tree, source="test"),
+            lambda config: numbered(4, config=config, model=lambda: made),
+            TrainOptions(),
+            environ={},
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_accuracy_is_hashable_so_that_it_can_name_a_measure() -> None:

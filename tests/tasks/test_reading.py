@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 import subprocess
 import sys
 import time
+import types
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 from hvd_async.errors import DataError
-from hvd_async.tasks.reading import BatchReader, Reading
+from hvd_async.tasks.reading import BatchReader, Reading, map_tensors
 from tests.tasks.noisy import Noisy, noisy_reader
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -96,3 +99,44 @@ def test_a_dataset_that_reads_several_examples_at_once_is_asked_so() -> None:
             return [torch.tensor(indices)]
 
     assert BatchReader(Reading(Several(), torch.stack, True, seed=1)).read(0, [4, 5]).tolist() == [[4, 5]]
+
+
+class Encoding(collections.UserDict[str, Any]):
+    """A batch of texts as tokenizers make it, which moves itself."""
+
+    def to(self, device: str) -> Encoding:
+        self.data = {name: value.to(device) for name, value in self.data.items()}
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data" or name not in self.data:
+            raise AttributeError(name)
+        return self.data[name]
+
+
+class NamedRow(NamedTuple):
+    x: torch.Tensor
+    name: str
+
+
+def test_batches_keep_their_types_when_they_are_moved() -> None:
+    x = torch.ones(2)
+    encoding = Encoding(input_ids=x)
+    moved = map_tensors({"texts": encoding, "rows": [NamedRow(x, "a")]}, lambda tensor: tensor.to("meta"))
+    assert moved["texts"] is encoding and encoding.input_ids.is_meta
+    assert moved["rows"][0].x.is_meta and moved["rows"][0].name == "a"
+    packed = torch.nn.utils.rnn.pack_sequence([x])
+    assert map_tensors(packed, lambda tensor: tensor.to("meta")).data.is_meta
+    several = collections.defaultdict(list, {"x": x})
+    moved = map_tensors(several, lambda tensor: tensor + 1)
+    assert moved["x"].tolist() == [2, 2] and moved["other"] == [] and several["x"] is x
+    assert map_tensors(collections.UserDict(x=x), lambda tensor: tensor + 1)["x"].tolist() == [2, 2]
+    assert type(map_tensors(types.MappingProxyType({"x": x}), lambda tensor: tensor + 1)) is types.MappingProxyType
+    assert type(map_tensors(torch.Size([1, 2]), lambda tensor: tensor)) is torch.Size
+
+
+def test_what_cannot_be_pinned_itself_is_pinned_inside() -> None:
+    encoding = Encoding(input_ids=torch.ones(2))
+    calls: list[Any] = []
+    map_tensors(encoding, calls.append, "pin_memory")
+    assert len(calls) == 1 and isinstance(calls[0], torch.Tensor)

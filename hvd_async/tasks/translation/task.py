@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +79,9 @@ class TranslationTask:
             loss_sum = self._loss_sum(model, batch, self._config.translation.label_smoothing)
         return loss_sum, batch.num_tokens
 
-    @property
-    def recomputes_buffers(self) -> bool:
-        """False: no buffer of the models changes."""
-        return False
+    def recomputed_buffers(self, model: torch.nn.Module) -> Collection[str]:
+        """Return nothing: no buffer of the models changes."""
+        return ()
 
     @property
     def metrics(self) -> Sequence[Metric]:
