@@ -52,7 +52,13 @@ def state_for_torch(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = optimizer.state_dict()
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    found["state"] = {
+    # What is frozen keeps the state that it has, such as the sums with which Adagrad begins.
+    kept = {
+        number: found["state"][number]
+        for number, each in enumerate(members)
+        if number in found["state"] and not each.requires_grad
+    }
+    trained = {
         number: {
             **({"step": torch.tensor(float(num_steps))} if has_step else {}),
             **{name: part[names[id(parameter)]].clone() for name, part in parts.items()},
@@ -60,6 +66,7 @@ def state_for_torch(
         for number, parameter in enumerate(members)
         if parameter.requires_grad and (parts or has_step)
     }
+    found["state"] = dict(sorted({**kept, **trained}.items()))
     return found
 
 

@@ -108,6 +108,46 @@ def test_runs_follow_each_other_in_a_process_and_evaluations_draw_alike(
     assert trained(tmp_path / "two", 1, epochs=1).summary["weight"] == 24
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda members: torch.optim.Adagrad(members, lr=0.1, initial_accumulator_value=0.5),
+        lambda members: torch.optim.Adagrad(members, lr=0.1, maximize=True),
+        lambda members: torch.optim.AdamW(members, lr=0.1),
+        lambda members: torch.optim.SGD(members, lr=0.1),
+    ],
+)
+def test_the_state_of_frozen_parameters_is_that_of_torch(tmp_path: pathlib.Path, make: Any) -> None:
+    torch.manual_seed(1)
+    network, own = Partly(), Partly()
+    own.load_state_dict(network.state_dict())
+    x, y = blobs(12, 1).tensors
+    run = ha.init(tmp_path / "run", strategy="single", tensorboard=False, device="cpu", epochs=1)
+    try:
+        model, optimizer, batches = run.prepare(network, make(network.parameters()), [(x, y)] * 2)
+        for inputs, labels in batches:
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step(weight=len(labels))
+    finally:
+        run.finish()
+    of_torch = make(own.parameters())
+    for _ in range(2):
+        of_torch.zero_grad()
+        torch.nn.functional.cross_entropy(own(x), y).backward()
+        of_torch.step()
+    state, expected = run.optimizer_state_dict(), of_torch.state_dict()
+    assert list(state["state"]) == list(expected["state"])
+    for number, values in expected["state"].items():
+        assert state["state"][number].keys() == values.keys()
+        for name, value in values.items():
+            torch.testing.assert_close(state["state"][number][name], value, msg=f"{number} {name}")
+    continued = make(network.parameters())
+    continued.load_state_dict(state)
+    network.first.requires_grad_(True)
+    torch.nn.functional.cross_entropy(network(x), y).backward()
+    continued.step()
+
+
 def test_frozen_parameters_must_be_as_before_when_a_run_is_resumed(tmp_path: pathlib.Path) -> None:
     trained(tmp_path / "run", 1, epochs=1)
     with pytest.raises(
