@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError
@@ -21,9 +22,21 @@ def torch_schedule(factory: Callable[[torch.optim.Optimizer], Any]) -> RateSched
 
     `factory` gets an optimizer with the rate 1 and returns a scheduler, such as `lambda optimizer:
     CosineAnnealingLR(optimizer, 1000)`. Version v has the rate before the scheduler's step number v.
+
+    Raises `ConfigError` for what makes no scheduler that needs the number of the step alone.
     """
+    if not callable(factory):
+        raise ConfigError(
+            f"torch_schedule: got {describe_value(factory)}, expected a function such as lambda optimizer:"
+            " CosineAnnealingLR(optimizer, 1000)"
+        )
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = factory(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau) or not callable(getattr(scheduler, "step", None)):
+        raise ConfigError(
+            f"torch_schedule: the function made {describe_value(scheduler)}, expected one whose rate depends on the number"
+            " of the step alone"
+        )
     factors = [float(optimizer.param_groups[0]["lr"])]
 
     def schedule(version: int) -> float:
@@ -39,7 +52,7 @@ def torch_schedule(factory: Callable[[torch.optim.Optimizer], Any]) -> RateSched
 def check_schedule(schedule: Any) -> RateSchedule:
     """Return `schedule`, a function of the version, which then raises `ConfigError` for what is no rate. Raises it at once for
     what is no such function, with what to do."""
-    if isinstance(schedule, torch.optim.lr_scheduler.LRScheduler):
+    if isinstance(schedule, LRScheduler):
         raise ConfigError(
             "schedule: got a scheduler of torch, which counts the steps of one worker; expected a function of the version, or"
             " hvd_async.torch_schedule(lambda optimizer: ...), which makes one of it"

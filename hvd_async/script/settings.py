@@ -23,6 +23,7 @@ from hvd_async.config import (
 from hvd_async.config.loading import apply_override
 from hvd_async.errors import ConfigError
 from hvd_async.launcher import program_variables
+from hvd_async.tasks.user_values import describe_value
 from hvd_async.training.options import TrainOptions
 
 # Sections whose keys may be given as plain keywords, in the order in which a name is looked up.
@@ -48,16 +49,20 @@ def script_config(
     """
     path = environ.get(program_variables.CONFIG)
     tree: dict[str, Any] = {}
+    if config is not None and not isinstance(config, str | os.PathLike | Mapping):
+        raise ConfigError(f"config: got {describe_value(config)}, expected a YAML file, or a dict of sections")
     for each in (config, path):
         if each is not None:
             found = each if isinstance(each, Mapping) else read_tree(Path(each), "configuration of a run")
             tree = _merged(tree, found)
     tree = _merged(tree, _placed(keywords))
     if output is not None:
-        tree["output"] = os.fspath(output)
+        tree["output"] = os.fspath(output) if isinstance(output, os.PathLike) else output
     for override in json.loads(environ.get(program_variables.OVERRIDES, "[]")):
         apply_override(tree, override)
-    tree["optimizer"] = _merged({"schedule": {"kind": "constant"}}, tree.get("optimizer") or {})
+    optimizer = tree.get("optimizer", {})
+    if isinstance(optimizer, Mapping):  # otherwise the check tells
+        tree["optimizer"] = _merged({"schedule": {"kind": "constant"}}, optimizer)
     task = tree.setdefault("task", {"kind": "script"})
     if not isinstance(task, dict) or task.get("kind") != "script":
         raise ConfigError("task: got a task in the configuration of a script, expected none; the script is the task")
@@ -69,8 +74,10 @@ def script_config(
 
 def script_options(resume: bool | str, overwrite: bool, environ: Mapping[str, str]) -> TrainOptions:
     """Return how the run begins: as the launcher says, or else the script. Raises `ConfigError` for what does not fit."""
-    if resume not in (True, False, "auto"):
-        raise ConfigError(f"resume: got {resume!r}, expected True, False or 'auto'")
+    if not isinstance(resume, bool) and resume != "auto":
+        raise ConfigError(f"resume: got {describe_value(resume)}, expected True, False or 'auto'")
+    if not isinstance(overwrite, bool):
+        raise ConfigError(f"overwrite: got {describe_value(overwrite)}, expected True or False")
     if resume and overwrite:
         raise ConfigError("resume, overwrite: got both, expected at most one of them")
     begin = environ.get(program_variables.BEGIN, "")

@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_async.system.printable import printable
+from hvd_async.errors import ConfigError
+from hvd_async.system.printable import printable, shortened
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _MOST_DIGITS = 9
 LOSS = "loss"
+
+
+class MetricError(ConfigError, ValueError):
+    """A metric that cannot be. Also a `ValueError`, for those who read metrics from files."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,17 @@ class Metric:
     """Half a sentence on how the score is measured, for the definitions in a report."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for an invalid name or number of digits."""
+        """Raise `MetricError` for an invalid name or number of digits, or a field of another type."""
         check_metric_name(self.name)
+        for field in ("title", "unit", "note"):
+            if not isinstance(getattr(self, field), str):
+                raise MetricError(f"metric {self.name}: {field}: got {shortened(getattr(self, field))}, expected text")
+        if not isinstance(self.is_higher_better, bool):
+            raise MetricError(
+                f"metric {self.name}: is_higher_better: got {shortened(self.is_higher_better)}, expected a bool"
+            )
         if not isinstance(self.digits, int) or not 0 <= self.digits <= _MOST_DIGITS:
-            raise ValueError(f"metric {self.name}: got {self.digits} digits, expected 0 to {_MOST_DIGITS}")
+            raise MetricError(f"metric {self.name}: got {shortened(self.digits)} digits, expected 0 to {_MOST_DIGITS}")
 
     @property
     def equal_within(self) -> float:
@@ -71,9 +83,9 @@ class Metric:
 
 
 def check_metric_name(name: str) -> None:
-    """Raise `ValueError` if no metric can have the name."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"got the name {name!r} of a metric, expected lower-case letters, digits and _")
+    """Raise `MetricError` if no metric can have the name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise MetricError(f"got the name {shortened(name)} of a metric, expected lower-case letters, digits and _")
 
 
 def metrics_to_json(metrics: Sequence[Metric]) -> list[dict[str, Any]]:

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
+import hvd_async as ha
 from hvd_async.errors import ConfigError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.script.buffers import Buffers
+from hvd_async.tasks.buffers import saved_tensors
+from tests.tasks.blobs import blobs
 
 
 class Threads:
@@ -202,3 +206,36 @@ def test_saved_buffers_of_another_shape_are_told(tmp_path: pathlib.Path) -> None
     model.mean = torch.zeros(5)
     with pytest.raises(ConfigError, match=r"model: saved buffers do not fit: .*mean.*; expected the model of the run"):
         buffers.restore(folder.checkpoints / "v00000001")
+
+
+def continued(folder: pathlib.Path, epochs: int, **options: Any) -> tuple[dict[str, torch.Tensor], nn.Module]:
+    """Make a run of a model with BatchNorm; return its buffers as the run began, and the model at its end."""
+    run = ha.init(folder, strategy="single", epochs=epochs, tensorboard=False, device="cpu", **options)
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    x, y = blobs(32, 1).tensors
+    try:
+        module, optimizer, batches = run.prepare(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            list(zip(x.split(8), y.split(8), strict=True)),
+            evaluate=lambda model: float(nn.functional.cross_entropy(model(x), y)),
+        )
+        began = {name: tensor.clone() for name, tensor in saved_tensors(model).items()}
+        for inputs, labels in batches:
+            nn.functional.cross_entropy(module(inputs), labels).backward()
+            optimizer.step(weight=len(labels))
+    finally:
+        run.finish()
+    return began, model
+
+
+def test_a_longer_run_begins_with_the_buffers_of_its_checkpoint(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    _, first = continued(folder, 1, validation={"every": 3})
+    older = safetensors.torch.load_file(folder / "models/last/model.safetensors")
+    began, _ = continued(folder, 2, validation={"every": 3}, resume=True)
+    assert began["1.num_batches_tracked"] == 4 and torch.equal(began["1.running_mean"], first[1].running_mean)  # type: ignore[index]
+    safetensors.torch.save_file(older, folder / "models/last/model.safetensors")  # as if a crash had left it
+    began, _ = continued(folder, 3, validation={"every": 3}, resume=True)
+    assert began["1.num_batches_tracked"] == 8
+    assert RunFolder(folder).versions_with_buffers() == []

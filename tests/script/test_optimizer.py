@@ -157,6 +157,22 @@ def test_other_schedules_are_refused(schedule: Any, message: str) -> None:
         check_schedule(schedule)
 
 
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (3, "torch_schedule: got 3, expected a function such as"),
+        (lambda optimizer: None, "torch_schedule: the function made None, expected one whose rate"),
+        (
+            torch.optim.lr_scheduler.ReduceLROnPlateau,
+            "torch_schedule: the function made ReduceLROnPlateau, expected one",
+        ),
+    ],
+)
+def test_what_makes_no_schedule_is_refused(factory: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ha.torch_schedule(factory)
+
+
 def test_the_optimizer_of_a_run_refuses_what_only_the_store_can_do() -> None:
     steps: list[Any] = []
     model = torch.nn.Linear(2, 1)

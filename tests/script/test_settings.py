@@ -45,12 +45,21 @@ def test_the_launcher_counts_more_than_keywords_and_keywords_more_than_a_file(tm
         ({"strategy": "asink"}, r"init: strategy\.kind: got 'asink', expected: 'single', 'horovod', 'ddp' or 'async'"),
         ({"arrivals_per_update": 0}, r"init: strategy\.arrivals_per_update: got 0"),
         ({"task": {"factory": "a:b"}}, "task: got a task in the configuration of a script, expected none"),
+        ({"optimizer": "adam"}, "init: optimizer: got 'adam', expected a section of keys"),
+        ({"optimizer": []}, r"init: optimizer: got \[\], expected a section of keys"),
+        ({"config": 3}, "config: got 3, expected a YAML file, or a dict of sections"),
+        ({"config": ["a"]}, "config: got list, expected a YAML file, or a dict of sections"),
         ({"epochs": None}, "training: got none of them, expected exactly one of epochs"),
     ],
 )
 def test_wrong_keywords_are_named(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configured(**keywords)
+
+
+def test_an_output_that_is_no_path_is_named() -> None:
+    with pytest.raises(ConfigError, match="init: output: got 3, expected: text"):
+        script_config(3, None, {"strategy": "single", "epochs": 1}, {})  # type: ignore[arg-type]  # the mistake
 
 
 def test_a_missing_file_is_named() -> None:
@@ -80,6 +89,8 @@ def test_contradictions_are_refused() -> None:
         script_options(True, True, {})
     with pytest.raises(ConfigError, match="resume: got 'yes'"):
         script_options("yes", False, {})
+    with pytest.raises(ConfigError, match="overwrite: got 'yes', expected True or False"):
+        script_options(False, "yes", {})  # type: ignore[arg-type]  # the mistake
     with pytest.raises(ConfigError, match="HVD_ASYNC_BEGIN: got 'x'"):
         script_options(False, False, {BEGIN: "x"})
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.tasks.metric import Metric, describe, metrics_from_json, metrics_to_json
+from hvd_async.tasks.metric import Metric, MetricError, describe, metrics_from_json, metrics_to_json
 from tests.comparison.made import ACCURACY, LOSS, PERPLEXITY
 
 
@@ -15,13 +15,17 @@ from tests.comparison.made import ACCURACY, LOSS, PERPLEXITY
     [
         ({"name": "F1"}, "got the name 'F1' of a metric, expected lower-case letters, digits and _"),
         ({"name": "a-b"}, "got the name 'a-b' of a metric"),
+        ({"name": 3}, "got the name 3 of a metric"),
+        ({"title": None}, "metric top_5: title: got None, expected text"),
+        ({"is_higher_better": "yes"}, "metric top_5: is_higher_better: got 'yes', expected a bool"),
+        ({"digits": "2"}, "metric top_5: got '2' digits, expected 0 to 9"),
         ({"digits": -1}, "metric top_5: got -1 digits, expected 0 to 9"),
         ({"digits": 10}, "metric top_5: got 10 digits"),
     ],
 )
 def test_an_invalid_metric_is_refused(fields: dict[str, Any], words: str) -> None:
     assert Metric("top_5", "accuracy").digits == 3
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(MetricError, match=words):
         Metric(**{"name": "top_5", "title": "accuracy", **fields})
 
 
