@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 
+import hvd_async as ha
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-import hvd_async as ha
 from examples.digits.data import digits, network
 from examples.twin import print_beside_twin
 
@@ -45,11 +45,13 @@ model, optimizer, batches = run.prepare(
     model,
     torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4),
     DataLoader(train, batch_size=32, shuffle=True),
-    schedule=lambda version: min(1.0, version / 50),  # of the store's version, not of a worker's steps
+    schedule=lambda version: min(1.0, version / 50),  # over the store's versions, not a worker's steps
     evaluate=evaluate,
     metrics=[ha.Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)],
     weight_unit="images",
-    buffers="average",  # each worker has BatchNorm statistics of its own; the mean is evaluated and saved
+    # Each worker has BatchNorm statistics of its own; their mean at the end is saved. All versions are evaluated with this mean,
+    # since `when` is "after", so that the scores of early versions are not quite those that they had.
+    buffers="average",
 )
 for x, y in batches:
     loss = F.cross_entropy(model(x.to(run.device)), y.to(run.device))
