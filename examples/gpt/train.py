@@ -2,7 +2,8 @@
 accumulation and bfloat16.
 
     python -m examples.gpt.train README.md docs/*.md
-    hvd-async launch --workers 2 --set strategy.kind=async -- python -m examples.gpt.train README.md docs/*.md
+    hvd-async launch --workers 2 --set strategy.kind=async --set output=runs/gpt-async -- \
+        python -m examples.gpt.train README.md docs/*.md
     hvd-async launch --workers 2 --set strategy.kind=ddp --set output=runs/gpt-ddp -- \
         python -m examples.gpt.train README.md docs/*.md
 
