@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
-
 import hvd_async as ha
-from examples.digits.data import digits, network
+import torch.nn.functional as F
 from hvd_async.config import RunConfig
+
+from examples.digits.data import digits, network
 
 ACCURACY = ha.Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)
 PERPLEXITY = ha.Metric("perplexity", "perplexity", digits=3)

@@ -1,10 +1,11 @@
 """The digits in a loop of one's own, a network with BatchNorm. Alone, or on the ranks that `hvd-async launch` starts:
 
     python -m examples.digits.train
-    hvd-async launch --workers 2 --set strategy.kind=async -- python -m examples.digits.train
+    hvd-async launch --workers 2 --set strategy.kind=async --set output=runs/digits-async -- \
+        python -m examples.digits.train
     hvd-async launch --workers 2 --set strategy.kind=horovod --set output=runs/digits-horovod -- \
         python -m examples.digits.train
-    hvd-async report runs/digits runs/digits-horovod
+    hvd-async report runs/digits-async runs/digits-horovod
 
 The result, with 2 workers on 2 cores: accuracy 90.6 % in 2.5 s with async, 90.2 % in 2.8 s with horovod; one or two percent
 more or less from run to run with async. job.sbatch trains it in a Slurm job.
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 
+import hvd_async as ha
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-import hvd_async as ha
 from examples.digits.data import digits, network
 from examples.twin import print_beside_twin
 
@@ -45,11 +46,13 @@ model, optimizer, batches = run.prepare(
     model,
     torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4),
     DataLoader(train, batch_size=32, shuffle=True),
-    schedule=lambda version: min(1.0, version / 50),  # of the store's version, not of a worker's steps
+    schedule=lambda version: min(1.0, version / 50),  # over the store's versions, not a worker's steps
     evaluate=evaluate,
     metrics=[ha.Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)],
     weight_unit="images",
-    buffers="average",  # each worker has BatchNorm statistics of its own; the mean is evaluated and saved
+    # Each worker has BatchNorm statistics of its own; their mean at the end is saved. All versions are evaluated with this mean,
+    # since `when` is "after", so that the scores of early versions are not quite those that they had.
+    buffers="average",
 )
 for x, y in batches:
     loss = F.cross_entropy(model(x.to(run.device)), y.to(run.device))

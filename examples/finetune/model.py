@@ -14,7 +14,7 @@ NUM_CLASSES = 5
 class DigitNet(nn.Module):
     """Three blocks, the backbone, and a linear head.
 
-    GroupNorm instead of BatchNorm: it has no running statistics, which would go on changing in frozen blocks.
+    GroupNorm instead of BatchNorm: it has no running statistics, which would keep changing even in frozen blocks.
     """
 
     def __init__(self, width: int = 16) -> None:

@@ -15,12 +15,12 @@ import argparse
 import pathlib
 import sys
 
+import hvd_async as ha
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-import hvd_async as ha
 from examples.finetune.model import NUM_CLASSES, DigitNet, accuracy, half_of_digits
 from examples.twin import print_beside_twin
 
@@ -36,10 +36,10 @@ run = ha.init(arguments.output, epochs=arguments.epochs, validation={"every": 25
 torch.manual_seed(run.config.seed)  # the same initial parameters with every strategy
 model = DigitNet()
 model.load_state_dict(safetensors.torch.load_file(arguments.pretrained))
-model.head = torch.nn.Linear(model.head.in_features, NUM_CLASSES)  # other classes: the old head knows nothing of them
+model.head = torch.nn.Linear(model.head.in_features, NUM_CLASSES)  # a new one: the old head tells other digits apart
 
-# Everything of the model that is to be frozen is frozen before `prepare`. Frozen parameters are neither pushed nor pulled:
-# the store holds the last block and the head alone.
+# Freeze before `prepare`: the store gets only the parameters that require a gradient then. Here these are the last block and
+# the head; the first two blocks are frozen, and are neither pushed nor pulled.
 model.requires_grad_(False)
 last_block = model.blocks[-1].requires_grad_(True)
 head = model.head.requires_grad_(True)
@@ -59,7 +59,7 @@ model, optimizer, batches = run.prepare(
     model,
     optimizer,
     DataLoader(train, batch_size=32, shuffle=True),
-    schedule=lambda version: min(1.0, version / 10),  # a factor of each group's own rate
+    schedule=lambda version: min(1.0, version / 10),  # a share of each group's own rate
     evaluate=evaluate,
     metrics=[ha.Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)],
     weight_unit="images",
@@ -70,5 +70,5 @@ for x, y in batches:
     loss.backward()
     optimizer.step(weight=len(y), loss=loss)
 
-run.save(f"{run.config.output}/model.pt")  # with the frozen parameters
+run.save(f"{run.config.output}/model.pt")  # the whole model, frozen parameters included
 print_beside_twin(run)

@@ -2,7 +2,8 @@
 accumulation and bfloat16.
 
     python -m examples.gpt.train README.md docs/*.md
-    hvd-async launch --workers 2 --set strategy.kind=async -- python -m examples.gpt.train README.md docs/*.md
+    hvd-async launch --workers 2 --set strategy.kind=async --set output=runs/gpt-async -- \
+        python -m examples.gpt.train README.md docs/*.md
     hvd-async launch --workers 2 --set strategy.kind=ddp --set output=runs/gpt-ddp -- \
         python -m examples.gpt.train README.md docs/*.md
 
@@ -16,11 +17,11 @@ import argparse
 import math
 import pathlib
 
+import hvd_async as ha
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-import hvd_async as ha
 from examples.gpt.model import Gpt
 from examples.twin import print_beside_twin
 
@@ -47,8 +48,8 @@ decay = [parameter for parameter in model.parameters() if parameter.dim() > 1]
 others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
 optimizer = torch.optim.AdamW([{"params": decay}, {"params": others, "weight_decay": 0.0}], lr=3e-3, weight_decay=0.1)
 loader = DataLoader(TensorDataset(train), batch_size=arguments.batch_size, shuffle=True)
-num_workers = max(1, run.size - (run.config.strategy.kind == "async"))  # `async` has one rank more, for the store
-num_updates = arguments.epochs * math.ceil(len(loader) / num_workers)  # each of one gradient from every worker
+# A schedule counts versions. With N = workers, the default, each is made of one batch from every worker, on average.
+num_versions = arguments.epochs * math.ceil(len(loader) / run.num_workers)
 
 
 def evaluate(module: torch.nn.Module) -> dict[str, float]:
@@ -62,7 +63,7 @@ model, optimizer, batches = run.prepare(
     model,
     optimizer,
     loader,
-    schedule=ha.torch_schedule(lambda each: torch.optim.lr_scheduler.CosineAnnealingLR(each, num_updates, eta_min=0.1)),
+    schedule=ha.torch_schedule(lambda each: torch.optim.lr_scheduler.CosineAnnealingLR(each, num_versions, eta_min=0.1)),
     evaluate=evaluate,
     metrics=[ha.Metric("perplexity", "perplexity", digits=2)],
     weight_unit="bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pathlib
@@ -66,8 +67,24 @@ def test_both_sides_of_a_comparison_run_and_save_the_same_parameters(
     code = "".join(line[1:] for line in COMPARISONS[place].splitlines(keepends=True) if line[0] in (" ", side))
     if "import horovod" in code:
         pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
-    check = "\nassert sorted(torch.load('model.pt')) == ['0.bias', '0.weight', '2.bias', '2.weight']\n"
+    saved = "model.pt" if side == "-" else "runs/points/model.pt"
+    check = f"\nassert sorted(torch.load('{saved}')) == ['0.bias', '0.weight', '2.bias', '2.weight']\n"
     run(code + check, tmp_path, **(ALONE if side == "-" else {}))
+
+
+def test_scripts_import_hvd_async_before_torch() -> None:
+    after = {place: re.sub(r"^-.*\n|^[ +]", "", text, flags=re.MULTILINE) for place, text in COMPARISONS.items()}
+    examples = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "examples").rglob("*.py")}
+    checked = 0
+    for place, text in {**PYTHON, **after, **examples}.items():
+        imports = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [getattr(node, "module", None) or node.names[0].name for node in imports]
+        roots = [name.partition(".")[0] for name in names]
+        if "hvd_async" in roots:
+            loading = [root for root in roots if root in ("torch", "safetensors", "sklearn", "examples")]
+            assert all(roots.index("hvd_async") < roots.index(root) for root in loading), place
+            checked += bool(loading)
+    assert checked >= 6
 
 
 def test_links_between_pages_have_targets() -> None:
