@@ -133,7 +133,8 @@ class RunFolder:
             raise ConfigError(f"output: got {self.root}, which is a file, expected a folder or a new name")
         if self._has_config_of_run():
             raise ConfigError(
-                f"{self.root}: holds a run already; resume it with --resume, replace it with --overwrite, or set another output"
+                f"{self.root}: holds a run already; resume it with --resume, replace it with --overwrite (in a script that"
+                " `hvd-async launch` did not start: init(resume=True), init(overwrite=True)), or set another output"
             )
         if remains := self._remains():
             raise ConfigError(

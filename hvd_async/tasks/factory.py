@@ -58,11 +58,21 @@ def _import(name: str, factory: str) -> ModuleType:
 
 def _check_options(factory: Callable[..., Any], config: RunConfig, task: FactoryConfig) -> None:
     try:
-        inspect.signature(factory).bind(config, **task.options)
+        signature = inspect.signature(factory)
+        signature.bind(config, **task.options)
     except TypeError as error:
         raise ConfigError(f"task.options: {task.factory} does not take them: {printable(str(error))}") from None
     except ValueError:
         return  # a builtin without a signature: the call itself will tell
+    for key in ("options_that_may_change", "options_alike"):
+        for option in getattr(task, key):
+            try:
+                signature.bind_partial(config, **{option: None})
+            except TypeError:
+                raise ConfigError(
+                    f"task.{key}: got {printable(option)!r}, expected options that {task.factory} takes:"
+                    f" {', '.join(list(signature.parameters)[1:]) or 'none'}"
+                ) from None
 
 
 def _members() -> list[str]:

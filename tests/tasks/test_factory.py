@@ -49,6 +49,13 @@ def test_what_is_wrong_with_a_factory_is_one_line_with_the_place(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["options_that_may_change", "options_alike"])
+def test_an_option_that_the_function_does_not_take_is_refused_wherever_it_is_named(key: str) -> None:
+    tree = {"output": "x", "task": {"factory": BLOBS, key: ["size", "colour"]}, "training": {"epochs": 2}}
+    with pytest.raises(ConfigError, match=rf"task.{key}: got 'colour', expected options that {BLOBS} takes: \w+, "):
+        make_task(parse_config(tree, source="test"))
+
+
 def test_errors_in_a_module_name_the_line(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
