@@ -48,8 +48,12 @@ decay = [parameter for parameter in model.parameters() if parameter.dim() > 1]
 others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
 optimizer = torch.optim.AdamW([{"params": decay}, {"params": others, "weight_decay": 0.0}], lr=3e-3, weight_decay=0.1)
 loader = DataLoader(TensorDataset(train), batch_size=arguments.batch_size, shuffle=True)
-# A schedule counts versions. With N = workers, the default, each is made of one batch from every worker, on average.
-num_versions = arguments.epochs * math.ceil(len(loader) / run.num_workers)
+num_versions = run.num_versions(len(loader))  # a schedule counts versions, not batches
+
+
+def cosine(each: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the scheduler that `torch_schedule` reads."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(each, num_versions, eta_min=0.1)
 
 
 def evaluate(module: torch.nn.Module) -> dict[str, float]:
@@ -63,7 +67,7 @@ model, optimizer, batches = run.prepare(
     model,
     optimizer,
     loader,
-    schedule=ha.torch_schedule(lambda each: torch.optim.lr_scheduler.CosineAnnealingLR(each, num_versions, eta_min=0.1)),
+    schedule=ha.torch_schedule(cosine, num_versions),
     evaluate=evaluate,
     metrics=[ha.Metric("perplexity", "perplexity", digits=2)],
     weight_unit="bytes",

@@ -68,7 +68,10 @@ class Parser(argparse.ArgumentParser):
             parser: Parser = parsed.parser
             flags = [flag for action in parser._actions for flag in action.option_strings]
             meant = [_meant(word.partition("=")[0], flags) for word in unknown if word.startswith("-")]
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}" + next(filter(None, meant), ""))
+            hint = next(filter(None, meant), "")
+            if hasattr(parsed, "program") and program is None and any(word.endswith(".py") for word in unknown):
+                hint = f"; to start a script, put -- before it: -- python {' '.join(unknown)}"
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 
     def error(self, message: str) -> NoReturn:

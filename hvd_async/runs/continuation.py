@@ -51,8 +51,8 @@ def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str,
     if saved["data_fingerprint"] != supply.fingerprint:
         if config.task.kind == "script":
             raise ConfigError(
-                f"{flag}: got data or frozen parameters that differ from the run's; restore them (seed torch before the model is"
-                " made), or start another run"
+                f"{flag}: got data, shapes of parameters or frozen parameters that differ from the run's; restore them (seed"
+                " torch before the model is made), or start another run"
             )
         raise ConfigError(
             f"{flag}: task: got data that differ from the run's training data ({_where(config)}); restore them, or start"

@@ -224,8 +224,8 @@ class RunRecorder:
         missing = self._num_missing() if ending.status == "finished" else 0
         if missing:
             self._run.progress.say(
-                f"{missing:,} of {self._run.task.num_batches():,} batches were not computed: all workers left before; --resume"
-                " computes them"
+                f"{missing:,} of {self._run.task.num_batches():,} batches were not computed, since all workers left their loops"
+                " early; a resumed run computes them"
             )
         facts = {
             "processes": self._num_processes,

@@ -49,11 +49,11 @@ _KINDS: Mapping[str, tuple[str, Mapping[str, str], Mapping[str, Any]]] = {
 }
 _HARMLESS = {"foreach", "capturable", "differentiable", "fused"}
 """Settings of how torch computes a step, which the store computes in its own way."""
-_OF_KINDS = {
-    *("kind", "learning_rate", "betas", "epsilon", "momentum", "nesterov", "momentum_decay", "decoupled_weight_decay"),
-    *("rate_decay", "initial_accumulator", "torch_class", "settings", "steps_before"),
+OF_OPTIMIZER = {
+    *("kind", "learning_rate", "weight_decay", "groups", "betas", "epsilon", "momentum", "nesterov", "momentum_decay"),
+    *("decoupled_weight_decay", "rate_decay", "initial_accumulator", "torch_class", "settings", "steps_before"),
 }
-"""Keys that are never those of the configuration."""
+"""Keys of `optimizer` that a script's optimizer decides."""
 _UNFIT: Mapping[str, str] = {
     "Adafactor": "whose update of an element depends on the rows and columns of its tensor, of which the store knows nothing",
     "LBFGS": "which computes the loss several times in a step",
@@ -83,7 +83,7 @@ def describe_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, base:
         kind = {"kind": "torch", "torch_class": name}
         groups = [_settings_of_class(optimizer, group) for group in optimizer.param_groups]
     by_identity = {id(parameter): each for each, parameter in model.named_parameters()}
-    tree: dict[str, Any] = base.model_dump(exclude=_OF_KINDS)
+    tree: dict[str, Any] = base.model_dump(exclude=OF_OPTIMIZER)
     tree |= {**kind, **groups[0], "groups": []}
     for group, settings in zip(optimizer.param_groups[1:], groups[1:], strict=True):
         members = [by_identity[id(parameter)] for parameter in group["params"] if parameter.requires_grad]

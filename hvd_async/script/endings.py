@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
 import sys
+import threading
+import traceback
 import types
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from hvd_async.cluster.environment import read_environment
 from hvd_async.errors import HvdAsyncError
@@ -35,6 +38,23 @@ def end_with(error: HvdAsyncError, rank: int) -> NoReturn:
     sys.stdout.flush()
     gc.collect()  # gives back the semaphores of processes that read batches
     os._exit(error.exit_status)
+
+
+def at_end_of_script(action: Callable[[], None], rank: int) -> None:
+    """Call `action` when the main thread has ended, while other threads still take work, as they do not in `atexit`. An error
+    ends the process: with its status, or with a traceback and status 1."""
+
+    def act() -> None:
+        try:
+            action()
+        except HvdAsyncError as error:
+            end_with(error, rank)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    register: Any = getattr(threading, "_register_atexit", atexit.register)  # what concurrent.futures itself uses
+    register(act)
 
 
 def report_if_uncaught(error: HvdAsyncError) -> None:

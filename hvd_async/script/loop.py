@@ -41,16 +41,16 @@ class ScriptLoop:
         self._began = 0.0
         self._has_gradient = False
         self._is_clear = False
-        for parameter in ready.job.model.parameters():
-            if parameter.requires_grad:
-                hook: Any = parameter.register_post_accumulate_grad_hook  # untyped in torch
-                hook(self._note_gradient)
+        self._trained = [parameter for parameter in ready.job.model.parameters() if parameter.requires_grad]
+        hooks: list[Any] = [parameter.register_post_accumulate_grad_hook for parameter in self._trained]  # untyped in torch
+        self._hooks = [register(self._note_gradient) for register in hooks]
 
     def batches(self) -> Iterator[Any]:
         """Yield the batches of this rank."""
         worker = self.session.worker
         if worker is not None:
-            self.session.module.train()
+            if not self.session.module.training:  # else parts of it may be in evaluation mode, as it was prepared
+                self.session.module.train()
             self._buffers.begin()
             for claim in worker.claims():
                 seed_batch(self.ready.loop.seed, claim.batch)
@@ -72,6 +72,16 @@ class ScriptLoop:
                         f"batch {claim.batch}: got no optimizer.step, expected one for each batch; to accumulate over several,"
                         " yield larger batches and split them"
                     )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, of this rank's batch."""
+        return 0 if self.claim is None else self.ready.loop.task.epoch_of(self.claim.batch)
+
+    def close(self) -> None:
+        """Leave the model to the script."""
+        for hook in self._hooks:
+            hook.remove()
 
     def leave(self) -> None:
         """Take part, without gradients, in the steps of the other ranks after a `break`, as far as the strategy needs it."""
@@ -99,8 +109,10 @@ class ScriptLoop:
                 f"optimizer.step: {strayed}: got a parameter that prepare did not see, or that was moved or cast since; expected"
                 " the model as it was prepared: change it before"
             )
-        if not self._has_gradient:
-            raise ConfigError("optimizer.step: got no gradient, expected loss.backward() before it")
+        if not self._has_gradient or all(each.grad is None for each in self._trained):
+            raise ConfigError(
+                "optimizer.step: got no gradient, expected loss.backward() before it, and no zero_grad() between them"
+            )
         if weight is None:
             raise ConfigError(
                 "optimizer.step: got no weight, expected weight=..., such as the number of examples, over which the loss is a"
@@ -137,6 +149,8 @@ class ScriptLoop:
 class NoLoop:
     """The loop of a run that had ended before, which has no batches."""
 
+    epoch = 0
+
     def batches(self) -> Iterator[Any]:
         """Yield nothing."""
         return iter(())
@@ -161,10 +175,18 @@ class Batches:
         self._finish = finish
         self._is_used = False
 
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, of the batch that this rank has; workers reach the next one at different times."""
+        return self._loop.epoch
+
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches; once."""
         if self._is_used:
-            raise ConfigError("batches: iterated twice, expected one loop over all epochs; epochs= says how many there are")
+            raise ConfigError(
+                "batches: iterated twice, expected one loop over all epochs (training.epochs says how many there are); the first"
+                " loop was the whole run, and its model is in models/last of the run's folder"
+            )
         self._is_used = True
         return self._batches()
 

@@ -9,7 +9,7 @@ from hvd_async.errors import ConfigError
 
 
 class NoInput(io.TextIOBase):
-    """In place of the standard input of a job of several ranks: nobody is there to type, and the others would wait."""
+    """In place of the standard input of a job of several ranks: no one is there to type, and the others would wait."""
 
     def __init__(self, rank: int) -> None:
         """`rank` is for the message."""
@@ -22,7 +22,7 @@ class NoInput(io.TextIOBase):
     def readline(self, size: int | None = -1) -> Any:
         """Raise `ConfigError`."""
         raise ConfigError(
-            f"input: rank {self._rank} of a job asks for text, expected none: nobody is there to type; pass it as an argument of"
+            f"input: rank {self._rank} of a job asks for text, expected none: no one is there to type; pass it as an argument of"
             " the script"
         )
 

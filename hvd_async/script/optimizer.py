@@ -17,13 +17,16 @@ RateSchedule = Callable[[int], float]
 """Returns the learning rate of the update that makes a version (1, 2, ...), as a share of each group's own rate."""
 
 
-def torch_schedule(factory: Callable[[torch.optim.Optimizer], Any]) -> RateSchedule:
+def torch_schedule(factory: Callable[[torch.optim.Optimizer], Any], num_versions: int | None = None) -> RateSchedule:
     """Return the schedule of a torch scheduler, for `ScriptRun.prepare(schedule=)`.
 
-    `factory` gets an optimizer with the rate 1 and returns a scheduler, such as `lambda optimizer:
-    CosineAnnealingLR(optimizer, 1000)`. Version v has the rate before the scheduler's step number v.
+    Args:
+        factory: gets an optimizer with the rate 1 and returns a scheduler, such as `lambda optimizer:
+            CosineAnnealingLR(optimizer, 1000)`. Version v has the rate before the scheduler's step number v.
+        num_versions: the length of the schedule, such as `ScriptRun.num_versions`: from the last of these versions on the rate
+            stays as it is. Some schedulers end there with an error, or let the rate rise again.
 
-    Raises `ConfigError` for what makes no scheduler that needs the number of the step alone.
+    Raises `ConfigError` for what makes no scheduler that needs the number of the step alone, and changes the rate alone.
     """
     if not callable(factory):
         raise ConfigError(
@@ -37,9 +40,15 @@ def torch_schedule(factory: Callable[[torch.optim.Optimizer], Any]) -> RateSched
             f"torch_schedule: the function made {describe_value(scheduler)}, expected one whose rate depends on the number"
             " of the step alone"
         )
+    if optimizer.param_groups[0]["momentum"] != 0:
+        raise ConfigError(
+            f"torch_schedule: {describe_value(scheduler)} changes the momentum too, expected a schedule of the rate alone; pass"
+            " cycle_momentum=False"
+        )
     factors = [float(optimizer.param_groups[0]["lr"])]
 
     def schedule(version: int) -> float:
+        version = version if num_versions is None else max(1, min(version, num_versions))
         while len(factors) < version:
             optimizer.step()
             scheduler.step()
@@ -85,6 +94,16 @@ class _Group(dict[str, Any]):
             f"optimizer.param_groups: {key}: got an assignment, expected none after prepare: the store makes the updates; pass"
             " the rate to prepare as schedule=, a function of the version"
         )
+
+
+def guard_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse assignments to the groups of `optimizer`, which a run has taken over, such as those of a scheduler's step."""
+    optimizer.param_groups[:] = [_Group(group) for group in optimizer.param_groups]
+
+
+def release_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Let the groups of `optimizer` be assigned again."""
+    optimizer.param_groups[:] = [dict(group) for group in optimizer.param_groups]
 
 
 class RunOptimizer:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
+import base64
 import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import multiprocessing
 import os
 import sys
@@ -15,29 +16,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from torch import nn
 
 from hvd_async.cluster.topology import count_workers
-from hvd_async.config import OptimizerConfig, RunConfig
+from hvd_async.config import OptimizerConfig, RunConfig, ScheduleConfig
 from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.summary import summary_lines
 from hvd_async.script.buffers import Buffers
 from hvd_async.script.description import describe_optimizer
-from hvd_async.script.endings import end_with, on_all_ranks, report_if_uncaught
+from hvd_async.script.endings import at_end_of_script, end_with, on_all_ranks, report_if_uncaught
 from hvd_async.script.final_version import FinalVersion
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
 from hvd_async.script.loop import Batches, NoLoop, ScriptLoop
 from hvd_async.script.no_input import NoInput
-from hvd_async.script.optimizer import RateSchedule, RunOptimizer, check_schedule
+from hvd_async.script.optimizer import RateSchedule, RunOptimizer, check_schedule, guard_groups, release_groups
 from hvd_async.script.rank_log import RankLog
 from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, Scoring, ScriptTask
 from hvd_async.script.torch_state import hash_of, steps_of_torch, vectors_of_torch
+from hvd_async.store.schedule import arrivals_needed
 from hvd_async.system.files import write_file
 from hvd_async.system.printable import printable
-from hvd_async.tasks.buffers import modules_with_statistics
+from hvd_async.tasks.buffers import load_saved_tensors, modules_with_statistics, saved_tensors
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.models import check_model
 from hvd_async.training.agreement import in_agreement
@@ -46,6 +49,7 @@ from hvd_async.training.setup import Finished, Ready
 from hvd_async.transport.group import Group
 
 _current: list[ScriptRun] = []
+_is_registered: list[bool] = []  # once in a process
 
 
 def init(
@@ -90,6 +94,9 @@ def init(
         report_if_uncaught(error)
         raise
     _current.append(run)
+    if not _is_registered:
+        _is_registered.append(True)
+        at_end_of_script(lambda: _current[0].leave() if _current else None, run.rank)
     return run
 
 
@@ -133,7 +140,6 @@ class ScriptRun:
         sys.excepthook = self._failed
         if self.size > 1:
             sys.stdin = NoInput(self.rank)
-        atexit.register(self._left)
 
     def prepare(
         self,
@@ -174,9 +180,22 @@ class ScriptRun:
         group = self._job.strategy.group
         scoring = Scoring(evaluate, metrics, weight_unit)
         source = in_agreement(group, lambda: self._check(model, loader, scoring, buffers, loss))
-        _check_alike(group, model)
         described = in_agreement(group, lambda: _describe(optimizer, model, self.config.optimizer))
-        factor = None if schedule is None else in_agreement(group, lambda: check_schedule(schedule))
+        factor = in_agreement(group, lambda: None if schedule is None else check_schedule(schedule))
+        if factor is not None and self.config.optimizer.schedule != ScheduleConfig(kind="constant"):
+            error = ConfigError(
+                "optimizer.schedule: got a schedule in the configuration and one in prepare(schedule=), expected one of them"
+            )
+            error.is_on_all_ranks = True
+            raise error
+        has_schedule = "a function" if factor else "none"
+        options = [f"loss {loss}", f"buffers {buffers}", f"weight_unit {weight_unit}", f"schedule {has_schedule}"]
+        _check_alike(group, "prepare", [*options, *(f"metric {each.name}" for each in scoring.all_metrics)])
+        _check_alike(
+            group, "loader", [f"batches in an epoch: {source.per_epoch}", f"data of the hash {source.fingerprint()}"]
+        )
+        _check_alike(group, "optimizer", [f"{key} {value}" for key, value in described.model_dump().items()])
+        _check_alike(group, "model", _describe_tensors(model))
         self.config = self._job.config = self.config.model_copy(update={"optimizer": described})
         kept = Buffers(model, RunFolder(self.config.output), are_averaged=buffers == "average", have_others=self.size > 1)
         task = ScriptTask(self.config, model, source, scoring, kept)
@@ -194,13 +213,31 @@ class ScriptRun:
         loop.session = self._stack.enter_context(trained(self._job, ready, before_evaluation=loop.average_buffers))
         self._stack.enter_context(ready.reading())
         self._loop, self._final = loop, final
+        guard_groups(optimizer)
         return loop.session.module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop, self.finish)
+
+    def num_versions(self, batches_per_epoch: int) -> int:
+        """Return how many versions a run of `training.epochs` makes with `batches_per_epoch` batches in all, such as
+        `len(loader)`, while all workers take part: the length of a schedule. Not collective."""
+        training, strategy = self.config.training, self.config.strategy
+        if training.epochs is None:
+            if training.updates is None:
+                raise ConfigError(
+                    "num_versions: got a run without training.epochs and training.updates, expected one of them"
+                )
+            return training.updates
+        if not strategy.is_async:
+            made = training.epochs * math.ceil(batches_per_epoch / self.num_workers)
+        else:
+            made, left = 0, training.epochs * batches_per_epoch
+            while left > 0:
+                left -= arrivals_needed(strategy, made, self.num_workers)
+                made += 1
+        return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state_dict of the final model, for `torch.load(path, weights_only=True)`. Call it after the loop on all
         ranks: rank 0 alone writes, whole or not at all. After a `break` it first waits for the other ranks to end."""
-        if self._loop is not None and self._loop.is_left:
-            self.finish()
         final = self._after_the_end("save", "; training.checkpoint_every saves during a run")
         if self.rank == 0:
             content = io.BytesIO()
@@ -219,7 +256,8 @@ class ScriptRun:
 
     def optimizer_state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state of the final version, as torch's optimizer would have it: for `load_state_dict` of an
-        optimizer made like the one that was described. Call it after the last batch, on a rank that sees the run's folder."""
+        optimizer made like the one that was described. Call it after the loop, on a rank that sees the run's folder; after a
+        `break` on all ranks, since it first waits for the others to end."""
         return self._after_the_end("optimizer_state_dict").optimizer_state_dict()
 
     def finish(self) -> None:
@@ -246,10 +284,18 @@ class ScriptRun:
         self._is_over = True
         _current.clear()
         sys.excepthook, sys.stdin = self._previous
-        atexit.unregister(self._left)
+        if self._loop is not None:
+            self._loop.close()
+        if self._final is not None:
+            release_groups(self._final.described)
 
     def _after_the_end(self, caller: str, hint: str = "") -> FinalVersion:
-        """Return the last version of the run. Raises `ConfigError`, in the name of `caller`, before the run has ended."""
+        """Return the last version of the run, which ends now if the script has left its loop.
+
+        Raises `ConfigError`, in the name of `caller`, before the run has ended.
+        """
+        if self._loop is not None and self._loop.is_left:
+            self.finish()
         if self._final is None:
             raise ConfigError(f"{caller}: got no model yet, expected a call of prepare first")
         if not self._is_over:
@@ -298,8 +344,8 @@ class ScriptRun:
         if not getattr(error, "is_told", False):
             self._previous[0](type(error), error, error.__traceback__)
 
-    def _left(self) -> None:
-        """End the run of a script that ended without reading all batches."""
+    def leave(self) -> None:
+        """End the run of a script that has ended without reading all batches. Called by itself."""
         if self._final is None and self.size > 1:  # the others may be inside of prepare, and wait
             end_with(ConfigError("the script ended before prepare, expected a call on every rank"), self.rank)
         if self._loop is not None and self._loop.session.worker is not None:
@@ -337,29 +383,37 @@ def _with_tensors(group: Group, ready: Ready, kept: Buffers, optimizer: torch.op
     return _with_state(group, ready, optimizer) if ready.job.optimizer.steps_before else ready
 
 
-def _check_alike(group: Group, model: nn.Module) -> None:
-    """Raise `ConfigError` on all ranks unless all have parameters and buffers alike. Collective."""
-    own = [f"{name} {list(each.shape)} {str(each.dtype).removeprefix('torch.')}" for name, each in _tensors(model).items()]
+def _check_alike(group: Group, what: str, own: Sequence[str]) -> None:
+    """Raise `ConfigError` on all ranks unless `own`, lines that describe `what`, are alike on all. Collective."""
     first, *others = (text.splitlines() for text in group.allgather("\n".join(own)))
     for rank, other in enumerate(others, 1):
         for expected, got in itertools.zip_longest(first, other, fillvalue="nothing"):
             if got != expected:
                 error = ConfigError(
-                    f"model: got {printable(got)} on rank {rank}, expected {printable(expected)} as on rank 0: the same model on"
+                    f"{what}: got {printable(got)} on rank {rank}, expected {printable(expected)} as on rank 0, and the same on"
                     " all ranks"
                 )
                 error.is_on_all_ranks = True
                 raise error
 
 
+def _describe_tensors(model: nn.Module) -> list[str]:
+    return [f"{name} {list(each.shape)} {str(each.dtype).removeprefix('torch.')}" for name, each in _tensors(model).items()]
+
+
 def _share_tensors(group: Group, model: nn.Module) -> None:
-    """Give every rank the initial parameters of rank 0, also frozen ones, and its buffers. Collective."""
+    """Give every rank the initial parameters of rank 0, also frozen ones, its buffers and its extra state. Collective."""
     if group.size == 1:
         return
-    for each in _tensors(model).values():
+    own = _tensors(model)
+    for each in own.values():
         value = each.to("cpu", copy=True).contiguous()
         group.broadcast(value)
         each.copy_(value)
+    extra = {name: each.to("cpu", copy=True).contiguous() for name, each in saved_tensors(model).items() if name not in own}
+    if extra:
+        text = base64.b64encode(safetensors.torch.save(extra)).decode() if group.rank == 0 else ""
+        load_saved_tensors(model, safetensors.torch.load(base64.b64decode(group.allgather(text)[0])))
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ from hvd_async.config import (
 from hvd_async.config.loading import apply_override
 from hvd_async.errors import ConfigError
 from hvd_async.launcher import program_variables
+from hvd_async.script.description import OF_OPTIMIZER
 from hvd_async.tasks.user_values import describe_value
 from hvd_async.training.options import TrainOptions
 
@@ -62,6 +64,11 @@ def script_config(
         apply_override(tree, override)
     optimizer = tree.get("optimizer", {})
     if isinstance(optimizer, Mapping):  # otherwise the check tells
+        if decided := sorted(OF_OPTIMIZER & optimizer.keys()):
+            raise ConfigError(
+                f"optimizer.{decided[0]}: got a value for a script, expected none: the optimizer that it passes to prepare"
+                " decides; let the script take it as an argument of its own, after --"
+            )
         tree["optimizer"] = _merged({"schedule": {"kind": "constant"}}, optimizer)
     task = tree.setdefault("task", {"kind": "script"})
     if not isinstance(task, dict) or task.get("kind") != "script":
@@ -85,7 +92,12 @@ def script_options(resume: bool | str, overwrite: bool, environ: Mapping[str, st
         raise ConfigError(f"{program_variables.BEGIN}: got {begin!r}, expected one of {', '.join(program_variables.BEGINS)}")
     if not begin:
         begin = "overwrite" if overwrite else "auto-resume" if resume == "auto" else "resume" if resume else "new"
-    return TrainOptions(resume=begin == "resume", overwrite=begin == "overwrite", auto_resume=begin == "auto-resume")
+    return TrainOptions(
+        resume=begin == "resume",
+        overwrite=begin == "overwrite",
+        auto_resume=begin == "auto-resume",
+        is_of_script=program_variables.OVERRIDES not in environ,  # which `launch` always sets
+    )
 
 
 def _placed(keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,9 +111,12 @@ def _placed(keywords: Mapping[str, Any]) -> dict[str, Any]:
         else:
             section = next((section for section, kind in _SECTIONS.items() if name in kind.model_fields), None)
             if section is None:
+                names = [*RunConfig.model_fields, *(key for kind in _SECTIONS.values() for key in kind.model_fields)]
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
                 raise ConfigError(
-                    f"init: {name}: unknown keyword; expected a section ({', '.join(RunConfig.model_fields)}) or a key of"
-                    f" {', '.join(_SECTIONS)}"
+                    f"init: {name}: unknown keyword; "
+                    + (f"did you mean {near[0]!r}? Expected" if near else "expected")
+                    + f" a section ({', '.join(RunConfig.model_fields)}) or a key of {', '.join(_SECTIONS)}"
                 )
             tree = _merged(tree, {section: {name: value}})
     return tree

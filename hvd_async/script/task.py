@@ -58,8 +58,8 @@ class Scoring:
         for name, value in scores.items():
             if name not in {metric.name for metric in self.all_metrics}:
                 raise ConfigError(
-                    f"evaluate: got the score {describe_value(name)}, expected those of `metrics`; add hvd_async.Metric({name!r},"
-                    " ...) to them"
+                    f"evaluate: got the score {describe_value(name)}, expected those of `metrics`; add a hvd_async.Metric for it,"
+                    " or leave it out"
                 )
             number = number_of(value)
             if number is None:
@@ -100,11 +100,12 @@ class ScriptTask:
         return self._model
 
     def fingerprint(self) -> str:
-        """Return a hash of what is known of the data, and of the frozen parameters of rank 0, which no checkpoint has."""
+        """Return a hash of what is known of the data, of the model's shapes, and of the frozen parameters of rank 0, which no
+        checkpoint has."""
         digest = hashlib.sha256(self._source.fingerprint().encode())
         for name, parameter in self._model.named_parameters():
+            digest.update(f"{name} {list(parameter.shape)} {parameter.requires_grad}".encode())
             if not parameter.requires_grad:
-                digest.update(name.encode())
                 digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

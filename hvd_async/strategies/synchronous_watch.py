@@ -49,7 +49,10 @@ class Watch:
     def __enter__(self) -> Watch:
         """Start the thread if there are other ranks."""
         if len(self._job.plans) > 1:
-            self._thread.start()
+            with contextlib.suppress(
+                RuntimeError
+            ):  # at the end of a script no thread can be started: then nothing is watched
+                self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:

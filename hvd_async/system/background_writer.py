@@ -25,6 +25,7 @@ class BackgroundWriter:
     def __enter__(self) -> BackgroundWriter:
         """Start the thread."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hvd-async-writer")
+        self._thread.submit(int).result()  # starts it: at the end of a script it can no longer be started
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:

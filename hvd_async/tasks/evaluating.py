@@ -21,15 +21,22 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Put each module of `model` back into its mode after the block: some may stay in evaluation mode while the model trains."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch `model` to eval mode, without gradients, inside the block."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    with keeping_modes(model), torch.no_grad():
+        model.eval()
+        yield
 
 
 def write_model(

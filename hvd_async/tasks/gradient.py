@@ -12,6 +12,7 @@ from hvd_async.system.json_text import plain_number
 from hvd_async.system.printable import printable
 from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch
 from hvd_async.tasks.buffers import changed_tensors, modules_with_statistics, saved_tensors
+from hvd_async.tasks.evaluating import keeping_modes
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -62,10 +63,8 @@ def check_buffers(task: Task, model: torch.nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in saved_tensors(model).items() if name not in recomputed}
     if not before:
         return
-    was_training = model.training
-    with torch.no_grad(), numbers_apart(0):
+    with keeping_modes(model), torch.no_grad(), numbers_apart(0):
         task.loss(model.train(), task.batch(0, "cpu"))
-    model.train(was_training)
     changed = changed_tensors(before, {name: saved for name, saved in saved_tensors(model).items() if name in before})
     if changed:
         statistics = modules_with_statistics(model)

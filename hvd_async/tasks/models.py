@@ -13,6 +13,16 @@ from hvd_async.system.printable import printable
 from hvd_async.tasks.user_values import describe_value
 
 
+def own_buffers(model: nn.Module) -> None:
+    """Give each buffer of `model` that was expanded memory for all of its elements, so that it can be written."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and any(
+                step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True)
+            ):
+                module._buffers[name] = buffer.contiguous()
+
+
 def check_model(model: Any) -> None:
     """Raise `ConfigError` unless `model` is a module whose parameters can be trained in one vector, and whose state_dict can be
     written without pickle."""
@@ -37,6 +47,11 @@ def check_model(model: Any) -> None:
     if not trained:
         raise ConfigError("model: got no parameter that requires a gradient, expected at least one")
     for name, parameter in trained:
+        if getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ConfigError(
+                f"model: {printable(name)}: got a hook on its accumulated gradient, such as that of an optimizer which steps in"
+                " backward; expected none: the store makes the updates of all parameters together"
+            )
         if parameter.dtype != torch.float32:
             raise ConfigError(
                 f"model: {printable(name)}: got a parameter of {parameter.dtype}, expected torch.float32; model.float() makes it"

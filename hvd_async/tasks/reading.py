@@ -123,8 +123,9 @@ class BatchReader:
         # Not by `wait=False`: a process that ends soon afterwards would leave semaphores behind.
         closing = threading.Thread(target=self._pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
         self._pool = self._numbers = None
-        closing.start()
-        closing.join(_END_SECONDS)
+        with contextlib.suppress(RuntimeError):  # at the end of a script no thread can be started
+            closing.start()
+            closing.join(_END_SECONDS)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from hvd_async.tasks.evaluating import keeping_modes
+
 
 def recalibrated_buffers(model: nn.Module) -> Sequence[str]:
     """Return the names of the buffers of `model` that `calibrated` computes: those of BatchNorm and InstanceNorm, but not in
     layers that stay in evaluation mode while the model trains."""
-    was_training = model.training
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    try:
+    with keeping_modes(model):
+        model.train()
         names = {id(module) for module in _with_statistics(model)}
         return [
             f"{prefix}.{name}" if prefix else name
@@ -25,42 +25,45 @@ def recalibrated_buffers(model: nn.Module) -> Sequence[str]:
             for name, buffer in module.named_buffers(recurse=False)
             if buffer is not None
         ]
-    finally:
-        model.training = was_training
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextlib.contextmanager
 def calibrated(model: nn.Module, num_batches: int, forward: Callable[[int], None]) -> Iterator[None]:
     """Give the norms of `model` means over `num_batches` batches, which `forward` passes through it, inside the block; a
     context manager. Afterwards, also after an exception, the model is as before."""
-    modes = {module: module.training for module in model.modules()}
     places = [
         (module._buffers, name, buffer, buffer.clone())
-        for module in modes
+        for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    model.train()
-    norms = _with_statistics(model)
-    momenta = [(norm, norm.momentum) for norm in norms]
-    own = {id(norm._buffers) for norm in norms}
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-        with torch.no_grad():
-            for number in range(num_batches):
+    with contextlib.ExitStack() as stack:
+        stack.callback(_give_back, places)
+        with keeping_modes(model):
+            model.train()
+            norms = _with_statistics(model)
+            own = {id(norm._buffers) for norm in norms}
+            with _keeping_momenta(norms):
                 for norm in norms:
-                    # Means of all batches so far. BatchNorm counts its batches itself; InstanceNorm does not.
-                    norm.momentum = None if isinstance(norm, _BatchNorm) else 1.0 / (number + 1)
-                forward(number)
+                    norm.reset_running_stats()
+                with torch.no_grad():
+                    for number in range(num_batches):
+                        for norm in norms:
+                            # Means of all batches so far. BatchNorm counts its batches itself; InstanceNorm does not.
+                            norm.momentum = None if isinstance(norm, _BatchNorm) else 1.0 / (number + 1)
+                        forward(number)
         _give_back([place for place in places if id(place[0]) not in own])
-        _set_modes(modes, momenta)
+        yield
+
+
+@contextlib.contextmanager
+def _keeping_momenta(norms: Sequence[_NormBase]) -> Iterator[None]:
+    momenta = [norm.momentum for norm in norms]
+    try:
         yield
     finally:
-        _set_modes(modes, momenta)
-        _give_back(places)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _with_statistics(model: nn.Module) -> list[_NormBase]:
@@ -69,15 +72,9 @@ def _with_statistics(model: nn.Module) -> list[_NormBase]:
     return [module for module in found if module.training and module.track_running_stats and module.running_mean is not None]
 
 
-def _set_modes(modes: dict[nn.Module, bool], momenta: Sequence[tuple[_NormBase, float | None]]) -> None:
-    for module, mode in modes.items():
-        module.training = mode
-    for norm, momentum in momenta:
-        norm.momentum = momentum
-
-
 def _give_back(places: Sequence[tuple[dict[str, Tensor | None], str, Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for buffers, name, buffer, value in places:
-            buffer.copy_(value)
+            if not torch.equal(buffer, value):  # an expanded one cannot be written, and is never changed
+                buffer.copy_(value)
             buffers[name] = buffer

@@ -23,7 +23,7 @@ def number_of(value: Any) -> float | None:
     if isinstance(value, str | bytes | bytearray):  # which Python would read
         return None
     try:
-        return float(value.detach() if isinstance(value, Tensor) else value)
+        return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
 

@@ -22,3 +22,12 @@ class TrainOptions:
     auto_resume: bool = False
     stop: StopRequest | None = None
     is_launched: bool = False
+    is_of_script: bool = False
+    """Whether a script chose these options itself, by arguments of `init`."""
+
+    @property
+    def resume_words(self) -> str:
+        """How the user asked, or can ask, to resume, for messages."""
+        if self.is_of_script:
+            return 'init(resume="auto")' if self.auto_resume else "init(resume=True)"
+        return "--auto-resume" if self.auto_resume else "--resume"

@@ -123,7 +123,9 @@ def joined(config: RunConfig, options: TrainOptions, environ: Mapping[str, str] 
 
 def _raise_unless_finished(job: JoinedJob, status: str) -> None:
     if job.notice is not None and not job.notice.is_end and not job.options.is_launched:
-        hint = "run the same command again to resume" if job.options.auto_resume else "resume with --resume"
+        hint = (
+            "run the same command again to resume" if job.options.auto_resume else f"resume with {job.options.resume_words}"
+        )
         stopped = StoppedBySignal(f"stopped by {job.notice}, everything saved; {hint}", job.notice.signal_number)
         stopped.is_on_all_ranks = True
         raise stopped

@@ -30,7 +30,7 @@ from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
 from hvd_async.tasks.gradient import check_buffers, flatten
-from hvd_async.tasks.models import check_model
+from hvd_async.tasks.models import check_model, own_buffers
 from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
 from hvd_async.training.loop import TrainingLoop
@@ -173,7 +173,7 @@ def _make_workload(start: Start, plan: RankPlan) -> Workload:
     """Make the task and its model. Collective."""
     group, config, folder = start.group, start.config, start.folder
     if start.options.resume:  # before data is prepared for a configuration that will be refused
-        in_agreement(group, lambda: folder.check_same(config) if group.rank == 0 else None)
+        in_agreement(group, lambda: folder.check_same(config, start.options.resume_words) if group.rank == 0 else None)
     task = in_agreement(group, lambda: start.make_task(config))
     model = in_agreement(group, lambda: _build_model(task))
     if config.strategy.is_async:
@@ -189,6 +189,7 @@ def _build_model(task: Task) -> torch.nn.Module:
         raise ConfigError(f"metrics: got {task.num_statistics} sums in an evaluation, expected at most {MAX_STATISTICS}")
     model = task.build_model()
     check_model(model)
+    own_buffers(model)
     return model
 
 
@@ -256,7 +257,7 @@ def _begin(folder: RunFolder, config: RunConfig, options: TrainOptions, supply: 
     if not options.resume:
         folder.begin(config, overwrite=options.overwrite)
         return None
-    resumption = folder.resume(config, supply, "--auto-resume" if options.auto_resume else "--resume")
+    resumption = folder.resume(config, supply, options.resume_words)
     found = resumption.saved
     earlier = [path for path in list_checkpoints(folder.checkpoints) if path < found.folder]
     check_tensors(found, way_out(found.folder, earlier))

@@ -49,12 +49,17 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
         run.log(worker=run.worker)
     torch.manual_seed(run.rank)  # rank 0's parameters count
     width = 9 if options.get("fault") == "width" and run.rank == options["rank"] else 8
+    differs = options.get("differs", "") if run.rank == 1 else ""
     norm = torch.nn.BatchNorm1d(8) if options.get("norm") else Average() if options.get("average") else torch.nn.Tanh()
     network = torch.nn.Sequential(torch.nn.Linear(2, width), norm, torch.nn.Linear(width, 3))
     no_decay = [parameter for name, parameter in network.named_parameters() if name.endswith("bias")]
     decay = [parameter for name, parameter in network.named_parameters() if not name.endswith("bias")]
     groups = [{"params": decay}, {"params": no_decay, "weight_decay": 0.0, "lr": 0.02}]
-    loader: Any = DataLoader(blobs(90, 1), batch_size=8, shuffle=True, num_workers=options.get("num_workers", 0))
+    if differs == "rate":
+        groups[0]["lr"] = 0.5
+    loader: Any = DataLoader(
+        blobs(60 if differs == "length" else 90, 1), batch_size=8, shuffle=True, num_workers=options.get("num_workers", 0)
+    )
     if options.get("stream"):  # rank k has k batches of its own
         loader = (tuple(tensor[:8] for tensor in blobs(90, 1).tensors) for _ in range(run.rank))
     if options.get("endless"):
@@ -79,12 +84,12 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
         network,
         torch.optim.AdamW(groups, lr=0.01, eps=1e-4),
         loader,
-        schedule=schedule,
+        schedule=None if differs == "schedule" else schedule,
         evaluate=evaluate,
         metrics=[ACCURACY],
         weight_unit="points",
         loss=reduction,
-        buffers="average" if options.get("norm") else options.get("buffers", "refuse"),
+        buffers="average" if differs == "buffers" or options.get("norm") else options.get("buffers", "refuse"),
     )
     for number, (x, y) in enumerate(batches):
         is_there = options.get("rank", 1) in (run.rank, -1)  # -1: on all
@@ -118,6 +123,8 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
         if fault == "two steps":
             optimizer.step(weight=len(y))
 
+    if options.get("silent"):  # ends without a word to the run
+        return
     run.save(folder + "/model.pt")
     print(f"final loss {evaluate(model)['loss']:.6f}", flush=True)
 

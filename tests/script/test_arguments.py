@@ -14,6 +14,7 @@ from torch.nn.parallel import DataParallel
 
 import hvd_async as ha
 from hvd_async.errors import HvdAsyncError
+from hvd_async.script.settings import script_config
 from tests.tasks.blobs import ACCURACY, blobs
 
 X, Y = blobs(12, 1).tensors
@@ -48,6 +49,115 @@ def run_with(folder: pathlib.Path, step: Callable[[Any, Any], None] | None = Non
             stepper.step(weight=len(y)) if step is None else step(run, stepper)
     finally:
         run.finish()
+
+
+def with_hook() -> nn.Module:
+    """A model whose optimizer steps in backward."""
+    model = nn.Linear(2, 3)
+    hook: Any = model.weight.register_post_accumulate_grad_hook  # untyped in torch
+    hook(lambda parameter: None)
+    return model
+
+
+def test_an_optimizer_in_backward_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(
+        HvdAsyncError, match=r"model: weight: got a hook on its accumulated gradient, such as that of an optim"
+    ):
+        run_with(tmp_path / "run", model=with_hook())
+
+
+def test_a_model_can_be_prepared_again_after_its_run(tmp_path: pathlib.Path) -> None:
+    model = nn.Linear(2, 3)
+    for name in ("one", "two"):
+        run_with(tmp_path / name, model=model)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's: its optimizer makes no step
+def test_a_scheduler_of_torch_cannot_step_while_the_run_has_the_optimizer(tmp_path: pathlib.Path) -> None:
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    def step(run: Any, stepper: Any) -> None:
+        stepper.step(weight=4)
+        with pytest.raises(
+            HvdAsyncError, match=r"optimizer.param_groups: lr: got an assignment, expected none after prepare"
+        ):
+            scheduler.step()
+        with pytest.raises(HvdAsyncError, match=r"optimizer.param_groups: lr: got an assignment"):
+            optimizer.param_groups[0]["lr"] = 0.5
+
+    run_with(tmp_path / "run", step, model=model, optimizer=optimizer)
+    optimizer.param_groups[0]["lr"] = 0.5  # the script's own again
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.5
+
+
+def test_a_gradient_that_was_cleared_after_backward_is_none(tmp_path: pathlib.Path) -> None:
+    model = nn.Linear(2, 3)
+
+    def step(run: Any, stepper: Any) -> None:
+        model.zero_grad()
+        stepper.step(weight=4)
+
+    with pytest.raises(
+        HvdAsyncError, match=r"got no gradient, expected loss.backward\(\) before it, and no zero_grad\(\) bet"
+    ):
+        run_with(tmp_path / "run", step, model=model)
+
+
+def test_modules_that_are_in_evaluation_mode_stay_so(tmp_path: pathlib.Path) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
+    model[0].eval()
+    seen = []
+
+    def step(run: Any, stepper: Any) -> None:
+        seen.append([module.training for module in model])
+        stepper.step(weight=4)
+
+    run_with(tmp_path / "run", step, model=model, evaluate=lambda module: 1.0)
+    assert seen == [[False, True]] * 3 and not model[0].training and model[1].training
+
+
+@pytest.mark.parametrize(
+    ("strategy", "workers", "bounds", "expected"),
+    [
+        ("single", 1, {"epochs": 3}, 21),
+        ("horovod", 3, {"epochs": 3}, 9),  # a group of batches never reaches into the next epoch
+        ({"kind": "async"}, 3, {"epochs": 3}, 7),
+        ({"kind": "async", "arrivals_per_update": 1}, 3, {"epochs": 3}, 21),
+        ({"kind": "async", "arrivals_per_update": 2}, 3, {"epochs": 3}, 11),
+        ({"kind": "async"}, 3, {"updates": 8}, 8),
+    ],
+)
+def test_the_length_of_a_schedule_is_known(
+    tmp_path: pathlib.Path, strategy: Any, workers: int, bounds: dict[str, int], expected: int
+) -> None:
+    run = ha.init(tmp_path / "run", strategy="single", epochs=1, tensorboard=False, device="cpu")
+    run.finish()
+    run.config = script_config("x", None, {"strategy": strategy, **bounds}, {})
+    run.num_workers = workers
+    assert run.num_versions(7) == expected
+
+
+def test_an_expanded_buffer_is_kept(tmp_path: pathlib.Path) -> None:
+    model = nn.Linear(2, 3)
+    model.register_buffer("mask", torch.ones(1, 5).expand(4, 5))
+    run_with(tmp_path / "run", model=model)
+    saved = safetensors.torch.load_file(tmp_path / "run/models/last/model.safetensors")
+    assert torch.equal(saved["mask"], torch.ones(4, 5))
+
+
+def test_a_run_is_resumed_with_its_own_model_alone(tmp_path: pathlib.Path) -> None:
+    run_with(tmp_path / "run")
+    run = ha.init(tmp_path / "run", strategy="single", epochs=2, tensorboard=False, device="cpu", resume=True)
+    other = nn.Linear(2, 3, bias=False)
+    with pytest.raises(
+        HvdAsyncError, match=r"init\(resume=True\): got data, shapes of parameters or frozen parameters that"
+    ):
+        try:
+            run.prepare(other, torch.optim.SGD(other.parameters(), lr=0.1), list(zip(X.split(4), Y.split(4), strict=True)))
+        finally:
+            run.finish()
 
 
 def sparse() -> nn.Module:
@@ -113,7 +223,7 @@ def test_arguments_of_prepare(tmp_path: pathlib.Path, arguments: dict[str, Any],
         ),
         (
             {"loss": 1.0, "f1": 0.5},
-            r"evaluate: got the score 'f1', expected those of `metrics`; add hvd_async\.Metric\('f1', ",
+            r"evaluate: got the score 'f1', expected those of `metrics`; add a hvd_async\.Metric for it",
         ),
         ({"loss": 1.0, 3: 0.5}, "evaluate: got the score 3, expected those of `metrics`"),
         ({"accuracy": 0.5}, "evaluate: returned no 'loss', expected the loss, or a dict"),

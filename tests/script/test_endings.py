@@ -30,7 +30,7 @@ def ended(text: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
     [
         ("ha.init('x', strategy='asink', epochs=1)", 2, "init: strategy.kind: got 'asink', expected: 'single', 'horovod'"),
         ("ha.init('x', strategy='async', epochs=1)", 4, "strategy async with a dedicated store: got 1 rank, expected at"),
-        ("ha.init('x', strategy='single', epoch=1)", 2, "init: epoch: unknown keyword; expected a section"),
+        ("ha.init('x', strategy='single', epoch=1)", 2, "init: epoch: unknown keyword; did you mean 'epochs'?"),
     ],
 )
 def test_an_error_before_there_is_a_run_is_one_line(tmp_path: pathlib.Path, call: str, status: int, line: str) -> None:
@@ -151,7 +151,8 @@ def test_the_state_of_frozen_parameters_is_that_of_torch(tmp_path: pathlib.Path,
 def test_frozen_parameters_must_be_as_before_when_a_run_is_resumed(tmp_path: pathlib.Path) -> None:
     trained(tmp_path / "run", 1, epochs=1)
     with pytest.raises(
-        HvdAsyncError, match=r"got data or frozen parameters that differ from the run's; restore them \(seed"
+        HvdAsyncError,
+        match=r"got data, shapes of parameters or frozen parameters that differ from the run's; restore",
     ):
         trained(tmp_path / "run", 2, epochs=2, resume=True)
     assert trained(tmp_path / "run", 1, epochs=2, resume=True).summary["weight"] == 48

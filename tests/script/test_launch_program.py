@@ -20,7 +20,7 @@ ASYNC = ("--set", "strategy.kind=async")
 
 
 def launch(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | {"PYTHONPATH": str(ROOT)}
     return run_limited((sys.executable, "-m", "hvd_async", "launch", *arguments), environ, timeout)  # type: ignore[return-value]
 
 
@@ -94,6 +94,11 @@ def test_a_dry_run_shows_ranks_and_variables() -> None:
     assert "# 4 ranks on this machine: 3 workers, 1 for the store alone" in done.stdout
     assert "GOMP_SPINCOUNT=1000" in done.stdout
     assert "HVD_ASYNC_OVERRIDES='[\"strategy.kind=async\"]'" in done.stdout and done.stdout.rstrip().endswith("--lr 0.1")
+
+
+def test_a_forgotten_separator_is_named() -> None:
+    done = launch(*ASYNC, "python", SCRIPT, "--lr", "0.1")
+    assert done.returncode == 2 and "to start a script, put -- before it: -- python" in done.stderr, done.stderr
 
 
 def test_other_verbs_take_no_program() -> None:

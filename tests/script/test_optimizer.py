@@ -28,6 +28,23 @@ def network() -> torch.nn.Module:
     return torch.nn.ModuleDict({"a": torch.nn.Linear(3, 4), "b.[x]".replace(".", "_"): torch.nn.Linear(4, 2)})
 
 
+def test_a_schedule_of_torch_keeps_its_last_rate_beyond_its_length() -> None:
+    cosine = ha.torch_schedule(lambda each: torch.optim.lr_scheduler.CosineAnnealingLR(each, 10), 10)
+    assert [cosine(version) for version in (1, 10, 11, 30)] == [1.0, cosine(10), cosine(10), cosine(10)] and cosine(
+        10
+    ) < 0.03
+
+    def one_cycle(each: torch.optim.Optimizer, **settings: bool) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.OneCycleLR(each, 1.0, total_steps=5, **settings)
+
+    rates = ha.torch_schedule(lambda each: one_cycle(each, cycle_momentum=False), 5)
+    assert rates(5) == rates(50) < rates(2)
+    with pytest.raises(
+        ConfigError, match=r"torch_schedule: OneCycleLR changes the momentum too, .* pass cycle_momentum=False"
+    ):
+        ha.torch_schedule(one_cycle, 5)
+
+
 def test_class_groups_and_settings_are_read_and_the_rest_stays() -> None:
     model = network()
     groups = [

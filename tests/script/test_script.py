@@ -147,13 +147,50 @@ def test_a_script_of_a_run_that_has_ended_gets_its_last_version_and_no_batches(t
     assert (tmp_path / "run/model.pt").exists() and len(events_of(tmp_path / "run", "arrival")) == 24
 
 
+@pytest.mark.parametrize(
+    ("num_ranks", "strategy", "overlap"),
+    [
+        (1, "single", False),
+        (2, "ddp", False),
+        (2, {"kind": "async", "placement": "colocated"}, False),
+        pytest.param(2, {"kind": "async", "placement": "colocated"}, True, marks=pytest.mark.slow),
+        pytest.param(3, {"kind": "async", "lockstep": True}, False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_script_that_leaves_its_loop_and_ends_saves_the_run(
+    tmp_path: pathlib.Path, num_ranks: int, strategy: Any, overlap: bool
+) -> None:
+    options = {"fault": "break", "rank": -1, "silent": True}
+    done = script(num_ranks, tmp_path / "run", strategy=strategy, push={"overlap": overlap}, options=options).check()
+    assert "Traceback" not in done.stderr and "the script ended before the last batch" in done.stderr, done.stderr
+    summary = summary_of(tmp_path / "run")
+    num = 3 if strategy == "single" else 6
+    assert (summary["status"], summary["missing"], summary["weight"]) == ("finished", 24 - num, 8 * num)
+    assert (tmp_path / "run/models/last/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("differs", "strategy", "message"),
+    [
+        ("rate", "ddp", "optimizer: got learning_rate 0.5 on rank 1, expected learning_rate 0.01 as on rank 0"),
+        ("length", "async", "loader: got batches in an epoch: 8 on rank 1, expected batches in an epoch: 12 as on rank 0"),
+        ("schedule", "ddp", "prepare: got schedule none on rank 1, expected schedule a function as on rank 0"),
+        ("buffers", "horovod", "prepare: got buffers average on rank 1, expected buffers refuse as on rank 0"),
+    ],
+)
+def test_what_must_be_alike_on_all_ranks_is_compared(
+    tmp_path: pathlib.Path, differs: str, strategy: str, message: str
+) -> None:
+    done = script(2, tmp_path / "run", strategy=strategy, options={"differs": differs})
+    assert done.returncode == 2 and done.stderr.count("hvd-async: ") == 1 and message in done.stderr, done.stderr
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
 @pytest.mark.parametrize("strategy", ["async", "horovod"])
 def test_models_that_differ_between_ranks_are_refused_on_all(tmp_path: pathlib.Path, strategy: str) -> None:
     done = script(2, tmp_path / "run", strategy=strategy, options={"fault": "width", "rank": 1})
     assert done.returncode == 2 and done.stderr.count("hvd-async: ") == 1, done.stderr
-    line = (
-        "model: got 0.weight [9, 2] float32 on rank 1, expected 0.weight [8, 2] float32 as on rank 0: the same model on all"
-    )
+    line = "model: got 0.weight [9, 2] float32 on rank 1, expected 0.weight [8, 2] float32 as on rank 0, and the same on all"
     assert line in done.stderr and not (tmp_path / "run/config.yaml").exists()
 
 
@@ -233,7 +270,10 @@ def test_batches_that_all_workers_left_are_told_and_computed_by_a_resumed_run(tm
     done = script(3, tmp_path / "run", strategy="async", options={"fault": "break", "rank": -1}).check()
     arrived = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
     assert len(arrived) == len(set(arrived)) == 6 and summary_of(tmp_path / "run")["missing"] == 18
-    assert "18 of 24 batches were not computed: all workers left before; --resume computes" in done.stdout
+    assert (
+        "18 of 24 batches were not computed, since all workers left their loops early; a resumed run computes them"
+        in done.stdout
+    )
     script(3, tmp_path / "run", strategy="async", resume=True).check()
     arrived = [arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival")]
     assert sorted(arrived) == list(range(24)) and summary_of(tmp_path / "run")["missing"] == 0

@@ -17,6 +17,22 @@ def configured(config: Any = None, environ: dict[str, str] | None = None, **keyw
     return script_config("runs/x", config, {"epochs": 1, **keywords}, environ or {})
 
 
+def test_what_the_optimizer_of_a_script_decides_is_refused_in_its_settings() -> None:
+    for key in ("learning_rate", "kind", "weight_decay", "groups"):
+        with pytest.raises(
+            ConfigError, match=rf"optimizer.{key}: got a value for a script, expected none: the optimizer that"
+        ):
+            script_config("x", None, {"optimizer": {key: 1, "clip_norm": 1.0}}, {})
+    optimizer = {"clip_norm": 1.0, "schedule": {"warmup": 5}}
+    kept = script_config("x", None, {"strategy": "single", "epochs": 1, "optimizer": optimizer}, {}).optimizer
+    assert kept.clip_norm == 1.0 and kept.schedule.warmup == 5
+
+
+def test_an_unknown_keyword_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"init: epoch: unknown keyword; did you mean 'epochs'\? Expected a section"):
+        script_config("x", None, {"epoch": 1}, {})
+
+
 def test_keywords_are_sections_single_keys_or_the_kind_of_the_strategy() -> None:
     config = configured(strategy="async", arrivals_per_update=4, push={"dtype": "bfloat16"}, seed=3, checkpoint_every=7)
     assert (config.strategy.kind, config.strategy.arrivals_per_update) == ("async", 4)
