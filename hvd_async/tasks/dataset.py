@@ -19,8 +19,8 @@ from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
 from hvd_async.system.random_numbers import numbers_apart
 from hvd_async.tasks.buffers import load_saved_tensors, saved_tensors
-from hvd_async.tasks.dataset_arguments import check_arguments, functions_by_metric
-from hvd_async.tasks.evaluating import device_of, evaluating, write_model
+from hvd_async.tasks.dataset_arguments import check_arguments, check_is_sum, functions_by_metric
+from hvd_async.tasks.evaluating import device_of, evaluating, keeping_modes, write_model
 from hvd_async.tasks.fingerprints import fingerprint_of
 from hvd_async.tasks.metric import LOSS, Metric
 from hvd_async.tasks.reading import BatchReader, Reading, WorkerInit, map_tensors
@@ -131,6 +131,7 @@ class DatasetTask:
         self._recalibrates = buffers == "recalibrate"
         self._num_recalibration = min(recalibration_batches, self._per_epoch)
         self._fingerprint = fingerprint
+        self._is_checked = False  # whether the loss is a sum
         self._order: tuple[int, Any] | None = None
         self._evaluated: Mapping[str, Tensor] = {}  # the buffers of the last evaluation, unless they are recalibrated
         self.metrics = (_LOSS, *self._measures, *self._derived)
@@ -220,6 +221,10 @@ class DatasetTask:
             raise ConfigError(
                 f"loss: got a tensor of {loss.dtype}{has}, expected one computed from the outputs of the model"
             )
+        if not self._is_checked and len(self._validation) > 1:
+            self._is_checked = True
+            with keeping_modes(model), torch.no_grad(), numbers_apart(0, device_of(model)):
+                check_is_sum(lambda examples: self._measured(model.eval(), examples))
         return loss, self._weight_of(batch)
 
     def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
@@ -229,9 +234,7 @@ class DatasetTask:
         with self._calibrated(model), evaluating(model):
             starts = range(0, len(self._validation), self._batch_size)[shard::num_shards]
             for start in starts:
-                examples = range(start, min(start + self._batch_size, len(self._validation)))
-                read = self._collate([self._validation[example] for example in examples])
-                batch = map_tensors(read, lambda tensor: tensor.to(device))
+                batch = self._validation_batch(range(start, min(start + self._batch_size, len(self._validation))), device)
                 outputs = self._forward(model, batch)
                 sums += [self._weight_of(batch), _number("loss", self._loss(outputs, batch))] + [
                     _number(f"measures: {metric.name}", measure(outputs, batch))
@@ -265,6 +268,15 @@ class DatasetTask:
         with self._calibrated(model):
             tensors = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
         write_model(folder, tensors, self._config, version, scores)
+
+    def _validation_batch(self, examples: Sequence[int], device: torch.device) -> Batch:
+        read = self._collate([self._validation[example] for example in examples])
+        return map_tensors(read, lambda tensor: tensor.to(device))
+
+    def _measured(self, model: nn.Module, examples: Sequence[int]) -> tuple[float, float]:
+        """Return the loss and the weight of a batch of some examples for validation."""
+        batch = self._validation_batch(examples, device_of(model))
+        return _number("loss", self._loss(self._forward(model, batch), batch)), self._weight_of(batch)
 
     def _chosen(self, index: int) -> list[int]:
         """Return the examples of batch `index`."""

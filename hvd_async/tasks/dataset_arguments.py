@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,8 @@ from hvd_async.errors import ConfigError
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.user_values import check_functions, check_metrics, check_unit, describe_value
 
+_ALIKE = 0.01
+"""Relative difference below which a loss counts as the mean of two."""
 _LEAST = {"batch_size": 1, "recalibration_batches": 1, "num_workers": 0}
 _DATASETS = ("train", "validation")
 _FUNCTIONS = ("loss", "collate")
@@ -56,3 +58,17 @@ def _check_dataset(name: str, dataset: Any) -> None:
         raise ConfigError(f"{name}: got {describe_value(dataset)}, expected a map-style dataset, with a length")
     if len(dataset) < 1:
         raise ConfigError(f"{name}: got a dataset without examples, expected at least one")
+
+
+def check_is_sum(measured: Callable[[Sequence[int]], tuple[float, float]]) -> None:
+    """Raise `ConfigError` if the loss is a mean, not a sum. `measured` returns loss and weight of a batch of some examples.
+
+    A mean would be divided by the weight once more, and the gradient would be too small by it.
+    """
+    (both, _), (one, weight), (other, its_weight) = (measured(examples) for examples in ((0, 1), (0,), (1,)))
+    total, mean = one + other, (weight * one + its_weight * other) / (weight + its_weight)
+    if abs(both - mean) < _ALIKE * abs(mean) and abs(both - total) > 10 * _ALIKE * abs(total):
+        raise ConfigError(
+            f"loss: got {both:.4g} for two examples with {one:.4g} and {other:.4g} each, which is their mean; expected the sum,"
+            " such as with reduction='sum'"
+        )

@@ -330,6 +330,39 @@ def test_a_function_that_makes_no_model_is_told_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_a_mean_is_refused_where_a_sum_is_expected() -> None:
+    points = TensorDataset(torch.arange(10.0)[:, None])
+
+    def made(loss: Any, **settings: Any) -> DatasetTask:
+        return numbered(10, validation=points, loss=loss, **settings)
+
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout(0.5))
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    for loss, settings in (
+        (lambda outputs, batch: outputs.square().mean(), {}),
+        (lambda outputs, batch: outputs.square().mean(), {"weight": lambda batch: 7.0 * len(batch[0])}),  # such as tokens
+    ):
+        task = made(loss, **settings)
+        with pytest.raises(
+            ConfigError, match=r"loss: got .* for two examples with .* each, which is their mean; expected the sum"
+        ):
+            task.loss(model, task.batch(0, "cpu"))
+    for loss in (
+        lambda outputs, batch: outputs.square().sum(),
+        lambda outputs, batch: (outputs - outputs.mean()).square().sum(),  # depends on the whole batch
+        lambda outputs, batch: 0.0 * outputs.sum(),
+    ):
+        task = made(loss)
+        task.loss(model, task.batch(0, "cpu"))
+    assert [module.training for module in model.modules()] == modes
+    before = torch.get_rng_state()
+    torch.set_rng_state(state)
+    for _ in range(3):  # what dropout drew, and nothing more
+        task.loss(model, task.batch(0, "cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_accuracy_is_hashable_so_that_it_can_name_a_measure() -> None:
     assert {ACCURACY: 1}[Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)] == 1
 
