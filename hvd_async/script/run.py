@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import dataclasses
 import io
-import itertools
 import math
 import multiprocessing
 import os
@@ -16,17 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from hvd_async.cluster.topology import count_workers
-from hvd_async.config import OptimizerConfig, RunConfig, ScheduleConfig
+from hvd_async.config import RunConfig, ScheduleConfig
 from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.summary import summary_lines
+from hvd_async.script.alike import check_alike, describe, describe_settings, describe_source, describe_tensors, with_rank_0s
 from hvd_async.script.buffers import Buffers
-from hvd_async.script.description import describe_optimizer
 from hvd_async.script.endings import at_end_of_script, end_with, on_all_ranks, report_if_uncaught
 from hvd_async.script.final_version import FinalVersion
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
@@ -36,17 +32,15 @@ from hvd_async.script.optimizer import RateSchedule, RunOptimizer, check_schedul
 from hvd_async.script.rank_log import RankLog
 from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, Scoring, ScriptTask
-from hvd_async.script.torch_state import hash_of, steps_of_torch, vectors_of_torch
+from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.schedule import arrivals_needed
 from hvd_async.system.files import write_file
-from hvd_async.system.printable import printable
-from hvd_async.tasks.buffers import load_saved_tensors, modules_with_statistics, saved_tensors
+from hvd_async.tasks.buffers import modules_with_statistics
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.models import check_model
 from hvd_async.training.agreement import in_agreement
 from hvd_async.training.run import JoinedJob, joined, trained
-from hvd_async.training.setup import Finished, Ready
-from hvd_async.transport.group import Group
+from hvd_async.training.setup import Finished
 
 _current: list[ScriptRun] = []
 _is_registered: list[bool] = []  # once in a process
@@ -180,41 +174,33 @@ class ScriptRun:
         group = self._job.strategy.group
         scoring = Scoring(evaluate, metrics, weight_unit)
         source = in_agreement(group, lambda: self._check(model, loader, scoring, buffers, loss))
-        described = in_agreement(group, lambda: _describe(optimizer, model, self.config.optimizer))
-        factor = in_agreement(group, lambda: None if schedule is None else check_schedule(schedule))
-        if factor is not None and self.config.optimizer.schedule != ScheduleConfig(kind="constant"):
-            error = ConfigError(
-                "optimizer.schedule: got a schedule in the configuration and one in prepare(schedule=), expected one of them"
-            )
-            error.is_on_all_ranks = True
-            raise error
-        has_schedule = "a function" if factor else "none"
-        options = [f"loss {loss}", f"buffers {buffers}", f"weight_unit {weight_unit}", f"schedule {has_schedule}"]
-        _check_alike(group, "prepare", [*options, *(f"metric {each.name}" for each in scoring.all_metrics)])
-        _check_alike(
-            group, "loader", [f"batches in an epoch: {source.per_epoch}", f"data of the hash {source.fingerprint()}"]
-        )
-        _check_alike(group, "optimizer", [f"{key} {value}" for key, value in described.model_dump().items()])
-        _check_alike(group, "model", _describe_tensors(model))
+        described = in_agreement(group, lambda: describe(optimizer, model, self.config.optimizer))
+        factor = in_agreement(group, lambda: self._check_schedule(schedule))
+        words = [f"loss {loss}", f"buffers {buffers}", f"schedule {'a function' if factor else 'none'}", *scoring.words]
+        compared = {"prepare": words, "loader": describe_source(source), "optimizer": describe_settings(described)}
+        check_alike(group, {**compared, "model": describe_tensors(model)})
         self.config = self._job.config = self.config.model_copy(update={"optimizer": described})
         kept = Buffers(model, RunFolder(self.config.output), are_averaged=buffers == "average", have_others=self.size > 1)
         task = ScriptTask(self.config, model, source, scoring, kept)
-        by_version = None if factor is None else lambda version, _: factor(version)
-        ready = self._job.set_up(lambda config: task, by_version, reduces_at_step=True)
+        ready = self._job.set_up(lambda config: task, factor, reduces_at_step=True)
         self._log.open()
-        flat = ready.workload.flat if isinstance(ready, Finished) else ready.job.flat
-        final = FinalVersion(RunFolder(self.config.output), model, flat, described, optimizer)
+        final = FinalVersion(RunFolder(self.config.output), model, ready.flat, described, optimizer)
         if isinstance(ready, Finished):
-            self._final = final
-            ended = NoLoop()
-            return model, RunOptimizer(described, model, ended.zero, ended.step), Batches(ended, self.finish)
-        ready = _with_tensors(group, ready, kept, optimizer)
-        loop = ScriptLoop(ready, source, kept, is_mean=loss == "mean")
-        loop.session = self._stack.enter_context(trained(self._job, ready, before_evaluation=loop.average_buffers))
-        self._stack.enter_context(ready.reading())
-        self._loop, self._final = loop, final
-        guard_groups(optimizer)
-        return loop.session.module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop, self.finish)
+            loop: ScriptLoop | NoLoop = NoLoop()
+            module = model
+        else:
+            ready = with_rank_0s(group, ready, kept, optimizer)
+            loop = self._loop = self._open(ScriptLoop(ready, source, kept, is_mean=loss == "mean"))
+            module = loop.session.module
+            guard_groups(optimizer)
+        self._final = final
+        return module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop, self.finish)
+
+    def _open(self, loop: ScriptLoop) -> ScriptLoop:
+        """Return `loop` with its session. Collective."""
+        loop.session = self._stack.enter_context(trained(self._job, loop.ready, before_evaluation=loop.average_buffers))
+        self._stack.enter_context(loop.ready.reading())
+        return loop
 
     def num_versions(self, batches_per_epoch: int) -> int:
         """Return how many versions a run of `training.epochs` makes with `batches_per_epoch` batches in all, such as
@@ -302,6 +288,16 @@ class ScriptRun:
             raise ConfigError(f"{caller}: called before the last batch, expected after the loop{hint}")
         return self._final
 
+    def _check_schedule(self, schedule: RateSchedule | None) -> RateFactor | None:
+        if schedule is not None and self.config.optimizer.schedule != ScheduleConfig(kind="constant"):
+            raise ConfigError(
+                "optimizer.schedule: got a schedule in the configuration and one in prepare(schedule=), expected one of them"
+            )
+        if schedule is None:
+            return None
+        rate = check_schedule(schedule)
+        return lambda version, _: rate(version)
+
     def _check(self, model: nn.Module, loader: Any, scoring: Scoring, buffers: str, loss: str) -> BatchSource:
         if hasattr(model, "_orig_mod"):
             raise ConfigError(
@@ -351,70 +347,3 @@ class ScriptRun:
         if self._loop is not None and self._loop.session.worker is not None:
             print(f"hvd-async: rank {self.rank}: the script ended before the last batch", file=sys.stderr)
         self.finish()
-
-
-def _describe(optimizer: torch.optim.Optimizer, model: nn.Module, base: OptimizerConfig) -> OptimizerConfig:
-    """Return the configuration of `optimizer`, with the number of steps that it has made."""
-    found = describe_optimizer(optimizer, model, base)
-    return found.model_copy(update={"steps_before": steps_of_torch(optimizer, found)})
-
-
-def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) -> Ready:
-    """Return `ready` with the state of `optimizer`, from which a new run begins. Collective."""
-    job = ready.job
-    state = in_agreement(group, lambda: vectors_of_torch(optimizer, job.flat, job.model, job.optimizer))
-    if len(set(group.allgather(hash_of(state)))) > 1:
-        error = ConfigError(
-            "optimizer: got a state that differs between ranks, expected the same on all; load the same file"
-        )
-        error.is_on_all_ranks = True
-        raise error
-    return dataclasses.replace(ready, job=dataclasses.replace(job, initial_state=state))
-
-
-def _with_tensors(group: Group, ready: Ready, kept: Buffers, optimizer: torch.optim.Optimizer) -> Ready:
-    """Return `ready` with all that rank 0 has on every rank: parameters, buffers, as a resumed run had them, and the state that
-    `optimizer` has. Collective."""
-    if (saved := ready.job.saved) is not None:
-        checkpoint = ready.folder.checkpoints / f"v{saved.data['version']:08d}"
-        if not in_agreement(group, lambda: group.rank > 0 or kept.restore(checkpoint)):
-            ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
-    _share_tensors(group, ready.job.model)
-    return _with_state(group, ready, optimizer) if ready.job.optimizer.steps_before else ready
-
-
-def _check_alike(group: Group, what: str, own: Sequence[str]) -> None:
-    """Raise `ConfigError` on all ranks unless `own`, lines that describe `what`, are alike on all. Collective."""
-    first, *others = (text.splitlines() for text in group.allgather("\n".join(own)))
-    for rank, other in enumerate(others, 1):
-        for expected, got in itertools.zip_longest(first, other, fillvalue="nothing"):
-            if got != expected:
-                error = ConfigError(
-                    f"{what}: got {printable(got)} on rank {rank}, expected {printable(expected)} as on rank 0, and the same on"
-                    " all ranks"
-                )
-                error.is_on_all_ranks = True
-                raise error
-
-
-def _describe_tensors(model: nn.Module) -> list[str]:
-    return [f"{name} {list(each.shape)} {str(each.dtype).removeprefix('torch.')}" for name, each in _tensors(model).items()]
-
-
-def _share_tensors(group: Group, model: nn.Module) -> None:
-    """Give every rank the initial parameters of rank 0, also frozen ones, its buffers and its extra state. Collective."""
-    if group.size == 1:
-        return
-    own = _tensors(model)
-    for each in own.values():
-        value = each.to("cpu", copy=True).contiguous()
-        group.broadcast(value)
-        each.copy_(value)
-    extra = {name: each.to("cpu", copy=True).contiguous() for name, each in saved_tensors(model).items() if name not in own}
-    if extra:
-        text = base64.b64encode(safetensors.torch.save(extra)).decode() if group.rank == 0 else ""
-        load_saved_tensors(model, safetensors.torch.load(base64.b64decode(group.allgather(text)[0])))
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: each.detach() for name, each in (*model.named_parameters(), *model.named_buffers())}

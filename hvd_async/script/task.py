@@ -48,6 +48,11 @@ class Scoring:
         loss = next((metric for metric in self.metrics if metric.name == LOSS), Metric(LOSS, "loss"))
         return () if self.evaluate is None else (loss, *others)
 
+    @property
+    def words(self) -> Sequence[str]:
+        """Lines on what all ranks must have alike."""
+        return [f"weight_unit {self.weight_unit}", *(f"metric {metric.name}" for metric in self.all_metrics)]
+
     def scores_of(self, found: Any) -> dict[str, float]:
         """Return what `evaluate` has `found`, by name. Raises `ConfigError` for what is no number, or has no metric."""
         expected = f"the loss, or a dict of {', '.join(repr(metric.name) for metric in self.all_metrics)}, each a number"

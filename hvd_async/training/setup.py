@@ -97,6 +97,11 @@ class Ready:
     progress: Progress
     recorder: RunRecorder | None
 
+    @property
+    def flat(self) -> FlatParameters:
+        """The model's parameters."""
+        return self.job.flat
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """End the task's processes, if there are any, after the block; a context manager."""
@@ -114,6 +119,11 @@ class Finished:
 
     summary: dict[str, Any]
     workload: Workload
+
+    @property
+    def flat(self) -> FlatParameters:
+        """The model's parameters."""
+        return self.workload.flat
 
 
 def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:

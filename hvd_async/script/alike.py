@@ -1,0 +1,104 @@
+"""What all ranks of a script have alike: settings, which are compared, and tensors, which rank 0 gives to the others."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from hvd_async.config import OptimizerConfig
+from hvd_async.errors import ConfigError
+from hvd_async.script.buffers import Buffers
+from hvd_async.script.description import describe_optimizer
+from hvd_async.script.loader import BatchSource
+from hvd_async.script.torch_state import hash_of, steps_of_torch, vectors_of_torch
+from hvd_async.system.printable import printable
+from hvd_async.tasks.buffers import load_saved_tensors, saved_tensors
+from hvd_async.training.agreement import in_agreement
+from hvd_async.training.setup import Ready
+from hvd_async.transport.group import Group
+
+
+def describe(optimizer: torch.optim.Optimizer, model: nn.Module, base: OptimizerConfig) -> OptimizerConfig:
+    """Return the configuration of `optimizer`, with the number of steps that it has made."""
+    found = describe_optimizer(optimizer, model, base)
+    return found.model_copy(update={"steps_before": steps_of_torch(optimizer, found)})
+
+
+def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) -> Ready:
+    """Return `ready` with the state of `optimizer`, from which a new run begins. Collective."""
+    job = ready.job
+    state = in_agreement(group, lambda: vectors_of_torch(optimizer, job.flat, job.model, job.optimizer))
+    if len(set(group.allgather(hash_of(state)))) > 1:
+        error = ConfigError(
+            "optimizer: got a state that differs between ranks, expected the same on all; load the same file"
+        )
+        error.is_on_all_ranks = True
+        raise error
+    return dataclasses.replace(ready, job=dataclasses.replace(job, initial_state=state))
+
+
+def with_rank_0s(group: Group, ready: Ready, kept: Buffers, optimizer: torch.optim.Optimizer) -> Ready:
+    """Return `ready` with all that rank 0 has on every rank: parameters, buffers, as a resumed run had them, and the state that
+    `optimizer` has. Collective."""
+    if (saved := ready.job.saved) is not None:
+        checkpoint = ready.folder.checkpoints / f"v{saved.data['version']:08d}"
+        if not in_agreement(group, lambda: group.rank > 0 or kept.restore(checkpoint)):
+            ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
+    _share(group, ready.job.model)
+    return _with_state(group, ready, optimizer) if ready.job.optimizer.steps_before else ready
+
+
+def check_alike(group: Group, descriptions: Mapping[str, Sequence[str]]) -> None:
+    """Raise `ConfigError` on all ranks unless `descriptions`, lines on each thing that they name, are alike. Collective."""
+    own = [[what, line] for what, lines in descriptions.items() for line in lines]
+    first, *others = (json.loads(text) for text in group.allgather(json.dumps(own)))
+    for rank, other in enumerate(others, 1):
+        for expected, got in itertools.zip_longest(first, other, fillvalue=["", "nothing"]):
+            if got != expected:
+                what, own_words, words = expected[0] or got[0], printable(got[1]), printable(expected[1])
+                error = ConfigError(
+                    f"{what}: got {own_words} on rank {rank}, expected {words} as on rank 0, and the same on all ranks"
+                )
+                error.is_on_all_ranks = True
+                raise error
+
+
+def describe_source(source: BatchSource) -> list[str]:
+    """Return lines on the batches of `source`."""
+    return [f"batches in an epoch: {source.per_epoch}", f"data of the hash {source.fingerprint()}"]
+
+
+def describe_settings(config: OptimizerConfig) -> list[str]:
+    """Return a line for each key of `config`."""
+    return [f"{key} {value}" for key, value in config.model_dump().items()]
+
+
+def describe_tensors(model: nn.Module) -> list[str]:
+    """Return a line for each parameter and buffer of `model`."""
+    return [f"{name} {list(each.shape)} {str(each.dtype).removeprefix('torch.')}" for name, each in _tensors(model).items()]
+
+
+def _share(group: Group, model: nn.Module) -> None:
+    """Give every rank the initial parameters of rank 0, also frozen ones, its buffers and its extra state. Collective."""
+    if group.size == 1:
+        return
+    own = _tensors(model)
+    for each in own.values():
+        value = each.to("cpu", copy=True).contiguous()
+        group.broadcast(value)
+        each.copy_(value)
+    extra = {name: each.to("cpu", copy=True).contiguous() for name, each in saved_tensors(model).items() if name not in own}
+    if extra:
+        text = base64.b64encode(safetensors.torch.save(extra)).decode() if group.rank == 0 else ""
+        load_saved_tensors(model, safetensors.torch.load(base64.b64decode(group.allgather(text)[0])))
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: each.detach() for name, each in (*model.named_parameters(), *model.named_buffers())}
