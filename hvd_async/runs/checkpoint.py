@@ -43,13 +43,18 @@ class SavedData:
     checksum: int
 
 
+def checkpoint_folder(root: pathlib.Path, version: int) -> pathlib.Path:
+    """Return the folder of the checkpoint of `version` below `root`."""
+    return root / f"v{version:08d}"
+
+
 def save_checkpoint(root: pathlib.Path, version: int, checkpoint: Checkpoint, keep: int) -> SavedData:
     """Write the folder `root`/v<version> atomically; keep it and the `keep` - 1 checkpoints before it. Blocks on the disk.
 
     Checkpoints of later versions, left by a run that was since resumed from an earlier version, are removed too. Raises
     `DataError` if a file system operation fails.
     """
-    folder = root / f"v{version:08d}"
+    folder = checkpoint_folder(root, version)
     with files.new_folder(folder, replace=True) as temporary:
         write_tensors(temporary / _TENSORS, checkpoint.tensors)
         checksum = _checksum(temporary / _TENSORS)

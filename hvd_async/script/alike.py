@@ -1,21 +1,21 @@
-"""What all ranks of a script have alike: settings, which are compared, and tensors, which rank 0 gives to the others."""
+"""Agreement of the ranks of a script: settings are compared, and rank 0 gives its tensors to the others."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import itertools
 import json
 from collections.abc import Mapping, Sequence
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError
-from hvd_async.script.buffers import Buffers
+from hvd_async.runs.checkpoint import checkpoint_folder
+from hvd_async.script.buffers import Buffers, as_text, from_text
 from hvd_async.script.description import describe_optimizer
+from hvd_async.script.endings import on_all_ranks
 from hvd_async.script.loader import BatchSource
 from hvd_async.script.torch_state import hash_of, steps_of_torch, vectors_of_torch
 from hvd_async.system.printable import printable
@@ -36,11 +36,10 @@ def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) ->
     job = ready.job
     state = in_agreement(group, lambda: vectors_of_torch(optimizer, job.flat, job.model, job.optimizer))
     if len(set(group.allgather(hash_of(state)))) > 1:
-        error = ConfigError(
-            "optimizer: got a state that differs between ranks, expected the same on all; load the same file"
-        )
-        error.is_on_all_ranks = True
-        raise error
+        with on_all_ranks():
+            raise ConfigError(
+                "optimizer: got a state that differs between ranks, expected the same on all; load the same file"
+            )
     return dataclasses.replace(ready, job=dataclasses.replace(job, initial_state=state))
 
 
@@ -48,7 +47,7 @@ def with_rank_0s(group: Group, ready: Ready, kept: Buffers, optimizer: torch.opt
     """Return `ready` with all that rank 0 has on every rank: parameters, buffers, as a resumed run had them, and the state that
     `optimizer` has. Collective."""
     if (saved := ready.job.saved) is not None:
-        checkpoint = ready.folder.checkpoints / f"v{saved.data['version']:08d}"
+        checkpoint = checkpoint_folder(ready.folder.checkpoints, saved.data["version"])
         if not in_agreement(group, lambda: group.rank > 0 or kept.restore(checkpoint)):
             ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
     _share(group, ready.job.model)
@@ -63,11 +62,10 @@ def check_alike(group: Group, descriptions: Mapping[str, Sequence[str]]) -> None
         for expected, got in itertools.zip_longest(first, other, fillvalue=["", "nothing"]):
             if got != expected:
                 what, own_words, words = expected[0] or got[0], printable(got[1]), printable(expected[1])
-                error = ConfigError(
-                    f"{what}: got {own_words} on rank {rank}, expected {words} as on rank 0, and the same on all ranks"
-                )
-                error.is_on_all_ranks = True
-                raise error
+                with on_all_ranks():
+                    raise ConfigError(
+                        f"{what}: got {own_words} on rank {rank}, expected {words} as on rank 0, and the same on all ranks"
+                    )
 
 
 def describe_source(source: BatchSource) -> list[str]:
@@ -94,10 +92,9 @@ def _share(group: Group, model: nn.Module) -> None:
         value = each.to("cpu", copy=True).contiguous()
         group.broadcast(value)
         each.copy_(value)
-    extra = {name: each.to("cpu", copy=True).contiguous() for name, each in saved_tensors(model).items() if name not in own}
+    extra = {name: each for name, each in saved_tensors(model).items() if name not in own}
     if extra:
-        text = base64.b64encode(safetensors.torch.save(extra)).decode() if group.rank == 0 else ""
-        load_saved_tensors(model, safetensors.torch.load(base64.b64decode(group.allgather(text)[0])))
+        load_saved_tensors(model, from_text(group.allgather(as_text(extra) if group.rank == 0 else "")[0]))
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

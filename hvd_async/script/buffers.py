@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hvd_async.errors import ConfigError
 from hvd_async.runs.checkpoint import read_tensors, write_tensors
 from hvd_async.runs.folder import RunFolder
+from hvd_async.script.endings import on_all_ranks
 from hvd_async.system.printable import printable
 from hvd_async.tasks.buffers import changed_tensors, load_saved_tensors, modules_with_statistics, saved_tensors
 from hvd_async.transport.group import Group
@@ -70,9 +71,9 @@ class Buffers:
         """
         if not self._are_averaged or group.size == 1:
             return
-        own = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in saved_tensors(self._model).items()}
-        text = base64.b64encode(safetensors.torch.save(own)).decode() if is_worker and self._num_steps else ""
-        found = [safetensors.torch.load(base64.b64decode(each)) for each in group.allgather(text) if each]
+        own = saved_tensors(self._model)
+        text = as_text(own) if is_worker and self._num_steps else ""
+        found = [from_text(each) for each in group.allgather(text) if each]
         if found:
             load_saved_tensors(self._model, {name: _combined(name, [each[name] for each in found]) for name in own})
 
@@ -103,16 +104,26 @@ class Buffers:
         return not self._change
 
 
+def as_text(tensors: Mapping[str, Tensor]) -> str:
+    """Return `tensors` as text, which ranks send each other."""
+    content = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return base64.b64encode(safetensors.torch.save(content)).decode()
+
+
+def from_text(text: str) -> dict[str, Tensor]:
+    """Return the tensors, on the CPU, of which `as_text` made `text`."""
+    return safetensors.torch.load(base64.b64decode(text))
+
+
 def _combined(name: str, parts: Sequence[Tensor]) -> Tensor:
     """Return the mean of `parts`, or their maximum if they are whole numbers or truth values. Equal parts give their bits."""
     kind = parts[0].dtype
     if len({(part.dtype, part.shape) for part in parts}) > 1:
-        error = ConfigError(
-            f"model: buffer {printable(name)}: got {', '.join(str(list(part.shape)) for part in parts)} on the workers, expected"
-            " one shape and type on all, which buffers='average' can average"
-        )
-        error.is_on_all_ranks = True
-        raise error
+        with on_all_ranks():
+            raise ConfigError(
+                f"model: buffer {printable(name)}: got {', '.join(str(list(part.shape)) for part in parts)} on the workers,"
+                " expected one shape and type on all, which buffers='average' can average"
+            )
     if kind.is_complex:
         return torch.stack([part.to(torch.complex128) for part in parts]).mean(0).to(kind)
     if kind.is_floating_point:

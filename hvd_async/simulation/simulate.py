@@ -25,7 +25,7 @@ from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.shared_state import Timing, World, make_clock
 from hvd_async.simulation.synchronous_cluster import Synchronous
 from hvd_async.tasks.gradient import check_buffers, flatten
-from hvd_async.tasks.models import check_model, own_buffers
+from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.threads import arithmetic_threads
 
@@ -58,9 +58,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     times = StepTimes(config.emulation, config.seed, workers, default=DEFAULT_SECONDS)
     clock = make_clock(config, times, workers)
     task = make_task(config)
-    module = task.build_model()
-    check_model(module)
-    own_buffers(module)
+    module = model_of(task)
     if config.strategy.is_async:
         check_buffers(task, module)
     flat = flatten(module, config.optimizer)

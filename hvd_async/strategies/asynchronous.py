@@ -33,7 +33,7 @@ from hvd_async.strategies.memory_plan import MemoryPlan
 from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.strategies.push_pull import DirectPushPull, NodePushPull, PushPull, wait_and_pull
 from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
-from hvd_async.system.failure_message import tell
+from hvd_async.system.failure_message import note_told, tell
 from hvd_async.transport import cuda_ipc
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity
@@ -141,7 +141,7 @@ def report(window: StoreWindow, rank: int, error: BaseException, *, is_state_los
     ranks make alike, only the first rank tells."""
     is_first = not is_of_others(error) and announce_failure(window, rank, is_state_lost=is_state_lost)
     if isinstance(error, ConfigError) and not is_first:
-        error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
+        note_told(error)
     tell(rank, error)
 
 

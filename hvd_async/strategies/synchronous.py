@@ -19,7 +19,7 @@ from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Session, Step
 from hvd_async.strategies.synchronous_watch import Watch
-from hvd_async.system.failure_message import message_of, tell
+from hvd_async.system.failure_message import message_of, note_told, tell
 from hvd_async.system.json_text import plain_number
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
@@ -91,7 +91,7 @@ def session(job: Job, group: Group, all_reduce: AllReduce) -> Iterator[Session]:
             watch.end()
             if len(job.plans) > 1:
                 watch.tell(message_of(rank, error))
-                error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
+                note_told(error)
             if job.observer is not None and watch.is_whole:
                 job.observer.rescue()
             raise

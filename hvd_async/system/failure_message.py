@@ -14,8 +14,13 @@ def tell(rank: int, error: BaseException) -> None:
     """Print why `rank` fails, at once and once, since saving may take a while. Prints nothing for an error that another
     rank reports."""
     text = message_of(rank, error)
-    error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
+    note_told(error)
     print_message(text)
+
+
+def note_told(error: BaseException) -> None:
+    """Note that `error` needs no message any more: it was printed, or another rank prints it."""
+    error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
 
 
 def message_of(rank: int, error: BaseException) -> str:

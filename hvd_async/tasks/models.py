@@ -10,10 +10,19 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hvd_async.errors import ConfigError
 from hvd_async.system.printable import printable
+from hvd_async.tasks.task import Task
 from hvd_async.tasks.user_values import describe_value
 
 
-def own_buffers(model: nn.Module) -> None:
+def model_of(task: Task) -> nn.Module:
+    """Return a model of `task`, whose buffers can all be written. Raises `ConfigError` as `check_model` does."""
+    model = task.build_model()
+    check_model(model)
+    _own_buffers(model)
+    return model
+
+
+def _own_buffers(model: nn.Module) -> None:
     """Give each buffer of `model` that was expanded memory for all of its elements, so that it can be written."""
     for module in model.modules():
         for name, buffer in module._buffers.items():

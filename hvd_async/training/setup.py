@@ -30,7 +30,7 @@ from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
 from hvd_async.tasks.gradient import check_buffers, flatten
-from hvd_async.tasks.models import check_model, own_buffers
+from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
 from hvd_async.training.loop import TrainingLoop
@@ -197,10 +197,7 @@ def _build_model(task: Task) -> torch.nn.Module:
     """Return the model of `task`. Raises `ConfigError` if it cannot be trained, or too much of it is measured."""
     if task.num_statistics > MAX_STATISTICS:
         raise ConfigError(f"metrics: got {task.num_statistics} sums in an evaluation, expected at most {MAX_STATISTICS}")
-    model = task.build_model()
-    check_model(model)
-    own_buffers(model)
-    return model
+    return model_of(task)
 
 
 def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -38,6 +39,19 @@ def run_toy(
         mpirun_args=mpirun_args,
         outlives_mpirun=outlives_mpirun,
     )
+
+
+def signalled(command: Sequence[str], environ: Mapping[str, str], words: str, number: int) -> tuple[str, str]:
+    """Send signal `number` to the run that `command` starts when it prints `words`; check its exit status, and return the rest of
+    its output and its errors.
+    """
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert any(words in line for line in job.stdout), "the job ended before it trained"
+        job.send_signal(number)
+        output, errors = job.communicate(timeout=60)
+    assert job.returncode == 128 + number, errors
+    return output, errors
 
 
 def resumed(settings: Settings, **changes: Any) -> Settings:
@@ -92,4 +106,14 @@ def checkpoint_checksum(folder: pathlib.Path) -> int:
     return checksum
 
 
-__all__ = ["Settings", "checkpoint_checksum", "events_of", "losses_of", "resumed", "run_toy", "summary_of", "write_config"]
+__all__ = [
+    "Settings",
+    "checkpoint_checksum",
+    "events_of",
+    "losses_of",
+    "resumed",
+    "run_toy",
+    "signalled",
+    "summary_of",
+    "write_config",
+]

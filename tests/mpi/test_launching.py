@@ -16,7 +16,7 @@ import pytest
 
 from hvd_async.launcher import LaunchOptions, RankLayout, mpirun_command
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
-from tests.mpi.runs import events_of, losses_of, summary_of, write_config
+from tests.mpi.runs import events_of, losses_of, signalled, summary_of, write_config
 from tests.ranks import Completed, mpi_family, mpirun_path, run_limited
 from tests.runs.saved import load_latest_checkpoint
 
@@ -152,12 +152,7 @@ def test_a_signal_to_launch_reaches_all_ranks_and_saves_everything(tmp_path: pat
     path = write_config(tmp_path, strategy={"kind": "async"}, training=training, bleu=False)
     environ = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     command = (sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", "2")
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
-        assert job.stdout is not None
-        assert any("tokens/s" in line for line in job.stdout), "the job ended before it trained"
-        job.send_signal(signal_number)
-        output, errors = job.communicate(timeout=60)
-    assert job.returncode == 128 + signal_number, errors
+    output, errors = signalled(command, environ, "tokens/s", signal_number)
     name = "Ctrl-C" if signal_number == signal.SIGINT else "SIGTERM"
     assert re.fullmatch(rf"launch: stopped by {name} after 0:\d\d:\d\d, everything saved", output.splitlines()[-1])
     assert errors == ""  # the message was printed once, by this project

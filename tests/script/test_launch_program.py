@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.mpi.runs import summary_of
+from tests.mpi.runs import signalled, summary_of
 from tests.ranks import run_limited
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,12 +61,7 @@ def test_a_signal_stops_a_script_whose_batches_are_read_by_processes(
     program = ("--", sys.executable, SCRIPT, str(tmp_path / "run"), json.dumps(arguments))
     command = (sys.executable, "-m", "hvd_async", "launch", "--set", f"strategy.kind={strategy}", "--workers", "2", *program)
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
-        assert job.stdout is not None
-        assert any("points/s" in line for line in job.stdout), "the job ended before it trained"
-        job.send_signal(signal_number)
-        _, errors = job.communicate(timeout=60)
-    assert job.returncode == 128 + signal_number, errors
+    _, errors = signalled(command, environ, "points/s", signal_number)
     lines = errors.splitlines()
     assert len(lines) == 1 and lines[0].endswith("everything saved; resume with --resume"), errors
     assert summary_of(tmp_path / "run")["status"] == "stopped"
