@@ -55,6 +55,10 @@ class PeerError(HvdAsyncError):
         self.is_state_lost = is_state_lost
 
 
+class DismissedError(PeerError):
+    """The store takes this worker for dead, and goes on without it."""
+
+
 class StoppedBySignal(HvdAsyncError):
     """The run was asked to stop (by a signal on some rank) and did so cleanly.
 

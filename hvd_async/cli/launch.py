@@ -216,7 +216,7 @@ def _check_alone() -> None:
 
 def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
     from hvd_async.cluster.batch_system import variables_to_unset
-    from hvd_async.cluster.mpi_family import detect_mpi
+    from hvd_async.cluster.mpi_family import detect_mpi, outlives_ranks, version_of
     from hvd_async.cluster.slurm import detect_pmi
     from hvd_async.launcher import LaunchOptions, variables_to_forward
 
@@ -231,8 +231,12 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
     if arguments.pmi is not None and launcher != "srun":
         raise SetupError(f"--pmi: got --launcher {launcher}, expected srun")
     mpi = arguments.mpi or ("openmpi" if is_single else detect_mpi(found["mpirun"]))
+    outlives = launcher == "mpirun" and mpi == "openmpi" and not is_single
+    if outlives and arguments.mpi is None:
+        outlives = outlives_ranks(version_of(found["mpirun"]))
     return LaunchOptions(
         mpi=mpi,
+        outlives=outlives,
         launcher=launcher,
         pmi=arguments.pmi or (detect_pmi(mpi) if launcher == "srun" and not is_single else ""),
         mpirun=found["mpirun"],

@@ -63,6 +63,8 @@ class History:
     updates: tuple[tuple[float, float], ...]
     is_synchronous: bool = False
     is_overlapped: bool = False
+    losses: tuple[tuple[int, float], ...] = ()
+    """Workers that died, each with the time on the run's clock at which the store went on without it."""
 
     def steps_of(self, worker: int) -> list[TimedStep]:
         """Return the steps of one worker in its order."""
@@ -147,13 +149,15 @@ def _placed_by_groups(steps: Sequence[TimedStep]) -> list[Span]:
 def read_history(run: Run) -> History:
     """Read the event log of `run`. Raises `DataError` if it is missing, damaged or from an older version."""
     path = RunFolder(run.folder).events
-    steps, updates = [], []
+    steps, updates, losses = [], [], []
     try:
         for event in read_events(path):
             if event["event"] == "arrival":
                 steps.append(_step(event))
             elif event["event"] == "update":
                 updates.append((event["seconds"] - event["update_seconds"], event["seconds"]))
+            elif event["event"] == "lost":
+                losses.append((event["worker"], event["seconds"]))
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{path}: an event is damaged, or from an older hvd_async ({type(error).__name__}: {error});"
@@ -161,7 +165,13 @@ def read_history(run: Run) -> History:
         ) from None
     is_async = run.config.strategy.is_async
     return History(
-        run.num_workers, run.seconds, tuple(steps), tuple(updates), not is_async, is_async and run.config.push.overlap
+        run.num_workers,
+        run.seconds,
+        tuple(steps),
+        tuple(updates),
+        not is_async,
+        is_async and run.config.push.overlap,
+        tuple(losses),
     )
 
 

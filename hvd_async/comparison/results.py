@@ -73,6 +73,7 @@ class Row:
     refused: Mapping[str, int]
     num_diverged: int
     num_overrun: int
+    num_lost: int
     num_steps: int
     shares: Shares | None
     worker_shares: Mapping[int, Shares]
@@ -152,6 +153,7 @@ def _row(collection: Collection, environment: str, variant: str) -> Row:
         refused=_sum([run.refused for run in runs]),
         num_diverged=sum(run.has_diverged for run in runs),
         num_overrun=sum(run.num_overrun for run in runs),
+        num_lost=sum(run.num_lost for run in runs),
         num_steps=sum(run.num_steps for run in runs),
         shares=_mean_shares([history.shares() for history in histories]),
         worker_shares=_by_worker(histories),

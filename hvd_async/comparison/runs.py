@@ -42,7 +42,7 @@ class Run:
 
     `status`: see docs/run-folder.md. `weight`: that of all its batches, in `weight_unit`. `staleness`: applied arrivals by
     staleness. `refused`: arrivals by reason. `num_steps`, `num_overrun`: steps of the last process, and those whose real
-    work took longer than the emulated length.
+    work took longer than the emulated length. `num_lost`: workers that died, without which the run went on.
     """
 
     folder: pathlib.Path
@@ -60,6 +60,7 @@ class Run:
     refused: Mapping[str, int]
     num_steps: int
     num_overrun: int
+    num_lost: int
     metrics: tuple[Metric, ...]
     points: tuple[Point, ...]
     data_fingerprint: str | None = None
@@ -145,6 +146,7 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
         refused=dict(summary["refused"]),
         num_steps=summary["steps"],
         num_overrun=summary["overrun_steps"],
+        num_lost=summary.get("lost_workers", 0),
         metrics=metrics,
         points=tuple(sorted(points, key=lambda point: point.updates)),
         data_fingerprint=first_event(folder).get("data_fingerprint"),

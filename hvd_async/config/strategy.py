@@ -111,21 +111,28 @@ class StrategyConfig(Section):
         description="Treatment of arrivals accumulated but not yet applied when the data ends: apply them, or drop"
         " and count them.",
     )
+    on_worker_failure: Literal["continue", "stop"] = Field(
+        "continue",
+        description="What happens when a worker dies, fails or hangs: the others go on, where the launcher lets them"
+        " (docs/reliability.md); or the run is saved and ends.",
+    )
+    min_workers: Positive = Field(1, description="With fewer workers left, the run is saved and ends.")
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated", description="`dedicated`: rank 0 is the store alone; `colocated`: rank 0 trains as well."
     )
     store_timeout_seconds: PositiveSeconds = Field(
         60.0, description="Abort the job if a worker sees no store heartbeat for this many seconds."
     )
-    worker_timeout_seconds: PositiveSeconds = Field(
-        600.0,
-        description="All strategies. Save and abort the job if a worker shows no heartbeat for this many seconds or,"
-        " in a synchronous strategy, if a rank waits this long for the others in a step.",
+    worker_timeout_seconds: PositiveSeconds | None = Field(
+        None,
+        description="`async`: a worker counts as dead if its process is stopped or, on another host, shows no heartbeat for"
+        " this many seconds; default: 30. Synchronous strategies: save and end the job if a rank waits this long for the"
+        " others in a step; default: 600.",
     )
     hang_timeout_seconds: PositiveSeconds = Field(
         3600.0,
         description="A process shows a heartbeat while it computes. If a step, an evaluation or an update takes"
-        " longer than this many seconds, the process counts as hung and its heartbeat stops.",
+        " longer than this many seconds, the process counts as hung.",
     )
     stop_timeout_seconds: PositiveSeconds = Field(
         60.0,
@@ -188,6 +195,11 @@ class StrategyConfig(Section):
     def is_async(self) -> bool:
         """Whether workers push to a parameter store, unlike in the synchronous strategies."""
         return self.kind == "async"
+
+    @property
+    def patience_seconds(self) -> float:
+        """`worker_timeout_seconds`, or its default."""
+        return self.worker_timeout_seconds or (30.0 if self.is_async else 600.0)
 
     @property
     def is_single(self) -> bool:

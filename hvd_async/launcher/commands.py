@@ -18,7 +18,10 @@ from hvd_async.system.processes import Command
 def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLayout, options: LaunchOptions) -> Command:
     """Return the command that trains `config` on the ranks of `layout`. Raises `SetupError` if the launcher cannot."""
     program = arguments.program(options.python, options.python_flags)
-    options = replace(options, is_live=arguments.progress == "bar")
+    strategy = config.strategy
+    can_outlive = strategy.is_async and strategy.placement == "dedicated" and not config.push.node_sum
+    outlives = options.outlives and can_outlive and strategy.on_worker_failure == "continue"
+    options = replace(options, is_live=arguments.progress == "bar", outlives=outlives)
     threads = min(plan.threads for plan in plan_ranks(config, layout) if plan.worker is not None)
     # Ranks set OMP_NUM_THREADS themselves once they have counted their cores; a guess would only override their count.
     are_known = all(place.are_threads_known for place in layout.places)

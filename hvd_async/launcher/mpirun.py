@@ -35,6 +35,8 @@ def _openmpi_flags(layout: RankLayout, variables: Mapping[str, str], options: La
     # system's tasks, as slots; there may be fewer of them than ranks, and a store beside the workers has no core or task of
     # its own.
     flags: tuple[str, ...] = ("--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE")
+    if options.outlives:
+        flags += ("--with-ft", "ulfm")
     if options.is_live:
         flags += ("--stream-buffering", "0")  # otherwise lines are held until whole; Hydra passes all on
     if layout.is_local:

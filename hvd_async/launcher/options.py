@@ -15,7 +15,8 @@ LauncherName = Literal["mpirun", "srun", "horovodrun-mpi", "horovodrun-gloo"]
 class LaunchOptions:
     """Options for starting ranks. `pmi`: value of `srun --mpi`; `forward`: names of variables for other hosts; `path`: PATH
     of the launcher, if not the caller's; `unset`: names of variables to hide from the launcher; `is_live`: show the output
-    of ranks before a line is complete, which a progress bar needs; `extra`: arguments for the launcher, unchanged."""
+    of ranks before a line is complete, which a progress bar needs; `outlives`: ask mpirun to keep the other ranks
+    when one dies, which Open MPI's does from version 5 on; `extra`: arguments for the launcher, unchanged."""
 
     mpi: MpiFamily = "openmpi"
     launcher: LauncherName = "mpirun"
@@ -30,4 +31,5 @@ class LaunchOptions:
     path: str | None = None
     unset: tuple[str, ...] = ()
     is_live: bool = False
+    outlives: bool = False
     extra: tuple[str, ...] = ()

@@ -175,6 +175,8 @@ def _faults_of(row: Row) -> list[str]:
         faults.append(" did not reach the target.")
     elif row.num_reached < len(row.runs):
         faults.append(f" reached the target in {row.num_reached} of {total}; times are of these runs alone.")
+    if row.num_lost:
+        faults.append(f": {plural(row.num_lost, 'worker')} died on the way, and the rest computed its share.")
     if row.num_overrun > _MANY_LONGER * row.num_steps:
         share = number_format.percent(row.num_overrun / row.num_steps)
         faults.append(f": {share} of the steps lasted longer than emulated.")

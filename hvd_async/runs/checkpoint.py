@@ -21,8 +21,8 @@ from hvd_async.system.json_text import parse_json
 
 # Format 2 added the clipping factor of the last update, 3 the times when pending arrivals were received, 4 checksums of the
 # data and of the log; 5 renamed the data's sections; 6 has weights in place of tokens, and scores by
-# name.
-_FORMAT = 6
+# name, 7 the number of lost workers.
+_FORMAT = 7
 _TENSORS, _DATA = "tensors.safetensors", "data.json"
 
 

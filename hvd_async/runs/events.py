@@ -71,6 +71,10 @@ class Events(RunPart):
         """Write the arrival with the reason of the refusal."""
         self.write("arrival", **self._describe(arrival), refused=refusal.value)
 
+    def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
+        """Write who was lost, why, and which batches are given to others."""
+        self.write("lost", worker=worker, reason=reason, batches=list(returned))
+
     def updated(self, update: Update) -> None:
         """Write the arrivals of the update, then the update."""
         now = self._clock.seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hvd_async.runs.evaluations import EvaluationResult
 from hvd_async.runs.recorder_context import RunContext, TrainingClock
 from hvd_async.runs.recorder_part import RunPart
@@ -29,6 +31,11 @@ class Reporter(RunPart):
                 f"version {update.version}: the learning rate is 0 from here on; see optimizer.schedule.total"
             )
         self._progress.update(update, self._totals.metrics, self._clock.seconds)
+
+    def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
+        """Say who was lost, and what others compute in its place."""
+        given = f"; batch {', '.join(map(str, returned))} given to others" if returned else ""
+        self._progress.say(f"{reason}; the run goes on without it{given}")
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Show the result."""

@@ -67,6 +67,7 @@ class RunRecorder:
             Reporter(run, self._clock, self._totals),
         )
         self._num_processes = 0
+        self._num_lost = 0
         self._is_resumed = False
         self._store: ParameterStore | None = None
         self._is_saved = False  # whether the result of training is saved completely
@@ -84,6 +85,7 @@ class RunRecorder:
         self._history.restore(state["measurements"])
         self._clock.restore(state["seconds"])
         self._num_processes, self._is_resumed = state["processes"], True
+        self._num_lost = state["lost_workers"]
         self._events.continue_from(resumption.log, has_gap=resumption.has_gap)
         self._scalars.forget_from(int(resumption.saved.data["store"]["version"]) + 1)
 
@@ -135,6 +137,12 @@ class RunRecorder:
             part.updated(update)
         self._copies.clear()
         self._writer.raise_failures()
+
+    def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
+        """Pass the event on to the parts."""
+        self._num_lost += 1
+        for part in self._parts:
+            part.lost(worker, reason, returned)
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
         """Pass on the result. After training, the checkpoint is updated and the snapshot removed at once; during training,
@@ -229,6 +237,7 @@ class RunRecorder:
             )
         facts = {
             "processes": self._num_processes,
+            "lost_workers": self._num_lost,
             "seconds": self._clock.seconds,
             **self.metrics.to_json(),
             "pending": len(self._store.pending),
@@ -255,6 +264,7 @@ class RunRecorder:
             "measurements": self._history.to_json(),
             "seconds": self._clock.seconds,
             "processes": self._num_processes,
+            "lost_workers": self._num_lost,
         }
         for part in self._parts:
             state |= part.state()

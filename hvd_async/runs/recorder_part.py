@@ -31,6 +31,9 @@ class RunPart:
     def updated(self, update: Update) -> None:
         """Note `update`. The store's parameters stay those of its version until the call returns."""
 
+    def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
+        """Note that the run goes on without `worker`: see `Observer.lost`."""
+
     def evaluated(self, result: EvaluationResult) -> None:
         """Note the result of an evaluation."""
 

@@ -56,6 +56,8 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     """Return lines for people on how a run ended. The last line is complete by itself: people look for it in a log."""
     last, restarts = summary["last"], summary["processes"] - 1
     scores = "" if last is None else f", {describe(last['scores'], metrics_from_json(summary['metrics']), ', ')}"
+    num_lost = summary.get("lost_workers", 0)
+    lost = "" if not num_lost else f", {num_lost} worker{'s' if num_lost > 1 else ''} lost on the way"
     unit = "virtual s" if summary.get("simulated") else "s"
     again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
     lines = []
@@ -66,6 +68,6 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     lines.append(
         f"{summary['status']}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
         f" {summary['seconds']:.1f} {unit},"
-        f" staleness {summary['mean_staleness']:.2f}{scores}{again}; see {output}"
+        f" staleness {summary['mean_staleness']:.2f}{scores}{again}{lost}; see {output}"
     )
     return lines

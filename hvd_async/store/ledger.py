@@ -59,6 +59,10 @@ class BatchLedger:
             if batch not in self._above:
                 yield batch
 
+    def __contains__(self, batch: object) -> bool:
+        """Whether `batch` is recorded."""
+        return isinstance(batch, int) and (batch < self.watermark or batch in self._above)
+
     def first_open(self, returned: Collection[int]) -> int:
         """Return the first batch that is neither recorded nor among `returned`."""
         batch = self.watermark

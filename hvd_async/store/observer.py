@@ -33,6 +33,10 @@ class Observer(Protocol):
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
         """Take the result of a worker that evaluated the snapshot of `version`."""
 
+    def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
+        """Note that the run goes on without `worker`, which died or failed for `reason`; others compute the batches
+        `returned`."""
+
     def num_evaluations_due(self) -> int:
         """Return how many snapshots on disk wait for evaluation or were evaluated, since the start of this process."""
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, StrategyConfig
-from hvd_async.errors import ConfigError, HvdAsyncError, OrphanedError, PeerError
+from hvd_async.errors import ConfigError, DismissedError, HvdAsyncError, OrphanedError, PeerError
 from hvd_async.store.optimizers.factory import ranges_within, state_names
 from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
@@ -21,12 +24,13 @@ from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.device_block import Reach, open_device_block
 from hvd_async.store.serve.liveness import Heartbeat, wait_until, watch_store
 from hvd_async.store.serve.node_aggregation import ERROR, NodeAggregator
-from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
+from hvd_async.store.serve.server import ServerOptions, StoreServer
+from hvd_async.store.serve.stopping import StopTimeoutError
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup, WholeVectors
 from hvd_async.store.shards.shard_server import ShardServer
 from hvd_async.store.staleness import needs_base_parameters, needs_versions_under_way
-from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word, WorkerWord
+from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import DTYPES
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.strategies.memory_plan import MemoryPlan
@@ -35,7 +39,7 @@ from hvd_async.strategies.push_pull import DirectPushPull, NodePushPull, PushPul
 from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
 from hvd_async.system.failure_message import note_told, tell
 from hvd_async.transport import cuda_ipc
-from hvd_async.transport.bootstrap import MpiGroup, init_mpi
+from hvd_async.transport.bootstrap import OUTLIVES, MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity
 
 _LONGEST_POLL_SECONDS = 0.02
@@ -83,15 +87,29 @@ class Asynchronous:
                 with RankRole(job, plan, rank, memories, reach, node_block).playing(session):
                     yield session
             except BaseException as error:
+                me = job.plans[rank]
+                if me.shard is None and me.worker is not None and is_outlived(error) and not obstacle_to_outliving(job):
+                    tell(rank, error)
+                    memories[0].store(memories[0].layout.worker_word(me.worker, WorkerWord.STATE), WorkerState.FAILED)
+                    memories[0].ring(Word.STORE_BELL)
+                    end_as_dead()
                 if job.observer is None:
-                    me = job.plans[rank]
                     fail(memories[0], rank, error, job.strategy, is_state_lost=me.shard is not None and me.worker is None)
                 raise
+            self.group.outlives = not obstacle_to_outliving(job)
+            if memories[0].load(Word.NUM_LOST):
+                self.group.shrink()
             if session.notice is not None and session.notice.kind is StopKind.ORPHANED:
                 raise OrphanedError(f"stopped by {session.notice}, everything saved")
             # Workers that left early may not know why the others stopped, so the notice of the store's rank counts for all.
             word = self.group.allgather(str(0 if session.notice is None else session.notice.to_word()))[0]
         session.notice = StopNotice.from_word(int(word))
+
+    def remarks(self, spec: JobSpec) -> Sequence[str]:
+        obstacle = obstacle_to_outliving(spec)
+        if not obstacle or spec.strategy.on_worker_failure == "stop":
+            return ()
+        return (f"the run ends if a worker dies: {obstacle}",)
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         if plans[rank].is_direct:
@@ -115,6 +133,34 @@ class Asynchronous:
             yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # own blocks are mapped
 
 
+def obstacle_to_outliving(job: JobSpec) -> str:
+    """Return why the run ends with the first worker that dies; empty if it goes on without."""
+    if job.strategy.on_worker_failure == "stop":
+        return "strategy.on_worker_failure is stop"
+    if os.environ.get(OUTLIVES) != "1":
+        return "only Open MPI's mpirun with --with-ft ulfm, as `hvd-async launch` starts it, keeps the other ranks"
+    if job.push.node_sum:
+        return "push.node_sum: the workers of a node push together"
+    if any(plan.worker is not None and plan.shard is not None for plan in job.plans):
+        return "strategy.placement is colocated: a worker's rank has a part of the store"
+    return ""
+
+
+def is_outlived(error: BaseException) -> bool:
+    """Whether the others go on without a worker that ends by `error`: not if it is a mistake that each of them would make, or the
+    end of the whole run."""
+    is_of_whole_run = isinstance(error, PeerError) and not isinstance(error, DismissedError)
+    return isinstance(error, Exception) and not is_of_whole_run and not isinstance(error, ConfigError | OrphanedError)
+
+
+def end_as_dead() -> NoReturn:
+    """End this process by a signal. MPI notices that; it would wait for a process that exits with a status."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
 def fail(
     window: StoreWindow, rank: int, error: BaseException, strategy: StrategyConfig, *, is_state_lost: bool = False
 ) -> None:
@@ -131,7 +177,7 @@ def fail(
 
     def is_over() -> bool:
         is_late = time.monotonic() - began > strategy.hang_timeout_seconds
-        return window.load(Word.SERVED) != 0 or store.is_silent() or is_late
+        return window.load(Word.SERVED) != 0 or bool(store.why_dead()) or is_late
 
     wait_until(is_over, window, Word.STORE_BELL, lambda: None, longest_poll_seconds=_LONGEST_POLL_SECONDS)
 
@@ -273,12 +319,10 @@ class RankRole:
             if job.push.overlap:
                 with OverlappedWorker(job, client, push_pull, host, worker) as session.worker:
                     yield
-                    returned = session.worker.unfinished
             else:
                 session.worker = AsynchronousWorker(job, client, push_pull, host, worker)
                 yield
-                returned = session.worker.unfinished
-            push_pull.stop(returned)
+            push_pull.stop()
             session.notice = client.wait_for_end(job.stop_requested)
 
     def _make_client(self, worker: int, options: ClientOptions, touch: Callable[[], None]) -> StoreClient:
@@ -377,8 +421,12 @@ def make_server(
         last_version=job.last_version,
         first_evaluation=job.evaluation.next_after(store.version),
         evaluate_every=job.evaluation.every,
-        worker_timeout_seconds=job.strategy.worker_timeout_seconds,
+        worker_timeout_seconds=job.strategy.patience_seconds,
+        hang_timeout_seconds=job.strategy.hang_timeout_seconds,
         stop_timeout_seconds=job.strategy.stop_timeout_seconds,
-        near_workers=frozenset(p.worker for p in job.plans if p.worker is not None and p.host == job.plans[0].host),
+        ended_workers=lambda: {worker for rank in memory.dead_ranks() if (worker := job.plans[rank].worker) is not None},
+        least_workers=job.strategy.min_workers if not obstacle_to_outliving(job) else None,
+        num_batches=job.num_batches,
+        claim_order=job.claim_order,
     )
     return StoreServer(store, memory, job.observer, options, touch)

@@ -40,12 +40,15 @@ class Ddp:
         if is_local:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # Gloo has no other setting; other hosts must not reach it
         # After this time torch raises an error on a rank that waits in backward for a rank that has gone.
-        timeout = datetime.timedelta(seconds=job.strategy.worker_timeout_seconds)
+        timeout = datetime.timedelta(seconds=job.strategy.patience_seconds)
         rank, size = self.group.rank, self.group.size
         dist.init_process_group(backend, store=self._meet(is_local, timeout), rank=rank, world_size=size, timeout=timeout)
         with synchronous.session(job, self.group, DdpAllReduce(device)) as session, _naming_lost_ranks(timeout):
             yield session
         dist.destroy_process_group()
+
+    def remarks(self, spec: JobSpec) -> Sequence[str]:
+        return ()
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         return "torch.distributed"

@@ -54,6 +54,9 @@ class Horovod:
     def session(self, job: Job) -> AbstractContextManager[Session]:
         return synchronous.session(job, self.group, HorovodAllReduce(self.group.hvd))
 
+    def remarks(self, spec: JobSpec) -> Sequence[str]:
+        return ()
+
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         return "Horovod over Gloo" if self._comm is None else "Horovod over MPI"
 
@@ -116,6 +119,9 @@ class _HorovodGroup:
     def broadcast(self, tensor: torch.Tensor) -> None:
         for part in messages_of(tensor):
             self.hvd.broadcast_(part, root_rank=0, name="broadcast")
+
+    def take_lost(self) -> list[int]:
+        return []
 
     def report_failure(self, status: int, text: str) -> bool:
         """Report a failure to rank 0 over MPI. Return False under Gloo, which has only collective calls."""

@@ -202,6 +202,9 @@ class Strategy(Protocol):
         saves the state as far as it is whole, and tells the other ranks.
         """
 
+    def remarks(self, spec: JobSpec) -> Sequence[str]:
+        """Return what a user should know of how `spec` runs here, for display."""
+
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         """Return, for display, how `rank` exchanges gradients."""
 

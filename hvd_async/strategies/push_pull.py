@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,8 +50,8 @@ class PushPull(Protocol):
     def pause(self) -> None:
         """Announce that this worker pushes nothing for a while, so that no one waits for its gradient."""
 
-    def stop(self, returned: Sequence[int] = ()) -> None:
-        """Announce that this worker pushes no more; `returned`: see `StoreClient.leave`."""
+    def stop(self) -> None:
+        """Announce that this worker pushes no more."""
 
 
 class DirectPushPull:
@@ -82,8 +81,8 @@ class DirectPushPull:
     def pause(self) -> None:
         self._client.idle()
 
-    def stop(self, returned: Sequence[int] = ()) -> None:
-        self._client.leave(returned)
+    def stop(self) -> None:
+        self._client.leave()
 
 
 class NodePushPull:
@@ -102,6 +101,7 @@ class NodePushPull:
     def push_pull(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
         started = time.monotonic()
         base = self._node.push_pull(gradient, arrival, parameters, computing)
+        self._client.let_go(arrival.batch)
         # Counted as waiting, which most of it is: push, wait and pull of a node cannot be told apart here.
         self.took = Took(wait_seconds=time.monotonic() - started)
         return base
@@ -112,9 +112,9 @@ class NodePushPull:
         if not is_synchronous(self._strategy, self._node.version):
             self._node.stop(WorkerState.AWAY)
 
-    def stop(self, returned: Sequence[int] = ()) -> None:
+    def stop(self) -> None:
         self._node.stop(WorkerState.LEFT)
-        self._client.leave(returned, is_slot_shared=True)
+        self._client.leave(is_slot_shared=True)
 
 
 def wait(client: StoreClient, strategy: StrategyConfig) -> None:

@@ -26,6 +26,9 @@ class Single:
     def session(self, job: Job) -> AbstractContextManager[Session]:
         return synchronous.session(job, self.group, synchronous.NoAllReduce())
 
+    def remarks(self, spec: JobSpec) -> Sequence[str]:
+        return ()
+
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         return ""  # nothing is sent
 

@@ -117,9 +117,10 @@ class Watch:
         limit = strategy.stop_timeout_seconds
         if self._asked_since is not None and now - self._asked_since > limit + later:
             return PeerError(f"asked to stop, and the step was not over after {limit:.0f} s{_NAMES['stop']}"), asked
-        limit = strategy.worker_timeout_seconds
+        name = "hang" if strategy.is_async else "worker"  # after training, ranks of `async` evaluate together
+        limit = strategy.hang_timeout_seconds if strategy.is_async else strategy.patience_seconds
         if waiting_since is not None and now - waiting_since > limit + later:
-            return PeerError(f"waited for other ranks for {limit:.0f} s{_NAMES['worker']}"), None
+            return PeerError(f"waited for other ranks for {limit:.0f} s{_NAMES[name]}"), None
         return None, None
 
     def _save(self, asked: StopNotice | None) -> None:
@@ -131,5 +132,5 @@ class Watch:
 
 _NAMES = {
     name: f" (strategy.{name}_timeout_seconds); a rank is slow, dead, stopped or starved of a core; the last version is saved"
-    for name in ("stop", "worker")
+    for name in ("stop", "worker", "hang")
 }

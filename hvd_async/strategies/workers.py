@@ -12,7 +12,7 @@ import torch
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import NO_BASE, Base, StoreClient
-from hvd_async.store.wire.layout import IDLE, MAX_RETURNED
+from hvd_async.store.wire.layout import IDLE, MAX_HELD
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step
 from hvd_async.strategies.push_pull import PushPull, Took
 from hvd_async.transport import cuda_ipc
@@ -33,12 +33,15 @@ def claim(job: Job, client: StoreClient) -> int | None:
     if ask_to_stop(job, client):
         return None
     batch = client.claim()
-    return None if job.num_batches is not None and batch >= job.num_batches else batch
+    if job.num_batches is not None and batch >= job.num_batches:
+        client.let_go(batch)
+        return None
+    return batch
 
 
 def num_ahead(job: Job) -> int:
-    """Return how many batches a worker claims ahead of time, so that it can return all that it holds."""
-    return min(job.num_batches_ahead, MAX_RETURNED - 3)  # besides those that it computes, and that overlap claims
+    """Return how many batches a worker claims ahead of time, of all that it may hold."""
+    return min(job.num_batches_ahead, MAX_HELD - 4)  # besides those that it computes, and that overlap claims
 
 
 def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
@@ -69,13 +72,7 @@ class AsynchronousWorker:
         self._host = host
         self._base = NO_BASE
         self._ahead: deque[int] = deque()  # claimed ahead
-        self._computing: int | None = None
         self._are_all_claimed = False
-
-    @property
-    def unfinished(self) -> tuple[int, ...]:
-        """The batches that this worker has claimed and not computed."""
-        return (*(() if self._computing is None else (self._computing,)), *self._ahead)
 
     def claims(self) -> Iterator[Claim]:
         self._start()
@@ -86,14 +83,12 @@ class AsynchronousWorker:
                 return
             if not was_asked and ask_to_stop(self._job, self._client):
                 return
-            self._computing = self._ahead.popleft()
-            yield Claim(self._computing, upcoming=tuple(self._ahead))
+            yield Claim(self._ahead.popleft(), upcoming=tuple(self._ahead))
 
     def claims_after_leaving(self) -> Iterator[Claim]:
         return iter(())  # the others get what this worker had claimed
 
     def step(self, step: Step) -> None:
-        self._computing = None
         before = self._base
         arrival = describe(self._worker, step, before, self._push_pull.took)
         self._base = self._push_pull.push_pull(self._host.gradient(), arrival, self._host.parameters)
@@ -174,14 +169,6 @@ class OverlappedWorker:
         self._under_way: Future[Brought] | None = None
         self._evaluation: int | None = None
         self._is_stopped = False
-        self._computing: int | None = None
-
-    @property
-    def unfinished(self) -> tuple[int, ...]:
-        """The batches that this worker has claimed and not computed. Waits for the push under way, which may claim one more."""
-        self._settle()
-        ahead = tuple(batch for batch in self._batches if batch is not None)
-        return ahead if self._computing is None else (self._computing, *ahead)
 
     def __enter__(self) -> OverlappedWorker:
         """Start the thread."""
@@ -204,9 +191,9 @@ class OverlappedWorker:
         while not self._is_stopped:
             if self._batches[0] is None and not self._wait_for_returned():
                 break
-            self._computing = self._batches.popleft()
-            assert self._computing is not None
-            yield Claim(self._computing, upcoming=tuple(each for each in self._batches if each is not None))
+            batch = self._batches.popleft()
+            assert batch is not None
+            yield Claim(batch, upcoming=tuple(each for each in self._batches if each is not None))
         self._settle()
 
     def claims_after_leaving(self) -> Iterator[Claim]:
@@ -214,7 +201,6 @@ class OverlappedWorker:
 
     def step(self, step: Step) -> None:
         arrival = describe(self._worker, step, self._base, self._took)
-        self._computing = None
         self._settle()
         arithmetic.copy(self._host.gradient(), self._gradient)
         waits = not self._batches or self._batches[0] is None or is_synchronous(self._job.strategy, self._base.version)

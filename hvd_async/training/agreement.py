@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError
+from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError, StoppedBySignal
 from hvd_async.system.failure_message import tell
+from hvd_async.transport.bootstrap import OUTLIVES
 from hvd_async.transport.group import Group
 
 T = TypeVar("T")
@@ -55,6 +56,11 @@ def told_by_rank_0(group: Group, action: Callable[[], str]) -> str:
     return group.allgather(own)[0]
 
 
+def _may_be_alone(error: BaseException) -> bool:
+    """Whether this rank alone may end by `error`, a signal, where its mpirun would keep the others, which wait for it."""
+    return isinstance(error, StoppedBySignal) and os.environ.get(OUTLIVES) == "1"
+
+
 @contextlib.contextmanager
 def aborting_on_failure(group: Group) -> Iterator[None]:
     """End all ranks at once after an exception on this rank, which alone prints a message. A context manager."""
@@ -65,7 +71,8 @@ def aborting_on_failure(group: Group) -> Iterator[None]:
             tell(group.rank, error)
             os._exit(error.exit_status)  # without MPI_Finalize, which would wait for ranks that have gone
         is_interrupt = isinstance(error, KeyboardInterrupt)
-        if not is_interrupt and (group.size == 1 or (isinstance(error, HvdAsyncError) and error.is_on_all_ranks)):
+        is_on_all = isinstance(error, HvdAsyncError) and error.is_on_all_ranks
+        if not is_interrupt and (group.size == 1 or (is_on_all and not _may_be_alone(error))):
             raise
         tell(group.rank, error)
         if isinstance(error, PeerError) and error.is_reported:

@@ -25,6 +25,7 @@ from hvd_async.tasks.task import Task
 from hvd_async.training.agreement import aborting_on_failure
 from hvd_async.training.options import TrainOptions
 from hvd_async.training.setup import Finished, Ready, Start, plan_ranks, set_up
+from hvd_async.training.start_watch import watching_start
 from hvd_async.training.stop_request import StopRequest
 from hvd_async.transport.group import Group
 
@@ -54,7 +55,10 @@ def train(
 
 @dataclass
 class JoinedJob:
-    """This rank in its job. `summary` and `notice`, why the run was stopped, are set when the run ends."""
+    """This rank in its job.
+
+    `starting` holds what ends when training begins. `summary` and `notice`, why the run was stopped, are set when the run ends.
+    """
 
     config: RunConfig
     options: TrainOptions
@@ -62,6 +66,7 @@ class JoinedJob:
     strategy: Strategy
     stop: StopRequest
     holding: contextlib.ExitStack
+    starting: contextlib.ExitStack
     summary: dict[str, Any] = field(default_factory=dict)
     notice: StopNotice | None = None
 
@@ -101,7 +106,8 @@ def joined(config: RunConfig, options: TrainOptions, environ: Mapping[str, str] 
     Errors: see `train`.
     """
     stop = StopRequest() if options.stop is None else options.stop
-    with stop.listening() if options.stop is None else contextlib.nullcontext():
+    with contextlib.ExitStack() as starting, stop.listening() if options.stop is None else contextlib.nullcontext():
+        starting.enter_context(watching_start(environ))
         strategy = make_strategy(config.strategy.kind)
         stop.rank = strategy.group.rank
         limit = config.strategy.hang_timeout_seconds if stop.rank == 0 else config.strategy.stop_timeout_seconds
@@ -112,8 +118,9 @@ def joined(config: RunConfig, options: TrainOptions, environ: Mapping[str, str] 
             contextlib.ExitStack() as holding,
             aborting_on_failure(strategy.group),
         ):
-            job = JoinedJob(config, options, environ, strategy, stop, holding)
+            job = JoinedJob(config, options, environ, strategy, stop, holding, starting)
             yield job
+            starting.close()
             # No rank leaves before everything is saved: after a nonzero exit status of one rank, a launcher kills the
             # others.
             status = strategy.group.allgather(str(job.summary.get("status", "")))[0]
@@ -143,6 +150,7 @@ def trained(
     """Open the session of the run; a context manager. At its end call `before_evaluation`, evaluate, and write the summary.
     Collective."""
     job.stop.defer()
+    job.starting.close()
     with ready.recorder if ready.recorder is not None else contextlib.nullcontext():
         with contextlib.nullcontext() if ready.recorder is None else ready.progress.showing():
             with job.strategy.session(ready.job) as session:
@@ -188,14 +196,13 @@ class _Conclusion:
         """Evaluate the snapshots that were not evaluated during training, shared among all ranks. Return the stop notice if
         the evaluation was stopped before it was complete. Collective."""
         pending = [] if self.recorder is None else self.recorder.snapshots_to_evaluate()
-        for version in json.loads(group.allgather(json.dumps(pending))[0]):
-            with self.loop.flat.with_parameters(read_snapshot(self.folder, version)):
-                mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
-            asked = self.stop.notice()
-            self._check_launcher([asked])
-            text = json.dumps([list(mine), 0 if asked is None else asked.to_word()])
-            with Watch(self.job, group) as watch, watch.waiting():
-                table = [json.loads(each) for each in group.allgather(text)]
+        versions = json.loads(group.allgather(json.dumps(pending))[0])
+        self._note_lost(group.take_lost())
+        for version in versions:
+            table = self._evaluate_together(group, version)
+            while lost := group.take_lost():  # nobody has evaluated their shares
+                self._note_lost(lost)
+                table = self._evaluate_together(group, version)
             if self.recorder is not None:
                 self.recorder.evaluated(version, [sum(column) for column in zip(*(row for row, _ in table), strict=True)])
             notices = [StopNotice.from_word(word) for _, word in table if word]
@@ -203,6 +210,23 @@ class _Conclusion:
                 self._check_launcher(notices)
                 return notices[0]
         return None
+
+    def _evaluate_together(self, group: Group, version: int) -> list[tuple[list[float], int]]:
+        """Return each rank's statistics of its share of the data, for the snapshot of `version`, and its stop request as a word;
+        0: none. Collective."""
+        with self.loop.flat.with_parameters(read_snapshot(self.folder, version)):
+            mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
+        asked = self.stop.notice()
+        self._check_launcher([asked])
+        text = json.dumps([list(mine), 0 if asked is None else asked.to_word()])
+        with Watch(self.job, group) as watch, watch.waiting():
+            return [json.loads(each) for each in group.allgather(text)]
+
+    def _note_lost(self, ranks: Sequence[int]) -> None:
+        for rank in ranks:
+            worker = self.job.plans[rank].worker
+            if self.recorder is not None and worker is not None:
+                self.recorder.lost(worker, f"worker {worker} died after the last version", ())
 
     def _check_launcher(self, notices: Sequence[StopNotice | None]) -> None:
         """Raise `OrphanedError`, after writing the summary, if the launcher has gone: no further collective call is

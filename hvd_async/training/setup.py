@@ -151,7 +151,7 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
     provenance = _gather_provenance(start, plans)
     recorder = _make_recorder(start, workload, progress, opened, provenance) if start.group.rank == 0 else None
     if recorder is not None:
-        _introduce(start, plans, workload, progress, opened)
+        _introduce(start, spec, workload, progress, opened)
     loop = _make_loop(start, plans, workload, saved)
     return Ready(start.folder, spec.with_state(recorder, saved), loop, start.stop, progress, recorder)
 
@@ -291,13 +291,13 @@ def _make_recorder(
     return recorder
 
 
-def _introduce(start: Start, plans: Sequence[RankPlan], workload: Workload, progress: Progress, opened: Opened) -> None:
+def _introduce(start: Start, spec: JobSpec, workload: Workload, progress: Progress, opened: Opened) -> None:
     """Print the batch job, any loss, the data, and the place of every rank before training. On rank 0."""
     batch_job = read_batch_job(start.environ)
-    places = (describe(each, start.strategy.transport(plans, each.rank)) for each in plans)
+    places = (describe(each, start.strategy.transport(spec.plans, each.rank)) for each in spec.plans)
     optimizer = start.config.optimizer
     slow = f"optimizer: torch.optim.{optimizer.torch_class} on the store's vectors, slower than the store's own updates"
-    remarks = [*opened.remarks, *([slow] if optimizer.kind == "torch" else [])]
+    remarks = [*opened.remarks, *start.strategy.remarks(spec), *([slow] if optimizer.kind == "torch" else [])]
     for line in [*([str(batch_job)] if batch_job else []), *remarks, *workload.task.describe_data(), *places]:
         progress.say(line)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import pathlib
 import re
 import warnings
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
 
 from hvd_async.cluster.environment import check_home, check_launcher, check_world, read_environment
-from hvd_async.errors import SetupError
+from hvd_async.errors import PeerError, SetupError
 from hvd_async.transport.group import messages_of
 
 if TYPE_CHECKING:
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+OUTLIVES = "OMPI_MCA_mpi_ft_enable"
+"""Variable by which Open MPI's mpirun says that the other ranks live on when one dies."""
 _FAILURE_TAG = 77
 _MOST_REPORTED = 2000
 """Bytes of the text of a failure, the end of a longer one: such short messages are sent without the receiver's help."""
 _reports: list[object] = []  # MPI still reads these messages
+_dead: set[int] = set()  # ranks without which this one has gone on
 
 
 def init_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads: int = 1) -> MPI.Intracomm:
@@ -59,7 +63,7 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads
         import mpi4py
 
         mpi4py.rc.initialize = False
-        mpi4py.rc.finalize = True
+        mpi4py.rc.finalize = False  # see `_finalize`
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -78,6 +82,7 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads
             # mpi4py's own guess at what `check_world` checks.
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment", category=RuntimeWarning)
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        atexit.register(_finalize)
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         library = MPI.Get_library_version().split(",")[0]
         raise SetupError(
@@ -85,6 +90,14 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads
             f" ({MPI.THREAD_MULTIPLE}); use an MPI that is built with it"
         )
     return MPI.COMM_WORLD.Dup()
+
+
+def _finalize() -> None:
+    """Finalize MPI at the exit of this process, unless a rank has died: MPI would wait for it, to free the windows."""
+    from mpi4py import MPI
+
+    if not _dead and MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def _library() -> str:
@@ -131,8 +144,54 @@ class MpiGroup:
         self.comm = comm
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
+        self.outlives = False
+        """Whether `allgather` goes on without ranks that die. Set on all ranks, under an mpirun that keeps the others."""
+        self.is_shrunk = False
+        self._origins = list(range(self.size))  # by rank, its number at first
+        self._lost: list[int] = []
+
+    def shrink(self) -> list[int]:
+        """Become the group of the ranks that live, in the order of before; return those that are dead, by their first numbers.
+        Collective over the living. Raises `PeerError` if rank 0 is dead."""
+        before, origin = self._origins, self._origins[self.rank]
+        comm = cast("MPI.Intracomm", self.comm.Shrink())
+        self.comm, self.rank, self.size, self.is_shrunk = comm, comm.Get_rank(), comm.Get_size(), True
+        origins = np.zeros(self.size, dtype=np.int64)
+        comm.Allgather(np.array([origin], dtype=np.int64), origins)
+        self._origins = origins.tolist()
+        if 0 not in self._origins:
+            raise PeerError("rank 0 has died, which had the results; what it has saved stands", is_state_lost=True)
+        dead = set(before) - set(self._origins)
+        _dead.update(dead)
+        return sorted(dead)
+
+    def take_lost(self) -> list[int]:
+        lost, self._lost = self._lost, []
+        return lost
 
     def allgather(self, text: str) -> list[str]:
+        while self.outlives:
+            found = self._gathered_by_all(text)
+            if found is not None:
+                return found
+            self._lost += self.shrink()
+        return self._allgather(text)
+
+    def _gathered_by_all(self, text: str) -> list[str] | None:
+        """Return the texts if all ranks got them; None, on all ranks, if one has died."""
+        from mpi4py import MPI
+
+        found: list[str] | None = None
+        try:
+            found = self._allgather(text)
+        except MPI.Exception:
+            self.comm.Revoke()  # wakes the ranks that wait for this one
+        try:
+            return found if self.comm.Agree(int(found is not None)) else None
+        except MPI.Exception:  # on all ranks: one died meanwhile
+            return None
+
+    def _allgather(self, text: str) -> list[str]:
         mine = np.frombuffer(text.encode(), dtype=np.uint8)
         sizes = np.zeros(self.size, dtype=np.int64)
         self.comm.Allgather(np.array([mine.size], dtype=np.int64), sizes)

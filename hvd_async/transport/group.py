@@ -33,6 +33,10 @@ class Group(Protocol):
     def broadcast(self, tensor: Tensor) -> None:
         """Set `tensor` (contiguous, on the CPU, of any type and the same on all ranks) to its values on rank 0."""
 
+    def take_lost(self) -> list[int]:
+        """Return the ranks that died during calls of `allgather`, which then went on without them, since the last call of this
+        function: `rank` and `size` have changed. Empty where a death ends the job."""
+
     def report_failure(self, status: int, text: str) -> bool:
         """Tell rank 0 that this rank has failed and wants the job to end with exit status `status`, which rank 0 does
         after it has printed `text` and saved its state. Returns at once, with whether rank 0 can be told."""
@@ -55,6 +59,9 @@ class Solo:
 
     def broadcast(self, tensor: Tensor) -> None:
         """Do nothing."""
+
+    def take_lost(self) -> list[int]:
+        return []
 
     def report_failure(self, status: int, text: str) -> bool:
         """Return False: there is no other rank."""

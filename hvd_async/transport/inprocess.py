@@ -81,6 +81,9 @@ class MappedMemory(Generic[BlockT]):
     def bring_out(self, offset: int, num_bytes: int) -> None:
         """Do nothing: the memory itself is the block."""
 
+    def dead_ranks(self) -> frozenset[int]:
+        return frozenset()
+
     def ring(self, bell: int) -> None:
         if self.has_bells:
             arithmetic.ring(self._bell(bell))

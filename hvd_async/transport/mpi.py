@@ -4,7 +4,7 @@ Both exist at once over the same memory, a choice based on measurements: within 
 of memory and needs no help from its owner; a second window, created over the same block, serves ranks on other nodes.
 Over a network no MPI completes a passive operation while its target computes, so a block's owner runs a progress thread
 while there are ranks on other nodes. If there are such ranks, all fetch-and-adds go through the created window, because
-atomics of two windows are not atomic with each other.
+other atomics are not atomic with those; otherwise they are the processor's own.
 """
 
 from __future__ import annotations
@@ -25,19 +25,14 @@ import torch
 from mpi4py import MPI
 
 from hvd_async.errors import PeerError
-from hvd_async.transport.block import WORD_BYTES, Block, BlockT
+from hvd_async.transport.block import WORD_BYTES, BlockT
 from hvd_async.transport.bootstrap import MpiGroup
 from hvd_async.transport.inprocess import MappedMemory
+from hvd_async.transport.progress import ANSWER_TAG, CHUNK_BYTES, REQUEST_TAG, ProgressThread
 from hvd_async.vectors import arithmetic
 
-# Measured over TCP: neither whole transfers nor smaller chunks are faster. Counts stay far below 2^31.
-_CHUNK_BYTES = 1 << 20
-# The progress thread yields while there is traffic and for this long after it, then sleeps in small steps.
-_EAGER_SECONDS = 0.05
-_IDLE_SLEEP_SECONDS = 0.001
 # Reads of at least this size are requested by message and sent.
 _MESSAGE_BYTES = 1 << 14
-_REQUEST_TAG, _ANSWER_TAG = 1, 2
 # A slower link counts as broken.
 _SLOWEST_BYTES_PER_SECOND = 1e6
 
@@ -47,17 +42,21 @@ class SharedMemory(MappedMemory[BlockT]):
 
     name = "shared memory"
 
-    def __init__(self, layout: BlockT, block: MappedBlock, atomics: Atomics, progress: ProgressThread | None) -> None:
-        """Use `block`, which `Allocate_shared` made; fetch-and-add goes through `atomics`."""
+    def __init__(self, layout: BlockT, block: MappedBlock, atomics: Atomics | None, progress: ProgressThread | None) -> None:
+        """Use `block`, which `Allocate_shared` made; fetch-and-add goes through `atomics`; None: the processor's own."""
         super().__init__(layout, np.frombuffer(block.memory, dtype=np.uint8))
         self._window = block.window
         self._atomics = atomics
         self._progress = progress
 
     def fetch_add(self, word: int, amount: int) -> int:
+        if self._atomics is None:
+            return arithmetic.fetch_add(self._address + WORD_BYTES * word, amount)
         return self._atomics.fetch_and_op(word, amount, MPI.SUM)
 
     def compare_swap(self, word: int, expected: int, value: int) -> int:
+        if self._atomics is None:
+            return arithmetic.compare_swap(self._address + WORD_BYTES * word, expected, value)
         return self._atomics.compare_and_swap(word, expected, value)
 
     def load(self, word: int) -> int:
@@ -65,6 +64,9 @@ class SharedMemory(MappedMemory[BlockT]):
         if self._progress is not None:
             self._progress.check()
         return super().load(word)
+
+    def dead_ranks(self) -> frozenset[int]:
+        return frozenset() if self._progress is None else self._progress.dead_ranks
 
     def _fence(self) -> None:
         self._window.Sync()
@@ -147,10 +149,10 @@ class RemoteMemory(Generic[BlockT]):
 
     def _ask_for(self, offset: int, target: torch.Tensor) -> None:
         with self._reading:  # one at a time: answers come in the order of the requests
-            answers = [self._messages.Irecv(chunk, self._owner, _ANSWER_TAG) for _, chunk in _chunks(target)]
+            answers = [self._messages.Irecv(chunk, self._owner, ANSWER_TAG) for _, chunk in _chunks(target)]
             num_bytes = target.numel() * target.element_size()
             with self._watched():
-                self._messages.Send(np.array([offset, num_bytes], dtype=np.int64), self._owner, _REQUEST_TAG)
+                self._messages.Send(np.array([offset, num_bytes], dtype=np.int64), self._owner, REQUEST_TAG)
             for answer in answers:
                 with self._watched():
                     answer.Wait()
@@ -194,77 +196,6 @@ class RemoteMemory(Generic[BlockT]):
                 )
                 sys.stderr.flush()
                 os._exit(PeerError.exit_status)  # the thread is inside MPI and cannot be reached
-
-
-class ProgressThread:
-    """A thread that lets MPI complete the one-sided operations of other nodes on this rank, whatever its other threads
-    do. It also sends the data that other nodes request, since over a network a Get takes more than twice as long as a
-    message of the same size (measured)."""
-
-    def __init__(self, comm: MPI.Comm, memory: memoryview, block: Block) -> None:
-        """Prepare the thread. `comm`: a communicator of the real ranks, for requests and answers only; `memory`: the
-        memory they read, whose control words show traffic."""
-        self._comm = comm
-        self._bell, self._heartbeat = block.owners_bell, block.owners_heartbeat
-        self._block = np.frombuffer(memory, dtype=np.uint8)
-        self._words = self._block[: WORD_BYTES * block.num_words].view(np.int64)
-        self._answers: list[MPI.Request] = []
-        self._stop = threading.Event()
-        self._failure: str | None = None
-        self._thread = threading.Thread(target=self._run, name="hvd-async-progress", daemon=True)
-
-    def __enter__(self) -> ProgressThread:
-        """Start the thread."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the thread and wait for it."""
-        self._stop.set()
-        self._thread.join()
-
-    def check(self) -> None:
-        """Raise `PeerError` if an error has ended the thread: MPI may have told it that a rank failed."""
-        if self._failure is not None:
-            raise PeerError(f"the thread that answers other nodes has failed, or another rank has: {self._failure}")
-
-    def _run(self) -> None:
-        bell = self._words.ctypes.data + WORD_BYTES * self._bell
-        seen, eager_until = -1, 0.0
-        while not self._stop.is_set():
-            try:
-                is_asked = self._answer()
-            except Exception as error:  # any error: without this thread other nodes would wait forever
-                self._failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                return
-            # Without the words that the owner itself changes while it waits, or the two threads would keep each other
-            # awake.
-            own = int(self._words[self._bell]) + int(self._words[self._heartbeat])
-            traffic = int(self._words.sum()) - own
-            now = time.monotonic()
-            if is_asked or self._answers:
-                eager_until = now + _EAGER_SECONDS
-            if traffic != seen:
-                seen, eager_until = traffic, now + _EAGER_SECONDS
-                if arithmetic.has_doorbells():
-                    arithmetic.ring(bell)  # ranks on other nodes cannot
-            # sleep(0) yields the interpreter and the core without losing the turn for long
-            time.sleep(0 if now < eager_until else _IDLE_SLEEP_SECONDS)
-
-    def _answer(self) -> bool:
-        """Start to send what another rank requests, if any; return whether one did. Looking for requests is what makes
-        MPI progress."""
-        status = MPI.Status()
-        self._answers = [answer for answer in self._answers if not answer.Test()]
-        if not self._comm.Iprobe(MPI.ANY_SOURCE, _REQUEST_TAG, status):
-            return False
-        request = np.zeros(2, dtype=np.int64)
-        self._comm.Recv(request, status.Get_source(), _REQUEST_TAG)
-        offset, num_bytes = request.tolist()
-        for start in range(offset, offset + num_bytes, _CHUNK_BYTES):
-            chunk = self._block[start : min(start + _CHUNK_BYTES, offset + num_bytes)]
-            self._answers.append(self._comm.Isend(chunk, status.Get_source(), _ANSWER_TAG))
-        return True
 
 
 @dataclass(frozen=True)
@@ -322,6 +253,8 @@ def open_blocks(
         group.allgather("")  # no rank reads before the owners have touched their blocks
         yield memories
         group.allgather("")  # the progress threads serve until every rank is done
+    if group.is_shrunk:
+        return  # to free a window would wait for the dead
     for window in reversed(opener.windows):
         window.Unlock_all()
         window.Free()
@@ -370,7 +303,8 @@ class _Opener:
             self.windows.append(mapped.window)
         if "far" not in self.group.allgather("far" if mapped is None else "near"):
             assert mapped is not None
-            return _touched(layout, mapped, Atomics(mapped.window, self.neighbours.index(owner)), None, is_owner)
+            own = None if arithmetic.has_doorbells() else Atomics(mapped.window, self.neighbours.index(owner))
+            return _touched(layout, mapped, own, None, is_owner)
         created = MPI.Win.Create(mapped.memory if is_owner and mapped is not None else None, 1, comm=self.group.comm)
         created.Lock_all(MPI.MODE_NOCHECK)
         self.windows.append(created)
@@ -384,7 +318,7 @@ class _Opener:
 
 
 def _touched(
-    layout: BlockT, mapped: MappedBlock, atomics: Atomics, progress: ProgressThread | None, is_owner: bool
+    layout: BlockT, mapped: MappedBlock, atomics: Atomics | None, progress: ProgressThread | None, is_owner: bool
 ) -> SharedMemory[BlockT]:
     memory = SharedMemory(layout, mapped, atomics, progress)
     if is_owner:
@@ -419,5 +353,5 @@ def _touch(memory: SharedMemory[BlockT]) -> None:
 
 def _chunks(vector: torch.Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     whole = vector.view(torch.uint8).numpy()
-    for start in range(0, whole.size, _CHUNK_BYTES):
-        yield start, whole[start : start + _CHUNK_BYTES]
+    for start in range(0, whole.size, CHUNK_BYTES):
+        yield start, whole[start : start + CHUNK_BYTES]

@@ -86,3 +86,6 @@ class OwnerWindow(Window[BlockT_co], Protocol[BlockT_co]):
 
     def bring_out(self, offset: int, num_bytes: int) -> None:
         """Make what `vector` holds at byte `offset` readable by every rank; complete on return."""
+
+    def dead_ranks(self) -> frozenset[int]:
+        """Return the ranks on other hosts of which MPI says that they are dead, where the others go on."""

@@ -611,6 +611,23 @@ static PyObject *py_wait(PyObject *self, PyObject *args) {
     Py_RETURN_NONE; /* rung, timed out or interrupted: the caller checks */
 }
 
+/* Atomic operations on a control word. Unlike MPI's, they take no lock, which a process killed inside would leave behind. */
+static PyObject *py_fetch_add(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    long long amount;
+    if (!PyArg_ParseTuple(args, "KL", &address, &amount)) return NULL;
+    return PyLong_FromLongLong(__atomic_fetch_add((int64_t *)(uintptr_t)address, (int64_t)amount, __ATOMIC_SEQ_CST));
+}
+
+static PyObject *py_compare_swap(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    long long expected, value;
+    if (!PyArg_ParseTuple(args, "KLL", &address, &expected, &value)) return NULL;
+    int64_t before = expected;
+    __atomic_compare_exchange_n((int64_t *)(uintptr_t)address, &before, (int64_t)value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return PyLong_FromLongLong(before);
+}
+
 static PyMethodDef methods[] = {
     {"sum", py_sum, METH_VARARGS, "sum(inputs, sum, divisor, partials, start, end)"},
     {"step", py_step, METH_VARARGS, "step(inputs, parameters, target, first, second, average, partials, start, end, rule)"},
@@ -619,6 +636,8 @@ static PyMethodDef methods[] = {
     {"ring", py_ring, METH_VARARGS, "ring(bell)"},
     {"heard", py_heard, METH_VARARGS, "heard(bell) -> count"},
     {"wait", py_wait, METH_VARARGS, "wait(bell, heard, seconds)"},
+    {"fetch_add", py_fetch_add, METH_VARARGS, "fetch_add(word, amount) -> before"},
+    {"compare_swap", py_compare_swap, METH_VARARGS, "compare_swap(word, expected, value) -> before"},
     {NULL, NULL, 0, NULL},
 };
 

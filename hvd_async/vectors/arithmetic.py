@@ -327,7 +327,7 @@ def _squares(gradient: torch.Tensor) -> list[float]:
 
 
 def has_doorbells() -> bool:
-    """Whether `ring`, `heard` and `wait` may be used; otherwise poll."""
+    """Whether `ring`, `heard` and `wait`, `fetch_add` and `compare_swap` may be used; otherwise poll."""
     return _c is not None
 
 
@@ -344,6 +344,16 @@ def heard(address: int) -> int:
 def wait(address: int, before: int, seconds: float) -> None:
     """Sleep until the count at `address` differs from `before` or `seconds` have passed; may wake for no reason."""
     _compiled().wait(address, before, seconds)
+
+
+def fetch_add(address: int, amount: int) -> int:
+    """Add `amount` to the 64-bit word at `address` (in shared memory), atomically; return the previous value."""
+    return int(_compiled().fetch_add(address, amount))
+
+
+def compare_swap(address: int, expected: int, value: int) -> int:
+    """Replace the 64-bit word at `address`, if it is `expected`, by `value`, atomically; return the previous value."""
+    return int(_compiled().compare_swap(address, expected, value))
 
 
 def _compiled() -> Any:

@@ -45,6 +45,7 @@ def run(*points: tuple[float, float] | tuple[float, float, Mapping[str, float]],
         "refused": {},
         "num_steps": last.updates,
         "num_overrun": 0,
+        "num_lost": 0,
         "metrics": METRICS,
         "points": measured,
     }

@@ -121,7 +121,7 @@ def _forget_keepers() -> None:
 
 def _load() -> None:
     mpi4py.rc.initialize = False  # as `start_mpi` sets it
-    mpi4py.rc.finalize = True
+    mpi4py.rc.finalize = False
     for name in (*PROGRAMS, *_LATE):
         importlib.import_module(name)
     with contextlib.suppress(ImportError):

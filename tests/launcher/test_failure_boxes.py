@@ -52,6 +52,12 @@ def test_anything_else_is_shown(text: bytes) -> None:
     assert sorted(found.splitlines()) == sorted(text.splitlines())
 
 
+def test_a_box_about_what_mpi_has_not_tested_is_left_out() -> None:
+    box = BORDER + b"WARNING: The selected 'osc' module 'sm' is not tested for post-failure\noperation\n\n" + BORDER
+    more = b"4 more processes have sent help message help-mpi-ft.txt / module:untested:failundef\n"
+    assert shown(b"a\n" + box + more + b"b\n") == b"a\nb\n" and shown(box[:200]) == box[:200]
+
+
 def test_a_line_is_shown_as_soon_as_it_arrives() -> None:
     quieter = Quieter()
     assert quieter.feed(OURS) == OURS

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_async.store.wire.layout import (
-    MAX_RETURNED,
+    MAX_HELD,
     MAX_STATISTICS,
     NUM_ORDERS,
     NUM_PROVISIONAL,
@@ -17,6 +17,7 @@ from hvd_async.store.wire.layout import (
     ORDER_WORDS,
     ArrivalWord,
     Layout,
+    LifeWord,
     ShardWord,
     SlotDtype,
     SlotFormat,
@@ -53,12 +54,16 @@ def layouts(draw: st.DrawFn) -> Layout:
 def named_words(layout: Layout) -> Iterator[int]:
     """Yield every word that has a name."""
     yield from Word
+    lives = [Word.STORE_HEARTBEAT, *(layout.worker_word(n, WorkerWord.HEARTBEAT) for n in range(layout.num_workers))]
+    if layout.num_shards > 1:
+        lives += [layout.shard_word(shard, ShardWord.HEARTBEAT) for shard in range(layout.num_shards)]
+    yield from (first + word for first in lives for word in LifeWord if word != LifeWord.HEARTBEAT)
     for word in (Word.PROVISIONAL_VERSION, Word.PROVISIONAL_ARRIVALS):
         yield from (word + place for place in range(1, NUM_PROVISIONAL))
     for worker in range(layout.num_workers):
         yield from (layout.worker_word(worker, word) for word in WorkerWord)
         yield from (layout.worker_word(worker, WorkerWord.STATISTICS + number) for number in range(1, MAX_STATISTICS))
-        yield from (layout.worker_word(worker, WorkerWord.RETURNED + number) for number in range(1, MAX_RETURNED + 1))
+        yield from (layout.worker_word(worker, WorkerWord.HELD + number) for number in range(1, MAX_HELD))
     yield from map(layout.given_word, range(NUM_RETURNS))
     for slot in range(layout.slots):
         yield from (layout.slot_word(slot, word) for word in SlotWord if word != SlotWord.ARRIVALS)
@@ -115,9 +120,7 @@ def test_words_of_different_writers_share_no_cache_line(layout: Layout) -> None:
     bells = {line(Word.STORE_BELL)}
     writers = [of_store, by_workers, bells]
     for worker in range(layout.num_workers):
-        writers.append(
-            {line(layout.worker_word(worker, word)) for word in (*WorkerWord, WorkerWord.RETURNED + MAX_RETURNED)}
-        )
+        writers.append({line(layout.worker_word(worker, word)) for word in (*WorkerWord, WorkerWord.HELD + MAX_HELD - 1)})
         taken = line(layout.worker_word(worker, WorkerWord.EVALUATION_TAKEN))
         writers[-1].remove(taken)
         writers.append({taken})

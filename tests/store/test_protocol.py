@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,21 +23,24 @@ from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.serve.client import Base, ClientOptions, StoreClient
-from hvd_async.store.serve.liveness import Heartbeat, Silence
+from hvd_async.store.serve.liveness import Heartbeat, Silence, WorkerWatch
 from hvd_async.store.serve.returns import Returns
-from hvd_async.store.serve.server import ServerOptions, StopTimeoutError, StoreServer
+from hvd_async.store.serve.server import ServerOptions, StoreServer
+from hvd_async.store.serve.stopping import StopTimeoutError
 from hvd_async.store.wire.layout import (
     IDLE,
-    MAX_RETURNED,
+    MAX_HELD,
     NUM_PROVISIONAL,
     NUM_RETURNS,
     Layout,
+    LifeWord,
     SlotWord,
     Word,
     WorkerState,
     WorkerWord,
 )
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
+from hvd_async.system.process_state import scope_of_ids
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd, value_of
 from tests.store.workers import Pull, Recorder, Workers
@@ -53,7 +58,7 @@ def make_workers(
     memory_type: Callable[[Layout], ThreadMemory] = ThreadMemory,
     **settings: Any,
 ) -> Workers:
-    names = ("observer", "server", "after_step", "gradient", "optimizer", "abandons")
+    names = ("observer", "server", "after_step", "gradient", "optimizer", "abandons", "dies")
     others = {key: settings.pop(key) for key in names if key in settings}
     strategy = asynchronous(**{"reduction": "sum", **settings})
     memory = memory_type(Layout(size, num_workers, num_buffers, num_provisional=num_provisional(strategy)))
@@ -322,18 +327,91 @@ def test_workers_that_wait_end_when_the_last_one_has_left() -> None:
 
 def test_more_batches_are_returned_than_the_ring_has_room_for() -> None:
     memory = ThreadMemory(Layout(1, 4))
-    returns, client = Returns(memory), StoreClient([memory], 3, ClientOptions())
+    returns, client = Returns(memory, ClaimOrder(), None), StoreClient([memory], 3, ClientOptions())
+    expected = list(range(3 * MAX_HELD))
     for worker in range(3):
-        StoreClient([memory], worker, ClientOptions()).leave(range(100 * worker, 100 * worker + MAX_RETURNED))
-        returns.take_from(worker)
-    expected = [100 * worker + number for worker in range(3) for number in range(MAX_RETURNED)]
+        leaving = StoreClient([memory], worker, ClientOptions())
+        assert [leaving.claim() for _ in range(MAX_HELD)] == expected[worker * MAX_HELD : (worker + 1) * MAX_HELD]
+        leaving.leave()
+        returns.take_from(worker, lambda batch: False)
+
+    def claim() -> int:
+        batch = client.claim()
+        client.let_go(batch)
+        return batch
+
+    new = 3 * MAX_HELD
     assert len(expected) > NUM_RETURNS and returns.open() == expected
     assert returns.give() and not returns.give()
-    found = [client.claim() for _ in range(NUM_RETURNS)]
-    assert client.claim() == 0 and not returns.are_all_taken()  # a new batch, until the store writes more
+    found = [claim() for _ in range(NUM_RETURNS)]
+    assert claim() == new and not returns.is_nothing_open()  # a new batch, until the store writes more
     assert returns.give()
-    found += [client.claim() for _ in range(len(expected) - NUM_RETURNS)]
-    assert found == expected and returns.are_all_taken() and returns.open() == [] and client.claim() == 1
+    found += [claim() for _ in range(len(expected) - NUM_RETURNS)]
+    assert found == expected and returns.is_nothing_open() and returns.open() == [] and claim() == new + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("where", ["claiming", "claimed", "writing", "pushed"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"arrivals_per_update": 1}, {"arrivals_per_update": "workers"}, {"lockstep": True}, {"max_staleness": 1}],
+    ids=str,
+)
+def test_a_run_goes_on_without_workers_that_die_anywhere(settings: dict[str, Any], where: str, seed: int) -> None:
+    chance = random.Random(seed)
+    num_batches = chance.choice([9, 40])
+    ends_at = {worker: chance.randrange(num_batches // 4) for worker in range(2)}
+
+    def dies(worker: int, num_steps: int) -> str:
+        return where if ends_at.get(worker) == num_steps else ""
+
+    options = ServerOptions(least_workers=1, num_batches=num_batches)
+    workers = make_workers(
+        4, num_batches, seed=seed, dies=dies, abandons=lambda worker, num_steps: 0, server=options, **settings
+    )
+    workers.run().check()
+    assert sorted(workers.observer.batches) == list(range(num_batches))
+    lost = sorted(worker for worker, _, _ in workers.observer.losses)
+    assert lost == sorted(workers.deaths) and workers.memory.load(Word.NUM_LOST) == len(lost)
+    assert all(f"worker {worker} failed" in reason for worker, reason, _ in workers.observer.losses)
+
+
+def test_with_too_few_workers_left_the_run_ends_and_the_store_is_whole() -> None:
+    options = ServerOptions(least_workers=2, num_batches=30)
+    workers = make_workers(
+        2, 30, dies=lambda worker, num_steps: "claimed" * (worker == 1 and num_steps == 3), server=options
+    )
+    workers.run()
+    with pytest.raises(
+        PeerError, match=r"worker 1 failed; .*: 1 workers are left, expected at least 2 \(strategy.min_workers\)"
+    ):
+        raise workers.failures["store"]
+
+
+def test_nothing_that_a_dismissed_worker_pushes_counts() -> None:
+    options, has_pushed = ServerOptions(least_workers=1, num_batches=6), threading.Event()
+
+    def after_step(client: StoreClient, worker: int, num_steps: int) -> bool:
+        if worker == 0 and num_steps == 1:
+            assert has_pushed.wait(60.0)
+        if worker == 1 and num_steps == 1:
+            workers._die(1)
+            while not workers.memory.load(workers.memory.layout.worker_word(1, WorkerWord.DISMISSED)):
+                time.sleep(0.001)
+            assert client.claim() < 6
+            with pytest.raises(PeerError, match="worker 1 was taken for dead"):
+                client.push(torch.full((3,), 1e6), [arrival(5, worker=1)])
+            word = workers.memory.layout.slot_word(1, SlotWord.PUSHED)
+            workers.memory.store(word, workers.memory.load(word) + 1)  # a push that began before
+            has_pushed.set()
+            return False
+        return True
+
+    workers = make_workers(
+        2, 6, arrivals_per_update=1, after_step=after_step, server=options, abandons=lambda worker, num_steps: 0
+    )
+    workers.run().check()
+    assert sorted(workers.observer.batches) == list(range(6)) and len(workers.observer.losses) == 1
 
 
 # --- Scripts: one thread, and the store's turns counted -----------------------------------------------------------------
@@ -912,24 +990,38 @@ def test_the_store_gives_up_on_a_worker_that_is_silent() -> None:
         server.serve(lambda: None)
 
 
-def test_the_store_distinguishes_a_dead_process_from_one_that_is_still_starting() -> None:
+def test_the_store_distinguishes_a_dead_process_from_one_of_another_namespace() -> None:
+    """Process ids of a container of its own mean nothing here."""
     memory = ThreadMemory(Layout(4, 1))
-    store, observer = make_store(asynchronous(), memory=memory), Recorder()
-    server = StoreServer(store, memory, observer, ServerOptions(near_workers=frozenset([0])))
-    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    word = memory.layout.worker_word(0, WorkerWord.PROCESS)
-    memory.store(word, 2**22 + 1)  # a process id never seen on this machine: it may stem from another process namespace
+    process, scope = (
+        memory.layout.worker_word(0, WorkerWord.HEARTBEAT + word) for word in (LifeWord.PROCESS, LifeWord.SCOPE)
+    )
+    watch, other = WorkerWatch(memory, 600.0), WorkerWatch(memory, 600.0)
+    assert watch._why_dead(0) == ""  # it has not come yet
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    memory.store(scope, scope_of_ids() + 1)
+    memory.store(process, gone.pid)
+    assert other._why_dead(0) == ""
+    memory.store(scope, scope_of_ids())  # never seen alive
+    assert watch._why_dead(0) == f"worker 0 is dead: its process {gone.pid} is gone"
 
-    def stop_requested() -> StopNotice | None:
-        if memory.load(word) != gone.pid:
-            memory.store(word, gone.pid)
-        elif server._workers._processes:
-            gone.kill()
-            gone.wait()
-        return None
 
-    with gone, pytest.raises(PeerError, match=f"worker 0 is dead: its process {gone.pid} is gone"):
-        server.serve(stop_requested)
+def test_a_near_worker_that_is_stopped_is_dead_after_the_timeout_and_one_that_is_busy_is_not() -> None:
+    memory = ThreadMemory(Layout(4, 1))
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        StoreClient([memory], 0, ClientOptions())
+        memory.store(memory.layout.worker_word(0, WorkerWord.HEARTBEAT + LifeWord.SCOPE), scope_of_ids())
+        memory.store(memory.layout.worker_word(0, WorkerWord.HEARTBEAT + LifeWord.PROCESS), busy.pid)
+        watch, hasty = WorkerWatch(memory, 0.3), WorkerWatch(memory, 0.3, hang_timeout_seconds=0.6)
+        until(lambda: "hangs: no sign of life for" in hasty._why_dead(0))
+        assert watch._why_dead(0) == ""  # it may hold Python's lock
+        busy.send_signal(signal.SIGSTOP)
+        until(lambda: f"process {busy.pid} is stopped for" in watch._why_dead(0))
+        memory.store(memory.layout.worker_word(0, WorkerWord.HEARTBEAT), 1)
+        assert watch._why_dead(0) == ""  # it went on meanwhile
+        watch.end(0)
+        assert busy.wait() == -signal.SIGKILL
 
 
 def test_a_worker_that_ignores_a_request_to_stop_is_waited_for_as_long_as_configured() -> None:

@@ -17,7 +17,7 @@ from hvd_async.store.schedule import is_synchronous
 from hvd_async.store.serve.client import Base, ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.serve.server import ServerOptions, StoreServer
-from hvd_async.store.wire.layout import Word, WorkerWord
+from hvd_async.store.wire.layout import CLAIMING, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.stop import StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import arrival, make_store, sgd
@@ -36,6 +36,7 @@ class Recorder:
     evaluations: list[tuple[int, list[float]]] = field(default_factory=list)
     endings: list[StopNotice | None] = field(default_factory=list)
     rescues: list[StopNotice | None] = field(default_factory=list)
+    losses: list[tuple[int, str, list[int]]] = field(default_factory=list)
 
     def started(self, store: ParameterStore) -> None:
         pass
@@ -57,6 +58,9 @@ class Recorder:
 
     def ended(self, notice: StopNotice | None) -> None:
         self.endings.append(notice)
+
+    def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
+        self.losses.append((worker, reason, list(returned)))
 
     def settle(self) -> None:
         pass
@@ -113,8 +117,12 @@ class Workers:
     after_step: Callable[[StoreClient, int, int], bool] = lambda client, worker, num_steps: True
     """Called by a worker between its steps; if it returns False, the worker leaves."""
     abandons: Callable[[int, int], int] | None = None
-    """Of worker and number of its steps: 0, or how many batches the worker then claims and returns as it leaves. Workers without
-    a batch wait for these."""
+    """Of worker and number of its steps: 0, or how many batches the worker then claims before it leaves. Workers without a batch
+    wait for these."""
+    dies: Callable[[int, int], str] = lambda worker, num_steps: ""
+    """Of worker and number of its steps: where the worker stops without another word: `claiming`, `claimed`, `writing` or
+    `pushed`; empty: it lives on."""
+    deaths: list[int] = field(default_factory=list)
     failures: dict[str, BaseException] = field(default_factory=dict)
     pulls: dict[int, list[Pull]] = field(default_factory=dict)
     notice: StopNotice | None = None
@@ -165,13 +173,23 @@ class Workers:
         num_steps = 0
         client.join()
         self._pull(client, worker, parameters)
-        returned: list[int] = []
         while client.stop_notice() is None and self.after_step(client, worker, num_steps):
             if self.abandons is not None and (number := self.abandons(worker, num_steps)):
-                returned = [batch for batch in (client.claim() for _ in range(number)) if batch < self.num_batches]
+                for _ in range(number):
+                    if (claimed := client.claim()) >= self.num_batches:
+                        client.let_go(claimed)
                 break
+            death = self.dies(worker, num_steps)
+            if death == "claiming":
+                self.memory.store(self.memory.layout.worker_word(worker, WorkerWord.HELD + 7), CLAIMING)
+                if num_steps % 2:
+                    self.memory.fetch_add(Word.CLAIMS, 1)
+                return self._die(worker)
             batch: int | None = client.claim()
+            if death == "claimed":
+                return self._die(worker)
             if batch is not None and batch >= self.num_batches:
+                client.let_go(batch)
                 if self.abandons is None:
                     break
                 client.idle()
@@ -183,14 +201,24 @@ class Workers:
                 pass
             base = client.base
             given = arrival(batch, worker=worker, base_version=base.version, provisional=base.provisional)
+            if death == "writing":
+                client._writer.write(self.gradient(batch), worker)
+                return self._die(worker)
             client.push(self.gradient(batch), [given])
+            if death == "pushed":
+                return self._die(worker)
             num_steps += 1
             if is_synchronous(self.strategy, base.version):
                 client.wait_released()
             elif pace.random() < 0.5:  # real strategies always wait here; the protocol must hold without it too
                 client.wait_drained()
             self._pull(client, worker, parameters)
-        client.leave(returned)
+        client.leave()
+
+    def _die(self, worker: int) -> None:
+        """Be dead to the store, as a process that is gone is: the store looks at the state, which a process that fails writes."""
+        self.deaths.append(worker)
+        self.memory.store(self.memory.layout.worker_word(worker, WorkerWord.STATE), WorkerState.FAILED)
 
     def _pull(self, client: StoreClient, worker: int, parameters: torch.Tensor) -> None:
         client.pull(parameters)

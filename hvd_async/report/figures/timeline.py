@@ -41,6 +41,7 @@ class _Panel:
     num_workers: int
     start: float
     spans: Sequence[Span]
+    losses: Sequence[tuple[int, float]]
 
 
 def draw_timeline(name: str, rows: Sequence[Row], window: TimeWindow | None = None) -> Figure | None:
@@ -65,7 +66,8 @@ def _panel(row: Row, history: History, window: TimeWindow | None, length: float)
     start = window.start_seconds if window is not None else max(0.0, (history.seconds - length) / 2.0)
     spans = [span for span in history.spans(start, start + length) if span.worker is None or span.worker < _MOST_LANES]
     title = f"{short(row.variant, 90)}, seed {row.runs[0].config.seed}, from {number_format.seconds(start)} s on"
-    return _Panel(title, row.is_synchronous, min(history.num_workers, _MOST_LANES), start, spans)
+    losses = [each for each in history.losses if each[0] < _MOST_LANES and start <= each[1] < start + length]
+    return _Panel(title, row.is_synchronous, min(history.num_workers, _MOST_LANES), start, spans, losses)
 
 
 def _draw(name: str, panels: Sequence[_Panel], length: float, *, has_window: bool) -> Figure:
@@ -100,6 +102,8 @@ def _draw(name: str, panels: Sequence[_Panel], length: float, *, has_window: boo
         caption = (
             f"What all workers did in {number_format.seconds(length)} s{where}: a lane for each, and one for the store."
         )
+        if any(panel.losses for panel in panels):
+            caption += " A cross: the worker died, and the run went on without it."
         if any(panel.num_workers == _MOST_LANES for panel in panels):
             caption += f" Of more than {_MOST_LANES} workers, only the first are shown."
         return finish(canvas, name, caption, "The first run of each variant; totals are in the table of shares.")
@@ -127,4 +131,6 @@ def _draw_panel(axes: Axes, panel: _Panel, top: float, length: float) -> None:
             linewidth=1.0 if is_thin else 0.4,
             zorder=3 if is_thin else 2,
         )
+    for worker, seconds in panel.losses:
+        axes.plot(seconds - panel.start, top + worker, marker="x", color="black", markersize=8, markeredgewidth=2, zorder=4)
     axes.text(0.0, top - 0.65, panel.title, va="bottom", fontsize=9.5)

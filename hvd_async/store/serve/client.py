@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from hvd_async.config import PushConfig
+from hvd_async.errors import DismissedError
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.ledger import ClaimOrder
+from hvd_async.store.serve.claims import Claims
 from hvd_async.store.serve.liveness import Periodic, wait_until, watch_store
 from hvd_async.store.wire import arrival_words, evaluation_words
-from hvd_async.store.wire.layout import IDLE, NUM_PROVISIONAL, SlotWord, StoreWindow, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import (
+    IDLE,
+    NUM_PROVISIONAL,
+    SlotWord,
+    StoreWindow,
+    Word,
+    WorkerState,
+    WorkerWord,
+)
 from hvd_async.store.wire.slots import SlotWriter, split
 from hvd_async.store.wire.stop import StopNotice, read_stop
 
@@ -86,6 +95,7 @@ class StoreClient:
         self._has_next_base = False
         self._touch = touch
         self._reported = 0
+        self._claims = Claims(self._window, worker, options.claim_order)
 
     @property
     def version(self) -> int:
@@ -99,21 +109,17 @@ class StoreClient:
 
     def join(self) -> None:
         """Announce this worker to the store, and wait until the store has published its first version."""
-        self._set(WorkerWord.PROCESS, os.getpid())
         self._set(WorkerWord.STATE, WorkerState.ACTIVE)
         self._wait(lambda: self._window.load(Word.READY) != 0)
 
-    def leave(self, returned: Sequence[int] = (), *, is_slot_shared: bool = False) -> None:
-        """Tell the store that this worker will push no more. A gradient in the slot still counts.
+    def leave(self, is_slot_shared: bool = False) -> None:
+        """Tell the store that this worker will push no more. A gradient in the slot still counts; batches that it holds go to
+        other workers.
 
-        `returned`: batches that it has claimed and not pushed, at most `MAX_RETURNED`, for other workers. `is_slot_shared`:
-        other workers continue to use the slot.
+        `is_slot_shared`: other workers continue to use the slot.
         """
         if not is_slot_shared:
             self.idle()
-        for number, batch in enumerate(returned, start=1):
-            self._set(WorkerWord.RETURNED + number, batch)
-        self._set(WorkerWord.RETURNED, len(returned))
         self._set(WorkerWord.STATE, WorkerState.LEFT)
         self._window.ring(Word.STORE_BELL)
 
@@ -136,11 +142,14 @@ class StoreClient:
         self._under_way = version
 
     def claim(self) -> int:
-        """Return the number of the next batch, which no other worker gets. Does not block."""
-        returned = self._take_returned()
-        if returned is not None:
-            return returned
-        return self._options.claim_order.batch(self._window.fetch_add(Word.CLAIMS, 1))
+        """Return the number of the next batch, which no other worker gets while this one lives and holds it: see `let_go`. At
+        most `MAX_HELD` are held at a time. Does not block."""
+        return self._claims.claim()
+
+    def let_go(self, batch: int) -> None:
+        """Hold `batch` no more, if this worker does: it was pushed, perhaps with those of the node, or there is none of this
+        number."""
+        self._claims.let_go(batch)
 
     def wait_for_returned(self, stop_requested: Callable[[], StopNotice | None]) -> int | None:
         """Wait, when there are no more batches, for one that another worker returns; return it, or None if there cannot be any,
@@ -161,20 +170,11 @@ class StoreClient:
             self._set(WorkerWord.STATE, WorkerState.ACTIVE)
             if self.stop_notice() is not None:
                 return None
-            batch = self._take_returned()
-            if batch is not None or self._window.load(Word.NOTHING_OPEN):
+            batch = self._claims.claim_returned()
+            if batch is not None:
                 return batch
-
-    def _take_returned(self) -> int | None:
-        """Claim a batch that another worker returned, if there is one."""
-        given, taken = self._window.load_words(Word.GIVEN_AGAIN, 2)
-        while taken < given:
-            batch = self._window.load(self._layout.given_word(taken))
-            before = self._window.compare_swap(Word.TAKEN_AGAIN, taken, taken + 1)
-            if before == taken:
-                return batch
-            given, taken = self._window.load_words(Word.GIVEN_AGAIN, 2)
-        return None
+            if self._window.load(Word.NOTHING_OPEN):
+                return None
 
     def push(self, gradient: torch.Tensor, arrivals: Sequence[Arrival]) -> None:
         """Write `gradient` and its description into the slot, waiting until the slot is free.
@@ -183,6 +183,7 @@ class StoreClient:
         the gradients of `arrivals`, which must not be more than the slot has room to describe.
         """
         self._touch()
+        self._check_dismissed()
         if self._freed != self._pushed and not self._is_free():
             self._set_slot(SlotWord.WANTED, self._pushed + 1)
             self._window.ring(Word.STORE_BELL)
@@ -196,7 +197,17 @@ class StoreClient:
         # After PUSHED, so that at every moment the gradient counts as under way: as announced, or as in the slot.
         self._announce_base(self._under_way)
         self._withdraw_next_base()
+        for arrival in arrivals:
+            self.let_go(arrival.batch)
         self._window.ring(Word.STORE_BELL)
+
+    def _check_dismissed(self) -> None:
+        """Raise `DismissedError` if the store takes this worker for dead: it must not push any more."""
+        if self._get(WorkerWord.DISMISSED):
+            raise DismissedError(
+                f"worker {self._worker} was taken for dead, since it showed no sign of life for too long; the run goes on without"
+                " it (strategy.worker_timeout_seconds)"
+            )
 
     def wait_drained(self) -> None:
         """Wait until the store has taken the last gradient in and, if it completed an update, published the new version."""
@@ -388,6 +399,7 @@ class StoreClient:
         def look_around() -> None:
             self.stop_notice()
             self._touch()
+            self._check_dismissed()
             store.check()
 
         wait_until(

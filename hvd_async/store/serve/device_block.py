@@ -140,6 +140,9 @@ class DeviceMemory(DeviceWindow):
         if self.host_slots:
             self._copy(offset, num_bytes, to_device=False)
 
+    def dead_ranks(self) -> frozenset[int]:
+        return self._host_memory.dead_ranks()
+
     def _copy(self, offset: int, num_bytes: int, *, to_device: bool) -> None:
         here = self._host_memory.vector(offset, num_bytes, torch.uint8)
         there = self._on_device(offset, num_bytes, torch.uint8)

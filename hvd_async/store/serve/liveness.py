@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection
 from types import TracebackType
 
 from hvd_async.errors import PeerError
-from hvd_async.store.wire.layout import StoreWindow, Word, WorkerWord
+from hvd_async.store.wire.layout import LifeWord, StoreWindow, Word, WorkerWord
+from hvd_async.system.process_state import scope_of_ids, state_of
 
 # A heartbeat of a rank on another node costs a network round trip.
 _BEAT_SECONDS = 0.25
@@ -22,19 +24,23 @@ _BEAT_SECONDS = 0.25
 _SLEEP_SECONDS = 0.02
 # Interval between checks of the workers: a launcher may leave only a second to save the run after a worker was killed.
 _LOOK_SECONDS = 0.1
+# A rank whose heartbeat is late is looked for among the processes of this host.
+_LATE_SECONDS = 2 * _BEAT_SECONDS
+_HUNG = -1
+"""A heartbeat in its place: this process lives, but has hung for longer than its limit."""
 
 
 class Heartbeat:
     """Counts a control word up in a thread of its own while this process lives, whatever its other threads do; a context
     manager.
 
-    A long step, an evaluation or a slow disk does not stop the heartbeat. It stops when its owner has not called `touch` for
-    `hang_timeout_seconds`, which counts as hung. It continues after an exception, while the state is saved and until the
-    process ends.
+    A long step, an evaluation or a slow disk does not stop the heartbeat. When its owner has not called `touch` for
+    `hang_timeout_seconds`, the word says that it hangs. The heartbeat continues after an exception, while the
+    state is saved and until the process ends.
     """
 
     def __init__(self, window: StoreWindow, word: int, hang_timeout_seconds: float = 3600.0) -> None:
-        """`word` of `window` is written by this heartbeat alone. No thread is started yet."""
+        """`word`: the first `LifeWord` of this rank in `window`, which this heartbeat alone writes. No thread is started yet."""
         self._window = window
         self._word = word
         self._hang_timeout_seconds = hang_timeout_seconds
@@ -44,6 +50,8 @@ class Heartbeat:
 
     def __enter__(self) -> Heartbeat:
         """Write the first heartbeat, and start the thread."""
+        self._window.store(self._word + LifeWord.SCOPE, scope_of_ids())
+        self._window.store(self._word + LifeWord.PROCESS, os.getpid())
         self._window.store(self._word, 1)
         self._thread.start()
         return self
@@ -61,12 +69,11 @@ class Heartbeat:
     def _run(self) -> None:
         count = 1
         while not self._is_over.wait(_BEAT_SECONDS):
-            if time.monotonic() - self._touched > self._hang_timeout_seconds:
-                continue
+            is_hung = time.monotonic() - self._touched > self._hang_timeout_seconds
             count += 1
             # The thread that works with the window meets the same error, and reports it.
             with contextlib.suppress(Exception):
-                self._window.store(self._word, count)
+                self._window.store(self._word, _HUNG if is_hung else count)
 
 
 class Silence:
@@ -85,43 +92,62 @@ class Silence:
         return now - self._since
 
 
-def is_alive(process: int) -> bool:
-    """Whether the process with this id lives on this host; a zombie does not."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # another user's process
-    with contextlib.suppress(OSError, IndexError):
-        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    return True
+class RankProcess:
+    """The process of another rank, which may be on another host."""
+
+    def __init__(self, window: StoreWindow, heartbeat: int) -> None:
+        """`heartbeat`: the first of the rank's `LifeWord`s in `window`."""
+        self._window = window
+        self._heartbeat = heartbeat
+        self.id: int | None = None
+        """Its id, if `state` has found that it has a meaning here."""
+        self._is_far = False
+
+    def state(self) -> str | None:
+        """Return the state of the process, see `state_of`; None if it cannot be seen from here, or has not started."""
+        if self._is_far:
+            return None
+        if self.id is None:
+            process = self._window.load(self._heartbeat + LifeWord.PROCESS)
+            if process == 0:
+                return None
+            scope = self._window.load(self._heartbeat + LifeWord.SCOPE)
+            self._is_far = scope == 0 or scope != scope_of_ids()
+            if self._is_far:
+                return None
+            self.id = process
+        return state_of(self.id)
 
 
 class HeartbeatWatch:
-    """Decides whether another rank is alive, by the control word that its `Heartbeat` counts up."""
+    """Decides whether another rank is alive, by the control word that its `Heartbeat` counts up, and by its process if that can
+    be seen."""
 
     def __init__(self, window: StoreWindow, word: int, who: str, timeout_seconds: float) -> None:
-        """The rank counts as alive now. `who` names it in messages."""
+        """The rank counts as alive now. `who` names it in messages; `word` is its first `LifeWord`."""
         self._window = window
         self._word = word
+        self._process = RankProcess(window, word)
         self._who = who
         self._timeout_seconds = timeout_seconds
         self._silence = Silence()
 
-    def is_silent(self) -> bool:
-        """Whether the rank has shown no heartbeat for the time limit."""
-        return self._silence.seconds(self._window.load(self._word)) > self._timeout_seconds
+    def why_dead(self) -> str:
+        """Return why the rank counts as dead; empty if it does not."""
+        silence = self._silence.seconds(self._window.load(self._word))
+        if silence > self._timeout_seconds:
+            return (
+                f"{self._who} gave no sign of life for {self._timeout_seconds:.0f} s (strategy.store_timeout_seconds); its rank"
+                " is dead, stopped or starved of a core"
+            )
+        if silence > _LATE_SECONDS and self._process.state() == "":
+            return f"{self._who} is dead: its process {self._process.id} is gone"
+        return ""
 
     def check(self) -> None:
-        """Raise `PeerError` if the rank is silent; a part of the parameters is then lost."""
-        if self.is_silent():
-            raise PeerError(
-                f"{self._who} gave no sign of life for {self._timeout_seconds:.0f} s (strategy.store_timeout_seconds); its rank"
-                " is dead, stopped or starved of a core",
-                is_state_lost=True,
-            )
+        """Raise `PeerError` if the rank counts as dead; a part of the parameters is then lost."""
+        if reason := self.why_dead():
+            raise PeerError(reason, is_state_lost=True)
 
 
 def watch_store(window: StoreWindow, timeout_seconds: float, who: str = "the store") -> HeartbeatWatch:
@@ -172,41 +198,83 @@ def wait_until(
 class WorkerWatch:
     """Decides whether the workers of a run are alive, on the store's rank. Used by one thread."""
 
-    def __init__(self, window: StoreWindow, timeout_seconds: float, near_workers: Collection[int]) -> None:
-        """`near_workers`: the workers on this host, whose processes can be checked."""
+    def __init__(
+        self,
+        window: StoreWindow,
+        timeout_seconds: float,
+        hang_timeout_seconds: float = 3600.0,
+        ended_workers: Callable[[], Collection[int]] = lambda: (),
+    ) -> None:
+        """Workers whose process can be seen from here count as dead if it is gone, or stopped for `timeout_seconds`; one that
+        lives may be silent, since it holds Python's lock or has no core, for `hang_timeout_seconds`. Others may be silent for
+        `timeout_seconds`; `ended_workers` returns those of which MPI knows that they are dead."""
         self._window = window
         self._timeout_seconds = timeout_seconds
-        self._near_workers = near_workers
-        self._silences = {worker: Silence() for worker in range(window.layout.num_workers)}
-        self._processes: dict[int, int] = {}  # of near workers that were seen alive
+        self._hang_timeout_seconds = hang_timeout_seconds
+        self._ended_workers = ended_workers
+        layout = window.layout
+        self._silences = {worker: Silence() for worker in range(layout.num_workers)}
+        self._processes = {
+            worker: RankProcess(window, layout.worker_word(worker, WorkerWord.HEARTBEAT)) for worker in self._silences
+        }
         self._looked = 0.0
 
     def check(self, workers: Collection[int]) -> None:
-        """Raise `PeerError` if one of `workers` has shown no heartbeat for the time limit, or its process is gone.
+        """Raise `PeerError` if one of `workers` is dead, or counts as dead."""
+        for reason in self.find_dead(workers).values():
+            raise PeerError(f"{reason}; the store's state is saved")
 
-        Calls shortly after a check do nothing."""
+    def find_dead(self, workers: Collection[int]) -> dict[int, str]:
+        """Return why each of `workers` counts as dead that is dead, or whose process `end` can end.
+
+        Raises `PeerError` for one that is silent on another host, and may live and come back. Calls shortly after another do
+        nothing.
+        """
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
-            return
+            return {}
         self._looked = now
-        for worker in sorted(workers):
-            silence = self._silences[worker].seconds(self._load(worker, WorkerWord.HEARTBEAT))
-            if silence > self._timeout_seconds:
-                raise PeerError(
-                    f"worker {worker} gave no sign of life for {silence:.0f} s (strategy.worker_timeout_seconds); it is dead,"
-                    " stopped or starved of a core, or a step lasted longer than strategy.hang_timeout_seconds"
-                )
-            if worker in self._near_workers:
-                self._check_process(worker)
+        found = {worker: self._why_dead(worker) for worker in sorted(workers)}
+        return {worker: reason for worker, reason in found.items() if reason}
 
-    def _check_process(self, worker: int) -> None:
-        process = self._processes.get(worker) or self._load(worker, WorkerWord.PROCESS)
-        if process == 0:
-            return
-        if is_alive(process):
-            self._processes[worker] = process
-        elif worker in self._processes:  # else the worker may have another process namespace, as in a container of its own
-            raise PeerError(f"worker {worker} is dead: its process {process} is gone; the store's state is saved")
+    def end(self, worker: int) -> None:
+        """End the process of `worker`, which counts as dead, if it lives on this host: it may only be stopped."""
+        process = self._processes[worker].id
+        if process is not None and process != os.getpid():  # in this process a worker is a thread
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+    def _why_dead(self, worker: int) -> str:
+        """Return why `worker` counts as dead; empty if it does not."""
+        heartbeat = self._load(worker, WorkerWord.HEARTBEAT)
+        silence = self._silences[worker].seconds(heartbeat)
+        state, process = self._processes[worker].state(), self._processes[worker].id
+        if state is None:
+            return self._why_dead_elsewhere(worker, heartbeat, silence)
+        if state == "":
+            return f"worker {worker} is dead: its process {process} is gone"
+        if heartbeat == _HUNG:
+            return f"worker {worker} hangs: a step or an evaluation took longer than strategy.hang_timeout_seconds"
+        if state == "T" and silence > self._timeout_seconds:
+            return f"worker {worker}: its process {process} is stopped for {silence:.0f} s (strategy.worker_timeout_seconds)"
+        if silence > self._hang_timeout_seconds:
+            return f"worker {worker} hangs: no sign of life for {silence:.0f} s (strategy.hang_timeout_seconds)"
+        return ""
+
+    def _why_dead_elsewhere(self, worker: int, heartbeat: int, silence: float) -> str:
+        if worker in self._ended_workers():
+            return f"worker {worker} is dead: its rank on another host has ended"
+        fault = ""
+        if heartbeat == _HUNG:
+            fault = "hangs: a step or an evaluation took longer than strategy.hang_timeout_seconds"
+        elif silence > self._timeout_seconds:
+            fault = (
+                f"gave no sign of life for {silence:.0f} s (strategy.worker_timeout_seconds); it is dead, stopped or starved of a"
+                " core, or the network is broken"
+            )
+        if fault:
+            raise PeerError(f"worker {worker} {fault}; the store's state is saved")
+        return ""
 
     def _load(self, worker: int, word: int) -> int:
         return self._window.load(self._window.layout.worker_word(worker, word))

@@ -6,18 +6,20 @@ checkpoints); the loop only calls it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
-from hvd_async.errors import HvdAsyncError, PeerError
+from hvd_async.errors import HvdAsyncError
 from hvd_async.store.arrival import Arrival, Refusal, Update
+from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.observer import Observer
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.evaluations import EvaluationDesk
 from hvd_async.store.serve.liveness import WorkerWatch
+from hvd_async.store.serve.lost_workers import LostWorkers
 from hvd_async.store.serve.provisional import ProvisionalPublisher
 from hvd_async.store.serve.returns import Returns
+from hvd_async.store.serve.stopping import StopDesk, is_stopped, is_too_late
 from hvd_async.store.wire import arrival_words
 from hvd_async.store.wire.layout import IDLE, SlotWord, StoreMemory, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import read_slot
@@ -35,14 +37,15 @@ class ServerOptions:
     last_version: int | None = None
     first_evaluation: int = 0
     evaluate_every: int = 0
-    worker_timeout_seconds: float = 600.0
+    worker_timeout_seconds: float = 30.0
+    hang_timeout_seconds: float = 3600.0
     stop_timeout_seconds: float = 60.0
-    near_workers: frozenset[int] = frozenset()
-    """Workers on the store's host, whose processes can be checked."""
-
-
-class StopTimeoutError(PeerError):
-    """Raised if some ranks did not answer a request to stop; the work of the others can be saved."""
+    ended_workers: Callable[[], Collection[int]] = lambda: ()
+    """Returns the workers of which MPI knows that they are dead."""
+    least_workers: int | None = None
+    """The run goes on without workers that die while at least so many are left; None: it ends with the first."""
+    num_batches: int | None = None
+    claim_order: ClaimOrder = field(default_factory=ClaimOrder)
 
 
 class StoreServer:
@@ -67,7 +70,8 @@ class StoreServer:
         num_workers, num_slots = self._layout.num_workers, self._layout.slots
         self._present = set(range(num_workers))
         self._waiting: set[int] = set()  # workers of these that wait for batches that others return
-        self._returns = Returns(memory)
+        self._closed: set[int] = set()  # slots of workers that are dismissed
+        self._returns = Returns(memory, options.claim_order, options.num_batches)
         self._drained = [0] * num_slots  # number of pushes taken in, per slot
         self._freed = [0] * num_slots
         self._to_drain: list[int] = []  # slots that were taken in, and whose DRAINED has not risen yet
@@ -76,9 +80,10 @@ class StoreServer:
         self._unreported: list[Update] = []
         self._provisional = ProvisionalPublisher(store, memory)
         self._evaluations = EvaluationDesk(memory, observer)
-        self._workers = WorkerWatch(memory, options.worker_timeout_seconds, options.near_workers)
+        watch = WorkerWatch(memory, options.worker_timeout_seconds, options.hang_timeout_seconds, options.ended_workers)
+        self._lost = LostWorkers(memory, watch, options.least_workers)
         self._turn = 0
-        self._stopping_since: float | None = None
+        self._stopping = StopDesk(memory, options.stop_timeout_seconds)
 
     def serve(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
         """Serve until every worker has left, and return the reason: None when the data ended.
@@ -92,8 +97,8 @@ class StoreServer:
         while self._present:
             heard = self._memory.heard(Word.STORE_BELL)
             self._touch()
-            self._workers.check(self._present)
-            self._check_stopping()
+            self._lost.look(self._present)
+            self._stopping.check(self._present)
             notice = self._pass_on(stop_requested())
             self._store.set_returned(self._returns.open())
             is_busy = self._serve_slots(notice) | self._evaluations.take(self._present)
@@ -121,8 +126,8 @@ class StoreServer:
 
     def _close(self) -> StopNotice | None:
         """Apply or drop the pending arrivals at the end of the data, have everything saved, and release the workers."""
-        notice = self._notice()
-        if not self._is_stopped(notice):
+        notice = read_stop(self._memory)
+        if not is_stopped(notice):
             self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
             self._observer.updating()
             self._announce_outcomes(self._store.finish())
@@ -184,17 +189,17 @@ class StoreServer:
     def _admitted(self, slot: int, notice: StopNotice | None) -> list[Arrival]:
         """Return the arrivals of the push that waits in `slot`; none if there is no push, or it may not be decided on
         yet."""
-        if self._get(slot, SlotWord.PUSHED) == self._drained[slot]:
+        if self._get(slot, SlotWord.PUSHED) == self._drained[slot] or slot in self._closed:
             return []
         arrivals = self._arrivals(slot)
-        return arrivals if self._is_too_late(notice) or self._store.admits(arrivals) else []
+        return arrivals if is_too_late(notice) or self._store.admits(arrivals) else []
 
     def _take_in(self, slot: int, arrivals: list[Arrival], notice: StopNotice | None) -> None:
         """Pass the push in `slot` to the store, which decides on it."""
         self._observer.received(arrivals)
         for arrival in arrivals:
             self._let_come_back(arrival.worker)
-        if self._is_too_late(notice):
+        if is_too_late(notice):
             self._store.refuse(arrivals, Refusal.AFTER_THE_END)
         else:
             largest = arrival_words.read_largest(self._memory, slot)
@@ -304,7 +309,7 @@ class StoreServer:
     def _under_way(self) -> list[int]:
         """Return the base versions of gradients that are being computed or wait in slots."""
         versions = []
-        for slot in range(self._layout.slots):
+        for slot in self._open_slots():
             # Read in this order, since a worker fills its slot before it announces another version.
             for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
                 announced = self._get(slot, word)
@@ -327,23 +332,24 @@ class StoreServer:
     def _follow_workers(self) -> None:
         """Note which workers have left, wait for batches that others return, or compute again."""
         for worker in sorted(self._present):
-            state = self._get_of(worker, WorkerWord.STATE)
-            notice = self._notice()  # read after STATE: if the worker left because of a notice, it is visible now
+            state = WorkerState.LEFT if worker in self._lost.dead else self._get_of(worker, WorkerWord.STATE)
+            notice = read_stop(self._memory)  # read after STATE: if the worker left because of a notice, it is visible now
             if state == WorkerState.ACTIVE:
                 self._let_come_back(worker)
                 continue
             if state not in (WorkerState.LEFT, WorkerState.WAITING):
                 continue
-            if self._has_undrained(worker) and not self._is_stopped(notice):
+            if self._has_undrained(worker) and not is_stopped(notice):
                 continue  # take in its last gradient first
-            if self._evaluations.has_open(worker):
+            if self._evaluations.has_open(worker) and worker not in self._lost.dead:
                 continue
             if state == WorkerState.LEFT:
                 self._present.discard(worker)
-                if notice is None:
-                    self._returns.take_from(worker)
+                returned = self._returns.take_from(worker, self._has_arrived) if notice is None else []
+                if worker in self._lost.dead:
+                    self._dismiss(worker, returned)
             # A stopped run will be resumed with all its workers, so the departure of one must not complete an update.
-            if not self._is_stopped(notice) and worker not in self._waiting:
+            if not is_stopped(notice) and worker not in self._waiting:
                 self._store.leave(worker)
                 self._store.set_returned(self._returns.open())
                 self._make_version()
@@ -352,9 +358,29 @@ class StoreServer:
                 self._waiting.add(worker)
             else:
                 self._waiting.discard(worker)
+        self._returns.find_lost_claims(self._present, self._has_arrived)
         if self._returns.give():
             self._ring_all()
         self._say_if_nothing_is_open()
+
+    def _dismiss(self, worker: int, returned: list[int]) -> None:
+        """Go on without `worker`, which is dead or must count so: its process is ended, or it is told before it pushes."""
+        self._lost.dismiss(worker)
+        self._closed.add(worker)
+        for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
+            self._set(worker, word, IDLE)
+        self._observer.lost(worker, self._lost.dead[worker], returned)
+
+    def _has_arrived(self, batch: int) -> bool:
+        """Whether the gradient of `batch` is in a slot, or has been decided on."""
+        waiting = (
+            self._arrivals(slot) for slot in self._open_slots() if self._get(slot, SlotWord.PUSHED) != self._drained[slot]
+        )
+        return any(arrival.batch == batch for arrivals in waiting for arrival in arrivals) or batch in self._store.ledger
+
+    def _open_slots(self) -> list[int]:
+        """Return the slots of workers that are not dismissed."""
+        return [slot for slot in range(self._layout.slots) if slot not in self._closed]
 
     def _let_come_back(self, worker: int) -> None:
         """Count `worker` again, if it was waiting for batches: it has got one."""
@@ -366,8 +392,12 @@ class StoreServer:
         """Release the workers that wait for batches, once no worker is left that could return one.
 
         A worker that takes a batch becomes active before: so first the batches are read, then the states, then the slots."""
-        if not self._waiting or self._waiting != self._present or not self._returns.are_all_taken():
+        if not self._waiting or self._waiting != self._present or not self._returns.is_nothing_open():
             return
+        if self._lost.dead:
+            self._returns.look_again()
+            if self._returns.find_lost_claims(self._present, self._has_arrived) or not self._returns.is_nothing_open():
+                return
         states = {self._get_of(worker, WorkerWord.STATE) for worker in self._present}
         if states == {WorkerState.WAITING} and not any(map(self._has_undrained, self._present)):
             self._memory.store(Word.NOTHING_OPEN, 1)
@@ -384,36 +414,10 @@ class StoreServer:
 
     def _pass_on(self, requested: StopNotice | None) -> StopNotice | None:
         """Return the run's stop notice; set it if `requested`, or if the run is to end."""
-        notice = self._notice()
         is_last = self._options.last_version is not None and self._store.version >= self._options.last_version
-        if notice is None and requested is None and (is_last or self._observer.is_finished()):
+        if requested is None and (is_last or self._observer.is_finished()):
             requested = StopNotice(StopKind.FINISHED, rank=0)
-        if notice is None and requested is not None:
-            before = self._memory.compare_swap(Word.STOP, 0, requested.to_word())  # the first request counts
-            notice = StopNotice.from_word(before) or requested
-        if self._is_stopped(notice) and self._stopping_since is None:
-            self._stopping_since = time.monotonic()
-        return notice
-
-    def _notice(self) -> StopNotice | None:
-        return read_stop(self._memory)
-
-    @staticmethod
-    def _is_stopped(notice: StopNotice | None) -> bool:
-        return notice is not None and not notice.is_end
-
-    @staticmethod
-    def _is_too_late(notice: StopNotice | None) -> bool:
-        return notice is not None and notice.kind is StopKind.FINISHED
-
-    def _check_stopping(self) -> None:
-        limit = self._options.stop_timeout_seconds
-        if self._stopping_since is not None and time.monotonic() - self._stopping_since > limit:
-            silent = ", ".join(map(str, sorted(self._present)))
-            raise StopTimeoutError(
-                f"worker {silent} did not answer a request to stop for {limit:.0f} s (strategy.stop_timeout_seconds); the"
-                " store's state is saved"
-            )
+        return self._stopping.pass_on(requested)
 
     # --- Words of the block. ------------------------------------------------------------------------------------------
 

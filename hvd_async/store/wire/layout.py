@@ -43,9 +43,7 @@ class Word(enum.IntEnum):
     NEXT_VERSION = 1  # store: the version that it is about to make; differs from VERSION during an update
     STOP = 2  # any rank, once: see `wire.stop`
     FAILED = 3  # any rank: which rank failed, see `wire.stop`; read together with STOP, and not overwritten by STOP
-    STORE_HEARTBEAT = 4  # store: counts up while it lives
-    EVALUATIONS_DUE = 5  # store: number of evaluations whose snapshot is on disk
-    READY = 6  # store, once: the first version is published
+    STORE_HEARTBEAT = 4  # store: see `LifeWord`
     SERVED = 7  # store, once: the run has ended, and everything that is to outlive it is saved
     CLAIMS = 8  # workers, by fetch-and-add: number of batches claimed
     EVALUATIONS = 9  # workers, by compare-and-swap: number of evaluations claimed
@@ -58,26 +56,38 @@ class Word(enum.IntEnum):
     EVALUATE_EVERY = 19  # store, once: versions between evaluations
     GIVEN_AGAIN = 26  # store: number of batches that workers returned, and that it has given out again
     TAKEN_AGAIN = 27  # workers, by compare-and-swap: number of these that are claimed
+    NUM_LOST = 29  # store: number of workers that are dismissed
     NOTHING_OPEN = 28  # store, once: no batch can be given out again any more
+    READY = 20  # store, once: the first version is published
+    EVALUATIONS_DUE = 21  # store: number of evaluations whose snapshot is on disk
     ORDERS = 24  # sequencer, in the block of another shard: number of orders written; set last
+
+
+class LifeWord(enum.IntEnum):
+    """Words by which others see that a rank lives, counted from its `HEARTBEAT`; the rank writes them."""
+
+    HEARTBEAT = 0  # counts up while the process lives
+    PROCESS = 1  # once: its process id
+    SCOPE = 2  # once, before the id: where this id has a meaning, see `scope_of_ids`
 
 
 class WorkerWord(enum.IntEnum):
     """Control words of one worker; the comment names the writer."""
 
     STATE = 0  # worker: see `WorkerState`
-    HEARTBEAT = 1  # worker: counts up while it lives
-    READING = 4  # worker: 1 + the version that it reads and whose buffer the store must not overwrite; else 0
-    PROCESS = 5  # worker, once: its process id
-    EVALUATED = 2  # worker: number of evaluations reported; set last
-    EVALUATED_VERSION = 3
+    HEARTBEAT = 1  # worker: see `LifeWord`
+    READING = 6  # worker: 1 + the version that it reads and whose buffer the store must not overwrite; else 0
+    EVALUATED = 4  # worker: number of evaluations reported; set last
+    EVALUATED_VERSION = 5
     EVALUATION_TAKEN = 8  # store: number of evaluations read
     STATISTICS = 16  # worker: bits of `MAX_STATISTICS` doubles
-    RETURNED = 32  # worker, before it leaves: number of batches that it has claimed and not computed; the batches follow
+    DISMISSED = 9  # store, once: this worker is taken for dead, and nothing of it counts any more
+    HELD = 32  # worker: 1 + each batch that it has claimed and not pushed, `CLAIMING` while it claims one, or 0
 
 
-MAX_STATISTICS = WorkerWord.RETURNED - WorkerWord.STATISTICS
-MAX_RETURNED = _WORDS_PER_WORKER - WorkerWord.RETURNED - 1
+MAX_STATISTICS = WorkerWord.HELD - WorkerWord.STATISTICS
+MAX_HELD = _WORDS_PER_WORKER - WorkerWord.HELD
+CLAIMING = 2**62
 
 
 class SlotWord(enum.IntEnum):
@@ -117,7 +127,7 @@ class ShardWord(enum.IntEnum):
     """Control words of another shard in the sequencer's block; the comment names the writer."""
 
     DONE = 0  # shard: number of orders carried out
-    HEARTBEAT = 1  # shard: counts up while it lives
+    HEARTBEAT = 1  # shard: see `LifeWord`
 
 
 class WorkerState(enum.IntEnum):
@@ -127,6 +137,7 @@ class WorkerState(enum.IntEnum):
     ACTIVE = 1
     LEFT = 2
     AWAY = 3  # in node aggregation: the worker evaluates, and the others do not wait for it
+    FAILED = 5  # the worker has failed, and its process is about to end
     WAITING = 4  # there are no more batches, unless another worker returns some
 
 

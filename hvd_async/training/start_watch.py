@@ -1,0 +1,78 @@
+"""A watch over the start of a job whose mpirun keeps the other ranks when one ends: MPI would wait for it for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
+
+from hvd_async.cluster.environment import LaunchedAs, read_environment
+from hvd_async.system.failure_message import print_message
+from hvd_async.system.parent_death import tie_to
+from hvd_async.system.process_state import children_of
+from hvd_async.transport.bootstrap import OUTLIVES
+
+_LOOK_SECONDS = 0.25
+# Time in which a launcher starts all ranks of a host.
+_START_SECONDS = 10.0
+# Time that this rank has to end by itself, since the others may just be quicker, and time between the ranks' messages.
+_GRACE_SECONDS = 2.0
+_TURN_SECONDS = 0.3
+
+
+@contextlib.contextmanager
+def watching_start(environ: Mapping[str, str]) -> Iterator[None]:
+    """End the whole job, inside the block, if another rank of this host ends; a context manager.
+
+    After the block the store watches its workers. Does nothing under launchers that end the job themselves. A process
+    watches, since MPI's start keeps Python's lock.
+    """
+    launched = read_environment(environ)
+    if environ.get(OUTLIVES) != "1" or launched is None or (launched.local_size or 1) == 1:
+        yield
+        return
+    launcher, rank = os.getppid(), os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses nothing that another thread may hold
+        watcher = os.fork()
+    if watcher == 0:
+        _watch(launched, launcher, rank)
+    try:
+        yield
+    finally:
+        os.kill(watcher, signal.SIGKILL)
+        os.waitpid(watcher, 0)
+
+
+def _watch(launched: LaunchedAs, launcher: int, rank: int) -> NoReturn:
+    """End the job when another rank ends; in a process of its own, which ends with `rank`."""
+    try:
+        tie_to(rank, signal.SIGKILL)
+        began, seen, num_ranks = time.monotonic(), set[int](), launched.local_size or 1
+        while (children := children_of(launcher)) is not None:
+            seen |= {child for child in children - seen if _is_rank(child)}
+            is_late = time.monotonic() - began > _START_SECONDS
+            if not seen <= children or (is_late and len(seen) < num_ranks):
+                time.sleep(_GRACE_SECONDS + _TURN_SECONDS * (launched.local_rank or 0))
+                print_message(
+                    f"hvd-async: rank {launched.rank}: another rank of this host has ended before training began; its own"
+                    " message, or the system's log, says why\n"
+                )
+                os.kill(launcher, signal.SIGTERM)  # it ends all ranks, on all hosts
+                break
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        os._exit(0)
+
+
+def _is_rank(process: int) -> bool:
+    """Whether a child of the launcher is a rank, not a connection to another host."""
+    try:
+        return b"PMIX_RANK=" in pathlib.Path(f"/proc/{process}/environ").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,144 @@
+"""Runs that go on without a worker that dies, fails, hangs or is stopped, on real ranks under an mpirun that keeps the others."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.mpi.runs import events_of, losses_of, run_toy, summary_of
+from tests.mpi.toy import Settings, make_config
+from tests.ranks import Completed, mpi_family
+
+pytestmark = [
+    pytest.mark.mpi,
+    pytest.mark.skipif(mpi_family() != "openmpi", reason="only Open MPI's mpirun keeps the other ranks"),
+]
+NUM_BATCHES = 60
+LOCKSTEP = {"lockstep": True}
+REASONS = {
+    "sigkill": "is dead: its process",
+    "sigsegv": "is dead: its process",
+    "exception": "failed; its message says why",
+    "sigstop": "is stopped for",
+    "pause": "hangs: a step or an evaluation took longer than strategy.hang_timeout_seconds",
+}
+
+
+def run(
+    folder: pathlib.Path,
+    *faults: dict[str, Any],
+    num_ranks: int = 4,
+    push: Any = None,
+    hosts: Sequence[str] = (),
+    **strategy: Any,
+) -> Completed:
+    config = make_config(
+        folder, strategy={"kind": "async", **strategy}, push=push or {}, training={"epochs": 2, "checkpoint_every": 5}
+    )
+    settings = Settings(config, NUM_BATCHES, [*faults], uneven=3)
+    return run_toy(num_ranks, settings, mpirun_args=("--with-ft", "ulfm"), hosts=hosts)
+
+
+def check_books(folder: pathlib.Path) -> None:
+    """Check that each batch is in one update, and that versions have no gap."""
+    applied = [arrival["batch"] for arrival in events_of(folder, "arrival") if "version" in arrival]
+    assert sorted(applied) == list(range(NUM_BATCHES))
+    versions = [update["version"] for update in events_of(folder, "update")]
+    assert versions == list(range(1, len(versions) + 1))
+
+
+def slow(*values: object) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [
+        ("sigkill", {"arrivals_per_update": "workers"}),
+        ("exception", LOCKSTEP),
+        slow("sigkill", {"arrivals_per_update": 1}),
+        slow("sigkill", LOCKSTEP),
+        slow("sigkill", {"max_staleness": 1}),
+        slow("sigsegv", {"provisional": True}),
+        slow("exception", {"arrivals_per_update": 1}),
+        slow("sigstop", {"worker_timeout_seconds": 1.0, "max_staleness": 1}),
+        slow("pause", {"hang_timeout_seconds": 0.7, **LOCKSTEP}),
+    ],
+    ids=str,
+)
+def test_the_others_go_on_without_a_worker(tmp_path: pathlib.Path, kind: str, strategy: dict[str, Any]) -> None:
+    done = run(tmp_path / "run", {"rank": 2, "step": 3, "kind": kind}, **strategy).check()
+    assert f"fault {kind} fired on rank 2" in done.stderr
+    check_books(tmp_path / "run")
+    (lost,) = events_of(tmp_path / "run", "lost")
+    assert lost["worker"] == 1 and REASONS[kind] in lost["reason"]
+    summary = summary_of(tmp_path / "run")
+    assert (summary["status"], summary["lost_workers"], summary["missing"]) == ("finished", 1, 0)
+    assert "; the run goes on without it" in done.stdout and done.stdout.count("ZeroDivisionError") == 0
+    assert done.stderr.count("hvd-async: rank 2: ZeroDivisionError: injected") == (kind == "exception")
+    if strategy == LOCKSTEP:  # of three workers, then of two
+        sizes = [update["arrivals"] for update in events_of(tmp_path / "run", "update")]
+        assert sizes == sorted(sizes, reverse=True) and set(sizes[:-1]) == {3, 2}
+
+
+@pytest.mark.parametrize("write", range(0, 12, 3))
+@pytest.mark.slow
+def test_a_push_that_its_worker_did_not_finish_is_computed_again(tmp_path: pathlib.Path, write: int) -> None:
+    done = run(tmp_path / "run", {"rank": 2, "step": 3, "kind": "sigkill", "write": write}).check()
+    assert "fault sigkill fired on rank 2" in done.stderr
+    check_books(tmp_path / "run")
+    assert [event["worker"] for event in events_of(tmp_path / "run", "lost")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("push", "in_evaluation"),
+    [({"overlap": True}, False), slow({}, True), slow({"dtype": "bfloat16", "keep": 0.5, "error_feedback": True}, False)],
+    ids=str,
+)
+def test_two_workers_die(tmp_path: pathlib.Path, push: dict[str, Any], in_evaluation: bool) -> None:
+    faults = [{"rank": rank, "step": step, "kind": "sigkill"} for rank, step in ((1, 2), (3, 9))]
+    if in_evaluation:
+        faults[0] |= {"step": 0, "in_evaluation": True}
+    run(tmp_path / "run", *faults, push=push).check()
+    check_books(tmp_path / "run")
+    assert sorted(event["worker"] for event in events_of(tmp_path / "run", "lost")) == [0, 2]
+
+
+@pytest.mark.parametrize("kind", ["sigkill", slow("exception")])
+def test_the_others_go_on_without_a_worker_on_another_host(
+    tmp_path: pathlib.Path, two_hosts: tuple[str, str], kind: str
+) -> None:
+    """Ranks 2 and 3 are on the other host."""
+    fault = {"rank": 3, "step": 3, "kind": kind}
+    done = run(tmp_path / "run", fault, hosts=two_hosts, worker_timeout_seconds=3.0).check()
+    assert f"fault {kind} fired on rank 3" in done.stderr
+    check_books(tmp_path / "run")
+    (lost,) = events_of(tmp_path / "run", "lost")
+    assert lost["worker"] == 2 and ("rank on another host has ended" in lost["reason"] or "failed" in lost["reason"])
+
+
+@pytest.mark.slow
+def test_a_worker_on_another_host_that_is_silent_but_may_live_ends_the_run(
+    tmp_path: pathlib.Path, two_hosts: tuple[str, str]
+) -> None:
+    fault = {"rank": 3, "step": 3, "kind": "sigstop"}
+    done = run(tmp_path / "run", fault, hosts=two_hosts, worker_timeout_seconds=2.0)
+    assert done.returncode != 0 and not done.timed_out
+    assert "worker 2 gave no sign of life for" in done.stderr and "or the network is broken; the store's" in done.stderr
+    assert any((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_with_too_few_workers_left_everything_is_saved(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path / "run", {"rank": 1, "step": 6, "kind": "sigkill"}, num_ranks=3, min_workers=2)
+    assert done.returncode != 0 and not done.timed_out
+    assert "1 workers are left, expected at least 2 (strategy.min_workers); the store's state is saved" in done.stderr
+    assert len(losses_of(tmp_path / "run")) > 0 and any((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_without_such_an_mpirun_the_run_says_that_it_ends_with_a_worker(tmp_path: pathlib.Path) -> None:
+    config = make_config(tmp_path / "run", strategy={"kind": "async"})
+    done = run_toy(2, Settings(config, 4)).check()
+    assert "the run ends if a worker dies: only Open MPI's mpirun with --with-ft ulfm" in done.stdout
