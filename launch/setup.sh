@@ -79,7 +79,7 @@ digest() {
     {
         printf '%s\n' "$root" "$python" "$mpi" "$torch" "$cuda" "$horovod"
         [[ $mpi != system ]] || system_mpi
-        cat "$root/launch/setup.sh" "$root/launch/horovod-toolchain.cmake" "$root/pyproject.toml" "$root/hvd_async/vectors/_native.c"
+        cat "$root/launch/setup.sh" "$root/launch/horovod-toolchain.cmake" "$root/pyproject.toml" "$root"/hvd_async/vectors/*.c
     } | sha256sum | cut -d ' ' -f 1
 }
 

@@ -29,6 +29,10 @@ class NullObserver:
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None: ...
 
+    def joined(self, worker: int) -> None: ...
+
+    def left(self, worker: int, returned: Sequence[int]) -> None: ...
+
     def num_evaluations_due(self) -> int:
         return 0
 

@@ -55,6 +55,19 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     ranks.add_argument(
         "--store-apart", action="store_true", help="reserve the first component of a heterogeneous Slurm job for the store"
     )
+    _add_starting(parser)
+    batch = parser.add_argument_group("batch scripts")
+    batch.add_argument(
+        "--slurm",
+        choices=("train", "train-requeue", "heterogeneous"),
+        nargs="?",
+        const="train",
+        help="print a batch script (default train) like those in slurm/",
+    )
+    add_resources(batch)
+
+
+def _add_starting(parser: argparse.ArgumentParser) -> None:
     starting = parser.add_argument_group("starting")
     starting.add_argument(
         "--launcher",
@@ -66,6 +79,13 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="after a failure, start again with --auto-resume, at most N times; not after an error in the input or a stop",
+    )
+    starting.add_argument(
+        "--respawn",
+        type=int,
+        metavar="N",
+        help="when a worker dies, start another in its place on this host, which must be the store's, at most N times;"
+        " docs/reliability.md",
     )
     starting.add_argument("--mpi", choices=("openmpi", "mpich", "intel"), help="MPI implementation; default: ask mpirun")
     starting.add_argument("--pmi", metavar="NAME", help="value of srun --mpi; default: what Slurm offers for this MPI")
@@ -90,15 +110,6 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
         metavar="ARG",
         help="argument passed to the launcher unchanged; may be repeated",
     )
-    batch = parser.add_argument_group("batch scripts")
-    batch.add_argument(
-        "--slurm",
-        choices=("train", "train-requeue", "heterogeneous"),
-        nargs="?",
-        const="train",
-        help="print a batch script (default train) like those in slurm/",
-    )
-    add_resources(batch)
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -126,6 +137,9 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     restarts = arguments.restarts or 0
     if restarts < 0:
         raise ConfigError(f"--restarts: got {restarts}, expected 0 or more")
+    respawn = arguments.respawn or 0
+    if respawn < 0:
+        raise ConfigError(f"--respawn: got {respawn}, expected 0 or more")
     _check_alone()
     given = _hosts(arguments)
     allocation = None if given else detect_allocation(os.environ)
@@ -135,6 +149,11 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     is_single = config.strategy.is_single
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
     rank_arguments = train_arguments(arguments)
+    if respawn:
+        _check_respawn(config, options)
+        if not layout.is_local:  # new workers reach the store beside those of other hosts
+            overrides = (*rank_arguments.overrides, "strategy.joins_from=network")
+            rank_arguments = dataclasses.replace(rank_arguments, overrides=overrides)
     if arguments.dry_run:
         for line in explain(layout, plan_ranks(config, layout)):
             print(f"# {line}")
@@ -145,16 +164,29 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
         check_home(os.environ)
     passes_on = options.launcher in ("mpirun", "srun") and not is_single
-    for restart in range(restarts + 1):
-        begin: Begin = "auto-resume" if restart else rank_arguments.begin
-        command = launch_command(config, dataclasses.replace(rank_arguments, begin=begin, is_launched=True), layout, options)
-        status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
-        outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells)
-        is_last = not outcome.is_failure or restart == restarts
-        _say(outcome.text + ("" if is_last else f"; restart {restart + 1} of {restarts}, with --auto-resume"))
-        if is_last:
-            break
+    with _respawning(config, respawn):
+        for restart in range(restarts + 1):
+            begin: Begin = "auto-resume" if restart else rank_arguments.begin
+            command = launch_command(
+                config, dataclasses.replace(rank_arguments, begin=begin, is_launched=True), layout, options
+            )
+            status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
+            outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells)
+            is_last = not outcome.is_failure or restart == restarts
+            again = f"; restart {restart + 1} of {restarts}, with --auto-resume"
+            _say(outcome.text + (again if not is_last else _way_on(config) if outcome.is_failure else ""))
+            if is_last:
+                break
     return outcome.status
+
+
+def _way_on(config: RunConfig) -> str:
+    """Return how a run that failed goes on, for the end of a line; empty if nothing of it is saved."""
+    from hvd_async.runs.checkpoint import list_checkpoints
+    from hvd_async.runs.folder import RunFolder
+
+    saved = list_checkpoints(RunFolder(config.output).checkpoints)
+    return f"; saved: version {int(saved[-1].name[1:])}, resume with --resume" if saved else ""
 
 
 def _start(config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool) -> LaunchOutcome:
@@ -177,7 +209,40 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
     if config.strategy.is_single:
         ended = dataclasses.replace(ended, is_killed=False)  # the killed process was the run itself
     status = summary.status() or (UNKNOWN if isinstance(config.task, ScriptConfig) else None)
+    if ended.status == 0 and status is None and not folder.has_ended():
+        # An mpirun that keeps the other ranks when one dies ends well even if all of them have died.
+        _say("launch: all ranks have ended before the run did; the system's log may say why")
+        ended = dataclasses.replace(ended, status=1)
     return outcome_of(ended, status, seconds, summary.stop_signal(), status_tells=status_tells)
+
+
+def _check_respawn(config: RunConfig, options: LaunchOptions) -> None:
+    """Raise `ConfigError` if no worker of `config` would be replaced."""
+    from hvd_async.config import ScriptConfig
+
+    if not config.strategy.is_async or config.strategy.on_worker_failure == "stop":
+        raise ConfigError(
+            "--respawn: expected strategy.kind: async with on_worker_failure: continue; others end with a worker"
+        )
+    if isinstance(config.task, ScriptConfig):
+        raise ConfigError("--respawn: got a program, expected the configuration of a task, not a loop of its own")
+    if not options.outlives:
+        raise ConfigError(
+            "--respawn: expected Open MPI 5 and --launcher mpirun, whose other ranks live on when a worker dies"
+        )
+
+
+def _respawning(config: RunConfig, limit: int) -> contextlib.AbstractContextManager[object]:
+    """Return a context manager that replaces workers which die, up to `limit` times."""
+    from hvd_async.config import FactoryConfig
+    from hvd_async.runs.folder import RunFolder
+
+    if not limit:
+        return contextlib.nullcontext()
+    from hvd_async.cli.respawn import Respawner
+
+    trust = ("--trust-task",) if isinstance(config.task, FactoryConfig) else ()  # the run was started with its code
+    return Respawner(RunFolder(config.output), limit, trust)
 
 
 def _say(line: str) -> None:

@@ -63,9 +63,11 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
         arguments.auto_resume = False  # it is in the script
     if arguments.slurm != "train":
         refuse(arguments, ("launcher",), f"--slurm {arguments.slurm}")
+    if is_given(arguments, "respawn") and arguments.launcher != "mpirun":
+        raise ConfigError("--respawn: expected --launcher mpirun: srun ends all ranks when one dies")
     # The configuration of a script of the user is one of the options; that of a run can be replaced on sbatch's command line.
     options = list(train_arguments(arguments).words()[arguments.program is None or arguments.config is None :])
-    for flag in ("workers", "mpi", "pmi", "restarts"):
+    for flag in ("workers", "mpi", "pmi", "restarts", "respawn"):
         if is_given(arguments, flag):
             options += [f"--{flag}", str(getattr(arguments, flag))]
     for flag in ("forward", "extra"):

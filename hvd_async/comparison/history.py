@@ -165,7 +165,7 @@ def read_history(run: Run) -> History:
         ) from None
     is_async = run.config.strategy.is_async
     return History(
-        run.num_workers,
+        max([run.num_workers, *(step.worker + 1 for step in steps)]),  # more may have joined
         run.seconds,
         tuple(steps),
         tuple(updates),

@@ -117,6 +117,16 @@ class StrategyConfig(Section):
         " (docs/reliability.md); or the run is saved and ends.",
     )
     min_workers: Positive = Field(1, description="With fewer workers left, the run is saved and ends.")
+    max_workers: Positive | None = Field(
+        None,
+        description="Most workers at a time, for those that join later (docs/reliability.md): the store has a slot for each."
+        " Default: the number at the start, so that only the places of lost workers are filled again.",
+    )
+    joins_from: Literal["host", "network"] = Field(
+        "host",
+        description="From where workers may join: the store's host; or other hosts too, for which the store listens on a port"
+        " and asks for the secret in the run's folder.",
+    )
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated", description="`dedicated`: rank 0 is the store alone; `colocated`: rank 0 trains as well."
     )

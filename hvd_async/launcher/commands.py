@@ -19,7 +19,7 @@ def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLay
     """Return the command that trains `config` on the ranks of `layout`. Raises `SetupError` if the launcher cannot."""
     program = arguments.program(options.python, options.python_flags)
     strategy = config.strategy
-    can_outlive = strategy.is_async and strategy.placement == "dedicated" and not config.push.node_sum
+    can_outlive = strategy.is_async and strategy.placement == "dedicated"
     outlives = options.outlives and can_outlive and strategy.on_worker_failure == "continue"
     options = replace(options, is_live=arguments.progress == "bar", outlives=outlives)
     threads = min(plan.threads for plan in plan_ranks(config, layout) if plan.worker is not None)

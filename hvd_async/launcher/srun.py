@@ -16,7 +16,8 @@ def srun_command(
 ) -> Command:
     """Return the command that runs `program` in the ranks of `layout`, in one step of the caller's Slurm job."""
     variables = {**(environment or {}), **mpi_environment(layout, options)}
-    # A task that fails ends the others, which would otherwise wait for it.
+    # A task that fails ends the others, which would otherwise wait for it. None could go on without it: whatever this option
+    # is, Slurm's plugin for PMIx ends the step as soon as a task is lost.
     argv: list[str] = [options.srun, f"--mpi={options.pmi}", "--kill-on-bad-exit=1", "--export=ALL"]
     argv += [*(["--unbuffered"] if options.is_live else []), *options.extra]
     components = [list(places) for _, places in itertools.groupby(layout.places, key=lambda place: place.component)]

@@ -10,8 +10,12 @@ from hvd_async.config import BOUNDS, RunConfig, TranslationConfig, dump_yaml_lin
 from hvd_async.errors import ConfigError
 from hvd_async.store.ledger import BatchLedger
 
-# Settings that may differ when a run is resumed: its length, place and observation, but not the computation.
-_MAY_CHANGE = {"store", "output", "validation", "emulation", "simulation"}
+# Settings that may differ when a run is resumed: its length, place, observation and patience, but not the computation.
+_OF_LIVENESS = (
+    *("on_worker_failure", "min_workers", "max_workers", "joins_from"),
+    *(f"{name}_timeout_seconds" for name in ("store", "worker", "hang", "stop")),
+)
+_MAY_CHANGE = {"store", "output", "validation", "emulation", "simulation", *(f"strategy.{key}" for key in _OF_LIVENESS)}
 _MUST_STAY_IN_TRAINING = {"precision"}
 
 

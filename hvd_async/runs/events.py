@@ -75,6 +75,14 @@ class Events(RunPart):
         """Write who was lost, why, and which batches are given to others."""
         self.write("lost", worker=worker, reason=reason, batches=list(returned))
 
+    def joined(self, worker: int) -> None:
+        """Write who joined."""
+        self.write("joined", worker=worker)
+
+    def left(self, worker: int, returned: Sequence[int]) -> None:
+        """Write who left, and which batches are given to others."""
+        self.write("left", worker=worker, batches=list(returned))
+
     def updated(self, update: Update) -> None:
         """Write the arrivals of the update, then the update."""
         now = self._clock.seconds

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import json
+import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from hvd_async.runs.checkpoint import SavedData
 
 # Names that a run writes in its folder and in each subfolder. Files with other names do not belong to the run.
-_FILES = re.compile(r"(config\.yaml|events\.jsonl|summary\.json)|\.(config\.yaml|summary\.json)\..*\.tmp")
+_FILES = re.compile(
+    r"(config\.yaml|events\.jsonl|summary\.json|join\.json)|\.(config\.yaml|summary\.json|join\.json)\..*\.tmp"
+)
 _IN_FOLDERS = {
     "snapshots": re.compile(r"v\d{8,}(\.buffers)?\.safetensors|\.v\d{8,}\..*"),
     "checkpoints": re.compile(r"v\d{8,}|\.v\d{8,}\..*"),
@@ -67,6 +71,7 @@ class RunFolder:
         self.models = self.root / "models"
         self.tensorboard = self.root / "tensorboard"
         self.lock = self.root / ".lock"
+        self.invitation = self.root / "join.json"
 
     def snapshot(self, version: int) -> pathlib.Path:
         """Return the path of the snapshot of `version`."""
@@ -103,6 +108,38 @@ class RunFolder:
                     f"{self.root}: in use by another process; wait for it, end it, or set another output"
                 ) from None
             yield
+
+    def write_invitation(self, invitation: Mapping[str, Any]) -> None:
+        """Write what a process must know to join the run, for this user alone. Raises `DataError` if the file system refuses."""
+        files.write_file(self.invitation, json.dumps(invitation).encode(), mode=0o600)
+
+    def read_invitation(self) -> dict[str, Any]:
+        """Return what a process must know to join the run. Raises `DataError` if there is no run under way that can be joined, or
+        the file belongs to somebody else."""
+        try:
+            with self.invitation.open("rb") as file:
+                status = os.fstat(file.fileno())
+                found = json.loads(file.read())
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.root}: got no run that can be joined, expected one that trains at the moment, with strategy async, all of"
+                " the store in the memory of one host, and without push.node_sum"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.invitation}: cannot be read: {error}") from None
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise DataError(
+                f"{self.invitation}: got a file of user {status.st_uid} with mode {status.st_mode & 0o777:o}, expected one of"
+                f" this user ({os.geteuid()}) alone, with mode 600"
+            )
+        if not isinstance(found, dict):
+            raise DataError(f"{self.invitation}: got no JSON object: it is damaged")
+        return found
+
+    def withdraw_invitation(self) -> None:
+        """Remove the invitation, if there is one."""
+        with contextlib.suppress(OSError):
+            self.invitation.unlink(missing_ok=True)
 
     def begin(self, config: RunConfig, *, overwrite: bool, is_simulated: bool = False) -> None:
         """Create the folder for a new run. Raises `ConfigError` if it holds a run or remains of one, unless `overwrite`; a
@@ -148,6 +185,7 @@ class RunFolder:
         """
         for folder in (self.root, self.snapshots, self.checkpoints, *self.checkpoints.glob("v*"), self.models):
             files.remove_leftovers(folder)
+        self.withdraw_invitation()
 
     def how_to_begin(self, config: RunConfig) -> Beginning:
         """Return how a job with `config` starts, which may have been started before. Changes nothing.
@@ -227,6 +265,10 @@ class RunFolder:
         lost = log.num_bytes - part.num_bytes
         remark = f"{fault}; resumes from this checkpoint with a gap of {lost:,} bytes in the log: the run cannot be replayed"
         return Resumption(latest, part, has_gap=True, remark=remark)
+
+    def has_ended(self) -> bool:
+        """Whether the summary says that the run has ended by itself: nothing stopped it."""
+        return _read_object(self.summary).get("status") in ("finished", "finished early", "diverged")
 
     def finished(self, config: RunConfig, saved: SavedData, supply: Supply) -> dict[str, Any] | None:
         """Return the summary of this run if it has ended and `config` requires no more training; else None."""

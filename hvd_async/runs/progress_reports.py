@@ -34,9 +34,20 @@ class Reporter(RunPart):
 
     def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
         """Say who was lost, and what others compute in its place."""
-        given = f"; batch {', '.join(map(str, returned))} given to others" if returned else ""
-        self._progress.say(f"{reason}; the run goes on without it{given}")
+        self._progress.say(f"{reason}; the run goes on without it{_given(returned)}")
+
+    def joined(self, worker: int) -> None:
+        """Say who joined."""
+        self._progress.say(f"worker {worker} has joined")
+
+    def left(self, worker: int, returned: Sequence[int]) -> None:
+        """Say who left, and what others compute in its place."""
+        self._progress.say(f"worker {worker} has left{_given(returned)}")
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Show the result."""
         self._progress.evaluated(result.version, describe(result.scores, self._metrics))
+
+
+def _given(batches: Sequence[int]) -> str:
+    return f"; batch {', '.join(map(str, batches))} given to others" if batches else ""

@@ -68,6 +68,7 @@ class RunRecorder:
         )
         self._num_processes = 0
         self._num_lost = 0
+        self._num_joined = 0
         self._is_resumed = False
         self._store: ParameterStore | None = None
         self._is_saved = False  # whether the result of training is saved completely
@@ -85,7 +86,7 @@ class RunRecorder:
         self._history.restore(state["measurements"])
         self._clock.restore(state["seconds"])
         self._num_processes, self._is_resumed = state["processes"], True
-        self._num_lost = state["lost_workers"]
+        self._num_lost, self._num_joined = state["lost_workers"], state["joined_workers"]
         self._events.continue_from(resumption.log, has_gap=resumption.has_gap)
         self._scalars.forget_from(int(resumption.saved.data["store"]["version"]) + 1)
 
@@ -143,6 +144,17 @@ class RunRecorder:
         self._num_lost += 1
         for part in self._parts:
             part.lost(worker, reason, returned)
+
+    def joined(self, worker: int) -> None:
+        """Pass the event on to the parts."""
+        self._num_joined += 1
+        for part in self._parts:
+            part.joined(worker)
+
+    def left(self, worker: int, returned: Sequence[int]) -> None:
+        """Pass the event on to the parts."""
+        for part in self._parts:
+            part.left(worker, returned)
 
     def evaluated(self, version: int, statistics: Sequence[float]) -> None:
         """Pass on the result. After training, the checkpoint is updated and the snapshot removed at once; during training,
@@ -238,6 +250,7 @@ class RunRecorder:
         facts = {
             "processes": self._num_processes,
             "lost_workers": self._num_lost,
+            "joined_workers": self._num_joined,
             "seconds": self._clock.seconds,
             **self.metrics.to_json(),
             "pending": len(self._store.pending),
@@ -265,6 +278,7 @@ class RunRecorder:
             "seconds": self._clock.seconds,
             "processes": self._num_processes,
             "lost_workers": self._num_lost,
+            "joined_workers": self._num_joined,
         }
         for part in self._parts:
             state |= part.state()

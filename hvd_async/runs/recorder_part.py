@@ -34,6 +34,12 @@ class RunPart:
     def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
         """Note that the run goes on without `worker`: see `Observer.lost`."""
 
+    def joined(self, worker: int) -> None:
+        """Note that a process has joined the run as `worker`."""
+
+    def left(self, worker: int, returned: Sequence[int]) -> None:
+        """Note that `worker`, which had joined, has left: see `Observer.left`."""
+
     def evaluated(self, result: EvaluationResult) -> None:
         """Note the result of an evaluation."""
 

@@ -58,6 +58,8 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     scores = "" if last is None else f", {describe(last['scores'], metrics_from_json(summary['metrics']), ', ')}"
     num_lost = summary.get("lost_workers", 0)
     lost = "" if not num_lost else f", {num_lost} worker{'s' if num_lost > 1 else ''} lost on the way"
+    num_joined = summary.get("joined_workers", 0)
+    lost += "" if not num_joined else f", {num_joined} joined"
     unit = "virtual s" if summary.get("simulated") else "s"
     again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
     lines = []

@@ -37,6 +37,12 @@ class Observer(Protocol):
         """Note that the run goes on without `worker`, which died or failed for `reason`; others compute the batches
         `returned`."""
 
+    def joined(self, worker: int) -> None:
+        """Note that a process has joined the run as `worker`."""
+
+    def left(self, worker: int, returned: Sequence[int]) -> None:
+        """Note that `worker`, which had joined, has left; others compute the batches `returned`."""
+
     def num_evaluations_due(self) -> int:
         """Return how many snapshots on disk wait for evaluation or were evaluated, since the start of this process."""
 

@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, cast
-
-import torch
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 from hvd_async.cluster.topology import RankPlan
-from hvd_async.config import OptimizerConfig, StrategyConfig
-from hvd_async.errors import ConfigError, DismissedError, HvdAsyncError, OrphanedError, PeerError
-from hvd_async.store.optimizers.factory import ranges_within, state_names
-from hvd_async.store.optimizers.protocol import StepOrder
-from hvd_async.store.parameter_store import ParameterStore
-from hvd_async.store.pushed_gradient import Gradient
-from hvd_async.store.serve.client import ClientOptions, StoreClient
+from hvd_async.errors import HvdAsyncError, OrphanedError
 from hvd_async.store.serve.device_block import Reach, open_device_block
-from hvd_async.store.serve.liveness import Heartbeat, wait_until, watch_store
-from hvd_async.store.serve.node_aggregation import ERROR, NodeAggregator
-from hvd_async.store.serve.server import ServerOptions, StoreServer
-from hvd_async.store.serve.stopping import StopTimeoutError
-from hvd_async.store.shards.shard import Shard
-from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup, WholeVectors
-from hvd_async.store.shards.shard_server import ShardServer
-from hvd_async.store.staleness import needs_base_parameters, needs_versions_under_way
-from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word, WorkerState, WorkerWord
-from hvd_async.store.wire.slots import DTYPES
-from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
+from hvd_async.store.serve.joining import take_place
+from hvd_async.store.serve.liveness import NO_GUESTS, Guests
+from hvd_async.store.wire.layout import StoreMemory, StoreWindow, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.stop import StopKind, StopNotice
+from hvd_async.strategies.invitation import invitation_of
 from hvd_async.strategies.memory_plan import MemoryPlan
+from hvd_async.strategies.outliving import end_as_dead, is_outlived, obstacle_to_outliving
+from hvd_async.strategies.presence import lost_ranks, show_roles
 from hvd_async.strategies.protocol import Job, JobSpec, Session
-from hvd_async.strategies.push_pull import DirectPushPull, NodePushPull, PushPull, wait_and_pull
-from hvd_async.strategies.workers import AsynchronousWorker, HostCopy, OverlappedWorker
-from hvd_async.system.failure_message import note_told, tell
-from hvd_async.transport import cuda_ipc
-from hvd_async.transport.bootstrap import OUTLIVES, MpiGroup, init_mpi
+from hvd_async.strategies.rank_role import Blocks, RankRole, fail
+from hvd_async.system.failure_message import tell
+from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity
+from hvd_async.transport.network_memory import Door
 
-_LONGEST_POLL_SECONDS = 0.02
 _LESS_MEMORY = (
     "use fewer workers on the node, push.dtype: bfloat16, store.published_buffers: 2, store.shards on more nodes, or a larger"
     " /dev/shm"
@@ -69,13 +51,28 @@ class Asynchronous:
 
     @contextlib.contextmanager
     def session(self, job: Job) -> Iterator[Session]:
-        from hvd_async.transport.mpi import open_blocks, open_node_block  # starts mpi4py, which init_mpi has configured
+        from hvd_async.transport.mpi import (  # starts mpi4py, which init_mpi has configured
+            SharedMemory,
+            open_blocks,
+            open_node_block,
+        )
 
         rank, plan, session = self.group.rank, MemoryPlan(job), Session(None, job.model)
+        self.group.meet()
         with contextlib.ExitStack() as stack:
             memories = stack.enter_context(
                 open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds, plan.names)
             )
+            guests: Guests = NO_GUESTS
+            mapped = [memory for memory in memories if isinstance(memory, SharedMemory)]
+            is_direct = all(memory.is_direct for memory in mapped)
+            invitation = invitation_of(job, [memory.place for memory in mapped], is_direct=is_direct)
+            if rank == 0 and invitation is not None and len(mapped) == len(memories):
+                if job.strategy.joins_from == "network":
+                    door = Door(mapped, lambda: take_place(mapped[0], is_for_guest=True), job.strategy.patience_seconds)
+                    guests = stack.enter_context(door)
+                    invitation = dataclasses.replace(invitation, address=door.address)
+                job.invite(invitation.to_json())
             node_block: StoreMemory | None = None
             if job.push.node_sum:
                 node = plan.node_of_rank(rank)
@@ -83,8 +80,10 @@ class Asynchronous:
                     open_node_block(self.group, plan.node_layout(node) if node else None, node[0].rank if node else 0)
                 )
             reach = stack.enter_context(self._reach(plan, rank, memories))
+            show_roles(job.plans[rank], memories[0])
+            self.group.allgather("")  # from here on the store sees whether they live
             try:
-                with RankRole(job, plan, rank, memories, reach, node_block).playing(session):
+                with RankRole(job, plan, job.plans[rank], Blocks(memories, reach, node_block, guests)).playing(session):
                     yield session
             except BaseException as error:
                 me = job.plans[rank]
@@ -97,8 +96,8 @@ class Asynchronous:
                     fail(memories[0], rank, error, job.strategy, is_state_lost=me.shard is not None and me.worker is None)
                 raise
             self.group.outlives = not obstacle_to_outliving(job)
-            if memories[0].load(Word.NUM_LOST):
-                self.group.shrink()
+            if lost := lost_ranks(job.plans, memories[0]):
+                self.group.leave_out(lost)
             if session.notice is not None and session.notice.kind is StopKind.ORPHANED:
                 raise OrphanedError(f"stopped by {session.notice}, everything saved")
             # Workers that left early may not know why the others stopped, so the notice of the store's rank counts for all.
@@ -131,302 +130,3 @@ class Asynchronous:
         else:
             own = plan.ranks[rank].shard
             yield Reach(memories[0], None if own is None else cast(StoreMemory, memories[own]))  # own blocks are mapped
-
-
-def obstacle_to_outliving(job: JobSpec) -> str:
-    """Return why the run ends with the first worker that dies; empty if it goes on without."""
-    if job.strategy.on_worker_failure == "stop":
-        return "strategy.on_worker_failure is stop"
-    if os.environ.get(OUTLIVES) != "1":
-        return "only Open MPI's mpirun with --with-ft ulfm, as `hvd-async launch` starts it, keeps the other ranks"
-    if job.push.node_sum:
-        return "push.node_sum: the workers of a node push together"
-    if any(plan.worker is not None and plan.shard is not None for plan in job.plans):
-        return "strategy.placement is colocated: a worker's rank has a part of the store"
-    return ""
-
-
-def is_outlived(error: BaseException) -> bool:
-    """Whether the others go on without a worker that ends by `error`: not if it is a mistake that each of them would make, or the
-    end of the whole run."""
-    is_of_whole_run = isinstance(error, PeerError) and not isinstance(error, DismissedError)
-    return isinstance(error, Exception) and not is_of_whole_run and not isinstance(error, ConfigError | OrphanedError)
-
-
-def end_as_dead() -> NoReturn:
-    """End this process by a signal. MPI notices that; it would wait for a process that exits with a status."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("unreachable")
-
-
-def fail(
-    window: StoreWindow, rank: int, error: BaseException, strategy: StrategyConfig, *, is_state_lost: bool = False
-) -> None:
-    """Tell all ranks that `rank` fails because of `error`; wait until the store has saved its state, as long as it lives.
-
-    A rank that fails ends the job, and the store with it, so the store must save first. `is_state_lost`: a part of the
-    parameters is lost.
-    """
-    if isinstance(error, PeerError) and error.is_state_lost and not error.is_reported:
-        tell(rank, error)
-        return  # the store has no heartbeat: there is no one to wait for
-    report(window, rank, error, is_state_lost=is_state_lost)
-    store, began = watch_store(window, strategy.store_timeout_seconds), time.monotonic()
-
-    def is_over() -> bool:
-        is_late = time.monotonic() - began > strategy.hang_timeout_seconds
-        return window.load(Word.SERVED) != 0 or bool(store.why_dead()) or is_late
-
-    wait_until(is_over, window, Word.STORE_BELL, lambda: None, longest_poll_seconds=_LONGEST_POLL_SECONDS)
-
-
-def report(window: StoreWindow, rank: int, error: BaseException, *, is_state_lost: bool = False) -> None:
-    """Print and announce that `rank` fails because of `error`, unless another rank does. Of a mistake in a script, which all
-    ranks make alike, only the first rank tells."""
-    is_first = not is_of_others(error) and announce_failure(window, rank, is_state_lost=is_state_lost)
-    if isinstance(error, ConfigError) and not is_first:
-        note_told(error)
-    tell(rank, error)
-
-
-def is_of_others(error: BaseException) -> bool:
-    """Whether `error` is the failure of another rank, which reports it itself."""
-    return isinstance(error, PeerError) and error.is_reported
-
-
-class RankRole:
-    """Role of one rank in a run: serve a shard, train, or both."""
-
-    def __init__(
-        self,
-        job: Job,
-        plan: MemoryPlan,
-        rank: int,
-        memories: Sequence[StoreWindow],
-        reach: Reach,
-        node_block: StoreMemory | None,
-    ) -> None:
-        """All arguments stay the caller's; `memories[k]` reaches shard k, in the memory of its host."""
-        self._job = job
-        self._plan = plan
-        self._me = job.plans[rank]
-        self._memories = memories
-        self._reach = reach
-        self._node_block = node_block
-        self._server: StoreServer | None = None
-
-    @contextlib.contextmanager
-    def playing(self, session: Session) -> Iterator[None]:
-        """Serve before the block, train in it, or both; give `session` the worker, and at the end the reason of the end."""
-        if self._me.shard is None:
-            with self._working(session):
-                yield
-            return
-        serve = self._make_server()
-        if self._me.worker is None:
-            session.notice = serve()
-            yield
-            return
-        with self._serving_and_working(serve, session):
-            yield
-
-    def _make_server(self) -> Callable[[], StopNotice | None]:
-        job, number, memory = self._job, self._me.shard, self._reach.store
-        assert number is not None and memory is not None
-        part = self._plan.parts[number]
-        shard = make_shard(job, memory, part)
-        cuda_ipc.finish(self._me.store_device or "cpu")  # since a thread with another stream uses the shard
-        if number > 0:
-            return lambda: self._serve_shard(number, part, shard, memory)
-        return lambda: self._serve_or_rescue(shard, memory)
-
-    def _heartbeat(self, word: int) -> Heartbeat:
-        """Return the heartbeat of this rank, in the block of shard 0."""
-        return Heartbeat(self._memories[0], word, self._job.strategy.hang_timeout_seconds)
-
-    def _serve_shard(self, number: int, part: slice, shard: Shard, memory: StoreMemory) -> StopNotice | None:
-        sequencer, timeout = self._memories[0], self._job.strategy.store_timeout_seconds
-        with self._heartbeat(sequencer.layout.shard_word(number, ShardWord.HEARTBEAT)) as heartbeat:
-            if (saved := self._job.saved) is not None:
-                shard.load(saved.load(part), saved.data["version"])
-            server = ShardServer(number, part, shard, memory, sequencer, timeout, heartbeat.touch)
-            return server.serve(self._job.stop_requested)
-
-    def _serve_or_rescue(self, shard: Shard, memory: StoreMemory) -> StopNotice | None:
-        """Serve; on a failure that leaves the store whole, save the store before any rank ends the job."""
-        assert self._job.observer is not None  # the store's rank has the observer
-        rank, observer = self._me.rank, self._job.observer
-        with self._heartbeat(Word.STORE_HEARTBEAT) as heartbeat:
-            try:
-                return self._serve(shard, memory, heartbeat.touch)
-            except BaseException as error:
-                is_lost = not isinstance(error, HvdAsyncError) or (isinstance(error, PeerError) and error.is_state_lost)
-                if not is_of_others(error):
-                    announce_failure(memory, rank, is_state_lost=is_lost)
-                tell(rank, error)
-                # Errors of other types may have interrupted an update.
-                if is_lost:
-                    observer.settle()
-                elif self._server is not None:
-                    asked = StopNotice.from_word(memory.load(Word.STOP)) if isinstance(error, StopTimeoutError) else None
-                    self._server.rescue(asked)
-                memory.store(Word.SERVED, 1)
-                raise
-
-    def _serve(self, shard: Shard, memory: StoreMemory, touch: Callable[[], None]) -> StopNotice | None:
-        job, plan = self._job, self._plan
-        others = [
-            RemoteShard(number, plan.owners[number], self._memories[number], plan.parts[number])
-            for number in range(1, len(plan.parts))
-        ]
-        if not others:
-            store = job.make_store(shard, job.strategy, job.num_workers)
-            self._server = make_server(job, memory, store, touch)
-            notice = self._server.serve(job.stop_requested)
-            store.detach()  # the block is about to be freed, and the last version is still to be saved
-            return notice
-        whole = WholeVectors(state_names(job.optimizer), job.flat.groups)
-        shards = ShardGroup(shard, memory, others, whole, job.strategy.store_timeout_seconds, touch)
-        shards.meet()
-        store = job.make_store(shards, job.strategy, job.num_workers)
-        self._server = make_server(job, memory, store, touch)
-        notice = self._server.serve(job.stop_requested)
-        store.detach()
-        shards.end()
-        return notice
-
-    @contextlib.contextmanager
-    def _working(self, session: Session) -> Iterator[None]:
-        job, worker = self._job, self._me.worker
-        assert worker is not None
-        strategy = job.strategy
-        options = ClientOptions(
-            waits_for_stragglers=strategy.waits_for_stragglers,
-            announces=needs_versions_under_way(strategy),
-            store_timeout_seconds=strategy.store_timeout_seconds,
-            claim_order=job.claim_order,
-            push=job.push,
-            pulls_provisional=strategy.has_provisional,
-        )
-        word = self._memories[0].layout.worker_word(worker, WorkerWord.HEARTBEAT)
-        with self._heartbeat(word) as heartbeat:
-            client = self._make_client(worker, options, heartbeat.touch)
-            client.join()
-            push_pull = self._make_push_pull(client)
-            host = HostCopy(job.flat, is_separate=job.push.overlap, is_direct=self._reach.is_direct)
-            if job.push.overlap:
-                with OverlappedWorker(job, client, push_pull, host, worker) as session.worker:
-                    yield
-            else:
-                session.worker = AsynchronousWorker(job, client, push_pull, host, worker)
-                yield
-            push_pull.stop()
-            session.notice = client.wait_for_end(job.stop_requested)
-
-    def _make_client(self, worker: int, options: ClientOptions, touch: Callable[[], None]) -> StoreClient:
-        error: torch.Tensor | None = None
-        if self._node_block is not None and self._job.push.error_feedback:
-            error = self._node_block.vector(self._node_block.layout.state_offset(ERROR))
-        windows = [self._reach.worker, *self._memories[1:]]
-        return StoreClient(windows, worker, options, self._plan.slot_of(worker), error, touch)
-
-    def _make_push_pull(self, client: StoreClient) -> PushPull:
-        strategy = self._job.strategy
-        if self._node_block is None:
-            return DirectPushPull(client, strategy)
-        ranks = [plan.rank for plan in self._plan.node_of_rank(self._me.rank)]
-
-        def pull(client: StoreClient, parameters: torch.Tensor) -> None:
-            wait_and_pull(client, strategy, parameters)
-
-        return NodePushPull(NodeAggregator(self._node_block, ranks.index(self._me.rank), client, pull), client, strategy)
-
-    @contextlib.contextmanager
-    def _serving_and_working(self, serve: Callable[[], StopNotice | None], session: Session) -> Iterator[None]:
-        """Serve the shard in a thread and train in this one (colocated). A failure of either ends the other."""
-        failures: list[BaseException] = []
-        notices: list[StopNotice | None] = []
-
-        def run() -> None:
-            try:
-                cuda_ipc.use_own_stream(self._me.store_device or "cpu")
-                notices.append(serve())
-            except BaseException as error:
-                if not is_of_others(error):  # otherwise the failed rank has reported and announced the failure
-                    tell(self._me.rank, error)
-                    if self._memories[0].load(Word.FAILED) == 0:
-                        announce_failure(self._memories[0], self._me.rank, is_state_lost=True)
-                failures.append(error)
-
-        thread = threading.Thread(target=run, name="hvd-async-store", daemon=True)
-        thread.start()
-        try:
-            with self._working(session):
-                yield
-        except BaseException as error:
-            own = not is_of_others(error)
-            if own:
-                report(self._memories[0], self._me.rank, error)
-            thread.join()  # while the thread saves its state
-            if failures and not own:
-                raise failures[0] from None
-            raise
-        thread.join()
-        if failures:
-            raise failures[0]
-        session.notice = notices[0]
-
-
-def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
-    """Return the shard of `part` of the initial parameters, at version 0, in the buffers of `memory`."""
-    layout = memory.layout
-    buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
-    buffers[0].copy_(job.flat.parameters[part])
-    names = state_names(job.optimizer)
-
-    def in_block(name: str) -> torch.Tensor:
-        return memory.vector(layout.state_offset(names.index(name)))
-
-    warm_up(job.optimizer, DTYPES[layout.format.dtype], buffers[0].device)
-    shard = Shard(
-        buffers,
-        job.optimizer,
-        provisional=[memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)],
-        ranges=ranges_within(job.flat.groups, part),
-        keeps_bases=needs_base_parameters(job.strategy),
-        allocate=in_block if layout.num_state_vectors else None,
-    )
-    return job.begin(shard, part)
-
-
-def warm_up(optimizer: OptimizerConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Compile the kernels of an update on a GPU before any worker waits for one. Nothing is compiled on the CPU."""
-    if device.type == "cpu":
-        return
-    plain = optimizer.model_copy(update={"groups": ()})
-    shard = Shard([torch.zeros(64, device=device), torch.zeros(64, device=device)], plain)
-    for _ in range(2):
-        shard.add(Gradient(torch.zeros(64, dtype=dtype, device=device), 0.0), 1.0)
-    shard.step(StepOrder(version=1, rate_factor=1.0, divisor=2.0))
-
-
-def make_server(
-    job: Job, memory: StoreMemory, store: ParameterStore, touch: Callable[[], None] = lambda: None
-) -> StoreServer:
-    """Return the server of the store's rank, for use by the calling thread or another. `touch`: see `StoreServer`."""
-    assert job.observer is not None  # the store's rank has the observer
-    options = ServerOptions(
-        last_version=job.last_version,
-        first_evaluation=job.evaluation.next_after(store.version),
-        evaluate_every=job.evaluation.every,
-        worker_timeout_seconds=job.strategy.patience_seconds,
-        hang_timeout_seconds=job.strategy.hang_timeout_seconds,
-        stop_timeout_seconds=job.strategy.stop_timeout_seconds,
-        ended_workers=lambda: {worker for rank in memory.dead_ranks() if (worker := job.plans[rank].worker) is not None},
-        least_workers=job.strategy.min_workers if not obstacle_to_outliving(job) else None,
-        num_batches=job.num_batches,
-        claim_order=job.claim_order,
-    )
-    return StoreServer(store, memory, job.observer, options, touch)

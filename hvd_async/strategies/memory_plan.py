@@ -47,6 +47,7 @@ class MemoryPlan:
         self.workers = [plan for plan in spec.plans if plan.worker is not None]
         hosts = list(dict.fromkeys(plan.host for plan in self.workers))
         self.node_workers = [[plan for plan in self.workers if plan.host == host] for host in hosts]
+        self.num_places = self._num_places()
         self.layouts = [self._layout(number, part) for number, part in enumerate(self.parts)]
 
     def slot_of(self, worker: int) -> int:
@@ -82,7 +83,7 @@ class MemoryPlan:
             if not self.is_on_device:
                 needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
             if needs_base_parameters(spec.strategy):
-                num_versions = len(self.workers) * (2 if spec.push.overlap else 1) + 1
+                num_versions = self.num_places * (2 if spec.push.overlap else 1) + 1
                 needs.append(Need(f"{name}: parameters of {num_versions} versions", num_versions * part_bytes, False))
         if plan.shard == 0:  # for a checkpoint, or to detach the store when the blocks are freed
             needs.append(Need("store: a copy of everything", (1 + len(state_names(spec.optimizer))) * vector_bytes, False))
@@ -100,6 +101,15 @@ class MemoryPlan:
                 needs.append(Need("dropping: magnitudes and selection", 2 * vector_bytes, False))
         return needs
 
+    def _num_places(self) -> int:
+        """Return the number of workers for which there are slots. Raises `ConfigError` if they are too few."""
+        most, num_workers = self._spec.strategy.max_workers, len(self.workers)
+        if most is not None and most < num_workers:
+            raise ConfigError(
+                f"strategy.max_workers: got {most} for {num_workers} workers, expected at least as many, or none"
+            )
+        return num_workers if most is None or self._spec.push.node_sum else most
+
     @staticmethod
     def _provisional(name: str, layout: Layout) -> list[Need]:
         size = layout.num_provisional * layout.vector_bytes
@@ -109,9 +119,9 @@ class MemoryPlan:
         spec, num_shards = self._spec, len(self.parts)
         return Layout(
             num_elements=part.stop - part.start,
-            num_workers=len(self.workers),
+            num_workers=self.num_places,
             num_buffers=spec.store.published_buffers,
-            num_slots=len(self.node_workers) if spec.push.node_sum else len(self.workers),
+            num_slots=len(self.node_workers) if spec.push.node_sum else self.num_places,
             arrivals_per_slot=max(map(len, self.node_workers)) if spec.push.node_sum else 1,
             slot_format=slot_format(spec.flat.size, part, spec.push),
             num_shards=num_shards,

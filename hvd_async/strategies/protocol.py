@@ -141,6 +141,10 @@ class Job(JobSpec):
     """Observer of the store; on rank 0 alone."""
     saved: SavedState | None
     """State from which to resume; None for a new run."""
+    invite: Callable[[Mapping[str, Any]], None] = lambda invitation: None
+    """Tells other processes, which may join, what they must know; on rank 0 alone."""
+    leave_requested: Callable[[], bool] = lambda: False
+    """Whether this worker is to leave, and the others to go on; only of a worker that has joined a run under way."""
     initial_state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Vectors of the optimizer ([size] float32, on the CPU) with which a new run begins, by name; the others begin as the
     optimizer says."""

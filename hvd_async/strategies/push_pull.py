@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,9 +12,11 @@ import torch
 from hvd_async.config import StrategyConfig
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.store.serve.client import Base, StoreClient
+from hvd_async.store.serve.client import StoreClient
 from hvd_async.store.serve.node_aggregation import NodeAggregator
+from hvd_async.store.serve.readings import Base
 from hvd_async.store.wire.layout import IDLE, WorkerState
+from hvd_async.store.wire.stop import StopNotice
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class PushPull(Protocol):
     def pause(self) -> None:
         """Announce that this worker pushes nothing for a while, so that no one waits for its gradient."""
 
+    def wait_for_returned(self, stop_requested: Callable[[], StopNotice | None]) -> int | None:
+        """Push nothing, and wait for a batch that another worker returns: see `StoreClient.wait_for_returned`. `start` before
+        computing it."""
+
     def stop(self) -> None:
         """Announce that this worker pushes no more."""
 
@@ -80,6 +87,10 @@ class DirectPushPull:
 
     def pause(self) -> None:
         self._client.idle()
+
+    def wait_for_returned(self, stop_requested: Callable[[], StopNotice | None]) -> int | None:
+        self._client.idle()
+        return self._client.wait_for_returned(stop_requested)
 
     def stop(self) -> None:
         self._client.leave()
@@ -112,6 +123,9 @@ class NodePushPull:
         if not is_synchronous(self._strategy, self._node.version):
             self._node.stop(WorkerState.AWAY)
 
+    def wait_for_returned(self, stop_requested: Callable[[], StopNotice | None]) -> int | None:
+        return self._node.wait_for_returned(stop_requested)
+
     def stop(self) -> None:
         self._node.stop(WorkerState.LEFT)
         self._client.leave(is_slot_shared=True)
@@ -124,9 +138,3 @@ def wait(client: StoreClient, strategy: StrategyConfig) -> None:
     else:
         # A worker computes on parameters that contain its own gradient: with one worker and N = 1 nothing is ever stale.
         client.wait_drained()
-
-
-def wait_and_pull(client: StoreClient, strategy: StrategyConfig, parameters: torch.Tensor) -> None:
-    """Wait as `strategy` requires, and pull into `parameters`."""
-    wait(client, strategy)
-    client.pull(parameters)

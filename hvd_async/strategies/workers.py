@@ -11,7 +11,8 @@ import torch
 
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.store.serve.client import NO_BASE, Base, StoreClient
+from hvd_async.store.serve.client import StoreClient
+from hvd_async.store.serve.readings import NO_BASE, Base
 from hvd_async.store.wire.layout import IDLE, MAX_HELD
 from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Step
 from hvd_async.strategies.push_pull import PushPull, Took
@@ -21,11 +22,11 @@ from hvd_async.vectors.flat import FlatParameters
 
 
 def ask_to_stop(job: Job, client: StoreClient) -> bool:
-    """Whether this worker is to stop; passes on a stop request of this rank."""
+    """Whether this worker is to stop or to leave; passes on a stop request of this rank."""
     requested = job.stop_requested()
     if requested is not None:
         client.request_stop(requested)
-    return client.stop_notice() is not None
+    return client.stop_notice() is not None or job.leave_requested()
 
 
 def claim(job: Job, client: StoreClient) -> int | None:
@@ -121,10 +122,7 @@ class AsynchronousWorker:
 
     def _wait_for_returned(self) -> bool:
         """Wait for a batch that another worker returns; return whether there is one."""
-        if self._job.push.node_sum:  # the node's workers push together, and none comes back
-            return False
-        self._push_pull.pause()
-        batch = self._client.wait_for_returned(self._job.stop_requested)
+        batch = self._push_pull.wait_for_returned(self._job.stop_requested)
         if batch is None:
             return False
         self._ahead.append(batch)
@@ -228,7 +226,7 @@ class OverlappedWorker:
             evaluation = self._client.take_evaluation()
         # A worker that waits for this result claims its batches afterwards, when it knows the version.
         batches = (claim(self._job, self._client),) if computing != IDLE else ()
-        return Brought(base, batches, evaluation, self._push_pull.took, self._client.stop_notice() is not None)
+        return Brought(base, batches, evaluation, self._push_pull.took, ask_to_stop(self._job, self._client))
 
     def _settle(self) -> None:
         """Wait for the push and pull under way, if any, and use its result from now on."""
@@ -255,10 +253,7 @@ class OverlappedWorker:
     def _wait_for_returned(self) -> bool:
         """Wait, when nothing is under way, for a batch that another worker returns; return whether there is one."""
         self._settle()
-        if self._job.push.node_sum:  # the node's workers push together, and none comes back
-            return False
-        self._thread.submit(self._push_pull.pause).result()
-        batch = self._thread.submit(self._client.wait_for_returned, self._job.stop_requested).result()
+        batch = self._thread.submit(self._push_pull.wait_for_returned, self._job.stop_requested).result()
         if batch is None:
             return False
         self._batches.appendleft(batch)

@@ -23,15 +23,16 @@ def temporary_beside(path: Path, kind: str = "tmp") -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name beside `path`, then rename it to `path`, replacing an existing file.
+def write_file(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write `content` under a temporary name beside `path`, then rename it to `path`, replacing an existing file. `mode`: its
+    permissions, less those that the process masks.
 
     Creates missing folders. Content and name are on disk on return. Raises `DataError` if the file system refuses.
     """
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

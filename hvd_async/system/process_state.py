@@ -24,6 +24,15 @@ def state_of(process: int) -> str:
     return "?"
 
 
+def parent_of(process: int) -> int | None:
+    """Return the id of the parent of a process; None where the kernel does not tell."""
+    try:
+        text = pathlib.Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+        return int(text.rpartition(")")[2].split()[1]) or None
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def children_of(process: int) -> frozenset[int] | None:
     """Return the ids of the living children of a process; None where the kernel does not tell."""
     children: set[int] = set()

@@ -189,9 +189,11 @@ class Children:
                 except subprocess.TimeoutExpired:
                     process.kill()
 
-    def run(self, arguments: Sequence[str], inherited: Sequence[int] = ()) -> subprocess.CompletedProcess[str] | None:
+    def run(
+        self, arguments: Sequence[str], inherited: Sequence[int] = (), *, in_sight: bool = False
+    ) -> subprocess.CompletedProcess[str] | None:
         """Run `hvd-async` with `arguments`; return None if it was ended, or not started, because the block was left.
-        Blocks.
+        Blocks. `in_sight`: its output goes to ours, and is not in the result.
 
         The process is told to stop, too, if this one is killed. It keeps the descriptors `inherited` open besides those
         of all processes.
@@ -203,8 +205,8 @@ class Children:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=None if in_sight else subprocess.PIPE,
+                stderr=None if in_sight else subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
                 pass_fds=(*self._inherited, *inherited),

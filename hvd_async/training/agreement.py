@@ -14,6 +14,7 @@ from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError, StoppedByS
 from hvd_async.system.failure_message import tell
 from hvd_async.transport.bootstrap import OUTLIVES
 from hvd_async.transport.group import Group
+from hvd_async.transport.segments import remove_segments
 
 T = TypeVar("T")
 # How long a rank, after the failure of another, waits for the launcher to end it, before it ends the job itself.
@@ -69,6 +70,7 @@ def aborting_on_failure(group: Group) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, OrphanedError):
             tell(group.rank, error)
+            remove_segments()
             os._exit(error.exit_status)  # without MPI_Finalize, which would wait for ranks that have gone
         is_interrupt = isinstance(error, KeyboardInterrupt)
         is_on_all = isinstance(error, HvdAsyncError) and error.is_on_all_ranks

@@ -153,8 +153,12 @@ def trained(
     job.starting.close()
     with ready.recorder if ready.recorder is not None else contextlib.nullcontext():
         with contextlib.nullcontext() if ready.recorder is None else ready.progress.showing():
-            with job.strategy.session(ready.job) as session:
-                yield session
+            try:
+                with job.strategy.session(ready.job) as session:
+                    yield session
+            finally:
+                if ready.recorder is not None:
+                    ready.folder.withdraw_invitation()
         job.stop.limit_seconds = ready.job.strategy.stop_timeout_seconds  # everything is saved
         before_evaluation(job.strategy.group)
         conclusion = _Conclusion(ready)

@@ -134,8 +134,8 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
     plans = start.plans
     plan = plans[start.group.rank]
     _claim_processors(plan)
-    workload = _make_workload(start, plan)
-    spec = _describe_job(start, plans, workload)
+    workload = make_workload(start, plan)
+    spec = describe_job(start, plans, workload)
     start.strategy.check(spec)  # before the folder changes, so that a job that cannot run leaves nothing behind
     progress = Progress(
         workload.goal,
@@ -153,7 +153,14 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
     if recorder is not None:
         _introduce(start, spec, workload, progress, opened)
     loop = _make_loop(start, plans, workload, saved)
-    return Ready(start.folder, spec.with_state(recorder, saved), loop, start.stop, progress, recorder)
+    job = spec.with_state(recorder, saved)
+    if recorder is not None:
+
+        def invite(invitation: Mapping[str, Any]) -> None:
+            start.folder.write_invitation({**invitation, "fingerprint": workload.task.fingerprint()})
+
+        job = dataclasses.replace(job, invite=invite)
+    return Ready(start.folder, job, loop, start.stop, progress, recorder)
 
 
 def plan_ranks(group: Group, config: RunConfig, environ: Mapping[str, str]) -> tuple[RankPlan, ...]:
@@ -179,7 +186,7 @@ def _claim_processors(plan: RankPlan) -> None:
             break
 
 
-def _make_workload(start: Start, plan: RankPlan) -> Workload:
+def make_workload(start: Start, plan: RankPlan) -> Workload:
     """Make the task and its model. Collective."""
     group, config, folder = start.group, start.config, start.folder
     if start.options.resume:  # before data is prepared for a configuration that will be refused
@@ -200,7 +207,7 @@ def _build_model(task: Task) -> torch.nn.Module:
     return model_of(task)
 
 
-def _describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:
+def describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:
     """Return the job of the strategy."""
     config, folder = start.config, start.folder
     every = (config.validation.every_during or 0) if workload.task.metrics else 0

@@ -14,7 +14,7 @@ from typing import NoReturn
 from hvd_async.cluster.environment import LaunchedAs, read_environment
 from hvd_async.system.failure_message import print_message
 from hvd_async.system.parent_death import tie_to
-from hvd_async.system.process_state import children_of
+from hvd_async.system.process_state import children_of, parent_of
 from hvd_async.transport.bootstrap import OUTLIVES
 
 _LOOK_SECONDS = 0.25
@@ -36,7 +36,7 @@ def watching_start(environ: Mapping[str, str]) -> Iterator[None]:
     if environ.get(OUTLIVES) != "1" or launched is None or (launched.local_size or 1) == 1:
         yield
         return
-    launcher, rank = os.getppid(), os.getpid()
+    launcher, rank = _launcher(), os.getpid()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the child uses nothing that another thread may hold
         watcher = os.fork()
@@ -68,6 +68,14 @@ def _watch(launched: LaunchedAs, launcher: int, rank: int) -> NoReturn:
             time.sleep(_LOOK_SECONDS)
     finally:
         os._exit(0)
+
+
+def _launcher() -> int:
+    """Return the process that started the ranks, perhaps by way of other programs."""
+    process = os.getppid()
+    while _is_rank(process) and (parent := parent_of(process)) is not None:
+        process = parent
+    return process
 
 
 def _is_rank(process: int) -> bool:

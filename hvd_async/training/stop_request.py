@@ -17,6 +17,7 @@ from types import FrameType
 from hvd_async.errors import StoppedBySignal
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.system.signals import STOP_SIGNALS, handling
+from hvd_async.transport.segments import remove_segments
 
 _LOOK_SECONDS = 0.5
 
@@ -83,10 +84,12 @@ class StopRequest:
             if self._is_over.wait(_LOOK_SECONDS):
                 return
         if not self._is_deferred:
+            remove_segments()
             os._exit(128 + signal.SIGTERM)  # there is nothing to save
         self._notice = (StopKind.ORPHANED, 0)  # replaces any earlier request: no other rank may be waited for any more
         gone = time.monotonic()
         while time.monotonic() - gone < self.limit_seconds:
             if self._is_over.wait(_LOOK_SECONDS):
                 return
+        remove_segments()
         os._exit(128 + signal.SIGTERM)

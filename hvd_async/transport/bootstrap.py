@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import pathlib
 import re
+import time
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from hvd_async.cluster.environment import check_home, check_launcher, check_world, read_environment
 from hvd_async.errors import PeerError, SetupError
 from hvd_async.transport.group import messages_of
+from hvd_async.transport.neighbour_watch import NeighbourWatch, own_process
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 OUTLIVES = "OMPI_MCA_mpi_ft_enable"
 """Variable by which Open MPI's mpirun says that the other ranks live on when one dies."""
 _FAILURE_TAG = 77
+_GROUP_TAG = "hvd-async"
+_TURN_SECONDS = 0.3
 _MOST_REPORTED = 2000
 """Bytes of the text of a failure, the end of a longer one: such short messages are sent without the receiver's help."""
 _reports: list[object] = []  # MPI still reads these messages
@@ -149,21 +154,44 @@ class MpiGroup:
         self.is_shrunk = False
         self._origins = list(range(self.size))  # by rank, its number at first
         self._lost: list[int] = []
+        self._watch: NeighbourWatch | None = None
+
+    def meet(self) -> None:
+        """Let the ranks see each other's processes: from now on a rank of this host that has gone ends the job if this one
+        waits for it in vain. Collective."""
+        processes = self.allgather(own_process())
+        self._watch = NeighbourWatch(self.rank, processes, self.abort)
+
+    def leave_out(self, dead: Collection[int]) -> None:
+        """Become the group of the ranks that are not `dead`, given by their first numbers, of which MPI need not know. Collective
+        over the others, which pass the same."""
+        from mpi4py import MPI
+
+        left = [origin for origin in self._origins if origin not in dead]
+        group = self.comm.Get_group().Incl([self._origins.index(origin) for origin in left])
+        with self._waiting(left):
+            # `Create_group` of a communicator fails on those ranks to which MPI has told of the dead, and waits on the others.
+            self._become(MPI.Intracomm.Create_from_group(group, _GROUP_TAG), left)
 
     def shrink(self) -> list[int]:
         """Become the group of the ranks that live, in the order of before; return those that are dead, by their first numbers.
         Collective over the living. Raises `PeerError` if rank 0 is dead."""
         before, origin = self._origins, self._origins[self.rank]
-        comm = cast("MPI.Intracomm", self.comm.Shrink())
-        self.comm, self.rank, self.size, self.is_shrunk = comm, comm.Get_rank(), comm.Get_size(), True
-        origins = np.zeros(self.size, dtype=np.int64)
-        comm.Allgather(np.array([origin], dtype=np.int64), origins)
-        self._origins = origins.tolist()
+        living: list[str] | None = None
+        while living is None:  # until no other rank dies meanwhile
+            self.comm = cast("MPI.Intracomm", self.comm.Shrink())
+            self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+            living = self._gathered_by_all(str(origin))
+        self._become(self.comm, [int(text) for text in living])
         if 0 not in self._origins:
             raise PeerError("rank 0 has died, which had the results; what it has saved stands", is_state_lost=True)
-        dead = set(before) - set(self._origins)
-        _dead.update(dead)
-        return sorted(dead)
+        return sorted(set(before) - set(self._origins))
+
+    def _become(self, comm: MPI.Intracomm, origins: list[int]) -> None:
+        """Be the group of the ranks of `comm`, whose first numbers are `origins`."""
+        _dead.update(set(self._origins) - set(origins))
+        self.comm, self.rank, self.size, self.is_shrunk = comm, comm.Get_rank(), comm.Get_size(), True
+        self._origins = origins
 
     def take_lost(self) -> list[int]:
         lost, self._lost = self._lost, []
@@ -171,11 +199,31 @@ class MpiGroup:
 
     def allgather(self, text: str) -> list[str]:
         while self.outlives:
-            found = self._gathered_by_all(text)
-            if found is not None:
-                return found
-            self._lost += self.shrink()
-        return self._allgather(text)
+            with self._waiting(self._origins):
+                found = self._gathered_by_all(text)
+                if found is not None:
+                    return found
+                self._lost += self.shrink()
+        with self._waiting(self._origins), self._naming_death():
+            return self._allgather(text)
+
+    @contextlib.contextmanager
+    def _naming_death(self) -> Iterator[None]:
+        """Raise `PeerError`, one rank after the other, if a rank dies without which the others cannot go on."""
+        from mpi4py import MPI
+
+        try:
+            yield
+        except MPI.Exception as error:
+            if error.Get_error_class() != MPI.ERR_PROC_FAILED:
+                raise
+            time.sleep(_TURN_SECONDS * self.rank)  # the first one ends the job
+            reason = "another rank has ended; its own message, or the system's log, says why"
+            raise PeerError(reason, is_state_lost=True) from None
+
+    def _waiting(self, ranks: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        """Watch over `ranks`, given by their first numbers, inside a block that waits for them."""
+        return contextlib.nullcontext() if self._watch is None else self._watch.waiting(ranks)
 
     def _gathered_by_all(self, text: str) -> list[str] | None:
         """Return the texts if all ranks got them; None, on all ranks, if one has died."""
@@ -201,8 +249,9 @@ class MpiGroup:
         return [received[a:b].tobytes().decode() for a, b in itertools.pairwise(starts)]
 
     def broadcast(self, tensor: Tensor) -> None:
-        for part in messages_of(tensor):
-            self.comm.Bcast(part.numpy(), root=0)
+        with self._naming_death():
+            for part in messages_of(tensor):
+                self.comm.Bcast(part.numpy(), root=0)
 
     def report_failure(self, status: int, text: str) -> bool:
         report_failure(self.comm, status, text)

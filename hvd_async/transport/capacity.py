@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hvd_async.errors import SetupError
 from hvd_async.system.machine import available_memory
+from hvd_async.transport import host_memory
 from hvd_async.transport.group import Group
 
 _SHARED_FOLDER = "/dev/shm"
@@ -71,9 +72,9 @@ def check_capacity(
 
 def free_memory() -> Room:
     """Return the free memory of this node (the kernel's estimate, or the rest of the control group's limit) and the room
-    in /dev/shm."""
+    in /dev/shm, where MPI's windows would be; blocks need none where this system has memory without a name."""
     shared = None
-    if os.path.isdir(_SHARED_FOLDER):
+    if not host_memory.is_available() and os.path.isdir(_SHARED_FOLDER):
         status = os.statvfs(_SHARED_FOLDER)
         shared = status.f_bavail * status.f_frsize
     figures = [figure for figure in (available_memory(), _left_in_control_group()) if figure is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from hvd_async.transport.block import WORD_BYTES, BlockT
+from hvd_async.transport.pulse import NativePulse, Pulse, Rhythm, ThreadPulse
 from hvd_async.vectors import arithmetic
 
 
@@ -23,6 +25,7 @@ class MappedMemory(Generic[BlockT]):
 
     name = "memory"
     has_bells = arithmetic.has_doorbells()
+    is_remote = False
 
     def __init__(self, layout: BlockT, block: npt.NDArray[np.uint8]) -> None:
         """Use `block`: [layout.total_bytes], uint8, page-aligned; it must outlive this object."""
@@ -70,6 +73,11 @@ class MappedMemory(Generic[BlockT]):
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
         return self.vector(offset, count, dtype)
+
+    def beat(self, word: int, rhythm: Rhythm) -> Pulse:
+        if arithmetic.has_doorbells():
+            return NativePulse(self._address + WORD_BYTES * word, rhythm, self)
+        return ThreadPulse(functools.partial(self.store, word), rhythm)
 
     def vector(self, offset: int, count: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         count = self.layout.num_elements if count is None else count

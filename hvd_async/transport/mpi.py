@@ -10,6 +10,9 @@ other atomics are not atomic with those; otherwise they are the processor's own.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -24,11 +27,13 @@ import numpy.typing as npt
 import torch
 from mpi4py import MPI
 
-from hvd_async.errors import PeerError
+from hvd_async.errors import PeerError, SetupError
+from hvd_async.transport import host_memory
 from hvd_async.transport.block import WORD_BYTES, BlockT
 from hvd_async.transport.bootstrap import MpiGroup
-from hvd_async.transport.inprocess import MappedMemory
+from hvd_async.transport.host_memory import HostMemory, Place
 from hvd_async.transport.progress import ANSWER_TAG, CHUNK_BYTES, REQUEST_TAG, ProgressThread
+from hvd_async.transport.pulse import FarWord, NativePulse, Pulse, Rhythm, ThreadPulse
 from hvd_async.vectors import arithmetic
 
 # Reads of at least this size are requested by message and sent.
@@ -37,26 +42,28 @@ _MESSAGE_BYTES = 1 << 14
 _SLOWEST_BYTES_PER_SECOND = 1e6
 
 
-class SharedMemory(MappedMemory[BlockT]):
+class SharedMemory(HostMemory[BlockT]):
     """The block mapped into a rank of its owner's node."""
 
-    name = "shared memory"
-
     def __init__(self, layout: BlockT, block: MappedBlock, atomics: Atomics | None, progress: ProgressThread | None) -> None:
-        """Use `block`, which `Allocate_shared` made; fetch-and-add goes through `atomics`; None: the processor's own."""
-        super().__init__(layout, np.frombuffer(block.memory, dtype=np.uint8))
+        """Use `block`; fetch-and-add goes through `atomics`; None: the processor's own."""
+        super().__init__(layout, block.memory)
+        self.place = block.place
+        """Where other processes of this host find the block; None: only MPI's ranks can."""
+        self.is_direct = atomics is None
+        """Whether atomic operations are the processor's, so that other processes of this host may use the block."""
         self._window = block.window
         self._atomics = atomics
         self._progress = progress
 
     def fetch_add(self, word: int, amount: int) -> int:
         if self._atomics is None:
-            return arithmetic.fetch_add(self._address + WORD_BYTES * word, amount)
+            return super().fetch_add(word, amount)
         return self._atomics.fetch_and_op(word, amount, MPI.SUM)
 
     def compare_swap(self, word: int, expected: int, value: int) -> int:
         if self._atomics is None:
-            return arithmetic.compare_swap(self._address + WORD_BYTES * word, expected, value)
+            return super().compare_swap(word, expected, value)
         return self._atomics.compare_and_swap(word, expected, value)
 
     def load(self, word: int) -> int:
@@ -69,7 +76,10 @@ class SharedMemory(MappedMemory[BlockT]):
         return frozenset() if self._progress is None else self._progress.dead_ranks
 
     def _fence(self) -> None:
-        self._window.Sync()
+        if self._window is None:
+            super()._fence()
+        else:
+            self._window.Sync()
 
 
 class RemoteMemory(Generic[BlockT]):
@@ -77,6 +87,7 @@ class RemoteMemory(Generic[BlockT]):
 
     name = "RMA"
     has_bells = False
+    is_remote = True
 
     def __init__(self, layout: BlockT, atomics: Atomics, messages: MPI.Comm, what: str, timeout_seconds: float) -> None:
         """Use the window in `atomics`, which exposes the block on its owner in bytes and is locked for the life of this
@@ -123,6 +134,12 @@ class RemoteMemory(Generic[BlockT]):
     def compare_swap(self, word: int, expected: int, value: int) -> int:
         with self._watched():
             return self._atomics.compare_and_swap(word, expected, value)
+
+    def beat(self, word: int, rhythm: Rhythm) -> Pulse:
+        far = self._atomics.far_word(word)
+        if far is None:
+            return ThreadPulse(functools.partial(self.store, word), rhythm)
+        return NativePulse(far, rhythm, self, self._watched)
 
     def put(self, offset: int, source: torch.Tensor) -> None:
         self._num_unflushed_bytes += source.numel() * source.element_size()
@@ -200,10 +217,23 @@ class RemoteMemory(Generic[BlockT]):
 
 @dataclass(frozen=True)
 class MappedBlock:
-    """A block in the shared memory of this node."""
+    """A block in the shared memory of this node. `place`: where it is, or, if only MPI can share memory here, its `window`."""
 
-    window: MPI.Win
     memory: memoryview
+    place: Place | None
+    window: MPI.Win | None
+
+    def atomics(self, position: int) -> Atomics | None:
+        """Return the window for fetch-and-adds, in which the owner has `position`; None: they are the processor's own."""
+        return None if self.window is None or arithmetic.has_doorbells() else Atomics(self.window, position)
+
+    def free(self) -> None:
+        """Free the window, collectively over its ranks, or close the memory, which lives on as long as others map it."""
+        if self.window is not None:
+            self.window.Unlock_all()
+            self.window.Free()
+        elif self.place is not None and self.place.process == os.getpid():
+            os.close(self.place.descriptor)
 
 
 @dataclass(frozen=True)
@@ -227,6 +257,32 @@ class Atomics:
         self.window.Compare_and_swap(wanted, known, before, self.owner, WORD_BYTES * word)
         self.window.Flush(self.owner)
         return int(before[0])
+
+    def far_word(self, word: int) -> FarWord | None:
+        """Return how a thread of C replaces a control word; None without the C extension, or if MPI's functions are not found."""
+        functions = _functions()
+        if functions is None or not arithmetic.has_doorbells():
+            return None
+        type_, operation, window = (_handle(each) for each in (MPI.INT64_T, MPI.REPLACE, self.window))
+        are_pointers = MPI._sizeof(self.window) == ctypes.sizeof(ctypes.c_void_p)
+        return FarWord(*functions, type_, operation, window, self.owner, WORD_BYTES * word, are_pointers)
+
+
+@functools.cache
+def _functions() -> tuple[int, int] | None:
+    """Return the addresses of `MPI_Fetch_and_op` and `MPI_Win_flush` in the library that mpi4py uses; None if it hides them."""
+    try:
+        library = ctypes.CDLL(MPI.__file__)
+        fetch, flush = (
+            ctypes.cast(each, ctypes.c_void_p).value for each in (library.MPI_Fetch_and_op, library.MPI_Win_flush)
+        )
+    except (OSError, AttributeError):
+        return None
+    return (fetch, flush) if fetch and flush else None
+
+
+def _handle(thing: MPI.Datatype | MPI.Op | MPI.Win) -> int:
+    return MPI._handleof(thing) % 2**64  # an int may be negative
 
 
 @contextlib.contextmanager
@@ -258,6 +314,8 @@ def open_blocks(
     for window in reversed(opener.windows):
         window.Unlock_all()
         window.Free()
+    for block in reversed(opener.blocks):
+        block.free()
 
 
 @contextlib.contextmanager
@@ -274,18 +332,17 @@ def open_node_block(group: MpiGroup, layout: BlockT | None, owner: int) -> Itera
         return
     position = _ranks_of(node, group.rank).index(owner)
     mapped = _map_block(node, position, layout.total_bytes if group.rank == owner else 0)
-    window = mapped.window
-    memory = _touched(layout, mapped, Atomics(window, position), None, group.rank == owner)
+    memory = _touched(layout, mapped, mapped.atomics(position), None, group.rank == owner)
     node.Barrier()
     yield memory
     group.allgather("")
-    window.Unlock_all()
-    window.Free()
+    if not group.is_shrunk:  # to free a window would wait for the dead
+        mapped.free()
 
 
 @dataclass(frozen=True)
 class _Opener:
-    """Opens blocks one after the other: `windows` collects windows to free, `stack` the threads to end."""
+    """Opens blocks one after the other: `windows` and `blocks` collect what is to be freed, `stack` the threads to end."""
 
     group: MpiGroup
     node: MPI.Intracomm
@@ -293,6 +350,7 @@ class _Opener:
     stack: contextlib.ExitStack
     timeout_seconds: float
     windows: list[MPI.Win] = field(default_factory=list)
+    blocks: list[MappedBlock] = field(default_factory=list)
 
     def open(self, layout: BlockT, owner: int, name: str) -> SharedMemory[BlockT] | RemoteMemory[BlockT]:
         """Open the next block, which is on rank `owner`, called `name` in messages. Collective over `group`."""
@@ -300,11 +358,10 @@ class _Opener:
         mapped: MappedBlock | None = None
         if owner in self.neighbours:
             mapped = _map_block(self.node, self.neighbours.index(owner), layout.total_bytes if is_owner else 0)
-            self.windows.append(mapped.window)
+            self.blocks.append(mapped)
         if "far" not in self.group.allgather("far" if mapped is None else "near"):
             assert mapped is not None
-            own = None if arithmetic.has_doorbells() else Atomics(mapped.window, self.neighbours.index(owner))
-            return _touched(layout, mapped, own, None, is_owner)
+            return _touched(layout, mapped, mapped.atomics(self.neighbours.index(owner)), None, is_owner)
         created = MPI.Win.Create(mapped.memory if is_owner and mapped is not None else None, 1, comm=self.group.comm)
         created.Lock_all(MPI.MODE_NOCHECK)
         self.windows.append(created)
@@ -337,10 +394,24 @@ def _ranks_of(node: MPI.Intracomm, rank: int) -> list[int]:
 def _map_block(node: MPI.Intracomm, position: int, num_bytes: int) -> MappedBlock:
     """Map the block of the rank at `position` of `node`, which passes its `num_bytes`; the other ranks pass 0. Collective
     over `node`."""
+    words = np.zeros(5, dtype=np.int64)
+    if node.Get_rank() == position and host_memory.is_available():
+        with contextlib.suppress(OSError):  # then MPI makes it
+            words[:] = dataclasses.astuple(host_memory.make(num_bytes))
+    node.Bcast(words, root=position)
+    place, memory = Place(*words.tolist()), None
+    if place.is_here and host_memory.is_available():
+        with contextlib.suppress(SetupError):
+            memory = host_memory.map_place(place)
+    is_open = np.array([memory is not None], dtype=np.int64)
+    node.Allreduce(MPI.IN_PLACE, is_open, MPI.MIN)
+    if memory is not None and is_open[0]:
+        return MappedBlock(memory, place, None)
+    # Ranks in containers with processes of their own, or a system without such memory.
     window = MPI.Win.Allocate_shared(num_bytes, 1, comm=node)
     window.Lock_all(MPI.MODE_NOCHECK)
     buffer: Any = window.Shared_query(position)[0]  # a buffer, although mpi4py's stubs do not say so
-    return MappedBlock(window, memoryview(buffer))
+    return MappedBlock(memoryview(buffer), None, window)
 
 
 def _touch(memory: SharedMemory[BlockT]) -> None:

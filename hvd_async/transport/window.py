@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from hvd_async.transport.block import BlockT_co
+from hvd_async.transport.pulse import Pulse, Rhythm
 
 
 class Window(Protocol[BlockT_co]):
@@ -27,6 +28,8 @@ class Window(Protocol[BlockT_co]):
 
     name: str  # for messages: "shared memory", "RMA", ...
     has_bells: bool  # whether `ring` wakes this rank's `wait`; otherwise `wait` only sleeps
+
+    is_remote: bool  # whether writes travel over a network, and may arrive after the death of the process that made them
 
     @property
     def layout(self) -> BlockT_co:
@@ -51,6 +54,9 @@ class Window(Protocol[BlockT_co]):
     def compare_swap(self, word: int, expected: int, value: int) -> int:
         """Set a control word to `value` if it is `expected`, atomically; return the previous value. Such a word is never
         changed by `store`."""
+
+    def beat(self, word: int, rhythm: Rhythm) -> Pulse:
+        """Start a thread that counts a control word up, which nobody else writes from now on."""
 
     def put(self, offset: int, source: torch.Tensor) -> None:
         """Begin to copy `source` to byte `offset` of the block."""

@@ -628,6 +628,17 @@ static PyObject *py_compare_swap(PyObject *self, PyObject *args) {
     return PyLong_FromLongLong(before);
 }
 
+/* Orders what this thread reads and writes before with what it does after, for other processes too. */
+static PyObject *py_fence(PyObject *self, PyObject *args) {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    Py_RETURN_NONE;
+}
+
+/* In _pulse.c. */
+PyObject *py_start_pulse(PyObject *self, PyObject *args);
+PyObject *py_touch_pulse(PyObject *self, PyObject *args);
+PyObject *py_stop_pulse(PyObject *self, PyObject *args);
+
 static PyMethodDef methods[] = {
     {"sum", py_sum, METH_VARARGS, "sum(inputs, sum, divisor, partials, start, end)"},
     {"step", py_step, METH_VARARGS, "step(inputs, parameters, target, first, second, average, partials, start, end, rule)"},
@@ -638,6 +649,10 @@ static PyMethodDef methods[] = {
     {"wait", py_wait, METH_VARARGS, "wait(bell, heard, seconds)"},
     {"fetch_add", py_fetch_add, METH_VARARGS, "fetch_add(word, amount) -> before"},
     {"compare_swap", py_compare_swap, METH_VARARGS, "compare_swap(word, expected, value) -> before"},
+    {"fence", py_fence, METH_NOARGS, "fence()"},
+    {"start_pulse", py_start_pulse, METH_VARARGS, "start_pulse(word, every, limit, hung, ends_process, far) -> pulse"},
+    {"touch_pulse", py_touch_pulse, METH_VARARGS, "touch_pulse(pulse)"},
+    {"stop_pulse", py_stop_pulse, METH_VARARGS, "stop_pulse(pulse, seconds) -> has_ended"},
     {NULL, NULL, 0, NULL},
 };
 

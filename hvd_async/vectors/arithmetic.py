@@ -327,7 +327,7 @@ def _squares(gradient: torch.Tensor) -> list[float]:
 
 
 def has_doorbells() -> bool:
-    """Whether `ring`, `heard` and `wait`, `fetch_add` and `compare_swap` may be used; otherwise poll."""
+    """Whether this function and those below may be used: they need the C extension. Otherwise poll."""
     return _c is not None
 
 
@@ -354,6 +354,27 @@ def fetch_add(address: int, amount: int) -> int:
 def compare_swap(address: int, expected: int, value: int) -> int:
     """Replace the 64-bit word at `address`, if it is `expected`, by `value`, atomically; return the previous value."""
     return int(_compiled().compare_swap(address, expected, value))
+
+
+def fence() -> None:
+    """Order what this thread reads and writes before with what it does after, for other threads and processes."""
+    _compiled().fence()
+
+
+def start_pulse(address: int, every: float, limit: float, hung: int, ends_process: bool, far: tuple[int | bool, ...]) -> int:
+    """Start a thread of C that counts up the 64-bit word at `address` (in shared memory); return its number. See
+    `transport.pulse`, which has the meaning of the rest."""
+    return int(_compiled().start_pulse(address, every, limit, hung, ends_process, far))
+
+
+def touch_pulse(number: int) -> None:
+    """Note that the process makes progress, for the thread of `start_pulse`."""
+    _compiled().touch_pulse(number)
+
+
+def stop_pulse(number: int, seconds: float) -> bool:
+    """Have the thread of `start_pulse` end, and wait for its end for at most `seconds`; return whether it has ended."""
+    return bool(_compiled().stop_pulse(number, seconds))
 
 
 def _compiled() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from hvd_async.cli import launch
 from hvd_async.cluster.batch_system import detect_allocation
 from hvd_async.cluster.hosts import Host, parse_hosts
 from hvd_async.cluster.mpi_family import detect_mpi, parse_mpi_family
@@ -89,6 +91,7 @@ SRUN = options(launcher="srun", pmi="pmix", unset=("SLURM_NNODES", "SLURM_GPUS_P
 CASES = {
     "single": (on_one_machine(config("single"), 1), TRAIN, options()),
     "openmpi-async": (on_one_machine(config("async"), 2), TRAIN, options()),
+    "openmpi-async-outliving": (on_hosts(config("async"), 4), TRAIN, options(outlives=True)),
     "openmpi-async-few-cores-root": (on_one_machine(config("async"), 4, cores=2), TRAIN, options(as_root=True)),
     "openmpi-async-two-hosts": (on_hosts(config("async"), 4), TRAIN, options(forward=("NCCL_DEBUG", "PYTHONPATH"))),
     "openmpi-async-shards": (on_hosts(config("async", shards=3), 2), TRAIN, options()),
@@ -567,6 +570,21 @@ def test_the_signal_of_ranks_stopped_without_their_launcher_is_taken_from_the_su
 )
 def test_only_a_failure_is_worth_a_restart(ended: Ended, run_status: str | None, is_failure: bool) -> None:
     assert outcome_of(ended, run_status, 1.0).is_failure == is_failure
+
+
+@pytest.mark.parametrize(("before", "is_failure"), [(None, True), ("stopped", True), ("finished", False)])
+def test_a_launcher_that_ends_well_does_not_hide_that_all_ranks_were_killed(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], before: str | None, is_failure: bool
+) -> None:
+    """As Open MPI's does, where it keeps the other ranks. Of a run that has finished nothing needs to be done."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if before is not None:
+        (folder / "summary.json").write_text(json.dumps({"status": before}))
+    given = config("async").model_copy(update={"output": str(folder)})
+    outcome = launch._start(given, Command(("true",), {}), None, status_tells=True)
+    assert (outcome.is_failure, outcome.status) == (is_failure, int(is_failure))
+    assert ("all ranks have ended before the run did" in capsys.readouterr().out) == is_failure
 
 
 def test_an_earlier_runs_summary_does_not_count(tmp_path: pathlib.Path) -> None:

@@ -87,7 +87,9 @@ def check_conservation(folder: pathlib.Path) -> None:
     assert sorted(arrival["batch"] for arrival in arrivals) == list(range(NUM_BATCHES)), folder.name
     assert sum(update["arrivals"] for update in events_of(folder, "update")) == NUM_BATCHES
     assert summary["refused"] == {} and summary["pending"] == 0
-    assert losses_of(folder)[-1] < losses_of(folder)[0], folder.name
+    losses = losses_of(folder)
+    third = len(losses) // 3  # of single batches, whose losses vary
+    assert sum(losses[-third:]) < sum(losses[:third]), folder.name
 
 
 @pytest.mark.slow

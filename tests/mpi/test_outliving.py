@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from hvd_async.replay.replay import ReplayOptions, replay
 from tests.mpi.runs import events_of, losses_of, run_toy, summary_of
-from tests.mpi.toy import Settings, make_config
+from tests.mpi.toy import Settings, ToyTask, make_config
 from tests.ranks import Completed, mpi_family
 
 pytestmark = [
@@ -33,21 +34,23 @@ def run(
     num_ranks: int = 4,
     push: Any = None,
     hosts: Sequence[str] = (),
+    resume: bool = False,
     **strategy: Any,
 ) -> Completed:
     config = make_config(
         folder, strategy={"kind": "async", **strategy}, push=push or {}, training={"epochs": 2, "checkpoint_every": 5}
     )
-    settings = Settings(config, NUM_BATCHES, [*faults], uneven=3)
+    settings = Settings(config, NUM_BATCHES, [*faults], uneven=3, resume=resume)
     return run_toy(num_ranks, settings, mpirun_args=("--with-ft", "ulfm"), hosts=hosts)
 
 
 def check_books(folder: pathlib.Path) -> None:
-    """Check that each batch is in one update, and that versions have no gap."""
+    """Check that each batch is in one update, that versions have no gap, and that a replay gives the same bits."""
     applied = [arrival["batch"] for arrival in events_of(folder, "arrival") if "version" in arrival]
     assert sorted(applied) == list(range(NUM_BATCHES))
     versions = [update["version"] for update in events_of(folder, "update")]
     assert versions == list(range(1, len(versions) + 1))
+    replay(folder, lambda config: ToyTask(Settings({}), 0), ReplayOptions(), lambda line: None)
 
 
 def slow(*values: object) -> Any:
@@ -107,17 +110,89 @@ def test_two_workers_die(tmp_path: pathlib.Path, push: dict[str, Any], in_evalua
     assert sorted(event["worker"] for event in events_of(tmp_path / "run", "lost")) == [0, 2]
 
 
-@pytest.mark.parametrize("kind", ["sigkill", slow("exception")])
+def dying_member(rank: int, write: int | None) -> list[dict[str, Any]]:
+    """Return the death of a worker of a node that pushes together; with `write` it is late, so that it pushes."""
+    late = [] if write is None else [{"rank": rank, "step": 3, "kind": "pause"}]
+    return [*late, {"rank": rank, "step": 3, "kind": "sigkill", "write": write}]
+
+
+@pytest.mark.parametrize("write", [None, slow(0), slow(2), slow(6)])
+@pytest.mark.parametrize("strategy", [{"provisional": True}, slow(LOCKSTEP), slow({"max_staleness": 1})], ids=str)
+def test_the_workers_of_a_node_that_push_together_go_on_without_one(
+    tmp_path: pathlib.Path, strategy: dict[str, Any], write: int | None
+) -> None:
+    """With `write`, the worker dies while it pushes the sum of all; otherwise it is the one that has the node's block."""
+    rank = 1 if write is None else 2
+    faults = dying_member(rank, write)
+    push = {
+        "node_sum": True,
+        "dtype": "bfloat16",
+        "keep": 0.5,
+        "error_feedback": True,
+        "overlap": "lockstep" not in strategy,
+    }
+    run(tmp_path / "run", *faults, push=push, **strategy).check()
+    check_books(tmp_path / "run")
+    assert [event["worker"] for event in events_of(tmp_path / "run", "lost")] == [rank - 1]
+
+
+@pytest.mark.parametrize("write", [slow(None), slow(0), 3, slow(7)])
+def test_the_workers_of_another_host_that_push_together_go_on_without_one(
+    tmp_path: pathlib.Path, two_hosts: tuple[str, str], write: int | None
+) -> None:
+    """Ranks 3 to 5 are on the other host; rank 1 and 2 push together, too."""
+    rank = 3 if write is None else 4
+    faults = dying_member(rank, write)
+    run(tmp_path / "run", *faults, num_ranks=6, push={"node_sum": True}, hosts=two_hosts, worker_timeout_seconds=5.0).check()
+    check_books(tmp_path / "run")
+    assert [event["worker"] for event in events_of(tmp_path / "run", "lost")] == [rank - 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("sigkill", "its rank on another host has ended"),
+        slow("exception", "failed"),
+        slow("pause", REASONS["pause"]),
+        slow("hold", REASONS["pause"]),
+    ],
+)
 def test_the_others_go_on_without_a_worker_on_another_host(
-    tmp_path: pathlib.Path, two_hosts: tuple[str, str], kind: str
+    tmp_path: pathlib.Path, two_hosts: tuple[str, str], kind: str, reason: str
 ) -> None:
     """Ranks 2 and 3 are on the other host."""
     fault = {"rank": 3, "step": 3, "kind": kind}
-    done = run(tmp_path / "run", fault, hosts=two_hosts, worker_timeout_seconds=3.0).check()
+    limits = {
+        "worker_timeout_seconds": 3.0,
+        "hang_timeout_seconds": 3600.0 if "ended" in reason or kind == "exception" else 0.7,
+    }
+    done = run(tmp_path / "run", fault, hosts=two_hosts, **limits).check()
     assert f"fault {kind} fired on rank 3" in done.stderr
     check_books(tmp_path / "run")
     (lost,) = events_of(tmp_path / "run", "lost")
-    assert lost["worker"] == 2 and ("rank on another host has ended" in lost["reason"] or "failed" in lost["reason"])
+    assert lost["worker"] == 2 and reason in lost["reason"]
+
+
+@pytest.mark.parametrize("kind", ["hold", slow("pause")])
+def test_no_worker_is_dead_that_holds_pythons_lock_or_computes_for_longer_than_the_timeout(
+    tmp_path: pathlib.Path, two_hosts: tuple[str, str], kind: str
+) -> None:
+    faults = [{"rank": rank, "step": rank, "kind": kind} for rank in (1, 3)]
+    done = run(tmp_path / "run", *faults, hosts=two_hosts, worker_timeout_seconds=0.9).check()
+    assert all(f"fault {kind} fired on rank {fault['rank']}" in done.stderr for fault in faults)
+    check_books(tmp_path / "run")
+    assert events_of(tmp_path / "run", "lost") == []
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_whole_host_ends_the_run_which_is_then_resumed(
+    tmp_path: pathlib.Path, two_hosts: tuple[str, str]
+) -> None:
+    """Open MPI's mpirun ends the job when one of its own helpers is lost. By step 12 there is a checkpoint."""
+    done = run(tmp_path / "run", {"rank": 3, "step": 12, "kind": "node"}, hosts=two_hosts, lockstep=True)
+    assert done.returncode != 0 and not done.timed_out
+    run(tmp_path / "run", num_ranks=3, resume=True, lockstep=True).check()
+    check_books(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ It calls `hvd_async.training.run.train`, the function behind the command line, w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -29,6 +30,7 @@ from hvd_async.runs.recorder import RunRecorder
 from hvd_async.store.serve.client import StoreClient
 from hvd_async.store.serve.server import StoreServer
 from hvd_async.store.shards.shard_server import ShardServer
+from hvd_async.system.process_state import children_of
 from hvd_async.tasks.translation.evaluation import METRICS, Evaluation
 from hvd_async.training.options import TrainOptions
 from hvd_async.training.run import train
@@ -50,7 +52,7 @@ class Fault:
 
     rank: int
     step: int
-    kind: str  # nan, exception, error, pause, orphan, or a signal such as sigterm
+    kind: str  # nan, exception, error, pause, hold, orphan, or a signal such as sigterm
     write: int | None = None
     in_evaluation: bool = False  # strike at the `step`-th evaluation instead
     in_shard: bool = False  # on a rank that also trains: strike in its shard, at an order
@@ -178,9 +180,19 @@ def happen(fault: Fault, loss: torch.Tensor) -> torch.Tensor:
     if fault.kind == "pause":
         time.sleep(PAUSE_SECONDS)
         return loss
+    if fault.kind == "hold":  # Python's lock, as C code may
+        ctypes.PyDLL(None).usleep(int(1e6 * PAUSE_SECONDS))
+        return loss
     if fault.kind == "orphan":  # the process that started the ranks dies
         os.kill(os.getppid(), signal.SIGKILL)
         return loss
+    if (
+        fault.kind == "node"
+    ):  # all processes that one of mpirun's helpers has started on a host, and this helper, as in a power failure
+        helper = os.getppid()
+        for process in {*(children_of(helper) or ()), helper} - {os.getpid()}:
+            os.kill(process, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), getattr(signal, fault.kind.upper()))
     return loss
 

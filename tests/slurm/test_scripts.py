@@ -84,6 +84,7 @@ def test_a_run_trains_on_two_nodes(slurm: SlurmCluster, desk: pathlib.Path, laun
         ("2", "node2", "worker"),
     ]
     assert re.search("^finished: version 4,", lines[-2]) and lines[-1].startswith("launch: done after"), log
+    assert ("the run ends if a worker dies: srun ends all ranks" in log) == (launcher == "srun")
     assert "\x1b" not in log and "\r" not in log
     summary = summary_of(desk / "run")
     assert summary["job"]["nodes"] == "node[1-2]" and summary["job"]["restarts"] == 0

@@ -15,9 +15,9 @@ from hvd_async.store.arrival import Arrival
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.node_aggregation import NodeAggregator, node_layout
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import Layout, SlotWord, Word
+from hvd_async.store.wire.layout import Layout, SlotWord, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.stop import StopKind, StopNotice
-from hvd_async.strategies.push_pull import NodePushPull, wait_and_pull
+from hvd_async.strategies.push_pull import NodePushPull, wait
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, value_of
 from tests.store.workers import Pull, Workers
@@ -47,6 +47,9 @@ class NodeWorkers(Workers):
         places = [(node, member) for node, size in enumerate(self.nodes) for member in range(size)]
         return places[worker]
 
+    def _team(self, node: int) -> list[int]:
+        return [worker for worker in range(sum(self.nodes)) if self._place(worker)[0] == node]
+
     def _work(self, worker: int) -> None:
         node, member = self._place(worker)
         waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
@@ -57,7 +60,7 @@ class NodeWorkers(Workers):
         parameters = torch.full((SIZE,), torch.nan)
         block = self.blocks[node]
         push_pull = NodePushPull(
-            NodeAggregator(block, member, client, lambda client, target: wait_and_pull(client, self.strategy, target)),
+            NodeAggregator(block, self._team(node), member, client, lambda client: wait(client, self.strategy)),
             client,
             self.strategy,
         )
@@ -185,16 +188,14 @@ def test_a_node_may_be_larger_than_one_sum_takes() -> None:
     memory = ThreadMemory(Layout(size, num_members, num_slots=1, arrivals_per_slot=num_members))
     block = ThreadMemory(node_layout(size, num_members, has_error=False))
     clients = [StoreClient([memory], worker, ClientOptions(), slot=0) for worker in range(num_members)]
-
-    def pull(client: StoreClient, parameters: torch.Tensor) -> None:
-        client.pull(parameters)
-
-    members = [NodeAggregator(block, worker, client, pull) for worker, client in enumerate(clients)]
+    team = range(num_members)
+    members = [NodeAggregator(block, team, worker, client, lambda _: None) for worker, client in enumerate(clients)]
     for worker in range(num_members):
         block.vector(block.layout.slot_offset(worker)).fill_(float(worker))
         words = arrival_words.to_words(Arrival(worker, worker, base_version=0, weight=1, loss=0.0))
         block.store_words(block.layout.arrival_word(worker, 0, 0), words)
         block.store(block.layout.slot_word(worker, SlotWord.PUSHED), 1)
+        block.store(block.layout.worker_word(worker, WorkerWord.STATE), WorkerState.ACTIVE)
     members[0]._push_and_pull()
     assert memory.load(memory.layout.slot_word(0, SlotWord.NUM_ARRIVALS)) == num_members
     assert memory.vector(memory.layout.slot_offset(0)).tolist() == [float(sum(range(num_members)))] * size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import random
@@ -22,8 +23,9 @@ from hvd_async.store.arrival import Refusal
 from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
-from hvd_async.store.serve.client import Base, ClientOptions, StoreClient
+from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.liveness import Heartbeat, Silence, WorkerWatch
+from hvd_async.store.serve.readings import Base, Readings
 from hvd_async.store.serve.returns import Returns
 from hvd_async.store.serve.server import ServerOptions, StoreServer
 from hvd_async.store.serve.stopping import StopTimeoutError
@@ -42,6 +44,7 @@ from hvd_async.store.wire.layout import (
 from hvd_async.store.wire.stop import StopKind, StopNotice, announce_failure
 from hvd_async.system.process_state import scope_of_ids
 from hvd_async.transport.inprocess import ThreadMemory
+from hvd_async.vectors import arithmetic
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, sgd, value_of
 from tests.store.workers import Pull, Recorder, Workers
 
@@ -386,6 +389,21 @@ def test_with_too_few_workers_left_the_run_ends_and_the_store_is_whole() -> None
         PeerError, match=r"worker 1 failed; .*: 1 workers are left, expected at least 2 \(strategy.min_workers\)"
     ):
         raise workers.failures["store"]
+
+
+@pytest.mark.parametrize(("least_workers", "is_at_end"), [(1, False), (2, True)])
+def test_the_last_worker_may_die_when_the_others_have_left_at_the_end(least_workers: int, is_at_end: bool) -> None:
+    memory, observer = ThreadMemory(Layout(4, 2)), Recorder()
+    store = make_store(asynchronous(), num_workers=2, memory=memory)
+    clients = [StoreClient([memory], worker, ClientOptions()) for worker in range(2)]
+    for worker, client in enumerate(clients):
+        client.push(torch.ones(4), [arrival(client.claim(), worker=worker)])
+    clients[0].leave()
+    memory.store(Word.NOTHING_OPEN, int(is_at_end))
+    script = scripted({3: lambda: set_state(memory, 1, WorkerState.FAILED)})
+    options = ServerOptions(least_workers=least_workers, num_batches=2)
+    assert StoreServer(store, memory, observer, options).serve(script) is None
+    assert sorted(observer.batches) == [0, 1] and [worker for worker, _, _ in observer.losses] == [1]
 
 
 def test_nothing_that_a_dismissed_worker_pushes_counts() -> None:
@@ -897,21 +915,21 @@ def test_a_store_that_waits_for_a_reader_continues_after_the_read() -> None:
     memory = ThreadMemory(Layout(4, 1, num_buffers=2))
     store = make_store(asynchronous(arrivals_per_update=1), memory=memory)
     server = StoreServer(store, memory, Recorder(), ServerOptions())
-    client = StoreClient([memory], 0, ClientOptions())
-    assert client._reserve(0)
+    readings = Readings(memory, 0)
+    assert readings.reserve(0)
     for batch in range(2):
         store.accept([arrival(batch, base_version=batch)], Gradient.measure(torch.ones(4)))
         assert server._make_version() == (batch == 0)  # version 2 would overwrite version 0
     assert memory.load(Word.NEXT_VERSION) == store.version == 1
-    client._release()
+    readings.release()
     assert server._make_version() and store.version == 2
 
 
 def test_a_late_reader_reads_a_newer_version() -> None:
     memory = ThreadMemory(Layout(4, 1, num_buffers=2))
     memory.store(Word.NEXT_VERSION, 2)  # it is being written over version 0
-    client = StoreClient([memory], 0, ClientOptions())
-    assert not client._reserve(0) and client._reserve(1)
+    readings = Readings(memory, 0)
+    assert not readings.reserve(0) and readings.reserve(1)
 
 
 def test_a_worker_that_takes_over_a_slot_withdraws_the_version_pulled_ahead() -> None:
@@ -1042,6 +1060,41 @@ def test_a_heartbeat_continues_while_its_owner_computes_and_stops_if_it_hangs() 
         before = memory.load(Word.STORE_HEARTBEAT)
         heartbeat.touch()
         until(lambda: memory.load(Word.STORE_HEARTBEAT) > before)
+
+
+@pytest.mark.skipif(not arithmetic.is_compiled(), reason="needs the C extension")
+def test_a_heartbeat_continues_while_a_step_holds_pythons_lock() -> None:
+    memory, before = ThreadMemory(Layout(4, 1)), sys.getswitchinterval()
+    sys.setswitchinterval(3600.0)  # no other thread of Python gets the lock between two holds
+    try:
+        with Heartbeat(memory, Word.STORE_HEARTBEAT):
+            deadline = time.monotonic() + 60.0
+            while memory.load(Word.STORE_HEARTBEAT) < 3:
+                ctypes.PyDLL(None).usleep(10_000)
+                assert time.monotonic() < deadline
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_process_without_which_others_go_on_ends_itself_when_it_hangs(is_compiled: bool) -> None:
+    program = """
+import sys, time
+from hvd_async.store.serve.liveness import Heartbeat
+from hvd_async.store.wire.layout import Layout, Word
+from hvd_async.transport.inprocess import ThreadMemory
+from hvd_async.vectors import arithmetic
+if sys.argv[1] == "False":
+    arithmetic._c = None
+memory = ThreadMemory(Layout(4, 1))
+with Heartbeat(memory, Word.STORE_HEARTBEAT, hang_timeout_seconds=0.1, ends_process=True):
+    while memory.load(Word.STORE_HEARTBEAT) != -1:
+        time.sleep(0.01)
+    print("hung", flush=True)
+    time.sleep(3600)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(is_compiled)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "hung\n")
 
 
 def until(is_over: Callable[[], bool]) -> None:

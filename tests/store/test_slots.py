@@ -60,7 +60,7 @@ class GradientPath:
         self.memories = [
             memory_type(Layout(part.stop - part.start, 2, slot_format=slot_format(size, part, push))) for part in self.parts
         ]
-        self.writer = SlotWriter(self.memories, self.parts, push, self.error)
+        self.writer = SlotWriter(self.memories, self.parts, push, [self.error])
         self.shards = [Shard([torch.zeros(part.stop - part.start)], sgd()) for part in self.parts]
 
     def push(self, gradient: torch.Tensor) -> Sent:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from hvd_async.config import OptimizerConfig, PushConfig, StrategyConfig
+from hvd_async.errors import SetupError
 from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.schedule import is_synchronous
-from hvd_async.store.serve.client import Base, ClientOptions, StoreClient
+from hvd_async.store.serve.client import ClientOptions, StoreClient
+from hvd_async.store.serve.joining import take_place
 from hvd_async.store.serve.liveness import Heartbeat
+from hvd_async.store.serve.readings import Base
 from hvd_async.store.serve.server import ServerOptions, StoreServer
 from hvd_async.store.wire.layout import CLAIMING, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.stop import StopNotice, announce_failure
@@ -37,6 +41,8 @@ class Recorder:
     endings: list[StopNotice | None] = field(default_factory=list)
     rescues: list[StopNotice | None] = field(default_factory=list)
     losses: list[tuple[int, str, list[int]]] = field(default_factory=list)
+    newcomers: list[int] = field(default_factory=list)
+    leavers: list[tuple[int, list[int]]] = field(default_factory=list)
 
     def started(self, store: ParameterStore) -> None:
         pass
@@ -61,6 +67,12 @@ class Recorder:
 
     def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
         self.losses.append((worker, reason, list(returned)))
+
+    def joined(self, worker: int) -> None:
+        self.newcomers.append(worker)
+
+    def left(self, worker: int, returned: Sequence[int]) -> None:
+        self.leavers.append((worker, list(returned)))
 
     def settle(self) -> None:
         pass
@@ -122,6 +134,12 @@ class Workers:
     dies: Callable[[int, int], str] = lambda worker, num_steps: ""
     """Of worker and number of its steps: where the worker stops without another word: `claiming`, `claimed`, `writing` or
     `pushed`; empty: it lives on."""
+    joins_at: Sequence[int] = ()
+    """For each worker that joins the run under way, in the places after those of the others: the version at which it comes."""
+    refusals: list[str] = field(default_factory=list)
+    """Why workers that came could not join."""
+    num_late: int = 0
+    """Workers that got a place when the run had ended."""
     deaths: list[int] = field(default_factory=list)
     failures: dict[str, BaseException] = field(default_factory=dict)
     pulls: dict[int, list[Pull]] = field(default_factory=dict)
@@ -130,8 +148,12 @@ class Workers:
     def run(self) -> Workers:
         """Start all threads and wait for them to end; fail if one hangs."""
         threads = [threading.Thread(target=self._guard, args=("store", self._serve), daemon=True)]
-        for worker in range(self.memory.layout.num_workers):
-            self.pulls[worker] = []
+        for version in self.joins_at:
+            job = (f"joiner at {version}", lambda version=version: self._join(version))
+            threads.append(threading.Thread(target=self._guard, args=job, daemon=True))
+        num_workers = self.memory.layout.num_workers
+        self.pulls = {worker: [] for worker in range(num_workers)}
+        for worker in range(num_workers if self.server.num_workers is None else self.server.num_workers):
             job = (f"worker {worker}", lambda worker=worker: self._work(worker))
             threads.append(threading.Thread(target=self._guard, args=job, daemon=True))
         for thread in threads:
@@ -159,19 +181,33 @@ class Workers:
             server = StoreServer(self.store, self.memory, self.observer, self.server, heartbeat.touch)
             self.notice = server.serve(lambda: None)
 
-    def _work(self, worker: int) -> None:
+    def _join(self, version: int) -> None:
+        while self.memory.load(Word.READY) == 0 or self.memory.load(Word.VERSION) < version:
+            if self.memory.load(Word.SERVED):
+                break
+            time.sleep(0.0005)
+        try:
+            worker = take_place(self.memory)
+        except SetupError as error:
+            self.refusals.append(str(error))
+            return
+        self._work(worker, is_late=True)
+
+    def _work(self, worker: int, is_late: bool = False) -> None:
         waits = self.strategy.max_staleness is not None and self.strategy.on_stale == "wait"
         provisional = self.strategy.has_provisional
         options = ClientOptions(waits_for_stragglers=waits, push=self.push, pulls_provisional=provisional)
         with Heartbeat(self.memory, self.memory.layout.worker_word(worker, WorkerWord.HEARTBEAT)) as heartbeat:
             client = StoreClient(self.memories or [self.memory], worker, options, touch=heartbeat.touch)
-            self._train(client, worker)
+            if client.join(is_late):
+                self._train(client, worker)
+            else:
+                self.num_late += 1
 
     def _train(self, client: StoreClient, worker: int) -> None:
         pace = random.Random(self.seed * 1000 + worker)
         parameters = torch.full_like(self.store.parameters, torch.nan)
         num_steps = 0
-        client.join()
         self._pull(client, worker, parameters)
         while client.stop_notice() is None and self.after_step(client, worker, num_steps):
             if self.abandons is not None and (number := self.abandons(worker, num_steps)):

@@ -202,7 +202,9 @@ def test_a_failed_run_starts_again_as_often_as_allowed(config: pathlib.Path, res
     assert done.returncode == status and (site / "killed").exists(), done
     lines = [line for line in done.stdout.splitlines() if line.startswith("launch: ")]
     assert lines[0].startswith("launch: failed after ") and lines[0].endswith(
-        "exit status 137; restart 1 of 1, with --auto-resume" if restarts else "exit status 137"
+        "exit status 137; restart 1 of 1, with --auto-resume"
+        if restarts
+        else "exit status 137; saved: version 2, resume with --resume"
     )
     if restarts:
         assert lines[1].startswith("launch: done after ") and summary_of(config)["updates"] == 4

@@ -17,6 +17,7 @@ import torch
 from hvd_async.store.wire.layout import Layout, SlotWord, StoreWindow, Word, WorkerWord
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.group import Group
+from hvd_async.transport.pulse import Rhythm
 
 # No wait lasts so long: if a bell fails to wake, the job ends at its time limit.
 FOREVER = 3600.0
@@ -278,6 +279,28 @@ def threads_of_an_actor_do_not_disturb_each_other(actor: Actor) -> None:
     assert window.load(Word.CLAIMS) == 30 * actor.group.size
 
 
+def a_beat_counts_a_word_up_until_it_is_stopped(actor: Actor) -> None:
+    window, others = actor.window, [actor.my_word(other) for other in range(actor.group.size)]
+    actor.meet()
+    pulse = window.beat(actor.my_word(), Rhythm(0.001, 3600.0, hung=-7))
+    while min(map(window.load, others)) < 5:
+        pulse.touch()
+        time.sleep(0.001)
+    actor.meet()
+    pulse.stop()
+    actor.meet()
+    counts = [window.load(word) for word in others]
+    assert min(counts) >= 5
+    time.sleep(0.01)  # ten beats
+    assert [window.load(word) for word in others] == counts
+    actor.meet()
+    pulse = window.beat(actor.my_word(), Rhythm(0.001, 0.0, hung=-7))
+    while [window.load(word) for word in others] != [-7] * actor.group.size:
+        time.sleep(0.001)
+    actor.meet()
+    pulse.stop()
+
+
 def a_wait_without_a_ring_ends(actor: Actor) -> None:
     for seconds in (0.0, 0.002):
         bell = actor.window.layout.slot_word(0, SlotWord.BELL)
@@ -295,6 +318,7 @@ CONTRACT: tuple[Callable[[Actor], None], ...] = (
     mapped_memory_is_the_block_itself,
     no_ring_is_lost,
     threads_of_an_actor_do_not_disturb_each_other,
+    a_beat_counts_a_word_up_until_it_is_stopped,
     a_wait_without_a_ring_ends,
 )
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from hvd_async.config import PushConfig
-from hvd_async.errors import DismissedError
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.serve.claims import Claims
+from hvd_async.store.serve.dismissals import Dismissals
 from hvd_async.store.serve.liveness import Periodic, wait_until, watch_store
+from hvd_async.store.serve.readings import NO_BASE, Base, Readings
 from hvd_async.store.wire import arrival_words, evaluation_words
 from hvd_async.store.wire.layout import (
     IDLE,
-    NUM_PROVISIONAL,
     SlotWord,
     StoreWindow,
     Word,
@@ -36,19 +37,6 @@ _MAX_TORN = 2
 
 
 @dataclass(frozen=True)
-class Base:
-    """Parameters on which a worker computes: those of `version` if `provisional` is 0; else provisional parameters number
-    `number`, with `provisional` arrivals on top of `version`."""
-
-    version: int
-    provisional: int = 0
-    number: int = 0
-
-
-NO_BASE = Base(-1)
-
-
-@dataclass(frozen=True)
 class ClientOptions:
     """Rules of the store that a worker must know."""
 
@@ -57,6 +45,8 @@ class ClientOptions:
     store_timeout_seconds: float = 60.0
     claim_order: ClaimOrder = field(default_factory=ClaimOrder)
     push: PushConfig = field(default_factory=PushConfig)
+    leave_requested: Callable[[], bool] = lambda: False
+    """Whether this worker is to leave, and the others to go on."""
     pulls_provisional: bool = False  # pull provisional parameters on top of the newest version, if there are any
 
 
@@ -73,7 +63,7 @@ class StoreClient:
         worker: int,
         options: ClientOptions,
         slot: int | None = None,
-        error: torch.Tensor | None = None,
+        errors: Sequence[torch.Tensor] = (),
         touch: Callable[[], None] = lambda: None,
     ) -> None:
         """`windows[k]` reaches shard k. `worker`: 0 to num_workers - 1, each used by one client. Pushes go into `slot`, by
@@ -87,14 +77,18 @@ class StoreClient:
         self._slot = worker if slot is None else slot
         self._options = options
         self._parts = split(sum(window.layout.num_elements for window in windows), len(windows))
-        self._writer = SlotWriter(windows, self._parts, options.push, error)
+        self._writer = SlotWriter(windows, self._parts, options.push, errors)
         self._base = NO_BASE
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
         self._freed = -1
         self._under_way = IDLE
         self._has_next_base = False
         self._touch = touch
-        self._reported = 0
+        self._look: Callable[[], None] = lambda: None
+        self._reported = self._get(WorkerWord.EVALUATED)
+        self._readings = Readings(self._window, worker)
+        self.dismissals = Dismissals(self._window, worker, self._slot)
+        """What is known of workers without which the run goes on."""
         self._claims = Claims(self._window, worker, options.claim_order)
 
     @property
@@ -107,10 +101,22 @@ class StoreClient:
         """Base of the parameters that the last `pull` returned."""
         return self._base
 
-    def join(self) -> None:
-        """Announce this worker to the store, and wait until the store has published its first version."""
+    def join(self, is_late: bool = False) -> bool:
+        """Announce this worker to the store, and wait until the store has published its first version.
+
+        `is_late`: this worker has taken a place in a run under way, and waits until the store counts it. Return False if the run
+        has ended first.
+        """
         self._set(WorkerWord.STATE, WorkerState.ACTIVE)
+        self._window.ring(Word.STORE_BELL)
         self._wait(lambda: self._window.load(Word.READY) != 0)
+        if is_late:
+            self._wait(lambda: self._get(WorkerWord.WELCOME) != 0 or self._window.load(Word.SERVED) != 0)
+        return not is_late or self._get(WorkerWord.WELCOME) != 0
+
+    def wait_noted(self) -> None:
+        """Wait after `leave`, in a run that goes on, until the store has noted it; only of a worker that joined late."""
+        self._wait(lambda: self._get(WorkerWord.WELCOME) == 0 or self._window.load(Word.SERVED) != 0)
 
     def leave(self, is_slot_shared: bool = False) -> None:
         """Tell the store that this worker will push no more. A gradient in the slot still counts; batches that it holds go to
@@ -125,7 +131,7 @@ class StoreClient:
 
     def take_over(self, base: Base) -> None:
         """Use the slot that another worker, which held `base`, used until now."""
-        self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))
+        self._pushed = self._get_slot(SlotWord.PUSHED)
         self._freed = -1
         self._base = base
         if self._options.announces:
@@ -154,27 +160,42 @@ class StoreClient:
     def wait_for_returned(self, stop_requested: Callable[[], StopNotice | None]) -> int | None:
         """Wait, when there are no more batches, for one that another worker returns; return it, or None if there cannot be any,
         or the run stops. Others do not wait for this worker meanwhile, which must have called `idle`."""
+        batch, is_over = None, False
+        while batch is None and not is_over:
+            self.rest(stop_requested)
+            batch, is_over = self.take_returned()
+        return batch
+
+    def rest(self, stop_requested: Callable[[], StopNotice | None], look_around: Callable[[], None] = lambda: None) -> None:
+        """Wait until a batch is returned, none can be, or the run stops. Others do not wait for this worker from now on until
+        `take_returned`. `look_around` is called from time to time."""
 
         def is_over() -> bool:
             requested = stop_requested()
             if requested is not None:
                 self.request_stop(requested)
             given, taken = self._window.load_words(Word.GIVEN_AGAIN, 2)
-            return self.stop_notice() is not None or taken < given or self._window.load(Word.NOTHING_OPEN) != 0
+            is_over = taken < given or self._window.load(Word.NOTHING_OPEN) != 0
+            return self.stop_notice() is not None or is_over or self._options.leave_requested()
 
-        while True:
+        self._set(WorkerWord.STATE, WorkerState.WAITING)
+        self._window.ring(Word.STORE_BELL)
+        self._wait(is_over, look_around)
+
+    def take_returned(self) -> tuple[int | None, bool]:
+        """Take a batch that another worker returned after `rest`, and be waited for again. Return the batch, or None, and
+        whether the run stops or no batch can be returned any more; if neither, `rest` again."""
+        # Before the batch is taken: the store decides that nothing is open only while all workers wait.
+        self._set(WorkerWord.STATE, WorkerState.ACTIVE)
+        if self.stop_notice() is not None or self._options.leave_requested():
+            return None, True
+        batch = self._claims.claim_returned()
+        if batch is not None:
+            return batch, False
+        is_over = self._window.load(Word.NOTHING_OPEN) != 0
+        if not is_over:
             self._set(WorkerWord.STATE, WorkerState.WAITING)
-            self._window.ring(Word.STORE_BELL)
-            self._wait(is_over)
-            # Before the batch is taken: the store decides that nothing is open only while all workers wait.
-            self._set(WorkerWord.STATE, WorkerState.ACTIVE)
-            if self.stop_notice() is not None:
-                return None
-            batch = self._claims.claim_returned()
-            if batch is not None:
-                return batch
-            if self._window.load(Word.NOTHING_OPEN):
-                return None
+        return None, is_over
 
     def push(self, gradient: torch.Tensor, arrivals: Sequence[Arrival]) -> None:
         """Write `gradient` and its description into the slot, waiting until the slot is free.
@@ -183,31 +204,46 @@ class StoreClient:
         the gradients of `arrivals`, which must not be more than the slot has room to describe.
         """
         self._touch()
-        self._check_dismissed()
+        self.dismissals.check()
         if self._freed != self._pushed and not self._is_free():
             self._set_slot(SlotWord.WANTED, self._pushed + 1)
             self._window.ring(Word.STORE_BELL)
             self._wait(self._is_free)
-        sent = self._writer.write(gradient, self._slot)
+        sent = self._writer.write(gradient, self._slot, self._pushed)
         arrival_words.write_push(self._window, self._slot, arrivals, sent)
         for window in self._windows:  # after all writes, so that transfers to several shards overlap
             window.flush()
         self._pushed += 1
         self._set_slot(SlotWord.PUSHED, self._pushed)  # last: the store reads the rest only after this
+        self.announce_pushed()
+        for arrival in arrivals:
+            self.let_go(arrival.batch)
+
+    @property
+    def num_pushed(self) -> int:
+        """Number of the last push into the slot."""
+        return self._pushed
+
+    def announce_pushed(self) -> None:
+        """Announce what is under way after a push, which another worker of the slot may have made that died then."""
         # After PUSHED, so that at every moment the gradient counts as under way: as announced, or as in the slot.
         self._announce_base(self._under_way)
         self._withdraw_next_base()
-        for arrival in arrivals:
-            self.let_go(arrival.batch)
         self._window.ring(Word.STORE_BELL)
 
-    def _check_dismissed(self) -> None:
-        """Raise `DismissedError` if the store takes this worker for dead: it must not push any more."""
-        if self._get(WorkerWord.DISMISSED):
-            raise DismissedError(
-                f"worker {self._worker} was taken for dead, since it showed no sign of life for too long; the run goes on without"
-                " it (strategy.worker_timeout_seconds)"
-            )
+    @property
+    def is_remote(self) -> bool:
+        """Whether a push of this worker travels over a network."""
+        return any(window.is_remote for window in self._windows)
+
+    @contextlib.contextmanager
+    def looking(self, look: Callable[[], None]) -> Iterator[None]:
+        """Call `look` from time to time in every wait inside the block."""
+        before, self._look = self._look, look
+        try:
+            yield
+        finally:
+            self._look = before
 
     def wait_drained(self) -> None:
         """Wait until the store has taken the last gradient in and, if it completed an update, published the new version."""
@@ -239,68 +275,29 @@ class StoreClient:
         may_be_provisional = self._options.pulls_provisional
         for num_torn in itertools.count():
             version = self._announce()
-            base = self._newest_base(version) if may_be_provisional else Base(version)
+            base = self._readings.newest_base(version) if may_be_provisional else Base(version)
             if base is None:
                 continue
             if base == self._base:
                 return version
             self._base = NO_BASE  # even a torn copy overwrites the previous parameters
             is_reserved = num_torn >= _MAX_TORN
-            if is_reserved and not self._reserve(version):
+            if is_reserved and not self._readings.reserve(version):
                 continue
             for window, part in zip(self._windows, self._parts, strict=True):
                 layout = window.layout
                 is_version = base.provisional == 0
                 offset = layout.published_offset(version) if is_version else layout.provisional_offset(base.number)
                 window.get(offset, parameters[part])
-            is_whole = self._is_whole(base)
+            is_whole = self._readings.is_whole(base)
             if is_reserved:
-                self._release()
+                self._readings.release()
             if is_whole:
                 self._base = base
                 return version
             self._touch()
             may_be_provisional = False  # the store makes provisional parameters faster than this worker reads them
         raise AssertionError("unreachable")
-
-    def _reserve(self, version: int) -> bool:
-        """Ask the store not to overwrite the buffer of `version` until `_release`; return whether the request came in time.
-
-        Each side writes its own word (READING, NEXT_VERSION) before it reads the other's, so neither can miss the other."""
-        self._set(WorkerWord.READING, version + 1)
-        if self._window.load(Word.NEXT_VERSION) < version + self._layout.num_buffers:
-            return True
-        self._release()
-        return False
-
-    def _release(self) -> None:
-        self._set(WorkerWord.READING, 0)
-        self._window.ring(Word.STORE_BELL)
-
-    def _newest_base(self, version: int) -> Base | None:
-        """Return the base to read, `version` having been the newest a moment ago; None if a newer version is out by now.
-
-        Then the buffers may be reused already, and neither they nor `version` need contain this worker's last gradient:
-        retry.
-        """
-        number = self._window.load(Word.PROVISIONAL)
-        if number == 0:
-            return Base(version)
-        words = self._window.load_words(Word.PROVISIONAL_VERSION, 2 * NUM_PROVISIONAL)
-        place = number % NUM_PROVISIONAL
-        below, num_arrivals = words[place], words[NUM_PROVISIONAL + place]
-        if below > version:
-            return None
-        return Base(version, num_arrivals, number) if below == version else Base(version)
-
-    def _is_whole(self, base: Base) -> bool:
-        """Whether the vector of `base` that was just read, and its words, were not overwritten meanwhile.
-
-        Vectors are reused in turn, and the store announces each reuse before it writes the first byte of any shard.
-        """
-        if base.provisional == 0:
-            return self._window.load(Word.NEXT_VERSION) < base.version + self._layout.num_buffers
-        return self._window.load(Word.NEXT_PROVISIONAL) < base.number + NUM_PROVISIONAL
 
     def wait_for_end(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
         """Wait after `leave` until the store has ended the run, and return the reason. Passes on a request to stop
@@ -389,18 +386,23 @@ class StoreClient:
         """Whether the `announced` version is out, or was withdrawn because the sum of its gradients was not finite."""
         return self._window.load(Word.NEXT_VERSION) != announced or self._window.load(Word.VERSION) >= announced
 
-    def _wait(self, is_over: Callable[[], bool]) -> None:
-        self.wait_until(is_over, self._window, self._layout.slot_word(self._slot, SlotWord.BELL))
+    def _wait(self, is_over: Callable[[], bool], look: Callable[[], None] = lambda: None) -> None:
+        self.wait_until(is_over, self._window, self._layout.slot_word(self._slot, SlotWord.BELL), look)
 
-    def wait_until(self, is_over: Callable[[], bool], window: StoreWindow, bell: int) -> None:
-        """Wait until `is_over()`, woken by `bell` of `window`. Raises `PeerError` if the store dies or a rank fails."""
+    def wait_until(
+        self, is_over: Callable[[], bool], window: StoreWindow, bell: int, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Wait until `is_over()`, woken by `bell` of `window`. Raises `PeerError` if the store dies or a rank fails. `look` is
+        called from time to time."""
         store = watch_store(self._window, self._options.store_timeout_seconds)
 
         def look_around() -> None:
             self.stop_notice()
             self._touch()
-            self._check_dismissed()
+            self.dismissals.check()
             store.check()
+            self._look()
+            look()
 
         wait_until(
             is_over,

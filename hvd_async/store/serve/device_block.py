@@ -26,6 +26,7 @@ from hvd_async.store.wire.layout import Layout, StoreMemory, StoreWindow
 from hvd_async.transport import cuda_ipc
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.group import Group
+from hvd_async.transport.pulse import Pulse, Rhythm
 from hvd_async.vectors import arithmetic
 
 # The owner writes the mark at the beginning of the block before anything else; a rank that opens the block checks it.
@@ -44,6 +45,7 @@ class DeviceWindow:
         """`host` reaches the block of the host; `device_memory`: [device_bytes(layout)] uint8."""
         self.layout: Layout = host.layout
         self.has_bells = host.has_bells
+        self.is_remote = host.is_remote
         self._host = host
         self._start = host.layout.published_offset(0)
         self._device_memory: torch.Tensor | None = device_memory
@@ -65,6 +67,9 @@ class DeviceWindow:
 
     def compare_swap(self, word: int, expected: int, value: int) -> int:
         return self._host.compare_swap(word, expected, value)
+
+    def beat(self, word: int, rhythm: Rhythm) -> Pulse:
+        return self._host.beat(word, rhythm)
 
     def put(self, offset: int, source: torch.Tensor) -> None:
         if offset < self._start:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Collection
 from types import TracebackType
+from typing import Protocol
 
 from hvd_async.errors import PeerError
 from hvd_async.store.wire.layout import LifeWord, StoreWindow, Word, WorkerWord
 from hvd_async.system.process_state import scope_of_ids, state_of
+from hvd_async.transport.pulse import Pulse, Rhythm
 
 # A heartbeat of a rank on another node costs a network round trip.
 _BEAT_SECONDS = 0.25
@@ -26,54 +27,53 @@ _SLEEP_SECONDS = 0.02
 _LOOK_SECONDS = 0.1
 # A rank whose heartbeat is late is looked for among the processes of this host.
 _LATE_SECONDS = 2 * _BEAT_SECONDS
+# Time after the end of a process of another host in which its last writes may arrive.
+_ON_THE_WAY_SECONDS = 2.0
 _HUNG = -1
 """A heartbeat in its place: this process lives, but has hung for longer than its limit."""
+
+
+def show_process(window: StoreWindow, word: int) -> None:
+    """Let others see the process of this rank, whose first `LifeWord` in `window` is `word`, before its heartbeat begins."""
+    window.store(word + LifeWord.SCOPE, scope_of_ids())
+    window.store(word + LifeWord.PROCESS, os.getpid())
 
 
 class Heartbeat:
     """Counts a control word up in a thread of its own while this process lives, whatever its other threads do; a context
     manager.
 
-    A long step, an evaluation or a slow disk does not stop the heartbeat. When its owner has not called `touch` for
-    `hang_timeout_seconds`, the word says that it hangs. The heartbeat continues after an exception, while the
+    A long step, an evaluation, a slow disk or a held lock of Python does not stop the heartbeat. When its owner has not called
+    `touch` for `hang_timeout_seconds`, the word says that it hangs. The heartbeat continues after an exception, while the
     state is saved and until the process ends.
     """
 
-    def __init__(self, window: StoreWindow, word: int, hang_timeout_seconds: float = 3600.0) -> None:
-        """`word`: the first `LifeWord` of this rank in `window`, which this heartbeat alone writes. No thread is started yet."""
+    def __init__(
+        self, window: StoreWindow, word: int, hang_timeout_seconds: float = 3600.0, ends_process: bool = False
+    ) -> None:
+        """`word`: the first `LifeWord` of this rank in `window`, which this heartbeat alone writes. No thread is started yet.
+        `ends_process`: when it hangs, since others go on without it."""
         self._window = window
         self._word = word
-        self._hang_timeout_seconds = hang_timeout_seconds
-        self._touched = time.monotonic()
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hvd-async-heartbeat", daemon=True)
+        self._rhythm = Rhythm(_BEAT_SECONDS, hang_timeout_seconds, _HUNG, ends_process)
+        self._pulse: Pulse | None = None
 
     def __enter__(self) -> Heartbeat:
         """Write the first heartbeat, and start the thread."""
-        self._window.store(self._word + LifeWord.SCOPE, scope_of_ids())
-        self._window.store(self._word + LifeWord.PROCESS, os.getpid())
+        show_process(self._window, self._word)
         self._window.store(self._word, 1)
-        self._thread.start()
+        self._pulse = self._window.beat(self._word, self._rhythm)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Stop the thread and wait for it, unless an exception was raised."""
-        if kind is None:
-            self._is_over.set()
-            self._thread.join()
+        if kind is None and self._pulse is not None:
+            self._pulse.stop()
 
     def touch(self) -> None:
         """Note that the work of this process has made progress."""
-        self._touched = time.monotonic()
-
-    def _run(self) -> None:
-        count = 1
-        while not self._is_over.wait(_BEAT_SECONDS):
-            is_hung = time.monotonic() - self._touched > self._hang_timeout_seconds
-            count += 1
-            # The thread that works with the window meets the same error, and reports it.
-            with contextlib.suppress(Exception):
-                self._window.store(self._word, _HUNG if is_hung else count)
+        if self._pulse is not None:
+            self._pulse.touch()
 
 
 class Silence:
@@ -195,6 +195,29 @@ def wait_until(
         look_around()
 
 
+class Guests(Protocol):
+    """The workers of other hosts that are no ranks, and of which somebody else knows whether they live: see `transport`."""
+
+    def ended(self) -> frozenset[int]:
+        """Return the guests that have ended: nothing of them is written any more."""
+
+    def shut_out(self, place: int) -> None:
+        """Let this guest, if it is one, write nothing any more."""
+
+
+class NoGuests:
+    """No guests."""
+
+    def ended(self) -> frozenset[int]:
+        return frozenset()
+
+    def shut_out(self, place: int) -> None:
+        """Do nothing."""
+
+
+NO_GUESTS = NoGuests()
+
+
 class WorkerWatch:
     """Decides whether the workers of a run are alive, on the store's rank. Used by one thread."""
 
@@ -204,6 +227,7 @@ class WorkerWatch:
         timeout_seconds: float,
         hang_timeout_seconds: float = 3600.0,
         ended_workers: Callable[[], Collection[int]] = lambda: (),
+        guests: Guests = NO_GUESTS,
     ) -> None:
         """Workers whose process can be seen from here count as dead if it is gone, or stopped for `timeout_seconds`; one that
         lives may be silent, since it holds Python's lock or has no core, for `hang_timeout_seconds`. Others may be silent for
@@ -212,17 +236,49 @@ class WorkerWatch:
         self._timeout_seconds = timeout_seconds
         self._hang_timeout_seconds = hang_timeout_seconds
         self._ended_workers = ended_workers
-        layout = window.layout
-        self._silences = {worker: Silence() for worker in range(layout.num_workers)}
-        self._processes = {
-            worker: RankProcess(window, layout.worker_word(worker, WorkerWord.HEARTBEAT)) for worker in self._silences
-        }
+        self._guests = guests
+        self._are_new: set[int] = set()
+        self._are_guests: set[int] = set()
+        self._ended_since: dict[int, float] = {}
+        self._silences: dict[int, Silence] = {}
+        self._processes: dict[int, RankProcess] = {}
+        for worker in range(window.layout.num_workers):
+            self._look_at(worker)
         self._looked = 0.0
 
-    def check(self, workers: Collection[int]) -> None:
-        """Raise `PeerError` if one of `workers` is dead, or counts as dead."""
-        for reason in self.find_dead(workers).values():
-            raise PeerError(f"{reason}; the store's state is saved")
+    def begin(self, worker: int) -> None:
+        """Watch the process that is `worker` from now on, in place of the rank that was; it counts as alive."""
+        self._are_new.add(worker)
+        if self._load(worker, WorkerWord.IS_GUEST):
+            self._are_guests.add(worker)
+        else:
+            self._are_guests.discard(worker)
+        self._ended_since.pop(worker, None)
+        self._look_at(worker)
+
+    def is_gone(self, worker: int) -> bool:
+        """Whether nothing is written any more by the process that was `worker`."""
+        if worker in self._are_guests:
+            return self.has_guest_ended(worker)
+        state = self._processes[worker].state()
+        if state is not None or not self._has_ended(worker):
+            return state == ""
+        since = self._ended_since.setdefault(worker, time.monotonic())  # its last writes may still be on their way
+        return time.monotonic() - since > _ON_THE_WAY_SECONDS
+
+    def has_guest_ended(self, worker: int) -> bool:
+        """Whether the guest that has the place of `worker` has ended."""
+        return worker in self._guests.ended()
+
+    def _has_ended(self, worker: int) -> bool:
+        """Whether `worker`, on another host, is known to have ended."""
+        if worker in self._are_guests:
+            return self.has_guest_ended(worker)
+        return worker in self._ended_workers() and worker not in self._are_new
+
+    def _look_at(self, worker: int) -> None:
+        self._silences[worker] = Silence()
+        self._processes[worker] = RankProcess(self._window, self._window.layout.worker_word(worker, WorkerWord.HEARTBEAT))
 
     def find_dead(self, workers: Collection[int]) -> dict[int, str]:
         """Return why each of `workers` counts as dead that is dead, or whose process `end` can end.
@@ -230,15 +286,20 @@ class WorkerWatch:
         Raises `PeerError` for one that is silent on another host, and may live and come back. Calls shortly after another do
         nothing.
         """
-        now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
+        if not self.is_due():
             return {}
-        self._looked = now
+        self._looked = time.monotonic()
         found = {worker: self._why_dead(worker) for worker in sorted(workers)}
         return {worker: reason for worker, reason in found.items() if reason}
 
+    def is_due(self) -> bool:
+        """Whether `find_dead` would look again."""
+        return time.monotonic() - self._looked >= _LOOK_SECONDS
+
     def end(self, worker: int) -> None:
-        """End the process of `worker`, which counts as dead, if it lives on this host: it may only be stopped."""
+        """End the process of `worker`, which counts as dead, if it lives on this host: it may only be stopped. On another host,
+        one that hangs ends itself, and a guest is shut out."""
+        self._guests.shut_out(worker)
         process = self._processes[worker].id
         if process is not None and process != os.getpid():  # in this process a worker is a thread
             with contextlib.suppress(OSError):
@@ -249,31 +310,30 @@ class WorkerWatch:
         heartbeat = self._load(worker, WorkerWord.HEARTBEAT)
         silence = self._silences[worker].seconds(heartbeat)
         state, process = self._processes[worker].state(), self._processes[worker].id
-        if state is None:
-            return self._why_dead_elsewhere(worker, heartbeat, silence)
-        if state == "":
-            return f"worker {worker} is dead: its process {process} is gone"
         if heartbeat == _HUNG:
             return f"worker {worker} hangs: a step or an evaluation took longer than strategy.hang_timeout_seconds"
+        if state is None or worker in self._are_guests:
+            return self._why_dead_elsewhere(worker, silence)
+        if state == "":
+            return f"worker {worker} is dead: its process {process} is gone"
         if state == "T" and silence > self._timeout_seconds:
             return f"worker {worker}: its process {process} is stopped for {silence:.0f} s (strategy.worker_timeout_seconds)"
         if silence > self._hang_timeout_seconds:
             return f"worker {worker} hangs: no sign of life for {silence:.0f} s (strategy.hang_timeout_seconds)"
         return ""
 
-    def _why_dead_elsewhere(self, worker: int, heartbeat: int, silence: float) -> str:
-        if worker in self._ended_workers():
-            return f"worker {worker} is dead: its rank on another host has ended"
-        fault = ""
-        if heartbeat == _HUNG:
-            fault = "hangs: a step or an evaluation took longer than strategy.hang_timeout_seconds"
-        elif silence > self._timeout_seconds:
-            fault = (
-                f"gave no sign of life for {silence:.0f} s (strategy.worker_timeout_seconds); it is dead, stopped or starved of a"
-                " core, or the network is broken"
+    def _why_dead_elsewhere(self, worker: int, silence: float) -> str:
+        is_guest = worker in self._are_guests
+        if self._has_ended(worker):
+            what = "connection from" if is_guest else "rank on"
+            return f"worker {worker} is dead: its {what} another host has ended"
+        if is_guest and silence > self._hang_timeout_seconds:
+            return f"worker {worker} hangs: no sign of life for {silence:.0f} s (strategy.hang_timeout_seconds)"
+        if not is_guest and silence > self._timeout_seconds:
+            raise PeerError(
+                f"worker {worker} gave no sign of life for {silence:.0f} s (strategy.worker_timeout_seconds); it is dead, stopped"
+                " or starved of a core, or the network is broken; the store's state is saved"
             )
-        if fault:
-            raise PeerError(f"worker {worker} {fault}; the store's state is saved")
         return ""
 
     def _load(self, worker: int, word: int) -> int:

@@ -6,45 +6,86 @@ from collections.abc import Set
 
 from hvd_async.errors import PeerError
 from hvd_async.store.serve.liveness import WorkerWatch
-from hvd_async.store.wire.layout import StoreMemory, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import SlotWord, StoreMemory, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.stop import read_stop
 
 
 class LostWorkers:
     """The workers that have died or failed, as the store's server learns of them. Used by one thread."""
 
-    def __init__(self, memory: StoreMemory, watch: WorkerWatch, least_workers: int | None) -> None:
-        """The run goes on while at least `least_workers` are left; None: it ends with the first that dies."""
+    def __init__(
+        self, memory: StoreMemory, watch: WorkerWatch, least_workers: int | None, joined: Set[int] = frozenset()
+    ) -> None:
+        """The run goes on while at least `least_workers` are left; None: it ends with the first that dies. `joined` has at each
+        moment the workers that joined later, without which it always goes on: no launcher waits for them."""
         self.dead: dict[int, str] = {}
         """Why each worker counts as dead that does."""
         self._memory = memory
         self._watch = watch
         self._least_workers = least_workers
-        self._num_dismissed = 0
+        self._joined = joined
+        self._numbers: dict[int, int] = {}  # of those that are dismissed, counted from 1
+        self._num_ranks = 0
+        self._dismissed: set[int] = set()
+        self.is_any_dismissed = False
 
     def look(self, present: Set[int]) -> None:
-        """Look for more dead among the workers that are `present`. Raises `PeerError` if the run cannot go on without them."""
-        if self._least_workers is None:
-            self._watch.check(present)
+        """Look for more dead among the workers that are `present`. Raises `PeerError` if the run needs them to go on.
+
+        It needs none at its end; those that have left by then are well, and count. Calls shortly after another do nothing.
+        """
+        if not self._watch.is_due():
             return
         living = present - self.dead.keys()
-        failed = {worker for worker in living if self._has_failed(worker)}
-        found = self._watch.find_dead(living) | {
-            worker: f"worker {worker} failed; its message says why" for worker in failed
-        }
+        failed = {worker: f"worker {worker} failed; its message says why" for worker in living if self._has_failed(worker)}
+        found = self._watch.find_dead(living) | failed
         self.dead |= found
-        num_left = len(living - found.keys())
-        if self.dead.keys() & present and num_left < self._least_workers:
-            raise PeerError(
-                f"{'; '.join(self.dead.values())}: {num_left} workers are left, expected at least {self._least_workers}"
-                " (strategy.min_workers); the store's state is saved"
-            )
+        if self._least_workers is None:
+            fatal, hint = [found[worker] for worker in sorted(found.keys() - self._joined)], ""
+        else:
+            num_left = sum(map(self._counts, range(self._memory.layout.num_workers)))
+            is_enough = num_left >= self._least_workers or not self.dead.keys() & present or self._is_at_end()
+            fatal = [] if is_enough else list(self.dead.values())
+            hint = f": {num_left} workers are left, expected at least {self._least_workers} (strategy.min_workers)"
+        if fatal:
+            raise PeerError(f"{'; '.join(fatal)}{hint}; the store's state is saved")
 
     def dismiss(self, worker: int) -> None:
-        """End the process of `worker`, which is dead or counts so, if it lives here; elsewhere it is told before it pushes."""
+        """End the process of `worker`, which is dead or counts so, if it lives here; elsewhere it is told before it pushes. Done
+        once for each worker."""
+        if worker in self._dismissed:
+            return
+        self._dismissed.add(worker)
         self._memory.store(self._memory.layout.worker_word(worker, WorkerWord.DISMISSED), 1)
         self._watch.end(worker)
-        self._num_dismissed += 1
-        self._memory.store(Word.NUM_LOST, self._num_dismissed)
+        self.is_any_dismissed = True
+        if worker not in self._joined:
+            self._num_ranks += 1
+            self._numbers[worker] = self._num_ranks
+            self._memory.store(self._memory.layout.worker_word(worker, WorkerWord.RANK_LOST), 1)
+            self._memory.store(Word.NUM_LOST, self._num_ranks)  # after DISMISSED: who reads this looks there
+
+    def is_settled(self, worker: int, slot: int) -> bool:
+        """Whether the workers that share `slot` with `worker`, which is dismissed, push nothing of it any more."""
+        return self._memory.load(self._memory.layout.slot_word(slot, SlotWord.SETTLED)) >= self._numbers[worker]
+
+    def replace(self, worker: int) -> None:
+        """Note that another process, which has joined, is `worker` from now on."""
+        self.dead.pop(worker, None)
+        self._dismissed.discard(worker)
+        self._watch.begin(worker)
+
+    def _is_at_end(self) -> bool:
+        return self._memory.load(Word.NOTHING_OPEN) != 0 or read_stop(self._memory) is not None
+
+    def _counts(self, worker: int) -> bool:
+        """Whether `worker` is alive, or has left; not if its place is vacant."""
+        state = self._state(worker)
+        is_vacant = state < 0 or state in (WorkerState.VACANT, WorkerState.JOINING_AFAR, WorkerState.FAILED)
+        return worker not in self.dead and not is_vacant
 
     def _has_failed(self, worker: int) -> bool:
-        return self._memory.load(self._memory.layout.worker_word(worker, WorkerWord.STATE)) == WorkerState.FAILED
+        return self._state(worker) == WorkerState.FAILED
+
+    def _state(self, worker: int) -> int:
+        return self._memory.load(self._memory.layout.worker_word(worker, WorkerWord.STATE))

@@ -15,13 +15,15 @@ from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.observer import Observer
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.evaluations import EvaluationDesk
-from hvd_async.store.serve.liveness import WorkerWatch
+from hvd_async.store.serve.liveness import NO_GUESTS, Guests, WorkerWatch
 from hvd_async.store.serve.lost_workers import LostWorkers
 from hvd_async.store.serve.provisional import ProvisionalPublisher
 from hvd_async.store.serve.returns import Returns
+from hvd_async.store.serve.slot_book import SlotBook
 from hvd_async.store.serve.stopping import StopDesk, is_stopped, is_too_late
+from hvd_async.store.serve.vacancies import Vacancies
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import IDLE, SlotWord, StoreMemory, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import StoreMemory, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import read_slot
 from hvd_async.store.wire.stop import StopKind, StopNotice, read_stop
 
@@ -42,10 +44,15 @@ class ServerOptions:
     stop_timeout_seconds: float = 60.0
     ended_workers: Callable[[], Collection[int]] = lambda: ()
     """Returns the workers of which MPI knows that they are dead."""
+    guests: Guests = NO_GUESTS
+    num_workers: int | None = None
+    """Workers at the start, if the block has places for more, which may join later."""
     least_workers: int | None = None
     """The run goes on without workers that die while at least so many are left; None: it ends with the first."""
     num_batches: int | None = None
     claim_order: ClaimOrder = field(default_factory=ClaimOrder)
+    slot_of: Callable[[int], int] = lambda worker: worker
+    """Returns the slot of a worker, which the workers of a node may share."""
 
 
 class StoreServer:
@@ -67,21 +74,23 @@ class StoreServer:
         self._observer = observer
         self._options = options
         self._touch = touch
-        num_workers, num_slots = self._layout.num_workers, self._layout.slots
-        self._present = set(range(num_workers))
+        num_workers = self._layout.num_workers
+        self._present = set(range(num_workers if options.num_workers is None else options.num_workers))
         self._waiting: set[int] = set()  # workers of these that wait for batches that others return
-        self._closed: set[int] = set()  # slots of workers that are dismissed
+        self._slots = SlotBook(memory, options.slot_of)
         self._returns = Returns(memory, options.claim_order, options.num_batches)
-        self._drained = [0] * num_slots  # number of pushes taken in, per slot
-        self._freed = [0] * num_slots
-        self._to_drain: list[int] = []  # slots that were taken in, and whose DRAINED has not risen yet
-        self._slot_of: dict[int, int] = {}  # slot of the last push, by worker
-        self._last_push: dict[int, int] = {}
         self._unreported: list[Update] = []
         self._provisional = ProvisionalPublisher(store, memory)
         self._evaluations = EvaluationDesk(memory, observer)
-        watch = WorkerWatch(memory, options.worker_timeout_seconds, options.hang_timeout_seconds, options.ended_workers)
-        self._lost = LostWorkers(memory, watch, options.least_workers)
+        watch = WorkerWatch(
+            memory,
+            options.worker_timeout_seconds,
+            options.hang_timeout_seconds,
+            options.ended_workers,
+            options.guests,
+        )
+        self._vacancies = Vacancies(memory, watch, lambda worker: self._slots.vacate(worker, store.pending))
+        self._lost = LostWorkers(memory, watch, options.least_workers, self._vacancies.joined)
         self._turn = 0
         self._stopping = StopDesk(memory, options.stop_timeout_seconds)
 
@@ -97,6 +106,7 @@ class StoreServer:
         while self._present:
             heard = self._memory.heard(Word.STORE_BELL)
             self._touch()
+            self._welcome()
             self._lost.look(self._present)
             self._stopping.check(self._present)
             notice = self._pass_on(stop_requested())
@@ -117,10 +127,10 @@ class StoreServer:
         self._memory.store(Word.FIRST_EVALUATION, self._options.first_evaluation)
         self._memory.store(Word.EVALUATE_EVERY, self._options.evaluate_every)
         self._memory.store(Word.NEXT_VERSION, self._store.version)
-        for slot in range(self._layout.slots):
-            for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
-                self._set(slot, word, IDLE)  # no worker announces anything before the store is ready
+        self._slots.open_all()
         self._observer.started(self._store)
+        for worker in range(len(self._present), self._layout.num_workers):
+            self._vacancies.offer(worker)
         self._publish()
         self._memory.store(Word.READY, 1)
 
@@ -149,7 +159,7 @@ class StoreServer:
     def release(self) -> None:
         """Release the workers, which wait until everything that is to outlive the run is saved."""
         self._memory.store(Word.SERVED, 1)
-        self._ring_all()
+        self._slots.ring_all()
 
     # --- The path of a gradient through the store. --------------------------------------------------------------------
 
@@ -162,10 +172,10 @@ class StoreServer:
             if self._store.version != version:
                 notice = self._pass_on(None)  # after the last version, gradients in the other slots came too late
         self._turn = (self._turn + 1) % num_slots
-        if self._to_drain:
+        if self._slots.is_any_to_tell:
             if self._provisional.publish():  # with all arrivals taken in during this turn
-                self._free_slots()
-            self._tell_drained()
+                self._slots.free(self._store.unread_slots)
+            self._slots.tell_drained()
         return is_busy | self._free_wanted_slots()
 
     def _serve_slot(self, slot: int, notice: StopNotice | None) -> bool:
@@ -180,18 +190,18 @@ class StoreServer:
         is_made = self._make_version()  # NEXT_VERSION, the update, VERSION, RELEASED, FREED
         if not arrivals and not is_made:
             return False
-        self._free_slots()  # FREED: if the gradient has been read by now, or is refused
+        self._slots.free(self._store.unread_slots)  # FREED: if the gradient has been read by now, or is refused
         if not self._store.makes_provisional():
-            self._tell_drained()  # DRAINED: now, or after the provisional parameters of this turn are out
+            self._slots.tell_drained()  # DRAINED: now, or after the provisional parameters of this turn are out
         self._report_updates()  # last: the observer may copy all vectors
         return True
 
     def _admitted(self, slot: int, notice: StopNotice | None) -> list[Arrival]:
         """Return the arrivals of the push that waits in `slot`; none if there is no push, or it may not be decided on
         yet."""
-        if self._get(slot, SlotWord.PUSHED) == self._drained[slot] or slot in self._closed:
+        arrivals = self._slots.arrivals(slot) if self._slots.waits(slot) else []
+        if not arrivals:
             return []
-        arrivals = self._arrivals(slot)
         return arrivals if is_too_late(notice) or self._store.admits(arrivals) else []
 
     def _take_in(self, slot: int, arrivals: list[Arrival], notice: StopNotice | None) -> None:
@@ -204,10 +214,7 @@ class StoreServer:
         else:
             largest = arrival_words.read_largest(self._memory, slot)
             self._store.accept(arrivals, read_slot(self._memory, self._layout, slot, largest))
-        self._drained[slot] += 1
-        self._to_drain.append(slot)
-        for arrival in arrivals:
-            self._slot_of[arrival.worker], self._last_push[arrival.worker] = slot, self._drained[slot]
+        self._slots.take_in(slot, arrivals)
         self._report_refused()
 
     def _make_version(self) -> bool:
@@ -225,7 +232,7 @@ class StoreServer:
             self._memory.store(Word.NEXT_VERSION, self._store.version)
             return False
         self._observer.updating()
-        update = self._store.advance(self._under_way())
+        update = self._store.advance(self._slots.under_way())
         is_refused = update is None and not self._store.pending  # the sum is not finite: no version was made
         if is_refused:
             self._memory.store(Word.NEXT_VERSION, self._store.version)
@@ -238,57 +245,32 @@ class StoreServer:
         """Publish the version that `update` made, and tell the owners of slots the outcome of their arrivals."""
         self._report_refused()
         if update is None:
-            self._free_slots()  # refused gradients are not read any more
+            self._slots.free(self._store.unread_slots)  # refused gradients are not read any more
             return
         self._unreported.append(update)  # first: if something fails below, the observer still gets it before a save
         self._publish()
         for arrival in update.arrivals:
-            self._release(arrival)
-        self._free_slots()
-        self._ring_all()
+            self._slots.release(arrival)
+        self._slots.free(self._store.unread_slots)
+        self._slots.ring_all()
 
     def _publish(self) -> None:
         """Announce the newest version, which was made in the buffer where it is published."""
         self._memory.bring_out(self._layout.published_offset(self._store.version), 4 * self._layout.num_elements)
         self._memory.store(Word.VERSION, self._store.version)
 
-    def _release(self, arrival: Arrival) -> None:
-        """Tell the worker that pushed `arrival` that its outcome is known."""
-        if arrival.worker in self._slot_of:  # else the arrival was pending in a checkpoint, and no worker waits
-            slot = self._slot_of[arrival.worker]
-            self._set(slot, SlotWord.RELEASED, self._last_push[arrival.worker])
-            self._ring(slot)
-
-    def _free_slots(self) -> None:
-        """Free every slot that was taken in and need not be read any more."""
-        unread = self._store.unread_slots
-        for slot, drained in enumerate(self._drained):
-            if self._freed[slot] != drained and slot not in unread:
-                self._freed[slot] = drained
-                self._set(slot, SlotWord.FREED, drained)
-                self._ring(slot)
-
     def _free_wanted_slots(self) -> bool:
         """Read gradients whose workers want to push again before an update reads them; return whether there were any."""
-        wanted = (self._get(slot, SlotWord.WANTED) > self._drained[slot] for slot in self._store.unread_slots)
-        if not any(wanted):
+        if not self._slots.is_wanted(self._store.unread_slots):
             return False
         self._store.flush()
-        self._free_slots()
+        self._slots.free(self._store.unread_slots)
         return True
-
-    def _tell_drained(self) -> None:
-        """Raise DRAINED of the slots that were taken in: the next pull of a worker that waits for it contains its
-        gradient."""
-        for slot in self._to_drain:
-            self._set(slot, SlotWord.DRAINED, self._drained[slot])
-            self._ring(slot)
-        self._to_drain.clear()
 
     def _report_refused(self) -> None:
         for arrival, refusal in self._store.take_refused():
             self._observer.refused(arrival, refusal)
-            self._release(arrival)
+            self._slots.release(arrival)
 
     def _report_updates(self) -> None:
         """Pass new updates to the observer, after the workers were told."""
@@ -306,23 +288,10 @@ class StoreServer:
         reading = following - self._layout.num_buffers + 1
         return reading > 0 and any(self._get_of(worker, WorkerWord.READING) == reading for worker in self._present)
 
-    def _under_way(self) -> list[int]:
-        """Return the base versions of gradients that are being computed or wait in slots."""
-        versions = []
-        for slot in self._open_slots():
-            # Read in this order, since a worker fills its slot before it announces another version.
-            for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
-                announced = self._get(slot, word)
-                if announced != IDLE:
-                    versions.append(announced)
-            if self._get(slot, SlotWord.PUSHED) != self._drained[slot]:
-                versions.append(self._get(slot, SlotWord.PUSHED_BASE_VERSION))
-        return versions
-
     def _keep_base_versions(self) -> None:
         """Free base parameters that no gradient needs any more."""
         # Read again: until the new version was out, a worker may have announced the previous one.
-        under_way = self._under_way()
+        under_way = self._slots.under_way()
         if self._layout.arrivals_per_slot > 1:  # a node's workers may compute on any version since the oldest announced one
             under_way += range(min(under_way, default=self._store.version), self._store.version)
         self._store.keep_base_versions(under_way)
@@ -332,6 +301,8 @@ class StoreServer:
     def _follow_workers(self) -> None:
         """Note which workers have left, wait for batches that others return, or compute again."""
         for worker in sorted(self._present):
+            if worker in self._lost.dead and not self._can_go(worker):
+                continue
             state = WorkerState.LEFT if worker in self._lost.dead else self._get_of(worker, WorkerWord.STATE)
             notice = read_stop(self._memory)  # read after STATE: if the worker left because of a notice, it is visible now
             if state == WorkerState.ACTIVE:
@@ -339,15 +310,22 @@ class StoreServer:
                 continue
             if state not in (WorkerState.LEFT, WorkerState.WAITING):
                 continue
-            if self._has_undrained(worker) and not is_stopped(notice):
+            if self._slots.has_waiting(worker) and not is_stopped(notice):
                 continue  # take in its last gradient first
             if self._evaluations.has_open(worker) and worker not in self._lost.dead:
                 continue
             if state == WorkerState.LEFT:
                 self._present.discard(worker)
+                if worker in self._lost.dead:
+                    self._close_slot_of(worker)
                 returned = self._returns.take_from(worker, self._has_arrived) if notice is None else []
                 if worker in self._lost.dead:
-                    self._dismiss(worker, returned)
+                    self._vacancies.note_gone(worker)
+                    self._observer.lost(worker, self._lost.dead[worker], returned)
+                elif worker in self._vacancies.joined:
+                    self._vacancies.note_gone(worker)
+                    if notice is None and not self._memory.load(Word.NOTHING_OPEN):  # others go on
+                        self._observer.left(worker, returned)
             # A stopped run will be resumed with all its workers, so the departure of one must not complete an update.
             if not is_stopped(notice) and worker not in self._waiting:
                 self._store.leave(worker)
@@ -360,27 +338,46 @@ class StoreServer:
                 self._waiting.discard(worker)
         self._returns.find_lost_claims(self._present, self._has_arrived)
         if self._returns.give():
-            self._ring_all()
+            self._slots.ring_all()
         self._say_if_nothing_is_open()
 
-    def _dismiss(self, worker: int, returned: list[int]) -> None:
-        """Go on without `worker`, which is dead or must count so: its process is ended, or it is told before it pushes."""
+    def _can_go(self, worker: int) -> bool:
+        """Dismiss `worker`, which is dead or must count so; return whether nothing of it can come into its slot any more, except
+        from itself."""
         self._lost.dismiss(worker)
-        self._closed.add(worker)
-        for word in (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION):
-            self._set(worker, word, IDLE)
-        self._observer.lost(worker, self._lost.dead[worker], returned)
+        slot = self._options.slot_of(worker)
+        if self._others_live(slot):
+            return self._lost.is_settled(worker, slot)
+        return not self._slots.waits(slot) or is_stopped(read_stop(self._memory))
+
+    def _others_live(self, slot: int) -> bool:
+        """Whether a worker uses `slot` that is not dead."""
+        return any(self._options.slot_of(worker) == slot for worker in self._present - self._lost.dead.keys())
+
+    def _close_slot_of(self, worker: int) -> None:
+        """Ignore the slot of `worker`, which is dismissed, from now on, unless others use it."""
+        slot = self._options.slot_of(worker)
+        if not self._others_live(slot):
+            self._slots.close(slot)
+
+    # --- Workers that join. -------------------------------------------------------------------------------------------
+
+    def _welcome(self) -> None:
+        """Count workers that have joined, and offer places that are free."""
+        if not self._vacancies.is_any or is_stopped(read_stop(self._memory)):
+            return  # a stopped run will be resumed with the workers of its start
+        for worker in self._vacancies.take_joined():
+            self._lost.replace(worker)
+            self._present.add(worker)
+            self._store.come_back(worker)
+            self._vacancies.welcome(worker)
+            self._slots.reopen(worker)
+            self._observer.joined(worker)
+        self._vacancies.look()
 
     def _has_arrived(self, batch: int) -> bool:
         """Whether the gradient of `batch` is in a slot, or has been decided on."""
-        waiting = (
-            self._arrivals(slot) for slot in self._open_slots() if self._get(slot, SlotWord.PUSHED) != self._drained[slot]
-        )
-        return any(arrival.batch == batch for arrivals in waiting for arrival in arrivals) or batch in self._store.ledger
-
-    def _open_slots(self) -> list[int]:
-        """Return the slots of workers that are not dismissed."""
-        return [slot for slot in range(self._layout.slots) if slot not in self._closed]
+        return self._slots.has_batch(batch) or batch in self._store.ledger
 
     def _let_come_back(self, worker: int) -> None:
         """Count `worker` again, if it was waiting for batches: it has got one."""
@@ -394,23 +391,14 @@ class StoreServer:
         A worker that takes a batch becomes active before: so first the batches are read, then the states, then the slots."""
         if not self._waiting or self._waiting != self._present or not self._returns.is_nothing_open():
             return
-        if self._lost.dead:
+        if self._lost.is_any_dismissed:
             self._returns.look_again()
             if self._returns.find_lost_claims(self._present, self._has_arrived) or not self._returns.is_nothing_open():
                 return
         states = {self._get_of(worker, WorkerWord.STATE) for worker in self._present}
-        if states == {WorkerState.WAITING} and not any(map(self._has_undrained, self._present)):
+        if states == {WorkerState.WAITING} and not any(map(self._slots.has_waiting, self._present)):
             self._memory.store(Word.NOTHING_OPEN, 1)
-            self._ring_all()
-
-    def _has_undrained(self, worker: int) -> bool:
-        """Whether a gradient of `worker` waits in a slot."""
-        for slot in range(self._layout.slots):
-            if self._get(slot, SlotWord.PUSHED) == self._drained[slot]:
-                continue
-            if any(arrival.worker == worker for arrival in self._arrivals(slot)):
-                return True
-        return False
+            self._slots.ring_all()
 
     def _pass_on(self, requested: StopNotice | None) -> StopNotice | None:
         """Return the run's stop notice; set it if `requested`, or if the run is to end."""
@@ -421,21 +409,5 @@ class StoreServer:
 
     # --- Words of the block. ------------------------------------------------------------------------------------------
 
-    def _arrivals(self, slot: int) -> list[Arrival]:
-        return arrival_words.read_arrivals(self._memory, slot)
-
-    def _ring(self, slot: int) -> None:
-        self._memory.ring(self._layout.slot_word(slot, SlotWord.BELL))
-
-    def _ring_all(self) -> None:
-        for slot in range(self._layout.slots):
-            self._ring(slot)
-
     def _get_of(self, worker: int, word: int) -> int:
         return self._memory.load(self._layout.worker_word(worker, word))
-
-    def _get(self, slot: int, word: int) -> int:
-        return self._memory.load(self._layout.slot_word(slot, word))
-
-    def _set(self, slot: int, word: int, value: int) -> None:
-        self._memory.store(self._layout.slot_word(slot, word), value)

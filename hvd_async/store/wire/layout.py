@@ -56,7 +56,7 @@ class Word(enum.IntEnum):
     EVALUATE_EVERY = 19  # store, once: versions between evaluations
     GIVEN_AGAIN = 26  # store: number of batches that workers returned, and that it has given out again
     TAKEN_AGAIN = 27  # workers, by compare-and-swap: number of these that are claimed
-    NUM_LOST = 29  # store: number of workers that are dismissed
+    NUM_LOST = 29  # store: number of workers of the launcher that are dismissed
     NOTHING_OPEN = 28  # store, once: no batch can be given out again any more
     READY = 20  # store, once: the first version is published
     EVALUATIONS_DUE = 21  # store: number of evaluations whose snapshot is on disk
@@ -81,6 +81,9 @@ class WorkerWord(enum.IntEnum):
     EVALUATED_VERSION = 5
     EVALUATION_TAKEN = 8  # store: number of evaluations read
     STATISTICS = 16  # worker: bits of `MAX_STATISTICS` doubles
+    WELCOME = 10  # store: 1 while it counts this worker, if the worker joined a run under way
+    IS_GUEST = 12  # whoever took a free place: 1 if over the network
+    RANK_LOST = 11  # store, once: the launcher's rank that was this worker is dismissed, whoever has its place now
     DISMISSED = 9  # store, once: this worker is taken for dead, and nothing of it counts any more
     HELD = 32  # worker: 1 + each batch that it has claimed and not pushed, `CLAIMING` while it claims one, or 0
 
@@ -97,6 +100,7 @@ class SlotWord(enum.IntEnum):
     BASE_VERSION = 1  # owner: announced before a pull, if the rules depend on gradients under way; else IDLE
     NEXT_BASE_VERSION = 3  # owner: the version pulled while a gradient on BASE_VERSION is computed; else IDLE
     WANTED = 2  # owner: number of the push that waits until the slot is free
+    SETTLED = 4  # owner, a node's workers: number of lost workers up to which their part in the node is settled
     DRAINED = 8  # store: number of gradients taken in; if one completed an update, the update is published
     FREED = 9  # store: number of gradients read, so that the slot may be written again
     RELEASED = 10  # store: number of gradients whose outcome (in an update, or refused) is known; lock-step waits for it
@@ -131,12 +135,14 @@ class ShardWord(enum.IntEnum):
 
 
 class WorkerState(enum.IntEnum):
-    """Stage of a worker's life."""
+    """Stage of a worker's life. A negative state: the process of this negated id is joining, and becomes active next."""
 
     ABSENT = 0
     ACTIVE = 1
     LEFT = 2
     AWAY = 3  # in node aggregation: the worker evaluates, and the others do not wait for it
+    VACANT = 6  # written by the store: nobody has this place, and a process may join by a compare-and-swap
+    JOINING_AFAR = 7  # written by the store for a process of another host, which becomes active next
     FAILED = 5  # the worker has failed, and its process is about to end
     WAITING = 4  # there are no more batches, unless another worker returns some
 

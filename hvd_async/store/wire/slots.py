@@ -45,32 +45,36 @@ class SlotWriter:
     """
 
     def __init__(
-        self, windows: Sequence[StoreWindow], parts: Sequence[slice], push: PushConfig, error: torch.Tensor | None = None
+        self, windows: Sequence[StoreWindow], parts: Sequence[slice], push: PushConfig, errors: Sequence[torch.Tensor] = ()
     ) -> None:
-        """`windows[k]` reaches the shard that holds `parts[k]` of the vector. `error` ([size] float32): memory of the error
-        with feedback; by default, new memory."""
+        """`windows[k]` reaches the shard that holds `parts[k]` of the vector. `errors` (each [size] float32, zeros): memory of
+        the error with feedback, used in turn, so that with two a push that breaks off changes nothing; by default, new memory."""
         self._windows = windows
         self._parts = parts
         self._dtype = DTYPES[SlotDtype(push.dtype)]
         self._push = push
         self._size = parts[-1].stop
-        self._error = (torch.zeros(self._size) if error is None else error) if push.error_feedback else None
+        self._errors = (errors or [torch.zeros(self._size)]) if push.error_feedback else []
         self._staged: torch.Tensor | None = None
 
-    def write(self, gradient: torch.Tensor, slot: int) -> Sent:
-        """Begin to write `gradient` ([size], float32, on a device that the windows accept) into `slot`.
+    def write(self, gradient: torch.Tensor, slot: int, number: int = 0) -> Sent:
+        """Begin to write `gradient` ([size], float32, on a device that the windows accept) into `slot`; `number` pushes have been
+        made before.
 
         `gradient` must stay unchanged until the windows are flushed."""
         if self._push.keep < 1.0:
-            return self._write_few(gradient, slot)
-        if self._error is None:
+            return self._write_few(gradient, slot, number)
+        if not self._errors:
             each = [self._write_part(gradient, slot, number, part) for number, part in enumerate(self._parts)]
             return Sent(max(each, key=_rank), self._size * self._dtype.itemsize)
-        wanted = gradient + self._error
+        before, after = self._errors_around(number)
+        wanted = gradient + before
         sent = self._stage(self._size)
         largest = arithmetic.copy_and_measure(wanted, sent)
         if largest < float("inf"):
-            torch.sub(wanted, sent.float(), out=self._error)
+            torch.sub(wanted, sent.float(), out=after)
+        else:
+            after.copy_(before)
         for window, part in zip(self._windows, self._parts, strict=True):
             window.put(window.layout.slot_offset(slot), sent[part])
         return Sent(largest, self._size * self._dtype.itemsize)
@@ -89,9 +93,13 @@ class SlotWriter:
         window.put(offset, staged)
         return largest
 
-    def _write_few(self, gradient: torch.Tensor, slot: int) -> Sent:
-        assert self._error is not None  # the configuration requires feedback for dropping
-        wanted = gradient + self._error
+    def _errors_around(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the errors before and after push `number`, which may be one vector."""
+        return self._errors[number % len(self._errors)], self._errors[(number + 1) % len(self._errors)]
+
+    def _write_few(self, gradient: torch.Tensor, slot: int, number: int) -> Sent:
+        before, after = self._errors_around(number)  # the configuration requires feedback for dropping
+        wanted = gradient + before
         if not arithmetic.copy_and_measure(wanted, None) < float("inf"):
             indices = (~torch.isfinite(wanted)).nonzero().flatten()[:1]
         else:
@@ -99,8 +107,10 @@ class SlotWriter:
         values = wanted[indices].to(self._dtype)
         largest = float(values.abs().max()) if len(values) else 0.0
         if largest < float("inf"):
-            self._error.copy_(wanted)
-            self._error[indices] -= values.float()
+            after.copy_(wanted)
+            after[indices] -= values.float()
+        else:
+            after.copy_(before)
         bounds = torch.searchsorted(indices, torch.tensor([part.start for part in self._parts] + [self._size])).tolist()
         for number, (window, part) in enumerate(zip(self._windows, self._parts, strict=True)):
             mine = slice(bounds[number], bounds[number + 1])

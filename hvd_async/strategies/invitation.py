@@ -1,0 +1,60 @@
+"""What a process must know to join a run under way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pydantic
+
+from hvd_async.cluster.topology import RankPlan
+from hvd_async.errors import SetupError
+from hvd_async.strategies.protocol import Job
+from hvd_async.transport.host_memory import Place
+from hvd_async.transport.network_memory import Address
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """The memory of every shard of the store, the roles of all ranks, and the state of the claims at the start of the job."""
+
+    places: tuple[Place, ...]
+    plans: tuple[RankPlan, ...]
+    ledger: Mapping[str, Any] | None
+    is_direct: bool = True
+    """Whether processes of the store's host may use the memory; no, if atomic operations of others go through MPI."""
+    fingerprint: str = ""
+    """Of the training data."""
+    address: Address | None = None
+    """Where processes of other hosts knock; None: they may not join."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Invitation:
+        """Return the invitation in `data`, the inverse of `to_json`. Raises `SetupError` if it is damaged, or of another
+        version."""
+        if data.get("format") != FORMAT:
+            raise SetupError(f"got format {data.get('format')}, expected {FORMAT}; use the hvd_async that runs the job")
+        try:
+            found = pydantic.TypeAdapter(cls).validate_python(data)
+        except pydantic.ValidationError as error:
+            fault = error.errors()[0]
+            raise SetupError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}: the invitation is damaged") from None
+        if not found.places or all(plan.worker is None for plan in found.plans):
+            raise SetupError("got no store or no worker: the invitation is damaged")
+        return found
+
+
+def invitation_of(job: Job, places: Sequence[Place | None], *, is_direct: bool) -> Invitation | None:
+    """Return the invitation to `job`, whose shards are at `places` (None: where MPI alone can share memory); None if nobody can
+    join it."""
+    known = tuple(place for place in places if place is not None)
+    if len(known) < len(places) or job.push.node_sum or any(plan.store_device not in (None, "cpu") for plan in job.plans):
+        return None
+    return Invitation(known, tuple(job.plans), None if job.saved is None else job.saved.data["ledger"], is_direct)

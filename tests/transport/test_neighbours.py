@@ -1,0 +1,73 @@
+"""What a rank knows of the other processes of its host while it waits for them, and removes when it ends."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import pathlib
+import subprocess
+import sys
+import threading
+import uuid
+
+import pytest
+
+from hvd_async.errors import PeerError
+from hvd_async.system.process_state import scope_of_ids
+from hvd_async.transport import neighbour_watch
+from hvd_async.transport.neighbour_watch import NeighbourWatch, own_process
+from hvd_async.transport.segments import remove_segments
+
+
+@pytest.fixture
+def idle() -> subprocess.Popen[bytes]:
+    """A process that ends when its standard input is closed."""
+    return subprocess.Popen((sys.executable, "-S", "-c", "input()"), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def test_a_rank_of_this_host_that_has_gone_ends_the_job_that_waits_for_it(
+    idle: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(neighbour_watch, "_GRACE_SECONDS", 0.0)
+    ended, statuses = threading.Event(), list[int]()
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    far = json.dumps([scope_of_ids() + 1, idle.pid])
+    watch = NeighbourWatch(0, [own_process(), far, json.dumps([scope_of_ids(), idle.pid])], end)
+    with idle:
+        pass
+    with watch.waiting([0, 1]):  # not for the rank that has gone, and rank 1 is on another host
+        assert not ended.wait(3 * neighbour_watch._LOOK_SECONDS)
+    with watch.waiting([0, 1, 2]):
+        assert ended.wait(60.0)
+    assert set(statuses) == {PeerError.exit_status}
+    assert "hvd-async: rank 0: rank 2 has ended by itself while others waited for it" in capsys.readouterr().err
+
+
+def test_ranks_that_live_may_be_waited_for(idle: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbour_watch, "_GRACE_SECONDS", 0.0)
+    ended = threading.Event()
+    watch = NeighbourWatch(0, [own_process(), json.dumps([scope_of_ids(), idle.pid])], lambda status: ended.set())
+    with idle, watch.waiting([0, 1]):
+        assert not ended.wait(3 * neighbour_watch._LOOK_SECONDS)
+
+
+def test_only_the_segments_that_this_process_maps_are_removed() -> None:
+    name = uuid.uuid4().hex
+    mine, others, other_kind = (
+        pathlib.Path("/dev/shm", f"{kind}.{name}.{n}") for n, kind in enumerate(("sm_segment", "sm_segment", "segment"))
+    )
+    try:
+        for path in (mine, others, other_kind):
+            path.write_bytes(b"x" * mmap.PAGESIZE)
+        with mine.open("r+b") as file, other_kind.open("r+b") as other_file:
+            with mmap.mmap(file.fileno(), 0) as mapped, mmap.mmap(other_file.fileno(), 0):
+                remove_segments()
+                assert mapped[:1] == b"x"
+        assert [path.exists() for path in (mine, others, other_kind)] == [False, True, True]
+    finally:
+        for path in (mine, others, other_kind):
+            path.unlink(missing_ok=True)
