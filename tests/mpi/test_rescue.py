@@ -153,7 +153,9 @@ def test_a_worker_whose_step_exceeds_the_hang_timeout_counts_as_hung(tmp_path: p
     first = settings(tmp_path / "run", (2, 8, "pause"), worker_timeout_seconds=0.7, hang_timeout_seconds=0.7)
     done = run_toy(3, first)
     assert_fired(done, "pause")
-    assert done.returncode != 0 and any("worker 1 gave no sign of life" in line for line in messages(done)), str(done)
+    assert done.returncode != 0 and any("worker 1 hangs: a step or an evaluation" in line for line in messages(done)), str(
+        done
+    )
     finish(first, 3)
 
 
