@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from hvd_async.config import FactoryConfig, RunConfig, ScriptConfig, StrategyConfig, load_config
+from hvd_async.config import RunConfig, ScriptConfig, StrategyConfig, load_config
 from hvd_async.errors import ConfigError, DataError, DifferenceError
 from hvd_async.replay.past_parameters import Past
 from hvd_async.replay.recording import RecordedUpdate, Recording, read_recording, repeated_batches
@@ -90,7 +90,7 @@ def replay(
     if options.output is not None:
         _check_output(options.output, folder, overwrite=options.overwrite)
     config = load_config(run.config)
-    _check_trust(run, config, options)
+    _check_task(run, config, options)
     recording = read_recording(run.events, config)
     _check(run, config, recording)
     last = len(recording.updates) if options.until is None else options.until
@@ -107,13 +107,9 @@ def replay(
     return replaying.verdict
 
 
-def _check_trust(run: RunFolder, config: RunConfig, options: ReplayOptions) -> None:
-    """Refuse to run code that only the folder names, which may come from someone else."""
-    if isinstance(config.task, FactoryConfig) and not options.trusts_task:
-        raise ConfigError(
-            f"{run.config}: task.factory: got {config.task.factory}, whose code would be run, expected --trust-task if you"
-            " trust it"
-        )
+def _check_task(run: RunFolder, config: RunConfig, options: ReplayOptions) -> None:
+    """Refuse code that is not trusted, and the loop of a script."""
+    run.check_trusted(config, trusts_task=options.trusts_task)
     if isinstance(config.task, ScriptConfig):
         raise ConfigError(
             f"{run.config}: task.kind: got script, whose loop this package cannot repeat; run the script again"

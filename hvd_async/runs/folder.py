@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hvd_async.config import RunConfig, dump_config, load_config, read_tree
+from hvd_async.config import FactoryConfig, RunConfig, dump_config, load_config, read_tree
 from hvd_async.errors import CheckpointError, ConfigError, DataError
 from hvd_async.runs.continuation import Supply, changed_keys, check_goes_further, is_as_long, needs_more_training
 from hvd_async.runs.event_log import LogMark, fits, read_events, whole_part
@@ -108,6 +108,15 @@ class RunFolder:
                     f"{self.root}: in use by another process; wait for it, end it, or set another output"
                 ) from None
             yield
+
+    def check_trusted(self, config: RunConfig, *, trusts_task: bool) -> None:
+        """Refuse to run code that only the folder names, which may come from someone else. Raises `ConfigError` if `config`, that
+        of the run, names such code, unless `trusts_task`."""
+        if isinstance(config.task, FactoryConfig) and not trusts_task:
+            raise ConfigError(
+                f"{self.config}: task.factory: got {config.task.factory}, whose code would be run, expected --trust-task if you"
+                " trust it"
+            )
 
     def write_invitation(self, invitation: Mapping[str, Any]) -> None:
         """Write what a process must know to join the run, for this user alone. Raises `DataError` if the file system refuses."""

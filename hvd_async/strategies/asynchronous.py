@@ -10,9 +10,10 @@ from typing import cast
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import HvdAsyncError, OrphanedError
 from hvd_async.store.serve.device_block import Reach, open_device_block
+from hvd_async.store.serve.dismissals import say_failed
 from hvd_async.store.serve.joining import take_place
 from hvd_async.store.serve.liveness import NO_GUESTS, Guests
-from hvd_async.store.wire.layout import StoreMemory, StoreWindow, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import StoreMemory, StoreWindow
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies.invitation import invitation_of
 from hvd_async.strategies.memory_plan import MemoryPlan
@@ -89,8 +90,7 @@ class Asynchronous:
                 me = job.plans[rank]
                 if me.shard is None and me.worker is not None and is_outlived(error) and not obstacle_to_outliving(job):
                     tell(rank, error)
-                    memories[0].store(memories[0].layout.worker_word(me.worker, WorkerWord.STATE), WorkerState.FAILED)
-                    memories[0].ring(Word.STORE_BELL)
+                    say_failed(memories[0], me.worker)
                     end_as_dead()
                 if job.observer is None:
                     fail(memories[0], rank, error, job.strategy, is_state_lost=me.shard is not None and me.worker is None)

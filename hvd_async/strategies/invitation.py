@@ -1,4 +1,4 @@
-"""What a process must know to join a run under way."""
+"""The invitation to a run under way: all that a process must know to join it."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import PeerError, SetupError
 from hvd_async.store.serve.device_block import Reach
+from hvd_async.store.serve.dismissals import say_failed
 from hvd_async.store.serve.joining import take_place
-from hvd_async.store.wire.layout import Layout, StoreWindow, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import Layout, StoreWindow, Word, WorkerWord
 from hvd_async.strategies.invitation import Invitation
 from hvd_async.strategies.memory_plan import MemoryPlan
 from hvd_async.strategies.protocol import Job, Session
@@ -41,7 +42,7 @@ class StoreAccess:
             except SetupError:
                 if time.monotonic() > deadline or self.windows[0].load(Word.SERVED):
                     raise
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_LOOK_SECONDS)  # a place becomes free without a ring
 
 
 def reach_store(invitation: Invitation, layouts: Sequence[Layout], timeout_seconds: float) -> StoreAccess:
@@ -88,16 +89,9 @@ def joined_session(job: Job, me: RankPlan, windows: Sequence[StoreWindow]) -> It
             yield session
     except BaseException:
         with contextlib.suppress(PeerError):  # the store has gone
-            _say_failed(windows[0], me.worker)
+            if windows[0].load(windows[0].layout.worker_word(me.worker, WorkerWord.WELCOME)):  # else it does not count yet
+                say_failed(windows[0], me.worker)
         raise
-
-
-def _say_failed(window: StoreWindow, worker: int) -> None:
-    """Tell the store that `worker` has failed, if the store counts it."""
-    if not window.load(window.layout.worker_word(worker, WorkerWord.WELCOME)):
-        return
-    window.store(window.layout.worker_word(worker, WorkerWord.STATE), WorkerState.FAILED)
-    window.ring(Word.STORE_BELL)
 
 
 def role_of(invitation: Invitation, worker: int, device: str, threads: int, host: str) -> RankPlan:

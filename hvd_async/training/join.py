@@ -13,7 +13,7 @@ from typing import NoReturn
 import torch
 
 from hvd_async.cluster.topology import assign_roles, placement_of, this_machine
-from hvd_async.config import FactoryConfig, RunConfig, ScriptConfig, load_config
+from hvd_async.config import RunConfig, ScriptConfig, load_config
 from hvd_async.emulation.idling import Emulation
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.runs.folder import RunFolder
@@ -96,11 +96,7 @@ def join(
 def _check_task(run: RunFolder, config: RunConfig, options: JoinOptions) -> None:
     if isinstance(config.task, ScriptConfig):
         raise ConfigError(f"{run.config}: task.kind: got script, expected a task; a loop of its own cannot be joined")
-    if isinstance(config.task, FactoryConfig) and not options.trusts_task:
-        raise ConfigError(
-            f"{run.config}: task.factory: got {config.task.factory}, whose code would be run, expected --trust-task if you"
-            " trust it"
-        )
+    run.check_trusted(config, trusts_task=options.trusts_task)
 
 
 def _no_tensors(part: slice | None) -> NoReturn:

@@ -31,7 +31,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """What the kernel calls the memory."""
+        """Name under which the kernel shows the memory."""
         return f"hvd-async-{self.token:x}"
 
     @property

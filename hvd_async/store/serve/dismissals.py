@@ -1,9 +1,15 @@
-"""What workers know of those that the store has dismissed. The store's side is `lost_workers`."""
+"""The workers' side of a loss: who is dismissed, and how a worker says that it fails. `lost_workers` is the store's side."""
 
 from __future__ import annotations
 
 from hvd_async.errors import DismissedError
-from hvd_async.store.wire.layout import SlotWord, StoreWindow, Word, WorkerWord
+from hvd_async.store.wire.layout import SlotWord, StoreWindow, Word, WorkerState, WorkerWord
+
+
+def say_failed(window: StoreWindow, worker: int) -> None:
+    """Tell the store that `worker` has failed, and that its process is about to end. `window` reaches shard 0."""
+    window.store(window.layout.worker_word(worker, WorkerWord.STATE), WorkerState.FAILED)
+    window.ring(Word.STORE_BELL)
 
 
 class Dismissals:

@@ -27,8 +27,8 @@ _SLEEP_SECONDS = 0.02
 _LOOK_SECONDS = 0.1
 # A rank whose heartbeat is late is looked for among the processes of this host.
 _LATE_SECONDS = 2 * _BEAT_SECONDS
-# Time after the end of a process of another host in which its last writes may arrive.
-_ON_THE_WAY_SECONDS = 2.0
+ON_THE_WAY_SECONDS = 2.0
+"""Time after the end of a process of another host in which its last writes may arrive."""
 _HUNG = -1
 """A heartbeat in its place: this process lives, but has hung for longer than its limit."""
 
@@ -264,7 +264,7 @@ class WorkerWatch:
         if state is not None or not self._has_ended(worker):
             return state == ""
         since = self._ended_since.setdefault(worker, time.monotonic())  # its last writes may still be on their way
-        return time.monotonic() - since > _ON_THE_WAY_SECONDS
+        return time.monotonic() - since > ON_THE_WAY_SECONDS
 
     def has_guest_ended(self, worker: int) -> bool:
         """Whether the guest that has the place of `worker` has ended."""

@@ -20,6 +20,7 @@ import torch
 
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.serve.client import StoreClient
+from hvd_async.store.serve.liveness import ON_THE_WAY_SECONDS
 from hvd_async.store.serve.node_lock import NodeLock
 from hvd_async.store.serve.readings import NO_BASE, Base
 from hvd_async.store.wire import arrival_words
@@ -36,8 +37,6 @@ _PUSH = Word.EVALUATIONS_DUE  # number of the push under way for the members; 0:
 _PULLED = Word.EVALUATIONS  # number of the last push whose pull is complete
 _ADDED = SlotWord.RELEASED  # which contribution of the member is in the sum
 _SUM, ERRORS = 0, (1, 2)
-# What MPI has sent for a process that died may still be on its way to another host.
-_ON_THE_WAY_SECONDS = 2.0
 
 
 def node_layout(size: int, num_members: int, has_error: bool) -> Layout:
@@ -219,7 +218,7 @@ class NodeAggregator:
         if number == 0:
             return
         if self._client.is_remote:
-            time.sleep(_ON_THE_WAY_SECONDS)
+            time.sleep(ON_THE_WAY_SECONDS)  # no word tells when the last write of the dead has arrived
         self._client.take_over(self.base)
         if self._client.num_pushed < number:
             self._block.store(_PUSH, 0)
