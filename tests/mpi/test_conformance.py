@@ -76,8 +76,10 @@ def check(
     if overlap:  # every gradient except a worker's first is computed before the pull that follows the previous gradient
         assert max(arrival["staleness"] for arrival in arrivals) >= 1
     losses = losses_of(folder)
-    # Use medians: on a slow machine gradients may be very stale, and single losses jump.
-    assert statistics.median(losses[-9:]) < 0.8 * statistics.median(losses[:5]), "it does not learn"
+    # It learns at some time: gradients may be very stale on a slow machine, so that losses rise again, and single ones jump. The
+    # first update is of the initial parameters.
+    medians = [statistics.median(losses[start : start + 5]) for start in range(len(losses) - 4)]
+    assert min(medians) < 0.65 * losses[0], "it does not learn"
     assert summary_of(folder)["measurements"]
 
 
