@@ -41,6 +41,10 @@ class ShardOps(Protocol):
         """Elements of each group of parameters, in order; none: a single group."""
 
     @property
+    def sum_place(self) -> int | None:
+        """Which of the vectors for the pending sum holds it, on every shard; None: nothing was added to it."""
+
+    @property
     def parameters(self) -> torch.Tensor:
         """Parameters of the newest version: [size], float32. With several shards, a copy."""
 
@@ -48,7 +52,7 @@ class ShardOps(Protocol):
         """Return the vector `name` (see `Shard.read`): [size], float32. With several shards, a copy."""
 
     def add(self, gradient: Gradient, divisor: float) -> None:
-        """Add `gradient` / `divisor` to the pending sum, reading a whole gradient as late as by the next step."""
+        """Add `gradient` / `divisor` to the pending sum, reading it as late as by the next step."""
 
     def compensate(self, gradient: Gradient, base_version: int, factor: float) -> None:
         """Add `gradient`, corrected for the drift since `base_version`, to the pending sum at once."""
@@ -179,8 +183,7 @@ class ParameterStore:
         else:
             self._vectors.add(gradient, staleness.divisor(self._strategy, staleness_now))
             self._largest += gradient.largest
-            if gradient.indices is None:
-                self._unread.append(gradient.slot)
+            self._unread.append(gradient.slot)
         self._pending.extend(arrivals)
         if len(self._unread) >= MAX_UNREAD:
             self.flush()

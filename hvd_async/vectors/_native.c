@@ -29,8 +29,10 @@
 #define HOT
 #endif
 
-/* Elements worked on at a time, whose buffers stay in the first-level cache. A divisor of NORM_BLOCK. */
+/* Elements worked on at a time, whose buffers stay in the first-level cache; fewer where inputs are read straight from memory.
+ * Divisors of NORM_BLOCK. */
 #define CHUNK 256
+#define PLAIN_CHUNK 64
 /* Sums of squares are formed in blocks of this many elements, in as many lanes, as in arithmetic.py. */
 #define NORM_BLOCK 4096
 #define LANES 64
@@ -187,15 +189,15 @@ typedef struct {
 } rule_t;
 
 /* One pass over a chunk: the sum of `count` gradients, which is left in `g`, then Adam's or NAdam's step from `p`
- * into `target`.
+ * into `target`, and from `m` and `v` into `m_to` and `v_to`, which may be the same.
  *
  * `count` and `kind` are constants where this is inlined. One loop reads everything straight from memory, so that
  * latency hides behind arithmetic.
  */
 __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule, const int count, const int kind,
                                                              const float *const *from, float *restrict g,
-                                                             const float *p, float *target, float *restrict m,
-                                                             float *restrict v, int n) {
+                                                             const float *p, float *target, const float *m,
+                                                             const float *v, float *m_to, float *v_to, int n) {
     const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
     const float w1 = rule->one_minus_beta1, b2 = rule->beta2, w2 = rule->one_minus_beta2;
     const float root = rule->inverse_root, epsilon = rule->epsilon, gradient_rate = rule->gradient_rate;
@@ -216,8 +218,8 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
         float added = gradient * gradient * w2;
         float second = kind & PROVISIONAL ? (added > v[i] ? added : v[i]) : v[i] * b2 + added;
         if (!(kind & PROVISIONAL)) {
-            m[i] = first;
-            v[i] = second;
+            m_to[i] = first;
+            v_to[i] = second;
         }
         float spread = sqrtf(second) * root + epsilon;
         float change = kind & NADAM ? (first * rate + gradient * gradient_rate) / spread : first / spread * rate;
@@ -228,7 +230,7 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
 /* SGD's step, likewise; `m` is NULL without momentum. */
 __attribute__((always_inline)) static inline void sgd_chunk(const rule_t *rule, const int count, const int kind,
                                                             const float *const *from, float *restrict g, const float *p,
-                                                            float *target, float *restrict m, int n) {
+                                                            float *target, const float *m, float *m_to, int n) {
     const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
     const float momentum = rule->beta1;
     const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
@@ -244,7 +246,7 @@ __attribute__((always_inline)) static inline void sgd_chunk(const rule_t *rule, 
         if (kind & SGD_DECAY) gradient = gradient + parameter * decay;
         if (kind & SGD_MOMENTUM) {
             float moved = m[i] * momentum + gradient;
-            m[i] = moved;
+            m_to[i] = moved;
             gradient = kind & SGD_NESTEROV ? gradient + moved * momentum : moved;
         }
         target[i] = parameter - gradient * rate;
@@ -254,7 +256,7 @@ __attribute__((always_inline)) static inline void sgd_chunk(const rule_t *rule, 
 /* Lion's step, likewise. */
 __attribute__((always_inline)) static inline void lion_chunk(const rule_t *rule, const int count, const int is_provisional,
                                                              const float *const *from, float *restrict g, const float *p,
-                                                             float *target, float *restrict m, int n) {
+                                                             float *target, const float *m, float *m_to, int n) {
     const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
     const float b1 = rule->beta1, w1 = rule->one_minus_beta1, b2 = rule->beta2, w2 = rule->one_minus_beta2;
     const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
@@ -268,7 +270,7 @@ __attribute__((always_inline)) static inline void lion_chunk(const rule_t *rule,
         g[i] = mean;
         float gradient = mean * clip;
         float direction = m[i] * b1 + gradient * w1;
-        if (!is_provisional) m[i] = m[i] * b2 + gradient * w2;
+        if (!is_provisional) m_to[i] = m[i] * b2 + gradient * w2;
         target[i] = parameter * decay - (direction > 0.0f ? rate : direction < 0.0f ? -rate : 0.0f);
     }
 }
@@ -276,7 +278,8 @@ __attribute__((always_inline)) static inline void lion_chunk(const rule_t *rule,
 /* Adagrad's step, likewise; `s` has the sums of squares. */
 __attribute__((always_inline)) static inline void adagrad_chunk(const rule_t *rule, const int count, const int kind,
                                                                 const float *const *from, float *restrict g,
-                                                                const float *p, float *target, float *restrict s, int n) {
+                                                                const float *p, float *target, const float *s, float *s_to,
+                                                                int n) {
     const float divisor = rule->divisor, clip = rule->clip, rate = rule->rate, decay = rule->decay;
     const float epsilon = rule->epsilon;
     const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
@@ -291,15 +294,15 @@ __attribute__((always_inline)) static inline void adagrad_chunk(const rule_t *ru
         float gradient = mean * clip;
         if (kind & ADAGRAD_DECAY) gradient = gradient + parameter * decay;
         float total = s[i] + gradient * gradient;
-        if (!(kind & PROVISIONAL)) s[i] = total;
+        if (!(kind & PROVISIONAL)) s_to[i] = total;
         target[i] = parameter - gradient / (sqrtf(total) + epsilon) * rate;
     }
 }
 
 /* Choose the loop that was compiled for these constants. `from` has 4 places, the first `count` of them filled. */
 __attribute__((always_inline)) static inline void step_chunk(const rule_t *rule, int count, const float *const *from,
-                                                             float *g, const float *p, float *target, float *m, float *v,
-                                                             int n) {
+                                                             float *g, const float *p, float *target, const float *m,
+                                                             const float *v, float *m_to, float *v_to, int n) {
 #define CASE(KIND, LOOP, ...)                                                        \
     case KIND:                                                                       \
         switch (count) {                                                             \
@@ -314,49 +317,50 @@ __attribute__((always_inline)) static inline void step_chunk(const rule_t *rule,
         int kind = (has_decay ? SGD_DECAY : 0) | (rule->has_momentum ? SGD_MOMENTUM : 0);
         kind |= rule->has_momentum && rule->has_nesterov ? SGD_NESTEROV : 0;
         switch (kind) {
-            CASE(0, sgd_chunk, m)
-            CASE(SGD_DECAY, sgd_chunk, m)
-            CASE(SGD_MOMENTUM, sgd_chunk, m)
-            CASE(SGD_MOMENTUM | SGD_DECAY, sgd_chunk, m)
-            CASE(SGD_MOMENTUM | SGD_NESTEROV, sgd_chunk, m)
-            CASE(SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY, sgd_chunk, m)
+            CASE(0, sgd_chunk, m, m_to)
+            CASE(SGD_DECAY, sgd_chunk, m, m_to)
+            CASE(SGD_MOMENTUM, sgd_chunk, m, m_to)
+            CASE(SGD_MOMENTUM | SGD_DECAY, sgd_chunk, m, m_to)
+            CASE(SGD_MOMENTUM | SGD_NESTEROV, sgd_chunk, m, m_to)
+            CASE(SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY, sgd_chunk, m, m_to)
         }
     } else if (rule->kind == RULE_LION) {
         switch (provisional) {
-            CASE(0, lion_chunk, m)
-            CASE(PROVISIONAL, lion_chunk, m)
+            CASE(0, lion_chunk, m, m_to)
+            CASE(PROVISIONAL, lion_chunk, m, m_to)
         }
     } else if (rule->kind == RULE_ADAGRAD) {
         switch ((has_decay ? ADAGRAD_DECAY : 0) | provisional) {
-            CASE(0, adagrad_chunk, m)
-            CASE(ADAGRAD_DECAY, adagrad_chunk, m)
-            CASE(PROVISIONAL, adagrad_chunk, m)
-            CASE(ADAGRAD_DECAY | PROVISIONAL, adagrad_chunk, m)
+            CASE(0, adagrad_chunk, m, m_to)
+            CASE(ADAGRAD_DECAY, adagrad_chunk, m, m_to)
+            CASE(PROVISIONAL, adagrad_chunk, m, m_to)
+            CASE(ADAGRAD_DECAY | PROVISIONAL, adagrad_chunk, m, m_to)
         }
     } else {
         int is_decoupled = rule->kind == RULE_ADAMW || rule->kind == RULE_NADAMW;
         int is_nadam = rule->kind == RULE_NADAM || rule->kind == RULE_NADAMW;
         int kind = is_decoupled ? ADAMW : has_decay ? ADAM_DECAY : ADAM;
         switch (kind | provisional | (is_nadam ? NADAM : 0)) {
-            CASE(ADAM, adam_chunk, m, v)
-            CASE(ADAM_DECAY, adam_chunk, m, v)
-            CASE(ADAMW, adam_chunk, m, v)
-            CASE(ADAM | PROVISIONAL, adam_chunk, m, v)
-            CASE(ADAM_DECAY | PROVISIONAL, adam_chunk, m, v)
-            CASE(ADAMW | PROVISIONAL, adam_chunk, m, v)
-            CASE(NADAM | ADAM, adam_chunk, m, v)
-            CASE(NADAM | ADAM_DECAY, adam_chunk, m, v)
-            CASE(NADAM | ADAMW, adam_chunk, m, v)
-            CASE(NADAM | ADAM | PROVISIONAL, adam_chunk, m, v)
-            CASE(NADAM | ADAM_DECAY | PROVISIONAL, adam_chunk, m, v)
-            CASE(NADAM | ADAMW | PROVISIONAL, adam_chunk, m, v)
+            CASE(ADAM, adam_chunk, m, v, m_to, v_to)
+            CASE(ADAM_DECAY, adam_chunk, m, v, m_to, v_to)
+            CASE(ADAMW, adam_chunk, m, v, m_to, v_to)
+            CASE(ADAM | PROVISIONAL, adam_chunk, m, v, m_to, v_to)
+            CASE(ADAM_DECAY | PROVISIONAL, adam_chunk, m, v, m_to, v_to)
+            CASE(ADAMW | PROVISIONAL, adam_chunk, m, v, m_to, v_to)
+            CASE(NADAM | ADAM, adam_chunk, m, v, m_to, v_to)
+            CASE(NADAM | ADAM_DECAY, adam_chunk, m, v, m_to, v_to)
+            CASE(NADAM | ADAMW, adam_chunk, m, v, m_to, v_to)
+            CASE(NADAM | ADAM | PROVISIONAL, adam_chunk, m, v, m_to, v_to)
+            CASE(NADAM | ADAM_DECAY | PROVISIONAL, adam_chunk, m, v, m_to, v_to)
+            CASE(NADAM | ADAMW | PROVISIONAL, adam_chunk, m, v, m_to, v_to)
         }
     }
 #undef CASE
 }
 
-static inline void average_chunk(float weight, const float *restrict p, float *restrict a, int n) {
-    for (int i = 0; i < n; i++) a[i] = a[i] + (p[i] - a[i]) * weight;
+static inline void average_chunk(float weight, const float *restrict p, const float *a, float *to, int n) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; i++) to[i] = a[i] + (p[i] - a[i]) * weight;
 }
 
 typedef struct {
@@ -371,16 +375,55 @@ static int are_plain(const inputs_t *inputs) {
     return 1;
 }
 
+/* What a step writes over old values, in memory that outlives this process: the new values of the chunk that begins at element
+ * `at` are made in one of two places in turn, then `at` says so, then they are copied. So at every moment one chunk is whole here.
+ * `at` is 2 * the element + the place; -1 - start: no chunk was made. A process that dies loses none of the stores that it has
+ * made. */
+typedef struct {
+    int64_t at, end, counts[2];
+    float made[2][3][CHUNK];
+} redo_t;
+
+static inline void copy_floats(float *restrict to, const float *restrict from, int n) {
+    for (int i = 0; i < n; i++) to[i] = from[i];
+}
+
+/* Copy a chunk that is made to its place. Only the compiler could change the order of the stores. */
+static inline void copy_made(const float (*made)[CHUNK], const state_t *state, int has_average, Py_ssize_t at, int n) {
+    if (state->first != NULL) copy_floats(state->first + at, made[0], n);
+    if (state->second != NULL) copy_floats(state->second + at, made[1], n);
+    if (has_average) copy_floats(state->average + at, made[2], n);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/* Say that the chunk at `at` is made in `place`. */
+static inline void say_made(redo_t *redo, int place, Py_ssize_t at, int n) {
+    redo->counts[place] = n;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    *(volatile int64_t *)&redo->at = 2 * (int64_t)at + place;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/* Complete the chunk that was made last by a process that has died. Returns the element from which the step goes on. */
+static Py_ssize_t go_on_after(const redo_t *redo, const state_t *state, int has_average) {
+    if (redo->at < 0) return (Py_ssize_t)(-1 - redo->at);
+    const Py_ssize_t at = (Py_ssize_t)(redo->at / 2);
+    const int place = (int)(redo->at & 1), n = (int)redo->counts[place];
+    copy_made(redo->made[place], state, has_average, at, n);
+    return at + n;
+}
+
 /* Sum elements [start, end) into `sum` (may be NULL), and the squares of sum / divisor into `partials`. */
 HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, double *partials, Py_ssize_t start,
                           Py_ssize_t end) {
     float g[CHUNK];
     double lanes[LANES];
+    const Py_ssize_t chunk = are_plain(inputs) ? PLAIN_CHUNK : CHUNK;
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
         Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
         memset(lanes, 0, sizeof lanes);
-        for (Py_ssize_t at = block; at < block_end; at += CHUNK) {
-            int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
+        for (Py_ssize_t at = block; at < block_end; at += chunk) {
+            int n = block_end - at < chunk ? (int)(block_end - at) : chunk;
             sum_chunk(g, inputs, at, n);
             if (sum != NULL) memcpy(sum + at, g, 4 * (size_t)n);
             if (divisor != 1.0f)
@@ -391,32 +434,46 @@ HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, dou
     }
 }
 
-/* Sum, divide, step: elements [start, end) of everything; the squares of sum / divisor into `partials`. */
-HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, double *partials,
+/* Sum, divide, step: elements [start, end) of everything; the squares of sum / divisor into `partials`. `redo` (may be NULL)
+ * has what would be lost if the process died. */
+HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, double *partials, redo_t *redo,
                            Py_ssize_t start, Py_ssize_t end) {
     float g[CHUNK], made[CHUNK], summed[CHUNK], tried[CHUNK];
     double lanes[LANES];
     const int is_plain = are_plain(inputs);
+    const Py_ssize_t chunk = is_plain ? PLAIN_CHUNK : CHUNK;
+    int place = redo == NULL || redo->at < 0 ? 0 : 1 - (int)(redo->at & 1);
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
         Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
         memset(lanes, 0, sizeof lanes);
-        for (Py_ssize_t at = block; at < block_end; at += CHUNK) {
-            int n = block_end - at < CHUNK ? (int)(block_end - at) : CHUNK;
+        for (Py_ssize_t at = block; at < block_end; at += chunk) {
+            int n = block_end - at < chunk ? (int)(block_end - at) : chunk;
             float *first = state->first == NULL ? NULL : state->first + at;
             float *second = state->second == NULL ? NULL : state->second + at;
-            if (rule->is_provisional && rule->kind == RULE_SGD && first != NULL) first = memcpy(tried, first, 4 * (size_t)n);
+            float *first_to = first, *second_to = second, *average_to = state->average + at;
+            if (redo != NULL) {
+                first_to = redo->made[place][0], second_to = redo->made[place][1], average_to = redo->made[place][2];
+            } else if (rule->is_provisional && rule->kind == RULE_SGD) {
+                first_to = tried; /* nobody reads it */
+            }
             const float *from[4] = {summed, summed, summed, summed};
             if (is_plain)
                 for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
             else
                 sum_chunk(summed, inputs, at, n);
-            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made, first, second, n);
+            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made, first, second,
+                       first_to, second_to, n);
             add_squares(lanes, g, n);
-            if (rule->has_average) average_chunk(rule->average_weight, made, state->average + at, n);
+            if (rule->has_average) average_chunk(rule->average_weight, made, state->average + at, average_to, n);
             if (state->target == state->parameters)
                 memcpy(state->target + at, made, 4 * (size_t)n);
             else
                 stream_out(state->target + at, made, 4 * (size_t)n);
+            if (redo != NULL) { /* last: the next process goes on after this chunk */
+                say_made(redo, place, at, n);
+                copy_made(redo->made[place], state, rule->has_average, at, n);
+                place = 1 - place;
+            }
         }
         partials[block / NORM_BLOCK] = add_lanes(lanes);
     }
@@ -458,20 +515,23 @@ static PyObject *py_sum(PyObject *self, PyObject *args) {
 
 static PyObject *py_step(PyObject *self, PyObject *args) {
     PyObject *list;
-    unsigned long long parameters, target, first, second, average, partials;
+    unsigned long long parameters, target, first, second, average, partials, redo;
+    int is_again;
     Py_ssize_t start, end;
     inputs_t inputs;
     rule_t r;
-    if (!PyArg_ParseTuple(args, "OKKKKKKnn(iiiiiffffffffffff)", &list, &parameters, &target, &first, &second, &average,
-                          &partials, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_provisional,
+    if (!PyArg_ParseTuple(args, "OKKKKKKKpnn(iiiiiffffffffffff)", &list, &parameters, &target, &first, &second, &average,
+                          &partials, &redo, &is_again, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_provisional,
                           &r.divisor, &r.clip, &r.rate, &r.decay, &r.beta1, &r.beta2, &r.one_minus_beta1, &r.one_minus_beta2,
                           &r.inverse_root, &r.epsilon, &r.gradient_rate, &r.average_weight))
         return NULL;
     if (parse_inputs(list, &inputs) < 0) return NULL;
     state_t state = {(float *)(uintptr_t)parameters, (float *)(uintptr_t)target, (float *)(uintptr_t)first,
                      (float *)(uintptr_t)second, (float *)(uintptr_t)average};
+    redo_t *kept = (redo_t *)(uintptr_t)redo;
     Py_BEGIN_ALLOW_THREADS
-    step_range(&inputs, &r, &state, (double *)(uintptr_t)partials, start, end);
+    if (is_again) start = go_on_after(kept, &state, r.has_average);
+    step_range(&inputs, &r, &state, (double *)(uintptr_t)partials, kept, start, end);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -641,7 +701,7 @@ PyObject *py_stop_pulse(PyObject *self, PyObject *args);
 
 static PyMethodDef methods[] = {
     {"sum", py_sum, METH_VARARGS, "sum(inputs, sum, divisor, partials, start, end)"},
-    {"step", py_step, METH_VARARGS, "step(inputs, parameters, target, first, second, average, partials, start, end, rule)"},
+    {"step", py_step, METH_VARARGS, "step(inputs, parameters, target, first, second, average, partials, redo, is_again, start, end, rule)"},
     {"copy_and_measure", py_copy_and_measure, METH_VARARGS, "copy_and_measure(source, target, kind, start, end) -> largest"},
     {"copy", py_copy, METH_VARARGS, "copy(source, target, num_bytes)"},
     {"ring", py_ring, METH_VARARGS, "ring(bell)"},
@@ -663,5 +723,7 @@ PyMODINIT_FUNC PyInit__native(void) {
     if (__builtin_cpu_supports("avx")) stream_lines = stream_lines_avx;
     has_avx2 = __builtin_cpu_supports("avx2") != 0;
 #endif
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    if (made != NULL && PyModule_AddIntConstant(made, "REDO_BYTES", (long)sizeof(redo_t)) < 0) Py_CLEAR(made);
+    return made;
 }

@@ -1,5 +1,7 @@
 """The C extension's functions; see _native.c and their callers in arithmetic.py."""
 
+REDO_BYTES: int
+
 def sum(inputs: list[tuple[int, int, float]], sum: int, divisor: float, partials: int, start: int, end: int, /) -> None: ...
 def step(
     inputs: list[tuple[int, int, float]],
@@ -9,6 +11,8 @@ def step(
     second: int,
     average: int,
     partials: int,
+    redo: int,
+    is_again: bool,
     start: int,
     end: int,
     rule: tuple[float, ...],

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from hvd_async.vectors.redo import MAX_RANGES, Redo, RedoPart
 from hvd_async.vectors.rule import KINDS, Rule, State, step_piece
 
 _c: Any
@@ -86,8 +87,10 @@ def sum_inputs(inputs: Sequence[Input], total: torch.Tensor | None, divisor: flo
     return result
 
 
-def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) -> list[float]:
+def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, redo: RedoPart | None = None) -> list[float]:
     """Sum `inputs` in order and make one optimizer step with the sum. Returns the sums of squares, as `sum_inputs` does.
+
+    With `redo`, which needs compiled code on the CPU, a process that dies in it leaves enough for another to complete the step.
 
     `Rule` has the formulas. State begins as zeros, except Adagrad's. The inputs are unchanged, and so is `state.parameters`
     unless it is the target.
@@ -99,6 +102,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
         # Copying the sum to the CPU waits for the GPU.
         return [float(fused.run(_fused_step(fused, inputs, state, rule)).sum())]
     if not _fits_c(vectors, use_c):
+        assert redo is None
         partials: list[float] = []
         for start in range(0, size, _piece(vectors[0])):
             piece = slice(start, start + _piece(vectors[0]))
@@ -113,9 +117,30 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True) 
     described = _describe(inputs)
     addresses = [_address(v) for v in (state.parameters, state.target, state.first, state.second, state.average, squares)]
     numbers = _numbers(rule, state)
-    _share(size, lambda a, b: _c.step(described, *addresses, a, b, numbers))
+    if redo is not None and redo.is_again:
+        for area, end in redo.redo.under_way():
+            _c.step(described, *addresses, area, True, 0, end, numbers)
+        return sum_inputs(inputs, None, rule.divisor)  # of the whole, also of what was made before
+    bounds = _bounds(size)
+    areas = [0] * len(bounds) if redo is None else redo.redo.begin(redo.progress, bounds)
+    _in_threads(
+        [
+            lambda a=a, b=b, area=area: _c.step(described, *addresses, area, False, a, b, numbers)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            for (a, b), area in zip(bounds, areas, strict=True)
+        ]
+    )
     result: list[float] = squares.tolist()
     return result
+
+
+def redo_bytes() -> int:
+    """Return the size of the memory that `Redo` needs; 0 without compiled code, which it needs too."""
+    return 0 if _c is None else Redo.num_bytes(_c.REDO_BYTES)
+
+
+def redo_in(memory: torch.Tensor) -> Redo:
+    """Return the record of steps in `memory` ([`redo_bytes`] uint8)."""
+    return Redo(memory, _compiled().REDO_BYTES)
 
 
 def zeros_apart(size: int, number: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -202,11 +227,20 @@ def _pool(num_threads: int) -> concurrent.futures.ThreadPoolExecutor:
 
 def _share(size: int, work: Callable[[int, int], T]) -> list[T]:
     """Call `work(start, end)` in several threads, on ranges of whole blocks that together cover `size` elements."""
-    num_threads = max(1, min(torch.get_num_threads(), size // _SMALLEST_SHARE))
+    return _in_threads([functools.partial(work, a, b) for a, b in _bounds(size)])
+
+
+def _bounds(size: int) -> list[tuple[int, int]]:
+    """Return the ranges of `size` elements for each thread, of whole blocks."""
+    num_threads = max(1, min(torch.get_num_threads(), size // _SMALLEST_SHARE, MAX_RANGES))
     num_blocks = -(-size // BLOCK)
-    bounds = [min(size, BLOCK * (num_blocks * i // num_threads)) for i in range(num_threads + 1)]
-    others = [_pool(num_threads).submit(work, a, b) for a, b in itertools.pairwise(bounds[1:])]
-    return [work(0, bounds[1]), *(other.result() for other in others)]
+    return list(itertools.pairwise(min(size, BLOCK * (num_blocks * i // num_threads)) for i in range(num_threads + 1)))
+
+
+def _in_threads(works: Sequence[Callable[[], T]]) -> list[T]:
+    """Call each of `works` in a thread of its own, and return their results."""
+    others = [_pool(len(works)).submit(work) for work in works[1:]]
+    return [works[0](), *(other.result() for other in others)]
 
 
 # --- On a GPU ---------------------------------------------------------------------------------------------------------

@@ -53,3 +53,8 @@ def state_names(config: OptimizerConfig) -> list[str]:
     """Return the names of a shard's vectors beside the parameters: all that a checkpoint needs, and `pending_sum`."""
     average = ["average"] if config.average_decay else []
     return [*make_optimizer(config).state_names, *average, "pending_sum"]
+
+
+def can_redo(config: OptimizerConfig) -> bool:
+    """Whether another process can complete a step in which the store's process died."""
+    return all(make_optimizer(each).can_redo for each in config.of_groups())

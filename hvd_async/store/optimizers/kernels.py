@@ -21,6 +21,7 @@ class _Kernel(abc.ABC):
     """An optimizer whose step is a `Rule`. Its vectors are `first` and `second` of `State`, as far as there are any."""
 
     initial_state = 0.0
+    can_redo = True
 
     def __init__(self, config: OptimizerConfig) -> None:
         """`config` has the kind of the class, or of a subclass."""
@@ -41,7 +42,7 @@ class _Kernel(abc.ABC):
 
     def step(self, inputs: Sequence[arithmetic.Input], operands: Operands, order: StepOrder) -> list[float]:
         """Make the step `order` in one pass; see `Optimizer`."""
-        return arithmetic.step(inputs, self._state(operands), self.rule(order))
+        return arithmetic.step(inputs, self._state(operands), self.rule(order), redo=operands.redo)
 
     def provisional_step(self, inputs: Sequence[arithmetic.Input], operands: Operands, order: StepOrder) -> None:
         """Write the result of the step `order` in one pass; see `Optimizer`."""

@@ -10,6 +10,7 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.vectors.arithmetic import Input
+from hvd_async.vectors.redo import RedoPart
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class StepOrder:
 @dataclass(frozen=True)
 class Operands:
     """The vectors of a step from `parameters` to `target`, [size] float32 each; `vectors` are the shard's, by name. Without a
-    vector `average`, no average is updated."""
+    vector `average`, no average is updated. `redo`: the record of the step, from which others complete it if this process dies."""
 
     parameters: torch.Tensor
     target: torch.Tensor
     vectors: Mapping[str, torch.Tensor]
+    redo: RedoPart | None = None
 
 
 class Optimizer(Protocol):
@@ -39,6 +41,10 @@ class Optimizer(Protocol):
     @property
     def state_names(self) -> tuple[str, ...]:
         """Names of the vectors that a step reads and changes."""
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether it keeps the record of its steps."""
 
     @property
     def initial_state(self) -> float:

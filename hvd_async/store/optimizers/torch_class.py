@@ -39,6 +39,7 @@ class TorchOptimizer:
     A provisional step works on a copy of the state: a trial with part of the gradient.
     """
 
+    can_redo = False
     initial_state = 0.0  # never read: the first step lets the class begin
 
     def __init__(self, config: OptimizerConfig) -> None:

@@ -5,7 +5,9 @@ With several shards, each does the same operations in the same order on its own 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,6 +16,7 @@ from hvd_async.store.optimizers.factory import make_optimizers, state_names
 from hvd_async.store.optimizers.protocol import Operands, Optimizer, StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.redo import Progress, Redo, RedoPart
 
 # Gradients that wait in their slots to be summed in one pass. A core does not prefetch more streams well.
 MAX_UNREAD = 16
@@ -22,6 +25,18 @@ MAX_UNREAD = 16
 def past_names(num_past: int, version: int) -> list[str]:
     """Return the names of the parameters of up to `num_past` versions before `version`, the most recent first."""
     return [f"past_{number}" for number in range(1, min(num_past, version) + 1)]
+
+
+@dataclass(frozen=True)
+class KeptMemory:
+    """Memory that outlives the process: the record of steps, and a second vector for the pending sum ([size] float32), which is
+    made in the two in turn. `is_left`: a process that has died left it, and all other memory of the shard, with the pending sum
+    in `sum_place`."""
+
+    redo: Redo
+    other_sum: torch.Tensor
+    is_left: bool = False
+    sum_place: int | None = None
 
 
 class Shard:
@@ -42,14 +57,15 @@ class Shard:
         num_past: int = 0,
         ranges: Sequence[slice] = (),
         allocate: Callable[[str], torch.Tensor] | None = None,
+        kept: KeptMemory | None = None,
     ) -> None:
         """Take ownership of `buffers` ([size] float32 each): version v is made in `buffers[v % len(buffers)]`.
 
         The parameters of `version` are already in their buffer. `provisional`: vectors that `provisional_step` fills in
         turn. `allocate` returns the memory ([size] float32, zeros) for a name of `state_names`; default: ordinary memory on
-        the device of the first buffer. `keeps_bases`: keep past versions for `compensate`. `num_past`: number of versions
-        before the newest that can be read; at least `num_past` + 1 buffers are needed. `ranges`: the elements of each group
-        of parameters of `optimizer`, by its number, without gaps; each starts at a multiple of `arithmetic.BLOCK`.
+        the device of the first buffer. `kept`: memory by which another process can go on when this one dies. `keeps_bases`: keep
+        past versions for `compensate`. `num_past`: number of versions before the newest that can be read; at least `num_past` + 1
+        buffers are needed. `ranges`: the elements of each group of parameters of `optimizer`, by its number, without gaps; each starts at a multiple of `arithmetic.BLOCK`.
         """
         assert num_past < len(buffers)
         self.version = version
@@ -65,14 +81,22 @@ class Shard:
             self._vectors = {name: arithmetic.zeros_apart(size, number, device) for number, name in enumerate(names)}
         else:
             self._vectors = {name: allocate(name) for name in state_names(optimizer)}
+        self._redo = None if kept is None else kept.redo
+        self._sums = [self._vectors["pending_sum"]] + ([] if kept is None else [kept.other_sum])
+        self.sum_place: int | None = None if kept is None else kept.sum_place
+        """Which of the vectors for the pending sum holds it; None: nothing was added to it."""
+        self._unread: list[tuple[Gradient, float]] = []
+        if kept is None or not kept.is_left:
+            self._begin()
+        self._remember()
+
+    def _begin(self) -> None:
+        """Set the state that a run begins with."""
         for range_, each in self._segments:
             for name in each.state_names if each.initial_state else ():
                 self._vectors[name][range_] = each.initial_state
-        self._unread: list[arithmetic.Input] = []
-        self._has_sum = False
         if "average" in self._vectors:
             self._vectors["average"].copy_(self.parameters)
-        self._remember()
 
     @property
     def parameters(self) -> torch.Tensor:
@@ -83,20 +107,14 @@ class Shard:
         """Return the live vector `name`: `parameters`, or a name of `state_names` or `past_names`. [size], float32."""
         if name in (past := past_names(self._num_past, self.version)):
             return self._buffers[(self.version - 1 - past.index(name)) % len(self._buffers)]
+        if name == "pending_sum":
+            return self._sums[self.sum_place or 0]
         return self.parameters if name == "parameters" else self._vectors[name]
 
     def add(self, gradient: Gradient, divisor: float) -> None:
-        """Add `gradient` / `divisor` to the pending sum. A whole gradient is read only by the next `flush`, `norm` or
-        `step`, and must stay unchanged until then."""
-        if gradient.indices is None:
-            self._unread.append(arithmetic.Input(gradient.values, divisor))
-            return
-        total = self._vectors["pending_sum"]
-        if not self._has_sum:
-            total.zero_()
-            self._has_sum = True
-        values = gradient.values.float()
-        total.index_add_(0, gradient.indices, values if divisor == 1.0 else values / divisor)
+        """Add `gradient` / `divisor` to the pending sum. It is read only by the next `flush`, `norm` or `step`, and must stay
+        unchanged until then."""
+        self._unread.append((gradient, divisor))
 
     def compensate(self, gradient: Gradient, base_version: int, factor: float) -> None:
         """Add g + factor * g * g * (parameters - parameters of `base_version`) to the pending sum at once."""
@@ -110,23 +128,67 @@ class Shard:
         self.flush()
 
     def flush(self) -> None:
-        """Read the whole gradients that were added since the last pass; they may be overwritten afterwards."""
+        """Read the gradients that were added since the last pass; they may be overwritten afterwards."""
         if self._unread:
-            arithmetic.sum_inputs(self._inputs(), self._vectors["pending_sum"], 1.0)
-            self._unread, self._has_sum = [], True
+            self._sum_up(1.0)
 
     def norm(self, divisor: float) -> list[float]:
         """Flush; return the sums of squares of sum / `divisor`, block by block, for `arithmetic.norm`."""
-        partials = arithmetic.sum_inputs(self._inputs(), self._vectors["pending_sum"], divisor)
-        self._unread, self._has_sum = [], True
+        if self._unread and not self._is_sparse():
+            return self._sum_up(divisor)
+        self.flush()
+        return arithmetic.sum_inputs(self._inputs(), None, divisor)
+
+    def _sum_up(self, divisor: float) -> list[float]:
+        """Read the gradients that were added; return the sums of squares as `norm` does, if they are whole.
+
+        The sum is made beside the one before, if there are two vectors, so that what a process leaves that dies in it counts for
+        nothing."""
+        place = 0 if self.sum_place is None else (self.sum_place + 1) % len(self._sums)
+        total, partials = self._sums[place], []
+        if not self._is_sparse():
+            partials = arithmetic.sum_inputs(self._inputs(), total, divisor)
+        else:
+            if self.sum_place is None:
+                total.zero_()
+            elif place != self.sum_place:
+                arithmetic.copy(self._sums[self.sum_place], total)
+            for gradient, own_divisor in self._unread:
+                values = gradient.values.float()
+                values = values if own_divisor == 1.0 else values / own_divisor
+                if gradient.indices is None:  # compensated
+                    total.add_(values)
+                else:
+                    total.index_add_(0, gradient.indices, values)
+        self._unread, self.sum_place = [], place
         return partials
 
+    def _is_sparse(self) -> bool:
+        """Whether one of the gradients that were added is a few elements."""
+        return any(gradient.indices is not None for gradient, _ in self._unread)
+
     def step(self, order: StepOrder) -> list[float]:
-        """Make the next version from all added gradients; return the sums that `norm(order.divisor)` would return."""
+        """Make the next version from all added gradients; return the sums that `norm(order.divisor)` would return.
+
+        If a process that has died began this step, as the record says, complete it.
+        """
+        if self._is_sparse():
+            self.flush()
         target = self._buffers[order.version % len(self._buffers)]
+        begun = None if self._redo is None else self._redo.progress
+        if begun is None or begun.version != order.version:
+            begun = Progress(order.version, -1)
         partials: list[float] = []
-        for optimizer, inputs, operands in self._parts(target):
+        for number, (optimizer, inputs, operands) in enumerate(self._parts(target)):
+            if number < begun.part:
+                partials += arithmetic.sum_inputs(inputs, None, order.divisor)
+                continue
+            if self._redo is not None:
+                record = RedoPart(self._redo, Progress(order.version, number), is_again=number == begun.part)
+                operands = dataclasses.replace(operands, redo=record)
             partials += optimizer.step(inputs, operands, order)
+        if self._redo is not None:
+            self._redo.end(order.version, len(self._segments))
         self.version = order.version
         self.discard()
         self._remember()
@@ -155,7 +217,7 @@ class Shard:
 
     def discard(self) -> None:
         """Drop all gradients added since the last version."""
-        self._unread, self._has_sum = [], False
+        self._unread, self.sum_place = [], None
 
     def forget(self, version: int) -> None:
         """Drop the base parameters of `version`, unless it is the newest: no gradient computed on it can arrive any more."""
@@ -181,14 +243,15 @@ class Shard:
         for name in names:
             self.read(name).copy_(tensors[name])
         if "pending_sum" in tensors:
-            self._vectors["pending_sum"].copy_(tensors["pending_sum"])
-            self._has_sum = True
+            self._sums[0].copy_(tensors["pending_sum"])
+            self.sum_place = 0
         if self._bases is not None:
             self._bases.clear()
         self._remember()
 
     def _inputs(self) -> list[arithmetic.Input]:
-        return ([arithmetic.Input(self._vectors["pending_sum"])] if self._has_sum else []) + self._unread
+        before = [] if self.sum_place is None else [arithmetic.Input(self._sums[self.sum_place])]
+        return before + [arithmetic.Input(gradient.values, divisor) for gradient, divisor in self._unread]
 
     def _remember(self) -> None:
         if self._bases is not None:

@@ -71,6 +71,11 @@ class ShardGroup:
         self._size = others[-1].part.stop
 
     @property
+    def sum_place(self) -> int | None:
+        """Which of the vectors for the pending sum holds it, on every shard: all carry out the same orders."""
+        return self._own.sum_place
+
+    @property
     def parameters(self) -> torch.Tensor:
         """Parameters of the newest version: [size], float32. A copy, which is read from all shards at each access."""
         return self.read("parameters")
@@ -99,8 +104,6 @@ class ShardGroup:
     def add(self, gradient: Gradient, divisor: float) -> None:
         self._tell(Order(OrderKind.ADD, slot=gradient.slot, number=divisor))
         self._own.add(gradient, divisor)
-        if gradient.indices is not None:
-            self._wait()  # a sparse gradient is read at once, and its slot counts as free
 
     def compensate(self, gradient: Gradient, base_version: int, factor: float) -> None:
         self._tell(Order(OrderKind.COMPENSATE, slot=gradient.slot, version=base_version, number=factor))
