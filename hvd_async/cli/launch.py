@@ -22,6 +22,7 @@ from hvd_async.system import interpreter
 from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
+    from hvd_async.cli.holding import StoreKeeper
     from hvd_async.cluster.hosts import Host
     from hvd_async.config import RunConfig
     from hvd_async.launcher import Begin, LauncherName, LaunchOptions, LaunchOutcome
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # Arguments that have no effect in a batch script.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
+_STORE_RESTARTS = 3
 # Added to the time that ranks have to stop: the files that they save may be large.
 _PATIENCE_SECONDS = 120.0
 
@@ -78,7 +80,8 @@ def _add_starting(parser: argparse.ArgumentParser) -> None:
         "--restarts",
         type=int,
         metavar="N",
-        help="after a failure, start again with --auto-resume, at most N times; not after an error in the input or a stop",
+        help="after a failure, start again with --auto-resume, at most N times; not after an error in the input or a stop"
+        f" (default 0, and {_STORE_RESTARTS} after a death of the store whose state was saved from its memory)",
     )
     starting.add_argument(
         "--respawn",
@@ -135,6 +138,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.launcher import explain, launch_command, lay_out, plan_ranks
 
     restarts = arguments.restarts or 0
+    # A store that dies costs no update, so that the run goes on even if nobody asked for it.
+    store_restarts = _STORE_RESTARTS if arguments.restarts is None else restarts
     if restarts < 0:
         raise ConfigError(f"--restarts: got {restarts}, expected 0 or more")
     respawn = arguments.respawn or 0
@@ -164,16 +169,20 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
         check_home(os.environ)
     passes_on = options.launcher in ("mpirun", "srun") and not is_single
-    with _respawning(config, respawn):
-        for restart in range(restarts + 1):
+    with _respawning(config, respawn), _keeping(config) as keeper:
+        for restart in range(max(restarts, store_restarts) + 1):
             begin: Begin = "auto-resume" if restart else rank_arguments.begin
             command = launch_command(
                 config, dataclasses.replace(rank_arguments, begin=begin, is_launched=True), layout, options
             )
             status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
             outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells)
-            is_last = not outcome.is_failure or restart == restarts
-            again = f"; restart {restart + 1} of {restarts}, with --auto-resume"
+            saved, goes_on = keeper.save() if outcome.is_failure and keeper is not None else ("", False)
+            if saved:
+                _say(saved)
+            limit = store_restarts if goes_on else restarts
+            is_last = not outcome.is_failure or restart >= limit
+            again = f"; restart {restart + 1} of {limit}, with --auto-resume"
             _say(outcome.text + (again if not is_last else _way_on(config) if outcome.is_failure else ""))
             if is_last:
                 break
@@ -230,6 +239,17 @@ def _check_respawn(config: RunConfig, options: LaunchOptions) -> None:
         raise ConfigError(
             "--respawn: expected Open MPI 5 and --launcher mpirun, whose other ranks live on when a worker dies"
         )
+
+
+def _keeping(config: RunConfig) -> contextlib.AbstractContextManager[StoreKeeper | None]:
+    """Return a context manager that keeps the store's memory, so that nothing is lost when its process dies."""
+    from hvd_async.runs.folder import RunFolder
+
+    if not config.strategy.is_async or not config.store.recoverable:
+        return contextlib.nullcontext()
+    from hvd_async.cli.holding import StoreKeeper
+
+    return StoreKeeper(RunFolder(config.output))
 
 
 def _respawning(config: RunConfig, limit: int) -> contextlib.AbstractContextManager[object]:

@@ -261,6 +261,13 @@ class StoreConfig(Section):
         " store's host then push and pull by CUDA IPC.",
     )
 
+    recoverable: bool = Field(
+        True,
+        description="Keep all of the store's state in memory that outlives its process, so that `hvd-async launch` loses no"
+        " update when that process dies: docs/reliability.md. Costs one vector. No effect for a store on a GPU, and with"
+        " `optimizer.kind: torch`.",
+    )
+
     @pydantic.model_validator(mode="after")
     def _device_is_of_one_shard(self) -> StoreConfig:
         if self.device != "cpu" and self.shards > 1:

@@ -63,7 +63,7 @@ class EventLog:
             self._file.close()
 
     def write(self, event: str, seconds: float, **fields: Any) -> None:
-        """Append one event to the buffer; `mark` writes the buffer."""
+        """Append one event to the buffer; `flush` and `mark` write the buffer."""
         line = json.dumps({"event": event, "seconds": round(seconds, 6), **fields}).encode() + b"\n"
         with self._named_errors():
             self._file.write(line)
@@ -71,6 +71,11 @@ class EventLog:
         if (now := time.monotonic()) - self._looked > _LOOK_EVERY_SECONDS:
             self._looked = now
             self._check_there()
+
+    def flush(self) -> None:
+        """Pass the buffer to the operating system, which keeps it if this process dies."""
+        with self._named_errors():
+            self._file.flush()
 
     def mark(self) -> LogMark:
         """Pass the buffer to the operating system; return the position that the log has then."""
@@ -123,6 +128,24 @@ def fits(path: pathlib.Path, mark: LogMark) -> bool:
     except OSError:
         return False
     return left == 0 and checksum == mark.checksum
+
+
+def events_after(path: pathlib.Path, mark: LogMark) -> list[tuple[dict[str, Any], LogMark]]:
+    """Return the events after `mark`, and where each of them ends, up to the first that is not whole. Raises `DataError` if the
+    log cannot be read."""
+    found = []
+    try:
+        with path.open("rb") as file:
+            file.seek(mark.num_bytes)
+            for line in file:
+                event = _event(line) if line.endswith(b"\n") else None
+                if event is None:
+                    break
+                mark = LogMark(mark.num_bytes + len(line), zlib.crc32(line, mark.checksum))
+                found.append((event, mark))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return found
 
 
 def whole_part(path: pathlib.Path, mark: LogMark) -> LogMark:

@@ -69,7 +69,8 @@ class Events(RunPart):
 
     def refused(self, arrival: Arrival, refusal: Refusal) -> None:
         """Write the arrival with the reason of the refusal."""
-        self.write("arrival", **self._describe(arrival), refused=refusal.value)
+        write_refused(self.log, self._clock.seconds, arrival, self._received.pop(arrival.batch), refusal)
+        self.log.flush()
 
     def lost(self, worker: int, reason: str, returned: Sequence[int]) -> None:
         """Write who was lost, why, and which batches are given to others."""
@@ -86,20 +87,9 @@ class Events(RunPart):
     def updated(self, update: Update) -> None:
         """Write the arrivals of the update, then the update."""
         now = self._clock.seconds
-        for arrival in update.arrivals:
-            staleness = update.staleness(arrival)
-            self.log.write("arrival", now, **self._describe(arrival), version=update.version, staleness=staleness)
-        self.log.write(
-            "update",
-            now,
-            version=update.version,
-            arrivals=len(update.arrivals),
-            weight=update.weight,
-            loss=update.loss,
-            learning_rate=update.learning_rate,
-            gradient_norm=update.gradient_norm,
-            update_seconds=round(now - self._updating_since, 6),
-        )
+        received = [self._received.pop(arrival.batch) for arrival in update.arrivals]
+        write_update(self.log, now, update, received, now - self._updating_since)
+        self.log.flush()
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Write the evaluation."""
@@ -109,6 +99,7 @@ class Events(RunPart):
     def write(self, event: str, **fields: Any) -> None:
         """Write an event with the present time."""
         self.log.write(event, self._clock.seconds, **fields)
+        self.log.flush()
 
     def state(self) -> dict[str, Any]:
         """Return the position in the log, and the times of arrivals whose outcome is open."""
@@ -119,6 +110,25 @@ class Events(RunPart):
         """Restore the times of open arrivals; `continue_from` sets the position in the log."""
         self._received = {int(batch): seconds for batch, seconds in state["received"].items()}
 
-    def _describe(self, arrival: Arrival) -> dict[str, Any]:
-        """Return the fields of an arrival's event without its outcome."""
-        return {**asdict(arrival), "received_seconds": round(self._received.pop(arrival.batch), 6)}
+
+def write_update(log: EventLog, seconds: float, update: Update, received: Sequence[float], update_seconds: float) -> None:
+    """Write the arrivals of `update`, then the update, at `seconds` of training; `received`: seconds of each arrival."""
+    for arrival, since in zip(update.arrivals, received, strict=True):
+        outcome = {"version": update.version, "staleness": update.staleness(arrival)}
+        log.write("arrival", seconds, **asdict(arrival), received_seconds=round(since, 6), **outcome)
+    log.write(
+        "update",
+        seconds,
+        version=update.version,
+        arrivals=len(update.arrivals),
+        weight=update.weight,
+        loss=update.loss,
+        learning_rate=update.learning_rate,
+        gradient_norm=update.gradient_norm,
+        update_seconds=round(update_seconds, 6),
+    )
+
+
+def write_refused(log: EventLog, seconds: float, arrival: Arrival, received: float, refusal: Refusal) -> None:
+    """Write `arrival`, received at `received`, with the reason of the refusal, at `seconds` of training."""
+    log.write("arrival", seconds, **asdict(arrival), received_seconds=round(received, 6), refused=refusal.value)

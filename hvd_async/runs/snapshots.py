@@ -59,7 +59,7 @@ class Snapshots(RunPart):
         version = self._store.version
         self._moments.setdefault(version, (self._store.weight, self._clock.seconds))
         vector = self._copies.read("average" if self._run.config.optimizer.average_decay else "parameters")
-        self._written.append(self._writer.submit(_write, self._run.folder, version, vector, num_bytes=vector.nbytes))
+        self._written.append(self._writer.submit(write_snapshot, self._run.folder, version, vector, num_bytes=vector.nbytes))
 
     def take_last(self) -> None:
         """Take a snapshot of the last version of a complete run, unless it exists, was evaluated, or nothing is measured.
@@ -110,5 +110,6 @@ def read_snapshot(folder: RunFolder, version: int) -> torch.Tensor:
     return read_tensors(folder.snapshot(version))[_NAME]
 
 
-def _write(folder: RunFolder, version: int, vector: torch.Tensor) -> None:
+def write_snapshot(folder: RunFolder, version: int, vector: torch.Tensor) -> None:
+    """Write the snapshot of `version`: [size], float32. Raises `DataError` if the file system refuses."""
     write_tensors(folder.snapshot(version), {_NAME: vector})

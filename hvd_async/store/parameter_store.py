@@ -92,6 +92,8 @@ class ParameterStore:
         applied: number of arrivals in updates, per worker.
         refused: number of arrivals in no update, per (worker, reason).
         rate_factor: the learning rate over time.
+        about_to_step: called with each step before it is made.
+        clip: the factor by which the gradient of the last update was clipped.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class ParameterStore:
         self.refused: Counter[tuple[int, Refusal]] = Counter()
         self.ledger = BatchLedger()
         self.rate_factor: RateFactor = functools.partial(rate_factor, optimizer.schedule)
+        self.about_to_step: Callable[[StepOrder], None] = lambda order: None
+        self.clip = 1.0
         self._vectors = vectors
         self._optimizer = optimizer
         self._strategy = strategy
@@ -114,7 +118,6 @@ class ParameterStore:
         self._refused: list[tuple[Arrival, Refusal]] = []
         self._unread: list[int] = []
         self._bases = {0}  # versions whose parameters are kept for compensation
-        self._clip = 1.0  # of the last update
         self._largest = 0.0  # upper bound on the magnitude of the pending sum's elements
 
     @property
@@ -146,6 +149,11 @@ class ParameterStore:
     def unread_slots(self) -> Sequence[int]:
         """Slots of accepted gradients that are still to be read (see `flush`); all other slots may be overwritten."""
         return self._unread
+
+    @property
+    def sum_place(self) -> int | None:
+        """Which of the vectors for the pending sum holds it; None: nothing was added to it."""
+        return self._vectors.sum_place
 
     def admits(self, arrivals: Sequence[Arrival]) -> bool:
         """Whether `arrivals`, pushed as one, may be accepted now; if not, they stay in their slot and are offered again.
@@ -228,7 +236,7 @@ class ParameterStore:
         `makes_provisional`.
         """
         factor = self.rate_factor(self.version + 1, total_weight(self._pending, self.weight))
-        self._vectors.provisional_step(StepOrder(self.version + 1, factor, self._divisor(), self._clip), number)
+        self._vectors.provisional_step(StepOrder(self.version + 1, factor, self._divisor(), self.clip), number)
         self._unread = []
         return len(self._pending)
 
@@ -296,7 +304,7 @@ class ParameterStore:
         return {name: self._vectors.read(name) for name in names}, {
             "version": self.version,
             "weight": self.weight,
-            "clip": self._clip,
+            "clip": self.clip,
             "pending": [asdict(arrival) for arrival in self._pending] if keep_pending else [],
             "applied": dict(self.applied),
             "refused": [[worker, reason.value, count] for (worker, reason), count in self.refused.items()],
@@ -306,7 +314,11 @@ class ParameterStore:
     def load_state(self, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
         """Restore the result of `state`. Raises `ValueError` or `KeyError` if it does not fit this store."""
         self._vectors.load(tensors, data["version"])
-        self.version, self.weight, self._clip = data["version"], data["weight"], data["clip"]
+        self.load_counts(data)
+
+    def load_counts(self, data: Mapping[str, Any]) -> None:
+        """Restore the plain data of `state`: the vectors have the tensors already."""
+        self.version, self.weight, self.clip = data["version"], data["weight"], data["clip"]
         self._bases = {self.version}
         self._pending = [Arrival(**fields) for fields in data["pending"]]
         self._largest = math.inf if self._pending else 0.0
@@ -330,8 +342,10 @@ class ParameterStore:
             self._refuse_pending(Refusal.SUM_NOT_FINITE)
             return None
         factor = self.rate_factor(self.version + 1, weight)
-        norm = arithmetic.norm(self._vectors.step(StepOrder(self.version + 1, factor, divisor, clip)))
-        self._clip = clip
+        order = StepOrder(self.version + 1, factor, divisor, clip)
+        self.about_to_step(order)
+        norm = arithmetic.norm(self._vectors.step(order))
+        self.clip = clip
         self.version += 1
         self.weight = weight
         update = Update(self.version, self.pending, self._optimizer.learning_rate * factor, norm)

@@ -42,3 +42,10 @@ def arrivals_needed(strategy: StrategyConfig, version: int, num_active: int) -> 
         return max(1, num_active)
     # In lock-step there are at most as many arrivals as workers: an update with a larger N would never be complete.
     return max(1, min(int(wanted), num_active)) if is_synchronous(strategy, version) else int(wanted)
+
+
+def most_arrivals(strategy: StrategyConfig, num_workers: int) -> int:
+    """Return the highest N of a run with up to `num_workers` workers."""
+    given = strategy.arrivals_per_update
+    wanted = [entry.arrivals for entry in given] if isinstance(given, tuple) else [given]
+    return max(num_workers, *(each for each in wanted if isinstance(each, int)), 1)

@@ -67,9 +67,9 @@ class Asynchronous:
             guests: Guests = NO_GUESTS
             mapped = [memory for memory in memories if isinstance(memory, SharedMemory)]
             is_direct = all(memory.is_direct for memory in mapped)
-            invitation = invitation_of(job, [memory.place for memory in mapped], is_direct=is_direct)
-            if rank == 0 and invitation is not None and len(mapped) == len(memories):
-                if job.strategy.joins_from == "network":
+            invitation = invitation_of(job, plan.layouts, [memory.place for memory in mapped], is_direct=is_direct)
+            if rank == 0 and invitation is not None:
+                if job.strategy.joins_from == "network" and invitation.is_open:
                     door = Door(mapped, lambda: take_place(mapped[0], is_for_guest=True), job.strategy.patience_seconds)
                     guests = stack.enter_context(door)
                     invitation = dataclasses.replace(invitation, address=door.address)

@@ -10,11 +10,12 @@ import pydantic
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import SetupError
+from hvd_async.store.wire.layout import Layout
 from hvd_async.strategies.protocol import Job
-from hvd_async.transport.host_memory import Place
+from hvd_async.system.shared_memory import Place
 from hvd_async.transport.network_memory import Address
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,20 @@ class Invitation:
     """The memory of every shard of the store, the roles of all ranks, and the state of the claims at the start of the job."""
 
     places: tuple[Place, ...]
+    layouts: tuple[Layout, ...]
+    """Of the memory of every shard."""
+    groups: tuple[tuple[int, int], ...]
+    """First element of each group of parameters, and the element after its last."""
     plans: tuple[RankPlan, ...]
     ledger: Mapping[str, Any] | None
+    is_open: bool = True
+    """Whether processes may join; else the memory alone is described, for whoever goes on when the store's process dies."""
     is_direct: bool = True
     """Whether processes of the store's host may use the memory; no, if atomic operations of others go through MPI."""
     fingerprint: str = ""
     """Of the training data."""
+    is_measured: bool = False
+    """Whether the task has metrics, so that versions are evaluated."""
     address: Address | None = None
     """Where processes of other hosts knock; None: they may not join."""
 
@@ -51,10 +60,14 @@ class Invitation:
         return found
 
 
-def invitation_of(job: Job, places: Sequence[Place | None], *, is_direct: bool) -> Invitation | None:
-    """Return the invitation to `job`, whose shards are at `places` (None: where MPI alone can share memory); None if nobody can
-    join it."""
+def invitation_of(
+    job: Job, layouts: Sequence[Layout], places: Sequence[Place | None], *, is_direct: bool
+) -> Invitation | None:
+    """Return the invitation to `job`, whose shards are at `places` (None: where MPI alone can share memory) with `layouts`; None
+    if nobody else can reach them."""
     known = tuple(place for place in places if place is not None)
-    if len(known) < len(places) or job.push.node_sum or any(plan.store_device not in (None, "cpu") for plan in job.plans):
+    if len(known) < len(layouts) or any(plan.store_device not in (None, "cpu") for plan in job.plans):
         return None
-    return Invitation(known, tuple(job.plans), None if job.saved is None else job.saved.data["ledger"], is_direct)
+    groups = tuple((each.start, each.stop) for each in job.flat.groups)
+    ledger = None if job.saved is None else job.saved.data["ledger"]
+    return Invitation(known, tuple(layouts), groups, tuple(job.plans), ledger, not job.push.node_sum, is_direct)

@@ -18,7 +18,8 @@ from hvd_async.strategies.invitation import Invitation
 from hvd_async.strategies.memory_plan import MemoryPlan
 from hvd_async.strategies.protocol import Job, Session
 from hvd_async.strategies.rank_role import Blocks, RankRole
-from hvd_async.transport.host_memory import HostMemory, map_place
+from hvd_async.system.shared_memory import map_place
+from hvd_async.transport.host_memory import HostMemory
 from hvd_async.transport.network_memory import GuestMemory, Visit
 
 _LOOK_SECONDS = 0.2
@@ -50,16 +51,13 @@ def reach_store(invitation: Invitation, layouts: Sequence[Layout], timeout_secon
 
     Raises `SetupError` if it cannot be reached from here, or its blocks have other sizes than `layouts` say.
     """
-    if len(invitation.places) != len(layouts):
+    if not invitation.is_open:
+        raise SetupError("got a run with push.node_sum, expected one without: it takes no workers later")
+    if tuple(layouts) != invitation.layouts:
         raise SetupError(
-            f"got {len(invitation.places)} shards of the store, expected {len(layouts)} as the configuration says"
+            "the store's memory: got another layout than this model and configuration have; use the code and packages with which"
+            " the run was started"
         )
-    for place, layout in zip(invitation.places, layouts, strict=True):
-        if place.num_bytes != layout.total_bytes:
-            raise SetupError(
-                f"the store's block: got {place.num_bytes:,} bytes, expected {layout.total_bytes:,} for this model and"
-                " configuration; use the code and packages with which the run was started"
-            )
     is_here = all(place.is_here for place in invitation.places)
     if is_here and invitation.is_direct:
         near = [HostMemory(layout, map_place(place)) for place, layout in zip(invitation.places, layouts, strict=True)]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import ConfigError
-from hvd_async.store.optimizers.factory import state_names
+from hvd_async.store.optimizers.factory import can_redo, state_names
+from hvd_async.store.schedule import most_arrivals
+from hvd_async.store.serve.journal import num_records
 from hvd_async.store.serve.node_aggregation import node_layout
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, slot_format
@@ -15,6 +17,7 @@ from hvd_async.strategies.protocol import JobSpec
 from hvd_async.system.background_writer import MAX_UNWRITTEN_VECTORS
 from hvd_async.transport.capacity import Need
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.redo import REDO_BYTES
 
 _MAX_INDEXED = 2**31 - 1
 
@@ -78,8 +81,8 @@ class MemoryPlan:
                 *self._provisional(name, layout),
                 Need(f"{name}: {layout.slots} slots in {spec.push.dtype}", layout.slots * layout.slot_bytes, True),
             ]
-            num_vectors, part_bytes = len(state_names(spec.optimizer)), layout.vector_bytes
-            is_shared = layout.num_state_vectors > 0
+            is_shared, part_bytes = layout.num_state_vectors > 0, layout.vector_bytes
+            num_vectors = layout.num_state_vectors or len(state_names(spec.optimizer))
             if not self.is_on_device:
                 needs.append(Need(f"{name}: {num_vectors} vectors of the optimizer", num_vectors * part_bytes, is_shared))
             if needs_base_parameters(spec.strategy):
@@ -117,16 +120,23 @@ class MemoryPlan:
 
     def _layout(self, number: int, part: slice) -> Layout:
         spec, num_shards = self._spec, len(self.parts)
+        num_slots = len(self.node_workers) if spec.push.node_sum else self.num_places
+        per_slot = max(map(len, self.node_workers)) if spec.push.node_sum else 1
+        is_kept = spec.store.recoverable and not self.is_on_device and can_redo(spec.optimizer)
+        most = most_arrivals(spec.strategy, max(self.num_places, len(self.workers)))
+        num_vectors = len(state_names(spec.optimizer))
         return Layout(
             num_elements=part.stop - part.start,
             num_workers=self.num_places,
             num_buffers=spec.store.published_buffers,
-            num_slots=len(self.node_workers) if spec.push.node_sum else self.num_places,
-            arrivals_per_slot=max(map(len, self.node_workers)) if spec.push.node_sum else 1,
+            num_slots=num_slots,
+            arrivals_per_slot=per_slot,
             slot_format=slot_format(spec.flat.size, part, spec.push),
             num_shards=num_shards,
             # With several shards the sequencer reads the optimizer vectors from the blocks for a checkpoint.
-            num_state_vectors=len(state_names(spec.optimizer)) if num_shards > 1 else 0,
+            num_state_vectors=num_vectors + 1 if is_kept else num_vectors if num_shards > 1 else 0,
             num_provisional=NUM_PROVISIONAL if spec.strategy.has_provisional else 0,
             num_partials=-(-spec.flat.size // arithmetic.BLOCK) if num_shards > 1 and number == 0 else 0,
+            num_records=num_records(most, num_slots, per_slot) if is_kept and number == 0 else 0,
+            redo_bytes=REDO_BYTES if is_kept else 0,
         )

@@ -14,7 +14,7 @@ import torch
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import ConfigError, HvdAsyncError, PeerError
-from hvd_async.store.optimizers.factory import ranges_within, state_names
+from hvd_async.store.optimizers.factory import state_names
 from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
@@ -24,11 +24,12 @@ from hvd_async.store.serve.liveness import NO_GUESTS, Guests, Heartbeat, wait_un
 from hvd_async.store.serve.node_aggregation import ERRORS, NodeAggregator
 from hvd_async.store.serve.server import ServerOptions, StoreServer
 from hvd_async.store.serve.stopping import StopTimeoutError
+from hvd_async.store.shards.in_block import shard_in
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.shards.shard_group import RemoteShard, ShardGroup, WholeVectors
 from hvd_async.store.shards.shard_server import ShardServer
-from hvd_async.store.staleness import needs_base_parameters, needs_versions_under_way
-from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word, WorkerWord
+from hvd_async.store.staleness import needs_versions_under_way
+from hvd_async.store.wire.layout import Served, ShardWord, StoreMemory, StoreWindow, Word, WorkerWord
 from hvd_async.store.wire.slots import DTYPES
 from hvd_async.store.wire.stop import StopNotice, announce_failure
 from hvd_async.strategies.memory_plan import MemoryPlan
@@ -163,7 +164,7 @@ class RankRole:
                 elif self._server is not None:
                     asked = StopNotice.from_word(memory.load(Word.STOP)) if isinstance(error, StopTimeoutError) else None
                     self._server.rescue(asked)
-                memory.store(Word.SERVED, 1)
+                memory.store(Word.SERVED, Served.UNSAVED if is_lost else Served.SAVED)
                 raise
 
     def _serve(self, shard: Shard, memory: StoreMemory, touch: Callable[[], None]) -> StopNotice | None:
@@ -278,23 +279,10 @@ class RankRole:
 
 def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
     """Return the shard of `part` of the initial parameters, at version 0, in the buffers of `memory`."""
-    layout = memory.layout
-    buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
-    buffers[0].copy_(job.flat.parameters[part])
-    names = state_names(job.optimizer)
-
-    def in_block(name: str) -> torch.Tensor:
-        return memory.vector(layout.state_offset(names.index(name)))
-
-    warm_up(job.optimizer, DTYPES[layout.format.dtype], buffers[0].device)
-    shard = Shard(
-        buffers,
-        job.optimizer,
-        provisional=[memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)],
-        ranges=ranges_within(job.flat.groups, part),
-        keeps_bases=needs_base_parameters(job.strategy),
-        allocate=in_block if layout.num_state_vectors else None,
-    )
+    first = memory.vector(memory.layout.published_offset(0))
+    first.copy_(job.flat.parameters[part])
+    warm_up(job.optimizer, DTYPES[memory.layout.format.dtype], first.device)
+    shard = shard_in(memory, part, job.flat.groups, job.optimizer, job.strategy)
     return job.begin(shard, part)
 
 

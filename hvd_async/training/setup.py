@@ -157,7 +157,8 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
     if recorder is not None:
 
         def invite(invitation: Mapping[str, Any]) -> None:
-            start.folder.write_invitation({**invitation, "fingerprint": workload.task.fingerprint()})
+            of_task = {"fingerprint": workload.task.fingerprint(), "is_measured": bool(workload.task.metrics)}
+            start.folder.write_invitation({**invitation, **of_task})
 
         job = dataclasses.replace(job, invite=invite)
     return Ready(start.folder, job, loop, start.stop, progress, recorder)

@@ -28,10 +28,12 @@ import torch
 from mpi4py import MPI
 
 from hvd_async.errors import PeerError, SetupError
+from hvd_async.system import shared_memory
+from hvd_async.system.shared_memory import Place
 from hvd_async.transport import host_memory
 from hvd_async.transport.block import WORD_BYTES, BlockT
 from hvd_async.transport.bootstrap import MpiGroup
-from hvd_async.transport.host_memory import HostMemory, Place
+from hvd_async.transport.host_memory import HostMemory
 from hvd_async.transport.progress import ANSWER_TAG, CHUNK_BYTES, REQUEST_TAG, ProgressThread
 from hvd_async.transport.pulse import FarWord, NativePulse, Pulse, Rhythm, ThreadPulse
 from hvd_async.vectors import arithmetic
@@ -397,12 +399,12 @@ def _map_block(node: MPI.Intracomm, position: int, num_bytes: int) -> MappedBloc
     words = np.zeros(5, dtype=np.int64)
     if node.Get_rank() == position and host_memory.is_available():
         with contextlib.suppress(OSError):  # then MPI makes it
-            words[:] = dataclasses.astuple(host_memory.make(num_bytes))
+            words[:] = dataclasses.astuple(shared_memory.make(num_bytes))
     node.Bcast(words, root=position)
     place, memory = Place(*words.tolist()), None
     if place.is_here and host_memory.is_available():
         with contextlib.suppress(SetupError):
-            memory = host_memory.map_place(place)
+            memory = shared_memory.map_place(place)
     is_open = np.array([memory is not None], dtype=np.int64)
     node.Allreduce(MPI.IN_PLACE, is_open, MPI.MIN)
     if memory is not None and is_open[0]:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hvd_async.vectors.redo import MAX_RANGES, Redo, RedoPart
+from hvd_async.vectors.redo import AREA_BYTES, MAX_RANGES, RedoPart
 from hvd_async.vectors.rule import KINDS, Rule, State, step_piece
 
 _c: Any
@@ -121,6 +121,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, 
         for area, end in redo.redo.under_way():
             _c.step(described, *addresses, area, True, 0, end, numbers)
         return sum_inputs(inputs, None, rule.divisor)  # of the whole, also of what was made before
+    assert redo is None or _c.REDO_BYTES == AREA_BYTES
     bounds = _bounds(size)
     areas = [0] * len(bounds) if redo is None else redo.redo.begin(redo.progress, bounds)
     _in_threads(
@@ -131,16 +132,6 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, 
     )
     result: list[float] = squares.tolist()
     return result
-
-
-def redo_bytes() -> int:
-    """Return the size of the memory that `Redo` needs; 0 without compiled code, which it needs too."""
-    return 0 if _c is None else Redo.num_bytes(_c.REDO_BYTES)
-
-
-def redo_in(memory: torch.Tensor) -> Redo:
-    """Return the record of steps in `memory` ([`redo_bytes`] uint8)."""
-    return Redo(memory, _compiled().REDO_BYTES)
 
 
 def zeros_apart(size: int, number: int, device: torch.device | str = "cpu") -> torch.Tensor:

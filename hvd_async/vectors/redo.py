@@ -9,10 +9,14 @@ import torch
 
 MAX_RANGES = 32
 """Ranges that a step may work on at once, in as many threads."""
+AREA_BYTES = 6176
+"""Size of an area, as `_native.c` has it."""
 _HEADER_WORDS = 8
 _BEGUN, _NUM_RANGES = 0, 1
 # Parts of a version: groups of parameters. More than any optimizer has.
 _PARTS = 1 << 20
+REDO_BYTES = 8 * _HEADER_WORDS + 2 * MAX_RANGES * AREA_BYTES
+"""Size of the memory for the record of one shard's steps."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,10 @@ class Redo:
     where the part before ended. A process that dies loses none of the stores that it has made, so their order is all that counts.
     """
 
-    def __init__(self, memory: torch.Tensor, area_bytes: int) -> None:
-        """`memory` ([`num_bytes`] uint8, zeros at first) stays the caller's, and has what an earlier process left in it."""
+    def __init__(self, memory: torch.Tensor) -> None:
+        """`memory` ([`REDO_BYTES`] uint8, zeros at first) stays the caller's, and has what an earlier process left in it."""
         self._words = memory.view(torch.int64).numpy()
         self._address = memory.data_ptr()
-        self._area_bytes = area_bytes
-
-    @staticmethod
-    def num_bytes(area_bytes: int) -> int:
-        """Return the size of the memory, given that of an area."""
-        return 8 * _HEADER_WORDS + 2 * MAX_RANGES * area_bytes
 
     @property
     def progress(self) -> Progress:
@@ -48,7 +46,7 @@ class Redo:
         return Progress(*divmod(int(self._words[_BEGUN]), _PARTS))
 
     def begin(self, progress: Progress, bounds: Sequence[tuple[int, int]]) -> list[int]:
-        """Note that a part is begun, on at most `MAX_RANGES` ranges with these `bounds`; return the address of the area of each."""
+        """Note that a part is begun, on at most `MAX_RANGES` ranges with these `bounds`; return the address of each area."""
         areas = self._areas(progress.part, len(bounds))
         for area, (start, end) in zip(areas, bounds, strict=True):
             first = (area - self._address) // 8
@@ -69,8 +67,8 @@ class Redo:
         return [(area, int(self._words[(area - self._address) // 8 + 1])) for area in areas]
 
     def _areas(self, part: int, count: int) -> list[int]:
-        first = self._address + 8 * _HEADER_WORDS + part % 2 * MAX_RANGES * self._area_bytes
-        return [first + number * self._area_bytes for number in range(count)]
+        first = self._address + 8 * _HEADER_WORDS + part % 2 * MAX_RANGES * AREA_BYTES
+        return [first + number * AREA_BYTES for number in range(count)]
 
 
 @dataclass(frozen=True)

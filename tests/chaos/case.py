@@ -55,7 +55,18 @@ POINTS: Mapping[str, tuple[str, ...]] = {
         "before allgather",
         "after allgather",
     ),
-    "store": ("_take_in", "_make_version", "_publish", "_tell_drained", "_follow_workers", "_close", "before allgather"),
+    "store": (
+        "_take_in",
+        "_make_version",
+        "_make_version",
+        "_write_down",
+        "_publish",
+        "_serve_slots",
+        "_free_wanted_slots",
+        "_follow_workers",
+        "_close",
+        "before allgather",
+    ),
     "shard": ("_carry_out",),
 }
 """Calls of the protocol's two sides in which a process is struck, before one of its accesses to the block."""

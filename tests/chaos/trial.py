@@ -236,7 +236,8 @@ class Trial:
         result.has_trained = started is not None and started < struck
         result.seconds = ended - struck
         if not has_ended_well:
-            result.outcome = "saved" if self._status() == "stopped" else "ends"
+            is_salvaged = "is saved from its memory" in (self._folder / "log0.txt").read_text(errors="replace")
+            result.outcome = "salvaged" if is_salvaged else "saved" if self._status() == "stopped" else "ends"
         elif lost and started is not None:
             result.outcome = "goes on"
             result.detected_seconds = started + lost[0]["seconds"] - struck
@@ -271,10 +272,10 @@ class Trial:
             self._blame(f"the last line does not say {words!r}")
 
     def _judge_loss(self) -> None:
-        """Check that what asks a run to save and stop loses nothing."""
+        """Check that nothing is lost that was to be saved: of `async` no update, of others none where it was asked to stop."""
         case, result = self._case, self.result
         is_asked = case.fault in _ASKING and case.target != "mpirun"
-        if result.has_trained and is_asked and result.lost_updates:
+        if result.has_trained and (is_asked or case.is_async) and result.lost_updates > 0:
             self._blame(f"loses {result.lost_updates} updates, expected none")
 
     def _blame(self, fault: str) -> None:

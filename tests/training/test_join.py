@@ -21,8 +21,10 @@ from tests.comparison.made import CONFIG
 PLACE = {"process": 1, "scope": 5, "descriptor": 25, "num_bytes": 64, "token": 7}
 WORKER = {"rank": 1, "host": "a", "local_rank": 1, "role": "worker", "worker": 0, "device": "cpu", "threads": 1}
 WHOLE: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "places": [PLACE],
+    "layouts": [{"num_elements": 4, "num_workers": 2, "slot_format": {"dtype": "bfloat16", "capacity": 4}}],
+    "groups": [[0, 4]],
     "plans": [WORKER],
     "ledger": None,
     "is_direct": True,
@@ -42,7 +44,7 @@ def attempt(folder: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 9}, "got format 9, expected 1; use the hvd_async that runs the job"),
+        ({"format": 9}, "got format 9, expected 2; use the hvd_async that runs the job"),
         ({"places": "x"}, "places: .*: the invitation is damaged"),
         ({"places": [{**PLACE, "process": "me"}]}, "places.0.process: .*: the invitation is damaged"),
         ({"plans": []}, "got no store or no worker: the invitation is damaged"),

@@ -16,8 +16,9 @@ import pytest
 
 from hvd_async.errors import PeerError, SetupError
 from hvd_async.store.wire.layout import Layout
+from hvd_async.system import shared_memory
 from hvd_async.transport import host_memory, network_memory
-from hvd_async.transport.host_memory import HostMemory, map_place
+from hvd_async.transport.host_memory import HostMemory
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.transport.network_memory import Address, Door, GuestMemory, Visit
 from tests.transport.contract import CONTRACT, Actor, ThreadGroup, make_layout, run_threads
@@ -81,8 +82,8 @@ def test_guests_and_the_owner_keep_the_contract(check: Callable[[Actor], None]) 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 def test_memory_without_a_name_keeps_the_contract(check: Callable[[Actor], None]) -> None:
     layout = make_layout(3)
-    place = host_memory.make(layout.total_bytes)
-    memory = HostMemory(layout, map_place(place))
+    place = shared_memory.make(layout.total_bytes)
+    memory = HostMemory(layout, shared_memory.map_place(place))
     os.close(place.descriptor)  # it lives on as long as it is mapped
     run_threads(3, lambda group: check(Actor(group, memory, is_owner=group.rank == 0)))
 
@@ -90,7 +91,7 @@ def test_memory_without_a_name_keeps_the_contract(check: Callable[[Actor], None]
 @pytest.mark.skipif(not host_memory.is_available(), reason="no memory without a name, or no C extension")
 def test_memory_without_a_name_is_found_by_other_processes_and_says_when_its_owner_has_gone() -> None:
     program = (
-        "import sys, torch; from hvd_async.transport import host_memory as h\n"
+        "import sys, torch; from hvd_async.system import shared_memory as h\n"
         "place = h.make(4096); h.map_place(place)[0] = 7\n"
         "print(place.process, place.scope, place.descriptor, place.num_bytes, place.token, flush=True); input()"
     )
@@ -98,16 +99,16 @@ def test_memory_without_a_name_is_found_by_other_processes_and_says_when_its_own
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout is not None
-        place = host_memory.Place(*map(int, owner.stdout.readline().split()))
-        mapped = map_place(place)
+        place = shared_memory.Place(*map(int, owner.stdout.readline().split()))
+        mapped = shared_memory.map_place(place)
         assert place.is_here and mapped[0] == 7
         with pytest.raises(SetupError, match="it is another file: the process is a later one"):
-            map_place(dataclasses.replace(place, token=place.token + 1))
+            shared_memory.map_place(dataclasses.replace(place, token=place.token + 1))
         owner.kill()
         owner.wait()
     assert mapped[0] == 7
     with pytest.raises(SetupError, match=f"the memory of process {place.process}, which has ended: cannot be opened"):
-        map_place(place)
+        shared_memory.map_place(place)
 
 
 def test_places_are_taken_until_none_is_left_and_a_guest_that_goes_has_ended(door: Door[Layout]) -> None:

@@ -19,7 +19,7 @@ from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import KeptMemory, Shard
 from hvd_async.vectors import arithmetic
-from hvd_async.vectors.redo import Progress, Redo
+from hvd_async.vectors.redo import REDO_BYTES, Progress, Redo
 
 pytestmark = pytest.mark.skipif(not arithmetic.is_compiled(), reason="no C extension")
 
@@ -53,7 +53,7 @@ class Memory:
         return self._block(name, 4 * SIZE).view(torch.float32)
 
     def shard(self, version: int, is_left: bool = False, sum_place: int | None = None) -> Shard:
-        redo = arithmetic.redo_in(self._block("redo", arithmetic.redo_bytes()))
+        redo = Redo(self._block("redo", REDO_BYTES))
         return Shard(
             [self.vector("even"), self.vector("odd")],
             self._optimizer,
@@ -125,7 +125,7 @@ def test_a_step_that_was_killed_is_completed(name: str, num_ranges: int, monkeyp
         os.waitpid(child, 0)
         version = int(made[0])
         shard = memory.shard(version, is_left=True)
-        redo: Redo = arithmetic.redo_in(memory._block("redo", arithmetic.redo_bytes()))
+        redo = Redo(memory._block("redo", REDO_BYTES))
         if redo.progress.version == version + 1:
             begun_parts.add(redo.progress.part)
             partials = step(shard, version + 1)
@@ -142,7 +142,7 @@ def test_a_step_that_was_killed_is_completed(name: str, num_ranges: int, monkeyp
 
 
 def test_the_record_says_how_far_a_step_has_come() -> None:
-    redo = arithmetic.redo_in(torch.zeros(arithmetic.redo_bytes(), dtype=torch.uint8))
+    redo = Redo(torch.zeros(REDO_BYTES, dtype=torch.uint8))
     assert redo.progress == Progress(0, 0)
     first = redo.begin(Progress(3, 0), [(0, 10), (10, 20)])
     assert redo.under_way() == [(first[0], 10), (first[1], 20)]

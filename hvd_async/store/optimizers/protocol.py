@@ -27,7 +27,7 @@ class StepOrder:
 @dataclass(frozen=True)
 class Operands:
     """The vectors of a step from `parameters` to `target`, [size] float32 each; `vectors` are the shard's, by name. Without a
-    vector `average`, no average is updated. `redo`: the record of the step, from which others complete it if this process dies."""
+    vector `average`, no average is updated. `redo`: the record of the step, by which others complete it if this process dies."""
 
     parameters: torch.Tensor
     target: torch.Tensor

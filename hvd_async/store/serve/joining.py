@@ -8,7 +8,7 @@ import numpy as np
 
 from hvd_async.errors import SetupError
 from hvd_async.store.wire.layout import StoreWindow, Word, WorkerState, WorkerWord
-from hvd_async.transport.host_memory import Place, map_place
+from hvd_async.system.shared_memory import Place, map_place
 
 
 def read_num_lost(place: Place) -> int:

@@ -6,7 +6,8 @@ checkpoints); the loop only calls it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from hvd_async.errors import HvdAsyncError
@@ -15,6 +16,7 @@ from hvd_async.store.ledger import ClaimOrder
 from hvd_async.store.observer import Observer
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.evaluations import EvaluationDesk
+from hvd_async.store.serve.journal import Journal
 from hvd_async.store.serve.liveness import NO_GUESTS, Guests, WorkerWatch
 from hvd_async.store.serve.lost_workers import LostWorkers
 from hvd_async.store.serve.provisional import ProvisionalPublisher
@@ -23,7 +25,7 @@ from hvd_async.store.serve.slot_book import SlotBook
 from hvd_async.store.serve.stopping import StopDesk, is_stopped, is_too_late
 from hvd_async.store.serve.vacancies import Vacancies
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import StoreMemory, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import Served, StoreMemory, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import read_slot
 from hvd_async.store.wire.stop import StopKind, StopNotice, read_stop
 
@@ -91,6 +93,7 @@ class StoreServer:
         )
         self._vacancies = Vacancies(memory, watch, lambda worker: self._slots.vacate(worker, store.pending))
         self._lost = LostWorkers(memory, watch, options.least_workers, self._vacancies.joined)
+        self._journal = Journal(store, memory)
         self._turn = 0
         self._stopping = StopDesk(memory, options.stop_timeout_seconds)
 
@@ -129,6 +132,7 @@ class StoreServer:
         self._memory.store(Word.NEXT_VERSION, self._store.version)
         self._slots.open_all()
         self._observer.started(self._store)
+        self._journal.begin()
         for worker in range(len(self._present), self._layout.num_workers):
             self._vacancies.offer(worker)
         self._publish()
@@ -140,7 +144,11 @@ class StoreServer:
         if not is_stopped(notice):
             self._memory.store(Word.NEXT_VERSION, self._store.version + 1)
             self._observer.updating()
-            self._announce_outcomes(self._store.finish())
+            is_pending = bool(self._store.pending)
+            update = self._store.finish()
+            if is_pending:
+                self._write_down(update, Refusal.DROPPED_PENDING)
+            self._announce_outcomes(update)
             self._report_updates()
             self._memory.store(Word.NEXT_VERSION, self._store.version)
         self._observer.ended(notice)
@@ -150,7 +158,7 @@ class StoreServer:
     def rescue(self, stop: StopNotice | None = None) -> None:
         """Have the store saved after a `HvdAsyncError` of `serve` that left the store whole: see `Observer.rescue`."""
         try:
-            self._report_refused()
+            self._report_refused(self._store.take_refused())
             self._report_updates()
         except HvdAsyncError:
             pass  # the failure to write a file is already reported; save what can be saved
@@ -158,7 +166,7 @@ class StoreServer:
 
     def release(self) -> None:
         """Release the workers, which wait until everything that is to outlive the run is saved."""
-        self._memory.store(Word.SERVED, 1)
+        self._memory.store(Word.SERVED, Served.SAVED)
         self._slots.ring_all()
 
     # --- The path of a gradient through the store. --------------------------------------------------------------------
@@ -172,8 +180,11 @@ class StoreServer:
             if self._store.version != version:
                 notice = self._pass_on(None)  # after the last version, gradients in the other slots came too late
         self._turn = (self._turn + 1) % num_slots
+        if not self._unreported:
+            self._journal.settle()
         if self._slots.is_any_to_tell:
             if self._provisional.publish():  # with all arrivals taken in during this turn
+                self._journal.read()
                 self._slots.free(self._store.unread_slots)
             self._slots.tell_drained()
         return is_busy | self._free_wanted_slots()
@@ -206,6 +217,7 @@ class StoreServer:
 
     def _take_in(self, slot: int, arrivals: list[Arrival], notice: StopNotice | None) -> None:
         """Pass the push in `slot` to the store, which decides on it."""
+        since = time.monotonic()
         self._observer.received(arrivals)
         for arrival in arrivals:
             self._let_come_back(arrival.worker)
@@ -214,8 +226,10 @@ class StoreServer:
         else:
             largest = arrival_words.read_largest(self._memory, slot)
             self._store.accept(arrivals, read_slot(self._memory, self._layout, slot, largest))
+        refused = self._store.take_refused()
+        self._journal.pushed(arrivals, slot, {arrival.batch: refusal for arrival, refusal in refused}, since)
         self._slots.take_in(slot, arrivals)
-        self._report_refused()
+        self._report_refused(refused)
 
     def _make_version(self) -> bool:
         """Make the next version if its arrivals are complete and no reader or straggler delays it; return whether the
@@ -234,6 +248,8 @@ class StoreServer:
         self._observer.updating()
         update = self._store.advance(self._slots.under_way())
         is_refused = update is None and not self._store.pending  # the sum is not finite: no version was made
+        if update is not None or is_refused:
+            self._write_down(update, Refusal.SUM_NOT_FINITE)
         if is_refused:
             self._memory.store(Word.NEXT_VERSION, self._store.version)
             self._provisional.withdraw()
@@ -241,9 +257,16 @@ class StoreServer:
         self._keep_base_versions()
         return update is not None or is_refused
 
+    def _write_down(self, update: Update | None, refusal: Refusal) -> None:
+        """Write into the journal that the pending arrivals are in `update`, or were all refused: from now on that counts."""
+        if update is not None:
+            self._journal.updated(update)
+        else:
+            self._journal.discarded(refusal)
+
     def _announce_outcomes(self, update: Update | None) -> None:
         """Publish the version that `update` made, and tell the owners of slots the outcome of their arrivals."""
-        self._report_refused()
+        self._report_refused(self._store.take_refused())
         if update is None:
             self._slots.free(self._store.unread_slots)  # refused gradients are not read any more
             return
@@ -264,11 +287,12 @@ class StoreServer:
         if not self._slots.is_wanted(self._store.unread_slots):
             return False
         self._store.flush()
+        self._journal.read()
         self._slots.free(self._store.unread_slots)
         return True
 
-    def _report_refused(self) -> None:
-        for arrival, refusal in self._store.take_refused():
+    def _report_refused(self, refused: Sequence[tuple[Arrival, Refusal]]) -> None:
+        for arrival, refusal in refused:
             self._observer.refused(arrival, refusal)
             self._slots.release(arrival)
 

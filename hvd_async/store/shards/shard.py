@@ -18,6 +18,8 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.redo import Progress, Redo, RedoPart
 
+OTHER_SUM = "other_sum"
+"""Name of the second vector for the pending sum in a block."""
 # Gradients that wait in their slots to be summed in one pass. A core does not prefetch more streams well.
 MAX_UNREAD = 16
 
@@ -65,7 +67,8 @@ class Shard:
         turn. `allocate` returns the memory ([size] float32, zeros) for a name of `state_names`; default: ordinary memory on
         the device of the first buffer. `kept`: memory by which another process can go on when this one dies. `keeps_bases`: keep
         past versions for `compensate`. `num_past`: number of versions before the newest that can be read; at least `num_past` + 1
-        buffers are needed. `ranges`: the elements of each group of parameters of `optimizer`, by its number, without gaps; each starts at a multiple of `arithmetic.BLOCK`.
+        buffers are needed. `ranges`: the elements of each group of parameters of `optimizer`, by its number, without gaps; each
+        starts at a multiple of `arithmetic.BLOCK`.
         """
         assert num_past < len(buffers)
         self.version = version

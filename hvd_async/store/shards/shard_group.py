@@ -42,6 +42,12 @@ class WholeVectors:
     ranges: Sequence[slice] = ()
 
 
+def place_in_block(name: str, state_names: Sequence[str], sum_place: int | None) -> int:
+    """Return which of a block's vectors for the optimizer is `name`: they are `state_names`, and after them the second for the
+    pending sum, if there is one. `sum_place`: which of the two holds it."""
+    return len(state_names) if name == "pending_sum" and sum_place else state_names.index(name)
+
+
 class ShardGroup:
     """Implements `ShardOps` on shard 0 and `others`. Used by one thread, on the sequencer's rank.
 
@@ -87,12 +93,10 @@ class ShardGroup:
         whole[: mine.numel()] = mine
         for other in self._others:
             layout = other.window.layout
-            is_published = name == "parameters"
-            offset = (
-                layout.published_offset(self._own.version)
-                if is_published
-                else layout.state_offset(self._state_names.index(name))
-            )
+            if name == "parameters":
+                offset = layout.published_offset(self._own.version)
+            else:
+                offset = layout.state_offset(place_in_block(name, self._state_names, self._own.sum_place))
             self._read_part(other.window, offset, whole[other.part])
         return whole
 

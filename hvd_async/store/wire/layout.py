@@ -34,6 +34,9 @@ INDEX_BYTES = 4
 NUM_ORDERS = 64
 NUM_RETURNS = 64
 NUM_PROVISIONAL = 2
+# Words before the records of the journal, and of each record: see `wire.journal`.
+JOURNAL_HEAD_WORDS = 8
+RECORD_WORDS = 20
 
 
 class Word(enum.IntEnum):
@@ -44,7 +47,7 @@ class Word(enum.IntEnum):
     STOP = 2  # any rank, once: see `wire.stop`
     FAILED = 3  # any rank: which rank failed, see `wire.stop`; read together with STOP, and not overwritten by STOP
     STORE_HEARTBEAT = 4  # store: see `LifeWord`
-    SERVED = 7  # store, once: the run has ended, and everything that is to outlive it is saved
+    SERVED = 7  # store, once: the run has ended: see `Served`
     CLAIMS = 8  # workers, by fetch-and-add: number of batches claimed
     EVALUATIONS = 9  # workers, by compare-and-swap: number of evaluations claimed
     PROVISIONAL = 10  # store: number of the newest provisional parameters, which are readable
@@ -147,6 +150,13 @@ class WorkerState(enum.IntEnum):
     WAITING = 4  # there are no more batches, unless another worker returns some
 
 
+class Served(enum.IntEnum):
+    """How the store ended."""
+
+    SAVED = 1  # everything that is to outlive it is saved
+    UNSAVED = 2  # not the last state, which may be saved from its memory
+
+
 class SlotDtype(str, enum.Enum):
     """Data types of pushed numbers."""
 
@@ -210,7 +220,8 @@ class Layout:
     `num_elements`: length of the shard's range, gaps included. `num_buffers`: copies of the published parameters.
     `arrivals_per_slot`: highest number of arrivals in one push. `num_state_vectors`: optimizer vectors in the block, where
     the sequencer reads them. `num_provisional`: vectors of provisional parameters, 0 or NUM_PROVISIONAL. `num_partials`:
-    sums of squares (doubles) that other shards write to the sequencer.
+    sums of squares (doubles) that other shards write to the sequencer. `num_records`: records for which the journal has room;
+    `redo_bytes`: memory for the record of a step; both 0 if nobody goes on when the store's process dies.
     """
 
     num_elements: int
@@ -223,6 +234,8 @@ class Layout:
     num_state_vectors: int = 0
     num_provisional: int = 0
     num_partials: int = 0
+    num_records: int = 0
+    redo_bytes: int = 0
 
     @property
     def owners_bell(self) -> int:
@@ -252,7 +265,7 @@ class Layout:
     @property
     def num_words(self) -> int:
         """Number of control words in the block."""
-        return self._first_order_word + (NUM_ORDERS * ORDER_WORDS if self.num_shards > 1 else 0)
+        return self.journal_word(0) + (JOURNAL_HEAD_WORDS + self.num_records * RECORD_WORDS if self.num_records else 0)
 
     @property
     def vector_bytes(self) -> int:
@@ -267,7 +280,7 @@ class Layout:
     @property
     def total_bytes(self) -> int:
         """Size of the block."""
-        return self.state_offset(self.num_state_vectors)
+        return self.redo_offset + _whole_pages(self.redo_bytes)
 
     def worker_word(self, worker: int, word: int) -> int:
         """Return the index of control word `word` (a `WorkerWord`, or one of the statistics) of `worker`."""
@@ -293,6 +306,14 @@ class Layout:
         """Return the index, in the block of another shard, of the first control word of order `number`."""
         return self._first_order_word + number % NUM_ORDERS * ORDER_WORDS
 
+    def journal_word(self, word: int) -> int:
+        """Return the index of word `word` of the journal's head."""
+        return self._first_order_word + (NUM_ORDERS * ORDER_WORDS if self.num_shards > 1 else 0) + word
+
+    def record_word(self, number: int, word: int = 0) -> int:
+        """Return the index of control word `word` of record `number` of the journal."""
+        return self.journal_word(JOURNAL_HEAD_WORDS) + number % self.num_records * RECORD_WORDS + word
+
     def published_offset(self, version: int) -> int:
         """Return the byte offset of the buffer in which `version` is published."""
         return (
@@ -313,6 +334,11 @@ class Layout:
     def state_offset(self, number: int) -> int:
         """Return the byte offset of the optimizer's vector `number`."""
         return self.slot_offset(self.slots) + number * self.vector_bytes
+
+    @property
+    def redo_offset(self) -> int:
+        """Byte offset of the record of a step."""
+        return -(-self.state_offset(self.num_state_vectors) // 64) * 64
 
     @property
     def partials_offset(self) -> int:
