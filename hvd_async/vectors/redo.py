@@ -20,7 +20,7 @@ REDO_BYTES = 8 * _HEADER_WORDS + 2 * MAX_RANGES * AREA_BYTES
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepProgress:
     """How far steps have come: the parts of `version` before number `part` are made, that one was begun, and none after it."""
 
     version: int
@@ -41,11 +41,11 @@ class Redo:
         self._address = memory.data_ptr()
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> StepProgress:
         """How far steps have come."""
-        return Progress(*divmod(int(self._words[_BEGUN]), _PARTS))
+        return StepProgress(*divmod(int(self._words[_BEGUN]), _PARTS))
 
-    def begin(self, progress: Progress, bounds: Sequence[tuple[int, int]]) -> list[int]:
+    def begin(self, progress: StepProgress, bounds: Sequence[tuple[int, int]]) -> list[int]:
         """Note that a part is begun, on at most `MAX_RANGES` ranges with these `bounds`; return the address of each area."""
         areas = self._areas(progress.part, len(bounds))
         for area, (start, end) in zip(areas, bounds, strict=True):
@@ -76,5 +76,5 @@ class RedoPart:
     """One part of a step as `redo` records it; `is_again`: a process that has died began it."""
 
     redo: Redo
-    progress: Progress
+    progress: StepProgress
     is_again: bool = False

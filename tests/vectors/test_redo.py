@@ -19,7 +19,7 @@ from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import KeptMemory, Shard
 from hvd_async.vectors import arithmetic
-from hvd_async.vectors.redo import REDO_BYTES, Progress, Redo
+from hvd_async.vectors.redo import REDO_BYTES, Redo, StepProgress
 
 pytestmark = pytest.mark.skipif(not arithmetic.is_compiled(), reason="no C extension")
 
@@ -143,10 +143,10 @@ def test_a_step_that_was_killed_is_completed(name: str, num_ranges: int, monkeyp
 
 def test_the_record_says_how_far_a_step_has_come() -> None:
     redo = Redo(torch.zeros(REDO_BYTES, dtype=torch.uint8))
-    assert redo.progress == Progress(0, 0)
-    first = redo.begin(Progress(3, 0), [(0, 10), (10, 20)])
+    assert redo.progress == StepProgress(0, 0)
+    first = redo.begin(StepProgress(3, 0), [(0, 10), (10, 20)])
     assert redo.under_way() == [(first[0], 10), (first[1], 20)]
-    second = redo.begin(Progress(3, 1), [(0, 5)])
+    second = redo.begin(StepProgress(3, 1), [(0, 5)])
     assert redo.under_way() == [(second[0], 5)] and not set(first) & set(second)
     redo.end(3, 2)
-    assert redo.progress == Progress(3, 2)
+    assert redo.progress == StepProgress(3, 2)

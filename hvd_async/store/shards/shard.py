@@ -16,7 +16,7 @@ from hvd_async.store.optimizers.factory import make_optimizers, state_names
 from hvd_async.store.optimizers.protocol import Operands, Optimizer, StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.vectors import arithmetic
-from hvd_async.vectors.redo import Progress, Redo, RedoPart
+from hvd_async.vectors.redo import Redo, RedoPart, StepProgress
 
 OTHER_SUM = "other_sum"
 """Name of the second vector for the pending sum in a block."""
@@ -180,14 +180,14 @@ class Shard:
         target = self._buffers[order.version % len(self._buffers)]
         begun = None if self._redo is None else self._redo.progress
         if begun is None or begun.version != order.version:
-            begun = Progress(order.version, -1)
+            begun = StepProgress(order.version, -1)
         partials: list[float] = []
         for number, (optimizer, inputs, operands) in enumerate(self._parts(target)):
             if number < begun.part:
                 partials += arithmetic.sum_inputs(inputs, None, order.divisor)
                 continue
             if self._redo is not None:
-                record = RedoPart(self._redo, Progress(order.version, number), is_again=number == begun.part)
+                record = RedoPart(self._redo, StepProgress(order.version, number), is_again=number == begun.part)
                 operands = dataclasses.replace(operands, redo=record)
             partials += optimizer.step(inputs, operands, order)
         if self._redo is not None:
