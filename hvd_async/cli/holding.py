@@ -13,7 +13,8 @@ from hvd_async.runs.folder import RunFolder
 from hvd_async.system.process_state import state_of
 from hvd_async.system.shared_memory import Hold, Place
 
-_LOOK_SECONDS = 0.1
+# A look asks for the file's time alone.
+_LOOK_SECONDS = 0.02
 # How long the store's process may take to end when the launcher of the ranks has ended.
 _ENDING_SECONDS = 5.0
 
@@ -72,11 +73,12 @@ class StoreKeeper:
 
     def _watch(self) -> None:
         """Hold the memory of each store that the folder names; quick, and without the libraries that a rank needs."""
+        seen = 0
         while not self._is_over.wait(_LOOK_SECONDS):
-            with contextlib.suppress(HvdAsyncError, KeyError, TypeError):  # there is none, or not yet
-                found = self._folder.read_invitation()
-                if found == self._invitation:
+            with contextlib.suppress(OSError, HvdAsyncError, KeyError, TypeError):  # there is none, or not yet
+                if (written := self._folder.invitation.stat().st_mtime_ns) == seen:
                     continue
+                found, seen = self._folder.read_invitation(), written
                 places = [Place(**place) for place in found["places"]]
                 if all(place.is_here for place in places):
                     holds = [Hold(place) for place in places]

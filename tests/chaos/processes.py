@@ -30,9 +30,9 @@ class Processes:
         self._temporary = temporary
 
     def start(self, config: pathlib.Path, log: pathlib.Path, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `hvd-async launch`, whose output goes to `log`."""
+        """Start `hvd-async launch`, whose output goes to `log`, once: the trial starts a run again itself."""
         environ = {**os.environ, "PYTHONPATH": str(ROOT), MARK: self.mark, "TMPDIR": self._temporary, ENVIRONMENT: "1"}
-        command = [*self._ground.enter, sys.executable, "-m", "hvd_async", "launch", str(config)]
+        command = [*self._ground.enter, sys.executable, "-m", "hvd_async", "launch", str(config), "--restarts", "0"]
         with log.open("ab") as file:
             return subprocess.Popen(
                 [*command, "--workers", str(self._case.num_workers), *arguments],

@@ -47,7 +47,8 @@ class Fault:
     """A fault on `rank` at its `step`-th step (0, 1, ...), counted in versions for the store and in orders for another
     shard.
 
-    `write`: strike not at that step, but before that write (0, 1, ...) of the push that follows it.
+    `write`: strike not at that step, but before that write (0, 1, ...) of the push that follows it; for the store, before that
+    write or piece of arithmetic.
     """
 
     rank: int
@@ -215,13 +216,26 @@ def arm_push(fault: Fault) -> None:
     StoreClient.push = push_and_fail  # type: ignore[method-assign]
 
 
+def arm_store(fault: Fault, server: StoreServer) -> None:
+    """Cause `fault` before write number `fault.write` of this process to the store's memory."""
+    writes = itertools.count()
+
+    def before_write(*_: object, **options: object) -> None:
+        if next(writes) == fault.write:
+            happen(fault, torch.zeros(()))
+
+    for owner, names in ((type(server._memory), ("store", "store_words")), (arithmetic, ("step", "sum_inputs"))):
+        for name in names:
+            hook(owner, name, before_write)
+
+
 def hook(owner: Any, name: str, before: Callable[..., None], after: Callable[..., None] | None = None) -> None:
     """Call `before` and `after` around every call of `owner.name`, with its arguments."""
     original = getattr(owner, name)
 
-    def hooked(*arguments: Any) -> Any:
+    def hooked(*arguments: Any, **options: Any) -> Any:
         before(*arguments)
-        result = original(*arguments)
+        result = original(*arguments, **options)
         if after is not None:
             after(*arguments)
         return result
@@ -263,8 +277,10 @@ def armed_store(settings: Settings) -> Iterator[None]:
     def publish_and_fail(server: StoreServer) -> None:
         publish(server)
         for fault in faults:
-            if fault.step == server._store.version:
+            if fault.step == server._store.version and fault.write is None:
                 happen(fault, torch.zeros(()))
+            elif fault.step == server._store.version:
+                arm_store(fault, server)
 
     StoreServer._publish = publish_and_fail  # type: ignore[method-assign]
     try:
