@@ -18,6 +18,7 @@ import pytest
 
 from hvd_async.cli.holding import StoreKeeper
 from hvd_async.errors import DataError
+from hvd_async.replay.replay import ReplayOptions, replay
 from hvd_async.runs.event_log import read_events
 from hvd_async.runs.folder import RunFolder
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
@@ -26,7 +27,7 @@ from tests.comparison.processes import until
 from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, run_toy, summary_of, write_config
 from tests.mpi.test_faults import assert_fired
 from tests.mpi.test_rescue import finish
-from tests.mpi.toy import Settings, make_config
+from tests.mpi.toy import Settings, ToyTask, make_config
 from tests.ranks import run_limited
 
 pytestmark = [
@@ -41,6 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "one": {"strategy": {"arrivals_per_update": 1}, "optimizer": {"kind": "sgd", "momentum": 0.9}},
     "many": {"strategy": {"arrivals_per_update": 7, "provisional": True}},
     "bounded": {"strategy": {"arrivals_per_update": 2, "max_staleness": 1}},
+    "dropped": {"strategy": {"arrivals_per_update": 3, "max_staleness": 0, "on_stale": "drop"}},
     "inverse": {"strategy": {"arrivals_per_update": 4, "staleness_policy": "inverse"}},
     "compensated": {"strategy": {"arrivals_per_update": 3, "staleness_policy": "delay_compensation"}},
     "few": {"strategy": {"arrivals_per_update": 5}, "push": {"keep": 0.1, "error_feedback": True}},
@@ -53,7 +55,12 @@ NUM_WRITES = 60
 
 
 def settings(folder: pathlib.Path, kind: str, *faults: Mapping[str, Any], **changes: Any) -> Settings:
-    sections = {"validation": {"every": 3}, "emulation": {"seconds": 0.02}, **KINDS[kind]}
+    sections = {
+        "validation": {"every": 3},
+        "emulation": {"seconds": 0.02},
+        "training": {"hash_every": 1},
+        **KINDS[kind],
+    }
     sections["strategy"] = {"kind": "async", **sections.get("strategy", {})}
     return Settings(
         make_config(folder, **sections), num_batches=NUM_BATCHES, faults=[dict(each) for each in faults], **changes
@@ -77,6 +84,10 @@ def break_and_finish(folder: pathlib.Path, first: Settings, num_ranks: int) -> i
     assert lost["version"] == version
     finish(first, num_ranks)
     assert summary_of(folder)["processes"] == 2
+    verdict = replay(
+        folder, lambda config: ToyTask(Settings({}, hidden=first.hidden), 0), ReplayOptions(), lambda line: None
+    )
+    assert verdict.hashes >= verdict.versions // 2
     return version
 
 
