@@ -16,7 +16,7 @@ from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import RECORD_WORDS, ArrivalWord, StoreMemory, StoreWindow
+from hvd_async.store.wire.layout import JOURNAL_HEAD_WORDS, RECORD_WORDS, ArrivalWord, StoreMemory, StoreWindow
 from hvd_async.system.json_text import plain_number
 from hvd_async.transport.block import float_to_word, word_to_float
 
@@ -123,6 +123,10 @@ class Journal:
         self._memory = memory
         self._layout = memory.layout
         self._is_kept = self._layout.num_records > 0
+        # Written for every arrival: words whose place takes time to find.
+        self._end_word = self._layout.journal_word(_Head.END)
+        self._first_word = self._layout.journal_word(_Head.FIRST)
+        self._first_record = self._end_word + JOURNAL_HEAD_WORDS
         self._num = 0  # of records written
         self._first = 0  # the record from which a reader begins
         self._base = 0  # the last record after which nothing was pending
@@ -140,10 +144,14 @@ class Journal:
         """Write down the push with `arrivals` in `slot`, received at `since`. `refused`: the reason, by batch."""
         if not self._is_kept:
             return
-        for arrival in arrivals:
-            if arrival.batch not in refused:
+        words = arrival_words.read_words(self._memory, slot, len(arrivals))
+        records = []
+        for arrival, own in zip(arrivals, words, strict=True):
+            refusal = refused.get(arrival.batch)
+            records.append(self._push(arrival, own, slot, since, refusal))
+            if refusal is None:
                 self._times[arrival.batch] = since, slot
-        self._write([self._push(arrival, slot, since, refused.get(arrival.batch)) for arrival in arrivals])
+        self._write(records)
 
     def read(self) -> None:
         """Write down that the pending gradients were read."""
@@ -181,7 +189,7 @@ class Journal:
         records = [self._record(_Kind.BASE, [self._store.version, *map(float_to_word, numbers)])]
         for arrival in self._store.pending:
             since, slot = self._times.get(arrival.batch, (0.0, -1))
-            records.append(self._push(arrival, slot, since, None))
+            records.append(self._push(arrival, arrival_words.to_words(arrival), slot, since, None))
         self._write(records)
         self._set_first(self._base)
 
@@ -192,12 +200,12 @@ class Journal:
 
     def _set_first(self, number: int) -> None:
         self._first = number
-        self._memory.store(self._layout.journal_word(_Head.FIRST), number)
+        self._memory.store(self._first_word, number)
 
-    def _push(self, arrival: Arrival, slot: int, since: float, refusal: Refusal | None) -> list[int]:
+    def _push(self, arrival: Arrival, words: Sequence[int], slot: int, since: float, refusal: Refusal | None) -> list[int]:
+        """Return the record of `arrival`, which `words` describe."""
         refused = 0 if refusal is None else 1 + _REFUSALS.index(refusal)
-        body = [slot, refused, arrival.sent_bytes, arrival.push, *arrival_words.to_words(arrival)]
-        return self._record(_Kind.PUSH, body, since)
+        return self._record(_Kind.PUSH, [slot, refused, arrival.sent_bytes, arrival.push, *words], since)
 
     def _record(self, kind: _Kind, body: Sequence[int] = (), when: float | None = None) -> list[int]:
         place = self._store.sum_place
@@ -206,9 +214,10 @@ class Journal:
 
     def _write(self, records: Sequence[Sequence[int]]) -> None:
         for record in records:
-            self._memory.store_words(self._layout.record_word(self._num), record)
+            place = self._first_record + self._num % self._layout.num_records * RECORD_WORDS
+            self._memory.store_words(place, record)
             self._num += 1
-        self._memory.store(self._layout.journal_word(_Head.END), self._num)
+        self._memory.store(self._end_word, self._num)
 
 
 def read_journal(window: StoreWindow) -> JournalState | None:
@@ -221,8 +230,10 @@ def read_journal(window: StoreWindow) -> JournalState | None:
     if end == 0:
         return None
     state = JournalState(word_to_float(started))
+    first_record = layout.journal_word(JOURNAL_HEAD_WORDS)
     for number in range(first, end):
-        _apply(state, window.load_words(layout.record_word(number), RECORD_WORDS))
+        place = first_record + number % layout.num_records * RECORD_WORDS
+        _apply(state, window.load_words(place, RECORD_WORDS))
     return state
 
 

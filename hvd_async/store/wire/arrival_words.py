@@ -58,13 +58,18 @@ def read_largest(window: StoreWindow, slot: int) -> float:
     return word_to_float(window.load(window.layout.slot_word(slot, SlotWord.LARGEST)))
 
 
+def read_words(window: StoreWindow, slot: int, count: int) -> list[list[int]]:
+    """Return the words of the first `count` arrivals of the push in `slot`, as `to_words` made them."""
+    width = len(ArrivalWord)
+    words = window.load_words(window.layout.arrival_word(slot, 0, 0), width * count)
+    return [words[width * number : width * (number + 1)] for number in range(count)]
+
+
 def read_arrivals(window: StoreWindow, slot: int) -> list[Arrival]:
     """Return the arrivals of the push in `slot`, in the order of their summation."""
     layout = window.layout
     num_arrivals = window.load(layout.slot_word(slot, SlotWord.NUM_ARRIVALS))
     sent_bytes = window.load(layout.slot_word(slot, SlotWord.SENT_BYTES))
-    width = len(ArrivalWord)
-    words = window.load_words(layout.arrival_word(slot, 0, 0), width * num_arrivals)
-    each = [words[width * number : width * (number + 1)] for number in range(num_arrivals)]
+    each = read_words(window, slot, num_arrivals)
     push = each[0][ArrivalWord.BATCH]
     return [from_words(one, push, 0 if number else sent_bytes) for number, one in enumerate(each)]

@@ -307,12 +307,8 @@ class Layout:
         return self._first_order_word + number % NUM_ORDERS * ORDER_WORDS
 
     def journal_word(self, word: int) -> int:
-        """Return the index of word `word` of the journal's head."""
+        """Return the index of word `word` of the journal: the words of its head come first, then those of the records."""
         return self._first_order_word + (NUM_ORDERS * ORDER_WORDS if self.num_shards > 1 else 0) + word
-
-    def record_word(self, number: int, word: int = 0) -> int:
-        """Return the index of control word `word` of record `number` of the journal."""
-        return self.journal_word(JOURNAL_HEAD_WORDS) + number % self.num_records * RECORD_WORDS + word
 
     def published_offset(self, version: int) -> int:
         """Return the byte offset of the buffer in which `version` is published."""
