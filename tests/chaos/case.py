@@ -22,6 +22,7 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
 }
 # Drawn more often: the runs that promise to outlive their workers.
 _OUTLIVING = tuple(STRATEGIES)[:7]
+_JOINABLE = tuple(STRATEGIES)[:6]
 DEATHS = ("SIGKILL", "SIGSEGV", "exception", "exit", "SIGSTOP")
 """Faults after which a worker counts as dead."""
 FAULTS: Mapping[str, tuple[str, ...]] = {
@@ -95,7 +96,8 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A fault of a run. `index`, in [0, 1), chooses among the processes of the `target`; a pause lasts `pause_seconds`."""
+    """A fault of a run. `index`, in [0, 1), chooses among the processes of the `target`; a pause lasts `pause_seconds`.
+    `respawns`: workers that die are replaced; `joins`: one more worker joins when training has begun."""
 
     number: int
     strategy: str
@@ -106,6 +108,8 @@ class Case:
     pause_seconds: float
     checkpoint_every: int
     during: bool
+    respawns: bool
+    joins: bool
 
     @classmethod
     def draw(cls, seed: int, number: int) -> Case:
@@ -126,6 +130,8 @@ class Case:
             pause_seconds=draw.choice((0.3, 1.0, 4.0)),
             checkpoint_every=draw.choice((0, 0, 2, 5)),
             during=draw.random() < 0.4,
+            respawns=strategy in _JOINABLE and draw.random() < 0.25,
+            joins=strategy in _JOINABLE and draw.random() < 0.25,
         )
 
     @property
@@ -154,6 +160,7 @@ class Case:
     def __str__(self) -> str:
         more = f", checkpoint_every {self.checkpoint_every}" if self.checkpoint_every else ""
         pause = f" {self.pause_seconds:g} s" if self.fault in ("pause", "held lock", "no core") else ""
+        more += (", respawn" if self.respawns else "") + (", join" if self.joins else "")
         return f"{self.number}: {self.strategy}: {self.target} {self.fault}{pause}, {self.moment}{more}"
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from tests.chaos.case import Case
 from tests.chaos.ground import Ground
@@ -31,11 +31,23 @@ class Processes:
 
     def start(self, config: pathlib.Path, log: pathlib.Path, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `hvd-async launch`, whose output goes to `log`, once: the trial starts a run again itself."""
-        environ = {**os.environ, "PYTHONPATH": str(ROOT), MARK: self.mark, "TMPDIR": self._temporary, ENVIRONMENT: "1"}
-        command = [*self._ground.enter, sys.executable, "-m", "hvd_async", "launch", str(config), "--restarts", "0"]
+        respawn = ("--respawn", "2") if self._case.respawns else ()
+        workers = ("--workers", str(self._case.num_workers))
+        # A rank of it may strike itself.
+        return self._start(
+            {ENVIRONMENT: "1"}, ("launch", str(config), "--restarts", "0", *workers, *respawn, *arguments), log
+        )
+
+    def join(self, run: pathlib.Path, log: pathlib.Path) -> None:
+        """Have one more worker join the run in the folder `run`."""
+        self._start({}, ("join", str(run), "--trust-task"), log)
+
+    def _start(self, more: Mapping[str, str], arguments: Sequence[str], log: pathlib.Path) -> subprocess.Popen[bytes]:
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), MARK: self.mark, "TMPDIR": self._temporary, **more}
+        command = [*self._ground.enter, sys.executable, "-m", "hvd_async"]
         with log.open("ab") as file:
             return subprocess.Popen(
-                [*command, "--workers", str(self._case.num_workers), *arguments],
+                [*command, *arguments],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=file,

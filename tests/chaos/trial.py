@@ -150,6 +150,8 @@ class Trial:
             "emulation": {"seconds": 0.12},
             "validation": {"every": EVALUATE_EVERY, "when": "during" if case.during else "after"},
         }
+        if case.joins:
+            tree["strategy"]["max_workers"] = case.num_workers + 1
         path = folder / "run.yaml"
         path.write_text(yaml.safe_dump(changed(tree, STRATEGIES[case.strategy])))
         moment = case.moment
@@ -163,6 +165,11 @@ class Trial:
     def _strike(self, launch: subprocess.Popen[bytes]) -> None:
         """Wait for the moment of the fault, and cause it."""
         case, began = self._case, time.time()
+        if case.joins and case.moment.phase != "start":
+            while launch.poll() is None and self._note("started") is None:
+                time.sleep(0.02)
+            if launch.poll() is None:
+                self._processes.join(self._output, self._folder / "join.txt")
         if case.moment.phase == "point":
             return  # the rank itself does
         is_early = case.moment.phase == "start" and case.target != "machine"
@@ -267,7 +274,7 @@ class Trial:
         found = self.result.lost_workers
         if found > number or (is_during and found != number):
             self._blame(f"{found} workers count as lost, expected {number}")
-        words = f", {found} worker{'s' if found > 1 else ''} lost on the way; see "
+        words = f", {found} worker{'s' if found > 1 else ''} lost on the way"
         if found and words not in (self._folder / "log0.txt").read_text(errors="replace"):
             self._blame(f"the last line does not say {words!r}")
 
