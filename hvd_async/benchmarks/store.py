@@ -18,10 +18,11 @@ from hvd_async.errors import SetupError
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
-from hvd_async.store.shards.shard import Shard
+from hvd_async.store.shards.shard import KeptMemory, Shard
 from hvd_async.store.wire.layout import NUM_PROVISIONAL
 from hvd_async.system.machine import available_memory
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.redo import REDO_BYTES, Redo
 from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options(threads=own_cores())
@@ -98,6 +99,15 @@ def _to_the_end(action: Callable[[], object], device: torch.device) -> Callable[
     return both
 
 
+def _kept(published: torch.Tensor, number: int) -> KeptMemory | None:
+    """Return memory as a run has it in its block, so that nothing is lost when the process dies; on a GPU there is none.
+    `number`: see `arithmetic.zeros_apart`."""
+    if published.device.type != "cpu" or not arithmetic.is_compiled():
+        return None
+    redo = Redo(torch.zeros(REDO_BYTES, dtype=torch.uint8))
+    return KeptMemory(redo, arithmetic.zeros_apart(published.numel(), number, published.device))
+
+
 class StoreUpdate:
     """The store's work on N full slots: take them in, make the update, publish the new parameters."""
 
@@ -106,7 +116,7 @@ class StoreUpdate:
         with a second buffer."""
         strategy = StrategyConfig(kind="async", arrivals_per_update=len(slots))
         second = arithmetic.zeros_apart(published.numel(), len(slots) + 4, published.device)
-        shard = Shard([published, second], OPTIMIZER)
+        shard = Shard([published, second], OPTIMIZER, kept=_kept(published, len(slots) + 5))
         self._store = ParameterStore(shard, published.numel(), OPTIMIZER, strategy, num_workers=len(slots))
         # The largest magnitude comes with a push: the worker that writes the slot has seen every element.
         self._gradients = [Gradient.measure(slot) for slot in slots]
@@ -134,6 +144,7 @@ class ProvisionalArrival:
         vectors = [
             arithmetic.zeros_apart(size, len(slots) + 6 + number, published.device) for number in range(NUM_PROVISIONAL)
         ]
+        # The first update, which is not measured, writes over the only version: no record of it.
         shard = Shard([published], OPTIMIZER, provisional=vectors)
         self._store = ParameterStore(shard, size, OPTIMIZER, strategy, num_workers=len(slots))
         self._gradients = [Gradient.measure(slot) for slot in slots]

@@ -20,12 +20,15 @@ from hvd_async.benchmarks.options import Options, num_elements
 from hvd_async.benchmarks.ranks import BenchRank
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.store.arrival import Arrival
+from hvd_async.store.optimizers.factory import state_names
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.serve.client import ClientOptions, StoreClient
+from hvd_async.store.serve.journal import num_records
 from hvd_async.store.serve.liveness import Heartbeat
 from hvd_async.store.serve.server import ServerOptions, StoreServer
-from hvd_async.store.shards.shard import Shard
+from hvd_async.store.shards.in_block import shard_in
 from hvd_async.store.wire.layout import Layout, StoreMemory, StoreWindow, Word
+from hvd_async.vectors.redo import REDO_BYTES
 from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options()
@@ -36,6 +39,8 @@ _FAR_TARGET = BenchTarget("ratio at least", 0.85)
 _SERVED_TARGET = BenchTarget("value at most", 2.0)
 _IDLE_TARGET = BenchTarget("value at most", 3.0)
 
+# The cheapest update, since the update is not measured.
+_OPTIMIZER = OptimizerConfig(kind="sgd", learning_rate=0.1)
 _SMALL = 1000
 _ECHOES = 10
 # Longer than the store's threads stay awake after traffic: real workers compute between their pushes, too.
@@ -100,7 +105,7 @@ def _serving(place: BenchRank, num: int) -> Iterator[TransportSession | None]:
     from hvd_async.transport.mpi import open_blocks  # late: needs an initialised MPI
 
     messages, workers = PointToPoint(place.group), all_but_first(place.group)
-    with open_blocks(place.group, [Layout(num, place.num_workers)], [0]) as (memory,):
+    with open_blocks(place.group, [_layout(num, place.num_workers)], [0]) as (memory,):
         if workers is None:
             _serve(cast(StoreMemory, memory), EchoServer(messages, 4 * num))  # rank 0 has mapped memory
             yield None
@@ -117,12 +122,20 @@ def _serving(place: BenchRank, num: int) -> Iterator[TransportSession | None]:
     messages.free()
 
 
+def _layout(num: int, num_workers: int) -> Layout:
+    """Return the layout that a run would have: its state outlives the store's process."""
+    num_vectors = len(state_names(_OPTIMIZER)) + 1
+    return Layout(
+        num, num_workers, num_state_vectors=num_vectors, num_records=num_records(1, num_workers, 1), redo_bytes=REDO_BYTES
+    )
+
+
 def _serve(memory: StoreMemory, echo: EchoServer) -> None:
     layout = memory.layout
     strategy = StrategyConfig(kind="async", arrivals_per_update=1)
-    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.1)  # the cheapest update, since the update is not measured
-    buffers = [memory.vector(layout.published_offset(number)) for number in range(layout.num_buffers)]
-    store = ParameterStore(Shard(buffers, optimizer), layout.num_elements, optimizer, strategy, layout.num_workers)
+    whole = slice(0, layout.num_elements)
+    shard = shard_in(memory, whole, [whole], _OPTIMIZER, strategy)
+    store = ParameterStore(shard, layout.num_elements, _OPTIMIZER, strategy, layout.num_workers)
     with Heartbeat(memory, Word.STORE_HEARTBEAT):
         StoreServer(store, memory, NullObserver(), ServerOptions()).serve(echo.between_turns)
 
