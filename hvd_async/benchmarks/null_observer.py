@@ -45,5 +45,6 @@ class NullObserver:
     def settle(self) -> None:
         """Do nothing: there is nothing to write."""
 
-    def rescue(self, stop: StopNotice | None = None) -> None:
+    def rescue(self, stop: StopNotice | None = None) -> bool:
         """Do nothing: there is nothing to save."""
+        return True

@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pathlib
+import tempfile
 import threading
 import time
 from types import TracebackType
 from typing import Any
 
 from hvd_async.errors import HvdAsyncError
+from hvd_async.launcher.program_variables import KEEPER
 from hvd_async.runs.folder import RunFolder
+from hvd_async.store.wire.layout import Served, Word
 from hvd_async.system.process_state import state_of
 from hvd_async.system.shared_memory import Hold, Place
+from hvd_async.transport.block import WORD_BYTES
 
-# A look asks for the file's time alone.
+# A look asks for the time of a file alone.
 _LOOK_SECONDS = 0.02
 # How long the store's process may take to end when the launcher of the ranks has ended.
 _ENDING_SECONDS = 5.0
 
 
 class StoreKeeper:
-    """Keeps the memory of the store of a run, as soon as there is one, if it is on this host; a context manager."""
+    """Keeps the memory of the store of a run, as soon as there is one, if it is on this host; a context manager.
 
-    def __init__(self, folder: RunFolder) -> None:
-        """`folder` is that of the run, whose store may be started again and again."""
-        self._folder = folder
+    Inside the block the environment has `KEEPER`: a file in which the store's rank names the folder of its run, which a script
+    may choose itself.
+    """
+
+    def __init__(self) -> None:
+        """Do nothing yet."""
+        self._lock = threading.Lock()
         self._holds: list[Hold] = []
         self._invitation: dict[str, Any] = {}
+        self._seen = 0
         self._saved = -1  # version that was saved last
         self._is_over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="hvd-async-keeper", daemon=True)
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> StoreKeeper:
         """Begin to look for the store."""
+        own = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hvd-async-", ignore_cleanup_errors=True))
+        self._pointer = pathlib.Path(own) / "folder"
+        os.environ[KEEPER] = str(self._pointer)
+        self._stack.callback(os.environ.pop, KEEPER, None)
         self._watcher.start()
         return self
 
@@ -41,29 +57,47 @@ class StoreKeeper:
         self._is_over.set()
         self._watcher.join()
         self._let_go()
+        self._stack.close()
+
+    def has_unsaved(self) -> bool:
+        """Whether the store's process has died and has not saved its state, as far as this is known here."""
+        with self._lock:
+            if not self._holds or not self._have_ended():
+                return False
+            served = bytes(self._holds[0].map()[WORD_BYTES * Word.SERVED : WORD_BYTES * (Word.SERVED + 1)])
+            return int.from_bytes(served, "little", signed=True) != Served.SAVED
 
     def save(self) -> tuple[str, bool]:
         """Save the state of the store, if its process has died and has not saved it. Called when all ranks have ended. Return a
         line on what was saved, or could not be, and whether the run may go on; no line if there is nothing to say."""
+        if not self.has_unsaved():
+            return "", False
+        with self._lock:
+            try:
+                return self._save()
+            except Exception as error:  # such as no memory, or a folder that somebody has changed
+                text = str(error) if isinstance(error, HvdAsyncError) else f"{type(error).__name__}: {error}"
+                return f"launch: the store's memory could not be saved: {' '.join(text.split())}", False
+            finally:
+                self._let_go()
+
+    def _save(self) -> tuple[str, bool]:
         from hvd_async.store.wire.layout import Layout
         from hvd_async.strategies.invitation import Invitation
         from hvd_async.training.salvage import salvage
         from hvd_async.transport.host_memory import HostMemory
 
-        if not self._holds or not self._have_ended():
-            return "", False
-        try:
-            invitation = Invitation.from_json(self._invitation)
-            memories = [
-                HostMemory[Layout](layout, hold.map()) for layout, hold in zip(invitation.layouts, self._holds, strict=True)
-            ]
-            with self._folder.locked(lambda line: None):
-                groups = [slice(*each) for each in invitation.groups]
-                saved = salvage(self._folder, memories, groups, is_measured=invitation.is_measured)
-        except HvdAsyncError as error:
-            return f"launch: the store's memory could not be saved: {error}", False
-        finally:
-            self._let_go()
+        folder, invitation = self._folder(), Invitation.from_json(self._invitation)
+        memories = [
+            HostMemory[Layout](layout, hold.map()) for layout, hold in zip(invitation.layouts, self._holds, strict=True)
+        ]
+        groups = [slice(*each) for each in invitation.groups]
+        with folder.locked(lambda line: None):
+            with contextlib.suppress(HvdAsyncError):  # there is none: the process has withdrawn its own
+                if folder.read_invitation()["places"] != self._invitation["places"]:
+                    return "launch: the store's memory is not saved: another process has gone on with the run", False
+            saved = salvage(folder, memories, groups, is_measured=invitation.is_measured)
+            folder.withdraw_invitation()
         if saved is None:
             return "", False
         before = "none" if saved.saved_version is None else f"version {saved.saved_version}"
@@ -71,19 +105,32 @@ class StoreKeeper:
         has_advanced, self._saved = saved.version > self._saved, saved.version
         return line, has_advanced
 
+    def _folder(self) -> RunFolder:
+        return RunFolder(pathlib.Path(self._pointer.read_text(encoding="utf-8")))
+
     def _watch(self) -> None:
         """Hold the memory of each store that the folder names; quick, and without the libraries that a rank needs."""
-        seen = 0
         while not self._is_over.wait(_LOOK_SECONDS):
-            with contextlib.suppress(OSError, HvdAsyncError, KeyError, TypeError):  # there is none, or not yet
-                if (written := self._folder.invitation.stat().st_mtime_ns) == seen:
-                    continue
-                found, seen = self._folder.read_invitation(), written
-                places = [Place(**place) for place in found["places"]]
-                if all(place.is_here for place in places):
-                    holds = [Hold(place) for place in places]
-                    self._let_go()
-                    self._invitation, self._holds = found, holds
+            with contextlib.suppress(OSError, HvdAsyncError, KeyError, TypeError), self._lock:  # there is none, or not yet
+                self._look()
+
+    def _look(self) -> None:
+        folder = self._folder()
+        if (written := folder.invitation.stat().st_mtime_ns) == self._seen:
+            return
+        found = folder.read_invitation()
+        places = [Place(**place) for place in found["places"]]
+        if all(place.is_here for place in places):
+            holds: list[Hold] = []
+            try:
+                holds += (Hold(place) for place in places)
+            except HvdAsyncError:
+                for hold in holds:
+                    hold.close()
+                raise
+            self._let_go()
+            self._invitation, self._holds = found, holds
+        self._seen = written
 
     def _let_go(self) -> None:
         for hold in self._holds:

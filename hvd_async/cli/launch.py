@@ -176,8 +176,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
                 config, dataclasses.replace(rank_arguments, begin=begin, is_launched=True), layout, options
             )
             status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
-            outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells)
-            saved, goes_on = keeper.save() if outcome.is_failure and keeper is not None else ("", False)
+            outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells, keeper)
+            saved, goes_on = ("", False) if keeper is None else keeper.save()
             if saved:
                 _say(saved)
             limit = store_restarts if goes_on else restarts
@@ -198,8 +198,11 @@ def _way_on(config: RunConfig) -> str:
     return f"; saved: version {int(saved[-1].name[1:])}, resume with --resume" if saved else ""
 
 
-def _start(config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool) -> LaunchOutcome:
-    """Run `command`, which computes `config`, until it ends, and return its outcome. `status_tells`: as in `outcome_of`."""
+def _start(
+    config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool, keeper: StoreKeeper | None
+) -> LaunchOutcome:
+    """Run `command`, which computes `config`, until it ends, and return its outcome. `status_tells`: as in `outcome_of`. `keeper`
+    keeps the store's memory, if there is any."""
     from hvd_async.config import ScriptConfig
     from hvd_async.launcher import UNKNOWN, Summary, outcome_of, quieted
     from hvd_async.runs.folder import RunFolder
@@ -218,7 +221,10 @@ def _start(config: RunConfig, command: Command, stop_signal: int | None, status_
     if config.strategy.is_single:
         ended = dataclasses.replace(ended, is_killed=False)  # the killed process was the run itself
     status = summary.status() or (UNKNOWN if isinstance(config.task, ScriptConfig) else None)
-    if ended.status == 0 and status is None and not folder.has_ended():
+    if ended.status == 0 and keeper is not None and keeper.has_unsaved():
+        # Such an mpirun ends well, too, if the store has died, and each other rank has said so.
+        ended = dataclasses.replace(ended, status=1)
+    elif ended.status == 0 and status is None and not folder.has_ended():
         # An mpirun that keeps the other ranks when one dies ends well even if all of them have died.
         _say("launch: all ranks have ended before the run did; the system's log may say why")
         ended = dataclasses.replace(ended, status=1)
@@ -233,6 +239,8 @@ def _check_respawn(config: RunConfig, options: LaunchOptions) -> None:
         raise ConfigError(
             "--respawn: expected strategy.kind: async with on_worker_failure: continue; others end with a worker"
         )
+    if config.push.node_sum:
+        raise ConfigError("--respawn: got push.node_sum: true, expected false: such a run takes no workers later")
     if isinstance(config.task, ScriptConfig):
         raise ConfigError("--respawn: got a program, expected the configuration of a task, not a loop of its own")
     if not options.outlives:
@@ -243,13 +251,11 @@ def _check_respawn(config: RunConfig, options: LaunchOptions) -> None:
 
 def _keeping(config: RunConfig) -> contextlib.AbstractContextManager[StoreKeeper | None]:
     """Return a context manager that keeps the store's memory, so that nothing is lost when its process dies."""
-    from hvd_async.runs.folder import RunFolder
-
     if not config.strategy.is_async or not config.store.recoverable:
         return contextlib.nullcontext()
     from hvd_async.cli.holding import StoreKeeper
 
-    return StoreKeeper(RunFolder(config.output))
+    return StoreKeeper()
 
 
 def _respawning(config: RunConfig, limit: int) -> contextlib.AbstractContextManager[object]:

@@ -185,10 +185,11 @@ class RunRecorder:
         """Finish all writing that was begun."""
         self._writer.forget_failures()
 
-    def rescue(self, stop: StopNotice | None = None) -> None:
-        """Save the store if training has begun. A failure here is printed, not raised: the first failure ends the run."""
+    def rescue(self, stop: StopNotice | None = None) -> bool:
+        """Save the store if training has begun; return whether nothing is left to be saved. A failure here is printed, not
+        raised: the first failure ends the run."""
         if self._store is None:
-            return
+            return True
         self.settle()
         try:
             if not self._is_saved:
@@ -198,6 +199,7 @@ class RunRecorder:
         except HvdAsyncError as error:
             self._writer.forget_failures()
             self._run.progress.say(f"the progress since the last checkpoint could not be saved: {error}")
+        return self._is_saved
 
     # --- The end. -----------------------------------------------------------------------------------------------------
 

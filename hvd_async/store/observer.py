@@ -56,6 +56,7 @@ class Observer(Protocol):
     def settle(self) -> None:
         """Finish all writing that was begun; the store is lost. Blocks, and raises nothing."""
 
-    def rescue(self, stop: StopNotice | None = None) -> None:
-        """Save the store, which is whole, after the failure of another rank. Blocks, and raises nothing. `stop`: the run was
+    def rescue(self, stop: StopNotice | None = None) -> bool:
+        """Save the store, which is whole, after the failure of another rank; return whether that was done. Blocks, and raises
+        nothing. `stop`: the run was
         asked to stop, and counts as stopped."""

@@ -51,8 +51,6 @@ def reach_store(invitation: Invitation, layouts: Sequence[Layout], timeout_secon
 
     Raises `SetupError` if it cannot be reached from here, or its blocks have other sizes than `layouts` say.
     """
-    if not invitation.is_open:
-        raise SetupError("got a run with push.node_sum, expected one without: it takes no workers later")
     if tuple(layouts) != invitation.layouts:
         raise SetupError(
             "the store's memory: got another layout than this model and configuration have; use the code and packages with which"

@@ -159,12 +159,13 @@ class RankRole:
                     announce_failure(memory, rank, is_state_lost=is_lost)
                 tell(rank, error)
                 # Errors of other types may have interrupted an update.
+                is_saved = not is_lost
                 if is_lost:
                     observer.settle()
                 elif self._server is not None:
                     asked = StopNotice.from_word(memory.load(Word.STOP)) if isinstance(error, StopTimeoutError) else None
-                    self._server.rescue(asked)
-                memory.store(Word.SERVED, Served.UNSAVED if is_lost else Served.SAVED)
+                    is_saved = self._server.rescue(asked)
+                memory.store(Word.SERVED, Served.SAVED if is_saved else Served.UNSAVED)
                 raise
 
     def _serve(self, shard: Shard, memory: StoreMemory, touch: Callable[[], None]) -> StopNotice | None:

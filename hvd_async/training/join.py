@@ -57,6 +57,8 @@ def join(
         invitation = Invitation.from_json(run.read_invitation())
     except SetupError as error:
         raise SetupError(f"{run.invitation}: {error}") from None
+    if not invitation.is_open:
+        raise SetupError(f"{folder}: got a run with push.node_sum, expected one without: it takes no workers later")
     config = load_config(run.config)
     _check_task(run, config, options)
     if options.device is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 
 from hvd_async.config import RunConfig, load_config
-from hvd_async.errors import DataError
-from hvd_async.runs.checkpoint import Checkpoint, list_checkpoints, read_data, save_checkpoint
-from hvd_async.runs.event_log import EventLog, LogMark, events_after, fits
+from hvd_async.errors import CheckpointError, DataError
+from hvd_async.runs.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints, read_data, save_checkpoint
+from hvd_async.runs.event_log import EventLog, LogMark, events_after
 from hvd_async.runs.events import write_refused, write_update
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.snapshots import write_snapshot
@@ -27,6 +28,7 @@ from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import divisor
 from hvd_async.store.wire.layout import Served, StoreMemory, Word
 from hvd_async.store.wire.slots import read_slot, split
+from hvd_async.system import files
 from hvd_async.vectors import arithmetic
 
 
@@ -53,11 +55,14 @@ def salvage(
         return None
     config = load_config(folder.config)
     past = _read_past(folder, journal.started)
+    if past.version > journal.version:
+        raise DataError(f"{folder.root}: got version {past.version} there, expected {journal.version} as in memory, or less")
     shards = _shards(config, memories, groups, journal)
     _complete_step(config, shards, journal)
     with EventLog(folder.events, past.log) as log:
         for event in journal.events:
             past.add(event, log)
+        past.check(folder, journal.version)
         log.write("store_lost", past.seconds_at(journal.ended), version=journal.version)
         mark = log.mark()
         log.sync()
@@ -66,7 +71,11 @@ def salvage(
         past.note_snapshots(config, folder, lambda version: _evaluated(config, shards, memories, journal.version - version))
     recorder = past.recorder(journal, mark)
     document = {"data_fingerprint": past.fingerprint, "store": data, "recorder": recorder}
+    buffers = folder.buffers_of_checkpoint(checkpoint_folder(folder.checkpoints, journal.version))
+    kept = buffers.read_bytes() if buffers.exists() else None  # of a script, in a checkpoint that is replaced
     save_checkpoint(folder.checkpoints, journal.version, Checkpoint(tensors, document), config.training.keep_checkpoints)
+    if kept is not None:
+        files.write_file(buffers, kept)
     return Salvaged(journal.version, past.saved_version)
 
 
@@ -137,17 +146,16 @@ def _evaluated(config: RunConfig, shards: Sequence[Shard], memories: Sequence[St
 
 
 def _whole(shards: Sequence[Shard], name: str) -> torch.Tensor:
-    return torch.cat([shard.read(name) for shard in shards])
+    parts = [shard.read(name) for shard in shards]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _Past:
     """The past of a run up to the death of its store: its last checkpoint, and the log since."""
 
-    def __init__(
-        self, saved: Mapping[str, Any] | None, log: LogMark, events: Sequence[Mapping[str, Any]], started: float
-    ) -> None:
-        """`saved`: the data of the checkpoint, if there is one; `log`: the part of the log to keep; `events`: since `saved`.
-        `started`: when the process that has died began to serve, as of `time.monotonic`."""
+    def __init__(self, saved: Mapping[str, Any] | None, log: LogMark, started: float) -> None:
+        """`saved`: the data of the checkpoint, if there is one; `log`: the part of the log to keep. `started`: when the process
+        that has died began to serve, as of `time.monotonic`."""
         self.log = log
         self._started = started
         store = None if saved is None else saved["store"]
@@ -173,8 +181,6 @@ class _Past:
         self._decided: set[int] = set()  # batches that the log has since the last start
         self._started_seconds = 0.0
         self._arrivals: list[Arrival] = []
-        for event in events:
-            self._apply(event)
 
     def seconds_at(self, when: float) -> float:
         """Return the seconds of training at `when`, as of `time.monotonic`."""
@@ -189,11 +195,19 @@ class _Past:
             self._refuse(event.arrival, event.refusal)
             at = self._seconds_of(event)
             write_refused(log, at, event.arrival, at, event.refusal)
-        elif event.update.version > self.version:
+        elif event.update.version == self.version + 1:
             received = [self._seconds_of(each) for each in event.arrivals]
             seconds = self.seconds_at(event.time)
             write_update(log, seconds, event.update, received, 0.0)
             self._update(event.update, seconds)
+
+    def check(self, folder: RunFolder, version: int) -> None:
+        """Raise `DataError` if something is missing between the log and what the journal has up to `version`."""
+        if self.version != version:
+            raise DataError(
+                f"{folder.events}: got version {self.version} as its last, expected one from which the memory goes on, up to"
+                f" {version}: it was cut short or damaged"
+            )
 
     def note_snapshots(self, config: RunConfig, folder: RunFolder, read: Callable[[int], torch.Tensor | None]) -> None:
         """Note which versions were to be evaluated. Those whose snapshots were not on disk yet are written, if `read` has their
@@ -226,18 +240,22 @@ class _Past:
             return float(self._received[received.arrival.batch])
         return self.seconds_at(received.time)
 
-    def _apply(self, event: Mapping[str, Any]) -> None:
-        """Count an event of the log."""
-        kind = event["event"]
-        if kind in _COUNTED:
-            self._counts[kind] += 1
-        if kind == "start":
+    def look_at(self, event: Mapping[str, Any]) -> None:
+        """Note what the last process had decided, whether the checkpoint has it or not."""
+        if event["event"] == "start":
             self.fingerprint = event["data_fingerprint"]
             self._started_seconds = event["seconds"]
             self._decided.clear()
-        elif kind == "arrival":
+        elif event["event"] == "arrival":
+            self._decided.add(event["batch"])
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Count an event of the log, which the checkpoint has not."""
+        kind = event["event"]
+        if kind in _COUNTED:
+            self._counts[kind] += 1
+        if kind == "arrival":
             fields = {key: event[key] for key in Arrival.__dataclass_fields__}
-            self._decided.add(fields["batch"])
             if "refused" in event:
                 self._refuse(Arrival(**fields), Refusal(event["refused"]))
             else:
@@ -272,18 +290,27 @@ _COUNTED = {"start": "processes", "lost": "lost_workers", "joined": "joined_work
 
 
 def _read_past(folder: RunFolder, started: float) -> _Past:
-    """Read the last checkpoint that fits the log, and the log. Raises `DataError` if the log lacks what the checkpoint has."""
-    found = list_checkpoints(folder.checkpoints)
-    saved, mark = None, LogMark()
-    for path in reversed(found):
-        data = read_data(path).data
-        at = LogMark(*data["recorder"]["log"])
-        if fits(folder.events, at):
-            saved, mark = data, at
-            break
-    if found and saved is None:
-        raise DataError(f"{folder.events}: was cut short or damaged since {found[-1].name} was saved")
-    events = events_after(folder.events, mark)
+    """Read the last checkpoint that fits the log, and the log. Raises `DataError` if the log lacks what the checkpoints have."""
+    events = events_after(folder.events, LogMark())
     while events and events[-1][0]["event"] == "arrival" and "refused" not in events[-1][0]:
         events.pop()  # of an update that was being written: the journal has it
-    return _Past(saved, events[-1][1] if events else mark, [event for event, _ in events], started)
+    ends = {mark.num_bytes: mark for _, mark in events}
+    # A resumed process whose checkpoint did not fit the log has written where the gap is.
+    gaps = {event["version"]: mark for event, mark in events if event["event"] == "gap"}
+    saved, mark, found = None, LogMark(), list_checkpoints(folder.checkpoints)
+    for path in reversed(found):
+        with contextlib.suppress(CheckpointError):  # damaged: the one before it and the log will do
+            data = read_data(path).data
+            at = LogMark(*data["recorder"]["log"])
+            fitting = ends.get(at.num_bytes, LogMark()) == at
+            if fitting or data["store"]["version"] in gaps:
+                saved, mark = data, at if fitting else gaps[data["store"]["version"]]
+                break
+    if found and saved is None:
+        raise DataError(f"{folder.events}: was cut short or damaged since {found[-1].name} was saved")
+    past = _Past(saved, events[-1][1] if events else mark, started)
+    for event, end in events:
+        past.look_at(event)
+        if end.num_bytes > mark.num_bytes:
+            past.apply(event)
+    return past

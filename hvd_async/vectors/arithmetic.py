@@ -122,7 +122,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, 
             _c.step(described, *addresses, area, True, 0, end, numbers)
         return sum_inputs(inputs, None, rule.divisor)  # of the whole, also of what was made before
     assert redo is None or _c.REDO_BYTES == AREA_BYTES
-    bounds = _bounds(size)
+    bounds = _bounds(size) if redo is None else _bounds(size, MAX_RANGES)
     areas = [0] * len(bounds) if redo is None else redo.redo.begin(redo.progress, bounds)
     _in_threads(
         [
@@ -221,9 +221,9 @@ def _share(size: int, work: Callable[[int, int], T]) -> list[T]:
     return _in_threads([functools.partial(work, a, b) for a, b in _bounds(size)])
 
 
-def _bounds(size: int) -> list[tuple[int, int]]:
-    """Return the ranges of `size` elements for each thread, of whole blocks."""
-    num_threads = max(1, min(torch.get_num_threads(), size // _SMALLEST_SHARE, MAX_RANGES))
+def _bounds(size: int, most: int | None = None) -> list[tuple[int, int]]:
+    """Return the ranges of `size` elements for each thread, of whole blocks; at most `most`."""
+    num_threads = max(1, min(torch.get_num_threads(), size // _SMALLEST_SHARE, most or size))
     num_blocks = -(-size // BLOCK)
     return list(itertools.pairwise(min(size, BLOCK * (num_blocks * i // num_threads)) for i in range(num_threads + 1)))
 

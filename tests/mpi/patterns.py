@@ -57,7 +57,8 @@ class CountingObserver:
 
     def settle(self) -> None: ...
 
-    def rescue(self, stop: StopNotice | None = None) -> None: ...
+    def rescue(self, stop: StopNotice | None = None) -> bool:
+        return True
 
 
 def main(size: int, steps: int) -> None:

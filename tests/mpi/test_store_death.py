@@ -8,10 +8,11 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -19,13 +20,12 @@ import pytest
 from hvd_async.cli.holding import StoreKeeper
 from hvd_async.errors import DataError
 from hvd_async.replay.replay import ReplayOptions, replay
+from hvd_async.runs.checkpoint import list_checkpoints, read_data
 from hvd_async.runs.event_log import read_events
-from hvd_async.runs.folder import RunFolder
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from hvd_async.transport import host_memory
 from tests.comparison.processes import until
 from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, run_toy, summary_of, write_config
-from tests.mpi.test_faults import assert_fired
 from tests.mpi.test_rescue import finish
 from tests.mpi.toy import Settings, ToyTask, make_config
 from tests.ranks import run_limited
@@ -67,22 +67,39 @@ def settings(folder: pathlib.Path, kind: str, *faults: Mapping[str, Any], **chan
     )
 
 
+@contextlib.contextmanager
+def keeping(folder: pathlib.Path) -> Iterator[StoreKeeper]:
+    """Keep the memory of the store of the run in `folder`, whose ranks are started elsewhere."""
+    with StoreKeeper() as keeper:
+        keeper._pointer.write_text(str(folder))
+        yield keeper
+
+
+def latest_keys(folder: pathlib.Path) -> dict[str, set[str]]:
+    """Return the keys of each section of the last checkpoint's data."""
+    data = read_data(list_checkpoints(folder / "checkpoints")[-1]).data
+    return {name: set(section) for name, section in data.items() if isinstance(section, dict)} | {"": set(data)}
+
+
 def break_and_finish(folder: pathlib.Path, first: Settings, num_ranks: int) -> int:
     """Run `first`, whose store dies; save what it left, and finish the run. Return the version that was saved."""
-    with StoreKeeper(RunFolder(folder)) as keeper:
+    with keeping(folder) as keeper:
         done = run_toy(num_ranks, first)
-        assert_fired(done, first.faults[0]["kind"])
+        assert f"fault {first.faults[0]['kind']} fired on rank {first.faults[0]['rank']}" in done.stderr, str(done)
         assert done.returncode != 0
         line, goes_on = keeper.save()
     found = re.match(
-        r"launch: the store's process has died; version (\d+) is saved from its memory \(saved before: none\)", line
+        r"launch: the store's process has died; version (\d+) is saved from its memory \(saved before: (.*)\)", line
     )
     assert found is not None and goes_on, (line, str(done))
+    assert found[2] == "none" or "checkpoint_every" in first.config["training"]
+    saved = latest_keys(folder)
     version = int(found[1])
     assert version == max([0, *(event["version"] for event in events_of(folder, "update"))])
     (lost,) = events_of(folder, "store_lost")
     assert lost["version"] == version
     finish(first, num_ranks)
+    assert saved == latest_keys(folder)
     assert summary_of(folder)["processes"] == 2
     verdict = replay(
         folder, lambda config: ToyTask(Settings({}, hidden=first.hidden), 0), ReplayOptions(), lambda line: None
@@ -129,6 +146,87 @@ def test_no_arrival_is_lost_or_counts_twice_when_the_store_dies(tmp_path: pathli
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lock-step", "many", "node sum"])
+@pytest.mark.parametrize("write", [2, 13, 24])
+def test_a_checkpoint_of_the_same_process_is_no_hindrance(tmp_path: pathlib.Path, kind: str, write: int) -> None:
+    first = settings(tmp_path / "run", kind, {"rank": 0, "step": 3, "kind": "sigkill", "write": write})
+    first.config["training"]["checkpoint_every"] = 2
+    assert break_and_finish(tmp_path / "run", first, 3) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["many", "one", "dropped"])
+@pytest.mark.parametrize("write", [1, 9, 18, 30])
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_refused_gradients_are_counted_once(tmp_path: pathlib.Path, kind: str, write: int, checkpoint_every: int) -> None:
+    """Worker 2 computes a gradient that is not finite at each of its first steps."""
+    nans = [{"rank": 2, "step": step, "kind": "nan"} for step in range(6)]
+    first = settings(tmp_path / "run", kind, {"rank": 0, "step": 1, "kind": "sigkill", "write": write}, *nans)
+    first.config["training"] |= {"checkpoint_every": checkpoint_every, "diverged_after": 1000}
+    break_and_finish(tmp_path / "run", first, 3)
+    refused = [event for event in events_of(tmp_path / "run", "arrival") if "refused" in event]
+    assert len(refused) == sum(summary_of(tmp_path / "run")["refused"].values()) >= 1
+
+
+@pytest.mark.slow
+def test_a_resumed_run_whose_store_dies_goes_on_with_its_clock_and_pending_arrivals(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run", "many", {"rank": 2, "step": 5, "kind": "exception"})
+    assert run_toy(4, first).returncode != 0  # saved, with pending arrivals or without
+    before = events(tmp_path / "run")[-1]["seconds"]
+    second = dataclasses.replace(first, resume=True, faults=[{"rank": 0, "step": 3, "kind": "sigkill", "write": 12}])
+    second.config["training"]["checkpoint_every"] = 1
+    with keeping(tmp_path / "run") as keeper:
+        assert run_toy(4, second).returncode != 0
+        assert keeper.save()[1]
+    data = read_data(list_checkpoints(tmp_path / "run/checkpoints")[-1]).data
+    assert data["recorder"]["seconds"] >= before
+    finish(first, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["newest checkpoint", "log", "folder"])
+def test_a_damaged_folder_costs_no_more_than_it_must(tmp_path: pathlib.Path, what: str) -> None:
+    folder = tmp_path / "run"
+    first = settings(folder, "workers", {"rank": 0, "step": 6, "kind": "sigkill", "write": 5})
+    first.config["training"] |= {"checkpoint_every": 2, "keep_checkpoints": 2}
+    with keeping(folder) as keeper:
+        assert run_toy(3, first).returncode != 0
+        newest = list_checkpoints(folder / "checkpoints")[-1]
+        if what == "newest checkpoint":
+            (newest / "data.json").write_text("{")
+        elif what == "log":
+            lines = (folder / "events.jsonl").read_bytes().splitlines(keepends=True)
+            (folder / "events.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+        else:
+            shutil.rmtree(folder / "checkpoints")
+            (folder / "checkpoints").write_text("a file")
+        line, goes_on = keeper.save()
+    assert goes_on == (what == "newest checkpoint"), line
+    if goes_on:
+        finish(first, 3)
+    else:
+        assert line.startswith("launch: the store's memory could not be saved: ") and "Traceback" not in line
+
+
+@pytest.mark.slow
+def test_a_script_that_names_its_folder_itself_goes_on(tmp_path: pathlib.Path) -> None:
+    program = (sys.executable, "-m", "examples.digits.train", "--epochs", "30", "--output", str(tmp_path / "run"))
+    command = (sys.executable, "-m", "hvd_async", "launch", "-w", "2", "--set", "strategy.kind=async", "--", *program)
+    environ = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    with subprocess.Popen(
+        command, env=environ, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        until(lambda: sum(event["event"] == "update" for event in events(tmp_path / "run")) > 20)
+        place = json.loads((tmp_path / "run/join.json").read_text())["places"][0]
+        os.kill(place["process"], signal.SIGKILL)
+        output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+    assert "is saved from its memory" in output and summary_of(tmp_path / "run")["processes"] == 2, output
+    batches = [event["batch"] for event in events_of(tmp_path / "run", "arrival")]
+    assert len(batches) == len(set(batches))
+
+
+@pytest.mark.slow
 def test_launch_goes_on_when_the_store_is_killed(tmp_path: pathlib.Path) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     path = write_config(
@@ -172,7 +270,7 @@ def test_the_death_of_another_shard_costs_nothing(tmp_path: pathlib.Path, order:
 def test_a_store_may_die_again_and_again(tmp_path: pathlib.Path) -> None:
     check_lockstep(tmp_path, {"rank": 0, "step": 3, "kind": "sigkill", "write": 5})
     first = settings(tmp_path / "again", "lock-step", {"rank": 0, "step": 3, "kind": "sigkill", "write": 5})
-    with StoreKeeper(RunFolder(tmp_path / "again")) as keeper:
+    with keeping(tmp_path / "again") as keeper:
         assert run_toy(3, first).returncode != 0 and keeper.save()[1]
         second = dataclasses.replace(first, resume=True, faults=[{"rank": 0, "step": 8, "kind": "sigkill", "write": 13}])
         assert run_toy(3, second).returncode != 0 and keeper.save()[1]
@@ -183,7 +281,7 @@ def test_a_store_may_die_again_and_again(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 def test_a_store_that_has_saved_its_state_is_left_alone(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run", "workers", {"rank": 2, "step": 4, "kind": "exception"})
-    with StoreKeeper(RunFolder(tmp_path / "run")) as keeper:
+    with keeping(tmp_path / "run") as keeper:
         assert run_toy(3, first).returncode != 0
         before = [path.stat().st_mtime_ns for path in (tmp_path / "run/checkpoints").rglob("*")]
         assert keeper.save() == ("", False)

@@ -77,8 +77,9 @@ class Recorder:
     def settle(self) -> None:
         pass
 
-    def rescue(self, stop: StopNotice | None = None) -> None:
+    def rescue(self, stop: StopNotice | None = None) -> bool:
         self.rescues.append(stop)
+        return True
 
     def num_evaluations_due(self) -> int:
         return len(self.updates) // self.evaluate_every if self.evaluate_every else 0

@@ -169,10 +169,13 @@ class Journal:
         """Write down that the pending arrivals were refused."""
         if self._is_kept:
             self._nothing_pending()
-            self._write([self._record(_Kind.DISCARD, [_REFUSALS.index(refusal)])])
+            self._base += 1
+            self._write([self._record(_Kind.DISCARD, [_REFUSALS.index(refusal)]), self._base_record()])
 
     def settle(self) -> None:
         """Forget what the observer has written down, which is everything up to now."""
+        if not self._is_kept:
+            return
         if self._first != self._base:
             self._set_first(self._base)
         if self._num - self._first > self._layout.num_records // 2:  # many were refused
@@ -185,13 +188,24 @@ class Journal:
     def _write_state(self) -> None:
         """Write everything anew, after what was written before."""
         self._base = self._num
-        numbers = (self._store.weight, self._store.clip)
-        records = [self._record(_Kind.BASE, [self._store.version, *map(float_to_word, numbers)])]
+        records = [self._base_record()]
         for arrival in self._store.pending:
             since, slot = self._times.get(arrival.batch, (0.0, -1))
             records.append(self._push(arrival, arrival_words.to_words(arrival), slot, since, None))
+        if len(records) > self._layout.num_records // 2:  # pending of a job that had more workers
+            self._give_up()
+            return
         self._write(records)
         self._set_first(self._base)
+
+    def _base_record(self) -> list[int]:
+        return self._record(_Kind.BASE, [self._store.version, *map(float_to_word, (self._store.weight, self._store.clip))])
+
+    def _give_up(self) -> None:
+        """Keep no journal any more: what is in it would be wrong."""
+        self._is_kept = False
+        self._store.about_to_step = lambda order: None
+        self._memory.store(self._end_word, 0)
 
     def _nothing_pending(self) -> None:
         """Note that the next record is one after which nothing is pending."""
@@ -213,6 +227,9 @@ class Journal:
         return [kind, 0 if place is None else 1 + place, len(self._store.unread_slots), float_to_word(when), *body]
 
     def _write(self, records: Sequence[Sequence[int]]) -> None:
+        if self._num + len(records) - self._first > self._layout.num_records:
+            self._give_up()
+            return
         for record in records:
             place = self._first_record + self._num % self._layout.num_records * RECORD_WORDS
             self._memory.store_words(place, record)
@@ -227,7 +244,7 @@ def read_journal(window: StoreWindow) -> JournalState | None:
     if not layout.num_records:
         return None
     end, first, started = (window.load(layout.journal_word(word)) for word in _Head)
-    if end == 0:
+    if end == 0:  # not yet, or given up
         return None
     state = JournalState(word_to_float(started))
     first_record = layout.journal_word(JOURNAL_HEAD_WORDS)

@@ -155,14 +155,14 @@ class StoreServer:
         self.release()
         return notice
 
-    def rescue(self, stop: StopNotice | None = None) -> None:
+    def rescue(self, stop: StopNotice | None = None) -> bool:
         """Have the store saved after a `HvdAsyncError` of `serve` that left the store whole: see `Observer.rescue`."""
         try:
             self._report_refused(self._store.take_refused())
             self._report_updates()
         except HvdAsyncError:
             pass  # the failure to write a file is already reported; save what can be saved
-        self._observer.rescue(stop)
+        return self._observer.rescue(stop)
 
     def release(self) -> None:
         """Release the workers, which wait until everything that is to outlive the run is saved."""

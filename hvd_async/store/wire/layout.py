@@ -34,7 +34,7 @@ INDEX_BYTES = 4
 NUM_ORDERS = 64
 NUM_RETURNS = 64
 NUM_PROVISIONAL = 2
-# Words before the records of the journal, and of each record: see `wire.journal`.
+# Words before the records of the journal, and of each record: see `serve.journal`.
 JOURNAL_HEAD_WORDS = 8
 RECORD_WORDS = 20
 
