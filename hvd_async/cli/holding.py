@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
-import tempfile
 import threading
 import time
 from types import TracebackType
 from typing import Any
 
 from hvd_async.errors import HvdAsyncError
-from hvd_async.launcher.program_variables import KEEPER
+from hvd_async.launcher.keeper_page import VARIABLE, KeeperPage
 from hvd_async.runs.folder import RunFolder
 from hvd_async.store.wire.layout import Served, Word
 from hvd_async.system.process_state import state_of
@@ -28,8 +26,7 @@ _ENDING_SECONDS = 5.0
 class StoreKeeper:
     """Keeps the memory of the store of a run, as soon as there is one, if it is on this host; a context manager.
 
-    Inside the block the environment has `KEEPER`: a file in which the store's rank names the folder of its run, which a script
-    may choose itself.
+    Inside the block the environment has the `VARIABLE` of `keeper_page` for the ranks that are started.
     """
 
     def __init__(self) -> None:
@@ -41,14 +38,13 @@ class StoreKeeper:
         self._saved = -1  # version that was saved last
         self._is_over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="hvd-async-keeper", daemon=True)
-        self._stack = contextlib.ExitStack()
+        self._page: KeeperPage | None = None
 
     def __enter__(self) -> StoreKeeper:
-        """Begin to look for the store."""
-        own = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hvd-async-", ignore_cleanup_errors=True))
-        self._pointer = pathlib.Path(own) / "folder"
-        os.environ[KEEPER] = str(self._pointer)
-        self._stack.callback(os.environ.pop, KEEPER, None)
+        """Begin to look for the store, where the system has memory without a name."""
+        with contextlib.suppress(AttributeError, OSError):
+            self._page = KeeperPage()
+            os.environ[VARIABLE] = self._page.variable
         self._watcher.start()
         return self
 
@@ -57,7 +53,9 @@ class StoreKeeper:
         self._is_over.set()
         self._watcher.join()
         self._let_go()
-        self._stack.close()
+        if self._page is not None:
+            os.environ.pop(VARIABLE, None)
+            self._page.close()
 
     def has_unsaved(self) -> bool:
         """Whether the store's process has died and has not saved its state, as far as this is known here."""
@@ -88,6 +86,7 @@ class StoreKeeper:
         from hvd_async.transport.host_memory import HostMemory
 
         folder, invitation = self._folder(), Invitation.from_json(self._invitation)
+        assert folder is not None  # there is memory, so that a rank has named it
         memories = [
             HostMemory[Layout](layout, hold.map()) for layout, hold in zip(invitation.layouts, self._holds, strict=True)
         ]
@@ -105,8 +104,9 @@ class StoreKeeper:
         has_advanced, self._saved = saved.version > self._saved, saved.version
         return line, has_advanced
 
-    def _folder(self) -> RunFolder:
-        return RunFolder(pathlib.Path(self._pointer.read_text(encoding="utf-8")))
+    def _folder(self) -> RunFolder | None:
+        path = None if self._page is None else self._page.read()
+        return None if path is None else RunFolder(path)
 
     def _watch(self) -> None:
         """Hold the memory of each store that the folder names; quick, and without the libraries that a rank needs."""
@@ -115,7 +115,8 @@ class StoreKeeper:
                 self._look()
 
     def _look(self) -> None:
-        folder = self._folder()
+        if (folder := self._folder()) is None:
+            return
         if (written := folder.invitation.stat().st_mtime_ns) == self._seen:
             return
         found = folder.read_invitation()

@@ -11,8 +11,6 @@ from hvd_async.system.openmp import VARIABLE, is_default
 CONFIG = "HVD_ASYNC_CONFIG"
 OVERRIDES = "HVD_ASYNC_OVERRIDES"
 BEGIN = "HVD_ASYNC_BEGIN"
-KEEPER = "HVD_ASYNC_KEEPER"
-"""Names a file in which the store's rank writes the folder of its run, for `launch` on the same host."""
 BEGINS = ("new", "resume", "overwrite", "auto-resume")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, count_wo
 from hvd_async.config import RunConfig
 from hvd_async.emulation.idling import Emulation, check_emulation
 from hvd_async.errors import ConfigError
-from hvd_async.launcher.program_variables import KEEPER
+from hvd_async.launcher.keeper_page import tell_keeper
 from hvd_async.runs.checkpoint import check_tensors, list_checkpoints, way_out
 from hvd_async.runs.continuation import Supply
 from hvd_async.runs.folder import Beginning, Resumption, RunFolder
@@ -31,7 +30,6 @@ from hvd_async.store.optimizers.factory import check_optimizer
 from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
-from hvd_async.system import files
 from hvd_async.tasks.gradient import check_buffers, flatten
 from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import ReadsAhead, Task
@@ -162,8 +160,7 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
         def invite(invitation: Mapping[str, Any]) -> None:
             of_task = {"fingerprint": workload.task.fingerprint(), "is_measured": bool(workload.task.metrics)}
             start.folder.write_invitation({**invitation, **of_task})
-            if (pointer := start.environ.get(KEEPER)) is not None:
-                _point_to(pathlib.Path(pointer), start.folder)
+            tell_keeper(start.environ, start.folder.root)
 
         job = dataclasses.replace(job, invite=invite)
     return Ready(start.folder, job, loop, start.stop, progress, recorder)
@@ -313,12 +310,6 @@ def _introduce(start: Start, spec: JobSpec, workload: Workload, progress: Progre
     remarks = [*opened.remarks, *start.strategy.remarks(spec), *([slow] if optimizer.kind == "torch" else [])]
     for line in [*([str(batch_job)] if batch_job else []), *remarks, *workload.task.describe_data(), *places]:
         progress.say(line)
-
-
-def _point_to(pointer: pathlib.Path, folder: RunFolder) -> None:
-    """Tell `launch` on this host which folder the run has. On another host nobody waits for it."""
-    if pointer.parent.is_dir():
-        files.write_file(pointer, str(folder.root.absolute()).encode())
 
 
 def _make_loop(start: Start, plans: Sequence[RankPlan], workload: Workload, saved: SavedState | None) -> TrainingLoop:

@@ -19,6 +19,7 @@ import pytest
 
 from hvd_async.cli.holding import StoreKeeper
 from hvd_async.errors import DataError
+from hvd_async.launcher.keeper_page import tell_keeper
 from hvd_async.replay.replay import ReplayOptions, replay
 from hvd_async.runs.checkpoint import list_checkpoints, read_data
 from hvd_async.runs.event_log import read_events
@@ -71,7 +72,7 @@ def settings(folder: pathlib.Path, kind: str, *faults: Mapping[str, Any], **chan
 def keeping(folder: pathlib.Path) -> Iterator[StoreKeeper]:
     """Keep the memory of the store of the run in `folder`, whose ranks are started elsewhere."""
     with StoreKeeper() as keeper:
-        keeper._pointer.write_text(str(folder))
+        tell_keeper(os.environ, folder)
         yield keeper
 
 

@@ -1,0 +1,50 @@
+"""How the store's rank tells `launch`, on the same host, which folder its run has: a script may choose it itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from hvd_async.errors import SetupError
+from hvd_async.system.shared_memory import Hold, Place, make, map_place
+
+VARIABLE = "HVD_ASYNC_KEEPER"
+"""Names the page to the ranks."""
+_NUM_BYTES = 1 << 14
+
+
+class KeeperPage:
+    """A page of memory without a name, so that nothing is left behind, into which the store's rank writes a path."""
+
+    def __init__(self) -> None:
+        """Make the page. Raises `OSError` where there is no such memory."""
+        self._hold = Hold(make(_NUM_BYTES))
+        self._memory = self._hold.map()
+
+    @property
+    def variable(self) -> str:
+        """The value of `VARIABLE` for the ranks."""
+        return json.dumps(asdict(self._hold.place))
+
+    def read(self) -> pathlib.Path | None:
+        """Return what a rank has written; None if none has."""
+        text = bytes(self._memory).partition(b"\0")[0].decode(errors="replace")
+        return pathlib.Path(text) if text else None
+
+    def close(self) -> None:
+        """Give the page up."""
+        self._hold.close()
+        os.close(self._hold.place.descriptor)
+
+
+def tell_keeper(environ: Mapping[str, str], folder: pathlib.Path) -> None:
+    """Write `folder` into the page of `environ`, if there is one and it is on this host."""
+    text = str(folder.absolute()).encode()
+    with contextlib.suppress(KeyError, ValueError, TypeError, SetupError):  # nobody waits for it, or not here
+        place = Place(**json.loads(environ[VARIABLE]))
+        if place.is_here and len(text) < place.num_bytes:
+            map_place(place)[: len(text) + 1] = text + b"\0"
