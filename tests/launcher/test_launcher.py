@@ -582,7 +582,7 @@ def test_a_launcher_that_ends_well_does_not_hide_that_all_ranks_were_killed(
     if before is not None:
         (folder / "summary.json").write_text(json.dumps({"status": before}))
     given = config("async").model_copy(update={"output": str(folder)})
-    outcome = launch._start(given, Command(("true",), {}), None, status_tells=True)
+    outcome = launch._start(given, Command(("true",), {}), None, status_tells=True, keeper=None)
     assert (outcome.is_failure, outcome.status) == (is_failure, int(is_failure))
     assert ("all ranks have ended before the run did" in capsys.readouterr().out) == is_failure
 

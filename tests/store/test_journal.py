@@ -21,7 +21,7 @@ from tests.store.stores import asynchronous, make_store
 SIZE, WORKERS, NEEDED = 8, 3, 4
 
 
-class Written:
+class JournalWriter:
     """A store whose decisions are written into a journal, as the server does."""
 
     def __init__(self, capacity: int = num_records(NEEDED, WORKERS, 1)) -> None:
@@ -69,7 +69,7 @@ class Written:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_reader_finds_the_state_of_the_store_after_every_push(seed: int) -> None:
-    dice, written = random.Random(seed), Written()
+    dice, written = random.Random(seed), JournalWriter()
     for _ in range(400):
         value = dice.choice([1.0, 1.0, 1.0, 0.5, float("nan"), 3e38])  # the last overflows in the sum, which is refused
         written.push(value)
@@ -78,7 +78,7 @@ def test_a_reader_finds_the_state_of_the_store_after_every_push(seed: int) -> No
 
 
 def test_what_was_decided_since_it_was_settled_is_told() -> None:
-    written = Written()
+    written = JournalWriter()
     for _ in range(NEEDED + 1):
         written.push(1.0, settles=False)
     written.push(float("nan"), settles=False)
@@ -91,7 +91,7 @@ def test_what_was_decided_since_it_was_settled_is_told() -> None:
 
 
 def test_a_step_that_was_begun_is_known_until_it_is_made() -> None:
-    written = Written()
+    written = JournalWriter()
     orders = []
     about = written.store.about_to_step
 
@@ -107,7 +107,7 @@ def test_a_step_that_was_begun_is_known_until_it_is_made() -> None:
 
 
 def test_a_journal_without_room_is_given_up_and_never_wrong() -> None:
-    written = Written(capacity=6)
+    written = JournalWriter(capacity=6)
     for _ in range(3 * NEEDED):
         written.push(1.0)
         state = read_journal(written.memory)
