@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 import threading
 import time
 from types import TracebackType
 from typing import Any
 
-from hvd_async.errors import HvdAsyncError
+from hvd_async.errors import DataError, HvdAsyncError
 from hvd_async.launcher.keeper_page import VARIABLE, KeeperPage
 from hvd_async.runs.folder import RunFolder
 from hvd_async.store.wire.layout import Served, Word
 from hvd_async.system.process_state import state_of
 from hvd_async.system.shared_memory import Hold, Place
+from hvd_async.system.standard_streams import tell
 from hvd_async.transport.block import WORD_BYTES
 
 # A look asks for the time of a file alone.
 _LOOK_SECONDS = 0.02
 # How long the store's process may take to end when the launcher of the ranks has ended.
 _ENDING_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
 
 
 class StoreKeeper:
@@ -29,8 +33,10 @@ class StoreKeeper:
     Inside the block the environment has the `VARIABLE` of `keeper_page` for the ranks that are started.
     """
 
-    def __init__(self) -> None:
-        """Do nothing yet."""
+    def __init__(self, patience_seconds: float = 600.0) -> None:
+        """`patience_seconds`: how long `save` tries again where the run's folder cannot be written, since the memory is the only
+        copy."""
+        self._patience_seconds = patience_seconds
         self._lock = threading.Lock()
         self._holds: list[Hold] = []
         self._invitation: dict[str, Any] = {}
@@ -70,14 +76,37 @@ class StoreKeeper:
         line on what was saved, or could not be, and whether the run may go on; no line if there is nothing to say."""
         if not self.has_unsaved():
             return "", False
+        deadline, has_told = time.monotonic() + self._patience_seconds, False
         with self._lock:
             try:
-                return self._save()
-            except Exception as error:  # such as no memory, or a folder that somebody has changed
-                text = str(error) if isinstance(error, HvdAsyncError) else f"{type(error).__name__}: {error}"
-                return f"launch: the store's memory could not be saved: {' '.join(text.split())}", False
+                while True:
+                    try:
+                        return self._save()
+                    except Exception as error:  # such as no memory, or a folder that somebody has changed
+                        text = str(error) if isinstance(error, HvdAsyncError) else f"{type(error).__name__}: {error}"
+                        line = f"launch: the store's memory could not be saved: {' '.join(text.split())}"
+                        if self._can_be_written() or time.monotonic() > deadline:
+                            return line, False
+                        if not has_told:
+                            limit = f"tries again for {self._patience_seconds:.0f} s"
+                            tell(f"{line}; {limit}: make room, or let the folder be written\n")
+                            has_told = True
+                        time.sleep(_RETRY_SECONDS)
             finally:
                 self._let_go()
+
+    def _can_be_written(self) -> bool:
+        """Whether the run's folder is there, can be written, and has room for a checkpoint."""
+        folder = self._folder()
+        assert folder is not None
+        try:
+            if folder.root.is_dir():
+                with tempfile.TemporaryFile(dir=folder.root):
+                    pass
+            free = shutil.disk_usage(folder.root).free
+        except OSError:
+            return False
+        return free > sum(hold.place.num_bytes for hold in self._holds)
 
     def _save(self) -> tuple[str, bool]:
         from hvd_async.store.wire.layout import Layout
@@ -87,6 +116,8 @@ class StoreKeeper:
 
         folder, invitation = self._folder(), Invitation.from_json(self._invitation)
         assert folder is not None  # there is memory, so that a rank has named it
+        if not folder.config.exists():
+            raise DataError(f"{folder.root}: is gone, or not the folder of the run any more")
         memories = [
             HostMemory[Layout](layout, hold.map()) for layout, hold in zip(invitation.layouts, self._holds, strict=True)
         ]
@@ -102,7 +133,7 @@ class StoreKeeper:
         before = "none" if saved.saved_version is None else f"version {saved.saved_version}"
         line = f"launch: the store's process has died; version {saved.version} is saved from its memory (saved before: {before})"
         has_advanced, self._saved = saved.version > self._saved, saved.version
-        return line, has_advanced
+        return line if has_advanced else f"{line}; it has not advanced since it was started again", has_advanced
 
     def _folder(self) -> RunFolder | None:
         path = None if self._page is None else self._page.read()

@@ -183,19 +183,22 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
             limit = store_restarts if goes_on else restarts
             is_last = not outcome.is_failure or restart >= limit
             again = f"; restart {restart + 1} of {limit}, with --auto-resume"
-            _say(outcome.text + (again if not is_last else _way_on(config) if outcome.is_failure else ""))
+            is_open = outcome.is_failure or outcome.text.endswith("before training began")
+            _say(outcome.text + (again if not is_last else _way_on(config) if is_open else ""))
             if is_last:
                 break
     return outcome.status
 
 
 def _way_on(config: RunConfig) -> str:
-    """Return how a run that failed goes on, for the end of a line; empty if nothing of it is saved."""
+    """Return how a run that did not finish goes on, for the end of a line; empty if there is no run."""
     from hvd_async.runs.checkpoint import list_checkpoints
     from hvd_async.runs.folder import RunFolder
 
-    saved = list_checkpoints(RunFolder(config.output).checkpoints)
-    return f"; saved: version {int(saved[-1].name[1:])}, resume with --resume" if saved else ""
+    folder = RunFolder(config.output)
+    if saved := list_checkpoints(folder.checkpoints):
+        return f"; saved: version {int(saved[-1].name[1:])}, resume with --resume"
+    return "; nothing is saved, begin again with --auto-resume" if folder.config.exists() else ""
 
 
 def _start(

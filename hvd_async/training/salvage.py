@@ -289,11 +289,17 @@ _COUNTED = {"start": "processes", "lost": "lost_workers", "joined": "joined_work
 """Events that the recorder counts, and the names of the counts."""
 
 
+def _is_unfinished(event: Mapping[str, Any]) -> bool:
+    """Whether `event`, the last of a log, is to be written again: an arrival of an update that was being written, which the
+    journal has, or the end of an earlier attempt to save."""
+    return event["event"] == "store_lost" or (event["event"] == "arrival" and "refused" not in event)
+
+
 def _read_past(folder: RunFolder, started: float) -> _Past:
     """Read the last checkpoint that fits the log, and the log. Raises `DataError` if the log lacks what the checkpoints have."""
     events = events_after(folder.events, LogMark())
-    while events and events[-1][0]["event"] == "arrival" and "refused" not in events[-1][0]:
-        events.pop()  # of an update that was being written: the journal has it
+    while events and _is_unfinished(events[-1][0]):
+        events.pop()
     ends = {mark.num_bytes: mark for _, mark in events}
     # A resumed process whose checkpoint did not fit the log has written where the gap is.
     gaps = {event["version"]: mark for event, mark in events if event["event"] == "gap"}

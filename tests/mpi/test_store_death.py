@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,9 +70,9 @@ def settings(folder: pathlib.Path, kind: str, *faults: Mapping[str, Any], **chan
 
 
 @contextlib.contextmanager
-def keeping(folder: pathlib.Path) -> Iterator[StoreKeeper]:
+def keeping(folder: pathlib.Path, patience_seconds: float = 0.0) -> Iterator[StoreKeeper]:
     """Keep the memory of the store of the run in `folder`, whose ranks are started elsewhere."""
-    with StoreKeeper() as keeper:
+    with StoreKeeper(patience_seconds=patience_seconds) as keeper:
         tell_keeper(os.environ, folder)
         yield keeper
 
@@ -207,6 +208,24 @@ def test_a_damaged_folder_costs_no_more_than_it_must(tmp_path: pathlib.Path, wha
         finish(first, 3)
     else:
         assert line.startswith("launch: the store's memory could not be saved: ") and "Traceback" not in line
+
+
+@pytest.mark.slow
+def test_the_only_copy_is_not_thrown_away_while_the_folder_cannot_be_written(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, away = tmp_path / "run", tmp_path / "away"
+    first = settings(folder, "workers", {"rank": 0, "step": 6, "kind": "sigkill", "write": 5})
+    with keeping(folder, patience_seconds=60) as keeper:
+        assert run_toy(3, first).returncode != 0
+        folder.rename(away)
+        back = threading.Timer(2.0, lambda: away.rename(folder))
+        back.start()
+        line, goes_on = keeper.save()
+        back.join()
+    assert goes_on and "is saved from its memory" in line
+    assert "could not be saved: " in (told := capfd.readouterr().err) and "tries again for 60 s" in told
+    finish(first, 3)
 
 
 @pytest.mark.slow
