@@ -8,6 +8,7 @@ import itertools
 import os
 import pathlib
 import re
+import threading
 import time
 import warnings
 from collections.abc import Collection, Iterator, MutableMapping, Sequence
@@ -30,6 +31,8 @@ OUTLIVES = "OMPI_MCA_mpi_ft_enable"
 _FAILURE_TAG = 77
 _GROUP_TAG = "hvd-async"
 _TURN_SECONDS = 0.3
+_GROUP_SECONDS = 20.0
+"""How long the ranks that are left may take to form a group; it is a matter of milliseconds."""
 _MOST_REPORTED = 2000
 """Bytes of the text of a failure, the end of a longer one: such short messages are sent without the receiver's help."""
 _reports: list[object] = []  # MPI still reads these messages
@@ -141,6 +144,14 @@ def reported_failure(comm: MPI.Intracomm) -> tuple[int, str] | None:
     return int(content[0]), content[1:].tobytes().decode(errors="replace")
 
 
+def _form(group: MPI.Group) -> MPI.Intracomm:
+    """Return a communicator of the ranks in `group`. Collective over them."""
+    from mpi4py import MPI
+
+    # `Create_group` of a communicator fails on those ranks to which MPI has told of the dead, and waits on the others.
+    return MPI.Intracomm.Create_from_group(group, _GROUP_TAG)
+
+
 class MpiGroup:
     """The ranks of an MPI communicator as a `Group`."""
 
@@ -164,14 +175,24 @@ class MpiGroup:
 
     def leave_out(self, dead: Collection[int]) -> None:
         """Become the group of the ranks that are not `dead`, given by their first numbers, of which MPI need not know. Collective
-        over the others, which pass the same."""
+        over the others, which pass the same.
+
+        MPI sometimes never makes this group after a death on another host; then each rank goes on alone.
+        """
         from mpi4py import MPI
 
         left = [origin for origin in self._origins if origin not in dead]
         group = self.comm.Get_group().Incl([self._origins.index(origin) for origin in left])
+        made: list[MPI.Intracomm] = []
+        maker = threading.Thread(target=lambda: made.append(_form(group)), name="hvd-async-group", daemon=True)
         with self._waiting(left):
-            # `Create_group` of a communicator fails on those ranks to which MPI has told of the dead, and waits on the others.
-            self._become(MPI.Intracomm.Create_from_group(group, _GROUP_TAG), left)
+            maker.start()
+            maker.join(_GROUP_SECONDS)
+        if made:
+            self._become(made[0], left)
+        else:
+            self.outlives = False
+            self._become(MPI.COMM_SELF, [self._origins[self.rank]])
 
     def shrink(self) -> list[int]:
         """Become the group of the ranks that live, in the order of before; return those that are dead, by their first numbers.

@@ -11,7 +11,7 @@ import pytest
 from hvd_async.replay.replay import ReplayOptions, replay
 from tests.mpi.runs import events_of, losses_of, run_toy, summary_of
 from tests.mpi.toy import Settings, ToyTask, make_config
-from tests.ranks import Completed, mpi_family
+from tests.ranks import Completed, mpi_family, run_ranks
 
 pytestmark = [
     pytest.mark.mpi,
@@ -217,3 +217,10 @@ def test_without_such_an_mpirun_the_run_says_that_it_ends_with_a_worker(tmp_path
     config = make_config(tmp_path / "run", strategy={"kind": "async"})
     done = run_toy(2, Settings(config, 4)).check()
     assert "the run ends if a worker dies: only Open MPI's mpirun with --with-ft ulfm" in done.stdout
+
+
+def test_ranks_of_which_mpi_makes_no_group_go_on_alone() -> None:
+    done = run_ranks(3, "tests.mpi.lonely", timeout=60, mpirun_args=("--with-ft", "ulfm"))
+    assert not done.timed_out, str(done)
+    for number in (0, 1):
+        assert f"rank {number}: 0 of 1, ['mine']" in done.stdout, str(done)
