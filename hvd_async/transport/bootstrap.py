@@ -31,7 +31,7 @@ OUTLIVES = "OMPI_MCA_mpi_ft_enable"
 _FAILURE_TAG = 77
 _GROUP_TAG = "hvd-async"
 _TURN_SECONDS = 0.3
-_GROUP_SECONDS = 20.0
+_GROUP_SECONDS = 10.0
 """How long the ranks that are left may take to form a group; it is a matter of milliseconds."""
 _MOST_REPORTED = 2000
 """Bytes of the text of a failure, the end of a longer one: such short messages are sent without the receiver's help."""
