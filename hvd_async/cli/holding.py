@@ -1,4 +1,4 @@
-"""What `hvd-async launch` does when the process of the store dies: it keeps the store's memory, and saves what is in it."""
+"""`hvd-async launch` keeps the memory of the store, and saves what is in it when the store's process has died."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class StoreKeeper:
                             limit = f"tries again for {self._patience_seconds:.0f} s"
                             tell(f"{line}; {limit}: make room, or let the folder be written\n")
                             has_told = True
-                        time.sleep(_RETRY_SECONDS)
+                        time.sleep(_RETRY_SECONDS)  # no file system tells when it can be written again
             finally:
                 self._let_go()
 
@@ -175,5 +175,5 @@ class StoreKeeper:
         while any(state_of(hold.place.process) for hold in self._holds):
             if time.monotonic() > deadline:
                 return False
-            time.sleep(0.05)
+            time.sleep(0.05)  # they are no children of this process
         return True

@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -79,8 +79,7 @@ class EventLog:
 
     def mark(self) -> LogMark:
         """Pass the buffer to the operating system; return the position that the log has then."""
-        with self._named_errors():
-            self._file.flush()
+        self.flush()
         self._check_there()
         return self._mark
 
@@ -130,22 +129,14 @@ def fits(path: pathlib.Path, mark: LogMark) -> bool:
     return left == 0 and checksum == mark.checksum
 
 
-def events_after(path: pathlib.Path, mark: LogMark) -> list[tuple[dict[str, Any], LogMark]]:
-    """Return the events after `mark`, and where each of them ends, up to the first that is not whole. Raises `DataError` if the
-    log cannot be read."""
-    found = []
+def events_with_ends(path: pathlib.Path) -> list[tuple[dict[str, Any], LogMark]]:
+    """Return the events of a log, and where each of them ends, up to the first that is not whole. Raises `DataError` if the log
+    cannot be read."""
     try:
         with path.open("rb") as file:
-            file.seek(mark.num_bytes)
-            for line in file:
-                event = _event(line) if line.endswith(b"\n") else None
-                if event is None:
-                    break
-                mark = LogMark(mark.num_bytes + len(line), zlib.crc32(line, mark.checksum))
-                found.append((event, mark))
+            return list(_whole_events(file))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return found
 
 
 def whole_part(path: pathlib.Path, mark: LogMark) -> LogMark:
@@ -153,12 +144,22 @@ def whole_part(path: pathlib.Path, mark: LogMark) -> LogMark:
     missing."""
     part = LogMark()
     with contextlib.suppress(OSError), path.open("rb") as file:
-        for line in file:
-            is_over = part.num_bytes + len(line) > mark.num_bytes
-            if is_over or not line.endswith(b"\n") or _event(line) is None:
+        for _, end in _whole_events(file):
+            if end.num_bytes > mark.num_bytes:
                 break
-            part = LogMark(part.num_bytes + len(line), zlib.crc32(line, part.checksum))
+            part = end
     return part
+
+
+def _whole_events(lines: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], LogMark]]:
+    """Yield events and where they end, up to the first line that is none."""
+    mark = LogMark()
+    for line in lines:
+        event = _event(line) if line.endswith(b"\n") else None
+        if event is None:
+            return
+        mark = LogMark(mark.num_bytes + len(line), zlib.crc32(line, mark.checksum))
+        yield event, mark
 
 
 def read_events(path: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -314,10 +314,6 @@ class ParameterStore:
     def load_state(self, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
         """Restore the result of `state`. Raises `ValueError` or `KeyError` if it does not fit this store."""
         self._vectors.load(tensors, data["version"])
-        self.load_counts(data)
-
-    def load_counts(self, data: Mapping[str, Any]) -> None:
-        """Restore the plain data of `state`: the vectors have the tensors already."""
         self.version, self.weight, self.clip = data["version"], data["weight"], data["clip"]
         self._bases = {self.version}
         self._pending = [Arrival(**fields) for fields in data["pending"]]

@@ -13,7 +13,7 @@ import torch
 from hvd_async.config import RunConfig, load_config
 from hvd_async.errors import CheckpointError, DataError
 from hvd_async.runs.checkpoint import Checkpoint, checkpoint_folder, list_checkpoints, read_data, save_checkpoint
-from hvd_async.runs.event_log import EventLog, LogMark, events_after
+from hvd_async.runs.event_log import EventLog, LogMark, events_with_ends
 from hvd_async.runs.events import write_refused, write_update
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.snapshots import write_snapshot
@@ -34,7 +34,7 @@ from hvd_async.vectors import arithmetic
 
 @dataclass(frozen=True)
 class Salvaged:
-    """What was saved: `version`; the last checkpoint had `saved_version`, None if there was none."""
+    """The `version` that was saved; the last checkpoint had `saved_version`, None if there was none."""
 
     version: int
     saved_version: int | None
@@ -142,11 +142,14 @@ def _evaluated(config: RunConfig, shards: Sequence[Shard], memories: Sequence[St
     if age >= memories[0].layout.num_buffers:
         return None
     offsets = [memory.layout.published_offset(shard.version - age) for shard, memory in zip(shards, memories, strict=True)]
-    return torch.cat([memory.vector(offset) for memory, offset in zip(memories, offsets, strict=True)])
+    return _joined([memory.vector(offset) for memory, offset in zip(memories, offsets, strict=True)])
 
 
 def _whole(shards: Sequence[Shard], name: str) -> torch.Tensor:
-    parts = [shard.read(name) for shard in shards]
+    return _joined([shard.read(name) for shard in shards])
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -174,9 +177,8 @@ class _Past:
         self._received = {int(batch): seconds for batch, seconds in self._recorder.get("received", {}).items()}
         self._moments = {int(version): tuple(moment) for version, moment in self._recorder.get("moments", {}).items()}
         self._counts = Counter({kind: self._recorder.get(key, 0) for kind, key in _COUNTED.items()})
-        self._made: list[
-            tuple[int, float, float, float]
-        ] = []  # since the checkpoint: version, weight before it and with it, seconds
+        # Each version since the checkpoint, the weight before it and with it, and the seconds.
+        self._made: list[tuple[int, float, float, float]] = []
         self._weight: float = 0 if store is None else store["weight"]
         self._decided: set[int] = set()  # batches that the log has since the last start
         self._started_seconds = 0.0
@@ -297,7 +299,7 @@ def _is_unfinished(event: Mapping[str, Any]) -> bool:
 
 def _read_past(folder: RunFolder, started: float) -> _Past:
     """Read the last checkpoint that fits the log, and the log. Raises `DataError` if the log lacks what the checkpoints have."""
-    events = events_after(folder.events, LogMark())
+    events = events_with_ends(folder.events)
     while events and _is_unfinished(events[-1][0]):
         events.pop()
     ends = {mark.num_bytes: mark for _, mark in events}

@@ -126,7 +126,7 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, 
     areas = [0] * len(bounds) if redo is None else redo.redo.begin(redo.progress, bounds)
     _in_threads(
         [
-            lambda a=a, b=b, area=area: _c.step(described, *addresses, area, False, a, b, numbers)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            functools.partial(_c.step, described, *addresses, area, False, a, b, numbers)
             for (a, b), area in zip(bounds, areas, strict=True)
         ]
     )

@@ -1,4 +1,4 @@
-"""What a step writes over old values, kept in memory that outlives the process, so that another can complete the step."""
+"""A record of what a step writes over old values, in memory that outlives the process, so that another can complete the step."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class Trial:
         case, began = self._case, time.time()
         if case.joins and case.moment.phase != "start":
             while launch.poll() is None and self._note("started") is None:
-                time.sleep(0.02)
+                time.sleep(0.02)  # only a file tells
             if launch.poll() is None:
                 self._processes.join(self._output, self._folder / "join.txt")
         if case.moment.phase == "point":

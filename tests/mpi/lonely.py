@@ -11,7 +11,7 @@ def main() -> None:
     group = bootstrap.MpiGroup(bootstrap.init_mpi())
     group.outlives = True
     bootstrap._GROUP_SECONDS = 0.5
-    bootstrap._form = lambda left: time.sleep(1000)
+    bootstrap._form = lambda left: time.sleep(1000)  # as MPI does when it never returns
     number = group.rank
     if number == 2:
         time.sleep(2)  # the one that counts as dead

@@ -34,7 +34,7 @@ class _Head(enum.IntEnum):
 
 
 class _Kind(enum.IntEnum):
-    """What a record says, beside where the pending sum is."""
+    """The kinds of records, each of which also says where the pending sum is."""
 
     BASE = 1  # the version; nothing is pending but the pushes that follow
     PUSH = 2  # an arrival was taken in or refused

@@ -19,7 +19,7 @@ from hvd_async.vectors.redo import Redo
 
 @dataclass(frozen=True)
 class Left:
-    """What a process left in the block that has died: the store at `version`, with the pending sum in `sum_place`."""
+    """A store at `version`, with the pending sum in `sum_place`, that a process left in the block when it died."""
 
     version: int
     sum_place: int | None
