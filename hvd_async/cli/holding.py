@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any
 
 from hvd_async.errors import DataError, HvdAsyncError
-from hvd_async.launcher.keeper_page import VARIABLE, KeeperPage
 from hvd_async.runs.folder import RunFolder
 from hvd_async.store.wire.layout import Served, Word
+from hvd_async.system.keeper_page import VARIABLE, KeeperPage
 from hvd_async.system.process_state import state_of
 from hvd_async.system.shared_memory import Hold, Place
 from hvd_async.system.standard_streams import tell

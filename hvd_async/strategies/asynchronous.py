@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -21,6 +22,7 @@ from hvd_async.strategies.outliving import end_as_dead, is_outlived, obstacle_to
 from hvd_async.strategies.presence import lost_ranks, show_roles
 from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.strategies.rank_role import Blocks, RankRole, fail
+from hvd_async.strategies.recovery import obstacle_to_recovery
 from hvd_async.system.failure_message import tell
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 from hvd_async.transport.capacity import check_capacity
@@ -105,10 +107,12 @@ class Asynchronous:
         session.notice = StopNotice.from_word(int(word))
 
     def remarks(self, spec: JobSpec) -> Sequence[str]:
-        obstacle = obstacle_to_outliving(spec)
-        if not obstacle or spec.strategy.on_worker_failure == "stop":
-            return ()
-        return (f"the run ends if a worker dies: {obstacle}",)
+        lines: list[str] = []
+        if spec.strategy.on_worker_failure != "stop" and (obstacle := obstacle_to_outliving(spec)):
+            lines.append(f"the run ends if a worker dies: {obstacle}")
+        if spec.store.recoverable and (obstacle := obstacle_to_recovery(spec.plans, spec.optimizer, os.environ)):
+            lines.append(f"what came after the last checkpoint is lost if the store dies: {obstacle}")
+        return lines
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:
         if plans[rank].is_direct:

@@ -17,7 +17,6 @@ from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, count_wo
 from hvd_async.config import RunConfig
 from hvd_async.emulation.idling import Emulation, check_emulation
 from hvd_async.errors import ConfigError
-from hvd_async.launcher.keeper_page import tell_keeper
 from hvd_async.runs.checkpoint import check_tensors, list_checkpoints, way_out
 from hvd_async.runs.continuation import Supply
 from hvd_async.runs.folder import Beginning, Resumption, RunFolder
@@ -30,6 +29,7 @@ from hvd_async.store.optimizers.factory import check_optimizer
 from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSpec, SavedState, Strategy
+from hvd_async.system.keeper_page import tell_keeper
 from hvd_async.tasks.gradient import check_buffers, flatten
 from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import ReadsAhead, Task

@@ -14,8 +14,9 @@ from typing import NoReturn
 from hvd_async.cluster.environment import LaunchedAs, read_environment
 from hvd_async.system.failure_message import print_message
 from hvd_async.system.parent_death import tie_to
-from hvd_async.system.process_state import children_of, parent_of
+from hvd_async.system.process_state import children_of, parent_of, state_of
 from hvd_async.transport.bootstrap import OUTLIVES
+from hvd_async.transport.neighbour_watch import ITS_OWN_MESSAGE, STOPPED_SECONDS, Patience
 
 _LOOK_SECONDS = 0.25
 # Time in which a launcher starts all ranks of a host.
@@ -27,7 +28,7 @@ _TURN_SECONDS = 0.3
 
 @contextlib.contextmanager
 def watching_start(environ: Mapping[str, str]) -> Iterator[None]:
-    """End the whole job, inside the block, if another rank of this host ends; a context manager.
+    """End the whole job, inside the block, if another rank of this host ends, or is stopped for ever; a context manager.
 
     After the block the store watches its workers. Does nothing under launchers that end the job themselves. A process
     watches, since MPI's start keeps Python's lock.
@@ -50,24 +51,31 @@ def watching_start(environ: Mapping[str, str]) -> Iterator[None]:
 
 
 def _watch(launched: LaunchedAs, launcher: int, rank: int) -> NoReturn:
-    """End the job when another rank ends; in a process of its own, which ends with `rank`."""
+    """End the job when another rank ends, or is stopped; in a process of its own, which ends with `rank`."""
     try:
         tie_to(rank, signal.SIGKILL)
-        began, seen, num_ranks = time.monotonic(), set[int](), launched.local_size or 1
-        while (children := children_of(launcher)) is not None:
-            seen |= {child for child in children - seen if _is_rank(child)}
-            is_late = time.monotonic() - began > _START_SECONDS
-            if not seen <= children or (is_late and len(seen) < num_ranks):
-                time.sleep(_GRACE_SECONDS + _TURN_SECONDS * (launched.local_rank or 0))
-                print_message(
-                    f"hvd-async: rank {launched.rank}: another rank of this host has ended before training began; its own"
-                    " message, or the system's log, says why\n"
-                )
-                os.kill(launcher, signal.SIGTERM)  # it ends all ranks, on all hosts
-                break
-            time.sleep(_LOOK_SECONDS)
+        if fault := _fault(launched, launcher):
+            print_message(f"hvd-async: rank {launched.rank}: another rank of this host{fault}\n")
+            os.kill(launcher, signal.SIGTERM)  # it ends all ranks, on all hosts
     finally:
         os._exit(0)
+
+
+def _fault(launched: LaunchedAs, launcher: int) -> str:
+    """Wait until another rank has ended, or is stopped for long; return which. Empty if the launcher is gone."""
+    began, seen, num_ranks = time.monotonic(), set[int](), launched.local_size or 1
+    turn, with_stopped = _TURN_SECONDS * (launched.local_rank or 0), Patience(STOPPED_SECONDS, _LOOK_SECONDS)
+    while (children := children_of(launcher)) is not None:
+        seen |= {child for child in children - seen if _is_rank(child)}
+        if not seen <= children or (time.monotonic() - began > _START_SECONDS and len(seen) < num_ranks):
+            time.sleep(_GRACE_SECONDS + turn)
+            return f" has ended before training began; {ITS_OWN_MESSAGE}"
+        stopped = {child for child in seen if state_of(child) == "T"}
+        if with_stopped.is_over(lasts=bool(stopped) and stopped < seen):  # all of them: somebody has suspended the job
+            time.sleep(turn)
+            return f", process {min(stopped)}, is stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s before training began"
+        time.sleep(_LOOK_SECONDS)
+    return ""
 
 
 def _launcher() -> int:

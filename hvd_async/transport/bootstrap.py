@@ -177,14 +177,19 @@ class MpiGroup:
         """Become the group of the ranks that are not `dead`, given by their first numbers, of which MPI need not know. Collective
         over the others, which pass the same.
 
-        MPI sometimes never makes this group after a death on another host; then each rank goes on alone.
+        MPI sometimes never makes this group after a death on another host, and cannot if one more dies; then each goes on alone.
         """
         from mpi4py import MPI
 
         left = [origin for origin in self._origins if origin not in dead]
         group = self.comm.Get_group().Incl([self._origins.index(origin) for origin in left])
         made: list[MPI.Intracomm] = []
-        maker = threading.Thread(target=lambda: made.append(_form(group)), name="hvd-async-group", daemon=True)
+
+        def make() -> None:
+            with contextlib.suppress(MPI.Exception):  # another rank died meanwhile
+                made.append(_form(group))
+
+        maker = threading.Thread(target=make, name="hvd-async-group", daemon=True)
         with self._waiting(left):
             maker.start()
             maker.join(_GROUP_SECONDS)

@@ -1,7 +1,7 @@
 """A watch over the processes of this host's ranks while this one waits for them inside MPI.
 
 MPI learns of a rank that a signal ends, and the wait ends by an error. Of a rank that ends by itself, as by `exit` in a
-library, Open MPI learns nothing where it keeps the other ranks, and waits for ever.
+library, Open MPI learns nothing where it keeps the other ranks, and waits for ever; of one that is stopped no MPI learns.
 """
 
 from __future__ import annotations
@@ -21,6 +21,25 @@ _LOOK_SECONDS = 0.25
 # Time for MPI to notice by itself, counted while this process runs, and time between the ranks' messages.
 _GRACE_SECONDS = 5.0
 _TURN_SECONDS = 0.3
+ITS_OWN_MESSAGE = "its own message, or the system's log, says why"
+STOPPED_SECONDS = 60.0
+"""How long a rank may be stopped (SIGSTOP) while others wait for it inside MPI."""
+
+
+class Patience:
+    """How long something may last, counted while this process runs; a pause of the process counts as one look."""
+
+    def __init__(self, seconds: float, look_seconds: float) -> None:
+        """`look_seconds`: about the time from one look to the next."""
+        self._seconds, self._most = seconds, 2 * look_seconds
+        self._left, self._seen = seconds, time.monotonic()
+
+    def is_over(self, *, lasts: bool) -> bool:
+        """Return whether it has lasted too long; `lasts`: whether it did at this look."""
+        now = time.monotonic()
+        self._left = self._left - min(now - self._seen, self._most) if lasts else self._seconds
+        self._seen = now
+        return self._left < 0
 
 
 def own_process() -> str:
@@ -56,19 +75,19 @@ class NeighbourWatch:
             thread.join()
 
     def _run(self, watched: dict[int, int], turn: int, is_over: threading.Event) -> None:
-        patience = _GRACE_SECONDS + _TURN_SECONDS * turn
-        left, seen = patience, time.monotonic()
+        wait = _TURN_SECONDS * turn
+        with_gone = Patience(_GRACE_SECONDS + wait, _LOOK_SECONDS)
+        with_stopped = Patience(STOPPED_SECONDS + wait, _LOOK_SECONDS)
         while not is_over.wait(_LOOK_SECONDS):
-            gone = [rank for rank, process in watched.items() if state_of(process) == ""]
-            # A pause of this process, in which MPI could notice nothing, counts as one look.
-            left = left - min(time.monotonic() - seen, 2 * _LOOK_SECONDS) if gone else patience
-            seen = time.monotonic()
-            if left < 0:
-                tell(
-                    self._rank,
-                    PeerError(
-                        f"rank {gone[0]} has ended by itself while others waited for it; its own message, or the system's log,"
-                        " says why; what was saved is complete"
-                    ),
-                )
-                self._end(PeerError.exit_status)
+            states = {rank: state_of(process) for rank, process in watched.items()}
+            gone = [rank for rank, state in states.items() if state == ""]
+            stopped = [rank for rank, state in states.items() if state == "T"]
+            if with_gone.is_over(lasts=bool(gone)):
+                self._give_up(f"rank {gone[0]} has ended by itself while others waited for it; {ITS_OWN_MESSAGE}")
+            elif with_stopped.is_over(lasts=bool(stopped)):
+                process = f"its process {watched[stopped[0]]} is stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s"
+                self._give_up(f"rank {stopped[0]}: {process} while others wait for it")
+
+    def _give_up(self, message: str) -> None:
+        tell(self._rank, PeerError(f"{message}; what was saved is complete"))
+        self._end(PeerError.exit_status)

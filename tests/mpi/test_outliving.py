@@ -213,10 +213,13 @@ def test_with_too_few_workers_left_everything_is_saved(tmp_path: pathlib.Path) -
     assert len(losses_of(tmp_path / "run")) > 0 and any((tmp_path / "run/checkpoints").iterdir())
 
 
-def test_without_such_an_mpirun_the_run_says_that_it_ends_with_a_worker(tmp_path: pathlib.Path) -> None:
+def test_without_launch_the_run_says_that_it_ends_with_a_worker_and_what_the_store_takes_with_it(
+    tmp_path: pathlib.Path,
+) -> None:
     config = make_config(tmp_path / "run", strategy={"kind": "async"})
     done = run_toy(2, Settings(config, 4)).check()
     assert "the run ends if a worker dies: only Open MPI's mpirun with --with-ft ulfm" in done.stdout
+    assert "lost if the store dies: only `hvd-async launch`, on the store's host, keeps its memory" in done.stdout
 
 
 def test_ranks_of_which_mpi_makes_no_group_go_on_alone() -> None:

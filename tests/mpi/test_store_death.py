@@ -20,10 +20,10 @@ import pytest
 
 from hvd_async.cli.holding import StoreKeeper
 from hvd_async.errors import DataError
-from hvd_async.launcher.keeper_page import tell_keeper
 from hvd_async.replay.replay import ReplayOptions, replay
 from hvd_async.runs.checkpoint import list_checkpoints, read_data
 from hvd_async.runs.event_log import read_events
+from hvd_async.system.keeper_page import tell_keeper
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from hvd_async.transport import host_memory
 from tests.comparison.processes import until
@@ -260,6 +260,7 @@ def test_launch_goes_on_when_the_store_is_killed(tmp_path: pathlib.Path) -> None
         os.kill(place["process"], signal.SIGKILL)
         output, _ = job.communicate(timeout=120)
     assert job.returncode == 0, output
+    assert "lost if the store dies" not in output
     assert "is saved from its memory" in output and "; restart 1 of 3, with --auto-resume" in output, output
     assert summary_of(tmp_path / "run")["processes"] == 2
     done = run_limited((sys.executable, "-m", "hvd_async", "replay", str(tmp_path / "run")), environ, 60).check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -45,6 +46,23 @@ def test_a_rank_of_this_host_that_has_gone_ends_the_job_that_waits_for_it(
         assert ended.wait(60.0)
     assert set(statuses) == {PeerError.exit_status}
     assert "hvd-async: rank 0: rank 2 has ended by itself while others waited for it" in capsys.readouterr().err
+
+
+def test_a_rank_that_is_stopped_for_long_ends_the_job_that_waits_for_it(
+    idle: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(neighbour_watch, "STOPPED_SECONDS", 4 * neighbour_watch._LOOK_SECONDS)
+    ended = threading.Event()
+    watch = NeighbourWatch(0, [own_process(), json.dumps([scope_of_ids(), idle.pid])], lambda status: ended.set())
+    with idle:
+        for _ in range(2):  # short stops may follow each other
+            idle.send_signal(signal.SIGSTOP)
+            with watch.waiting([0, 1]):
+                assert not ended.wait(2 * neighbour_watch._LOOK_SECONDS)
+        with watch.waiting([0, 1]):
+            assert ended.wait(60.0)
+        idle.send_signal(signal.SIGCONT)
+    assert f"hvd-async: rank 0: rank 1: its process {idle.pid} is stopped (SIGSTOP) for 1 s" in capsys.readouterr().err
 
 
 def test_ranks_that_live_may_be_waited_for(idle: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,10 +41,21 @@ class KeeperPage:
         os.close(self._hold.place.descriptor)
 
 
+def has_keeper(environ: Mapping[str, str]) -> bool:
+    """Whether a `launch` on this host waits for the name of the run's folder."""
+    return _place(environ) is not None
+
+
 def tell_keeper(environ: Mapping[str, str], folder: pathlib.Path) -> None:
     """Write `folder` into the page of `environ`, if there is one and it is on this host."""
-    text = str(folder.absolute()).encode()
-    with contextlib.suppress(KeyError, ValueError, TypeError, SetupError):  # nobody waits for it, or not here
-        place = Place(**json.loads(environ[VARIABLE]))
-        if place.is_here and len(text) < place.num_bytes:
+    text, place = str(folder.absolute()).encode(), _place(environ)
+    if place is not None and len(text) < place.num_bytes:
+        with contextlib.suppress(SetupError):  # gone meanwhile
             map_place(place)[: len(text) + 1] = text + b"\0"
+
+
+def _place(environ: Mapping[str, str]) -> Place | None:
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        place = Place(**json.loads(environ[VARIABLE]))
+        return place if place.is_here else None
+    return None
