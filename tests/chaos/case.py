@@ -189,7 +189,7 @@ def _moment(draw: random.Random, strategy: str, target: str, fault: str) -> Mome
         if point.endswith("allgather"):
             call = draw.randrange(24)
         return Moment("point", point=point, call=call, access=draw.choice((0, 0, 1, 1, 2, 3, 4, 5, 7, 9, 12)))
-    # A rank that is stopped for ever before training begins stops MPI's start for ever.
-    phases = ("training",) * 4 + ("measuring",) + (() if fault == "SIGSTOP" else ("start", "end"))
+    # A rank that is stopped for ever when all is done keeps mpirun waiting for ever.
+    phases = ("training",) * 4 + ("measuring", "start") + (() if fault == "SIGSTOP" else ("end",))
     phase = draw.choice(phases)
     return Moment(phase, {"start": 5.0, "training": 1.8, "measuring": 0.6, "end": 0.1}[phase] * draw.random())
