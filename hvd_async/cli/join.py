@@ -8,7 +8,6 @@ import pathlib
 
 from hvd_async.cli.arguments import verb
 from hvd_async.errors import ConfigError
-from hvd_async.system.interpreter import load_torch
 
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,7 +37,6 @@ def _join(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--wait: got {arguments.wait:g}, expected 0 or more seconds")
     stop = StopRequest()  # before anything heavy is loaded, so that a signal gets the same answer at every moment
     with stop.listening():
-        load_torch()
         from hvd_async.tasks.registry import make_task
         from hvd_async.training.join import JoinOptions, join
 

@@ -6,7 +6,6 @@ import argparse
 import pathlib
 
 from hvd_async.cli.arguments import check_threads, verb
-from hvd_async.system.interpreter import load_torch
 
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,7 +27,6 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    load_torch()
     from hvd_async.replay.replay import ReplayOptions, replay
     from hvd_async.tasks.registry import make_task
 

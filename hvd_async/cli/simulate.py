@@ -18,7 +18,6 @@ from hvd_async.cli.arguments import (
     verb,
 )
 from hvd_async.errors import ConfigError
-from hvd_async.system.interpreter import load_torch
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
@@ -76,7 +75,6 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if arguments.timing_only:
         return _plan(config, arguments)
 
-    load_torch()
     from hvd_async.runs.summary import summary_lines
     from hvd_async.simulation.simulate import SimulateOptions, simulate
     from hvd_async.tasks.registry import make_task

@@ -12,7 +12,6 @@ from hvd_async.cli.arguments import (
     verb,
 )
 from hvd_async.errors import ConfigError, StoppedBySignal
-from hvd_async.system.interpreter import load_torch
 
 if TYPE_CHECKING:
     from hvd_async.training.stop_request import StopRequest
@@ -58,7 +57,6 @@ def _train_unless_stopped(arguments: argparse.Namespace, stop: StopRequest) -> i
         error.is_on_all_ranks = True  # all ranks read the same file
         raise
 
-    load_torch()
     from hvd_async.cluster.environment import read_environment
     from hvd_async.runs.summary import summary_lines
     from hvd_async.tasks.registry import make_task

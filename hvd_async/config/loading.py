@@ -104,7 +104,8 @@ def _describe(fault: Any, root: type[Section]) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(names))}"
         return f"{key}: unknown key; {hint}"
     if kind == "missing":
-        return f"{key}: missing, expected a value"
+        examples = _section_of(fault["loc"], root).model_fields[str(location[-1])].examples
+        return f"{key}: missing, expected {f'keys, such as {examples[0]}' if examples else 'a value'}"
     if kind == "value_error":
         return f"{key}: {message.removeprefix('Value error, ')}"
     if message.startswith("expected "):

@@ -32,7 +32,9 @@ class RunConfig(Section):
     strategy: StrategyConfig = Field(StrategyConfig(), description="Single, synchronous or asynchronous training.")
     store: StoreConfig = Field(StoreConfig(), description="Where the parameter store lies.")
     push: PushConfig = Field(PushConfig(), description="How gradients travel to the store.")
-    training: TrainingConfig = Field(description="Length, device, logging and checkpoints.")
+    training: TrainingConfig = Field(
+        description="Length, device, logging and checkpoints.", examples=["`training: {epochs: 10}`"]
+    )
     validation: ValidationConfig = Field(ValidationConfig(), description="Measurements during the run.")
     emulation: EmulationConfig = Field(EmulationConfig(), description="How long steps last, for experiments.")
     simulation: SimulationConfig = Field(SimulationConfig(), description="A cluster to simulate.")

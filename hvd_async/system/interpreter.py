@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib
 import os
 import sys
 
@@ -25,17 +24,6 @@ def end_quickly() -> None:
     """Have this process end without a last search for garbage, which takes a third of a second where torch is loaded."""
     atexit.unregister(gc.freeze)  # of an earlier call
     atexit.register(gc.freeze)
-
-
-def load_torch() -> None:
-    """Load torch without a search for garbage, of which it makes little: a fifth quicker."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        importlib.import_module("torch")
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def flags() -> tuple[str, ...]:

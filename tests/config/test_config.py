@@ -71,6 +71,9 @@ def test_a_missing_key_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({"output": "x", "training": {"epochs": 1}, "task": {"data": {}}}, source="a.yaml")
     assert str(caught.value) == "a.yaml: task.data.folder: missing, expected a value"
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"output": "x", "task": {"data": {"folder": "text"}}}, source="a.yaml")
+    assert str(caught.value) == "a.yaml: training: missing, expected keys, such as `training: {epochs: 10}`"
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "many", None, {"version": 0}])
