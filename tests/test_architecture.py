@@ -137,6 +137,7 @@ def test_a_heavy_package_has_one_door(package: str) -> None:
         "hvd_async.config",
         "hvd_async.launcher",
         "hvd_async.store",
+        "hvd_async.tasks.registry",
         "hvd_async.training.stop_request",
     ],
 )

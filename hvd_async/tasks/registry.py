@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hvd_async.config import FactoryConfig, RunConfig, ScriptConfig, TranslationConfig
 from hvd_async.errors import ConfigError
-from hvd_async.tasks.task import Task
+
+if TYPE_CHECKING:
+    from hvd_async.tasks.task import Task
 
 
 def make_task(config: RunConfig) -> Task:

@@ -52,6 +52,15 @@ def test_processes_started_by_launch_do_not_import_from_the_current_folder(folde
     assert "finished: version 2" in done.stdout
 
 
+def test_launch_itself_waits_for_no_heavy_library(tmp_path: pathlib.Path) -> None:
+    write_corpus(tmp_path / "text", train=60, validation=4, test=4)
+    (tmp_path / "run.yaml").write_text(CONFIG + "strategy: {kind: single}\n")
+    heavy = "{'torch', 'mpi4py', 'sentencepiece'} & set(sys.modules)"
+    code = f"import sys; from hvd_async.__main__ import main; sys.exit(main(['launch', 'run.yaml']) or str({heavy}))"
+    done = python(tmp_path, "-c", code)
+    assert "finished: version 2" in done.stdout and done.stderr == "set()\n", done
+
+
 @pytest.mark.parametrize("flags", [(), ("--parent", str(os.getpid()))], ids=["alone", "with a parent"])
 def test_started_as_a_module_the_command_takes_the_current_folder_off_its_path(
     flags: tuple[str, ...], folder: pathlib.Path
