@@ -40,6 +40,7 @@ from tests.trees import changed
 FEATURES, CLASSES = 6, 3
 BATCHES_PER_EPOCH = 30
 PAUSE_SECONDS = 3.0
+_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Fault:
     write: int | None = None
     in_evaluation: bool = False  # strike at the `step`-th evaluation instead
     in_shard: bool = False  # on a rank that also trains: strike in its shard, at an order
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether a worker's step brings it, if the rank trains."""
+        return not (self.in_evaluation or self.in_shard)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class ToyTask:
         self._settings = settings
         self._rank = rank
         self._faults = [Fault(**fault) for fault in settings.faults]
+        first = 0  # rank that trains
+        if settings.config["strategy"].get("kind", "async") == "async":
+            is_colocated = settings.config["strategy"].get("placement") == "colocated"
+            first = 0 if is_colocated else settings.config.get("store", {}).get("shards", 1)
+        self._awaited = [fault for fault in self._faults if fault.is_in_step and fault.rank >= first and fault.rank != rank]
         self._steps = 0
         self._evaluations = 0
         self._random = None if settings.uneven is None else random.Random(f"{settings.uneven} {rank}")
@@ -126,14 +137,28 @@ class ToyTask:
         if self._random is not None:
             for _ in range(self._random.randrange(400)):
                 torch.randn(50, 50).sum()
+        self._let_faults_come()
         for fault in self._faults:
-            if (fault.rank, fault.step) == (self._rank, self._steps) and not (fault.in_evaluation or fault.in_shard):
+            if (fault.rank, fault.step) == (self._rank, self._steps) and fault.is_in_step:
+                self._trace(fault).touch()
                 if fault.write is None:
                     loss = happen(fault, loss)
                 else:
                     arm_push(fault)
         self._steps += 1
         return loss, self.weight(batch)
+
+    def _let_faults_come(self) -> None:
+        """Wait for ranks that have not come to the step of their fault, though this one has: a slow rank would find no batch."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            behind = [fault for fault in self._awaited if fault.step < self._steps and not self._trace(fault).exists()]
+            if not behind:
+                break
+            time.sleep(0.005)
+
+    def _trace(self, fault: Fault) -> pathlib.Path:
+        return pathlib.Path(f"{self._settings.config['output']}.{fault.rank}-{fault.step}")
 
     def recomputed_buffers(self, model: torch.nn.Module) -> tuple[str, ...]:
         return ()
