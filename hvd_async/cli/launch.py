@@ -11,6 +11,7 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import add_config, check_can_be_read_again, refuse, verb
@@ -137,11 +138,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.cluster.environment import check_home
     from hvd_async.launcher import explain, launch_command, lay_out, plan_ranks
 
-    restarts = arguments.restarts or 0
-    # A store that dies costs no update, so that the run goes on even if nobody asked for it.
-    store_restarts = _STORE_RESTARTS if arguments.restarts is None else restarts
-    if restarts < 0:
-        raise ConfigError(f"--restarts: got {restarts}, expected 0 or more")
+    if (arguments.restarts or 0) < 0:
+        raise ConfigError(f"--restarts: got {arguments.restarts}, expected 0 or more")
     respawn = arguments.respawn or 0
     if respawn < 0:
         raise ConfigError(f"--respawn: got {respawn}, expected 0 or more")
@@ -168,26 +166,43 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
         _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
         check_home(os.environ)
-    passes_on = options.launcher in ("mpirun", "srun") and not is_single
+    stop_signal = signal.SIGUSR1 if options.launcher in ("mpirun", "srun") and not is_single else None
+    status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
     with _respawning(config, respawn), _keeping(config) as keeper:
-        for restart in range(max(restarts, store_restarts) + 1):
-            begin: Begin = "auto-resume" if restart else rank_arguments.begin
-            command = launch_command(
-                config, dataclasses.replace(rank_arguments, begin=begin, is_launched=True), layout, options
-            )
-            status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
-            outcome = _start(config, command, signal.SIGUSR1 if passes_on else None, status_tells, keeper)
-            saved, goes_on = ("", False) if keeper is None else keeper.save()
-            if saved:
-                _say(saved)
-            limit = store_restarts if goes_on else restarts
-            is_last = not outcome.is_failure or restart >= limit
-            again = f"; restart {restart + 1} of {limit}, with --auto-resume"
-            is_open = outcome.is_failure or outcome.text.endswith("before training began")
-            _say(outcome.text + (again if not is_last else _way_on(config) if is_open else ""))
-            if is_last:
-                break
-    return outcome.status
+
+        def start(begin: Begin) -> LaunchOutcome:
+            ranks = dataclasses.replace(rank_arguments, begin=begin, is_launched=True)
+            return _start(config, launch_command(config, ranks, layout, options), stop_signal, status_tells, keeper)
+
+        return _start_until_done(config, start, rank_arguments.begin, keeper, arguments.restarts)
+
+
+def _start_until_done(
+    config: RunConfig,
+    start: Callable[[Begin], LaunchOutcome],
+    begin: Begin,
+    keeper: StoreKeeper | None,
+    restarts: int | None,
+) -> int:
+    """Start `config`, again up to `restarts` times while it fails, and return the last exit status. None: no more often than
+    its store dies, of whose updates none is lost."""
+    from hvd_async.system.durations import clock_text
+
+    began, number = time.monotonic(), 0
+    while True:
+        number += 1
+        outcome = start(begin if number == 1 else "auto-resume")
+        saved, goes_on = ("", False) if keeper is None else keeper.save()
+        if saved:
+            _say(saved)
+        limit = restarts if restarts is not None else _STORE_RESTARTS if goes_on else 0
+        if outcome.is_failure and number <= limit:
+            _say(f"{outcome.text}; restart {number} of {limit}, with --auto-resume")
+            continue
+        in_all = f"; {number} starts, {clock_text(time.monotonic() - began, has_hours=True)} in all" if number > 1 else ""
+        is_open = outcome.is_failure or outcome.text.endswith("before training began")
+        _say(outcome.text + in_all + (_way_on(config) if is_open else ""))
+        return outcome.status
 
 
 def _way_on(config: RunConfig) -> str:

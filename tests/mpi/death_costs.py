@@ -3,7 +3,8 @@ batches, three workers on this machine, of which one ends itself by SIGKILL.
 
     python -m tests.mpi.death_costs [--trials 5]
 
-Printed for each trial: the longest time between two steps of a worker that lives, less the usual time of a step.
+Printed for each trial: the longest time between two steps of a worker that lives, less the usual time of a step. And, here,
+how long a SIGKILL of the store holds up a run of `hvd-async launch`: until its state is saved, and until the next update.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import functools
 import itertools
+import json
 import os
 import pathlib
 import signal
@@ -24,6 +26,7 @@ import time
 from typing import IO
 
 import torch
+import yaml
 
 from tests.ranks import run_ranks
 
@@ -136,6 +139,41 @@ def held_up(folder: pathlib.Path) -> tuple[float, int]:
     return (max(pauses), len(pauses)) if pauses else (float("nan"), 0)
 
 
+def restart_store(folder: pathlib.Path) -> tuple[float, float]:
+    """Kill the store of a run; return the seconds until its state is saved, and until the next update."""
+    tree = {
+        "output": str(folder / "run"),
+        "task": {"factory": "tests.tasks.blobs:make_task", "options": {"size": 480, "buffers": "recalibrate"}},
+        "training": {"epochs": 6, "device": "cpu", "tensorboard": False, "threads": 1},
+        "strategy": {"kind": "async"},
+        "emulation": {"seconds": 0.1},
+        "validation": {"every": 1000},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    command = (sys.executable, "-m", "hvd_async", "launch", str(folder / "run.yaml"), "--workers", "3")
+
+    def wait_for(kind: str, *, after: int = 0) -> int:
+        """Wait for an event of this kind; return its place in the log."""
+        while True:
+            with contextlib.suppress(OSError):
+                lines = (folder / "run/events.jsonl").read_text().split("\n")
+                found = [number for number, line in enumerate(lines[:-1]) if f'"{kind}"' in line and number >= after]
+                if found:
+                    return found[0]
+            time.sleep(0.01)
+
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        wait_for("update", after=10)
+        (place,) = json.loads((folder / "run/join.json").read_text())["places"]
+        os.kill(place["process"], signal.SIGKILL)
+        died = time.monotonic()
+        lost = wait_for("store_lost")
+        saved = time.monotonic() - died
+        wait_for("update", after=lost)
+        return saved, time.monotonic() - died
+
+
 def main() -> int:
     """Run what the arguments ask for."""
     roles = {
@@ -157,6 +195,10 @@ def main() -> int:
                 start(pathlib.Path(folder))
                 seconds, num_left = held_up(pathlib.Path(folder))
                 print(f"{name}: {seconds:.2f} s, {num_left} workers went on", flush=True)
+    for _ in range(trials):
+        with tempfile.TemporaryDirectory() as folder:
+            saved, goes_on = restart_store(pathlib.Path(folder))
+            print(f"death of the store: saved after {saved:.2f} s, the next update after {goes_on:.2f} s", flush=True)
     return 0
 
 
