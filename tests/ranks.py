@@ -213,3 +213,14 @@ def pids_marked(mark: str) -> Iterator[int]:
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")
+
+
+@contextlib.contextmanager
+def cut(host: str) -> Iterator[None]:
+    """Cut the link of one of `two_hosts` inside the block."""
+    link = ("ip", "-n", host, "link", "set", "eth0")
+    subprocess.run([*link, "down"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*link, "up"], check=True)

@@ -221,6 +221,7 @@ def _start(
 ) -> LaunchOutcome:
     """Run `command`, which computes `config`, until it ends, and return its outcome. `status_tells`: as in `outcome_of`. `keeper`
     keeps the store's memory, if there is any."""
+    from hvd_async.cli.desertion import Desertion
     from hvd_async.config import ScriptConfig
     from hvd_async.launcher import UNKNOWN, Summary, outcome_of, quieted
     from hvd_async.runs.folder import RunFolder
@@ -233,11 +234,12 @@ def _start(
     patience = config.strategy.stop_timeout_seconds + _PATIENCE_SECONDS
     with quieted(tell) as errors:
         is_saving = functools.partial(folder.is_being_saved, time.time())
-        stopping = Stopping(stop_signal, patience, is_saving, config.strategy.hang_timeout_seconds)
+        desertion = Desertion(config.strategy.stop_timeout_seconds)
+        stopping = Stopping(stop_signal, patience, is_saving, config.strategy.hang_timeout_seconds, desertion.is_found)
         ended = run_command(command, os.environ, stopping, errors)
     seconds = time.monotonic() - began
-    if config.strategy.is_single:
-        ended = dataclasses.replace(ended, is_killed=False)  # the killed process was the run itself
+    if config.strategy.is_single or desertion.is_sure:
+        ended = dataclasses.replace(ended, is_killed=False)  # what was killed was the run itself, or has lost its ranks
     status = summary.status() or (UNKNOWN if isinstance(config.task, ScriptConfig) else None)
     if ended.status == 0 and keeper is not None and keeper.has_unsaved():
         # Such an mpirun ends well, too, if the store has died, and each other rank has said so.

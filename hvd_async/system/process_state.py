@@ -44,6 +44,16 @@ def children_of(process: int) -> frozenset[int] | None:
     return frozenset(child for child in children if state_of(child))
 
 
+def rank_of(process: int) -> int | None:
+    """Return the number of the MPI rank that a process is, as its environment tells it; None if it is none, such as a connection
+    to another host."""
+    try:
+        variables = pathlib.Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        return next(int(each.removeprefix(b"PMIX_RANK=")) for each in variables if each.startswith(b"PMIX_RANK="))
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
 def scope_of_ids() -> int:
     """Return a number for the host and namespace in which process ids mean what they mean here: containers have their own. It is
     positive and below 2^62; 0 where the kernel does not tell."""

@@ -71,13 +71,14 @@ class Stopping:
     `signal`: sent instead of the signal that we get; mpirun and srun handle other signals themselves, but pass SIGUSR1 to
     all ranks, which then save everything. `patience_seconds`: how long the command may take; longer while `is_saving`,
     but no longer than `saving_seconds`. After that it is sent SIGTERM, on which mpirun kills its ranks, and is killed in
-    the end.
+    the end. `is_in_vain`, asked with its process id: whether it is to be killed although nobody asked it to stop.
     """
 
     signal: int | None = None
     patience_seconds: float = 180.0
     is_saving: Callable[[], bool] = lambda: False
     saving_seconds: float = 3600.0
+    is_in_vain: Callable[[int], bool] = lambda process: False
 
 
 def ask(argv: Sequence[str], hint: str, timeout_seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
@@ -147,6 +148,8 @@ def _wait(child: subprocess.Popen[bytes], stopping: Stopping, asked_at: Callable
         except subprocess.TimeoutExpired:
             asked = asked_at()
         if asked is None:
+            if stopping.is_in_vain(child.pid):
+                child.kill()
             continue
         late = time.monotonic() - asked - stopping.patience_seconds
         if late < stopping.saving_seconds and stopping.is_saving():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 import signal
 import time
 import warnings
@@ -14,7 +13,7 @@ from typing import NoReturn
 from hvd_async.cluster.environment import LaunchedAs, read_environment
 from hvd_async.system.failure_message import print_message
 from hvd_async.system.parent_death import tie_to
-from hvd_async.system.process_state import children_of, parent_of, state_of
+from hvd_async.system.process_state import children_of, parent_of, rank_of, state_of
 from hvd_async.transport.bootstrap import OUTLIVES
 from hvd_async.transport.neighbour_watch import ITS_OWN_MESSAGE, STOPPED_SECONDS, Patience
 
@@ -66,7 +65,7 @@ def _fault(launched: LaunchedAs, launcher: int) -> str:
     began, seen, num_ranks = time.monotonic(), set[int](), launched.local_size or 1
     turn, with_stopped = _TURN_SECONDS * (launched.local_rank or 0), Patience(STOPPED_SECONDS, _LOOK_SECONDS)
     while (children := children_of(launcher)) is not None:
-        seen |= {child for child in children - seen if _is_rank(child)}
+        seen |= {child for child in children - seen if rank_of(child) is not None}
         if not seen <= children or (time.monotonic() - began > _START_SECONDS and len(seen) < num_ranks):
             time.sleep(_GRACE_SECONDS + turn)
             return f" has ended before training began; {ITS_OWN_MESSAGE}"
@@ -81,14 +80,6 @@ def _fault(launched: LaunchedAs, launcher: int) -> str:
 def _launcher() -> int:
     """Return the process that started the ranks, perhaps by way of other programs."""
     process = os.getppid()
-    while _is_rank(process) and (parent := parent_of(process)) is not None:
+    while rank_of(process) is not None and (parent := parent_of(process)) is not None:
         process = parent
     return process
-
-
-def _is_rank(process: int) -> bool:
-    """Whether a child of the launcher is a rank, not a connection to another host."""
-    try:
-        return b"PMIX_RANK=" in pathlib.Path(f"/proc/{process}/environ").read_bytes()
-    except OSError:
-        return False

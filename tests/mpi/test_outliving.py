@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from hvd_async.replay.replay import ReplayOptions, replay
+from tests.comparison.processes import until
 from tests.mpi.runs import events_of, losses_of, run_toy, summary_of
 from tests.mpi.toy import Settings, ToyTask, make_config
-from tests.ranks import Completed, mpi_family, run_ranks
+from tests.ranks import Completed, cut, mpi_family, run_ranks
 
 pytestmark = [
     pytest.mark.mpi,
@@ -35,10 +38,15 @@ def run(
     push: Any = None,
     hosts: Sequence[str] = (),
     resume: bool = False,
+    emulation: Any = None,
     **strategy: Any,
 ) -> Completed:
     config = make_config(
-        folder, strategy={"kind": "async", **strategy}, push=push or {}, training={"epochs": 2, "checkpoint_every": 5}
+        folder,
+        strategy={"kind": "async", **strategy},
+        push=push or {},
+        training={"epochs": 2, "checkpoint_every": 5},
+        emulation=emulation or {},
     )
     settings = Settings(config, NUM_BATCHES, [*faults], uneven=3, resume=resume)
     return run_toy(num_ranks, settings, mpirun_args=("--with-ft", "ulfm"), hosts=hosts)
@@ -227,3 +235,17 @@ def test_ranks_of_which_mpi_makes_no_group_go_on_alone() -> None:
     assert not done.timed_out, str(done)
     for number in (0, 1):
         assert f"rank {number}: 0 of 1, ['mine']" in done.stdout, str(done)
+
+
+@pytest.mark.slow
+def test_a_link_that_is_cut_for_a_second_costs_nothing(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
+    """Ranks 2 and 3 are on the other host."""
+    limits = {"worker_timeout_seconds": 5.0, "store_timeout_seconds": 10.0}
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(run, tmp_path / "run", hosts=two_hosts, emulation={"seconds": 0.2}, **limits)
+        until(lambda: ((tmp_path / "run/events.jsonl").exists() and len(losses_of(tmp_path / "run")) > 3) or job.done())
+        with cut(two_hosts[1]):
+            time.sleep(1.0)
+        job.result().check()
+    check_books(tmp_path / "run")
+    assert events_of(tmp_path / "run", "lost") == []

@@ -9,13 +9,15 @@ import pathlib
 import re
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from tests.comparison.processes import until
 from tests.mpi.runs import events_of, losses_of, summary_of, write_config
-from tests.ranks import TWO_HOSTS, Completed, mpi_family, run_limited
+from tests.ranks import TWO_HOSTS, Completed, cut, mpi_family, run_limited
 
 pytestmark = pytest.mark.mpi
 
@@ -112,3 +114,29 @@ def test_the_synchronous_baselines_have_the_same_losses_on_two_hosts_as_on_one(
     losses = losses_of(tmp_path / "run")
     assert len(losses) > 3
     assert losses == pytest.approx(losses_of_one_host, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_link_that_is_cut_for_ever_ends_the_run_which_is_then_resumed(
+    tmp_path: pathlib.Path, home: pathlib.Path, two_hosts: tuple[str, str]
+) -> None:
+    """Open MPI's mpirun asks its processes on the other host to end, and would wait for their answer for a quarter of an hour."""
+    skip_unless_it_runs_here("mpirun")
+    first, second = two_hosts
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    limits = {"worker_timeout_seconds": 4.0, "store_timeout_seconds": 8.0, "stop_timeout_seconds": 8.0}
+    path = write_config(
+        tmp_path, strategy={"kind": "async", **limits}, emulation={"seconds": 0.2}, training={"weight": 6000}, bleu=False
+    )
+    where = ("--hosts", f"{first}:2,{second}:1", "--workers", "2")
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(launch, home, path, *where, on=first)
+        until(lambda: ((tmp_path / "run/events.jsonl").exists() and len(losses_of(tmp_path / "run")) > 1) or job.done())
+        with cut(second):
+            done = job.result()
+    assert not done.timed_out and done.returncode not in (0, 124), done
+    assert "launch: mpirun is killed: rank 0 has ended 8 s ago" in done.stderr, done
+    assert "launch: failed after" in done.stdout and "; saved: version" in done.stdout
+    done = launch(home, path, "--workers", "2", "--resume").check()
+    arrivals = events_of(tmp_path / "run", "arrival")
+    assert sorted(arrival["batch"] for arrival in arrivals) == list(range(len(arrivals)))

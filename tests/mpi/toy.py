@@ -91,10 +91,9 @@ class ToyTask:
         self._settings = settings
         self._rank = rank
         self._faults = [Fault(**fault) for fault in settings.faults]
-        first = 0  # rank that trains
-        if settings.config["strategy"].get("kind", "async") == "async":
-            is_colocated = settings.config["strategy"].get("placement") == "colocated"
-            first = 0 if is_colocated else settings.config.get("store", {}).get("shards", 1)
+        strategy = settings.config.get("strategy", {})
+        has_store_ranks = strategy.get("kind", "async") == "async" and strategy.get("placement") != "colocated"
+        first = settings.config.get("store", {}).get("shards", 1) if has_store_ranks else 0  # rank that trains
         self._awaited = [fault for fault in self._faults if fault.is_in_step and fault.rank >= first and fault.rank != rank]
         self._steps = 0
         self._evaluations = 0
