@@ -22,8 +22,9 @@ from hvd_async.transport.block import WORD_BYTES
 
 # A look asks for the time of a file alone.
 _LOOK_SECONDS = 0.02
-# How long the store's process may take to end when the launcher of the ranks has ended.
-_ENDING_SECONDS = 5.0
+# How long the store's processes may take to end when the launcher of the ranks has ended. One that was stopped (SIGSTOP) and
+# goes on finds out by itself.
+_ENDING_SECONDS = 60.0
 _RETRY_SECONDS = 1.0
 
 
@@ -66,10 +67,21 @@ class StoreKeeper:
     def has_unsaved(self) -> bool:
         """Whether the store's process has died and has not saved its state, as far as this is known here."""
         with self._lock:
-            if not self._holds or not self._have_ended():
+            if not self._holds:
                 return False
-            served = bytes(self._holds[0].map()[WORD_BYTES * Word.SERVED : WORD_BYTES * (Word.SERVED + 1)])
-            return int.from_bytes(served, "little", signed=True) != Served.SAVED
+            deadline = time.monotonic() + _ENDING_SECONDS
+            while not self._is_saved():
+                living = [hold.place.process for hold in self._holds if state_of(hold.place.process)]
+                if not living:
+                    return True
+                if time.monotonic() > deadline:
+                    tell(
+                        f"launch: the store's memory is not saved: process {living[0]}, which has a part of it, still lives\n"
+                    )
+                    self._let_go()
+                    return False
+                time.sleep(0.05)  # they are no children of this process
+            return False
 
     def save(self) -> tuple[str, bool]:
         """Save the state of the store, if its process has died and has not saved it. Called when all ranks have ended. Return a
@@ -169,11 +181,7 @@ class StoreKeeper:
             hold.close()
         self._holds = []
 
-    def _have_ended(self) -> bool:
-        """Whether the processes of all shards have ended, for which this waits a little."""
-        deadline = time.monotonic() + _ENDING_SECONDS
-        while any(state_of(hold.place.process) for hold in self._holds):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)  # they are no children of this process
-        return True
+    def _is_saved(self) -> bool:
+        """Whether the store says that it has saved its state."""
+        served = bytes(self._holds[0].map()[WORD_BYTES * Word.SERVED : WORD_BYTES * (Word.SERVED + 1)])
+        return int.from_bytes(served, "little", signed=True) == Served.SAVED

@@ -282,9 +282,12 @@ def test_an_exception_in_the_store_costs_nothing(tmp_path: pathlib.Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [5, 12, 19])
-def test_the_death_of_another_shard_costs_nothing(tmp_path: pathlib.Path, order: int) -> None:
-    first = settings(tmp_path / "run", "many", {"rank": 1, "step": order, "kind": "sigkill"}, hidden=2000)
+@pytest.mark.parametrize("kind", ["sigkill", "sigstop"])
+def test_the_death_of_another_shard_costs_nothing(tmp_path: pathlib.Path, kind: str, order: int) -> None:
+    """One that is stopped goes on when mpirun wakes it, to end it."""
+    first = settings(tmp_path / "run", "many", {"rank": 1, "step": order, "kind": kind}, hidden=2000)
     first.config["store"] = {"shards": 2}
+    first.config["strategy"]["store_timeout_seconds"] = 2.0
     break_and_finish(tmp_path / "run", first, 4)
 
 
