@@ -35,12 +35,15 @@ def test_a_run_that_is_struck_loses_nothing_that_it_need_not(tmp_path: pathlib.P
         ("worker", "SIGKILL", Moment("point", point="wait_for_returned", access=1), "goes on"),
         ("worker", "SIGKILL", Moment("point", point="before allgather", call=5), "ends"),
         ("store", "exit", Moment("point", point="before allgather", call=21), "ends"),
-        ("all ranks", "SIGKILL", Moment("training", 0.5), "ends"),
+        ("store", "SIGSTOP", Moment("start", 2.0), "ends"),
+        ("shard", "SIGSTOP", Moment("training", 1.0), "salvaged"),
+        ("all ranks", "SIGKILL", Moment("training", 0.5), "salvaged"),
     ],
     ids=str,
 )
 def test_what_was_found_is_mended(tmp_path: pathlib.Path, target: str, fault: str, moment: Moment, outcome: str) -> None:
-    case = Case(0, "async N=workers", target, fault, moment, 0.4, 1.0, 0, during=False)
+    strategy = "async 2 shards" if target == "shard" else "async N=workers"
+    case = Case(0, strategy, target, fault, moment, 0.4, 1.0, 0, during=False, respawns=False, joins=False)
     result = run_case(case, tmp_path)
     assert (result.fault, result.outcome) == ("", outcome)
     assert (result.status == 0) == (outcome == "goes on")

@@ -318,6 +318,8 @@ class Trial:
 
 def _left_by_others(case: Case) -> tuple[str, ...]:
     """Return how the names of files begin that libraries leave behind."""
+    if case.fault == "SIGSTOP":  # mpirun does not wait for the end of a stopped rank, whose files then stay
+        return ("torchinductor_", "ompi.")
     if (case.target, case.fault) != ("mpirun", "SIGKILL"):
         return ("torchinductor_",)
     # A killed mpirun cleans nothing up, and ranks that lose it while MPI starts end by MPI's hand.
