@@ -20,7 +20,7 @@ from hvd_async.report.figures.timeline import TimeWindow, draw_timeline
 from hvd_async.report.number_format import plural
 from hvd_async.report.run_settings import differs_within_a_seed, setup
 from hvd_async.report.software import clock_note
-from hvd_async.report.tables import ideal_table, quality_table, shares_table, target_table, worker_shares
+from hvd_async.report.tables import ideal_table, milestones_fold, quality_table, shares_table, target_table, worker_shares
 
 
 def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: TimeWindow | None) -> Document:
@@ -98,7 +98,7 @@ def _environment(
     target = collection.target
     reached: list[Block] = [] if target is None else [target_table(rows, target)]
     curves = draw_curves(f"curves{suffix}", rows, looks, target)
-    yield PageSection("To the target", f"target{suffix}", [*reached, *curves])
+    yield PageSection("To the target", f"target{suffix}", [*reached, *curves, *_there(milestones_fold(rows))])
     quality: list[Block] = [quality_table(rows)]
     quality += _there(draw_rates(f"rates{suffix}", collection, rows[0].environment, looks))
     quality += _there(draw_staleness(f"staleness{suffix}", rows, looks))

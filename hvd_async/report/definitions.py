@@ -32,6 +32,11 @@ _OF_TARGET = (
         " sentence at the top states the inverse.",
     ),
 )
+_ON_THE_WAY = (
+    "On the way",
+    "The best score of the baseline is that of its best measurement, as a mean over its runs. Speed-up and efficiency there"
+    " are those to the score of the line, seed by seed where both reached it: with few runs that did, they flatter.",
+)
 _OF_TIME = (
     (
         "Staleness",
@@ -65,7 +70,7 @@ def definitions(collection: Collection) -> Terms:
     """Return the terms that the report of `collection` uses."""
     edge = [_EDGE] if collection.rates else []
     weights = _of_weights(weight_unit_of(runs_of(collection.entries)))
-    return Terms([*_OF_TARGET, *weights, *map(_final_score, collection.metrics), *_OF_TIME, *edge])
+    return Terms([*_OF_TARGET, *weights, _ON_THE_WAY, *map(_final_score, collection.metrics), *_OF_TIME, *edge])
 
 
 def _of_weights(unit: str) -> list[tuple[str, str]]:

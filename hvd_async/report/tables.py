@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from hvd_async.comparison.history import Shares
 from hvd_async.comparison.metrics import metrics_of, weight_unit_of
+from hvd_async.comparison.milestones import NEAR, best_of, milestones
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.statistics import Interval, Reached
 from hvd_async.comparison.target import Target
@@ -46,6 +47,37 @@ def target_table(rows: Sequence[Row], target: Target) -> Table:
             cells += [interval_cell(each, number_format.ratio) for each in ratios]
         body.append(cells)
     return Table(f"To {target}", columns, body)
+
+
+def milestones_fold(rows: Sequence[Row]) -> Fold | None:
+    """Return when each variant came how near to the best scores of the baseline; None if there are no scores."""
+    unit = number_format.singular(weight_unit_of([run for row in rows for run in row.runs]))
+    tables = [_milestones_table(metric, rows, unit) for metric in _shown_metrics(rows) if best_of(metric, rows)]
+    near = ", ".join(f"{100 * missing:.0f}" for missing in NEAR)
+    return Fold(f"On the way: to within {near} % of the best of the baseline", tables) if tables else None
+
+
+def _milestones_table(metric: Metric, rows: Sequence[Row], unit: str) -> Table:
+    title = metric.title
+    names = ("within", title, "reached by", "seconds", SPEED_UP, f"{unit} efficiency")
+    body = []
+    for each in milestones(metric, rows):
+        cells = [
+            Cell(each.row.variant),
+            Cell(f"{100 * each.missing:.0f} %"),
+            Cell(metric.text(each.target.value)),
+            Cell(f"{each.num_reached} of {len(each.row.entries)}"),
+            interval_cell(each.seconds_to, number_format.seconds),
+        ]
+        ratios = (each.speed_up, each.weight_efficiency)
+        cells += (
+            [Cell("1", "baseline")] * 2 if each.row.is_baseline else [interval_cell(r, number_format.ratio) for r in ratios]
+        )
+        body.append(cells)
+    best = best_of(metric, rows)
+    assert best is not None
+    caption = f"The best {title} of the baseline is {metric.text(best)}, the mean over its runs"
+    return Table(caption, (_VARIANT, *map(Column, names)), body)
 
 
 def quality_table(rows: Sequence[Row]) -> Table:
