@@ -14,7 +14,6 @@ from hvd_async.comparison.results import Row, results
 from hvd_async.tasks.metric import Metric
 from tests.comparison.made import ACCURACY, LOSS, entry, run, write_run
 
-
 Rows = Callable[..., list[Row]]
 
 
