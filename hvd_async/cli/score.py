@@ -8,6 +8,7 @@ import pathlib
 from hvd_async.cli.arguments import check_new, verb
 from hvd_async.cli.model_arguments import add_model, load
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.system.printable import printable
 
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,13 +22,22 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
     )
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        type=pathlib.Path,
+        metavar="FILE",
+        help="translations of the same text by another model, as --output saves them: print the differences, and their"
+        " probabilities by a paired bootstrap; may be repeated",
+    )
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="save the translations to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
 
 
 def _score(arguments: argparse.Namespace) -> int:
     from hvd_async.system.files import write_file
-    from hvd_async.tasks.translation.scoring import score_texts
+    from hvd_async.tasks.translation.scoring import NUM_SAMPLES, difference_of, score_texts
     from hvd_async.tasks.translation.text import read_bytes, split_lines
 
     check_new("--output", arguments.output, overwrite=arguments.overwrite)
@@ -42,9 +52,19 @@ def _score(arguments: argparse.Namespace) -> int:
             f"{arguments.source} and {arguments.reference}: got {len(sources)} and {len(references)} lines, expected equal"
             " numbers, at least 1"
         )
+    others = [split_lines(read_bytes(path), path) for path in arguments.against]
+    for path, lines in zip(arguments.against, others, strict=True):
+        if len(lines) != len(references):
+            raise DataError(f"{path}: got {len(lines)} lines, expected {len(references)}, a translation of each")
     translations = model.translate(sources, arguments.beam, threads)
     if arguments.output is not None:
         write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
     scores = score_texts(translations, references)
     print(f"BLEU {scores.bleu:.2f}  {scores.bleu_signature}\nchrF {scores.chrf:.2f}  {scores.chrf_signature}")
+    for path, lines in zip(arguments.against, others, strict=True):
+        than = difference_of(translations, lines, references)
+        print(
+            f"against {printable(str(path))}: BLEU {than.bleu:+.2f} (p = {than.bleu_p:.3f}), chrF {than.chrf:+.2f}"
+            f" (p = {than.chrf_p:.3f}), paired bootstrap of {NUM_SAMPLES:,} samples"
+        )
     return 0

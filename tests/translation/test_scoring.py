@@ -6,7 +6,7 @@ import pytest
 import sacrebleu
 
 from hvd_async.tasks.translation.evaluation import Evaluation
-from hvd_async.tasks.translation.scoring import score_texts
+from hvd_async.tasks.translation.scoring import Difference, difference_of, score_texts
 
 HYPOTHESES = ["The cat sat on the mat.", "A dog runs in the garden.", "Nobody knows why the sun is green."]
 REFERENCES = ["The cat sat on a mat.", "A dog is running in the garden.", "Nobody knows why the sky is blue."]
@@ -56,3 +56,23 @@ def test_texts_are_scored_with_signatures() -> None:
 def test_unequal_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="got 1 hypotheses and 3 references"):
         score_texts(["a"], REFERENCES)
+
+
+def test_a_difference_is_that_of_the_scores_with_the_probability_of_a_paired_bootstrap() -> None:
+    references = [f"the {word} has {number} old legs" for number in range(20) for word in ("cat", "dog", "cow")]
+    worse = [line.replace("old", "new") if number % 3 else line for number, line in enumerate(references)]
+    than = difference_of(references, worse, references)
+    bleu, chrf = sacrebleu.corpus_bleu(worse, [references]).score, sacrebleu.corpus_chrf(worse, [references]).score
+    assert (than.bleu, than.chrf) == (pytest.approx(100.0 - bleu), pytest.approx(100.0 - chrf))
+    assert than.bleu_p < 0.01 and than.chrf_p < 0.01
+    back = difference_of(worse, references, references)
+    assert (back.bleu, back.bleu_p) == (pytest.approx(-than.bleu), pytest.approx(than.bleu_p, abs=0.01))
+
+
+def test_equal_translations_do_not_differ() -> None:
+    assert difference_of(HYPOTHESES, HYPOTHESES, REFERENCES) == Difference(0.0, 1.0, 0.0, 1.0)
+
+
+def test_other_translations_of_another_text_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 3 and 1 hypotheses and 3 references"):
+        difference_of(HYPOTHESES, ["a"], REFERENCES)
