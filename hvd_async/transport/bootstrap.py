@@ -225,7 +225,7 @@ class MpiGroup:
 
     def allgather(self, text: str) -> list[str]:
         while self.outlives:
-            with self._waiting(self._origins):
+            with self._waiting(self._origins, goes_on=True):
                 found = self._gathered_by_all(text)
                 if found is not None:
                     return found
@@ -247,9 +247,10 @@ class MpiGroup:
             reason = "another rank has ended; its own message, or the system's log, says why"
             raise PeerError(reason, is_state_lost=True) from None
 
-    def _waiting(self, ranks: Sequence[int]) -> contextlib.AbstractContextManager[None]:
-        """Watch over `ranks`, given by their first numbers, inside a block that waits for them."""
-        return contextlib.nullcontext() if self._watch is None else self._watch.waiting(ranks)
+    def _waiting(self, ranks: Sequence[int], *, goes_on: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Watch over `ranks`, given by their first numbers, inside a block that waits for them, and `goes_on` without those that
+        die."""
+        return contextlib.nullcontext() if self._watch is None else self._watch.waiting(ranks, goes_on=goes_on)
 
     def _gathered_by_all(self, text: str) -> list[str] | None:
         """Return the texts if all ranks got them; None, on all ranks, if one has died."""

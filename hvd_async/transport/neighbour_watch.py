@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,12 +62,16 @@ class NeighbourWatch:
                 self._processes[other] = process
 
     @contextlib.contextmanager
-    def waiting(self, ranks: Sequence[int]) -> Iterator[None]:
-        """Watch over those of `ranks` that are on this host, inside the block, which waits for them; a context manager."""
+    def waiting(self, ranks: Sequence[int], *, goes_on: bool = False) -> Iterator[None]:
+        """Watch over those of `ranks` that are on this host, inside the block, which waits for them; a context manager.
+
+        `goes_on`: the block goes on without a rank above 0 whose death MPI notices, so that one that is stopped is killed.
+        """
         watched = {rank: self._processes[rank] for rank in ranks if rank in self._processes}
         is_over = threading.Event()
         turn = sum(rank < self._rank for rank in watched)
-        thread = threading.Thread(target=self._run, args=(watched, turn, is_over), name="hvd-async-neighbours", daemon=True)
+        arguments = (watched, turn, is_over, goes_on)
+        thread = threading.Thread(target=self._run, args=arguments, name="hvd-async-neighbours", daemon=True)
         thread.start()
         try:
             yield
@@ -74,7 +79,7 @@ class NeighbourWatch:
             is_over.set()
             thread.join()
 
-    def _run(self, watched: dict[int, int], turn: int, is_over: threading.Event) -> None:
+    def _run(self, watched: dict[int, int], turn: int, is_over: threading.Event, goes_on: bool) -> None:
         wait = _TURN_SECONDS * turn
         with_gone = Patience(_GRACE_SECONDS + wait, _LOOK_SECONDS)
         with_stopped = Patience(STOPPED_SECONDS + wait, _LOOK_SECONDS)
@@ -85,8 +90,16 @@ class NeighbourWatch:
             if with_gone.is_over(lasts=bool(gone)):
                 self._give_up(f"rank {gone[0]} has ended by itself while others waited for it; {ITS_OWN_MESSAGE}")
             elif with_stopped.is_over(lasts=bool(stopped)):
-                process = f"its process {watched[stopped[0]]} is stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s"
-                self._give_up(f"rank {stopped[0]}: {process} while others wait for it")
+                process = watched[stopped[0]]
+                found = (
+                    f"rank {stopped[0]}: its process {process} is stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s while others"
+                )
+                if goes_on and stopped[0] > 0:
+                    tell(self._rank, PeerError(f"{found} wait for it; it is ended, and they go on"))
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+                else:
+                    self._give_up(f"{found} wait for it")
 
     def _give_up(self, message: str) -> None:
         tell(self._rank, PeerError(f"{message}; what was saved is complete"))

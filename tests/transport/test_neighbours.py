@@ -65,6 +65,20 @@ def test_a_rank_that_is_stopped_for_long_ends_the_job_that_waits_for_it(
     assert f"hvd-async: rank 0: rank 1: its process {idle.pid} is stopped (SIGSTOP) for 1 s" in capsys.readouterr().err
 
 
+def test_a_rank_that_is_stopped_for_long_is_ended_where_the_others_go_on_without_it(
+    idle: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(neighbour_watch, "STOPPED_SECONDS", neighbour_watch._LOOK_SECONDS)
+    ended = threading.Event()
+    watch = NeighbourWatch(0, [own_process(), json.dumps([scope_of_ids(), idle.pid])], lambda status: ended.set())
+    with idle:
+        idle.send_signal(signal.SIGSTOP)
+        with watch.waiting([0, 1], goes_on=True):
+            assert idle.wait(60.0) == -signal.SIGKILL
+            assert not ended.is_set()
+    assert "it is ended, and they go on" in capsys.readouterr().err
+
+
 def test_ranks_that_live_may_be_waited_for(idle: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbour_watch, "_GRACE_SECONDS", 0.0)
     ended = threading.Event()
