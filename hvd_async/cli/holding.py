@@ -64,29 +64,36 @@ class StoreKeeper:
             os.environ.pop(VARIABLE, None)
             self._page.close()
 
-    def has_unsaved(self) -> bool:
-        """Whether the store's process has died and has not saved its state, as far as this is known here."""
+    def is_state_unsaved(self) -> bool:
+        """Wait until the store's processes have ended or saved their state, a minute or as long as they are saving; return
+        whether all have ended without that. Called when the launcher of the ranks has ended. If one lives on, says so and gives
+        its memory up."""
         with self._lock:
             if not self._holds:
                 return False
+            folder, began = self._folder(), time.time()
             deadline = time.monotonic() + _ENDING_SECONDS
-            while not self._is_saved():
+            while True:
                 living = [hold.place.process for hold in self._holds if state_of(hold.place.process)]
+                if self._is_saved():  # asked after the processes: they may save, and end, in between
+                    return False
                 if not living:
                     return True
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline and not (
+                    folder is not None and folder.is_being_saved(began - _ENDING_SECONDS)
+                ):
                     tell(
-                        f"launch: the store's memory is not saved: process {living[0]}, which has a part of it, still lives\n"
+                        f"launch: the store's memory is not saved: process {living[0]}, which has a part of it, still lives; end"
+                        " it before the run is resumed\n"
                     )
                     self._let_go()
                     return False
                 time.sleep(0.05)  # they are no children of this process
-            return False
 
     def save(self) -> tuple[str, bool]:
         """Save the state of the store, if its process has died and has not saved it. Called when all ranks have ended. Return a
         line on what was saved, or could not be, and whether the run may go on; no line if there is nothing to say."""
-        if not self.has_unsaved():
+        if not self.is_state_unsaved():
             return "", False
         deadline, has_told = time.monotonic() + self._patience_seconds, False
         with self._lock:

@@ -5,35 +5,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import signal
 import sys
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import add_config, check_can_be_read_again, refuse, verb
 from hvd_async.cli.batch_arguments import add_resources, check_no_script
+from hvd_async.cli.desertion import Desertion
 from hvd_async.cli.launch_program import program_config
 from hvd_async.cli.launch_script import train_arguments, wanted, write_script
-from hvd_async.errors import ConfigError, DataError, SetupError
+from hvd_async.cli.starts import STORE_RESTARTS, start_once, start_until_done
+from hvd_async.errors import ConfigError, SetupError
 from hvd_async.system import interpreter
-from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
     from hvd_async.cli.holding import StoreKeeper
     from hvd_async.cluster.hosts import Host
     from hvd_async.config import RunConfig
     from hvd_async.launcher import Begin, LauncherName, LaunchOptions, LaunchOutcome
-    from hvd_async.system.processes import Command
 
 # Arguments that have no effect in a batch script.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
-_STORE_RESTARTS = 3
-# Added to the time that ranks have to stop: the files that they save may be large.
-_PATIENCE_SECONDS = 120.0
 
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -82,7 +76,7 @@ def _add_starting(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="after a failure, start again with --auto-resume, at most N times; not after an error in the input or a stop"
-        f" (default 0, and {_STORE_RESTARTS} after a death of the store whose state was saved from its memory)",
+        f" (default 0, and {STORE_RESTARTS} after a death of the store whose state was saved from its memory)",
     )
     starting.add_argument(
         "--respawn",
@@ -168,87 +162,17 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
         check_home(os.environ)
     stop_signal = signal.SIGUSR1 if options.launcher in ("mpirun", "srun") and not is_single else None
     status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
+    # Of a script nobody knows what its other ranks do when rank 0 has ended.
+    has_desertion = status_tells and not is_single and not layout.is_local and arguments.program is None
     with _respawning(config, respawn), _keeping(config) as keeper:
 
         def start(begin: Begin) -> LaunchOutcome:
             ranks = dataclasses.replace(rank_arguments, begin=begin, is_launched=True)
-            return _start(config, launch_command(config, ranks, layout, options), stop_signal, status_tells, keeper)
+            command = launch_command(config, ranks, layout, options)
+            desertion = Desertion(config.strategy.stop_timeout_seconds) if has_desertion else None
+            return start_once(config, command, stop_signal, status_tells, keeper, desertion)
 
-        return _start_until_done(config, start, rank_arguments.begin, keeper, arguments.restarts)
-
-
-def _start_until_done(
-    config: RunConfig,
-    start: Callable[[Begin], LaunchOutcome],
-    begin: Begin,
-    keeper: StoreKeeper | None,
-    restarts: int | None,
-) -> int:
-    """Start `config`, again up to `restarts` times while it fails, and return the last exit status. None: no more often than
-    its store dies, of whose updates none is lost."""
-    from hvd_async.system.durations import clock_text
-
-    began, number = time.monotonic(), 0
-    while True:
-        number += 1
-        outcome = start(begin if number == 1 else "auto-resume")
-        saved, goes_on = ("", False) if keeper is None else keeper.save()
-        if saved:
-            _say(saved)
-        limit = restarts if restarts is not None else _STORE_RESTARTS if goes_on else 0
-        if outcome.is_failure and number <= limit:
-            _say(f"{outcome.text}; restart {number} of {limit}, with --auto-resume")
-            continue
-        in_all = f"; {number} starts, {clock_text(time.monotonic() - began, has_hours=True)} in all" if number > 1 else ""
-        is_open = outcome.is_failure or outcome.text.endswith("before training began")
-        _say(outcome.text + in_all + (_way_on(config) if is_open else ""))
-        return outcome.status
-
-
-def _way_on(config: RunConfig) -> str:
-    """Return how a run that did not finish goes on, for the end of a line; empty if there is no run."""
-    from hvd_async.runs.checkpoint import list_checkpoints
-    from hvd_async.runs.folder import RunFolder
-
-    folder = RunFolder(config.output)
-    if saved := list_checkpoints(folder.checkpoints):
-        return f"; saved: version {int(saved[-1].name[1:])}, resume with --resume"
-    return "; nothing is saved, begin again with --auto-resume" if folder.config.exists() else ""
-
-
-def _start(
-    config: RunConfig, command: Command, stop_signal: int | None, status_tells: bool, keeper: StoreKeeper | None
-) -> LaunchOutcome:
-    """Run `command`, which computes `config`, until it ends, and return its outcome. `status_tells`: as in `outcome_of`. `keeper`
-    keeps the store's memory, if there is any."""
-    from hvd_async.cli.desertion import Desertion
-    from hvd_async.config import ScriptConfig
-    from hvd_async.launcher import UNKNOWN, Summary, outcome_of, quieted
-    from hvd_async.runs.folder import RunFolder
-    from hvd_async.system.processes import Stopping, run_command
-
-    folder = RunFolder(config.output)
-    _say(command.shell_text())
-    began, summary = time.monotonic(), Summary(folder.summary)
-    # Ranks end by themselves when one of them does not answer; if they do not even do that, the launcher ends them.
-    patience = config.strategy.stop_timeout_seconds + _PATIENCE_SECONDS
-    with quieted(tell) as errors:
-        is_saving = functools.partial(folder.is_being_saved, time.time())
-        desertion = Desertion(config.strategy.stop_timeout_seconds)
-        stopping = Stopping(stop_signal, patience, is_saving, config.strategy.hang_timeout_seconds, desertion.is_found)
-        ended = run_command(command, os.environ, stopping, errors)
-    seconds = time.monotonic() - began
-    if config.strategy.is_single or desertion.is_sure:
-        ended = dataclasses.replace(ended, is_killed=False)  # what was killed was the run itself, or has lost its ranks
-    status = summary.status() or (UNKNOWN if isinstance(config.task, ScriptConfig) else None)
-    if ended.status == 0 and keeper is not None and keeper.has_unsaved():
-        # Such an mpirun ends well, too, if the store has died, and each other rank has said so.
-        ended = dataclasses.replace(ended, status=1)
-    elif ended.status == 0 and status is None and not folder.has_ended():
-        # An mpirun that keeps the other ranks when one dies ends well even if all of them have died.
-        _say("launch: all ranks have ended before the run did; the system's log may say why")
-        ended = dataclasses.replace(ended, status=1)
-    return outcome_of(ended, status, seconds, summary.stop_signal(), status_tells=status_tells)
+        return start_until_done(config, start, rank_arguments.begin, keeper, arguments.restarts)
 
 
 def _check_respawn(config: RunConfig, options: LaunchOptions) -> None:
@@ -289,12 +213,6 @@ def _respawning(config: RunConfig, limit: int) -> contextlib.AbstractContextMana
 
     trust = ("--trust-task",) if isinstance(config.task, FactoryConfig) else ()  # the run was started with its code
     return Respawner(RunFolder(config.output), limit, trust)
-
-
-def _say(line: str) -> None:
-    """Print `line`. A closed terminal or a full disk does not end the run."""
-    with contextlib.suppress(OSError, DataError):  # reported when the rest of the output is written at exit
-        print(line, flush=True)
 
 
 def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: bool) -> None:

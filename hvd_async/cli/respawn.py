@@ -7,8 +7,6 @@ from types import TracebackType
 
 from hvd_async.errors import HvdAsyncError
 from hvd_async.runs.folder import RunFolder
-from hvd_async.store.serve.joining import read_num_lost
-from hvd_async.strategies.invitation import Invitation
 from hvd_async.system.processes import Children
 from hvd_async.system.standard_streams import tell
 
@@ -69,7 +67,11 @@ class Respawner:
     def _num_lost(self) -> int:
         """Return how many workers of the launcher have died; 0 if no run is under way here."""
         try:
-            place = Invitation.from_json(self._folder.read_invitation()).places[0]
+            found = self._folder.read_invitation()  # first, so that what follows is not loaded while ranks start
+            from hvd_async.store.serve.joining import read_num_lost
+            from hvd_async.strategies.invitation import Invitation
+
+            place = Invitation.from_json(found).places[0]
             if place.is_here:
                 return read_num_lost(place)
         except HvdAsyncError:

@@ -61,7 +61,7 @@ class Asynchronous:
         )
 
         rank, plan, session = self.group.rank, MemoryPlan(job), Session(None, job.model)
-        self.group.meet()
+        self.group.meet(job.strategy.patience_seconds)
         with contextlib.ExitStack() as stack:
             memories = stack.enter_context(
                 open_blocks(self.group, plan.layouts, plan.owners, job.strategy.store_timeout_seconds, plan.names)

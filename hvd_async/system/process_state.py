@@ -44,14 +44,15 @@ def children_of(process: int) -> frozenset[int] | None:
     return frozenset(child for child in children if state_of(child))
 
 
-def rank_of(process: int) -> int | None:
-    """Return the number of the MPI rank that a process is, as its environment tells it; None if it is none, such as a connection
-    to another host."""
+def variables_of(process: int) -> dict[str, str] | None:
+    """Return the variables with which a process was started; empty if they cannot be read, None if the process has overwritten
+    them, as those do that give themselves a title."""
     try:
-        variables = pathlib.Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        return next(int(each.removeprefix(b"PMIX_RANK=")) for each in variables if each.startswith(b"PMIX_RANK="))
-    except (OSError, ValueError, StopIteration):
-        return None
+        words = pathlib.Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    found = dict(word.split("=", 1) for word in words if "=" in word)
+    return found if "PATH" in found else None
 
 
 def scope_of_ids() -> int:

@@ -13,9 +13,10 @@ from typing import NoReturn
 from hvd_async.cluster.environment import LaunchedAs, read_environment
 from hvd_async.system.failure_message import print_message
 from hvd_async.system.parent_death import tie_to
-from hvd_async.system.process_state import children_of, parent_of, rank_of, state_of
+from hvd_async.system.patience import Patience
+from hvd_async.system.process_state import children_of, parent_of, state_of, variables_of
 from hvd_async.transport.bootstrap import OUTLIVES
-from hvd_async.transport.neighbour_watch import ITS_OWN_MESSAGE, STOPPED_SECONDS, Patience
+from hvd_async.transport.neighbour_watch import ITS_OWN_MESSAGE, STOPPED_SECONDS
 
 _LOOK_SECONDS = 0.25
 # Time in which a launcher starts all ranks of a host.
@@ -23,6 +24,7 @@ _START_SECONDS = 10.0
 # Time that this rank has to end by itself, since the others may just be quicker, and time between the ranks' messages.
 _GRACE_SECONDS = 2.0
 _TURN_SECONDS = 0.3
+_NAMESPACE = "PMIX_NAMESPACE"
 
 
 @contextlib.contextmanager
@@ -65,14 +67,14 @@ def _fault(launched: LaunchedAs, launcher: int) -> str:
     began, seen, num_ranks = time.monotonic(), set[int](), launched.local_size or 1
     turn, with_stopped = _TURN_SECONDS * (launched.local_rank or 0), Patience(STOPPED_SECONDS, _LOOK_SECONDS)
     while (children := children_of(launcher)) is not None:
-        seen |= {child for child in children - seen if rank_of(child) is not None}
+        seen |= {child for child in children - seen if _is_rank(child)}
         if not seen <= children or (time.monotonic() - began > _START_SECONDS and len(seen) < num_ranks):
             time.sleep(_GRACE_SECONDS + turn)
             return f" has ended before training began; {ITS_OWN_MESSAGE}"
         stopped = {child for child in seen if state_of(child) == "T"}
         if with_stopped.is_over(lasts=bool(stopped) and stopped < seen):  # all of them: somebody has suspended the job
             time.sleep(turn)
-            return f", process {min(stopped)}, is stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s before training began"
+            return f", process {min(stopped)}, has been stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s before training began"
         time.sleep(_LOOK_SECONDS)
     return ""
 
@@ -80,6 +82,13 @@ def _fault(launched: LaunchedAs, launcher: int) -> str:
 def _launcher() -> int:
     """Return the process that started the ranks, perhaps by way of other programs."""
     process = os.getppid()
-    while rank_of(process) is not None and (parent := parent_of(process)) is not None:
+    while _is_rank(process) and (parent := parent_of(process)) is not None:
         process = parent
     return process
+
+
+def _is_rank(process: int) -> bool:
+    """Whether a process is a rank of this job, not a connection to another host, nor a part of a job in which this one was
+    started: those have another namespace in their variables, or none."""
+    variables = variables_of(process)
+    return variables is None or ("PMIX_RANK" in variables and variables.get(_NAMESPACE) == os.environ.get(_NAMESPACE))

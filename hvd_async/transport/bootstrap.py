@@ -19,7 +19,8 @@ import numpy as np
 from hvd_async.cluster.environment import check_home, check_launcher, check_world, read_environment
 from hvd_async.errors import PeerError, SetupError
 from hvd_async.transport.group import messages_of
-from hvd_async.transport.neighbour_watch import NeighbourWatch, own_process
+from hvd_async.transport.neighbour_watch import STOPPED_SECONDS, NeighbourWatch, own_process
+from hvd_async.transport.segments import remove_segments
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -90,7 +91,7 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads
             # mpi4py's own guess at what `check_world` checks.
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment", category=RuntimeWarning)
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        atexit.register(_finalize)
+        atexit.register(_finalize, os.getppid())
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         library = MPI.Get_library_version().split(",")[0]
         raise SetupError(
@@ -100,10 +101,15 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads
     return MPI.COMM_WORLD.Dup()
 
 
-def _finalize() -> None:
-    """Finalize MPI at the exit of this process, unless a rank has died: MPI would wait for it, to free the windows."""
+def _finalize(launcher: int) -> None:
+    """Finalize MPI at the exit of this process, unless a rank has died: MPI would wait for it, to free the windows.
+
+    `launcher`: the parent process at the start, which removes the files of MPI, unless it was killed.
+    """
     from mpi4py import MPI
 
+    if os.getppid() != launcher:
+        remove_segments()
     if not _dead and MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.Finalize()
 
@@ -167,11 +173,11 @@ class MpiGroup:
         self._lost: list[int] = []
         self._watch: NeighbourWatch | None = None
 
-    def meet(self) -> None:
-        """Let the ranks see each other's processes: from now on a rank of this host that has gone ends the job if this one
-        waits for it in vain. Collective."""
+    def meet(self, patience_seconds: float = 0.0) -> None:
+        """Let the ranks see each other's processes: from now on a rank of this host that has gone, or is stopped for a minute or
+        `patience_seconds`, whichever is longer, ends the job if this one waits for it in vain. Collective."""
         processes = self.allgather(own_process())
-        self._watch = NeighbourWatch(self.rank, processes, self.abort)
+        self._watch = NeighbourWatch(self.rank, processes, self.abort, max(STOPPED_SECONDS, patience_seconds))
 
     def leave_out(self, dead: Collection[int]) -> None:
         """Become the group of the ranks that are not `dead`, given by their first numbers, of which MPI need not know. Collective

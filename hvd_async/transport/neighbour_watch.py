@@ -11,11 +11,11 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from hvd_async.errors import PeerError
 from hvd_async.system.failure_message import tell
+from hvd_async.system.patience import Patience
 from hvd_async.system.process_state import scope_of_ids, state_of
 
 _LOOK_SECONDS = 0.25
@@ -24,23 +24,7 @@ _GRACE_SECONDS = 5.0
 _TURN_SECONDS = 0.3
 ITS_OWN_MESSAGE = "its own message, or the system's log, says why"
 STOPPED_SECONDS = 60.0
-"""How long a rank may be stopped (SIGSTOP) while others wait for it inside MPI."""
-
-
-class Patience:
-    """How long something may last, counted while this process runs; a pause of the process counts as one look."""
-
-    def __init__(self, seconds: float, look_seconds: float) -> None:
-        """`look_seconds`: about the time from one look to the next."""
-        self._seconds, self._most = seconds, 2 * look_seconds
-        self._left, self._seen = seconds, time.monotonic()
-
-    def is_over(self, *, lasts: bool) -> bool:
-        """Return whether it has lasted too long; `lasts`: whether it did at this look."""
-        now = time.monotonic()
-        self._left = self._left - min(now - self._seen, self._most) if lasts else self._seconds
-        self._seen = now
-        return self._left < 0
+"""How long a rank may be stopped (SIGSTOP) while others wait for it inside MPI, at least."""
 
 
 def own_process() -> str:
@@ -51,9 +35,13 @@ def own_process() -> str:
 class NeighbourWatch:
     """Ends the job when a rank of this host has gone that this rank waits for."""
 
-    def __init__(self, rank: int, processes: Sequence[str], end: Callable[[int], object]) -> None:
-        """`rank` is this one's. `processes[k]` is `own_process()` of rank k. `end` ends the job with an exit status."""
+    def __init__(
+        self, rank: int, processes: Sequence[str], end: Callable[[int], object], stopped_seconds: float = STOPPED_SECONDS
+    ) -> None:
+        """`rank` is this one's. `processes[k]` is `own_process()` of rank k. `end` ends the job with an exit status.
+        `stopped_seconds`: how long a rank may be stopped."""
         self._rank = rank
+        self._stopped_seconds = stopped_seconds
         self._end = end
         self._processes = {}
         for other, text in enumerate(processes):
@@ -82,7 +70,7 @@ class NeighbourWatch:
     def _run(self, watched: dict[int, int], turn: int, is_over: threading.Event, goes_on: bool) -> None:
         wait = _TURN_SECONDS * turn
         with_gone = Patience(_GRACE_SECONDS + wait, _LOOK_SECONDS)
-        with_stopped = Patience(STOPPED_SECONDS + wait, _LOOK_SECONDS)
+        with_stopped = Patience(self._stopped_seconds + wait, _LOOK_SECONDS)
         while not is_over.wait(_LOOK_SECONDS):
             states = {rank: state_of(process) for rank, process in watched.items()}
             gone = [rank for rank, state in states.items() if state == ""]
@@ -91,15 +79,14 @@ class NeighbourWatch:
                 self._give_up(f"rank {gone[0]} has ended by itself while others waited for it; {ITS_OWN_MESSAGE}")
             elif with_stopped.is_over(lasts=bool(stopped)):
                 process = watched[stopped[0]]
-                found = (
-                    f"rank {stopped[0]}: its process {process} is stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s while others"
-                )
+                stop = f"its process {process} has been stopped (SIGSTOP) for {self._stopped_seconds:.0f} s"
+                found = f"rank {stopped[0]}: {stop} while others wait for it"
                 if goes_on and stopped[0] > 0:
-                    tell(self._rank, PeerError(f"{found} wait for it; it is ended, and they go on"))
+                    tell(self._rank, PeerError(f"{found}; it is ended, and they go on"))
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
                 else:
-                    self._give_up(f"{found} wait for it")
+                    self._give_up(found)
 
     def _give_up(self, message: str) -> None:
         tell(self._rank, PeerError(f"{message}; what was saved is complete"))

@@ -83,7 +83,8 @@ def run_case(case: Case, folder: pathlib.Path) -> TrialResult:
             kill_marked(mark)
         left = [f"{temporary}/{each.name}" for each in pathlib.Path(temporary).iterdir()]
         left += [f"/dev/shm/{name}" for name in place.left_in_shared_memory()]
-        left = [path for path in left if not pathlib.Path(path).name.startswith(_left_by_others(case))]
+        has_ended_well = trial.result.status == 0
+        left = [path for path in left if not pathlib.Path(path).name.startswith(_left_by_others(case, has_ended_well))]
         if left and not trial.result.fault:
             trial.result.fault = f"left behind: {', '.join(sorted(left))}"
         return trial.result
@@ -316,9 +317,11 @@ class Trial:
         return None
 
 
-def _left_by_others(case: Case) -> tuple[str, ...]:
+def _left_by_others(case: Case, has_ended_well: bool) -> tuple[str, ...]:
     """Return how the names of files begin that libraries leave behind."""
-    if case.fault == "SIGSTOP":  # mpirun does not wait for the end of a stopped rank, whose files then stay
+    if (
+        case.fault == "SIGSTOP" and not has_ended_well
+    ):  # mpirun does not wait for the end of a stopped rank, whose files then stay
         return ("torchinductor_", "ompi.")
     if (case.target, case.fault) != ("mpirun", "SIGKILL"):
         return ("torchinductor_",)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.cli import launch
+from hvd_async.cli import starts
 from hvd_async.cluster.batch_system import detect_allocation
 from hvd_async.cluster.hosts import Host, parse_hosts
 from hvd_async.cluster.mpi_family import detect_mpi, parse_mpi_family
@@ -582,7 +582,7 @@ def test_a_launcher_that_ends_well_does_not_hide_that_all_ranks_were_killed(
     if before is not None:
         (folder / "summary.json").write_text(json.dumps({"status": before}))
     given = config("async").model_copy(update={"output": str(folder)})
-    outcome = launch._start(given, Command(("true",), {}), None, status_tells=True, keeper=None)
+    outcome = starts.start_once(given, Command(("true",), {}), None, status_tells=True, keeper=None, desertion=None)
     assert (outcome.is_failure, outcome.status) == (is_failure, int(is_failure))
     assert ("all ranks have ended before the run did" in capsys.readouterr().out) == is_failure
 

@@ -245,6 +245,7 @@ def test_a_link_that_is_cut_for_a_second_costs_nothing(tmp_path: pathlib.Path, t
         job = pool.submit(run, tmp_path / "run", hosts=two_hosts, emulation={"seconds": 0.2}, **limits)
         until(lambda: ((tmp_path / "run/events.jsonl").exists() and len(losses_of(tmp_path / "run")) > 3) or job.done())
         with cut(two_hosts[1]):
+            assert not job.done()
             time.sleep(1.0)
         job.result().check()
     check_books(tmp_path / "run")

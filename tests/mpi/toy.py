@@ -150,11 +150,11 @@ class ToyTask:
     def _let_faults_come(self) -> None:
         """Wait for ranks that have not come to the step of their fault, though this one has: a slow rank would find no batch."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            behind = [fault for fault in self._awaited if fault.step < self._steps and not self._trace(fault).exists()]
-            if not behind:
-                break
-            time.sleep(0.005)
+        for fault in [*self._awaited]:
+            while fault.step < self._steps and time.monotonic() < deadline and not self._trace(fault).exists():
+                time.sleep(0.005)
+            if fault.step < self._steps:
+                self._awaited.remove(fault)  # it has come, or will not
 
     def _trace(self, fault: Fault) -> pathlib.Path:
         return pathlib.Path(f"{self._settings.config['output']}.{fault.rank}-{fault.step}")
