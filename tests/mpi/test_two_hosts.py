@@ -135,7 +135,7 @@ def test_a_link_that_is_cut_for_ever_ends_the_run_which_is_then_resumed(
         with cut(second):
             done = job.result()
     assert not done.timed_out and done.returncode not in (0, 124), done
-    assert "launch: mpirun is killed: rank 0 has ended 8 s ago" in done.stderr, done
+    assert "launch: killed mpirun: rank 0 ended 8 s ago" in done.stderr, done
     assert "launch: failed after" in done.stdout and "; saved: version" in done.stdout
     done = launch(home, path, "--workers", "2", "--resume").check()
     arrivals = events_of(tmp_path / "run", "arrival")
