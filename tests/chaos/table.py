@@ -65,7 +65,8 @@ def table_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         outcomes = collections.Counter(row["outcome"] for row in found)
         happened = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
         seconds = [row["seconds"] for row in found if row["seconds"] is not None and row["outcome"] != "finishes"]
-        updates = [row["lost_updates"] for row in found if row["starts"] > 1]
+        # A step that was under way is completed, so that the run may go on after the last update of which it told.
+        updates = [max(0, row["lost_updates"]) for row in found if row["starts"] > 1]
         blamed = sum(bool(row["fault"]) for row in found)
         yield f"| {fault} | {strategy} | {happened} | {_spread(seconds, 1)} | {_spread(updates, 0)} | {blamed} |"
     num_late = sum(row["outcome"] == "too late" for row in rows)
