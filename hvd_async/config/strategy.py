@@ -106,6 +106,11 @@ class StrategyConfig(Section):
         description="Synchronous strategies only, for experiments: compute gradients on parameters this many versions"
         " old, as if they were that stale.",
     )
+    delay_pattern: Literal["constant", "turns"] = Field(
+        "constant",
+        description="`constant`: every gradient is `delay` versions old; `turns`: workers take new parameters in turns, one"
+        " at each version, so that gradients are 0 to `delay` versions old.",
+    )
     pending: Literal["apply", "drop"] = Field(
         "apply",
         description="Treatment of arrivals accumulated but not yet applied when the data ends: apply them, or drop"
@@ -199,7 +204,15 @@ class StrategyConfig(Section):
     def _delay_is_synchronous(self) -> StrategyConfig:
         if self.is_async and self.delay:
             raise ValueError(f"delay: got {self.delay} with kind async, expected 0, or a synchronous kind")
+        if self.delay_pattern != "constant" and not self.delay:
+            raise ValueError(f"delay_pattern: got {self.delay_pattern} with delay 0, expected a delay of 1 or more")
         return self
+
+    def num_versions_behind(self, version: int, worker: int) -> int:
+        """Return how old the parameters are on which `worker` computes gradients for the version after `version`, in versions, as
+        far as `delay` says so; they are younger near the start of a run."""
+        age = (version - worker) % (self.delay + 1) if self.delay_pattern == "turns" else self.delay
+        return min(version, age)
 
     @property
     def is_async(self) -> bool:

@@ -14,7 +14,7 @@ from hvd_async.store.arrival import Arrival
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.local_push import add
-from hvd_async.strategies.synchronous import ONE, load_base, make_replica, next_group, num_versions_behind
+from hvd_async.strategies.synchronous import ONE, load_base, make_replica, next_group
 
 
 class RealReplica:
@@ -51,11 +51,10 @@ class RealReplica:
         return next_group(self.store.ledger.open_from(0), self._num_workers, self._num_batches, self._model.task.epoch_of)
 
     def take_in(self, group: Sequence[int], seconds: Sequence[float], waited: Sequence[float]) -> None:
-        delay = self._config.strategy.delay
-        base_version = self.store.version - num_versions_behind(self.store.version, delay)
-        load_base(self._replica, self._model.flat, delay)
+        version, strategy = self.store.version, self._config.strategy
         arrivals = []
         for worker, batch in enumerate(group):
+            load_base(self._replica, self._model.flat, strategy, worker)
             weight, loss = self._model.gradient(batch)
             gradient = self._model.flat.collect_gradient()
             add(gradient, self._total, is_first=worker == 0)
@@ -63,7 +62,7 @@ class RealReplica:
                 Arrival(
                     worker=worker,
                     batch=batch,
-                    base_version=base_version,
+                    base_version=version - strategy.num_versions_behind(version, worker),
                     weight=weight,
                     loss=loss,
                     step_seconds=seconds[worker],

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from hvd_async.config import OptimizerConfig
+from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError
 from hvd_async.store.arrival import Arrival, Update
 from hvd_async.store.parameter_store import ParameterStore
@@ -131,7 +131,7 @@ class SynchronousWorker:
             self._group = self._group or self._next_group(self.store.ledger.watermark)
             if not self._group:
                 return
-            load_base(self._replica, self._job.flat, self._job.strategy.delay)
+            load_base(self._replica, self._job.flat, self._job.strategy, self._rank)
             mine = self._batch_of(self._group)
             yield Claim(self._group[0] if mine is None else mine, mine is not None, self._upcoming())
 
@@ -160,7 +160,7 @@ class SynchronousWorker:
         """Apply the summed gradient of all ranks, whose numbers are in `table`."""
         observer = self._job.observer
         self._waited = time.monotonic() - started
-        base_version = self.store.version - num_versions_behind(self.store.version, self._job.strategy.delay)
+        version, strategy = self.store.version, self._job.strategy
         computed = [
             (worker, batch) for worker, batch in zip(self._present, self._group, strict=False) if not table[worker][6]
         ]
@@ -170,7 +170,7 @@ class SynchronousWorker:
             Arrival(
                 worker=worker,
                 batch=batch,
-                base_version=base_version,
+                base_version=version - strategy.num_versions_behind(version, worker),
                 weight=plain_number(table[worker][0]),
                 loss=table[worker][1],
                 step_seconds=table[worker][2],
@@ -257,16 +257,11 @@ def make_replica(flat: FlatParameters, optimizer: OptimizerConfig, delay: int) -
     return Shard(buffers, optimizer, num_past=delay, ranges=flat.groups)
 
 
-def load_base(replica: Shard, flat: FlatParameters, delay: int) -> None:
-    """Copy into `flat` the parameters for the next gradients: those of `num_versions_behind` versions ago."""
-    if delay:
-        behind = num_versions_behind(replica.version, delay)
+def load_base(replica: Shard, flat: FlatParameters, strategy: StrategyConfig, worker: int) -> None:
+    """Copy into `flat` the parameters for the next gradient of `worker`: those of so many versions ago as `strategy` says."""
+    if strategy.delay:
+        behind = strategy.num_versions_behind(replica.version, worker)
         flat.parameters.copy_(replica.read(f"past_{behind}" if behind else "parameters"))
-
-
-def num_versions_behind(version: int, delay: int) -> int:
-    """Return the staleness of gradients for the version after `version`: `delay`, or less near the start of a run."""
-    return min(version, delay)
 
 
 def next_group(

@@ -190,6 +190,10 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             " some arrivals makes a shorter step than the sum of all",
         ),
         (
+            {"strategy": {"kind": "horovod", "delay_pattern": "turns"}},
+            "strategy: delay_pattern: got turns with delay 0, expected a delay of 1 or more",
+        ),
+        (
             {"strategy": {"kind": "async", "provisional": True, "staleness_policy": "delay_compensation"}},
             "strategy: provisional: got true with staleness_policy delay_compensation, expected false, or policy none or"
             " inverse; the correction is measured from the version, not from the parameters on which the gradient was"
