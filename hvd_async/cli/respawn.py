@@ -7,7 +7,9 @@ from types import TracebackType
 
 from hvd_async.errors import HvdAsyncError
 from hvd_async.runs.folder import RunFolder
+from hvd_async.system.process_state import state_of
 from hvd_async.system.processes import Children
+from hvd_async.system.shared_memory import Place
 from hvd_async.system.standard_streams import tell
 
 _LOOK_SECONDS = 0.25
@@ -67,12 +69,10 @@ class Respawner:
     def _num_lost(self) -> int:
         """Return how many workers of the launcher have died; 0 if no run is under way here."""
         try:
-            found = self._folder.read_invitation()  # first, so that what follows is not loaded while ranks start
-            from hvd_async.store.serve.joining import read_num_lost
-            from hvd_async.strategies.invitation import Invitation
-
-            place = Invitation.from_json(found).places[0]
+            place = self._place()
             if place.is_here:
+                from hvd_async.store.serve.joining import read_num_lost
+
                 return read_num_lost(place)
         except HvdAsyncError:
             return 0
@@ -81,9 +81,25 @@ class Respawner:
             tell("launch: --respawn: the store is on another host, so that no worker is replaced\n")
         return 0
 
+    def _place(self) -> Place:
+        """Return where the store of the run under way is. Raises `HvdAsyncError` if there is none."""
+        found = self._folder.read_invitation()  # first, so that what follows is not loaded while ranks start
+        from hvd_async.strategies.invitation import Invitation
+
+        return Invitation.from_json(found).places[0]
+
+    def _has_store(self) -> bool:
+        """Whether a run is under way whose store lives, as far as can be seen from here."""
+        try:
+            place = self._place()
+        except HvdAsyncError:
+            return False
+        return not place.is_here or bool(state_of(place.process))
+
     def _run(self) -> None:
         arguments = ("join", str(self._folder.root), "--wait", str(_WAIT_SECONDS), *self._arguments)
         done = self._children.run(arguments, in_sight=True)
-        if done is not None and done.returncode != 0 and not self._is_over.is_set():
+        # One that ends with the store takes no other's place: when the run goes on, all ranks are started again.
+        if done is not None and done.returncode != 0 and not self._is_over.is_set() and self._has_store():
             with self._lock:
                 self._num_failed += 1

@@ -28,8 +28,8 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=pathlib.Path,
         metavar="FILE",
-        help="translations of the same text by another model, as --output saves them: print the differences, and their"
-        " probabilities by a paired bootstrap; may be repeated",
+        help="translations of the same text by another model, as --output saves them: print how much better this model is, and"
+        " how probable such a difference would be between equally good ones (p, by a paired bootstrap); may be repeated",
     )
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="save the translations to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
@@ -41,8 +41,13 @@ def _score(arguments: argparse.Namespace) -> int:
     from hvd_async.tasks.translation.text import read_bytes, split_lines
 
     check_new("--output", arguments.output, overwrite=arguments.overwrite)
-    for flag in ("source", "reference"):
-        if arguments.output is not None and arguments.output.resolve() == getattr(arguments, flag).resolve():
+    taken = [
+        ("source", arguments.source),
+        ("reference", arguments.reference),
+        *(("against", path) for path in arguments.against),
+    ]
+    for flag, path in taken:
+        if arguments.output is not None and arguments.output.resolve() == path.resolve():
             raise ConfigError(f"--output: got {arguments.output}, the file of --{flag}; expected another file")
     model, threads = load(arguments)
     sources = split_lines(read_bytes(arguments.source), arguments.source)
@@ -64,7 +69,7 @@ def _score(arguments: argparse.Namespace) -> int:
     for path, lines in zip(arguments.against, others, strict=True):
         than = difference_of(translations, lines, references)
         print(
-            f"against {printable(str(path))}: BLEU {than.bleu:+.2f} (p = {than.bleu_p:.3f}), chrF {than.chrf:+.2f}"
-            f" (p = {than.chrf_p:.3f}), paired bootstrap of {NUM_SAMPLES:,} samples"
+            f"this model less {printable(str(path))}: BLEU {than.bleu:+.2f} (p = {than.bleu_p:.3f}), chrF {than.chrf:+.2f}"
+            f" (p = {than.chrf_p:.3f}); paired bootstrap of {NUM_SAMPLES:,} samples"
         )
     return 0

@@ -47,7 +47,7 @@ def start_until_done(
             _say(saved)
         limit = restarts if restarts is not None else STORE_RESTARTS if goes_on else 0
         if outcome.is_failure and number <= limit:
-            how = "with --auto-resume" if run.has_begun() else "since the run had not begun, as before"
+            how = "with --auto-resume" if run.has_begun() else "as at first, since the run had not begun"
             _say(f"{outcome.text}; restart {number} of {limit}, {how}")
             continue
         in_all = f"; {number} starts, {clock_text(time.monotonic() - began, has_hours=True)} in all" if number > 1 else ""

@@ -62,7 +62,7 @@ def test_a_resumed_run_goes_on_whenever_it_fails(config: RunConfig) -> None:
 def test_it_is_started_no_more_often_than_asked(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert begins(config, "overwrite", (False, FAILED), (False, FAILED), restarts=1) == ["overwrite"] * 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "launch: failed; restart 1 of 1, since the run had not begun, as before"
+    assert lines[0] == "launch: failed; restart 1 of 1, as at first, since the run had not begun"
     assert (
         lines[1].startswith("launch: failed; 2 starts, 0:00:0") and "resume" not in lines[1]
     )  # the saved state is of the earlier

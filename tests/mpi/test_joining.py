@@ -125,6 +125,25 @@ def test_workers_that_die_are_replaced(tmp_path: pathlib.Path) -> None:
     check_books(run)
 
 
+@pytest.mark.skipif(mpi_family() != "openmpi", reason="only Open MPI's mpirun keeps the other ranks")
+@pytest.mark.slow
+def test_the_death_of_the_store_takes_no_replacement_from_the_workers(tmp_path: pathlib.Path) -> None:
+    path, run = config(tmp_path, 24_000), tmp_path / "run"
+    with started("launch", str(path), "--workers", "2", "--respawn", "2") as launch:
+        until((run / "join.json").exists)
+        os.kill(pids(str(path), "train", "--launched")[-1], signal.SIGKILL)
+        read_until(launch, "worker 1 has joined")
+        os.kill(json.loads((run / "join.json").read_text())["places"][0]["process"], signal.SIGKILL)
+        read_until(launch, "resumes at version")
+        read_until(launch, "rank 2 on")
+        until((run / "join.json").exists)
+        os.kill(pids(str(path), "train", "--launched")[-1], signal.SIGKILL)
+        read_until(launch, "worker 1 has joined")
+        output, _ = launch.communicate(timeout=120)
+    assert launch.returncode == 0 and "1 restart, 2 workers lost on the way, 2 joined; see" in output, output
+    check_books(run)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_without_a_worker_that_joined_and_died_under_any_launcher(tmp_path: pathlib.Path) -> None:
     path, run = config(tmp_path, 6_000, max_workers=3, on_worker_failure="stop"), tmp_path / "run"

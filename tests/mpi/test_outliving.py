@@ -174,7 +174,8 @@ def test_the_others_go_on_without_a_worker_on_another_host(
         "worker_timeout_seconds": 3.0,
         "hang_timeout_seconds": 3600.0 if "ended" in reason or kind == "exception" else 0.7,
     }
-    done = run(tmp_path / "run", fault, hosts=two_hosts, **limits).check()
+    # Long enough for the worker to come back: it would find no store.
+    done = run(tmp_path / "run", fault, hosts=two_hosts, emulation={"seconds": 0.15}, **limits).check()
     assert f"fault {kind} fired on rank 3" in done.stderr
     check_books(tmp_path / "run")
     (lost,) = events_of(tmp_path / "run", "lost")

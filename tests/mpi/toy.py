@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import itertools
 import json
+import math
 import os
 import pathlib
 import random
@@ -149,7 +150,8 @@ class ToyTask:
 
     def _let_faults_come(self) -> None:
         """Wait for ranks that have not come to the step of their fault, though this one has: a slow rank would find no batch."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        hang_seconds = self._settings.config.get("strategy", {}).get("hang_timeout_seconds", math.inf)
+        deadline = time.monotonic() + min(_PATIENCE_SECONDS, hang_seconds / 3)  # this is a part of a step
         for fault in [*self._awaited]:
             while fault.step < self._steps and time.monotonic() < deadline and not self._trace(fault).exists():
                 time.sleep(0.005)
