@@ -153,6 +153,7 @@ def test_no_arrival_is_lost_or_counts_twice_when_the_store_dies(tmp_path: pathli
 def test_a_checkpoint_of_the_same_process_is_no_hindrance(tmp_path: pathlib.Path, kind: str, write: int) -> None:
     first = settings(tmp_path / "run", kind, {"rank": 0, "step": 3, "kind": "sigkill", "write": write})
     first.config["training"]["checkpoint_every"] = 2
+    first.config["optimizer"]["average_decay"] = 0.0  # averages are kept of the last version alone
     assert break_and_finish(tmp_path / "run", first, 3) >= 3
 
 
@@ -167,7 +168,8 @@ def test_refused_gradients_are_counted_once(tmp_path: pathlib.Path, kind: str, w
     first.config["training"] |= {"checkpoint_every": checkpoint_every, "diverged_after": 1000}
     break_and_finish(tmp_path / "run", first, 3)
     refused = [event for event in events_of(tmp_path / "run", "arrival") if "refused" in event]
-    assert len(refused) == sum(summary_of(tmp_path / "run")["refused"].values()) >= 1
+    assert len(refused) == sum(summary_of(tmp_path / "run")["refused"].values())
+    assert refused or kind == "one"  # worker 1 alone may have made the version at which the store dies
 
 
 @pytest.mark.slow
