@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.cli.desertion import Desertion
 from hvd_async.errors import DataError
+from hvd_async.system.files import stamp_of
 from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class _Beginning:
         self._path = RunFolder(config.output).config
         is_script = isinstance(config.task, ScriptConfig)  # which may choose its folder
         self._goes_on = is_script or begin in ("resume", "auto-resume")
-        self._before = self._stamp()
+        self._before = stamp_of(self._path)
         self._is_first = True
 
     def next_begin(self) -> Begin:
@@ -78,14 +79,7 @@ class _Beginning:
 
     def has_begun(self) -> bool:
         """Whether ranks have made the folder that of this run."""
-        return self._goes_on or self._stamp() != self._before
-
-    def _stamp(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
+        return self._goes_on or stamp_of(self._path) != self._before
 
 
 def _way_on(config: RunConfig) -> str:

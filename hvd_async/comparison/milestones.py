@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.runs import Run
-from hvd_async.comparison.statistics import Interval, ratio_interval, reached
+from hvd_async.comparison.statistics import Interval, known_ratio, reached
 from hvd_async.comparison.target import Target
 from hvd_async.tasks.metric import Metric
 
@@ -68,9 +68,9 @@ def milestones(metric: Metric, rows: Sequence[Row]) -> Iterator[Passage]:
                 target,
                 missing,
                 len(own),
-                _ratio([seconds for seconds in own if seconds > 0.0]),
-                _ratio([ratio for pair in pairs if (ratio := _ratio_of(*pair, target, "seconds")) is not None]),
-                _ratio([ratio for pair in pairs if (ratio := _ratio_of(*pair, target, "weight")) is not None]),
+                known_ratio([seconds for seconds in own if seconds > 0.0]),
+                known_ratio([ratio for pair in pairs if (ratio := _ratio_of(*pair, target, "seconds")) is not None]),
+                known_ratio([ratio for pair in pairs if (ratio := _ratio_of(*pair, target, "weight")) is not None]),
             )
 
 
@@ -80,7 +80,3 @@ def _ratio_of(base: Run | None, own: Run | None, target: Target, what: str) -> f
         return None
     needed, others = (None if (when := reached(run, target)) is None else float(getattr(when, what)) for run in (base, own))
     return needed / others if needed and others else None
-
-
-def _ratio(values: Sequence[float]) -> Interval | None:
-    return ratio_interval(values) if values else None

@@ -16,8 +16,8 @@ from hvd_async.comparison.runs import Run
 from hvd_async.comparison.statistics import (
     Interval,
     Reached,
+    known_ratio,
     mean_interval,
-    ratio_interval,
     reached,
     weight_efficiency,
 )
@@ -138,15 +138,15 @@ def _row(collection: Collection, environment: str, variant: str) -> Row:
         entries=tuple(entries),
         runs=tuple(runs),
         reached=tuple(whens),
-        seconds_to=_ratio([when.seconds for when in there if when.seconds > 0.0]),
-        weight_to=_ratio([when.weight for when in there if when.weight > 0]),
-        updates_to=_ratio([when.updates for when in there if when.updates > 0]),
-        speed_up=_ratio(speed_ups),
-        weight_efficiency=_ratio(efficiencies),
-        throughput=_ratio(throughputs),
+        seconds_to=known_ratio([when.seconds for when in there if when.seconds > 0.0]),
+        weight_to=known_ratio([when.weight for when in there if when.weight > 0]),
+        updates_to=known_ratio([when.updates for when in there if when.updates > 0]),
+        speed_up=known_ratio(speed_ups),
+        weight_efficiency=known_ratio(efficiencies),
+        throughput=known_ratio(throughputs),
         final=_final(collection.metrics, runs),
         difference=_differences(collection.metrics, pairs),
-        weight_per_second=_ratio([run.weight_per_second for run in runs if run.weight > 0 and run.seconds > 0.0]),
+        weight_per_second=known_ratio([run.weight_per_second for run in runs if run.weight > 0 and run.seconds > 0.0]),
         steps_per_second=sum(run.steps_per_second for run in runs) / len(runs) if runs else None,
         mean_staleness=_weighted(runs, lambda run: run.mean_staleness),
         staleness=_sum([run.staleness for run in runs]),
@@ -189,10 +189,6 @@ def _differences(metrics: Sequence[Metric], pairs: Sequence[tuple[Run, Run]]) ->
         if differences and metric.name != LOSS:
             found[metric.name] = mean_interval(differences)
     return found
-
-
-def _ratio(ratios: Sequence[float]) -> Interval | None:
-    return ratio_interval(ratios) if ratios else None
 
 
 def _weighted(runs: Sequence[Run], get: Callable[[Run], float]) -> float | None:

@@ -88,6 +88,11 @@ def ratio_interval(ratios: Sequence[float]) -> Interval:
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(ratios))
 
 
+def known_ratio(ratios: Sequence[float]) -> Interval | None:
+    """Return `ratio_interval`; None without ratios."""
+    return ratio_interval(ratios) if ratios else None
+
+
 def _half(values: Sequence[float]) -> float:
     """Return half the width of the interval."""
     if len(values) == 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hvd_async.errors import CheckpointError, ConfigError, DataError, DifferenceError, DivergedError, SetupError
 from hvd_async.system.durations import clock_text
+from hvd_async.system.files import stamp_of
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.processes import Ended
 from hvd_async.system.signals import STOP_SIGNALS
@@ -29,7 +30,7 @@ class Summary:
     def __init__(self, path: pathlib.Path) -> None:
         """Note the present state of the file at `path`. Call this before the run is started."""
         self._path = path
-        self._before = self._stamp()
+        self._before = stamp_of(path)
 
     def status(self) -> str | None:
         """Return `finished`, `stopped`, ..., or None if the run wrote no status."""
@@ -43,20 +44,13 @@ class Summary:
         return int(signal.Signals[name]) if name in signal.Signals.__members__ else None
 
     def _read(self) -> dict[str, Any]:
-        if self._stamp() == self._before:
+        if stamp_of(self._path) == self._before:
             return {}
         try:
             document = parse_json(self._path.read_bytes())
         except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}
-
-    def _stamp(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
 
 
 @dataclass(frozen=True)

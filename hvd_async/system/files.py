@@ -120,6 +120,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """Return two numbers that change when the file is replaced or written; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
 def _rename(temporary: Path, path: Path, *, replace: bool) -> None:
     while True:
         try:
