@@ -303,6 +303,21 @@ def test_a_simulated_run_prints_that_its_seconds_are_virtual(
     assert "All runs are simulated: seconds are virtual." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--device", "cuda:99"], 4, "--device: got cuda:99, expected cpu or one of "),
+        (["--device", "tpu"], 2, "--device: got 'tpu', expected cpu or cuda[:INDEX]"),
+        (["--timing-only", "--device", "cpu"], 2, "--device cpu has no effect with --timing-only"),
+    ],
+)
+def test_a_device_that_cannot_simulate_is_refused(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, words: str
+) -> None:
+    assert main(["simulate", str(config), *arguments]) == status
+    assert words in capsys.readouterr().err and not (config.parent / "run").exists()
+
+
 def test_a_single_process_has_no_transport(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(config), "--set", "task.bleu=false"]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rank 0 on ")]

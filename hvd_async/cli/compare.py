@@ -8,7 +8,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from hvd_async.cli.arguments import check_can_be_read_again, check_folder, refuse, verb
+from hvd_async.cli.arguments import check_can_be_read_again, check_folder, device, refuse, verb
 from hvd_async.cli.batch_arguments import add_resources, check_no_script, resources, submit
 from hvd_async.cli.report import write_report_to
 from hvd_async.errors import ConfigError, DataError
@@ -36,6 +36,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs computed at a time (default 1); they slow each other down"
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="device that computes simulated runs: cpu (default), cuda or cuda:INDEX"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -91,7 +94,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.slurm:
         refuse(arguments, ("count", "task"), "--slurm")
         return _write_script(arguments, suite, output)
-    execution = Execution(suite, output, arguments.only)
+    execution = Execution(suite, output, arguments.only, arguments.device)
+    if arguments.device is not None and not (arguments.count or arguments.dry_run):  # as on a login node
+        device(arguments.device)
     if arguments.count:
         print("\n".join(map(str, execution.num_runs())))
         return 0
@@ -119,7 +124,7 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     from hvd_async.launcher.batch_script import ScriptJob, render
     from hvd_async.system.files import write_file
 
-    Execution(suite, output, arguments.only)  # raises for a pattern that matches nothing
+    Execution(suite, output, arguments.only, arguments.device)  # raises for what does not fit the suite
     num_workers = 1 if suite.config.launcher == "simulate" else suite.most_workers
     asked = resources(arguments, nodes=1, workers_per_node=num_workers)
     if asked.nodes * asked.workers_per_node < num_workers:
@@ -130,7 +135,10 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     job = ScriptJob(
         script="compare",
         target=str(arguments.suite),
-        options=tuple(word for pattern in arguments.only for word in ("--only", pattern)),
+        options=(
+            *(word for pattern in arguments.only for word in ("--only", pattern)),
+            *(() if arguments.device is None else ("--device", arguments.device)),
+        ),
         environment=sys.prefix,
         name=arguments.job_name or "hvd-async",
         folder=str(output),

@@ -12,6 +12,7 @@ from hvd_async.cli.arguments import (
     check_folder,
     check_new,
     check_threads,
+    device,
     numbers,
     path_argument,
     refuse,
@@ -39,6 +40,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the output folder's contents, or the output file")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for arithmetic (default 1)")
+    parser.add_argument("--device", metavar="NAME", help="device that computes: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--timing-only", action="store_true", help="predict only the speed; compute no gradients")
     parser.add_argument(
         "--workers", metavar="N,...", help="with --timing-only: sizes of the cluster (default: simulation.workers)"
@@ -63,7 +65,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if arguments.calibrate is not None:
         return _calibrate(arguments)
     if arguments.timing_only:
-        refuse(arguments, ("threads", *(("overwrite",) if arguments.output is None else ())), "--timing-only")
+        refuse(arguments, ("threads", "device", *(("overwrite",) if arguments.output is None else ())), "--timing-only")
     for flag in ("workers", "arrivals", "output"):
         if getattr(arguments, flag) is not None and not arguments.timing_only:
             raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected --timing-only with it; see --help")
@@ -71,6 +73,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         raise ConfigError("simulate: got no configuration, expected CONFIG or --calibrate RUN")
     threads = 1 if arguments.threads is None else arguments.threads
     check_threads(threads)
+    name = "cpu" if arguments.device is None else device(arguments.device)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.timing_only:
         return _plan(config, arguments)
@@ -79,7 +82,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from hvd_async.simulation.simulate import SimulateOptions, simulate
     from hvd_async.tasks.registry import make_task
 
-    options = SimulateOptions(arguments.overwrite, threads, sys.stdout.isatty())
+    options = SimulateOptions(arguments.overwrite, threads, name, sys.stdout.isatty())
     summary = simulate(config, make_task, options)
     print(*summary_lines(summary, config.output), sep="\n")
     return 0
@@ -111,7 +114,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"CONFIG: got {arguments.config} with --calibrate, which reads the run's configuration; remove CONFIG"
         )
-    refuse(arguments, ("timing_only", "workers", "arrivals", "threads", "overrides"), "--calibrate")
+    refuse(arguments, ("timing_only", "workers", "arrivals", "threads", "device", "overrides"), "--calibrate")
     if arguments.output is None:
         refuse(arguments, ("overwrite",), "--calibrate without --output")
     check_new("--output", arguments.output, overwrite=arguments.overwrite)

@@ -27,9 +27,16 @@ class Execution:
     """Computes a suite. Finished runs are not computed again; an interrupted run resumes from its checkpoint, or starts
     again."""
 
-    def __init__(self, suite: Suite, output: pathlib.Path, only: Sequence[str] = ()) -> None:
-        """Select the runs. `only`: patterns (`*`, `?`) for the names of runs, variants or environments; empty: all.
-        Raises `ConfigError` for a pattern that matches nothing."""
+    def __init__(self, suite: Suite, output: pathlib.Path, only: Sequence[str] = (), device: str | None = None) -> None:
+        """Select the runs. `only`: patterns (`*`, `?`) for the names of runs, variants or environments; empty: all. `device`:
+        where simulated runs are computed. Raises `ConfigError` for a pattern that matches nothing, and for a device in a suite
+        of real runs."""
+        if device is not None and suite.config.launcher != "simulate":
+            raise ConfigError(
+                f"--device: got {device} for a suite with launcher {suite.config.launcher}, expected a suite of simulated runs;"
+                " `training.device` is the key for real ones"
+            )
+        self._where = [] if device is None else ["--device", device]
         self._suite = suite
         self._output = output
         self._only = only
@@ -57,7 +64,7 @@ class Execution:
 
     def command(self, spec: Spec) -> list[str]:
         """Return the arguments of `hvd-async` with which `run` computes the run of `spec`."""
-        return self._suite.command(spec, resume=self._can_resume(spec))
+        return self._command(spec, resume=self._can_resume(spec))
 
     def run(self, jobs: int, board: Board) -> list[str]:
         """Compute the missing runs, `jobs` at a time; return the failures in words. Blocks, in the main thread.
@@ -200,10 +207,10 @@ class Execution:
         resume = self._can_resume(spec)
         folder = folder_of(self._output, planned)
         with board.running(spec.name, RunFolder(folder).events, self._suite.config.budget, is_resumed=resume):
-            done = process(self._suite.command(spec, resume=resume))
+            done = process(self._command(spec, resume=resume))
             if done is not None and resume and done.returncode == CheckpointError.exit_status:
                 board.say(f"{spec.name}: cannot resume ({''.join(_lines(done.stderr)[-1:])}); computed again")
-                done = process(self._suite.command(spec))
+                done = process(self._command(spec))
         if done is None:
             return 0, ""
         found = self.result(spec)
@@ -219,6 +226,9 @@ class Execution:
         board.say(failure)
         status = 128 - done.returncode if done.returncode < 0 else done.returncode  # as in shells
         return status or DataError.exit_status, failure
+
+    def _command(self, spec: Spec, *, resume: bool = False) -> list[str]:
+        return [*self._suite.command(spec, resume=resume), *self._where]
 
     def _can_resume(self, spec: Spec) -> bool:
         """Whether the run has a checkpoint of its own; simulated runs cannot resume."""

@@ -63,10 +63,12 @@ def provenance_of(plans: Sequence[RankPlan], software: Sequence[Facts], job: Bat
     return Provenance(software[0], ranks, list(node_workers.values()), job)
 
 
-def provenance_of_one_process(node_workers: Sequence[Sequence[int]] = ()) -> Provenance:
-    """Return the provenance of this process, which computes for all workers with its present number of threads."""
-    role = {"rank": 0, "role": "store+worker", "host": socket.gethostname(), "device": "cpu", "worker": None}
-    return Provenance(this_software(), [{**role, "threads": torch.get_num_threads(), "store_device": "cpu"}], node_workers)
+def provenance_of_one_process(node_workers: Sequence[Sequence[int]] = (), device: str = "cpu") -> Provenance:
+    """Return the provenance of this process, which computes on `device` for all workers and the store, with its present number
+    of threads."""
+    role = {"rank": 0, "role": "store+worker", "host": socket.gethostname(), "device": device, "worker": None}
+    facts = {**role, "threads": torch.get_num_threads(), "store_device": device}
+    return Provenance(this_software(device), [facts], node_workers)
 
 
 def device_of(device: str, store_device: str | None) -> str:

@@ -80,9 +80,10 @@ class Provisional(Sequence[torch.Tensor]):
     """Provisional parameters in use, numbered from 1: the buffers of a shard that makes each once and never overwrites
     any."""
 
-    def __init__(self, size: int) -> None:
-        """Begin with no vectors. `size`: elements of each."""
+    def __init__(self, size: int, device: torch.device) -> None:
+        """Begin with no vectors. `size`: elements of each, on `device`."""
         self._size = size
+        self._device = device
         self._kept: dict[int, torch.Tensor] = {}
         self._bases: dict[int, tuple[int, int]] = {0: (0, 0)}  # number -> version, arrivals
         self._number = 0
@@ -94,7 +95,7 @@ class Provisional(Sequence[torch.Tensor]):
     def __getitem__(self, number: int) -> torch.Tensor:  # type: ignore[override]  # no caller takes slices
         """Return vector `number`, in new memory if there is none yet."""
         if number not in self._kept:
-            self._kept[number] = torch.empty(self._size)
+            self._kept[number] = torch.empty(self._size, device=self._device)
         return self._kept[number]
 
     def number_of(self, version: int, arrivals: int, make: Callable[[int], int]) -> int:
@@ -123,7 +124,7 @@ class RealStore:
     ) -> None:
         """Make the store. All arguments stay the caller's. Every event goes to `recorder`."""
         self.versions = Versions(model.flat.parameters)
-        self._provisional = Provisional(model.flat.size)
+        self._provisional = Provisional(model.flat.size, model.flat.parameters.device)
         keeps_bases = needs_base_parameters(config.strategy)
         ranges = model.flat.groups
         shard = Shard(self.versions, config.optimizer, provisional=self._provisional, keeps_bases=keeps_bases, ranges=ranges)

@@ -33,22 +33,26 @@ from hvd_async.vectors.threads import arithmetic_threads
 @dataclass(frozen=True)
 class SimulateOptions:
     """Options of the command line: replace the run in the folder; threads for arithmetic (1 computes the same bits on every
-    machine); show progress as a live bar."""
+    machine); the device of this machine (`cpu`, `cuda` or `cuda:INDEX`) that computes gradients and updates; show progress as
+    a live bar."""
 
     overwrite: bool = False
     threads: int = 1
+    device: str = "cpu"
     live_progress: bool = False
 
 
 def simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options: SimulateOptions) -> dict[str, Any]:
     """Run `config` on the cluster of its `simulation` section, compute every gradient, and return the summary of the run.
 
-    The configuration and its seed determine the run to the last bit. Evaluations take no virtual time. Raises `ConfigError`
-    for a device other than the CPU, for workers that do not exist, and for a folder that holds a run.
+    On a CPU, the configuration and its seed determine the run to the last bit. Evaluations take no virtual time. Raises
+    `ConfigError` for a configuration that names devices, for workers that do not exist, and for a folder that holds a run.
     """
     for key, device in (("training", config.training.device), ("store", config.store.device)):
         if device not in ("auto", "cpu"):
-            raise ConfigError(f"{key}.device: got {device} in a simulation, expected auto or cpu")
+            raise ConfigError(
+                f"{key}.device: got {device} in a simulation, expected auto or cpu; `--device` says where a simulation computes"
+            )
     with arithmetic_threads(options.threads):
         return _simulate(config, make_task, options)
 
@@ -61,7 +65,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     module = model_of(task)
     if config.strategy.is_async:
         check_buffers(task, module)
-    flat = flatten(module, config.optimizer)
+    flat = flatten(module, config.optimizer, options.device)
     goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
     folder = RunFolder(config.output)
     folder.begin(config, overwrite=options.overwrite, is_simulated=True)
@@ -70,7 +74,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
         progress.say(line)
     model = Model(task, module.train(), flat, config.seed)
     prices = costs(config, config.simulation.parameters or flat.size)
-    provenance = provenance_of_one_process(prices.node_workers(config))
+    provenance = provenance_of_one_process(prices.node_workers(config), options.device)
     recorder = RunRecorder(RunContext(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True))
     with recorder:
         with progress.showing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,13 @@ class Gradient:
     indices: torch.Tensor | None = None
     slot: int = 0
     """Slot that holds the gradient."""
+
+    def on(self, device: torch.device) -> Gradient:
+        """Return the gradient on `device`: itself if it is there."""
+        if self.values.device == device:
+            return self
+        indices = None if self.indices is None else self.indices.to(device)
+        return dataclasses.replace(self, values=self.values.to(device), indices=indices)
 
     @classmethod
     def measure(cls, vector: torch.Tensor) -> Gradient:

@@ -51,6 +51,23 @@ def names_in(output: pathlib.Path) -> list[str]:
     return sorted(path.name for path in (output / "runs").iterdir())
 
 
+# Where runs are computed.
+
+
+def test_the_device_of_simulated_runs_is_passed_on(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = str(write(folder, tiny()))
+    assert main(["compare", suite, "--device", "cpu", "--dry-run"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert len(commands) == 2 and all(line.endswith(" --device cpu") for line in commands)
+    assert main(["compare", suite, "--device", "cuda", "--slurm"]) == 0
+    assert 'options=(--device cuda "${@:2}")' in capsys.readouterr().out
+    assert main(["compare", suite, "--device", "cuda:99", "--count"]) == 0
+    assert main(["compare", suite, "--device", "cuda:99", "--output", str(folder / "out")]) == 4
+    assert main(["compare", str(write(folder, tiny(launcher="mpirun"))), "--device", "cpu"]) == 2
+    assert "--device: got cpu for a suite with launcher mpirun" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 # Which runs are computed.
 
 

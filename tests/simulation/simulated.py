@@ -18,8 +18,15 @@ def parse(output: pathlib.Path, **sections: Any) -> RunConfig:
     return parse_config({**make_config(output, **sections), "seed": seed}, source="toy")
 
 
-def run(output: pathlib.Path, num_batches: int = 40, point_weight: float = 1.0, **sections: Any) -> dict[str, Any]:
+def run(
+    output: pathlib.Path,
+    num_batches: int = 40,
+    point_weight: float = 1.0,
+    dropout: float = 0.2,
+    device: str = "cpu",
+    **sections: Any,
+) -> dict[str, Any]:
     """Simulate the toy, and return its summary."""
     config = parse(output, **sections)
-    settings = Settings({}, num_batches=num_batches, dropout=0.2, point_weight=point_weight)
-    return simulate(config, lambda _: ToyTask(settings, 0), SimulateOptions())
+    settings = Settings({}, num_batches=num_batches, dropout=dropout, point_weight=point_weight)
+    return simulate(config, lambda _: ToyTask(settings, 0), SimulateOptions(device=device))

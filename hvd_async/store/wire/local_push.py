@@ -35,16 +35,16 @@ class Pushes:
         self._writers: dict[int, SlotWriter] = {}
 
     def send(self, sender: int, gradient: torch.Tensor) -> tuple[Gradient, int]:
-        """Return the gradient that the store receives for `gradient` ([size], float32), valid until the next call, and its
-        bytes.
+        """Return the gradient that the store receives for `gradient` ([size], float32, on any device), on the same device and
+        valid until the next call, and its bytes.
 
         `sender`: owner of the error feedback that is used and updated: a worker, or the workers of a node together.
         """
         writer = self._writers.get(sender)
         if writer is None:
             writer = self._writers[sender] = SlotWriter([self._memory], [slice(0, self._size)], self._push)
-        sent = writer.write(gradient, 0)
-        return read_slot(self._memory, self._memory.layout, 0, sent.largest), sent.num_bytes
+        sent = writer.write(gradient.cpu(), 0)
+        return read_slot(self._memory, self._memory.layout, 0, sent.largest).on(gradient.device), sent.num_bytes
 
     def forget_errors(self) -> None:
         """Drop all kept errors, as a restart of the workers does: error feedback is not in checkpoints."""
