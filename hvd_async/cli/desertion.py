@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from hvd_async.cluster.pmix import job_of, read_pmix
 from hvd_async.system.patience import Patience
 from hvd_async.system.process_state import children_of, state_of, variables_of
 from hvd_async.system.standard_streams import tell
 
 _LOOK_SECONDS = 0.5
-_NAMESPACE = "PMIX_NAMESPACE"
 
 
 class Desertion:
@@ -22,7 +22,7 @@ class Desertion:
         self.is_sure = False
         """Whether it was found."""
         self._patience_seconds = patience_seconds
-        self._outer = environ.get(_NAMESPACE)
+        self._outer = job_of(environ)
         self._rank: int | None = None  # the process of rank 0
         self._patience = Patience(patience_seconds, _LOOK_SECONDS)
 
@@ -42,5 +42,5 @@ class Desertion:
         return True
 
     def _is_first(self, process: int) -> bool:
-        variables = variables_of(process) or {}
-        return variables.get("PMIX_RANK") == "0" and variables.get(_NAMESPACE) != self._outer
+        started_as = read_pmix(variables_of(process))
+        return started_as is not None and started_as.rank == 0 and started_as.job != self._outer

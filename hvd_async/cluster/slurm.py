@@ -12,6 +12,7 @@ from hvd_async.cluster.batch_job import BatchJob
 from hvd_async.cluster.hosts import Host
 from hvd_async.cluster.launcher_variables import Launcher, read_number
 from hvd_async.cluster.mpi_family import MpiFamily
+from hvd_async.cluster.pmix import job_of
 from hvd_async.errors import SetupError
 from hvd_async.system.processes import ask
 
@@ -57,7 +58,7 @@ def tasks_on_node(environ: Mapping[str, str]) -> int | None:
 def pmi_of_step(environ: Mapping[str, str]) -> str:
     """Return the PMI that srun offers its tasks, from the variables that the plugin sets. SLURM_MPI_TYPE is no guide: it may
     come from elsewhere, and is unset by default."""
-    if environ.get("PMIX_NAMESPACE", "").startswith("slurm."):
+    if (job_of(environ) or "").startswith("slurm."):
         return "pmix"
     return "pmi2" if "PMI_RANK" in environ else "none"
 

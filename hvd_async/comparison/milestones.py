@@ -52,11 +52,8 @@ def best_of(metric: Metric, rows: Sequence[Row]) -> float | None:
     return best if best > 0.0 else None
 
 
-def milestones(metric: Metric, rows: Sequence[Row]) -> Iterator[Passage]:
-    """Yield the passages of all `rows` of an environment, milestone by milestone; none without `best_of`."""
-    best = best_of(metric, rows)
-    if best is None:
-        return
+def milestones(metric: Metric, best: float, rows: Sequence[Row]) -> Iterator[Passage]:
+    """Yield the passages of all `rows` of an environment, milestone by milestone, `best` being their `best_of`."""
     base = {entry.seed: entry.run for row in rows if row.is_baseline for entry in row.entries}
     for missing in NEAR:
         target = Target(metric, best * (1.0 - missing if metric.is_higher_better else 1.0 + missing))

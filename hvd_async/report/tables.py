@@ -52,16 +52,17 @@ def target_table(rows: Sequence[Row], target: Target) -> Table:
 def milestones_fold(rows: Sequence[Row]) -> Fold | None:
     """Return when each variant came how near to the best scores of the baseline; None if there are no scores."""
     unit = number_format.singular(weight_unit_of([run for row in rows for run in row.runs]))
-    tables = [_milestones_table(metric, rows, unit) for metric in _shown_metrics(rows) if best_of(metric, rows)]
+    best = [(metric, best_of(metric, rows)) for metric in _shown_metrics(rows)]
+    tables = [_milestones_table(metric, score, rows, unit) for metric, score in best if score is not None]
     near = ", ".join(f"{100 * missing:.0f}" for missing in NEAR)
     return Fold(f"On the way: to within {near} % of the best of the baseline", tables) if tables else None
 
 
-def _milestones_table(metric: Metric, rows: Sequence[Row], unit: str) -> Table:
+def _milestones_table(metric: Metric, best: float, rows: Sequence[Row], unit: str) -> Table:
     title = metric.title
     names = ("within", title, "reached by", "seconds", SPEED_UP, f"{unit} efficiency")
     body = []
-    for each in milestones(metric, rows):
+    for each in milestones(metric, best, rows):
         cells = [
             Cell(each.row.variant),
             Cell(f"{100 * each.missing:.0f} %"),
@@ -74,8 +75,6 @@ def _milestones_table(metric: Metric, rows: Sequence[Row], unit: str) -> Table:
             [Cell("1", "baseline")] * 2 if each.row.is_baseline else [interval_cell(r, number_format.ratio) for r in ratios]
         )
         body.append(cells)
-    best = best_of(metric, rows)
-    assert best is not None
     caption = f"The best {title} of the baseline is {metric.text(best)}, the mean over its runs"
     return Table(caption, (_VARIANT, *map(Column, names)), body)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 from hvd_async.cluster.environment import LaunchedAs, read_environment
+from hvd_async.cluster.pmix import job_of, read_pmix
 from hvd_async.system.failure_message import print_message
 from hvd_async.system.parent_death import tie_to
 from hvd_async.system.patience import Patience
@@ -24,7 +25,6 @@ _START_SECONDS = 10.0
 # Time that this rank has to end by itself, since the others may just be quicker, and time between the ranks' messages.
 _GRACE_SECONDS = 2.0
 _TURN_SECONDS = 0.3
-_NAMESPACE = "PMIX_NAMESPACE"
 
 
 @contextlib.contextmanager
@@ -91,4 +91,5 @@ def _is_rank(process: int) -> bool:
     """Whether a process is a rank of this job, not a connection to another host, nor a part of a job in which this one was
     started: those have another namespace in their variables, or none."""
     variables = variables_of(process)
-    return variables is None or ("PMIX_RANK" in variables and variables.get(_NAMESPACE) == os.environ.get(_NAMESPACE))
+    started_as = read_pmix(variables)
+    return variables is None or (started_as is not None and started_as.job == job_of(os.environ))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hvd_async.comparison.collection import Entry
+from hvd_async.comparison.results import Row
 from hvd_async.comparison.runs import Point, Run
+from hvd_async.comparison.target import Target
 from hvd_async.config import dump_config, parse_config
 from hvd_async.tasks.metric import Metric, metrics_to_json
 
@@ -17,6 +19,9 @@ BLEU = Metric("bleu", "BLEU", digits=1, is_higher_better=True)
 ACCURACY = Metric("accuracy", "accuracy", unit="%", digits=1, is_higher_better=True)
 PERPLEXITY = Metric("perplexity", "perplexity", digits=2, note="on whole sentences")
 METRICS = (ACCURACY, PERPLEXITY, LOSS)
+TARGET = Target(LOSS, 3.0)
+Events = Sequence[dict[str, Any]]
+Rows = Callable[..., list[Row]]
 CONFIG = parse_config({"output": "run", "task": {"data": {"folder": "text"}}, "training": {"epochs": 1}}, source="made")
 
 

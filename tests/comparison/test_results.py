@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from hvd_async.comparison.collection import Collection, Entry
 from hvd_async.comparison.ideal import Ideal
-from hvd_async.comparison.results import Row, results
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.statistics import Interval, Reached
 from hvd_async.comparison.target import Target
 from hvd_async.config import StrategyConfig
 from hvd_async.tasks.metric import Metric
-from tests.comparison.made import ACCURACY, CONFIG, LOSS, PERPLEXITY, arrival, entry, run, write_run
+from tests.comparison.made import ACCURACY, CONFIG, LOSS, PERPLEXITY, Rows, arrival, entry, run
 
-Events = Sequence[dict[str, Any]]
-Rows = Callable[..., list[Row]]
 FALLING = ((10.0, 4.0), (20.0, 2.0), (40.0, 1.0))
-TARGET = Target(LOSS, 3.0)
-
-
-@pytest.fixture
-def rows(tmp_path: pathlib.Path) -> Rows:
-    """Return a function that writes the runs of entries, each with its events, and computes their rows."""
-
-    def make(
-        *entries: Entry, target: Target | None = TARGET, rates: tuple[float, ...] = (), logs: dict[int, Events] | None = None
-    ) -> list[Row]:
-        placed = []
-        for number, each in enumerate(entries):
-            folder = tmp_path / str(number)
-            found = None if each.run is None else dataclasses.replace(each.run, folder=folder)
-            if found is not None:
-                write_run(found, (logs or {}).get(number, ()))
-            placed.append(dataclasses.replace(each, run=found, folder=folder))
-        return results(Collection("made", entries[0].variant, target, tuple(placed), rates))
-
-    return make
 
 
 def slower(factor: float) -> Run:
