@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError
 from hvd_async.simulation.counting_store import BatchWeights
+from hvd_async.simulation.memory import RankMemory, memory_of
 from hvd_async.simulation.predict import ClusterRates, Size, predict
 from hvd_async.system.files import write_file
 from hvd_async.system.text_tables import aligned_table, markdown_table
 from hvd_async.tasks.registry import estimate
+from hvd_async.transport.capacity import bytes_text
 
 # Default number of arrivals for each worker, and the minimum for all workers together.
 _ARRIVALS_EACH = 50
@@ -29,6 +31,9 @@ class SizeRow:
     synchronous: ClusterRates
     alone: float
     """Weight per second of one process that is not slow and exchanges nothing."""
+    parameters: int
+    memory: RankMemory
+    synchronous_memory: RankMemory
 
     @property
     def speed_up(self) -> float:
@@ -63,6 +68,9 @@ class SizeRow:
             "limit": outcome.limit,
             "allreduce weight/s": self.synchronous.weight_per_second,
             "allreduce limit": self.synchronous.limit,
+            "store bytes": self.memory.store,
+            "worker bytes": self.memory.worker,
+            "allreduce bytes": self.synchronous_memory.worker,
         }
 
 
@@ -70,7 +78,7 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
     """Simulate `config` with each number of `workers` (empty: as configured).
 
     No gradients are computed, no data are read and no model is built. `num_arrivals`: arrivals to simulate, by default 50
-    for each worker. Raises the `ConfigError` of `StepTimes` and of `predict`.
+    for each worker. Raises the `ConfigError` of `StepTimes`, `predict` and `memory_of`.
     """
     sizes = workers or [config.simulation.workers]
     if unknown := [worker for worker in config.emulation.slow_workers if not 0 <= worker < max(sizes)]:
@@ -80,12 +88,13 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
     none_slow = config.model_copy(update={"emulation": config.emulation.model_copy(update={"slow_workers": {}})})
     alone = predict(_with(none_slow, "single", 1), Size(parameters, 1000, weights)).weight_per_second
     rows = []
+    kind = config.strategy.kind
     for number in sizes:
         arrivals = num_arrivals or max(_FEWEST_ARRIVALS, _ARRIVALS_EACH * number)
         size = Size(parameters, arrivals, weights)
-        kind = config.strategy.kind
-        outcome = predict(_with(config, kind, number), size)
-        rows.append(SizeRow(outcome, predict(_with(config, "horovod", number), size), alone))
+        own, others = _with(config, kind, number), _with(config, "horovod", number)
+        memory = [memory_of(each, parameters, number) for each in (own, others)]
+        rows.append(SizeRow(predict(own, size), predict(others, size), alone, parameters, *memory))
     return rows
 
 
@@ -121,8 +130,9 @@ _HEADER = (
 
 
 def table_of(rows: Sequence[SizeRow], weight_unit: str) -> str:
-    """Return the table for a terminal. `weight_unit`: that of the task."""
-    return aligned_table(_texts(rows, weight_unit), left=(), has_rule=False)
+    """Return the tables for a terminal: speed, then memory. `weight_unit`: that of the task."""
+    tables = (_texts(rows, weight_unit), _memory_texts(rows))
+    return "\n\n".join(aligned_table(table, left=(), has_rule=False) for table in tables)
 
 
 def _texts(rows: Sequence[SizeRow], weight_unit: str) -> list[list[str]]:
@@ -130,11 +140,22 @@ def _texts(rows: Sequence[SizeRow], weight_unit: str) -> list[list[str]]:
     return [names, *([form.format(row.cells()[name]) for name, form in _HEADER] for row in rows)]
 
 
+def _memory_texts(rows: Sequence[SizeRow]) -> list[list[str]]:
+    ranks = ("memory of the store's rank", "of a worker", "with allreduce")
+    table = [["workers", *(name for rank in ranks for name in (rank, "a parameter"))]]
+    for row in rows:
+        cells = [f"{row.outcome.workers:,}"]
+        for num_bytes in (row.memory.store, row.memory.worker, row.synchronous_memory.worker):
+            cells += [bytes_text(num_bytes), f"{num_bytes / row.parameters:,.0f} bytes"]
+        table.append(cells)
+    return table
+
+
 PLAN_FILES = ("plan.csv", "plan.md", "plan.svg", "plan.png")
 
 
 def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow], weight_unit: str) -> list[pathlib.Path]:
-    """Write `plan.csv` (all figures), `plan.md` (those of the terminal), `plan.svg` and `plan.png`; return their paths.
+    """Write `plan.csv` (all figures), `plan.md` (the tables of the terminal), `plan.svg` and `plan.png`; return their paths.
 
     `weight_unit`: that of the task.
     """
@@ -144,7 +165,8 @@ def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow], weight_unit: str) 
     writer.writeheader()
     writer.writerows(row.cells() for row in rows)
     write_file(folder / "plan.csv", text.getvalue().encode())
-    write_file(folder / "plan.md", f"{markdown_table(_texts(rows, weight_unit), left=())}\n".encode())
+    tables = [markdown_table(table, left=()) for table in (_texts(rows, weight_unit), _memory_texts(rows))]
+    write_file(folder / "plan.md", "{}\n\n{}\n".format(*tables).encode())
     return [folder / "plan.csv", folder / "plan.md", *_draw(folder, rows, weight_unit)]
 
 

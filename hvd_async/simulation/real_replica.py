@@ -39,7 +39,7 @@ class RealReplica:
         self._recorder = recorder
         self._last_version = last_version
         self._num_batches = num_batches
-        self._total = torch.empty_like(model.flat.gradient)
+        self._total = torch.empty_like(model.flat.parameters)
 
     def weight(self, batch: int) -> float:
         return self._model.weight(batch)

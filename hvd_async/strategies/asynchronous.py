@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from hvd_async.cluster.topology import RankPlan
-from hvd_async.errors import HvdAsyncError, OrphanedError
+from hvd_async.errors import OrphanedError
 from hvd_async.store.serve.device_block import Reach, open_device_block
 from hvd_async.store.serve.dismissals import say_failed
 from hvd_async.store.serve.joining import take_place
@@ -20,37 +20,30 @@ from hvd_async.strategies.invitation import invitation_of
 from hvd_async.strategies.memory_plan import MemoryPlan
 from hvd_async.strategies.outliving import end_as_dead, is_outlived, obstacle_to_outliving
 from hvd_async.strategies.presence import lost_ranks, show_roles
-from hvd_async.strategies.protocol import Job, JobSpec, Session
+from hvd_async.strategies.protocol import Job, JobSize, JobSpec, Session
 from hvd_async.strategies.rank_role import Blocks, RankRole, fail
 from hvd_async.strategies.recovery import obstacle_to_recovery
 from hvd_async.system.failure_message import tell
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
-from hvd_async.transport.capacity import check_capacity
+from hvd_async.transport.capacity import Need
 from hvd_async.transport.network_memory import Door
-
-_LESS_MEMORY = (
-    "use fewer workers on the node, push.dtype: bfloat16, store.published_buffers: 2, store.shards on more nodes, or a larger"
-    " /dev/shm"
-)
 
 
 class Asynchronous:
     """Ranks started by MPI: rank 0 has the store, or its first shard; each other rank is a shard, a worker or both."""
 
     name = "async"
+    less_memory = (
+        "use fewer workers on the node, push.dtype: bfloat16, store.published_buffers: 2, store.shards on more nodes, or a larger"
+        " /dev/shm"
+    )
 
     def __init__(self) -> None:
         """Initialise MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
 
-    def check(self, spec: JobSpec) -> None:
-        """Check that the model is large enough for the number of shards, and that every node has enough memory."""
-        rank = self.group.rank
-        try:
-            check_capacity(self.group, spec.plans[rank].host, MemoryPlan(spec).needs(rank), hint=_LESS_MEMORY)
-        except HvdAsyncError as error:
-            error.is_on_all_ranks = True  # all ranks compute the same result
-            raise
+    def needs(self, job: JobSize, rank: int) -> Sequence[Need]:
+        return MemoryPlan(job).needs(rank)
 
     @contextlib.contextmanager
     def session(self, job: Job) -> Iterator[Session]:
@@ -60,7 +53,7 @@ class Asynchronous:
             open_node_block,
         )
 
-        rank, plan, session = self.group.rank, MemoryPlan(job), Session(None, job.model)
+        rank, plan, session = self.group.rank, MemoryPlan(job.sized), Session(None, job.model)
         self.group.meet(job.strategy.patience_seconds)
         with contextlib.ExitStack() as stack:
             memories = stack.enter_context(

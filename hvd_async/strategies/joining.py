@@ -79,7 +79,7 @@ def joined_session(job: Job, me: RankPlan, windows: Sequence[StoreWindow]) -> It
     """
     assert me.worker is not None
     session = Session(None, job.model)
-    role = RankRole(job, MemoryPlan(job), me, Blocks(windows, Reach(windows[0])))
+    role = RankRole(job, MemoryPlan(job.sized), me, Blocks(windows, Reach(windows[0])))
     try:
         with role.playing(session):
             yield session

@@ -13,7 +13,7 @@ from hvd_async.store.serve.node_aggregation import node_layout
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import NUM_PROVISIONAL, Layout, slot_format
 from hvd_async.store.wire.slots import split
-from hvd_async.strategies.protocol import JobSpec
+from hvd_async.strategies.protocol import JobSize
 from hvd_async.system.background_writer import MAX_UNWRITTEN_VECTORS
 from hvd_async.transport.capacity import Need
 from hvd_async.vectors import arithmetic
@@ -22,17 +22,34 @@ from hvd_async.vectors.redo import REDO_BYTES
 _MAX_INDEXED = 2**31 - 1
 
 
+def needs_of_model(plan: RankPlan, size: int) -> list[Need]:
+    """Return the memory of the host that the rank of `plan` takes for a model of `size` trained elements."""
+    if plan.worker is None:
+        return [Need("the model's parameters", 4 * size, False)]
+    return [Need("the model's parameters and gradient", 8 * size, False)] if plan.device == "cpu" else []
+
+
+def needs_of_recorder(spec: JobSize) -> list[Need]:
+    """Return the memory that the rank takes that writes checkpoints and snapshots."""
+    vector_bytes, num_vectors = 4 * spec.size, 1 + len(state_names(spec.optimizer))
+    return [
+        Need("a checkpoint: a copy of everything", num_vectors * vector_bytes, False),
+        Need("parameters on their way to disk", MAX_UNWRITTEN_VECTORS * vector_bytes, False),
+    ]
+
+
 class MemoryPlan:
     """Distribution of shards, slots and memory over ranks: pure arithmetic on a job, with the same result on every rank."""
 
-    def __init__(self, spec: JobSpec) -> None:
-        """`spec` stays the caller's."""
+    def __init__(self, spec: JobSize) -> None:
+        """`spec` stays the caller's. Raises `ConfigError` for a model that is too small for its shards, or too large for
+        indices."""
         self._spec = spec
         shards = sorted((plan for plan in spec.plans if plan.shard is not None), key=lambda plan: plan.shard or 0)
-        most = -(-spec.flat.size // arithmetic.BLOCK)
+        most = -(-spec.size // arithmetic.BLOCK)
         if len(shards) > most:
             raise ConfigError(
-                f"store.shards: got {len(shards)} for a model of {spec.flat.size} elements, expected at most {most}:"
+                f"store.shards: got {len(shards)} for a model of {spec.size} elements, expected at most {most}:"
                 f" each holds whole blocks of {arithmetic.BLOCK}"
             )
         self.ranks = spec.plans
@@ -40,7 +57,7 @@ class MemoryPlan:
         others = [f"shard {number} of the store (rank {rank})" for number, rank in enumerate(self.owners)][1:]
         self.names = ["the store", *others]
         self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
-        self.parts = split(spec.flat.size, len(shards))
+        self.parts = split(spec.size, len(shards))
         longest = max(part.stop - part.start for part in self.parts)
         if spec.push.keep < 1.0 and longest > _MAX_INDEXED:
             raise ConfigError(
@@ -48,8 +65,10 @@ class MemoryPlan:
                 " limit of 32-bit indices; use more store.shards, or push.keep: 1"
             )
         self.workers = [plan for plan in spec.plans if plan.worker is not None]
-        hosts = list(dict.fromkeys(plan.host for plan in self.workers))
-        self.node_workers = [[plan for plan in self.workers if plan.host == host] for host in hosts]
+        of_host: dict[str, list[RankPlan]] = {}
+        for plan in self.workers:
+            of_host.setdefault(plan.host, []).append(plan)
+        self.node_workers = list(of_host.values())
         self.num_places = self._num_places()
         self.layouts = [self._layout(number, part) for number, part in enumerate(self.parts)]
 
@@ -66,12 +85,12 @@ class MemoryPlan:
 
     def node_layout(self, node: Sequence[RankPlan]) -> Layout:
         """Return the layout of the block that the workers of `node` share."""
-        return node_layout(self._spec.flat.size, len(node), self._spec.push.error_feedback)
+        return node_layout(self._spec.size, len(node), self._spec.push.error_feedback)
 
     def needs(self, rank: int) -> list[Need]:
         """Return the memory that `rank` is about to allocate."""
         spec, plan = self._spec, self._spec.plans[rank]
-        vector_bytes = 4 * spec.flat.size
+        vector_bytes = 4 * spec.size
         needs = []
         if plan.shard is not None:
             layout = self.layouts[plan.shard]
@@ -89,8 +108,7 @@ class MemoryPlan:
                 num_versions = self.num_places * (2 if spec.push.overlap else 1) + 1
                 needs.append(Need(f"{name}: parameters of {num_versions} versions", num_versions * part_bytes, False))
         if plan.shard == 0:  # for a checkpoint, or to detach the store when the blocks are freed
-            needs.append(Need("store: a copy of everything", (1 + len(state_names(spec.optimizer))) * vector_bytes, False))
-            needs.append(Need("store: parameters on their way to disk", MAX_UNWRITTEN_VECTORS * vector_bytes, False))
+            needs += needs_of_recorder(spec)
         if plan.worker is not None:
             node = self.node_of_rank(rank)
             if spec.push.node_sum and node[0].rank == rank:
@@ -131,12 +149,12 @@ class MemoryPlan:
             num_buffers=spec.store.published_buffers,
             num_slots=num_slots,
             arrivals_per_slot=per_slot,
-            slot_format=slot_format(spec.flat.size, part, spec.push),
+            slot_format=slot_format(spec.size, part, spec.push),
             num_shards=num_shards,
             # With several shards the sequencer reads the optimizer vectors from the blocks for a checkpoint.
             num_state_vectors=num_vectors + 1 if is_kept else num_vectors if num_shards > 1 else 0,
             num_provisional=NUM_PROVISIONAL if spec.strategy.has_provisional else 0,
-            num_partials=-(-spec.flat.size // arithmetic.BLOCK) if num_shards > 1 and number == 0 else 0,
+            num_partials=-(-spec.size // arithmetic.BLOCK) if num_shards > 1 and number == 0 else 0,
             num_records=num_records(most, num_slots, per_slot) if is_kept and number == 0 else 0,
             redo_bytes=REDO_BYTES if is_kept else 0,
         )

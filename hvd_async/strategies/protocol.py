@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import torch
 
 from hvd_async.cluster.topology import RankPlan, count_workers
-from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
+from hvd_async.config import OptimizerConfig, PushConfig, RunConfig, StoreConfig, StrategyConfig
 from hvd_async.store.ledger import BatchLedger, ClaimOrder
 from hvd_async.store.observer import Observer
 from hvd_async.store.parameter_store import ParameterStore, RateFactor, ShardOps
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.stop import StopNotice
+from hvd_async.transport.capacity import Need
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
 
@@ -99,6 +100,23 @@ class SavedState:
 
 
 @dataclass(frozen=True)
+class JobSize:
+    """What the memory of a job depends on; `size`: elements of its parameters, as one vector."""
+
+    strategy: StrategyConfig
+    store: StoreConfig
+    push: PushConfig
+    optimizer: OptimizerConfig
+    plans: Sequence[RankPlan]
+    size: int
+
+    @classmethod
+    def of(cls, config: RunConfig, plans: Sequence[RankPlan], size: int) -> JobSize:
+        """Return the size of a run of `config` on `plans`, whose model has `size` trained elements."""
+        return cls(config.strategy, config.store, config.push, config.optimizer, plans, size)
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """The part of a rank's job that is known before anything is written or allocated for the run."""
 
@@ -122,6 +140,11 @@ class JobSpec:
     reduces_at_step: bool = False
     """Whether synchronous strategies sum gradients only when a step ends, not already during backward, because there may be
     several backward passes to a step."""
+
+    @property
+    def sized(self) -> JobSize:
+        """What the memory of the job depends on."""
+        return JobSize(self.strategy, self.store, self.push, self.optimizer, self.plans, self.flat.size)
 
     @property
     def num_workers(self) -> int:
@@ -189,14 +212,16 @@ class Strategy(Protocol):
     """A way to train: Horovod, DDP, the parameter store, or a single process."""
 
     name: str
+    less_memory: str
+    """What a user can do if there is too little memory, in words."""
 
     @property
     def group(self) -> Group:
         """All ranks of the job."""
 
-    def check(self, spec: JobSpec) -> None:
-        """Raise `HvdAsyncError` on all ranks if `spec` cannot run here. Collective over all ranks; called before anything is
-        written or allocated for the run."""
+    def needs(self, job: JobSize, rank: int) -> Sequence[Need]:
+        """Return the memory that a job takes on `rank`, besides that of the model and its gradient. Raises `ConfigError`, alike
+        on all ranks, for a job that this strategy cannot run."""
 
     def session(self, job: Job) -> AbstractContextManager[Session]:
         """Return the session of `job` on this rank, a context manager: a worker trains inside the block until it has no

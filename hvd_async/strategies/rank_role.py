@@ -319,7 +319,7 @@ def make_server(
         least_workers=job.strategy.min_workers if not obstacle_to_outliving(job) else None,
         guests=guests,
         num_workers=job.num_workers,
-        slot_of=MemoryPlan(job).slot_of,
+        slot_of=MemoryPlan(job.sized).slot_of,
         num_batches=job.num_batches,
         claim_order=job.claim_order,
     )

@@ -13,14 +13,17 @@ import torch
 from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import HvdAsyncError, OrphanedError
 from hvd_async.store.arrival import Arrival, Update
+from hvd_async.store.optimizers.factory import state_names
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.stop import StopKind, StopNotice
-from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, Session, Step
+from hvd_async.strategies.memory_plan import needs_of_recorder
+from hvd_async.strategies.protocol import Claim, EvaluationRequest, Job, JobSize, Session, Step
 from hvd_async.strategies.synchronous_watch import Watch
 from hvd_async.system.failure_message import message_of, note_told, tell
 from hvd_async.system.json_text import plain_number
+from hvd_async.transport.capacity import Need
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
 
@@ -64,6 +67,17 @@ class NoAllReduce:
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         return [list(numbers)]
+
+
+def needs(job: JobSize, rank: int) -> list[Need]:
+    """Return the memory that `rank` takes for its replica of the store and for sums, and on rank 0 for checkpoints."""
+    vector_bytes, num_vectors = 4 * job.size, len(state_names(job.optimizer))
+    found = [Need(f"replica: {num_vectors} vectors of the optimizer", num_vectors * vector_bytes, False)]
+    if job.strategy.kind == "ddp":
+        found.append(Need("DDP: gradients in buckets", vector_bytes, False))
+    if job.strategy.delay:
+        found.append(Need("replica: earlier parameters", (job.strategy.delay + 1) * vector_bytes, False))
+    return found + (needs_of_recorder(job) if rank == 0 else [])
 
 
 @contextlib.contextmanager

@@ -37,8 +37,11 @@ def compute_gradient(
     return plain_number(weight), float(loss.detach())
 
 
-def flatten(model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device | str = "cpu") -> FlatParameters:
+def flatten(
+    model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device | str = "cpu", *, trains: bool = True
+) -> FlatParameters:
     """Move the trained parameters of `model` into one vector on `device`, those of a group of `optimizer` side by side.
+    `trains`: whether gradients will be computed.
 
     Raises `ConfigError` for a group without parameters.
     """
@@ -50,7 +53,7 @@ def flatten(model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.de
                 f"optimizer.groups: got patterns that match no trained parameter ({printable(', '.join(group.match[:3]))}),"
                 f" or none that an earlier group left; expected some of {printable(', '.join(names[:5]))}, ..."
             )
-    return FlatParameters(model, device, optimizer.group_of, 1 + len(optimizer.groups))
+    return FlatParameters(model, device, optimizer.group_of, 1 + len(optimizer.groups), trains)
 
 
 def check_buffers(task: Task, model: torch.nn.Module) -> None:

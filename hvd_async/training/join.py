@@ -68,13 +68,13 @@ def join(
     torch.set_num_threads(threads)
     me = role_of(invitation, 0, device, threads, socket.gethostname())
     start = Start(config, make_task, TrainOptions(), Single(), environ, stop, invitation.plans)
-    workload = make_workload(start, me)
+    workload = make_workload(start, me, lambda size: ())
     if workload.task.fingerprint() != invitation.fingerprint:
         raise SetupError(f"{folder}: got other training data than those of the run, expected the same files")
     saved = None if invitation.ledger is None else SavedState({"ledger": invitation.ledger}, _no_tensors)
     spec = dataclasses.replace(describe_job(start, invitation.plans, workload), stop_requested=lambda: None)
     job: Job = dataclasses.replace(spec.with_state(None, saved), leave_requested=lambda: stop.notice() is not None)
-    access = reach_store(invitation, MemoryPlan(job).layouts, config.strategy.store_timeout_seconds)
+    access = reach_store(invitation, MemoryPlan(job.sized).layouts, config.strategy.store_timeout_seconds)
     try:
         worker = access.wait_for_place(options.wait_seconds)
         stop.defer()

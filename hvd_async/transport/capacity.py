@@ -65,7 +65,9 @@ def check_capacity(
         ):
             total = sum(need.num_bytes for need in items)
             if free is not None and total > free:
-                faults.append(f"{name}: {what}: got {_text(free)} free, expected {_text(total)} = {_arithmetic(items)}")
+                faults.append(
+                    f"{name}: {what}: got {bytes_text(free)} free, expected {bytes_text(total)} = {_arithmetic(items)}"
+                )
     if faults:
         raise SetupError("; ".join([*faults, hint]))
 
@@ -117,12 +119,14 @@ def _arithmetic(needs: Sequence[Need]) -> str:
     for need in needs:
         counts[need.what, need.num_bytes] = counts.get((need.what, need.num_bytes), 0) + 1
     terms = [
-        f"{f'{count} x ' if count > 1 else ''}{_text(num_bytes)} ({what})" for (what, num_bytes), count in counts.items()
+        f"{f'{count} x ' if count > 1 else ''}{bytes_text(num_bytes)} ({what})"
+        for (what, num_bytes), count in counts.items()
     ]
     return " + ".join(terms)
 
 
-def _text(num_bytes: int) -> str:
+def bytes_text(num_bytes: int) -> str:
+    """Return a size such as `1.5 GiB`."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.1f} {unit}"

@@ -39,7 +39,6 @@ class FlatParameters:
 
     Attributes:
         parameters: [size], float32, on `device`; the model reads it, and the owner may overwrite it between steps.
-        gradient: [size], float32, on `device`.
         pieces: name, shape and offset of each trained parameter, group by group, each in the model's order.
         num_parameters: elements of all parameters, frozen ones included.
         groups: elements of each group of parameters, by its number, without gaps; each starts at a multiple of
@@ -52,9 +51,12 @@ class FlatParameters:
         device: torch.device | str = "cpu",
         group_of: Callable[[str], int] = lambda name: 0,
         num_groups: int = 1,
+        trains: bool = True,
     ) -> None:
-        """Move the parameters, those of one group side by side. Raises `TypeError` if a trained parameter is not float32,
-        `ValueError` if none is trained."""
+        """Move the parameters, those of one group side by side. `trains`: whether gradients will be computed.
+
+        Raises `TypeError` if a trained parameter is not float32, `ValueError` if none is trained.
+        """
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not trained:
             raise ValueError("got a model without parameters that require a gradient, expected at least one")
@@ -68,8 +70,9 @@ class FlatParameters:
         parameters = dict(trained)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.parameters = torch.zeros(self.size, dtype=torch.float32, device=device)
-        self.gradient = torch.zeros_like(self.parameters)
-        self._trained: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self._gradient: torch.Tensor | None = None
+        self._trained: list[torch.nn.Parameter] = []
+        self._views: list[torch.Tensor] = []  # of the gradient, one for each of the trained parameters
         model.to(device)
         self._frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
         for piece in self.pieces:
@@ -77,19 +80,29 @@ class FlatParameters:
             view = self._view(self.parameters, piece)
             view.copy_(parameter.detach())
             parameter.data = view
-            self._trained.append((parameter, self._view(self.gradient, piece)))
-        self.zero_gradient()
+            self._trained.append(parameter)
+        if trains:
+            self.zero_gradient()
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """[size], float32, on the device of `parameters`. Made at its first use: a rank that does not train never has one."""
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(self.parameters)
+            self._views = [self._view(self._gradient, piece) for piece in self.pieces]
+        return self._gradient
 
     def zero_gradient(self) -> None:
         """Clear `gradient` and let the next `backward` add into it."""
         self.gradient.zero_()
-        for parameter, view in self._trained:
+        for parameter, view in zip(self._trained, self._views, strict=True):
             parameter.grad = view
 
     def collect_gradient(self) -> torch.Tensor:
         """Return `gradient` ([size], float32) after `backward`, even if autograd or DDP put a parameter's gradient
         elsewhere. A parameter whose gradient was set to None has gradient 0. Afterwards all gradients are parts of it."""
-        for parameter, view in self._trained:
+        gradient = self.gradient
+        for parameter, view in zip(self._trained, self._views, strict=True):
             if parameter.grad is None:
                 view.zero_()
             elif parameter.grad.data_ptr() != view.data_ptr():
@@ -97,12 +110,12 @@ class FlatParameters:
             else:
                 continue
             parameter.grad = view
-        return self.gradient
+        return gradient
 
     def strayed(self, model: torch.nn.Module) -> str:
         """Return the name of a trained parameter of `model` that is no longer part of `parameters`, or is new; empty if all are
         as they were. A model strays if it is moved or cast, or if a parameter is replaced."""
-        addresses = {parameter.data_ptr() for parameter, _ in self._trained}
+        addresses = {parameter.data_ptr() for parameter in self._trained}
         start, end = self.parameters.data_ptr(), self.parameters.data_ptr() + 4 * self.size
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not (start <= parameter.data_ptr() < end and parameter.data_ptr() in addresses):

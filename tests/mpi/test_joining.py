@@ -83,7 +83,7 @@ def check_books(run: pathlib.Path) -> None:
 
 
 def test_workers_join_and_leave_a_run_under_way(tmp_path: pathlib.Path) -> None:
-    path, run = config(tmp_path, 9_000, max_workers=3), tmp_path / "run"
+    path, run = config(tmp_path, 14_000, max_workers=3), tmp_path / "run"
     with started("launch", str(path), "--workers", "2") as launch:
         until((run / "join.json").exists)
         assert stat.S_IMODE((run / "join.json").stat().st_mode) == 0o600

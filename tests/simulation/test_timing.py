@@ -151,16 +151,15 @@ def test_a_plan_compares_sizes_and_is_written(tmp_path: pathlib.Path) -> None:
     rows = plan(config, [1, 4, 8], 400)
     assert [row.outcome.workers for row in rows] == [1, 4, 8]
     assert 0.8 < rows[0].efficiency <= 1.0
-    assert (
-        table_of(rows, "images").splitlines()[0].split()[1] == "images/s" and len(table_of(rows, "images").splitlines()) == 4
-    )
+    lines = table_of(rows, "images").splitlines()
+    assert lines[0].split()[1] == "images/s" and len(lines) == 4 + 1 + 4
     paths = write_plan(tmp_path / "plan", rows, "images")
     assert [path.name for path in paths] == ["plan.csv", "plan.md", "plan.svg", "plan.png"]
     with (tmp_path / "plan" / "plan.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [line["workers"] for line in table] == ["1", "4", "8"]
     assert float(table[1]["weight/s"]) == rows[1].outcome.weight_per_second
-    assert (tmp_path / "plan" / "plan.md").read_text().count("\n") == 5
+    assert (tmp_path / "plan" / "plan.md").read_text().count("\n") == 5 + 1 + 5
     assert "| allreduce images/s |" in (tmp_path / "plan" / "plan.md").read_text()
 
 
@@ -198,7 +197,8 @@ def test_the_command_line_plans_without_data(tmp_path: pathlib.Path, capsys: pyt
     assert arguments.run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[0] == "workers" and [line.split()[0] for line in lines[1:3]] == ["2", "4"]
-    assert lines[3].startswith("written: ") and (tmp_path / "plan" / "plan.png").exists()
+    assert lines[3] == "" and [line.split()[0] for line in lines[4:7]] == ["workers", "2", "4"]
+    assert lines[7].startswith("written: ") and (tmp_path / "plan" / "plan.png").exists()
 
 
 @pytest.mark.parametrize(
