@@ -30,6 +30,7 @@ from hvd_async.store.shards.in_block import shard_in
 from hvd_async.store.wire.layout import Layout, StoreMemory, StoreWindow, Word
 from hvd_async.vectors.redo import REDO_BYTES
 from hvd_async.vectors.threads import arithmetic_threads
+from hvd_async.vectors.vector_map import VectorMap
 
 DEFAULTS = Options()
 TAKES = frozenset({"sizes", "repeats", "threads", "seconds"})
@@ -133,8 +134,8 @@ def _layout(num: int, num_workers: int) -> Layout:
 def _serve(memory: StoreMemory, echo: EchoServer) -> None:
     layout = memory.layout
     strategy = StrategyConfig(kind="async", arrivals_per_update=1)
-    whole = slice(0, layout.num_elements)
-    shard = shard_in(memory, whole, [whole], _OPTIMIZER, strategy)
+    size = layout.num_elements
+    shard = shard_in(memory, slice(0, size), VectorMap.of_size(size), _OPTIMIZER, strategy)
     store = ParameterStore(shard, layout.num_elements, _OPTIMIZER, strategy, layout.num_workers)
     with Heartbeat(memory, Word.STORE_HEARTBEAT):
         StoreServer(store, memory, NullObserver(), ServerOptions()).serve(echo.between_turns)

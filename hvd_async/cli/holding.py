@@ -132,6 +132,7 @@ class StoreKeeper:
         from hvd_async.strategies.invitation import Invitation
         from hvd_async.training.salvage import salvage
         from hvd_async.transport.host_memory import HostMemory
+        from hvd_async.vectors.vector_map import VectorMap
 
         folder, invitation = self._folder(), Invitation.from_json(self._invitation)
         assert folder is not None  # there is memory, so that a rank has named it
@@ -140,12 +141,12 @@ class StoreKeeper:
         memories = [
             HostMemory[Layout](layout, hold.map()) for layout, hold in zip(invitation.layouts, self._holds, strict=True)
         ]
-        groups = [slice(*each) for each in invitation.groups]
+        vector_map = VectorMap(tuple(slice(*each) for each in invitation.groups))  # no matrices: muon cannot be recovered
         with folder.locked(lambda line: None):
             with contextlib.suppress(HvdAsyncError):  # there is none: the process has withdrawn its own
                 if folder.read_invitation()["places"] != self._invitation["places"]:
                     return "launch: the store's memory is not saved: another process has gone on with the run", False
-            saved = salvage(folder, memories, groups, is_measured=invitation.is_measured)
+            saved = salvage(folder, memories, vector_map, is_measured=invitation.is_measured)
             folder.withdraw_invitation()
         if saved is None:
             return "", False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import pydantic
@@ -16,6 +17,7 @@ _ONLY_OF: Mapping[str, tuple[str, ...]] = {
     "nadam": ("momentum_decay", "decoupled_weight_decay"),
     "adagrad": ("rate_decay", "initial_accumulator"),
     "torch": ("torch_class", "settings"),
+    "muon": ("muon_momentum", "muon_iterations", "muon_except"),
 }
 """Keys that apply to one kind only."""
 
@@ -76,20 +78,21 @@ class GroupConfig(Section):
 class OptimizerConfig(Section):
     """The update, made by the store (or alike by each rank in a synchronous strategy)."""
 
-    kind: Literal["adam", "adamw", "sgd", "nadam", "lion", "adagrad", "torch"] = Field(
+    kind: Literal["adam", "adamw", "sgd", "nadam", "lion", "adagrad", "muon", "torch"] = Field(
         "adam",
         description="The update rule, as in torch.optim (`lion`: Chen et al. 2023), computed by the store's own kernels;"
-        " `torch`: by `torch_class`, which is slower.",
+        " `muon`: matrices by their orthogonalized momentum (Jordan et al. 2024), all else as `adamw`; `torch`: by"
+        " `torch_class`, which is slower.",
     )
     learning_rate: PositiveAmount = Field(1e-3, description="Highest rate, reached at the end of warm-up.")
     betas: tuple[Fraction, Fraction] = Field(
         (0.9, 0.98),
         strict=False,
-        description="Decay of the moments of adam, adamw and nadam (torch: 0.9 and 0.999); for lion (its paper: 0.9 and"
+        description="Decay of the moments of adam, adamw, nadam and muon (torch: 0.9 and 0.999); for lion (its paper: 0.9 and"
         " 0.99) of the average whose sign is taken, and of the momentum.",
     )
     epsilon: PositiveAmount = Field(
-        1e-9, description="Epsilon of adam, adamw, nadam (torch: 1e-8) and adagrad (torch: 1e-10)."
+        1e-9, description="Epsilon of adam, adamw, nadam, muon (torch: 1e-8) and adagrad (torch: 1e-10)."
     )
     momentum: Fraction = Field(0.0, description="Momentum of SGD.")
     nesterov: bool = Field(False, description="Nesterov momentum for SGD.")
@@ -100,8 +103,17 @@ class OptimizerConfig(Section):
         " 1 + (v - 1) * `rate_decay`.",
     )
     initial_accumulator: Amount = Field(0.0, description="Value with which Adagrad's sums of squared gradients begin.")
+    muon_momentum: Fraction = Field(0.95, description="Momentum of muon's matrices.")
+    muon_iterations: Annotated[int, Field(ge=1, le=20)] = Field(
+        5, description="Newton-Schulz iterations, by which muon makes the momentum of a matrix orthogonal."
+    )
+    muon_except: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        ("*embed*", "output.*", "*lm_head*"),
+        description="Patterns of names of matrices that muon updates as adamw does: embeddings and output layers. Tensors of"
+        " one dimension are no matrices; of one with more than two, all but the first are taken together.",
+    )
     weight_decay: Amount = Field(
-        0.0, description="Decoupled for adamw and lion; added to the gradient for adam, nadam, sgd and adagrad."
+        0.0, description="Decoupled for adamw, lion and muon; added to the gradient for adam, nadam, sgd and adagrad."
     )
     decoupled_weight_decay: bool = Field(False, description="Decoupled weight decay for nadam.")
     torch_class: TorchClass = Field(
@@ -131,6 +143,11 @@ class OptimizerConfig(Section):
     groups: Annotated[tuple[GroupConfig, ...], Field(strict=False)] = Field(
         (), description="Groups of parameters with settings of their own."
     )
+
+    def is_matrix(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether the parameter `name` is one that muon updates as a matrix."""
+        is_large = len(shape) > 1 and shape[0] > 1 and math.prod(shape[1:]) > 1
+        return self.kind == "muon" and is_large and not any(fnmatch.fnmatchcase(name, each) for each in self.muon_except)
 
     def of_groups(self) -> list[OptimizerConfig]:
         """Return the settings of each group of parameters: number 0 has all parameters that no pattern matches."""

@@ -181,7 +181,7 @@ class _Replay:
             config.optimizer,
             provisional=[provisional],
             keeps_bases=needs_base_parameters(strategy),
-            ranges=self._flat.groups,
+            vector_map=self._flat.map,
         )
         self._store = ParameterStore(shard, self._flat.size, config.optimizer, strategy, 1)
         self._provisional = provisional

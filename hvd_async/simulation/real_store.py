@@ -126,8 +126,13 @@ class RealStore:
         self.versions = Versions(model.flat.parameters)
         self._provisional = Provisional(model.flat.size, model.flat.parameters.device)
         keeps_bases = needs_base_parameters(config.strategy)
-        ranges = model.flat.groups
-        shard = Shard(self.versions, config.optimizer, provisional=self._provisional, keeps_bases=keeps_bases, ranges=ranges)
+        shard = Shard(
+            self.versions,
+            config.optimizer,
+            provisional=self._provisional,
+            keeps_bases=keeps_bases,
+            vector_map=model.flat.map,
+        )
         self.store = ParameterStore(shard, model.flat.size, config.optimizer, config.strategy, num_workers)
         self._config = config
         self._model = model

@@ -25,6 +25,7 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.schedule import arrivals_needed, is_synchronous, rate_factor
 from hvd_async.store.shards.shard import MAX_UNREAD, Shard, past_names
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.vector_map import VectorMap
 
 RateFactor: TypeAlias = Callable[[int, float], float]
 """Returns the learning rate, as a share of the highest, from a version and the weight seen with it."""
@@ -37,8 +38,8 @@ class ShardOps(Protocol):
     """Arithmetic that a store directs, on one `Shard` or on several, each of which does the same on its own range."""
 
     @property
-    def ranges(self) -> Sequence[slice]:
-        """Elements of each group of parameters, in order; none: a single group."""
+    def vector_map(self) -> VectorMap:
+        """Groups of parameters and matrices of the whole vector."""
 
     @property
     def sum_place(self) -> int | None:
@@ -284,7 +285,7 @@ class ParameterStore:
         names = ["parameters", *state_names(self._optimizer)]
         if not self._pending:
             names.remove("pending_sum")
-        detached = Shard([torch.empty(self._size)], self._optimizer, ranges=self._vectors.ranges)
+        detached = Shard([torch.empty(self._size)], self._optimizer, vector_map=self._vectors.vector_map)
         detached.load({name: self._vectors.read(name) for name in names}, self.version)
         self._vectors = detached
 

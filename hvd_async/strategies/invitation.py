@@ -68,6 +68,6 @@ def invitation_of(
     known = tuple(place for place in places if place is not None)
     if len(known) < len(layouts) or any(plan.store_device not in (None, "cpu") for plan in job.plans):
         return None
-    groups = tuple((each.start, each.stop) for each in job.flat.groups)
+    groups = tuple((each.start, each.stop) for each in job.flat.map.groups)
     ledger = None if job.saved is None else job.saved.data["ledger"]
     return Invitation(known, tuple(layouts), groups, tuple(job.plans), ledger, not job.push.node_sum, is_direct)

@@ -57,7 +57,12 @@ class MemoryPlan:
         others = [f"shard {number} of the store (rank {rank})" for number, rank in enumerate(self.owners)][1:]
         self.names = ["the store", *others]
         self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
-        self.parts = split(spec.size, len(shards))
+        self.parts = split(spec.size, len(shards), spec.matrices)
+        if any(part.start == part.stop for part in self.parts):
+            raise ConfigError(
+                f"store.shards: got {len(shards)} for a model with {len(spec.matrices)} matrices, expected fewer:"
+                f" {spec.optimizer.kind} updates each as a whole, so that a shard would have nothing"
+            )
         longest = max(part.stop - part.start for part in self.parts)
         if spec.push.keep < 1.0 and longest > _MAX_INDEXED:
             raise ConfigError(

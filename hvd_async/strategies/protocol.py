@@ -19,6 +19,7 @@ from hvd_async.store.wire.stop import StopNotice
 from hvd_async.transport.capacity import Need
 from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.vector_map import Matrix
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class SavedState:
 
 @dataclass(frozen=True)
 class JobSize:
-    """What the memory of a job depends on; `size`: elements of its parameters, as one vector."""
+    """What the memory of a job depends on; `size`: elements of its parameters, as one vector; `matrices`: those that no shard may
+    cut, as far as they are known."""
 
     strategy: StrategyConfig
     store: StoreConfig
@@ -109,6 +111,7 @@ class JobSize:
     optimizer: OptimizerConfig
     plans: Sequence[RankPlan]
     size: int
+    matrices: Sequence[Matrix] = ()
 
     @classmethod
     def of(cls, config: RunConfig, plans: Sequence[RankPlan], size: int) -> JobSize:
@@ -144,7 +147,8 @@ class JobSpec:
     @property
     def sized(self) -> JobSize:
         """What the memory of the job depends on."""
-        return JobSize(self.strategy, self.store, self.push, self.optimizer, self.plans, self.flat.size)
+        flat = self.flat
+        return JobSize(self.strategy, self.store, self.push, self.optimizer, self.plans, flat.size, flat.map.matrices)
 
     @property
     def num_workers(self) -> int:

@@ -180,7 +180,7 @@ class RankRole:
             notice = self._server.serve(job.stop_requested)
             store.detach()  # the block is about to be freed, and the last version is still to be saved
             return notice
-        whole = WholeVectors(state_names(job.optimizer), job.flat.groups)
+        whole = WholeVectors(state_names(job.optimizer), job.flat.map)
         shards = ShardGroup(shard, memory, others, whole, job.strategy.store_timeout_seconds, touch)
         shards.meet()
         store = job.make_store(shards, job.strategy, job.num_workers)
@@ -283,7 +283,7 @@ def make_shard(job: Job, memory: StoreMemory, part: slice) -> Shard:
     first = memory.vector(memory.layout.published_offset(0))
     first.copy_(job.flat.parameters[part])
     warm_up(job.optimizer, DTYPES[memory.layout.format.dtype], first.device)
-    shard = shard_in(memory, part, job.flat.groups, job.optimizer, job.strategy)
+    shard = shard_in(memory, part, job.flat.map, job.optimizer, job.strategy)
     return job.begin(shard, part)
 
 

@@ -266,9 +266,9 @@ class SynchronousWorker:
 def make_replica(flat: FlatParameters, optimizer: OptimizerConfig, delay: int) -> Shard:
     """Return the vectors of a rank's store at version 0, with the parameters in `flat`; see `load_base`."""
     if not delay:  # no copy: the store updates the vector that the model reads
-        return Shard([flat.parameters], optimizer, ranges=flat.groups)
+        return Shard([flat.parameters], optimizer, vector_map=flat.map)
     buffers = [flat.parameters.clone(), *(torch.empty_like(flat.parameters) for _ in range(delay))]
-    return Shard(buffers, optimizer, num_past=delay, ranges=flat.groups)
+    return Shard(buffers, optimizer, num_past=delay, vector_map=flat.map)
 
 
 def load_base(replica: Shard, flat: FlatParameters, strategy: StrategyConfig, worker: int) -> None:

@@ -53,7 +53,7 @@ def flatten(
                 f"optimizer.groups: got patterns that match no trained parameter ({printable(', '.join(group.match[:3]))}),"
                 f" or none that an earlier group left; expected some of {printable(', '.join(names[:5]))}, ..."
             )
-    return FlatParameters(model, device, optimizer.group_of, 1 + len(optimizer.groups), trains)
+    return FlatParameters(model, device, optimizer.group_of, 1 + len(optimizer.groups), optimizer.is_matrix, trains)
 
 
 def check_buffers(task: Task, model: torch.nn.Module) -> None:

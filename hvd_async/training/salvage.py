@@ -27,9 +27,10 @@ from hvd_async.store.shards.in_block import Left, shard_in
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import divisor
 from hvd_async.store.wire.layout import Served, StoreMemory, Word
-from hvd_async.store.wire.slots import read_slot, split
+from hvd_async.store.wire.slots import parts_of_lengths, read_slot
 from hvd_async.system import files
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.vector_map import VectorMap
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Salvaged:
 
 
 def salvage(
-    folder: RunFolder, memories: Sequence[StoreMemory], groups: Sequence[slice], *, is_measured: bool
+    folder: RunFolder, memories: Sequence[StoreMemory], vector_map: VectorMap, *, is_measured: bool
 ) -> Salvaged | None:
     """Save the state of the store of the run in `folder`, whose process has died, from the `memories` of its shards,
-    and complete the log. Nobody else uses either. `groups`: elements of each group of parameters;
+    and complete the log. Nobody else uses either. `vector_map`: groups of parameters;
     `is_measured`: whether versions are evaluated.
 
     Return None if there is nothing to save: the store has saved its state, has not begun to serve, or keeps no journal. Raises
@@ -57,7 +58,7 @@ def salvage(
     past = _read_past(folder, journal.started)
     if past.version > journal.version:
         raise DataError(f"{folder.root}: got version {past.version} there, expected {journal.version} as in memory, or less")
-    shards = _shards(config, memories, groups, journal)
+    shards = _shards(config, memories, vector_map, journal)
     _complete_step(config, shards, journal)
     with EventLog(folder.events, past.log) as log:
         for event in journal.events:
@@ -79,14 +80,12 @@ def salvage(
     return Salvaged(journal.version, past.saved_version)
 
 
-def _shards(
-    config: RunConfig, memories: Sequence[StoreMemory], groups: Sequence[slice], journal: JournalState
-) -> list[Shard]:
+def _shards(config: RunConfig, memories: Sequence[StoreMemory], vector_map: VectorMap, journal: JournalState) -> list[Shard]:
     """Return the shards as they were left, with the pending gradients that are still in their slots added."""
-    parts = split(sum(memory.layout.num_elements for memory in memories), len(memories))
+    parts = parts_of_lengths(memory.layout.num_elements for memory in memories)
     left = Left(journal.version, journal.sum_place)
     shards = [
-        shard_in(memory, part, groups, config.optimizer, config.strategy, left)
+        shard_in(memory, part, vector_map, config.optimizer, config.strategy, left)
         for memory, part in zip(memories, parts, strict=True)
     ]
     for push in journal.pushes[len(journal.pushes) - journal.num_unread :]:

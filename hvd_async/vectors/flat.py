@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hvd_async.vectors.arithmetic import BLOCK
+from hvd_async.vectors.vector_map import Matrix, VectorMap
 
 # Every tensor begins at a multiple of 64 bytes of the vector, which matrix kernels prefer; the gaps stay zero.
 _ALIGNMENT = 16
@@ -41,8 +42,7 @@ class FlatParameters:
         parameters: [size], float32, on `device`; the model reads it, and the owner may overwrite it between steps.
         pieces: name, shape and offset of each trained parameter, group by group, each in the model's order.
         num_parameters: elements of all parameters, frozen ones included.
-        groups: elements of each group of parameters, by its number, without gaps; each starts at a multiple of
-            `arithmetic.BLOCK`.
+        map: groups of parameters, and the matrices among them.
     """
 
     def __init__(
@@ -51,9 +51,11 @@ class FlatParameters:
         device: torch.device | str = "cpu",
         group_of: Callable[[str], int] = lambda name: 0,
         num_groups: int = 1,
+        is_matrix: Callable[[str, Sequence[int]], bool] = lambda name, shape: False,
         trains: bool = True,
     ) -> None:
-        """Move the parameters, those of one group side by side. `trains`: whether gradients will be computed.
+        """Move the parameters, those of one group side by side. `is_matrix`: which of them, by name and shape, an optimizer
+        updates as a whole. `trains`: whether gradients will be computed.
 
         Raises `TypeError` if a trained parameter is not float32, `ValueError` if none is trained.
         """
@@ -65,8 +67,8 @@ class FlatParameters:
                 raise TypeError(
                     f"parameter {name}: got {parameter.dtype}, expected float32; use autocast for lower precision"
                 )
-        self.pieces, self.groups = _lay_out(trained, group_of, num_groups)
-        self.size = self.groups[-1].stop
+        self.pieces, self.map = _lay_out(trained, group_of, num_groups, is_matrix)
+        self.size = self.map.groups[-1].stop
         parameters = dict(trained)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.parameters = torch.zeros(self.size, dtype=torch.float32, device=device)
@@ -144,16 +146,30 @@ class FlatParameters:
 
 
 def _lay_out(
-    trained: Sequence[tuple[str, torch.nn.Parameter]], group_of: Callable[[str], int], num_groups: int
-) -> tuple[tuple[Piece, ...], tuple[slice, ...]]:
-    """Return the places of `trained` and the elements of each group."""
-    pieces, starts, offset = [], [], 0
+    trained: Sequence[tuple[str, torch.nn.Parameter]],
+    group_of: Callable[[str], int],
+    num_groups: int,
+    is_matrix: Callable[[str, Sequence[int]], bool],
+) -> tuple[tuple[Piece, ...], VectorMap]:
+    """Return the places of `trained`, matrices before the others of their group, and the map of the vector."""
+    pieces: list[Piece] = []
+    matrices: list[Matrix] = []
+    starts, offset = [], 0
     for group in range(num_groups):
-        offset = -(-offset // BLOCK) * BLOCK
+        offset = _rounded(offset, BLOCK)
         starts.append(offset)
-        for name, parameter in trained:
-            if group_of(name) == group:
-                piece = Piece(name, tuple(parameter.shape), offset)
-                pieces.append(piece)
-                offset += -(-piece.size // _ALIGNMENT) * _ALIGNMENT
-    return tuple(pieces), tuple(slice(start, end) for start, end in itertools.pairwise([*starts, offset]))
+        own = [(name, tuple(parameter.shape)) for name, parameter in trained if group_of(name) == group]
+        for name, shape in (each for each in own if is_matrix(*each)):
+            pieces.append(Piece(name, shape, offset))
+            matrices.append(Matrix(offset, shape[0], pieces[-1].size // shape[0]))
+            offset = _rounded(matrices[-1].stop, BLOCK)
+        for name, shape in (each for each in own if not is_matrix(*each)):
+            pieces.append(Piece(name, shape, offset))
+            offset += _rounded(pieces[-1].size, _ALIGNMENT)
+    groups = tuple(slice(start, end) for start, end in itertools.pairwise([*starts, offset]))
+    return tuple(pieces), VectorMap(groups, tuple(matrices))
+
+
+def _rounded(number: int, unit: int) -> int:
+    """Return the first multiple of `unit` from `number` on."""
+    return -(-number // unit) * unit

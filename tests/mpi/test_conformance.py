@@ -140,6 +140,20 @@ def test_every_combination_conserves_arrivals_on_two_hosts(tmp_path: pathlib.Pat
     run_all(tmp_path, list(combinations()), timeout=800, hosts=two_hosts)
 
 
+def test_muon_updates_whole_matrices_in_one_shard_as_in_two(tmp_path: pathlib.Path) -> None:
+    for shards in (1, 2):
+        configuration = make_config(
+            tmp_path / str(shards),
+            strategy={"kind": "async", "lockstep": True, "placement": "colocated"},
+            store={"shards": shards},
+            optimizer={"kind": "muon", "clip_norm": 0.05, "average_decay": 0.9, "weight_decay": 0.01, "muon_except": []},
+            validation={"every": 4},
+        )
+        run_toy(3, Settings(configuration, num_batches=30, hidden=HIDDEN)).check()
+    assert checkpoint_checksum(tmp_path / "1") == checkpoint_checksum(tmp_path / "2")
+    assert losses_of(tmp_path / "2")[-1] < losses_of(tmp_path / "2")[0]
+
+
 @pytest.mark.parametrize(
     "form", [name if name == "few" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FORMATS)]
 )

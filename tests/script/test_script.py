@@ -128,7 +128,7 @@ def plain_loop(source: MapSource) -> dict[str, torch.Tensor]:
         }
     )
     flat = flatten(model, config)
-    shard = Shard([flat.parameters], config, ranges=flat.groups)
+    shard = Shard([flat.parameters], config, vector_map=flat.map)
     for version in range(1, 25):
         points, labels = source.batch(version - 1)
         flat.zero_gradient()

@@ -21,6 +21,7 @@ from hvd_async.store.wire.slots import split
 from hvd_async.store.wire.stop import StopNotice, announce_failure
 from hvd_async.transport.inprocess import ThreadMemory
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.vector_map import VectorMap
 from tests.store.stores import num_provisional, provisional_vectors
 from tests.store.workers import JOIN_SECONDS
 
@@ -51,8 +52,8 @@ class Shards:
             RemoteShard(number, 10 + number, self.memories[number], self.parts[number])
             for number in range(1, self.num_shards)
         ]
-        names = state_names(self.optimizer)
-        self.vectors = ShardGroup(self.shards[0], self.memories[0], others, WholeVectors(names), self.timeout_seconds)
+        whole = WholeVectors(state_names(self.optimizer), VectorMap.of_size(self.size))
+        self.vectors = ShardGroup(self.shards[0], self.memories[0], others, whole, self.timeout_seconds)
         self._threads = [threading.Thread(target=self._serve, args=(number,)) for number in range(1, self.num_shards)]
 
     def __enter__(self) -> Shards:

@@ -9,7 +9,7 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError
-from hvd_async.store.optimizers.factory import ranges_within, state_names
+from hvd_async.store.optimizers.factory import state_names
 from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
@@ -86,7 +86,7 @@ def test_groups_are_updated_as_by_torch(kind: str) -> None:
     optimizer = configured(kind, **SETTINGS.get(kind, {}))
     mine, theirs = seeded(), seeded()
     flat = flatten(mine, optimizer)
-    shard = Shard([flat.parameters], optimizer, ranges=flat.groups)
+    shard = Shard([flat.parameters], optimizer, vector_map=flat.map)
     begins = {"initial_accumulator_value": optimizer.initial_accumulator} if kind == "adagrad" else {}
     reference = TORCH[kind](torch_groups(theirs, optimizer), **begins)
     for version in range(1, 6):
@@ -107,14 +107,14 @@ def test_groups_are_updated_as_by_torch(kind: str) -> None:
 def test_a_group_begins_at_a_block_and_the_ranges_have_no_gaps() -> None:
     optimizer = configured()
     flat = flatten(seeded(), optimizer)
-    assert [each.start % BLOCK for each in flat.groups] == [0, 0, 0]
-    assert [each.stop for each in flat.groups[:-1]] == [each.start for each in flat.groups[1:]]
-    assert flat.groups[0].start == 0 and flat.groups[-1].stop == flat.size
+    assert [each.start % BLOCK for each in flat.map.groups] == [0, 0, 0]
+    assert [each.stop for each in flat.map.groups[:-1]] == [each.start for each in flat.map.groups[1:]]
+    assert flat.map.groups[0].start == 0 and flat.map.groups[-1].stop == flat.size
     assert [piece.name for piece in flat.pieces] == [
         *("body.weight", "body.bias", "norm.weight", "norm.bias", "head.bias", "head.weight")
     ]
     for piece in flat.pieces:
-        group = flat.groups[optimizer.group_of(piece.name)]
+        group = flat.map.groups[optimizer.group_of(piece.name)]
         assert group.start <= piece.offset and piece.offset + piece.size <= group.stop
 
 
@@ -126,13 +126,13 @@ def test_two_shards_give_the_bits_of_one(kind: str, cut: int) -> None:
     flat = flatten(seeded(), optimizer)
     assert flat.size > cut
     gradient = torch.randn(flat.size, generator=torch.Generator().manual_seed(1))
-    whole = Shard([flat.parameters.clone(), torch.zeros(flat.size)], optimizer, ranges=flat.groups)
+    whole = Shard([flat.parameters.clone(), torch.zeros(flat.size)], optimizer, vector_map=flat.map)
     parts = [slice(0, cut), slice(cut, flat.size)] if cut else [slice(0, flat.size)]
     shards = [
         Shard(
             [flat.parameters[part].clone(), torch.zeros(part.stop - part.start)],
             optimizer,
-            ranges=ranges_within(flat.groups, part),
+            vector_map=flat.map.within(part),
         )
         for part in parts
     ]
@@ -152,8 +152,8 @@ def test_each_group_begins_with_sums_of_its_own() -> None:
     groups = [{"match": ["*.bias"], "initial_accumulator": 0.0}, {"match": ["norm.*"], "initial_accumulator": 4.0}]
     optimizer = configured("adagrad", initial_accumulator=0.5, groups=groups)
     flat = flatten(seeded(), optimizer)
-    shard = Shard([flat.parameters], optimizer, ranges=flat.groups)
-    sums = [shard.read("squared_sum")[each] for each in flat.groups]
+    shard = Shard([flat.parameters], optimizer, vector_map=flat.map)
+    sums = [shard.read("squared_sum")[each] for each in flat.map.groups]
     assert [(float(each.min()), float(each.max())) for each in sums] == [(0.5, 0.5), (0.0, 0.0), (4.0, 4.0)]
 
 
@@ -161,7 +161,7 @@ def test_a_provisional_step_of_groups_changes_nothing_else() -> None:
     optimizer = configured("sgd", momentum=0.9, groups=[{"match": ["*.bias"], "learning_rate": 0.01}])
     flat = flatten(seeded(), optimizer)
     provisional = torch.zeros(flat.size)
-    shards = [Shard([flat.parameters.clone()], optimizer, ranges=flat.groups, provisional=[provisional]) for _ in range(2)]
+    shards = [Shard([flat.parameters.clone()], optimizer, vector_map=flat.map, provisional=[provisional]) for _ in range(2)]
     for version in (1, 2):
         for shard in shards:
             shard.add(Gradient.measure(torch.ones(flat.size)), 1.0)
@@ -188,6 +188,6 @@ def test_settings_of_a_group_are_checked_like_those_of_the_optimizer() -> None:
 def test_the_norm_is_that_of_all_groups_together() -> None:
     optimizer = configured()
     flat = flatten(seeded(), optimizer)
-    shard = Shard([flat.parameters], optimizer, ranges=flat.groups)
+    shard = Shard([flat.parameters], optimizer, vector_map=flat.map)
     shard.add(Gradient.measure(torch.ones(flat.size)), 1.0)
     assert arithmetic.norm(shard.step(StepOrder(1, 1.0, 1.0))) == pytest.approx(flat.size**0.5)

@@ -10,12 +10,13 @@ import torch
 from hvd_async.config import OptimizerConfig
 from hvd_async.config.optimizer import TorchClass
 from hvd_async.errors import ConfigError
-from hvd_async.store.optimizers.factory import check_optimizer, make_optimizer, ranges_within, state_names
+from hvd_async.store.optimizers.factory import check_optimizer, make_optimizer, state_names
 from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.optimizers.torch_class import scalar_names
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.vectors.arithmetic import BLOCK
+from hvd_async.vectors.vector_map import VectorMap
 
 SIZE = 2 * BLOCK + 5
 CASES: list[tuple[str, float, dict[str, Any]]] = [
@@ -114,7 +115,7 @@ def test_groups_have_settings_of_their_own() -> None:
     config = configured("RMSprop", 0.0, {"alpha": 0.9}, groups=groups)
     check_optimizer(config)
     ranges = [slice(0, BLOCK), slice(BLOCK, SIZE)]
-    shard = Shard([torch.zeros(SIZE), torch.zeros(SIZE)], config, ranges=ranges_within(ranges, slice(0, SIZE)))
+    shard = Shard([torch.zeros(SIZE), torch.zeros(SIZE)], config, vector_map=VectorMap(tuple(ranges)))
     (gradient,) = gradients(1)
     shard.add(Gradient.measure(gradient), 1.0)
     shard.step(StepOrder(1, 1.0, 1.0))

@@ -25,6 +25,7 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import KeptMemory, Shard
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.redo import REDO_BYTES, Redo
+from hvd_async.vectors.vector_map import VectorMap
 
 SIZE = 60 * arithmetic.BLOCK
 CYCLE = 6
@@ -61,7 +62,7 @@ class Memory:
             [self.vector("even"), self.vector("odd")],
             self._optimizer,
             version,
-            ranges=GROUPS,
+            vector_map=VectorMap(tuple(GROUPS)),
             allocate=self.vector,
             kept=KeptMemory(redo, self.vector("other"), is_left, sum_place),
         )
@@ -100,7 +101,10 @@ def state(shard: Shard, optimizer: OptimizerConfig) -> dict[str, torch.Tensor]:
 def kill_and_complete(name: str, num_ranges: int) -> None:
     """Let children make versions until they are killed; complete the version under way here, and go on."""
     optimizer, dice = optimizer_of(name), random.Random(name)
-    memory, oracle = Memory(optimizer), Shard([torch.zeros(SIZE), torch.zeros(SIZE)], optimizer, ranges=GROUPS)
+    memory, oracle = (
+        Memory(optimizer),
+        Shard([torch.zeros(SIZE), torch.zeros(SIZE)], optimizer, vector_map=VectorMap(tuple(GROUPS))),
+    )
     memory.shard(0)
     made = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.int64)
     version, begun_parts = 0, set()

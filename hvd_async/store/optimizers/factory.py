@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError
 from hvd_async.store.optimizers.kernels import Adagrad, Adam, AdamW, Lion, NAdam, Sgd
+from hvd_async.store.optimizers.muon import Muon
 from hvd_async.store.optimizers.protocol import Optimizer
 from hvd_async.store.optimizers.torch_class import TorchOptimizer
+from hvd_async.vectors.vector_map import VectorMap
 
 _KINDS: Mapping[str, Callable[[OptimizerConfig], Optimizer]] = {
     "sgd": Sgd,
@@ -18,6 +19,7 @@ _KINDS: Mapping[str, Callable[[OptimizerConfig], Optimizer]] = {
     "nadam": NAdam,
     "lion": Lion,
     "adagrad": Adagrad,
+    "muon": Muon,
     "torch": TorchOptimizer,
 }
 
@@ -35,18 +37,15 @@ def check_optimizer(config: OptimizerConfig) -> None:
         raise ConfigError(f"optimizer.groups: got settings with state {listed}, expected the same vectors for all groups")
 
 
-def make_optimizers(config: OptimizerConfig, ranges: Sequence[slice]) -> list[tuple[slice, Optimizer]]:
-    """Return each range of elements that is not empty with the optimizer of its group; `ranges[k]` is that of group k."""
-    settings = config.of_groups()
-    return [
-        (range_, make_optimizer(each)) for range_, each in zip(ranges, settings, strict=True) if range_.start < range_.stop
-    ]
-
-
-def ranges_within(ranges: Sequence[slice], part: slice) -> list[slice]:
-    """Return `ranges`, of the whole vector, as far as they lie in `part`, counted from its start."""
-    ends = [max(0, min(each.stop, part.stop) - part.start) for each in ranges]
-    return [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
+def make_optimizers(config: OptimizerConfig, vector_map: VectorMap) -> list[tuple[slice, Optimizer]]:
+    """Return the elements of each group that is not empty, in the order of `vector_map`, with the group's optimizer."""
+    made: list[tuple[slice, Optimizer]] = []
+    for range_, each in zip(vector_map.groups, config.of_groups(), strict=True):
+        if range_.start < range_.stop:
+            made.append(
+                (range_, Muon(each, vector_map.within(range_).matrices) if each.kind == "muon" else make_optimizer(each))
+            )
+    return made
 
 
 def state_names(config: OptimizerConfig) -> list[str]:

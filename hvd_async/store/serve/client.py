@@ -26,7 +26,7 @@ from hvd_async.store.wire.layout import (
     WorkerState,
     WorkerWord,
 )
-from hvd_async.store.wire.slots import SlotWriter, split
+from hvd_async.store.wire.slots import SlotWriter, parts_of_lengths
 from hvd_async.store.wire.stop import StopNotice, read_stop
 
 # Longest interval between polls of the store, which may be on another node, by a worker that no bell wakes.
@@ -76,7 +76,7 @@ class StoreClient:
         self._worker = worker
         self._slot = worker if slot is None else slot
         self._options = options
-        self._parts = split(sum(window.layout.num_elements for window in windows), len(windows))
+        self._parts = parts_of_lengths(window.layout.num_elements for window in windows)
         self._writer = SlotWriter(windows, self._parts, options.push, errors)
         self._base = NO_BASE
         self._pushed = self._window.load(self._layout.slot_word(self._slot, SlotWord.PUSHED))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hvd_async.config import OptimizerConfig, StrategyConfig
-from hvd_async.store.optimizers.factory import ranges_within, state_names
+from hvd_async.store.optimizers.factory import state_names
 from hvd_async.store.shards.shard import OTHER_SUM, KeptMemory, Shard
 from hvd_async.store.shards.shard_group import place_in_block
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.layout import StoreMemory
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.redo import Redo
+from hvd_async.vectors.vector_map import VectorMap
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Left:
 def shard_in(
     memory: StoreMemory,
     part: slice,
-    groups: Sequence[slice],
+    vector_map: VectorMap,
     optimizer: OptimizerConfig,
     strategy: StrategyConfig,
     left: Left | None = None,
 ) -> Shard:
-    """Return the shard of `part` of a vector whose groups of parameters are `groups`, in `memory`, at version 0, whose parameters
+    """Return the shard of `part` of a vector with the parts `vector_map`, in `memory`, at version 0, whose parameters
     are in their buffer; or as it was `left`."""
     layout, names = memory.layout, state_names(optimizer)
 
@@ -50,7 +50,7 @@ def shard_in(
         optimizer,
         0 if left is None else left.version,
         provisional=[memory.vector(layout.provisional_offset(number)) for number in range(layout.num_provisional)],
-        ranges=ranges_within(groups, part),
+        vector_map=vector_map.within(part),
         keeps_bases=needs_base_parameters(strategy),
         allocate=in_block if layout.num_state_vectors else None,
         kept=kept,

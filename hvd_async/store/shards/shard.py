@@ -17,6 +17,7 @@ from hvd_async.store.optimizers.protocol import Operands, Optimizer, StepOrder
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.redo import Redo, RedoPart, StepProgress
+from hvd_async.vectors.vector_map import VectorMap
 
 OTHER_SUM = "other_sum"
 """Name of the second vector for the pending sum in a block."""
@@ -46,6 +47,7 @@ class Shard:
 
     Attributes:
         version: the version of `parameters`.
+        vector_map: groups and matrices of the vectors.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Shard:
         provisional: Sequence[torch.Tensor] = (),
         keeps_bases: bool = False,
         num_past: int = 0,
-        ranges: Sequence[slice] = (),
+        vector_map: VectorMap | None = None,
         allocate: Callable[[str], torch.Tensor] | None = None,
         kept: KeptMemory | None = None,
     ) -> None:
@@ -67,16 +69,15 @@ class Shard:
         turn. `allocate` returns the memory ([size] float32, zeros) for a name of `state_names`; default: ordinary memory on
         the device of the first buffer. `kept`: memory by which another process can go on when this one dies. `keeps_bases`: keep
         past versions for `compensate`. `num_past`: number of versions before the newest that can be read; at least `num_past` + 1
-        buffers are needed. `ranges`: the elements of each group of parameters of `optimizer`, by its number, without gaps; each
-        starts at a multiple of `arithmetic.BLOCK`.
+        buffers are needed. `vector_map`: groups of parameters, and matrices; default: one group, no matrices.
         """
         assert num_past < len(buffers)
         self.version = version
         self._num_past = num_past
         self._buffers = buffers
         self._provisional = provisional
-        self.ranges = ranges
-        self._segments = make_optimizers(optimizer, ranges or [slice(0, buffers[0].numel())])
+        self.vector_map = VectorMap.of_size(buffers[0].numel()) if vector_map is None else vector_map
+        self._segments = make_optimizers(optimizer, self.vector_map)
         self._bases: dict[int, torch.Tensor] | None = {} if keeps_bases else None
         if allocate is None:
             size, device = buffers[0].numel(), buffers[0].device

@@ -16,6 +16,7 @@ from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.layout import ShardWord, StoreMemory, StoreWindow, Word
 from hvd_async.store.wire.stop import check_state
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.vector_map import VectorMap
 
 # Short, since shards answer soon.
 _LONGEST_POLL_SECONDS = 0.0002
@@ -35,11 +36,11 @@ class RemoteShard:
 
 @dataclass(frozen=True)
 class WholeVectors:
-    """The vectors of all shards together: `state_names` are those in each block, in their order; `ranges`: elements of each
-    group of parameters."""
+    """The vectors of all shards together: `state_names` are those in each block, in their order; `vector_map`: their groups
+    of parameters and matrices."""
 
     state_names: Sequence[str]
-    ranges: Sequence[slice] = ()
+    vector_map: VectorMap
 
 
 def place_in_block(name: str, state_names: Sequence[str], sum_place: int | None) -> int:
@@ -66,7 +67,7 @@ class ShardGroup:
     ) -> None:
         """`memory` is the block of `own`; `whole` describes the vectors of all shards together. `touch` is called while this
         rank waits for others: see `Heartbeat.touch`."""
-        self.ranges = whole.ranges
+        self.vector_map = whole.vector_map
         self._own = own
         self._memory = memory
         self._others = others

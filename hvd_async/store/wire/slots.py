@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +13,29 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.layout import INDEX_BYTES, Layout, SlotDtype, StoreMemory, StoreWindow, num_kept
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.vectors import arithmetic
+from hvd_async.vectors.vector_map import Matrix
 
 DTYPES = {SlotDtype.FLOAT32: torch.float32, SlotDtype.BFLOAT16: torch.bfloat16, SlotDtype.FLOAT16: torch.float16}
 # Approximate number of elements in the sample from which the threshold for dropping is computed.
 _SAMPLE = 50_000
 
 
-def split(size: int, num_shards: int) -> list[slice]:
-    """Return contiguous ranges of a vector of `size` elements, one per shard, equal in size up to rounding to whole
-    blocks."""
+def split(size: int, num_shards: int, matrices: Sequence[Matrix] = ()) -> list[slice]:
+    """Return contiguous ranges of a vector of `size` elements, one per shard, equal in size up to rounding to whole blocks, and
+    to whole `matrices`. A range is empty if there are too few of them."""
     num_blocks = -(-size // arithmetic.BLOCK)
     bounds = [min(size, arithmetic.BLOCK * (num_blocks * k // num_shards)) for k in range(num_shards + 1)]
+    for number, bound in enumerate(bounds):
+        cut = next((each for each in matrices if each.start < bound < each.stop), None)
+        if cut is not None:
+            after = min(size, arithmetic.BLOCK * -(-cut.stop // arithmetic.BLOCK))
+            bounds[number] = cut.start if bound - cut.start <= after - bound else after
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def parts_of_lengths(lengths: Iterable[int]) -> list[slice]:
+    """Return the ranges of the shards of a vector, whose numbers of elements are `lengths`."""
+    return [slice(a, b) for a, b in itertools.pairwise(itertools.accumulate(lengths, initial=0))]
 
 
 @dataclass(frozen=True)
