@@ -166,12 +166,15 @@ class ShardGroup:
         self._wait()
 
     def _tell(self, order: Order) -> None:
-        words = order.to_words()
-        for other in self._others:
-            other.window.store_words(other.window.layout.order_word(self._num_orders), words)
-            other.window.flush()
-            other.window.store(Word.ORDERS, self._num_orders + 1)
-            other.window.ring(Word.STORE_BELL)
+        words, windows = order.to_words(), [other.window for other in self._others]
+        # Step by step for all shards: messages to the hosts of different shards are under way together.
+        for window in windows:
+            window.store_words(window.layout.order_word(self._num_orders), words)
+        for window in windows:
+            window.flush()
+        for window in windows:
+            window.store(Word.ORDERS, self._num_orders + 1)
+            window.ring(Word.STORE_BELL)
         self._num_orders += 1
         if self._num_orders % 16 == 0:
             self._wait()  # so that orders not yet carried out never fill the ring
