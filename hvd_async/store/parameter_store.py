@@ -147,6 +147,11 @@ class ParameterStore:
         return arrivals_needed(self._strategy, self.version, self.num_active)
 
     @property
+    def needs_versions_under_way(self) -> bool:
+        """Whether `advance` and `keep_base_versions` must know the base versions of gradients under way."""
+        return staleness.needs_versions_under_way(self._strategy)
+
+    @property
     def unread_slots(self) -> Sequence[int]:
         """Slots of accepted gradients that are still to be read (see `flush`); all other slots may be overwritten."""
         return self._unread

@@ -28,6 +28,7 @@ from hvd_async.store.wire import arrival_words
 from hvd_async.store.wire.layout import Served, StoreMemory, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.slots import read_slot
 from hvd_async.store.wire.stop import StopKind, StopNotice, read_stop
+from hvd_async.transport.word_column import WordColumn
 
 # Longest pauses between two looks at the slots: a sleep if bells wake the store, else a short poll.
 _SLEEP_SECONDS = 0.02
@@ -96,6 +97,7 @@ class StoreServer:
         self._journal = Journal(store, memory)
         self._turn = 0
         self._stopping = StopDesk(memory, options.stop_timeout_seconds)
+        self._states = WordColumn(memory, *self._layout.worker_column(WorkerWord.STATE), [WorkerState.ACTIVE] * num_workers)
 
     def serve(self, stop_requested: Callable[[], StopNotice | None]) -> StopNotice | None:
         """Serve until every worker has left, and return the reason: None when the data ended.
@@ -172,14 +174,19 @@ class StoreServer:
     # --- The path of a gradient through the store. --------------------------------------------------------------------
 
     def _serve_slots(self, notice: StopNotice | None) -> bool:
-        """Serve every slot once, beginning with another slot each time; return whether there was anything to do."""
-        is_busy, num_slots = False, self._layout.slots
-        for slot in range(self._turn, self._turn + num_slots):
-            version = self._store.version
-            is_busy |= self._serve_slot(slot % num_slots, notice)
-            if self._store.version != version:
-                notice = self._pass_on(None)  # after the last version, gradients in the other slots came too late
-        self._turn = (self._turn + 1) % num_slots
+        """Serve every slot with a push once, also a push that comes meanwhile, beginning with another slot each time; return
+        whether there was anything to do."""
+        is_busy, served = False, set[int]()
+        slots = self._slots.with_news(self._turn) or [self._turn]  # a version that a reader delayed is due without a push
+        while slots:
+            for slot in slots:
+                version = self._store.version
+                is_busy |= self._serve_slot(slot, notice)
+                if self._store.version != version:
+                    notice = self._pass_on(None)  # after the last version, gradients in the other slots came too late
+            served |= set(slots)
+            slots = [slot for slot in self._slots.with_news(self._turn) if slot not in served]
+        self._turn = (self._turn + 1) % self._layout.slots
         if not self._unreported:
             self._journal.settle()
         if self._slots.is_any_to_tell:
@@ -246,7 +253,7 @@ class StoreServer:
             self._memory.store(Word.NEXT_VERSION, self._store.version)
             return False
         self._observer.updating()
-        update = self._store.advance(self._slots.under_way())
+        update = self._store.advance(self._slots.under_way() if self._store.needs_versions_under_way else ())
         is_refused = update is None and not self._store.pending  # the sum is not finite: no version was made
         if update is not None or is_refused:
             self._write_down(update, Refusal.SUM_NOT_FINITE)
@@ -314,6 +321,8 @@ class StoreServer:
 
     def _keep_base_versions(self) -> None:
         """Free base parameters that no gradient needs any more."""
+        if not self._store.needs_versions_under_way:
+            return
         # Read again: until the new version was out, a worker may have announced the previous one.
         under_way = self._slots.under_way()
         if self._layout.arrivals_per_slot > 1:  # a node's workers may compute on any version since the oldest announced one
@@ -324,7 +333,8 @@ class StoreServer:
 
     def _follow_workers(self) -> None:
         """Note which workers have left, wait for batches that others return, or compute again."""
-        for worker in sorted(self._present):
+        unusual = {*self._states.changed(), *self._lost.dead, *self._waiting}
+        for worker in sorted(self._present & unusual):
             if worker in self._lost.dead and not self._can_go(worker):
                 continue
             state = WorkerState.LEFT if worker in self._lost.dead else self._get_of(worker, WorkerWord.STATE)

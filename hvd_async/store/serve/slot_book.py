@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.wire import arrival_words
 from hvd_async.store.wire.layout import IDLE, SlotWord, StoreMemory
+from hvd_async.transport.word_column import WordColumn
 
 _ANNOUNCED = (SlotWord.BASE_VERSION, SlotWord.NEXT_BASE_VERSION)
 
@@ -20,7 +21,8 @@ class SlotBook:
         self._layout = memory.layout
         self._slot_of = slot_of
         self._drained = [0] * self._layout.slots  # number of pushes taken in, per slot
-        self._freed = [0] * self._layout.slots
+        self._pushed = WordColumn(memory, *self._layout.slot_column(SlotWord.PUSHED), self._drained)
+        self._to_free: set[int] = set()  # slots that were taken in, and whose FREED has not risen yet
         self._to_drain: list[int] = []  # slots that were taken in, and whose DRAINED has not risen yet
         self._last_push: dict[int, tuple[int, int]] = {}  # by worker: slot and number of the last push that was taken in
         self._closed: set[int] = set()  # slots of workers that are dismissed
@@ -35,6 +37,11 @@ class SlotBook:
     def waits(self, slot: int) -> bool:
         """Whether a push waits in `slot` that counts."""
         return slot not in self._closed and self._get(slot, SlotWord.PUSHED) != self._drained[slot]
+
+    def with_news(self, first: int) -> list[int]:
+        """Return the slots in which a push seems to wait, from `first` on, and then those before it; see `WordColumn.changed`."""
+        found = self._pushed.changed()
+        return [slot for slot in found if slot >= first] + [slot for slot in found if slot < first]
 
     def arrivals(self, slot: int) -> list[Arrival]:
         """Return the arrivals of the last push into `slot`."""
@@ -67,7 +74,9 @@ class SlotBook:
     def take_in(self, slot: int, arrivals: Sequence[Arrival]) -> None:
         """Note that the store has decided on the push with `arrivals` in `slot`."""
         self._drained[slot] += 1
+        self._pushed.know(slot, self._drained[slot])
         self._to_drain.append(slot)
+        self._to_free.add(slot)
         for arrival in arrivals:
             self._last_push[arrival.worker] = slot, self._drained[slot]
 
@@ -80,11 +89,10 @@ class SlotBook:
 
     def free(self, unread: Collection[int]) -> None:
         """Free every slot that was taken in and is not among the `unread`."""
-        for slot, drained in enumerate(self._drained):
-            if self._freed[slot] != drained and slot not in unread:
-                self._freed[slot] = drained
-                self._set(slot, SlotWord.FREED, drained)
-                self.ring(slot)
+        for slot in sorted(self._to_free.difference(unread)):
+            self._to_free.discard(slot)
+            self._set(slot, SlotWord.FREED, self._drained[slot])
+            self.ring(slot)
 
     @property
     def is_any_to_tell(self) -> bool:
@@ -124,7 +132,9 @@ class SlotBook:
         if users != [worker] or any(arrival.worker == worker for arrival in pending):
             return False
         pushed = self._get(slot, SlotWord.PUSHED)
-        self._drained[slot] = self._freed[slot] = pushed
+        self._drained[slot] = pushed
+        self._to_free.discard(slot)
+        self._pushed.know(slot, pushed)
         self._last_push.pop(worker, None)
         self._withdraw_announced(slot)
         for word in (SlotWord.WANTED, SlotWord.DRAINED, SlotWord.FREED, SlotWord.RELEASED):

@@ -294,6 +294,14 @@ class Layout:
         """Return the index of control word `word` (a `SlotWord`) of `slot`."""
         return self.worker_word(self.num_workers, 0) + slot * self.words_per_slot + word
 
+    def worker_column(self, word: int) -> tuple[int, int]:
+        """Return the index of `word` of worker 0, and the number of words from one worker to the next."""
+        return self.worker_word(0, word), _WORDS_PER_WORKER
+
+    def slot_column(self, word: int) -> tuple[int, int]:
+        """Return the index of `word` of slot 0, and the number of words from one slot to the next."""
+        return self.slot_word(0, word), self.words_per_slot
+
     def arrival_word(self, slot: int, number: int, word: int) -> int:
         """Return the index of control word `word` (an `ArrivalWord`) of arrival `number` in `slot`."""
         return self.slot_word(slot, SlotWord.ARRIVALS) + number * len(ArrivalWord) + word
