@@ -125,6 +125,8 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     from hvd_async.system.files import write_file
 
     Execution(suite, output, arguments.only, arguments.device)  # raises for what does not fit the suite
+    if arguments.device is not None and arguments.device.startswith("cuda") and arguments.gpus_per_node is None:
+        raise ConfigError(f"--device: got {arguments.device}, expected --gpus-per-node with it, for the jobs of the script")
     num_workers = 1 if suite.config.launcher == "simulate" else suite.most_workers
     asked = resources(arguments, nodes=1, workers_per_node=num_workers)
     if asked.nodes * asked.workers_per_node < num_workers:

@@ -82,7 +82,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from hvd_async.simulation.simulate import SimulateOptions, simulate
     from hvd_async.tasks.registry import make_task
 
-    options = SimulateOptions(arguments.overwrite, threads, name, sys.stdout.isatty())
+    options = SimulateOptions(arguments.overwrite, threads, sys.stdout.isatty(), name)
     summary = simulate(config, make_task, options)
     print(*summary_lines(summary, config.output), sep="\n")
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvd_async.config import RunConfig
-from hvd_async.errors import ConfigError
+from hvd_async.errors import ConfigError, HvdAsyncError
 from hvd_async.simulation.counting_store import BatchWeights
 from hvd_async.simulation.memory import RankMemory, memory_of
 from hvd_async.simulation.predict import ClusterRates, Size, predict
@@ -32,8 +32,9 @@ class SizeRow:
     alone: float
     """Weight per second of one process that is not slow and exchanges nothing."""
     parameters: int
-    memory: RankMemory
-    synchronous_memory: RankMemory
+    memory: RankMemory | str
+    """That of the configuration, or why real ranks could not run it."""
+    synchronous_memory: RankMemory | str
 
     @property
     def speed_up(self) -> float:
@@ -44,6 +45,16 @@ class SizeRow:
     def efficiency(self) -> float:
         """Speed-up per worker."""
         return self.speed_up / self.outcome.workers
+
+    @property
+    def bytes(self) -> dict[str, int | None]:
+        """Bytes of memory: of the store's rank, of a worker, and of a rank with an allreduce; None where no rank could run."""
+        own, others = self.memory, self.synchronous_memory
+        return {
+            "store": None if isinstance(own, str) else own.store,
+            "worker": None if isinstance(own, str) else own.worker,
+            "allreduce": None if isinstance(others, str) else others.worker,
+        }
 
     def cells(self) -> dict[str, float | int | str]:
         """Return all figures, by name."""
@@ -68,9 +79,7 @@ class SizeRow:
             "limit": outcome.limit,
             "allreduce weight/s": self.synchronous.weight_per_second,
             "allreduce limit": self.synchronous.limit,
-            "store bytes": self.memory.store,
-            "worker bytes": self.memory.worker,
-            "allreduce bytes": self.synchronous_memory.worker,
+            **{f"{name} bytes": "" if num_bytes is None else num_bytes for name, num_bytes in self.bytes.items()},
         }
 
 
@@ -78,7 +87,7 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
     """Simulate `config` with each number of `workers` (empty: as configured).
 
     No gradients are computed, no data are read and no model is built. `num_arrivals`: arrivals to simulate, by default 50
-    for each worker. Raises the `ConfigError` of `StepTimes`, `predict` and `memory_of`.
+    for each worker. Raises the `ConfigError` of `StepTimes` and of `predict`.
     """
     sizes = workers or [config.simulation.workers]
     if unknown := [worker for worker in config.emulation.slow_workers if not 0 <= worker < max(sizes)]:
@@ -93,9 +102,16 @@ def plan(config: RunConfig, workers: Sequence[int], num_arrivals: int | None) ->
         arrivals = num_arrivals or max(_FEWEST_ARRIVALS, _ARRIVALS_EACH * number)
         size = Size(parameters, arrivals, weights)
         own, others = _with(config, kind, number), _with(config, "horovod", number)
-        memory = [memory_of(each, parameters, number) for each in (own, others)]
+        memory = [_memory_of(each, parameters, number) for each in (own, others)]
         rows.append(SizeRow(predict(own, size), predict(others, size), alone, parameters, *memory))
     return rows
+
+
+def _memory_of(config: RunConfig, parameters: int, workers: int) -> RankMemory | str:
+    try:
+        return memory_of(config, parameters, workers)
+    except HvdAsyncError as error:
+        return str(error)
 
 
 def _with(config: RunConfig, kind: str, workers: int) -> RunConfig:
@@ -130,9 +146,10 @@ _HEADER = (
 
 
 def table_of(rows: Sequence[SizeRow], weight_unit: str) -> str:
-    """Return the tables for a terminal: speed, then memory. `weight_unit`: that of the task."""
-    tables = (_texts(rows, weight_unit), _memory_texts(rows))
-    return "\n\n".join(aligned_table(table, left=(), has_rule=False) for table in tables)
+    """Return the tables for a terminal: speed, then memory, and why real ranks could not run. `weight_unit`: that of the task."""
+    tables = [aligned_table(each, left=(), has_rule=False) for each in (_texts(rows, weight_unit), _memory_texts(rows))]
+    notes = [f"{row.outcome.workers:,} workers: {row.memory}" for row in rows if isinstance(row.memory, str)]
+    return "\n".join([f"{tables[0]}\n\n{tables[1]}", *notes])
 
 
 def _texts(rows: Sequence[SizeRow], weight_unit: str) -> list[list[str]]:
@@ -145,8 +162,11 @@ def _memory_texts(rows: Sequence[SizeRow]) -> list[list[str]]:
     table = [["workers", *(name for rank in ranks for name in (rank, "a parameter"))]]
     for row in rows:
         cells = [f"{row.outcome.workers:,}"]
-        for num_bytes in (row.memory.store, row.memory.worker, row.synchronous_memory.worker):
-            cells += [bytes_text(num_bytes), f"{num_bytes / row.parameters:,.0f} bytes"]
+        for num_bytes in row.bytes.values():
+            if num_bytes is None:
+                cells += ["-", "-"]
+            else:
+                cells += [bytes_text(num_bytes), f"{num_bytes / row.parameters:,.0f} bytes"]
         table.append(cells)
     return table
 

@@ -33,13 +33,13 @@ from hvd_async.vectors.threads import arithmetic_threads
 @dataclass(frozen=True)
 class SimulateOptions:
     """Options of the command line: replace the run in the folder; threads for arithmetic (1 computes the same bits on every
-    machine); the device of this machine (`cpu`, `cuda` or `cuda:INDEX`) that computes gradients and updates; show progress as
-    a live bar."""
+    machine); show progress as a live bar; the device of this machine (`cpu`, `cuda` or `cuda:INDEX`) that computes gradients and
+    updates."""
 
     overwrite: bool = False
     threads: int = 1
-    device: str = "cpu"
     live_progress: bool = False
+    device: str = "cpu"
 
 
 def simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options: SimulateOptions) -> dict[str, Any]:

@@ -58,10 +58,10 @@ class MemoryPlan:
         self.names = ["the store", *others]
         self.is_on_device = any(plan.store_device not in (None, "cpu") for plan in shards)
         self.parts = split(spec.size, len(shards), spec.matrices)
-        if any(part.start == part.stop for part in self.parts):
+        if len(self.parts) < len(shards):
             raise ConfigError(
-                f"store.shards: got {len(shards)} for a model with {len(spec.matrices)} matrices, expected fewer:"
-                f" {spec.optimizer.kind} updates each as a whole, so that a shard would have nothing"
+                f"store.shards: got {len(shards)}, expected at most {len(self.parts)} for this model:"
+                f" {spec.optimizer.kind} updates each of its {len(spec.matrices)} matrices as a whole"
             )
         longest = max(part.stop - part.start for part in self.parts)
         if spec.push.keep < 1.0 and longest > _MAX_INDEXED:

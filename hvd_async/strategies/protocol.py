@@ -18,7 +18,7 @@ from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.transport.capacity import Need
 from hvd_async.transport.group import Group
-from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.flat import FlatParameters, VectorPlan
 from hvd_async.vectors.vector_map import Matrix
 
 
@@ -103,7 +103,7 @@ class SavedState:
 @dataclass(frozen=True)
 class JobSize:
     """What the memory of a job depends on; `size`: elements of its parameters, as one vector; `matrices`: those that no shard may
-    cut, as far as they are known."""
+    cut."""
 
     strategy: StrategyConfig
     store: StoreConfig
@@ -114,9 +114,9 @@ class JobSize:
     matrices: Sequence[Matrix] = ()
 
     @classmethod
-    def of(cls, config: RunConfig, plans: Sequence[RankPlan], size: int) -> JobSize:
-        """Return the size of a run of `config` on `plans`, whose model has `size` trained elements."""
-        return cls(config.strategy, config.store, config.push, config.optimizer, plans, size)
+    def of(cls, job: RunConfig | JobSpec, plans: Sequence[RankPlan], vector: VectorPlan | FlatParameters) -> JobSize:
+        """Return the size of a run of `job` on `plans`, whose model's parameters are laid out as `vector`."""
+        return cls(job.strategy, job.store, job.push, job.optimizer, plans, vector.size, vector.map.matrices)
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ class JobSpec:
     @property
     def sized(self) -> JobSize:
         """What the memory of the job depends on."""
-        flat = self.flat
-        return JobSize(self.strategy, self.store, self.push, self.optimizer, self.plans, flat.size, flat.map.matrices)
+        return JobSize.of(self, self.plans, self.flat)
 
     @property
     def num_workers(self) -> int:

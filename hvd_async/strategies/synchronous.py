@@ -72,11 +72,13 @@ class NoAllReduce:
 def needs(job: JobSize, rank: int) -> list[Need]:
     """Return the memory that `rank` takes for its replica of the store and for sums, and on rank 0 for checkpoints."""
     vector_bytes, num_vectors = 4 * job.size, len(state_names(job.optimizer))
-    found = [Need(f"replica: {num_vectors} vectors of the optimizer", num_vectors * vector_bytes, False)]
-    if job.strategy.kind == "ddp":
-        found.append(Need("DDP: gradients in buckets", vector_bytes, False))
-    if job.strategy.delay:
-        found.append(Need("replica: earlier parameters", (job.strategy.delay + 1) * vector_bytes, False))
+    found = []
+    if job.plans[rank].device == "cpu":
+        found.append(Need(f"replica: {num_vectors} vectors of the optimizer", num_vectors * vector_bytes, False))
+        if job.strategy.kind == "ddp":
+            found.append(Need("DDP: gradients in buckets", vector_bytes, False))
+        if job.strategy.delay:
+            found.append(Need("replica: earlier parameters", (job.strategy.delay + 1) * vector_bytes, False))
     return found + (needs_of_recorder(job) if rank == 0 else [])
 
 

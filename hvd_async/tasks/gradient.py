@@ -14,7 +14,7 @@ from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch
 from hvd_async.tasks.buffers import changed_tensors, modules_with_statistics, saved_tensors
 from hvd_async.tasks.evaluating import keeping_modes
 from hvd_async.tasks.task import Task
-from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.flat import FlatParameters, VectorPlan
 
 
 def compute_gradient(
@@ -40,8 +40,13 @@ def compute_gradient(
 def flatten(
     model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device | str = "cpu", *, trains: bool = True
 ) -> FlatParameters:
-    """Move the trained parameters of `model` into one vector on `device`, those of a group of `optimizer` side by side.
-    `trains`: whether gradients will be computed.
+    """Move the trained parameters of `model` into one vector on `device`, laid out by `lay_out`. `trains`: whether gradients will
+    be computed."""
+    return FlatParameters(model, device, lay_out(model, optimizer), trains)
+
+
+def lay_out(model: torch.nn.Module, optimizer: OptimizerConfig) -> VectorPlan:
+    """Return the layout of the trained parameters of `model` in one vector, those of a group of `optimizer` side by side.
 
     Raises `ConfigError` for a group without parameters.
     """
@@ -53,7 +58,7 @@ def flatten(
                 f"optimizer.groups: got patterns that match no trained parameter ({printable(', '.join(group.match[:3]))}),"
                 f" or none that an earlier group left; expected some of {printable(', '.join(names[:5]))}, ..."
             )
-    return FlatParameters(model, device, optimizer.group_of, 1 + len(optimizer.groups), optimizer.is_matrix, trains)
+    return VectorPlan.of(model, optimizer.group_of, 1 + len(optimizer.groups), optimizer.is_matrix)
 
 
 def check_buffers(task: Task, model: torch.nn.Module) -> None:

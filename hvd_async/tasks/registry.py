@@ -54,15 +54,11 @@ def estimate(config: RunConfig) -> tuple[int, float]:
             f"simulation.parameters, simulation.weight: got {parameters} and {weight}, expected both: nothing else is known"
             f" of a task of kind {config.task.kind}"
         )
-    return parameters or count_parameters(config) or 1, weight or config.task.batching.tokens
+    return parameters or _count_parameters(config.task), weight or config.task.batching.tokens
 
 
-def count_parameters(config: RunConfig) -> int | None:
-    """Return the number of parameters of the model of `config`, whose memory is not allocated for that; None if only the model
-    itself would show it."""
-    if not isinstance(config.task, TranslationConfig):
-        return None
-    task = config.task
+def _count_parameters(task: TranslationConfig) -> int:
+    """Count the parameters of the model that `task` describes, whose memory is never allocated."""
     import torch  # slow to import
 
     from hvd_async.tasks.translation.architectures import build_model

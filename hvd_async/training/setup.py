@@ -30,9 +30,8 @@ from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSize, JobSpec, SavedState, Strategy
 from hvd_async.system.keeper_page import tell_keeper
-from hvd_async.tasks.gradient import check_buffers, flatten
+from hvd_async.tasks.gradient import check_buffers, flatten, lay_out
 from hvd_async.tasks.models import model_of
-from hvd_async.tasks.registry import count_parameters
 from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
 from hvd_async.training.loop import TrainingLoop
@@ -42,7 +41,7 @@ from hvd_async.training.resume import agree_on_checkpoint, steps_of
 from hvd_async.training.stop_request import StopRequest
 from hvd_async.transport.capacity import Need
 from hvd_async.transport.group import Group
-from hvd_async.vectors.flat import FlatParameters
+from hvd_async.vectors.flat import FlatParameters, VectorPlan
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
     _claim_processors(plan)
     rank = start.group.rank
     # Checks memory before the folder changes, so that a job that cannot run leaves nothing behind.
-    workload = make_workload(start, plan, lambda size: start.strategy.needs(JobSize.of(start.config, plans, size), rank))
+    workload = make_workload(start, plan, lambda vector: start.strategy.needs(JobSize.of(start.config, plans, vector), rank))
     spec = describe_job(start, plans, workload)
     progress = Progress(
         workload.goal,
@@ -193,22 +192,18 @@ def _claim_processors(plan: RankPlan) -> None:
             break
 
 
-def make_workload(start: Start, plan: RankPlan, needs: Callable[[int], Sequence[Need]]) -> Workload:
-    """Make the task and its model, if there is memory for it and for `needs` (see `check_memory`). Collective."""
+def make_workload(start: Start, plan: RankPlan, needs: Callable[[VectorPlan], Sequence[Need]]) -> Workload:
+    """Make the task, its model and its vectors, if there is memory for `needs` of them (see `check_memory`). Collective."""
     group, config, folder = start.group, start.config, start.folder
     if start.options.resume:  # before data is prepared for a configuration that will be refused
         in_agreement(group, lambda: folder.check_same(config, start.options.resume_words) if group.rank == 0 else None)
     task = in_agreement(group, lambda: start.make_task(config))
-    size = in_agreement(group, lambda: count_parameters(config))
-    if size is not None:
-        check_memory(start.strategy, plan, size, needs, is_made=False)
     model = in_agreement(group, lambda: _build_model(task))
-    if size is None:
-        size = sum(each.numel() for each in model.parameters() if each.requires_grad)
-        check_memory(start.strategy, plan, size, needs, is_made=True)
     if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
     in_agreement(group, lambda: check_optimizer(config.optimizer))
+    vector = in_agreement(group, lambda: lay_out(model, config.optimizer))
+    check_memory(start.strategy, plan, vector.size, lambda: needs(vector))
     trains = plan.worker is not None
     flat = in_agreement(group, lambda: flatten(model, config.optimizer, plan.device if trains else "cpu", trains=trains))
     return Workload(task, model, flat, Goal(task.num_batches(), config.training.updates, config.training.seconds))

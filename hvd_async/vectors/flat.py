@@ -30,6 +30,47 @@ class Piece:
         return int(torch.Size(self.shape).numel())
 
 
+@dataclass(frozen=True)
+class VectorPlan:
+    """The layout of a model's trained parameters in one vector, before there is any: the pieces, group by group, matrices
+    before the others of their group; and the map of the vector."""
+
+    pieces: tuple[Piece, ...]
+    map: VectorMap
+
+    @property
+    def size(self) -> int:
+        """Number of elements, gaps included."""
+        return int(self.map.groups[-1].stop)
+
+    @classmethod
+    def of(
+        cls,
+        model: torch.nn.Module,
+        group_of: Callable[[str], int] = lambda name: 0,
+        num_groups: int = 1,
+        is_matrix: Callable[[str, Sequence[int]], bool] = lambda name, shape: False,
+    ) -> VectorPlan:
+        """Return the layout of `model`. `is_matrix`: which parameters, by name and shape, an optimizer updates as a whole."""
+        shapes = [(name, tuple(each.shape)) for name, each in model.named_parameters() if each.requires_grad]
+        pieces: list[Piece] = []
+        matrices: list[Matrix] = []
+        starts, offset = [], 0
+        for group in range(num_groups):
+            offset = _rounded(offset, BLOCK)
+            starts.append(offset)
+            own = [each for each in shapes if group_of(each[0]) == group]
+            for name, shape in (each for each in own if is_matrix(*each)):
+                pieces.append(Piece(name, shape, offset))
+                matrices.append(Matrix(offset, shape[0], pieces[-1].size // shape[0]))
+                offset = _rounded(matrices[-1].stop, BLOCK)
+            for name, shape in (each for each in own if not is_matrix(*each)):
+                pieces.append(Piece(name, shape, offset))
+                offset += _rounded(pieces[-1].size, _ALIGNMENT)
+        groups = tuple(slice(start, end) for start, end in itertools.pairwise([*starts, offset]))
+        return cls(tuple(pieces), VectorMap(groups, tuple(matrices)))
+
+
 class FlatParameters:
     """The trained parameters of `model`, moved into one float32 vector, and their gradients, in a second one.
 
@@ -40,7 +81,7 @@ class FlatParameters:
 
     Attributes:
         parameters: [size], float32, on `device`; the model reads it, and the owner may overwrite it between steps.
-        pieces: name, shape and offset of each trained parameter, group by group, each in the model's order.
+        pieces: name, shape and offset of each trained parameter, in the order of the vector.
         num_parameters: elements of all parameters, frozen ones included.
         map: groups of parameters, and the matrices among them.
     """
@@ -49,13 +90,11 @@ class FlatParameters:
         self,
         model: torch.nn.Module,
         device: torch.device | str = "cpu",
-        group_of: Callable[[str], int] = lambda name: 0,
-        num_groups: int = 1,
-        is_matrix: Callable[[str, Sequence[int]], bool] = lambda name, shape: False,
+        plan: VectorPlan | None = None,
         trains: bool = True,
     ) -> None:
-        """Move the parameters, those of one group side by side. `is_matrix`: which of them, by name and shape, an optimizer
-        updates as a whole. `trains`: whether gradients will be computed.
+        """Move the parameters of `model` to their places in `plan`; default: one group. `trains`: whether gradients will be
+        computed.
 
         Raises `TypeError` if a trained parameter is not float32, `ValueError` if none is trained.
         """
@@ -67,8 +106,8 @@ class FlatParameters:
                 raise TypeError(
                     f"parameter {name}: got {parameter.dtype}, expected float32; use autocast for lower precision"
                 )
-        self.pieces, self.map = _lay_out(trained, group_of, num_groups, is_matrix)
-        self.size = self.map.groups[-1].stop
+        plan = VectorPlan.of(model) if plan is None else plan
+        self.pieces, self.map, self.size = plan.pieces, plan.map, plan.size
         parameters = dict(trained)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.parameters = torch.zeros(self.size, dtype=torch.float32, device=device)
@@ -143,31 +182,6 @@ class FlatParameters:
     @staticmethod
     def _view(vector: torch.Tensor, piece: Piece) -> torch.Tensor:
         return vector[piece.offset : piece.offset + piece.size].view(piece.shape)
-
-
-def _lay_out(
-    trained: Sequence[tuple[str, torch.nn.Parameter]],
-    group_of: Callable[[str], int],
-    num_groups: int,
-    is_matrix: Callable[[str, Sequence[int]], bool],
-) -> tuple[tuple[Piece, ...], VectorMap]:
-    """Return the places of `trained`, matrices before the others of their group, and the map of the vector."""
-    pieces: list[Piece] = []
-    matrices: list[Matrix] = []
-    starts, offset = [], 0
-    for group in range(num_groups):
-        offset = _rounded(offset, BLOCK)
-        starts.append(offset)
-        own = [(name, tuple(parameter.shape)) for name, parameter in trained if group_of(name) == group]
-        for name, shape in (each for each in own if is_matrix(*each)):
-            pieces.append(Piece(name, shape, offset))
-            matrices.append(Matrix(offset, shape[0], pieces[-1].size // shape[0]))
-            offset = _rounded(matrices[-1].stop, BLOCK)
-        for name, shape in (each for each in own if not is_matrix(*each)):
-            pieces.append(Piece(name, shape, offset))
-            offset += _rounded(pieces[-1].size, _ALIGNMENT)
-    groups = tuple(slice(start, end) for start, end in itertools.pairwise([*starts, offset]))
-    return tuple(pieces), VectorMap(groups, tuple(matrices))
 
 
 def _rounded(number: int, unit: int) -> int:

@@ -59,7 +59,9 @@ def test_the_device_of_simulated_runs_is_passed_on(folder: pathlib.Path, capsys:
     assert main(["compare", suite, "--device", "cpu", "--dry-run"]) == 0
     commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     assert len(commands) == 2 and all(line.endswith(" --device cpu") for line in commands)
-    assert main(["compare", suite, "--device", "cuda", "--slurm"]) == 0
+    assert main(["compare", suite, "--device", "cuda", "--slurm"]) == 2
+    assert "expected --gpus-per-node with it" in capsys.readouterr().err
+    assert main(["compare", suite, "--device", "cuda", "--slurm", "--gpus-per-node", "1"]) == 0
     assert 'options=(--device cuda "${@:2}")' in capsys.readouterr().out
     assert main(["compare", suite, "--device", "cuda:99", "--count"]) == 0
     assert main(["compare", suite, "--device", "cuda:99", "--output", str(folder / "out")]) == 4

@@ -83,22 +83,22 @@ def check_books(run: pathlib.Path) -> None:
 
 
 def test_workers_join_and_leave_a_run_under_way(tmp_path: pathlib.Path) -> None:
-    path, run = config(tmp_path, 14_000, max_workers=3), tmp_path / "run"
+    path, run = config(tmp_path, 24_000, max_workers=3), tmp_path / "run"
     with started("launch", str(path), "--workers", "2") as launch:
         until((run / "join.json").exists)
         assert stat.S_IMODE((run / "join.json").stat().st_mode) == 0o600
         with started("join", str(run), "--wait", "30") as first:
             read_until(launch, "worker 2 has joined")
-            none_left = run_limited((*COMMAND, "join", str(run)), ENVIRON, 60)
-            until(lambda: any(arrival["worker"] == 2 for arrival in events_of(run, "arrival")))
-            first.terminate()
-            output, _ = first.communicate(timeout=60)
-        assert re.search(r"worker 2 has left \S+ after [1-9]\d* batch", output) and first.returncode == 0
-        with started("join", str(run), "--wait", "30") as second:
-            output, _ = launch.communicate(timeout=120)
-            assert launch.returncode == 0 and "worker 2 has left" in output and "2 joined; see" in output
-            output, _ = second.communicate(timeout=60)
-    assert re.search(r"worker 2 has ended with \S+ after [1-9]\d* batch", output) and second.returncode == 0
+            with started("join", str(run), "--wait", "60") as second:  # begins to wait for a place while the run goes on
+                none_left = run_limited((*COMMAND, "join", str(run)), ENVIRON, 60)
+                until(lambda: any(arrival["worker"] == 2 for arrival in events_of(run, "arrival")))
+                first.terminate()
+                left, _ = first.communicate(timeout=60)
+                output, _ = launch.communicate(timeout=120)
+                stayed, _ = second.communicate(timeout=60)
+    assert re.search(r"worker 2 has left \S+ after [1-9]\d* batch", left) and first.returncode == 0
+    assert launch.returncode == 0 and "worker 2 has left" in output and "2 joined; see" in output
+    assert re.search(r"worker 2 has ended with \S+ after [1-9]\d* batch", stayed) and second.returncode == 0
     assert none_left.returncode == 4 and "all 3 places of workers are taken" in none_left.stderr
     assert none_left.stderr.count("\n") == 1
     assert [event["worker"] for event in events_of(run, "joined")] == [2, 2]

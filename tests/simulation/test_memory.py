@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 
 from hvd_async.__main__ import main
+from hvd_async.cluster.topology import Machine, Placement, assign_roles
+from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.simulation.memory import RankMemory, memory_of
 from hvd_async.simulation.planning import plan, table_of
+from hvd_async.strategies import synchronous
+from hvd_async.strategies.protocol import JobSize
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from hvd_async.vectors.arithmetic import BLOCK
+from tests.ranks import run_ranks
 from tests.simulation.simulated import parse
 
 SIZE = 1000 * BLOCK
@@ -57,6 +62,45 @@ def test_two_shards_share_what_a_store_holds(tmp_path: pathlib.Path) -> None:
     assert (half.store - apart) / (whole.store - apart) == pytest.approx(0.5, rel=0.01)
 
 
+def test_the_first_worker_of_a_host_has_what_its_workers_share(tmp_path: pathlib.Path) -> None:
+    found = memory(tmp_path, 8, push={"node_sum": True}, simulation={"workers_per_node": 4})
+    assert found.worker / VECTOR == pytest.approx(
+        2 + 2 + 4, rel=0.01
+    )  # model and gradient; the sum and parameters; four slots
+
+
+@pytest.mark.parametrize(
+    ("sections", "workers", "words"),
+    [
+        ({"strategy": {**ASYNC, "placement": "colocated"}, "store": {"shards": 4}}, 2, "got 4 with 2 ranks"),
+        ({"strategy": {**ASYNC, "max_workers": 2}}, 4, "got 2 for 4 workers"),
+    ],
+)
+def test_planning_says_what_real_ranks_could_not_run(
+    tmp_path: pathlib.Path, sections: dict[str, Any], workers: int, words: str
+) -> None:
+    simulation = {"parameters": SIZE, "weight": 1}
+    config = parse(tmp_path / "run", optimizer={"kind": "adam"}, simulation=simulation, **sections)
+    rows = plan(config, [workers, 1], None) if "max_workers" in sections["strategy"] else plan(config, [workers, 8], None)
+    lines = table_of(rows, "images").splitlines()
+    assert lines[-1].startswith(f"{workers} workers: ") and words in lines[-1]
+    assert lines[-3].split() == [str(workers), "-", "-", "-", "-", *lines[-3].split()[5:]]
+    assert rows[1].bytes["store"] is not None
+
+
+def test_planning_for_a_single_process_has_its_memory(tmp_path: pathlib.Path) -> None:
+    simulation = {"parameters": SIZE, "weight": 1}
+    config = parse(tmp_path / "run", strategy={"kind": "single"}, optimizer={"kind": "adam"}, simulation=simulation)
+    assert plan(config, [4], None)[0].bytes["worker"] == (5 + 8) * VECTOR  # and a checkpoint, on its way to disk
+
+
+def test_replicas_on_gpus_take_no_memory_of_the_host() -> None:
+    plans = assign_roles([Machine("here", (0,), ("a", "b"))] * 2, Placement("ddp", device="cuda"))
+    job = JobSize(StrategyConfig(kind="ddp"), StoreConfig(), PushConfig(), OptimizerConfig(kind="adam"), plans, SIZE)
+    assert sum(need.num_bytes for need in synchronous.needs(job, 0)) == 8 * VECTOR
+    assert synchronous.needs(job, 1) == []
+
+
 @pytest.mark.parametrize(("kind", "vectors"), [("horovod", 5), ("ddp", 6)])
 def test_a_synchronous_rank_has_its_gradient_a_sum_and_both_moments(tmp_path: pathlib.Path, kind: str, vectors: int) -> None:
     assert memory(tmp_path, strategy={"kind": kind}).worker == vectors * VECTOR
@@ -70,22 +114,33 @@ def test_planning_shows_memory(tmp_path: pathlib.Path) -> None:
     assert [line.split()[3:5] for line in lines[-2:]] == [["88", "bytes"], ["104", "bytes"]]
 
 
-@pytest.mark.parametrize("kind", ["single", "async"])
-def test_a_model_that_does_not_fit_is_refused_before_it_is_made(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    write_corpus(tmp_path / "text", train=120, validation=8, test=8)
-    config = tmp_path / "run.yaml"
+def write_config(folder: pathlib.Path) -> pathlib.Path:
+    write_corpus(folder / "text", train=120, validation=8, test=8)
+    config = folder / "run.yaml"
     config.write_text(
-        f"""output: {tmp_path / "run"}
+        f"""output: {folder / "run"}
 task:
-  data: {{folder: {tmp_path / "text"}}}
+  data: {{folder: {folder / "text"}}}
   vocabulary: {{size: 300}}
-  model: {{encoder_layers: 4, decoder_layers: 4, width: 65536, feed_forward: 65536, heads: 8}}
+  model: {{encoder_layers: 1, decoder_layers: 1, width: 256, feed_forward: 1024, heads: 4}}
 training: {{epochs: 1, device: cpu}}
 """
     )
-    command = ["train", str(config)] if kind == "single" else ["launch", str(config), "--workers", "2", "--set"]
-    assert main([*command, *(["strategy.kind=async"] if kind == "async" else [])]) == 4
-    assert kind == "async" or " GiB (the model's parameters and gradient)" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    return config
+
+
+def test_vectors_that_do_not_fit_are_refused_before_there_are_any(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(write_config(tmp_path)), "--set", "strategy.delay=10000"]) == 4
+    words = capsys.readouterr().err
+    assert "GiB (replica: earlier parameters)" in words and words.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.mpi
+def test_a_store_that_does_not_fit_leaves_one_line_and_no_folder(tmp_path: pathlib.Path) -> None:
+    flags = [flag for each in ("strategy.kind=async", "strategy.max_workers=20000") for flag in ("--set", each)]
+    done = run_ranks(3, "hvd_async", "train", str(write_config(tmp_path)), *flags, timeout=120.0)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hvd-async: ")]
+    assert len(lines) == 1 and "GiB (store: 20000 slots in float32)" in lines[0], done.stderr
+    assert not lines[0].startswith("hvd-async: rank") and not (tmp_path / "run").exists()

@@ -63,7 +63,7 @@ class Muon:
 
     def _halves(self, size: int) -> tuple[slice, slice]:
         """Return the elements of the matrices, with the gaps between them, and the others."""
-        end = -(-self._matrices[-1].stop // arithmetic.BLOCK) * arithmetic.BLOCK if self._matrices else 0
+        end = _blocks(self._matrices[-1].stop) if self._matrices else 0
         return slice(0, min(end, size)), slice(min(end, size), size)
 
     def _step_matrices(
@@ -73,14 +73,17 @@ class Muon:
         if not self._matrices:
             return []
         config = self._config
-        gradient = torch.empty_like(operands.target)
-        partials = arithmetic.sum_inputs(inputs, gradient, order.divisor)
-        gradient.mul_(order.clip / order.divisor)
         rate = config.learning_rate * order.rate_factor
         momenta = operands.vectors["first_moment"]
-        operands.target.copy_(operands.parameters)  # the gaps, too
-        for each in self._matrices:
-            target, momentum, own = (_view(vector, each) for vector in (operands.target, momenta, gradient))
+        if operands.target.data_ptr() != operands.parameters.data_ptr():
+            arithmetic.copy(operands.parameters, operands.target)  # the gaps, too
+        partials: list[float] = []
+        for each in self._matrices:  # one after the other: beside the vectors there is room for the largest of them
+            part = slice(each.start, min(operands.target.numel(), _blocks(each.stop)))
+            gradient = torch.empty_like(operands.target[part])
+            partials += arithmetic.sum_inputs(_part(inputs, part), gradient, order.divisor)
+            target, momentum = (_view(vector, each) for vector in (operands.target, momenta))
+            own = gradient.mul_(order.clip / order.divisor)[: each.stop - each.start].view_as(target)
             momentum = (momentum * config.muon_momentum if is_provisional else momentum.mul_(config.muon_momentum)).add_(own)
             direction = orthogonalized(own.add_(momentum, alpha=config.muon_momentum), config.muon_iterations)
             target.mul_(1 - rate * config.weight_decay)
@@ -102,6 +105,11 @@ def orthogonalized(matrix: torch.Tensor, iterations: int) -> torch.Tensor:
         square = x @ x.T
         x = torch.addmm(x, torch.addmm(square, square, square, beta=third, alpha=fifth), x, beta=first)
     return x.T if is_tall else x
+
+
+def _blocks(stop: int) -> int:
+    """Return the first multiple of a block from `stop` on."""
+    return -(-stop // arithmetic.BLOCK) * arithmetic.BLOCK
 
 
 def _view(vector: torch.Tensor, matrix: Matrix) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,15 +23,32 @@ _SAMPLE = 50_000
 
 def split(size: int, num_shards: int, matrices: Sequence[Matrix] = ()) -> list[slice]:
     """Return contiguous ranges of a vector of `size` elements, one per shard, equal in size up to rounding to whole blocks, and
-    to whole `matrices`. A range is empty if there are too few of them."""
+    to whole `matrices`. With matrices there are fewer ranges than shards if there are too few places to cut between them."""
     num_blocks = -(-size // arithmetic.BLOCK)
-    bounds = [min(size, arithmetic.BLOCK * (num_blocks * k // num_shards)) for k in range(num_shards + 1)]
-    for number, bound in enumerate(bounds):
-        cut = next((each for each in matrices if each.start < bound < each.stop), None)
-        if cut is not None:
-            after = min(size, arithmetic.BLOCK * -(-cut.stop // arithmetic.BLOCK))
-            bounds[number] = cut.start if bound - cut.start <= after - bound else after
+    if not matrices:
+        bounds = [min(size, arithmetic.BLOCK * (num_blocks * k // num_shards)) for k in range(num_shards + 1)]
+        return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+    places = _places_to_cut(num_blocks, matrices)
+    num_shards = min(num_shards, len(places) + 1)
+    cuts = [0]
+    for number in range(1, num_shards):
+        wanted = num_blocks * number // num_shards
+        first = bisect.bisect_right(places, cuts[-1])
+        last = len(places) - (num_shards - number)  # the others need places, too
+        after = min(max(bisect.bisect_left(places, wanted), first), last)
+        before = max(after - 1, first)
+        cuts.append(places[before] if wanted - places[before] <= places[after] - wanted else places[after])
+    bounds = [*(min(size, arithmetic.BLOCK * cut) for cut in cuts), size]
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def _places_to_cut(num_blocks: int, matrices: Sequence[Matrix]) -> list[int]:
+    """Return the blocks, in order, at whose start a vector of `num_blocks` may be cut: all but the first and those within
+    matrices."""
+    within = {
+        block for each in matrices for block in range(each.start // arithmetic.BLOCK + 1, -(-each.stop // arithmetic.BLOCK))
+    }
+    return [block for block in range(1, num_blocks) if block not in within]
 
 
 def parts_of_lengths(lengths: Iterable[int]) -> list[slice]:
