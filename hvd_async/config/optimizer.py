@@ -81,8 +81,8 @@ class OptimizerConfig(Section):
     kind: Literal["adam", "adamw", "sgd", "nadam", "lion", "adagrad", "muon", "torch"] = Field(
         "adam",
         description="The update rule, as in torch.optim (`lion`: Chen et al. 2023), computed by the store's own kernels;"
-        " `muon`: matrices by their orthogonalized momentum (Jordan et al. 2024), all else as `adamw`; `torch`: by"
-        " `torch_class`, which is slower.",
+        " `muon`: matrices by their orthogonalized momentum (Jordan et al. 2024), by products that take much longer"
+        " (docs/staleness.md), all else as `adamw`; `torch`: by `torch_class`, which is slower.",
     )
     learning_rate: PositiveAmount = Field(1e-3, description="Highest rate, reached at the end of warm-up.")
     betas: tuple[Fraction, Fraction] = Field(
@@ -119,7 +119,7 @@ class OptimizerConfig(Section):
     torch_class: TorchClass = Field(
         "RMSprop",
         description="Class of torch.optim for kind torch. Left out are those whose update of an element depends on other"
-        " elements (Adafactor, Muon), or that need the loss (LBFGS) or sparse gradients (SparseAdam).",
+        " elements (Adafactor; Muon has a kind of its own), or that need the loss (LBFGS) or sparse gradients (SparseAdam).",
     )
     settings: Settings = Field(
         {},

@@ -57,7 +57,7 @@ OF_OPTIMIZER = {
 _UNFIT: Mapping[str, str] = {
     "Adafactor": "whose update of an element depends on the rows and columns of its tensor, of which the store knows nothing",
     "LBFGS": "which computes the loss several times in a step",
-    "Muon": "whose update of an element depends on its whole matrix, of which the store knows nothing",
+    "Muon": "whose update of an element depends on its whole matrix; only runs of a configuration have it (optimizer.kind: muon)",
     "SparseAdam": "which takes sparse gradients; those of `nn.Embedding(sparse=True)` cannot be sent",
 }
 """Classes of torch.optim that cannot work on the store's vectors, and why."""

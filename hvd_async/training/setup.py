@@ -312,8 +312,17 @@ def _introduce(start: Start, spec: JobSpec, workload: Workload, progress: Progre
     batch_job = read_batch_job(start.environ)
     places = (describe(each, start.strategy.transport(spec.plans, each.rank)) for each in spec.plans)
     optimizer = start.config.optimizer
-    slow = f"optimizer: torch.optim.{optimizer.torch_class} on the store's vectors, slower than the store's own updates"
-    remarks = [*opened.remarks, *start.strategy.remarks(spec), *([slow] if optimizer.kind == "torch" else [])]
+    of_optimizer = []
+    if optimizer.kind == "torch":
+        of_optimizer = [
+            f"optimizer: torch.optim.{optimizer.torch_class} on the store's vectors, slower than the store's own updates"
+        ]
+    if optimizer.kind == "muon":
+        matrices = len(workload.flat.map.matrices)
+        of_optimizer = [
+            f"optimizer: muon updates {matrices} matrices, adamw the other {len(workload.flat.pieces) - matrices} tensors"
+        ]
+    remarks = [*opened.remarks, *start.strategy.remarks(spec), *of_optimizer]
     for line in [*([str(batch_job)] if batch_job else []), *remarks, *workload.task.describe_data(), *places]:
         progress.say(line)
 
