@@ -191,13 +191,14 @@ def test_in_lock_step_a_node_makes_the_same_sum_as_the_store(tmp_path: pathlib.P
     assert [update["arrivals"] for update in events_of(tmp_path / "True", "update")] == [3] * 10
 
 
-def test_a_run_of_several_shards_resumes_to_the_last_bit_with_another_number(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("kind", ["adam", pytest.param("muon", marks=pytest.mark.slow)])
+def test_a_run_of_several_shards_resumes_to_the_last_bit_with_another_number(tmp_path: pathlib.Path, kind: str) -> None:
     def settings(name: str, shards: int, num_batches: int, resume: bool = False) -> Settings:
         configuration = make_config(
             tmp_path / name,
             strategy={"kind": "async", "lockstep": True, "placement": "colocated"},
             store={"shards": shards},
-            optimizer={"average_decay": 0.9},
+            optimizer={"kind": kind, "average_decay": 0.9, **({"muon_except": []} if kind == "muon" else {})},
             training={"checkpoint_every": 3},
         )
         return Settings(configuration, num_batches=num_batches, hidden=HIDDEN, resume=resume)

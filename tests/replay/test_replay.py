@@ -183,6 +183,18 @@ def test_a_gradient_that_is_not_finite_is_in_no_update_of_the_replay(tmp_path: p
     assert replay_toy(folder, settings).arrivals == 12 - len(refused)
 
 
+@pytest.mark.parametrize("push", [{}, {"dtype": "bfloat16"}, {"keep": 0.2, "error_feedback": True}, {"node_sum": True}])
+def test_runs_with_muon_are_computed_again_to_the_last_bit(tmp_path: pathlib.Path, push: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    optimizer = {"kind": "muon", "muon_except": [], "clip_norm": 0.5, "average_decay": 0.9, "weight_decay": 0.01}
+    strategy = {"kind": "async", "provisional": True, "arrivals_per_update": "workers"}
+    cluster = {"workers": 4, "workers_per_node": 2}
+    simulated(folder, 40, strategy=strategy, optimizer=optimizer, simulation=cluster, emulation=UNEVEN, push=push)
+    verdict = replay_toy(folder, Settings({}, num_batches=40, dropout=0.2))
+    assert verdict.arrivals == 40 and verdict.hashes > 0
+    assert any(event.get("provisional") for event in read_log(folder))
+
+
 def test_a_difference_that_a_refused_sum_may_explain_is_reported_with_it(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     strategy = {"kind": "async", "arrivals_per_update": 3, "provisional": True}

@@ -11,9 +11,11 @@ import torch
 from hvd_async.cluster.topology import Machine, Placement, assign_roles
 from hvd_async.config import OptimizerConfig, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.errors import ConfigError
+from hvd_async.store.arrival import Arrival
 from hvd_async.store.optimizers.factory import state_names
 from hvd_async.store.optimizers.muon import orthogonalized
 from hvd_async.store.optimizers.protocol import StepOrder
+from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.wire.slots import split
@@ -232,3 +234,19 @@ def test_a_part_has_its_own_matrices() -> None:
     whole = VectorMap((slice(0, 3 * BLOCK), slice(3 * BLOCK, 6 * BLOCK)), (Matrix(0, 1, BLOCK), Matrix(3 * BLOCK, 2, BLOCK)))
     part = whole.within(slice(2 * BLOCK, 6 * BLOCK))
     assert part.groups == (slice(0, BLOCK), slice(BLOCK, 4 * BLOCK)) and part.matrices == (Matrix(BLOCK, 2, BLOCK),)
+
+
+def test_a_store_of_whole_matrices_can_be_detached() -> None:
+    config = configured()
+    _, flat = net_and_vector(config)
+    shard = Shard([flat.parameters.clone()], config, vector_map=flat.map)
+    stores = [ParameterStore(shard, flat.size, config, StrategyConfig(kind="single"), 1)]
+    other = Shard([flat.parameters.clone()], config, vector_map=flat.map)
+    stores.append(ParameterStore(other, flat.size, config, StrategyConfig(kind="single"), 1))
+    for number, vector in enumerate(gradients(flat, 3)):
+        for store in stores:
+            store.accept([Arrival(0, number, number, 1.0, 0.0)], Gradient.measure(vector))
+            assert store.advance() is not None
+        stores[0].detach()
+    assert torch.equal(stores[0].parameters, stores[1].parameters)
+    assert not torch.equal(stores[0].parameters, flat.parameters)
