@@ -102,8 +102,8 @@ class SavedState:
 
 @dataclass(frozen=True)
 class JobSize:
-    """What the memory of a job depends on; `size`: elements of its parameters, as one vector; `matrices`: those that no shard may
-    cut."""
+    """The part of a job on which its memory depends. `size`: elements of its parameters, as one vector; `matrices`: those that no
+    shard may cut."""
 
     strategy: StrategyConfig
     store: StoreConfig
@@ -146,7 +146,7 @@ class JobSpec:
 
     @property
     def sized(self) -> JobSize:
-        """What the memory of the job depends on."""
+        """The part of the job on which its memory depends."""
         return JobSize.of(self, self.plans, self.flat)
 
     @property

@@ -175,7 +175,7 @@ class Trial:
             return  # the rank itself does
         is_early = case.moment.phase == "start" and case.target != "machine"
         while is_early and launch.poll() is None and not self._processes.targets(launch.pid):
-            time.sleep(0.1)
+            time.sleep(0.1)  # launch tells nobody when it has started its ranks
         ready = time.time()
         while launch.poll() is None and not self._is_time(ready):
             time.sleep(0.01)  # the moment is random, and what it depends on is only visible in files
@@ -223,7 +223,7 @@ class Trial:
         while living := self._processes.living():
             if time.monotonic() > deadline:
                 raise HangError(f"processes outlive start {self.result.starts}: {living}")
-            time.sleep(0.1)
+            time.sleep(0.1)  # they are no children of this process
         return status
 
     # --- The judgement. -----------------------------------------------------------------------------------------------

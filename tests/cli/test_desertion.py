@@ -76,7 +76,7 @@ def found_within(watch: Desertion, mpirun: StandIn, num_looks: int) -> int:
     count = 0
     for _ in range(num_looks):
         count += watch.is_found(mpirun.id)
-        time.sleep(0.02)
+        time.sleep(0.02)  # looks are spread over time, as the watch expects them
     return count
 
 

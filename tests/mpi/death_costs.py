@@ -160,7 +160,7 @@ def restart_store(folder: pathlib.Path) -> tuple[float, float]:
                 found = [number for number, line in enumerate(lines[:-1]) if f'"{kind}"' in line and number >= after]
                 if found:
                     return found[0]
-            time.sleep(0.01)
+            time.sleep(0.01)  # only the log tells
 
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):

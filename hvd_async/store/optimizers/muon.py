@@ -43,7 +43,7 @@ class Muon:
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """Those of AdamW."""
+        """Names of the vectors, those of AdamW."""
         return self._others.state_names
 
     def step(self, inputs: Sequence[arithmetic.Input], operands: Operands, order: StepOrder) -> list[float]:
