@@ -149,6 +149,11 @@ class OptimizerConfig(Section):
         is_large = len(shape) > 1 and shape[0] > 1 and math.prod(shape[1:]) > 1
         return self.kind == "muon" and is_large and not any(fnmatch.fnmatchcase(name, each) for each in self.muon_except)
 
+    def patterns_without(self, names: Sequence[str]) -> list[str]:
+        """Return the patterns of `muon_except` that match none of `names`; those of the default need not match."""
+        wanted = [each for each in self.muon_except if each not in OptimizerConfig.model_fields["muon_except"].default]
+        return [each for each in wanted if not any(fnmatch.fnmatchcase(name, each) for name in names)]
+
     def of_groups(self) -> list[OptimizerConfig]:
         """Return the settings of each group of parameters: number 0 has all parameters that no pattern matches."""
         plain = self.model_copy(update={"groups": ()})

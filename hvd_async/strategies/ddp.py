@@ -15,24 +15,19 @@ from torch._C._distributed_c10d import GradBucket, TCPStore
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import PeerError
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, JobSize, JobSpec, Session
+from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
-from hvd_async.transport.capacity import Need
 from hvd_async.vectors.flat import FlatParameters
 
 
-class Ddp:
+class Ddp(synchronous.WithReplica):
     """Ranks started by MPI, which passes the rendezvous address; torch.distributed sums the gradients."""
 
     name = "ddp"
-    less_memory = "use fewer ranks on the node, or a smaller model"
 
     def __init__(self) -> None:
         """Initialise MPI. Collective over all ranks."""
         self.group = MpiGroup(init_mpi())
-
-    def needs(self, job: JobSize, rank: int) -> Sequence[Need]:
-        return synchronous.needs(job, rank)
 
     @contextlib.contextmanager
     def session(self, job: Job) -> Iterator[Session]:

@@ -16,20 +16,18 @@ import torch
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import SetupError
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, JobSize, JobSpec, Session
+from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.transport.bootstrap import init_mpi, report_failure, reported_failure
-from hvd_async.transport.capacity import Need
 from hvd_async.transport.group import messages_of
 from hvd_async.vectors.flat import FlatParameters
 
 _HINT = "run launch/setup.sh to build it (its log reports failures); `async`, `ddp` and `single` work without it"
 
 
-class Horovod:
+class Horovod(synchronous.WithReplica):
     """Ranks that sum their gradients with Horovod, over MPI (mpirun, horovodrun --mpi) or Gloo (horovodrun --gloo)."""
 
     name = "horovod"
-    less_memory = "use fewer ranks on the node, or a smaller model"
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         """Initialise Horovod, and MPI before it unless Gloo is the controller. Collective over all ranks.
@@ -49,9 +47,6 @@ class Horovod:
             self._comm = init_mpi(waiting_threads=2)
         hvd.init()
         self.group = _HorovodGroup(hvd, self._comm)
-
-    def needs(self, job: JobSize, rank: int) -> Sequence[Need]:
-        return synchronous.needs(job, rank)
 
     def session(self, job: Job) -> AbstractContextManager[Session]:
         return synchronous.session(job, self.group, HorovodAllReduce(self.group.hvd))

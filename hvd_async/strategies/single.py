@@ -7,23 +7,18 @@ from contextlib import AbstractContextManager
 
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.strategies import synchronous
-from hvd_async.strategies.protocol import Job, JobSize, JobSpec, Session
-from hvd_async.transport.capacity import Need
+from hvd_async.strategies.protocol import Job, JobSpec, Session
 from hvd_async.transport.group import Solo
 
 
-class Single:
+class Single(synchronous.WithReplica):
     """A single worker."""
 
     name = "single"
-    less_memory = "use a smaller model"
 
     def __init__(self) -> None:
         """Start nothing."""
         self.group = Solo()
-
-    def needs(self, job: JobSize, rank: int) -> Sequence[Need]:
-        return synchronous.needs(job, rank)
 
     def session(self, job: Job) -> AbstractContextManager[Session]:
         return synchronous.session(job, self.group, synchronous.NoAllReduce())

@@ -82,6 +82,16 @@ def needs(job: JobSize, rank: int) -> list[Need]:
     return found + (needs_of_recorder(job) if rank == 0 else [])
 
 
+class WithReplica:
+    """The part of the synchronous strategies that each of their ranks has alike: a replica of the store."""
+
+    less_memory = "use fewer ranks on the node, or a smaller model"
+
+    def needs(self, job: JobSize, rank: int) -> Sequence[Need]:
+        """Return the memory that a job takes on `rank`; see `Strategy.needs`."""
+        return needs(job, rank)
+
+
 @contextlib.contextmanager
 def session(job: Job, group: Group, all_reduce: AllReduce) -> Iterator[Session]:
     """Open the session of `job` on this rank, as `Strategy.session` does, for all synchronous strategies.

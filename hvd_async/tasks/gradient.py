@@ -48,7 +48,7 @@ def flatten(
 def lay_out(model: torch.nn.Module, optimizer: OptimizerConfig) -> VectorPlan:
     """Return the layout of the trained parameters of `model` in one vector, those of a group of `optimizer` side by side.
 
-    Raises `ConfigError` for a group without parameters.
+    Raises `ConfigError` for a group without parameters, and for exceptions of muon that are none.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     found = {optimizer.group_of(name) for name in names}
@@ -58,6 +58,11 @@ def lay_out(model: torch.nn.Module, optimizer: OptimizerConfig) -> VectorPlan:
                 f"optimizer.groups: got patterns that match no trained parameter ({printable(', '.join(group.match[:3]))}),"
                 f" or none that an earlier group left; expected some of {printable(', '.join(names[:5]))}, ..."
             )
+    if unused := optimizer.patterns_without(names):
+        raise ConfigError(
+            f"optimizer.muon_except: got {printable(', '.join(unused))}, which matches no trained parameter, expected patterns"
+            f" for some of {printable(', '.join(names[:5]))}, ..."
+        )
     return VectorPlan.of(model, optimizer.group_of, 1 + len(optimizer.groups), optimizer.is_matrix)
 
 

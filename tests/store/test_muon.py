@@ -113,6 +113,14 @@ def test_patterns_choose_what_is_no_matrix() -> None:
         OptimizerConfig(kind="adamw", muon_momentum=0.9)
 
 
+def test_an_exception_that_is_none_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"muon_except: got heads\.\*, which matches no trained parameter, expected patterns"
+    ):
+        flatten(MixedNet(), OptimizerConfig(kind="muon", muon_except=("output.*", "heads.*")))
+    assert flatten(MixedNet(), OptimizerConfig(kind="muon")).map.matrices
+
+
 def gradients(flat: FlatParameters, num_steps: int) -> list[torch.Tensor]:
     """Return gradients that are zero in the gaps between parameters, as real ones are."""
     torch.manual_seed(7)
