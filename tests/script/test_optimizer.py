@@ -58,7 +58,7 @@ def test_class_groups_and_settings_are_read_and_the_rest_stays() -> None:
     one, two = found.of_groups()[1:]
     assert (one.learning_rate, one.weight_decay, one.betas) == (0.5, 0.0, (0.9, 0.999))
     assert (two.learning_rate, two.betas, two.epsilon) == (0.25, (0.5, 0.6), 1e-3)
-    assert len(flatten(model, found).groups) == 3
+    assert len(flatten(model, found).map.groups) == 3
 
 
 def test_frozen_and_tied_parameters_are_no_hindrance() -> None:
