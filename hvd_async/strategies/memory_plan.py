@@ -22,13 +22,6 @@ from hvd_async.vectors.redo import REDO_BYTES
 _MAX_INDEXED = 2**31 - 1
 
 
-def needs_of_model(plan: RankPlan, size: int) -> list[Need]:
-    """Return the memory of the host that the rank of `plan` takes for a model of `size` trained elements."""
-    if plan.worker is None:
-        return [Need("the model's parameters", 4 * size, False)]
-    return [Need("the model's parameters and gradient", 8 * size, False)] if plan.device == "cpu" else []
-
-
 def needs_of_recorder(spec: JobSize) -> list[Need]:
     """Return the memory that the rank takes that writes checkpoints and snapshots."""
     vector_bytes, num_vectors = 4 * spec.size, 1 + len(state_names(spec.optimizer))

@@ -37,12 +37,9 @@ def compute_gradient(
     return plain_number(weight), float(loss.detach())
 
 
-def flatten(
-    model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device | str = "cpu", *, trains: bool = True
-) -> FlatParameters:
-    """Move the trained parameters of `model` into one vector on `device`, laid out by `lay_out`. `trains`: whether gradients will
-    be computed."""
-    return FlatParameters(model, device, lay_out(model, optimizer), trains)
+def flatten(model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device | str = "cpu") -> FlatParameters:
+    """Move the trained parameters of `model` into one vector on `device`, laid out by `lay_out`."""
+    return FlatParameters(model, device, lay_out(model, optimizer))
 
 
 def lay_out(model: torch.nn.Module, optimizer: OptimizerConfig) -> VectorPlan:

@@ -30,7 +30,7 @@ from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSize, JobSpec, SavedState, Strategy
 from hvd_async.system.keeper_page import tell_keeper
-from hvd_async.tasks.gradient import check_buffers, flatten, lay_out
+from hvd_async.tasks.gradient import check_buffers, lay_out
 from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
@@ -205,7 +205,7 @@ def make_workload(start: Start, plan: RankPlan, needs: Callable[[VectorPlan], Se
     vector = in_agreement(group, lambda: lay_out(model, config.optimizer))
     check_memory(start.strategy, plan, vector.size, lambda: needs(vector))
     trains = plan.worker is not None
-    flat = in_agreement(group, lambda: flatten(model, config.optimizer, plan.device if trains else "cpu", trains=trains))
+    flat = in_agreement(group, lambda: FlatParameters(model, plan.device if trains else "cpu", vector, trains))
     return Workload(task, model, flat, Goal(task.num_batches(), config.training.updates, config.training.seconds))
 
 

@@ -1,4 +1,4 @@
-"""The same control word of many parts of a block, looked at as a whole."""
+"""A column of control words: the same word of many parts of a block, compared at once."""
 
 from __future__ import annotations
 
