@@ -30,14 +30,17 @@ TAKES = frozenset({"sizes", "repeats", "threads", "seconds", "device"})
 
 NUM_ARRIVALS = 4
 OPTIMIZER = OptimizerConfig(kind="adam", schedule=ScheduleConfig(kind="constant", warmup=0))
+_CLIPPED = OPTIMIZER.model_copy(update={"clip_norm": 1.0})
 # An update reads the slots, reads and writes parameters and both moments, and writes the published copy.
 _VECTORS_MOVED = NUM_ARRIVALS + 3 * 2 + 1
-# An arrival with provisional parameters reads its slot and the sum so far, and writes the new sum; then it reads this sum,
-# the parameters and both moments, and writes the provisional copy.
-_PROVISIONAL_MOVED = 3 + 5
-# Slots; parameters, two moments, sum and published copy for the store, for the store with two provisional copies, and for
-# the torch code; two vectors for memcpy.
-_VECTORS_HELD = NUM_ARRIVALS + 3 * 5 + 4
+# With a bound on its norm, the sum is measured first: written, and read again.
+_CLIPPED_MOVED = _VECTORS_MOVED + 2
+# An arrival with provisional parameters reads its slot, the sum so far, the parameters and both moments, and writes the new sum
+# and the provisional copy.
+_PROVISIONAL_MOVED = 5 + 2
+# Slots; parameters, two moments, two sums and published copy for the store without and with clipping; parameters, moments, sum
+# and three copies for the store that makes provisional ones; five vectors for the torch code, and two for memcpy.
+_VECTORS_HELD = NUM_ARRIVALS + 2 * 6 + 7 + 5 + 2
 _WEIGHT = 100
 
 _MEMCPY_TARGET = BenchTarget("ratio at least", 0.8)
@@ -64,12 +67,14 @@ def _measure_size(num: int, options: Options) -> dict[str, Spread]:
     published, other = arithmetic.zeros_apart(num, NUM_ARRIVALS + 3, device), torch.zeros(num, device=device)
     source, target = page_aligned(num).to(device), page_aligned(num).to(device)
     ours, theirs = StoreUpdate(slots, published), TorchUpdate(slots, other)
+    clipped = StoreUpdate(slots, arithmetic.zeros_apart(num, NUM_ARRIVALS + 9, device), _CLIPPED)
     provisional = ProvisionalArrival(slots, arithmetic.zeros_apart(num, NUM_ARRIVALS + 5, device))
     effort = Effort(options.repeats, options.seconds, warm_ups=2)  # the first makes the moments
     with _copies(options) as copy:
         return take_turns(
             lambda: {
                 "store": timed(_to_the_end(ours, device)),
+                "clipped": timed(_to_the_end(clipped, device)),
                 "provisional": timed(_to_the_end(provisional, device)),
                 "torch": timed(_to_the_end(theirs, device)),
                 "memcpy": timed(_to_the_end(lambda: copy(source, target), device)),
@@ -111,13 +116,13 @@ def _kept(published: torch.Tensor, number: int) -> KeptMemory | None:
 class StoreUpdate:
     """The store's work on N full slots: take them in, make the update, publish the new parameters."""
 
-    def __init__(self, slots: list[torch.Tensor], published: torch.Tensor) -> None:
+    def __init__(self, slots: list[torch.Tensor], published: torch.Tensor, optimizer: OptimizerConfig = OPTIMIZER) -> None:
         """Set up the store. `slots`: N gradients, [size] float32, read-only; `published`: [size] float32, written in turns
         with a second buffer."""
         strategy = StrategyConfig(kind="async", arrivals_per_update=len(slots))
         second = arithmetic.zeros_apart(published.numel(), len(slots) + 4, published.device)
-        shard = Shard([published, second], OPTIMIZER, kept=_kept(published, len(slots) + 5))
-        self._store = ParameterStore(shard, published.numel(), OPTIMIZER, strategy, num_workers=len(slots))
+        shard = Shard([published, second], optimizer, kept=_kept(published, len(slots) + 5))
+        self._store = ParameterStore(shard, published.numel(), optimizer, strategy, num_workers=len(slots))
         # The largest magnitude comes with a push: the worker that writes the slot has seen every element.
         self._gradients = [Gradient.measure(slot) for slot in slots]
         self._batch = 0
@@ -190,18 +195,21 @@ class TorchUpdate:
 
 def _figures(size: float, seconds: dict[str, Spread], device: str) -> list[BenchFigure]:
     """Return the figures of one size. A copy of b bytes moves 2 b: the limit is `_VECTORS_MOVED / 2` copies of a vector."""
-    limit = seconds["memcpy"].scaled(_VECTORS_MOVED / 2)
+    limit, clipped_limit = (seconds["memcpy"].scaled(moved / 2) for moved in (_VECTORS_MOVED, _CLIPPED_MOVED))
     against_torch = _TORCH_TARGET if size >= _LARGE else _NEVER_SLOWER
     name = f"update of {NUM_ARRIVALS} arrivals, Adam, {size:g} M"
+    clipped = f"update of {NUM_ARRIVALS} arrivals, Adam, clipped, {size:g} M"
     provisional = f"provisional parameters of an arrival, Adam, {size:g} M"
     copied = "memcpy of as many bytes"
     if device != "cpu":
-        name, provisional = (f"{each}, {torch.cuda.get_device_name(device)}" for each in (name, provisional))
+        gpu = torch.cuda.get_device_name(device)
+        name, clipped, provisional = (f"{each}, {gpu}" for each in (name, clipped, provisional))
         copied = "copy of as many bytes in device memory"
     least = seconds["memcpy"].scaled(_PROVISIONAL_MOVED / 2)
     return [
         duration(name, seconds["store"], (copied, limit), _MEMCPY_TARGET),
         duration(name, seconds["store"], ("torch: add, fused Adam, copy", seconds["torch"]), against_torch),
+        duration(clipped, seconds["clipped"], (copied, clipped_limit), _MEMCPY_TARGET),
         duration(provisional, seconds["provisional"], (copied, least), _MEMCPY_TARGET),
     ]
 

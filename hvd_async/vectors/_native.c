@@ -159,12 +159,26 @@ static inline void sum_chunk(float *restrict sum, const inputs_t *inputs, Py_ssi
     }
 }
 
-/* Add the squares of a chunk to the lanes: element i of a block belongs to lane i % LANES. */
+/* The same for up to 4 float32 inputs with divisor 1, straight from memory. */
+__attribute__((always_inline)) static inline void sum_plain(float *restrict sum, const int count, const float *const *from,
+                                                            int n) {
+    const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
+    for (int i = 0; i < n; i++) {
+        float one = x0[i];
+        if (count > 1) one = one + x1[i];
+        if (count > 2) one = one + x2[i];
+        if (count > 3) one = one + x3[i];
+        sum[i] = one;
+    }
+}
+
+/* Add the squares of a chunk to the lanes: element i of a block belongs to lane i % LANES. The index is as wide as an address:
+ * with an int, Python's own flag -fwrapv keeps the compiler from making vectors of this loop. */
 static inline void add_squares(double *restrict lanes, const float *restrict g, int n) {
-    int i = 0;
+    Py_ssize_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] = lanes[lane] + (double)g[i + lane] * (double)g[i + lane];
-    for (int lane = 0; i < n; i++, lane++) lanes[lane] = lanes[lane] + (double)g[i] * (double)g[i];
+        for (Py_ssize_t lane = 0; lane < LANES; lane++) lanes[lane] = lanes[lane] + (double)g[i + lane] * (double)g[i + lane];
+    for (Py_ssize_t lane = 0; i < n; i++, lane++) lanes[lane] = lanes[lane] + (double)g[i] * (double)g[i];
 }
 
 /* The sum of the lanes: halved until one is left. */
@@ -178,7 +192,7 @@ static inline double add_lanes(double *lanes) {
 enum { RULE_SGD, RULE_ADAM, RULE_ADAMW, RULE_NADAM, RULE_NADAMW, RULE_LION, RULE_ADAGRAD };
 enum { ADAM, ADAM_DECAY, ADAMW, PROVISIONAL = 4, NADAM = 8 }; /* the last two are combined with one of the others */
 enum { ADAGRAD_DECAY = 1 };                                   /* and PROVISIONAL */
-enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4 };
+enum { SGD_DECAY = 1, SGD_MOMENTUM = 2, SGD_NESTEROV = 4, SGD_PROVISIONAL = 8 };
 
 typedef struct {
     int kind;
@@ -188,8 +202,8 @@ typedef struct {
     float beta1, beta2, one_minus_beta1, one_minus_beta2, inverse_root, epsilon, gradient_rate, average_weight;
 } rule_t;
 
-/* One pass over a chunk: the sum of `count` gradients, which is left in `g`, then Adam's or NAdam's step from `p`
- * into `target`, and from `m` and `v` into `m_to` and `v_to`, which may be the same.
+/* One pass over a chunk: the sum of `count` gradients, then Adam's or NAdam's step from `p` into `target`, and from `m` and `v`
+ * into `m_to` and `v_to`, which may be the same. `g` is left with sum / divisor, or with the sum itself if the step is provisional.
  *
  * `count` and `kind` are constants where this is inlined. One loop reads everything straight from memory, so that
  * latency hides behind arithmetic.
@@ -210,7 +224,7 @@ __attribute__((always_inline)) static inline void adam_chunk(const rule_t *rule,
         if (count > 2) sum = sum + x2[i];
         if (count > 3) sum = sum + x3[i];
         float mean = sum / divisor;
-        g[i] = mean;
+        g[i] = kind & PROVISIONAL ? sum : mean;
         float gradient = mean * clip;
         if (decay_kind == ADAM_DECAY) gradient = gradient + parameter * decay;
         if (decay_kind == ADAMW) parameter = parameter * decay;
@@ -241,12 +255,12 @@ __attribute__((always_inline)) static inline void sgd_chunk(const rule_t *rule, 
         if (count > 2) sum = sum + x2[i];
         if (count > 3) sum = sum + x3[i];
         float mean = sum / divisor;
-        g[i] = mean;
+        g[i] = kind & SGD_PROVISIONAL ? sum : mean;
         float gradient = mean * clip;
         if (kind & SGD_DECAY) gradient = gradient + parameter * decay;
         if (kind & SGD_MOMENTUM) {
             float moved = m[i] * momentum + gradient;
-            m_to[i] = moved;
+            if (!(kind & SGD_PROVISIONAL)) m_to[i] = moved;
             gradient = kind & SGD_NESTEROV ? gradient + moved * momentum : moved;
         }
         target[i] = parameter - gradient * rate;
@@ -267,7 +281,7 @@ __attribute__((always_inline)) static inline void lion_chunk(const rule_t *rule,
         if (count > 2) sum = sum + x2[i];
         if (count > 3) sum = sum + x3[i];
         float mean = sum / divisor;
-        g[i] = mean;
+        g[i] = is_provisional ? sum : mean;
         float gradient = mean * clip;
         float direction = m[i] * b1 + gradient * w1;
         if (!is_provisional) m_to[i] = m[i] * b2 + gradient * w2;
@@ -290,7 +304,7 @@ __attribute__((always_inline)) static inline void adagrad_chunk(const rule_t *ru
         if (count > 2) sum = sum + x2[i];
         if (count > 3) sum = sum + x3[i];
         float mean = sum / divisor;
-        g[i] = mean;
+        g[i] = kind & PROVISIONAL ? sum : mean;
         float gradient = mean * clip;
         if (kind & ADAGRAD_DECAY) gradient = gradient + parameter * decay;
         float total = s[i] + gradient * gradient;
@@ -316,13 +330,19 @@ __attribute__((always_inline)) static inline void step_chunk(const rule_t *rule,
     if (rule->kind == RULE_SGD) {
         int kind = (has_decay ? SGD_DECAY : 0) | (rule->has_momentum ? SGD_MOMENTUM : 0);
         kind |= rule->has_momentum && rule->has_nesterov ? SGD_NESTEROV : 0;
-        switch (kind) {
+        switch (kind | (provisional ? SGD_PROVISIONAL : 0)) {
             CASE(0, sgd_chunk, m, m_to)
             CASE(SGD_DECAY, sgd_chunk, m, m_to)
             CASE(SGD_MOMENTUM, sgd_chunk, m, m_to)
             CASE(SGD_MOMENTUM | SGD_DECAY, sgd_chunk, m, m_to)
             CASE(SGD_MOMENTUM | SGD_NESTEROV, sgd_chunk, m, m_to)
             CASE(SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY, sgd_chunk, m, m_to)
+            CASE(SGD_PROVISIONAL, sgd_chunk, m, m_to)
+            CASE(SGD_PROVISIONAL | SGD_DECAY, sgd_chunk, m, m_to)
+            CASE(SGD_PROVISIONAL | SGD_MOMENTUM, sgd_chunk, m, m_to)
+            CASE(SGD_PROVISIONAL | SGD_MOMENTUM | SGD_DECAY, sgd_chunk, m, m_to)
+            CASE(SGD_PROVISIONAL | SGD_MOMENTUM | SGD_NESTEROV, sgd_chunk, m, m_to)
+            CASE(SGD_PROVISIONAL | SGD_MOMENTUM | SGD_NESTEROV | SGD_DECAY, sgd_chunk, m, m_to)
         }
     } else if (rule->kind == RULE_LION) {
         switch (provisional) {
@@ -413,32 +433,59 @@ static Py_ssize_t go_on_after(const redo_t *redo, const state_t *state, int has_
     return at + n;
 }
 
+/* Let `from` (4 places) point to element `at` of plain inputs. */
+static inline void point_to(const float **from, const inputs_t *inputs, Py_ssize_t at) {
+    for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
+    for (int k = inputs->count; k < 4; k++) from[k] = from[0];
+}
+
+/* Write a chunk of the sum: past the cache, unless `sum` is an input, whose lines the cache holds. */
+static inline void put_sum(float *sum, const inputs_t *inputs, Py_ssize_t at, const float *chunk, int n) {
+    if (sum == inputs->vectors[0])
+        memcpy(sum + at, chunk, 4 * (size_t)n);
+    else
+        stream_out(sum + at, chunk, 4 * (size_t)n);
+}
+
 /* Sum elements [start, end) into `sum` (may be NULL), and the squares of sum / divisor into `partials`. */
 HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, double *partials, Py_ssize_t start,
                           Py_ssize_t end) {
     float g[CHUNK];
     double lanes[LANES];
-    const Py_ssize_t chunk = are_plain(inputs) ? PLAIN_CHUNK : CHUNK;
+    const int is_plain = are_plain(inputs);
+    const Py_ssize_t chunk = is_plain ? PLAIN_CHUNK : CHUNK;
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
         Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
         memset(lanes, 0, sizeof lanes);
         for (Py_ssize_t at = block; at < block_end; at += chunk) {
             int n = block_end - at < chunk ? (int)(block_end - at) : chunk;
-            sum_chunk(g, inputs, at, n);
-            if (sum != NULL) memcpy(sum + at, g, 4 * (size_t)n);
+            if (is_plain) {
+                const float *from[4];
+                point_to(from, inputs, at);
+                switch (inputs->count) {
+                case 1: sum_plain(g, 1, from, n); break;
+                case 2: sum_plain(g, 2, from, n); break;
+                case 3: sum_plain(g, 3, from, n); break;
+                default: sum_plain(g, 4, from, n);
+                }
+            } else {
+                sum_chunk(g, inputs, at, n);
+            }
+            if (sum != NULL) put_sum(sum, inputs, at, g, n);
             if (divisor != 1.0f)
                 for (int i = 0; i < n; i++) g[i] = g[i] / divisor;
             add_squares(lanes, g, n);
         }
         partials[block / NORM_BLOCK] = add_lanes(lanes);
     }
+    stream_fence();
 }
 
-/* Sum, divide, step: elements [start, end) of everything; the squares of sum / divisor into `partials`. `redo` (may be NULL)
- * has what would be lost if the process died. */
-HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, double *partials, redo_t *redo,
-                           Py_ssize_t start, Py_ssize_t end) {
-    float g[CHUNK], made[CHUNK], summed[CHUNK], tried[CHUNK];
+/* Sum, divide, step: elements [start, end) of everything. A provisional step leaves the sum in `sum` (may be NULL), any other the
+ * squares of sum / divisor in `partials`. `redo` (may be NULL) has what would be lost if the process died. */
+HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, float *sum, double *partials,
+                           redo_t *redo, Py_ssize_t start, Py_ssize_t end) {
+    float g[CHUNK], made[CHUNK], summed[CHUNK];
     double lanes[LANES];
     const int is_plain = are_plain(inputs);
     const Py_ssize_t chunk = is_plain ? PLAIN_CHUNK : CHUNK;
@@ -451,19 +498,19 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
             float *first = state->first == NULL ? NULL : state->first + at;
             float *second = state->second == NULL ? NULL : state->second + at;
             float *first_to = first, *second_to = second, *average_to = state->average + at;
-            if (redo != NULL) {
+            if (redo != NULL)
                 first_to = redo->made[place][0], second_to = redo->made[place][1], average_to = redo->made[place][2];
-            } else if (rule->is_provisional && rule->kind == RULE_SGD) {
-                first_to = tried; /* nobody reads it */
-            }
             const float *from[4] = {summed, summed, summed, summed};
             if (is_plain)
-                for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
+                point_to(from, inputs, at);
             else
                 sum_chunk(summed, inputs, at, n);
             step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made, first, second,
                        first_to, second_to, n);
-            add_squares(lanes, g, n);
+            if (!rule->is_provisional)
+                add_squares(lanes, g, n);
+            else if (sum != NULL)
+                put_sum(sum, inputs, at, g, n);
             if (rule->has_average) average_chunk(rule->average_weight, made, state->average + at, average_to, n);
             if (state->target == state->parameters)
                 memcpy(state->target + at, made, 4 * (size_t)n);
@@ -475,7 +522,7 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
                 place = 1 - place;
             }
         }
-        partials[block / NORM_BLOCK] = add_lanes(lanes);
+        if (!rule->is_provisional) partials[block / NORM_BLOCK] = add_lanes(lanes);
     }
     stream_fence();
 }
@@ -515,13 +562,13 @@ static PyObject *py_sum(PyObject *self, PyObject *args) {
 
 static PyObject *py_step(PyObject *self, PyObject *args) {
     PyObject *list;
-    unsigned long long parameters, target, first, second, average, partials, redo;
+    unsigned long long parameters, target, first, second, average, sum, partials, redo;
     int is_again;
     Py_ssize_t start, end;
     inputs_t inputs;
     rule_t r;
-    if (!PyArg_ParseTuple(args, "OKKKKKKKpnn(iiiiiffffffffffff)", &list, &parameters, &target, &first, &second, &average,
-                          &partials, &redo, &is_again, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_provisional,
+    if (!PyArg_ParseTuple(args, "OKKKKKKKKpnn(iiiiiffffffffffff)", &list, &parameters, &target, &first, &second, &average,
+                          &sum, &partials, &redo, &is_again, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_provisional,
                           &r.divisor, &r.clip, &r.rate, &r.decay, &r.beta1, &r.beta2, &r.one_minus_beta1, &r.one_minus_beta2,
                           &r.inverse_root, &r.epsilon, &r.gradient_rate, &r.average_weight))
         return NULL;
@@ -531,7 +578,7 @@ static PyObject *py_step(PyObject *self, PyObject *args) {
     redo_t *kept = (redo_t *)(uintptr_t)redo;
     Py_BEGIN_ALLOW_THREADS
     if (is_again) start = go_on_after(kept, &state, r.has_average);
-    step_range(&inputs, &r, &state, (double *)(uintptr_t)partials, kept, start, end);
+    step_range(&inputs, &r, &state, (float *)(uintptr_t)sum, (double *)(uintptr_t)partials, kept, start, end);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -701,7 +748,7 @@ PyObject *py_stop_pulse(PyObject *self, PyObject *args);
 
 static PyMethodDef methods[] = {
     {"sum", py_sum, METH_VARARGS, "sum(inputs, sum, divisor, partials, start, end)"},
-    {"step", py_step, METH_VARARGS, "step(inputs, parameters, target, first, second, average, partials, redo, is_again, start, end, rule)"},
+    {"step", py_step, METH_VARARGS, "step(inputs, parameters, target, first, second, average, sum, partials, redo, is_again, start, end, rule)"},
     {"copy_and_measure", py_copy_and_measure, METH_VARARGS, "copy_and_measure(source, target, kind, start, end) -> largest"},
     {"copy", py_copy, METH_VARARGS, "copy(source, target, num_bytes)"},
     {"ring", py_ring, METH_VARARGS, "ring(bell)"},

@@ -10,6 +10,7 @@ def step(
     first: int,
     second: int,
     average: int,
+    sum: int,
     partials: int,
     redo: int,
     is_again: bool,

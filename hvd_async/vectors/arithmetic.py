@@ -89,15 +89,14 @@ def sum_inputs(inputs: Sequence[Input], total: torch.Tensor | None, divisor: flo
 
 def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, redo: RedoPart | None = None) -> list[float]:
     """Sum `inputs` in order and make one optimizer step with the sum. Returns the sums of squares, as `sum_inputs` does.
+    `rule` is not provisional.
 
     With `redo`, which needs compiled code on the CPU, a process that dies in it leaves enough for another to complete the step.
 
     `Rule` has the formulas. State begins as zeros, except Adagrad's. The inputs are unchanged, and so is `state.parameters`
     unless it is the target.
     """
-    size = state.target.numel()
-    vectors = [each.vector for each in inputs]
-    vectors += [v for v in (state.parameters, state.target, state.first, state.second, state.average) if v is not None]
+    size, vectors = state.target.numel(), _vectors_of(inputs, state)
     if use_c and (fused := _fused_for(vectors, inputs)) is not None:
         # Copying the sum to the CPU waits for the GPU.
         return [float(fused.run(_fused_step(fused, inputs, state, rule)).sum())]
@@ -114,9 +113,8 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, 
         _wait_for(state.target)  # the sums of squares were complete before the step was made
         return partials
     squares = torch.empty(-(-size // BLOCK), dtype=torch.float64)
-    described = _describe(inputs)
-    addresses = [_address(v) for v in (state.parameters, state.target, state.first, state.second, state.average, squares)]
-    numbers = _numbers(rule, state)
+    described, numbers = _describe(inputs), _numbers(rule, state)
+    addresses = (*_addresses(state), 0, squares.data_ptr())
     if redo is not None and redo.is_again:
         for area, end in redo.redo.under_way():
             _c.step(described, *addresses, area, True, 0, end, numbers)
@@ -132,6 +130,31 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, 
     )
     result: list[float] = squares.tolist()
     return result
+
+
+def provisional_step(
+    inputs: Sequence[Input], total: torch.Tensor | None, state: State, rule: Rule, use_c: bool = True
+) -> None:
+    """Sum `inputs` in order into `total` ([size] float32; may be the first input; None: nowhere), and write the result of a
+    provisional step with the sum into `state.target`, in one pass. Nothing else changes.
+
+    `rule` is provisional, and the target not the parameters.
+    """
+    size, vectors = state.target.numel(), _vectors_of(inputs, state, total)
+    if use_c and (fused := _fused_for(vectors, inputs)) is not None:
+        fused.run(_fused_step(fused, inputs, state, rule, total))
+    elif _fits_c(vectors, use_c):
+        described, numbers = _describe(inputs), _numbers(rule, state)
+        addresses = (*_addresses(state), _address(total), 0)
+        _share(size, lambda a, b: _c.step(described, *addresses, 0, False, a, b, numbers))
+    else:
+        for start in range(0, size, _piece(vectors[0])):
+            piece = slice(start, start + _piece(vectors[0]))
+            gradient = _sum_piece(inputs, piece)
+            if total is not None:
+                total[piece] = gradient
+            step_piece(gradient if rule.divisor == 1.0 else _divide(gradient, rule.divisor), state, rule, piece)
+    _wait_for(state.target)
 
 
 def zeros_apart(size: int, number: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -191,6 +214,15 @@ def _fits_c(vectors: Sequence[torch.Tensor], use_c: bool, anything: bool = False
     if _c is None or not use_c:
         return False
     return all(v.device.type == "cpu" and v.is_contiguous() and (anything or v.dtype in _KINDS) for v in vectors)
+
+
+def _vectors_of(inputs: Sequence[Input], state: State, *others: torch.Tensor | None) -> list[torch.Tensor]:
+    vectors = (state.parameters, state.target, state.first, state.second, state.average, *others)
+    return [each.vector for each in inputs] + [vector for vector in vectors if vector is not None]
+
+
+def _addresses(state: State) -> list[int]:
+    return [_address(v) for v in (state.parameters, state.target, state.first, state.second, state.average)]
 
 
 def _address(vector: torch.Tensor | None) -> int:
@@ -262,7 +294,9 @@ def _fused(device: torch.device) -> types.ModuleType | None:
     return cuda
 
 
-def _fused_step(fused: types.ModuleType, inputs: Sequence[Input], state: State, rule: Rule) -> Any:
+def _fused_step(
+    fused: types.ModuleType, inputs: Sequence[Input], state: State, rule: Rule, total: torch.Tensor | None = None
+) -> Any:
     numbers = {
         "divisor": rule.divisor,
         "clip": rule.clip,
@@ -284,6 +318,7 @@ def _fused_step(fused: types.ModuleType, inputs: Sequence[Input], state: State, 
         rule=rule.kind,
         numbers=numbers,
         target=state.target,
+        total=total,
         parameters=state.parameters,
         first=state.first,
         second=state.second,

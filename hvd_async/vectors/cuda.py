@@ -31,7 +31,7 @@ class Pass:
     `sources` ([size] each, at least one; all but the first of one dtype) are divided by `divisors` and added in order.
     What follows depends on `rule`: "none" writes the sum to `target`, if there is one; the others make an optimizer step
     from `parameters` to `target`, with `numbers` by the names of the kernel's arguments. A provisional step writes only
-    `target`.
+    `target`, and the sum to `total`, if there is one.
     """
 
     sources: Sequence[torch.Tensor]
@@ -39,6 +39,7 @@ class Pass:
     rule: str
     numbers: dict[str, float]
     target: torch.Tensor | None
+    total: torch.Tensor | None = None
     parameters: torch.Tensor | None = None
     first: torch.Tensor | None = None
     second: torch.Tensor | None = None
@@ -60,12 +61,12 @@ def fits(vectors: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bo
 
 def run(work: Pass) -> torch.Tensor:
     """Enqueue `work` on the current stream of its GPU. Returns [num_blocks] float64 on that GPU: the sums of squares of
-    the summed gradient / divisor. On return only the launch is complete."""
+    the summed gradient / divisor; empty if the step is provisional. On return only the launch is complete."""
     sources = work.sources
     device, size = sources[0].device, sources[0].numel()
     num_blocks = -(-size // BLOCK)
-    squares = torch.empty(num_blocks, dtype=torch.float64, device=device)
-    spare = squares  # placeholder for an argument that a kernel of this kind ignores
+    squares = torch.empty(0 if work.is_provisional else num_blocks, dtype=torch.float64, device=device)
+    spare = sources[0]  # placeholder for an argument that a kernel of this kind ignores
     numbers = {
         name: float(work.numbers.get(name, 0.0)) for name in _NUMBERS
     }  # an int would compile another variant of the kernel
@@ -77,9 +78,9 @@ def run(work: Pass) -> torch.Tensor:
             len(sources),
             *(
                 spare if each is None else each
-                for each in (work.target, work.parameters, work.first, work.second, work.average)
+                for each in (work.target, work.total, work.parameters, work.first, work.second, work.average)
             ),
-            squares,
+            spare if work.is_provisional else squares,
             size,
             **numbers,
             FIRST_KIND=_KINDS[sources[0].dtype],
@@ -87,6 +88,7 @@ def run(work: Pass) -> torch.Tensor:
             RULE=RULES.index(work.rule),
             HAS_DIVISORS=any(divisor != 1.0 for divisor in work.divisors),
             HAS_TARGET=work.target is not None,
+            HAS_TOTAL=work.total is not None,
             HAS_FIRST=work.first is not None,
             HAS_AVERAGE=work.average is not None and "average_weight" in work.numbers and not work.is_provisional,
             HAS_DECAY=numbers["decay"] != 0.0,
@@ -156,6 +158,7 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
     divisors,
     num_sources,
     target,
+    totals,
     parameters,
     first,
     second,
@@ -179,6 +182,7 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
     RULE: tl.constexpr,
     HAS_DIVISORS: tl.constexpr,
     HAS_TARGET: tl.constexpr,
+    HAS_TOTAL: tl.constexpr,
     HAS_FIRST: tl.constexpr,
     HAS_AVERAGE: tl.constexpr,
     HAS_DECAY: tl.constexpr,
@@ -204,8 +208,12 @@ def _pass(  # type: ignore[no-untyped-def]  # as above
         if HAS_TARGET:
             tl.store(target + offsets, total, mask=mask)
     gradient = tl.div_rn(total, divisor)
-    wide = gradient.to(tl.float64)
-    tl.store(squares + number, tl.sum(wide * wide))
+    if IS_PROVISIONAL:
+        if HAS_TOTAL:
+            tl.store(totals + offsets, total, mask=mask)
+    else:
+        wide = gradient.to(tl.float64)
+        tl.store(squares + number, tl.sum(wide * wide))
     if RULE > 0:
         gradient = gradient * clip
         value = tl.load(parameters + offsets, mask=mask, other=0.0)

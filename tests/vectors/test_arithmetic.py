@@ -93,9 +93,15 @@ def assert_same_sum(inputs: Sequence[Input], divisor: float) -> None:
 def assert_same_step(inputs: Sequence[Input], rule: Rule, size: int, offset: int = 0, in_place: bool = False) -> None:
     states = [make_state(rule, size, offset, in_place) for _ in range(2)]
     before = [each.vector.clone() for each in inputs]
-    partials = [arithmetic.step(inputs, states[use_c], rule, use_c=bool(use_c)) for use_c in range(2)]
-    assert partials[0] == partials[1]
-    assert len(partials[0]) == -(-size // BLOCK)
+    if rule.is_provisional:
+        totals = [torch.full((size,), 9.0) for _ in range(2)]
+        for use_c in range(2):
+            arithmetic.provisional_step(inputs, totals[use_c], states[use_c], rule, use_c=bool(use_c))
+        assert_same_bits(*totals)
+    else:
+        partials = [arithmetic.step(inputs, states[use_c], rule, use_c=bool(use_c)) for use_c in range(2)]
+        assert partials[0] == partials[1]
+        assert len(partials[0]) == -(-size // BLOCK)
     slow, quick = map(vectors, states)
     assert slow.keys() == quick.keys()
     for name in slow:
@@ -150,7 +156,11 @@ def test_a_provisional_step_equals_that_of_torch_and_changes_only_its_target(nam
             assert stepped.second is not None
             torch.maximum(stepped.second, gradient * gradient * (1 - rule.beta2), out=stepped.second)
             same = replace(rule, beta2=1.0)
-        assert arithmetic.step(inputs, tried, provisional) == arithmetic.step(inputs, stepped, same)
+        total, summed = torch.full((size,), 9.0), torch.empty(size)
+        arithmetic.provisional_step(inputs, total, tried, provisional)
+        arithmetic.step(inputs, stepped, same)
+        arithmetic.sum_inputs(inputs, summed, 1.0)
+        assert_same_bits(total, summed)
         assert_same_bits(tried.target, stepped.target)
         for key, vector in vectors(tried).items():
             assert key == "target" or torch.equal(vector, vectors(before)[key]), key
@@ -191,8 +201,14 @@ def test_the_first_input_may_be_the_sum(count: int, use_c: bool) -> None:
     inputs = [Input(numbers(9000, 0)), *make_inputs(9000, count)[1:]]
     apart = torch.empty(9000)
     partials = arithmetic.sum_inputs(inputs, apart, 2.0, use_c=use_c)
+    again = [Input(inputs[0].vector.clone()), *inputs[1:]]
     assert arithmetic.sum_inputs(inputs, inputs[0].vector, 2.0, use_c=use_c) == partials
     assert torch.equal(inputs[0].vector, apart)
+    rule = replace(RULES["adam"], is_provisional=True, divisor=2.0)
+    summed, tried = (make_state(rule, 9000) for _ in range(2))
+    arithmetic.provisional_step([Input(apart)], None, summed, rule, use_c=use_c)
+    arithmetic.provisional_step(again, again[0].vector, tried, rule, use_c=use_c)
+    assert torch.equal(again[0].vector, apart) and torch.equal(tried.target, summed.target)
 
 
 @pytest.mark.parametrize("use_c", [pytest.param(True, marks=needs_c), False])

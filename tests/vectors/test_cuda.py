@@ -75,18 +75,41 @@ def check_steps(run: str, device: str, *, rtol: float) -> None:
             (DTYPES[1], (1.0, 2.0, 3.0), True),
             (DTYPES[2], (1.0,) * 5, False),
         ):
-            expected = make_state(rule, in_place=in_place)
-            partials = arithmetic.step(make_inputs(dtype, divisors), expected, rule)
-            state, inputs = make_state(rule, device, in_place=in_place), make_inputs(dtype, divisors, device)
-            if run == "pass":
-                from hvd_async.vectors import cuda
-
-                mine = cuda.run(arithmetic._fused_step(cuda, inputs, state, rule)).tolist()
+            in_place = in_place and not rule.is_provisional
+            expected, state = make_state(rule, in_place=in_place), make_state(rule, device, in_place=in_place)
+            inputs = make_inputs(dtype, divisors, device)
+            if rule.is_provisional:
+                totals = make_totals(run, make_inputs(dtype, divisors), inputs, expected, state, rule)
+                torch.testing.assert_close(*totals, rtol=rtol, atol=rtol)
             else:
-                mine = arithmetic.step(inputs, state, rule, use_c=run == "fused")
+                partials = arithmetic.step(make_inputs(dtype, divisors), expected, rule)
+                if run == "pass":
+                    mine = interpreted(inputs, state, rule).tolist()
+                else:
+                    mine = arithmetic.step(inputs, state, rule, use_c=run == "fused")
+                assert arithmetic.norm(mine) == pytest.approx(arithmetic.norm(partials), rel=1e-6)
             for got, wanted in zip(vectors_of(state), vectors_of(expected), strict=True):
                 torch.testing.assert_close(got, wanted, rtol=rtol, atol=rtol)
-            assert arithmetic.norm(mine) == pytest.approx(arithmetic.norm(partials), rel=1e-6)
+
+
+def interpreted(inputs: list[Input], state: State, rule: Rule, total: torch.Tensor | None = None) -> torch.Tensor:
+    """Run the kernel on the CPU, in Triton's interpreter; return the sums of squares."""
+    from hvd_async.vectors import cuda
+
+    return cuda.run(arithmetic._fused_step(cuda, inputs, state, rule, total))
+
+
+def make_totals(
+    run: str, inputs_here: list[Input], inputs: list[Input], expected: State, state: State, rule: Rule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make a provisional step on the CPU, and one as `run` says on the device of `inputs`; return the sums of both."""
+    here, there = torch.full((SIZE,), math.nan), torch.full_like(state.parameters, math.nan)
+    arithmetic.provisional_step(inputs_here, here, expected, rule)
+    if run == "pass":
+        assert not interpreted(inputs, state, rule, there).numel()
+    else:
+        arithmetic.provisional_step(inputs, there, state, rule, use_c=run == "fused")
+    return here, there.cpu()
 
 
 def check_sums(device: str) -> None:

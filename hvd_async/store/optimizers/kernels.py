@@ -46,7 +46,7 @@ class _Kernel(abc.ABC):
 
     def provisional_step(self, inputs: Sequence[arithmetic.Input], operands: Operands, order: StepOrder) -> None:
         """Write the result of the step `order` in one pass; see `Optimizer`."""
-        arithmetic.step(inputs, self._state(operands), self.provisional_rule(order))
+        arithmetic.provisional_step(inputs, operands.total, self._state(operands), self.provisional_rule(order))
 
     def _count(self, order: StepOrder) -> int:
         """Return the number of the step, from 1, for corrections of a beginning."""

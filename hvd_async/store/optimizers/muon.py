@@ -9,7 +9,7 @@ import torch
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.store.optimizers.kernels import AdamW
-from hvd_async.store.optimizers.protocol import Operands, StepOrder, average_weight
+from hvd_async.store.optimizers.protocol import Operands, StepOrder, average_weight, summed
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.vector_map import Matrix
 
@@ -56,7 +56,7 @@ class Muon:
 
     def provisional_step(self, inputs: Sequence[arithmetic.Input], operands: Operands, order: StepOrder) -> None:
         """Write the result of the step `order`; see `Optimizer`."""
-        matrices, others = self._halves(operands.target.numel())
+        inputs, (matrices, others) = summed(inputs, operands), self._halves(operands.target.numel())
         self._step_matrices(_part(inputs, matrices), _part_of(operands, matrices), order, is_provisional=True)
         if others.start < others.stop:
             self._others.provisional_step(_part(inputs, others), _part_of(operands, others), order)

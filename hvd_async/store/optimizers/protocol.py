@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from hvd_async.config import OptimizerConfig
-from hvd_async.vectors.arithmetic import Input
+from hvd_async.vectors.arithmetic import Input, sum_inputs
 from hvd_async.vectors.redo import RedoPart
 
 
@@ -27,12 +27,14 @@ class StepOrder:
 @dataclass(frozen=True)
 class Operands:
     """The vectors of a step from `parameters` to `target`, [size] float32 each; `vectors` are the shard's, by name. Without a
-    vector `average`, no average is updated. `redo`: the record of the step, by which others complete it if this process dies."""
+    vector `average`, no average is updated. `redo`: the record of the step, by which others complete it if this process dies.
+    `total`: where a provisional step leaves the sum of its inputs, of which it may be the first; None: nowhere."""
 
     parameters: torch.Tensor
     target: torch.Tensor
     vectors: Mapping[str, torch.Tensor]
     redo: RedoPart | None = None
+    total: torch.Tensor | None = None
 
 
 class Optimizer(Protocol):
@@ -54,7 +56,16 @@ class Optimizer(Protocol):
         """Make the step `order` with the sum of `inputs`; return the sums of squares, as `arithmetic.sum_inputs` does."""
 
     def provisional_step(self, inputs: Sequence[Input], operands: Operands, order: StepOrder) -> None:
-        """Write the result of the step `order` into the target, and change nothing else."""
+        """Write the result of the step `order` into the target, and the sum of `inputs` into `operands.total`, if there is one;
+        change nothing else."""
+
+
+def summed(inputs: Sequence[Input], operands: Operands) -> Sequence[Input]:
+    """Sum `inputs` into `operands.total`, if there is one; return what has that sum. For optimizers without a pass for both."""
+    if operands.total is None:
+        return inputs
+    sum_inputs(inputs, operands.total, 1.0)
+    return [Input(operands.total)]
 
 
 def average_weight(config: OptimizerConfig, version: int) -> float | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError
-from hvd_async.store.optimizers.protocol import Operands, Optimizer, StepOrder, average_weight
+from hvd_async.store.optimizers.protocol import Operands, Optimizer, StepOrder, average_weight, summed
 from hvd_async.system.printable import printable
 from hvd_async.vectors import arithmetic
 
@@ -62,7 +62,9 @@ class TorchOptimizer:
 
     def provisional_step(self, inputs: Sequence[arithmetic.Input], operands: Operands, order: StepOrder) -> None:
         """Write the result of the step `order`; see `Optimizer`."""
-        self._make(inputs, operands, order, {name: operands.vectors[name].clone() for name in self.state_names})
+        self._make(
+            summed(inputs, operands), operands, order, {name: operands.vectors[name].clone() for name in self.state_names}
+        )
 
     def _make(
         self,

@@ -144,11 +144,8 @@ class Shard:
         return arithmetic.sum_inputs(self._inputs(), None, divisor)
 
     def _sum_up(self, divisor: float) -> list[float]:
-        """Read the gradients that were added; return the sums of squares as `norm` does, if they are whole.
-
-        The sum is made beside the one before, if there are two vectors, so that what a process leaves that dies in it counts for
-        nothing."""
-        place = 0 if self.sum_place is None else (self.sum_place + 1) % len(self._sums)
+        """Read the gradients that were added; return the sums of squares as `norm` does, if they are whole."""
+        place = self._next_place()
         total, partials = self._sums[place], []
         if not self._is_sparse():
             partials = arithmetic.sum_inputs(self._inputs(), total, divisor)
@@ -166,6 +163,11 @@ class Shard:
                     total.index_add_(0, gradient.indices, values)
         self._unread, self.sum_place = [], place
         return partials
+
+    def _next_place(self) -> int:
+        """Return which of the vectors takes the next sum: not the one that has the sum before, if there are two, so that what a
+        process leaves that dies in it counts for nothing."""
+        return 0 if self.sum_place is None else (self.sum_place + 1) % len(self._sums)
 
     def _is_sparse(self) -> bool:
         """Whether one of the gradients that were added is a few elements."""
@@ -202,22 +204,30 @@ class Shard:
         """Write the result of a step with all added gradients into provisional vector `number`, the vectors being used in
         turn.
 
-        Nothing else changes, except that the added gradients are flushed.
+        Nothing else changes, except that the added gradients are flushed, if possible in the same pass.
         """
-        self.flush()
+        if self._is_sparse():
+            self.flush()
+        place = self._next_place()
+        total = self._sums[place] if self._unread else None
         target = self._provisional[number % len(self._provisional)]
-        for optimizer, inputs, operands in self._parts(target):
+        for optimizer, inputs, operands in self._parts(target, total):
             optimizer.provisional_step(inputs, operands, order)
+        if self._unread:
+            self._unread, self.sum_place = [], place
 
-    def _parts(self, target: torch.Tensor) -> Iterator[tuple[Optimizer, Sequence[arithmetic.Input], Operands]]:
+    def _parts(
+        self, target: torch.Tensor, total: torch.Tensor | None = None
+    ) -> Iterator[tuple[Optimizer, Sequence[arithmetic.Input], Operands]]:
         """Yield the optimizer of each group with its part of all inputs and vectors, for a step from `parameters` to
-        `target`."""
+        `target`, in which the sum of the inputs goes to `total`."""
         inputs = self._inputs()
         for range_, optimizer in self._segments:
             own = [arithmetic.Input(each.vector[range_], each.divisor) for each in inputs]
             names = [name for name in (*optimizer.state_names, "average") if name in self._vectors]
             vectors = {name: self._vectors[name][range_] for name in names}
-            yield optimizer, own, Operands(self.parameters[range_], target[range_], vectors)
+            own_total = None if total is None else total[range_]
+            yield optimizer, own, Operands(self.parameters[range_], target[range_], vectors, total=own_total)
 
     def discard(self) -> None:
         """Drop all gradients added since the last version."""
