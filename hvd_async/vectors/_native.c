@@ -159,16 +159,41 @@ static inline void sum_chunk(float *restrict sum, const inputs_t *inputs, Py_ssi
     }
 }
 
-/* The same for up to 4 float32 inputs with divisor 1, straight from memory. */
-__attribute__((always_inline)) static inline void sum_plain(float *restrict sum, const int count, const float *const *from,
-                                                            int n) {
+/* Whether the loops below can read the inputs directly: float32, with divisor 1. */
+static int are_plain(const inputs_t *inputs) {
+    for (int k = 0; k < inputs->count; k++)
+        if (inputs->kinds[k] != FLOAT32 || inputs->divisors[k] != 1.0f) return 0;
+    return 1;
+}
+
+/* The sum of `count` plain inputs, at most 4, straight from memory. With `is_more` the sum so far takes the first place. */
+__attribute__((always_inline)) static inline void sum_plain(float *sum, const int count, const int is_more,
+                                                            const float *const *from, int n) {
     const float *restrict x0 = from[0], *restrict x1 = from[1], *restrict x2 = from[2], *restrict x3 = from[3];
-    for (int i = 0; i < n; i++) {
-        float one = x0[i];
+#pragma GCC ivdep
+    for (Py_ssize_t i = 0; i < n; i++) {
+        float one = is_more ? sum[i] : x0[i];
         if (count > 1) one = one + x1[i];
         if (count > 2) one = one + x2[i];
         if (count > 3) one = one + x3[i];
         sum[i] = one;
+    }
+}
+
+/* Let `from` (4 places) point to element `at` of plain inputs. If they are more than 4, `sum` takes those before the last ones, and
+ * comes first. Returns how many places count. */
+static inline int point_to(const float **from, float *sum, const inputs_t *inputs, Py_ssize_t at, int n) {
+    int k = 0, count = inputs->count;
+    for (; k < 4 && k < count; k++) from[k] = (const float *)inputs->vectors[k] + at;
+    for (int rest = k; rest < 4; rest++) from[rest] = from[0];
+    if (count <= 4) return count;
+    sum_plain(sum, 4, 0, from, n);
+    from[0] = sum;
+    for (;;) {
+        int places = 1;
+        for (; places < 4 && k < count; k++) from[places++] = (const float *)inputs->vectors[k] + at;
+        if (k == count) return places;
+        sum_plain(sum, 4, 1, from, n);
     }
 }
 
@@ -387,14 +412,6 @@ typedef struct {
     float *parameters, *target, *first, *second, *average;
 } state_t;
 
-/* Whether the loops above can read the inputs directly: at most 4, float32, with divisor 1. */
-static int are_plain(const inputs_t *inputs) {
-    if (inputs->count > 4) return 0;
-    for (int k = 0; k < inputs->count; k++)
-        if (inputs->kinds[k] != FLOAT32 || inputs->divisors[k] != 1.0f) return 0;
-    return 1;
-}
-
 /* What a step writes over old values, in memory that outlives this process: the new values of the chunk that begins at element
  * `at` are made in one of two places in turn, then `at` says so, then they are copied. So at every moment one chunk is whole here.
  * `at` is 2 * the element + the place; -1 - start: no chunk was made. A process that dies loses none of the stores that it has
@@ -433,12 +450,6 @@ static Py_ssize_t go_on_after(const redo_t *redo, const state_t *state, int has_
     return at + n;
 }
 
-/* Let `from` (4 places) point to element `at` of plain inputs. */
-static inline void point_to(const float **from, const inputs_t *inputs, Py_ssize_t at) {
-    for (int k = 0; k < inputs->count; k++) from[k] = (const float *)inputs->vectors[k] + at;
-    for (int k = inputs->count; k < 4; k++) from[k] = from[0];
-}
-
 /* Write a chunk of the sum: past the cache, unless `sum` is an input, whose lines the cache holds. */
 static inline void put_sum(float *sum, const inputs_t *inputs, Py_ssize_t at, const float *chunk, int n) {
     if (sum == inputs->vectors[0])
@@ -450,7 +461,7 @@ static inline void put_sum(float *sum, const inputs_t *inputs, Py_ssize_t at, co
 /* Sum elements [start, end) into `sum` (may be NULL), and the squares of sum / divisor into `partials`. */
 HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, double *partials, Py_ssize_t start,
                           Py_ssize_t end) {
-    float g[CHUNK];
+    float g[CHUNK], summed[CHUNK];
     double lanes[LANES];
     const int is_plain = are_plain(inputs);
     const Py_ssize_t chunk = is_plain ? PLAIN_CHUNK : CHUNK;
@@ -461,12 +472,11 @@ HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, dou
             int n = block_end - at < chunk ? (int)(block_end - at) : chunk;
             if (is_plain) {
                 const float *from[4];
-                point_to(from, inputs, at);
-                switch (inputs->count) {
-                case 1: sum_plain(g, 1, from, n); break;
-                case 2: sum_plain(g, 2, from, n); break;
-                case 3: sum_plain(g, 3, from, n); break;
-                default: sum_plain(g, 4, from, n);
+                switch (point_to(from, summed, inputs, at, n)) {
+                case 1: sum_plain(g, 1, 0, from, n); break;
+                case 2: sum_plain(g, 2, 0, from, n); break;
+                case 3: sum_plain(g, 3, 0, from, n); break;
+                default: sum_plain(g, 4, 0, from, n);
                 }
             } else {
                 sum_chunk(g, inputs, at, n);
@@ -501,11 +511,12 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
             if (redo != NULL)
                 first_to = redo->made[place][0], second_to = redo->made[place][1], average_to = redo->made[place][2];
             const float *from[4] = {summed, summed, summed, summed};
+            int count = 1;
             if (is_plain)
-                point_to(from, inputs, at);
+                count = point_to(from, summed, inputs, at, n);
             else
                 sum_chunk(summed, inputs, at, n);
-            step_chunk(rule, is_plain ? inputs->count : 1, from, g, state->parameters + at, made, first, second,
+            step_chunk(rule, count, from, g, state->parameters + at, made, first, second,
                        first_to, second_to, n);
             if (!rule->is_provisional)
                 add_squares(lanes, g, n);

@@ -22,7 +22,7 @@ from hvd_async.vectors.vector_map import VectorMap
 OTHER_SUM = "other_sum"
 """Name of the second vector for the pending sum in a block."""
 # Gradients that wait in their slots to be summed in one pass. A core does not prefetch more streams well.
-MAX_UNREAD = 16
+MAX_UNREAD = 8
 
 
 def past_names(num_past: int, version: int) -> list[str]:
