@@ -147,6 +147,25 @@ def test_the_light_modules_load_nothing_heavy(module: str) -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("kind", ["transformer", "gru"])
+def test_the_shapes_of_a_model_are_those_of_the_model_and_do_not_load_torchs_compiler(kind: str) -> None:
+    """The compiler would take more than a second of every rank's start."""
+    code = f"""
+import sys, torch
+from hvd_async.config import ModelConfig
+from hvd_async.tasks.translation.architectures import build_model, shapes_of_model
+
+config = ModelConfig(kind={kind!r}, width=8)
+shapes, model = shapes_of_model(config, 11), build_model(config, 11)
+assert not [name for name in sys.modules if name.startswith("torch._dynamo")]
+for name, tensor in shapes.state_dict().items():
+    assert tensor.device.type == "meta" and tensor.shape == model.state_dict()[name].shape, name
+assert sum(1 for _ in shapes.buffers()) == sum(1 for _ in model.buffers())
+assert [each.shape for each in shapes.buffers()] == [each.shape for each in model.buffers()]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
 # --- Size and names. --------------------------------------------------------------------------------------------------
 
 _MOST_LINES_OF_A_FILE = 450

@@ -59,10 +59,6 @@ def estimate(config: RunConfig) -> tuple[int, float]:
 
 def _count_parameters(task: TranslationConfig) -> int:
     """Count the parameters of the model that `task` describes, whose memory is never allocated."""
-    import torch  # slow to import
+    from hvd_async.tasks.translation.architectures import shapes_of_model  # imports torch, which is slow
 
-    from hvd_async.tasks.translation.architectures import build_model
-
-    with torch.device("meta"):
-        model = build_model(task.model, task.vocabulary.size)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in shapes_of_model(task.model, task.vocabulary.size).parameters())

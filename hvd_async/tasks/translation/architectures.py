@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from hvd_async.config import ModelConfig
 from hvd_async.errors import ConfigError
@@ -26,22 +28,33 @@ def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
     return _KINDS[config.kind](config, vocabulary_size)
 
 
+def shapes_of_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
+    """Return the model that `config` describes on the device `meta`: its tensors have shapes, but neither memory nor values."""
+    with torch.device("meta"), _Undrawn():
+        return build_model(config, vocabulary_size)
+
+
 def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
     """Raise `ConfigError` for a model whose parameters alone exceed the memory of this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    layers = (config.encoder_layers + config.decoder_layers) * (12 * config.width + 3 * config.feed_forward)
-    if (
-        4
-        * config.width
-        * (3 * vocabulary_size + config.max_positions + layers * (12 * config.width + 3 * config.feed_forward))
-        < memory // 8
-    ):
-        return  # clearly small enough, and torch takes a second to count
-    with torch.device("meta"):
-        model = build_model(config, vocabulary_size)
+    model = shapes_of_model(config, vocabulary_size)
     size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
     if size > memory:
         raise ConfigError(
             f"model: got parameters of {size / 1e9:,.0f} GB, expected less than the {memory / 1e9:,.0f} GB"
             " of memory here; reduce width, layers, max_positions or task.vocabulary.size"
         )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as they are where random numbers would be drawn: on the device `meta` torch would load its compiler for
+    that, which takes more than a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, unless it draws numbers: then return its tensor."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

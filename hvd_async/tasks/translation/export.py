@@ -18,7 +18,7 @@ from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
-from hvd_async.tasks.translation.architectures import build_model
+from hvd_async.tasks.translation.architectures import build_model, shapes_of_model
 from hvd_async.tasks.translation.decoding import length_fault, translate
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.vocabulary import Vocabulary
@@ -121,10 +121,8 @@ def _check_shapes(path: Path, config: RunConfig, vocabulary_size: int) -> None:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # it is not a mapping
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: damaged: {printable(str(error))}") from None
-    with torch.device("meta"):
-        expected = {
-            name: list(p.shape) for name, p in build_model(config.translation.model, vocabulary_size).named_parameters()
-        }
+    model = shapes_of_model(config.translation.model, vocabulary_size)
+    expected = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     if odd := sorted(expected.keys() ^ found.keys()):
         side = "missing" if odd[0] in expected else "unknown to the model of config.yaml"
         raise DataError(f"{path}: tensor {printable(odd[0])} is {side}; got {len(found)} tensors, expected {len(expected)}")

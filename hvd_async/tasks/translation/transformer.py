@@ -275,7 +275,9 @@ def _linear(inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
 
 def sinusoids(num_positions: int, width: int) -> Tensor:
     """Return [num_positions, width] float32: sines in the even columns, cosines in the odd ones, wavelengths 2 pi to
-    20000 pi."""
+    20000 pi. On the device `meta` only their shape, since torch would load its compiler for more."""
+    if torch.get_default_device().type == "meta":
+        return torch.empty(num_positions, width)
     position = torch.arange(num_positions, dtype=torch.float64)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
     return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=2).flatten(1).float()
