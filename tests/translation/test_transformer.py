@@ -8,6 +8,7 @@ import torch
 
 from hvd_async.config import ModelConfig
 from hvd_async.tasks.translation.architectures import build_model
+from hvd_async.tasks.translation.attention import attention
 from hvd_async.tasks.translation.batching import Batch, collate
 from hvd_async.tasks.translation.transformer import SelfAttention, Transformer, sinusoids
 
@@ -31,6 +32,24 @@ def make_model(**changes: Any) -> Transformer:
 def logits(model: Transformer, batch: Batch) -> torch.Tensor:
     result: torch.Tensor = model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
     return result
+
+
+def test_under_autocast_attention_of_the_cpu_is_that_of_float32_rounded_once() -> None:
+    """In bfloat16 its backward pass takes nine times as long."""
+    torch.manual_seed(3)
+    query, key, value = (torch.randn(2, 3, 5, 4).bfloat16().requires_grad_() for _ in range(3))
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = attention(query, key, value, mask)
+    assert got.dtype == torch.bfloat16
+    wide = [each.detach().float().requires_grad_() for each in (query, key, value)]
+    expected = attention(*wide, mask)
+    assert expected.dtype == torch.float32 and torch.equal(got, expected.bfloat16())
+    got.float().square().sum().backward()
+    expected.bfloat16().float().square().sum().backward()
+    for mine, theirs in zip((query, key, value), wide, strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        assert torch.equal(mine.grad, theirs.grad.bfloat16())
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvd_async.config import ModelConfig
+from hvd_async.tasks.translation.attention import attention
 from hvd_async.tasks.translation.dropout import Dropout
 from hvd_async.tasks.translation.model import DecoderState, TranslationModel
 
@@ -137,13 +137,7 @@ class GlobalAttention(nn.Module):
     def forward(self, hidden: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """Return tanh(W [context; hidden]), [B, T, W], for hidden states [B, T, W]. `mask`: [B, S] bool, True where to
         attend."""
-        context = F.scaled_dot_product_attention(
-            hidden[:, None],
-            keys[:, None],
-            memory[:, None],
-            attn_mask=None if mask is None else mask[:, None, None, :],
-            scale=1.0,
-        )
+        context = attention(hidden[:, None], keys[:, None], memory[:, None], mask, scale=1.0)
         return torch.tanh(self.combine(torch.cat([context.squeeze(1), hidden], dim=2)))
 
 

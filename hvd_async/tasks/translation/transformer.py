@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvd_async.config import ModelConfig
+from hvd_async.tasks.translation.attention import attention
 from hvd_async.tasks.translation.dropout import Dropout
 from hvd_async.tasks.translation.model import DecoderState, TranslationModel
 
@@ -66,14 +66,8 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
         """[B, H, T, D] queries over [B, H, S, D] keys and values -> [B, T, W]. `mask`: [B, S] bool, True where to attend."""
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if mask is None else mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
-        )
+        dropout = self.dropout if self.training else 0.0
+        attended = attention(query, key, value, mask, dropout_p=dropout, is_causal=causal)
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
 
