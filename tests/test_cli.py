@@ -21,7 +21,21 @@ from hvd_async.launcher.batch_script import SCRIPTS
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
-COMMANDS = ("data", "train", "launch", "translate", "score", "compare", "report", "simulate", "replay", "bench", "doctor")
+COMMANDS = (
+    "data",
+    "train",
+    "launch",
+    "join",
+    "status",
+    "translate",
+    "score",
+    "compare",
+    "report",
+    "simulate",
+    "replay",
+    "bench",
+    "doctor",
+)
 WINDOWS = ("10", "a:1", "-1:5", "0:0", "0:inf", "nan:1", "1:2:3")
 
 

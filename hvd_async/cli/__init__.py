@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from hvd_async.cli import bench, compare, data, doctor, join, launch, replay, report, score, simulate, train, translate
+from hvd_async.cli import (
+    bench,
+    compare,
+    data,
+    doctor,
+    join,
+    launch,
+    replay,
+    report,
+    score,
+    simulate,
+    status,
+    train,
+    translate,
+)
 from hvd_async.cli.arguments import EXIT_STATUS, Parser
 
 
@@ -18,6 +32,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (data, train, launch, join, translate, score, compare, report, simulate, replay, bench, doctor):
+    for module in (data, train, launch, join, status, translate, score, compare, report, simulate, replay, bench, doctor):
         module.add_verb(verbs)
     return parser

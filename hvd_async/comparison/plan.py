@@ -22,6 +22,7 @@ from hvd_async.system.printable import printable
 
 # Reason against a run that differs from the planned one: see `is_outdated`.
 OUTDATED = "was computed with another configuration"
+NOT_RUN = "not run yet"
 _FILE = "comparison.json"
 
 
@@ -132,7 +133,7 @@ def result(output: pathlib.Path, planned: PlannedRun) -> Run | str:
     """Return the run if it has ended well with the planned configuration; else, in one line, why it does not count."""
     folder = folder_of(output, planned)
     if not RunFolder(folder).config.exists():
-        return _fault(output, planned) or "not run yet"
+        return _fault(output, planned) or NOT_RUN
     if is_outdated(output, planned):
         return _fault(output, planned) or OUTDATED
     try:
@@ -180,6 +181,15 @@ def read_collection(output: pathlib.Path, wanted: WantedTarget | None = None) ->
     Raises `DataError` if the folder holds none, and `ConfigError` for a target that no run has measured.
     """
     plan = read_plan(output)
+    entries = read_entries(output, plan)
+    title, baseline = printable(plan.title), printable(plan.baseline)
+    target = target_of(wanted or plan.target, baseline, entries)
+    return Collection(title, baseline, target, tuple(entries), plan.rates, plan.source, plan.text)
+
+
+def read_entries(output: pathlib.Path, plan: SuitePlan) -> list[Entry]:
+    """Return the runs of `plan` in the folder `output`, those that are missing included. With several rates, seeds other than the
+    first count only at the best rate."""
     results = {planned.name: result(output, planned) for planned in plan.runs}
     best = {(p.environment, p.variant): plan.best_rate(results, p.environment, p.variant) for p in plan.runs}
     entries = []
@@ -201,9 +211,7 @@ def read_collection(output: pathlib.Path, wanted: WantedTarget | None = None) ->
                 is_chosen,
             )
         )
-    title, baseline = printable(plan.title), printable(plan.baseline)
-    target = target_of(wanted or plan.target, baseline, entries)
-    return Collection(title, baseline, target, tuple(entries), plan.rates, plan.source, plan.text)
+    return entries
 
 
 def target_of(wanted: WantedTarget | None, baseline: str, entries: Sequence[Entry]) -> Target | None:

@@ -1,0 +1,252 @@
+"""What a run is doing, as its folder tells: whether it is alive, how far it is, and what it last wrote down."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import pathlib
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hvd_async.config import RunConfig, load_config
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.runs.folder import RunFolder
+from hvd_async.system.durations import clock_text
+from hvd_async.system.json_text import parse_json
+from hvd_async.system.printable import printable
+
+# The rate is that of the updates in so many of the last seconds of training, and of at least two of them.
+_RATE_SECONDS = 60.0
+# A log without a lock that was written to within this time is taken for that of a run that is alive.
+_SILENCE_SECONDS = 120.0
+_MOST_UPDATES = 10_000
+
+
+@dataclass
+class RunStatus:
+    """The state of a run. `asdict` of it is what `hvd-async status --json` prints.
+
+    Attributes:
+        folder: the folder, as it was given.
+        state: a status of `summary.json`; or `running`, `interrupted` (it has ended without a summary), `perhaps running`
+            (whether a process has the folder cannot be known here, and the log was written to lately), `silent` (the same,
+            and it was not), or `not begun`.
+        strategy, workers, hosts: as the latest process began.
+        version, weight, weight_unit, seconds: of training so far.
+        share: the part done, 0 to 1; None if the length in epochs is known only to the data.
+        rate: weight per second, lately; None before the second update.
+        loss: training loss of the last update, and `scores` those of the last evaluation, of version `evaluated`.
+        processes: number of processes that made the run, one after another.
+        refused: refused arrivals by reason. `lost`: what was told of each worker that was lost.
+        written: seconds since the log was last written to. `checkpoint`: version of the newest, `checkpoint_age` in seconds.
+    """
+
+    folder: str
+    state: str = "not begun"
+    simulated: bool = False
+    strategy: str = ""
+    workers: int = 0
+    hosts: list[str] = field(default_factory=list)
+    version: int = 0
+    weight: float = 0.0
+    weight_unit: str = ""
+    seconds: float = 0.0
+    share: float | None = None
+    rate: float | None = None
+    loss: float | None = None
+    evaluated: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    processes: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    written: float | None = None
+    checkpoint: int | None = None
+    checkpoint_age: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of training that are left, if the run goes on at the pace of its whole."""
+        if not self.share or self.state not in ("running", "perhaps running"):
+            return None
+        return self.seconds * (1 - self.share) / self.share
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as plain data."""
+        return {**asdict(self), "seconds_left": self.seconds_left}
+
+    def lines(self) -> list[str]:
+        """Return the state in words: a line that is complete by itself, and lines with details."""
+        share = "" if self.share is None else f"{100 * self.share:.0f} %, "
+        lines = [f"{printable(self.folder)}: {self.state}"]
+        if self.processes == 0:
+            return lines
+        seconds = "virtual s" if self.simulated else "s"
+        lines[0] += (
+            f", {share}version {self.version}, {self.weight:,.0f} {self.weight_unit} in {self.seconds:,.1f} {seconds}"
+        )
+        left = "" if self.seconds_left is None else f", about {clock_text(self.seconds_left)} left"
+        rate = "" if self.rate is None else f", lately {self.rate:,.0f} {self.weight_unit} a second"
+        where = f" on {', '.join(self.hosts)}" if self.hosts else ""
+        again = "" if self.processes < 2 else f", {self.processes - 1} restart{'s' if self.processes > 2 else ''}"
+        lines.append(f"  {self.strategy}, {self.workers} worker{'s' if self.workers != 1 else ''}{where}{rate}{left}{again}")
+        if self.loss is not None:
+            scores = "".join(f" {name} {value:.4g}" for name, value in self.scores.items())
+            evaluated = f"; version {self.evaluated} evaluated:{scores}" if self.evaluated is not None else ""
+            lines.append(f"  training loss {self.loss:.4g}{evaluated}")
+        ages = [] if self.written is None else [f"log written {_ago(self.written)}"]
+        if self.checkpoint is not None and self.checkpoint_age is not None:
+            ages.append(f"checkpoint of version {self.checkpoint} {_ago(self.checkpoint_age)}")
+        lines += [f"  {', '.join(ages)}"] if ages else []
+        if self.refused:
+            lines.append("  refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in self.refused.items()))
+        lines += [f"  lost: {each}" for each in self.lost]
+        if self.state == "interrupted":
+            lines.append("  no process has the folder: the command that started it continues it with --auto-resume")
+        return lines
+
+
+def read_status(root: pathlib.Path) -> RunStatus:
+    """Return the state of the run in the folder `root`, which is only read, and may be in use.
+
+    Raises `DataError` if `root` is no folder of a run.
+    """
+    folder = RunFolder(root)
+    status = RunStatus(str(root))
+    if not folder.config.exists() and not folder.events.exists():
+        raise DataError(f"{root}: got no config.yaml and no events.jsonl, expected the folder of a run or of a comparison")
+    log = _Log(status)
+    log.read(folder.events)
+    status.state = _state(folder, status, log.host)
+    try:
+        status.share = _share(load_config(folder.config), status)
+    except ConfigError:
+        pass  # a configuration of another version: the rest is known all the same
+    if status.state in ("finished", "finished early"):
+        status.share = 1.0
+    found = sorted(path for path in folder.checkpoints.glob("v*") if path.name[1:].isdigit())
+    if found:
+        status.checkpoint, status.checkpoint_age = int(found[-1].name[1:]), _age(found[-1])
+    status.written = _age(folder.events)
+    return status
+
+
+class _Log:
+    """Reads an event log into a status. Attribute `host`: where the latest process that wrote it ran."""
+
+    def __init__(self, status: RunStatus) -> None:
+        self.host = ""
+        self._status = status
+        self._updates: deque[tuple[float, float]] = deque(maxlen=_MOST_UPDATES)  # seconds, weight
+        self._refused: Counter[str] = Counter()
+
+    def read(self, path: pathlib.Path) -> None:
+        """Read the whole log `path`, whose last line may be incomplete; nothing if it is missing. Raises `DataError`."""
+        try:
+            with path.open("rb") as file:
+                for line in file:
+                    # Most events are applied arrivals, of which nothing is needed.
+                    if not line.startswith(b'{"event": "arrival"') or b'"refused"' in line:
+                        self._add(line)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        except (KeyError, TypeError, ValueError):
+            raise DataError(
+                f"{path}: got an event that this version does not know, expected the event log of a run"
+            ) from None
+        self._status.refused = dict(self._refused)
+        self._status.rate = self._rate()
+
+    def _add(self, line: bytes) -> None:
+        if not line.endswith(b"\n"):
+            return  # still being written, or cut by a crash
+        event = parse_json(line)
+        kind = event["event"]
+        if kind == "start":
+            self._start(event)
+        elif kind == "update":
+            status = self._status
+            status.version, status.loss, status.seconds = event["version"], event["loss"], event["seconds"]
+            status.weight += event["weight"]
+            self._updates.append((event["seconds"], event["weight"]))
+        elif kind == "arrival":
+            self._refused[str(event["refused"])] += 1
+        elif kind == "evaluation":
+            self._status.evaluated, self._status.scores = event["version"], dict(event["scores"])
+        elif kind == "lost":
+            self._status.lost.append(f"worker {event['worker']}: {printable(str(event['reason']))}")
+        elif kind == "store_lost":
+            self._status.lost.append(f"the store's process, after version {event['version']}")
+
+    def _start(self, event: Mapping[str, Any]) -> None:
+        status, ranks = self._status, event["ranks"]
+        status.processes += 1
+        status.simulated, status.strategy = bool(event.get("simulated", False)), str(event["strategy"])
+        status.weight_unit = printable(str(event["weight_unit"]))
+        status.workers = sum(len(workers) for workers in event["node_workers"])
+        status.hosts = [] if status.simulated else list(dict.fromkeys(printable(str(rank["host"])) for rank in ranks))
+        self.host = str(ranks[0]["host"])
+        self._updates.clear()
+
+    def _rate(self) -> float | None:
+        """Return the weight per second of the last updates."""
+        last = self._updates[-1][0] if self._updates else 0.0
+        recent = [each for each in self._updates if each[0] >= last - _RATE_SECONDS]
+        recent = recent if len(recent) > 1 else list(self._updates)[-2:]
+        if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+            return None
+        return float(sum(weight for _, weight in recent[1:])) / (recent[-1][0] - recent[0][0])
+
+
+def _state(folder: RunFolder, status: RunStatus, host: str) -> str:
+    """Return `RunStatus.state`."""
+    held = _is_held(folder.lock)
+    if held:
+        return "running"
+    try:
+        return str(json.loads(folder.summary.read_bytes())["status"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{folder.summary}: damaged; expected the summary of a run") from None
+    if status.processes == 0:
+        return "not begun"
+    # Locks of another host may not be seen here, and a simulation takes none.
+    if held is False and not status.simulated and host == socket.gethostname():
+        return "interrupted"
+    return "perhaps running" if (_age(folder.events) or 0.0) < _SILENCE_SECONDS else "silent"
+
+
+def _is_held(lock: pathlib.Path) -> bool | None:
+    """Return whether a process holds the file `lock`; None if that cannot be known."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+
+
+def _share(config: RunConfig, status: RunStatus) -> float | None:
+    """Return the part of its length that a run has done."""
+    training = config.training
+    pairs = ((status.weight, training.weight), (status.version, training.updates), (status.seconds, training.seconds))
+    return next((min(1.0, done / whole) for done, whole in pairs if whole), None)
+
+
+def _age(path: pathlib.Path) -> float | None:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s ago" if seconds < 120.0 else f"{clock_text(seconds)} ago"

@@ -1,0 +1,38 @@
+"""What `hvd-async status` tells of a suite, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+from hvd_async.__main__ import main
+from hvd_async.comparison.suite_status import suite_status
+from tests.comparison.tiny import compute_here, in_place_of_processes, tiny, write
+
+
+def test_every_run_of_a_suite_has_its_state(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_place_of_processes(monkeypatch, compute_here)
+    variants = {"horovod": {"strategy.kind": "horovod"}, "bad": {"task.model.max_positions": 3}, "N = 1": {}, "last": {}}
+    output = folder / "out"
+    command = ["compare", str(write(folder, tiny(variants=variants))), "--output", str(output)]
+    assert main([*command, "--only", "horovod", "--only", "bad", "--only", "N = 1"]) == 3
+    assert [entry.state for entry in suite_status(output)] == ["done", "failed", "done", "to do"]
+    (output / "runs/n_1-s1/summary.json").unlink()
+    assert [entry.state for entry in suite_status(output)] == ["done", "failed", "perhaps running", "to do"]
+    capsys.readouterr()
+
+    assert main(["status", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{output}: 1 done, 1 failed, 1 perhaps running, 1 to do, 4 runs in all"
+    assert lines[1] == f"{output / 'runs/bad-s1'}: failed" and lines[2].startswith("  exit status 2: ")
+    assert lines[3].startswith(f"{output / 'runs/n_1-s1'}: perhaps running, 100 %, version ")
+    assert lines[-1] == f"{output / 'runs/last-s1'}: to do"
+
+    assert main(["status", "--json", str(output)]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["state"] for each in found] == ["done", "failed", "perhaps running", "to do"]
+    assert found[0]["share"] == 1.0 and found[1]["fault"].startswith("exit status 2")
