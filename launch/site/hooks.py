@@ -30,6 +30,7 @@ from hvd_async.cli.arguments import EXIT_STATUS
 _ROOT = pathlib.Path(__file__).parents[2]
 _PACKAGE = "hvd_async"
 _PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+_PICTURES = (".svg", ".png")
 _LINK = re.compile(r"\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml"}
 _FORMATTER = HtmlFormatter(nowrap=True)
@@ -131,9 +132,11 @@ def _moved(markdown: str, folder: str, page: str) -> str:
 
 
 def _place(path: str) -> str:
-    """Return the page of the site that shows the file at `path` in the repository."""
+    """Return the page of the site that shows the file at `path` in the repository; of a picture, the file itself."""
     if posixpath.dirname(path) == "docs" and path.endswith(".md"):
         return posixpath.basename(path)
+    if path.startswith("docs/") and path.endswith(_PICTURES):
+        return path.removeprefix("docs/")
     return _PAGES.get(path, _page_of_file(path))
 
 

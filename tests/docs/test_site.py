@@ -94,6 +94,18 @@ def test_nothing_is_loaded_from_another_host(pages: dict[pathlib.Path, Page], si
     assert [address for address in addresses if address.startswith(("http", "//"))] == []
 
 
+def test_every_picture_is_shown(pages: dict[pathlib.Path, Page], browser: Any) -> None:
+    tab, shown = browser.new_page(), {}
+    for path in pages:
+        tab.goto(path.as_uri())
+        shown[path.stem] = tab.evaluate(
+            "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth, () => 0)))"
+        )
+    tab.close()
+    assert [name for name, widths in shown.items() if 0 in widths] == []
+    assert shown["concepts"] and shown["staleness"]
+
+
 def test_every_public_name_has_an_entry(pages: dict[pathlib.Path, Page], site: pathlib.Path) -> None:
     anchors = pages[site / "api.html"].anchors
     assert [name for name in hvd_async.__all__ if f"hvd_async.{name}" not in anchors] == []
