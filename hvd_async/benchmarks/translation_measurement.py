@@ -23,6 +23,7 @@ from hvd_async.tasks.translation.export import ExportedModel
 from hvd_async.tasks.translation.model import DecoderState
 from hvd_async.tasks.translation.task import TranslationTask
 from hvd_async.tasks.translation.transformer import Transformer, TransformerState
+from hvd_async.tasks.translation.translator import Translator
 from hvd_async.vectors.flat import FlatParameters
 from hvd_async.vectors.threads import arithmetic_threads
 
@@ -204,7 +205,8 @@ def measure_decoding(
     few = sentences[::every]
 
     def rate(model: ExportedModel, chosen: Sequence[str]) -> float:
-        return len(chosen) / cpu_seconds(lambda: model.translate(chosen, beam))
+        translator = Translator(model, settings={"beam": beam})
+        return len(chosen) / cpu_seconds(lambda: translator.translate(chosen))
 
     def turn() -> dict[str, float]:
         return {"cached": rate(exported, sentences), "few": rate(exported, few), "uncached": rate(reference, few)}

@@ -21,6 +21,10 @@ _MOST = {
     "nodes": 10_000,
     **dict.fromkeys(("threads", "cpus_per_worker", "gpus_per_node"), MOST_THREADS),
     "beam": MOST_BEAM,
+    "n_best": MOST_BEAM,
+    "length_penalty": 100,
+    **dict.fromkeys(("batch", "batch_tokens", "top_k"), 10**9),
+    "temperature": 1000,
     "arrivals": 10**9,
     "repeats": 10**9,
     "seconds": MOST_SECONDS,
@@ -206,6 +210,19 @@ def check_new(flag: str, path: pathlib.Path | None, *, overwrite: bool) -> None:
         raise ConfigError(f"{flag}: {path} exists already; replace it with --overwrite, or name another file")
 
 
+def check_other_file(flag: str, path: pathlib.Path | None, taken: Sequence[tuple[str, pathlib.Path | None]]) -> None:
+    """Refuse an output file that is one of the input files `taken`, each a flag and its path. Raises `ConfigError`."""
+    for other, used in taken:
+        if path is not None and used is not None and path.resolve() == used.resolve():
+            raise ConfigError(f"{flag}: got {path}, the file of {other}; expected another file")
+
+
+def check_at_least(flag: str, number: int | None, least: int) -> None:
+    """Refuse a number that is too small. Raises `ConfigError`."""
+    if number is not None and number < least:
+        raise ConfigError(f"{flag}: got {number}, expected {least} or more")
+
+
 def numbers(flag: str, text: str) -> list[int]:
     """Return the whole numbers of a comma-separated list. Raises `ConfigError` for anything else."""
     parts = text.split(",")
@@ -216,8 +233,7 @@ def numbers(flag: str, text: str) -> list[int]:
 
 def check_beam(beam: int | None) -> None:
     """Refuse a beam size below 1. Raises `ConfigError`."""
-    if beam is not None and beam < 1:
-        raise ConfigError(f"--beam: got {beam}, expected 1 or more")
+    check_at_least("--beam", beam, 1)
 
 
 def check_threads(threads: int) -> None:

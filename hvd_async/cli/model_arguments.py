@@ -6,12 +6,13 @@ import argparse
 import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hvd_async.cli.arguments import check_beam, check_threads, device
+from hvd_async.cli.arguments import check_at_least, check_beam, check_threads, device
+from hvd_async.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hvd_async.tasks.translation.export import ExportedModel
+    from hvd_async.tasks.translation.translator import Translator
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +25,58 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(arguments: argparse.Namespace) -> tuple[ExportedModel, int | None]:
-    """Return the model, and the number of threads that translate its sentences."""
-    from hvd_async.tasks.translation.export import load_model
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add what else decides the search for translations, and its memory."""
+    parser.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="compare translations by log probability / length ^ A; default: the configuration's; 0 compares plain sums",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="sentences translated at once by a thread; default: the configuration's; 1 answers each line by itself",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="most source tokens translated at once by a thread, padding included: less takes less memory",
+    )
 
-    check_beam(arguments.beam)
+
+def load(arguments: argparse.Namespace) -> Translator:
+    """Return the translator that the arguments of `add_model` and `add_search` describe."""
+    from hvd_async.tasks.translation.translator import Translator
+
+    settings = _settings(arguments)
     if arguments.threads is not None:
         check_threads(arguments.threads)
     name = device(arguments.device)
-    model = load_model(arguments.model, name)
-    if not model.is_finite():
+    threads = arguments.threads
+    if name == "cpu" and threads is None:
+        threads = len(os.sched_getaffinity(0))
+    translator = Translator.load(arguments.model, device=name, threads=threads, settings=settings)
+    if not translator.model.is_finite():
         what = "has parameters that are not finite numbers, since its training diverged; its translations are useless"
         print(f"hvd-async: {arguments.model}: {what}", file=sys.stderr)
-    if name != "cpu":
-        return model, arguments.threads
-    return model, arguments.threads or len(os.sched_getaffinity(0))
+    return translator
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keys of `task.decoding` that are given. Raises `ConfigError` for those out of range."""
+    check_beam(arguments.beam)
+    given = {"beam": arguments.beam}
+    if hasattr(arguments, "length_penalty"):
+        check_at_least("--batch", arguments.batch, 1)
+        check_at_least("--batch-tokens", arguments.batch_tokens, 1)
+        if arguments.length_penalty is not None and not arguments.length_penalty >= 0.0:
+            raise ConfigError(f"--length-penalty: got {arguments.length_penalty:g}, expected a number from 0 to 100")
+        given |= {
+            "length_penalty": arguments.length_penalty,
+            "batch_sentences": arguments.batch,
+            "batch_tokens": arguments.batch_tokens,
+        }
+    return {key: value for key, value in given.items() if value is not None}

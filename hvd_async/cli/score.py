@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from hvd_async.cli.arguments import check_new, verb
-from hvd_async.cli.model_arguments import add_model, load
-from hvd_async.errors import ConfigError, DataError
+from hvd_async.cli.arguments import check_new, check_other_file, verb
+from hvd_async.cli.model_arguments import add_model, add_search, load
+from hvd_async.errors import DataError
 from hvd_async.system.printable import printable
 
 
@@ -18,6 +18,7 @@ def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_search(parser)
     parser.add_argument("--source", required=True, type=pathlib.Path, metavar="FILE", help="text to translate")
     parser.add_argument(
         "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
@@ -42,14 +43,12 @@ def _score(arguments: argparse.Namespace) -> int:
 
     check_new("--output", arguments.output, overwrite=arguments.overwrite)
     taken = [
-        ("source", arguments.source),
-        ("reference", arguments.reference),
-        *(("against", path) for path in arguments.against),
+        ("--source", arguments.source),
+        ("--reference", arguments.reference),
+        *(("--against", path) for path in arguments.against),
     ]
-    for flag, path in taken:
-        if arguments.output is not None and arguments.output.resolve() == path.resolve():
-            raise ConfigError(f"--output: got {arguments.output}, the file of --{flag}; expected another file")
-    model, threads = load(arguments)
+    check_other_file("--output", arguments.output, taken)
+    translator = load(arguments)
     sources = split_lines(read_bytes(arguments.source), arguments.source)
     references = split_lines(read_bytes(arguments.reference), arguments.reference)
     if len(sources) != len(references) or not sources:
@@ -61,7 +60,7 @@ def _score(arguments: argparse.Namespace) -> int:
     for path, lines in zip(arguments.against, others, strict=True):
         if len(lines) != len(references):
             raise DataError(f"{path}: got {len(lines)} lines, expected {len(references)}, a translation of each")
-    translations = model.translate(sources, arguments.beam, threads)
+    translations = translator.translate(sources)
     if arguments.output is not None:
         write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
     scores = score_texts(translations, references)

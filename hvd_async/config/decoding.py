@@ -21,3 +21,8 @@ class DecodingConfig(Section):
         2.0, description="A translation has at most 10 + ratio x source tokens."
     )
     batch_sentences: Positive = Field(64, description="Sentences translated at once, of similar length.")
+    batch_tokens: Positive | None = Field(
+        None,
+        description="Most source tokens translated at once, padding included; a longer sentence is translated alone. Memory"
+        " grows with it and with the beam. Default: `batch_sentences` alone limits a batch.",
+    )

@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from hvd_async.errors import DataError
 
@@ -29,15 +30,27 @@ def write_file(path: Path, content: bytes, mode: int = 0o666) -> None:
 
     Creates missing folders. Content and name are on disk on return. Raises `DataError` if the file system refuses.
     """
+    with new_file(path, mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Yield an empty file under a temporary name beside `path`; it becomes `path` when the block ends without an exception.
+
+    Otherwise as `write_file`.
+    """
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync(path.parent)
+    except BrokenPipeError:
+        raise  # of a stream that the block writes, too
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:

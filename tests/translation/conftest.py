@@ -7,6 +7,7 @@ import pytest
 from hvd_async.config import RunConfig
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from hvd_async.tasks.translation.corpus import PreparedCorpus, prepare
+from tests.translation.models import write_model
 from tests.translation.settings import make_config
 
 
@@ -26,3 +27,9 @@ def config(folder: Path) -> RunConfig:
 @pytest.fixture(scope="session")
 def corpus(config: RunConfig) -> PreparedCorpus:
     return prepare(config)
+
+
+@pytest.fixture(scope="session")
+def model_folder(config: RunConfig, corpus: PreparedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained model, which tests must not change."""
+    return write_model(tmp_path_factory.mktemp("exported") / "model", config, corpus, seed=1)

@@ -1,24 +1,25 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, TypeAlias
 
 import pytest
 import torch
 
-from hvd_async.config import DecodingConfig, ModelConfig
+from hvd_async.config import DecodingConfig
 from hvd_async.errors import DataError
-from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import collate
-from hvd_async.tasks.translation.decoding import beam_search, greedy_search, translate
+from hvd_async.tasks.translation.decoding import (
+    Hypothesis,
+    SearchOptions,
+    beam_search,
+    greedy_search,
+    in_batches,
+    n_best,
+    translate,
+)
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.vocabulary import EOS, NUM_SPECIAL
-
-Kind: TypeAlias = Literal["transformer", "gru"]
-
-SIZE = NUM_SPECIAL + 3
-SOURCES = [[4, 5, 6], [], [6], [5, 5, 4, 6], [4]]
-MAX_LENGTHS = [3, 2, 3, 3, 1]
+from tests.translation.models import MAX_LENGTHS, SIZE, SOURCES, Kind, log_probability, make_model
 
 
 @pytest.fixture(params=["transformer", "gru"])
@@ -27,53 +28,94 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return found
 
 
-def make_model(kind: Kind, seed: int, max_positions: int = 32) -> TranslationModel:
-    """Return a random model in float64 whose predictions are far from uniform."""
-    torch.manual_seed(seed)
-    config = ModelConfig(
-        kind=kind,
-        encoder_layers=1,
-        decoder_layers=2,
-        width=8,
-        feed_forward=16,
-        heads=2,
-        max_positions=max_positions,
-        dropout=0.0,
-    )
-    model = build_model(config, SIZE).double().eval()
-    with torch.no_grad():
-        model.output.weight.mul_(2.0)
-    return model
-
-
-def log_probability(model: TranslationModel, source: list[int], target: list[int]) -> float:
-    """Return the score of the target and its end, computed without a cache."""
-    batch = collate([source], [target])
-    with torch.no_grad():
-        logits = model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
-    log_probs = torch.log_softmax(logits, dim=1)
-    return float(log_probs.gather(1, batch.target_output.flatten()[:, None]).sum())
-
-
 def exhaustive_search(model: TranslationModel, source: list[int], max_length: int, length_penalty: float) -> list[int]:
-    words = range(NUM_SPECIAL, SIZE)
-    targets = [list(t) for length in range(max_length + 1) for t in itertools.product(words, repeat=length)]
-    return max(targets, key=lambda t: log_probability(model, source, t) / (len(t) + 1) ** length_penalty)
+    return max(all_targets(max_length), key=lambda t: log_probability(model, source, t) / (len(t) + 1) ** length_penalty)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 1.5])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_wide_beam_finds_what_exhaustive_search_finds(kind: Kind, seed: int, length_penalty: float) -> None:
     model = make_model(kind, seed)
-    found = beam_search(model, SOURCES, MAX_LENGTHS, beam=50, length_penalty=length_penalty)
-    assert found == [exhaustive_search(model, s, m, length_penalty) for s, m in zip(SOURCES, MAX_LENGTHS, strict=True)]
+    found = beam_search(model, SOURCES, MAX_LENGTHS, SearchOptions(50, length_penalty))
+    assert [best.tokens for [best] in found] == [
+        exhaustive_search(model, s, m, length_penalty) for s, m in zip(SOURCES, MAX_LENGTHS, strict=True)
+    ]
+
+
+def all_targets(max_length: int) -> list[list[int]]:
+    words = range(NUM_SPECIAL, SIZE)
+    return [list(t) for length in range(max_length + 1) for t in itertools.product(words, repeat=length)]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize("num_best", [1, 4, 100])
+def test_a_wide_beam_finds_the_n_best_of_all_translations(kind: Kind, num_best: int, length_penalty: float) -> None:
+    model = make_model(kind, 4)
+    found = beam_search(model, SOURCES, MAX_LENGTHS, SearchOptions(100, length_penalty, num_best))
+    for source, limit, hypotheses in zip(SOURCES, MAX_LENGTHS, found, strict=True):
+        scores = {str(t): log_probability(model, source, t) / (len(t) + 1) ** length_penalty for t in all_targets(limit)}
+        best = sorted(scores, key=scores.__getitem__, reverse=True)[:num_best]
+        assert [str(one.tokens) for one in hypotheses] == best
+
+
+@pytest.mark.parametrize(("beam", "num_best"), [(1, 1), (3, 1), (3, 3), (6, 4)])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
+def test_a_score_is_that_of_the_uncached_model(kind: Kind, beam: int, num_best: int, length_penalty: float) -> None:
+    model = make_model(kind, 8)
+    decoding = DecodingConfig(length_penalty=length_penalty, batch_sentences=2)
+    found = n_best(model, SOURCES, decoding, beam=beam, num_best=num_best)
+    for source, hypotheses in zip(SOURCES, found, strict=True):
+        assert 1 <= len(hypotheses) <= num_best
+        assert sorted(hypotheses, key=lambda one: -one.score) == hypotheses
+        assert len({str(one.tokens) for one in hypotheses}) == len(hypotheses)
+        for one in hypotheses:
+            assert one.log_probability == pytest.approx(log_probability(model, source, one.tokens), abs=1e-9)
+            assert one.score == pytest.approx(one.log_probability / (len(one.tokens) + 1) ** length_penalty, abs=1e-9)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_the_first_of_several_is_the_best_translation(kind: Kind, beam: int) -> None:
+    for seed in range(5):
+        model = make_model(kind, seed)
+        best = translate(model, SOURCES, DecodingConfig(), beam=beam)
+        [*alone] = n_best(model, SOURCES, DecodingConfig(), beam=beam, num_best=1)
+        several = n_best(model, SOURCES, DecodingConfig(), beam=beam, num_best=beam)
+        assert [one.tokens for [one] in alone] == best
+        # A search for several goes on longer, and can only find a better one.
+        assert all(some[0].score >= one.score for [one], some in zip(alone, several, strict=True))
+
+
+def test_translations_do_not_depend_on_the_size_of_batches(kind: Kind) -> None:
+    model = make_model(kind, 9)
+    expected = translate(model, SOURCES, DecodingConfig(), beam=3)
+    for limits in ({"batch_sentences": 1}, {"batch_sentences": 2}, {"batch_tokens": 1}, {"batch_tokens": 7}):
+        assert translate(model, SOURCES, DecodingConfig(**limits), beam=3) == expected
+
+
+@pytest.mark.parametrize(("sentences", "tokens"), [(3, None), (100, 12), (2, 12), (1, 1)])
+def test_a_batch_has_at_most_its_sentences_and_tokens(sentences: int, tokens: int | None) -> None:
+    lengths = [4, 0, 30, 2, 2, 5, 11, 1]
+    batches: list[list[int]] = []
+
+    def work(chosen: list[int]) -> list[int]:
+        batches.append(chosen)
+        return [lengths[i] for i in chosen]
+
+    decoding = DecodingConfig(batch_sentences=sentences, batch_tokens=tokens)
+    assert in_batches(lengths, decoding, work, threads=None) == lengths
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    padded = [len(batch) * (max(lengths[i] for i in batch) + 1) for batch in batches]
+    assert all(len(batch) <= sentences for batch in batches)
+    assert all(len(batch) == 1 or size <= (tokens or 1000) for batch, size in zip(batches, padded, strict=True))
+    assert len(batches) == {3: 3, 100: 4, 2: 5, 1: 8}[sentences]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_beam_of_one_is_greedy_search(kind: Kind, seed: int) -> None:
     model = make_model(kind, seed)
     limits = [8] * len(SOURCES)
-    assert beam_search(model, SOURCES, limits, beam=1, length_penalty=1.0) == greedy_search(model, SOURCES, limits)
+    found = beam_search(model, SOURCES, limits, SearchOptions(beam=1, length_penalty=1.0))
+    assert [best.tokens for [best] in found] == greedy_search(model, SOURCES, limits)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -139,6 +181,8 @@ def test_a_diverged_model_finds_nothing(kind: Kind, value: float, beam: int) -> 
     model = make_model(kind, 1)
     fill(model, value)
     assert translate(model, SOURCES, DecodingConfig(), beam=beam) == [[] for _ in SOURCES]
+    nothing = Hypothesis([], float("-inf"), float("-inf"))
+    assert n_best(model, SOURCES, DecodingConfig(), beam=beam, num_best=beam) == [[nothing] for _ in SOURCES]
 
 
 @pytest.mark.timeout(60)

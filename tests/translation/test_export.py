@@ -58,14 +58,6 @@ def test_an_older_model_is_replaced_without_leftovers(
     assert list(exported.parent.iterdir()) == [exported]
 
 
-def test_lines_are_translated_and_empty_ones_kept(exported: Path) -> None:
-    loaded = load_model(exported)
-    translations = loaded.translate(["The dog sees the cat.", "  ", "", "We sleep."], beam=2)
-    assert len(translations) == 4
-    assert translations[1:3] == ["", ""]
-    assert loaded.translate([]) == []
-
-
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder; expected an exported model"):
         load_model(tmp_path / "none")

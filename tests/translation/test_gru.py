@@ -16,6 +16,7 @@ from hvd_async.tasks.translation.corpus import PreparedCorpus
 from hvd_async.tasks.translation.export import load_model
 from hvd_async.tasks.translation.gru import AttentionalGru, GlobalAttention, reversal
 from hvd_async.tasks.translation.transformer import Transformer
+from hvd_async.tasks.translation.translator import Translator
 from hvd_async.vectors.flat import FlatParameters
 from tests.translation.settings import make_config
 
@@ -228,4 +229,4 @@ def test_a_loaded_model_is_the_exported_one(task: TranslationTask, tmp_path: Pat
     assert isinstance(loaded.model, AttentionalGru)
     for (name, expected), found in zip(model.named_parameters(), loaded.model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
-    assert len(loaded.translate(["The dog sees the cat.", ""], beam=2)) == 2
+    assert len(Translator(loaded, settings={"beam": 2}).translate(["The dog sees the cat.", ""])) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
 from hvd_async.tasks.translation.architectures import build_model, shapes_of_model
-from hvd_async.tasks.translation.decoding import length_fault, translate
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.vocabulary import Vocabulary
 
@@ -51,31 +50,13 @@ def export_model(
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model ready to translate, in eval mode."""
+    """A model in eval mode, with what a `Translator` needs."""
 
     model: TranslationModel
     vocabulary: Vocabulary
     config: RunConfig
     meta: dict[str, Any]
     """`version`, and the values given as `extra`."""
-
-    def translate(self, sentences: Sequence[str], beam: int | None = None, threads: int | None = None) -> list[str]:
-        """Return the translation of each sentence, in order; `beam` defaults to the configuration's. Empty lines stay
-        empty.
-
-        `threads`: batches translated at a time, as in `decoding.translate`. Raises `DataError` for a sentence that is too
-        long for the model.
-        """
-        encoded = self.vocabulary.encode([sentence.strip() for sentence in sentences])
-        # An empty line keeps its place, so that a too long line is reported by its number.
-        decoding = self.config.translation.decoding
-        found = translate(self.model, encoded, decoding, beam=decoding.beam if beam is None else beam, threads=threads)
-        texts = self.vocabulary.decode(found)
-        return [text if tokens else "" for text, tokens in zip(texts, encoded, strict=True)]
-
-    def length_fault(self, sentence: str) -> str:
-        """Return what is wrong with the length of `sentence`, in words; empty if the model can read it."""
-        return length_fault(self.model, self.vocabulary.encode([sentence.strip()])[0])
 
     def is_finite(self) -> bool:
         """Whether every parameter is finite; a model whose training diverged translates nothing."""

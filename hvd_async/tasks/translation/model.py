@@ -26,6 +26,33 @@ class DecoderState(Protocol):
         """
 
 
+class Predictor(Protocol):
+    """What search and scoring need of a model or of an ensemble of models. V is the vocabulary's size."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters, and of what is predicted."""
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence of tokens that can be read or written, begin or end of sentence included."""
+
+    def begin(self, source: Tensor, source_mask: Tensor | None) -> DecoderState:
+        """Return the state before the first step, from the source as in `Batch`."""
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """Return the logits [B, V] that follow `tokens` ([B] int64, the newest of each hypothesis). Advances `state`."""
+
+    def __call__(
+        self, source: Tensor, source_mask: Tensor | None, target_input: Tensor, target_positions: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits at the requested target positions (all if None), [num, V]; arguments as in `Batch`."""
+
+
 class TranslationModel(nn.Module, abc.ABC):
     """Encoder, decoder and the embeddings, which may be one matrix. W is the width, V the vocabulary's size."""
 
@@ -63,6 +90,15 @@ class TranslationModel(nn.Module, abc.ABC):
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters."""
         return self.output.weight.dtype
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence of tokens that the model can read or write."""
+        return self.config.max_positions
+
+    def begin(self, source: Tensor, source_mask: Tensor | None) -> DecoderState:
+        """Encode the source ([B, S] int64, and its mask as in `Batch`); return the state before the first step."""
+        return self.start(self.encode(source, source_mask), source_mask)
 
     def forward(
         self, source: Tensor, source_mask: Tensor | None, target_input: Tensor, target_positions: Tensor | None = None

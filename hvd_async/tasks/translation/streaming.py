@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Generic, TypeVar
 
 from hvd_async.errors import DataError
-from hvd_async.tasks.translation.export import ExportedModel
+from hvd_async.tasks.translation.translator import Translator
 
 _READ_BYTES = 1 << 16
 _BOM = b"\xef\xbb\xbf"
@@ -19,13 +19,17 @@ _BOM = b"\xef\xbb\xbf"
 _BATCHES = 4
 
 
+Result = TypeVar("Result")
+
+
 @dataclass(frozen=True)
-class Translated:
-    """A line of the input, numbered from 1: its translation, or None and what is wrong with the line."""
+class Translated(Generic[Result]):
+    """A line of the input, numbered from 1: what was made of it, or of an empty line if it has a fault."""
 
     number: int
-    text: str
+    result: Result
     fault: str = ""
+    """What is wrong with the line, in words."""
 
 
 @contextmanager
@@ -40,32 +44,35 @@ def open_lines(path: Path) -> Iterator[BinaryIO]:
 
 
 def translate_stream(
-    model: ExportedModel, stream: BinaryIO, name: str, *, beam: int | None = None, threads: int | None = None
-) -> Iterator[list[Translated]]:
-    """Yield the lines of `stream` translated, in order, all that are available at once; arguments as in
-    `ExportedModel.translate`.
+    translator: Translator, stream: BinaryIO, name: str, work: Callable[[list[str], int], list[Result]]
+) -> Iterator[list[Translated[Result]]]:
+    """Yield what `work` makes of the lines of `stream`, in order, of all lines that are available at once.
 
-    Blocks only if `stream` has nothing to read. Raises `DataError`, which calls the stream `name`, if it cannot be read.
+    `work` gets lines that `translator` can read, and the number of lines before them. Blocks only if `stream` has nothing to
+    read. With batches of one sentence, lines are not collected: as many are translated at once as there are threads. Raises
+    `DataError`, which calls the stream `name`, if the stream cannot be read.
     """
-    most = _BATCHES * (threads or 1) * model.config.translation.decoding.batch_sentences
+    size, threads = translator.decoding.batch_sentences, translator.threads or 1
     number = 0
-    for lines in _lines_that_came(stream, name, most):
+    for lines in _lines_that_came(stream, name, threads if size == 1 else _BATCHES * threads * size):
         if number == 0:
             lines[0] = lines[0].removeprefix(_BOM)
-        read = [_decode(line, model) for line in lines]
-        texts = model.translate([text for text, _ in read], beam, threads)
+        read = [_decode(line, translator) for line in lines]
+        results = work([text for text, _ in read], number)
         faults = [fault for _, fault in read]
-        yield [Translated(number + i, text, fault) for i, (text, fault) in enumerate(zip(texts, faults, strict=True), 1)]
+        yield [
+            Translated(number + i, result, fault) for i, (result, fault) in enumerate(zip(results, faults, strict=True), 1)
+        ]
         number += len(lines)
 
 
-def _decode(line: bytes, model: ExportedModel) -> tuple[str, str]:
+def _decode(line: bytes, translator: Translator) -> tuple[str, str]:
     """Return the text of `line` and no fault, or an empty text and the fault."""
     try:
         text = line.decode("utf-8").strip()
     except UnicodeDecodeError as error:
         return "", f"not UTF-8 ({error.reason})"
-    fault = model.length_fault(text)
+    fault = translator.length_fault(text)
     return ("", fault) if fault else (text, "")
 
 

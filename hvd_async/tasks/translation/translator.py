@@ -1,0 +1,162 @@
+"""Translation of text with exported models, for the verbs of the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hvd_async.config import DecodingConfig, check
+from hvd_async.errors import ConfigError, SetupError
+from hvd_async.tasks.translation import decoding
+from hvd_async.tasks.translation.decoding import Hypothesis, length_fault
+from hvd_async.tasks.translation.export import ExportedModel, load_model
+from hvd_async.tasks.translation.model import Predictor
+from hvd_async.tasks.translation.sampling import Sampling, sample
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A translation of a sentence, and how probable the model finds it."""
+
+    text: str
+    """The translation, detokenized."""
+    score: float
+    """By which translations are compared: `log_probability` / (number of tokens, end included) ^ `length_penalty`."""
+    log_probability: float
+    """Sum over the tokens and the end of sentence, in nats; minus infinity for a model that finds nothing."""
+
+
+class Translator:
+    """Translates text with a model folder that a run has exported.
+
+    Call its methods from one thread at a time. `threads` and the device are chosen when it is made.
+    """
+
+    def __init__(
+        self, model: ExportedModel, *, threads: int | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Use a model that is loaded already; `load` reads it from its folder.
+
+        Args:
+            model: what `load_model` returns.
+            threads: number of batches that are translated at a time, each by one thread; results do not depend on it. None:
+                one batch after another, each with torch's threads.
+            settings: keys of `task.decoding` that differ from those of the model, such as `{"beam": 8}`.
+
+        Raises:
+            ConfigError: a setting is unknown or out of range, or `threads` is below 1.
+        """
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads: got {threads}, expected 1 or more")
+        self.model = model
+        """The model with its vocabulary and configuration."""
+        self.decoding = check(
+            DecodingConfig, {**model.config.translation.decoding.model_dump(), **(settings or {})}, "settings"
+        )
+        """The settings of the search."""
+        self.threads = threads
+        """Number of batches that are translated at a time; None: one, with torch's threads."""
+        self._predictor: Predictor = model.model
+        self._vocabulary = model.vocabulary
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Translator:
+        """Return a translator with the model in `folder`, such as `runs/multi30k/models/best`.
+
+        Args:
+            folder: a model folder.
+            device: `cpu` or `cuda[:INDEX]`.
+            threads: as for the constructor.
+            settings: as for the constructor.
+
+        Raises:
+            ConfigError: a setting is wrong, or `device` is no name of a device.
+            DataError: the folder is missing or damaged.
+            SetupError: this machine has no such device.
+        """
+        _check_device(device)
+        return cls(load_model(Path(folder), device), threads=threads, settings=settings)
+
+    def translate(self, sentences: Sequence[str]) -> list[str]:
+        """Return the best translation found for each of `sentences`, in their order. An empty sentence stays empty.
+
+        Raises:
+            DataError: a sentence is too long for the model; the message has its number, from 1.
+        """
+        encoded = self._encode(sentences)
+        beam, threads = self.decoding.beam, self.threads
+        found = decoding.translate(self._predictor, encoded, self.decoding, beam=beam, threads=threads)
+        # An empty line keeps its place, so that a too long line is reported by its number.
+        return [text if tokens else "" for text, tokens in zip(self._vocabulary.decode(found), encoded, strict=True)]
+
+    def n_best(self, sentences: Sequence[str], n: int) -> list[list[Translation]]:
+        """Return the `n` best translations that the search finds for each of `sentences`, best first.
+
+        A sentence has fewer where the search finds no more, but at least one. Two translations of a sentence may have the same
+        text in different pieces. An empty sentence has one translation, which is empty and has the score 0.
+
+        Raises:
+            ConfigError: `n` is below 1 or above the beam size.
+            DataError: as for `translate`.
+        """
+        beam = self.decoding.beam
+        if not 1 <= n <= beam:
+            raise ConfigError(f"n: got {n}, expected 1 to {beam}, the beam size; a larger beam finds more")
+        encoded = self._encode(sentences)
+        found = decoding.n_best(self._predictor, encoded, self.decoding, beam=beam, num_best=n, threads=self.threads)
+        return self._translations(encoded, found)
+
+    def sample(self, sentences: Sequence[str], sampling: Sampling) -> list[list[Translation]]:
+        """Return translations of each of `sentences` that are drawn at random, in the order in which they are drawn.
+
+        The score of a translation is that of the model, whatever the temperature. Empty sentences are as for `n_best`.
+
+        Raises:
+            DataError: as for `translate`.
+        """
+        encoded = self._encode(sentences)
+        return self._translations(encoded, sample(self._predictor, encoded, self.decoding, sampling, threads=self.threads))
+
+    def length_fault(self, sentence: str) -> str:
+        """Return what is wrong with the length of `sentence`, in words; empty if the model can read it."""
+        return length_fault(self._predictor, self._encode([sentence])[0])
+
+    def _encode(self, sentences: Sequence[str]) -> list[list[int]]:
+        if isinstance(sentences, str):
+            raise TypeError("sentences: got one text, expected a list of texts, such as [text]")
+        return self._vocabulary.encode([sentence.strip() for sentence in sentences])
+
+    def _translations(
+        self, encoded: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
+    ) -> list[list[Translation]]:
+        nothing = [Translation("", 0.0, 0.0)]
+        results = []
+        for tokens, hypotheses in zip(encoded, found, strict=True):
+            texts = self._vocabulary.decode([one.tokens for one in hypotheses])
+            translations = [
+                Translation(text, one.score, one.log_probability) for text, one in zip(texts, hypotheses, strict=True)
+            ]
+            results.append(translations if tokens else nothing)
+        return results
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: got {name!r}, expected cpu or cuda[:INDEX]")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SetupError(f"device: got {name}, expected cpu or one of {torch.cuda.device_count()} CUDA devices")
