@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hvd_async.tasks.translation.corpus import prepare
+    from hvd_async.tasks.translation.likelihood import Likelihood
     from hvd_async.tasks.translation.sampling import Sampling
     from hvd_async.tasks.translation.task import TranslationTask
     from hvd_async.tasks.translation.translator import Translation, Translator
 
-__all__ = ["Sampling", "Translation", "TranslationTask", "Translator", "prepare"]
+__all__ = ["Likelihood", "Sampling", "Translation", "TranslationTask", "Translator", "prepare"]
 
 _PLACES = {
+    "Likelihood": "likelihood",
     "Sampling": "sampling",
     "Translation": "translator",
     "TranslationTask": "task",

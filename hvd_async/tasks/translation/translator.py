@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from hvd_async.config import DecodingConfig, check
-from hvd_async.errors import ConfigError, SetupError
+from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.tasks.translation import decoding
 from hvd_async.tasks.translation.decoding import Hypothesis, length_fault
 from hvd_async.tasks.translation.export import ExportedModel, load_model
+from hvd_async.tasks.translation.likelihood import Likelihood, log_probabilities
 from hvd_async.tasks.translation.model import Predictor
 from hvd_async.tasks.translation.sampling import Sampling, sample
+from hvd_async.tasks.translation.vocabulary import EOS, UNK
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,23 @@ class Translator:
         """
         encoded = self._encode(sentences)
         return self._translations(encoded, sample(self._predictor, encoded, self.decoding, sampling, threads=self.threads))
+
+    def likelihoods(self, sources: Sequence[str], references: Sequence[str]) -> list[Likelihood]:
+        """Return how probable the model finds each of `references` as the translation of its source. Nothing is searched.
+
+        Raises:
+            DataError: there are not as many sources as references, or a sentence is too long for the model.
+        """
+        encoded, targets = self._encode(sources), self._encode(references)
+        if len(encoded) != len(targets):
+            raise DataError(f"references: got {len(targets)}, expected {len(encoded)}, one for each source")
+        found = log_probabilities(self._predictor, encoded, targets, self.decoding, threads=self.threads)
+        pieces = [self._vocabulary.pieces([*tokens, EOS]) for tokens in targets]
+        return [Likelihood(*each) for each in zip(pieces, found, strict=True)]
+
+    def num_unknown(self, sentences: Sequence[str]) -> int:
+        """Return the number of pieces of `sentences` that the vocabulary does not know."""
+        return sum(tokens.count(UNK) for tokens in self._encode(sentences))
 
     def length_fault(self, sentence: str) -> str:
         """Return what is wrong with the length of `sentence`, in words; empty if the model can read it."""

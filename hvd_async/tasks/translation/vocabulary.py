@@ -94,6 +94,11 @@ class Vocabulary:
         ids: list[list[int]] = self._processor.encode(list(texts), num_threads=1)
         return ids
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the piece of each number as SentencePiece writes it, `\u2581` for a space."""
+        found: list[str] = self._processor.id_to_piece([int(i) for i in ids])
+        return found
+
     def num_normalized(self, texts: Sequence[str]) -> int:
         """Return how many of `texts` normalisation changes, apart from spaces."""
         normalized: list[str] = self._processor.normalize(list(texts))
