@@ -29,6 +29,7 @@ COMMANDS = (
     "status",
     "translate",
     "score",
+    "average",
     "compare",
     "report",
     "simulate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from hvd_async.cli import (
+    average,
     bench,
     compare,
     data,
@@ -32,6 +33,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (data, train, launch, join, status, translate, score, compare, report, simulate, replay, bench, doctor):
+    for module in (
+        data, train, launch, join, status, translate, score, average, compare, report, simulate, replay, bench, doctor
+    ):  # fmt: skip
         module.add_verb(verbs)
     return parser

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the model, its beam size, and the device and threads on which it runs."""
-    parser.add_argument("model", type=pathlib.Path, metavar="MODEL", help="folder such as RUN/models/best")
+    """Add the models, the beam size, and the device and threads on which they run."""
+    parser.add_argument(
+        "models",
+        nargs="+",
+        type=pathlib.Path,
+        metavar="MODEL",
+        help="folder such as RUN/models/best; several are an ensemble",
+    )
     parser.add_argument("--beam", type=int, metavar="N", help="beam size; default: the configuration's; 1 is greedy")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda[:INDEX]")
     parser.add_argument(
@@ -58,10 +64,11 @@ def load(arguments: argparse.Namespace) -> Translator:
     threads = arguments.threads
     if name == "cpu" and threads is None:
         threads = len(os.sched_getaffinity(0))
-    translator = Translator.load(arguments.model, device=name, threads=threads, settings=settings)
-    if not translator.model.is_finite():
-        what = "has parameters that are not finite numbers, since its training diverged; its translations are useless"
-        print(f"hvd-async: {arguments.model}: {what}", file=sys.stderr)
+    translator = Translator.load(*arguments.models, device=name, threads=threads, settings=settings)
+    for model in translator.models:
+        if not model.is_finite():
+            what = "has parameters that are not finite numbers, since its training diverged; its translations are useless"
+            print(f"hvd-async: {model.name}: {what}", file=sys.stderr)
     return translator
 
 

@@ -74,7 +74,7 @@ def test_a_stream_gives_the_same_lines_as_translating_all_at_once(
 
 
 def test_a_bad_line_is_reported_by_number_and_does_not_affect_the_others(translator: Translator) -> None:
-    positions = translator.model.config.translation.model.max_positions
+    positions = translator.models[0].config.translation.model.max_positions
     content = b"\xef\xbb\xbfWe sleep.\n\xff\xfe\n\n" + b"cat " * positions + b"\nA cat.\n"
     found = translated(translator, content)
     good = translator.translate(["We sleep.", "A cat."])

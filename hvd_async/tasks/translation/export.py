@@ -57,10 +57,18 @@ class ExportedModel:
     config: RunConfig
     meta: dict[str, Any]
     """`version`, and the values given as `extra`."""
+    name: str = "model"
+    """What errors call the model: its folder."""
 
     def is_finite(self) -> bool:
         """Whether every parameter is finite; a model whose training diverged translates nothing."""
         return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether `folder` has the files of a model, and nothing else."""
+    names = {_PARAMETERS, _CONFIG, _VOCABULARY, _META}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} == names
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedModel:
@@ -82,7 +90,16 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
     _check_shapes(folder / _PARAMETERS, config, len(vocabulary))
     model = build_model(config.translation.model, len(vocabulary))
     _fill(model, folder / _PARAMETERS)
-    return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META))
+    return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META), str(folder))
+
+
+def check_vocabularies(first: ExportedModel, other: ExportedModel) -> None:
+    """Raise `DataError` unless both models have the same vocabulary."""
+    if not first.vocabulary.is_same(other.vocabulary):
+        raise DataError(
+            f"{other.name}: got another vocabulary ({len(other.vocabulary)} pieces), expected that of {first.name}"
+            f" ({len(first.vocabulary)} pieces); train with the same text, task.vocabulary and seed"
+        )
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

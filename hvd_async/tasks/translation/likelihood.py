@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ def log_probabilities(
         batch = collate([sources[i] for i in chosen], [targets[i] for i in chosen]).to(model.device)
         logits = model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
         found = torch.log_softmax(logits, dim=1).gather(1, output_tokens(batch)[:, None]).squeeze(1)
-        parts = found.cpu().split([len(targets[i]) + 1 for i in chosen])
-        return [part.tolist() for part in parts]
+        values = iter(found.tolist())
+        return [list(itertools.islice(values, len(targets[i]) + 1)) for i in chosen]
 
     lengths = [max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
     limits = config.model_copy(update={"batch_tokens": config.batch_tokens or _MOST_TOKENS})

@@ -15,8 +15,9 @@ class DecoderState(Protocol):
     """The state of decoding between steps: N sentences with K hypotheses each (B = N * K rows, those of a sentence side
     by side). Tensors that depend on the source alone are stored once for all hypotheses of a sentence."""
 
-    length: int
-    """Steps done, the position of the next token."""
+    @property
+    def length(self) -> int:
+        """Steps done, the position of the next token."""
 
     def select(self, rows: Tensor, sentences: Tensor | None = None) -> DecoderState:
         """Return the state of `sentences` ([new N] int64; None: all, in their order) with the hypotheses `rows` ([new N *

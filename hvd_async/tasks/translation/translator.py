@@ -13,7 +13,8 @@ from hvd_async.config import DecodingConfig, check
 from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.tasks.translation import decoding
 from hvd_async.tasks.translation.decoding import Hypothesis, length_fault
-from hvd_async.tasks.translation.export import ExportedModel, load_model
+from hvd_async.tasks.translation.ensemble import Ensemble
+from hvd_async.tasks.translation.export import ExportedModel, check_vocabularies, load_model
 from hvd_async.tasks.translation.likelihood import Likelihood, log_probabilities
 from hvd_async.tasks.translation.model import Predictor
 from hvd_async.tasks.translation.sampling import Sampling, sample
@@ -33,62 +34,68 @@ class Translation:
 
 
 class Translator:
-    """Translates text with a model folder that a run has exported.
+    """Translates text with a model folder that a run has exported, or with several as an ensemble.
 
-    Call its methods from one thread at a time. `threads` and the device are chosen when it is made.
+    An ensemble takes the mean of its models' probabilities for each token. Call the methods from one thread at a time. `threads`
+    and the device are chosen when a translator is made.
     """
 
     def __init__(
-        self, model: ExportedModel, *, threads: int | None = None, settings: Mapping[str, Any] | None = None
+        self, *models: ExportedModel, threads: int | None = None, settings: Mapping[str, Any] | None = None
     ) -> None:
-        """Use a model that is loaded already; `load` reads it from its folder.
+        """Use models that are loaded already; `load` reads them from their folders.
 
         Args:
-            model: what `load_model` returns.
+            models: what `load_model` returns; several are an ensemble, and the first one's settings count.
             threads: number of batches that are translated at a time, each by one thread; results do not depend on it. None:
                 one batch after another, each with torch's threads.
             settings: keys of `task.decoding` that differ from those of the model, such as `{"beam": 8}`.
 
         Raises:
-            ConfigError: a setting is unknown or out of range, or `threads` is below 1.
+            ConfigError: a setting is unknown or out of range, `threads` is below 1, or there is no model.
+            DataError: the models have different vocabularies.
         """
+        if not models:
+            raise ConfigError("models: got none, expected at least one")
         if threads is not None and threads < 1:
             raise ConfigError(f"threads: got {threads}, expected 1 or more")
-        self.model = model
-        """The model with its vocabulary and configuration."""
-        self.decoding = check(
-            DecodingConfig, {**model.config.translation.decoding.model_dump(), **(settings or {})}, "settings"
-        )
+        for model in models[1:]:
+            check_vocabularies(models[0], model)
+        self.models = models
+        """The models with their vocabularies and configurations."""
+        own = models[0].config.translation.decoding.model_dump()
+        self.decoding = check(DecodingConfig, {**own, **(settings or {})}, "settings")
         """The settings of the search."""
         self.threads = threads
         """Number of batches that are translated at a time; None: one, with torch's threads."""
-        self._predictor: Predictor = model.model
-        self._vocabulary = model.vocabulary
+        self._vocabulary = models[0].vocabulary
+        self._predictor: Predictor = models[0].model
+        if len(models) > 1:
+            self._predictor = Ensemble([each.model for each in models])
 
     @classmethod
     def load(
         cls,
-        folder: str | Path,
-        *,
+        *folders: str | Path,
         device: str = "cpu",
         threads: int | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> Translator:
-        """Return a translator with the model in `folder`, such as `runs/multi30k/models/best`.
+        """Return a translator with the model in a folder, such as `runs/multi30k/models/best`, or with several as an ensemble.
 
         Args:
-            folder: a model folder.
+            folders: model folders.
             device: `cpu` or `cuda[:INDEX]`.
             threads: as for the constructor.
             settings: as for the constructor.
 
         Raises:
             ConfigError: a setting is wrong, or `device` is no name of a device.
-            DataError: the folder is missing or damaged.
+            DataError: a folder is missing or damaged, or the models have different vocabularies.
             SetupError: this machine has no such device.
         """
         _check_device(device)
-        return cls(load_model(Path(folder), device), threads=threads, settings=settings)
+        return cls(*(load_model(Path(folder), device) for folder in folders), threads=threads, settings=settings)
 
     def translate(self, sentences: Sequence[str]) -> list[str]:
         """Return the best translation found for each of `sentences`, in their order. An empty sentence stays empty.

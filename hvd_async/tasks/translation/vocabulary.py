@@ -86,6 +86,10 @@ class Vocabulary:
         """Write the serialized SentencePiece model, which other tools can read, too."""
         write_file(path, self._model)
 
+    def is_same(self, other: Vocabulary) -> bool:
+        """Whether both cut every text into the same pieces with the same numbers: their serialized models are equal."""
+        return self._model == other._model
+
     def __len__(self) -> int:
         return int(self._processor.get_piece_size())
 
