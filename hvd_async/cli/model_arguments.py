@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from hvd_async.tasks.translation.translator import Translator
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, *, is_optional: bool = False) -> None:
     """Add the models, the beam size, and the device and threads on which they run."""
     parser.add_argument(
         "models",
-        nargs="+",
+        nargs="*" if is_optional else "+",
         type=pathlib.Path,
         metavar="MODEL",
         help="folder such as RUN/models/best; several are an ensemble",

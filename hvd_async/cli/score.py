@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from hvd_async.cli.arguments import check_new, check_other_file, verb
 from hvd_async.cli.model_arguments import add_model, add_search, load
@@ -13,22 +16,41 @@ from hvd_async.system.printable import printable
 
 if TYPE_CHECKING:
     from hvd_async.tasks.translation.likelihood import Likelihood
-    from hvd_async.tasks.translation.translator import Translator
+
+# Flags that mean nothing without a search, and those that mean nothing without a model.
+_OF_THE_SEARCH = ("--beam", "--length-penalty")
+_OF_THE_MODEL = (
+    *_OF_THE_SEARCH,
+    "--source",
+    "--batch",
+    "--batch-tokens",
+    "--device",
+    "--threads",
+    "--output",
+    "--likelihood",
+)
 
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
-    _add_score(
-        verb(verbs, "score", "translate a test set and print BLEU and chrF, or the perplexity of its references", _score)
-    )
+    purpose = "score translations of a test set by BLEU, chrF and TER, or its references by their likelihood"
+    _add_score(verb(verbs, "score", purpose, _score))
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
+    add_model(parser, is_optional=True)
     add_search(parser)
-    parser.add_argument("--source", required=True, type=pathlib.Path, metavar="FILE", help="text to translate")
+    parser.add_argument(
+        "--hypothesis", type=pathlib.Path, metavar="FILE", help="score the translations in this file; in place of MODEL"
+    )
+    parser.add_argument("--source", type=pathlib.Path, metavar="FILE", help="text that MODEL translates")
     parser.add_argument(
         "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        help="bleu, chrf and ter, with commas between them; default: bleu,chrf; a lower TER is better",
     )
     parser.add_argument(
         "--likelihood",
@@ -45,88 +67,157 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         " how probable such a difference would be between equally good ones (p, by a paired bootstrap); may be repeated",
     )
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="save the translations to this file")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --output")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="save the scores to this file, as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of --output and --json")
 
 
 def _score(arguments: argparse.Namespace) -> int:
     _check(arguments)
-    translator = load(arguments)
-    if arguments.likelihood:
-        return _likelihood(translator, arguments)
-    from hvd_async.system.files import write_file
-    from hvd_async.tasks.translation.scoring import NUM_SAMPLES, difference_of, score_texts
+    found = _likelihood(arguments) if arguments.likelihood else _scores(arguments)
+    if arguments.json is not None:
+        from hvd_async.system.files import write_file
 
-    sources, references = _pairs(arguments)
-    others = [_lines(path) for path in arguments.against]
-    for path, lines in zip(arguments.against, others, strict=True):
-        if len(lines) != len(references):
-            raise DataError(f"{path}: got {len(lines)} lines, expected {len(references)}, a translation of each")
-    translations = translator.translate(sources)
-    if arguments.output is not None:
-        write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
-    scores = score_texts(translations, references)
-    print(f"BLEU {scores.bleu:.2f}  {scores.bleu_signature}\nchrF {scores.chrf:.2f}  {scores.chrf_signature}")
-    for path, lines in zip(arguments.against, others, strict=True):
-        than = difference_of(translations, lines, references)
-        print(
-            f"this model less {printable(str(path))}: BLEU {than.bleu:+.2f} (p = {than.bleu_p:.3f}), chrF {than.chrf:+.2f}"
-            f" (p = {than.chrf_p:.3f}); paired bootstrap of {NUM_SAMPLES:,} samples"
-        )
+        write_file(arguments.json, f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode())
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse arguments that do not go together. Raises `ConfigError`."""
-    check_new("--output", arguments.output, overwrite=arguments.overwrite)
-    taken = [
-        ("--source", arguments.source),
-        ("--reference", arguments.reference),
-        *(("--against", path) for path in arguments.against),
-    ]
-    check_other_file("--output", arguments.output, taken)
+    files = [("--output", arguments.output), ("--json", arguments.json)]
+    taken = [("--source", arguments.source), ("--reference", arguments.reference), ("--hypothesis", arguments.hypothesis)]
+    for flag, path in files:
+        check_new(flag, path, overwrite=arguments.overwrite)
+        check_other_file(flag, path, [*taken, *(("--against", each) for each in arguments.against)])
+    check_other_file("--json", arguments.json, files[:1])
+    if arguments.hypothesis is not None and arguments.models:
+        raise ConfigError(f"got MODEL {arguments.models[0]} and --hypothesis {arguments.hypothesis}, expected one of them")
+    if arguments.hypothesis is not None:
+        _refuse(arguments, _OF_THE_MODEL, "--hypothesis, which needs no model")
+    elif not arguments.models:
+        raise ConfigError("got neither MODEL nor --hypothesis, expected one of them")
+    elif arguments.source is None:
+        raise ConfigError("--source: missing, expected the file of the text that MODEL translates")
     if arguments.likelihood:
-        for flag in ("--beam", "--length-penalty", "--against"):
-            if getattr(arguments, flag[2:].replace("-", "_")) not in (None, []):
-                raise ConfigError(f"{flag} has no effect with --likelihood, which translates nothing; remove one of them")
+        _refuse(arguments, (*_OF_THE_SEARCH, "--against", "--metrics"), "--likelihood, which translates nothing")
 
 
-def _pairs(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Return sources and references, equally many. Raises `DataError`."""
-    sources, references = _lines(arguments.source), _lines(arguments.reference)
-    if len(sources) != len(references) or not sources:
-        raise DataError(
-            f"{arguments.source} and {arguments.reference}: got {len(sources)} and {len(references)} lines, expected equal"
-            " numbers, at least 1"
-        )
-    return sources, references
+def _refuse(arguments: argparse.Namespace, flags: Sequence[str], beside: str) -> None:
+    for flag in flags:
+        name = flag[2:].replace("-", "_")
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            raise ConfigError(f"{flag} has no effect with {beside}; remove one of them")
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    from hvd_async.tasks.translation.text import read_bytes, split_lines
+def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print the scores of translations, and how they differ from those of others. Return both for --json."""
+    from hvd_async.tasks.translation.scoring import (
+        DEFAULT_METRICS,
+        METRICS,
+        NUM_SAMPLES,
+        difference_of,
+        parse_metrics,
+        score_texts,
+    )
 
-    return split_lines(read_bytes(path), path)
+    metrics = DEFAULT_METRICS if arguments.metrics is None else parse_metrics(arguments.metrics)
+    references = _lines(arguments.reference)
+    others = [_translations(path, references) for path in arguments.against]
+    translations, origin = _hypotheses(arguments, references)
+    scores = score_texts(translations, references, metrics)
+    for name, score in scores.items():
+        print(f"{METRICS[name].title} {score.value:.2f}  {score.signature}")
+    found: dict[str, Any] = {
+        **origin,
+        "reference": str(arguments.reference),
+        "sentences": len(references),
+        "scores": {name: {"score": score.value, "signature": score.signature} for name, score in scores.items()},
+        "against": [],
+        "bootstrap_samples": NUM_SAMPLES,
+    }
+    for path, lines in zip(arguments.against, others, strict=True):
+        than = difference_of(translations, lines, references, metrics)
+        parts = [f"{METRICS[name].title} {each.value:+.2f} (p = {each.p:.3f})" for name, each in than.items()]
+        mine = "this model" if arguments.models else printable(str(arguments.hypothesis))
+        print(f"{mine} less {printable(str(path))}: {', '.join(parts)}; paired bootstrap of {NUM_SAMPLES:,} samples")
+        differences = {name: {"difference": each.value, "p": each.p} for name, each in than.items()}
+        found["against"].append({"file": str(path), "differences": differences})
+    return found
 
 
-def _likelihood(translator: Translator, arguments: argparse.Namespace) -> int:
-    """Print the perplexity of the references; write the log probabilities of each to --output."""
+def _hypotheses(arguments: argparse.Namespace, references: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return translations, and where they come from; write those of a model to --output. Raises `DataError`."""
+    from hvd_async.system.files import write_file
+
+    if arguments.hypothesis is not None:
+        return _translations(arguments.hypothesis, references), {"hypothesis": str(arguments.hypothesis)}
+    translator = load(arguments)
+    translations = translator.translate(_sources(arguments, references))
+    if arguments.output is not None:
+        write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
+    settings = {key: getattr(translator.decoding, key) for key in ("beam", "length_penalty")}
+    return translations, {"models": [str(path) for path in arguments.models], "source": str(arguments.source), **settings}
+
+
+def _likelihood(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print the perplexity of the references; write the log probabilities of each to --output. Return the sums for --json."""
     from hvd_async.system.files import write_file
     from hvd_async.tasks.translation.likelihood import perplexity
 
-    sources, references = _pairs(arguments)
+    references = _lines(arguments.reference)
+    sources = _sources(arguments, references)
+    translator = load(arguments)
     likelihoods = translator.likelihoods(sources, references)
     if arguments.output is not None:
         rows = [f"{number}\t{_row(one)}\n" for number, one in enumerate(likelihoods, start=1)]
         write_file(arguments.output, "".join(rows).encode())
-    total, num_tokens = sum(one.log_probability for one in likelihoods), sum(len(one.pieces) for one in likelihoods)
-    unknown = translator.num_unknown(references)
+    num_pieces, unknown = sum(len(one.pieces) for one in likelihoods), translator.num_unknown(references)
+    nats, value = -sum(one.log_probability for one in likelihoods) / num_pieces, perplexity(likelihoods)
     print(
-        f"perplexity {perplexity(likelihoods):.4f}: {-total / num_tokens:.6f} nats per piece, {num_tokens:,} pieces of"
-        f" {len(references):,} references, ends included{f', {unknown:,} of them unknown' if unknown else ''}"
+        f"perplexity {value:.4f}: {nats:.6f} nats per piece, {num_pieces:,} pieces of {len(references):,} references, ends"
+        f" included{f', {unknown:,} of them unknown' if unknown else ''}"
     )
-    return 0
+    return {
+        "models": [str(path) for path in arguments.models],
+        "source": str(arguments.source),
+        "reference": str(arguments.reference),
+        "sentences": len(references),
+        "perplexity": value if math.isfinite(value) else None,
+        "nats_per_piece": nats if math.isfinite(nats) else None,
+        "pieces": num_pieces,
+        "unknown_pieces": unknown,
+    }
 
 
 def _row(one: Likelihood) -> str:
     """Return log probability, pieces and the log probability of each piece, with tabs between them."""
     pieces = " ".join(printable(piece) for piece in one.pieces)
     return f"{one.log_probability:.6f}\t{pieces}\t{' '.join(f'{log:.6f}' for log in one.log_probabilities)}"
+
+
+def _sources(arguments: argparse.Namespace, references: Sequence[str]) -> list[str]:
+    """Return the text to translate, as many lines as there are references. Raises `DataError`."""
+    sources = _lines(arguments.source)
+    if len(sources) != len(references):
+        raise DataError(
+            f"{arguments.source} and {arguments.reference}: got {len(sources)} and {len(references)} lines, expected equal"
+            " numbers, at least 1"
+        )
+    return sources
+
+
+def _translations(path: pathlib.Path, references: Sequence[str]) -> list[str]:
+    """Return the lines of a file of translations, as many as there are references. Raises `DataError`."""
+    lines = _lines(path)
+    if len(lines) != len(references):
+        raise DataError(f"{path}: got {len(lines)} lines, expected {len(references)}, a translation of each")
+    return lines
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """Return the lines of a text file. Raises `DataError` if there is none."""
+    from hvd_async.tasks.translation.text import read_bytes, split_lines
+
+    lines = split_lines(read_bytes(path), path)
+    if not lines:
+        raise DataError(f"{path}: got no line, expected at least one")
+    return lines

@@ -5,8 +5,9 @@ import math
 import pytest
 import sacrebleu
 
+from hvd_async.errors import ConfigError
 from hvd_async.tasks.translation.evaluation import Evaluation
-from hvd_async.tasks.translation.scoring import Difference, difference_of, score_texts
+from hvd_async.tasks.translation.scoring import METRICS, Difference, difference_of, parse_metrics, score_texts
 
 HYPOTHESES = ["The cat sat on the mat.", "A dog runs in the garden.", "Nobody knows why the sun is green."]
 REFERENCES = ["The cat sat on a mat.", "A dog is running in the garden.", "Nobody knows why the sky is blue."]
@@ -47,10 +48,21 @@ def test_a_vector_of_another_length_is_refused() -> None:
 
 def test_texts_are_scored_with_signatures() -> None:
     scores = score_texts(HYPOTHESES, REFERENCES)
-    assert scores.bleu == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
-    assert scores.chrf == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
-    assert "tok:13a" in scores.bleu_signature
-    assert "nc:6" in scores.chrf_signature
+    assert list(scores) == ["bleu", "chrf"]
+    assert scores["bleu"].value == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+    assert scores["chrf"].value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
+    assert "tok:13a" in scores["bleu"].signature
+    assert "nc:6" in scores["chrf"].signature
+    [(name, score)] = score_texts(HYPOTHESES, REFERENCES, ["ter"]).items()
+    assert (name, score.value) == ("ter", sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES]).score)
+    assert "tok:tercom" in score.signature
+
+
+def test_a_title_is_that_of_sacrebleu_and_lower_is_better_where_errors_are_counted() -> None:
+    for name, metric in METRICS.items():
+        best, worst = (score_texts(texts, REFERENCES, [name])[name].value for texts in (REFERENCES, HYPOTHESES))
+        assert (best > worst) == metric.is_higher_better
+        assert metric.title == type(metric.make()).__name__.replace("CHRF", "chrF")
 
 
 def test_unequal_counts_are_refused() -> None:
@@ -61,16 +73,37 @@ def test_unequal_counts_are_refused() -> None:
 def test_a_difference_is_that_of_the_scores_with_the_probability_of_a_paired_bootstrap() -> None:
     references = [f"the {word} has {number} old legs" for number in range(20) for word in ("cat", "dog", "cow")]
     worse = [line.replace("old", "new") if number % 3 else line for number, line in enumerate(references)]
-    than = difference_of(references, worse, references)
-    bleu, chrf = sacrebleu.corpus_bleu(worse, [references]).score, sacrebleu.corpus_chrf(worse, [references]).score
-    assert (than.bleu, than.chrf) == (pytest.approx(100.0 - bleu), pytest.approx(100.0 - chrf))
-    assert than.bleu_p < 0.01 and than.chrf_p < 0.01
-    back = difference_of(worse, references, references)
-    assert (back.bleu, back.bleu_p) == (pytest.approx(-than.bleu), pytest.approx(than.bleu_p, abs=0.01))
+    than = difference_of(references, worse, references, [*METRICS])
+    expected = {name: score_texts(references, references, [name])[name].value for name in METRICS}
+    for name, score in score_texts(worse, references, [*METRICS]).items():
+        assert than[name].value == pytest.approx(expected[name] - score.value) and than[name].p < 0.01
+    assert than["bleu"].value > 0.0 and than["ter"].value < 0.0
+    back = difference_of(worse, references, references, ["bleu"])["bleu"]
+    assert (back.value, back.p) == (pytest.approx(-than["bleu"].value), pytest.approx(than["bleu"].p, abs=0.01))
 
 
-def test_equal_translations_do_not_differ() -> None:
-    assert difference_of(HYPOTHESES, HYPOTHESES, REFERENCES) == Difference(0.0, 1.0, 0.0, 1.0)
+@pytest.mark.parametrize("name", METRICS)
+def test_equal_translations_do_not_differ(name: str) -> None:
+    assert difference_of(HYPOTHESES, HYPOTHESES, REFERENCES, [name]) == {name: Difference(0.0, 1.0)}
+
+
+def test_texts_that_a_metric_does_not_tell_apart_do_not_differ() -> None:
+    shouted = [line.upper() for line in HYPOTHESES]
+    found = difference_of(HYPOTHESES, shouted, REFERENCES, ["bleu", "ter"])
+    assert found["ter"] == Difference(0.0, 1.0) and found["bleu"].value > 0.0  # TER ignores case
+
+
+@pytest.mark.parametrize(("text", "names"), [("ter", ("ter",)), ("chrf, bleu,chrf", ("chrf", "bleu"))])
+def test_metrics_are_named_with_commas(text: str, names: tuple[str, ...]) -> None:
+    assert parse_metrics(text) == names
+
+
+@pytest.mark.parametrize("text", ["", "BLEU", "bleu;ter", "bleu,"])
+def test_an_unknown_metric_is_refused(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--metrics: got '.*', expected names from bleu, chrf, ter with commas between them$"
+    ):
+        parse_metrics(text)
 
 
 def test_other_translations_of_another_text_are_refused() -> None:

@@ -2,69 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest, Result
+
+from hvd_async.errors import ConfigError
 
 NUM_SAMPLES = 1000
 """Samples of a paired bootstrap."""
+DEFAULT_METRICS = ("bleu", "chrf")
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Corpus scores as publications report them, with the signatures that say how they were computed."""
+class TextMetric:
+    """A score of whole texts by sacreBLEU, with its default settings."""
 
-    bleu: float
-    bleu_signature: str
-    chrf: float
-    chrf_signature: str
+    title: str
+    make: Callable[..., Any]
+    """Makes sacreBLEU's metric; `references=` for one that is used several times."""
+    is_higher_better: bool = True
 
 
-def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
-    """Detokenized sacreBLEU and chrF of `hypotheses`, against one reference each. Raises `ValueError` on unequal counts."""
-    if len(hypotheses) != len(references) or not references:
-        raise ValueError(
-            f"got {len(hypotheses)} hypotheses and {len(references)} references, expected as many, at least one"
-        )
-    bleu, chrf = BLEU(), CHRF()
-    return Scores(
-        bleu=float(bleu.corpus_score(list(hypotheses), [list(references)]).score),
-        bleu_signature=str(bleu.get_signature()),
-        chrf=float(chrf.corpus_score(list(hypotheses), [list(references)]).score),
-        chrf_signature=str(chrf.get_signature()),
-    )
+METRICS: Mapping[str, TextMetric] = {
+    "bleu": TextMetric("BLEU", BLEU),
+    "chrf": TextMetric("chrF", CHRF),
+    "ter": TextMetric("TER", TER, is_higher_better=False),
+}
+"""What texts can be scored by."""
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """A corpus score, detokenized, with the signature that says how it was computed."""
+
+    value: float
+    signature: str
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Scores less those of another system on the same text, and for each the probability of a difference as large if both were
-    equally good, by a paired bootstrap (Koehn 2004, as sacreBLEU implements it)."""
+    """A score less that of another system on the same text, and the probability of a difference as large if both were equally
+    good, by a paired bootstrap (Koehn 2004, as sacreBLEU implements it)."""
 
-    bleu: float
-    bleu_p: float
-    chrf: float
-    chrf_p: float
+    value: float
+    p: float
 
 
-def difference_of(hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str]) -> Difference:
-    """Compare `hypotheses` with the translations `others` of another system. Raises `ValueError` on unequal counts."""
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """Return the names in a comma-separated list. Raises `ConfigError` for a name that is none of `METRICS`."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"--metrics: got {name!r}, expected names from {', '.join(METRICS)} with commas between them")
+    return names
+
+
+def score_texts(
+    hypotheses: Sequence[str], references: Sequence[str], metrics: Sequence[str] = DEFAULT_METRICS
+) -> dict[str, TextScore]:
+    """Return the score of `hypotheses` by each of `metrics`, against one reference each.
+
+    Raises `ValueError` on unequal counts.
+    """
+    if len(hypotheses) != len(references) or not references:
+        raise ValueError(
+            f"got {len(hypotheses)} hypotheses and {len(references)} references, expected as many, at least one"
+        )
+    scores = {}
+    for name in metrics:
+        metric = METRICS[name].make()
+        value = metric.corpus_score(list(hypotheses), [list(references)]).score
+        scores[name] = TextScore(float(value), str(metric.get_signature()))
+    return scores
+
+
+def difference_of(
+    hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str], metrics: Sequence[str] = DEFAULT_METRICS
+) -> dict[str, Difference]:
+    """Compare `hypotheses` with the translations `others` of another system by each of `metrics`. Raises `ValueError` on
+    unequal counts."""
     if not len(hypotheses) == len(others) == len(references) or not references:
         raise ValueError(
             f"got {len(hypotheses)} and {len(others)} hypotheses and {len(references)} references, expected as many, at least one"
         )
-    if list(hypotheses) == list(others):
-        return Difference(0.0, 1.0, 0.0, 1.0)  # sacreBLEU does not attribute a difference of 0 to chance, and gives 0.001
     systems: list[tuple[str, Sequence[str]]] = [("other", list(others)), ("own", list(hypotheses))]
-    metrics = {"BLEU": BLEU(references=[list(references)]), "chrF2": CHRF(references=[list(references)])}
-    _, found = PairedTest(systems, metrics, references=None, test_type="bs", n_samples=NUM_SAMPLES)()
-    return Difference(*_difference(found["BLEU"]), *_difference(found["chrF2"]))
+    found = {}
+    for name in metrics:
+        metric = METRICS[name].make(references=[list(references)])
+        _, columns = PairedTest(systems, {name: metric}, references=None, test_type="bs", n_samples=NUM_SAMPLES)()
+        [results] = (results for title, results in columns.items() if title != "System")
+        found[name] = _difference(results)
+    return found
 
 
-def _difference(results: Sequence[str | Result]) -> tuple[float, float]:
-    """Return the difference of the second result from the first, and its probability."""
+def _difference(results: Sequence[str | Result]) -> Difference:
+    """Return the difference of the second result from the first."""
     other, own = results
     assert isinstance(other, Result) and isinstance(own, Result) and own.p_value is not None
-    return float(own.score - other.score), float(own.p_value)
+    value = float(own.score - other.score)
+    # sacreBLEU does not attribute a difference of 0 to chance, and gives 0.001.
+    return Difference(value, float(own.p_value) if value else 1.0)

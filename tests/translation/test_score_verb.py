@@ -1,0 +1,141 @@
+"""`hvd-async score`: files of translations and models alike, its JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from hvd_async.__main__ import main
+from hvd_async.tasks.translation.scoring import NUM_SAMPLES, difference_of, score_texts
+from hvd_async.tasks.translation.translator import Translator
+
+SOURCES = ["The dog sees the cat.", "We sleep.", "A cat."]
+REFERENCES = ["Der Hund sieht die Katze.", "Wir schlafen.", "Eine Katze."]
+GOOD = ["Der Hund sieht die Katze.", "Wir schlafen.", "Ein Kater."]
+BAD = ["Hund sieht die Katze.", "Wir gehen schlafen.", "Katze."]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the current one, with texts."""
+    for name, lines in {"s.en": SOURCES, "r.de": REFERENCES, "good.de": GOOD, "bad.de": BAD}.items():
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_of_translations_are_scored_and_compared_without_a_model(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "score",
+        "--hypothesis",
+        "good.de",
+        "--reference",
+        "r.de",
+        "--against",
+        "bad.de",
+        "--metrics",
+        "bleu,chrf,ter",
+    ]
+    assert main([*command, "--json", "out/scores.json"]) == 0
+    scores = score_texts(GOOD, REFERENCES, ["bleu", "chrf", "ter"])
+    than = difference_of(GOOD, BAD, REFERENCES, ["bleu", "chrf", "ter"])
+    titles = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
+    parts = ", ".join(f"{titles[name]} {each.value:+.2f} (p = {each.p:.3f})" for name, each in than.items())
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"{titles[name]} {score.value:.2f}  {score.signature}" for name, score in scores.items()),
+        f"good.de less bad.de: {parts}; paired bootstrap of {NUM_SAMPLES:,} samples",
+    ]
+    assert json.loads((files / "out/scores.json").read_text()) == {
+        "hypothesis": "good.de",
+        "reference": "r.de",
+        "sentences": 3,
+        "scores": {name: {"score": score.value, "signature": score.signature} for name, score in scores.items()},
+        "against": [
+            {"file": "bad.de", "differences": {name: {"difference": each.value, "p": each.p} for name, each in than.items()}}
+        ],
+        "bootstrap_samples": NUM_SAMPLES,
+    }
+    assert main([*command, "--json", "out/scores.json"]) == 2
+    assert "--json: out/scores.json exists already; replace it with --overwrite" in capsys.readouterr().err
+
+
+def test_a_model_scores_as_its_translations_do(model_folder: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["score", str(model_folder), "--source", "s.en", "--reference", "r.de", "--length-penalty", "0.5"]
+    assert main([*command, "--output", "mine.de", "--json", "a.json"]) == 0
+    printed = capsys.readouterr().out
+    translator = Translator.load(model_folder, settings={"length_penalty": 0.5})
+    assert (files / "mine.de").read_text().splitlines() == translator.translate(SOURCES)
+    found = json.loads((files / "a.json").read_text())
+    assert (found["models"], found["beam"], found["length_penalty"]) == ([str(model_folder)], 5, 0.5)
+    assert main(["score", "--hypothesis", "mine.de", "--reference", "r.de", "--json", "b.json"]) == 0
+    assert capsys.readouterr().out == printed and [line[:4] for line in printed.splitlines()] == ["BLEU", "chrF"]
+    assert json.loads((files / "b.json").read_text())["scores"] == found["scores"]
+
+
+def test_the_likelihood_is_in_the_json(model_folder: Path, files: Path) -> None:
+    command = ["score", str(model_folder), "--source", "s.en", "--reference", "r.de", "--likelihood", "--json", "a.json"]
+    assert main(command) == 0
+    found = json.loads((files / "a.json").read_text())
+    likelihoods = Translator.load(model_folder).likelihoods(SOURCES, REFERENCES)
+    assert found["pieces"] == sum(len(one.pieces) for one in likelihoods)
+    assert found["nats_per_piece"] == pytest.approx(-sum(one.log_probability for one in likelihoods) / found["pieces"])
+    assert found["perplexity"] == pytest.approx(math.exp(found["nats_per_piece"]))
+    assert (found["sentences"], found["unknown_pieces"]) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--reference", "r.de"], 2, "got neither MODEL nor --hypothesis, expected one of them"),
+        (["m", "--reference", "r.de"], 2, "--source: missing, expected the file of the text that MODEL translates"),
+        (
+            ["m", "--hypothesis", "bad.de", "--reference", "r.de"],
+            2,
+            "got MODEL m and --hypothesis bad.de, expected one of them",
+        ),
+        (
+            ["--hypothesis", "bad.de", "--reference", "r.de", "--beam", "2"],
+            2,
+            "--beam has no effect with --hypothesis, which needs no model; remove one of them",
+        ),
+        (
+            ["--hypothesis", "bad.de", "--reference", "r.de", "--likelihood"],
+            2,
+            "--likelihood has no effect with --hypothesis",
+        ),
+        (
+            ["m", "--source", "s.en", "--reference", "r.de", "--likelihood", "--metrics", "ter"],
+            2,
+            "--metrics has no effect with --likelihood, which translates nothing; remove one of them",
+        ),
+        (["--hypothesis", "bad.de", "--reference", "r.de", "--metrics", "blue"], 2, "--metrics: got 'blue', expected names"),
+        (
+            ["--hypothesis", "bad.de", "--reference", "r.de", "--json", "r.de", "--overwrite"],
+            2,
+            "--json: got r.de, the file of --r",
+        ),
+        (
+            ["m", "--source", "s.en", "--reference", "r.de", "--json", "x", "--output", "x"],
+            2,
+            "--json: got x, the file of --output",
+        ),
+        (["--hypothesis", "short", "--reference", "r.de"], 3, "short: got 1 lines, expected 3, a translation of each"),
+        (["--hypothesis", "bad.de", "--reference", "empty"], 3, "empty: got no line, expected at least one"),
+        (["--hypothesis", "none", "--reference", "r.de"], 3, "none: cannot be read: No such file or directory"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    files: Path, arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "short").write_text("one\n")
+    (files / "empty").write_text("")
+    before = {path.name: path.read_bytes() for path in files.iterdir()}
+    assert main(["score", *arguments]) == status
+    error = capsys.readouterr().err
+    assert error.startswith(f"hvd-async: {message}") and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in files.iterdir()} == before
