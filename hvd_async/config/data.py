@@ -36,6 +36,11 @@ class VocabularyConfig(Section):
     run reports how many there are, and how many lines normalisation changes.
     """
 
+    file: PathText | None = Field(
+        None,
+        description="A SentencePiece model to use in place of training one; the other keys then have no effect. It must have"
+        " been trained with `--pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3`. Default: that of `task.init_from`, if it is set.",
+    )
     size: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
         6000, description="Number of pieces, the four special ones included."
     )

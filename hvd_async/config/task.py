@@ -12,7 +12,7 @@ from pydantic import Field
 from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.decoding import DecodingConfig
 from hvd_async.config.model import ModelConfig
-from hvd_async.config.section import Fraction, Positive, Section
+from hvd_async.config.section import Fraction, PathText, Positive, Section
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -20,7 +20,10 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 class TranslationConfig(Section):
     """Translation with SentencePiece, and BLEU by sacreBLEU. This is the task if `task` names no other."""
 
-    may_change: ClassVar[tuple[str, ...]] = ("bleu", "bleu_sentences", "data.folder", "data.prepared", "decoding")
+    may_change: ClassVar[tuple[str, ...]] = (
+        *("bleu", "bleu_sentences", "data.folder", "data.prepared", "decoding"),
+        *("init_from", "vocabulary.file"),  # places: what lies there is in the fingerprint
+    )
     """Keys that may differ when a run is resumed: they do not change what is learned."""
     must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "bleu", "bleu_sentences", "decoding")
     """Keys in which the variants of a suite may not differ."""
@@ -30,6 +33,11 @@ class TranslationConfig(Section):
     vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="The pieces.")
     model: ModelConfig = Field(ModelConfig(), description="The network.")
     batching: BatchingConfig = Field(BatchingConfig(), description="The batches.")
+    init_from: PathText | None = Field(
+        None,
+        description="Folder of a model, such as `runs/first/models/best`, whose parameters training begins with, and whose"
+        " vocabulary is used. `task.model` must describe a model of the same shape; its dropout may differ.",
+    )
     label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation uses none.")
     bleu: bool = Field(True, description="Translate the validation split and compute BLEU too.")
     bleu_sentences: Positive | None = Field(None, description="Number of first sentences to use for BLEU. Default: all.")

@@ -17,6 +17,7 @@ from hvd_async.config import RunConfig
 from hvd_async.errors import DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
+from hvd_async.tasks.translation.initial_model import given_vocabulary
 from hvd_async.tasks.translation.text import ParallelText, find_texts, read_split
 from hvd_async.tasks.translation.vocabulary import UNK, Vocabulary
 
@@ -126,13 +127,16 @@ def _fingerprint(config: RunConfig) -> str:
     settings = {
         "format": _FORMAT,
         "seed": config.seed,
-        "vocabulary": config.translation.vocabulary.model_dump(),
+        "vocabulary": config.translation.vocabulary.model_dump(exclude={"file"}),
         "max_tokens_per_sentence": data.max_tokens_per_sentence,
         "languages": [data.source, data.target],
         "splits": [data.train, data.validation],
     }
+    given = given_vocabulary(config.translation)
+    if given is not None:
+        del settings["vocabulary"]
     total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in find_texts(data):
+    for path in [*([] if given is None else [given]), *find_texts(data)]:
         try:
             total.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
@@ -148,7 +152,11 @@ def _read_texts(config: RunConfig) -> tuple[ParallelText, ParallelText]:
 
 
 def _build(folder: Path, config: RunConfig, train: ParallelText, validation: ParallelText, fingerprint: str) -> None:
-    vocabulary = Vocabulary.train([*train.sources, *train.targets], config.translation.vocabulary, config.seed)
+    given = given_vocabulary(config.translation)
+    if given is None:
+        vocabulary = Vocabulary.train([*train.sources, *train.targets], config.translation.vocabulary, config.seed)
+    else:
+        vocabulary = Vocabulary.load(given)
     vocabulary.save(folder / "vocabulary.model")
     limit = config.translation.data.max_tokens_per_sentence
     pairs, num_empty = _encode(vocabulary, train)

@@ -22,7 +22,7 @@ from hvd_async.tasks.translation.architectures import build_model, shapes_of_mod
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.vocabulary import Vocabulary
 
-_PARAMETERS, _CONFIG, _VOCABULARY, _META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"
+PARAMETERS, _CONFIG, VOCABULARY, _META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"
 
 
 def export_model(
@@ -42,10 +42,10 @@ def export_model(
     # Copies, because safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors.items()}
     with new_folder(folder, replace=True) as temporary:
-        (temporary / _PARAMETERS).write_bytes(safetensors.torch.save(tensors))
+        (temporary / PARAMETERS).write_bytes(safetensors.torch.save(tensors))
         (temporary / _CONFIG).write_text(dump_config(config), encoding="utf-8")
         (temporary / _META).write_text(json.dumps({"version": version, **extra}, indent=1), encoding="utf-8")
-        vocabulary.save(temporary / _VOCABULARY)
+        vocabulary.save(temporary / VOCABULARY)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ExportedModel:
 
 def is_model_folder(folder: Path) -> bool:
     """Whether `folder` has the files of a model, and nothing else."""
-    names = {_PARAMETERS, _CONFIG, _VOCABULARY, _META}
+    names = {PARAMETERS, _CONFIG, VOCABULARY, _META}
     return folder.is_dir() and {path.name for path in folder.iterdir()} == names
 
 
@@ -76,20 +76,20 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
     others."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected an exported model")
-    if not (folder / _PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{_PARAMETERS}"))):
+    if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
         names = ", ".join(str(path.parent) for path in models)
         raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
-    for name in (_PARAMETERS, _CONFIG, _VOCABULARY, _META):
+    for name in (PARAMETERS, _CONFIG, VOCABULARY, _META):
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")
     try:
         config = load_config(folder / _CONFIG)
     except ConfigError as error:
         raise DataError(str(error)) from None
-    vocabulary = Vocabulary.load(folder / _VOCABULARY)
-    _check_shapes(folder / _PARAMETERS, config, len(vocabulary))
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
+    _check_shapes(folder / PARAMETERS, config, len(vocabulary))
     model = build_model(config.translation.model, len(vocabulary))
-    _fill(model, folder / _PARAMETERS)
+    _fill(model, folder / PARAMETERS)
     return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META), str(folder))
 
 

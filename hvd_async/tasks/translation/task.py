@@ -21,6 +21,7 @@ from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_toke
 from hvd_async.tasks.translation.decoding import translate
 from hvd_async.tasks.translation.evaluation import METRICS, Evaluation
 from hvd_async.tasks.translation.export import export_model
+from hvd_async.tasks.translation.initial_model import begin_with_parameters, fingerprint_with_model, given_vocabulary
 from hvd_async.tasks.translation.model import TranslationModel
 
 
@@ -40,13 +41,16 @@ class TranslationTask:
         self._validation_batches = _in_order_of_length(validation, config.translation.batching.tokens)
 
     def build_model(self) -> TranslationModel:
-        """Return a new model on the CPU, its parameters drawn from the run's seed; torch's random state is restored.
+        """Return a new model on the CPU, its parameters drawn from the run's seed, or those of `task.init_from`; torch's random
+        state is restored.
 
-        Raises `ConfigError` for a model that does not fit into memory.
+        Raises `ConfigError` for a model that does not fit into memory, and as `begin_with_parameters` does.
         """
         check_memory(self._config.translation.model, len(self._corpus.vocabulary))
         with numbers_apart(self._config.seed):
-            return build_model(self._config.translation.model, len(self._corpus.vocabulary))
+            model = build_model(self._config.translation.model, len(self._corpus.vocabulary))
+        begin_with_parameters(model, self._config, self._corpus.vocabulary)
+        return model
 
     def num_batches(self) -> int | None:
         """Return the number of batches of the whole run; None if updates or seconds bound the run, which takes as many as
@@ -118,8 +122,9 @@ class TranslationTask:
         return (evaluation + Evaluation.of_texts(self._translate(model, sentences), references)).to_vector()
 
     def fingerprint(self) -> str:
-        """Return a hash of the text, the vocabulary's settings and the pairs left out."""
-        return self._corpus.fingerprint
+        """Return a hash of the text, the vocabulary's settings, the pairs left out, and the parameters that training begins
+        with."""
+        return fingerprint_with_model(self._corpus.fingerprint, self._config.translation)
 
     def describe_data(self) -> list[str]:
         """Return lines about the data for a user: sizes, what was left out, and the share of padding in a first epoch."""
@@ -127,6 +132,12 @@ class TranslationTask:
         share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)
         left_out = f"; left out: {skipped.train_too_long} too long, {skipped.train_empty} with an empty side"
         lines = [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
+        if (first := self._config.translation.init_from) is not None:
+            lines.append(f"training begins with the parameters of {first}")
+        if (given := given_vocabulary(self._config.translation)) is not None:
+            lines.append(
+                f"vocabulary: {len(self._corpus.vocabulary):,} pieces of {given}; the other keys of task.vocabulary are unused"
+            )
         if skipped.validation_empty:
             lines.append(f"{skipped.validation_empty:,} validation pairs left out, with an empty side")
         losses, vocabulary = self._corpus.losses, self._config.translation.vocabulary

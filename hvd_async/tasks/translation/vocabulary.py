@@ -35,7 +35,10 @@ class Vocabulary:
         processor = self._processor
         special = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
         if special != (PAD, UNK, BOS, EOS):
-            raise DataError(f"{name}: got pad, unk, bos, eos = {special}, expected {(PAD, UNK, BOS, EOS)}")
+            raise DataError(
+                f"{name}: got pad, unk, bos, eos = {special}, expected {(PAD, UNK, BOS, EOS)}; train the SentencePiece model with"
+                f" --pad_id={PAD} --unk_id={UNK} --bos_id={BOS} --eos_id={EOS}"
+            )
 
     @classmethod
     def train(cls, texts: Iterable[str], config: VocabularyConfig, seed: int) -> Vocabulary:

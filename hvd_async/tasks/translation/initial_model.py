@@ -1,0 +1,68 @@
+"""Training that begins with the parameters of an exported model: `task.init_from`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from hvd_async.config import RunConfig, TranslationConfig
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.tasks.translation.export import PARAMETERS, VOCABULARY, load_model
+from hvd_async.tasks.translation.model import TranslationModel
+from hvd_async.tasks.translation.vocabulary import Vocabulary
+
+# Keys of `task.model` on which the parameters of a kind depend, or what they compute.
+_SHAPE = ("kind", "encoder_layers", "decoder_layers", "width", "tie_embeddings")
+_OF_TRANSFORMERS = ("feed_forward", "heads", "norm")
+
+
+def given_vocabulary(task: TranslationConfig) -> Path | None:
+    """Return the file of the vocabulary that `task` names, itself or with a model to begin with; None if one is to be trained."""
+    if task.vocabulary.file is not None:
+        return Path(task.vocabulary.file)
+    return None if task.init_from is None else Path(task.init_from) / VOCABULARY
+
+
+def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabulary: Vocabulary) -> None:
+    """Copy the parameters of the model in `task.init_from`, if it is set, into `model`, which `config` describes.
+
+    Raises `DataError` if that model is missing or damaged, and `ConfigError` if it has another shape or vocabulary.
+    """
+    if config.translation.init_from is None:
+        return
+    folder = Path(config.translation.init_from)
+    first = load_model(folder)
+    here, there = config.translation.model, first.config.translation.model
+    for key in (*_SHAPE, *(_OF_TRANSFORMERS if here.kind == "transformer" else ())):
+        if getattr(here, key) != getattr(there, key):
+            raise ConfigError(
+                f"task.model.{key}: got {getattr(here, key)}, expected {getattr(there, key)}, as in {folder}, with which training"
+                " is to begin"
+            )
+    if not first.vocabulary.is_same(vocabulary):
+        raise ConfigError(
+            f"task.vocabulary.file: got another vocabulary than that of {folder}, with which training is to begin; leave the key"
+            " out"
+        )
+    if not first.is_finite():
+        raise DataError(
+            f"{folder}: got parameters that are not finite, expected a model to begin with; its training diverged"
+        )
+    with torch.no_grad():
+        for mine, theirs in zip(model.parameters(), first.model.parameters(), strict=True):
+            mine.copy_(theirs)
+
+
+def fingerprint_with_model(fingerprint: str, task: TranslationConfig) -> str:
+    """Return `fingerprint`, of the data, changed by the parameters that training begins with. Raises `DataError` if they cannot
+    be read."""
+    if task.init_from is None:
+        return fingerprint
+    path = Path(task.init_from) / PARAMETERS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; expected the model of task.init_from") from None
+    return hashlib.sha256(fingerprint.encode() + hashlib.sha256(content).digest()).hexdigest()[:16]
