@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_OF_TRANSLATION = ("data", "vocabulary", "model", "batching", "decoding", "label_smoothing", "init_from", "bleu", "bleu_sentences")
+_OF_TRANSLATION = (
+    *("data", "vocabulary", "model", "batching", "decoding"),
+    *("init_from", "label_smoothing", "bleu", "bleu_sentences"),
+)
 
 
 def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hvd_async.config.section import PathText, Positive, Section
+from hvd_async.system.paths import path_of
+
+
+def _as_names(value: Any) -> Any:
+    """Return a single name as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _checked_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("got no name, expected at least one")
+    return tuple(path_of(name) for name in names)
+
+
+SplitNames = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_as_names), AfterValidator(_checked_names)]
+"""Names of splits; a single one may stand without a list."""
 
 
 class DataConfig(Section):
@@ -17,7 +33,11 @@ class DataConfig(Section):
     )
     source: PathText = Field("en", description="Source language: the ending of its files.")
     target: PathText = Field("de", description="Target language: the ending of its files.")
-    train: PathText = Field("train", description="Name of the training split.")
+    train: SplitNames = Field(
+        ("train",),
+        description="Names of the training splits, which are joined in this order; a single name needs no list. A name that"
+        " occurs twice counts twice.",
+    )
     validation: PathText = Field("val", description="Name of the validation split.")
     prepared: PathText | None = Field(
         None,
@@ -27,10 +47,19 @@ class DataConfig(Section):
     max_tokens_per_sentence: Positive = Field(
         128, description="Training pairs with more tokens than this on either side are left out and counted."
     )
+    max_ratio: Annotated[float, Field(ge=1.0, le=1000.0)] | None = Field(
+        None,
+        description="Training pairs are left out and counted if one side has more than this times the tokens of the other."
+        " Default: no limit.",
+    )
+    drop_duplicates: bool = Field(
+        False, description="Leave out, and count, training pairs whose text on both sides is that of an earlier pair."
+    )
 
 
 class VocabularyConfig(Section):
-    """The SentencePiece model, trained jointly on both sides of the training text, on every line whatever its length.
+    """The SentencePiece model, trained jointly on both sides of the training text, on every line, even those that training leaves
+    out.
 
     Runs of spaces count as one. Characters that no piece covers are read as unknown and do not appear in translations; a
     run reports how many there are, and how many lines normalisation changes.

@@ -63,7 +63,7 @@ def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
 
 def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
     assert faults(vocabulary={"zzz": 1}) == [
-        "config.yaml: task.vocabulary.zzz: unknown key; expected one of character_coverage, kind, normalization, size"
+        "config.yaml: task.vocabulary.zzz: unknown key; expected one of character_coverage, file, kind, normalization, size"
     ]
 
 
@@ -199,6 +199,8 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             " inverse; the correction is measured from the version, not from the parameters on which the gradient was"
             " computed",
         ),
+        ({"task": {"data": {"folder": "x", "train": []}}}, "task.data.train: got no name, expected at least one"),
+        ({"task": {"data": {"folder": "x", "train": [1]}}}, "task.data.train.0: got 1, expected: text"),
         ({"training": {}}, "training: got none of them, expected exactly one of epochs, weight, updates, seconds"),
         (
             {"training": {"epochs": 1, "updates": 2}},

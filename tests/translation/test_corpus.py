@@ -71,6 +71,10 @@ def test_several_preparations_at_once_make_one_folder(own_folder: Path) -> None:
         {"data": {"max_tokens_per_sentence": 30}},
         {"data": {"source": "de", "target": "en"}},
         {"data": {"validation": "test"}},
+        {"data": {"max_ratio": 50.0}},
+        {"data": {"drop_duplicates": True}},
+        {"data": {"train": ["train", "test"]}},
+        {"data": {"train": ["train", "train"]}},
     ],
 )
 def test_other_settings_have_another_fingerprint(own_folder: Path, changes: dict[str, object]) -> None:
@@ -128,6 +132,99 @@ def test_a_limit_that_leaves_nothing_is_refused(own_folder: Path) -> None:
     ):
         prepare(make_config(own_folder, data={"max_tokens_per_sentence": 1}))
     assert prepared_folders(own_folder) == []
+
+
+def test_corpora_and_runs_of_earlier_versions_keep_their_fingerprints(own_folder: Path) -> None:
+    (own_folder / "train.en").write_text("a b e f\n")
+    (own_folder / "train.de").write_text("c d g h\n")
+    (own_folder / "val.en").write_text("a\n")
+    (own_folder / "val.de").write_text("d\n")
+    for train in ("train", ["train"]):
+        assert (
+            prepare(make_config(own_folder, data={"train": train}, vocabulary={"size": 16})).fingerprint
+            == "eca9f01e7b24f77c"
+        )
+
+
+def write_pairs(folder: Path, split: str, pairs: list[tuple[str, str]]) -> None:
+    for side, language in enumerate(("en", "de")):
+        (folder / f"{split}.{language}").write_text("".join(f"{pair[side]}\n" for pair in pairs))
+
+
+def pairs_of(folder: Path, split: str) -> list[tuple[str, str]]:
+    sides = [(folder / f"{split}.{language}").read_text().splitlines() for language in ("en", "de")]
+    return list(zip(*sides, strict=True))
+
+
+def trained_pairs(corpus: PreparedCorpus) -> list[tuple[str, str]]:
+    arrays, decode = corpus.train, corpus.vocabulary.decode
+    indices = range(len(arrays))
+    sources, targets = (
+        decode([arrays.source(i).tolist() for i in indices]),
+        decode([arrays.target(i).tolist() for i in indices]),
+    )
+    return list(zip(sources, targets, strict=True))
+
+
+def test_several_corpora_are_joined_in_their_order(own_folder: Path) -> None:
+    one, two = pairs_of(own_folder, "train")[:200], pairs_of(own_folder, "train")[100:]
+    two[3] = ("", "leer")
+    write_pairs(own_folder, "one", one)
+    write_pairs(own_folder, "two", two)
+    corpus = prepare(make_config(own_folder, data={"train": ["two", "one", "two"]}))
+    left = [pair for pair in two if all(pair)]
+    assert trained_pairs(corpus) == [*left, *one, *left]
+    assert corpus.skipped.train_empty == 2
+    swapped = prepare(make_config(own_folder, data={"train": ["one", "two", "two"]}))
+    assert trained_pairs(swapped) == [*one, *left, *left] and swapped.fingerprint != corpus.fingerprint
+    with pytest.raises(DataError, match=r"three\.en: no such file, nor three\.en\.gz"):
+        prepare(make_config(own_folder, data={"train": ["one", "three"]}))
+
+
+def test_repeated_pairs_are_left_out_and_counted(own_folder: Path) -> None:
+    pairs = pairs_of(own_folder, "train")
+    unique = list(dict.fromkeys(pairs))
+    assert trained_pairs(prepare(make_config(own_folder))) == pairs
+    half = (unique[0][0], unique[1][1])  # each side occurred before, but not together
+    write_pairs(own_folder, "more", [unique[0], half, unique[1], half, *pairs])
+    corpus = prepare(make_config(own_folder, data={"train": ["more"], "drop_duplicates": True}))
+    assert sorted(trained_pairs(corpus)) == sorted([*unique, half]) and trained_pairs(corpus)[:3] == [
+        unique[0],
+        half,
+        unique[1],
+    ]
+    assert corpus.skipped.train_repeated == len(pairs) + 4 - len(unique) - 1 >= 3
+    twice = prepare(make_config(own_folder, data={"train": ["train", "train"], "drop_duplicates": True}))
+    assert trained_pairs(twice) == unique and twice.skipped.train_repeated == 2 * len(pairs) - len(unique)
+
+
+def test_pairs_of_unequal_lengths_are_left_out_and_counted(own_folder: Path) -> None:
+    everything = prepare(make_config(own_folder))
+    lengths = zip(everything.train.source_lengths.tolist(), everything.train.target_lengths.tolist(), strict=True)
+    ratios = [max(pair) / min(pair) for pair in lengths]
+    limit = sorted(ratios)[-20]
+    corpus = prepare(make_config(own_folder, data={"max_ratio": limit}))
+    kept = [pair for pair, ratio in zip(trained_pairs(everything), ratios, strict=True) if ratio <= limit]
+    assert trained_pairs(corpus) == kept and 0 < corpus.skipped.train_unequal == len(ratios) - len(kept) < 20
+    assert corpus.skipped.train_repeated == corpus.skipped.train_too_long == 0
+    with pytest.raises(DataError, match=r"raise task\.data\.max_tokens_per_sentence or task\.data\.max_ratio$"):
+        prepare(make_config(own_folder, data={"max_ratio": 1.0, "max_tokens_per_sentence": 1}))
+
+
+def test_a_pair_that_is_left_out_counts_once(own_folder: Path) -> None:
+    long, unequal = ("word " * 90, "word " * 90), ("word", "word word word word word")
+    write_pairs(own_folder, "odd", [long, long, unequal, unequal, ("", "x"), *pairs_of(own_folder, "train")])
+    data = {"train": ["odd"], "max_ratio": 4.0, "max_tokens_per_sentence": 70, "drop_duplicates": True}
+    corpus = prepare(make_config(own_folder, data=data))
+    skipped = corpus.skipped
+    assert skipped.train_too_long >= 2 and skipped.train_unequal >= 2 and skipped.train_empty == 1
+    total = skipped.train_too_long + skipped.train_unequal + skipped.train_empty + skipped.train_repeated
+    assert len(corpus.train) + total == 305
+
+
+def test_filters_do_not_change_the_vocabulary(own_folder: Path) -> None:
+    corpora = [prepare(make_config(own_folder, data=data)) for data in ({}, {"max_ratio": 1.5, "drop_duplicates": True})]
+    assert corpora[0].vocabulary.is_same(corpora[1].vocabulary) and len(corpora[1].train) < len(corpora[0].train)
 
 
 def cut_short(folder: Path) -> None:

@@ -140,6 +140,15 @@ def test_the_description_of_the_data_gives_sizes_padding_and_skipped_pairs(
     )
 
 
+def test_the_description_of_the_data_gives_what_the_filters_left_out(folder: Path, corpus: PreparedCorpus) -> None:
+    skipped = dataclasses.replace(corpus.skipped, train_unequal=12, train_repeated=34)
+    filtered = dataclasses.replace(corpus, skipped=skipped)
+    (remark,) = TranslationTask(
+        make_config(folder, data={"max_ratio": 2.0, "drop_duplicates": True}), filtered
+    ).describe_data()
+    assert remark.endswith(" with an empty side, 12 with sides of unequal lengths, 34 repeated")
+
+
 def test_the_description_of_the_data_gives_losses_of_the_vocabulary(folder: Path, corpus: PreparedCorpus) -> None:
     lossy = dataclasses.replace(corpus, losses=Losses(unknown_pieces=1234, normalized_lines=7))
     assert TranslationTask(make_config(folder), lossy).describe_data()[1:] == [

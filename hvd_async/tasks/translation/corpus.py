@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hvd_async.config import RunConfig
+from hvd_async.config import DataConfig, RunConfig
 from hvd_async.errors import DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
 from hvd_async.tasks.translation.initial_model import given_vocabulary
-from hvd_async.tasks.translation.text import ParallelText, find_texts, read_split
+from hvd_async.tasks.translation.text import ParallelText, find_texts, joined, read_split
 from hvd_async.tasks.translation.vocabulary import UNK, Vocabulary
 
 Tokens = npt.NDArray[np.integer]
@@ -27,6 +28,10 @@ Offsets = npt.NDArray[np.int64]
 _FORMAT = 2  # raise it when the meaning of the files changes, so that older folders are not mistaken for new ones
 _SIDES = ("source", "target")
 _LARGEST_UINT16 = 2**16
+_EMPTY, _TOO_LONG, _UNEQUAL, _REPEATED = "empty", "too long", "unequal", "repeated"
+
+_Pair = tuple[list[int], list[int]]
+"""The tokens of both sides."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,11 @@ class Skipped:
     train_empty: int
     train_too_long: int
     validation_empty: int
+    train_unequal: int = 0
+    """Pairs with sides of too unequal lengths."""
+    train_repeated: int = 0
+    """Pairs that occurred before. A pair that is left out for several reasons counts once, for the first of empty, too long,
+    unequal and repeated."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,10 @@ def _fingerprint(config: RunConfig) -> str:
         "vocabulary": config.translation.vocabulary.model_dump(exclude={"file"}),
         "max_tokens_per_sentence": data.max_tokens_per_sentence,
         "languages": [data.source, data.target],
-        "splits": [data.train, data.validation],
+        "splits": [data.train[0] if len(data.train) == 1 else data.train, data.validation],
+        # Absent where nothing is filtered, so that corpora and runs of earlier versions keep their fingerprints.
+        **({} if data.max_ratio is None else {"max_ratio": data.max_ratio}),
+        **({"drop_duplicates": True} if data.drop_duplicates else {}),
     }
     given = given_vocabulary(config.translation)
     if given is not None:
@@ -147,7 +160,7 @@ def _fingerprint(config: RunConfig) -> str:
 def _read_texts(config: RunConfig) -> tuple[ParallelText, ParallelText]:
     data = config.translation.data
     folder = Path(data.folder)
-    train = read_split(folder, data.train, data.source, data.target)
+    train = joined([read_split(folder, split, data.source, data.target) for split in data.train])
     return train, read_split(folder, data.validation, data.source, data.target)
 
 
@@ -158,23 +171,26 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
     else:
         vocabulary = Vocabulary.load(given)
     vocabulary.save(folder / "vocabulary.model")
-    limit = config.translation.data.max_tokens_per_sentence
-    pairs, num_empty = _encode(vocabulary, train)
-    kept = [pair for pair in pairs if max(map(len, pair)) <= limit]
+    data = config.translation.data
+    kept, left_out = _select(vocabulary, train, data)
     if not kept:
+        others = "" if data.max_ratio is None else " or task.data.max_ratio"
         raise DataError(
-            f"{config.translation.data.folder}: got no training pair of at most {limit} tokens on either side,"
-            " expected at least one; raise task.data.max_tokens_per_sentence"
+            f"{data.folder}: got no training pair of at most {data.max_tokens_per_sentence} tokens on either side,"
+            f" expected at least one; raise task.data.max_tokens_per_sentence{others}"
         )
     _save(folder, "train", kept, len(vocabulary))
     validated, num_validation_empty = _encode(vocabulary, validation)
     if not validated:
-        raise DataError(
-            f"{config.translation.data.folder}: got no pair of {config.translation.data.validation} with tokens on both sides,"
-            " expected at least one"
-        )
+        raise DataError(f"{data.folder}: got no pair of {data.validation} with tokens on both sides, expected at least one")
     _save(folder, "validation", validated, len(vocabulary))
-    skipped = Skipped(train.num_empty + num_empty, len(pairs) - len(kept), validation.num_empty + num_validation_empty)
+    skipped = Skipped(
+        train_empty=train.num_empty + left_out[_EMPTY],
+        train_too_long=left_out[_TOO_LONG],
+        validation_empty=validation.num_empty + num_validation_empty,
+        train_unequal=left_out[_UNEQUAL],
+        train_repeated=left_out[_REPEATED],
+    )
     unknown = sum(side.count(UNK) for pair in kept for side in pair)
     losses = Losses(unknown, vocabulary.num_normalized([*train.sources, *train.targets]))
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -186,6 +202,36 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
         "losses": asdict(losses),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _select(vocabulary: Vocabulary, text: ParallelText, data: DataConfig) -> tuple[list[_Pair], Counter[str]]:
+    """Return the tokens of the pairs on which to train, and the number of other pairs by the reason."""
+    kept: list[_Pair] = []
+    left_out: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    encoded = zip(vocabulary.encode(text.sources), vocabulary.encode(text.targets), strict=True)
+    for pair, *sides in zip(encoded, text.sources, text.targets, strict=True):
+        reason = _fault_of(pair, data)
+        if not reason and data.drop_duplicates:
+            # A digest in place of the text, which may fill memory; a line has no newline.
+            digest = hashlib.blake2b("\n".join(sides).encode(), digest_size=16).digest()
+            reason = _REPEATED if digest in seen else ""
+            seen.add(digest)
+        if reason:
+            left_out[reason] += 1
+        else:
+            kept.append(pair)
+    return kept, left_out
+
+
+def _fault_of(pair: _Pair, data: DataConfig) -> str:
+    """Return why a pair is left out of training, whatever the others are; empty if it is not."""
+    shorter, longer = sorted(map(len, pair))
+    if not shorter:
+        return _EMPTY
+    if longer > data.max_tokens_per_sentence:
+        return _TOO_LONG
+    return _UNEQUAL if data.max_ratio is not None and longer > data.max_ratio * shorter else ""
 
 
 def _encode(vocabulary: Vocabulary, text: ParallelText) -> tuple[list[tuple[list[int], list[int]]], int]:

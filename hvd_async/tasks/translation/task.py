@@ -130,7 +130,12 @@ class TranslationTask:
         """Return lines about the data for a user: sizes, what was left out, and the share of padding in a first epoch."""
         train, skipped = self._corpus.train, self._corpus.skipped
         share = padding_share(self._plan.batches_of(0), train.source_lengths, train.target_lengths)
+        data = self._config.translation.data
         left_out = f"; left out: {skipped.train_too_long} too long, {skipped.train_empty} with an empty side"
+        if data.max_ratio is not None:
+            left_out += f", {skipped.train_unequal} with sides of unequal lengths"
+        if data.drop_duplicates:
+            left_out += f", {skipped.train_repeated} repeated"
         lines = [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
         if (first := self._config.translation.init_from) is not None:
             lines.append(f"training begins with the parameters of {first}")

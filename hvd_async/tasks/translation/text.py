@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +41,12 @@ def find_file(folder: Path, split: str, language: str) -> Path:
 
 
 def find_texts(data: DataConfig) -> list[Path]:
-    """Return the files of both splits, source before target. Raises `DataError` for the first that is missing."""
+    """Return the files of all splits, source before target, those of training first.
+
+    Raises `DataError` for the first that is missing.
+    """
     folder = Path(data.folder)
-    splits, languages = (data.train, data.validation), (data.source, data.target)
+    splits, languages = (*data.train, data.validation), (data.source, data.target)
     return [find_file(folder, split, language) for split in splits for language in languages]
 
 
@@ -115,6 +118,15 @@ def split_lines(content: bytes, path: Path) -> list[str]:
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: line {number}: not UTF-8 ({error.reason}); expected UTF-8 text") from None
     return texts
+
+
+def joined(texts: Sequence[ParallelText]) -> ParallelText:
+    """Return the pairs of all `texts`, one text after another."""
+    return ParallelText(
+        [source for text in texts for source in text.sources],
+        [target for text in texts for target in text.targets],
+        sum(text.num_empty for text in texts),
+    )
 
 
 def read_split(folder: Path, split: str, source: str, target: str) -> ParallelText:
