@@ -43,7 +43,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=int,
         metavar="N",
-        help="sentences translated at once by a thread; default: the configuration's; 1 answers each line by itself",
+        help="sentences translated at once by a thread; default: the configuration's",
     )
     parser.add_argument(
         "--batch-tokens",

@@ -150,8 +150,9 @@ def _hypotheses(arguments: argparse.Namespace, references: Sequence[str]) -> tup
 
     if arguments.hypothesis is not None:
         return _translations(arguments.hypothesis, references), {"hypothesis": str(arguments.hypothesis)}
+    sources = _sources(arguments, references)
     translator = load(arguments)
-    translations = translator.translate(_sources(arguments, references))
+    translations = translator.translate(sources)
     if arguments.output is not None:
         write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
     settings = {key: getattr(translator.decoding, key) for key in ("beam", "length_penalty")}
@@ -161,7 +162,7 @@ def _hypotheses(arguments: argparse.Namespace, references: Sequence[str]) -> tup
 def _likelihood(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the perplexity of the references; write the log probabilities of each to --output. Return the sums for --json."""
     from hvd_async.system.files import write_file
-    from hvd_async.tasks.translation.likelihood import perplexity
+    from hvd_async.tasks.translation.likelihood import nats_per_piece, perplexity
 
     references = _lines(arguments.reference)
     sources = _sources(arguments, references)
@@ -171,7 +172,7 @@ def _likelihood(arguments: argparse.Namespace) -> dict[str, Any]:
         rows = [f"{number}\t{_row(one)}\n" for number, one in enumerate(likelihoods, start=1)]
         write_file(arguments.output, "".join(rows).encode())
     num_pieces, unknown = sum(len(one.pieces) for one in likelihoods), translator.num_unknown(references)
-    nats, value = -sum(one.log_probability for one in likelihoods) / num_pieces, perplexity(likelihoods)
+    nats, value = nats_per_piece(likelihoods), perplexity(likelihoods)
     print(
         f"perplexity {value:.4f}: {nats:.6f} nats per piece, {num_pieces:,} pieces of {len(references):,} references, ends"
         f" included{f', {unknown:,} of them unknown' if unknown else ''}"

@@ -96,6 +96,10 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.sample and arguments.beam is not None:
         raise ConfigError(f"--beam {arguments.beam} has no effect with --sample; remove one of them")
+    if arguments.sample and arguments.length_penalty is not None and arguments.n_best is None:
+        raise ConfigError(
+            "--length-penalty has no effect with --sample but in scores; add --n-best, or remove --length-penalty"
+        )
     if not arguments.sample:
         for flag in ("--temperature", "--top-k", "--seed"):
             if (given := getattr(arguments, flag[2:].replace("-", "_"))) is not None:

@@ -38,10 +38,14 @@ def write_file(path: Path, content: bytes, mode: int = 0o666) -> None:
 def new_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yield an empty file under a temporary name beside `path`; it becomes `path` when the block ends without an exception.
 
-    Otherwise as `write_file`.
+    A device or a pipe is written as it is, since it cannot be replaced. Otherwise as `write_file`.
     """
     temporary = temporary_beside(path)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with open(path, "wb") as stream:
+                yield stream
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file

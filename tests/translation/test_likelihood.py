@@ -15,7 +15,7 @@ from hvd_async.tasks.translation.batching import collate
 from hvd_async.tasks.translation.corpus import PreparedCorpus
 from hvd_async.tasks.translation.decoding import n_best
 from hvd_async.tasks.translation.evaluation import Evaluation
-from hvd_async.tasks.translation.likelihood import Likelihood, log_probabilities, perplexity
+from hvd_async.tasks.translation.likelihood import Likelihood, log_probabilities, nats_per_piece, perplexity
 from hvd_async.tasks.translation.task import TranslationTask
 from hvd_async.tasks.translation.translator import Translator
 from tests.translation.models import SOURCES, Kind, make_model
@@ -68,6 +68,7 @@ def test_a_perplexity_counts_pieces_and_may_be_infinite() -> None:
     assert perplexity(found) == pytest.approx(math.exp(2.0)) and found[0].log_probability == -3.0
     assert perplexity([Likelihood(["e"], [-1e5])]) == math.inf
     assert perplexity([Likelihood(["e"], [-math.inf])]) == math.inf
+    assert math.isnan(perplexity([])) and nats_per_piece(found) == pytest.approx(2.0)
 
 
 def test_score_prints_the_perplexity_and_writes_each_piece(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from hvd_async.config import DecodingConfig
-from hvd_async.errors import DataError
+from hvd_async.errors import ConfigError, DataError
 from hvd_async.tasks.translation.decoding import translate
 from hvd_async.tasks.translation.sampling import Sampling, sample
 from tests.translation.models import SOURCES, Kind, log_probability, make_model
@@ -96,3 +97,18 @@ def test_sentences_are_checked() -> None:
     assert sample(make_model("gru", 1), [], DecodingConfig(), Sampling()) == []
     with pytest.raises(DataError, match="sentence 2: got 6 tokens, expected at most 5"):
         sample(make_model("gru", 1, max_positions=6), [[4], [4] * 6], DecodingConfig(), Sampling())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, r"^temperature: got 0, expected a number above 0$"),
+        ({"temperature": math.nan}, r"^temperature: got nan, expected a number above 0$"),
+        ({"temperature": math.inf}, r"^temperature: got inf, expected a number above 0$"),
+        ({"top_k": 0}, r"^top_k: got 0, expected 1 or more$"),
+        ({"num_samples": 0}, r"^num_samples: got 0, expected 1 or more$"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sampling(**arguments)

@@ -108,6 +108,7 @@ def test_a_bad_line_is_reported_and_keeps_its_place_in_the_file(
         (["--sample", "--temperature", "0"], "--temperature: got 0, expected a number above 0; --beam 1 takes the most"),
         (["--sample", "--top-k", "0"], "--top-k: got 0, expected 1 or more"),
         (["--sample", "--beam", "3"], "--beam 3 has no effect with --sample; remove one of them"),
+        (["--sample", "--length-penalty", "0"], "--length-penalty has no effect with --sample but in scores; add --n-best"),
         (["--top-k", "3"], "--top-k 3 has no effect without --sample; add it, or remove --top-k"),
         (["--seed", "3"], "--seed 3 has no effect without --sample; add it, or remove --seed"),
         (["--output", "text.en", "--overwrite"], "--output: got text.en, the file of --input; expected another file"),

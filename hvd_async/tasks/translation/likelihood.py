@@ -33,12 +33,16 @@ class Likelihood:
         return math.fsum(self.log_probabilities)
 
 
+def nats_per_piece(likelihoods: Sequence[Likelihood]) -> float:
+    """Return the mean negative log probability over all pieces of all translations, ends included; NaN without a translation."""
+    num_pieces = sum(len(each.log_probabilities) for each in likelihoods)
+    return -math.fsum(each.log_probability for each in likelihoods) / num_pieces if num_pieces else math.nan
+
+
 def perplexity(likelihoods: Sequence[Likelihood]) -> float:
-    """Return exp(- mean log probability) over all pieces of all translations, ends included; infinity if that is too large."""
-    num_tokens = sum(len(each.log_probabilities) for each in likelihoods)
-    mean = math.fsum(each.log_probability for each in likelihoods) / num_tokens
+    """Return e to the `nats_per_piece`; infinity if that is too large."""
     try:
-        return math.exp(-mean)
+        return math.exp(nats_per_piece(likelihoods))
     except OverflowError:
         return math.inf
 

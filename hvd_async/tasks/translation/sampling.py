@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hvd_async.config import DecodingConfig
+from hvd_async.errors import ConfigError
 from hvd_async.tasks.translation.decoding import (
     Hypothesis,
     check_lengths,
@@ -41,6 +43,15 @@ class Sampling:
     """Translations of each sentence."""
     first: int = 0
     """Number of the first sentence, for text that is translated part by part."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a number out of range."""
+        if not 0.0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature: got {self.temperature:g}, expected a number above 0")
+        for name in ("top_k", "num_samples"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ConfigError(f"{name}: got {number}, expected 1 or more")
 
 
 def sample(
