@@ -246,13 +246,13 @@ def _check_alone() -> None:
 def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool) -> LaunchOptions:
     from hvd_async.cluster.batch_system import variables_to_unset
     from hvd_async.cluster.mpi_family import detect_mpi, outlives_ranks, version_of
-    from hvd_async.cluster.slurm import detect_pmi
+    from hvd_async.cluster.slurm import detect_pmi, read_job
     from hvd_async.launcher import LaunchOptions, variables_to_forward
 
     bin_folder = pathlib.Path(sys.executable).parent  # MPI and Horovod of this environment, even if it is not activated
     found = {name: str(bin_folder / name) if (bin_folder / name).exists() else name for name in ("mpirun", "horovodrun")}
     launcher: LauncherName = arguments.launcher or "mpirun"
-    if launcher == "srun" and not is_in_job:
+    if launcher == "srun" and (not is_in_job or read_job(os.environ) is None):
         raise SetupError(
             "--launcher srun: expected to run in a Slurm job, without --hosts; write a batch script with --slurm, or get"
             " nodes with salloc first"

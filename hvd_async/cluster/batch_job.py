@@ -13,6 +13,7 @@ class BatchJob:
         id: number of this job; an array task has a number of its own, and `array_job` is that of the array.
         restarts: how often the batch system has restarted the job.
         array_task: number of the task in its array.
+        partition: the partition of Slurm, or the queue of PBS and LSF.
         nodes: all nodes of the job, in the short form of the batch system: `n[1-4]`.
     """
 

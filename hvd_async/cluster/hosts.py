@@ -46,6 +46,17 @@ def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
     return tuple(_merged(hosts))
 
 
+def hosts_of_slots(names: Sequence[str], source: str) -> tuple[Host, ...]:
+    """Return the hosts of a batch system's job, which names each of them once for each of its slots. `source` names the list in
+    errors. Raises `SetupError`."""
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise SetupError(f"{source}: got {name!r}, expected the name of a host")
+    if not names:
+        raise SetupError(f"{source}: names no host, expected those of the job")
+    return tuple(Host(name, names.count(name)) for name in dict.fromkeys(names))
+
+
 def _merged(hosts: Sequence[Host]) -> Iterator[Host]:
     for name in dict.fromkeys(host.name for host in hosts):
         same = [host for host in hosts if host.name == name]
