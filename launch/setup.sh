@@ -223,7 +223,7 @@ install_packages() {
     [[ $mpi != mpich ]] || packages+=("mpich==$MPICH_VERSION")
     [[ $mpi != system ]] || install_mpi4py # first: faults of an MPI show before the rest is downloaded
     step "torch, mpi4py, MPI ($mpi)" pip install "${packages[@]}"
-    step 'hvd_async and the packages for it, its tests and its documentation' pip install --no-build-isolation --editable "${root}[test,docs]"
+    step 'hvd_async and the packages for it, its tests and its documentation' pip install --no-build-isolation --editable "${root}[all,test,docs]"
 }
 
 # Print the folder of the wheel, which fits one torch, one MPI, one Python, and either GPUs or none.

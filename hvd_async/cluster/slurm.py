@@ -220,8 +220,8 @@ def choose_pmi(family: MpiFamily, available: Sequence[str]) -> str:
                 return name
     found, needs = ", ".join(available) or "no known plugin", " or ".join(_PMIS[family])
     raise SetupError(
-        f"srun --mpi=list: got {found}, expected {needs}, which {family} needs; use --launcher mpirun, another MPI"
-        " (launch/setup.sh --mpi), or name one with --pmi"
+        f"srun --mpi=list: got {found}, expected {needs}, which {family} needs; use --launcher mpirun, another MPI,"
+        " such as the cluster's, or name one with --pmi"
     )
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from hvd_async.errors import SetupError
 from hvd_async.runs.evaluations import EvaluationResult
 from hvd_async.runs.recorder_context import RunContext, TrainingClock
 from hvd_async.runs.recorder_part import RunPart
 from hvd_async.runs.totals import Totals
 from hvd_async.store.arrival import Update
+from hvd_async.system.extras import require
 
 _EVERY_SECONDS = 1.0
 
@@ -37,6 +39,11 @@ class Scalars(RunPart):
     def __enter__(self) -> Scalars:
         """Open the file."""
         if self._folder is not None:
+            try:
+                require("tensorboard")
+            except SetupError as error:
+                self._say(f"{error}; continuing without TensorBoard scalars")
+                return self
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self._do(lambda: setattr(self, "_writer", SummaryWriter(str(self._folder), purge_step=self._purge_from)))

@@ -17,11 +17,15 @@ from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import SetupError
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, JobSpec, Session
+from hvd_async.system.extras import install_command
 from hvd_async.transport.bootstrap import init_mpi, report_failure, reported_failure
 from hvd_async.transport.group import messages_of
 from hvd_async.vectors.flat import FlatParameters
 
-_HINT = "run launch/setup.sh to build it (its log reports failures); `async`, `ddp` and `single` work without it"
+_HINT = (
+    f"{install_command('horovod')} compiles it, with the settings under Install in the README; `async`, `ddp` and `single` work"
+    " without it"
+)
 
 
 class Horovod(synchronous.WithReplica):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.config import FactoryConfig, RunConfig, ScriptConfig, TranslationConfig
 from hvd_async.errors import ConfigError
+from hvd_async.system.extras import require
 
 if TYPE_CHECKING:
     from hvd_async.tasks.task import Task
@@ -23,6 +24,7 @@ def make_task(config: RunConfig) -> Task:
         return make_factory_task(config, config.task)
     if isinstance(config.task, ScriptConfig):
         raise ConfigError("task.kind: got script, which trains in a loop of its own; start the script itself")
+    require("translation")
     from hvd_async.tasks.translation import TranslationTask, prepare  # slow to import
 
     return TranslationTask(config, prepare(config))

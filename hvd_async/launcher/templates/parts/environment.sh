@@ -8,5 +8,5 @@ set -u
 set -euo pipefail
 # Load modules of the cluster here: module load ...
 {% endif %}
-[[ -x $environment/bin/hvd-async ]] || { echo "$environment in $PWD: no hvd-async in it; run launch/setup.sh, or set environment=" >&2; exit 4; }
+[[ -x $environment/bin/hvd-async ]] || { echo "$environment in $PWD: no hvd-async in it; set environment= to the one in which hvd_async is installed" >&2; exit 4; }
 export PATH="$environment/bin:$PATH"
