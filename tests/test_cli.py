@@ -22,6 +22,7 @@ from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
 COMMANDS = (
+    "init",
     "data",
     "train",
     "launch",

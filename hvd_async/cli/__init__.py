@@ -10,6 +10,7 @@ from hvd_async.cli import (
     compare,
     data,
     doctor,
+    init,
     join,
     launch,
     replay,
@@ -34,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for module in (
-        data, train, launch, join, status, translate, score, average, compare, report, simulate, replay, bench, doctor
+        init, data, train, launch, join, status, translate, score, average, compare, report, simulate, replay, bench, doctor
     ):  # fmt: skip
         module.add_verb(verbs)
     return parser
