@@ -16,6 +16,7 @@ from hvd_async.doctor import (
     Finding,
     Mpirun,
     _check_kernels,
+    _check_packages,
     format_findings,
     judge_contention,
     judge_library,
@@ -167,3 +168,13 @@ def test_threads_that_spin_beside_a_busy_process_are_reported() -> None:
     alone = judge_contention(Contention(1, one_thread=36_000, alone=36_000, beside=60))
     assert [finding.verdict for finding in (fine, cliff, alone)] == ["ok", "warn", "ok"]
     assert "beside a busy process 60" in cliff.detail and "GOMP_SPINCOUNT" in cliff.hint
+
+
+def test_the_extras_that_are_missing_are_named_with_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)  # cannot be imported
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    [extras] = [finding for finding in _check_packages() if finding.name == "extras"]
+    assert (extras.verdict, extras.detail) == (
+        "ok",
+        "report; to add others: pip install 'hvd_async[translation,tensorboard]'",
+    )
