@@ -67,7 +67,9 @@ class TrainingConfig(Section):
         100,
         description="Number of consecutive gradients that are not finite after which the run counts as diverged and ends.",
     )
-    tensorboard: bool = Field(True, description="Write TensorBoard scalars to `<output>/tensorboard`.")
+    tensorboard: bool = Field(
+        True, description="Write TensorBoard scalars to `<output>/tensorboard`, if the package tensorboard is installed."
+    )
 
     @pydantic.model_validator(mode="after")
     def _one_bound(self) -> TrainingConfig:
