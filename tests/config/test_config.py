@@ -230,6 +230,14 @@ def test_the_width_of_a_gru_need_not_fit_heads() -> None:
     assert parse().translation.model.kind == "transformer"
 
 
+def test_a_single_name_of_a_training_split_is_a_list_of_one() -> None:
+    one, listed = (
+        parse_config({**SMALLEST, "task": {"data": {"folder": "data", "train": train}}}, "") for train in ("a", ["a"])
+    )
+    assert one == listed and one.translation.data.train == ("a",)
+    assert parse_config(SMALLEST, "").translation.data.train == ("train",)
+
+
 def test_values_are_not_converted() -> None:
     assert faults(seed="1", training={"epochs": 1, "allow_sharing": 1}) == [
         "config.yaml: seed: got '1', expected: a whole number",
