@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 import yaml
 
+import hvd_async
 from hvd_async.__main__ import main
 from hvd_async.cli import make_parser
 from hvd_async.cluster.mpi_family import MpiFamily
@@ -21,6 +22,7 @@ from hvd_async.launcher.batch_script import SCRIPTS
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
+ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = (
     "init",
     "data",
@@ -347,3 +349,10 @@ def test_the_choices_of_launchers_mpi_libraries_and_scripts_are_complete() -> No
     assert choices["--launcher"] == get_args(LauncherName) and choices["--mpi"] == get_args(MpiFamily)
     assert get_args(SuiteConfig.model_fields["launcher"].annotation) == (*get_args(LauncherName), "simulate")
     assert [*(choices["--slurm"] or ()), "compare"] == list(SCRIPTS)
+
+
+def test_the_version_is_printed_and_cited(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"hvd_async {hvd_async.__version__}\n"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == hvd_async.__version__

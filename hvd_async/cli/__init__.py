@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from hvd_async import __version__
 from hvd_async.cli import (
     average,
     bench,
@@ -32,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"hvd_async {__version__}")
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for module in (
