@@ -92,8 +92,11 @@ def test_translations_do_not_depend_on_the_size_of_batches(kind: Kind) -> None:
         assert translate(model, SOURCES, DecodingConfig(**limits), beam=3) == expected
 
 
-@pytest.mark.parametrize(("sentences", "tokens"), [(3, None), (100, 12), (2, 12), (1, 1)])
-def test_a_batch_has_at_most_its_sentences_and_tokens(sentences: int, tokens: int | None) -> None:
+@pytest.mark.parametrize(
+    ("sentences", "tokens", "num_batches"),
+    [(3, None, 3), (100, 12, 4), (100, 11, 5), (2, 12, 5), (1, 1, 8), (100, 10**6, 1)],
+)
+def test_a_batch_has_at_most_its_sentences_and_tokens(sentences: int, tokens: int | None, num_batches: int) -> None:
     lengths = [4, 0, 30, 2, 2, 5, 11, 1]
     batches: list[list[int]] = []
 
@@ -107,7 +110,7 @@ def test_a_batch_has_at_most_its_sentences_and_tokens(sentences: int, tokens: in
     padded = [len(batch) * (max(lengths[i] for i in batch) + 1) for batch in batches]
     assert all(len(batch) <= sentences for batch in batches)
     assert all(len(batch) == 1 or size <= (tokens or 1000) for batch, size in zip(batches, padded, strict=True))
-    assert len(batches) == {3: 3, 100: 4, 2: 5, 1: 8}[sentences]
+    assert len(batches) == num_batches
 
 
 @pytest.mark.parametrize("seed", range(6))

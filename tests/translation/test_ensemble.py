@@ -56,6 +56,18 @@ def test_probabilities_are_the_mean_of_those_of_the_models(kinds: tuple[Kind, Ki
             assert forced == pytest.approx(expected.tolist())
 
 
+def test_what_an_ensemble_predicts_is_a_distribution() -> None:
+    ensemble = Ensemble([make_model("transformer", 1), make_model("gru", 2), make_model("gru", 3)])
+    source, before = torch.tensor([[4, 5, 3]]), torch.tensor([[2, 6]])
+    with torch.no_grad():
+        predicted = ensemble(source, None, before)
+        state = ensemble.begin(source, None)
+        steps = torch.cat([ensemble.step(before[:, i], state) for i in range(2)])
+    assert predicted.exp().sum(dim=1).tolist() == pytest.approx([1.0, 1.0])
+    torch.testing.assert_close(steps, predicted)
+    assert state.length == 2
+
+
 def test_the_order_of_the_models_does_not_matter_and_both_count() -> None:
     models = [make_model("transformer", seed) for seed in (1, 2)]
     scores = [

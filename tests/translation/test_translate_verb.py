@@ -134,7 +134,7 @@ def test_wrong_arguments_are_one_line(
 def test_a_server_answers_each_line_before_it_gets_the_next(model_folder: Path, arguments: list[str]) -> None:
     """A reader that waited for more lines, or an answer that stayed in a buffer, would stop this test for ever."""
     command = [sys.executable, "-m", "hvd_async", "translate", str(model_folder), *arguments]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}  # empty: as if it were not set
     expected = Translator.load(model_folder).translate(LINES)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True) as server:
         assert server.stdin is not None and server.stdout is not None
