@@ -25,10 +25,14 @@ def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
 
 
 def test_every_command_that_writes_has_a_flag_to_replace() -> None:
-    """`compare` and `launch` are exceptions: they recognise their own folders by the contents."""
+    """`compare` recognises its own folders by their contents; `doctor` and `status` write nothing, and print JSON."""
     flags = {parser.prog: set(parser._option_string_actions) for parser in parsers(make_parser())}
     writing = {prog for prog, options in flags.items() if options & {"--output", "--json"}}
-    assert {prog for prog in writing if "--overwrite" not in flags[prog]} == {"hvd-async compare", "hvd-async doctor"}
+    assert {prog for prog in writing if "--overwrite" not in flags[prog]} == {
+        "hvd-async compare",
+        "hvd-async doctor",
+        "hvd-async status",
+    }
 
 
 @pytest.mark.parametrize("text", ["", "a\nb", "\x1b[2J", "caf\udce9"])
