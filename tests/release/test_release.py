@@ -19,9 +19,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def release(root: pathlib.Path, *arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
+def release(root: pathlib.Path, *arguments: str | pathlib.Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run launch/release.sh of the checkout at `root`, in this environment."""
-    environ = {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    environ = {
+        **os.environ,
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(root),
+        **variables,
+    }
     command = [root / "launch/release.sh", *arguments]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=1700, check=False)
 
@@ -60,18 +65,18 @@ def test_the_packages_work_in_a_clean_environment(checkout: pathlib.Path, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_file_that_the_wheel_lacks_is_named_and_nothing_is_released(
-    checkout: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_what_the_wheel_lacks_is_named_and_nothing_is_released(checkout: pathlib.Path, tmp_path: pathlib.Path) -> None:
     settings = (checkout / "pyproject.toml").read_text()
-    assert settings.count('"templates/*/*.py"') == 1
-    (checkout / "pyproject.toml").write_text(settings.replace(', "templates/*/*.py"', ""))
+    assert settings.count('"templates/*/*.yaml", ') == 1
+    (checkout / "pyproject.toml").write_text(settings.replace('"templates/*/*.yaml", ', ""))
     (tmp_path / "packages").mkdir()
-    done = release(checkout, "--reuse-torch", "--output", tmp_path / "packages")
+    done = release(checkout, "--reuse-torch", "--output", tmp_path / "packages", CC="false")  # a compiler that fails
     assert done.returncode == 1
-    assert re.search(
-        r"^release: hvd_async-.*\.whl: lacks hvd_async/project/templates/task/my_task\.py$", done.stderr, re.MULTILINE
-    )
+    lacking = re.findall(r"^release: hvd_async-.*\.whl: lacks (.*)$", done.stderr, re.MULTILINE)
+    templates = [
+        f"hvd_async/project/templates/{kind}/{name}.yaml" for kind in ("task", "translation") for name in ("run", "suite")
+    ]
+    assert lacking == [*templates, "hvd_async/vectors/_native.*.so, the C extension"]
     assert f"release: Python {PYTHON}: failed: files in the wheel; see build/release/{PYTHON}.log" in done.stdout
     assert done.stderr.endswith("packages: left as before, since not all have passed\n")
     assert list((tmp_path / "packages").iterdir()) == []
