@@ -17,6 +17,7 @@ from hvd_async.benchmarks.report import BenchMachine, Result, print_results, wri
 from hvd_async.cluster.environment import read_environment
 from hvd_async.config import load_config
 from hvd_async.errors import ConfigError
+from hvd_async.system.extras import require
 
 # Benchmarks and their modules in this package, in the order in which they run. Each module has `measure`, `DEFAULTS`
 # (`Options`) and `TAKES`, the options that the benchmark uses. `measure(options)` runs in one process, `measure(place,
@@ -55,6 +56,8 @@ def bench(name: str | None, given: dict[str, Any], output: Output, environ: Mapp
         )
     if launched is not None and launched.size < 2:
         raise ConfigError(f"bench {name}: got 1 rank, expected at least 2: rank 0 is the store, the others are workers")
+    if {"step", "translation"} & set(names):
+        require("translation")
     results: list[Result] = []
     for each, options in chosen.items():
         if each in ON_RANKS and launched is None:

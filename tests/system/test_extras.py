@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pathlib
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import hvd_async
 from hvd_async.system.extras import EXTRAS, install_command, require
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from tests.ranks import run_limited
 from tests.test_architecture import MODULES, imports
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -116,6 +118,8 @@ def project(tmp_path: pathlib.Path) -> pathlib.Path:
         ("sentencepiece", ["simulate", "run.yaml"]),
         ("sentencepiece", ["translate", "nowhere"]),
         ("sacrebleu", ["score", "nowhere", "--source", "text/test.en", "--reference", "text/test.de"]),
+        ("sentencepiece", ["bench", "step"]),
+        ("sentencepiece", ["bench"]),
         ("matplotlib", ["report", "run"]),
         ("scipy", ["compare", "suite.yaml"]),
         ("matplotlib", ["simulate", "run.yaml", "--timing-only", "--output", "plan"]),
@@ -129,6 +133,17 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     expected = f"hvd-async: {package}: this package is not installed in {sys.prefix}; install it with: "
     assert (done.returncode, done.stdout, done.stderr) == (4, "", f"{expected}{install_command(package)}\n")
     assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.mpi
+def test_ranks_that_lack_a_package_report_it_once(project: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/sitecustomize.py").write_text("import sys; sys.modules['sentencepiece'] = None")  # in every process
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path / 'hidden'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hvd_async", "launch", "run.yaml", "--workers", "2", "--set", "strategy.kind=async"]
+    done = run_limited(command, environ, 100, cwd=project)
+    assert done.returncode == 4, done
+    assert done.stderr.count("hvd_async[translation]") == 1 and "Traceback" not in done.stderr, done
 
 
 def test_a_run_without_tensorboard_says_so_once_and_ends_well(project: pathlib.Path) -> None:
