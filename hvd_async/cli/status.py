@@ -37,7 +37,7 @@ def _print_run(folder: pathlib.Path, *, as_json: bool) -> None:
     from hvd_async.runs.status import read_status
 
     status = read_status(folder)
-    print(json.dumps(status.to_json()) if as_json else "\n".join(status.lines()))
+    print(json.dumps(status.to_json(), allow_nan=False) if as_json else "\n".join(status.lines()))
 
 
 def _print_suite(folder: pathlib.Path, *, as_json: bool) -> None:
@@ -47,7 +47,7 @@ def _print_suite(folder: pathlib.Path, *, as_json: bool) -> None:
     entries = suite_status(folder)
     if as_json:
         for entry in entries:
-            print(json.dumps({**entry.status.to_json(), "state": entry.state, "fault": entry.fault}))
+            print(json.dumps({**entry.status.to_json(), "state": entry.state, "fault": entry.fault}, allow_nan=False))
         return
     counts = Counter(entry.state for entry in entries)
     print(f"{folder}: {', '.join(f'{count} {state}' for state, count in counts.items())}, {len(entries)} runs in all")

@@ -77,7 +77,7 @@ def _translate(arguments: argparse.Namespace) -> int:
             for line in faults:
                 print(f"hvd-async: {source}: line {line.number}: {line.fault}; left empty", file=sys.stderr)
             num_lines, num_faults = lines[-1].number, num_faults + len(faults)
-    if arguments.output is not None:
+    if arguments.output is not None and arguments.output.is_file():  # not a device, which may be this very output
         print(f"{arguments.output}: translations of {num_lines:,} lines")
     if num_faults:
         raise DataError(f"{source}: {num_faults} of {num_lines} lines could not be translated and are empty")

@@ -13,7 +13,7 @@ from hvd_async.comparison.collection import Collection, Entry, runs_of
 from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, WantedTarget, common_target
-from hvd_async.config import RunConfig, dump_config, load_config
+from hvd_async.config import DecodingConfig, RunConfig, TranslationConfig, dump_config, dump_yaml, load_config
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system.files import write_file
@@ -115,8 +115,29 @@ def config_hash(config: RunConfig) -> str:
     """Return a hash of the settings that affect results; output folder and log interval are excluded."""
     # The default when the first hashes were made, which are to stay valid.
     training = config.training.model_copy(update={"log_every_seconds": 10.0})
-    text = dump_config(config.model_copy(update={"output": "", "training": training}))
+    text = _as_first_written(config.model_copy(update={"output": "", "training": training}))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _as_first_written(config: RunConfig) -> str:
+    """Return the text of `config` without the keys that were added since the first hashes, where these have no effect."""
+    if not isinstance(config.task, TranslationConfig):
+        return dump_config(config)
+    tree = config.model_dump()
+    task = tree["task"]
+    for section, keys in (
+        (task, ("init_from",)),
+        (task["vocabulary"], ("file",)),
+        (task["data"], ("max_ratio", "drop_duplicates")),
+    ):
+        for key in keys:
+            if section[key] is None or section[key] is False:
+                del section[key]
+    if task["decoding"]["batch_tokens"] == DecodingConfig().batch_tokens:
+        del task["decoding"]["batch_tokens"]
+    if len(task["data"]["train"]) == 1:
+        task["data"]["train"] = task["data"]["train"][0]
+    return dump_yaml(tree)
 
 
 def folder_of(output: pathlib.Path, planned: PlannedRun) -> pathlib.Path:

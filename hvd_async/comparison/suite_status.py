@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from hvd_async.comparison.plan import NOT_RUN, read_entries, read_plan
+from hvd_async.comparison.collection import Entry
+from hvd_async.comparison.plan import NOT_RUN, OUTDATED, fault_file, folder_of, read_entries, read_plan, result
+from hvd_async.comparison.runs import Run
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.status import RunStatus, read_status
 
@@ -23,16 +27,26 @@ class EntryStatus:
 def suite_status(output: pathlib.Path) -> list[EntryStatus]:
     """Return the state of every run of the comparison in `output`, in the order of a report. Raises `DataError` if the plan is
     missing or damaged, or a folder cannot be read."""
-    return [_status(entry.folder, entry.run is not None, entry.fault) for entry in read_entries(output, read_plan(output))]
+    plan = read_plan(output)
+    entries = {entry.folder: entry for entry in read_entries(output, plan)}
+    return [
+        _status(folder, entry, functools.partial(result, output, planned), fault_file(output, planned).exists())
+        for planned in plan.runs
+        if (entry := entries.get(folder := folder_of(output, planned))) is not None
+    ]
 
 
-def _status(folder: pathlib.Path, is_done: bool, fault: str) -> EntryStatus:
-    has_begun = RunFolder(folder).config.exists()
-    status = read_status(folder) if has_begun else RunStatus(str(folder))
-    if is_done:
+def _status(folder: pathlib.Path, entry: Entry, read_again: Callable[[], Run | str], has_failed: bool) -> EntryStatus:
+    status = read_status(folder) if RunFolder(folder).config.exists() else RunStatus(str(folder))
+    found = entry.run or entry.fault
+    if not isinstance(found, Run) and status.state not in ("running", "perhaps running", "not begun"):
+        found = read_again()  # it may have ended since
+    if isinstance(found, Run):
         return EntryStatus("done", status)
     if status.state in ("running", "perhaps running"):
         return EntryStatus(status.state, status)
-    if not has_begun and fault == NOT_RUN:
+    if has_failed:
+        return EntryStatus("failed", status, found)
+    if found in (NOT_RUN, OUTDATED) or status.state == "not begun":
         return EntryStatus("to do", status)
-    return EntryStatus("interrupted" if status.state in ("interrupted", "stopped", "silent") else "failed", status, fault)
+    return EntryStatus("interrupted" if status.state in ("interrupted", "stopped", "silent") else "failed", status, found)

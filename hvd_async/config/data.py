@@ -12,7 +12,11 @@ from hvd_async.system.paths import path_of
 
 def _as_names(value: Any) -> Any:
     """Return a single name as a list of one."""
-    return (value,) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"got {value!r}, expected a name, or a list of names")
+    return value
 
 
 def _checked_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -16,6 +17,12 @@ from hvd_async.config.strategy import PushConfig, StoreConfig, StrategyConfig
 from hvd_async.config.task import TaskConfig, TranslationConfig
 from hvd_async.config.training import TrainingConfig, ValidationConfig
 from hvd_async.errors import ConfigError
+
+
+def _is_inside(place: str, folder: str) -> bool:
+    """Whether `place` is `folder`, or lies below it."""
+    inner, outer = (os.path.realpath(path) for path in (place, folder))
+    return os.path.commonpath([inner, outer]) == outer
 
 
 class RunConfig(Section):
@@ -55,6 +62,18 @@ class RunConfig(Section):
                 f"training.{bound}: got {length}, expected at most optimizer.schedule.total"
                 f" ({schedule.total}); beyond it the rate is 0 and nothing is learned"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _what_training_begins_with_lies_elsewhere(self) -> RunConfig:
+        if not isinstance(self.task, TranslationConfig):
+            return self
+        for key, place in (("init_from", self.task.init_from), ("vocabulary.file", self.task.vocabulary.file)):
+            if place is not None and _is_inside(place, self.output):
+                raise ValueError(
+                    f"task.{key}: got {place}, which lies in the run's own output {self.output} and would be replaced;"
+                    " expected a place outside of it: set another output"
+                )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -25,7 +25,7 @@ class TranslationConfig(Section):
         *("init_from", "vocabulary.file"),  # places: what lies there is in the fingerprint
     )
     """Keys that may differ when a run is resumed: they do not change what is learned."""
-    must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "bleu", "bleu_sentences", "decoding")
+    must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "init_from", "bleu", "bleu_sentences", "decoding")
     """Keys in which the variants of a suite may not differ."""
 
     kind: Literal["translation"] = Field("translation", description="Names the task.")

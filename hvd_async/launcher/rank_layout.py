@@ -184,8 +184,8 @@ def _beside(hosts: Sequence[Host], wanted: Wanted, stores: int, *, are_allocated
             has_room = all(host.slots for host in hosts)
             if has_room and wanted.workers > sum(workers):
                 raise SetupError(
-                    f"--workers: got {wanted.workers}, expected at most {sum(workers)}, the tasks of this job; ask for more with"
-                    " sbatch --ntasks-per-node, or set --workers-per-node"
+                    f"--workers: got {wanted.workers}, expected at most {sum(workers)}, the tasks of this job; ask for more"
+                    " (sbatch --ntasks-per-node, mpiprocs of PBS, bsub -n), or set --workers-per-node"
                 )
             workers = _deal(wanted.workers, workers if has_room else [wanted.workers] * len(hosts))
     of_store = _deal(stores, [stores if k else 0 for k in workers])

@@ -140,8 +140,8 @@ def _check_text(run: RunFolder, recording: Recording, task: Task) -> None:
     for process in recording.processes:
         if process.data not in (None, here):
             raise DataError(
-                f"{run.events}: the text is not that of the run, or was prepared differently: recorded"
-                f" {process.data}, here {here}; restore the text of the run"
+                f"{run.events}: the text, or the model of task.init_from, is not that of the run, or was prepared differently:"
+                f" recorded {process.data}, here {here}; restore what the run began with"
             )
 
 

@@ -58,9 +58,13 @@ def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str,
                 f"{flag}: got data, shapes of parameters or frozen parameters that differ from the run's; restore them (seed"
                 " torch before the model is made), or start another run"
             )
+        model = (
+            "" if not isinstance(config.task, TranslationConfig) or config.task.init_from is None else config.task.init_from
+        )
+        begins = f", or a model to begin with (task.init_from: {model}) that differs from the run's" if model else ""
         raise ConfigError(
-            f"{flag}: task: got data that differ from the run's training data ({_where(config)}); restore them, or start"
-            " another run"
+            f"{flag}: task: got data that differ from the run's training data ({_where(config)}){begins}; restore them, or"
+            " start another run"
         )
     version, weight, seconds = saved["store"]["version"], saved["store"]["weight"], saved["recorder"]["seconds"]
     used, training, got = _num_used(saved["store"]["ledger"]), config.training, ""

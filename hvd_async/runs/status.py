@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import pathlib
 import socket
 import time
@@ -41,6 +42,7 @@ class RunStatus:
         rate: weight per second, lately; None before the second update.
         loss: training loss of the last update, and `scores` those of the last evaluation, of version `evaluated`.
         processes: number of processes that made the run, one after another.
+        gap: version before which events are missing in the log, so that `weight` is what came after; None if none are.
         refused: refused arrivals by reason. `lost`: what was told of each worker that was lost.
         written: seconds since the log was last written to. `checkpoint`: version of the newest, `checkpoint_age` in seconds.
     """
@@ -61,6 +63,7 @@ class RunStatus:
     evaluated: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
     processes: int = 0
+    gap: int | None = None
     refused: dict[str, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     written: float | None = None
@@ -75,8 +78,12 @@ class RunStatus:
         return self.seconds * (1 - self.share) / self.share
 
     def to_json(self) -> dict[str, Any]:
-        """Return the state as plain data."""
-        return {**asdict(self), "seconds_left": self.seconds_left}
+        """Return the state as plain data, with None for numbers that are not finite."""
+        data = {**asdict(self), "seconds_left": self.seconds_left}
+        return {
+            key: _finite(value) if not isinstance(value, dict) else {name: _finite(each) for name, each in value.items()}
+            for key, value in data.items()
+        }
 
     def lines(self) -> list[str]:
         """Return the state in words: a line that is complete by itself, and lines with details."""
@@ -101,6 +108,8 @@ class RunStatus:
         if self.checkpoint is not None and self.checkpoint_age is not None:
             ages.append(f"checkpoint of version {self.checkpoint} {_ago(self.checkpoint_age)}")
         lines += [f"  {', '.join(ages)}"] if ages else []
+        if self.gap is not None:
+            lines.append(f"  the log has a gap: {self.weight_unit} are those after version {self.gap}")
         if self.refused:
             lines.append("  refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in self.refused.items()))
         lines += [f"  lost: {each}" for each in self.lost]
@@ -151,16 +160,16 @@ class _Log:
                     # Most events are applied arrivals, of which nothing is needed.
                     if not line.startswith(b'{"event": "arrival"') or b'"refused"' in line:
                         self._add(line)
+            self._status.rate = self._rate()
         except FileNotFoundError:
             return
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
             raise DataError(
                 f"{path}: got an event that this version does not know, expected the event log of a run"
             ) from None
         self._status.refused = dict(self._refused)
-        self._status.rate = self._rate()
 
     def _add(self, line: bytes) -> None:
         if not line.endswith(b"\n"):
@@ -171,17 +180,21 @@ class _Log:
             self._start(event)
         elif kind == "update":
             status = self._status
-            status.version, status.loss, status.seconds = event["version"], event["loss"], event["seconds"]
-            status.weight += event["weight"]
-            self._updates.append((event["seconds"], event["weight"]))
+            seconds, weight = float(event["seconds"]), float(event["weight"])
+            status.version, status.loss, status.seconds = int(event["version"]), float(event["loss"]), seconds
+            status.weight += weight
+            self._updates.append((seconds, weight))
         elif kind == "arrival":
             self._refused[str(event["refused"])] += 1
         elif kind == "evaluation":
-            self._status.evaluated, self._status.scores = event["version"], dict(event["scores"])
+            self._status.evaluated = int(event["version"])
+            self._status.scores = {str(name): float(score) for name, score in event["scores"].items()}
+        elif kind == "gap":
+            self._status.gap = int(event["version"])
         elif kind == "lost":
             self._status.lost.append(f"worker {event['worker']}: {printable(str(event['reason']))}")
         elif kind == "store_lost":
-            self._status.lost.append(f"the store's process, after version {event['version']}")
+            self._status.lost.append(f"the store's process, after version {int(event['version'])}")
 
     def _start(self, event: Mapping[str, Any]) -> None:
         status, ranks = self._status, event["ranks"]
@@ -239,6 +252,10 @@ def _share(config: RunConfig, status: RunStatus) -> float | None:
     training = config.training
     pairs = ((status.weight, training.weight), (status.version, training.updates), (status.seconds, training.seconds))
     return next((min(1.0, done / whole) for done, whole in pairs if whole), None)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _age(path: pathlib.Path) -> float | None:

@@ -10,6 +10,7 @@ import pytest
 from hvd_async.comparison.plan import config_hash, read_plan
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.comparison.target import WantedTarget
+from hvd_async.config import load_config
 from hvd_async.errors import ConfigError
 from tests.comparison.tiny import tiny, write, write_base
 
@@ -321,6 +322,21 @@ def test_the_target_may_be_any_metric_and_is_read_back_unchanged(folder: pathlib
     assert suite.plan.target == WantedTarget("bleu", 3.0)
     suite.plan.write(folder / "out")
     assert read_plan(folder / "out") == suite.plan
+
+
+KEYS_SINCE = (
+    *("init_from=a", "vocabulary.file=a", "data.max_ratio=2", "data.drop_duplicates=true", "decoding.batch_tokens=9"),
+    "data.train=[train,more]",
+)
+
+
+def test_hashes_of_the_shipped_configurations_are_those_of_before_the_later_keys() -> None:
+    """Otherwise suites that were computed before would count as those of other configurations."""
+    folder = pathlib.Path(__file__).parents[2] / "configs"
+    assert config_hash(load_config(folder / "multi30k-small.yaml")) == "a85bc183ed3fe3610489493fb1a5ad92"
+    assert config_hash(load_config(folder / "demo.yaml")) == "1cf78e8343749d48f23addf5cbe5b993"
+    changed = [load_config(folder / "demo.yaml", [f"task.{key}"]) for key in KEYS_SINCE]
+    assert len({config_hash(config) for config in changed}) == len(KEYS_SINCE)
 
 
 def test_the_hash_of_a_configuration_does_not_depend_on_the_output_folder(folder: pathlib.Path) -> None:

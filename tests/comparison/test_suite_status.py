@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
 
 import pytest
 
 from hvd_async.__main__ import main
+from hvd_async.comparison import suite_status as suite_status_module
 from hvd_async.comparison.suite_status import suite_status
+from hvd_async.runs.status import RunStatus, read_status
 from tests.comparison.tiny import compute_here, in_place_of_processes, tiny, write
+
+
+def ending(folder: pathlib.Path, summary: bytes) -> Callable[[pathlib.Path], RunStatus]:
+    """Return `read_status`, but the run in `folder` ends before it is read."""
+
+    def read(root: pathlib.Path) -> RunStatus:
+        if root == folder:
+            (folder / "summary.json").write_bytes(summary)
+        return read_status(root)
+
+    return read
+
+
+def test_a_run_of_another_plan_is_to_do(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_place_of_processes(monkeypatch, compute_here)
+    output = folder / "out"
+    assert main(["compare", str(write(folder, tiny())), "--output", str(output)]) == 0
+    changed = str(write(folder, tiny(budget={"weight": 3000})))
+    assert main(["compare", changed, "--output", str(output), "--only", "horovod"]) == 0
+    assert [entry.state for entry in suite_status(output)] == ["done", "to do"]
 
 
 def test_every_run_of_a_suite_has_its_state(
@@ -21,8 +44,14 @@ def test_every_run_of_a_suite_has_its_state(
     command = ["compare", str(write(folder, tiny(variants=variants))), "--output", str(output)]
     assert main([*command, "--only", "horovod", "--only", "bad", "--only", "N = 1"]) == 3
     assert [entry.state for entry in suite_status(output)] == ["done", "failed", "done", "to do"]
+    ended = (output / "runs/n_1-s1/summary.json").read_bytes()
     (output / "runs/n_1-s1/summary.json").unlink()
     assert [entry.state for entry in suite_status(output)] == ["done", "failed", "perhaps running", "to do"]
+    # A run that ends between two looks is done.
+    with monkeypatch.context() as patch:
+        patch.setattr(suite_status_module, "read_status", ending(output / "runs/n_1-s1", ended))
+        assert [entry.state for entry in suite_status(output)] == ["done", "failed", "done", "to do"]
+    (output / "runs/n_1-s1/summary.json").unlink()
     capsys.readouterr()
 
     assert main(["status", str(output)]) == 0

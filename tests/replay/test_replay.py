@@ -131,7 +131,7 @@ def test_another_text_is_found_before_anything_is_computed(run: tuple[pathlib.Pa
     folder, settings = run
     assert nth(read_log(folder), "start", 0)["data_fingerprint"] == "toy"
     edit_log(folder, lambda events: nth(events, "start", 0).update(data_fingerprint="other"))
-    with pytest.raises(DataError, match=r"the text is not that of the run, .*: recorded other, here toy"):
+    with pytest.raises(DataError, match=r"the text, .*, is not that of the run, .*: recorded other, here toy"):
         replay_toy(folder, settings)
     edit_log(folder, lambda events: nth(events, "start", 0).pop("data_fingerprint"))  # the log of an older version
     assert replay_toy(folder, settings).versions == 12

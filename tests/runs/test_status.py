@@ -119,10 +119,20 @@ def test_the_rate_is_that_of_the_last_minute(folder: pathlib.Path) -> None:
     assert read_status(folder).rate == pytest.approx(5.0)
 
 
+UNKNOWN = (
+    '{"event": "update"}',
+    '{"event": "update", "seconds": null, "version": 1, "weight": 1, "loss": 1}',
+    '{"event": "update", "seconds": 1, "version": 1, "weight": 1, "loss": "x"}',
+    '{"event": "evaluation", "version": 1, "scores": {"loss": "x"}}',
+    '{"event": "evaluation", "version": 1, "scores": [1]}',
+    '{"event": "start", "seconds": 0, "strategy": "async", "weight_unit": "t", "node_workers": [[0]], "ranks": []}',
+)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("events.jsonl", '{"event": "update"}\n', "an event that this version does not know"),
+        *(("events.jsonl", f"{event}\n", "an event that this version does not know") for event in UNKNOWN),
         ("summary.json", "{", "damaged"),
     ],
 )
@@ -130,6 +140,19 @@ def test_a_damaged_folder_is_refused(folder: pathlib.Path, name: str, text: str,
     (folder / name).write_text(text)
     with pytest.raises(DataError, match=message):
         read_status(folder)
+
+
+def test_a_gap_is_told_and_json_has_no_nan(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "events.jsonl"
+    update = {**events_of(folder, "update")[-1], "loss": float("nan")}
+    gap = {"event": "gap", "seconds": 0.0, "version": 3}
+    start, *others = path.read_text().splitlines(keepends=True)
+    unit = json.loads(start)["weight_unit"]
+    path.write_text(start + json.dumps(gap) + "\n" + "".join(others) + json.dumps(update) + "\n")
+    assert main(["status", str(folder)]) == 0
+    assert f"the log has a gap: {unit} are those after version 3" in capsys.readouterr().out
+    assert main(["status", "--json", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))["loss"] is None
 
 
 def test_the_verb_prints_lines_or_json(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import torch
 from hvd_async.__main__ import main
 from hvd_async.config import RunConfig, dump_config
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.tasks.registry import check_data, estimate
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from hvd_async.tasks.translation.corpus import PreparedCorpus, prepare
 from hvd_async.tasks.translation.export import load_model
@@ -82,6 +83,35 @@ def test_a_model_of_another_shape_is_refused(other: Path, model_folder: Path, ch
         task.build_model()
 
 
+def test_a_model_in_the_runs_own_folder_is_refused_before_anything_is_replaced(folder: Path, tmp_path: Path) -> None:
+    for key, value in (
+        ("init_from", str(tmp_path / "run/models/best")),
+        ("init_from", str(tmp_path / "run")),
+        ("vocabulary", {"file": str(tmp_path / "run/x.model")}),
+    ):
+        with pytest.raises(ConfigError, match=rf"task\.{key}.*: got .*, which lies in the run's own output"):
+            make_config(folder, output=str(tmp_path / "run"), **{key: value})
+    make_config(folder, output=str(tmp_path / "run"), init_from=str(tmp_path / "runs/models/best"))
+
+
+def test_what_is_not_there_is_named_with_its_key(folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run/models/best").mkdir(parents=True)
+    (tmp_path / "run/models/best/model.safetensors").touch()
+    for place, message in (("nowhere", "no such folder"), ("run", "holds a run, which has several models")):
+        config = make_config(folder, init_from=str(tmp_path / place))
+        for use in (check_data, estimate, prepare):
+            with pytest.raises(DataError, match=rf"task\.init_from: .*{place}: {message}"):
+                use(config)
+    with pytest.raises(DataError, match=r"task\.vocabulary\.file: .*: no such file"):
+        check_data(make_config(folder, vocabulary={"file": str(tmp_path / "nowhere")}))
+
+
+def test_parameters_are_counted_with_the_given_vocabulary(folder: Path, model_folder: Path) -> None:
+    size = len(load_model(model_folder).vocabulary)
+    right, wrong = (estimate(make_config(folder, vocabulary={"size": number}))[0] for number in (size, 900))
+    assert estimate(make_config(folder, vocabulary={"size": 900}, init_from=str(model_folder)))[0] == right < wrong
+
+
 def test_another_vocabulary_is_refused(other: Path, folder: Path, model_folder: Path, tmp_path: Path) -> None:
     make_task(other)._corpus.vocabulary.save(tmp_path / "own.model")
     task = make_task(other, init_from=str(model_folder), vocabulary={"file": str(tmp_path / "own.model")})
@@ -105,7 +135,7 @@ def test_a_vocabulary_of_ones_own_is_used(other: Path, tmp_path: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(**train)
     with pytest.raises(DataError, match=r"= \(-1, 0, 1, 2\), expected \(0, 1, 2, 3\); train .*--pad_id=0 --unk_id=1"):
         make_task(other, vocabulary={"file": str(tmp_path / "own.model")})
-    with pytest.raises(DataError, match=r"nowhere\.model: cannot be read"):
+    with pytest.raises(DataError, match=r"nowhere\.model: no such file"):
         make_task(other, vocabulary={"file": str(tmp_path / "nowhere.model")})
 
 

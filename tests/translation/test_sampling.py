@@ -105,8 +105,12 @@ def test_sentences_are_checked() -> None:
         ({"temperature": 0.0}, r"^temperature: got 0, expected a number above 0$"),
         ({"temperature": math.nan}, r"^temperature: got nan, expected a number above 0$"),
         ({"temperature": math.inf}, r"^temperature: got inf, expected a number above 0$"),
-        ({"top_k": 0}, r"^top_k: got 0, expected 1 or more$"),
-        ({"num_samples": 0}, r"^num_samples: got 0, expected 1 or more$"),
+        ({"top_k": 0}, r"^top_k: got 0, expected a whole number, 1 or more$"),
+        ({"top_k": 2.5}, r"^top_k: got 2\.5, expected a whole number, 1 or more$"),
+        ({"first": -1}, r"^first: got -1, expected a whole number, 0 or more$"),
+        ({"seed": "a"}, r"^seed: got 'a', expected a whole number$"),
+        ({"temperature": "hot"}, r"^temperature: got 'hot', expected a number above 0$"),
+        ({"num_samples": 0}, r"^num_samples: got 0, expected a whole number, 1 or more$"),
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ from hvd_async.config import DataConfig, RunConfig
 from hvd_async.errors import DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
-from hvd_async.tasks.translation.initial_model import given_vocabulary
+from hvd_async.tasks.translation.initial_model import check_places, given_vocabulary
 from hvd_async.tasks.translation.text import ParallelText, find_texts, joined, read_split
 from hvd_async.tasks.translation.vocabulary import UNK, Vocabulary
 
@@ -29,6 +29,8 @@ _FORMAT = 2  # raise it when the meaning of the files changes, so that older fol
 _SIDES = ("source", "target")
 _LARGEST_UINT16 = 2**16
 _EMPTY, _TOO_LONG, _UNEQUAL, _REPEATED = "empty", "too long", "unequal", "repeated"
+
+_OF_FILTERS = ("train_unequal", "train_repeated")
 
 _Pair = tuple[list[int], list[int]]
 """The tokens of both sides."""
@@ -145,6 +147,7 @@ def _fingerprint(config: RunConfig) -> str:
         **({} if data.max_ratio is None else {"max_ratio": data.max_ratio}),
         **({"drop_duplicates": True} if data.drop_duplicates else {}),
     }
+    check_places(config.translation)
     given = given_vocabulary(config.translation)
     if given is not None:
         del settings["vocabulary"]
@@ -198,7 +201,8 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
         "format": _FORMAT,
         "fingerprint": fingerprint,
         "sizes": sizes,
-        "skipped": asdict(skipped),
+        # Without counts of filters that are not set: earlier versions read such folders, too.
+        "skipped": {name: count for name, count in asdict(skipped).items() if count or name not in _OF_FILTERS},
         "losses": asdict(losses),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")

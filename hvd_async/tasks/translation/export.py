@@ -74,14 +74,7 @@ def is_model_folder(folder: Path) -> bool:
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedModel:
     """Read a model that `export_model` wrote. Raises `DataError` if a file is missing, damaged or does not fit the
     others."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected an exported model")
-    if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
-        names = ", ".join(str(path.parent) for path in models)
-        raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
-    for name in (PARAMETERS, _CONFIG, VOCABULARY, _META):
-        if not (folder / name).is_file():
-            raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")
+    check_folder(folder)
     try:
         config = load_config(folder / _CONFIG)
     except ConfigError as error:
@@ -91,6 +84,18 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
     model = build_model(config.translation.model, len(vocabulary))
     _fill(model, folder / PARAMETERS)
     return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META), str(folder))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `DataError` unless `folder` has all files of a model, which are not read."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected an exported model")
+    if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
+        names = ", ".join(str(path.parent) for path in models)
+        raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
+    for name in (PARAMETERS, _CONFIG, VOCABULARY, _META):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")
 
 
 def check_vocabularies(first: ExportedModel, other: ExportedModel) -> None:

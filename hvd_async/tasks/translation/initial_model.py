@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from hvd_async.config import RunConfig, TranslationConfig
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.tasks.translation.export import PARAMETERS, VOCABULARY, load_model
+from hvd_async.tasks.translation.export import PARAMETERS, VOCABULARY, check_folder, load_model
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.vocabulary import Vocabulary
 
@@ -25,6 +27,23 @@ def given_vocabulary(task: TranslationConfig) -> Path | None:
     return None if task.init_from is None else Path(task.init_from) / VOCABULARY
 
 
+def check_places(task: TranslationConfig) -> None:
+    """Raise `DataError`, which names the key, unless what `task.init_from` and `task.vocabulary.file` name is there."""
+    if task.init_from is not None:
+        with _named("init_from"):
+            check_folder(Path(task.init_from))
+    if task.vocabulary.file is not None and not Path(task.vocabulary.file).is_file():
+        raise DataError(f"task.vocabulary.file: {task.vocabulary.file}: no such file; expected a SentencePiece model")
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"task.{key}: {error}") from None
+
+
 def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabulary: Vocabulary) -> None:
     """Copy the parameters of the model in `task.init_from`, if it is set, into `model`, which `config` describes.
 
@@ -33,7 +52,8 @@ def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabulary
     if config.translation.init_from is None:
         return
     folder = Path(config.translation.init_from)
-    first = load_model(folder)
+    with _named("init_from"):
+        first = load_model(folder)
     here, there = config.translation.model, first.config.translation.model
     for key in (*_SHAPE, *(_OF_TRANSFORMERS if here.kind == "transformer" else ())):
         if getattr(here, key) != getattr(there, key):

@@ -45,13 +45,17 @@ class Sampling:
     """Number of the first sentence, for text that is translated part by part."""
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for a number out of range."""
+        """Raise `ConfigError` for a number out of range, or something else in its place."""
+        for name, least in (("top_k", 1), ("num_samples", 1), ("first", 0)):
+            number = getattr(self, name)
+            if not ((number is None and name == "top_k") or (isinstance(number, int) and number >= least)):
+                raise ConfigError(f"{name}: got {number!r}, expected a whole number, {least} or more")
+        if not isinstance(self.seed, int):
+            raise ConfigError(f"seed: got {self.seed!r}, expected a whole number")
+        if not isinstance(self.temperature, int | float):
+            raise ConfigError(f"temperature: got {self.temperature!r}, expected a number above 0")
         if not 0.0 < self.temperature < math.inf:
             raise ConfigError(f"temperature: got {self.temperature:g}, expected a number above 0")
-        for name in ("top_k", "num_samples"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ConfigError(f"{name}: got {number}, expected 1 or more")
 
 
 def sample(

@@ -146,16 +146,12 @@ class TranslationTask:
         if skipped.validation_empty:
             lines.append(f"{skipped.validation_empty:,} validation pairs left out, with an empty side")
         losses, vocabulary = self._corpus.losses, self._config.translation.vocabulary
+        coverage = f" (task.vocabulary.character_coverage: {vocabulary.character_coverage:g})" if given is None else ""
+        normalization = f" (task.vocabulary.normalization: {vocabulary.normalization})" if given is None else ""
         if losses.unknown_pieces:
-            lines.append(
-                f"{losses.unknown_pieces:,} pieces of the training text are unknown to the vocabulary"
-                f" (task.vocabulary.character_coverage: {vocabulary.character_coverage:g})"
-            )
+            lines.append(f"{losses.unknown_pieces:,} pieces of the training text are unknown to the vocabulary{coverage}")
         if losses.normalized_lines:
-            lines.append(
-                f"normalisation changes {losses.normalized_lines:,} lines of the training text"
-                f" (task.vocabulary.normalization: {vocabulary.normalization})"
-            )
+            lines.append(f"normalisation changes {losses.normalized_lines:,} lines of the training text{normalization}")
         return lines
 
     def export(self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, scores: Mapping[str, float]) -> None:
