@@ -54,7 +54,12 @@ _RENAMED = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors suggest the nearest valid word and print the usage of the given verb."""
+    """A parser whose errors suggest the nearest valid word and print the usage of the given verb. Flags are written in full, so
+    that a wrong one is not taken for the beginning of another."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Take the named arguments of `ArgumentParser`, but for `allow_abbrev`."""
+        super().__init__(**{**settings, "allow_abbrev": False})
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]  # less strict
         """Return the parsed arguments; what follows `--` is `program`, for a verb that takes one.

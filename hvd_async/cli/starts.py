@@ -128,7 +128,8 @@ def start_once(
         ended = dataclasses.replace(ended, status=1)
     elif ended.status == 0 and status is None and not folder.has_ended():
         # An mpirun that keeps the other ranks when one dies ends well even if all of them have died.
-        _say("launch: all ranks have ended before the run did; the system's log may say why")
+        if ended.signal is None:
+            _say("launch: all ranks have ended before the run did; the system's log may say why")
         ended = dataclasses.replace(ended, status=1)
     return outcome_of(ended, status, seconds, summary.stop_signal(), status_tells=status_tells)
 

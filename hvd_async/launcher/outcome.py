@@ -93,7 +93,7 @@ def outcome_of(
     if status_tells and ended.status - 128 in STOP_SIGNALS:
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, before training began")
     if ended.signal is not None:
-        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}; earlier checkpoints are intact")
+        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}; a checkpoint, if there was one, is intact")
     status = 1 if ended.status - 128 in STOP_SIGNALS else ended.status
     text = f"launch: failed {after}, exit status {ended.status}"
     if ended.is_killed and status_tells:

@@ -528,7 +528,7 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(1), "stopped", 143, "stopped by SIGTERM after 1:02:03, everything saved"),
         (Ended(0, signal.SIGINT), "stopped", 130, "stopped by Ctrl-C after 1:02:03, everything saved"),
         (Ended(0, signal.SIGHUP), "stopped", 129, "stopped by SIGHUP after 1:02:03, everything saved"),
-        (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; earlier checkpoints are intact"),
+        (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; a checkpoint, if there was one, is intact"),
         (Ended(2), "finished", 2, "failed after 1:02:03, exit status 2"),  # another job used the folder first
         (Ended(3), "stopped", 3, "failed after 1:02:03, exit status 3"),
         (Ended(139), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 139"),

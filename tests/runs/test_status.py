@@ -161,5 +161,19 @@ def test_the_verb_prints_lines_or_json(folder: pathlib.Path, capsys: pytest.Capt
     assert main(["status", "--json", str(folder)]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["state"], found["strategy"], found["seconds_left"]) == ("finished", "async", None)
-    assert main(["status", str(folder.parent)]) == 3
-    assert "expected the folder of a run or of a comparison" in capsys.readouterr().err
+    for place, message in (
+        (folder.parent, f"holds several runs, such as {folder}"),
+        (folder / "models", "got no config.yaml and no events.jsonl"),
+        (folder / "config.yaml", "got a file"),
+        (folder / "nowhere", r"no such folder (a run that was just started has none yet)"),
+    ):
+        assert main(["status", str(place)]) == 3
+        expected = f"hvd-async: {place}: {message}, expected the folder of a run or of a comparison\n"
+        assert capsys.readouterr().err == expected
+
+
+def test_a_run_that_evaluates_says_so(folder: pathlib.Path) -> None:
+    assert (
+        "running (training is done; saved versions are evaluated), 100 %"
+        in RunStatus("x", "running", share=1.0, processes=1).lines()[0]
+    )

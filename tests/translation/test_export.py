@@ -39,6 +39,16 @@ def test_a_loaded_model_is_the_exported_one(exported: Path, model: Transformer, 
         torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
 
 
+def test_a_run_without_a_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/events.jsonl").touch()
+    for place in ("run", "run/models/best"):
+        with pytest.raises(
+            DataError, match=rf"{place}: the run .*run has no model yet: .*--resume, or export a version: hvd-async replay"
+        ):
+            load_model(tmp_path / place)
+
+
 def test_views_of_one_vector_can_be_exported(
     tmp_path: Path, model: Transformer, config: RunConfig, corpus: PreparedCorpus
 ) -> None:

@@ -88,6 +88,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
 
 def check_folder(folder: Path) -> None:
     """Raise `DataError` unless `folder` has all files of a model, which are not read."""
+    run = next((each for each in (folder, *folder.parents[:2]) if (each / "events.jsonl").is_file()), None)
+    if run is not None and not any(run.glob(f"models/*/{PARAMETERS}")):
+        raise DataError(
+            f"{folder}: the run {run} has no model yet: it is under way, or was stopped before one was exported; continue it with"
+            f" --resume, or export a version: hvd-async replay {run} --until VERSION --output FOLDER"
+        )
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected an exported model")
     if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
