@@ -24,7 +24,8 @@ def _add_average(parser: argparse.ArgumentParser) -> None:
 
 def _average(arguments: argparse.Namespace) -> int:
     from hvd_async.tasks.translation.averaging import average
-    from hvd_async.tasks.translation.export import export_model, is_model_folder, load_model
+    from hvd_async.tasks.translation.export import export_model, load_model
+    from hvd_async.tasks.translation.model_folder import is_model_folder
 
     output, folders = arguments.output, arguments.models
     check_folder(output)

@@ -33,7 +33,7 @@ def make_task(config: RunConfig) -> Task:
 def check_data(config: RunConfig) -> None:
     """Raise `DataError` if data of the task of `config` are missing, as far as that is known without reading them."""
     if isinstance(config.task, TranslationConfig):
-        from hvd_async.tasks.translation.initial_model import check_places
+        from hvd_async.tasks.translation.model_folder import check_places
         from hvd_async.tasks.translation.text import find_texts
 
         find_texts(config.task.data)
@@ -64,7 +64,7 @@ def estimate(config: RunConfig) -> tuple[int, float]:
 def _count_parameters(task: TranslationConfig) -> int:
     """Count the parameters of the model that `task` describes, whose memory is never allocated."""
     from hvd_async.tasks.translation.architectures import shapes_of_model  # imports torch, which is slow
-    from hvd_async.tasks.translation.initial_model import check_places, given_vocabulary
+    from hvd_async.tasks.translation.model_folder import check_places, given_vocabulary
     from hvd_async.tasks.translation.vocabulary import Vocabulary
 
     check_places(task)

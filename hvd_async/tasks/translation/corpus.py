@@ -18,7 +18,7 @@ from hvd_async.config import DataConfig, RunConfig
 from hvd_async.errors import DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
-from hvd_async.tasks.translation.initial_model import check_places, given_vocabulary
+from hvd_async.tasks.translation.model_folder import check_places, given_vocabulary
 from hvd_async.tasks.translation.text import ParallelText, find_texts, joined, read_split
 from hvd_async.tasks.translation.vocabulary import UNK, Vocabulary
 

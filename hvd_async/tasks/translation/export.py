@@ -20,9 +20,8 @@ from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
 from hvd_async.tasks.translation.architectures import build_model, shapes_of_model
 from hvd_async.tasks.translation.model import TranslationModel
+from hvd_async.tasks.translation.model_folder import CONFIG, META, PARAMETERS, VOCABULARY, check_folder
 from hvd_async.tasks.translation.vocabulary import Vocabulary
-
-PARAMETERS, _CONFIG, VOCABULARY, _META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"
 
 
 def export_model(
@@ -43,8 +42,8 @@ def export_model(
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors.items()}
     with new_folder(folder, replace=True) as temporary:
         (temporary / PARAMETERS).write_bytes(safetensors.torch.save(tensors))
-        (temporary / _CONFIG).write_text(dump_config(config), encoding="utf-8")
-        (temporary / _META).write_text(json.dumps({"version": version, **extra}, indent=1), encoding="utf-8")
+        (temporary / CONFIG).write_text(dump_config(config), encoding="utf-8")
+        (temporary / META).write_text(json.dumps({"version": version, **extra}, indent=1), encoding="utf-8")
         vocabulary.save(temporary / VOCABULARY)
 
 
@@ -65,43 +64,19 @@ class ExportedModel:
         return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
 
 
-def is_model_folder(folder: Path) -> bool:
-    """Whether `folder` has the files of a model, and nothing else."""
-    names = {PARAMETERS, _CONFIG, VOCABULARY, _META}
-    return folder.is_dir() and {path.name for path in folder.iterdir()} == names
-
-
 def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedModel:
     """Read a model that `export_model` wrote. Raises `DataError` if a file is missing, damaged or does not fit the
     others."""
     check_folder(folder)
     try:
-        config = load_config(folder / _CONFIG)
+        config = load_config(folder / CONFIG)
     except ConfigError as error:
         raise DataError(str(error)) from None
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     _check_shapes(folder / PARAMETERS, config, len(vocabulary))
     model = build_model(config.translation.model, len(vocabulary))
     _fill(model, folder / PARAMETERS)
-    return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / _META), str(folder))
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `DataError` unless `folder` has all files of a model, which are not read."""
-    run = next((each for each in (folder, *folder.parents[:2]) if (each / "events.jsonl").is_file()), None)
-    if run is not None and not any(run.glob(f"models/*/{PARAMETERS}")):
-        raise DataError(
-            f"{folder}: the run {run} has no model yet: it is under way, or was stopped before one was exported; continue it with"
-            f" --resume, or export a version: hvd-async replay {run} --until VERSION --output FOLDER"
-        )
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected an exported model")
-    if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
-        names = ", ".join(str(path.parent) for path in models)
-        raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
-    for name in (PARAMETERS, _CONFIG, VOCABULARY, _META):
-        if not (folder / name).is_file():
-            raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")
+    return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / META), str(folder))
 
 
 def check_vocabularies(first: ExportedModel, other: ExportedModel) -> None:

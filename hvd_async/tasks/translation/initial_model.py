@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from hvd_async.config import RunConfig, TranslationConfig
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.tasks.translation.export import PARAMETERS, VOCABULARY, check_folder, load_model
+from hvd_async.tasks.translation.export import load_model
 from hvd_async.tasks.translation.model import TranslationModel
+from hvd_async.tasks.translation.model_folder import PARAMETERS, naming
 from hvd_async.tasks.translation.vocabulary import Vocabulary
 
 # Keys of `task.model` on which the parameters of a kind depend, or what they compute.
 _SHAPE = ("kind", "encoder_layers", "decoder_layers", "width", "tie_embeddings")
 _OF_TRANSFORMERS = ("feed_forward", "heads", "norm")
-
-
-def given_vocabulary(task: TranslationConfig) -> Path | None:
-    """Return the file of the vocabulary that `task` names, itself or with a model to begin with; None if one is to be trained."""
-    if task.vocabulary.file is not None:
-        return Path(task.vocabulary.file)
-    return None if task.init_from is None else Path(task.init_from) / VOCABULARY
-
-
-def check_places(task: TranslationConfig) -> None:
-    """Raise `DataError`, which names the key, unless what `task.init_from` and `task.vocabulary.file` name is there."""
-    if task.init_from is not None:
-        with _named("init_from"):
-            check_folder(Path(task.init_from))
-    if task.vocabulary.file is not None and not Path(task.vocabulary.file).is_file():
-        raise DataError(f"task.vocabulary.file: {task.vocabulary.file}: no such file; expected a SentencePiece model")
-
-
-@contextlib.contextmanager
-def _named(key: str) -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"task.{key}: {error}") from None
 
 
 def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabulary: Vocabulary) -> None:
@@ -52,7 +27,7 @@ def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabulary
     if config.translation.init_from is None:
         return
     folder = Path(config.translation.init_from)
-    with _named("init_from"):
+    with naming("init_from"):
         first = load_model(folder)
     here, there = config.translation.model, first.config.translation.model
     for key in (*_SHAPE, *(_OF_TRANSFORMERS if here.kind == "transformer" else ())):

@@ -21,8 +21,9 @@ from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_toke
 from hvd_async.tasks.translation.decoding import translate
 from hvd_async.tasks.translation.evaluation import METRICS, Evaluation
 from hvd_async.tasks.translation.export import export_model
-from hvd_async.tasks.translation.initial_model import begin_with_parameters, fingerprint_with_model, given_vocabulary
+from hvd_async.tasks.translation.initial_model import begin_with_parameters, fingerprint_with_model
 from hvd_async.tasks.translation.model import TranslationModel
+from hvd_async.tasks.translation.model_folder import given_vocabulary
 
 
 class TranslationTask:
