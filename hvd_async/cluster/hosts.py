@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def hosts_of_slots(names: Sequence[str], source: str) -> tuple[Host, ...]:
             raise SetupError(f"{source}: got {name!r}, expected the name of a host")
     if not names:
         raise SetupError(f"{source}: names no host, expected those of the job")
-    return tuple(Host(name, names.count(name)) for name in dict.fromkeys(names))
+    return tuple(Host(name, slots) for name, slots in Counter(names).items())
 
 
 def _merged(hosts: Sequence[Host]) -> Iterator[Host]:

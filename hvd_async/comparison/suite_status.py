@@ -1,4 +1,4 @@
-"""What the runs of a comparison are doing, for `hvd-async status`."""
+"""The states of the runs of a comparison, for `hvd-async status`."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def suite_status(output: pathlib.Path) -> list[EntryStatus]:
 def _status(folder: pathlib.Path, entry: Entry, read_again: Callable[[], Run | str], has_failed: bool) -> EntryStatus:
     status = read_status(folder) if RunFolder(folder).config.exists() else RunStatus(str(folder))
     found = entry.run or entry.fault
-    if not isinstance(found, Run) and status.state not in ("running", "perhaps running", "not begun"):
+    if not isinstance(found, Run) and not status.is_under_way and status.state != "not begun":
         found = read_again()  # it may have ended since
     if isinstance(found, Run):
         return EntryStatus("done", status)
-    if status.state in ("running", "perhaps running"):
+    if status.is_under_way:
         return EntryStatus(status.state, status)
     if has_failed:
         return EntryStatus("failed", status, found)

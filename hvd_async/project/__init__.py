@@ -1,4 +1,4 @@
-"""What `hvd-async init` gives to a beginner: the files of a small project, complete, and the commands that use them."""
+"""The files that `hvd-async init` gives to a beginner: those of a small project, complete, and the commands that use them."""
 
 from hvd_async.project.project import KINDS, Project, ProjectKind
 

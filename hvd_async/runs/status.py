@@ -1,4 +1,4 @@
-"""What a run is doing, as its folder tells: whether it is alive, how far it is, and what it last wrote down."""
+"""The state of a run, as its folder tells: whether it is alive, how far it is, and what it last wrote down."""
 
 from __future__ import annotations
 
@@ -71,9 +71,14 @@ class RunStatus:
     checkpoint_age: float | None = None
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether a process trains it, as far as that is known."""
+        return self.state in ("running", "perhaps running")
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds of training that are left, if the run goes on at the pace of its whole."""
-        if not self.share or self.state not in ("running", "perhaps running"):
+        if not self.share or not self.is_under_way:
             return None
         return self.seconds * (1 - self.share) / self.share
 

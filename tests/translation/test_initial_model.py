@@ -68,6 +68,18 @@ def test_the_fingerprint_is_that_of_what_training_begins_with(
     assert make_task(other, vocabulary={**by_file["vocabulary"], "size": 300}).fingerprint() == found[1]
 
 
+def test_a_run_keeps_its_fingerprint_if_the_model_changes_meanwhile(
+    other: Path, config: RunConfig, corpus: PreparedCorpus, tmp_path: Path
+) -> None:
+    """Every checkpoint has it, and the model may be that of a run that goes on."""
+    task = make_task(other, init_from=str(write_model(tmp_path / "first", config, corpus, seed=3)))
+    before = task.fingerprint()
+    write_model(tmp_path / "first", config, corpus, seed=4)
+    assert task.fingerprint() == before != make_task(other, init_from=str(tmp_path / "first")).fingerprint()
+    shutil.rmtree(tmp_path / "first")
+    assert task.fingerprint() == before
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -28,7 +28,7 @@ class DecoderState(Protocol):
 
 
 class Predictor(Protocol):
-    """What search and scoring need of a model or of an ensemble of models. V is the vocabulary's size."""
+    """The part of a model, or of an ensemble of models, that search and scoring need. V is the vocabulary's size."""
 
     @property
     def device(self) -> torch.device:

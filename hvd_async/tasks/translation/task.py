@@ -36,6 +36,8 @@ class TranslationTask:
         """Plan the batches. Raises `ConfigError` or `DataError` for sentences longer than the model can read."""
         self._config = config
         self._corpus = corpus
+        # Once: every checkpoint has it, and the model's folder may change while the run trains.
+        self._fingerprint = fingerprint_with_model(corpus.fingerprint, config.translation)
         _check_lengths(config, corpus)
         train, validation = corpus.train, corpus.validation
         self._plan = BatchPlan(train.source_lengths, train.target_lengths, config.translation.batching, config.seed)
@@ -125,7 +127,7 @@ class TranslationTask:
     def fingerprint(self) -> str:
         """Return a hash of the text, the vocabulary's settings, the pairs left out, and the parameters that training begins
         with."""
-        return fingerprint_with_model(self._corpus.fingerprint, self._config.translation)
+        return self._fingerprint
 
     def describe_data(self) -> list[str]:
         """Return lines about the data for a user: sizes, what was left out, and the share of padding in a first epoch."""
