@@ -29,6 +29,14 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--output", type=pathlib.Path, metavar="FOLDER", help="folder for runs and report (default: runs/NAME of the suite)"
     )
     parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the suite, such as budget.weight=100000, seeds=[1] or set.optimizer.kind=muon; needs --output, so"
+        " that the runs of the unchanged suite stay; may be repeated",
+    )
+    parser.add_argument(
         "--only",
         action="append",
         default=[],
@@ -87,10 +95,14 @@ def _compare(arguments: argparse.Namespace) -> int:
         refuse(arguments, ("jobs",), "--count" if arguments.count else "--task")
     if not arguments.slurm:
         check_no_script(arguments, "workers_per_node", "gpus_per_node")
+    if arguments.set and arguments.output is None:
+        raise ConfigError(
+            f"--set: got {' '.join(arguments.set)}, expected --output FOLDER with it, so that runs of the unchanged suite stay"
+        )
     output = arguments.output if arguments.output is not None else pathlib.Path("runs") / arguments.suite.stem
     check_folder(output)
     check_can_be_read_again(arguments.suite)
-    suite = Suite(arguments.suite, output)
+    suite = Suite(arguments.suite, output, arguments.set)
     check_can_be_read_again(suite.base)
     if arguments.slurm:
         refuse(arguments, ("count", "task"), "--slurm")
@@ -140,6 +152,7 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
         script="compare",
         target=str(arguments.suite),
         options=(
+            *(word for change in arguments.set for word in ("--set", change)),
             *(word for pattern in arguments.only for word in ("--only", pattern)),
             *(() if arguments.device is None else ("--device", arguments.device)),
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,12 +30,13 @@ from hvd_async.config import (
     dump_yaml_line,
     load_config,
     read_tree,
+    set_value,
 )
 from hvd_async.emulation.idling import check_emulation
 from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
 from hvd_async.system.limits import MOST, MOST_RANKS
-from hvd_async.system.printable import shortened
+from hvd_async.system.printable import printable, shortened
 from hvd_async.tasks.metric import check_metric_name
 
 Overrides = dict[str, Any]
@@ -153,17 +154,21 @@ class Suite:
         plan: these runs, for `comparison.plan`.
     """
 
-    def __init__(self, path: pathlib.Path, output: pathlib.Path) -> None:
-        """Read and check everything before anything runs. Raises `ConfigError`."""
+    def __init__(self, path: pathlib.Path, output: pathlib.Path, overrides: Sequence[str] = ()) -> None:
+        """Read and check everything before anything runs. `overrides` change keys of the file: each is `key.path=value`, the
+        value in YAML; keys below `set`, `variants.NAME` and `environments.NAME` are those of runs. Raises `ConfigError`."""
         tree = read_tree(path, "file of a suite")
         if "training" in tree and "variants" not in tree:
             raise ConfigError(
                 f"{path}: got the configuration of a run, expected a suite; compute it with `hvd-async"
                 f" launch {path}`, or name it as the `base` of a suite"
             )
+        for override in overrides:
+            _apply(tree, override)
         self.config = check(SuiteConfig, tree, str(path))
         self.base = path.parent / self.config.base
         self._output = output
+        self._changes = "".join(f"# changed: {printable(override)}\n" for override in overrides)
         if self.config.baseline not in self.config.variants:
             names = ", ".join(self.config.variants)
             raise ConfigError(f"{path}: baseline: got {self.config.baseline!r}, expected one of {names}")
@@ -286,7 +291,7 @@ class Suite:
             rates=suite.rates,
             seeds=suite.seeds,
             source=path.name,
-            text=path.read_text(encoding="utf-8"),
+            text=path.read_text(encoding="utf-8") + self._changes,
             runs=tuple(self._planned(spec) for spec in self.specs),
         )
 
@@ -296,6 +301,29 @@ class Suite:
         return PlannedRun(
             spec.environment, spec.variant, spec.rate, spec.seed, spec.name, hash_of_config, workers, is_simulated
         )
+
+
+def _apply(tree: dict[Any, Any], override: str) -> None:
+    """Set in `tree`, the content of a suite file, what `override` says. Below `set`, `variants.NAME` and `environments.NAME` the
+    key is one of a run, so that `set.optimizer.kind=muon` adds `optimizer.kind`; a name may hold dots and `=`. Raises
+    `ConfigError`."""
+    key, separator, text = override.partition("=")
+    first, _, rest = key.strip().partition(".")
+    if first in ("variants", "environments") and rest:
+        section, below = tree.get(first), override.strip()[len(first) + 1 :]
+        names = [str(name) for name in section] if isinstance(section, dict) else []
+        found = [name for name in names if re.match(rf"{re.escape(name)}\s*[.=]", below)]
+        if not found:
+            known = printable(", ".join(names) or "it has none")
+            raise ConfigError(f"--set {printable(override)}: expected one of the {first} of the suite: {known}")
+        name = max(found, key=len)
+        key, separator, text = below[len(name) :].strip().partition("=")
+        parts = [first, name, *([key.strip()[1:]] if key else [])]
+    elif first == "set" and rest:
+        parts = [first, rest]
+    else:
+        parts = key.strip().split(".")
+    set_value(tree, override, parts, text if separator else None)
 
 
 def _check_names(config: SuiteConfig, source: str) -> None:

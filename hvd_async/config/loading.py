@@ -73,8 +73,13 @@ def dump_config(config: RunConfig) -> str:
 def apply_override(tree: dict[Any, Any], override: str) -> None:
     """Set in `tree` what `override` says: `key.path=value`, the value in YAML. Raises `ConfigError` if it is none."""
     key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
+    set_value(tree, override, key.strip().split("."), text if separator else None)
+
+
+def set_value(tree: dict[Any, Any], override: str, parts: Sequence[str], text: str | None) -> None:
+    """Set the value at the keys `parts`, from the top of `tree` down, to `text` in YAML, as `override` says. Raises
+    `ConfigError`, also if `text` is None or a key is empty."""
+    if text is None or not all(parts):
         raise ConfigError(f"--set {override}: expected key.path=value, such as strategy.arrivals_per_update=4")
     try:
         value = read_yaml(text)

@@ -353,3 +353,46 @@ def test_a_run_is_no_suite(folder: pathlib.Path) -> None:
         f"{path}: got the configuration of a run, expected a suite; compute it with `hvd-async launch {path}`, or name it as the"
         " `base` of a suite"
     )
+
+
+def changed(folder: pathlib.Path, *overrides: str, **changes: Any) -> Suite:
+    return Suite(write(folder, tiny(**changes)), pathlib.Path("out"), overrides)
+
+
+def test_keys_of_a_suite_can_be_changed_from_outside_the_file(folder: pathlib.Path) -> None:
+    suite = changed(folder, "budget.weight=7", "seeds=[2, 3]", "set.optimizer.kind=sgd", "variants.N = 1.push.overlap=true")
+    assert suite.config.budget.weight == 7
+    assert [spec.seed for spec in suite.specs] == [2, 3, 2, 3]
+    first, last = suite.configs[suite.specs[0]], suite.configs[suite.specs[-1]]
+    assert (first.optimizer.kind, last.optimizer.kind) == ("sgd", "sgd")
+    assert first.optimizer.learning_rate == suite_of(folder).configs[suite_of(folder).specs[0]].optimizer.learning_rate
+    assert (first.push.overlap, last.push.overlap) == (False, True)
+    assert last.strategy.arrivals_per_update == 1  # the other overrides of the variant stay
+    assert suite.plan.text.endswith(
+        "# changed: seeds=[2, 3]\n# changed: set.optimizer.kind=sgd\n# changed: variants.N = 1.push.overlap=true\n"
+    )
+
+
+def test_a_name_with_dots_is_found_whole(folder: pathlib.Path) -> None:
+    variants: dict[str, Any] = {"horovod": {}, "a": {}, "a.b": {}}
+    suite = changed(folder, "variants.a.b.push.overlap=true", "variants.a={push.dtype: bfloat16}", variants=variants)
+    assert suite.config.variants == {"horovod": {}, "a": {"push.dtype": "bfloat16"}, "a.b": {"push.overlap": True}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("budget.weight", "--set budget.weight: expected key.path=value"),
+        ("budget.wait=3", "budget.wait: unknown key; did you mean 'weight'?"),
+        ("variants.x.push.overlap=true", "variants of the suite: horovod, N = 1"),
+        ("environments.x.push.overlap=true", "environments of the suite: it has none"),
+        ("variants.N = 1.=true", "expected key.path=value"),
+        ("set.seed=3", "set: got seed, expected other keys"),
+        ("seeds=[", "--set seeds=[: the value is not YAML"),
+        ("seeds.x=1", "--set seeds.x=1: seeds holds a list, expected a section of keys"),
+    ],
+)
+def test_changes_that_do_not_fit_are_refused(folder: pathlib.Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(folder, override, seeds=[1])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
