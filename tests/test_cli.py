@@ -87,7 +87,7 @@ def test_train_translate_score_and_report_work_one_after_another(
     assert text.startswith("BLEU ") and "chrF " in text and "version:" in text
     assert len((tmp_path / "out.de").read_text().splitlines()) == 8
     assert main([*scored[:-2], "--against", str(tmp_path / "out.de")]) == 0
-    assert f"this model less {tmp_path / 'out.de'}: BLEU +0.00 (p = 1.000), chrF +0.00" in capsys.readouterr().out
+    assert f"this model minus {tmp_path / 'out.de'}: BLEU +0.00 (p = 1.000), chrF +0.00" in capsys.readouterr().out
     assert main([*scored[:-2], "--against", str(config)]) == 3
     assert f"{config}: got " in capsys.readouterr().err
     assert main(["report", str(tmp_path / "run"), str(tmp_path / "run"), "--output", str(tmp_path / "report")]) == 0

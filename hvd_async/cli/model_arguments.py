@@ -72,6 +72,17 @@ def load(arguments: argparse.Namespace) -> Translator:
     return translator
 
 
+def report_cut(translator: Translator) -> None:
+    """Say on standard error how many translations reached the greatest length."""
+    if translator.num_cut:
+        ratio = translator.decoding.max_length_ratio
+        print(
+            f"hvd-async: {translator.num_cut:,} translations have the greatest length allowed, 10 + {ratio:g} x source tokens,"
+            " and may end too soon (task.decoding.max_length_ratio)",
+            file=sys.stderr,
+        )
+
+
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the keys of `task.decoding` that are given. Raises `ConfigError` for those out of range."""
     check_beam(arguments.beam)

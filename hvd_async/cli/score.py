@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hvd_async.cli.arguments import check_new, check_other_file, verb
-from hvd_async.cli.model_arguments import add_model, add_search, load
+from hvd_async.cli.model_arguments import add_model, add_search, load, report_cut
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.printable import printable
 
@@ -138,7 +138,7 @@ def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
         than = difference_of(translations, lines, references, metrics)
         parts = [f"{METRICS[name].title} {each.value:+.2f} (p = {each.p:.3f})" for name, each in than.items()]
         mine = "this model" if arguments.models else printable(str(arguments.hypothesis))
-        print(f"{mine} less {printable(str(path))}: {', '.join(parts)}; paired bootstrap of {NUM_SAMPLES:,} samples")
+        print(f"{mine} minus {printable(str(path))}: {', '.join(parts)}; paired bootstrap of {NUM_SAMPLES:,} samples")
         differences = {name: {"difference": each.value, "p": each.p} for name, each in than.items()}
         found["against"].append({"file": str(path), "differences": differences})
     return found
@@ -153,6 +153,7 @@ def _hypotheses(arguments: argparse.Namespace, references: Sequence[str]) -> tup
     sources = _sources(arguments, references)
     translator = load(arguments)
     translations = translator.translate(sources)
+    report_cut(translator)
     if arguments.output is not None:
         write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
     settings = {key: getattr(translator.decoding, key) for key in ("beam", "length_penalty")}

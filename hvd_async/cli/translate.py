@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from hvd_async.cli.arguments import check_at_least, check_new, check_other_file, verb
-from hvd_async.cli.model_arguments import add_model, add_search, load
+from hvd_async.cli.model_arguments import add_model, add_search, load, report_cut
 from hvd_async.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def _translate(arguments: argparse.Namespace) -> int:
             for line in faults:
                 print(f"hvd-async: {source}: line {line.number}: {line.fault}; left empty", file=sys.stderr)
             num_lines, num_faults = lines[-1].number, num_faults + len(faults)
+    report_cut(translator)
     if arguments.output is not None and arguments.output.is_file():  # not a device, which may be this very output
         print(f"{arguments.output}: translations of {num_lines:,} lines")
     if num_faults:

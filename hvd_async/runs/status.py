@@ -169,6 +169,8 @@ class _Log:
 
     def read(self, path: pathlib.Path) -> None:
         """Read the whole log `path`, whose last line may be incomplete; nothing if it is missing. Raises `DataError`."""
+        if path.exists() and not path.is_file():  # a pipe, say, which would be waited for
+            raise DataError(f"{path}: got no ordinary file, expected the event log of a run")
         try:
             with path.open("rb") as file:
                 for line in file:

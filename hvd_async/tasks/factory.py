@@ -52,7 +52,8 @@ def _import(name: str, factory: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:
         raise ConfigError(
-            f"task.factory: got {factory}, whose module cannot be imported: {describe_failure(error)}"
+            f"task.factory: got {factory}, whose module cannot be imported: {describe_failure(error)}; modules are looked for in"
+            f" {os.getcwd()} and where Python is installed"
         ) from error
 
 

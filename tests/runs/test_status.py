@@ -142,6 +142,13 @@ def test_a_damaged_folder_is_refused(folder: pathlib.Path, name: str, text: str,
         read_status(folder)
 
 
+def test_a_pipe_in_place_of_the_log_is_refused(folder: pathlib.Path) -> None:
+    (folder / "events.jsonl").unlink()
+    os.mkfifo(folder / "events.jsonl")  # reading it would wait for ever
+    with pytest.raises(DataError, match=r"events.jsonl: got no ordinary file, expected the event log of a run"):
+        read_status(folder)
+
+
 def test_a_gap_is_told_and_json_has_no_nan(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "events.jsonl"
     update = {**events_of(folder, "update")[-1], "loss": float("nan")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -61,7 +62,9 @@ def test_errors_in_a_module_name_the_line(tmp_path: pathlib.Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mine_a.py").write_text("x = 1\nraise ValueError('bad')\n")
     (tmp_path / "mine_b.py").write_text("x = 1\ndef broken(:\n")
-    with pytest.raises(ConfigError, match=r"cannot be imported: ValueError: bad \(.*mine_a.py:2\)"):
+    with pytest.raises(
+        ConfigError, match=rf"cannot be imported: ValueError: bad \(.*mine_a.py:2\); .* in {os.getcwd()} and"
+    ):
         make_task(configured("mine_a:make"))
     with pytest.raises(ConfigError, match=r"cannot be imported: SyntaxError: .* \(.*mine_b.py:2\)"):
         make_task(configured("mine_b:make"))

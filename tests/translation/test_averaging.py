@@ -41,9 +41,13 @@ def test_the_mean_is_rounded_once(folders: list[Path], tmp_path: Path, capsys: p
         assert found.flatten().tolist() == [float(np.float32(float(number))) for number in exact], name
 
 
-def test_the_mean_of_a_model_with_itself_is_the_model(folders: list[Path], tmp_path: Path) -> None:
+def test_the_mean_of_a_model_with_itself_is_the_model(
+    folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "mean"
     assert main(["average", *[str(folders[0])] * 3, "--output", str(output)]) == 0
+    told = f"{output}: mean of 3 models, of versions 3, 3, 3; 2 of them repeat another, which counts once more for each\n"
+    assert capsys.readouterr().out == told
     assert (output / "model.safetensors").read_bytes() == (folders[0] / "model.safetensors").read_bytes()
     lines = ["The dog sees the cat."]
     assert Translator.load(output).translate(lines) == Translator.load(folders[0]).translate(lines)

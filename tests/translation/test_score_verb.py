@@ -48,7 +48,7 @@ def test_files_of_translations_are_scored_and_compared_without_a_model(
     parts = ", ".join(f"{titles[name]} {each.value:+.2f} (p = {each.p:.3f})" for name, each in than.items())
     assert capsys.readouterr().out.splitlines() == [
         *(f"{titles[name]} {score.value:.2f}  {score.signature}" for name, score in scores.items()),
-        f"good.de less bad.de: {parts}; paired bootstrap of {NUM_SAMPLES:,} samples",
+        f"good.de minus bad.de: {parts}; paired bootstrap of {NUM_SAMPLES:,} samples",
     ]
     assert json.loads((files / "out/scores.json").read_text()) == {
         "hypothesis": "good.de",

@@ -88,7 +88,8 @@ def test_a_bad_line_is_reported_and_keeps_its_place_in_the_file(
     bad, output = tmp_path / "bad.en", tmp_path / "bad.tsv"
     bad.write_bytes(b"We sleep.\n\xff\nA cat.\n")
     assert main(["translate", str(model_folder), "--input", str(bad), "--output", str(output), "--n-best", "1"]) == 3
-    assert capsys.readouterr().err.splitlines() == [
+    told = [line for line in capsys.readouterr().err.splitlines() if "greatest length" not in line]
+    assert told == [
         f"hvd-async: {bad}: line 2: not UTF-8 (invalid start byte); left empty",
         f"hvd-async: {bad}: 1 of 3 lines could not be translated and are empty",
     ]
@@ -143,3 +144,14 @@ def test_a_server_answers_each_line_before_it_gets_the_next(model_folder: Path, 
             assert server.stdout.readline().rstrip("\n").split("\t")[-1] == translation
         server.stdin.close()
         assert server.stdout.read() == "" and server.wait(60) == 0
+
+
+def test_translations_that_may_be_cut_are_reported(
+    model_folder: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    translator = Translator.load(model_folder)
+    translator.translate(LINES)
+    assert main(["translate", str(model_folder), "--input", str(text)]) == 0
+    ratio = translator.decoding.max_length_ratio
+    told = f"{translator.num_cut} translations have the greatest length allowed, 10 + {ratio:g} x source tokens, and may"
+    assert translator.num_cut > 0 and capsys.readouterr().err.startswith(f"hvd-async: {told}")

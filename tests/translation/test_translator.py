@@ -10,6 +10,7 @@ import pytest
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, DataError, SetupError
+from hvd_async.tasks.translation import decoding
 from hvd_async.tasks.translation.sampling import Sampling
 from hvd_async.tasks.translation.translator import Translation, Translator
 
@@ -96,3 +97,17 @@ def test_the_names_of_the_package_are_there() -> None:
     assert all(getattr(translation, name) for name in translation.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'Translater'"):
         _ = translation.Translater
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_translations_that_may_be_cut_are_counted(model_folder: Path, beam: int) -> None:
+    translator = Translator.load(model_folder, settings={"beam": beam, "max_length_ratio": 0.5})
+    encoded = translator._encode(LINES)
+    found = decoding.translate(translator.models[0].model, encoded, translator.decoding, beam=beam)
+    at_limit = [len(tokens) == 10 + len(source) // 2 for source, tokens in zip(encoded, found, strict=True) if source]
+    translator.translate(LINES)
+    assert translator.num_cut == sum(at_limit) > 0
+    translator.translate(LINES[1:3])
+    assert translator.num_cut == sum(at_limit)  # an empty line has nothing to cut
+    translator.n_best(LINES, 1)
+    assert translator.num_cut == 2 * sum(at_limit)

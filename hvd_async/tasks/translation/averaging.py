@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hvd_async.config import ModelConfig
@@ -24,6 +26,8 @@ class MeanModel:
     """The mean of each parameter, in its dtype."""
     versions: list[int]
     """The versions of the models, in their order."""
+    num_repeated: int
+    """Models with the very parameters of one before them, which count once more."""
 
 
 def average(models: Iterable[ExportedModel]) -> MeanModel:
@@ -33,7 +37,7 @@ def average(models: Iterable[ExportedModel]) -> MeanModel:
     """
     first: ExportedModel | None = None
     sums: dict[str, Tensor] = {}
-    versions = []
+    versions, seen = [], set()
     for model in models:
         if not model.is_finite():
             raise DataError(
@@ -46,11 +50,20 @@ def average(models: Iterable[ExportedModel]) -> MeanModel:
         for name, parameter in model.model.named_parameters():
             found = parameter.detach().double()
             sums[name] = found if name not in sums else sums[name].add_(found)
+        seen.add(_digest(model))
         versions.append(int(model.meta["version"]))
     if first is None:
         raise DataError("average: got no model, expected at least one")
     means = {name: sums[name].div_(len(versions)).to(parameter.dtype) for name, parameter in first.model.named_parameters()}
-    return MeanModel(first, means, versions)
+    return MeanModel(first, means, versions, num_repeated=len(versions) - len(seen))
+
+
+def _digest(model: ExportedModel) -> bytes:
+    """Return a hash of the values of all parameters."""
+    digest = hashlib.blake2b()
+    for parameter in model.model.parameters():
+        digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _check_architectures(first: ExportedModel, other: ExportedModel) -> None:

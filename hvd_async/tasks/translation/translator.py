@@ -12,7 +12,7 @@ import torch
 from hvd_async.config import DecodingConfig, check
 from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.tasks.translation import decoding
-from hvd_async.tasks.translation.decoding import Hypothesis, length_fault
+from hvd_async.tasks.translation.decoding import Hypothesis, length_fault, length_limits
 from hvd_async.tasks.translation.ensemble import Ensemble
 from hvd_async.tasks.translation.export import ExportedModel, check_vocabularies, load_model
 from hvd_async.tasks.translation.likelihood import Likelihood, log_probabilities
@@ -68,6 +68,8 @@ class Translator:
         """The settings of the search."""
         self.threads = threads
         """Number of batches that are translated at a time; None: one, with torch's threads."""
+        self.num_cut = 0
+        """Translations so far that are as long as `decoding.max_length_ratio` and the model allow: most were cut short."""
         self._vocabulary = models[0].vocabulary
         self._predictor: Predictor = models[0].model
         if len(models) > 1:
@@ -106,6 +108,7 @@ class Translator:
         encoded = self._encode(sentences)
         beam, threads = self.decoding.beam, self.threads
         found = decoding.translate(self._predictor, encoded, self.decoding, beam=beam, threads=threads)
+        self._count_cut(encoded, [[tokens] for tokens in found])
         # An empty line keeps its place, so that a too long line is reported by its number.
         return [text if tokens else "" for text, tokens in zip(self._vocabulary.decode(found), encoded, strict=True)]
 
@@ -163,9 +166,20 @@ class Translator:
             raise TypeError("sentences: got one text, expected a list of texts, such as [text]")
         return self._vocabulary.encode([sentence.strip() for sentence in sentences])
 
+    def _count_cut(self, encoded: Sequence[Sequence[int]], found: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Count the translations in `found`, several of each sentence, that are as long as may be; an empty line has none."""
+        limits = length_limits(self._predictor, encoded, self.decoding)
+        self.num_cut += sum(
+            len(tokens) == limit
+            for source, limit, each in zip(encoded, limits, found, strict=True)
+            for tokens in each
+            if source
+        )
+
     def _translations(
         self, encoded: Sequence[Sequence[int]], found: Sequence[Sequence[Hypothesis]]
     ) -> list[list[Translation]]:
+        self._count_cut(encoded, [[one.tokens for one in hypotheses] for hypotheses in found])
         nothing = [Translation("", 0.0, 0.0)]
         results = []
         for tokens, hypotheses in zip(encoded, found, strict=True):
