@@ -66,10 +66,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing. `svg`: a whole file. `description`: for readers who cannot see it."""
+    """A drawing. `reading`: one sentence on what to see in it, which may be empty; `caption`: what is drawn, and how. `svg`: a
+    whole file. `description`: for readers who cannot see it."""
 
     block: ClassVar[str] = "figure"
     name: str
+    reading: str
     caption: str
     description: str
     svg: str

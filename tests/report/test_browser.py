@@ -91,3 +91,38 @@ def test_the_report_can_be_printed(browser: Any, report: pathlib.Path) -> None:
     )
     page.close()
     assert printed.startswith(b"%PDF") and len(printed) > 10_000
+
+
+def test_every_figure_says_what_to_see(page: Any) -> None:
+    readings = page.eval_on_selector_all("figure", "all => all.map(each => each.querySelector('.reading')?.textContent)")
+    assert len(readings) == 12 and all(reading and reading.endswith(".") for reading in readings)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(browser: Any, report: pathlib.Path, scheme: str) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(report.as_uri())
+    colours = page.evaluate(
+        "['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name].match(/[0-9]+/g).map(Number))"
+    )
+    assert _contrast(*colours) > 10.0 and (sum(colours[1]) < 300) == (scheme == "dark")
+    soft = page.evaluate("getComputedStyle(document.querySelector('figcaption')).color.match(/[0-9]+/g).map(Number)")
+    link = page.evaluate("getComputedStyle(document.querySelector('a')).color.match(/[0-9]+/g).map(Number)")
+    fault = page.evaluate("getComputedStyle(document.querySelector('.fault')).color.match(/[0-9]+/g).map(Number)")
+    assert min(_contrast(each, colours[1]) for each in (soft, link, fault)) >= 4.5  # WCAG 2.1, level AA
+    # The paper of a figure, which is white in its file, is that of the page.
+    inverted = page.evaluate("getComputedStyle(document.querySelector('.drawing svg')).filter")
+    assert (inverted == "none") == (scheme == "light")
+    page.close()
+
+
+def _contrast(one: list[int], other: list[int]) -> float:
+    """Return the contrast of two colours as WCAG 2.1 defines it."""
+
+    def luminance(colour: list[int]) -> float:
+        parts = [value / 255 for value in colour[:3]]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.comparison.history import Shares
 from hvd_async.comparison.results import Row
+from hvd_async.report import readings
 from hvd_async.report.document import Figure
 from hvd_async.report.figures.drawing import drawing, finish
 from hvd_async.report.figures.style import ACTIVITIES, GRAY, HATCHES, Style, short
@@ -53,7 +54,9 @@ def draw_staleness(name: str, rows: Sequence[Row], looks: Mapping[str, Style]) -
         fresh = [row.variant for row in rows if row.staleness and not any(row.staleness)]
         rest = f" Never stale: {', '.join(fresh)}." if fresh else ""
         caption = f"Staleness of the applied gradients; dashed: the mean.{rest}"
-        return finish(canvas, name, caption, "; ".join(f"{row.variant}: mean {row.mean_staleness:.2f}" for row in stale))
+        means = {row.variant: row.mean_staleness for row in stale if row.mean_staleness is not None}
+        description = "; ".join(f"{variant}: mean {mean:.2f}" for variant, mean in means.items())
+        return finish(canvas, name, readings.of_staleness(means) if means else "", caption, description)
 
 
 def draw_shares(name: str, rows: Sequence[Row]) -> Figure | None:
@@ -86,7 +89,8 @@ def draw_shares(name: str, rows: Sequence[Row]) -> Figure | None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{100.0 * value:g} %")
         axes.set_xlabel("share of all workers' time")
         canvas.legend(loc="outside upper center", ncols=len(SHARES))
-        return finish(canvas, name, _caption([shares for _, shares in known]), "The shares in the table below.")
+        reading = readings.of_shares({variant: shares.waiting for variant, shares in known})
+        return finish(canvas, name, reading, _caption([shares for _, shares in known]), "The shares in the table below.")
 
 
 def _write_shares(left: Sequence[float], widths: Sequence[float], kind: str, axes: Axes) -> None:

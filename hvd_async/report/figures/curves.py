@@ -13,6 +13,7 @@ from hvd_async.comparison.metrics import metrics_of, weight_unit_of
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.runs import Point, Run
 from hvd_async.comparison.target import Target
+from hvd_async.report import readings
 from hvd_async.report.document import Figure
 from hvd_async.report.figures.drawing import drawing, finish
 from hvd_async.report.figures.style import GRAY, Style, short
@@ -66,7 +67,8 @@ def _draw_metric(
         canvas.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns)
         what = f"Validation {metric.title}"
         caption = f"{what} over seconds of training, {unit} and updates. {_key_of(rows)}".strip()
-        return finish(canvas, name, caption, f"{what} of {len(rows)} variants; the numbers are in the table of all runs.")
+        description = f"{what} of {len(rows)} variants; the numbers are in the table of all runs."
+        return finish(canvas, name, readings.of_curves(rows, target, metric), caption, description)
 
 
 def _key_of(rows: Sequence[Row]) -> str:
@@ -168,8 +170,11 @@ def draw_rates(name: str, collection: Collection, environment: str, looks: Mappi
     with drawing():
         canvas = Canvas(figsize=(8.0, 4.2), layout="constrained")
         axes = canvas.subplots()
+        best: dict[str, float] = {}
         for variant in collection.variants(environment):
-            _draw_losses(axes, variant, [entry for entry in tried if entry.variant == variant], looks[variant])
+            means = _draw_losses(axes, variant, [entry for entry in tried if entry.variant == variant], looks[variant])
+            if means:
+                best[variant] = min(means, key=lambda rate: means[rate])
         rates = sorted({entry.rate for entry in tried if entry.rate is not None})
         axes.set_xscale("log")
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
@@ -178,10 +183,13 @@ def draw_rates(name: str, collection: Collection, environment: str, looks: Mappi
         axes.set(xlabel="learning rate", ylabel=f"final validation {loss.title_and_unit}")
         canvas.legend(loc="outside right center")
         caption = "Final loss over the learning rate. Small: each seed; large: their mean. × at the top: diverged."
-        return finish(canvas, name, caption, "Final validation loss of each variant at each learning rate.")
+        return finish(
+            canvas, name, readings.of_rates(best), caption, "Final validation loss of each variant at each learning rate."
+        )
 
 
-def _draw_losses(axes: Axes, variant: str, entries: Sequence[Entry], look: Style) -> None:
+def _draw_losses(axes: Axes, variant: str, entries: Sequence[Entry], look: Style) -> dict[float, float]:
+    """Draw the final losses of a variant; return their mean at each rate at which one is finite."""
     means: dict[float, float] = {}
     for rate in sorted({entry.rate for entry in entries if entry.rate is not None}):
         runs = runs_of([entry for entry in entries if entry.rate == rate])
@@ -199,3 +207,4 @@ def _draw_losses(axes: Axes, variant: str, entries: Sequence[Entry], look: Style
         color=look.colour,
         label=short(variant, 24),
     )
+    return means

@@ -51,7 +51,7 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def finish(canvas: Canvas, name: str, caption: str, description: str) -> Figure:
+def finish(canvas: Canvas, name: str, reading: str, caption: str, description: str) -> Figure:
     """Return the block of a drawn figure. To be called within `drawing`."""
     import matplotlib
 
@@ -62,7 +62,7 @@ def finish(canvas: Canvas, name: str, caption: str, description: str) -> Figure:
     matplotlib.rcParams["svg.hashsalt"] = name  # otherwise identifiers are random
     canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     canvas.savefig(png, format="png")
-    return Figure(name, caption, description, svg.getvalue(), png.getvalue())
+    return Figure(name, reading, caption, description, svg.getvalue(), png.getvalue())
 
 
 def inline(figure: Figure) -> str:
@@ -75,5 +75,5 @@ def inline(figure: Figure) -> str:
     head, rest = svg.split(">", 1)
     width = re.search(r'\bwidth="([0-9.]+)pt"', head)
     head = re.sub(r'\s(?:width|height|version|xmlns(?::xlink)?)="[^"]*"', "", head)
-    size = f' style="width: {float(width[1]):.0f}pt"' if width else ""
+    size = f' style="width: {float(width[1]):.0f}pt; --drawn: {float(width[1]):.0f}pt"' if width else ""
     return f'{head}{size} role="img" aria-labelledby="caption-{figure.name}">{rest}'

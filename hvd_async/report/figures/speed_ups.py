@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.target import Target
+from hvd_async.report import readings
 from hvd_async.report.document import Figure
 from hvd_async.report.figures.drawing import drawing, finish
 from hvd_async.report.figures.style import GRAY, Style, short
@@ -55,7 +56,8 @@ def draw_speed_ups(
             )
         if any(row.speed_up.high > right for rows in shown.values() for row in rows if row.speed_up):
             caption += " An interval that touches the right edge continues beyond it."
-        return finish(canvas, name, caption, "The speed-ups in the tables of each environment.")
+        reading = readings.of_speed_ups({environment: shown[environment] for environment in environments})
+        return finish(canvas, name, reading, caption, "The speed-ups in the tables of each environment.")
 
 
 def _ideal(rows: Sequence[Row]) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hvd_async.comparison.history import History, Span, read_history
 from hvd_async.comparison.results import Row
-from hvd_async.report import number_format
+from hvd_async.report import number_format, readings
 from hvd_async.report.document import Figure
 from hvd_async.report.figures.drawing import drawing, finish
 from hvd_async.report.figures.style import ACTIVITIES, HATCHES, short
@@ -36,12 +36,15 @@ class TimeWindow:
 
 @dataclass(frozen=True)
 class _Panel:
+    variant: str
     title: str
     is_synchronous: bool
     num_workers: int
     start: float
     spans: Sequence[Span]
     losses: Sequence[tuple[int, float]]
+    num_steps: int
+    """Steps of the drawn workers that ended in the window."""
 
 
 def draw_timeline(name: str, rows: Sequence[Row], window: TimeWindow | None = None) -> Figure | None:
@@ -67,7 +70,9 @@ def _panel(row: Row, history: History, window: TimeWindow | None, length: float)
     spans = [span for span in history.spans(start, start + length) if span.worker is None or span.worker < _MOST_LANES]
     title = f"{short(row.variant, 90)}, seed {row.runs[0].config.seed}, from {number_format.seconds(start)} s on"
     losses = [each for each in history.losses if each[0] < _MOST_LANES and start <= each[1] < start + length]
-    return _Panel(title, row.is_synchronous, min(history.num_workers, _MOST_LANES), start, spans, losses)
+    num_steps = sum(step.worker < _MOST_LANES and start <= step.received_seconds < start + length for step in history.steps)
+    num_workers = min(history.num_workers, _MOST_LANES)
+    return _Panel(row.variant, title, row.is_synchronous, num_workers, start, spans, losses, num_steps)
 
 
 def _draw(name: str, panels: Sequence[_Panel], length: float, *, has_window: bool) -> Figure:
@@ -106,7 +111,8 @@ def _draw(name: str, panels: Sequence[_Panel], length: float, *, has_window: boo
             caption += " A cross: the worker died, and the run went on without it."
         if any(panel.num_workers == _MOST_LANES for panel in panels):
             caption += f" Of more than {_MOST_LANES} workers, only the first are shown."
-        return finish(canvas, name, caption, "The first run of each variant; totals are in the table of shares.")
+        reading = readings.of_timeline({panel.variant: panel.num_steps for panel in panels})
+        return finish(canvas, name, reading, caption, "The first run of each variant; totals are in the table of shares.")
 
 
 def _lanes(panel: _Panel) -> list[str]:

@@ -38,7 +38,8 @@ def _block(block: Block, level: int) -> list[str]:
     if isinstance(block, Table):
         return [f"{_escape(block.caption)}:", _table(block)]
     if isinstance(block, Figure):
-        return [f"![{_escape(block.description)}](figures/{block.name}.svg)", f"*{_escape(block.caption)}*"]
+        reading = [f"**{_escape(block.reading)}**"] if block.reading else []
+        return [*reading, f"![{_escape(block.description)}](figures/{block.name}.svg)", f"*{_escape(block.caption)}*"]
     return [_code(block)]
 
 
