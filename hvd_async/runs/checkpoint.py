@@ -119,7 +119,8 @@ def way_out(folder: pathlib.Path, others: Sequence[pathlib.Path]) -> str:
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Replace the safetensors file `path` atomically. The tensors may be on any device and share memory. Blocks on the disk.
+    """Replace the safetensors file `path` atomically. The tensors may be on any device and share memory; those on the CPU are
+    written from where they are, and must not change meanwhile. Blocks on the disk.
 
     Raises `DataError` if a file system operation fails.
     """
@@ -127,8 +128,7 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> No
     try:
         folder.mkdir()
         temporary = folder / path.name
-        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(whole, temporary)
+        safetensors.torch.save_file(_apart(tensors), temporary)
         files.give_usual_mode(temporary)  # the library makes the file private
         files.sync(temporary)
         os.rename(temporary, path)
@@ -138,6 +138,18 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> No
         raise DataError(f"{path}: cannot be written: {reason}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return contiguous tensors on the CPU, no two of which share memory, as the library requires. Copies only what must be."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        found[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return found
 
 
 def read_tensors(path: pathlib.Path, part: slice | None = None) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 # Copies of a run's parameters that may wait for the disk, in addition to one checkpoint.
-MAX_UNWRITTEN_VECTORS = 4
+MAX_UNWRITTEN_VECTORS = 2
 
 
 class BackgroundWriter:

@@ -152,6 +152,25 @@ def test_tensors_that_share_memory_or_are_views_are_saved_whole(tmp_path: pathli
     assert folders(tmp_path) == ["t"]
 
 
+def test_writing_takes_no_second_copy(tmp_path: pathlib.Path) -> None:
+    code = """
+import pathlib, resource, sys, torch
+from hvd_async.runs.checkpoint import read_tensors, write_tensors
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+path, vectors = pathlib.Path(sys.argv[1]), {name: torch.full((5_000_000,), 7.0) for name in "abcdef"}
+write_tensors(path, {"a": torch.zeros(9)})
+before = peak()
+write_tensors(path, vectors)
+print((peak() - before) / (6 * 4 * 5_000_000))
+assert all(torch.equal(vectors[name], tensor) for name, tensor in read_tensors(path).items())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t")], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.1
+
+
 def flip_a_bit(folder: pathlib.Path) -> None:
     path = folder / "tensors.safetensors"
     content = bytearray(path.read_bytes())

@@ -22,8 +22,8 @@ from tests.simulation.simulated import parse
 SIZE = 1000 * BLOCK
 VECTOR = 4 * SIZE
 # Parameters; 3 published copies; 2 provisional vectors; the pending sum twice and both moments; for a checkpoint a copy of the
-# parameters, the sum and both moments; 4 vectors on their way to disk.
-STORE = 1 + 3 + 2 + 4 + 4 + 4
+# parameters, the sum and both moments; 2 vectors on their way to disk.
+STORE = 1 + 3 + 2 + 4 + 4 + 2
 ASYNC = {"kind": "async", "arrivals_per_update": "workers", "provisional": True}
 
 
@@ -58,7 +58,7 @@ def test_the_memory_of_a_store_follows_its_settings(tmp_path: pathlib.Path, sect
 
 def test_two_shards_share_what_a_store_holds(tmp_path: pathlib.Path) -> None:
     whole, half = memory(tmp_path), memory(tmp_path, store={"shards": 2})
-    apart = (1 + 4 + 4) * VECTOR  # the model, a checkpoint and what is on its way to disk are those of rank 0 alone
+    apart = (1 + 4 + 2) * VECTOR  # the model, a checkpoint and what is on its way to disk are those of rank 0 alone
     assert (half.store - apart) / (whole.store - apart) == pytest.approx(0.5, rel=0.01)
 
 
@@ -91,13 +91,13 @@ def test_planning_says_what_real_ranks_could_not_run(
 def test_planning_for_a_single_process_has_its_memory(tmp_path: pathlib.Path) -> None:
     simulation = {"parameters": SIZE, "weight": 1}
     config = parse(tmp_path / "run", strategy={"kind": "single"}, optimizer={"kind": "adam"}, simulation=simulation)
-    assert plan(config, [4], None)[0].bytes["worker"] == (5 + 8) * VECTOR  # and a checkpoint, on its way to disk
+    assert plan(config, [4], None)[0].bytes["worker"] == (5 + 6) * VECTOR  # and a checkpoint, on its way to disk
 
 
 def test_replicas_on_gpus_take_no_memory_of_the_host() -> None:
     plans = assign_roles([Machine("here", (0,), ("a", "b"))] * 2, Placement("ddp", device="cuda"))
     job = JobSize(StrategyConfig(kind="ddp"), StoreConfig(), PushConfig(), OptimizerConfig(kind="adam"), plans, SIZE)
-    assert sum(need.num_bytes for need in synchronous.needs(job, 0)) == 8 * VECTOR
+    assert sum(need.num_bytes for need in synchronous.needs(job, 0)) == 6 * VECTOR
     assert synchronous.needs(job, 1) == []
 
 
@@ -111,7 +111,7 @@ def test_planning_shows_memory(tmp_path: pathlib.Path) -> None:
     config = parse(tmp_path / "run", strategy=ASYNC, optimizer={"kind": "adam"}, simulation=simulation)
     lines = table_of(plan(config, [4, 8], None), "images").splitlines()
     assert lines[-2].split("  ")[-1].strip() == "20 bytes" and lines[-2].split()[0] == "4"
-    assert [line.split()[3:5] for line in lines[-2:]] == [["88", "bytes"], ["104", "bytes"]]
+    assert [line.split()[3:5] for line in lines[-2:]] == [["80", "bytes"], ["96", "bytes"]]
 
 
 def write_config(folder: pathlib.Path) -> pathlib.Path:
