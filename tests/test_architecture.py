@@ -50,6 +50,8 @@ DOORS = {
     "sentencepiece": ("tasks.translation.vocabulary",),
     "triton": ("vectors.cuda",),
     "yaml": ("config.yaml",),
+    "wandb": ("runs.curve_sinks",),
+    "mlflow": ("runs.curve_sinks",),
 }
 
 

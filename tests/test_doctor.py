@@ -173,8 +173,9 @@ def test_threads_that_spin_beside_a_busy_process_are_reported() -> None:
 def test_the_extras_that_are_missing_are_named_with_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu", None)  # cannot be imported
     monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not named where it is missing
     [extras] = [finding for finding in _check_packages() if finding.name == "extras"]
     assert (extras.verdict, extras.detail) == (
         "ok",
-        "report; to add others: pip install 'hvd_async[translation,tensorboard]'",
+        "report, mlflow; to add others: pip install 'hvd_async[translation,tensorboard]'",
     )

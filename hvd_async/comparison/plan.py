@@ -13,7 +13,7 @@ from hvd_async.comparison.collection import Collection, Entry, runs_of
 from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, WantedTarget, common_target
-from hvd_async.config import DecodingConfig, RunConfig, TranslationConfig, dump_config, dump_yaml, load_config
+from hvd_async.config import DecodingConfig, RunConfig, TranslationConfig, dump_yaml, load_config
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system.files import write_file
@@ -121,9 +121,10 @@ def config_hash(config: RunConfig) -> str:
 
 def _as_first_written(config: RunConfig) -> str:
     """Return the text of `config` without the keys that were added since the first hashes, where these have no effect."""
-    if not isinstance(config.task, TranslationConfig):
-        return dump_config(config)
     tree = config.model_dump()
+    del tree["training"]["trackers"]
+    if not isinstance(config.task, TranslationConfig):
+        return dump_yaml(tree)
     task = tree["task"]
     for section, keys in (
         (task, ("init_from",)),

@@ -7,6 +7,7 @@ file are reported at once, before any rank starts work.
 from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.decoding import DecodingConfig
 from hvd_async.config.emulation import EmulationConfig
+from hvd_async.config.leaves import leaves
 from hvd_async.config.loading import check, dump_config, load_config, parse_config, read_tree, set_value
 from hvd_async.config.model import ModelConfig
 from hvd_async.config.optimizer import GroupConfig, OptimizerConfig, ScheduleConfig
@@ -69,6 +70,7 @@ __all__ = [
     "dump_config",
     "dump_yaml",
     "dump_yaml_line",
+    "leaves",
     "load_config",
     "parse_config",
     "read_tree",

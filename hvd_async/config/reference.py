@@ -101,6 +101,8 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return _choice([f"`{value}`" for value in arguments])
     if origin is tuple and arguments[-1] is Ellipsis:
         entry = arguments[0]
+        if get_origin(entry) is Literal:
+            return f"a list of {_type_in_words(entry)}"
         keys = ", ".join(entry.model_fields) if issubclass(entry, Section) else _type_in_words(entry)
         return f"a list of `{{{keys}}}`"
     if origin is tuple:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hvd_async.comparison.collection import Collection, runs_of
-from hvd_async.comparison.differences import differing_keys, leaves
+from hvd_async.comparison.differences import differing_keys, own_leaves
 from hvd_async.comparison.runs import Run
 from hvd_async.report.document import Block, Cell, Column, Items, PageSection, Table, Text
 from hvd_async.report.emulated_workers import describe_emulation
@@ -88,7 +88,7 @@ def _table(caption: str, groups: Mapping[str, Sequence[Run]], keys: Sequence[str
     facts = {name: get for name, get in _FACTS.items() if differs_within_a_seed(every, get)}
     if not keys and not facts:
         return None
-    values = {name: [leaves(run.config) for run in runs] for name, runs in groups.items()}
+    values = {name: [own_leaves(run.config) for run in runs] for name, runs in groups.items()}
     rows = [[Cell(key), *(Cell(_joined([tree.get(key) for tree in trees])) for trees in values.values())] for key in keys]
     rows += [
         [Cell(name), *(Cell(_joined([get(run) for run in runs])) for runs in groups.values())] for name, get in facts.items()

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # Names that a run writes in its folder and in each subfolder. Files with other names do not belong to the run.
 _FILES = re.compile(
-    r"(config\.yaml|events\.jsonl|summary\.json|join\.json)|\.(config\.yaml|summary\.json|join\.json)\..*\.tmp"
+    r"(config\.yaml|events\.jsonl|summary\.json|join\.json|trackers\.json)"
+    r"|\.(config\.yaml|summary\.json|join\.json|trackers\.json)\..*\.tmp"
 )
 _IN_FOLDERS = {
     "snapshots": re.compile(r"v\d{8,}(\.buffers)?\.safetensors|\.v\d{8,}\..*"),
@@ -33,6 +34,7 @@ _IN_FOLDERS = {
     "models": re.compile(r"best|last|\.(best|last)\..*"),
     "ranks": re.compile(r"rank\d{4,}\.jsonl"),
     "tensorboard": re.compile(r"events\.out\.tfevents\..*"),
+    "wandb": re.compile(r"(offline-)?run-.*|latest-run|debug.*\.log"),
 }
 
 
@@ -72,6 +74,7 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.lock = self.root / ".lock"
         self.invitation = self.root / "join.json"
+        self.trackers = self.root / "trackers.json"
 
     def snapshot(self, version: int) -> pathlib.Path:
         """Return the path of the snapshot of `version`."""

@@ -1,34 +1,37 @@
-"""Curves over versions for TensorBoard. Their failure does not end a run."""
+"""Curves over versions, for TensorBoard and trackers. Their failure does not end a run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
 
+from hvd_async.config import leaves
 from hvd_async.errors import SetupError
+from hvd_async.runs.curve_sinks import CurveSink, Mlflow, Relay, TensorBoard, TrackedRun, Wandb
 from hvd_async.runs.evaluations import EvaluationResult
 from hvd_async.runs.recorder_context import RunContext, TrainingClock
 from hvd_async.runs.recorder_part import RunPart
 from hvd_async.runs.totals import Totals
 from hvd_async.store.arrival import Update
 from hvd_async.system.extras import require
+from hvd_async.system.printable import printable
 
 _EVERY_SECONDS = 1.0
+_TRACKERS: Mapping[str, Callable[[TrackedRun], CurveSink]] = {"wandb": Wandb, "mlflow": Mlflow}
 
 
 class Scalars(RunPart):
-    """Writes numbers over versions; a context manager. After a failure, which is reported once, nothing more is written."""
+    """Passes numbers over versions to sinks; a context manager. A sink that fails is reported once, and gets nothing more."""
 
     def __init__(self, run: RunContext, clock: TrainingClock, totals: Totals) -> None:
-        """Open no file yet. `totals` must get each event before this part."""
-        self._folder = run.folder.tensorboard if run.config.training.tensorboard else None
+        """Open nothing yet. `totals` must get each event before this part."""
+        self._run = run
         self._say = run.progress.say
         self._clock = clock
         self._totals = totals
         self._purge_from: int | None = None
-        self._writer: Any = None
+        self._sinks: list[CurveSink] = []
         self._written_at = 0.0
 
     def forget_from(self, version: int) -> None:
@@ -37,22 +40,27 @@ class Scalars(RunPart):
         self._purge_from = version
 
     def __enter__(self) -> Scalars:
-        """Open the file."""
-        if self._folder is not None:
+        """Open the sinks that the configuration names."""
+        training, folder = self._run.config.training, self._run.folder
+        wanted: dict[str, CurveSink] = {}
+        if training.tensorboard:
+            wanted["tensorboard"] = TensorBoard(folder.tensorboard, self._purge_from)
+        tracked = TrackedRun(folder.root.resolve().name, leaves(self._run.config), folder.trackers)
+        wanted |= {name: Relay(_TRACKERS[name](tracked)) for name in training.trackers}
+        for extra, sink in wanted.items():
             try:
-                require("tensorboard")
+                require(extra)
             except SetupError as error:
-                self._say(f"{error}; continuing without TensorBoard scalars")
-                return self
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._do(lambda: setattr(self, "_writer", SummaryWriter(str(self._folder), purge_step=self._purge_from)))
+                self._say(f"{error}; continuing without {sink.title}")
+                continue
+            self._sinks.append(sink)
+            self._do(sink, sink.open)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        """Write the buffer."""
-        if self._writer is not None:
-            self._do(self._writer.close)
+        """Have the sinks write what is left."""
+        for sink in list(self._sinks):
+            self._do(sink, lambda sink=sink: sink.close(is_failed=kind is not None))  # type: ignore[misc]
 
     def updated(self, update: Update) -> None:
         """Add a point to the curves of training, at most once a second."""
@@ -60,32 +68,31 @@ class Scalars(RunPart):
         if now - self._written_at < _EVERY_SECONDS:
             return
         self._written_at = now
-        staleness = sum(map(update.staleness, update.arrivals)) / len(update.arrivals)
         weight = self._totals.metrics.weight
-        for name, value in (
-            ("training/loss", update.loss),
-            ("training/learning_rate", update.learning_rate),
-            ("training/gradient_norm", update.gradient_norm),
-            ("training/staleness", staleness),
-            ("training/weight", weight),
-            ("training/weight_per_second", weight / max(1e-9, self._clock.seconds)),
-        ):
-            self._add(name, value, update.version)
+        points = {
+            "training/loss": update.loss,
+            "training/learning_rate": update.learning_rate,
+            "training/gradient_norm": update.gradient_norm,
+            "training/staleness": sum(map(update.staleness, update.arrivals)) / len(update.arrivals),
+            "training/weight": weight,
+            "training/weight_per_second": weight / max(1e-9, self._clock.seconds),
+        }
+        self._add(points, update.version)
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Add a point to the curves of validation."""
-        for name, score in result.scores.items():
-            self._add(f"validation/{name}", score, result.version)
+        self._add({f"validation/{name}": score for name, score in result.scores.items()}, result.version)
 
-    def _add(self, name: str, value: float, version: int) -> None:
-        if self._writer is not None:
-            self._do(lambda: self._writer.add_scalar(name, value, version))
+    def _add(self, points: Mapping[str, float], version: int) -> None:
+        for sink in list(self._sinks):
+            self._do(sink, lambda sink=sink: sink.add(points, version))  # type: ignore[misc]
 
-    def _do(self, action: Callable[[], object]) -> None:
+    def _do(self, sink: CurveSink, action: Callable[[], object]) -> None:
         try:
             action()
-        except OSError as error:
-            self._writer = None
+        except Exception as error:  # of packages that are not ours, and of the network
+            self._sinks.remove(sink)
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             self._say(
-                f"{self._folder}: cannot be written: {error.strerror or error}; continuing without TensorBoard scalars"
+                f"{sink.place}: cannot be written: {printable(' '.join(reason.split()))}; continuing without {sink.title}"
             )

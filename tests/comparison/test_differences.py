@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.comparison.differences import differing_keys, leaves
+from hvd_async.comparison.differences import differing_keys, own_leaves
 from hvd_async.config import RunConfig, parse_config
 from tests.trees import replaced
 
@@ -38,7 +38,9 @@ def test_one_differing_run_is_enough() -> None:
 def test_a_mapping_of_workers_is_a_value() -> None:
     even, uneven = config(), config(emulation={"slow_workers": {0: 2.0, 3: 1.5}})
     assert differing_keys([even, uneven]) == ["emulation.slow_workers"]
-    assert leaves(uneven)["emulation.slow_workers"] == {0: 2.0, 3: 1.5} and leaves(even)["emulation.slow_workers"] == {}
+    assert (
+        own_leaves(uneven)["emulation.slow_workers"] == {0: 2.0, 3: 1.5} and own_leaves(even)["emulation.slow_workers"] == {}
+    )
 
 
 def test_a_list_is_a_value() -> None:

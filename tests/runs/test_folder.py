@@ -107,6 +107,9 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(folder: RunFolder)
         "events.jsonl",
         "summary.json",
         "tensorboard/events.out.tfevents.1",
+        "trackers.json",
+        "wandb/offline-run-1-x/run-x.wandb",
+        "wandb/debug.log",
         ".summary.json.7.tmp",
     )
     folder.begin(make_config(seed=5), overwrite=True)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import struct
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -166,6 +167,91 @@ def test_scalars_have_every_step_once_after_a_resume(tmp_path: pathlib.Path) -> 
     scalars = EventAccumulator(str(folder / "tensorboard"))
     scalars.Reload()
     assert [event.step for event in scalars.Scalars("validation/loss")] == list(range(1, 13))
+
+
+def killed_at(folder: pathlib.Path, version: int) -> None:
+    """Leave `folder` as a run that was killed after the checkpoint before `version`, its last."""
+    shutil.rmtree(folder / f"checkpoints/v{version:08d}")
+    (folder / "summary.json").unlink()
+
+
+def test_mlflow_gets_the_configuration_and_one_run_for_a_resumed_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="the package mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    training = {"checkpoint_every": 5, "keep_checkpoints": 9, "trackers": ["mlflow"]}
+    settings = settings_of(tmp_path / "run", validation={"every": 1}, training=training)
+    run(settings)
+    killed_at(tmp_path / "run", 12)
+    run(settings, resume=True)
+    client = mlflow.MlflowClient()
+    [found] = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
+    assert found.data.params["training.checkpoint_every"] == "5" and found.data.params["optimizer.kind"] == "adam"
+    history = client.get_metric_history(found.info.run_id, "validation/loss")
+    assert sorted({metric.step for metric in history}) == list(range(1, 13)) and len(history) == 14  # 11 and 12 made again
+    assert "training/loss" in found.data.metrics
+
+
+def test_wandb_gets_the_configuration_and_one_run_for_a_resumed_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="the package wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    training = {"checkpoint_every": 5, "keep_checkpoints": 9, "trackers": ["wandb"]}
+    settings = settings_of(tmp_path / "run", validation={"every": 1}, training=training)
+    run(settings)
+    killed_at(tmp_path / "run", 12)
+    run(settings, resume=True)
+    wandb.teardown()  # the package's process may still write the second of two runs of one process
+    name = json.loads((tmp_path / "run/trackers.json").read_bytes())["wandb"]
+    files = sorted((tmp_path / "run/wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
+    records = [record for path in files for record in wandb_records(path)]
+    versions = [
+        int(item.value_json)
+        for record in records
+        for item in record.history.item
+        if "validation/loss" in {each.nested_key[0] if each.nested_key else each.key for each in record.history.item}
+        and (item.nested_key[0] if item.nested_key else item.key) == "version"
+    ]
+    assert len(files) == 2 and versions == [*range(1, 13), 11, 12]
+    keys = {update.key: update.value_json for record in records for update in record.run.config.update}
+    assert keys["training.checkpoint_every"] == "5" and {record.run.project for record in records} == {"", "hvd_async"}
+
+
+def wandb_records(path: pathlib.Path) -> list[Any]:
+    """Return the records of a file that wandb writes when it is offline: a log of LevelDB's format after 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, begun, found = path.read_bytes(), 7, b"", []
+    while len(content) - place >= 7:
+        if (rest := 32768 - place % 32768) < 7:  # no room in this block for another head
+            place += rest
+            continue
+        size, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        begun += content[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(begun)
+            found.append(record)
+            begun = b""
+    return found
+
+
+def test_a_tracker_that_cannot_be_reached_does_not_end_a_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow", reason="the package mlflow is not installed")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "file/mlruns").as_uri())
+    summary = run(settings_of(tmp_path / "run", training={"trackers": ["mlflow"]}))
+    assert summary["status"] == "finished"
+    assert capsys.readouterr().out.count("mlflow: cannot be written: ") == 1
 
 
 def test_a_log_that_was_cut_is_continued_with_a_gap_that_is_reported(
