@@ -19,6 +19,7 @@ from hvd_async.runs.folder import RunFolder
 from hvd_async.system.files import write_file
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
+from hvd_async.tasks.metric import LOSS
 
 # Reason against a run that differs from the planned one: see `is_outdated`.
 OUTDATED = "was computed with another configuration"
@@ -123,6 +124,8 @@ def _as_first_written(config: RunConfig) -> str:
     """Return the text of `config` without the keys that were added since the first hashes, where these have no effect."""
     tree = config.model_dump()
     del tree["training"]["trackers"]
+    if config.validation.score == LOSS:
+        del tree["validation"]["score"]
     if not isinstance(config.task, TranslationConfig):
         return dump_yaml(tree)
     task = tree["task"]

@@ -65,6 +65,14 @@ class RunConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _score_is_measured(self) -> RunConfig:
+        measured, score = self.task.measured, self.validation.score
+        if measured is not None and score not in measured:
+            hint = "; task.bleu: true measures it" if score == "bleu" else ""
+            raise ValueError(f"validation.score: got {score}, expected {' or '.join(measured)}{hint}")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _what_training_begins_with_lies_elsewhere(self) -> RunConfig:
         if not isinstance(self.task, TranslationConfig):
             return self

@@ -106,8 +106,13 @@ class ValidationConfig(Section):
         description="`during`: the first worker that finishes a step takes the evaluation, and the store continues;"
         " `after`: when training has ended, so that its clock measures training alone.",
     )
+    score: str = Field(
+        "loss",
+        description="The score by which `models/best` is chosen and `patience` counts: `loss`, or another that the task measures,"
+        " such as `bleu`. The task says whether higher or lower is better.",
+    )
     patience: Positive | None = Field(
-        None, description="Stop after this many validations without a better loss; requires `when: during`."
+        None, description="Stop after this many validations without a better `score`; requires `when: during`."
     )
 
     @pydantic.model_validator(mode="after")

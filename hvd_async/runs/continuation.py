@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_async.config import BOUNDS, RunConfig, TranslationConfig, dump_yaml_line
+from hvd_async.config import BOUNDS, RunConfig, TranslationConfig, ValidationConfig, dump_yaml_line
 from hvd_async.errors import ConfigError
 from hvd_async.store.ledger import BatchLedger
 
@@ -15,7 +15,13 @@ _OF_LIVENESS = (
     *("on_worker_failure", "min_workers", "max_workers", "joins_from"),
     *(f"{name}_timeout_seconds" for name in ("store", "worker", "hang", "stop")),
 )
-_MAY_CHANGE = {"store", "output", "validation", "emulation", "simulation", *(f"strategy.{key}" for key in _OF_LIVENESS)}
+# Not the score that tells which version is the best: parameters of earlier versions are gone, of which one may be it.
+_OF_OBSERVATION = [key for key in ValidationConfig.model_fields if key != "score"]
+_MAY_CHANGE = {
+    *("store", "output", "emulation", "simulation"),
+    *(f"strategy.{key}" for key in _OF_LIVENESS),
+    *(f"validation.{key}" for key in _OF_OBSERVATION),
+}
 _MUST_STAY_IN_TRAINING = {"precision"}
 
 

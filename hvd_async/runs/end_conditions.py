@@ -41,7 +41,7 @@ class Limits(RunPart):
         return (limit is not None and self._clock.seconds >= limit) or self._has_diverged or self.is_out_of_patience()
 
     def is_out_of_patience(self) -> bool:
-        """Whether too many evaluations have passed without a better loss."""
+        """Whether too many evaluations have passed without a better score."""
         patience = self._config.validation.patience
         return patience is not None and self._history.num_without_progress() >= patience
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_async.tasks.metric import LOSS
+from hvd_async.tasks.metric import LOSS, Metric
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class EvaluationResult:
 class EvaluationHistory:
     """The evaluations of a run, in the order in which they were reported."""
 
-    def __init__(self) -> None:
-        """Start without evaluations."""
+    def __init__(self, metric: Metric) -> None:
+        """Start without evaluations. `metric`: the score that tells which version is better."""
+        self.metric = metric
         self._all: list[EvaluationResult] = []
 
     def restore(self, data: Iterable[dict[str, Any]]) -> None:
@@ -47,9 +48,9 @@ class EvaluationHistory:
 
     @property
     def best(self) -> EvaluationResult | None:
-        """Evaluation with the lowest loss, the earliest of several; None if no loss is finite."""
-        finite = [result for result in self._all if math.isfinite(result.loss)]
-        return min(finite, key=lambda result: result.loss, default=None)
+        """Evaluation with the best score, the earliest of several; None if no evaluation gave a finite score."""
+        finite = [result for result in self._all if math.isfinite(result.scores.get(self.metric.name, math.nan))]
+        return min(finite, key=lambda result: self.metric.cost(result.scores[self.metric.name]), default=None)
 
     @property
     def last(self) -> EvaluationResult | None:
@@ -57,9 +58,13 @@ class EvaluationHistory:
         return max(self._all, key=lambda result: result.version, default=None)
 
     def num_without_progress(self) -> int:
-        """Return the number of evaluations of versions after the best one; of all versions, if no loss is finite."""
+        """Return the number of evaluations of versions after the best one; of all versions, if there is no best one.
+
+        An evaluation that did not measure the score does not count.
+        """
         best = self.best
-        return sum(best is None or result.version > best.version for result in self._all)
+        measured = [result for result in self._all if self.metric.name in result.scores]
+        return sum(best is None or result.version > best.version for result in measured)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return plain data for a summary or a checkpoint."""

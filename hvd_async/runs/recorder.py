@@ -31,6 +31,7 @@ from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.system.background_writer import MAX_UNWRITTEN_VECTORS, BackgroundWriter
+from hvd_async.tasks.metric import metric_of_score
 
 # Unwritten files up to this size in total never make the store wait.
 _MAX_UNWRITTEN_BYTES = 1 << 26
@@ -40,12 +41,12 @@ class RunRecorder:
     """Records one run; a context manager. Implements `store.observer.Observer`; used by one thread."""
 
     def __init__(self, run: RunContext) -> None:
-        """Open no file yet."""
+        """Open no file yet. Raises `ConfigError` if the task does not measure `validation.score`."""
         self._run = run
         self._clock = TrainingClock(run.clock)
         self._copies = VersionCopies()
         self._writer = BackgroundWriter(max(_MAX_UNWRITTEN_BYTES, MAX_UNWRITTEN_VECTORS * 4 * run.flat.size))
-        self._history = EvaluationHistory()
+        self._history = EvaluationHistory(metric_of_score(run.config.validation.score, run.task.metrics))
         self._totals = Totals()
         self._limits = Limits(run, self._clock, self._history)
         self._events = Events(run, self._clock)
@@ -225,7 +226,7 @@ class RunRecorder:
         return self._snapshots.to_evaluate()
 
     def is_out_of_patience(self) -> bool:
-        """Whether too many evaluations have passed without a better loss."""
+        """Whether too many evaluations have passed without a better score."""
         return self._limits.is_out_of_patience()
 
     def status_of(self, notice: StopNotice | None) -> str:

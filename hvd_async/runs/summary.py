@@ -45,6 +45,7 @@ def write_summary(run: RunContext, ending: Ending, history: EvaluationHistory, f
         "stop": None if stop is None or stop.is_end else stop.to_json(),
         "metrics": metrics_to_json(run.task.metrics),
         "measurements": history.to_json(),
+        "score": history.metric.name,
         "best": None if best is None else asdict(best),
         "last": None if last is None else asdict(last),
     }
@@ -65,6 +66,8 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     lines = []
     if summary.get("unmeasured"):
         lines.append(f"due for evaluation but not evaluated: versions {', '.join(map(str, summary['unmeasured']))}")
+    if summary["measurements"] and summary["best"] is None and summary["status"] != "diverged":
+        lines.append(f"no evaluation measured a finite {summary['score']}, so there is no models/best")
     if summary["refused"]:
         lines.append("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
     lines.append(

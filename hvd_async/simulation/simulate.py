@@ -25,6 +25,7 @@ from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.shared_state import Timing, World, make_clock
 from hvd_async.simulation.synchronous_cluster import Synchronous
 from hvd_async.tasks.gradient import check_buffers, flatten
+from hvd_async.tasks.metric import metric_of_score
 from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.threads import arithmetic_threads
@@ -62,6 +63,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     times = StepTimes(config.emulation, config.seed, workers, default=DEFAULT_SECONDS)
     clock = make_clock(config, times, workers)
     task = make_task(config)
+    metric_of_score(config.validation.score, task.metrics)  # before the folder is made
     module = model_of(task)
     if config.strategy.is_async:
         check_buffers(task, module)

@@ -88,6 +88,23 @@ def check_metric_name(name: str) -> None:
         raise MetricError(f"got the name {shortened(name)} of a metric, expected lower-case letters, digits and _")
 
 
+def metric_of_score(score: str, metrics: Sequence[Metric]) -> Metric:
+    """Return the metric named `score`, the value of `validation.score`, among the `metrics` of a task.
+
+    If the task measures nothing, only the loss has a metric. Raises `ConfigError` for a score that the task does not give.
+    """
+    known = metrics or (Metric(LOSS, "loss"),)
+    found = next((metric for metric in known if metric.name == score), None)
+    if found is None:
+        names = " or ".join(metric.name for metric in known)
+        raise ConfigError(
+            f"validation.score: got {shortened(score)}, expected a score that the task measures: {names}"
+            if metrics
+            else f"validation.score: got {shortened(score)}, expected {names}, since the task measures nothing"
+        )
+    return found
+
+
 def metrics_to_json(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     """Return plain data for a summary."""
     return [asdict(metric) for metric in metrics]

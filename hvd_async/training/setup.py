@@ -31,6 +31,7 @@ from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSize, JobSpec, SavedState, Strategy
 from hvd_async.system.keeper_page import tell_keeper
 from hvd_async.tasks.gradient import check_buffers, lay_out
+from hvd_async.tasks.metric import metric_of_score
 from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
@@ -198,7 +199,8 @@ def make_workload(start: Start, plan: RankPlan, needs: Callable[[VectorPlan], Se
     if start.options.resume:  # before data is prepared for a configuration that will be refused
         in_agreement(group, lambda: folder.check_same(config, start.options.resume_words) if group.rank == 0 else None)
     task = in_agreement(group, lambda: start.make_task(config))
-    model = in_agreement(group, lambda: _build_model(task))
+    in_agreement(group, lambda: _check_measures(task, config))
+    model = in_agreement(group, lambda: model_of(task))
     if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
     in_agreement(group, lambda: check_optimizer(config.optimizer))
@@ -209,11 +211,11 @@ def make_workload(start: Start, plan: RankPlan, needs: Callable[[VectorPlan], Se
     return Workload(task, model, flat, Goal(task.num_batches(), config.training.updates, config.training.seconds))
 
 
-def _build_model(task: Task) -> torch.nn.Module:
-    """Return the model of `task`. Raises `ConfigError` if it cannot be trained, or too much of it is measured."""
+def _check_measures(task: Task, config: RunConfig) -> None:
+    """Raise `ConfigError` if `task` measures too much, or not the score that `config` names."""
+    metric_of_score(config.validation.score, task.metrics)
     if task.num_statistics > MAX_STATISTICS:
         raise ConfigError(f"metrics: got {task.num_statistics} sums in an evaluation, expected at most {MAX_STATISTICS}")
-    return model_of(task)
 
 
 def describe_job(start: Start, plans: Sequence[RankPlan], workload: Workload) -> JobSpec:

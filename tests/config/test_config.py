@@ -211,6 +211,14 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             "validation: patience: expected `when: during` and a value for `every`",
         ),
         (
+            {"validation": {"score": "chrf"}},
+            "(top level): validation.score: got chrf, expected loss or bleu",
+        ),
+        (
+            {"validation": {"score": "bleu"}, "task": {"data": {"folder": "x"}, "bleu": False}},
+            "(top level): validation.score: got bleu, expected loss; task.bleu: true measures it",
+        ),
+        (
             {"validation": {"patience": 2, "every": 5, "when": "after"}},
             "validation: patience: expected `when: during` and a value for `every`",
         ),

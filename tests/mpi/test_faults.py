@@ -201,6 +201,26 @@ def test_the_run_ends_early_when_patience_is_exhausted(tmp_path: pathlib.Path) -
     )
 
 
+def test_the_best_model_is_that_of_another_score_on_real_ranks(tmp_path: pathlib.Path) -> None:
+    first = dataclasses.replace(settings(tmp_path / "run", arrivals_per_update=1), has_accuracy=True)
+    first.config["validation"] = {"every": 2, "score": "bleu"}
+    run_toy(3, first).check()
+    summary = summary_of(tmp_path / "run")
+    scores = [measurement["scores"]["bleu"] for measurement in summary["measurements"]]
+    assert summary["best"] == summary["measurements"][scores.index(max(scores))] and len(set(scores)) > 1
+    exported = json.loads((tmp_path / "run/models/best/exported.json").read_text())
+    assert (exported["version"], exported["validation_bleu"]) == (summary["best"]["version"], max(scores))
+
+
+def test_a_score_that_is_not_measured_is_refused_once_on_all_ranks(tmp_path: pathlib.Path) -> None:
+    first = settings(tmp_path / "run")
+    first.config["validation"] = {"score": "bleu"}  # which the toy measures only if asked
+    done = run_toy(3, first)
+    assert done.returncode == 2 and len(messages(done)) == 1, str(done)
+    assert "validation.score: got 'bleu', expected a score that the task measures: loss" in messages(done)[0]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_bounded_by_updates_ends_at_that_version_and_counts_late_arrivals(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run", arrivals_per_update=3)
     first.config["training"] = {"updates": 5, "device": "cpu", "tensorboard": False}

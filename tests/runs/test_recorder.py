@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from hvd_async.errors import CheckpointError, DataError
+from hvd_async.errors import CheckpointError, DataError, HvdAsyncError
 from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
+from hvd_async.runs.summary import summary_lines
 from hvd_async.system.background_writer import BackgroundWriter
+from hvd_async.tasks.metric import Metric
+from hvd_async.tasks.translation.evaluation import Evaluation
 from hvd_async.training.options import TrainOptions
 from hvd_async.training.run import train
-from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
+from tests.mpi.toy import Settings, ToyTask, accuracy, make_config, parse_config
 
 MEASURED = {"every": 3, "when": "after"}
 
@@ -146,6 +149,91 @@ def test_the_best_model_follows_the_log_after_later_versions_were_lost(tmp_path:
     summary = run(settings, GetsWorse, resume=True)
     assert summary["best"]["version"] == json.loads(exported.read_text())["version"] == 4
     assert snapshots(folder) == []
+
+
+ACCURACY = (40.0, 50.0, 60.0, 50.0, 60.0, 55.0)  # of versions 2, 4, ...; the loss falls all the time
+
+
+class Scripted(ToyTask):
+    """A task whose evaluations give these scores, one after another, in all processes together."""
+
+    scores_in_order = ACCURACY
+
+    def evaluate(self, *arguments: Any) -> Any:
+        number = len(list(pathlib.Path(self._settings.config["output"]).parent.glob("*.evaluated")))
+        (pathlib.Path(self._settings.config["output"]).parent / f"{number}.evaluated").touch()
+        percent = round(self.scores_in_order[number])
+        return (Evaluation(100.0 - number, 10) + accuracy(percent, 100)).to_vector()
+
+
+BY_ACCURACY = {"every": 2, "score": "bleu"}
+
+
+def accurate(folder: pathlib.Path, **validation: Any) -> Settings:
+    return dataclasses.replace(settings_of(folder, validation={**BY_ACCURACY, **validation}), has_accuracy=True)
+
+
+def exported(folder: pathlib.Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "models/best/exported.json").read_text())
+    return found
+
+
+def test_the_best_model_is_that_of_the_score(tmp_path: pathlib.Path) -> None:
+    summary = run(accurate(tmp_path / "run"), Scripted)
+    assert [round(m["scores"]["bleu"]) for m in summary["measurements"]] == [40, 50, 60, 50, 60, 55]
+    assert summary["best"]["version"] == exported(tmp_path / "run")["version"] == 6 and summary["score"] == "bleu"
+    (tmp_path / "other").mkdir()
+    by_loss = run(accurate(tmp_path / "other/run", score="loss"), Scripted)
+    assert by_loss["best"]["version"] == exported(tmp_path / "other/run")["version"] == 12
+
+
+def test_patience_counts_by_the_score(tmp_path: pathlib.Path) -> None:
+    summary = run(accurate(tmp_path / "run", patience=2), Scripted)
+    assert summary["status"] == "finished early" and versions(summary) == [2, 4, 6, 8, 10] and summary["updates"] == 10
+
+
+def test_a_resumed_run_continues_its_patience_and_its_best_score(tmp_path: pathlib.Path) -> None:
+    class Stops(Scripted):
+        def loss(self, *arguments: Any) -> Any:
+            if self._steps == 8:
+                raise OSError("injected")
+            return super().loss(*arguments)
+
+    settings = accurate(tmp_path / "run", patience=2)
+    with pytest.raises(OSError, match="injected"):
+        run(settings, Stops)
+    assert exported(tmp_path / "run")["version"] == 6
+    summary = run(settings, Scripted, resume=True)
+    assert summary["status"] == "finished early" and summary["updates"] == 10 and versions(summary) == [2, 4, 6, 8, 10]
+    assert summary["best"]["version"] == exported(tmp_path / "run")["version"] == 6
+
+
+def test_a_run_is_not_resumed_with_another_score(tmp_path: pathlib.Path) -> None:
+    run(accurate(tmp_path / "run"), Scripted)
+    longer = dataclasses.replace(accurate(tmp_path / "run", score="loss"), num_batches=14)
+    with pytest.raises(
+        HvdAsyncError, match=r"--resume: validation.score: got 'loss', expected 'bleu' as in .*start another run"
+    ):
+        run(longer, Scripted, resume=True)
+
+
+def test_a_score_that_the_task_does_not_give_is_refused_before_anything_is_written(tmp_path: pathlib.Path) -> None:
+    settings = settings_of(tmp_path / "run", validation=BY_ACCURACY)
+    with pytest.raises(HvdAsyncError) as caught:
+        run(settings)
+    assert str(caught.value) == "validation.score: got 'bleu', expected a score that the task measures: loss"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_score_that_no_evaluation_gave_is_reported(tmp_path: pathlib.Path) -> None:
+    class WithoutIt(ToyTask):
+        def evaluate(self, *arguments: Any) -> Any:
+            return Evaluation(100.0, 10).to_vector()
+
+    settings = dataclasses.replace(accurate(tmp_path / "run", patience=1), has_accuracy=True)
+    summary = run(settings, WithoutIt)
+    assert summary["status"] == "finished" and summary["best"] is None and not (tmp_path / "run/models/best").exists()
+    assert "no evaluation measured a finite bleu, so there is no models/best" in summary_lines(summary, "run")
 
 
 @pytest.mark.parametrize(("minutes", "saved"), [(1e-9, list(range(1, 13))), (0.0, [12]), (10.0, [12])])
@@ -284,9 +372,13 @@ def test_a_checkpoint_that_another_rank_does_not_see_is_reported(
 
 
 def measured(*losses: float) -> EvaluationHistory:
-    history = EvaluationHistory()
-    for version, loss in enumerate(losses, start=1):
-        history.add(EvaluationResult(version, 0, 0.0, {"loss": loss}))
+    return scored(Metric("loss", "loss"), *({"loss": loss} for loss in losses))
+
+
+def scored(metric: Metric, *scores: Mapping[str, float]) -> EvaluationHistory:
+    history = EvaluationHistory(metric)
+    for version, each in enumerate(scores, start=1):
+        history.add(EvaluationResult(version, 0, 0.0, each))
     return history
 
 
@@ -301,6 +393,26 @@ def measured(*losses: float) -> EvaluationHistory:
 )
 def test_progress_is_a_finite_lower_loss(losses: tuple[float, ...], best: int | None, without: int) -> None:
     found = measured(*losses)
+    assert (found.best.version if found.best else None) == best and found.num_without_progress() == without
+
+
+@pytest.mark.parametrize(
+    ("is_higher_better", "scores", "best", "without"),
+    [
+        (True, (3.0, 5.0, 5.0, 4.0), 2, 2),
+        (False, (3.0, 5.0, 2.0, 4.0), 3, 1),
+        (True, (float("nan"), 1.0, float("inf")), 2, 1),
+        (True, (3.0, None, 2.0, None, None), 1, 1),  # None: not measured, which is no lack of progress
+        (True, (None, None), None, 0),
+        (True, (float("nan"), None, float("nan")), None, 2),
+    ],
+)
+def test_progress_is_a_better_score_in_the_direction_of_its_metric(
+    is_higher_better: bool, scores: tuple[float | None, ...], best: int | None, without: int
+) -> None:
+    metric = Metric("quality", "quality", is_higher_better=is_higher_better)
+    evaluations = ({"loss": 9.0 - number, "quality": score} for number, score in enumerate(scores))
+    found = scored(metric, *({name: each for name, each in one.items() if each is not None} for one in evaluations))
     assert (found.best.version if found.best else None) == best and found.num_without_progress() == without
 
 

@@ -24,9 +24,10 @@ def run(
     point_weight: float = 1.0,
     dropout: float = 0.2,
     device: str = "cpu",
+    has_accuracy: bool = False,
     **sections: Any,
 ) -> dict[str, Any]:
     """Simulate the toy, and return its summary."""
     config = parse(output, **sections)
-    settings = Settings({}, num_batches=num_batches, dropout=dropout, point_weight=point_weight)
+    settings = Settings({}, num_batches=num_batches, dropout=dropout, point_weight=point_weight, has_accuracy=has_accuracy)
     return simulate(config, lambda _: ToyTask(settings, 0), SimulateOptions(device=device))

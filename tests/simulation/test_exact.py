@@ -132,6 +132,21 @@ def test_patience_ends_a_run(tmp_path: pathlib.Path) -> None:
     assert summary["status"] == "finished early" and summary["updates"] < 50
 
 
+def test_the_best_model_and_patience_go_by_the_score(tmp_path: pathlib.Path) -> None:
+    validation = {"every": 2, "patience": 2, "score": "bleu"}
+    summary = run(tmp_path / "run", 200, has_accuracy=True, strategy={"kind": "async"}, validation=validation)
+    scores = [measurement["scores"]["bleu"] for measurement in summary["measurements"]]
+    best = scores.index(max(scores))
+    assert summary["best"] == summary["measurements"][best] and summary["status"] == "finished early"
+    assert len(scores) == best + 3  # with that of the best version, and the two after it
+
+
+def test_a_simulation_refuses_a_score_that_is_not_measured(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match=r"validation\.score: got 'bleu', expected a score that the task measures: loss"):
+        run(tmp_path / "run", validation={"score": "bleu"})
+    assert not (tmp_path / "run").exists()
+
+
 def test_parameters_of_a_version_are_held_once_and_no_longer_than_needed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
