@@ -126,6 +126,8 @@ def _as_first_written(config: RunConfig) -> str:
     del tree["training"]["trackers"]
     if config.validation.score == LOSS:
         del tree["validation"]["score"]
+    if not config.optimizer.schedule.final:
+        del tree["optimizer"]["schedule"]["final"]
     if not isinstance(config.task, TranslationConfig):
         return dump_yaml(tree)
     task = tree["task"]

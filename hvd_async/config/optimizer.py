@@ -33,23 +33,40 @@ class ScheduleConfig(Section):
 
     renamed: ClassVar[Mapping[str, str]] = {"tokens": "weight"}
 
-    kind: Literal["inverse_square_root", "linear", "constant"] = Field(
+    kind: Literal["inverse_square_root", "linear", "cosine", "constant"] = Field(
         "inverse_square_root",
-        description="After warm-up the rate falls with the inverse square root, falls linearly to zero at `total`, or"
-        " stays.",
+        description="After warm-up the rate falls with the inverse square root, falls linearly to zero at `total`, falls along"
+        " half a cosine to `final` at `total`, or stays.",
     )
     unit: Literal["versions", "weight"] = Field("versions", description="What `warmup` and `total` count.")
     warmup: Natural = Field(0, description="The rate rises linearly from 0 over this many units.")
     total: Positive | None = Field(
-        None, description="Where `linear` reaches zero; required for `linear`, refused otherwise."
+        None,
+        description="Where `linear` and `cosine` end; refused for others. Required for `linear`; default for `cosine`: the end of"
+        " the run, `training.updates` or `training.weight`, as `unit` says.",
     )
+    final: Fraction = Field(
+        0.0, description="Share of the highest rate at which `cosine` ends, and which it keeps after `total`."
+    )
+
+    @property
+    def end_of_learning(self) -> int | None:
+        """Position from which on the rate is 0; None if the rate never is."""
+        return None if self.final else self.total
 
     @pydantic.model_validator(mode="after")
     def _total_fits(self) -> ScheduleConfig:
-        if self.kind == "linear" and (self.total is None or self.total <= self.warmup):
-            raise ValueError(f"total: got {self.total}, expected more than warmup ({self.warmup}) for kind linear")
-        if self.kind != "linear" and self.total is not None:
-            raise ValueError(f"total: got {self.total}, expected no value for kind {self.kind}; remove it or use linear")
+        falls = self.kind in ("linear", "cosine")
+        if (self.kind == "linear" and self.total is None) or (
+            falls and self.total is not None and self.total <= self.warmup
+        ):
+            raise ValueError(f"total: got {self.total}, expected more than warmup ({self.warmup}) for kind {self.kind}")
+        if not falls and self.total is not None:
+            raise ValueError(
+                f"total: got {self.total}, expected no value for kind {self.kind}; remove it, or use linear or cosine"
+            )
+        if self.kind != "cosine" and self.final:
+            raise ValueError(f"final: got {self.final:g}, expected no value for kind {self.kind}; remove it, or use cosine")
         return self
 
 

@@ -15,7 +15,7 @@ from hvd_async.config.section import PathText, Section, Seed
 from hvd_async.config.simulation import SimulationConfig
 from hvd_async.config.strategy import PushConfig, StoreConfig, StrategyConfig
 from hvd_async.config.task import TaskConfig, TranslationConfig
-from hvd_async.config.training import TrainingConfig, ValidationConfig
+from hvd_async.config.training import BOUNDS, TrainingConfig, ValidationConfig
 from hvd_async.errors import ConfigError
 
 
@@ -54,10 +54,36 @@ class RunConfig(Section):
         return self.task
 
     @pydantic.model_validator(mode="after")
+    def _schedule_ends(self) -> RunConfig:
+        """Resolve the default of `optimizer.schedule.total`, so that a saved configuration shows it and nothing derives it again.
+
+        A run that is resumed for longer would otherwise have another schedule than the one with which it began.
+        """
+        schedule = self.optimizer.schedule
+        if schedule.kind != "cosine" or schedule.total is not None:
+            return self
+        bound = "updates" if schedule.unit == "versions" else "weight"
+        length = getattr(self.training, bound)
+        if length is None:
+            given = next(f"training.{name}" for name in BOUNDS if getattr(self.training, name) is not None)
+            raise ValueError(
+                f"optimizer.schedule.total: got none in a run bounded by {given}, expected the {schedule.unit} at which the"
+                f" cosine ends, or training.{bound}; with unit {schedule.unit} no other bound says how long the run is"
+            )
+        if length <= schedule.warmup:
+            raise ValueError(
+                f"training.{bound}: got {length}, expected more than optimizer.schedule.warmup ({schedule.warmup}): the cosine"
+                " begins after it"
+            )
+        optimizer = self.optimizer.model_copy(update={"schedule": schedule.model_copy(update={"total": length})})
+        object.__setattr__(self, "optimizer", optimizer)  # the model is frozen from here on
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _schedule_lasts(self) -> RunConfig:
         schedule, bound = self.optimizer.schedule, "updates" if self.optimizer.schedule.unit == "versions" else "weight"
         length = getattr(self.training, bound)
-        if schedule.total is not None and length is not None and length > schedule.total:
+        if schedule.end_of_learning is not None and length is not None and length > schedule.end_of_learning:
             raise ValueError(
                 f"training.{bound}: got {length}, expected at most optimizer.schedule.total"
                 f" ({schedule.total}); beyond it the rate is 0 and nothing is learned"

@@ -86,7 +86,11 @@ def check_goes_further(before: RunConfig, config: RunConfig, saved: Mapping[str,
         raise ConfigError(f"{flag}: training.{got}, which the run has reached; or start another run")
     schedule = config.optimizer.schedule
     position = version if schedule.unit == "versions" else weight
-    if schedule.total is not None and position >= schedule.total and needs_more_training(config, saved, supply):
+    if (
+        schedule.end_of_learning is not None
+        and position >= schedule.end_of_learning
+        and needs_more_training(config, saved, supply)
+    ):
         raise ConfigError(
             f"{flag}: optimizer.schedule.total: got {schedule.total} {schedule.unit}, which the run has reached, expected more;"
             " the learning rate is 0 from there on, so nothing would be learned; start another run"

@@ -6,6 +6,9 @@ import math
 
 from hvd_async.config import ScheduleConfig, StrategyConfig
 
+# Terms of the series of the sine; those after them are below the last bit up to half a right angle.
+_TERMS = 9
+
 
 def rate_factor(schedule: ScheduleConfig, version: int, weight: float) -> float:
     """Return the learning rate of the update that makes `version` (1, 2, ...), up to which batches of `weight` were seen, as
@@ -18,10 +21,25 @@ def rate_factor(schedule: ScheduleConfig, version: int, weight: float) -> float:
         return position / schedule.warmup
     if schedule.kind == "constant":
         return 1.0
-    if schedule.kind == "linear":
+    if schedule.kind in ("linear", "cosine"):
         assert schedule.total is not None  # the configuration asks for it
-        return max(0.0, (schedule.total - position) / (schedule.total - schedule.warmup))
+        left = max(0.0, (schedule.total - position) / (schedule.total - schedule.warmup))
+        return left if schedule.kind == "linear" else schedule.final + (1.0 - schedule.final) * _half_cosine(left)
     return math.sqrt(max(1, schedule.warmup) / max(1, position))
+
+
+def _half_cosine(left: float) -> float:
+    """Return (1 - cos(pi * left)) / 2, which rises from 0 to 1 as `left` does, right to about the last bit.
+
+    It is sin(pi / 2 * left) squared, by the sine's series: products and sums are alike on every processor, while the last bit
+    of `math.cos` depends on the processor, and ranks of a synchronous strategy compute the rate each for itself.
+    """
+    angle = math.pi / 2.0 * min(left, 1.0 - left)
+    term = sine = angle
+    for number in range(1, _TERMS):
+        term *= -angle * angle / (2 * number * (2 * number + 1))
+        sine += term
+    return sine * sine if left < 0.5 else 1.0 - sine * sine
 
 
 def is_synchronous(strategy: StrategyConfig, version: int) -> bool:

@@ -150,7 +150,34 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"optimizer": {"schedule": {"kind": "constant", "total": 5}}},
-            "optimizer.schedule: total: got 5, expected no value for kind constant; remove it or use linear",
+            "optimizer.schedule: total: got 5, expected no value for kind constant; remove it, or use linear or cosine",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "linear", "total": 5, "final": 0.5}}},
+            "optimizer.schedule: final: got 0.5, expected no value for kind linear; remove it, or use cosine",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "cosine", "warmup": 5, "total": 5}}},
+            "optimizer.schedule: total: got 5, expected more than warmup (5) for kind cosine",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "cosine", "warmup": 5}}, "training": {"updates": 5}},
+            "(top level): training.updates: got 5, expected more than optimizer.schedule.warmup (5): the cosine begins after it",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "cosine"}}, "training": {"seconds": 5.0}},
+            "(top level): optimizer.schedule.total: got none in a run bounded by training.seconds, expected the versions at"
+            " which the cosine ends, or training.updates; with unit versions no other bound says how long the run is",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "cosine", "unit": "weight"}}, "training": {"epochs": 5}},
+            "(top level): optimizer.schedule.total: got none in a run bounded by training.epochs, expected the weight at which"
+            " the cosine ends, or training.weight; with unit weight no other bound says how long the run is",
+        ),
+        (
+            {"optimizer": {"schedule": {"kind": "cosine", "total": 5}}, "training": {"updates": 6}},
+            "(top level): training.updates: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
+            " and nothing is learned",
         ),
         (
             {"optimizer": {"schedule": {"kind": "linear", "total": 5}}, "training": {"updates": 6}},
@@ -226,6 +253,19 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
 )
 def test_keys_that_do_not_go_together_are_refused(sections: dict[str, Any], line: str) -> None:
     assert faults(**sections) == [f"config.yaml: {line}"]
+
+
+@pytest.mark.parametrize(("unit", "bound"), [("versions", "updates"), ("weight", "weight")])
+def test_a_cosine_ends_with_the_run_unless_it_says_where(unit: str, bound: str) -> None:
+    schedule = {"kind": "cosine", "unit": unit, "warmup": 2}
+    config = parse(optimizer={"schedule": schedule}, training={bound: 9})
+    assert config.optimizer.schedule.total == 9 and "    total: 9\n" in dump_config(config)
+    assert parse_config(config.model_dump(), source="again") == config
+    assert (
+        parse(optimizer={"schedule": {**schedule, "total": 7, "final": 0.1}}, training={bound: 9}).optimizer.schedule.total
+        == 7
+    )
+    assert parse(optimizer={"schedule": {**schedule, "total": 7}}, training={"seconds": 9.0}).optimizer.schedule.total == 7
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

@@ -294,6 +294,18 @@ def test_a_run_does_not_resume_past_the_end_of_its_schedule(folder: RunFolder, u
     )
 
 
+def test_a_run_resumes_past_the_end_of_a_cosine_that_keeps_a_rate_but_not_with_another_end(folder: RunFolder) -> None:
+    cosine = {"kind": "cosine", "final": 0.1}
+
+    def config(updates: int, **schedule: Any) -> RunConfig:
+        return make_config(optimizer={"schedule": {**cosine, **schedule}}, training={"updates": updates})
+
+    folder.keep_config(config(3))
+    assert folder.resume(config(9, total=3), SUPPLY).saved.data == saved()
+    with pytest.raises(ConfigError, match=r"--resume: optimizer\.schedule\.total: got 9, expected 3 as in "):
+        folder.resume(config(9), SUPPLY)  # whose rates up to here would have been others
+
+
 def test_a_finished_run_stays_finished_until_more_training_is_configured(folder: RunFolder) -> None:
     def finished(num_batches: int = 7, **sections: Any) -> dict[str, Any] | None:
         config, supply = make_config(**sections), Supply("text", num_batches)

@@ -57,7 +57,7 @@ def test_the_launcher_counts_more_than_keywords_and_keywords_more_than_a_file(tm
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"colour": 1}, "init: colour: unknown keyword; expected a section"),
+        ({"zzz": 1}, "init: zzz: unknown keyword; expected a section"),
         ({"strategy": "asink"}, r"init: strategy\.kind: got 'asink', expected: 'single', 'horovod', 'ddp' or 'async'"),
         ({"arrivals_per_update": 0}, r"init: strategy\.arrivals_per_update: got 0"),
         ({"task": {"factory": "a:b"}}, "task: got a task in the configuration of a script, expected none"),

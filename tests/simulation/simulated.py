@@ -20,7 +20,7 @@ def parse(output: pathlib.Path, **sections: Any) -> RunConfig:
 
 def run(
     output: pathlib.Path,
-    num_batches: int = 40,
+    num_batches: int | None = 40,
     point_weight: float = 1.0,
     dropout: float = 0.2,
     device: str = "cpu",

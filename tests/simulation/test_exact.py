@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections import Counter
 from typing import Any
@@ -18,6 +19,8 @@ from tests.mpi.toy import Settings, make_config
 from tests.simulation.simulated import UNEVEN, run
 
 UPDATE = {"kind": "adamw", "weight_decay": 0.01, "clip_norm": 0.5, "average_decay": 0.9}
+
+COSINE = {"kind": "cosine", "warmup": 2, "final": 0.2}
 
 
 def trace_of(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -111,9 +114,18 @@ def test_synchronous_groups_never_reach_into_the_next_epoch(tmp_path: pathlib.Pa
 @pytest.mark.mpi
 def test_lock_step_gives_the_parameters_of_a_real_run(tmp_path: pathlib.Path) -> None:
     strategy = {"kind": "async", "lockstep": True}
-    real = make_config(tmp_path / "real", strategy=strategy, optimizer=UPDATE)
-    run_toy(4, Settings(real, num_batches=30, dropout=0.2)).check()
-    simulated(tmp_path / "simulated", num_batches=30, strategy=strategy, simulation={"workers": 3})
+    sections = {
+        "strategy": strategy,
+        "optimizer": {**UPDATE, "schedule": COSINE},
+        "training": {"epochs": None, "updates": 10},
+    }
+    real = make_config(tmp_path / "real", **sections)
+    run_toy(4, Settings(real, num_batches=None, dropout=0.2)).check()
+    run(tmp_path / "simulated", None, simulation={"workers": 3}, **sections)
+    rates = [update["learning_rate"] for update in events_of(tmp_path / "real", "update")]
+    cosines = [(1 + math.cos(math.pi * past / 8)) / 2 for past in range(9)]
+    assert rates == pytest.approx([0.05 * share for share in (0.5, *(0.2 + 0.8 * each for each in cosines))], rel=1e-14)
+    assert rates == [update["learning_rate"] for update in events_of(tmp_path / "simulated", "update")]
     assert losses_of(tmp_path / "simulated") == losses_of(tmp_path / "real")
     assert checkpoint_checksum(tmp_path / "simulated") == checkpoint_checksum(tmp_path / "real")
 

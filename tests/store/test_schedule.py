@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from hvd_async.config import ScheduleConfig
@@ -18,6 +20,10 @@ from tests.store.stores import asynchronous
         (ScheduleConfig(kind="constant", warmup=4), [0.5, 1.0, 2.0, 2.0, 2.0]),
         (ScheduleConfig(kind="linear", warmup=4, total=12), [0.5, 1.0, 2.0, 1.0, 0.0]),
         (ScheduleConfig(kind="linear", total=8), [1.75, 1.5, 1.0, 0.0, 0.0]),
+        # At 8 half of the way from 4 to 12; without warm-up, (1 + cos(pi / 8)) and so on.
+        (ScheduleConfig(kind="cosine", warmup=4, total=12), [0.5, 1.0, 2.0, 1.0, 0.0]),
+        (ScheduleConfig(kind="cosine", warmup=4, total=12, final=0.1), [0.5, 1.0, 2.0, 1.1, 0.2]),
+        (ScheduleConfig(kind="cosine", total=8), [1 + 0.9238795325112867, 1 + 0.5**0.5, 1.0, 0.0, 0.0]),
     ],
     ids=str,
 )
@@ -30,6 +36,32 @@ def test_the_rate_follows_the_schedule(schedule: ScheduleConfig, unit: str, expe
     else:
         rates = [2.0 * rate_factor(schedule, version=999, weight=position) for position in positions]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("warmup", "total", "final"), [(0, 1000, 0.0), (100, 1500, 0.25), (7, 8, 0.5), (3, 10**15, 0.01)])
+def test_the_cosine_agrees_with_its_formula_and_never_rises(warmup: int, total: int, final: float) -> None:
+    schedule = ScheduleConfig(kind="cosine", unit="weight", warmup=warmup, total=total, final=final)
+    positions = [warmup + (total - warmup) * part // 500 for part in range(501)]
+    found = [rate_factor(schedule, 1, position) for position in positions]
+    wanted = [
+        final + (1 - final) * (1 + math.cos(math.pi * (position - warmup) / (total - warmup))) / 2 for position in positions
+    ]
+    assert found == pytest.approx(wanted, rel=0, abs=1e-15)
+    assert found == sorted(found, reverse=True) and found[-1] == rate_factor(schedule, 1, 2 * total) == final
+
+
+def test_the_cosine_has_the_bits_of_sums_and_products_alone() -> None:
+    """A fixed trace: `math.cos` may differ in its last bit between processors."""
+    schedule = ScheduleConfig(kind="cosine", total=7, final=0.1)
+    assert [rate_factor(schedule, version, 0).hex() for version in range(1, 8)] == [
+        "0x1.e92ee7f9b8332p-1",
+        "0x1.a940865f22b05p-1",
+        "0x1.4cde6b323749fp-1",
+        "0x1.cca99001f7d28p-2",
+        "0x1.13e559a82105cp-2",
+        "0x1.28112ce5ec002p-3",
+        "0x1.999999999999ap-4",
+    ]
 
 
 def test_n_never_falls_below_one() -> None:
