@@ -133,7 +133,7 @@ def _as_first_written(config: RunConfig) -> str:
     task = tree["task"]
     for section, keys in (
         (task, ("init_from",)),
-        (task["vocabulary"], ("file",)),
+        (task["vocabulary"], ("file", "byte_fallback")),
         (task["data"], ("max_ratio", "drop_duplicates")),
     ):
         for key in keys:

@@ -65,8 +65,8 @@ class VocabularyConfig(Section):
     """The SentencePiece model, trained jointly on both sides of the training text, on every line, even those that training leaves
     out.
 
-    Runs of spaces count as one. Characters that no piece covers are read as unknown and do not appear in translations; a
-    run reports how many there are, and how many lines normalisation changes.
+    Runs of spaces count as one. Characters that no piece covers are read as unknown and do not appear in translations, unless
+    `byte_fallback` is set; a run reports how many there are, and how many lines normalisation changes.
     """
 
     file: PathText | None = Field(
@@ -80,6 +80,11 @@ class VocabularyConfig(Section):
     kind: Literal["bpe", "unigram"] = Field("bpe", description="How SentencePiece builds the pieces.")
     character_coverage: Annotated[float, Field(ge=0.98, le=1.0)] = Field(
         1.0, description="Share of the text's characters that the pieces must cover; rarer ones are unknown."
+    )
+    byte_fallback: bool = Field(
+        False,
+        description="Cut characters that no piece covers into the bytes of their UTF-8, so that none is unknown. 256 of the"
+        " pieces are then bytes.",
     )
     normalization: Literal["nmt_nfkc", "nfkc", "identity"] = Field(
         "nmt_nfkc",

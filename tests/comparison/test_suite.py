@@ -327,6 +327,7 @@ def test_the_target_may_be_any_metric_and_is_read_back_unchanged(folder: pathlib
 KEYS_SINCE = (
     *("task.init_from=a", "task.vocabulary.file=a", "task.data.max_ratio=2", "task.data.drop_duplicates=true"),
     *("task.decoding.batch_tokens=9", "task.data.train=[train,more]", "validation.score=bleu"),
+    "task.vocabulary.byte_fallback=true",
     "optimizer.schedule={kind: cosine, total: 9000, final: 0.5}",
 )
 

@@ -63,7 +63,8 @@ def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
 
 def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
     assert faults(vocabulary={"zzz": 1}) == [
-        "config.yaml: task.vocabulary.zzz: unknown key; expected one of character_coverage, file, kind, normalization, size"
+        "config.yaml: task.vocabulary.zzz: unknown key; expected one of"
+        " byte_fallback, character_coverage, file, kind, normalization, size"
     ]
 
 

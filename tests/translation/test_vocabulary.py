@@ -68,6 +68,35 @@ def test_too_small_a_size_is_refused_with_one_that_works() -> None:
     assert len(Vocabulary.train(texts, VocabularyConfig(size=smallest), seed=1)) == smallest
 
 
+STRANGE = ("日本語 und ñ", "😀", "Ω≠ω", "\u0301e", "\x01")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_with_bytes_no_character_is_unknown(kind: str) -> None:
+    settings = {"size": 400, "kind": kind, "normalization": "identity"}
+    plain, with_bytes = (
+        Vocabulary.train(TEXTS, VocabularyConfig.model_validate({**settings, "byte_fallback": fallback}), seed=1)
+        for fallback in (False, True)
+    )
+    assert all(character not in "".join(TEXTS) for text in STRANGE for character in text if character not in " unde")
+    assert all(UNK in tokens for tokens in plain.encode(STRANGE)) and plain.decode(plain.encode(STRANGE)) != list(STRANGE)
+    encoded = with_bytes.encode([*STRANGE, *TEXTS])
+    assert not any(UNK in tokens for tokens in encoded) and with_bytes.decode(encoded) == [*STRANGE, *TEXTS]
+
+
+def test_what_bytes_make_is_one_line_of_text() -> None:
+    vocabulary = Vocabulary.train(TEXTS, VocabularyConfig(size=400, byte_fallback=True), seed=1)
+    pieces = vocabulary.pieces(range(400))
+    newline, carriage_return, half, letter = (pieces.index(piece) for piece in ("<0x0A>", "<0x0D>", "<0xC3>", "a"))
+    sequences = [[letter, newline, letter], [letter, carriage_return, letter], [letter, half, letter], [half]]
+    assert vocabulary.decode(sequences) == ["a a", "a a", "a\ufffda", "\ufffd"]
+
+
+def test_bytes_need_room_in_the_vocabulary() -> None:
+    with pytest.raises(DataError, match=r"size: got 200, expected at least \d+ for text with .* characters, and 256 bytes"):
+        Vocabulary.train(TEXTS, VocabularyConfig(size=200, byte_fallback=True), seed=1)
+
+
 def test_no_text_is_refused() -> None:
     with pytest.raises(DataError, match="no text to train on"):
         Vocabulary.train([], VocabularyConfig(), seed=1)

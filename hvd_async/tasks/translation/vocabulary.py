@@ -19,6 +19,7 @@ NUM_SPECIAL = 4
 # SentencePiece takes an unsigned 32-bit seed.
 _SEED_RANGE = 2**32
 _SPACE = "\u2581"  # SentencePiece's symbol for a space
+_ENDS_OF_LINES = {ord("\n"): " ", ord("\r"): " "}
 _QUIET = 2  # log errors only; we get them as exceptions
 
 
@@ -58,6 +59,7 @@ class Vocabulary:
                 model_type=config.kind,
                 vocab_size=config.size,
                 character_coverage=config.character_coverage,
+                byte_fallback=config.byte_fallback,
                 normalization_rule_name=config.normalization,
                 max_sentence_length=max((len(text.encode()) for text in texts), default=0) + 10,  # its minimum is 10
                 input_sentence_size=0,  # all of them
@@ -74,7 +76,7 @@ class Vocabulary:
                 minloglevel=_QUIET,
             )
         except RuntimeError as error:
-            raise DataError(_explain(str(error), config.size)) from None
+            raise DataError(_explain(str(error), config)) from None
         return cls(model.getvalue())
 
     @classmethod
@@ -112,7 +114,10 @@ class Vocabulary:
         return sum(_without_spaces(a) != _without_spaces(b) for a, b in zip(texts, normalized, strict=True))
 
     def decode(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of each sequence, up to its first end of sentence; the special pieces have no text."""
+        """Return the text of each sequence, up to its first end of sentence, in one line; the special pieces have no text.
+
+        Bytes that are not UTF-8, which a model may put together, are replaced by U+FFFD, and ends of lines by spaces.
+        """
         return [self._decode_one(sequence) for sequence in sequences]
 
     def _decode_one(self, sequence: Sequence[int]) -> str:
@@ -120,19 +125,21 @@ class Vocabulary:
         if EOS in ids:
             ids = ids[: ids.index(EOS)]
         text: str = self._processor.decode([int(i) for i in ids if i >= NUM_SPECIAL])
-        return text
+        return text.translate(_ENDS_OF_LINES)  # of single bytes: no other piece holds one
 
 
 def _without_spaces(text: str) -> str:
     return "".join(text.replace(_SPACE, "").split())
 
 
-def _explain(message: str, size: int) -> str:
+def _explain(message: str, config: VocabularyConfig) -> str:
     """Return SentencePiece's message about a size that the text does not allow, as one line of ours."""
+    size, bytes_too = config.size, ", and 256 bytes" if config.byte_fallback else ""
     if found := re.search(r"value <= (\d+)", message):
         return f"task.vocabulary.size: got {size}, expected at most {found[1]} for so small a text"
     if found := re.search(r"\d+ vs (\d+)", message):
-        return f"task.vocabulary.size: got {size}, expected at least {found[1]} for text with so many different characters"
+        needed = f"text with so many different characters{bytes_too}"
+        return f"task.vocabulary.size: got {size}, expected at least {found[1]} for {needed}"
     if "sentences_.empty()" in message:
         return "vocabulary: got no text to train on, expected at least one sentence"
     return f"vocabulary: SentencePiece could not be trained with size {size}: {' '.join(message.split())}"
