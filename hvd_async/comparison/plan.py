@@ -139,6 +139,8 @@ def _as_first_written(config: RunConfig) -> str:
         for key in keys:
             if section[key] is None or section[key] is False:
                 del section[key]
+    if not task["vocabulary"]["bpe_dropout"]:
+        del task["vocabulary"]["bpe_dropout"], task["vocabulary"]["bpe_dropout_side"]
     if task["decoding"]["batch_tokens"] == DecodingConfig().batch_tokens:
         del task["decoding"]["batch_tokens"]
     if len(task["data"]["train"]) == 1:

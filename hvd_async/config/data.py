@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from hvd_async.config.section import PathText, Positive, Section
+from hvd_async.config.section import Fraction, PathText, Positive, Section
 from hvd_async.system.paths import path_of
 
 
@@ -71,8 +72,9 @@ class VocabularyConfig(Section):
 
     file: PathText | None = Field(
         None,
-        description="A SentencePiece model to use in place of training one; the other keys then have no effect. It must have"
-        " been trained with `--pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3`. Default: that of `task.init_from`, if it is set.",
+        description="A SentencePiece model to use in place of training one; the keys that shape one then have no effect. It"
+        " must have been trained with `--pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3`. Default: that of `task.init_from`, if it is"
+        " set.",
     )
     size: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
         6000, description="Number of pieces, the four special ones included."
@@ -92,6 +94,33 @@ class VocabularyConfig(Section):
         " becomes `1⁄2` and `，` a comma; `nmt_nfkc`: also, invisible characters vanish or become spaces;"
         " `identity`: none.",
     )
+    bpe_dropout: Fraction = Field(
+        0.0,
+        description="Share of the merges that are left out, at random and anew in each epoch, when training text is cut into"
+        " pieces (BPE dropout, Provilkov et al. 2020); kind `bpe` only. Sentences have more pieces then; `task.batching` and"
+        " `max_tokens_per_sentence` count those without it.",
+    )
+    bpe_dropout_side: Literal["both", "source", "target"] = Field(
+        "both", description="Sides to which `bpe_dropout` applies."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _dropout_fits(self) -> VocabularyConfig:
+        if self.bpe_dropout and self.kind != "bpe" and self.file is None:
+            raise ValueError(
+                f"bpe_dropout: got {self.bpe_dropout:g} with kind {self.kind}, expected 0, or kind bpe, which makes pieces by"
+                " merges"
+            )
+        if self.bpe_dropout_side != "both" and not self.bpe_dropout:
+            raise ValueError(f"bpe_dropout_side: got {self.bpe_dropout_side} with bpe_dropout 0, expected bpe_dropout > 0")
+        return self
+
+    @property
+    def dropout_sides(self) -> tuple[str, ...]:
+        """Sides whose merges are left out: `source`, `target`, both or none."""
+        if not self.bpe_dropout:
+            return ()
+        return ("source", "target") if self.bpe_dropout_side == "both" else (self.bpe_dropout_side,)
 
 
 class BatchingConfig(Section):

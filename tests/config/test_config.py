@@ -64,7 +64,7 @@ def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
 def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
     assert faults(vocabulary={"zzz": 1}) == [
         "config.yaml: task.vocabulary.zzz: unknown key; expected one of"
-        " byte_fallback, character_coverage, file, kind, normalization, size"
+        " bpe_dropout, bpe_dropout_side, byte_fallback, character_coverage, file, kind, normalization, size"
     ]
 
 
@@ -237,6 +237,14 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         (
             {"validation": {"patience": 2}},
             "validation: patience: expected `when: during` and a value for `every`",
+        ),
+        (
+            {"vocabulary": {"kind": "unigram", "bpe_dropout": 0.1}},
+            "task.vocabulary: bpe_dropout: got 0.1 with kind unigram, expected 0, or kind bpe, which makes pieces by merges",
+        ),
+        (
+            {"vocabulary": {"bpe_dropout_side": "source"}},
+            "task.vocabulary: bpe_dropout_side: got source with bpe_dropout 0, expected bpe_dropout > 0",
         ),
         (
             {"validation": {"score": "chrf"}},

@@ -423,13 +423,16 @@ def test_a_nodes_gradients_are_one_push(tmp_path: pathlib.Path) -> None:
 # --- The command line -------------------------------------------------------------------------------------------------
 
 
-def test_the_command_replays_a_translation_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_the_command_replays_a_translation_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], dropout: float
+) -> None:
     write_corpus(tmp_path / "text", train=60, validation=8, test=8)
     tree: dict[str, Any] = {
         "output": str(tmp_path / "run"),
         "task": {
             "data": {"folder": str(tmp_path / "text")},
-            "vocabulary": {"size": 300},
+            "vocabulary": {"size": 300, "bpe_dropout": dropout},
             "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
             "batching": {"tokens": 200},
             "bleu": False,

@@ -219,17 +219,17 @@ def test_interrupted_runs_replay_whole(ordinary: dict[str, tuple[pathlib.Path, S
         replay_toy(stopped_folder, stopped)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("threads", "dropout"), [(1, 0.0), (2, 0.0), (1, 0.2)])
 @pytest.mark.slow
 def test_a_translation_run_replays_to_its_exported_models(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], threads: int
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], threads: int, dropout: float
 ) -> None:
     write_corpus(tmp_path / "text", train=120, validation=8, test=8)
     tree: dict[str, Any] = {
         "output": str(tmp_path / "run"),
         "task": {
             "data": {"folder": str(tmp_path / "text")},
-            "vocabulary": {"size": 300},
+            "vocabulary": {"size": 300, "bpe_dropout": dropout},
             "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "feed_forward": 64, "heads": 2},
             "batching": {"tokens": 200},
             "bleu": False,

@@ -26,7 +26,7 @@ Tokens = npt.NDArray[np.integer]
 Offsets = npt.NDArray[np.int64]
 
 _FORMAT = 2  # raise it when the meaning of the files changes, so that older folders are not mistaken for new ones
-_SIDES = ("source", "target")
+SIDES = ("source", "target")
 _LARGEST_UINT16 = 2**16
 _EMPTY, _TOO_LONG, _UNEQUAL, _REPEATED = "empty", "too long", "unequal", "repeated"
 
@@ -162,7 +162,7 @@ def _fingerprint(config: RunConfig) -> str:
 
 def _settings_of_vocabulary(config: VocabularyConfig) -> dict[str, Any]:
     """Return the keys that shape a vocabulary; later ones only where they have an effect, for the fingerprints of before."""
-    settings = config.model_dump(exclude={"file"})
+    settings = config.model_dump(exclude={"file", "bpe_dropout", "bpe_dropout_side"})  # these work while a run trains
     if not config.byte_fallback:
         del settings["byte_fallback"]
     return settings
@@ -255,7 +255,7 @@ def _encode(vocabulary: Vocabulary, text: ParallelText) -> tuple[list[tuple[list
 
 def _save(folder: Path, split: str, pairs: Sequence[tuple[list[int], list[int]]], vocabulary_size: int) -> None:
     dtype = np.uint16 if vocabulary_size <= _LARGEST_UINT16 else np.int32
-    for side, name in enumerate(_SIDES):
+    for side, name in enumerate(SIDES):
         sentences = [pair[side] for pair in pairs]
         offsets = np.cumsum([0, *(len(sentence) for sentence in sentences)], dtype=np.int64)
         tokens = np.fromiter((token for sentence in sentences for token in sentence), dtype=dtype, count=int(offsets[-1]))
@@ -315,6 +315,6 @@ def _with_tokens(vocabulary: Vocabulary, text: ParallelText) -> ParallelText:
 def _load(folder: Path, split: str) -> ParallelArrays:
     """Return the arrays memory-mapped, so that the processes of a machine share one copy."""
     arrays = [
-        np.load(folder / f"{split}.{side}.{part}.npy", mmap_mode="r") for side in _SIDES for part in ("tokens", "offsets")
+        np.load(folder / f"{split}.{side}.{part}.npy", mmap_mode="r") for side in SIDES for part in ("tokens", "offsets")
     ]
     return ParallelArrays(*arrays)

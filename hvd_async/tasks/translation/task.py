@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from hvd_async.tasks.evaluating import device_of, evaluating
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.translation.architectures import build_model, check_memory
 from hvd_async.tasks.translation.batching import Batch, BatchPlan, Ints, collate, padding_share
-from hvd_async.tasks.translation.corpus import ParallelArrays, PreparedCorpus
+from hvd_async.tasks.translation.bpe_dropout import BpeDropout
+from hvd_async.tasks.translation.corpus import SIDES, ParallelArrays, PreparedCorpus, Tokens
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
 from hvd_async.tasks.translation.decoding import translate
 from hvd_async.tasks.translation.evaluation import METRICS, Evaluation
@@ -24,6 +26,9 @@ from hvd_async.tasks.translation.export import export_model
 from hvd_async.tasks.translation.initial_model import begin_with_parameters, fingerprint_with_model
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.model_folder import given_vocabulary
+
+_MEASURED_SENTENCES = 300
+"""Sentences on which the dropout of merges is checked and measured at the start of a run."""
 
 
 class TranslationTask:
@@ -33,13 +38,15 @@ class TranslationTask:
     weight_unit = "tokens"
 
     def __init__(self, config: RunConfig, corpus: PreparedCorpus) -> None:
-        """Plan the batches. Raises `ConfigError` or `DataError` for sentences longer than the model can read."""
+        """Plan the batches. Raises `ConfigError` or `DataError` for sentences longer than the model can read, and for
+        `bpe_dropout` with a vocabulary that is not made by merges."""
         self._config = config
         self._corpus = corpus
         # Once: every checkpoint has it, and the model's folder may change while the run trains.
         self._fingerprint = fingerprint_with_model(corpus.fingerprint, config.translation)
         _check_lengths(config, corpus)
         train, validation = corpus.train, corpus.validation
+        self._dropout = _make_dropout(config, corpus)
         self._plan = BatchPlan(train.source_lengths, train.target_lengths, config.translation.batching, config.seed)
         self._validation_batches = _in_order_of_length(validation, config.translation.batching.tokens)
 
@@ -61,11 +68,36 @@ class TranslationTask:
         training = self._config.training
         if training.epochs is not None:
             return self._plan.num_batches(training.epochs)
-        return None if training.weight is None else self._plan.batches_for_tokens(training.weight)
+        return None if training.weight is None else self._batches_for_tokens
+
+    @functools.cached_property
+    def _batches_for_tokens(self) -> int:
+        """The number of batches that hold `training.weight` target tokens. With dropout on that side, they are cut to be
+        counted."""
+        wanted = self._config.training.weight
+        assert wanted is not None
+        planned = self._plan.batches_for_tokens(wanted)  # raises an error for too many epochs
+        if self._dropout is None or "target" not in self._config.translation.vocabulary.dropout_sides:
+            return planned
+        count = num_tokens = 0
+        while num_tokens < wanted:
+            targets = self._training_sentences(count, "target")
+            num_tokens += sum(len(each) + 1 for each in targets)
+            count += 1
+        return count
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
         """Return batch `index` (from 0, across epochs), on `device`."""
-        return self._collate(self._corpus.train, self._plan[index]).to(device)
+        return collate(self._training_sentences(index, "source"), self._training_sentences(index, "target")).to(device)
+
+    def _training_sentences(self, index: int, side: str) -> list[Tokens]:
+        """Return the tokens of one side of each sentence of the batch `index`, cut for its epoch."""
+        train, numbers = self._corpus.train, self._plan[index]
+        sentences = [train.source(i) if side == "source" else train.target(i) for i in numbers]
+        if self._dropout is None or side not in self._config.translation.vocabulary.dropout_sides:
+            return sentences
+        longest = self._config.translation.data.max_tokens_per_sentence
+        return self._dropout.cut(sentences, numbers.tolist(), self._plan.epoch_of(index), SIDES.index(side), longest)
 
     def epoch_of(self, index: int) -> int:
         """Return the epoch, from 0, to which batch `index` belongs."""
@@ -144,8 +176,11 @@ class TranslationTask:
             lines.append(f"training begins with the parameters of {first}")
         if (given := given_vocabulary(self._config.translation)) is not None:
             lines.append(
-                f"vocabulary: {len(self._corpus.vocabulary):,} pieces of {given}; the other keys of task.vocabulary are unused"
+                f"vocabulary: {len(self._corpus.vocabulary):,} pieces of {given}; the keys of task.vocabulary that shape one are"
+                " unused"
             )
+        if self._dropout is not None:
+            lines.append(self._describe_dropout(self._dropout))
         if skipped.validation_empty:
             lines.append(f"{skipped.validation_empty:,} validation pairs left out, with an empty side")
         losses, vocabulary = self._corpus.losses, self._config.translation.vocabulary
@@ -156,6 +191,18 @@ class TranslationTask:
         if losses.normalized_lines:
             lines.append(f"normalisation changes {losses.normalized_lines:,} lines of the training text{normalization}")
         return lines
+
+    def _describe_dropout(self, dropout: BpeDropout) -> str:
+        """Return a line on how much longer sentences are, measured on the first ones in the first epoch."""
+        vocabulary, train = self._config.translation.vocabulary, self._corpus.train
+        numbers = range(len(train))[:_MEASURED_SENTENCES]
+        parts = []
+        for side in vocabulary.dropout_sides:
+            whole = [train.source(i) if side == "source" else train.target(i) for i in numbers]
+            longest = self._config.translation.data.max_tokens_per_sentence
+            cut = dropout.cut(whole, numbers, 0, SIDES.index(side), longest)
+            parts.append(f"{sum(map(len, cut)) / sum(map(len, whole)):.2f} times the {side} pieces")
+        return f"BPE dropout {vocabulary.bpe_dropout:g}: {' and '.join(parts)}; batches are planned without it"
 
     def export(self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, scores: Mapping[str, float]) -> None:
         """Write the model folder of `export_model` for the parameters of `version`, with their validation scores."""
@@ -176,6 +223,18 @@ class TranslationTask:
 
     def _collate(self, arrays: ParallelArrays, indices: Ints) -> Batch:
         return collate([arrays.source(i) for i in indices], [arrays.target(i) for i in indices])
+
+
+def _make_dropout(config: RunConfig, corpus: PreparedCorpus) -> BpeDropout | None:
+    """Return what cuts training text anew, if the configuration asks for it. Raises `DataError` if the vocabulary is not made by
+    merges."""
+    share = config.translation.vocabulary.bpe_dropout
+    if not share:
+        return None
+    dropout = BpeDropout(corpus.vocabulary, share, config.seed)
+    for sentence in (corpus.train.source, corpus.train.target):
+        dropout.check([sentence(i) for i in range(len(corpus.train))[:_MEASURED_SENTENCES]])
+    return dropout
 
 
 def _check_lengths(config: RunConfig, corpus: PreparedCorpus) -> None:

@@ -18,7 +18,8 @@ NUM_SPECIAL = 4
 
 # SentencePiece takes an unsigned 32-bit seed.
 _SEED_RANGE = 2**32
-_SPACE = "\u2581"  # SentencePiece's symbol for a space
+SPACE = "\u2581"
+"""SentencePiece's symbol for a space."""
 _ENDS_OF_LINES = {ord("\n"): " ", ord("\r"): " "}
 _QUIET = 2  # log errors only; we get them as exceptions
 
@@ -108,6 +109,17 @@ class Vocabulary:
         found: list[str] = self._processor.id_to_piece([int(i) for i in ids])
         return found
 
+    def scores(self) -> list[float]:
+        """Return the score of each piece: of two merges BPE makes the one with the higher score first."""
+        found: list[float] = self._processor.get_score(list(range(len(self))))
+        return found
+
+    def are_text(self) -> list[bool]:
+        """Return for each piece whether it is a part of text: neither special, nor a byte, nor unused."""
+        numbers, processor = list(range(len(self))), self._processor
+        others = (processor.is_unknown, processor.is_control, processor.is_byte, processor.is_unused)
+        return [not any(kinds) for kinds in zip(*(each(numbers) for each in others), strict=True)]
+
     def num_normalized(self, texts: Sequence[str]) -> int:
         """Return how many of `texts` normalisation changes, apart from spaces."""
         normalized: list[str] = self._processor.normalize(list(texts))
@@ -129,7 +141,7 @@ class Vocabulary:
 
 
 def _without_spaces(text: str) -> str:
-    return "".join(text.replace(_SPACE, "").split())
+    return "".join(text.replace(SPACE, "").split())
 
 
 def _explain(message: str, config: VocabularyConfig) -> str:
