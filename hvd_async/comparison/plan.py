@@ -132,7 +132,7 @@ def _as_first_written(config: RunConfig) -> str:
         return dump_yaml(tree)
     task = tree["task"]
     for section, keys in (
-        (task, ("init_from",)),
+        (task, ("init_from", "samples")),
         (task["vocabulary"], ("file", "byte_fallback")),
         (task["data"], ("max_ratio", "drop_duplicates")),
     ):

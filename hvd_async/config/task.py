@@ -14,6 +14,7 @@ from hvd_async.config.decoding import DecodingConfig
 from hvd_async.config.model import ModelConfig
 from hvd_async.config.section import Fraction, PathText, Positive, Section
 
+_SAMPLES = 3
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -21,7 +22,7 @@ class TranslationConfig(Section):
     """Translation with SentencePiece, and BLEU by sacreBLEU. This is the task if `task` names no other."""
 
     may_change: ClassVar[tuple[str, ...]] = (
-        *("bleu", "bleu_sentences", "data.folder", "data.prepared", "decoding"),
+        *("bleu", "bleu_sentences", "samples", "data.folder", "data.prepared", "decoding"),
         *("init_from", "vocabulary.file"),  # places: what lies there is in the fingerprint
     )
     """Keys that may differ when a run is resumed: they do not change what is learned."""
@@ -41,7 +42,17 @@ class TranslationConfig(Section):
     label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation uses none.")
     bleu: bool = Field(True, description="Translate the validation split and compute BLEU too.")
     bleu_sentences: Positive | None = Field(None, description="Number of first sentences to use for BLEU. Default: all.")
+    samples: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        None,
+        description="Number of first validation sentences whose translations each evaluation keeps in `<output>/samples` and"
+        " shows in TensorBoard. Default: 3 with `bleu`, otherwise none.",
+    )
     decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
+
+    @property
+    def num_samples(self) -> int:
+        """Number of validation sentences whose translations are kept."""
+        return (_SAMPLES if self.bleu else 0) if self.samples is None else self.samples
 
     @property
     def measured(self) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,6 +61,9 @@ class CurveSink(Protocol):
     def add(self, points: Mapping[str, float], version: int) -> None:
         """Add a point to each of the named curves."""
 
+    def add_text(self, name: str, text: str, version: int) -> None:
+        """Keep a text in Markdown beside the curves."""
+
     def close(self, *, is_failed: bool) -> None:
         """Write what is left. `is_failed`: the run ended with an error."""
 
@@ -87,6 +90,10 @@ class TensorBoard:
         """Add to the buffer of the file."""
         for name, value in points.items():
             self._writer.add_scalar(name, value, version)
+
+    def add_text(self, name: str, text: str, version: int) -> None:
+        """Add to the buffer of the file."""
+        self._writer.add_text(name, text, version)
 
     def close(self, *, is_failed: bool) -> None:
         """Write the buffer."""
@@ -124,6 +131,10 @@ class Wandb:
     def add(self, points: Mapping[str, float], version: int) -> None:
         """Hand the points to the package's own process."""
         self._run.log({**points, "version": version})
+
+    def add_text(self, name: str, text: str, version: int) -> None:
+        """Hand the text to the package's own process."""
+        self._run.log({name: text, "version": version})
 
     def close(self, *, is_failed: bool) -> None:
         """Wait until everything is sent, or stored if offline."""
@@ -164,6 +175,10 @@ class Mlflow:
         now = int(time.time() * 1000)
         self._client.log_batch(self._id, [self._metric(name, value, now, version) for name, value in points.items()])
 
+    def add_text(self, name: str, text: str, version: int) -> None:
+        """Send the text as a file, and wait for the answer."""
+        self._client.log_text(self._id, text, f"{name}/v{version:08d}.md")
+
     def close(self, *, is_failed: bool) -> None:
         """End the run."""
         self._client.set_terminated(self._id, "FAILED" if is_failed else "FINISHED")
@@ -177,7 +192,7 @@ class Relay:
         """Start no thread yet."""
         self.title, self.place = sink.title, sink.place
         self._sink = sink
-        self._waiting: queue.SimpleQueue[tuple[Mapping[str, float], int] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._num_left_out = 0
         self._failure: Exception | None = None
         self._is_failed = False
@@ -189,11 +204,11 @@ class Relay:
 
     def add(self, points: Mapping[str, float], version: int) -> None:
         """Queue the points."""
-        self._raise()
-        if self._waiting.qsize() >= _MOST_WAITING:
-            self._num_left_out += 1
-            return
-        self._waiting.put((points, version))
+        self._queue(lambda: self._sink.add(points, version))
+
+    def add_text(self, name: str, text: str, version: int) -> None:
+        """Queue the text."""
+        self._queue(lambda: self._sink.add_text(name, text, version))
 
     def close(self, *, is_failed: bool) -> None:
         """Wait until the points are sent, for a minute at most. Raises `TimeoutError`, also if points were left out."""
@@ -209,13 +224,20 @@ class Relay:
     def _run(self) -> None:
         try:
             self._sink.open()
-            while (each := self._waiting.get()) is not None:
-                self._sink.add(*each)
+            while (call := self._waiting.get()) is not None:
+                call()
             self._sink.close(is_failed=self._is_failed)
         except Exception as error:
             self._failure = error
             with contextlib.suppress(Exception):
                 self._sink.close(is_failed=True)
+
+    def _queue(self, call: Callable[[], None]) -> None:
+        self._raise()
+        if self._waiting.qsize() >= _MOST_WAITING:
+            self._num_left_out += 1
+            return
+        self._waiting.put(call)
 
     def _raise(self) -> None:
         if self._failure is not None:

@@ -32,6 +32,7 @@ _IN_FOLDERS = {
     "snapshots": re.compile(r"v\d{8,}(\.buffers)?\.safetensors|\.v\d{8,}\..*"),
     "checkpoints": re.compile(r"v\d{8,}|\.v\d{8,}\..*"),
     "models": re.compile(r"best|last|\.(best|last)\..*"),
+    "samples": re.compile(r"v\d{8,}\.jsonl|\.v\d{8,}\..*"),
     "ranks": re.compile(r"rank\d{4,}\.jsonl"),
     "tensorboard": re.compile(r"events\.out\.tfevents\..*"),
     "wandb": re.compile(r"(offline-)?run-.*|latest-run|debug.*\.log"),
@@ -71,6 +72,7 @@ class RunFolder:
         self.snapshots = self.root / "snapshots"
         self.checkpoints = self.root / "checkpoints"
         self.models = self.root / "models"
+        self.samples = self.root / "samples"
         self.tensorboard = self.root / "tensorboard"
         self.lock = self.root / ".lock"
         self.invitation = self.root / "join.json"
@@ -83,6 +85,10 @@ class RunFolder:
     def buffers(self, version: int) -> pathlib.Path:
         """Return the path of the buffers with which a script evaluated the snapshot of `version`."""
         return self.snapshots / f"v{version:08d}.buffers.safetensors"
+
+    def samples_of(self, version: int) -> pathlib.Path:
+        """Return the path of the samples of `version`."""
+        return self.samples / f"v{version:08d}.jsonl"
 
     def versions_with_buffers(self) -> list[int]:
         """Return the versions whose `buffers` are there, the newest last."""
@@ -195,7 +201,7 @@ class RunFolder:
 
         Call it while the folder is `locked`. Raises `DataError` if a file system operation fails.
         """
-        for folder in (self.root, self.snapshots, self.checkpoints, *self.checkpoints.glob("v*"), self.models):
+        for folder in (self.root, self.snapshots, self.checkpoints, *self.checkpoints.glob("v*"), self.models, self.samples):
             files.remove_leftovers(folder)
         self.withdraw_invitation()
 

@@ -23,6 +23,7 @@ from hvd_async.runs.progress_reports import Reporter
 from hvd_async.runs.provenance import provenance_of_one_process
 from hvd_async.runs.recorder_context import RunContext, TrainingClock, VersionCopies
 from hvd_async.runs.recorder_part import RunPart
+from hvd_async.runs.samples import forget_samples
 from hvd_async.runs.scalars import Scalars
 from hvd_async.runs.snapshots import Snapshots
 from hvd_async.runs.summary import Ending, write_summary
@@ -89,7 +90,9 @@ class RunRecorder:
         self._num_processes, self._is_resumed = state["processes"], True
         self._num_lost, self._num_joined = state["lost_workers"], state["joined_workers"]
         self._events.continue_from(resumption.log, has_gap=resumption.has_gap)
-        self._scalars.forget_from(int(resumption.saved.data["store"]["version"]) + 1)
+        first_lost = int(resumption.saved.data["store"]["version"]) + 1
+        self._scalars.forget_from(first_lost)
+        forget_samples(self._run.folder, first_lost)
 
     def __enter__(self) -> RunRecorder:
         """Open the event log and start the background thread."""

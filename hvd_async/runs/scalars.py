@@ -1,4 +1,4 @@
-"""Curves over versions, for TensorBoard and trackers. Their failure does not end a run."""
+"""Curves over versions, and samples, for TensorBoard and trackers. Their failure does not end a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hvd_async.runs.curve_sinks import CurveSink, Mlflow, Relay, TensorBoard, Tr
 from hvd_async.runs.evaluations import EvaluationResult
 from hvd_async.runs.recorder_context import RunContext, TrainingClock
 from hvd_async.runs.recorder_part import RunPart
+from hvd_async.runs.samples import as_markdown, read_samples
 from hvd_async.runs.totals import Totals
 from hvd_async.store.arrival import Update
 from hvd_async.system.extras import require
@@ -80,8 +81,12 @@ class Scalars(RunPart):
         self._add(points, update.version)
 
     def evaluated(self, result: EvaluationResult) -> None:
-        """Add a point to the curves of validation."""
+        """Add a point to the curves of validation, and the samples of the version, if there are any."""
         self._add({f"validation/{name}": score for name, score in result.scores.items()}, result.version)
+        if self._sinks and (samples := read_samples(self._run.folder, result.version)):
+            text = as_markdown(samples)
+            for sink in list(self._sinks):
+                self._do(sink, lambda sink=sink: sink.add_text("validation/samples", text, result.version))  # type: ignore[misc]
 
     def _add(self, points: Mapping[str, float], version: int) -> None:
         for sink in list(self._sinks):

@@ -82,4 +82,4 @@ class RealReplica:
             return
         self._recorder.updated(update)
         if self._config.validation.is_due_during(update.version):
-            self._recorder.evaluated(update.version, self._model.evaluate(self.store.evaluated_parameters))
+            self._recorder.evaluated(update.version, self._model.evaluate(update.version, self.store.evaluated_parameters))

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from hvd_async.config import RunConfig
+from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.recorder import RunRecorder
+from hvd_async.runs.samples import keep_samples
 from hvd_async.simulation.workers import Sender, VirtualWorker
 from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.parameter_store import ParameterStore
@@ -27,12 +29,14 @@ from hvd_async.vectors.flat import FlatParameters
 
 @dataclass(frozen=True)
 class Model:
-    """The task, the model in training mode, its vectors and the run's seed, from which gradients are computed."""
+    """The task, the model in training mode, its vectors and the run's seed, from which gradients are computed; the folder for
+    samples."""
 
     task: Task
     module: torch.nn.Module
     flat: FlatParameters
     seed: int
+    folder: RunFolder
 
     def weight(self, batch: int) -> float:
         """Return the weight of `batch`."""
@@ -42,10 +46,13 @@ class Model:
         """Compute the gradient of `batch` into the model; return its weight and loss, as `compute_gradient` does."""
         return compute_gradient(self.task, self.module, self.flat, self.seed, batch, counts)
 
-    def evaluate(self, parameters: torch.Tensor) -> Sequence[float]:
-        """Return the statistics of the whole validation data with `parameters` ([size], float32)."""
+    def evaluate(self, version: int, parameters: torch.Tensor) -> Sequence[float]:
+        """Return the statistics of the whole validation data with the `parameters` ([size], float32) of `version`, whose samples
+        are kept."""
         with self.flat.with_parameters(parameters):
-            return self.task.evaluate(self.module)
+            statistics = self.task.evaluate(self.module)
+            keep_samples(self.folder, self.task, self.module, version)
+            return statistics
 
 
 class Versions(Sequence[torch.Tensor]):
@@ -222,7 +229,7 @@ class RealStore:
         self.versions.keep(used, version)
         self._provisional.keep(used, version)
         if self._config.validation.is_due_during(version):
-            self._recorder.evaluated(version, self._model.evaluate(self.store.evaluated_parameters))
+            self._recorder.evaluated(version, self._model.evaluate(version, self.store.evaluated_parameters))
 
     def is_over(self) -> bool:
         return (self._last_version is not None and self.version >= self._last_version) or self._recorder.is_finished()

@@ -74,7 +74,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     progress = Progress(goal, config.training.log_every_seconds, task.weight_unit, is_live=options.live_progress)
     for line in task.describe_data():
         progress.say(line)
-    model = Model(task, module.train(), flat, config.seed)
+    model = Model(task, module.train(), flat, config.seed, folder)
     prices = costs(config, config.simulation.parameters or flat.size)
     provenance = provenance_of_one_process(prices.node_workers(config), options.device)
     recorder = RunRecorder(RunContext(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True))
@@ -83,7 +83,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
             _train(config, Timing(prices, times, clock), model, recorder, goal)
             recorder.end_training(is_complete=True)
         for version in recorder.snapshots_to_evaluate():
-            recorder.evaluated(version, model.evaluate(read_snapshot(folder, version)))
+            recorder.evaluated(version, model.evaluate(version, read_snapshot(folder, version)))
         status = "finished early" if recorder.is_out_of_patience() else "finished"
         num_steps = recorder.metrics.staleness.total() + recorder.metrics.refused.total()
         return recorder.conclude(Ending(status, workers, num_steps))

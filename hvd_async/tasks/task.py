@@ -93,3 +93,12 @@ class ReadsAhead(Protocol):
 
     def close(self) -> None:
         """End the processes; called when training ends."""
+
+
+@runtime_checkable
+class ShowsSamples(Protocol):
+    """A task that also shows what a model makes of a few examples of the validation data."""
+
+    def show_samples(self, model: torch.nn.Module) -> Sequence[Mapping[str, Any]]:
+        """Return the examples, each as plain data by name, such as its text and what `model` makes of it. Draws nothing from the
+        global random generators, and restores the mode of `model`."""

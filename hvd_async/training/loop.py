@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from hvd_async.emulation.idling import Emulation
+from hvd_async.runs.folder import RunFolder
+from hvd_async.runs.samples import keep_samples
 from hvd_async.strategies.protocol import Step, Worker
 from hvd_async.tasks.gradient import compute_gradient
 from hvd_async.tasks.task import ReadsAhead, Task
@@ -24,6 +26,7 @@ class TrainingLoop:
     flat: FlatParameters
     emulation: Emulation
     seed: int
+    folder: RunFolder
 
     def __call__(self, worker: Worker, module: torch.nn.Module) -> None:
         """Train until `worker` has no more claims. `module` is the model, or the strategy's wrapper around it."""
@@ -48,6 +51,8 @@ class TrainingLoop:
             return
         with self.flat.with_parameters(request.parameters):
             statistics = self.task.evaluate(self.model, request.shard, request.num_shards)
+            if request.shard == 0:
+                keep_samples(self.folder, self.task, self.model, request.version)
         if request.shard == 0:
             evaluated(request.version)
         worker.report(request, statistics)

@@ -14,6 +14,7 @@ from hvd_async.cluster.environment import read_environment
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config import RunConfig
 from hvd_async.errors import DivergedError, OrphanedError, StoppedBySignal
+from hvd_async.runs.samples import keep_samples
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.runs.summary import Ending
 from hvd_async.store.parameter_store import RateFactor
@@ -220,6 +221,8 @@ class _Conclusion:
         0: none. Collective."""
         with self.loop.flat.with_parameters(read_snapshot(self.folder, version)):
             mine = self.loop.task.evaluate(self.loop.model, group.rank, group.size)
+            if group.rank == 0:
+                keep_samples(self.folder, self.loop.task, self.loop.model, version)
         asked = self.stop.notice()
         self._check_launcher([asked])
         text = json.dumps([list(mine), 0 if asked is None else asked.to_word()])

@@ -335,4 +335,4 @@ def _make_loop(start: Start, plans: Sequence[RankPlan], workload: Workload, save
     num_workers = count_workers(plans)
     steps_before = 0 if saved is None or worker is None else steps_of(saved.data, worker)
     emulation = Emulation(config.emulation, worker, config.seed, num_workers, steps_before)
-    return TrainingLoop(workload.task, workload.model, workload.flat, emulation, config.seed)
+    return TrainingLoop(workload.task, workload.model, workload.flat, emulation, config.seed, start.folder)

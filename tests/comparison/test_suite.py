@@ -328,6 +328,7 @@ KEYS_SINCE = (
     *("task.init_from=a", "task.vocabulary.file=a", "task.data.max_ratio=2", "task.data.drop_duplicates=true"),
     *("task.decoding.batch_tokens=9", "task.data.train=[train,more]", "validation.score=bleu"),
     "task.vocabulary.byte_fallback=true",
+    "task.samples=2",
     "task.vocabulary.bpe_dropout=0.1",
     "optimizer.schedule={kind: cosine, total: 9000, final: 0.5}",
 )

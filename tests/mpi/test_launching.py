@@ -38,6 +38,8 @@ def test_mpirun_trains_a_translation_model_through_the_store(tmp_path: pathlib.P
     summary = summary_of(tmp_path / "run")
     assert summary["weight"] >= 1500 and summary["num_workers"] == 3
     assert summary["last"]["scores"].keys() == {"loss", "bleu"}
+    measured = {f"v{each['version']:08d}.jsonl" for each in summary["measurements"]}
+    assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == measured and len(measured) > 1
     assert {p.name for p in (tmp_path / "run" / "models" / "best").iterdir()} >= {"model.safetensors", "config.yaml"}
     batches = sorted(arrival["batch"] for arrival in events_of(tmp_path / "run", "arrival"))
     assert batches == list(range(len(batches)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,6 +156,15 @@ class TranslationTask:
         sentences = range(len(self._corpus.validation))[: self._config.translation.bleu_sentences][shard::num_shards]
         references = [self._corpus.validation_targets[i] for i in sentences]
         return (evaluation + Evaluation.of_texts(self._translate(model, sentences), references)).to_vector()
+
+    def show_samples(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the first validation sentences with their references and translations, as many as `task.samples` says."""
+        indices = range(len(self._corpus.validation))[: self._config.translation.num_samples]
+        texts = (self._corpus.validation_sources, self._corpus.validation_targets, self._translate(model, indices))
+        return [
+            {"line": i + 1, "source": source, "reference": reference, "translation": translation}
+            for i, (source, reference, translation) in enumerate(zip(*(each[: len(indices)] for each in texts), strict=True))
+        ]
 
     def fingerprint(self) -> str:
         """Return a hash of the text, the vocabulary's settings, the pairs left out, and the parameters that training begins
