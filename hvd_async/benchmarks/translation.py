@@ -42,7 +42,7 @@ def measure(options: Options) -> list[BenchFigure]:
         effort = translation_measurement.TrainingEffort(options.repeats, _BATCHES, turn_seconds)
         training = translation_measurement.measure_training(config, corpus, effort)
         exported = translation_measurement.briefly_trained(config, corpus, _BRIEF_TOKENS)
-        sentences = [corpus.vocabulary.decode([corpus.validation.source(i).tolist()])[0] for i in _some(corpus)]
+        sentences = [corpus.vocabularies.source.decode([corpus.validation.source(i).tolist()])[0] for i in _some(corpus)]
         decoding = translation_measurement.measure_decoding(exported, sentences, _BEAM, options.repeats)
     gain = gemm[BFLOAT16].median / gemm[FLOAT32].median
     return [*gemm_figures(gemm), *training_figures(training, gain), decoding_figure(decoding)]

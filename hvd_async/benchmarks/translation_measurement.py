@@ -182,7 +182,7 @@ def briefly_trained(config: RunConfig, corpus: PreparedCorpus, tokens: int = 200
             gradient /= max(float(gradient.norm()), num_tokens)
             optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, 4 * seen / tokens)
             optimizer.step()
-    return ExportedModel(stepper.model.eval(), corpus.vocabulary, config, {"version": index})
+    return ExportedModel(stepper.model.eval(), corpus.vocabularies, config, {"version": index})
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _average(arguments: argparse.Namespace) -> int:
         output,
         mean.named_tensors,
         mean.first.config,
-        mean.first.vocabulary,
+        mean.first.vocabularies,
         version=max(mean.versions),
         extra={"averaged_versions": mean.versions},
     )

@@ -172,7 +172,7 @@ def _likelihood(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.output is not None:
         rows = [f"{number}\t{_row(one)}\n" for number, one in enumerate(likelihoods, start=1)]
         write_file(arguments.output, "".join(rows).encode())
-    num_pieces, unknown = sum(len(one.pieces) for one in likelihoods), translator.num_unknown(references)
+    num_pieces, unknown = sum(len(one.pieces) for one in likelihoods), translator.num_unknown(references, are_targets=True)
     nats, value = nats_per_piece(likelihoods), perplexity(likelihoods)
     print(
         f"perplexity {value:.4f}: {nats:.6f} nats per piece, {num_pieces:,} pieces of {len(references):,} references, ends"

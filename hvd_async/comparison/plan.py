@@ -133,12 +133,14 @@ def _as_first_written(config: RunConfig) -> str:
     task = tree["task"]
     for section, keys in (
         (task, ("init_from", "samples")),
-        (task["vocabulary"], ("file", "byte_fallback")),
+        (task["vocabulary"], ("file", "source_file", "target_file", "byte_fallback")),
         (task["data"], ("max_ratio", "drop_duplicates")),
     ):
         for key in keys:
             if section[key] is None or section[key] is False:
                 del section[key]
+    if task["vocabulary"]["shared"]:
+        del task["vocabulary"]["shared"]
     if not task["vocabulary"]["bpe_dropout"]:
         del task["vocabulary"]["bpe_dropout"], task["vocabulary"]["bpe_dropout_side"]
     if task["decoding"]["batch_tokens"] == DecodingConfig().batch_tokens:

@@ -63,18 +63,29 @@ class DataConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """The SentencePiece model, trained jointly on both sides of the training text, on every line, even those that training leaves
-    out.
+    """The SentencePiece model, trained jointly on both sides of the training text, or one for each side, on every line, even
+    those that training leaves out.
 
     Runs of spaces count as one. Characters that no piece covers are read as unknown and do not appear in translations, unless
     `byte_fallback` is set; a run reports how many there are, and how many lines normalisation changes.
     """
 
+    shared: bool = Field(
+        True,
+        description="One vocabulary for both sides; false: one for each, of `size` pieces each, which requires"
+        " `task.model.tie_embeddings` `decoder` or `none`.",
+    )
     file: PathText | None = Field(
         None,
         description="A SentencePiece model to use in place of training one; the keys that shape one then have no effect. It"
         " must have been trained with `--pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3`. Default: that of `task.init_from`, if it is"
         " set.",
+    )
+    source_file: PathText | None = Field(
+        None, description="With `shared: false`: as `file`, for the source; requires `target_file`."
+    )
+    target_file: PathText | None = Field(
+        None, description="With `shared: false`: as `file`, for the target; requires `source_file`."
     )
     size: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
         6000, description="Number of pieces, the four special ones included."
@@ -105,8 +116,26 @@ class VocabularyConfig(Section):
     )
 
     @pydantic.model_validator(mode="after")
+    def _files_fit(self) -> VocabularyConfig:
+        of_sides = [key for key in ("source_file", "target_file") if getattr(self, key) is not None]
+        if self.shared and of_sides:
+            raise ValueError(f"{of_sides[0]}: got a file with shared true, expected shared: false, or the key file")
+        if not self.shared and self.file is not None:
+            raise ValueError("file: got one with shared false, expected source_file and target_file")
+        if len(of_sides) == 1:
+            raise ValueError(
+                f"{of_sides[0]}: got a file for one side, expected both source_file and target_file, or neither"
+            )
+        return self
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the vocabularies are given as files."""
+        return self.file is not None or self.source_file is not None
+
+    @pydantic.model_validator(mode="after")
     def _dropout_fits(self) -> VocabularyConfig:
-        if self.bpe_dropout and self.kind != "bpe" and self.file is None:
+        if self.bpe_dropout and self.kind != "bpe" and not self.has_files:
             raise ValueError(
                 f"bpe_dropout: got {self.bpe_dropout:g} with kind {self.kind}, expected 0, or kind bpe, which makes pieces by"
                 " merges"

@@ -102,7 +102,9 @@ class RunConfig(Section):
     def _what_training_begins_with_lies_elsewhere(self) -> RunConfig:
         if not isinstance(self.task, TranslationConfig):
             return self
-        for key, place in (("init_from", self.task.init_from), ("vocabulary.file", self.task.vocabulary.file)):
+        vocabulary = self.task.vocabulary
+        places = {f"vocabulary.{key}": getattr(vocabulary, key) for key in ("file", "source_file", "target_file")}
+        for key, place in {"init_from": self.task.init_from, **places}.items():
             if place is not None and _is_inside(place, self.output):
                 raise ValueError(
                     f"task.{key}: got {place}, which lies in the run's own output {self.output} and would be replaced;"

@@ -23,7 +23,12 @@ class TranslationConfig(Section):
 
     may_change: ClassVar[tuple[str, ...]] = (
         *("bleu", "bleu_sentences", "samples", "data.folder", "data.prepared", "decoding"),
-        *("init_from", "vocabulary.file"),  # places: what lies there is in the fingerprint
+        *(
+            "init_from",
+            "vocabulary.file",
+            "vocabulary.source_file",
+            "vocabulary.target_file",
+        ),  # places: what lies there is in the fingerprint
     )
     """Keys that may differ when a run is resumed: they do not change what is learned."""
     must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "init_from", "bleu", "bleu_sentences", "decoding")
@@ -48,6 +53,15 @@ class TranslationConfig(Section):
         " shows in TensorBoard. Default: 3 with `bleu`, otherwise none.",
     )
     decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
+
+    @pydantic.model_validator(mode="after")
+    def _embeddings_fit(self) -> TranslationConfig:
+        if not self.vocabulary.shared and self.model.tie_embeddings == "all":
+            raise ValueError(
+                "model.tie_embeddings: got all with vocabulary.shared false, expected decoder or none: source and target have"
+                " different pieces"
+            )
+        return self
 
     @property
     def num_samples(self) -> int:

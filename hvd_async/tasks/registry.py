@@ -64,10 +64,10 @@ def estimate(config: RunConfig) -> tuple[int, float]:
 def _count_parameters(task: TranslationConfig) -> int:
     """Count the parameters of the model that `task` describes, whose memory is never allocated."""
     from hvd_async.tasks.translation.architectures import shapes_of_model  # imports torch, which is slow
-    from hvd_async.tasks.translation.model_folder import check_places, given_vocabulary
-    from hvd_async.tasks.translation.vocabulary import Vocabulary
+    from hvd_async.tasks.translation.model_folder import check_places, given_vocabularies
+    from hvd_async.tasks.translation.vocabularies import Vocabularies
 
     check_places(task)
-    given = given_vocabulary(task)
-    size = task.vocabulary.size if given is None else len(Vocabulary.load(given))
-    return sum(parameter.numel() for parameter in shapes_of_model(task.model, size).parameters())
+    given = given_vocabularies(task)
+    source_size, target_size = Vocabularies.load(given).sizes if given else (task.vocabulary.size, task.vocabulary.size)
+    return sum(parameter.numel() for parameter in shapes_of_model(task.model, target_size, source_size).parameters())

@@ -329,6 +329,7 @@ KEYS_SINCE = (
     *("task.decoding.batch_tokens=9", "task.data.train=[train,more]", "validation.score=bleu"),
     "task.vocabulary.byte_fallback=true",
     "task.samples=2",
+    "task={data: {folder: data}, vocabulary: {shared: false}, model: {tie_embeddings: none}}",
     "task.vocabulary.bpe_dropout=0.1",
     "optimizer.schedule={kind: cosine, total: 9000, final: 0.5}",
 )

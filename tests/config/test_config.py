@@ -64,7 +64,8 @@ def test_an_unknown_key_gets_the_nearest_name_of_its_own_section() -> None:
 def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
     assert faults(vocabulary={"zzz": 1}) == [
         "config.yaml: task.vocabulary.zzz: unknown key; expected one of"
-        " bpe_dropout, bpe_dropout_side, byte_fallback, character_coverage, file, kind, normalization, size"
+        " bpe_dropout, bpe_dropout_side, byte_fallback, character_coverage, file, kind, normalization, shared, size, source_file,"
+        " target_file"
     ]
 
 

@@ -53,6 +53,7 @@ def log_probability(model: Predictor, source: list[int], target: list[int]) -> f
 def write_model(folder: Path, config: RunConfig, corpus: PreparedCorpus, seed: int) -> Path:
     """Write the folder of a random model, and return it."""
     torch.manual_seed(seed)
-    model = build_model(config.translation.model, len(corpus.vocabulary))
-    export_model(folder, dict(model.named_parameters()), config, corpus.vocabulary, version=seed, extra={})
+    source_size, target_size = corpus.vocabularies.sizes
+    model = build_model(config.translation.model, target_size, source_size)
+    export_model(folder, dict(model.named_parameters()), config, corpus.vocabularies, version=seed, extra={})
     return folder

@@ -31,13 +31,13 @@ def contents(corpus: PreparedCorpus) -> list[list[int]]:
 
 
 def test_arrays_hold_the_tokens_of_the_text(corpus: PreparedCorpus, folder: Path) -> None:
-    assert (len(corpus.train), len(corpus.validation), len(corpus.vocabulary)) == (300, 12, 200)
+    assert (len(corpus.train), len(corpus.validation), len(corpus.vocabularies.target)) == (300, 12, 200)
     texts = {name: (folder / name).read_text().splitlines() for name in ("train.en", "train.de", "val.en", "val.de")}
     for arrays, split in ((corpus.train, "train"), (corpus.validation, "val")):
         sources = [arrays.source(i).tolist() for i in range(len(arrays))]
         targets = [arrays.target(i).tolist() for i in range(len(arrays))]
-        assert corpus.vocabulary.decode(sources) == texts[f"{split}.en"]
-        assert corpus.vocabulary.decode(targets) == texts[f"{split}.de"]
+        assert corpus.vocabularies.target.decode(sources) == texts[f"{split}.en"]
+        assert corpus.vocabularies.target.decode(targets) == texts[f"{split}.de"]
         assert arrays.source_lengths.tolist() == [len(source) for source in sources]
         assert arrays.target_lengths.tolist() == [len(target) for target in targets]
     assert corpus.train.source_tokens.dtype == np.uint16
@@ -157,7 +157,7 @@ def pairs_of(folder: Path, split: str) -> list[tuple[str, str]]:
 
 
 def trained_pairs(corpus: PreparedCorpus) -> list[tuple[str, str]]:
-    arrays, decode = corpus.train, corpus.vocabulary.decode
+    arrays, decode = corpus.train, corpus.vocabularies.target.decode
     indices = range(len(arrays))
     sources, targets = (
         decode([arrays.source(i).tolist() for i in indices]),
@@ -224,7 +224,7 @@ def test_a_pair_that_is_left_out_counts_once(own_folder: Path) -> None:
 
 def test_filters_do_not_change_the_vocabulary(own_folder: Path) -> None:
     corpora = [prepare(make_config(own_folder, data=data)) for data in ({}, {"max_ratio": 1.5, "drop_duplicates": True})]
-    assert corpora[0].vocabulary.is_same(corpora[1].vocabulary) and len(corpora[1].train) < len(corpora[0].train)
+    assert corpora[0].vocabularies.is_same(corpora[1].vocabularies) and len(corpora[1].train) < len(corpora[0].train)
 
 
 def cut_short(folder: Path) -> None:

@@ -19,14 +19,14 @@ from hvd_async.tasks.translation.transformer import Transformer
 @pytest.fixture
 def model(config: RunConfig, corpus: PreparedCorpus) -> Transformer:
     torch.manual_seed(1)
-    return Transformer(config.translation.model, len(corpus.vocabulary))
+    return Transformer(config.translation.model, len(corpus.vocabularies.target))
 
 
 @pytest.fixture
 def exported(tmp_path: Path, model: Transformer, config: RunConfig, corpus: PreparedCorpus) -> Path:
     folder = tmp_path / "model"
     tensors = dict(model.named_parameters())
-    export_model(folder, tensors, config, corpus.vocabulary, version=7, extra={"validation_loss": 1.5})
+    export_model(folder, tensors, config, corpus.vocabularies, version=7, extra={"validation_loss": 1.5})
     return folder
 
 
@@ -56,14 +56,14 @@ def test_views_of_one_vector_can_be_exported(
     views = {}
     for name, parameter in model.named_parameters():
         views[name], vector = vector[: parameter.numel()].view_as(parameter), vector[parameter.numel() :]
-    export_model(tmp_path / "model", views, config, corpus.vocabulary, version=0, extra={})
+    export_model(tmp_path / "model", views, config, corpus.vocabularies, version=0, extra={})
     assert load_model(tmp_path / "model").meta == {"version": 0}
 
 
 def test_an_older_model_is_replaced_without_leftovers(
     exported: Path, model: Transformer, config: RunConfig, corpus: PreparedCorpus
 ) -> None:
-    export_model(exported, dict(model.named_parameters()), config, corpus.vocabulary, version=8, extra={})
+    export_model(exported, dict(model.named_parameters()), config, corpus.vocabularies, version=8, extra={})
     assert load_model(exported).meta == {"version": 8}
     assert list(exported.parent.iterdir()) == [exported]
 

@@ -50,7 +50,7 @@ def test_the_configuration_chooses_the_model(kind: Any, expected: type) -> None:
 
 
 def test_parameters_of_a_gru_are_counted_without_memory(task: TranslationTask, folder: Path, corpus: PreparedCorpus) -> None:
-    config = make_config(folder, model={"kind": "gru", "width": 32}, vocabulary={"size": len(corpus.vocabulary)})
+    config = make_config(folder, model={"kind": "gru", "width": 32}, vocabulary={"size": len(corpus.vocabularies.target)})
     assert estimate(config)[0] == sum(parameter.numel() for parameter in task.build_model().parameters())
 
 

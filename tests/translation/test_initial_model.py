@@ -42,8 +42,8 @@ def test_training_begins_with_the_parameters_and_the_vocabulary(other: Path, mod
     model = task.build_model()
     for (name, mine), theirs in zip(model.named_parameters(), first.model.parameters(), strict=True):
         assert torch.equal(mine, theirs) and mine.requires_grad, name
-    assert model.training and task._corpus.vocabulary.is_same(first.vocabulary)
-    assert not task._corpus.vocabulary.is_same(scratch._corpus.vocabulary)
+    assert model.training and task._corpus.vocabularies.is_same(first.vocabularies)
+    assert not task._corpus.vocabularies.is_same(scratch._corpus.vocabularies)
     assert f"training begins with the parameters of {model_folder}" in task.describe_data()
 
 
@@ -119,13 +119,13 @@ def test_what_is_not_there_is_named_with_its_key(folder: Path, model_folder: Pat
 
 
 def test_parameters_are_counted_with_the_given_vocabulary(folder: Path, model_folder: Path) -> None:
-    size = len(load_model(model_folder).vocabulary)
+    size = len(load_model(model_folder).vocabularies.target)
     right, wrong = (estimate(make_config(folder, vocabulary={"size": number}))[0] for number in (size, 900))
     assert estimate(make_config(folder, vocabulary={"size": 900}, init_from=str(model_folder)))[0] == right < wrong
 
 
 def test_another_vocabulary_is_refused(other: Path, folder: Path, model_folder: Path, tmp_path: Path) -> None:
-    make_task(other)._corpus.vocabulary.save(tmp_path / "own.model")
+    make_task(other)._corpus.vocabularies.target.save(tmp_path / "own.model")
     task = make_task(other, init_from=str(model_folder), vocabulary={"file": str(tmp_path / "own.model")})
     with pytest.raises(ConfigError, match=r"got another vocabulary than that of .*; leave the key out"):
         task.build_model()
@@ -141,8 +141,10 @@ def test_a_vocabulary_of_ones_own_is_used(other: Path, tmp_path: Path) -> None:
     }
     sentencepiece.SentencePieceTrainer.train(**train, pad_id=0, unk_id=1, bos_id=2, eos_id=3)
     task = make_task(other, vocabulary={"file": str(tmp_path / "own.model")})
-    assert len(task._corpus.vocabulary) <= 150
-    assert any(line.startswith(f"vocabulary: {len(task._corpus.vocabulary)} pieces of ") for line in task.describe_data())
+    assert len(task._corpus.vocabularies.target) <= 150
+    assert any(
+        line.startswith(f"vocabulary: {len(task._corpus.vocabularies.target)} pieces of ") for line in task.describe_data()
+    )
 
     sentencepiece.SentencePieceTrainer.train(**train)
     with pytest.raises(DataError, match=r"= \(-1, 0, 1, 2\), expected \(0, 1, 2, 3\); train .*--pad_id=0 --unk_id=1"):

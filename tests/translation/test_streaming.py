@@ -28,7 +28,10 @@ LINES = ["The dog sees the cat.", "", "We sleep.", "A cat.", "The dog sleeps and
 def exported(config: RunConfig, corpus: PreparedCorpus) -> ExportedModel:
     torch.manual_seed(1)
     return ExportedModel(
-        build_model(config.translation.model, len(corpus.vocabulary)).eval(), corpus.vocabulary, config, {"version": 1}
+        build_model(config.translation.model, len(corpus.vocabularies.target)).eval(),
+        corpus.vocabularies,
+        config,
+        {"version": 1},
     )
 
 

@@ -18,26 +18,27 @@ from hvd_async.tasks.translation.transformer import Transformer
 _KINDS: Mapping[str, type[AttentionalGru] | type[Transformer]] = {"transformer": Transformer, "gru": AttentionalGru}
 
 
-def build_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
+def build_model(config: ModelConfig, vocabulary_size: int, source_size: int | None = None) -> TranslationModel:
     """Return the model that `config` describes, drawn from torch's global random generator, which the caller seeds.
+    `source_size`: of the source's vocabulary, if it is not the target's.
 
     Switches cuDNN's attention off in this process: on a GPU it would be planned anew for each shape, and almost every batch
     and every step of decoding has a shape of its own; see docs/performance.md.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return _KINDS[config.kind](config, vocabulary_size)
+    return _KINDS[config.kind](config, vocabulary_size, source_size)
 
 
-def shapes_of_model(config: ModelConfig, vocabulary_size: int) -> TranslationModel:
+def shapes_of_model(config: ModelConfig, vocabulary_size: int, source_size: int | None = None) -> TranslationModel:
     """Return the model that `config` describes on the device `meta`: its tensors have shapes, but neither memory nor values."""
     with torch.device("meta"), _Undrawn():
-        return build_model(config, vocabulary_size)
+        return build_model(config, vocabulary_size, source_size)
 
 
-def check_memory(config: ModelConfig, vocabulary_size: int) -> None:
+def check_memory(config: ModelConfig, vocabulary_size: int, source_size: int | None = None) -> None:
     """Raise `ConfigError` for a model whose parameters alone exceed the memory of this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    model = shapes_of_model(config, vocabulary_size)
+    model = shapes_of_model(config, vocabulary_size, source_size)
     size = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
     if size > memory:
         raise ConfigError(

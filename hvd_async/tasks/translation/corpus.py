@@ -18,9 +18,10 @@ from hvd_async.config import DataConfig, RunConfig, VocabularyConfig
 from hvd_async.errors import DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
-from hvd_async.tasks.translation.model_folder import check_places, given_vocabulary
+from hvd_async.tasks.translation.model_folder import check_places, given_vocabularies
 from hvd_async.tasks.translation.text import ParallelText, find_texts, joined, read_split
-from hvd_async.tasks.translation.vocabulary import UNK, Vocabulary
+from hvd_async.tasks.translation.vocabularies import Vocabularies
+from hvd_async.tasks.translation.vocabulary import UNK
 
 Tokens = npt.NDArray[np.integer]
 Offsets = npt.NDArray[np.int64]
@@ -30,6 +31,8 @@ SIDES = ("source", "target")
 _LARGEST_UINT16 = 2**16
 _EMPTY, _TOO_LONG, _UNEQUAL, _REPEATED = "empty", "too long", "unequal", "repeated"
 
+_FILES = ("file", "source_file", "target_file")
+_WHILE_TRAINING = ("bpe_dropout", "bpe_dropout_side")
 _OF_FILTERS = ("train_unequal", "train_repeated")
 
 _Pair = tuple[list[int], list[int]]
@@ -57,6 +60,10 @@ class ParallelArrays:
     def target(self, index: int) -> Tokens:
         """Return the target tokens of a sentence, a view [length]."""
         return self.target_tokens[self.target_offsets[index] : self.target_offsets[index + 1]]
+
+    def sentence(self, side: str, index: int) -> Tokens:
+        """Return the tokens of a sentence on `side`, `source` or `target`, a view [length]."""
+        return self.source(index) if side == SIDES[0] else self.target(index)
 
     @property
     def source_lengths(self) -> Offsets:
@@ -97,7 +104,7 @@ class PreparedCorpus:
     """All data that training reads. Validation keeps its longest pairs: a limit for training must not change what is
     measured."""
 
-    vocabulary: Vocabulary
+    vocabularies: Vocabularies
     train: ParallelArrays
     validation: ParallelArrays
     validation_sources: list[str]
@@ -148,11 +155,11 @@ def _fingerprint(config: RunConfig) -> str:
         **({"drop_duplicates": True} if data.drop_duplicates else {}),
     }
     check_places(config.translation)
-    given = given_vocabulary(config.translation)
-    if given is not None:
+    given = given_vocabularies(config.translation)
+    if given:
         del settings["vocabulary"]
     total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in [*([] if given is None else [given]), *find_texts(data)]:
+    for path in [*given, *find_texts(data)]:
         try:
             total.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
@@ -162,9 +169,11 @@ def _fingerprint(config: RunConfig) -> str:
 
 def _settings_of_vocabulary(config: VocabularyConfig) -> dict[str, Any]:
     """Return the keys that shape a vocabulary; later ones only where they have an effect, for the fingerprints of before."""
-    settings = config.model_dump(exclude={"file", "bpe_dropout", "bpe_dropout_side"})  # these work while a run trains
+    settings = config.model_dump(exclude={*_FILES, *_WHILE_TRAINING})
     if not config.byte_fallback:
         del settings["byte_fallback"]
+    if config.shared:
+        del settings["shared"]
     return settings
 
 
@@ -176,25 +185,25 @@ def _read_texts(config: RunConfig) -> tuple[ParallelText, ParallelText]:
 
 
 def _build(folder: Path, config: RunConfig, train: ParallelText, validation: ParallelText, fingerprint: str) -> None:
-    given = given_vocabulary(config.translation)
-    if given is None:
-        vocabulary = Vocabulary.train([*train.sources, *train.targets], config.translation.vocabulary, config.seed)
+    given = given_vocabularies(config.translation)
+    if given:
+        vocabularies = Vocabularies.load(given)
     else:
-        vocabulary = Vocabulary.load(given)
-    vocabulary.save(folder / "vocabulary.model")
+        vocabularies = Vocabularies.train(train.sources, train.targets, config.translation.vocabulary, config.seed)
+    vocabularies.save(folder)
     data = config.translation.data
-    kept, left_out = _select(vocabulary, train, data)
+    kept, left_out = _select(vocabularies, train, data)
     if not kept:
         others = "" if data.max_ratio is None else " or task.data.max_ratio"
         raise DataError(
             f"{data.folder}: got no training pair of at most {data.max_tokens_per_sentence} tokens on either side,"
             f" expected at least one; raise task.data.max_tokens_per_sentence{others}"
         )
-    _save(folder, "train", kept, len(vocabulary))
-    validated, num_validation_empty = _encode(vocabulary, validation)
+    _save(folder, "train", kept, max(vocabularies.sizes))
+    validated, num_validation_empty = _encode(vocabularies, validation)
     if not validated:
         raise DataError(f"{data.folder}: got no pair of {data.validation} with tokens on both sides, expected at least one")
-    _save(folder, "validation", validated, len(vocabulary))
+    _save(folder, "validation", validated, max(vocabularies.sizes))
     skipped = Skipped(
         train_empty=train.num_empty + left_out[_EMPTY],
         train_too_long=left_out[_TOO_LONG],
@@ -203,7 +212,8 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
         train_repeated=left_out[_REPEATED],
     )
     unknown = sum(side.count(UNK) for pair in kept for side in pair)
-    losses = Losses(unknown, vocabulary.num_normalized([*train.sources, *train.targets]))
+    num_normalized = vocabularies.source.num_normalized(train.sources) + vocabularies.target.num_normalized(train.targets)
+    losses = Losses(unknown, num_normalized)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     meta = {
         "format": _FORMAT,
@@ -216,12 +226,12 @@ def _build(folder: Path, config: RunConfig, train: ParallelText, validation: Par
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _select(vocabulary: Vocabulary, text: ParallelText, data: DataConfig) -> tuple[list[_Pair], Counter[str]]:
+def _select(vocabularies: Vocabularies, text: ParallelText, data: DataConfig) -> tuple[list[_Pair], Counter[str]]:
     """Return the tokens of the pairs on which to train, and the number of other pairs by the reason."""
     kept: list[_Pair] = []
     left_out: Counter[str] = Counter()
     seen: set[bytes] = set()
-    encoded = zip(vocabulary.encode(text.sources), vocabulary.encode(text.targets), strict=True)
+    encoded = zip(vocabularies.source.encode(text.sources), vocabularies.target.encode(text.targets), strict=True)
     for pair, *sides in zip(encoded, text.sources, text.targets, strict=True):
         reason = _fault_of(pair, data)
         if not reason and data.drop_duplicates:
@@ -246,9 +256,9 @@ def _fault_of(pair: _Pair, data: DataConfig) -> str:
     return _UNEQUAL if data.max_ratio is not None and longer > data.max_ratio * shorter else ""
 
 
-def _encode(vocabulary: Vocabulary, text: ParallelText) -> tuple[list[tuple[list[int], list[int]]], int]:
+def _encode(vocabularies: Vocabularies, text: ParallelText) -> tuple[list[tuple[list[int], list[int]]], int]:
     """Return the tokens of the pairs that have some on both sides, and the number of other pairs."""
-    pairs = zip(vocabulary.encode(text.sources), vocabulary.encode(text.targets), strict=True)
+    pairs = zip(vocabularies.source.encode(text.sources), vocabularies.target.encode(text.targets), strict=True)
     found = [pair for pair in pairs if all(pair)]
     return found, len(text) - len(found)
 
@@ -291,10 +301,10 @@ def _open(folder: Path, config: RunConfig, fingerprint: str) -> PreparedCorpus:
     if fault := _fault(folder, fingerprint):
         raise DataError(f"{folder}: damaged: {fault}; remove the folder to have it made again")
     data, meta = config.translation.data, _read_meta(folder)
-    vocabulary = Vocabulary.load(folder / "vocabulary.model")
-    validation = _with_tokens(vocabulary, read_split(Path(data.folder), data.validation, data.source, data.target))
+    vocabularies = Vocabularies.load_folder(folder)
+    validation = _with_tokens(vocabularies, read_split(Path(data.folder), data.validation, data.source, data.target))
     return PreparedCorpus(
-        vocabulary=vocabulary,
+        vocabularies=vocabularies,
         train=_load(folder, "train"),
         validation=_load(folder, "validation"),
         validation_sources=validation.sources,
@@ -305,9 +315,9 @@ def _open(folder: Path, config: RunConfig, fingerprint: str) -> PreparedCorpus:
     )
 
 
-def _with_tokens(vocabulary: Vocabulary, text: ParallelText) -> ParallelText:
+def _with_tokens(vocabularies: Vocabularies, text: ParallelText) -> ParallelText:
     """Return the pairs of `text` that are in the arrays."""
-    sides = vocabulary.encode(text.sources), vocabulary.encode(text.targets)
+    sides = vocabularies.source.encode(text.sources), vocabularies.target.encode(text.targets)
     kept = [i for i, pair in enumerate(zip(*sides, strict=True)) if all(pair)]
     return ParallelText([text.sources[i] for i in kept], [text.targets[i] for i in kept], len(text) - len(kept))
 

@@ -20,15 +20,15 @@ from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
 from hvd_async.tasks.translation.architectures import build_model, shapes_of_model
 from hvd_async.tasks.translation.model import TranslationModel
-from hvd_async.tasks.translation.model_folder import CONFIG, META, PARAMETERS, VOCABULARY, check_folder
-from hvd_async.tasks.translation.vocabulary import Vocabulary
+from hvd_async.tasks.translation.model_folder import CONFIG, META, PARAMETERS, check_folder
+from hvd_async.tasks.translation.vocabularies import Vocabularies
 
 
 def export_model(
     folder: Path,
     named_tensors: Mapping[str, Tensor],
     config: RunConfig,
-    vocabulary: Vocabulary,
+    vocabularies: Vocabularies,
     *,
     version: int,
     extra: Mapping[str, Any],
@@ -44,7 +44,7 @@ def export_model(
         (temporary / PARAMETERS).write_bytes(safetensors.torch.save(tensors))
         (temporary / CONFIG).write_text(dump_config(config), encoding="utf-8")
         (temporary / META).write_text(json.dumps({"version": version, **extra}, indent=1), encoding="utf-8")
-        vocabulary.save(temporary / VOCABULARY)
+        vocabularies.save(temporary)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ExportedModel:
     """A model in eval mode, with what a `Translator` needs."""
 
     model: TranslationModel
-    vocabulary: Vocabulary
+    vocabularies: Vocabularies
     config: RunConfig
     meta: dict[str, Any]
     """`version`, and the values given as `extra`."""
@@ -72,19 +72,24 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> ExportedMode
         config = load_config(folder / CONFIG)
     except ConfigError as error:
         raise DataError(str(error)) from None
-    vocabulary = Vocabulary.load(folder / VOCABULARY)
-    _check_shapes(folder / PARAMETERS, config, len(vocabulary))
-    model = build_model(config.translation.model, len(vocabulary))
+    vocabularies = Vocabularies.load_folder(folder)
+    if vocabularies.are_shared != config.translation.vocabulary.shared:
+        kinds = ["one vocabulary for both sides", "a vocabulary for each side"]
+        got, expected = kinds if vocabularies.are_shared else kinds[::-1]
+        raise DataError(f"{folder}: got {got}, expected {expected}, as its config.yaml says")
+    source_size, target_size = vocabularies.sizes
+    _check_shapes(folder / PARAMETERS, config, vocabularies)
+    model = build_model(config.translation.model, target_size, source_size)
     _fill(model, folder / PARAMETERS)
-    return ExportedModel(model.to(device).eval(), vocabulary, config, _read_meta(folder / META), str(folder))
+    return ExportedModel(model.to(device).eval(), vocabularies, config, _read_meta(folder / META), str(folder))
 
 
 def check_vocabularies(first: ExportedModel, other: ExportedModel) -> None:
     """Raise `DataError` unless both models have the same vocabulary."""
-    if not first.vocabulary.is_same(other.vocabulary):
+    if not first.vocabularies.is_same(other.vocabularies):
         raise DataError(
-            f"{other.name}: got another vocabulary ({len(other.vocabulary)} pieces), expected that of {first.name}"
-            f" ({len(first.vocabulary)} pieces); train with the same text, task.vocabulary and seed"
+            f"{other.name}: got another vocabulary ({other.vocabularies}), expected that of {first.name}"
+            f" ({first.vocabularies}); train with the same text, task.vocabulary and seed"
         )
 
 
@@ -98,21 +103,22 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_shapes(path: Path, config: RunConfig, vocabulary_size: int) -> None:
+def _check_shapes(path: Path, config: RunConfig, vocabularies: Vocabularies) -> None:
     """Raise `DataError` unless the tensors of `path` are those of the model, before memory is allocated for either."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # it is not a mapping
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: damaged: {printable(str(error))}") from None
-    model = shapes_of_model(config.translation.model, vocabulary_size)
+    source_size, target_size = vocabularies.sizes
+    model = shapes_of_model(config.translation.model, target_size, source_size)
     expected = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     if odd := sorted(expected.keys() ^ found.keys()):
         side = "missing" if odd[0] in expected else "unknown to the model of config.yaml"
         raise DataError(f"{path}: tensor {printable(odd[0])} is {side}; got {len(found)} tensors, expected {len(expected)}")
     for name, shape in expected.items():
         if found[name] != shape:
-            raise DataError(f"{path}: {name}: got shape {found[name]}, expected {shape} by config.yaml and vocabulary.model")
+            raise DataError(f"{path}: {name}: got shape {found[name]}, expected {shape} by config.yaml and the vocabulary")
 
 
 def _fill(model: TranslationModel, path: Path) -> None:

@@ -142,11 +142,11 @@ class GlobalAttention(nn.Module):
 
 
 class AttentionalGru(TranslationModel):
-    """Encoder, decoder, attention and the embeddings. V is the vocabulary's size."""
+    """Encoder, decoder, attention and the embeddings. V is the size of the target's vocabulary."""
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary_size: int, source_size: int | None = None) -> None:
         """Draw the initial parameters from torch's global random source; the caller seeds it."""
-        super().__init__(config, vocabulary_size)
+        super().__init__(config, vocabulary_size, source_size)
         width = config.width
         self.encoder = nn.ModuleList(GruEncoderLayer(config) for _ in range(config.encoder_layers))
         self.initial = nn.Linear(width, config.decoder_layers * width)

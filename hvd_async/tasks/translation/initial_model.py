@@ -12,14 +12,14 @@ from hvd_async.errors import ConfigError, DataError
 from hvd_async.tasks.translation.export import load_model
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.model_folder import PARAMETERS, naming
-from hvd_async.tasks.translation.vocabulary import Vocabulary
+from hvd_async.tasks.translation.vocabularies import Vocabularies
 
 # Keys of `task.model` on which the parameters of a kind depend, or what they compute.
 _SHAPE = ("kind", "encoder_layers", "decoder_layers", "width", "tie_embeddings")
 _OF_TRANSFORMERS = ("feed_forward", "heads", "norm")
 
 
-def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabulary: Vocabulary) -> None:
+def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabularies: Vocabularies) -> None:
     """Copy the parameters of the model in `task.init_from`, if it is set, into `model`, which `config` describes.
 
     Raises `DataError` if that model is missing or damaged, and `ConfigError` if it has another shape or vocabulary.
@@ -36,7 +36,7 @@ def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabulary
                 f"task.model.{key}: got {getattr(here, key)}, expected {getattr(there, key)}, as in {folder}, with which training"
                 " is to begin"
             )
-    if not first.vocabulary.is_same(vocabulary):
+    if not first.vocabularies.is_same(vocabularies):
         raise ConfigError(
             f"task.vocabulary.file: got another vocabulary than that of {folder}, with which training is to begin; leave the key"
             " out"

@@ -28,7 +28,8 @@ class DecoderState(Protocol):
 
 
 class Predictor(Protocol):
-    """The part of a model, or of an ensemble of models, that search and scoring need. V is the vocabulary's size."""
+    """The part of a model, or of an ensemble of models, that search and scoring need. V is the size of the target's
+    vocabulary."""
 
     @property
     def device(self) -> torch.device:
@@ -62,11 +63,12 @@ class TranslationModel(nn.Module, abc.ABC):
     """Projection from the decoder's hidden states to logits; a subclass sets it to `make_output()` after it has made its
     layers."""
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
-        """Draw the embeddings from torch's global random source; the caller seeds it."""
+    def __init__(self, config: ModelConfig, vocabulary_size: int, source_size: int | None = None) -> None:
+        """Draw the embeddings from torch's global random source; the caller seeds it. `source_size`: of the source's vocabulary,
+        if it is not the target's."""
         super().__init__()
         self.config = config
-        self.source_embedding = nn.Embedding(vocabulary_size, config.width)
+        self.source_embedding = nn.Embedding(source_size or vocabulary_size, config.width)
         is_joint = config.tie_embeddings == "all"
         self.target_embedding = self.source_embedding if is_joint else nn.Embedding(vocabulary_size, config.width)
 

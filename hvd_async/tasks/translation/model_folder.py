@@ -10,12 +10,20 @@ from hvd_async.config import TranslationConfig
 from hvd_async.errors import DataError
 
 PARAMETERS, CONFIG, VOCABULARY, META = "model.safetensors", "config.yaml", "vocabulary.model", "meta.json"
+SOURCE_VOCABULARY, TARGET_VOCABULARY = "vocabulary.source.model", "vocabulary.target.model"
 
 
 def is_model_folder(folder: Path) -> bool:
     """Whether `folder` has the files of a model, and nothing else."""
-    names = {PARAMETERS, CONFIG, VOCABULARY, META}
+    names = {PARAMETERS, CONFIG, META, *(path.name for path in vocabulary_files(folder))}
     return folder.is_dir() and {path.name for path in folder.iterdir()} == names
+
+
+def vocabulary_files(folder: Path) -> tuple[Path, ...]:
+    """Return the file of the vocabulary of both sides in `folder`, or those of source and target, if at least one of these is
+    there."""
+    of_sides = (folder / SOURCE_VOCABULARY, folder / TARGET_VOCABULARY)
+    return of_sides if any(path.is_file() for path in of_sides) else (folder / VOCABULARY,)
 
 
 def check_folder(folder: Path) -> None:
@@ -31,25 +39,39 @@ def check_folder(folder: Path) -> None:
     if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
         names = ", ".join(str(path.parent) for path in models)
         raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
-    for name in (PARAMETERS, CONFIG, VOCABULARY, META):
+    for name in (PARAMETERS, CONFIG, *(path.name for path in vocabulary_files(folder)), META):
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")
 
 
-def given_vocabulary(task: TranslationConfig) -> Path | None:
-    """Return the file of the vocabulary that `task` names, itself or with a model to begin with; None if one is to be trained."""
-    if task.vocabulary.file is not None:
-        return Path(task.vocabulary.file)
-    return None if task.init_from is None else Path(task.init_from) / VOCABULARY
+def given_vocabularies(task: TranslationConfig) -> tuple[Path, ...]:
+    """Return the file of the vocabulary that `task` names, itself or with a model to begin with, or those of source and target;
+    none if vocabularies are to be trained."""
+    vocabulary = task.vocabulary
+    if vocabulary.file is not None:
+        return (Path(vocabulary.file),)
+    if vocabulary.source_file is not None and vocabulary.target_file is not None:
+        return (Path(vocabulary.source_file), Path(vocabulary.target_file))
+    return () if task.init_from is None else vocabulary_files(Path(task.init_from))
 
 
 def check_places(task: TranslationConfig) -> None:
-    """Raise `DataError`, which names the key, unless what `task.init_from` and `task.vocabulary.file` name is there."""
+    """Raise `DataError`, which names the key, unless what `task.init_from` and the files of `task.vocabulary` name is there, and
+    has one vocabulary for both sides, or one for each, as `task.vocabulary.shared` says."""
     if task.init_from is not None:
         with naming("init_from"):
             check_folder(Path(task.init_from))
-    if task.vocabulary.file is not None and not Path(task.vocabulary.file).is_file():
-        raise DataError(f"task.vocabulary.file: {task.vocabulary.file}: no such file; expected a SentencePiece model")
+        are_shared = len(vocabulary_files(Path(task.init_from))) == 1
+        if are_shared != task.vocabulary.shared:
+            has = "one vocabulary for both sides" if are_shared else "a vocabulary for each side"
+            raise DataError(
+                f"task.vocabulary.shared: got {str(task.vocabulary.shared).lower()}, expected {str(are_shared).lower()}:"
+                f" {task.init_from} has {has}"
+            )
+    for key in ("file", "source_file", "target_file"):
+        path = getattr(task.vocabulary, key)
+        if path is not None and not Path(path).is_file():
+            raise DataError(f"task.vocabulary.{key}: {path}: no such file; expected a SentencePiece model")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from hvd_async.tasks.translation.evaluation import METRICS, Evaluation
 from hvd_async.tasks.translation.export import export_model
 from hvd_async.tasks.translation.initial_model import begin_with_parameters, fingerprint_with_model
 from hvd_async.tasks.translation.model import TranslationModel
-from hvd_async.tasks.translation.model_folder import given_vocabulary
+from hvd_async.tasks.translation.model_folder import given_vocabularies
 
 _MEASURED_SENTENCES = 300
 """Sentences on which the dropout of merges is checked and measured at the start of a run."""
@@ -47,7 +47,7 @@ class TranslationTask:
         self._fingerprint = fingerprint_with_model(corpus.fingerprint, config.translation)
         _check_lengths(config, corpus)
         train, validation = corpus.train, corpus.validation
-        self._dropout = _make_dropout(config, corpus)
+        self._dropouts = _make_dropouts(config, corpus)
         self._plan = BatchPlan(train.source_lengths, train.target_lengths, config.translation.batching, config.seed)
         self._validation_batches = _in_order_of_length(validation, config.translation.batching.tokens)
 
@@ -57,10 +57,11 @@ class TranslationTask:
 
         Raises `ConfigError` for a model that does not fit into memory, and as `begin_with_parameters` does.
         """
-        check_memory(self._config.translation.model, len(self._corpus.vocabulary))
+        source_size, target_size = self._corpus.vocabularies.sizes
+        check_memory(self._config.translation.model, target_size, source_size)
         with numbers_apart(self._config.seed):
-            model = build_model(self._config.translation.model, len(self._corpus.vocabulary))
-        begin_with_parameters(model, self._config, self._corpus.vocabulary)
+            model = build_model(self._config.translation.model, target_size, source_size)
+        begin_with_parameters(model, self._config, self._corpus.vocabularies)
         return model
 
     def num_batches(self) -> int | None:
@@ -78,7 +79,7 @@ class TranslationTask:
         wanted = self._config.training.weight
         assert wanted is not None
         planned = self._plan.batches_for_tokens(wanted)  # raises an error for too many epochs
-        if self._dropout is None or "target" not in self._config.translation.vocabulary.dropout_sides:
+        if "target" not in self._dropouts:
             return planned
         count = num_tokens = 0
         while num_tokens < wanted:
@@ -94,11 +95,11 @@ class TranslationTask:
     def _training_sentences(self, index: int, side: str) -> list[Tokens]:
         """Return the tokens of one side of each sentence of the batch `index`, cut for its epoch."""
         train, numbers = self._corpus.train, self._plan[index]
-        sentences = [train.source(i) if side == "source" else train.target(i) for i in numbers]
-        if self._dropout is None or side not in self._config.translation.vocabulary.dropout_sides:
+        sentences = [train.sentence(side, i) for i in numbers]
+        if side not in self._dropouts:
             return sentences
         longest = self._config.translation.data.max_tokens_per_sentence
-        return self._dropout.cut(sentences, numbers.tolist(), self._plan.epoch_of(index), SIDES.index(side), longest)
+        return self._dropouts[side].cut(sentences, numbers.tolist(), self._plan.epoch_of(index), SIDES.index(side), longest)
 
     def epoch_of(self, index: int) -> int:
         """Return the epoch, from 0, to which batch `index` belongs."""
@@ -184,40 +185,40 @@ class TranslationTask:
         lines = [f"{len(train):,} training pairs, padding {share:.1%} of the tokens{left_out}"]
         if (first := self._config.translation.init_from) is not None:
             lines.append(f"training begins with the parameters of {first}")
-        if (given := given_vocabulary(self._config.translation)) is not None:
+        if given := given_vocabularies(self._config.translation):
             lines.append(
-                f"vocabulary: {len(self._corpus.vocabulary):,} pieces of {given}; the keys of task.vocabulary that shape one are"
-                " unused"
+                f"vocabulary: {self._corpus.vocabularies} of {' and '.join(map(str, given))}; the keys of task.vocabulary that"
+                " shape one are unused"
             )
-        if self._dropout is not None:
-            lines.append(self._describe_dropout(self._dropout))
+        if self._dropouts:
+            lines.append(self._describe_dropout())
         if skipped.validation_empty:
             lines.append(f"{skipped.validation_empty:,} validation pairs left out, with an empty side")
         losses, vocabulary = self._corpus.losses, self._config.translation.vocabulary
-        coverage = f" (task.vocabulary.character_coverage: {vocabulary.character_coverage:g})" if given is None else ""
-        normalization = f" (task.vocabulary.normalization: {vocabulary.normalization})" if given is None else ""
+        coverage = f" (task.vocabulary.character_coverage: {vocabulary.character_coverage:g})" if not given else ""
+        normalization = f" (task.vocabulary.normalization: {vocabulary.normalization})" if not given else ""
         if losses.unknown_pieces:
             lines.append(f"{losses.unknown_pieces:,} pieces of the training text are unknown to the vocabulary{coverage}")
         if losses.normalized_lines:
             lines.append(f"normalisation changes {losses.normalized_lines:,} lines of the training text{normalization}")
         return lines
 
-    def _describe_dropout(self, dropout: BpeDropout) -> str:
+    def _describe_dropout(self) -> str:
         """Return a line on how much longer sentences are, measured on the first ones in the first epoch."""
-        vocabulary, train = self._config.translation.vocabulary, self._corpus.train
+        train, longest = self._corpus.train, self._config.translation.data.max_tokens_per_sentence
         numbers = range(len(train))[:_MEASURED_SENTENCES]
         parts = []
-        for side in vocabulary.dropout_sides:
-            whole = [train.source(i) if side == "source" else train.target(i) for i in numbers]
-            longest = self._config.translation.data.max_tokens_per_sentence
+        for side, dropout in self._dropouts.items():
+            whole = [train.sentence(side, i) for i in numbers]
             cut = dropout.cut(whole, numbers, 0, SIDES.index(side), longest)
             parts.append(f"{sum(map(len, cut)) / sum(map(len, whole)):.2f} times the {side} pieces")
-        return f"BPE dropout {vocabulary.bpe_dropout:g}: {' and '.join(parts)}; batches are planned without it"
+        share = self._config.translation.vocabulary.bpe_dropout
+        return f"BPE dropout {share:g}: {' and '.join(parts)}; batches are planned without it"
 
     def export(self, folder: Path, named_tensors: Mapping[str, Tensor], version: int, scores: Mapping[str, float]) -> None:
         """Write the model folder of `export_model` for the parameters of `version`, with their validation scores."""
-        vocabulary, extra = self._corpus.vocabulary, {f"validation_{name}": score for name, score in scores.items()}
-        export_model(folder, named_tensors, self._config, vocabulary, version=version, extra=extra)
+        vocabularies, extra = self._corpus.vocabularies, {f"validation_{name}": score for name, score in scores.items()}
+        export_model(folder, named_tensors, self._config, vocabularies, version=version, extra=extra)
 
     def _loss_sum(self, model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
         logits: Tensor = model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
@@ -229,22 +230,23 @@ class TranslationTask:
         sources = [self._corpus.validation.source(i).tolist() for i in indices]
         decoding = self._config.translation.decoding
         with evaluating(model):
-            return self._corpus.vocabulary.decode(translate(model, sources, decoding, beam=decoding.validation_beam))
+            return self._corpus.vocabularies.target.decode(
+                translate(model, sources, decoding, beam=decoding.validation_beam)
+            )
 
     def _collate(self, arrays: ParallelArrays, indices: Ints) -> Batch:
         return collate([arrays.source(i) for i in indices], [arrays.target(i) for i in indices])
 
 
-def _make_dropout(config: RunConfig, corpus: PreparedCorpus) -> BpeDropout | None:
-    """Return what cuts training text anew, if the configuration asks for it. Raises `DataError` if the vocabulary is not made by
-    merges."""
-    share = config.translation.vocabulary.bpe_dropout
-    if not share:
-        return None
-    dropout = BpeDropout(corpus.vocabulary, share, config.seed)
-    for sentence in (corpus.train.source, corpus.train.target):
-        dropout.check([sentence(i) for i in range(len(corpus.train))[:_MEASURED_SENTENCES]])
-    return dropout
+def _make_dropouts(config: RunConfig, corpus: PreparedCorpus) -> dict[str, BpeDropout]:
+    """Return what cuts training text anew, by the sides that the configuration asks for. Raises `DataError` if a vocabulary is
+    not made by merges."""
+    found = {}
+    for side in config.translation.vocabulary.dropout_sides:
+        vocabulary = corpus.vocabularies.source if side == "source" else corpus.vocabularies.target
+        found[side] = BpeDropout(vocabulary, config.translation.vocabulary.bpe_dropout, config.seed)
+        found[side].check([corpus.train.sentence(side, i) for i in range(len(corpus.train))[:_MEASURED_SENTENCES]])
+    return found
 
 
 def _check_lengths(config: RunConfig, corpus: PreparedCorpus) -> None:

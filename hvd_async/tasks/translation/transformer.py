@@ -192,14 +192,14 @@ class DecoderLayer(Layer):
 
 
 class Transformer(TranslationModel):
-    """Encoder, decoder and the embeddings, which may be one matrix. V is the vocabulary's size."""
+    """Encoder, decoder and the embeddings, which may be one matrix. V is the size of the target's vocabulary."""
 
     positions: Tensor
     """[max_positions, W], a buffer that is not saved."""
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary_size: int, source_size: int | None = None) -> None:
         """Draw the initial parameters from torch's global random source; the caller seeds it."""
-        super().__init__(config, vocabulary_size)
+        super().__init__(config, vocabulary_size, source_size)
         width = config.width
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))

@@ -70,7 +70,7 @@ class Translator:
         """Number of batches that are translated at a time; None: one, with torch's threads."""
         self.num_cut = 0
         """Translations so far that are as long as `decoding.max_length_ratio` and the model allow: most were cut short."""
-        self._vocabulary = models[0].vocabulary
+        self._vocabularies = models[0].vocabularies
         self._predictor: Predictor = models[0].model
         if len(models) > 1:
             self._predictor = Ensemble([each.model for each in models])
@@ -110,7 +110,9 @@ class Translator:
         found = decoding.translate(self._predictor, encoded, self.decoding, beam=beam, threads=threads)
         self._count_cut(encoded, [[tokens] for tokens in found])
         # An empty line keeps its place, so that a too long line is reported by its number.
-        return [text if tokens else "" for text, tokens in zip(self._vocabulary.decode(found), encoded, strict=True)]
+        return [
+            text if tokens else "" for text, tokens in zip(self._vocabularies.target.decode(found), encoded, strict=True)
+        ]
 
     def n_best(self, sentences: Sequence[str], n: int) -> list[list[Translation]]:
         """Return the `n` best translations that the search finds for each of `sentences`, best first.
@@ -146,25 +148,27 @@ class Translator:
         Raises:
             DataError: there are not as many sources as references, or a sentence is too long for the model.
         """
-        encoded, targets = self._encode(sources), self._encode(references)
+        encoded, targets = self._encode(sources), self._encode(references, is_target=True)
         if len(encoded) != len(targets):
             raise DataError(f"references: got {len(targets)}, expected {len(encoded)}, one for each source")
         found = log_probabilities(self._predictor, encoded, targets, self.decoding, threads=self.threads)
-        pieces = [self._vocabulary.pieces([*tokens, EOS]) for tokens in targets]
+        pieces = [self._vocabularies.target.pieces([*tokens, EOS]) for tokens in targets]
         return [Likelihood(*each) for each in zip(pieces, found, strict=True)]
 
-    def num_unknown(self, sentences: Sequence[str]) -> int:
-        """Return the number of pieces of `sentences` that the vocabulary does not know."""
-        return sum(tokens.count(UNK) for tokens in self._encode(sentences))
+    def num_unknown(self, sentences: Sequence[str], *, are_targets: bool = False) -> int:
+        """Return the number of pieces of `sentences` that the vocabulary does not know: that of the source, or with `are_targets`
+        that of the target, where each side has its own."""
+        return sum(tokens.count(UNK) for tokens in self._encode(sentences, is_target=are_targets))
 
     def length_fault(self, sentence: str) -> str:
         """Return what is wrong with the length of `sentence`, in words; empty if the model can read it."""
         return length_fault(self._predictor, self._encode([sentence])[0])
 
-    def _encode(self, sentences: Sequence[str]) -> list[list[int]]:
+    def _encode(self, sentences: Sequence[str], *, is_target: bool = False) -> list[list[int]]:
         if isinstance(sentences, str):
             raise TypeError("sentences: got one text, expected a list of texts, such as [text]")
-        return self._vocabulary.encode([sentence.strip() for sentence in sentences])
+        vocabulary = self._vocabularies.target if is_target else self._vocabularies.source
+        return vocabulary.encode([sentence.strip() for sentence in sentences])
 
     def _count_cut(self, encoded: Sequence[Sequence[int]], found: Sequence[Sequence[Sequence[int]]]) -> None:
         """Count the translations in `found`, several of each sentence, that are as long as may be; an empty line has none."""
@@ -183,7 +187,7 @@ class Translator:
         nothing = [Translation("", 0.0, 0.0)]
         results = []
         for tokens, hypotheses in zip(encoded, found, strict=True):
-            texts = self._vocabulary.decode([one.tokens for one in hypotheses])
+            texts = self._vocabularies.target.decode([one.tokens for one in hypotheses])
             translations = [
                 Translation(text, one.score, one.log_probability) for text, one in zip(texts, hypotheses, strict=True)
             ]
