@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,8 @@ class WithState(nn.Linear):
 
 def run_with(folder: pathlib.Path, step: Callable[[Any, Any], None] | None = None, **arguments: Any) -> None:
     """Make a run of three batches; `step` gets the run and its optimizer."""
-    run = ha.init(folder, strategy="single", epochs=1, tensorboard=False, device="cpu")
+    validation = arguments.pop("validation", {})
+    run = ha.init(folder, strategy="single", epochs=1, tensorboard=False, device="cpu", validation=validation)
     model = arguments.pop("model", nn.Linear(2, 3))
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else [nn.Parameter(torch.ones(1))]
     optimizer = arguments.pop("optimizer", torch.optim.SGD(parameters, lr=0.1))
@@ -233,6 +235,36 @@ def test_what_evaluate_returns(tmp_path: pathlib.Path, found: Any, message: str)
     with pytest.raises(HvdAsyncError, match=message) as raised:
         run_with(tmp_path / "run", evaluate=lambda model: found, metrics=[ACCURACY])
     assert raised.value.exit_status == 2
+
+
+def test_the_score_of_a_script_chooses_its_best_model(tmp_path: pathlib.Path) -> None:
+    scores = iter([0.3, 0.7, 0.5])
+    validation = {"every": 1, "score": "accuracy"}
+    run_with(
+        tmp_path / "run",
+        evaluate=lambda model: {"loss": 1.0, "accuracy": next(scores)},
+        metrics=[ACCURACY],
+        validation=validation,
+    )
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    meta = json.loads((tmp_path / "run/models/best/meta.json").read_text())
+    assert (summary["best"]["version"], meta["version"], meta["validation_accuracy"]) == (2, 2, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"evaluate": lambda model: 1.0, "metrics": [ACCURACY]}, "a score that the task measures: loss or accuracy"),
+        ({"evaluate": lambda model: 1.0}, "a score that the task measures: loss"),
+        ({}, "loss, since the task measures nothing"),
+    ],
+)
+def test_a_score_that_a_script_does_not_measure_is_refused(
+    tmp_path: pathlib.Path, arguments: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(HvdAsyncError, match=f"^validation.score: got 'f1', expected {expected}$") as raised:
+        run_with(tmp_path / "run", validation={"score": "f1"}, **arguments)
+    assert raised.value.exit_status == 2 and not (tmp_path / "run/config.yaml").exists()
 
 
 @pytest.mark.parametrize("found", [torch.tensor(0.5, requires_grad=True), {"loss": torch.ones(1), "accuracy": float("nan")}])
