@@ -22,7 +22,7 @@ from hvd_async.cluster.mpi_family import parse_mpi_family
 from hvd_async.cluster.topology import Machine, Placement, assign_roles, describe, this_machine
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.system import interpreter
-from hvd_async.system.extras import EXTRAS, OF_TRACKERS, has, install_command
+from hvd_async.system.extras import BESIDE_ALL, EXTRAS, has, install_command
 from hvd_async.system.openmp import Contention, measure_contention
 from hvd_async.system.processes import ask
 from hvd_async.transport.bootstrap import MpiGroup, start_mpi
@@ -197,7 +197,7 @@ def _check_packages() -> Iterator[Finding]:
             yield Finding(package, "fail", "not installed", install_command(package))
     extras = [extra for extra in EXTRAS if extra != "horovod"]  # which has a line of its own
     detail = ", ".join(extra for extra in extras if has(extra)) or "none"
-    missing = [extra for extra in extras if extra not in OF_TRACKERS and not has(extra)]
+    missing = [extra for extra in extras if extra not in BESIDE_ALL and not has(extra)]
     if missing:
         detail += f"; to add others: pip install 'hvd_async[{','.join(missing)}]'"
     yield Finding("extras", "ok", detail)

@@ -52,6 +52,7 @@ DOORS = {
     "yaml": ("config.yaml",),
     "wandb": ("runs.curve_sinks",),
     "mlflow": ("runs.curve_sinks",),
+    "ctranslate2": ("tasks.translation.ctranslate2_model",),
 }
 
 

