@@ -177,5 +177,5 @@ def test_the_extras_that_are_missing_are_named_with_their_command(monkeypatch: p
     [extras] = [finding for finding in _check_packages() if finding.name == "extras"]
     assert (extras.verdict, extras.detail) == (
         "ok",
-        "report, ctranslate2, mlflow; to add others: pip install 'hvd_async[translation,tensorboard]'",
+        "report, mlflow, ctranslate2; to add others: pip install 'hvd_async[translation,tensorboard]'",
     )
