@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hvd_async.launcher.batch_script import Resources
 
 # All arguments of `add_resources`.
-_OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "setup", "site", "submit")
+_OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "setup", "conda", "site", "submit")
 
 
 def add_resources(group: argparse._ArgumentGroup) -> None:
@@ -42,10 +42,15 @@ def add_resources(group: argparse._ArgumentGroup) -> None:
         help="a line of shell before anything is started, such as 'module load cuda/12.4'; may be repeated",
     )
     group.add_argument(
+        "--conda",
+        metavar="ENV",
+        help="environment of conda, by name or path, in which the job has hvd_async (default: this environment, by its path)",
+    )
+    group.add_argument(
         "--site",
         type=pathlib.Path,
         metavar="FILE",
-        help="account, partition, setup and sbatch options of a cluster, in YAML (default: hvd_async/site.yaml in ~/.config)",
+        help="account, partition, setup and more of a cluster, in YAML (default: hvd_async/site.yaml in ~/.config)",
     )
 
 
@@ -90,6 +95,26 @@ def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
         account=site.account or "",
         setup=(*site.setup, *arguments.setup),
     )
+
+
+def conda_of(arguments: argparse.Namespace) -> str:
+    """Return the environment of conda for a script, from the arguments or else the site file; empty: none."""
+    from hvd_async.launcher.site_file import read_site
+
+    given: str | None = arguments.conda
+    return given if given is not None else read_site(arguments.site, os.environ).conda or ""
+
+
+def container_of(arguments: argparse.Namespace) -> tuple[str | None, tuple[str, ...]]:
+    """Return the image for a script and the folders to bind, from the arguments and the site file. Raises `ConfigError`."""
+    from hvd_async.launcher.container import check_bind
+    from hvd_async.launcher.site_file import read_site
+
+    site = read_site(arguments.site, os.environ)
+    for bind in arguments.bind:
+        check_bind(bind)
+    image = arguments.container if arguments.container is not None else site.container
+    return image, (*site.binds, *arguments.bind)
 
 
 def submit(argv: Sequence[str], text: str = "") -> int:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import shlex
 import sys
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import check_can_be_read_again, check_folder, device, refuse, verb
-from hvd_async.cli.batch_arguments import add_resources, check_no_script, resources, submit
+from hvd_async.cli.batch_arguments import add_resources, check_no_script, conda_of, resources, submit
 from hvd_async.cli.report import write_report_to
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.extras import require
+from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
     from hvd_async.comparison.suite import Suite
@@ -141,6 +143,7 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     Execution(suite, output, arguments.only, arguments.device)  # raises for what does not fit the suite
     if arguments.device is not None and arguments.device.startswith("cuda") and arguments.gpus_per_node is None:
         raise ConfigError(f"--device: got {arguments.device}, expected --gpus-per-node with it, for the jobs of the script")
+    _check_container(arguments, suite)
     num_workers = 1 if suite.config.launcher == "simulate" else suite.most_workers
     asked = resources(arguments, nodes=1, workers_per_node=num_workers)
     if asked.nodes * asked.workers_per_node < num_workers:
@@ -157,6 +160,7 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
             *(() if arguments.device is None else ("--device", arguments.device)),
         ),
         environment=sys.prefix,
+        conda=conda_of(arguments),
         name=arguments.job_name or "hvd-async",
         folder=str(output),
         path="FILE",
@@ -170,3 +174,20 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     path = output / "compare.sbatch"
     write_file(path, text.encode())
     return submit(["bash", str(path)])
+
+
+def _check_container(arguments: argparse.Namespace, suite: Suite) -> None:
+    """Raise `ConfigError` if the site file has a container in which the suite does not run its ranks."""
+    from hvd_async.launcher.site_file import read_site
+
+    image = read_site(arguments.site, os.environ).container
+    words = suite.config.launch_arguments
+    if image is None or any(word.partition("=")[0] == "--container" for word in words):
+        return
+    if suite.config.launcher == "simulate":
+        tell(f"compare: the site file's container {image} is not used: simulated runs have no ranks\n")
+        return
+    raise ConfigError(
+        f"container: got {image} in the site file, expected it in {arguments.suite} too, for the ranks of its runs:"
+        f" launch_arguments: [--container, {image}]; or name a site file without it with --site"
+    )

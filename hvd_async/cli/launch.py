@@ -15,7 +15,7 @@ from hvd_async.cli.arguments import add_config, check_can_be_read_again, refuse,
 from hvd_async.cli.batch_arguments import add_resources, check_no_script
 from hvd_async.cli.desertion import Desertion
 from hvd_async.cli.launch_program import program_config
-from hvd_async.cli.launch_script import train_arguments, wanted, write_script
+from hvd_async.cli.launch_script import check_container, train_arguments, wanted, write_script
 from hvd_async.cli.starts import STORE_RESTARTS, start_once, start_until_done
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.system import interpreter
@@ -95,6 +95,18 @@ def _add_starting(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--hostfile", type=pathlib.Path, metavar="FILE", help="file of hosts as in --hosts, one per line")
     starting.add_argument(
+        "--container",
+        metavar="IMAGE",
+        help="run the ranks in this image of Apptainer or Singularity, which has hvd_async for its `python`",
+    )
+    starting.add_argument(
+        "--bind",
+        action="append",
+        default=[],
+        metavar="PATH[:PATH[:ro]]",
+        help="folder of the host to see in the container, besides the current one and those of the run; may be repeated",
+    )
+    starting.add_argument(
         "--forward",
         action="append",
         default=[],
@@ -137,6 +149,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     respawn = arguments.respawn or 0
     if respawn < 0:
         raise ConfigError(f"--respawn: got {respawn}, expected 0 or more")
+    check_container(arguments)
     _check_alone()
     given = _hosts(arguments)
     allocation = None if given else detect_allocation(os.environ)
@@ -145,6 +158,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     layout = lay_out(config, wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=is_in_job)
     is_single = config.strategy.is_single
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
+    if arguments.container is not None:
+        options = _contained(options, config, arguments, has_gpus=any(place.gpus for place in layout.places))
     rank_arguments = train_arguments(arguments)
     if respawn:
         _check_respawn(config, options)
@@ -276,6 +291,21 @@ def _options(arguments: argparse.Namespace, *, is_in_job: bool, is_single: bool)
         extra=tuple(arguments.extra),
         unset=variables_to_unset(os.environ, starts_ranks=launcher == "srun") if is_in_job else (),
         path=_path_with(bin_folder) if launcher.startswith("horovodrun") or mpi == "intel" else None,
+    )
+
+
+def _contained(options: LaunchOptions, config: RunConfig, arguments: argparse.Namespace, *, has_gpus: bool) -> LaunchOptions:
+    """Return `options` for ranks in the container of --container."""
+    from hvd_async.launcher import find_container, folders_to_bind
+
+    binds = (*folders_to_bind(config, arguments.config or "", os.environ), *arguments.bind)
+    has_gpus = has_gpus or config.training.device.startswith("cuda")
+    # Flags of this Python may be unknown to the image's. -s: packages of the image, not those in ~/.local of the host.
+    return dataclasses.replace(
+        options,
+        python="python",
+        python_flags=("-s",),
+        container=find_container(arguments.container, binds, has_gpus=has_gpus),
     )
 
 

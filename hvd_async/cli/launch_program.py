@@ -38,9 +38,12 @@ def program_config(arguments: argparse.Namespace) -> RunConfig:
     return parse_config(tree, source=arguments.config or "--set")
 
 
-def find_program(program: Sequence[str]) -> tuple[str, ...]:
-    """Return `program` with its first word as a path. Raises `ConfigError` if there is no such program, or script."""
-    found = shutil.which(program[0])
+def find_program(program: Sequence[str], *, is_here: bool = True) -> tuple[str, ...]:
+    """Return `program` with its first word as a path, unless it is a program of a container and not `is_here`.
+
+    Raises `ConfigError` if there is no such program, or script.
+    """
+    found = shutil.which(program[0]) if is_here else program[0]
     if found is None:
         raise ConfigError(f"launch: got the program {shlex.join(program)}, but there is no {program[0]} on PATH")
     script = next((word for word in program[1:] if word.endswith(".py")), None)

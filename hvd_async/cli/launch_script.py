@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import is_given, refuse
-from hvd_async.cli.batch_arguments import parse_gpus, resources, submit
+from hvd_async.cli.batch_arguments import conda_of, container_of, parse_gpus, resources, submit
 from hvd_async.cli.launch_program import find_program
 from hvd_async.errors import ConfigError
 
@@ -37,10 +37,18 @@ def train_arguments(arguments: argparse.Namespace) -> TrainArguments:
     # horovodrun puts the rank's number before everything that it takes for a line.
     has_lines = arguments.dry_run or str(arguments.launcher).startswith("horovodrun")
     progress = "bar" if sys.stdout.isatty() and not has_lines else "auto"
-    own_program = () if arguments.program is None else find_program(arguments.program)
+    own_program = () if arguments.program is None else find_program(arguments.program, is_here=arguments.container is None)
     return TrainArguments(
         arguments.config or "", tuple(arguments.overrides), _begin(arguments), progress, own_program=own_program
     )
+
+
+def check_container(arguments: argparse.Namespace) -> None:
+    """Raise `ConfigError` for flags that do not go together with --container, or need it."""
+    if arguments.bind and arguments.container is None:
+        raise ConfigError(f"--bind {arguments.bind[0]} has no effect without --container; add --container or remove it")
+    if arguments.container is not None and arguments.respawn:
+        raise ConfigError("--respawn: got --container, expected none: a new worker would start outside of the image")
 
 
 def _begin(arguments: argparse.Namespace) -> Begin:
@@ -63,6 +71,8 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
         arguments.auto_resume = False  # it is in the script
     if arguments.slurm != "train":
         refuse(arguments, ("launcher",), f"--slurm {arguments.slurm}")
+    container, binds = container_of(arguments)
+    check_container(arguments)
     if is_given(arguments, "respawn") and arguments.launcher != "mpirun":
         raise ConfigError("--respawn: expected --launcher mpirun: srun ends all ranks when one dies")
     # The configuration of a script of the user is one of the options; that of a run can be replaced on sbatch's command line.
@@ -70,6 +80,8 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
     for flag in ("workers", "mpi", "pmi", "restarts", "respawn"):
         if is_given(arguments, flag):
             options += [f"--{flag}", str(getattr(arguments, flag))]
+    if container is not None:
+        options += ["--container", container, *(word for bind in binds for word in ("--bind", bind))]
     for flag in ("forward", "extra"):
         options += [f"--{flag}={value}" for value in getattr(arguments, flag)]
     job = ScriptJob(
@@ -77,6 +89,7 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
         target=arguments.config or "",
         options=tuple(options),
         environment=sys.prefix,
+        conda=conda_of(arguments),
         name=arguments.job_name or "hvd-async",
         launcher=arguments.launcher or "srun",
         store_nodes=config.store.shards,

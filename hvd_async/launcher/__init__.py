@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hvd_async.launcher.commands import launch_command
+from hvd_async.launcher.container import Container, find_container, folders_to_bind
 from hvd_async.launcher.failure_boxes import quieted
 from hvd_async.launcher.mpirun import mpirun_command
 from hvd_async.launcher.options import LauncherName, LaunchOptions
@@ -15,6 +16,7 @@ from hvd_async.launcher.train_arguments import Begin, TrainArguments
 __all__ = [
     "UNKNOWN",
     "Begin",
+    "Container",
     "LaunchOptions",
     "LaunchOutcome",
     "LauncherName",
@@ -24,6 +26,8 @@ __all__ = [
     "TrainArguments",
     "Wanted",
     "explain",
+    "find_container",
+    "folders_to_bind",
     "launch_command",
     "lay_out",
     "mpirun_command",

@@ -54,13 +54,15 @@ class Resources:
 class ScriptJob:
     """Job of a script: a configuration with options of `hvd-async launch`, or a suite with options of `hvd-async compare`.
 
-    `environment`: folder of the Python environment; `folder`: folder of a suite's runs, by default from the suite's name;
-    `store_nodes`: number of nodes of a store that has its own; `path`: path of the script, for its comments."""
+    `environment`: folder of the Python environment; `conda`: instead of it, an environment of conda, by name or path;
+    `folder`: folder of a suite's runs, by default from the suite's name; `store_nodes`: number of nodes of a store that has its
+    own; `path`: path of the script, for its comments."""
 
     script: Script
     target: str
     options: tuple[str, ...] = ()
     environment: str = ".venv"
+    conda: str = ""
     name: str = "hvd-async"
     launcher: str = "srun"
     folder: str = ""
@@ -77,6 +79,8 @@ def render(job: ScriptJob, resources: Resources) -> str:
     resources.check()
     if not re.fullmatch(r"[\w.+-]+", job.name):
         raise ConfigError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
+    if job.conda.startswith("-") or "\n" in job.conda:
+        raise ConfigError(f"--conda: got {job.conda!r}, expected the name or the path of an environment")
     loader = jinja2.PackageLoader("hvd_async.launcher")
     # Shell, not HTML: no autoescape. Every value that a user chooses freely is quoted below, for a shell.
     environment = jinja2.Environment(
@@ -87,6 +91,7 @@ def render(job: ScriptJob, resources: Resources) -> str:
         target=shlex.quote(job.target),
         options=[shlex.quote(option) for option in job.options],
         environment=shlex.quote(job.environment),
+        conda=shlex.quote(job.conda) if job.conda else "",
         launcher=job.launcher,
         folder=shlex.quote(job.folder) if job.folder else "",
         at_once=job.at_once,

@@ -18,6 +18,8 @@ from hvd_async.system.processes import Command
 def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLayout, options: LaunchOptions) -> Command:
     """Return the command that trains `config` on the ranks of `layout`. Raises `SetupError` if the launcher cannot."""
     program = arguments.program(options.python, options.python_flags)
+    if options.container is not None:
+        program = options.container.wrap(program)
     strategy = config.strategy
     can_outlive = strategy.is_async and strategy.placement == "dedicated"
     outlives = options.outlives and can_outlive and strategy.on_worker_failure == "continue"

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from hvd_async.config import Section, check, read_tree
+from hvd_async.errors import ConfigError
+from hvd_async.launcher.container import check_bind
 
+CONDA = r"^[\w./~ +@-]+$"
+"""Pattern for an environment of conda: a name or a path."""
 _PLACE = pathlib.PurePath("hvd_async", "site.yaml")
+
+
+def _checked_bind(bind: str) -> str:
+    try:
+        check_bind(bind)
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("--bind: ")) from None
+    return bind
 
 
 class SiteConfig(Section):
@@ -23,6 +36,15 @@ class SiteConfig(Section):
     sbatch: tuple[str, ...] = Field((), strict=False, description="Further options of sbatch, such as `--qos=high`.")
     setup: tuple[str, ...] = Field(
         (), strict=False, description="Lines of shell before anything is started, such as `module load cuda/12.4`."
+    )
+    conda: str | None = Field(
+        None, pattern=CONDA, description="Environment of conda in which jobs have hvd_async, by name or path."
+    )
+    container: str | None = Field(
+        None, pattern=r"^[^\n]+$", description="Image of Apptainer in which `launch` runs the ranks; not used by `compare`."
+    )
+    binds: tuple[Annotated[str, AfterValidator(_checked_bind)], ...] = Field(
+        (), strict=False, description="Folders of the host to see in the container, such as `/scratch`, as for `--bind`."
     )
 
 

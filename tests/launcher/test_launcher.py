@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ from hvd_async.cluster.slurm import choose_pmi, parse_pmis, read_allocation, var
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.launcher import (
+    Container,
     LaunchOptions,
     RankLayout,
     Summary,
@@ -88,7 +90,14 @@ def in_job(config: RunConfig, hosts: tuple[Host, ...], **wanted: Any) -> tuple[R
 
 
 SRUN = options(launcher="srun", pmi="pmix", unset=("SLURM_NNODES", "SLURM_GPUS_PER_TASK"))
+IMAGE = Container("/images/hvd async.sif", "/usr/bin/apptainer", ("/home/me/work", "/scratch:/data:ro"))
 CASES = {
+    "openmpi-container": (
+        on_hosts(config("async"), 4),
+        TRAIN,
+        options(python_flags=("-s",), container=dataclasses.replace(IMAGE, with_gpus=True)),
+    ),
+    "srun-container": (in_job(config("async"), nodes(2, 2)), TRAIN, dataclasses.replace(SRUN, container=IMAGE)),
     "single": (on_one_machine(config("single"), 1), TRAIN, options()),
     "openmpi-async": (on_one_machine(config("async"), 2), TRAIN, options()),
     "openmpi-async-outliving": (on_hosts(config("async"), 4), TRAIN, options(outlives=True)),

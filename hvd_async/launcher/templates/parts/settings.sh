@@ -4,4 +4,4 @@ options=({% for option in options %}{{ option }} {% endfor %}"$@")           # f
 config=${1:-{{ target }}}
 options=({% for option in options %}{{ option }} {% endfor %}"${@:2}")           # for `hvd-async launch`, such as --set seed=2
 {% endif %}
-environment={{ environment }}                 # the environment in which hvd_async is installed
+{% include "parts/where.sh" %}
