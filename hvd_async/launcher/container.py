@@ -13,6 +13,8 @@ from hvd_async.config import RunConfig, TranslationConfig
 from hvd_async.errors import ConfigError, SetupError
 
 _RUNTIMES = ("apptainer", "singularity")
+# By these Open MPI's mpirun tells its ranks where it is installed. The image's MPI is elsewhere; the image may set them itself.
+_OF_HOST = ("OPAL_PREFIX", "PMIX_PREFIX", "PRTE_PREFIX")
 # The file by which NVIDIA's driver tells that it is loaded.
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -31,7 +33,8 @@ class Container:
         """Return the command that runs `program` in the image, in the current folder, which is one of `binds`."""
         gpus = ("--nv",) if self.with_gpus else ()
         binds = tuple(word for bind in self.binds for word in ("--bind", bind))
-        return (self.runtime, "exec", *gpus, *binds, self.image, *program)
+        without = ("env", *(word for name in _OF_HOST for word in ("-u", name)))
+        return (*without, self.runtime, "exec", *gpus, *binds, self.image, *program)
 
 
 def find_container(image: str, binds: Sequence[str], *, has_gpus: bool) -> Container:

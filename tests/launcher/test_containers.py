@@ -1,7 +1,7 @@
 """Ranks in a container, and jobs in an environment of conda.
 
 Neither Apptainer nor conda was at hand: programs of these names stand in for them. The first notes what it is asked to bind, and
-executes the program with a PATH of its own and no LD_LIBRARY_PATH, as in an image. The second prints a function of the shell, as
+executes the program with variables of its own, as an image has them. The second prints a function of the shell, as
 conda does, whose `activate` sets CONDA_PREFIX.
 """
 
@@ -37,8 +37,9 @@ while [[ $1 == --* ]]; do
     esac
 done
 [[ -f $1 ]] || exit 96
+[[ -z ${OPAL_PREFIX-} ]] || exit 95
 printf '%s\\n' "${noted[@]}" "$1" >"$STAND_IN_LOG/$$"
-export PATH="$STAND_IN_PATH"
+export PATH="$STAND_IN_PATH" OPAL_PREFIX="$STAND_IN_PREFIX"
 unset LD_LIBRARY_PATH
 exec "${@:2}"
 """
@@ -82,6 +83,7 @@ def desk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
     monkeypatch.setenv("STAND_IN_LOG", str(folder / "log"))
     monkeypatch.setenv("STAND_IN_PATH", f"{pathlib.Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("STAND_IN_PREFIX", sys.prefix)
     monkeypatch.delenv("CONDA_EXE", raising=False)
     return folder
 
@@ -183,7 +185,8 @@ def test_without_a_runtime_the_error_is_one_line(
     assert main(["launch", "run.yaml", "--mpi", "openmpi", "--container", "image 1.sif"]) == 4
     assert "got neither apptainer nor singularity on PATH" in capsys.readouterr().err
     write_program(desk / "singularity", APPTAINER)
-    assert find_container("image 1.sif", (), has_gpus=True).wrap(["x"])[:3] == (str(desk / "singularity"), "exec", "--nv")
+    command = find_container("image 1.sif", (), has_gpus=True).wrap(["x"])
+    assert command[-5:] == (str(desk / "singularity"), "exec", "--nv", str(desk / "image 1.sif"), "x")
 
 
 def test_the_folders_of_a_run_are_bound_once(desk: pathlib.Path, tmp_path: pathlib.Path) -> None:
