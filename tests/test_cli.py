@@ -14,11 +14,12 @@ import yaml
 import hvd_async
 from hvd_async.__main__ import main
 from hvd_async.cli import make_parser
+from hvd_async.cli.batch_arguments import SUBMIT_COMMANDS
 from hvd_async.cluster.mpi_family import MpiFamily
 from hvd_async.comparison.suite import SuiteConfig
 from hvd_async.config import dump_config, load_config
 from hvd_async.launcher import LauncherName
-from hvd_async.launcher.batch_script import SCRIPTS
+from hvd_async.launcher.batch_dialect import DIALECTS, SCRIPTS
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.comparison.made import run, write_run
 
@@ -349,6 +350,9 @@ def test_the_choices_of_launchers_mpi_libraries_and_scripts_are_complete() -> No
     assert choices["--launcher"] == get_args(LauncherName) and choices["--mpi"] == get_args(MpiFamily)
     assert get_args(SuiteConfig.model_fields["launcher"].annotation) == (*get_args(LauncherName), "simulate")
     assert [*(choices["--slurm"] or ()), "compare"] == list(SCRIPTS)
+    for name, dialect in DIALECTS.items():
+        assert set(dialect.scripts) - {"compare"} == set(choices[f"--{name}"] or ())
+    assert {dialect.submit: name for name, dialect in DIALECTS.items()} == {c: s for s, c in SUBMIT_COMMANDS.items()}
 
 
 def test_the_version_is_printed_and_cited(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,26 +14,39 @@ from hvd_async.cli.arguments import is_given
 from hvd_async.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
+    from hvd_async.launcher.batch_dialect import Dialect
     from hvd_async.launcher.batch_script import Resources
 
 # All arguments of `add_resources`.
-_OF_SCRIPTS = ("nodes", "cpus_per_worker", "time", "job_name", "sbatch", "setup", "conda", "site", "submit")
+_OF_SCRIPTS = (
+    *("nodes", "cpus_per_worker", "time", "job_name", "account", "queue", "sbatch", "qsub", "bsub"),
+    *("setup", "conda", "site", "submit"),
+)
+# Commands that submit scripts, by the flag for the script; here, so that `--help` need not load the module that knows them.
+SUBMIT_COMMANDS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub"}
 
 
-def add_resources(group: argparse._ArgumentGroup) -> None:
-    """Add the resources that a batch script asks of Slurm."""
-    group.add_argument("--submit", action="store_true", help="submit the script with sbatch")
+def add_resources(group: argparse._ArgumentGroup, systems: Sequence[str] = tuple(SUBMIT_COMMANDS)) -> None:
+    """Add the resources that a script asks of one of the batch `systems`."""
+    commands = [SUBMIT_COMMANDS[system] for system in systems]
+    group.add_argument("--submit", action="store_true", help=f"submit the script with {' or '.join(commands)}")
     group.add_argument("--nodes", type=int, metavar="N", help="nodes to ask for (default: launch 2, compare 1)")
     group.add_argument("--cpus-per-worker", type=int, metavar="N", help="cores of each worker (default 4)")
     group.add_argument("--time", metavar="TIME", help="time limit, in sbatch's format (default 24:00:00)")
     group.add_argument("--job-name", metavar="NAME", help="default hvd-async")
-    group.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="a further option, such as --sbatch=--partition=gpu, which overrides the script's own; may be repeated",
-    )
+    group.add_argument("--account", metavar="NAME", help="account or project to which the job is charged")
+    group.add_argument("--queue", "--partition", metavar="NAME", help="queue of PBS and LSF, partition of Slurm")
+    for command, example in (("sbatch", "--qos=high"), ("qsub", "-W umask=022"), ("bsub", "-sla gold")):
+        if command not in commands:
+            group.set_defaults(**{command: []})
+            continue
+        group.add_argument(
+            f"--{command}",
+            action="append",
+            default=[],
+            metavar="OPTION",
+            help=f"a further option, such as '--{command}={example}', after the script's own; may be repeated",
+        )
     group.add_argument(
         "--setup",
         action="append",
@@ -54,12 +67,17 @@ def add_resources(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def check_no_script(arguments: argparse.Namespace, *more: str) -> None:
-    """Refuse arguments of batch scripts, and `more`, where no script is written. Raises `ConfigError`."""
+def check_no_script(arguments: argparse.Namespace, *more: str, systems: str = "--slurm") -> None:
+    """Refuse arguments of batch scripts, and `more`, where no script is written. `systems`: the flags that write one.
+
+    Raises `ConfigError`.
+    """
     for name in (*_OF_SCRIPTS, *more):
         if is_given(arguments, name):
             flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} has no effect without --slurm: it is for batch scripts; add --slurm or remove it")
+            raise ConfigError(
+                f"--{flag} has no effect without {systems}: it is for batch scripts; add {systems} or remove it"
+            )
 
 
 def parse_gpus(text: str | None) -> tuple[str, int | None]:
@@ -72,8 +90,11 @@ def parse_gpus(text: str | None) -> tuple[str, int | None]:
     return found[1] or "", int(found[2])
 
 
-def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
-    """Return the resources to ask of Slurm, from arguments. `defaults`: of fields, where they differ from `Resources`."""
+def resources(arguments: argparse.Namespace, dialect: Dialect, **defaults: int) -> Resources:
+    """Return the resources to ask of a batch system, from arguments. `defaults`: of fields, where they differ from `Resources`.
+
+    Raises `ConfigError`, also for options of another batch system.
+    """
     from hvd_async.launcher.batch_script import Resources
     from hvd_async.launcher.site_file import read_site
 
@@ -87,12 +108,21 @@ def resources(arguments: argparse.Namespace, **defaults: int) -> Resources:
         "time": arguments.time,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    partition = () if site.partition is None else (f"--partition={site.partition}",)
+    for other in SUBMIT_COMMANDS.values():
+        if other != dialect.submit and is_given(arguments, other):
+            raise ConfigError(
+                f"--{other}: got --{dialect.name}, whose further options are those of --{dialect.submit}; use that flag"
+            )
+    queue = arguments.queue or (site.partition if dialect.name == "slurm" else site.queue)
+    if queue is not None and not re.fullmatch(r"[\w.,@+-]+", queue):
+        raise ConfigError(f"--queue: got {queue!r}, expected letters, digits and any of . , @ + - _")
+    own = () if queue is None else (dialect.queue.format(queue),)
     return Resources(
         **{**defaults, **given},
         gpu_type=gpu_type,
-        more=(*partition, *site.sbatch, *arguments.sbatch),  # of two equal options sbatch takes the later
-        account=site.account or "",
+        # Of two equal options sbatch takes the later.
+        more=(*own, *getattr(site, dialect.submit), *getattr(arguments, dialect.submit)),
+        account=arguments.account or site.account or "",
         setup=(*site.setup, *arguments.setup),
     )
 
@@ -117,11 +147,14 @@ def container_of(arguments: argparse.Namespace) -> tuple[str | None, tuple[str, 
     return image, (*site.binds, *arguments.bind)
 
 
-def submit(argv: Sequence[str], text: str = "") -> int:
-    """Run a command that submits, with `text` as input, and return its exit status. Raises `SetupError` if it is missing."""
+def submit(argv: Sequence[str], text: str = "", *, title: str = "Slurm") -> int:
+    """Run a command that submits, with `text` as input, and return its exit status. `title`: the batch system, for messages.
+
+    Raises `SetupError` if the command is missing.
+    """
     try:
         return subprocess.run(argv, input=text, encoding="utf-8", check=False).returncode
     except OSError as error:
         raise SetupError(
-            f"{argv[0]}: cannot be started: {error.strerror}; --submit needs a machine with Slurm's commands"
+            f"{argv[0]}: cannot be started: {error.strerror}; --submit needs a machine with {title}'s commands"
         ) from None

@@ -78,7 +78,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     batch.add_argument("--workers-per-node", type=int, metavar="N", help="tasks on each node (default: the suite's workers)")
     batch.add_argument("--gpus-per-node", metavar="[TYPE:]N", help="GPUs of each node, such as 4 or a100:4")
-    add_resources(batch)
+    add_resources(batch, ["slurm"])
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -137,6 +137,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.Path) -> int:
     from hvd_async.comparison.execution import Execution
+    from hvd_async.launcher.batch_dialect import DIALECTS
     from hvd_async.launcher.batch_script import ScriptJob, render
     from hvd_async.system.files import write_file
 
@@ -145,7 +146,7 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
         raise ConfigError(f"--device: got {arguments.device}, expected --gpus-per-node with it, for the jobs of the script")
     _check_container(arguments, suite)
     num_workers = 1 if suite.config.launcher == "simulate" else suite.most_workers
-    asked = resources(arguments, nodes=1, workers_per_node=num_workers)
+    asked = resources(arguments, DIALECTS["slurm"], nodes=1, workers_per_node=num_workers)
     if asked.nodes * asked.workers_per_node < num_workers:
         raise ConfigError(
             f"--workers-per-node: got {asked.workers_per_node} on {asked.nodes} nodes, expected room for {num_workers} workers,"

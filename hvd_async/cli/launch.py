@@ -15,7 +15,7 @@ from hvd_async.cli.arguments import add_config, check_can_be_read_again, refuse,
 from hvd_async.cli.batch_arguments import add_resources, check_no_script
 from hvd_async.cli.desertion import Desertion
 from hvd_async.cli.launch_program import program_config
-from hvd_async.cli.launch_script import check_container, train_arguments, wanted, write_script
+from hvd_async.cli.launch_script import check_container, script_asked, train_arguments, wanted, write_script
 from hvd_async.cli.starts import STORE_RESTARTS, start_once, start_until_done
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.system import interpreter
@@ -32,7 +32,12 @@ _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
-    parser = verb(verbs, "launch", "start a run with mpirun, horovodrun or srun, or write a batch script for Slurm", _launch)
+    parser = verb(
+        verbs,
+        "launch",
+        "start a run with mpirun, horovodrun or srun, or write a batch script for Slurm, PBS or LSF",
+        _launch,
+    )
     parser.usage = "%(prog)s [-h] [options] CONFIG\n       %(prog)s [-h] [options] [CONFIG] -- PROGRAM [ARGUMENT ...]"
     parser.set_defaults(program=None)
     _add_launch(parser)
@@ -54,13 +59,19 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     )
     _add_starting(parser)
     batch = parser.add_argument_group("batch scripts")
-    batch.add_argument(
-        "--slurm",
-        choices=("train", "train-requeue", "heterogeneous"),
-        nargs="?",
-        const="train",
-        help="print a batch script (default train) like those in slurm/",
-    )
+    systems = batch.add_mutually_exclusive_group()
+    for flag, title, choices in (
+        ("slurm", "Slurm", ("train", "train-requeue", "heterogeneous")),
+        ("pbs", "PBS Professional or OpenPBS", ("train", "train-requeue")),
+        ("lsf", "LSF", ("train", "train-requeue")),
+    ):
+        systems.add_argument(
+            f"--{flag}",
+            choices=choices,
+            nargs="?",
+            const="train",
+            help=f"print a batch script for {title} (default train) like those in {flag}/",
+        )
     add_resources(batch)
 
 
@@ -132,10 +143,10 @@ def _launch(arguments: argparse.Namespace) -> int:
     else:
         check_can_be_read_again(arguments.config)
         config = load_config(arguments.config, arguments.overrides)
-    if arguments.slurm:
-        refuse(arguments, _OF_COMMANDS, "--slurm")
-        return write_script(config, arguments)
-    check_no_script(arguments)
+    if (asked := script_asked(arguments)) is not None:
+        refuse(arguments, _OF_COMMANDS, f"--{asked[0].name}")
+        return write_script(config, arguments, *asked)
+    check_no_script(arguments, systems="--slurm, --pbs or --lsf")
     return _run(config, arguments)
 
 

@@ -1,4 +1,4 @@
-"""`hvd-async launch --slurm`: the job of a batch script, and the ranks and arguments that both it and `launch` ask for."""
+"""`hvd-async launch --slurm`, `--pbs`, `--lsf`: the job of a script, and the ranks and arguments that `launch` asks for, too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from hvd_async.errors import ConfigError
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
     from hvd_async.launcher import Begin, TrainArguments, Wanted
+    from hvd_async.launcher.batch_dialect import Dialect, Script
     from hvd_async.launcher.batch_script import Resources
+
+
+def script_asked(arguments: argparse.Namespace) -> tuple[Dialect, Script] | None:
+    """Return the batch system and the script that are asked for, or None: no script is to be written."""
+    from hvd_async.launcher.batch_dialect import DIALECTS
+
+    found = ((dialect, getattr(arguments, name)) for name, dialect in DIALECTS.items())
+    return next(((dialect, script) for dialect, script in found if script), None)
 
 
 def wanted(arguments: argparse.Namespace) -> Wanted:
@@ -23,9 +32,9 @@ def wanted(arguments: argparse.Namespace) -> Wanted:
     from hvd_async.launcher import Wanted
 
     gpu_type, gpus = parse_gpus(arguments.gpus_per_node)
-    if gpu_type and not arguments.slurm:
+    if gpu_type and script_asked(arguments) is None:
         raise ConfigError(
-            f"--gpus-per-node: got the type {gpu_type} without --slurm, where it has no effect; remove the type"
+            f"--gpus-per-node: got the type {gpu_type} without --slurm or --lsf, where it has no effect; remove the type"
         )
     return Wanted(arguments.workers, arguments.workers_per_node, gpus, arguments.store_apart)
 
@@ -59,24 +68,26 @@ def _begin(arguments: argparse.Namespace) -> Begin:
     return ""
 
 
-def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
+def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dialect, script: Script) -> int:
     """Print the script or submit it, and return the exit status. Raises `ConfigError` for what the job would refuse."""
     from hvd_async.launcher.batch_script import ScriptJob, render
 
     is_single = config.strategy.is_single
-    asked = resources(arguments, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
-    _check_ranks(config, arguments, asked)
-    if arguments.slurm == "train-requeue":
-        refuse(arguments, ("resume", "overwrite"), "--slurm train-requeue, which has --auto-resume")
+    asked = resources(arguments, dialect, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
+    asked.check(dialect)
+    _check_ranks(config, arguments, asked, is_apart=script == "heterogeneous")
+    if script == "train-requeue":
+        refuse(arguments, ("resume", "overwrite"), f"--{dialect.name} train-requeue, which has --auto-resume")
         arguments.auto_resume = False  # it is in the script
-    if arguments.slurm != "train":
-        refuse(arguments, ("launcher",), f"--slurm {arguments.slurm}")
+    launcher = _launcher(arguments, dialect, script)
     container, binds = container_of(arguments)
     check_container(arguments)
-    if is_given(arguments, "respawn") and arguments.launcher != "mpirun":
+    if is_given(arguments, "respawn") and launcher != "mpirun":
         raise ConfigError("--respawn: expected --launcher mpirun: srun ends all ranks when one dies")
     # The configuration of a script of the user is one of the options; that of a run can be replaced on sbatch's command line.
     options = list(train_arguments(arguments).words()[arguments.program is None or arguments.config is None :])
+    if dialect.name == "lsf" and not is_given(arguments, "workers"):
+        options += ["--workers-per-node", str(asked.workers_per_node)]  # its slots are cores
     for flag in ("workers", "mpi", "pmi", "restarts", "respawn"):
         if is_given(arguments, flag):
             options += [f"--{flag}", str(getattr(arguments, flag))]
@@ -85,13 +96,14 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
     for flag in ("forward", "extra"):
         options += [f"--{flag}={value}" for value in getattr(arguments, flag)]
     job = ScriptJob(
-        script=arguments.slurm,
+        script=script,
+        system=dialect.name,
         target=arguments.config or "",
         options=tuple(options),
         environment=sys.prefix,
         conda=conda_of(arguments),
         name=arguments.job_name or "hvd-async",
-        launcher=arguments.launcher or "srun",
+        launcher=launcher,
         store_nodes=config.store.shards,
         path="FILE",
         program=tuple(arguments.program or ()),
@@ -100,16 +112,25 @@ def write_script(config: RunConfig, arguments: argparse.Namespace) -> int:
     if not arguments.submit or arguments.dry_run:
         print(text, end="")
         return 0
-    return submit(["sbatch"], text)
+    return submit([dialect.submit], text, title=dialect.title)
 
 
-def _check_ranks(config: RunConfig, arguments: argparse.Namespace, asked: Resources) -> None:
+def _launcher(arguments: argparse.Namespace, dialect: Dialect, script: Script) -> str:
+    """Return the launcher that the script calls. Raises `ConfigError` for one that it cannot."""
+    if dialect.starts_ranks:
+        if script != "train":
+            refuse(arguments, ("launcher",), f"--{dialect.name} {script}")
+        return arguments.launcher or "srun"
+    if arguments.launcher == "srun":
+        raise ConfigError(f"--launcher srun: got --{dialect.name}, expected --slurm with it: srun is Slurm's; use mpirun")
+    return arguments.launcher or "mpirun"
+
+
+def _check_ranks(config: RunConfig, arguments: argparse.Namespace, asked: Resources, *, is_apart: bool) -> None:
     """Raise now what `launch` would raise later, in the job that the script asks for."""
     from hvd_async.cluster.hosts import Host
     from hvd_async.launcher import lay_out, plan_ranks
 
-    asked.check()
-    is_apart = arguments.slurm == "heterogeneous"
     cores = asked.workers_per_node * asked.cpus_per_worker
     hosts = [Host(f"store{k}", 1, asked.cpus_per_worker, 0, 0) for k in range(config.store.shards if is_apart else 0)]
     gpus = asked.gpus_per_node or None

@@ -1,25 +1,24 @@
-"""Batch scripts for Slurm, from the templates in `templates/`. Pure. The files in `slurm/` are the scripts with defaults."""
+"""Batch scripts, from the templates in `templates/`. Pure. The files in `slurm/`, `pbs/` and `lsf/` are those with defaults."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import jinja2
 
 from hvd_async.errors import ConfigError
+from hvd_async.launcher.batch_dialect import DIALECTS, SCRIPTS, Dialect, Script, SystemName, seconds_of
 
-Script = Literal["train", "train-requeue", "heterogeneous", "compare"]
-SCRIPTS: tuple[Script, ...] = get_args(Script)
+__all__ = ["SCRIPTS", "Resources", "Script", "ScriptJob", "render"]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Resources that a script asks of Slurm, for the workers' nodes. `gpu_type`: the cluster's name for it, if it has
-    several types; `more`: further options of sbatch, unchanged; `time`: in Slurm's format; `account`: for all nodes;
-    `setup`: lines of shell, run first."""
+    """Resources that a script asks of a batch system, for the workers' nodes. `gpu_type`: the cluster's name for it, if it has
+    several types; `more`: further options of sbatch, qsub or bsub, unchanged; `time`: in sbatch's format; `account`: for all
+    nodes; `setup`: lines of shell, run first."""
 
     nodes: int = 2
     workers_per_node: int = 4
@@ -31,22 +30,29 @@ class Resources:
     account: str = ""
     setup: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Refuse values that sbatch would misread. Raises `ConfigError`."""
+    def check(self, dialect: Dialect = DIALECTS["slurm"]) -> None:
+        """Refuse values that the batch system would misread. Raises `ConfigError`."""
         for flag in ("nodes", "workers_per_node", "cpus_per_worker"):
             if getattr(self, flag) < 1:
                 raise ConfigError(f"--{flag.replace('_', '-')}: got {getattr(self, flag)}, expected 1 or more")
         if self.gpus_per_node < 0:
             raise ConfigError(f"--gpus-per-node: got {self.gpus_per_node}, expected 0 or more")
-        if not re.fullmatch(r"\d+(-\d+)?(:\d+){0,2}", self.time):
-            raise ConfigError(f"--time: got {self.time!r}, expected minutes, H:MM:SS or D-HH, in sbatch's format")
+        seconds_of(self.time)
+        if self.gpu_type and dialect.name == "pbs":
+            raise ConfigError(
+                f"--gpus-per-node: got the type {self.gpu_type}, for which PBS has no option of its own; leave it out,"
+                " and edit the script as your cluster's documentation says"
+            )
+        if not re.fullmatch(r"[\w.,@+-]*", self.account):
+            raise ConfigError(f"--account: got {self.account!r}, expected letters, digits and any of . , @ + - _")
         for line in self.setup:
             if not line.strip() or "\n" in line:
                 raise ConfigError(f"--setup: got {line!r}, expected a line of shell, such as 'module load cuda/12.4'")
         for option in self.more:
             if not re.fullmatch(r"-[^\n]+", option):
                 raise ConfigError(
-                    f"--sbatch: got {option!r}, expected an option of sbatch on one line, such as --partition=gpu"
+                    f"--{dialect.submit}: got {option!r}, expected an option of {dialect.submit} on one line, such as"
+                    f" {dialect.queue.format('gpu')}"
                 )
 
 
@@ -70,23 +76,29 @@ class ScriptJob:
     signal_seconds: int = 120
     store_nodes: int = 1
     path: str = ""
+    system: SystemName = "slurm"
     program: tuple[str, ...] = ()
     """The training script of a user, with its arguments; then `target` is not used."""
 
 
 def render(job: ScriptJob, resources: Resources) -> str:
     """Return the text of the script. Raises `ConfigError` for values that a script cannot hold."""
-    resources.check()
+    dialect = DIALECTS[job.system]
+    resources.check(dialect)
     if not re.fullmatch(r"[\w.+-]+", job.name):
         raise ConfigError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
     if job.conda.startswith("-") or "\n" in job.conda:
         raise ConfigError(f"--conda: got {job.conda!r}, expected the name or the path of an environment")
+    if job.system == "pbs" and seconds_of(resources.time) <= job.signal_seconds:
+        raise ConfigError(
+            f"--time: got {resources.time}, expected more than the {job.signal_seconds} seconds that are kept for saving"
+        )
     loader = jinja2.PackageLoader("hvd_async.launcher")
     # Shell, not HTML: no autoescape. Every value that a user chooses freely is quoted below, for a shell.
     environment = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True
     )
-    return environment.get_template(f"{job.script}.sbatch").render(
+    return environment.get_template(f"{job.script}{dialect.suffix}").render(
         name=job.name,
         target=shlex.quote(job.target),
         options=[shlex.quote(option) for option in job.options],
@@ -96,16 +108,18 @@ def render(job: ScriptJob, resources: Resources) -> str:
         folder=shlex.quote(job.folder) if job.folder else "",
         at_once=job.at_once,
         signal_seconds=job.signal_seconds,
+        signal_minutes=-(-job.signal_seconds // 60),
         store_nodes=job.store_nodes,
         program=shlex.join(job.program),
-        path=job.path or f"slurm/{job.script}.sbatch",
+        path=job.path or f"{job.system}/{job.script}{dialect.suffix}",
         nodes=resources.nodes,
         workers_per_node=resources.workers_per_node,
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_node=resources.gpus_per_node,
-        gpu_type=f"{resources.gpu_type}:" if resources.gpu_type else "",
+        gpu_type=resources.gpu_type,
         account=resources.account,
         setup=resources.setup,
-        time=resources.time,
+        time=dialect.time(resources.time),
+        seconds=seconds_of(resources.time),
         more=resources.more,
     )

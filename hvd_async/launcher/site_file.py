@@ -29,11 +29,14 @@ class SiteConfig(Section):
     """Keys of the site file, which go into every script that `launch` and `compare` write. Flags add to them and override
     them."""
 
-    account: str | None = Field(None, pattern=r"^[\w.,@+-]+$", description="For `#SBATCH --account`.")
+    account: str | None = Field(None, pattern=r"^[\w.,@+-]+$", description="Account of Slurm and PBS, project of LSF.")
     partition: str | None = Field(
         None, pattern=r"^[\w.,@+-]+$", description="For `#SBATCH --partition`; not for the nodes of a separate store."
     )
+    queue: str | None = Field(None, pattern=r"^[\w.,@+-]+$", description="Queue of PBS and LSF.")
     sbatch: tuple[str, ...] = Field((), strict=False, description="Further options of sbatch, such as `--qos=high`.")
+    qsub: tuple[str, ...] = Field((), strict=False, description="Further options of PBS's qsub, such as `-W umask=022`.")
+    bsub: tuple[str, ...] = Field((), strict=False, description="Further options of LSF's bsub, such as `-sla gold`.")
     setup: tuple[str, ...] = Field(
         (), strict=False, description="Lines of shell before anything is started, such as `module load cuda/12.4`."
     )

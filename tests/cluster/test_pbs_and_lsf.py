@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import re
-import subprocess
 
 import pytest
 
@@ -14,7 +12,6 @@ from hvd_async.cluster.batch_system import detect_allocation, read_batch_job
 from hvd_async.cluster.hosts import Host
 from hvd_async.errors import SetupError
 
-ROOT = pathlib.Path(__file__).parents[2]
 PBS = {"PBS_JOBID": "123.server", "PBS_JOBNAME": "train", "PBS_QUEUE": "workq", "PBS_SERVER": "server"}
 LSF = {"LSB_JOBID": "77", "LSB_JOBNAME": "train", "LSB_QUEUE": "normal", "LSB_JOBINDEX": "0"}
 
@@ -82,12 +79,3 @@ def test_launch_uses_the_nodes_of_a_job(
         monkeypatch.setenv(name, value)
     assert main(command) == 0
     assert capsys.readouterr().out == text
-
-
-def test_the_scripts_of_the_documentation_are_shell(tmp_path: pathlib.Path) -> None:
-    text = (ROOT / "docs" / "clusters.md").read_text()
-    scripts = re.findall(r"```\n(#!/bin/bash\n#(?:PBS|BSUB) .*?)```", text, flags=re.DOTALL)
-    assert len(scripts) == 2
-    for script in scripts:
-        assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
-        assert "hvd-async launch" in script and "--auto-resume" in script

@@ -40,7 +40,8 @@ from hvd_async.launcher import (
     plan_ranks,
     variables_to_forward,
 )
-from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, render
+from hvd_async.launcher.batch_dialect import DIALECTS, Script, SystemName
+from hvd_async.launcher.batch_script import Resources, ScriptJob, render
 from hvd_async.system.processes import Command, Ended, run_command
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -153,28 +154,39 @@ def test_command_lines_equal_their_golden_files(name: str) -> None:
     assert text_of(name) == golden.read_text()
 
 
-def default_script(script: Script) -> str:
-    """Return the text of `slurm/<script>.sbatch`."""
+ALL_SCRIPTS = [(dialect.name, script) for dialect in DIALECTS.values() for script in dialect.scripts]
+
+
+def default_script(system: SystemName, script: Script) -> str:
+    """Return the text of a script in `slurm/`, `pbs/` or `lsf/`."""
     if script == "compare":
         return render(ScriptJob(script, "configs/suites/baselines.yaml"), Resources(nodes=1))
-    return render(ScriptJob(script, "configs/multi30k.yaml"), Resources())
+    job = ScriptJob(script, "configs/multi30k.yaml", system=system)
+    if system != "slurm":
+        job = dataclasses.replace(job, launcher="mpirun")
+    if system == "lsf":
+        job = dataclasses.replace(job, options=("--workers-per-node", "4"))
+    return render(job, Resources())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_shipped_scripts_are_those_rendered_by_default(script: Script) -> None:
-    path = ROOT / "slurm" / f"{script}.sbatch"
-    assert path.exists(), f"{path} is missing; expected:\n{default_script(script)}"
-    assert path.read_text() == default_script(script)
+@pytest.mark.parametrize(("system", "script"), ALL_SCRIPTS)
+def test_the_shipped_scripts_are_those_rendered_by_default(system: SystemName, script: Script) -> None:
+    path = ROOT / system / f"{script}{DIALECTS[system].suffix}"
+    assert path.exists(), f"{path} is missing; expected:\n{default_script(system, script)}"
+    assert path.read_text() == default_script(system, script)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_values_of_a_script_are_quoted_for_its_shell(script: Script) -> None:
+@pytest.mark.parametrize(("system", "script"), ALL_SCRIPTS)
+def test_values_of_a_script_are_quoted_for_its_shell(system: SystemName, script: Script) -> None:
     awkward = "it's a $(touch /tmp/hvd-async-never) `name`; x"
-    job = ScriptJob(script, awkward, options=("--set", awkward), environment=awkward, folder=awkward)
-    text = render(job, Resources(gpus_per_node=2, more=("--partition=gpu",)))
+    job = ScriptJob(script, awkward, options=("--set", awkward), environment=awkward, folder=awkward, system=system)
+    option = DIALECTS[system].queue.format("gpu")
+    text = render(job, Resources(gpus_per_node=2, more=(option,)))
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
-    assert "#SBATCH --partition=gpu\n" in text and "#SBATCH --gpus-per-node=2\n" in text
+    gpus = {"slurm": "#SBATCH --gpus-per-node=2\n", "pbs": ":ngpus=2\n", "lsf": '#BSUB -gpu "num=2:mode=shared"\n'}
+    directive = {"slurm": "#SBATCH", "pbs": "#PBS", "lsf": "#BSUB"}[system]
+    assert f"\n{directive} {option}\n" in text and gpus[system] in text
     settings = [line for line in text.splitlines() if re.match("(config|suite|options|environment|folder)=", line)]
     shown = subprocess.run(
         ["bash", "-c", "\n".join([*settings, 'printf "%s|" "${config-$suite}" "${options[@]}" "$environment"'])],

@@ -1,7 +1,7 @@
 #SBATCH --nodes={{ nodes }}
 #SBATCH --ntasks-per-node={{ workers_per_node }}       # workers on each node; with GPUs, one per GPU
 #SBATCH --cpus-per-task={{ cpus_per_worker }}         # cores of each worker
-{{ "#" if not gpus_per_node }}#SBATCH --gpus-per-node={{ gpu_type }}{{ gpus_per_node or 4 }}
+{{ "#" if not gpus_per_node }}#SBATCH --gpus-per-node={% if gpu_type %}{{ gpu_type }}:{% endif %}{{ gpus_per_node or 4 }}
 #SBATCH --time={{ time }}
 {% if account %}
 #SBATCH --account={{ account }}
