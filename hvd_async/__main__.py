@@ -93,8 +93,9 @@ def _is_ours_to_report(error: HvdAsyncError) -> bool:
         launched = read_environment(os.environ)
     except SetupError:
         return True
-    # RANK may be a leftover of another program, in which case there may be no rank 0.
-    return launched is None or launched.rank == 0 or launched.launcher is TORCHRUN
+    # RANK may be a leftover of another program than torchrun, in which case there may be no rank 0.
+    is_leftover = launched is not None and launched.launcher is TORCHRUN and "TORCHELASTIC_RUN_ID" not in os.environ
+    return launched is None or launched.rank == 0 or is_leftover
 
 
 if __name__ == "__main__":

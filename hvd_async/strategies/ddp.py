@@ -16,18 +16,20 @@ from hvd_async.cluster.topology import RankPlan
 from hvd_async.errors import PeerError
 from hvd_async.strategies import synchronous
 from hvd_async.strategies.protocol import Job, JobSpec, Session
+from hvd_async.strategies.torchrun_group import TorchrunGroup, is_under_torchrun
 from hvd_async.transport.bootstrap import MpiGroup, init_mpi
+from hvd_async.transport.group import Group
 from hvd_async.vectors.flat import FlatParameters
 
 
 class Ddp(synchronous.WithReplica):
-    """Ranks started by MPI, which passes the rendezvous address; torch.distributed sums the gradients."""
+    """Ranks started by MPI or torchrun, which passes the rendezvous address; torch.distributed sums the gradients."""
 
     name = "ddp"
 
     def __init__(self) -> None:
-        """Initialise MPI. Collective over all ranks."""
-        self.group = MpiGroup(init_mpi())
+        """Initialise MPI, or meet at torchrun's store. Collective over all ranks."""
+        self.group: Group = TorchrunGroup() if is_under_torchrun() else MpiGroup(init_mpi())
 
     @contextlib.contextmanager
     def session(self, job: Job) -> Iterator[Session]:

@@ -1,0 +1,79 @@
+"""Strategy `ddp` on ranks that torchrun has started, beside the same run under mpirun."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, summary_of, write_config
+from tests.ranks import Completed, mpi_family, run_limited
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def torchrun(*program: str, cwd: pathlib.Path, timeout: float = 150) -> Completed:
+    """Run a program on two ranks of torchrun, which meet at a port of its own choice."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MASTER_"))}
+    starting = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program)
+    return run_limited(starting, {**environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout, cwd=cwd)
+
+
+@pytest.fixture
+def desk(tmp_path: pathlib.Path) -> pathlib.Path:
+    write_corpus(tmp_path / "text", train=60, validation=8, test=8)
+    training = {"weight": None, "updates": 6, "threads": 1, "checkpoint_every": 3}
+    write_config(tmp_path, strategy={"kind": "ddp"}, training=training)
+    return tmp_path
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(mpi_family() is None, reason="no mpirun in this environment; see launch/setup.sh")
+def test_a_run_has_the_losses_and_parameters_of_the_same_run_under_mpirun(desk: pathlib.Path) -> None:
+    done = torchrun("-m", "hvd_async", "train", "run.yaml", "--set", "output=torchrun", cwd=desk).check()
+    assert done.stdout.count("rank 1 on ") == 1 and "MPI" not in done.stdout
+    launch = (sys.executable, "-m", "hvd_async", "launch", "run.yaml", "--workers", "2", "--set", "output=mpirun")
+    run_limited(launch, {**os.environ, "PYTHONPATH": str(ROOT)}, 150, cwd=desk).check()
+    runs = [desk / "torchrun", desk / "mpirun"]
+    losses, checksums = [losses_of(run) for run in runs], [checkpoint_checksum(run) for run in runs]
+    assert losses[0] == losses[1] and len(losses[0]) > 1
+    updates = [[(u["version"], u["loss"]) for u in events_of(run, "update")] for run in runs]
+    assert updates[0] == updates[1] and len(updates[0]) == 6
+    assert checksums[0] == checksums[1]
+    assert summary_of(runs[0])["num_workers"] == 2
+    # A run of either launcher goes on under the other one.
+    more = ("train", "run.yaml", "--set", "output=mpirun", "--set", "training.updates=8", "--resume")
+    torchrun("-m", "hvd_async", *more, cwd=desk).check()
+    assert summary_of(runs[1])["updates"] == 8
+
+
+def test_the_ranks_exchange_values_of_any_size(desk: pathlib.Path) -> None:
+    done = torchrun(str(ROOT / "tests" / "strategies" / "torchrun_toy.py"), cwd=desk).check()
+    assert done.stdout.count("['rank 0 of 2', 'rank 1 of 2']") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--set", "strategy.kind=async"],
+            "strategy async: got torchrun, which starts no MPI, expected another launcher: type `hvd-async launch CONFIG"
+            " --workers 2`, or choose strategy.kind=ddp",
+        ),
+        (["--set", "strategy.kind=horovod"], "strategy horovod: got torchrun, which starts no MPI"),
+        (["--set", "task.data.folder=none"], "none"),
+    ],
+)
+def test_an_error_is_one_line_of_one_rank(desk: pathlib.Path, words: list[str], message: str) -> None:
+    done = torchrun("-m", "hvd_async", "train", "run.yaml", *words, cwd=desk)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hvd-async: ")]
+    assert done.returncode != 0 and len(lines) == 1 and message in lines[0], done
+
+
+def test_variables_of_torchrun_without_its_place_are_refused(desk: pathlib.Path) -> None:
+    left = {"RANK": "0", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(desk)}
+    done = run_limited((sys.executable, "-m", "hvd_async", "train", "run.yaml"), left, 60, cwd=desk)
+    assert done.returncode == 4 and "hvd-async: environment variable MASTER_ADDR: not set" in done.stderr, done
