@@ -1,8 +1,10 @@
 """Asynchronous data-parallel training with summed arrivals, on MPI one-sided communication.
 
 For a script with a training loop of its own: `init`, `torch_schedule`, `Metric`. For a task that a configuration names:
-`DatasetTask`, `Metric`, `Task`. Importing the package starts nothing, and loads nothing until a name is used. It sets the
-variable GOMP_SPINCOUNT for a torch that is loaded later, so that its threads do not spin beside other busy processes.
+`DatasetTask`, `Metric`, `Task`. To start a run as a job, and to wait for it: `submit`, which returns a `SubmittedJob`.
+
+Importing the package starts nothing, and loads nothing until a name is used. It sets the variable GOMP_SPINCOUNT for a torch
+that is loaded later, so that its threads do not spin beside other busy processes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from hvd_async.system.openmp import bound_spinning
 
 if TYPE_CHECKING:
+    from hvd_async.jobs.job import SubmittedJob
+    from hvd_async.jobs.submission import submit
     from hvd_async.script.optimizer import torch_schedule
     from hvd_async.script.run import ScriptRun, init
     from hvd_async.tasks.dataset import DatasetTask
@@ -23,14 +27,16 @@ if TYPE_CHECKING:
 bound_spinning(os.environ)
 
 __version__ = "0.2.0"
-__all__ = ["DatasetTask", "Metric", "ScriptRun", "Task", "init", "torch_schedule"]
+__all__ = ["DatasetTask", "Metric", "ScriptRun", "SubmittedJob", "Task", "init", "submit", "torch_schedule"]
 
 _PLACES = {
     "DatasetTask": "hvd_async.tasks.dataset",
     "Metric": "hvd_async.tasks.metric",
     "ScriptRun": "hvd_async.script.run",
+    "SubmittedJob": "hvd_async.jobs.job",
     "Task": "hvd_async.tasks.task",
     "init": "hvd_async.script.run",
+    "submit": "hvd_async.jobs.submission",
     "torch_schedule": "hvd_async.script.optimizer",
 }
 

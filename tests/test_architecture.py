@@ -18,7 +18,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"report", "script"},
-    {"comparison", "simulation", "replay", "training", "benchmarks", "doctor", "project"},
+    {"comparison", "simulation", "replay", "training", "benchmarks", "doctor", "project", "jobs"},
     {"strategies", "runs", "launcher"},
     {"store"},
     {"transport"},

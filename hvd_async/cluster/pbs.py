@@ -1,12 +1,14 @@
-"""All facts about PBS (PBS Professional, OpenPBS, Torque): the variables of a job, and its file of nodes."""
+"""All facts about PBS (PBS Professional, OpenPBS, Torque): the variables of a job, its file of nodes, the states of jobs."""
 
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Mapping
 
 from hvd_async.cluster.batch_job import BatchJob
 from hvd_async.cluster.hosts import Host, hosts_of_slots
+from hvd_async.cluster.job_state import JobState
 from hvd_async.errors import SetupError
 
 
@@ -44,3 +46,40 @@ def detect_allocation(environ: Mapping[str, str]) -> tuple[Host, ...] | None:
             f"PBS_NODEFILE: {path}: cannot be read: {error}; expected the nodes of job {environ['PBS_JOBID']}"
         ) from None
     return hosts_of_slots(names, f"PBS_NODEFILE: {path}")
+
+
+_STATES: Mapping[str, JobState] = {
+    **dict.fromkeys("QHWTM", "pending"),  # queued, held, waiting, moved
+    **dict.fromkeys("RESUB", "running"),  # running, exiting, suspended, suspended for a user, an array that has begun
+}
+# Exit status of a job that was deleted before it ran, and of one that a signal ended: 256 + signal.
+_DELETED = (271, 265, 143, 137)
+
+
+def parse_submitted(printed: str) -> str | None:
+    """Return the name of the job from what qsub printed, such as `12.server`."""
+    found = re.search(r"^(\d+(?:\[\])?(?:\.[\w.-]+)?)\s*$", printed, re.MULTILINE)
+    return found[1] if found else None
+
+
+def state_commands(job: str) -> tuple[tuple[str, ...], ...]:
+    """Return commands that tell the state of a job, the second without the history of jobs, which a server may not keep."""
+    return ("qstat", "-x", "-f", job), ("qstat", "-f", job)
+
+
+def parse_state(printed: str) -> JobState | None:
+    """Return the state in the output of such a command; None if it tells none."""
+    state = re.search(r"^\s*job_state = ([A-Z])", printed, re.MULTILINE)
+    if state is None:
+        return None
+    if state[1] in _STATES:
+        return _STATES[state[1]]
+    status = re.search(r"^\s*(?:Exit_status|exit_status) = (-?\d+)", printed, re.MULTILINE)
+    if status is None or int(status[1]) in _DELETED:
+        return "cancelled"
+    return "completed" if int(status[1]) == 0 else "failed"
+
+
+def cancel_command(job: str) -> tuple[str, ...]:
+    """Return the command that cancels a job."""
+    return ("qdel", job)

@@ -1,4 +1,4 @@
-"""All facts about Slurm: its variables, its short forms, the variables that srun reads in a job, and its MPI plugins.
+"""All facts about Slurm: its variables, its short forms, what srun reads in a job, its MPI plugins, the states of jobs.
 
 Another batch system would be a file beside this one, and a line in `batch_system.py`.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hvd_async.cluster.batch_job import BatchJob
 from hvd_async.cluster.hosts import Host
+from hvd_async.cluster.job_state import JobState
 from hvd_async.cluster.launcher_variables import Launcher, read_number
 from hvd_async.cluster.mpi_family import MpiFamily
 from hvd_async.cluster.pmix import job_of
@@ -238,3 +239,35 @@ def variables_to_unset(environ: Mapping[str, str], *, starts_ranks: bool) -> tup
     # Each component of a heterogeneous job has its own variables, under a present and a former name.
     own = re.compile(rf"({'|'.join(names)})(_(HET|PACK)_GROUP_\d+)?")
     return tuple(sorted(name for name in environ if own.fullmatch(name)))
+
+
+# --- Jobs that this process has submitted. ----------------------------------------------------------------------------
+
+_STATES: Mapping[str, JobState] = {
+    **dict.fromkeys(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"), "pending"),
+    **dict.fromkeys(("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STOPPED", "RESIZING", "STAGE_OUT"), "running"),
+    "COMPLETED": "completed",
+    "CANCELLED": "cancelled",
+}
+
+
+def parse_submitted(printed: str) -> str | None:
+    """Return the number of the job from what sbatch printed."""
+    found = re.search(r"^Submitted batch job (\d+)", printed, re.MULTILINE)
+    return found[1] if found else None
+
+
+def state_commands(job: str) -> tuple[tuple[str, ...], ...]:
+    """Return commands that tell the state of a job, the second for a Slurm that keeps accounts, if the first knows it no more."""
+    return ("scontrol", "show", "job", "--oneliner", job), ("sacct", "-X", "-n", "-P", "-o", "State", "-j", job)
+
+
+def parse_state(printed: str) -> JobState | None:
+    """Return the state in the output of such a command; None if it tells none."""
+    found = re.search(r"\bJobState=([A-Z_]+)", printed) or re.match(r"([A-Z_]{2,})\b", printed)
+    return None if found is None else _STATES.get(found[1], "failed")
+
+
+def cancel_command(job: str) -> tuple[str, ...]:
+    """Return the command that cancels a job."""
+    return ("scancel", job)

@@ -252,3 +252,28 @@ def test_ranks_that_do_not_find_each_other_are_refused(slurm: SlurmCluster, desk
     assert slurm.wait(job) == "FAILED"
     wanted = "pmix" if mpi_family() == "openmpi" else "pmi2"
     assert f"use srun --mpi={wanted}" in log_of(desk) and not (desk / "run").exists(), log_of(desk)
+
+
+def test_a_job_that_is_submitted_from_python_is_followed_to_its_result(slurm: SlurmCluster, desk: pathlib.Path) -> None:
+    run_of(desk, 6)
+    wishes = "system='slurm', script='train-requeue', nodes=2, workers_per_node=1, cpus_per_worker=2, time='15', queue='low'"
+
+    def python(program: str) -> str:
+        return slurm.run(sys.executable, "-c", f"import hvd_async\nfrom hvd_async import SubmittedJob\n{program}", cwd=desk)
+
+    job = python(f"job = hvd_async.submit('run.yaml', {wishes}); print(repr(job), job.state in ('pending', 'running'))")
+    name, _, is_open = job.strip().rpartition(" ")
+    number = name.split("'")[3]
+    assert is_open == "True" and slurm.facts(number)["Partition"] == "low"
+    finish_python = f"job = {name}; print(job.wait(timeout=50), job.result()['updates'], job.result()['num_workers'])"
+    slurm.wait(number)
+    assert python(finish_python).split() == ["completed", "6", "2"]
+    (desk / "run").rename(desk / "first")
+    other = python(
+        f"job = hvd_async.submit('run.yaml', {wishes}, overrides={{'training.updates': 100000}}); print(repr(job))"
+    ).strip()
+    wait_for_updates(slurm, desk, other.split("'")[3], 3)
+    python(f"job = {other}; assert job.state == 'running'; job.cancel()")
+    slurm.wait(other.split("'")[3])
+    assert python(f"print({other}.wait(timeout=50))").strip() == "cancelled"
+    assert summary_of(desk / "run")["status"] == "stopped"

@@ -1,0 +1,158 @@
+"""Starting a run as a job from Python, by the same scripts and flags as `hvd-async launch`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+from hvd_async.config import load_config
+from hvd_async.errors import CheckpointError, ConfigError, DataError, HvdAsyncError, SetupError
+from hvd_async.jobs.job import BATCH_SYSTEMS, SubmittedJob, System, local_job
+from hvd_async.launcher.batch_dialect import DIALECTS
+from hvd_async.system import interpreter
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_ERRORS = {kind.exit_status: kind for kind in (ConfigError, DataError, SetupError, CheckpointError)}
+
+
+class LaunchFlags(TypedDict, total=False):
+    """Flags of `hvd-async launch`, with `_` for `-`; docs/clusters.md explains each. Those from `nodes` on are for batch systems.
+
+    A flag that may be repeated takes a list, a flag without a value takes True.
+    """
+
+    workers: int
+    workers_per_node: int
+    gpus_per_node: int | str
+    launcher: str
+    restarts: int
+    respawn: int
+    mpi: str
+    pmi: str
+    hosts: str
+    hostfile: str
+    forward: Sequence[str]
+    extra: Sequence[str]
+    container: str
+    bind: Sequence[str]
+    resume: bool
+    auto_resume: bool
+    overwrite: bool
+    nodes: int
+    cpus_per_worker: int
+    time: str
+    job_name: str
+    account: str
+    queue: str
+    sbatch: Sequence[str]
+    qsub: Sequence[str]
+    bsub: Sequence[str]
+    setup: Sequence[str]
+    conda: str
+    site: str
+
+
+_FLAGS = tuple(LaunchFlags.__annotations__)
+
+
+def submit(
+    config: str | Path,
+    *,
+    system: System = "slurm",
+    script: Literal["train", "train-requeue", "heterogeneous"] = "train",
+    overrides: Mapping[str, Any] | None = None,
+    **flags: Unpack[LaunchFlags],
+) -> SubmittedJob:
+    """Start the run of the configuration in the file `config` as a job, and return the job at once.
+
+    `system`: the batch system that gets the script `script`, or `local`: the run starts on this machine, or on those of the flag
+    `hosts`, and goes on when this program ends. `overrides`: values of keys, such as `{"training.epochs": 3}`. `flags`: those of
+    `hvd-async launch`, such as `nodes=4, gpus_per_node="a100:4", time="12:00:00"`; a flag that may be repeated takes a list.
+    Paths are relative to the current folder, where the job also runs and has its log.
+
+    Raises what `hvd-async launch` refuses: `ConfigError` for the configuration and the flags, `SetupError` for what is not there.
+    Called by programs of users, outside of a run's ranks.
+    """
+    pairs = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]  # JSON is YAML
+    output = load_config(str(config), pairs).output
+    words = [str(config), *_words(flags), *(word for pair in pairs for word in ("--set", pair))]
+    if system == "local":
+        if script != "train":
+            raise ConfigError(f"script: got {script!r} with system 'local', expected none: no script is written")
+        return _start_here(words, output)
+    if system not in DIALECTS:
+        raise ConfigError(f"system: got {system!r}, expected one of {', '.join(get_args(System))}")
+    printed = _run(["launch", *words, f"--{system}", script, "--submit"])
+    number = BATCH_SYSTEMS[system].parse_submitted(printed)
+    if number is None:
+        said = (printed.strip().splitlines() or ["nothing"])[-1]
+        raise SetupError(f"{DIALECTS[system].submit}: got {said!r}, expected the number of the job")
+    return SubmittedJob(system, number, output, log=_log_of(system, number, flags.get("job_name", "hvd-async")))
+
+
+def _words(flags: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the words of the command line for `flags`. Raises `ConfigError` for a flag that there is not."""
+    for name, value in flags.items():
+        if name not in _FLAGS:
+            near = difflib.get_close_matches(name, _FLAGS, n=1)
+            raise ConfigError(
+                f"submit: got the flag {name}, expected one of `hvd-async launch`{f': {near[0]}?' if near else ''}"
+            )
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            yield from [flag] if value else []
+        elif isinstance(value, list | tuple):
+            yield from (f"{flag}={one}" for one in value)
+        elif value is not None:
+            yield f"{flag}={value}"
+
+
+def _start_here(words: Sequence[str], output: str) -> SubmittedJob:
+    """Start a run on this machine, in a process that outlives this one. Raises what `launch` refuses before it starts."""
+    _run(["launch", *words, "--dry-run"])
+    log = Path(f"hvd-async-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.out")
+    number = 1
+    while log.exists():
+        number += 1
+        log = log.with_name(f"{log.stem.partition('.')[0]}.{number}.out")
+    with log.open("xb") as file:
+        process = subprocess.Popen(
+            _command(["launch", *words]),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C for this program is not for the job
+        )
+    return local_job(process, output, log)
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, *interpreter.flags(), "-m", "hvd_async", *words]
+
+
+def _run(words: Sequence[str]) -> str:
+    """Run `hvd-async` and return what it prints. Raises the error that it reports."""
+    done = subprocess.run(
+        _command(words), stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line.removeprefix("hvd-async: ") for line in done.stderr.splitlines() if line.startswith("hvd-async: ")]
+    said = lines or done.stderr.strip().splitlines()[-1:] or [f"hvd-async {words[0]}: exit status {done.returncode}"]
+    raise _ERRORS.get(done.returncode, HvdAsyncError)("\n".join(said))
+
+
+def _log_of(system: System, number: str, name: str) -> str:
+    """Return the file of what the job prints, as the scripts say, or PBS does by itself."""
+    if system == "slurm":
+        return f"{name}-{number}.out"
+    return f"{name}.o{number.partition('.')[0]}" if system == "pbs" else f"{number}.out"
