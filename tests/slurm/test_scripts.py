@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from tests.launcher.test_containers import APPTAINER, write_program
 from tests.mpi.runs import checkpoint_checksum, events_of, summary_of, write_config
 from tests.ranks import mpi_family, run_limited
 from tests.slurm.conftest import BUSY, ROOT, SlurmCluster, until
@@ -277,3 +278,19 @@ def test_a_job_that_is_submitted_from_python_is_followed_to_its_result(slurm: Sl
     slurm.wait(other.split("'")[3])
     assert python(f"print({other}.wait(timeout=50))").strip() == "cancelled"
     assert summary_of(desk / "run")["status"] == "stopped"
+
+
+def test_the_ranks_of_a_job_run_in_a_container(slurm: SlurmCluster, desk: pathlib.Path) -> None:
+    write_program(desk / "bin" / "apptainer", APPTAINER)
+    (desk / "image.sif").write_text("an image")
+    (desk / "noted").mkdir()
+    stand_in = {"STAND_IN_LOG": str(desk / "noted"), "STAND_IN_PREFIX": sys.prefix}
+    environ = {"PATH": f"{desk / 'bin'}:{os.environ['PATH']}", "STAND_IN_PATH": os.environ["PATH"], **stand_in}
+    words = ("--output=log", *TWO_NODES, ROOT / "slurm" / "train.sbatch", run_of(desk, 6), "--container", "image.sif")
+    job = slurm.run("sbatch", "--parsable", *words, cwd=desk, env=environ).strip()
+    finish(slurm, desk, job)
+    assert summary_of(desk / "run")["updates"] == 6
+    calls = [path.read_text().splitlines() for path in (desk / "noted").iterdir()]
+    assert len(calls) == 3
+    for *bound, image in calls:  # Slurm sets TMPDIR, which may be a folder around this one
+        assert image == str(desk / "image.sif") and any(f"{desk}/".startswith(f"{folder}/") for folder in bound), calls
