@@ -36,6 +36,11 @@ class Dialect:
         """Ending of the names of its scripts."""
         return ".sbatch" if self.name == "slurm" else f".{self.name}"
 
+    @property
+    def folder(self) -> str:
+        """Folder of the ready scripts in a checkout."""
+        return "slurm" if self.name == "slurm" else f"launch/{self.name}"
+
     def time(self, text: str) -> str:
         """Return the time limit `text`, as `seconds_of` reads it, in this system's format."""
         if self.name == "slurm":

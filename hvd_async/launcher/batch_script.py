@@ -111,7 +111,7 @@ def render(job: ScriptJob, resources: Resources) -> str:
         signal_minutes=-(-job.signal_seconds // 60),
         store_nodes=job.store_nodes,
         program=shlex.join(job.program),
-        path=job.path or f"{job.system}/{job.script}{dialect.suffix}",
+        path=job.path or f"{dialect.folder}/{job.script}{dialect.suffix}",
         nodes=resources.nodes,
         workers_per_node=resources.workers_per_node,
         cpus_per_worker=resources.cpus_per_worker,

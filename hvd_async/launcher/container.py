@@ -79,7 +79,8 @@ def folders_to_bind(config: RunConfig, config_path: str, environ: Mapping[str, s
         paths.append(config.output)
     if isinstance(config.task, TranslationConfig):
         task = config.task
-        places = (task.data.folder, task.data.prepared, task.init_from, task.vocabulary.file)
+        files = (task.vocabulary.file, task.vocabulary.source_file, task.vocabulary.target_file)
+        places = (task.data.folder, task.data.prepared, task.init_from, *files)
         paths += [place for place in places if place is not None]
     return tuple(_outermost(_present(path) for path in paths))
 

@@ -190,11 +190,20 @@ def test_without_a_runtime_the_error_is_one_line(
 
 
 def test_the_folders_of_a_run_are_bound_once(desk: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data2").mkdir()
+    places = [tmp_path / name for name in ("data", "data2", "v1", "v2")]
+    for place in places:
+        place.mkdir()
     tree = {
         "output": str(tmp_path / "runs" / "new"),  # made in tmp_path
-        "task": {"data": {"folder": str(tmp_path / "data")}, "init_from": str(tmp_path / "data2" / "model")},
+        "task": {
+            "data": {"folder": str(tmp_path / "data")},
+            "init_from": str(tmp_path / "data2" / "model"),
+            "vocabulary": {
+                "shared": False,
+                "source_file": str(tmp_path / "v1" / "s"),
+                "target_file": str(tmp_path / "v2" / "t"),
+            },
+        },
         "strategy": {"kind": "async"},
         "training": {"epochs": 1},
     }
@@ -204,8 +213,9 @@ def test_the_folders_of_a_run_are_bound_once(desk: pathlib.Path, tmp_path: pathl
     assert (
         apart == ("/tmp",)
         if str(tmp_path).startswith("/tmp/")
-        else (str(tmp_path / "data"), str(tmp_path / "data2"), str(desk))
+        else tuple(map(str, sorted([*places, desk])))
     )
+    assert folders_to_bind(parse_config(tree, "test"), "run.yaml", {}) == tuple(map(str, sorted([*places, desk])))
     (desk / "a:b").mkdir()
     with pytest.raises(ConfigError, match="expected no colon and no comma in the name"):
         folders_to_bind(parse_config({**tree, "output": "a:b/x"}, "test"), "run.yaml", {})

@@ -171,7 +171,7 @@ def default_script(system: SystemName, script: Script) -> str:
 
 @pytest.mark.parametrize(("system", "script"), ALL_SCRIPTS)
 def test_the_shipped_scripts_are_those_rendered_by_default(system: SystemName, script: Script) -> None:
-    path = ROOT / system / f"{script}{DIALECTS[system].suffix}"
+    path = ROOT / DIALECTS[system].folder / f"{script}{DIALECTS[system].suffix}"
     assert path.exists(), f"{path} is missing; expected:\n{default_script(system, script)}"
     assert path.read_text() == default_script(system, script)
 
