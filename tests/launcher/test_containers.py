@@ -198,6 +198,7 @@ def test_the_folders_of_a_run_are_bound_once(desk: pathlib.Path, tmp_path: pathl
         "task": {
             "data": {"folder": str(tmp_path / "data")},
             "init_from": str(tmp_path / "data2" / "model"),
+            "model": {"tie_embeddings": "none"},
             "vocabulary": {
                 "shared": False,
                 "source_file": str(tmp_path / "v1" / "s"),
@@ -210,11 +211,7 @@ def test_the_folders_of_a_run_are_bound_once(desk: pathlib.Path, tmp_path: pathl
     assert folders_to_bind(parse_config(tree, "test"), "run.yaml", {}) == (str(tmp_path),)
     tree["output"] = "runs/x"
     apart = folders_to_bind(parse_config(tree, "test"), "run.yaml", {"TMPDIR": "/tmp/not-there"})
-    assert (
-        apart == ("/tmp",)
-        if str(tmp_path).startswith("/tmp/")
-        else tuple(map(str, sorted([*places, desk])))
-    )
+    assert apart == ("/tmp",) if str(tmp_path).startswith("/tmp/") else tuple(map(str, sorted([*places, desk])))
     assert folders_to_bind(parse_config(tree, "test"), "run.yaml", {}) == tuple(map(str, sorted([*places, desk])))
     (desk / "a:b").mkdir()
     with pytest.raises(ConfigError, match="expected no colon and no comma in the name"):
