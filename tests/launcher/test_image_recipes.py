@@ -44,7 +44,7 @@ def test_both_recipes_copy_the_same_files_which_are_all_that_is_built() -> None:
 
 def test_both_recipes_run_the_same_script_on_the_same_base() -> None:
     assert "ARG BASE=debian:bookworm-slim\n" in DOCKERFILE and "Bootstrap: docker\nFrom: debian:bookworm-slim\n" in APPTAINER
-    defaults = dict(re.findall(r"^ARG (EXTRAS|TORCH|HOROVOD)=(.*)$", DOCKERFILE, flags=re.MULTILINE))
+    defaults = dict(re.findall(r"^ARG (EXTRAS|TORCH|HOROVOD|SSHD)=(.*)$", DOCKERFILE, flags=re.MULTILINE))
     [exported] = re.findall(r"^    export (EXTRAS=.*)$", sections()["post"], flags=re.MULTILINE)
     assert dict(word.split("=") for word in exported.split()) == defaults
     assert dict(re.findall(r'"\$\{(\w+):=(.*?)\}"', INSTALL.read_text())) == defaults
@@ -59,6 +59,7 @@ def test_both_recipes_run_the_same_script_on_the_same_base() -> None:
     [
         (["x"], {}, "install: x: expected no argument; see --help"),
         ([], {"HOROVOD": "maybe"}, "install: HOROVOD: got maybe, expected yes or no"),
+        ([], {"SSHD": "1"}, "install: SSHD: got 1, expected yes or no"),
         ([], {}, "install: /src: no checkout of hvd_async"),
     ],
 )
