@@ -18,6 +18,7 @@ import torch
 from hvd_async.errors import CheckpointError, DataError
 from hvd_async.system import files
 from hvd_async.system.json_text import parse_json
+from hvd_async.system.tensor_files import save_tensors
 
 # Format 2 added the clipping factor of the last update, 3 the times when pending arrivals were received, 4 checksums of the
 # data and of the log; 5 renamed the data's sections; 6 has weights in place of tokens, and scores by
@@ -128,28 +129,14 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> No
     try:
         folder.mkdir()
         temporary = folder / path.name
-        safetensors.torch.save_file(_apart(tensors), temporary)
-        files.give_usual_mode(temporary)  # the library makes the file private
+        save_tensors(temporary, tensors)
         files.sync(temporary)
         os.rename(temporary, path)
         files.sync(path.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).partition(" at path ")[0].split())
-        raise DataError(f"{path}: cannot be written: {reason}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return contiguous tensors on the CPU, no two of which share memory, as the library requires. Copies only what must be."""
-    found: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        whole = tensor.detach().cpu().contiguous()
-        place = whole.untyped_storage().data_ptr()
-        found[name] = whole.clone() if place in seen else whole
-        seen.add(place)
-    return found
 
 
 def read_tensors(path: pathlib.Path, part: slice | None = None) -> dict[str, torch.Tensor]:

@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from hvd_async.config import RunConfig, dump_config
 from hvd_async.system.files import new_folder
+from hvd_async.system.tensor_files import save_tensors
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -42,10 +42,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def write_model(
     folder: Path, tensors: Mapping[str, Tensor], config: RunConfig, version: int, scores: Mapping[str, float]
 ) -> None:
-    """Write `folder` anew, whole or not at all: `model.safetensors` with `tensors`, which share no memory, `config.yaml`, and
+    """Write `folder` anew, whole or not at all: `model.safetensors` with `tensors`, `config.yaml`, and
     `meta.json` with `version` and the validation `scores`. Raises `DataError` if the file system refuses."""
     meta = {"version": version, **{f"validation_{name}": score for name, score in scores.items()}}
     with new_folder(folder, replace=True) as temporary:
-        (temporary / "model.safetensors").write_bytes(safetensors.torch.save(dict(tensors)))
+        save_tensors(temporary / "model.safetensors", tensors)
         (temporary / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")

@@ -18,6 +18,7 @@ from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
+from hvd_async.system.tensor_files import save_tensors
 from hvd_async.tasks.translation.architectures import build_model, shapes_of_model
 from hvd_async.tasks.translation.model import TranslationModel
 from hvd_async.tasks.translation.model_folder import CONFIG, META, PARAMETERS, check_folder
@@ -35,13 +36,11 @@ def export_model(
 ) -> None:
     """Write `folder` anew, whole or not at all, replacing an existing one.
 
-    `named_tensors` are those of the model's `named_parameters()`; they may be views of one vector and are copied. `extra`
-    (which JSON can hold) goes to meta.json beside `version`. Raises `DataError` if the file system refuses.
+    `named_tensors` are those of the model's `named_parameters()`; they may be views of one vector, which must not change
+    meanwhile. `extra` (which JSON can hold) goes to meta.json beside `version`. Raises `DataError` if the file system refuses.
     """
-    # Copies, because safetensors refuses tensors that share memory.
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named_tensors.items()}
     with new_folder(folder, replace=True) as temporary:
-        (temporary / PARAMETERS).write_bytes(safetensors.torch.save(tensors))
+        save_tensors(temporary / PARAMETERS, named_tensors)
         (temporary / CONFIG).write_text(dump_config(config), encoding="utf-8")
         (temporary / META).write_text(json.dumps({"version": version, **extra}, indent=1), encoding="utf-8")
         vocabularies.save(temporary)
