@@ -75,10 +75,11 @@ def load(arguments: argparse.Namespace) -> Translator:
 def report_cut(translator: Translator) -> None:
     """Say on standard error how many translations reached the greatest length."""
     if translator.num_cut:
-        ratio = translator.decoding.max_length_ratio
+        ratio, number = translator.decoding.max_length_ratio, translator.num_cut
+        they = "1 translation has" if number == 1 else f"{number:,} translations have"
         print(
-            f"hvd-async: {translator.num_cut:,} translations have the greatest length allowed, 10 + {ratio:g} x source tokens,"
-            " and may end too soon (task.decoding.max_length_ratio)",
+            f"hvd-async: {they} the greatest length allowed, 10 + {ratio:g} x source tokens, and may end too soon"
+            " (task.decoding.max_length_ratio)",
             file=sys.stderr,
         )
 
