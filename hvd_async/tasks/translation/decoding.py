@@ -168,7 +168,7 @@ def greedy_search(model: Predictor, sources: Sequence[Sequence[int]], max_length
     for _ in range(max(max_lengths, default=0) + 1):
         if not live:
             break
-        best, best_tokens = without_specials(model.step(tokens, state)).max(dim=1)
+        best, best_tokens = _most_probable(model.step(tokens, state))
         chosen = best_tokens.masked_fill(best == -torch.inf, EOS).tolist()
         kept = []
         for row, (sentence, token) in enumerate(zip(live, chosen, strict=True)):
@@ -246,7 +246,8 @@ def beam_search(
     for _ in range(max(max_lengths, default=0) + 1):
         if not live:
             break
-        log_probs = without_specials(torch.log_softmax(model.step(tokens, state), dim=1))  # [unfinished * beam, V]
+        log_probs = torch.log_softmax(model.step(tokens, state), dim=1)  # [unfinished * beam, V]
+        log_probs[:, _NEVER] = -torch.inf
         _force_end(log_probs, [searches[sentence].max_length <= state.length - 1 for sentence in live], beam)
         size = log_probs.shape[1]
         top_scores, top = _best_continuations(scores, log_probs, count=2 * beam)
@@ -272,12 +273,12 @@ def _best_continuations(scores: Tensor, log_probs: Tensor, count: int) -> tuple[
     """Return the `count` best continuations of each sentence (all, if fewer), best first: scores, and
     `hypothesis * V + token`, [live, count].
 
-    `scores` is [live, beam], `log_probs` [live * beam, V]. The best of each hypothesis are found first, so that few
-    numbers are added.
+    `scores` is [live, beam], `log_probs` [live * beam, V], where a row is NaN as a whole or not at all. The best of each
+    hypothesis are found first, so that few numbers are added, and few are looked at for NaN, which counts as the best.
     """
     (live, beam), size = scores.shape, log_probs.shape[1]
     best, tokens = log_probs.topk(min(count, size), dim=1)
-    totals = (scores.flatten()[:, None] + best).view(live, -1)
+    totals = (scores.flatten()[:, None] + best.masked_fill_(best.isnan(), -torch.inf)).view(live, -1)
     top_scores, top = totals.topk(min(count, totals.shape[1]), dim=1)
     origins = torch.arange(beam, device=scores.device).repeat_interleave(best.shape[1])
     return top_scores, origins[top] * size + tokens.view(live, -1).gather(1, top)
@@ -308,6 +309,14 @@ def _is_done(search: _Search, extended: list[tuple[float, int, list[int]]]) -> b
         return True
     # A score only falls as tokens are added, and its largest divisor is that at the length limit.
     return bool(extended[0][0] / (search.max_length + 1) ** search.options.length_penalty <= search.worst_score)
+
+
+def _most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the highest of each row of `logits` ([rows, V], changed) that may be chosen, and its token. A NaN, which torch takes
+    for the highest, is looked for only where one was found."""
+    logits[:, _NEVER] = -torch.inf
+    best, tokens = logits.max(dim=1)
+    return without_specials(logits).max(dim=1) if bool(best.isnan().any()) else (best, tokens)
 
 
 def without_specials(scores: Tensor) -> Tensor:
