@@ -7,11 +7,14 @@ script, PBS in the home folder. They print the line that the real commands print
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
+import time
 
 import pytest
 
@@ -163,6 +166,32 @@ def test_a_job_of_pbs_saves_ahead_of_its_time_limit_and_resumes(
     text = text.replace("training.updates=1000000", f"training.updates={saved['updates'] + 2}")
     subprocess.run(["qsub"], input=text, text=True, capture_output=True, timeout=120, check=True)
     assert summary_of(desk / "run")["updates"] == saved["updates"] + 2, (desk / "job.log").read_text()
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(mpi_family() is None, reason="no mpirun in this environment; see launch/setup.sh")
+def test_a_job_of_lsf_saves_when_all_its_processes_get_the_signal(
+    desk: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # LSF sends SIGUSR1 to the job's whole group of processes, and requeues a job that ends with status 138.
+    words = ("--nodes", "1", "--workers-per-node", "1", "--cpus-per-worker", "1", "--set", "training.updates=1000000")
+    assert main(["launch", str(desk / "run.yaml"), "--lsf", "train-requeue", *words]) == 0
+    (desk / "job.lsf").write_text(text := capfd.readouterr().out)
+    assert '#BSUB -Q "138"\n' in text
+    environ = {**os.environ, "LSB_JOBID": "12", "LSB_MCPU_HOSTS": f"{socket.gethostname()} 1"}
+    with (desk / "job.log").open("wb") as log:
+        job = subprocess.Popen(["bash", "job.lsf"], env=environ, stdout=log, stderr=log, start_new_session=True)
+    try:
+        events, end = desk / "run" / "events.jsonl", time.monotonic() + 120
+        while not (events.exists() and '"update"' in events.read_text()):
+            assert job.poll() is None and time.monotonic() < end, (desk / "job.log").read_text()
+            time.sleep(0.1)
+        os.killpg(job.pid, signal.SIGUSR1)
+        assert job.wait(timeout=100) == 138, (desk / "job.log").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert summary_of(desk / "run")["status"] == "stopped"
 
 
 @pytest.mark.parametrize(
