@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -99,7 +100,10 @@ class DdpAllReduce:
 
     def attach(self, model: torch.nn.Module, flat: FlatParameters) -> torch.nn.Module:
         ids = [self._device.index or 0] if self._device.type == "cuda" else None
-        wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # torch advises another argument, which would send buffers at the start; ours are each rank's own.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
         wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
 
