@@ -50,8 +50,8 @@ DOORS = {
     "sentencepiece": ("tasks.translation.vocabulary",),
     "triton": ("vectors.cuda",),
     "yaml": ("config.yaml",),
-    "wandb": ("runs.curve_sinks",),
-    "mlflow": ("runs.curve_sinks",),
+    "wandb": ("runs.trackers",),
+    "mlflow": ("runs.trackers",),
     "ctranslate2": ("tasks.translation.ctranslate2_model",),
 }
 

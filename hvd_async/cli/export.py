@@ -34,15 +34,17 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     require("ctranslate2")
-    from hvd_async.tasks.translation.ctranslate2_model import MODEL, export_ctranslate2
+    from hvd_async.tasks.translation.ctranslate2_model import export_ctranslate2, is_export
     from hvd_async.tasks.translation.export import load_model
 
     output = arguments.output
     check_folder(output)
     if output.exists() and not arguments.overwrite:
         raise ConfigError(f"--output: {output} exists already; replace it with --overwrite, or name another folder")
-    if output.exists() and not (output / MODEL).is_file():
-        raise ConfigError(f"--output: got {output}, which is no export; expected one, or a folder that does not exist")
+    if output.exists() and not is_export(output):
+        raise ConfigError(
+            f"--output: got {output}, which is no export, or has other files too; expected one, or a folder that does not exist"
+        )
     export_ctranslate2(load_model(arguments.model), output, arguments.quantization)
     size = sum(path.stat().st_size for path in output.iterdir())
     print(f"{output}: {arguments.model} for CTranslate2, {arguments.quantization or 'float32'}, {size / 1e6:.1f} MB")

@@ -23,6 +23,7 @@ _WORDS = {
     "a valid number": "a number",
     "a valid string": "text",
     "a valid boolean": "true or false",
+    "a valid tuple": "a list",
 }
 
 
@@ -138,10 +139,10 @@ def _section_of(location: Sequence[Any], root: type[Section]) -> type[Section]:
         if part in task.BRANCHES:
             section = task.BRANCHES[part]
         elif isinstance(part, int):
-            section = sections_in(annotation)[0]
+            section = next(iter(sections_in(annotation)), section)
         elif not _is_branch_name(part):
             annotation = section.model_fields[part].annotation
-            section = sections_in(annotation)[0]
+            section = next(iter(sections_in(annotation)), section)
     return section
 
 

@@ -70,7 +70,7 @@ class TrainingConfig(Section):
     trackers: Annotated[tuple[Literal["wandb", "mlflow"], ...], Field(strict=False)] = Field(
         (),
         description="Send the curves and the configuration to Weights & Biases (`wandb`) or MLflow (`mlflow`) as well. Their own"
-        " variables say where: `WANDB_PROJECT`, `WANDB_MODE`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`.",
+        " variables say where: `WANDB_PROJECT`, `WANDB_MODE`, `MLFLOW_TRACKING_URI` (required), `MLFLOW_EXPERIMENT_NAME`.",
     )
     tensorboard: bool = Field(
         True, description="Write TensorBoard scalars to `<output>/tensorboard`, if the package tensorboard is installed."

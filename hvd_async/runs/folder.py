@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # Names that a run writes in its folder and in each subfolder. Files with other names do not belong to the run.
 _FILES = re.compile(
-    r"(config\.yaml|events\.jsonl|summary\.json|join\.json|trackers\.json)"
-    r"|\.(config\.yaml|summary\.json|join\.json|trackers\.json)\..*\.tmp"
+    r"(config\.yaml|events\.jsonl|summary\.json|join\.json|tracker\.\w+\.json)"
+    r"|\.(config\.yaml|summary\.json|join\.json|tracker\.\w+\.json)\..*\.tmp"
 )
 _IN_FOLDERS = {
     "snapshots": re.compile(r"v\d{8,}(\.buffers)?\.safetensors|\.v\d{8,}\..*"),
@@ -76,7 +76,6 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.lock = self.root / ".lock"
         self.invitation = self.root / "join.json"
-        self.trackers = self.root / "trackers.json"
 
     def snapshot(self, version: int) -> pathlib.Path:
         """Return the path of the snapshot of `version`."""
@@ -98,6 +97,10 @@ class RunFolder:
     def buffers_of_checkpoint(self, checkpoint: pathlib.Path) -> pathlib.Path:
         """Return the path of the buffers with which a script resumes from `checkpoint`."""
         return checkpoint / "buffers.safetensors"
+
+    def tracker(self, name: str) -> pathlib.Path:
+        """Return the path of the file that keeps the name of the run in the tracker `name`."""
+        return self.root / f"tracker.{name}.json"
 
     def rank_log(self, rank: int) -> pathlib.Path:
         """Return the path of what a script logs on `rank`."""

@@ -239,7 +239,9 @@ class RunRecorder:
     def conclude(self, ending: Ending) -> dict[str, Any]:
         """Write the summary and, unless the run was stopped, the last model; return the summary. Blocks on the disk."""
         assert self._store is not None
-        if ending.status != "stopped":
+        if ending.status == "stopped":
+            self._scalars.is_stopped()
+        else:
             self._models.export_last(self._store)
             if self._is_resumed:
                 self._models.export_best_again()

@@ -8,18 +8,21 @@ from types import TracebackType
 
 from hvd_async.config import leaves
 from hvd_async.errors import SetupError
-from hvd_async.runs.curve_sinks import CurveSink, Mlflow, Relay, TensorBoard, TrackedRun, Wandb
+from hvd_async.runs.curve_sinks import CurveSink, TensorBoard
 from hvd_async.runs.evaluations import EvaluationResult
 from hvd_async.runs.recorder_context import RunContext, TrainingClock
 from hvd_async.runs.recorder_part import RunPart
 from hvd_async.runs.samples import as_markdown, read_samples
 from hvd_async.runs.totals import Totals
+from hvd_async.runs.tracker_process import TrackerProcess
+from hvd_async.runs.trackers import TrackedRun
 from hvd_async.store.arrival import Update
 from hvd_async.system.extras import require
 from hvd_async.system.printable import printable
 
 _EVERY_SECONDS = 1.0
-_TRACKERS: Mapping[str, Callable[[TrackedRun], CurveSink]] = {"wandb": Wandb, "mlflow": Mlflow}
+# How long the end of a run waits for its trackers, all together; and that of a run that was stopped, which may be killed soon.
+_LAST_SECONDS, _STOPPED_SECONDS = 60.0, 5.0
 
 
 class Scalars(RunPart):
@@ -33,6 +36,7 @@ class Scalars(RunPart):
         self._totals = totals
         self._purge_from: int | None = None
         self._sinks: list[CurveSink] = []
+        self._last_seconds = _LAST_SECONDS
         self._written_at = 0.0
 
     def forget_from(self, version: int) -> None:
@@ -46,8 +50,9 @@ class Scalars(RunPart):
         wanted: dict[str, CurveSink] = {}
         if training.tensorboard:
             wanted["tensorboard"] = TensorBoard(folder.tensorboard, self._purge_from)
-        tracked = TrackedRun(folder.root.resolve().name, leaves(self._run.config), folder.trackers)
-        wanted |= {name: Relay(_TRACKERS[name](tracked)) for name in training.trackers}
+        name, settings = folder.root.resolve().name, leaves(self._run.config)
+        for tracker in training.trackers:
+            wanted[tracker] = TrackerProcess(tracker, TrackedRun(name, settings, folder.tracker(tracker)))
         for extra, sink in wanted.items():
             try:
                 require(extra)
@@ -58,10 +63,17 @@ class Scalars(RunPart):
             self._do(sink, sink.open)
         return self
 
+    def is_stopped(self) -> None:
+        """Note that the run was stopped, so that its end waits for trackers for a moment only."""
+        self._last_seconds = _STOPPED_SECONDS
+
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Have the sinks write what is left."""
         for sink in list(self._sinks):
-            self._do(sink, lambda sink=sink: sink.close(is_failed=kind is not None))  # type: ignore[misc]
+            self._do(sink, lambda sink=sink: sink.finish(is_failed=kind is not None))  # type: ignore[misc]
+        until = time.monotonic() + self._last_seconds
+        for sink in list(self._sinks):
+            self._do(sink, lambda sink=sink: sink.wait(until))  # type: ignore[misc]
 
     def updated(self, update: Update) -> None:
         """Add a point to the curves of training, at most once a second."""
@@ -97,7 +109,7 @@ class Scalars(RunPart):
             action()
         except Exception as error:  # of packages that are not ours, and of the network
             self._sinks.remove(sink)
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self._say(
                 f"{sink.place}: cannot be written: {printable(' '.join(reason.split()))}; continuing without {sink.title}"
             )

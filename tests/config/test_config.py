@@ -69,6 +69,18 @@ def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (["wandbb"], "training.trackers.0: got 'wandbb', expected: 'wandb' or 'mlflow'"),
+        (["mlflow", 3], "training.trackers.1: got 3, expected: 'wandb' or 'mlflow'"),
+        ("wandb", "training.trackers: got 'wandb', expected: a list"),
+    ],
+)
+def test_a_wrong_entry_of_a_list_of_words_is_named(value: object, fault: str) -> None:
+    assert faults(training={"trackers": value}) == [f"config.yaml: {fault}"]
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({"output": "x", "training": {"epochs": 1}, "task": {"data": {}}}, source="a.yaml")

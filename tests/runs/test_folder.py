@@ -107,7 +107,7 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(folder: RunFolder)
         "events.jsonl",
         "summary.json",
         "tensorboard/events.out.tfevents.1",
-        "trackers.json",
+        "tracker.wandb.json",
         "wandb/offline-run-1-x/run-x.wandb",
         "wandb/debug.log",
         ".summary.json.7.tmp",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import socket
 import struct
 import threading
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from hvd_async.errors import CheckpointError, DataError, HvdAsyncError
+from hvd_async.runs import scalars
 from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
 from hvd_async.runs.summary import summary_lines
 from hvd_async.system.background_writer import BackgroundWriter
@@ -287,15 +289,14 @@ def test_mlflow_gets_the_configuration_and_one_run_for_a_resumed_run(
 def test_wandb_gets_the_configuration_and_one_run_for_a_resumed_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb = pytest.importorskip("wandb", reason="the package wandb is not installed")
+    pytest.importorskip("wandb", reason="the package wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     training = {"checkpoint_every": 5, "keep_checkpoints": 9, "trackers": ["wandb"]}
     settings = settings_of(tmp_path / "run", validation={"every": 1}, training=training)
     run(settings)
     killed_at(tmp_path / "run", 12)
     run(settings, resume=True)
-    wandb.teardown()  # the package's process may still write the second of two runs of one process
-    name = json.loads((tmp_path / "run/trackers.json").read_bytes())["wandb"]
+    name = json.loads((tmp_path / "run/tracker.wandb.json").read_bytes())["id"]
     files = sorted((tmp_path / "run/wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     records = [record for path in files for record in wandb_records(path)]
     versions = [
@@ -328,6 +329,29 @@ def wandb_records(path: pathlib.Path) -> list[Any]:
             found.append(record)
             begun = b""
     return found
+
+
+def test_a_tracker_that_never_answers_is_given_up(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow", reason="the package mlflow is not installed")
+    monkeypatch.setattr(scalars, "_LAST_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        summary = run(settings_of(tmp_path / "run", training={"trackers": ["mlflow"]}))
+    assert summary["status"] == "finished"
+    assert (
+        capsys.readouterr().out.count("mlflow: cannot be written: it did not answer in time; what was not sent is lost") == 1
+    )
+
+
+def test_mlflow_without_an_address_is_reported_at_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow", reason="the package mlflow is not installed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert run(settings_of(tmp_path / "run", training={"trackers": ["mlflow"]}))["status"] == "finished"
+    assert capsys.readouterr().out.count("MLFLOW_TRACKING_URI is not set, expected the address of a server") == 1
 
 
 def test_a_tracker_that_cannot_be_reached_does_not_end_a_run(

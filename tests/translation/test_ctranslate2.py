@@ -82,11 +82,16 @@ def test_the_verb_writes_a_folder_once(
     assert main(arguments) == 2
     assert "exists already; replace it with --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite", "--quantization", "int8"]) == 0
+    separate = make_config(folder, model={"tie_embeddings": "decoder"}, **SEPARATE)
+    other, apart = write_model(tmp_path / "two", separate, prepare(separate), seed=3), tmp_path / "apart"
+    assert main(["export", str(other), "--output", str(apart)]) == 0
+    assert main(["export", str(other), "--output", str(apart), "--overwrite"]) == 0
     assert (output / "model.bin").stat().st_size < 0.8 * size
     assert [path.name for path in output.parent.iterdir()] == ["exported"]
-    (output / "model.bin").unlink()
+    (output / "thesis.txt").write_text("mine")
     assert main([*arguments, "--overwrite"]) == 2
-    assert "which is no export; expected one" in capsys.readouterr().err
+    assert "which is no export, or has other files too; expected one" in capsys.readouterr().err
+    assert (output / "thesis.txt").read_text() == "mine" and (output / "model.bin").exists()
 
 
 def test_what_cannot_be_exported_is_one_line(

@@ -12,6 +12,7 @@ from hvd_async.errors import DataError
 from hvd_async.system.extras import require
 from hvd_async.system.files import new_folder
 from hvd_async.tasks.translation.export import ExportedModel
+from hvd_async.tasks.translation.model_folder import vocabulary_files
 from hvd_async.tasks.translation.transformer import (
     Attention,
     CrossAttention,
@@ -23,8 +24,15 @@ from hvd_async.tasks.translation.transformer import (
 )
 from hvd_async.tasks.translation.vocabulary import BOS, EOS, UNK, Vocabulary
 
-MODEL = "model.bin"
-"""The file by which a folder of CTranslate2 is known."""
+_MODEL, _CONFIG = "model.bin", "config.json"
+_PIECES = ({"shared_vocabulary.json"}, {"source_vocabulary.json", "target_vocabulary.json"})
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `folder` has the files of an export, and nothing else."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    own = {_MODEL, _CONFIG, *(path.name for path in vocabulary_files(folder))}
+    return any(names == own | pieces for pieces in _PIECES)
 
 
 def export_ctranslate2(model: ExportedModel, folder: Path, quantization: str | None) -> None:
