@@ -17,16 +17,16 @@ def of_speed_ups(by_environment: Mapping[str, Sequence[Row]]) -> str:
     """Return which variant lies farthest to the right in each environment. Each has rows with a speed-up."""
     parts = []
     for environment, rows in by_environment.items():
-        best = max(rows, key=_speed_up)
+        best = max(_whole(rows), key=_speed_up)
         where = f" ({environment})" if len(by_environment) > 1 else ""
         parts.append(f"{number_format.ratio(_speed_up(best))} times as fast with {best.variant}{where}")
-    return f"Right of 1 is sooner than the baseline; farthest right: {'; '.join(parts)}."
+    return f"Right of 1 is sooner than the baseline, left of it later; farthest right: {'; '.join(parts)}."
 
 
 def of_curves(rows: Sequence[Row], target: Target | None, metric: Metric) -> str:
-    """Return which variant ends best by `metric`, and the first to cross the target if it is one of `metric`. Empty if no run
-    has a score at its end."""
-    ends = {row.variant: row.final[metric.name].mean for row in rows if metric.name in row.final}
+    """Return which variant ends best by `metric`, and the first to cross the target if it is one of `metric`, among those of
+    which every seed ended well and came so far, if there are any. Empty if no run has a score at its end."""
+    ends = {row.variant: row.final[metric.name].mean for row in _whole(rows) if metric.name in row.final}
     if not ends:
         return ""
     best = min(ends, key=lambda variant: metric.cost(ends[variant]))
@@ -34,7 +34,8 @@ def of_curves(rows: Sequence[Row], target: Target | None, metric: Metric) -> str
     text = f"{best} ends best, with {metric.text(ends[best])}"
     if base in ends and base != best:
         text += f"; the baseline, {base}, ends with {metric.text(ends[base])}"
-    times = {row.variant: row.seconds_to.mean for row in rows if row.seconds_to is not None}
+    there = [row for row in rows if row.seconds_to is not None and row.num_reached == len(row.entries)]
+    times = {row.variant: row.seconds_to.mean for row in there if row.seconds_to is not None}
     if target is not None and target.metric.name == metric.name and times:
         first = min(times, key=lambda variant: times[variant])
         text += f"; the first at the target is {first}, after {number_format.seconds(times[first])} s"
@@ -72,6 +73,11 @@ def _listed(shown: Mapping[str, str], values: Mapping[str, float]) -> str:
         least, most = (chosen(names, key=lambda name: values[name]) for chosen in (min, max))
         return f"from {shown[least]} with {least} to {shown[most]} with {most}"
     return "; ".join(f"{shown[name]} with {name}" for name in names)
+
+
+def _whole(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows of which every run ended well and did not diverge; all, if there are none."""
+    return [row for row in rows if len(row.runs) == len(row.entries) and not row.num_diverged] or rows
 
 
 def _speed_up(row: Row) -> float:

@@ -378,7 +378,7 @@ class RunFolder:
                 " replace it with --overwrite, or set another output"
             )
         if changed := changed_keys(before, config):
-            lines = [f"{key}: got {new!r}, expected {old!r} as in {self.config}" for key, old, new in changed]
+            lines = [f"{key}: got {new!r}, expected {old!r} as in {self.config}{_hint(key)}" for key, old, new in changed]
             raise ConfigError("\n".join(f"{flag}: {line}; or start another run" for line in lines))
 
     def prepare_resume(self, config: RunConfig) -> None:
@@ -394,6 +394,15 @@ class RunFolder:
     def keep_config(self, config: RunConfig) -> None:
         """Write `config` into the folder. On one rank, after all ranks have agreed."""
         files.write_file(self.config, dump_config(config).encode())
+
+
+def _hint(key: str) -> str:
+    """Return what to know of a key that may not change when a run is resumed, where its default follows from other keys."""
+    if key != "optimizer.schedule.total":
+        return ""
+    return (
+        " (a cosine ends with the run unless optimizer.schedule.total says where; a run that ended there is not made longer)"
+    )
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

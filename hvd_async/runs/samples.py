@@ -28,11 +28,11 @@ def keep_samples(folder: RunFolder, task: Task, model: torch.nn.Module, version:
     samples = task.show_samples(model)
     if not samples:
         return
-    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     try:
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
         write_file(folder.samples_of(version), "".join(lines).encode())
-    except DataError as error:
-        sys.stderr.write(f"hvd-async: {error}; continuing without the samples of version {version}\n")
+    except (DataError, TypeError, ValueError) as error:  # the last two: a value that JSON cannot hold, or no text at all
+        sys.stderr.write(f"hvd-async: samples: {error}; continuing without the samples of version {version}\n")
         sys.stderr.flush()
 
 

@@ -56,6 +56,30 @@ def test_without_dropout_the_pieces_are_those_of_sentencepiece(settings: dict[st
     assert any(UNK in each for each in sentences) or settings.get("byte_fallback")
 
 
+def test_symbols_that_users_defined_stay_whole(tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_prefix=str(tmp_path / "own"),
+        model_type="bpe",
+        vocab_size=450,
+        user_defined_symbols=["Zoo", "hund", "<2de>"],
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        minloglevel=2,
+    )
+    vocabulary = Vocabulary.load(tmp_path / "own.model")
+    sentences = encoded(vocabulary, [*TEXTS, "<2de> Der Zoohund im Zoo"])
+    BpeDropout(vocabulary, 0.0, seed=1).check(sentences)
+    symbols = {vocabulary.pieces(range(len(vocabulary))).index(symbol) for symbol in ("Zoo", "hund", "<2de>")}
+    found = cut(BpeDropout(vocabulary, 0.9, seed=1), sentences)
+    assert found != [each.tolist() for each in sentences]
+    for before, after in zip(sentences, found, strict=True):
+        assert [each for each in after if each in symbols] == [each for each in before.tolist() if each in symbols]
+    assert symbols <= set(found[-1]) and vocabulary.decode([found[-1]]) == ["<2de> Der Zoohund im Zoo"]
+
+
 def test_without_dropout_pieces_that_go_on_after_a_space_are_those_of_sentencepiece(tmp_path: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS),

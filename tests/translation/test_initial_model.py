@@ -127,7 +127,7 @@ def test_parameters_are_counted_with_the_given_vocabulary(folder: Path, model_fo
 def test_another_vocabulary_is_refused(other: Path, folder: Path, model_folder: Path, tmp_path: Path) -> None:
     make_task(other)._corpus.vocabularies.target.save(tmp_path / "own.model")
     task = make_task(other, init_from=str(model_folder), vocabulary={"file": str(tmp_path / "own.model")})
-    with pytest.raises(ConfigError, match=r"got another vocabulary than that of .*; leave the key out"):
+    with pytest.raises(ConfigError, match=r"got another vocabulary than that of .*; leave it out"):
         task.build_model()
 
 

@@ -1,7 +1,7 @@
 """BPE dropout (Provilkov et al. 2020): training text cut anew in each epoch, some merges of its pieces left out at random.
 
 The cut of a sentence is a function of the run's seed, the epoch and the sentence alone. SentencePiece samples too, but from
-one generator of the process, which nobody can set back; so the merges are made here, from its pieces and their scores.
+one generator of the process, which cannot be set back; so the merges are made here, from its pieces and their scores.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BpeDropout:
         self._numbers = {piece: number for number, piece in enumerate(pieces) if is_text[number]}
         self._scores = {piece: scores[number] for piece, number in self._numbers.items()}
         self._pieces = pieces
-        # Others stay whole: unknown characters, bytes, and what users have given, which merges do not make.
+        # Others stay whole: unknown characters, bytes, and what users have defined, which merges do not make.
         self._can_be_cut = [is_text[i] and all(each in self._numbers for each in piece) for i, piece in enumerate(pieces)]
         # If no piece goes on after a space, words are cut apart from each other, and each only once.
         has_words = not any(SPACE in piece[1:] for piece in self._numbers)

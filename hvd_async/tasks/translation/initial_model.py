@@ -37,9 +37,11 @@ def begin_with_parameters(model: TranslationModel, config: RunConfig, vocabulari
                 " is to begin"
             )
     if not first.vocabularies.is_same(vocabularies):
+        given = config.translation.vocabulary
+        key = "file" if given.file is not None or not given.has_files else "source_file, target_file"
         raise ConfigError(
-            f"task.vocabulary.file: got another vocabulary than that of {folder}, with which training is to begin; leave the key"
-            " out"
+            f"task.vocabulary.{key}: got another vocabulary than that of {folder}, with which training is to begin; leave"
+            f" {'it' if key == 'file' else 'them'} out"
         )
     if not first.is_finite():
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -21,6 +21,7 @@ _SEED_RANGE = 2**32
 SPACE = "\u2581"
 """SentencePiece's symbol for a space."""
 _ENDS_OF_LINES = {ord("\n"): " ", ord("\r"): " "}
+_NORMAL = 1  # kind of a piece that training found in the text
 _QUIET = 2  # log errors only; we get them as exceptions
 
 
@@ -115,10 +116,9 @@ class Vocabulary:
         return found
 
     def are_text(self) -> list[bool]:
-        """Return for each piece whether it is a part of text: neither special, nor a byte, nor unused."""
-        numbers, processor = list(range(len(self))), self._processor
-        others = (processor.is_unknown, processor.is_control, processor.is_byte, processor.is_unused)
-        return [not any(kinds) for kinds in zip(*(each(numbers) for each in others), strict=True)]
+        """Return for each piece whether it was found in text: it is neither special, nor a byte, nor unused, nor a symbol that
+        users have defined."""
+        return [kind == _NORMAL for kind in _kinds(self._model)]
 
     def num_normalized(self, texts: Sequence[str]) -> int:
         """Return how many of `texts` normalisation changes, apart from spaces."""
@@ -138,6 +138,43 @@ class Vocabulary:
             ids = ids[: ids.index(EOS)]
         text: str = self._processor.decode([int(i) for i in ids if i >= NUM_SPECIAL])
         return text.translate(_ENDS_OF_LINES)  # of single bytes: no other piece holds one
+
+
+def _kinds(model: bytes) -> list[int]:
+    """Return the kind of each piece in a serialized SentencePiece model, of which its interface tells only some.
+
+    The model is a message of protocol buffers, with the pieces in field 1; field 3 of a piece is its kind.
+    """
+    kinds = []
+    for field, value in _fields(model):
+        if field == 1 and isinstance(value, bytes):
+            kinds.append(next((kind for number, kind in _fields(value) if number == 3 and isinstance(kind, int)), _NORMAL))
+    return kinds
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield number and value of each field of a message of protocol buffers, in their order."""
+    place = 0
+
+    def number() -> int:
+        nonlocal place
+        found = shift = 0
+        while True:
+            byte = message[place]
+            place += 1
+            found |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return found
+
+    while place < len(message):
+        field, wire = divmod(number(), 8)
+        if wire == 0:
+            yield field, number()
+            continue
+        size = {1: 8, 5: 4}.get(wire) or number()
+        yield field, message[place : place + size]
+        place += size
 
 
 def _without_spaces(text: str) -> str:
