@@ -148,13 +148,14 @@ def test_another_order_of_summation_is_found_in_its_update(
     folder, run = copy_of(ordinary, "four", tmp_path / "run")
 
     def swap(events: list[dict[str, Any]]) -> None:
-        number = events.index(nth(events, "update", 6))
-        events[number - 4], events[number - 1] = events[number - 1], events[number - 4]
+        for version in (6, 7, 8):
+            number = events.index(nth(events, "update", version))
+            events[number - 4], events[number - 1] = events[number - 1], events[number - 4]
 
     edit_log(folder, swap)
-    # Of 18,000 sums, a few are rounded differently: perhaps too few to change the norm, but enough to change later
-    # versions.
-    with pytest.raises(DifferenceError, match=r"version ([7-9]|1\d): "):
+    # Of 18,000 sums, a few are rounded differently: perhaps too few to change the norm, and once in a while too few in one update
+    # to change a later version, but not in three.
+    with pytest.raises(DifferenceError, match=r"version ([6-9]|1\d): "):
         replay_toy(folder, run)
 
 
