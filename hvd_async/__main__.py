@@ -82,7 +82,7 @@ def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> in
 def _is_ours_to_report(error: HvdAsyncError) -> bool:
     """Whether this process prints `error`: one rank prints an error that all ranks raise; other errors are always
     printed."""
-    from hvd_async.cluster.environment import TORCHRUN, read_environment
+    from hvd_async.cluster.environment import LIKE_TORCHRUN, read_environment
 
     is_reporter = getattr(error, "is_reporter", None)
     if is_reporter is not None:
@@ -93,9 +93,8 @@ def _is_ours_to_report(error: HvdAsyncError) -> bool:
         launched = read_environment(os.environ)
     except SetupError:
         return True
-    # RANK may be a leftover of another program than torchrun, in which case there may be no rank 0.
-    is_leftover = launched is not None and launched.launcher is TORCHRUN and "TORCHELASTIC_RUN_ID" not in os.environ
-    return launched is None or launched.rank == 0 or is_leftover
+    # RANK may be left over in the shell, in which case there may be no rank 0.
+    return launched is None or launched.rank == 0 or launched.launcher is LIKE_TORCHRUN
 
 
 if __name__ == "__main__":

@@ -21,12 +21,21 @@ TORCHRUN = Launcher(
     "LOCAL_RANK",
     "LOCAL_WORLD_SIZE",
     "torchrun starts no MPI; use mpirun, or let `hvd-async launch` write the command",
+    "TORCHELASTIC_RUN_ID",
+)
+# The same variables from another program, such as the operator of a PyTorchJob, or left over in a shell.
+LIKE_TORCHRUN = dataclasses.replace(
+    TORCHRUN,
+    name="a program that sets RANK and WORLD_SIZE",
+    hint="such a program starts no MPI; use mpirun, or let `hvd-async launch` write the command",
+    mark="",
 )
 
-# In order of precedence. An mpirun inside a Slurm job has srun start its proxies, whose variables the ranks inherit, but
-# its own variables count. Under `srun --mpi=pmi2` rank and size are also in the variables of Hydra, MPICH's mpirun: only
-# Hydra sets the local rank, too.
+# In order of precedence. srun and mpirun may start torchrun's agents, one on each host, whose variables torchrun's ranks inherit.
+# An mpirun inside a Slurm job has srun start its proxies, whose variables the ranks inherit, but its own variables count.
+# Under `srun --mpi=pmi2` rank and size are also in the variables of Hydra, MPICH's mpirun: only Hydra sets the local rank, too.
 LAUNCHERS = (
+    TORCHRUN,
     Launcher(
         "Open MPI",
         "OMPI_COMM_WORLD_RANK",
@@ -46,7 +55,7 @@ LAUNCHERS = (
         "horovodrun --gloo starts no MPI; use mpirun or horovodrun --mpi",
     ),
     SRUN,
-    TORCHRUN,
+    LIKE_TORCHRUN,
     Launcher("a launcher with PMI", "PMI_RANK", ("PMI_SIZE",), "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE", _SAME_MPI),
 )
 

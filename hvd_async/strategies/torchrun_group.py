@@ -24,7 +24,7 @@ _LOOK_SECONDS = 60
 
 
 def is_under_torchrun(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun, or a program that sets its variables, has started this process as one of several."""
+    """Whether torchrun has started this process as one of several."""
     launched = read_environment(environ)
     return launched is not None and launched.launcher is TORCHRUN and launched.size > 1
 

@@ -49,7 +49,8 @@ SLURM_STEP = {
 PMI2 = {**SLURM_STEP, "SLURM_MPI_TYPE": "pmi2", "PMI_RANK": "3", "PMI_SIZE": "4", "PMI_FD": "13", "PMI_JOBID": "2.0"}
 PMIX = {**SLURM_STEP, "SLURM_MPI_TYPE": "pmix", "PMIX_NAMESPACE": "slurm.pmix.3.0", "PMIX_RANK": "3"}
 GLOO = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+LIKE_TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN = {**LIKE_TORCHRUN, "TORCHELASTIC_RUN_ID": "none"}
 # The environment of the proxy that an mpirun inside a job starts on each node through srun.
 PROXY = {
     **SLURM_STEP,
@@ -85,6 +86,7 @@ def launched_rank(environ: dict[str, str]) -> tuple[str, int, int, int | None, i
         ("srun --mpi=pmi2", PMI2),
         ("srun --mpi=pmix", PMIX),
         ("torchrun", TORCHRUN),
+        ("a program that sets RANK and WORLD_SIZE", LIKE_TORCHRUN),
     ],
 )
 def test_each_launcher_is_read(name: str, environ: dict[str, str]) -> None:
@@ -95,6 +97,20 @@ def test_each_launcher_is_read(name: str, environ: dict[str, str]) -> None:
 @pytest.mark.parametrize(("name", "own"), [("Open MPI", OPEN_MPI), ("MPICH", MPICH), ("Intel MPI", INTEL_MPI)])
 def test_mpirun_inside_a_slurm_job_counts_before_slurm(name: str, own: dict[str, str], proxy: dict[str, str]) -> None:
     assert launched_rank({**proxy, **own}) == (name, 3, 4, 1, 2)
+
+
+@pytest.mark.parametrize("tasks", ["1", "2"])  # srun -n1 torchrun, or one agent of torchrun on each of two nodes
+@pytest.mark.parametrize("outer", [PROXY, PROXY_PMI2, PROXY_PMIX, OPEN_MPI, MPICH, INTEL_MPI, GLOO])
+def test_torchrun_counts_before_what_has_started_its_agents(outer: dict[str, str], tasks: str) -> None:
+    step = {**outer, "SLURM_STEP_NUM_TASKS": tasks, "SLURM_PROCID": str(int(tasks) - 1)}
+    assert launched_rank({**step, **TORCHRUN}) == ("torchrun", 3, 4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("Open MPI", OPEN_MPI), ("MPICH", MPICH), ("Intel MPI", INTEL_MPI), ("srun without --mpi", SLURM_STEP)]
+)
+def test_variables_that_are_left_over_from_torch_count_last(name: str, own: dict[str, str]) -> None:
+    assert launched_rank({**own, **LIKE_TORCHRUN, "RANK": "0", "WORLD_SIZE": "9"}) == (name, 3, 4, 1, 2)
 
 
 def test_pmi_alone_is_read_from_unknown_launchers() -> None:
@@ -141,7 +157,8 @@ def refusal(environ: dict[str, str], library: str = "") -> str:
     [
         (OPEN_MPI, "mpirun of the MPI that mpi4py loads"),
         (INTEL_MPI, "mpirun of the MPI that mpi4py loads"),
-        (TORCHRUN, "starts no MPI"),
+        (TORCHRUN, "torchrun starts no MPI"),
+        (LIKE_TORCHRUN, "starts no MPI"),
     ],
 )
 def test_singletons_are_refused_with_reason_and_hint(environ: dict[str, str], hint: str) -> None:

@@ -15,9 +15,9 @@ from tests.ranks import Completed, mpi_family, run_limited
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def torchrun(*program: str, cwd: pathlib.Path, timeout: float = 150) -> Completed:
-    """Run a program on two ranks of torchrun, which meet at a port of its own choice."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MASTER_"))}
+def torchrun(*program: str, cwd: pathlib.Path, timeout: float = 150, **more: str) -> Completed:
+    """Run a program on two ranks of torchrun, which meet at a port of its own choice. `more`: variables of the environment."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MASTER_"))} | more
     starting = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program)
     return run_limited(starting, {**environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout, cwd=cwd)
 
@@ -50,6 +50,18 @@ def test_a_run_has_the_losses_and_parameters_of_the_same_run_under_mpirun(desk: 
     assert summary_of(runs[1])["updates"] == 8
 
 
+def test_torchrun_as_a_task_of_srun_trains_on_all_its_ranks(desk: pathlib.Path) -> None:
+    step = {
+        "SLURM_PROCID": "0",
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+    }
+    torchrun("-m", "hvd_async", "train", "run.yaml", cwd=desk, **step).check()
+    assert summary_of(desk / "run")["num_workers"] == 2
+
+
 def test_the_ranks_exchange_values_of_any_size(desk: pathlib.Path) -> None:
     done = torchrun(str(ROOT / "tests" / "strategies" / "torchrun_toy.py"), cwd=desk).check()
     assert done.stdout.count("['rank 0 of 2', 'rank 1 of 2']") == 2
@@ -73,7 +85,18 @@ def test_an_error_is_one_line_of_one_rank(desk: pathlib.Path, words: list[str], 
     assert done.returncode != 0 and len(lines) == 1 and message in lines[0], done
 
 
-def test_variables_of_torchrun_without_its_place_are_refused(desk: pathlib.Path) -> None:
-    left = {"RANK": "0", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(desk)}
-    done = run_limited((sys.executable, "-m", "hvd_async", "train", "run.yaml"), left, 60, cwd=desk)
+def test_torchrun_without_a_place_is_refused(desk: pathlib.Path) -> None:
+    done = train_alone(desk, TORCHELASTIC_RUN_ID="none")
     assert done.returncode == 4 and "hvd-async: environment variable MASTER_ADDR: not set" in done.stderr, done
+
+
+def test_ranks_that_no_agent_would_end_are_refused(desk: pathlib.Path) -> None:
+    done = train_alone(desk, MASTER_ADDR="127.0.0.1", MASTER_PORT="1")  # as in a pod of a PyTorchJob
+    assert done.returncode == 4, done
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("hvd-async: ")]
+    assert "strategy ddp: got RANK=0 and WORLD_SIZE=2 from another program than torchrun, expected torchrun" in line
+
+
+def train_alone(desk: pathlib.Path, **more: str) -> Completed:
+    left = {"RANK": "0", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(desk), **more}
+    return run_limited((sys.executable, "-m", "hvd_async", "train", "run.yaml"), left, 60, cwd=desk)
