@@ -52,6 +52,8 @@ _STATES: Mapping[str, JobState] = {
     "EXIT": "failed",
     "ZOMBI": "failed",
 }
+UNKNOWN = re.compile(r"is not found|No (\w+ )?job found")
+"""What the commands print of a job that they do not know."""
 _KILLED = re.compile(r"\bTERM_(OWNER|ADMIN|FORCE_OWNER|FORCE_ADMIN)\b")
 
 

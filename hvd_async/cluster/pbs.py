@@ -52,8 +52,11 @@ _STATES: Mapping[str, JobState] = {
     **dict.fromkeys("QHWTM", "pending"),  # queued, held, waiting, moved
     **dict.fromkeys("RESUB", "running"),  # running, exiting, suspended, suspended for a user, an array that has begun
 }
-# Exit status of a job that was deleted before it ran, and of one that a signal ended: 256 + signal.
-_DELETED = (271, 265, 143, 137)
+UNKNOWN = re.compile(r"Unknown Job Id|Job has finished|not configured to maintain job history|(illegal|invalid) option")
+"""What the commands print of a job that they do not know, or do not know any more. Some servers keep no history of jobs."""
+# Exit status of `launch` after SIGTERM. A job that a signal has ended has 256 + signal, or 128 + signal, whether a user has
+# deleted the job, its time was over, or it took too much memory: that is a failure, unless it is known who has ended it.
+_STOPPED = 143
 
 
 def parse_submitted(printed: str) -> str | None:
@@ -75,7 +78,7 @@ def parse_state(printed: str) -> JobState | None:
     if state[1] in _STATES:
         return _STATES[state[1]]
     status = re.search(r"^\s*(?:Exit_status|exit_status) = (-?\d+)", printed, re.MULTILINE)
-    if status is None or int(status[1]) in _DELETED:
+    if status is None or int(status[1]) == _STOPPED:  # none: it was deleted before it ran
         return "cancelled"
     return "completed" if int(status[1]) == 0 else "failed"
 

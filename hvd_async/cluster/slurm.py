@@ -249,6 +249,8 @@ _STATES: Mapping[str, JobState] = {
     "COMPLETED": "completed",
     "CANCELLED": "cancelled",
 }
+UNKNOWN = re.compile(r"Invalid job id|accounting (storage )?is disabled", re.IGNORECASE)
+"""What the commands print of a job that they do not know, or a sacct that knows none."""
 
 
 def parse_submitted(printed: str) -> str | None:

@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from hvd_async.config import load_config
 from hvd_async.errors import CheckpointError, ConfigError, DataError, HvdAsyncError, SetupError
-from hvd_async.jobs.job import BATCH_SYSTEMS, SubmittedJob, System, local_job
+from hvd_async.jobs.job import BATCH_SYSTEMS, SubmittedJob, System, batch_job, check_system, local_job
 from hvd_async.launcher.batch_dialect import DIALECTS
+from hvd_async.runs.folder import RunFolder
 from hvd_async.system import interpreter
+from hvd_async.system.files import stamp_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,20 +85,20 @@ def submit(
     Called by programs of users, outside of a run's ranks.
     """
     pairs = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]  # JSON is YAML
+    check_system(system)
     output = load_config(str(config), pairs).output
     words = [str(config), *_words(flags), *(word for pair in pairs for word in ("--set", pair))]
     if system == "local":
         if script != "train":
             raise ConfigError(f"script: got {script!r} with system 'local', expected none: no script is written")
         return _start_here(words, output)
-    if system not in DIALECTS:
-        raise ConfigError(f"system: got {system!r}, expected one of {', '.join(get_args(System))}")
+    before = stamp_of(RunFolder(output).summary)
     printed = _run(["launch", *words, f"--{system}", script, "--submit"])
     number = BATCH_SYSTEMS[system].parse_submitted(printed)
     if number is None:
         said = (printed.strip().splitlines() or ["nothing"])[-1]
         raise SetupError(f"{DIALECTS[system].submit}: got {said!r}, expected the number of the job")
-    return SubmittedJob(system, number, output, log=_log_of(system, number, flags.get("job_name", "hvd-async")))
+    return batch_job(system, number, output, _log_of(system, number, flags.get("job_name") or "hvd-async"), before)
 
 
 def _words(flags: Mapping[str, Any]) -> Iterable[str]:

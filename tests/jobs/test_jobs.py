@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import sys
+import threading
 import time
 
 import pytest
@@ -31,6 +33,33 @@ BJOBS = """#!/bin/bash
 [[ "$*" == '-noheader -o stat exit_reason 12' ]] || exit 255
 [[ $(cat status) == 0 ]] && echo 'DONE       -' || echo 'EXIT       -'
 """
+# What they say of a job that they do not know, and when they have no answer.
+FORGOTTEN = """#!/bin/bash
+case $0 in
+    */qstat) echo "qstat: Unknown Job Id ${!#}" >&2; exit 153 ;;
+    */bjobs) echo "Job <${!#}> is not found" >&2; exit 255 ;;
+    */scontrol) echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1 ;;
+    */sacct) exit 0 ;;
+esac
+"""
+DOWN = """#!/bin/bash
+case $0 in
+    */qstat) echo 'qstat: cannot connect to server pbs (errno=111)' >&2; exit 255 ;;
+    */bjobs) echo 'LSF is down. Please wait ...' >&2; exit 255 ;;
+    */scontrol) echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1 ;;
+    */sacct) echo 'sacct: error: Problem talking to the database: Connection refused' >&2; exit 1 ;;
+esac
+"""
+COMMANDS = {"pbs": ("qstat",), "lsf": ("bjobs",), "slurm": ("scontrol", "sacct")}
+SYSTEMS: tuple[System, ...] = ("pbs", "lsf", "slurm")
+
+
+def answer(desk: pathlib.Path, system: System, text: str) -> None:
+    """Let the commands that tell the state of a job be the program `text`, from now on."""
+    for name in COMMANDS[system]:
+        (desk / "new").write_text(text)
+        (desk / "new").chmod(0o755)
+        (desk / "new").rename(desk / "bin" / name)
 
 
 @pytest.fixture
@@ -110,9 +139,101 @@ def test_a_job_of_a_batch_system_gives_the_same(desk: pathlib.Path, system: Syst
     assert followed.state == "failed"
     with pytest.raises(JobError, match="failed"):
         followed.result()
-    (desk / "bin" / "qstat").write_text("#!/bin/bash\nexit 153\n")  # the system has forgotten the job: its run tells
-    (desk / "bin" / "bjobs").write_text("#!/bin/bash\nexit 255\n")
+    (desk / "bin" / "qstat").write_text(FORGOTTEN)  # the system has forgotten the job: its run tells
+    (desk / "bin" / "bjobs").write_text(FORGOTTEN)
     assert SubmittedJob(system, number, "run").state == "completed"
+
+
+SUBMIT = """#!/bin/bash
+cat >/dev/null
+case $0 in
+    */qsub) echo 12.server ;;
+    */bsub) echo 'Job <12> is submitted to default queue <normal>.' ;;
+    */sbatch) echo 'Submitted batch job 12' ;;
+esac
+"""
+
+
+@pytest.fixture
+def queued(desk: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Batch systems that take a job and do not begin it, and the summary of an earlier run in the folder of the run."""
+    for name in ("qsub", "bsub", "sbatch"):
+        (desk / "bin" / name).write_text(SUBMIT)
+        (desk / "bin" / name).chmod(0o755)
+    (desk / "run").mkdir()
+    write_summary(desk, "finished", None)
+    monkeypatch.setattr("hvd_async.jobs.job._FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("hvd_async.jobs.job._UNKNOWN_SECONDS", 0.3)
+    return desk
+
+
+def write_summary(desk: pathlib.Path, status: str, job: str | None) -> None:
+    text = json.dumps({"status": status, "updates": 1, "job": None if job is None else {"id": job}})
+    (desk / "new.json").write_text(text)
+    (desk / "new.json").replace(desk / "run" / "summary.json")
+
+
+@pytest.mark.parametrize("begin", ["resume", "overwrite"])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_summary_of_an_earlier_run_is_not_that_of_the_job(queued: pathlib.Path, system: System, begin: str) -> None:
+    answer(queued, system, FORGOTTEN)
+    job = hvd_async.submit("run.yaml", system=system, nodes=1, workers_per_node=1, **{begin: True})  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match=r"does not know this job, and its run has no summary\.json of this job"):
+        job.state  # noqa: B018  # it asks
+    with pytest.raises(SetupError, match="does not know this job"):
+        job.result()
+    write_summary(queued, "finished", "11.server")  # another job was in the queue before
+    with pytest.raises(SetupError, match="does not know this job"):
+        job.wait()
+    write_summary(queued, "finished", "12")
+    assert job.result()["job"] == {"id": "12"} and job.state == "completed"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_job_that_another_program_follows_is_known_by_its_number(queued: pathlib.Path, system: System) -> None:
+    answer(queued, system, FORGOTTEN)
+    write_summary(queued, "failed", "11")
+    with pytest.raises(SetupError, match="does not know this job"):
+        SubmittedJob(system, 12, "run").wait()
+    assert SubmittedJob(system, 11, "run").wait() == "failed"
+    write_summary(queued, "finished", None)
+    assert SubmittedJob(system, 12, "run").wait() == "completed"  # the run has not noted which job it was
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_an_outage_of_the_batch_system_does_not_end_the_wait(queued: pathlib.Path, system: System) -> None:
+    answer(queued, system, DOWN)
+    job = SubmittedJob(system, 12, "run")
+    with pytest.raises(SetupError, match=r"exit status \d+: .*(cannot connect|is down|Unable to contact)"):
+        job.state  # noqa: B018  # it asks
+    with pytest.warns(RuntimeWarning, match="waiting for an answer"), pytest.raises(TimeoutError, match="without an answer"):
+        job.wait(timeout=0.5)
+    found: list[JobState] = []
+    waiting = threading.Thread(target=lambda: found.append(job.wait()))
+    with pytest.warns(RuntimeWarning, match="waiting for an answer"):
+        waiting.start()
+        while "asked" not in os.listdir(queued):
+            answer(queued, system, DOWN.replace("case", f"touch {queued}/asked\ncase"))
+            waiting.join(0.1)
+        answer(queued, system, FORGOTTEN)
+        write_summary(queued, "finished", "12")
+        waiting.join(60)
+    assert found == ["completed"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_wait_ends_in_time_while_the_job_is_not_known_or_the_system_hangs(
+    queued: pathlib.Path, monkeypatch: pytest.MonkeyPatch, system: System
+) -> None:
+    monkeypatch.setattr("hvd_async.jobs.job._UNKNOWN_SECONDS", 1000.0)
+    monkeypatch.setattr("hvd_async.jobs.job._SHORTEST_ANSWER_SECONDS", 0.1)
+    (queued / "run" / "summary.json").unlink()
+    answer(queued, system, FORGOTTEN)
+    with pytest.raises(TimeoutError, match=r"still unknown after 0\.3 s"):
+        SubmittedJob(system, 12, "run").wait(timeout=0.3)
+    answer(queued, system, "#!/bin/bash\nexec sleep 1000\n")
+    with pytest.warns(RuntimeWarning, match="timed out"), pytest.raises(TimeoutError, match="still without an answer"):
+        SubmittedJob(system, 12, "run").wait(timeout=0.3)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +274,20 @@ def test_the_number_of_a_job_is_read(system: object, printed: str, number: str |
     assert system.parse_submitted(printed) == number  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("status", [1, 137, 265, 271])
+def test_a_job_of_pbs_is_cancelled_by_the_program_that_cancels_it(queued: pathlib.Path, status: int) -> None:
+    (queued / "status").write_text(f"{status}\n")
+    assert SubmittedJob("pbs", "12.server", "run").state == "failed"
+    job = hvd_async.submit("run.yaml", system="pbs", nodes=1, workers_per_node=1)
+    answer(queued, "pbs", "#!/bin/bash\nprintf 'Job Id: 12.server\\n    job_state = R\\n'\n")
+    (queued / "bin" / "qdel").write_text("#!/bin/bash\n[[ $* == 12.server ]]\n")
+    (queued / "bin" / "qdel").chmod(0o755)
+    job.cancel()
+    assert job.state == "running"
+    answer(queued, "pbs", QSTAT)
+    assert job.state == "cancelled"
+
+
 @pytest.mark.parametrize(
     ("system", "printed", "state"),
     [
@@ -167,7 +302,9 @@ def test_the_number_of_a_job_is_read(system: object, printed: str, number: str |
         (pbs, "Job Id: 1.s\n    job_state = F\n    Exit_status = 0\n", "completed"),
         (pbs, "Job Id: 1.s\n    job_state = F\n    Exit_status = 138\n", "failed"),
         (pbs, "Job Id: 1.s\n    job_state = C\n    exit_status = 0\n", "completed"),  # Torque
-        (pbs, "Job Id: 1.s\n    job_state = F\n    Exit_status = 271\n", "cancelled"),
+        *((pbs, f"Job Id: 1.s\n    job_state = F\n    Exit_status = {status}\n", "failed") for status in (137, 265, 271)),
+        (pbs, "Job Id: 1.s\n    job_state = F\n    Exit_status = 143\n", "cancelled"),  # `launch` has saved
+        (pbs, "Job Id: 1.s\n    job_state = F\n", "cancelled"),  # deleted before it ran
         (pbs, "", None),
         (lsf, "PEND       -\n", "pending"),
         (lsf, "SSUSP      -\n", "running"),
