@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -50,9 +51,9 @@ class SubmittedJob:
         """The batch system, or `local`."""
         self.id = _checked_id(id)
         """The batch system's number of the job; of a local job that of its process."""
-        self.output = Path(output).absolute()
+        self.output = _checked_path("output", output, "the folder of the run").absolute()
         """Folder of the run."""
-        self.log = None if log is None else Path(log).absolute()
+        self.log = None if log is None else _checked_path("log", log, "a file").absolute()
         """File of what the job prints, if it is known."""
         self._process: _Process | None = None
         self._ended: JobState | None = None
@@ -233,6 +234,12 @@ def _checked_id(id: str | int) -> str:
             f"id: got {id!r}, expected the number of a job as the batch system tells it, such as 123 or 12.server"
         )
     return str(id)
+
+
+def _checked_path(name: str, path: object, kind: str) -> Path:
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ConfigError(f"{name}: got {path!r}, expected {kind}")
+    return Path(path)
 
 
 def local_job(process: subprocess.Popen[bytes], output: str | Path, log: str | Path) -> SubmittedJob:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import itertools
 import json
 import os
 import subprocess
@@ -10,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict
 
 from hvd_async.config import load_config
 from hvd_async.errors import CheckpointError, ConfigError, DataError, HvdAsyncError, SetupError
@@ -76,15 +78,15 @@ def submit(
 ) -> SubmittedJob:
     """Start the run of the configuration in the file `config` as a job, and return the job at once.
 
-    `system`: the batch system that gets the script `script`, or `local`: the run starts on this machine, or on those of the flag
-    `hosts`, and goes on when this program ends. `overrides`: values of keys, such as `{"training.epochs": 3}`. `flags`: those of
-    `hvd-async launch`, such as `nodes=4, gpus_per_node="a100:4", time="12:00:00"`; a flag that may be repeated takes a list.
-    Paths are relative to the current folder, where the job also runs and has its log.
+    `system`: the batch system that gets the script `script`, or `local`: the run starts on this machine, or on those of the
+    flag `hosts`, and continues when this program ends. `overrides`: values of keys, such as `{"training.weight": 200_000}`; a
+    value may be a Path. `flags`: those of `hvd-async launch`, such as `nodes=4, gpus_per_node="a100:4", time="12:00:00"`; a flag
+    that may be repeated takes a list. Paths are relative to the current folder, where the job also runs and has its log.
 
     Raises what `hvd-async launch` refuses: `ConfigError` for the configuration and the flags, `SetupError` for what is not there.
     Called by programs of users, outside of a run's ranks.
     """
-    pairs = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]  # JSON is YAML
+    pairs = _pairs(overrides)
     check_system(system)
     output = load_config(str(config), pairs).output
     words = [str(config), *_words(flags), *(word for pair in pairs for word in ("--set", pair))]
@@ -101,6 +103,23 @@ def submit(
     return batch_job(system, number, output, _log_of(system, number, flags.get("job_name") or "hvd-async"), before)
 
 
+def _pairs(overrides: object) -> list[str]:
+    """Return `overrides` as words for --set. Raises `ConfigError` for what has no text in YAML."""
+    if overrides is None:
+        return []
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise ConfigError(f"overrides: got {overrides!r}, expected a dict of keys and values, such as {{'seed': 2}}")
+    pairs = []
+    for key, value in overrides.items():
+        try:
+            pairs.append(f"{key}={json.dumps(value, default=os.fspath)}")  # JSON is YAML; os.fspath: the text of a Path
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"overrides: {key}: got {value!r}, expected text, a number, True, False, None, a Path, a list or a dict"
+            ) from None
+    return pairs
+
+
 def _words(flags: Mapping[str, Any]) -> Iterable[str]:
     """Yield the words of the command line for `flags`. Raises `ConfigError` for a flag that there is not."""
     for name, value in flags.items():
@@ -114,6 +133,8 @@ def _words(flags: Mapping[str, Any]) -> Iterable[str]:
             yield from [flag] if value else []
         elif isinstance(value, list | tuple):
             yield from (f"{flag}={one}" for one in value)
+        elif value is not None and not isinstance(value, str | int | float | os.PathLike):
+            raise ConfigError(f"{flag}: got {value!r}, expected text, a number, True or False, or a list for several")
         elif value is not None:
             yield f"{flag}={value}"
 
@@ -122,11 +143,8 @@ def _start_here(words: Sequence[str], output: str) -> SubmittedJob:
     """Start a run on this machine, in a process that outlives this one. Raises what `launch` refuses before it starts."""
     _run(["launch", *words, "--dry-run"])
     log = Path(f"hvd-async-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.out")
-    number = 1
-    while log.exists():
-        number += 1
-        log = log.with_name(f"{log.stem.partition('.')[0]}.{number}.out")
-    with log.open("xb") as file:
+    file, log = open_new(log)
+    with file:
         process = subprocess.Popen(
             _command(["launch", *words]),
             stdin=subprocess.DEVNULL,
@@ -135,6 +153,16 @@ def _start_here(words: Sequence[str], output: str) -> SubmittedJob:
             start_new_session=True,  # a Ctrl-C for this program is not for the job
         )
     return local_job(process, output, log)
+
+
+def open_new(path: Path) -> tuple[BinaryIO, Path]:
+    """Open a new file at `path`, or beside it with a number in its name, and return it and its path. Other threads and programs
+    may do the same at the same time."""
+    for number in itertools.count(1):
+        one = path if number == 1 else path.with_name(f"{path.stem}.{number}{path.suffix}")
+        with contextlib.suppress(FileExistsError):
+            return one.open("xb"), one
+    raise AssertionError("unreachable")
 
 
 def _command(words: Sequence[str]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pathlib
+import re
 import sys
 import threading
 import time
@@ -14,8 +16,10 @@ import pytest
 import hvd_async
 from hvd_async.cluster import lsf, pbs, slurm
 from hvd_async.cluster.job_state import JobState
+from hvd_async.config import load_config
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.jobs.job import JobError, SubmittedJob, System
+from hvd_async.jobs.submission import open_new
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.launcher.test_pbs_and_lsf_scripts import BSUB, QSUB
 from tests.mpi.runs import summary_of, write_config
@@ -247,6 +251,11 @@ def test_a_wait_ends_in_time_while_the_job_is_not_known_or_the_system_hangs(
         ({"overrides": {"trainin.epochs": 1}}, ConfigError, "trainin: unknown key"),
         ({"system": "pbs", "sbatch": ["-x"]}, ConfigError, "--sbatch: got --pbs"),
         ({"system": "slurm"}, SetupError, "sbatch: cannot be started"),
+        ({"overrides": ["seed=2"]}, ConfigError, "overrides: got ['seed=2'], expected a dict of keys and values"),
+        ({"overrides": {2: 3}}, ConfigError, "overrides: got {2: 3}, expected a dict"),
+        ({"overrides": {"seed": object}}, ConfigError, "overrides: seed: got <class 'object'>, expected text, a number"),
+        ({"overrides": {"seed": {2}}}, ConfigError, "overrides: seed: got {2}, expected text"),
+        ({"sbatch": {"qos": "high"}}, ConfigError, "--sbatch: got {'qos': 'high'}, expected text, a number"),
     ],
 )
 def test_what_launch_refuses_is_raised(
@@ -257,6 +266,84 @@ def test_what_launch_refuses_is_raised(
         hvd_async.submit("run.yaml", **{"system": "slurm", **words})  # type: ignore[arg-type]
     assert message in str(raised.value) and "\n" not in str(raised.value)
     assert not (desk / "run").exists() and not list(desk.glob("*.out"))
+
+
+def test_a_path_is_a_value(queued: pathlib.Path) -> None:
+    places = {"output": queued / "é" / "run", "task.data.folder": pathlib.Path("text")}
+    job = hvd_async.submit(queued / "run.yaml", system="lsf", nodes=1, workers_per_node=1, overrides=places)
+    assert job.output == queued / "é" / "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("sge", "12", "run"), "system: got 'sge', expected one of local, slurm, pbs, lsf"),
+        *(
+            (("slurm", id, "run"), f"id: got {id!r}, expected the number of a job")
+            for id in ("--help", "", "x", "1 2", True)
+        ),
+        (("slurm", None, "run"), "id: got None, expected the number of a job"),
+        (("pbs", "12.server\n", "run"), "id: got"),
+        (("pbs", "12", None), "output: got None, expected the folder of the run"),
+        (("pbs", "12", "run", 3), "log: got 3, expected a file"),
+    ],
+)
+def test_what_can_be_no_job_is_refused(words: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        SubmittedJob(*words[:3], log=words[3] if len(words) > 3 else None)  # type: ignore[arg-type]
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("id", [12, "12", "12.server", "12[]", "12[].pbs-01.site.org", "12_3"])
+def test_the_number_of_a_job_is_text(id: str | int) -> None:
+    assert SubmittedJob("pbs", id, "run").id == str(id)
+
+
+def test_logs_of_threads_have_names_of_their_own(tmp_path: pathlib.Path) -> None:
+    start = threading.Barrier(8)
+    found: list[pathlib.Path] = []
+
+    def work() -> None:
+        for _ in range(20):
+            start.wait()
+            file, path = open_new(tmp_path / "hvd-async-1.out")
+            file.close()
+            found.append(path)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = {"hvd-async-1.out", *(f"hvd-async-1.{number}.out" for number in range(2, 161))}
+    assert len(found) == 160 and {path.name for path in found} == names
+
+
+@pytest.mark.parametrize(
+    ("system", "names"),
+    [("slurm", ("hvd-async-12.out", "me-12.out")), ("pbs", ("hvd-async.o12", "me.o12")), ("lsf", ("12.out", "12.out"))],
+)
+def test_the_log_has_the_name_of_the_job(queued: pathlib.Path, system: System, names: tuple[str, str]) -> None:
+    wishes = {"system": system, "nodes": 1, "workers_per_node": 1}
+    logs = [hvd_async.submit("run.yaml", **wishes, job_name=name).log for name in (None, "me")]  # type: ignore[arg-type]
+    assert logs == [queued / name for name in names]
+
+
+def test_the_example_of_the_documentation_has_a_configuration() -> None:
+    text = (ROOT / "docs" / "clusters.md").read_text()
+    call = next(
+        node
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "hvd_async.submit"
+    )
+    given = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    inline = re.search(r"`overrides`: .*?`({.*?})`", hvd_async.submit.__doc__ or "", re.DOTALL)
+    assert inline is not None
+    for overrides in (given["overrides"], ast.literal_eval(inline[1])):
+        assert overrides
+        pairs = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        load_config(ROOT / ast.literal_eval(call.args[0]), pairs)
 
 
 @pytest.mark.parametrize(
