@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -45,9 +46,11 @@ class Dialect:
         """Return the time limit `text`, as `seconds_of` reads it, in this system's format."""
         if self.name == "slurm":
             return text
-        minutes, seconds = divmod(seconds_of(text), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours:02}:{minutes:02}:{seconds:02}" if self.name == "pbs" else f"{hours}:{minutes + bool(seconds):02}"
+        total = seconds_of(text)
+        if self.name == "pbs":
+            return f"{total // 3600:02}:{total // 60 % 60:02}:{total % 60:02}"
+        minutes = math.ceil(total / 60)
+        return f"{minutes // 60}:{minutes % 60:02}"
 
 
 DIALECTS: dict[SystemName, Dialect] = {

@@ -239,6 +239,8 @@ def test_submitting_without_the_system_is_reported_in_one_line(
         ("2-3", 183600, "51:00:00", "51:00"),
         ("1-0:30", 88200, "24:30:00", "24:30"),
         ("1-0:30:01", 88201, "24:30:01", "24:31"),
+        ("1:59:30", 7170, "01:59:30", "2:00"),
+        ("59:30", 3570, "00:59:30", "1:00"),
     ],
 )
 def test_times_are_read_as_slurm_reads_them(time: str, seconds: int, pbs: str, lsf: str) -> None:
