@@ -52,12 +52,12 @@ def train_arguments(arguments: argparse.Namespace) -> TrainArguments:
     )
 
 
-def check_container(arguments: argparse.Namespace) -> None:
-    """Raise `ConfigError` for flags that do not go together with --container, or need it."""
+def check_container(arguments: argparse.Namespace, origin: str = "--container") -> None:
+    """Raise `ConfigError` for flags that do not go together with a container, or need it. `origin`: what names the container."""
     if arguments.bind and arguments.container is None:
         raise ConfigError(f"--bind {arguments.bind[0]} has no effect without --container; add --container or remove it")
     if arguments.container is not None and arguments.respawn:
-        raise ConfigError("--respawn: got --container, expected none: a new worker would start outside of the image")
+        raise ConfigError(f"--respawn: got {origin}, expected none: a new worker would start outside of the image")
 
 
 def _begin(arguments: argparse.Namespace) -> Begin:
@@ -72,6 +72,10 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
     """Print the script or submit it, and return the exit status. Raises `ConfigError` for what the job would refuse."""
     from hvd_async.launcher.batch_script import ScriptJob, render
 
+    origin = "--container" if arguments.container is not None else "a container in the site file"
+    # The same checks, and the same look for a program, wherever the image is named.
+    arguments.container, binds = container_of(arguments)
+    check_container(arguments, origin)
     is_single = config.strategy.is_single
     asked = resources(arguments, dialect, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
     asked.check(dialect)
@@ -80,8 +84,6 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
         refuse(arguments, ("resume", "overwrite"), f"--{dialect.name} train-requeue, which has --auto-resume")
         arguments.auto_resume = False  # it is in the script
     launcher = _launcher(arguments, dialect, script)
-    container, binds = container_of(arguments)
-    check_container(arguments)
     if is_given(arguments, "respawn") and launcher != "mpirun":
         raise ConfigError("--respawn: expected --launcher mpirun: srun ends all ranks when one dies")
     # The configuration of a script of the user is one of the options; that of a run can be replaced on sbatch's command line.
@@ -91,8 +93,8 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
     for flag in ("workers", "mpi", "pmi", "restarts", "respawn"):
         if is_given(arguments, flag):
             options += [f"--{flag}", str(getattr(arguments, flag))]
-    if container is not None:
-        options += ["--container", container, *(word for bind in binds for word in ("--bind", bind))]
+    if arguments.container is not None:
+        options += ["--container", arguments.container, *(word for bind in binds for word in ("--bind", bind))]
     for flag in ("forward", "extra"):
         options += [f"--{flag}={value}" for value in getattr(arguments, flag)]
     job = ScriptJob(

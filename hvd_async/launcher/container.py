@@ -18,6 +18,9 @@ _OF_HOST = ("OPAL_PREFIX", "PMIX_PREFIX", "PRTE_PREFIX")
 # The file by which NVIDIA's driver tells that it is loaded.
 _DRIVER = Path("/proc/driver/nvidia/version")
 
+_MOST_LINKS = 40
+"""Linux follows no more links in a path."""
+
 
 @dataclass(frozen=True)
 class Container:
@@ -72,9 +75,10 @@ def folders_to_bind(config: RunConfig, config_path: str, environ: Mapping[str, s
     """Return the folders that the ranks of `config` read and write, none of them in another one.
 
     They are the current folder, those of the configuration, of the run and of its data, and TMPDIR, where MPI has its files.
-    For a folder that is not there yet: the folder in which it will be made.
+    For a folder that is not there yet: the folder in which it will be made. For a link, and for a path through links: also the
+    folder to which it leads.
     """
-    paths = [".", environ.get("TMPDIR", "."), *([os.path.dirname(config_path) or "."] if config_path else [])]
+    paths = [".", environ.get("TMPDIR", "."), *([config_path] if config_path else [])]
     if config.output != "unknown":
         paths.append(config.output)
     if isinstance(config.task, TranslationConfig):
@@ -82,7 +86,7 @@ def folders_to_bind(config: RunConfig, config_path: str, environ: Mapping[str, s
         files = (task.vocabulary.file, task.vocabulary.source_file, task.vocabulary.target_file)
         places = (task.data.folder, task.data.prepared, task.init_from, *files)
         paths += [place for place in places if place is not None]
-    return tuple(_outermost(_present(path) for path in paths))
+    return tuple(_outermost([*map(_present, paths), *(folder for path in paths for folder in _behind_links(path))]))
 
 
 def _present(path: str) -> str:
@@ -96,6 +100,18 @@ def _present(path: str) -> str:
     if re.search("[:,\n]", str(found)):
         raise ConfigError(f"--container: got the folder {str(found)!r}, expected no colon and no comma in the name")
     return str(found)
+
+
+def _behind_links(path: str) -> Iterable[str]:
+    """Yield the folders to which the links of `path` lead, one after the other, as `_present` does; none for one to nowhere."""
+    place = Path(os.path.abspath(path))
+    for _ in range(_MOST_LINKS):
+        link = next((one for one in (*reversed(place.parents), place) if one.is_symlink()), None)
+        if link is None:
+            return
+        place = Path(os.path.normpath(link.parent / link.readlink() / place.relative_to(link)))
+        if any(one.is_dir() for one in (place, *place.parents[:-1])):
+            yield _present(str(place))
 
 
 def _outermost(folders: Iterable[str]) -> list[str]:

@@ -178,6 +178,42 @@ def test_what_could_not_run_in_a_container_is_refused(
     assert message in captured.err and not captured.out
 
 
+@pytest.mark.parametrize(
+    ("words", "site", "message"),
+    [
+        (
+            ["--launcher", "mpirun", "--respawn", "1"],
+            "container: image 1.sif",
+            "--respawn: got a container in the site file",
+        ),
+        (
+            ["--launcher", "mpirun", "--respawn", "1", "--container", "x.sif"],
+            "container: y.sif",
+            "--respawn: got --container,",
+        ),
+        (["--bind", "/tmp"], "binds: [/usr]", "--bind /tmp has no effect without --container"),
+        (["--bind", "tmp"], "container: image 1.sif", "--bind: got 'tmp'"),
+    ],
+)
+def test_the_container_of_the_site_file_is_checked_like_that_of_the_flag(
+    desk: pathlib.Path, capsys: pytest.CaptureFixture[str], words: list[str], site: str, message: str
+) -> None:
+    (desk / "site.yaml").write_text(f"{site}\n")
+    assert main(["launch", "run.yaml", "--slurm", "--site", "site.yaml", *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and not captured.out
+
+
+def test_a_folder_is_bound_in_the_container_of_the_site_file(desk: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (desk / "site.yaml").write_text("container: image 1.sif\nbinds: [/usr]\n")
+    assert main(["launch", "run.yaml", "--slurm", "--site", "site.yaml", "--bind", "/tmp"]) == 0
+    assert "--container 'image 1.sif' --bind /usr --bind /tmp" in " ".join(capsys.readouterr().out.split())
+    # A program is looked for in the image, wherever the image is named.
+    program = ["launch", "--slurm", "--site", "site.yaml", "--set", "strategy.kind=ddp", "--", "only-in-the-image", "-x"]
+    assert main(program) == 0
+    assert "only-in-the-image -x" in capsys.readouterr().out
+
+
 def test_without_a_runtime_the_error_is_one_line(
     desk: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,11 +247,51 @@ def test_the_folders_of_a_run_are_bound_once(desk: pathlib.Path, tmp_path: pathl
     assert folders_to_bind(parse_config(tree, "test"), "run.yaml", {}) == (str(tmp_path),)
     tree["output"] = "runs/x"
     apart = folders_to_bind(parse_config(tree, "test"), "run.yaml", {"TMPDIR": "/tmp/not-there"})
-    assert apart == ("/tmp",) if str(tmp_path).startswith("/tmp/") else tuple(map(str, sorted([*places, desk])))
+    alone = tuple(map(str, sorted([*places, desk])))
+    assert apart == (("/tmp",) if str(tmp_path).startswith("/tmp/") else tuple(sorted([*alone, "/tmp"])))
     assert folders_to_bind(parse_config(tree, "test"), "run.yaml", {}) == tuple(map(str, sorted([*places, desk])))
     (desk / "a:b").mkdir()
     with pytest.raises(ConfigError, match="expected no colon and no comma in the name"):
         folders_to_bind(parse_config({**tree, "output": "a:b/x"}, "test"), "run.yaml", {})
+
+
+def test_what_links_lead_to_is_bound(desk: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    scratch = tmp_path / "scratch"
+    for name in ("data", "models", "runs", "spm"):
+        (scratch / name).mkdir(parents=True)
+    (scratch / "spm" / "v.model").write_text("a vocabulary")
+    (desk / "data").symlink_to(scratch / "data")
+    (desk / "models").symlink_to("data2")  # a link to a link
+    (desk / "data2").symlink_to("../other/way")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "way").symlink_to(scratch / "models")
+    (desk / "v.model").symlink_to(scratch / "spm" / "v.model")
+    (desk / "runs").symlink_to(scratch / "runs")
+    tree = {
+        "output": "runs/new",
+        "task": {"data": {"folder": "data"}, "init_from": "models/m", "vocabulary": {"file": "v.model"}},
+        "strategy": {"kind": "async"},
+        "training": {"epochs": 1},
+    }
+    found = folders_to_bind(parse_config(tree, "test"), "run.yaml", {})
+    way = tmp_path / "other" / "way"
+    assert found == tuple(str(path) for path in (desk, way, *(scratch / name for name in ("data", "models", "runs", "spm"))))
+    (desk / "cfg.yaml").symlink_to(scratch / "data" / "cfg.yaml")
+    tree["output"] = "unknown"
+    del tree["task"]["init_from"]  # type: ignore[attr-defined]
+    (scratch / "data" / "cfg.yaml").write_text("")
+    (desk / "data").unlink()
+    (desk / "data").mkdir()
+    found = folders_to_bind(parse_config(tree, "test"), "cfg.yaml", {})
+    assert found == (str(desk), str(scratch / "data"), str(scratch / "spm"))
+
+
+def test_a_link_to_nowhere_is_left_to_the_ranks(desk: pathlib.Path) -> None:
+    (desk / "lost").symlink_to("/not-there/x")
+    (desk / "round").symlink_to("round")
+    for name in ("lost", "round"):
+        tree = {"output": "r", "task": {"data": {"folder": name}}, "training": {"epochs": 1}}
+        assert folders_to_bind(parse_config(tree, "test"), "run.yaml", {}) == (str(desk),)
 
 
 def test_a_suite_of_real_runs_names_the_container_itself(desk: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
