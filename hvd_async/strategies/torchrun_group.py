@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -14,13 +15,14 @@ from torch.distributed.rendezvous import rendezvous
 
 from hvd_async.cluster.environment import TORCHRUN, read_environment
 from hvd_async.errors import PeerError, SetupError
+from hvd_async.strategies.life_lines import LifeLines, connect_ranks
 from hvd_async.transport.group import messages_of
 
 # torch's store refuses values above 8 MiB.
 _PART_BYTES = 4 << 20
 _MEETING_SECONDS = 300
 """How long ranks may take to start. torchrun starts them at once, other hosts' a little later."""
-_LOOK_SECONDS = 60
+_LOOK_SECONDS = 10
 
 
 def is_under_torchrun(environ: Mapping[str, str] = os.environ) -> bool:
@@ -51,11 +53,16 @@ class TorchrunGroup:
         self._store = PrefixStore("hvd-async", store)
         self.rank, self.size = int(rank), int(size)
         self._number = 0
+        self._lines: LifeLines | None = None
+        self._is_meeting = os.environ.get("LOCAL_WORLD_SIZE") != str(self.size)
+        if self._is_meeting:  # ranks of several hosts: the agent of a host ends the ranks of this host alone
+            self._lines = connect_ranks(self.rank, self.size, lambda text: self.allgather(text)[0], _MEETING_SECONDS)
+            self._is_meeting = False
 
     def allgather(self, text: str) -> list[str]:
         self._number += 1
         self._put(f"{self._number}/{self.rank}", text.encode())
-        found = [self._get(f"{self._number}/{rank}").decode() for rank in range(self.size)]
+        found = [self._get(f"{self._number}/{rank}", rank).decode() for rank in range(self.size)]
         # All ranks have come here, and so have read what they were given the time before.
         self._delete(f"{self._number - 1}/{self.rank}")
         return found
@@ -66,7 +73,7 @@ class TorchrunGroup:
             if self.rank == 0:
                 self._put(key, part.numpy().tobytes())
             else:
-                part.copy_(torch.frombuffer(bytearray(self._get(key)), dtype=torch.uint8))
+                part.copy_(torch.frombuffer(bytearray(self._get(key, 0)), dtype=torch.uint8))
             self.allgather("")  # all have read it
             if self.rank == 0:
                 self._delete(key)
@@ -91,19 +98,26 @@ class TorchrunGroup:
             self._store.set(f"{key}/{number}", value[start : start + _PART_BYTES])  # type: ignore[arg-type]  # bytes, too
         self._store.set(key, str(len(parts)))
 
-    def _get(self, key: str) -> bytes:
-        return b"".join(self._wait(f"{key}/{number}") for number in range(int(self._wait(key))))
+    def _get(self, key: str, rank: int) -> bytes:
+        return b"".join(self._wait(f"{key}/{number}", rank) for number in range(int(self._wait(key, rank))))
 
-    def _wait(self, key: str) -> bytes:
-        """Return the value of `key`, when it is there. Raises `PeerError` if the store has gone."""
+    def _wait(self, key: str, rank: int) -> bytes:
+        """Return the value of `key`, when `rank` has put it there. Raises `PeerError` if the store has gone, or a rank on another
+        host has ended."""
+        ended, began = None, time.monotonic()
         while True:
             try:
                 self._store.wait([key], datetime.timedelta(seconds=_LOOK_SECONDS))
                 return bytes(self._store.get(key))
             except dist.DistNetworkError as error:
                 raise PeerError(f"torchrun: its store has gone: {' '.join(str(error).split())[:200]}") from None
-            except dist.DistStoreError:  # not yet; torchrun ends this rank if another one fails
-                continue
+            except dist.DistStoreError:  # not yet; torchrun ends this rank if another one of this host fails
+                if ended is not None:
+                    raise PeerError(f"torchrun: rank {ended} has ended while rank {self.rank} waits for it") from None
+                if self._is_meeting and time.monotonic() > began + _MEETING_SECONDS:
+                    raise SetupError(f"torchrun: rank {rank} has not come in {_MEETING_SECONDS} s; see its output") from None
+                # One more look: the rank may have put the value there just before it ended.
+                ended = None if self._lines is None else self._lines.ended(rank)
 
     def _delete(self, key: str) -> None:
         if self._number > 1 or key.startswith("broadcast"):

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
+import select
+import socket
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from hvd_async.errors import SetupError
+from hvd_async.strategies.life_lines import connect_ranks
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.mpi.runs import checkpoint_checksum, events_of, losses_of, summary_of, write_config
 from tests.ranks import Completed, mpi_family, run_limited
@@ -65,6 +71,90 @@ def test_torchrun_as_a_task_of_srun_trains_on_all_its_ranks(desk: pathlib.Path) 
 def test_the_ranks_exchange_values_of_any_size(desk: pathlib.Path) -> None:
     done = torchrun(str(ROOT / "tests" / "strategies" / "torchrun_toy.py"), cwd=desk).check()
     assert done.stdout.count("['rank 0 of 2', 'rank 1 of 2']") == 2
+
+
+ON_TWO_HOSTS = """
+import os, sys
+from hvd_async.errors import PeerError, SetupError
+from hvd_async.strategies import torchrun_group
+
+torchrun_group._LOOK_SECONDS = 0.5
+torchrun_group._MEETING_SECONDS = float(os.environ["MEETING_SECONDS"])
+if os.environ["END"] == "before the meeting":
+    os._exit(3)
+try:
+    group = torchrun_group.TorchrunGroup()
+    group.allgather("x" * (5 << 20))
+    if os.environ["END"] == "at work":
+        os._exit(3)
+    group.allgather("")
+    print("has waited in vain", flush=True)
+except (PeerError, SetupError) as error:
+    print(f"said {type(error).__name__}: {error}", flush=True)
+    sys.exit(error.exit_status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "meeting_seconds", "message"),
+    [
+        ("at work", 300, r"said PeerError: torchrun: rank [01] has ended while rank [01] waits for it"),
+        ("before the meeting", 3, r"said SetupError: torchrun: rank [01] has not come in 3\.0 s"),
+    ],
+)
+def test_a_rank_that_ends_on_another_host_ends_the_wait(
+    desk: pathlib.Path, end: str, meeting_seconds: int, message: str
+) -> None:
+    """Two agents stand for two hosts; the one without the store's server has the rank that ends."""
+    (desk / "ranks.py").write_text(ON_TWO_HOSTS)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MASTER_"))}
+    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MEETING_SECONDS": str(meeting_seconds)}
+
+    def host(is_host: int, end: str) -> Completed:
+        words = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "7", "--rdzv-backend", "c10d")
+        place = ("--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", f"is_host={is_host}")
+        starting = (sys.executable, "-m", "torch.distributed.run", *words, *place, "ranks.py")
+        return run_limited(starting, {**environ, "END": end}, 120, cwd=desk)
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting, ending = pool.submit(host, 1, ""), pool.submit(host, 0, end)
+    assert ending.result().returncode != 0 and waiting.result().returncode != 0
+    assert re.search(message, waiting.result().stdout), waiting.result()
+
+
+def test_of_many_ranks_each_learns_that_one_has_ended() -> None:
+    place: Future[str] = Future()
+
+    def share(text: str) -> str:
+        if text:
+            place.set_result(text)
+            host, port, _ = text.split()
+            with socket.create_connection((host, int(port))) as stranger:
+                stranger.sendall(b"0" * 40)  # with another token
+        return place.result(30)
+
+    with ThreadPoolExecutor(4) as pool:
+        lines = list(pool.map(lambda rank: connect_ranks(rank, 4, share, 30), range(4)))
+    assert [line.ended(rank) for line in lines for rank in range(4) if line is not lines[rank]] == [None] * 12
+    lines[2]._connections[0].close()
+    assert select.select([lines[0]._connections[2]], [], [], 30)[0]
+    assert [lines[0].ended(rank) for rank in (1, 2, 3)] == [None, 2, None]
+    for connection in lines[0]._connections.values():  # so rank 0 ends
+        connection.close()
+    assert select.select([lines[1]._connections[0]], [], [], 30)[0]
+    assert lines[1].ended(2) == 0
+    for line in lines:
+        for connection in line._connections.values():
+            connection.close()
+
+
+def test_a_rank_that_does_not_connect_is_named() -> None:
+    with pytest.raises(SetupError, match=r"torchrun: rank 1 has not reached rank 0 in 0\.1 s"):
+        connect_ranks(0, 3, lambda text: text, 0.1)
+    with pytest.raises(SetupError, match=r"torchrun: rank 2 does not reach rank 0 at 127\.0\.0\.1, port 1: "):
+        connect_ranks(2, 3, lambda text: "127.0.0.1 1 token", 5)
 
 
 @pytest.mark.parametrize(
