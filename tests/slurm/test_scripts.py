@@ -294,3 +294,15 @@ def test_the_ranks_of_a_job_run_in_a_container(slurm: SlurmCluster, desk: pathli
     assert len(calls) == 3
     for *bound, image in calls:  # Slurm sets TMPDIR, which may be a folder around this one
         assert image == str(desk / "image.sif") and any(f"{desk}/".startswith(f"{folder}/") for folder in bound), calls
+
+
+def test_the_command_of_the_documentation_starts_torchrun_on_every_node(slurm: SlurmCluster, desk: pathlib.Path) -> None:
+    text = (ROOT / "docs" / "clusters.md").read_text()
+    [command] = re.findall(r"^srun [^\n]*torchrun (?:.|\n)*?(?=\n```)", text, re.MULTILINE)
+    config = run_of(desk, 6, strategy={"kind": "ddp"})
+    command = command.replace("configs/multi30k.yaml", config).replace("--nproc-per-node 4", "--nproc-per-node 2")
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    words = ("--parsable", "--output=log", *TWO_NODES, f"--wrap={command}")
+    finish(slurm, desk, slurm.run("sbatch", *words, cwd=desk, env={"PATH": path}).strip())
+    assert summary_of(desk / "run")["num_workers"] == 4, log_of(desk)
+    assert summary_of(desk / "run")["updates"] == 6
