@@ -70,7 +70,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
             choices=choices,
             nargs="?",
             const="train",
-            help=f"print a batch script for {title} (default train) like those in {flag}/",
+            help=f"print a batch script for {title} (default train) like the ready ones of a checkout",
         )
     add_resources(batch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import fnmatch
 import pathlib
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +20,8 @@ from hvd_async.system.files import write_file
 from hvd_async.system.locks import BusyError, locked
 from hvd_async.system.processes import Children, run_in_sight, stopping_on_signals
 
+_MOST_LETTERS = 500
+_OF_A_RANK = re.compile(r"^hvd-async: (rank \d+: )?")
 # Runs `hvd-async` with arguments; returns None if it is not to run any more.
 _Process = Callable[[Sequence[str]], "subprocess.CompletedProcess[str] | None"]
 
@@ -219,7 +222,7 @@ class Execution:
             if told:
                 board.say(f"{spec.name}: {'; '.join(told)}")
             return 0, ""
-        said = " ".join((done.stderr or done.stdout).split())[-500:] or "no output on stderr"
+        said = _said(done.stderr or done.stdout) or "no output on stderr"
         why = said if done.returncode else found
         write_file(fault, f"exit status {done.returncode}: {why}\n".encode())
         failure = f"{spec.name}: exit status {done.returncode}: {why}"
@@ -245,6 +248,12 @@ def _fits(spec: Spec, patterns: Sequence[str]) -> bool:
 def _lines_of_run(text: str) -> list[str]:
     """Return the run's lines in the output of `launch`, which adds a line of its own at the end."""
     return [line for line in _lines(text) if not line.startswith("launch: ")]
+
+
+def _said(text: str) -> str:
+    """Return the end of what the ranks of a run said in one line, what several said alike only once."""
+    said = " ".join(dict.fromkeys(" ".join(_OF_A_RANK.sub("", line).split()) for line in _lines(text)))
+    return said if len(said) <= _MOST_LETTERS else f"… {said[-_MOST_LETTERS:].partition(' ')[2]}"
 
 
 def _lines(text: str) -> list[str]:

@@ -314,7 +314,7 @@ def _apply(tree: dict[Any, Any], override: str) -> None:
         names = [str(name) for name in section] if isinstance(section, dict) else []
         found = [name for name in names if re.match(rf"{re.escape(name)}\s*[.=]", below)]
         if not found:
-            known = printable(", ".join(names) or "it has none")
+            known = printable(", ".join(map(repr, names)) or "it has none")
             raise ConfigError(f"--set {printable(override)}: expected one of the {first} of the suite: {known}")
         name = max(found, key=len)
         key, separator, text = below[len(name) :].strip().partition("=")

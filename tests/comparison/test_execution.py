@@ -81,10 +81,7 @@ def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
     assert main(command) == 3
     first = capsys.readouterr()
     assert first.err.splitlines()[0] == "hvd-async: runs that failed:"
-    assert (
-        first.err.splitlines()[1].startswith("hvd-async: bad-s1: exit status 2: hvd-async: ")
-        and "max_positions" in first.err
-    )
+    assert first.err.splitlines()[1].startswith("hvd-async: bad-s1: exit status 2: ") and "max_positions" in first.err
     assert len(first.err.splitlines()) == 2
     lines = first.out.splitlines()
     assert lines[0] == f"3 of 3 runs to be computed in {folder / 'out'}"
@@ -92,7 +89,7 @@ def test_runs_are_computed_once_and_one_that_fails_does_not_stop_the_others(
     assert lines[2].startswith("horovod-s1: finished: version 6, 2,0")
     assert lines[3] == "bad-s1: starts, 2 of 3" and lines[5] == "n_1-s1: starts, 3 of 3"
     fault = (folder / "out/faults/bad-s1.txt").read_text()
-    assert fault.startswith("exit status 2: hvd-async: ") and fault.count("\n") == 1
+    assert fault.startswith("exit status 2: ") and fault.count("\n") == 1
     entries = read_collection(folder / "out").entries
     assert [(entry.variant, entry.run is not None) for entry in entries] == [
         ("horovod", True),
@@ -115,7 +112,7 @@ def test_a_run_that_failed_is_forgotten_when_it_succeeds(folder: pathlib.Path, m
     path = write(folder, tiny())
     in_place_of_processes(monkeypatch, PretendedRuns(lambda config: [] if config.strategy.kind == "async" else [2.0]))
     failures, lines = execute(path, folder / "out")
-    assert failures == ["n_1-s1: exit status 3: hvd-async: it failed"] and lines[-1] == failures[0]
+    assert failures == ["n_1-s1: exit status 3: it failed"] and lines[-1] == failures[0]
     in_place_of_processes(monkeypatch, pretended := PretendedRuns())
     assert execute(path, folder / "out")[0] == []
     assert pretended.names == ["n_1-s1"] and not list((folder / "out/faults").iterdir())
@@ -172,7 +169,7 @@ def test_a_run_of_another_configuration_does_not_count(folder: pathlib.Path, mon
     execute(path, folder / "out", only=["horovod"])
     faults = [entry.fault for entry in read_collection(folder / "out").entries]
     # The failed attempt leaves the previous run in place: that is not the reason for its absence.
-    assert faults == ["exit status 3: hvd-async: it failed", "was computed with another configuration"]
+    assert faults == ["exit status 3: it failed", "was computed with another configuration"]
 
 
 @pytest.mark.parametrize("change", [{"workers": 3}, {"launcher": "horovodrun-mpi"}, {"launcher": "simulate"}])

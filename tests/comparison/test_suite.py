@@ -389,7 +389,7 @@ def test_a_name_with_dots_is_found_whole(folder: pathlib.Path) -> None:
     [
         ("budget.weight", "--set budget.weight: expected key.path=value"),
         ("budget.wait=3", "budget.wait: unknown key; did you mean 'weight'?"),
-        ("variants.x.push.overlap=true", "variants of the suite: horovod, N = 1"),
+        ("variants.x.push.overlap=true", "variants of the suite: 'horovod', 'N = 1'"),
         ("environments.x.push.overlap=true", "environments of the suite: it has none"),
         ("variants.N = 1.=true", "expected key.path=value"),
         ("set.seed=3", "set: got seed, expected other keys"),

@@ -91,6 +91,8 @@ def test_the_verb_writes_a_folder_once(
     (output / "thesis.txt").write_text("mine")
     assert main([*arguments, "--overwrite"]) == 2
     assert "which is no export, or has other files too; expected one" in capsys.readouterr().err
+    assert main(["translate", str(output)]) == 3
+    assert f"{output}: got an export for CTranslate2, expected the model folder" in capsys.readouterr().err
     assert (output / "thesis.txt").read_text() == "mine" and (output / "model.bin").exists()
 
 

@@ -39,6 +39,8 @@ def check_folder(folder: Path) -> None:
     if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
         names = ", ".join(str(path.parent) for path in models)
         raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
+    if (folder / "model.bin").is_file() and not (folder / PARAMETERS).is_file():
+        raise DataError(f"{folder}: got an export for CTranslate2, expected the model folder from which `export` made it")
     for name in (PARAMETERS, CONFIG, *(path.name for path in vocabulary_files(folder)), META):
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")

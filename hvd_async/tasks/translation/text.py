@@ -37,7 +37,9 @@ def find_file(folder: Path, split: str, language: str) -> Path:
     for path in (plain, zipped := folder / f"{split}.{language}.gz"):
         if path.is_file():
             return path
-    raise DataError(f"{plain}: no such file, nor {zipped.name}; expected one sentence a line")
+    raise DataError(
+        f"{plain}: no such file, nor {zipped.name}; expected one sentence a line (`hvd-async data` fetches corpora)"
+    )
 
 
 def find_texts(data: DataConfig) -> list[Path]:
