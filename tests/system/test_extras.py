@@ -19,7 +19,7 @@ from tests.test_architecture import MODULES, imports
 
 ROOT = pathlib.Path(__file__).parents[2]
 DISTRIBUTIONS = {"yaml": "pyyaml", "mlflow": "mlflow-skinny"}  # where its name is not the one of the import
-BROUGHT_BY_OTHERS = {"triton", "markupsafe", "annotated_types"}  # torch, jinja2 and pydantic
+BROUGHT_BY_OTHERS = {"triton", "markupsafe", "annotated_types", "typing_extensions"}  # torch, jinja2 and pydantic
 
 
 def dependencies() -> tuple[set[str], dict[str, set[str]]]:
