@@ -1,4 +1,4 @@
-"""What each batch system calls the things that a script asks for, and the command that submits a script. Pure."""
+"""Table of what each batch system calls the things that a script asks for, and the command that submits a script. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each figure of a report shows, in one sentence with its numbers. Pure."""
+"""Sentences on what the figures of a report show, with their numbers. Pure."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 
 from hvd_async.config import leaves
@@ -60,7 +60,7 @@ class Scalars(RunPart):
                 self._say(f"{error}; continuing without {sink.title}")
                 continue
             self._sinks.append(sink)
-            self._do(sink, sink.open)
+            self._do(sink, lambda sink: sink.open())
         return self
 
     def is_stopped(self) -> None:
@@ -69,11 +69,9 @@ class Scalars(RunPart):
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         """Have the sinks write what is left."""
-        for sink in list(self._sinks):
-            self._do(sink, lambda sink=sink: sink.finish(is_failed=kind is not None))  # type: ignore[misc]
+        self._each(lambda sink: sink.finish(is_failed=kind is not None))
         until = time.monotonic() + self._last_seconds
-        for sink in list(self._sinks):
-            self._do(sink, lambda sink=sink: sink.wait(until))  # type: ignore[misc]
+        self._each(lambda sink: sink.wait(until))
 
     def updated(self, update: Update) -> None:
         """Add a point to the curves of training, at most once a second."""
@@ -90,23 +88,23 @@ class Scalars(RunPart):
             "training/weight": weight,
             "training/weight_per_second": weight / max(1e-9, self._clock.seconds),
         }
-        self._add(points, update.version)
+        self._each(lambda sink: sink.add(points, update.version))
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Add a point to the curves of validation, and the samples of the version, if there are any."""
-        self._add({f"validation/{name}": score for name, score in result.scores.items()}, result.version)
+        scores = {f"validation/{name}": score for name, score in result.scores.items()}
+        self._each(lambda sink: sink.add(scores, result.version))
         if self._sinks and (samples := read_samples(self._run.folder, result.version)):
             text = as_markdown(samples)
-            for sink in list(self._sinks):
-                self._do(sink, lambda sink=sink: sink.add_text("validation/samples", text, result.version))  # type: ignore[misc]
+            self._each(lambda sink: sink.add_text("validation/samples", text, result.version))
 
-    def _add(self, points: Mapping[str, float], version: int) -> None:
+    def _each(self, action: Callable[[CurveSink], None]) -> None:
         for sink in list(self._sinks):
-            self._do(sink, lambda sink=sink: sink.add(points, version))  # type: ignore[misc]
+            self._do(sink, action)
 
-    def _do(self, sink: CurveSink, action: Callable[[], object]) -> None:
+    def _do(self, sink: CurveSink, action: Callable[[CurveSink], None]) -> None:
         try:
-            action()
+            action(sink)
         except Exception as error:  # of packages that are not ours, and of the network
             self._sinks.remove(sink)
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

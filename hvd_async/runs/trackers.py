@@ -20,7 +20,7 @@ _PROJECT = "hvd_async"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker shows of a run. `settings`: its configuration, by dotted keys. `record`: file in the run's folder that keeps
+    """The run as a tracker shows it. `settings`: its configuration, by dotted keys. `record`: file in the run's folder that keeps
     the tracker's name of the run, so that a resumed run continues its curves."""
 
     name: str

@@ -248,21 +248,20 @@ def test_scalars_have_every_step_once_after_a_resume(tmp_path: pathlib.Path) -> 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "run"
-    training = {"checkpoint_every": 5, "keep_checkpoints": 9, "tensorboard": True}
-    settings = settings_of(folder, validation={"every": 1}, training=training)
-    run(settings)
-    shutil.rmtree(folder / "checkpoints/v00000012")  # as if killed at version 12, with the last checkpoint at 10
-    (folder / "summary.json").unlink()
-    run(settings, resume=True)
+    run_twice(folder, tensorboard=True)
     scalars = EventAccumulator(str(folder / "tensorboard"))
     scalars.Reload()
     assert [event.step for event in scalars.Scalars("validation/loss")] == list(range(1, 13))
 
 
-def killed_at(folder: pathlib.Path, version: int) -> None:
-    """Leave `folder` as a run that was killed after the checkpoint before `version`, its last."""
-    shutil.rmtree(folder / f"checkpoints/v{version:08d}")
+def run_twice(folder: pathlib.Path, **training: Any) -> None:
+    """Run to version 12, evaluating each; then again from version 10, as if killed before the last checkpoint was saved."""
+    training = {"checkpoint_every": 5, "keep_checkpoints": 9, **training}
+    settings = settings_of(folder, validation={"every": 1}, training=training)
+    run(settings)
+    shutil.rmtree(folder / "checkpoints/v00000012")
     (folder / "summary.json").unlink()
+    run(settings, resume=True)
 
 
 def test_mlflow_gets_the_configuration_and_one_run_for_a_resumed_run(
@@ -272,11 +271,7 @@ def test_mlflow_gets_the_configuration_and_one_run_for_a_resumed_run(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
-    training = {"checkpoint_every": 5, "keep_checkpoints": 9, "trackers": ["mlflow"]}
-    settings = settings_of(tmp_path / "run", validation={"every": 1}, training=training)
-    run(settings)
-    killed_at(tmp_path / "run", 12)
-    run(settings, resume=True)
+    run_twice(tmp_path / "run", trackers=["mlflow"])
     client = mlflow.MlflowClient()
     [found] = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
     assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
@@ -291,11 +286,7 @@ def test_wandb_gets_the_configuration_and_one_run_for_a_resumed_run(
 ) -> None:
     pytest.importorskip("wandb", reason="the package wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    training = {"checkpoint_every": 5, "keep_checkpoints": 9, "trackers": ["wandb"]}
-    settings = settings_of(tmp_path / "run", validation={"every": 1}, training=training)
-    run(settings)
-    killed_at(tmp_path / "run", 12)
-    run(settings, resume=True)
+    run_twice(tmp_path / "run", trackers=["wandb"])
     name = json.loads((tmp_path / "run/tracker.wandb.json").read_bytes())["id"]
     files = sorted((tmp_path / "run/wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     records = [record for path in files for record in wandb_records(path)]

@@ -34,6 +34,23 @@ def vocabulary() -> Vocabulary:
     return make_vocabulary()
 
 
+def given_vocabulary(prefix: Path, size: int, **options: object) -> Vocabulary:
+    """Return a BPE vocabulary that SentencePiece has trained with `options` of its own."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_prefix=str(prefix),
+        model_type="bpe",
+        vocab_size=size,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        minloglevel=2,
+        **options,
+    )
+    return Vocabulary.load(prefix.with_suffix(".model"))
+
+
 def encoded(vocabulary: Vocabulary, texts: list[str]) -> list[Tokens]:
     return [np.array(tokens, dtype=np.uint16) for tokens in vocabulary.encode(texts)]
 
@@ -57,19 +74,7 @@ def test_without_dropout_the_pieces_are_those_of_sentencepiece(settings: dict[st
 
 
 def test_symbols_that_users_defined_stay_whole(tmp_path: Path) -> None:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS),
-        model_prefix=str(tmp_path / "own"),
-        model_type="bpe",
-        vocab_size=450,
-        user_defined_symbols=["Zoo", "hund", "<2de>"],
-        pad_id=0,
-        unk_id=1,
-        bos_id=2,
-        eos_id=3,
-        minloglevel=2,
-    )
-    vocabulary = Vocabulary.load(tmp_path / "own.model")
+    vocabulary = given_vocabulary(tmp_path / "own", 450, user_defined_symbols=["Zoo", "hund", "<2de>"])
     sentences = encoded(vocabulary, [*TEXTS, "<2de> Der Zoohund im Zoo"])
     BpeDropout(vocabulary, 0.0, seed=1).check(sentences)
     symbols = {vocabulary.pieces(range(len(vocabulary))).index(symbol) for symbol in ("Zoo", "hund", "<2de>")}
@@ -81,19 +86,7 @@ def test_symbols_that_users_defined_stay_whole(tmp_path: Path) -> None:
 
 
 def test_without_dropout_pieces_that_go_on_after_a_space_are_those_of_sentencepiece(tmp_path: Path) -> None:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS),
-        model_prefix=str(tmp_path / "given"),
-        model_type="bpe",
-        vocab_size=400,
-        split_by_whitespace=False,
-        pad_id=0,
-        unk_id=1,
-        bos_id=2,
-        eos_id=3,
-        minloglevel=2,
-    )
-    vocabulary = Vocabulary.load(tmp_path / "given.model")
+    vocabulary = given_vocabulary(tmp_path / "given", 400, split_by_whitespace=False)
     assert any("\u2581" in piece[1:] for piece in vocabulary.pieces(range(len(vocabulary))))
     sentences = encoded(vocabulary, TEXTS)
     BpeDropout(vocabulary, 0.0, seed=1).check(sentences)
