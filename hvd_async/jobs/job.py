@@ -74,7 +74,7 @@ class SubmittedJob:
         """
         give_up = time.monotonic() + _UNKNOWN_SECONDS
         while (state := self._look(_LONGEST_ANSWER_SECONDS, is_last=time.monotonic() > give_up)) is None:
-            time.sleep(_FIRST_SECONDS)
+            time.sleep(_FIRST_SECONDS)  # a job is known a moment after it was submitted, and nothing tells when
         return state
 
     def wait(self, timeout: float | None = None) -> JobState:
@@ -103,7 +103,9 @@ class SubmittedJob:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError(f"{self}: still {state} after {timeout:g} s")
-            time.sleep(pause if left is None else min(pause, left))
+            time.sleep(
+                pause if left is None else min(pause, left)
+            )  # batch systems are asked, and tell nothing by themselves
             # A job that is not known, or not any more, is looked for at short intervals.
             is_short = self.system == "local" or state == "unknown"
             pause = _FIRST_SECONDS if is_short else min(_LONGEST_SECONDS, 1.5 * pause)

@@ -20,9 +20,9 @@ from hvd_async.config import load_config
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.jobs.job import JobError, SubmittedJob, System
 from hvd_async.jobs.submission import open_new
-from hvd_async.tasks.translation.builtin.grammar import write_corpus
+from tests.launcher.desk import make_desk
 from tests.launcher.test_pbs_and_lsf_scripts import BSUB, QSUB
-from tests.mpi.runs import summary_of, write_config
+from tests.mpi.runs import summary_of
 from tests.ranks import mpi_family
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -68,19 +68,7 @@ def answer(desk: pathlib.Path, system: System, text: str) -> None:
 
 @pytest.fixture
 def desk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    for name, text in {"qsub": QSUB, "bsub": BSUB, "qstat": QSTAT, "bjobs": BJOBS}.items():
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
-    write_corpus(tmp_path / "text", train=60, validation=8, test=8)
-    training = {"weight": None, "updates": 4, "threads": 1}
-    write_config(tmp_path, strategy={"kind": "async"}, training=training, validation={"every": None})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    make_desk(tmp_path, monkeypatch, {"qsub": QSUB, "bsub": BSUB, "qstat": QSTAT, "bjobs": BJOBS})
     for name in [name for name in os.environ if name.startswith("OMP_")]:
         monkeypatch.delenv(name)
     return tmp_path

@@ -21,11 +21,10 @@ import pytest
 from hvd_async.__main__ import main
 from hvd_async.errors import ConfigError
 from hvd_async.launcher.batch_dialect import DIALECTS, SystemName, seconds_of
-from hvd_async.tasks.translation.builtin.grammar import write_corpus
-from tests.mpi.runs import summary_of, write_config
+from tests.launcher.desk import make_desk
+from tests.mpi.runs import summary_of
 from tests.ranks import mpi_family
 
-ROOT = pathlib.Path(__file__).parents[2]
 QSUB = """#!/bin/bash
 script=$(mktemp "$TMPDIR/job.XXXX")
 cat >"$script"
@@ -51,19 +50,7 @@ echo 'Job <12> is submitted to default queue <normal>.'
 @pytest.fixture
 def desk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A folder with a tiny run and its text, and the stand-ins on PATH."""
-    for name, text in (("qsub", QSUB), ("bsub", BSUB)):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
-    write_corpus(tmp_path / "text", train=60, validation=8, test=8)
-    training = {"weight": None, "updates": 4, "threads": 1}
-    write_config(tmp_path, strategy={"kind": "async"}, training=training, validation={"every": None})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    make_desk(tmp_path, monkeypatch, {"qsub": QSUB, "bsub": BSUB})
     return tmp_path
 
 
