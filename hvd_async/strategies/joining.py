@@ -63,7 +63,7 @@ def reach_store(invitation: Invitation, layouts: Sequence[Layout], timeout_secon
     if invitation.address is None:
         where = "the store is on another host, or in a container with processes of its own"
         if is_here:
-            where = "the run has workers on other hosts, whose atomic operations MPI carries out"
+            where = "MPI carries out the atomic operations of this run, since a rank lacks the C extension"
         raise SetupError(f"{where}: start the run with strategy.joins_from: network")
     visit = Visit(invitation.address, timeout_seconds)
     return StoreAccess(

@@ -112,7 +112,7 @@ class NodePushPull:
     def push_pull(self, gradient: torch.Tensor, arrival: Arrival, parameters: torch.Tensor, computing: int = IDLE) -> Base:
         started = time.monotonic()
         base = self._node.push_pull(gradient, arrival, parameters, computing)
-        self._client.let_go(arrival.batch)
+        self._client.note_pushed(arrival.batch)
         # Counted as waiting, which most of it is: push, wait and pull of a node cannot be told apart here.
         self.took = Took(wait_seconds=time.monotonic() - started)
         return base

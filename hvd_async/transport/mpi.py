@@ -3,8 +3,9 @@
 Both exist at once over the same memory, a choice based on measurements: within a node a shared window runs at the speed
 of memory and needs no help from its owner; a second window, created over the same block, serves ranks on other nodes.
 Over a network no MPI completes a passive operation while its target computes, so a block's owner runs a progress thread
-while there are ranks on other nodes. If there are such ranks, all fetch-and-adds go through the created window, because
-other atomics are not atomic with those; otherwise they are the processor's own.
+while there are ranks on other nodes. That thread also does by message what is faster so: long transfers, and atomic
+operations, which then are the processor's own for all ranks. Where a rank lacks the C extension that has these, atomic
+operations of all ranks go through one window of MPI, because others are not atomic with those.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from hvd_async.transport import host_memory
 from hvd_async.transport.block import WORD_BYTES, BlockT
 from hvd_async.transport.bootstrap import MpiGroup
 from hvd_async.transport.host_memory import HostMemory
-from hvd_async.transport.progress import ANSWER_TAG, CHUNK_BYTES, REQUEST_TAG, ProgressThread
+from hvd_async.transport.progress import ProgressThread, Request, Tag, chunks_of
 from hvd_async.transport.pulse import FarWord, NativePulse, Pulse, Rhythm, ThreadPulse
 from hvd_async.vectors import arithmetic
 
-# Reads of at least this size are requested by message and sent.
+# Parts of a block of at least this size travel as messages.
 _MESSAGE_BYTES = 1 << 14
 # A slower link counts as broken.
 _SLOWEST_BYTES_PER_SECOND = 1e6
@@ -47,7 +48,9 @@ _SLOWEST_BYTES_PER_SECOND = 1e6
 class SharedMemory(HostMemory[BlockT]):
     """The block mapped into a rank of its owner's node."""
 
-    def __init__(self, layout: BlockT, block: MappedBlock, atomics: Atomics | None, progress: ProgressThread | None) -> None:
+    def __init__(
+        self, layout: BlockT, block: MappedBlock, atomics: FarWindow | None, progress: ProgressThread | None
+    ) -> None:
         """Use `block`; fetch-and-add goes through `atomics`; None: the processor's own."""
         super().__init__(layout, block.memory)
         self.place = block.place
@@ -91,35 +94,46 @@ class RemoteMemory(Generic[BlockT]):
     has_bells = False
     is_remote = True
 
-    def __init__(self, layout: BlockT, atomics: Atomics, messages: MPI.Comm, what: str, timeout_seconds: float) -> None:
-        """Use the window in `atomics`, which exposes the block on its owner in bytes and is locked for the life of this
-        object; `messages` is the communicator of the owner's progress thread.
+    def __init__(
+        self, layout: BlockT, far: FarWindow, messages: MPI.Comm, what: str, timeout_seconds: float, *, asks: bool
+    ) -> None:
+        """Use the window of `far`, which exposes the block on its owner in bytes and is locked for the life of this object;
+        `messages` is the communicator of the owner's progress thread.
 
-        An operation that takes longer than `timeout_seconds` ends this process, since MPI would wait for a dead owner
-        forever. `what` names the owner in messages.
+        `asks`: atomic operations are requests to this thread, not one-sided. An operation that takes longer than
+        `timeout_seconds` ends this process, since MPI would wait for a dead owner forever. `what` names the owner in
+        messages.
         """
         self.layout = layout
-        self._window = atomics.window
-        self._owner = atomics.owner
-        self._atomics = atomics
+        self._far = far
+        self._window = far.window
+        self._owner = far.owner
         self._messages = messages
-        self._reading = threading.Lock()
+        self._asks = asks
+        # Transfers to here, to the owner, and exchanges of words: one at a time of each, so that the messages of two threads
+        # are not mixed up.
+        self._reading, self._writing, self._exchanging = threading.Lock(), threading.Lock(), threading.Lock()
+        self._flushing = threading.Lock()
         self._what = what
         self._timeout_seconds = timeout_seconds
         self._deadlines: dict[int, float] = {}  # operations under way
         self._num_unflushed_bytes = 0
-        self._unflushed: list[torch.Tensor] = []  # MPI still reads these buffers
+        self._unflushed: list[_Put] = []
         self._numbers = itertools.count()
         threading.Thread(target=self._watch, name="hvd-async-watchdog", daemon=True).start()
 
     def load(self, word: int) -> int:
-        """Read a control word by Get: one load on the target for an aligned word, and three times as fast as an atomic."""
+        """Read a control word by Get: one load on the target for an aligned word, and faster than a message."""
         return self.load_words(word, 1)[0]
 
     def store(self, word: int, value: int) -> None:
+        if self._asks:
+            self._exchange(Request.STORE, word, value)
+            return
         # An atomic replaces the value only after the puts flushed before it; a plain Put of 8 bytes does not guarantee
         # that.
-        self._atomically(word, value, MPI.REPLACE)
+        with self._watched():
+            self._far.fetch_and_op(word, value, MPI.REPLACE)
 
     def store_words(self, first: int, values: Sequence[int]) -> None:
         self.put(WORD_BYTES * first, torch.tensor(values, dtype=torch.int64))
@@ -131,50 +145,81 @@ class RemoteMemory(Generic[BlockT]):
         return values
 
     def fetch_add(self, word: int, amount: int) -> int:
-        return self._atomically(word, amount, MPI.SUM)
+        if self._asks:
+            return self._exchange(Request.ADD, word, amount)
+        with self._watched():
+            return self._far.fetch_and_op(word, amount, MPI.SUM)
 
     def compare_swap(self, word: int, expected: int, value: int) -> int:
+        if self._asks:
+            return self._exchange(Request.SWAP, word, expected, value)
         with self._watched():
-            return self._atomics.compare_and_swap(word, expected, value)
+            return self._far.compare_and_swap(word, expected, value)
 
     def beat(self, word: int, rhythm: Rhythm) -> Pulse:
-        far = self._atomics.far_word(word)
+        far = _far_word(self._messages, self._owner, word) if self._asks else None
         if far is None:
             return ThreadPulse(functools.partial(self.store, word), rhythm)
         return NativePulse(far, rhythm, self, self._watched)
 
     def put(self, offset: int, source: torch.Tensor) -> None:
-        self._num_unflushed_bytes += source.numel() * source.element_size()
+        data = _bytes_of(source)
+        self._num_unflushed_bytes += data.size
         with self._watched():
-            for start, chunk in _chunks(source):
-                self._window.Put(chunk, self._owner, target=(offset + start, chunk.size, MPI.BYTE))
-        self._unflushed.append(source)
+            messages = []
+            if data.size >= _MESSAGE_BYTES:
+                messages = self._send(offset, data)
+            elif data.size:
+                self._window.Put(data, self._owner, target=(offset, data.size, MPI.BYTE))
+        self._unflushed.append(_Put(source, data.size, messages))
+
+    def _send(self, offset: int, data: npt.NDArray[np.uint8]) -> list[MPI.Request]:
+        with self._writing:
+            self._ask(Request.TAKE, offset, data.size)
+            messages = [self._messages.Isend(chunk, self._owner, Tag.DATA) for chunk in chunks_of(data)]
+            return [*messages, self._messages.Irecv(np.zeros(0, dtype=np.uint8), self._owner, Tag.TAKEN)]
 
     def flush(self) -> None:
-        sources, self._unflushed = self._unflushed, []  # without the puts that another thread makes in the meantime
-        with self._watched():
+        with (
+            self._flushing,
+            self._watched(),
+        ):  # whoever flushes waits for all puts, also for those that another thread waits for
+            puts, self._unflushed = self._unflushed, []  # without those that another thread makes in the meantime
             self._window.Flush(self._owner)
-        self._num_unflushed_bytes -= sum(source.numel() * source.element_size() for source in sources)
-        del sources
+            for put in puts:
+                MPI.Request.Waitall(put.messages)
+                self._num_unflushed_bytes -= put.num_bytes
 
     def get(self, offset: int, target: torch.Tensor) -> None:
-        if target.numel() * target.element_size() >= _MESSAGE_BYTES:
-            self._ask_for(offset, target)
-            return
-        with self._watched():
-            for start, chunk in _chunks(target):
-                self._window.Get(chunk, self._owner, target=(offset + start, chunk.size, MPI.BYTE))
-            self._window.Flush(self._owner)
-
-    def _ask_for(self, offset: int, target: torch.Tensor) -> None:
-        with self._reading:  # one at a time: answers come in the order of the requests
-            answers = [self._messages.Irecv(chunk, self._owner, ANSWER_TAG) for _, chunk in _chunks(target)]
-            num_bytes = target.numel() * target.element_size()
+        data = _bytes_of(target)
+        if data.size >= _MESSAGE_BYTES:
+            self._ask_for(offset, data)
+        elif data.size:
             with self._watched():
-                self._messages.Send(np.array([offset, num_bytes], dtype=np.int64), self._owner, REQUEST_TAG)
+                self._window.Get(data, self._owner, target=(offset, data.size, MPI.BYTE))
+                self._window.Flush(self._owner)
+
+    def _ask_for(self, offset: int, data: npt.NDArray[np.uint8]) -> None:
+        with self._reading:
+            answers = [self._messages.Irecv(chunk, self._owner, Tag.ANSWER) for chunk in chunks_of(data)]
+            with self._watched():
+                self._ask(Request.GIVE, offset, data.size)
             for answer in answers:
                 with self._watched():
                     answer.Wait()
+
+    def _exchange(self, request: Request, *numbers: int) -> int:
+        value = np.zeros(1, dtype=np.int64)
+        with self._exchanging, self._watched():
+            answer = self._messages.Irecv(value, self._owner, Tag.VALUE)
+            self._ask(request, *numbers)
+            answer.Wait()
+        return int(value[0])
+
+    def _ask(self, request: Request, *numbers: int) -> None:
+        words = np.zeros(4, dtype=np.int64)
+        words[: 1 + len(numbers)] = request, *numbers
+        self._messages.Send(words, self._owner, Tag.REQUEST)
 
     def mapped(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor | None:
         return None
@@ -187,10 +232,6 @@ class RemoteMemory(Generic[BlockT]):
 
     def wait(self, bell: int, heard: int, seconds: float) -> None:
         time.sleep(seconds)  # one-sided communication wakes no rank
-
-    def _atomically(self, word: int, value: int, op: MPI.Op) -> int:
-        with self._watched():
-            return self._atomics.fetch_and_op(word, value, op)
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -218,6 +259,15 @@ class RemoteMemory(Generic[BlockT]):
 
 
 @dataclass(frozen=True)
+class _Put:
+    """A put that is under way: MPI still reads `source`. `messages`: by which it travels; none: as one-sided operations."""
+
+    source: torch.Tensor
+    num_bytes: int
+    messages: list[MPI.Request]
+
+
+@dataclass(frozen=True)
 class MappedBlock:
     """A block in the shared memory of this node. `place`: where it is, or, if only MPI can share memory here, its `window`."""
 
@@ -225,9 +275,9 @@ class MappedBlock:
     place: Place | None
     window: MPI.Win | None
 
-    def atomics(self, position: int) -> Atomics | None:
+    def atomics(self, position: int) -> FarWindow | None:
         """Return the window for fetch-and-adds, in which the owner has `position`; None: they are the processor's own."""
-        return None if self.window is None or arithmetic.has_doorbells() else Atomics(self.window, position)
+        return None if self.window is None or arithmetic.has_doorbells() else FarWindow(self.window, position)
 
     def free(self) -> None:
         """Free the window, collectively over its ranks, or close the memory, which lives on as long as others map it."""
@@ -239,8 +289,8 @@ class MappedBlock:
 
 
 @dataclass(frozen=True)
-class Atomics:
-    """The window through which a block's fetch-and-adds go, and the rank of its owner there."""
+class FarWindow:
+    """A window over a block, and the rank of its owner there."""
 
     window: MPI.Win
     owner: int
@@ -260,30 +310,27 @@ class Atomics:
         self.window.Flush(self.owner)
         return int(before[0])
 
-    def far_word(self, word: int) -> FarWord | None:
-        """Return how a thread of C replaces a control word; None without the C extension, or if MPI's functions are not found."""
-        functions = _functions()
-        if functions is None or not arithmetic.has_doorbells():
-            return None
-        type_, operation, window = (_handle(each) for each in (MPI.INT64_T, MPI.REPLACE, self.window))
-        are_pointers = MPI._sizeof(self.window) == ctypes.sizeof(ctypes.c_void_p)
-        return FarWord(*functions, type_, operation, window, self.owner, WORD_BYTES * word, are_pointers)
+
+def _far_word(messages: MPI.Comm, owner: int, word: int) -> FarWord | None:
+    """Return how a thread of C asks the progress thread of rank `owner` to set a control word; None if MPI's functions are not
+    found."""
+    send = _address_of_send()
+    if send is None:
+        return None
+    are_pointers = MPI._sizeof(messages) == ctypes.sizeof(ctypes.c_void_p)
+    return FarWord(send, _handle(MPI.INT64_T), _handle(messages), owner, Tag.REQUEST, Request.BEAT, word, are_pointers)
 
 
 @functools.cache
-def _functions() -> tuple[int, int] | None:
-    """Return the addresses of `MPI_Fetch_and_op` and `MPI_Win_flush` in the library that mpi4py uses; None if it hides them."""
+def _address_of_send() -> int | None:
+    """Return the address of `MPI_Send` in the library that mpi4py uses; None if it hides it."""
     try:
-        library = ctypes.CDLL(MPI.__file__)
-        fetch, flush = (
-            ctypes.cast(each, ctypes.c_void_p).value for each in (library.MPI_Fetch_and_op, library.MPI_Win_flush)
-        )
+        return ctypes.cast(ctypes.CDLL(MPI.__file__).MPI_Send, ctypes.c_void_p).value or None
     except (OSError, AttributeError):
         return None
-    return (fetch, flush) if fetch and flush else None
 
 
-def _handle(thing: MPI.Datatype | MPI.Op | MPI.Win) -> int:
+def _handle(thing: MPI.Datatype | MPI.Comm) -> int:
     return MPI._handleof(thing) % 2**64  # an int may be negative
 
 
@@ -361,23 +408,25 @@ class _Opener:
         if owner in self.neighbours:
             mapped = _map_block(self.node, self.neighbours.index(owner), layout.total_bytes if is_owner else 0)
             self.blocks.append(mapped)
-        if "far" not in self.group.allgather("far" if mapped is None else "near"):
+        told = self.group.allgather(f"{'far' if mapped is None else 'near'} {int(arithmetic.has_doorbells())}")
+        if not any(each.startswith("far") for each in told):
             assert mapped is not None
             return _touched(layout, mapped, mapped.atomics(self.neighbours.index(owner)), None, is_owner)
+        asks = all(each.endswith("1") for each in told)
         created = MPI.Win.Create(mapped.memory if is_owner and mapped is not None else None, 1, comm=self.group.comm)
         created.Lock_all(MPI.MODE_NOCHECK)
         self.windows.append(created)
-        messages = self.group.comm.Dup()
+        far, messages = FarWindow(created, owner), self.group.comm.Dup()
         if mapped is None:
-            return RemoteMemory(layout, Atomics(created, owner), messages, name, self.timeout_seconds)
+            return RemoteMemory(layout, far, messages, name, self.timeout_seconds, asks=asks)
         progress: ProgressThread | None = None
         if is_owner:
             progress = self.stack.enter_context(ProgressThread(messages, mapped.memory, layout))
-        return _touched(layout, mapped, Atomics(created, owner), progress, is_owner)
+        return _touched(layout, mapped, None if asks else far, progress, is_owner)
 
 
 def _touched(
-    layout: BlockT, mapped: MappedBlock, atomics: Atomics | None, progress: ProgressThread | None, is_owner: bool
+    layout: BlockT, mapped: MappedBlock, atomics: FarWindow | None, progress: ProgressThread | None, is_owner: bool
 ) -> SharedMemory[BlockT]:
     memory = SharedMemory(layout, mapped, atomics, progress)
     if is_owner:
@@ -424,7 +473,5 @@ def _touch(memory: SharedMemory[BlockT]) -> None:
     memory.vector(0, memory.layout.total_bytes, torch.uint8).zero_()
 
 
-def _chunks(vector: torch.Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    whole = vector.view(torch.uint8).numpy()
-    for start in range(0, whole.size, CHUNK_BYTES):
-        yield start, whole[start : start + CHUNK_BYTES]
+def _bytes_of(vector: torch.Tensor) -> npt.NDArray[np.uint8]:
+    return vector.view(torch.uint8).numpy()

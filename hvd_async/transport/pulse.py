@@ -37,16 +37,16 @@ class Rhythm:
 
 @dataclass(frozen=True)
 class FarWord:
-    """A word in a window of MPI, at byte `place` of rank `owner`, and what writes it: the addresses of `MPI_Fetch_and_op` and
-    `MPI_Win_flush`, and handles, which are pointers in some MPIs and ints in others."""
+    """A word of a block on another host: its index, the address of `MPI_Send`, and what it is called with, to send `request`, the
+    index and a value to rank `owner`. Handles are pointers in some MPIs and ints in others."""
 
-    fetch: int = 0
-    flush: int = 0
+    send: int = 0
     type: int = 0
-    operation: int = 0
-    window: int = 0
+    communicator: int = 0
     owner: int = 0
-    place: int = 0
+    tag: int = 0
+    request: int = 0
+    index: int = 0
     are_pointers: bool = False
 
 

@@ -33,7 +33,7 @@ def start_pulse(
     limit: float,
     hung: int,
     ends_process: bool,
-    far: tuple[int, int, int, int, int, int, int, bool],
+    far: tuple[int, int, int, int, int, int, int, bool],  # as in `FarWord`
     /,
 ) -> int: ...
 def touch_pulse(pulse: int, /) -> None: ...

@@ -1,4 +1,4 @@
-/* A count in shared memory, or in a window of MPI, that a thread raises while its process lives: no lock of Python stops it.
+/* A count in shared memory, or on another host, that a thread raises while its process lives: no lock of Python stops it.
  *
  * The thread is never inside the interpreter. Its record is not freed: a thread that waits inside MPI may outlive every use.
  */
@@ -17,11 +17,9 @@
 #define GRACE_BEATS 4
 #define SECOND 1000000000LL
 
-/* MPI_Fetch_and_op and MPI_Win_flush. Handles are pointers in some MPIs, ints in others. */
-typedef int (*fetch_pointers)(const void *, void *, void *, int, intptr_t, void *, void *);
-typedef int (*flush_pointers)(int, void *);
-typedef int (*fetch_ints)(const void *, void *, int, int, intptr_t, int, int);
-typedef int (*flush_ints)(int, int);
+/* MPI_Send. Handles are pointers in some MPIs, ints in others. */
+typedef int (*send_pointers)(const void *, int, void *, int, int, void *);
+typedef int (*send_ints)(const void *, int, int, int, int, int);
 
 typedef struct {
     pthread_mutex_t lock;
@@ -30,10 +28,10 @@ typedef struct {
     int64_t every, limit, touched; /* nanoseconds; `touched` is atomic */
     int64_t hung;                  /* value in place of the count */
     int ends_process;
-    int64_t *word; /* NULL: through MPI */
-    unsigned long long fetch, flush, type, operation, window;
-    int owner, are_pointers;
-    intptr_t place;
+    int64_t *word; /* NULL: the owner is sent `request`, the word's index and the value */
+    unsigned long long send, type, communicator;
+    int owner, tag, are_pointers;
+    int64_t request, index;
 } Pulse;
 
 static int64_t now(void) {
@@ -43,19 +41,15 @@ static int64_t now(void) {
 }
 
 static void write_word(const Pulse *pulse, int64_t value) {
-    int64_t before;
-    if (pulse->word) {
+    const int64_t message[4] = {pulse->request, pulse->index, value, 0};
+    void *send = (void *)(uintptr_t)pulse->send;
+    if (pulse->word)
         __atomic_store_n(pulse->word, value, __ATOMIC_SEQ_CST);
-    } else if (pulse->are_pointers) {
-        void *window = (void *)(uintptr_t)pulse->window;
-        ((fetch_pointers)(uintptr_t)pulse->fetch)(&value, &before, (void *)(uintptr_t)pulse->type, pulse->owner, pulse->place,
-                                                  (void *)(uintptr_t)pulse->operation, window);
-        ((flush_pointers)(uintptr_t)pulse->flush)(pulse->owner, window);
-    } else {
-        ((fetch_ints)(uintptr_t)pulse->fetch)(&value, &before, (int)pulse->type, pulse->owner, pulse->place,
-                                              (int)pulse->operation, (int)pulse->window);
-        ((flush_ints)(uintptr_t)pulse->flush)(pulse->owner, (int)pulse->window);
-    }
+    else if (pulse->are_pointers)
+        ((send_pointers)send)(message, 4, (void *)(uintptr_t)pulse->type, pulse->owner, pulse->tag,
+                              (void *)(uintptr_t)pulse->communicator);
+    else
+        ((send_ints)send)(message, 4, (int)pulse->type, pulse->owner, pulse->tag, (int)pulse->communicator);
 }
 
 /* Wait until `*flag`, at most `nanoseconds`; the lock is held. */
@@ -115,14 +109,15 @@ PyObject *py_start_pulse(PyObject *self, PyObject *args) {
     int ends_process;
     Pulse *pulse = calloc(1, sizeof *pulse);
     if (!pulse) return PyErr_NoMemory();
-    unsigned long long place = 0;
-    if (!PyArg_ParseTuple(args, "KddLp(KKKKKiKp)", &word, &every, &limit, &hung, &ends_process, &pulse->fetch, &pulse->flush,
-                          &pulse->type, &pulse->operation, &pulse->window, &pulse->owner, &place, &pulse->are_pointers)) {
+    long long request, index;
+    if (!PyArg_ParseTuple(args, "KddLp(KKKiiLLp)", &word, &every, &limit, &hung, &ends_process, &pulse->send, &pulse->type,
+                          &pulse->communicator, &pulse->owner, &pulse->tag, &request, &index, &pulse->are_pointers)) {
         free(pulse);
         return NULL;
     }
     pulse->word = (int64_t *)(uintptr_t)word;
-    pulse->place = (intptr_t)place;
+    pulse->request = request;
+    pulse->index = index;
     pulse->every = (int64_t)(every * SECOND);
     pulse->limit = (int64_t)(limit * SECOND);
     pulse->hung = hung;

@@ -39,6 +39,7 @@ def run(
     hosts: Sequence[str] = (),
     resume: bool = False,
     emulation: Any = None,
+    hidden: int = 8,
     **strategy: Any,
 ) -> Completed:
     config = make_config(
@@ -48,17 +49,17 @@ def run(
         training={"epochs": 2, "checkpoint_every": 5},
         emulation=emulation or {},
     )
-    settings = Settings(config, NUM_BATCHES, [*faults], uneven=3, resume=resume)
+    settings = Settings(config, NUM_BATCHES, [*faults], uneven=3, resume=resume, hidden=hidden)
     return run_toy(num_ranks, settings, mpirun_args=("--with-ft", "ulfm"), hosts=hosts)
 
 
-def check_books(folder: pathlib.Path) -> None:
+def check_books(folder: pathlib.Path, hidden: int = 8) -> None:
     """Check that each batch is in one update, that versions have no gap, and that a replay gives the same bits."""
     applied = [arrival["batch"] for arrival in events_of(folder, "arrival") if "version" in arrival]
     assert sorted(applied) == list(range(NUM_BATCHES))
     versions = [update["version"] for update in events_of(folder, "update")]
     assert versions == list(range(1, len(versions) + 1))
-    replay(folder, lambda config: ToyTask(Settings({}), 0), ReplayOptions(), lambda line: None)
+    replay(folder, lambda config: ToyTask(Settings({}, hidden=hidden), 0), ReplayOptions(), lambda line: None)
 
 
 def slow(*values: object) -> Any:
@@ -181,6 +182,20 @@ def test_the_others_go_on_without_a_worker_on_another_host(
     check_books(tmp_path / "run")
     (lost,) = events_of(tmp_path / "run", "lost")
     assert lost["worker"] == 2 and reason in lost["reason"]
+
+
+@pytest.mark.parametrize("chunk", [2, slow(0), slow(-1)])
+def test_a_gradient_that_did_not_arrive_whole_from_another_host_is_computed_again(
+    tmp_path: pathlib.Path, two_hosts: tuple[str, str], chunk: int
+) -> None:
+    """Rank 3, which is on the other host, dies before it has sent all of four messages, or before they have arrived."""
+    hidden = 100_000
+    fault = {"rank": 3, "step": 3, "kind": "sigkill", "chunk": chunk}
+    done = run(tmp_path / "run", fault, hosts=two_hosts, worker_timeout_seconds=5.0, hidden=hidden).check()
+    assert "fault sigkill fired on rank 3" in done.stderr
+    check_books(tmp_path / "run", hidden)
+    (lost,) = events_of(tmp_path / "run", "lost")
+    assert lost["worker"] == 2 and "its rank on another host has ended" in lost["reason"]
 
 
 @pytest.mark.parametrize("kind", ["hold", slow("pause")])

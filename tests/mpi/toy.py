@@ -18,6 +18,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,13 +52,15 @@ class Fault:
     shard.
 
     `write`: strike not at that step, but before that write (0, 1, ...) of the push that follows it; for the store, before that
-    write or piece of arithmetic.
+    write or piece of arithmetic. `chunk`: strike before that message of the gradient to a store on another host, or, at -1, some
+    time while the messages are under way.
     """
 
     rank: int
     step: int
     kind: str  # nan, exception, error, pause, hold, orphan, or a signal such as sigterm
     write: int | None = None
+    chunk: int | None = None
     in_evaluation: bool = False  # strike at the `step`-th evaluation instead
     in_shard: bool = False  # on a rank that also trains: strike in its shard, at an order
 
@@ -145,10 +148,12 @@ class ToyTask:
         for fault in self._faults:
             if (fault.rank, fault.step) == (self._rank, self._steps) and fault.is_in_step:
                 self._trace(fault).touch()
-                if fault.write is None:
-                    loss = happen(fault, loss)
-                else:
+                if fault.chunk is not None:
+                    arm_transfer(fault)
+                elif fault.write is not None:
                     arm_push(fault)
+                else:
+                    loss = happen(fault, loss)
         self._steps += 1
         return loss, self.weight(batch)
 
@@ -256,6 +261,40 @@ def arm_push(fault: Fault) -> None:
         push(client, *arguments)
 
     StoreClient.push = push_and_fail  # type: ignore[method-assign]
+
+
+def arm_transfer(fault: Fault) -> None:
+    """Cause `fault` before message number `fault.chunk` of the next transfer of this process to another host."""
+    from hvd_async.transport import mpi
+
+    divide, send = mpi.chunks_of, mpi.RemoteMemory._send
+
+    def divide_and_fail(data: Any) -> Iterator[Any]:
+        for number, chunk in enumerate(divide(data)):
+            if number == fault.chunk:
+                happen(fault, torch.zeros(()))
+            yield chunk
+
+    def send_and_fail(memory: mpi.RemoteMemory[Any], *arguments: Any) -> Any:
+        mpi.chunks_of = divide_and_fail  # type: ignore[assignment]
+        messages = send(memory, *arguments)
+        if fault.chunk == -1:
+            threading.Timer(0.001, happen, (fault, torch.zeros(()))).start()
+        return messages
+
+    mpi.RemoteMemory._send = send_and_fail  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def short_chunks() -> Iterator[None]:
+    """Let transfers to another host travel in messages of 1 MiB; all ranks need it."""
+    from hvd_async.transport import progress
+
+    before, progress.CHUNK_BYTES = progress.CHUNK_BYTES, 1 << 20
+    try:
+        yield
+    finally:
+        progress.CHUNK_BYTES = before
 
 
 def arm_store(fault: Fault, server: StoreServer) -> None:
@@ -385,6 +424,8 @@ def main() -> int:
             if rank == 0 and settings.file_bytes is not None:  # after MPI has opened its own files
                 limits = (settings.file_bytes, settings.file_bytes)
                 hook(RunRecorder, "started", lambda *_, limits=limits: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+            if any(fault.get("chunk") is not None for fault in settings.faults):
+                stack.enter_context(short_chunks())
             if config.store.shards > 1 and rank > 0:
                 stack.enter_context(armed_shard(settings, rank))
             if settings.delays is not None:

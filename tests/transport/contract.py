@@ -1,4 +1,7 @@
-"""The contract of `Window`, checked by several threads or ranks at once: `python -m tests.transport.contract OWNER...`."""
+"""The contract of `Window`, checked by several threads or ranks at once.
+
+python -m tests.transport.contract ARGUMENTS      ARGUMENTS: those of `main`, as a JSON list
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,13 @@ import torch
 from hvd_async.store.wire.layout import Layout, SlotWord, StoreWindow, Word, WorkerWord
 from hvd_async.transport.block import WORD_BYTES
 from hvd_async.transport.group import Group
+from hvd_async.transport.inprocess import MappedMemory
 from hvd_async.transport.pulse import Rhythm
+from hvd_async.vectors import arithmetic
 
 # No wait lasts so long: if a bell fails to wake, the job ends at its time limit.
 FOREVER = 3600.0
-# More than one piece of a transfer between nodes (4 MiB) and of a copy past the cache (12 MiB), and a multiple of
+# More than one piece of a transfer between nodes (8 MiB) and of a copy past the cache (12 MiB), and a multiple of
 # neither.
 NUM_ELEMENTS = (12 << 20) // 4 + 1003
 
@@ -187,7 +192,7 @@ def copies_are_exact_at_any_offset_and_of_any_type(actor: Actor) -> None:
         for number, dtype in enumerate(
             (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
         ):
-            long = [(4 << 20) // dtype.itemsize, (4 << 20) // dtype.itemsize + 1] if dtype.itemsize in (1, 4) else []
+            long = [(8 << 20) // dtype.itemsize, (8 << 20) // dtype.itemsize + 1] if dtype.itemsize in (1, 4) else []
             for count in (0, 1, 3, 1001, *long):
                 value = torch.arange(count + writer + number, dtype=torch.int64)[writer + number :].to(dtype)
                 offset = begin + dtype.itemsize * (3 + number)
@@ -362,12 +367,16 @@ def a_flag_in_one_block_is_seen_after_writes_to_the_others(actors: Sequence[Acto
         first.meet()
 
 
-def main(owners: Sequence[int]) -> None:
-    """Open one block on each rank of `owners`, all at once and twice: the second time, their memory has been used before."""
+def main(owners: Sequence[int], without_c: int | None) -> None:
+    """Open one block on each rank of `owners`, all at once and twice: the second time, their memory has been used before.
+    Rank `without_c` does without the C extension."""
     from hvd_async.transport.bootstrap import MpiGroup, init_mpi
 
     torch.set_num_threads(1)
     group = MpiGroup(init_mpi())
+    if group.rank == without_c:
+        arithmetic._c = None
+        MappedMemory.has_bells = False
     try:
         from hvd_async.transport.mpi import open_blocks
 
@@ -384,4 +393,4 @@ def main(owners: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(owner) for owner in sys.argv[1:]])
+    main(*json.loads(sys.argv[1]))

@@ -8,7 +8,10 @@ from hvd_async.store.wire.layout import CLAIMING, MAX_HELD, StoreWindow, Word, W
 
 class Claims:
     """The batches that one worker holds, each in one of its words, where the store finds them if the worker dies. Used by one
-    thread."""
+    thread.
+
+    A word keeps a batch that was pushed until another is claimed in its place, since the store knows that it has arrived.
+    """
 
     def __init__(self, window: StoreWindow, worker: int, claim_order: ClaimOrder) -> None:
         """`window` reaches shard 0; `worker` holds nothing yet."""
@@ -37,11 +40,15 @@ class Claims:
             self._hold(batch, place)
         return batch
 
-    def let_go(self, batch: int) -> None:
-        """Hold `batch` no more, if this worker does."""
+    def note_pushed(self, batch: int) -> None:
+        """Hold `batch` no more, if this worker does: it was pushed, perhaps with those of the node."""
         place = self._held.pop(batch, None)
         if place is not None:
-            self._free(place)
+            self._free_places.append(place)
+
+    def let_go(self, batch: int) -> None:
+        """Hold `batch` no more, which this worker does: there is none of this number."""
+        self._free(self._held.pop(batch))
 
     def _begin(self) -> int:
         """Say that this worker is claiming: if its process dies before it says what it got, the store knows that there may be a

@@ -148,14 +148,17 @@ class StoreClient:
         self._under_way = version
 
     def claim(self) -> int:
-        """Return the number of the next batch, which no other worker gets while this one lives and holds it: see `let_go`. At
-        most `MAX_HELD` are held at a time. Does not block."""
+        """Return the number of the next batch, which no other worker gets while this one lives and has neither pushed it nor
+        `let_go`. At most `MAX_HELD` are held at a time. Does not block."""
         return self._claims.claim()
 
     def let_go(self, batch: int) -> None:
-        """Hold `batch` no more, if this worker does: it was pushed, perhaps with those of the node, or there is none of this
-        number."""
+        """Hold `batch`, which was claimed, no more: there is none of this number."""
         self._claims.let_go(batch)
+
+    def note_pushed(self, batch: int) -> None:
+        """Hold `batch` no more, if this worker does: another worker of the node has pushed it."""
+        self._claims.note_pushed(batch)
 
     def wait_for_returned(self, stop_requested: Callable[[], StopNotice | None]) -> int | None:
         """Wait, when there are no more batches, for one that another worker returns; return it, or None if there cannot be any,
@@ -217,7 +220,7 @@ class StoreClient:
         self._set_slot(SlotWord.PUSHED, self._pushed)  # last: the store reads the rest only after this
         self.announce_pushed()
         for arrival in arrivals:
-            self.let_go(arrival.batch)
+            self._claims.note_pushed(arrival.batch)
 
     @property
     def num_pushed(self) -> int:
