@@ -499,6 +499,7 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
     double lanes[LANES];
     const int is_plain = are_plain(inputs);
     const Py_ssize_t chunk = is_plain ? PLAIN_CHUNK : CHUNK;
+    const int is_long = 4 * (end - start) >= STREAM_BYTES;
     int place = redo == NULL || redo->at < 0 ? 0 : 1 - (int)(redo->at & 1);
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
         Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
@@ -523,7 +524,7 @@ HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const sta
             else if (sum != NULL)
                 put_sum(sum, inputs, at, g, n);
             if (rule->has_average) average_chunk(rule->average_weight, made, state->average + at, average_to, n);
-            if (state->target == state->parameters)
+            if (state->target == state->parameters || !is_long)
                 memcpy(state->target + at, made, 4 * (size_t)n);
             else
                 stream_out(state->target + at, made, 4 * (size_t)n);
