@@ -322,6 +322,23 @@ def test_a_simulated_run_prints_that_its_seconds_are_virtual(
     assert "All runs are simulated: seconds are virtual." in capsys.readouterr().out
 
 
+def test_a_report_lies_inside_the_one_folder_given_or_else_in_the_current_folder(
+    config: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", str(config), "--set", "strategy.kind=async", "--set", "training.epochs=1"]) == 0
+    run, desk = config.parent / "run", tmp_path / "desk"
+    desk.mkdir()
+    monkeypatch.chdir(desk)
+    capsys.readouterr()
+    for _ in range(2):  # the second replaces the report of the first
+        assert main(["report", str(run)]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"written: {run / 'report/report.html'}, ")
+    assert (run / "report" / "report.html").is_file() and not any(desk.iterdir())
+    assert main(["report", str(run), str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("written: report/report.html, ")
+    assert (desk / "report" / "report.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import check_folder, verb
@@ -26,7 +27,10 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         "runs", nargs="+", type=pathlib.Path, metavar="RUN", help="folders of runs, or the one folder of a comparison"
     )
     parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("report"), metavar="FOLDER", help="default: report"
+        "--output",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="default: RUN/report for one folder, report in the current folder for several",
     )
     parser.add_argument("--overwrite", action="store_true", help="also replace files that do not belong to a report")
     parser.add_argument(
@@ -49,7 +53,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
     wanted = None if arguments.target is None else _wanted_target(arguments.target)
     window = None if arguments.window is None else _window(arguments.window)
-    check_folder(arguments.output)
+    output = _default_output(arguments.runs) if arguments.output is None else arguments.output
+    check_folder(output)
     require("report")
     collection = gather(arguments.runs, arguments.baseline, wanted)
     longest = max((entry.run.seconds for entry in collection.entries if entry.run is not None), default=0.0)
@@ -57,8 +62,14 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--window: got a start at {window[0]:g} s, expected one before {longest:.1f} s, the end of the runs"
         )
-    write_report_to(collection, arguments.output, window, overwrite=arguments.overwrite)
+    write_report_to(collection, output, window, overwrite=arguments.overwrite)
     return 0
+
+
+def _default_output(runs: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Return the folder of a report without --output: inside the one folder given, as `compare` has it, so that it does not
+    depend on where the command is run. Several folders have no such place in common."""
+    return runs[0] / "report" if len(runs) == 1 else pathlib.Path("report")
 
 
 def _wanted_target(text: str) -> WantedTarget:
