@@ -28,7 +28,7 @@ class Tag(enum.IntEnum):
     VALUE = 5  # to the asker, [1] int64: the answer to all other requests
 
 
-class Request(enum.IntEnum):
+class FarRequest(enum.IntEnum):
     """What another rank asks for; the comment of each gives the meaning of its numbers."""
 
     GIVE = 0  # to be sent a part of the block: its first byte, number of bytes
@@ -135,27 +135,27 @@ class ProgressThread:
         rank, words = status.Get_source(), np.zeros(4, dtype=np.int64)
         self._comm.Recv(words, rank, Tag.REQUEST)
         request, place, number, value = words.tolist()
-        if request == Request.GIVE:
+        if request == FarRequest.GIVE:
             self._sends += [
                 self._comm.Isend(chunk, rank, Tag.ANSWER) for chunk in chunks_of(self._block[place : place + number])
             ]
-        elif request == Request.TAKE:
+        elif request == FarRequest.TAKE:
             transfer = deque(
                 self._comm.Irecv(chunk, rank, Tag.DATA) for chunk in chunks_of(self._block[place : place + number])
             )
             self._receives.setdefault(rank, deque()).append(transfer)
         else:
-            before = self._change(Request(request), place, number, value)
-            if request != Request.BEAT:
+            before = self._change(FarRequest(request), place, number, value)
+            if request != FarRequest.BEAT:
                 self._sends.append(self._comm.Isend(np.array([before], dtype=np.int64), rank, Tag.VALUE))
         return True
 
-    def _change(self, request: Request, word: int, number: int, value: int) -> int:
+    def _change(self, request: FarRequest, word: int, number: int, value: int) -> int:
         """Change a control word as asked; return the value before."""
         address = self._words.ctypes.data + WORD_BYTES * word
-        if request == Request.ADD:
+        if request == FarRequest.ADD:
             return arithmetic.fetch_add(address, number)
-        if request == Request.SWAP:
+        if request == FarRequest.SWAP:
             return arithmetic.compare_swap(address, number, value)
         before = int(self._words[word])
         _fence()

@@ -156,7 +156,8 @@ def _arm(strike: Strike, task: DatasetTask, folder: pathlib.Path) -> None:
 
 def _arm_accesses(owner: Any, strike: Strike, calls: Iterator[int], act: Callable[[], None]) -> None:
     """Call `act` before the access that `strike` names, which only the thread within the call makes."""
-    from hvd_async.transport.mpi import RemoteMemory, SharedMemory
+    from hvd_async.transport.mpi import SharedMemory
+    from hvd_async.transport.remote_memory import RemoteMemory
 
     within, accesses = threading.local(), itertools.count()
 

@@ -265,9 +265,9 @@ def arm_push(fault: Fault) -> None:
 
 def arm_transfer(fault: Fault) -> None:
     """Cause `fault` before message number `fault.chunk` of the next transfer of this process to another host."""
-    from hvd_async.transport import mpi
+    from hvd_async.transport import remote_memory
 
-    divide, send = mpi.chunks_of, mpi.RemoteMemory._send
+    divide, send = remote_memory.chunks_of, remote_memory.RemoteMemory._send
 
     def divide_and_fail(data: Any) -> Iterator[Any]:
         for number, chunk in enumerate(divide(data)):
@@ -275,14 +275,14 @@ def arm_transfer(fault: Fault) -> None:
                 happen(fault, torch.zeros(()))
             yield chunk
 
-    def send_and_fail(memory: mpi.RemoteMemory[Any], *arguments: Any) -> Any:
-        mpi.chunks_of = divide_and_fail  # type: ignore[assignment]
+    def send_and_fail(memory: remote_memory.RemoteMemory[Any], *arguments: Any) -> Any:
+        remote_memory.chunks_of = divide_and_fail  # type: ignore[assignment]
         messages = send(memory, *arguments)
         if fault.chunk == -1:
             threading.Timer(0.001, happen, (fault, torch.zeros(()))).start()
         return messages
 
-    mpi.RemoteMemory._send = send_and_fail  # type: ignore[method-assign]
+    remote_memory.RemoteMemory._send = send_and_fail  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -327,7 +327,8 @@ def hook(owner: Any, name: str, before: Callable[..., None], after: Callable[...
 @contextlib.contextmanager
 def delayed_windows(seed: int, rank: int) -> Iterator[None]:
     """Pause at random before and after each load, store and copy of this rank, mostly briefly."""
-    from hvd_async.transport.mpi import RemoteMemory, SharedMemory
+    from hvd_async.transport.mpi import SharedMemory
+    from hvd_async.transport.remote_memory import RemoteMemory
 
     pace = random.Random(f"{seed} {rank}")
 
