@@ -92,7 +92,7 @@ class ProgressThread:
         seen, eager_until = -1, 0.0
         while not self._stop.is_set():
             try:
-                is_asked = self._serve()
+                has_moved = self._serve()
             except Exception as error:  # any error: without this thread other nodes would wait forever
                 if self._is_outlived(error):
                     continue
@@ -103,7 +103,7 @@ class ProgressThread:
             own = int(self._words[self._bell]) + int(self._words[self._heartbeat])
             traffic = int(self._words.sum()) - own
             now = time.monotonic()
-            if is_asked or self._sends or self._receives:
+            if has_moved:
                 eager_until = now + _EAGER_SECONDS
             if traffic != seen:
                 seen, eager_until = traffic, now + _EAGER_SECONDS
@@ -124,16 +124,20 @@ class ProgressThread:
         return True
 
     def _serve(self) -> bool:
-        """Go on with the transfers under way, and begin one if another rank asks for it; return whether one did. Looking for
-        requests is what makes MPI progress."""
-        self._go_on_sending()
+        """Go on with the transfers under way, and begin one if another rank asks for it; return whether anything but a beat
+        moved. Looking for requests is what makes MPI progress."""
+        has_moved = self._go_on_sending()
         for rank in list(self._receives):
-            self._go_on_receiving(rank)
-        status = MPI.Status()
-        if not self._comm.Iprobe(MPI.ANY_SOURCE, Tag.REQUEST, status):
-            return False
-        rank, words = status.Get_source(), np.zeros(4, dtype=np.int64)
-        self._comm.Recv(words, rank, Tag.REQUEST)
+            has_moved |= self._go_on_receiving(rank)
+        status, words = MPI.Status(), np.zeros(4, dtype=np.int64)
+        # Taken from the queue by this: a receive that names a rank fails once the rank has died, and leaves the message there.
+        message = self._comm.Improbe(MPI.ANY_SOURCE, Tag.REQUEST, status)
+        if message is None:
+            return has_moved
+        message.Recv(words)
+        rank = status.Get_source()
+        if rank in self.dead_ranks:
+            return True  # others may have its place by now
         request, place, number, value = words.tolist()
         if request == FarRequest.GIVE:
             self._sends += [
@@ -146,8 +150,9 @@ class ProgressThread:
             self._receives.setdefault(rank, deque()).append(transfer)
         else:
             before = self._change(FarRequest(request), place, number, value)
-            if request != FarRequest.BEAT:
-                self._sends.append(self._comm.Isend(np.array([before], dtype=np.int64), rank, Tag.VALUE))
+            if request == FarRequest.BEAT:
+                return has_moved
+            self._sends.append(self._comm.Isend(np.array([before], dtype=np.int64), rank, Tag.VALUE))
         return True
 
     def _change(self, request: FarRequest, word: int, number: int, value: int) -> int:
@@ -163,7 +168,8 @@ class ProgressThread:
         _fence()
         return before
 
-    def _go_on_sending(self) -> None:
+    def _go_on_sending(self) -> bool:
+        """Return whether a message has been sent."""
         sends, self._sends = self._sends, []
         for position, send in enumerate(sends):
             try:
@@ -172,19 +178,22 @@ class ProgressThread:
             except MPI.Exception:  # the rank that asked has died
                 self._sends += sends[position + 1 :]
                 raise
+        return len(self._sends) < len(sends)
 
-    def _go_on_receiving(self, rank: int) -> None:
-        """Confirm the transfers of `rank` that are complete, in their order."""
-        transfers = self._receives.pop(rank)  # and not put back if Test says that the rank has died
+    def _go_on_receiving(self, rank: int) -> bool:
+        """Confirm the transfers of `rank` that are complete, in their order; return whether a message has come."""
+        transfers, has_moved = self._receives.pop(rank), False  # not put back if Test says that the rank has died
         while transfers:
             while transfers[0] and transfers[0][0].Test():
                 transfers[0].popleft()
+                has_moved = True
             if transfers[0]:
                 self._receives[rank] = transfers
-                return
+                return has_moved
             transfers.popleft()
             _fence()  # what was received comes before the confirmation
             self._sends.append(self._comm.Isend(_NOTHING, rank, Tag.TAKEN))
+        return has_moved
 
 
 def _fence() -> None:

@@ -70,7 +70,7 @@ class NativePulse:
         window: object,
         watched: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """Start the thread. `word`: its address, or where it is in a window of MPI; `window` keeps its memory. `stop` waits
+        """Start the thread. `word`: its address, or where it is on another host; `window` keeps its memory. `stop` waits
         inside the context of `watched`, which may end the process."""
         self._window = window
         self._watched = watched

@@ -23,6 +23,7 @@ from hvd_async.errors import PeerError
 from hvd_async.transport.block import WORD_BYTES, BlockT
 from hvd_async.transport.progress import FarRequest, Tag, chunks_of
 from hvd_async.transport.pulse import FarWord, NativePulse, Pulse, Rhythm, ThreadPulse
+from hvd_async.vectors import arithmetic
 
 # Parts of a block of at least this size travel as messages.
 _MESSAGE_BYTES = 1 << 14
@@ -54,7 +55,7 @@ class FarWindow:
 
 
 class RemoteMemory(Generic[BlockT]):
-    """The block of another node, reached by one-sided communication."""
+    """The block of another node, reached by one-sided communication and by messages to its owner."""
 
     name = "RMA"
     has_bells = False
@@ -79,11 +80,11 @@ class RemoteMemory(Generic[BlockT]):
         # Transfers to here, to the owner, and exchanges of words: one at a time of each, so that the messages of two threads
         # are not mixed up.
         self._reading, self._writing, self._exchanging = threading.Lock(), threading.Lock(), threading.Lock()
-        self._flushing = threading.Lock()
+        self._flushing, self._listing = threading.Lock(), threading.Lock()
         self._what = what
         self._timeout_seconds = timeout_seconds
         self._deadlines: dict[int, float] = {}  # operations under way
-        self._num_unflushed_bytes = 0
+        self._moving: dict[int, int] = {}  # bytes of each operation under way
         self._unflushed: list[_Put] = []
         self._numbers = itertools.count()
         threading.Thread(target=self._watch, name="hvd-async-watchdog", daemon=True).start()
@@ -123,21 +124,21 @@ class RemoteMemory(Generic[BlockT]):
             return self._far.compare_and_swap(word, expected, value)
 
     def beat(self, word: int, rhythm: Rhythm) -> Pulse:
-        far = _far_word(self._messages, self._owner, word) if self._asks else None
+        far = _far_word(self._messages, self._owner, word) if arithmetic.has_doorbells() else None
         if far is None:
             return ThreadPulse(functools.partial(self.store, word), rhythm)
         return NativePulse(far, rhythm, self, self._watched)
 
     def put(self, offset: int, source: torch.Tensor) -> None:
-        data = _bytes_of(source)
-        self._num_unflushed_bytes += data.size
-        with self._watched():
-            messages = []
+        data, messages = _bytes_of(source), []
+        with self._watched(data.size):
             if data.size >= _MESSAGE_BYTES:
                 messages = self._send(offset, data)
             elif data.size:
                 self._window.Put(data, self._owner, target=(offset, data.size, MPI.BYTE))
-        self._unflushed.append(_Put(source, data.size, messages))
+        put = _Put(source, data.size, messages)
+        with self._listing:
+            self._unflushed.append(put)
 
     def _send(self, offset: int, data: npt.NDArray[np.uint8]) -> list[MPI.Request]:
         with self._writing:
@@ -146,15 +147,14 @@ class RemoteMemory(Generic[BlockT]):
             return [*messages, self._messages.Irecv(np.zeros(0, dtype=np.uint8), self._owner, Tag.TAKEN)]
 
     def flush(self) -> None:
-        with (
-            self._flushing,
-            self._watched(),
-        ):  # whoever flushes waits for all puts, also for those that another thread waits for
-            puts, self._unflushed = self._unflushed, []  # without those that another thread makes in the meantime
-            self._window.Flush(self._owner)
-            for put in puts:
-                MPI.Request.Waitall(put.messages)
-                self._num_unflushed_bytes -= put.num_bytes
+        # Whoever flushes waits for all puts, also for those for which another thread waits now.
+        with self._flushing:
+            with self._listing:
+                puts, self._unflushed = self._unflushed, []
+            with self._watched(sum(put.num_bytes for put in puts)):
+                self._window.Flush(self._owner)
+                for put in puts:
+                    MPI.Request.Waitall(put.messages)
 
     def get(self, offset: int, target: torch.Tensor) -> None:
         data = _bytes_of(target)
@@ -166,20 +166,16 @@ class RemoteMemory(Generic[BlockT]):
                 self._window.Flush(self._owner)
 
     def _ask_for(self, offset: int, data: npt.NDArray[np.uint8]) -> None:
-        with self._reading:
+        with self._reading, self._watched(data.size):
+            self._ask(FarRequest.GIVE, offset, data.size)
             answers = [self._messages.Irecv(chunk, self._owner, Tag.ANSWER) for chunk in chunks_of(data)]
-            with self._watched():
-                self._ask(FarRequest.GIVE, offset, data.size)
-            for answer in answers:
-                with self._watched():
-                    answer.Wait()
+            MPI.Request.Waitall(answers)
 
     def _exchange(self, request: FarRequest, *numbers: int) -> int:
         value = np.zeros(1, dtype=np.int64)
         with self._exchanging, self._watched():
-            answer = self._messages.Irecv(value, self._owner, Tag.VALUE)
             self._ask(request, *numbers)
-            answer.Wait()
+            self._messages.Recv(value, self._owner, Tag.VALUE)
         return int(value[0])
 
     def _ask(self, request: FarRequest, *numbers: int) -> None:
@@ -200,16 +196,21 @@ class RemoteMemory(Generic[BlockT]):
         time.sleep(seconds)  # one-sided communication wakes no rank
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Watch an operation inside the block. It may take the configured time, and in addition what a slow link needs
-        for everything put before, since whichever thread flushes waits for all of it."""
+    def _watched(self, num_bytes: int = 0) -> Iterator[None]:
+        """Watch an operation inside the block that moves `num_bytes`. It may take the configured time, and in addition what a
+        slow link needs for all that moves at the time. Raises `PeerError` if MPI says that the owner is dead."""
         number = next(self._numbers)
-        allowed = self._timeout_seconds + self._num_unflushed_bytes / _SLOWEST_BYTES_PER_SECOND
+        self._moving[number] = num_bytes
+        allowed = self._timeout_seconds + sum(self._moving.copy().values()) / _SLOWEST_BYTES_PER_SECOND
         self._deadlines[number] = time.monotonic() + allowed
         try:
             yield
+        except MPI.Exception as error:
+            if error.Get_error_class() != MPI.ERR_PROC_FAILED:
+                raise
+            raise PeerError(f"{self._what} is dead, as MPI says", is_state_lost=True) from None
         finally:
-            del self._deadlines[number]
+            del self._deadlines[number], self._moving[number]
 
     def _watch(self) -> None:
         while True:

@@ -492,14 +492,14 @@ HOT static void sum_range(const inputs_t *inputs, float *sum, float divisor, dou
 }
 
 /* Sum, divide, step: elements [start, end) of everything. A provisional step leaves the sum in `sum` (may be NULL), any other the
- * squares of sum / divisor in `partials`. `redo` (may be NULL) has what would be lost if the process died. */
+ * squares of sum / divisor in `partials`. `redo` (may be NULL) has what would be lost if the process died. With `is_long` the cache
+ * cannot hold the target. */
 HOT static void step_range(const inputs_t *inputs, const rule_t *rule, const state_t *state, float *sum, double *partials,
-                           redo_t *redo, Py_ssize_t start, Py_ssize_t end) {
+                           redo_t *redo, int is_long, Py_ssize_t start, Py_ssize_t end) {
     float g[CHUNK], made[CHUNK], summed[CHUNK];
     double lanes[LANES];
     const int is_plain = are_plain(inputs);
     const Py_ssize_t chunk = is_plain ? PLAIN_CHUNK : CHUNK;
-    const int is_long = 4 * (end - start) >= STREAM_BYTES;
     int place = redo == NULL || redo->at < 0 ? 0 : 1 - (int)(redo->at & 1);
     for (Py_ssize_t block = start; block < end; block += NORM_BLOCK) {
         Py_ssize_t block_end = block + NORM_BLOCK < end ? block + NORM_BLOCK : end;
@@ -576,11 +576,11 @@ static PyObject *py_step(PyObject *self, PyObject *args) {
     PyObject *list;
     unsigned long long parameters, target, first, second, average, sum, partials, redo;
     int is_again;
-    Py_ssize_t start, end;
+    Py_ssize_t size, start, end;
     inputs_t inputs;
     rule_t r;
-    if (!PyArg_ParseTuple(args, "OKKKKKKKKpnn(iiiiiffffffffffff)", &list, &parameters, &target, &first, &second, &average,
-                          &sum, &partials, &redo, &is_again, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_provisional,
+    if (!PyArg_ParseTuple(args, "OKKKKKKKKpnnn(iiiiiffffffffffff)", &list, &parameters, &target, &first, &second, &average,
+                          &sum, &partials, &redo, &is_again, &size, &start, &end, &r.kind, &r.has_momentum, &r.has_nesterov, &r.has_average, &r.is_provisional,
                           &r.divisor, &r.clip, &r.rate, &r.decay, &r.beta1, &r.beta2, &r.one_minus_beta1, &r.one_minus_beta2,
                           &r.inverse_root, &r.epsilon, &r.gradient_rate, &r.average_weight))
         return NULL;
@@ -590,7 +590,8 @@ static PyObject *py_step(PyObject *self, PyObject *args) {
     redo_t *kept = (redo_t *)(uintptr_t)redo;
     Py_BEGIN_ALLOW_THREADS
     if (is_again) start = go_on_after(kept, &state, r.has_average);
-    step_range(&inputs, &r, &state, (float *)(uintptr_t)sum, (double *)(uintptr_t)partials, kept, start, end);
+    step_range(&inputs, &r, &state, (float *)(uintptr_t)sum, (double *)(uintptr_t)partials, kept, 4 * size >= STREAM_BYTES,
+               start, end);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

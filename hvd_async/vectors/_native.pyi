@@ -14,6 +14,7 @@ def step(
     partials: int,
     redo: int,
     is_again: bool,
+    size: int,
     start: int,
     end: int,
     rule: tuple[float, ...],

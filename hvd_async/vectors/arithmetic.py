@@ -117,14 +117,14 @@ def step(inputs: Sequence[Input], state: State, rule: Rule, use_c: bool = True, 
     addresses = (*_addresses(state), 0, squares.data_ptr())
     if redo is not None and redo.is_again:
         for area, end in redo.redo.under_way():
-            _c.step(described, *addresses, area, True, 0, end, numbers)
+            _c.step(described, *addresses, area, True, size, 0, end, numbers)
         return sum_inputs(inputs, None, rule.divisor)  # of the whole, also of what was made before
     assert redo is None or _c.REDO_BYTES == AREA_BYTES
     bounds = _bounds(size) if redo is None else _bounds(size, MAX_RANGES)
     areas = [0] * len(bounds) if redo is None else redo.redo.begin(redo.progress, bounds)
     _in_threads(
         [
-            functools.partial(_c.step, described, *addresses, area, False, a, b, numbers)
+            functools.partial(_c.step, described, *addresses, area, False, size, a, b, numbers)
             for (a, b), area in zip(bounds, areas, strict=True)
         ]
     )
@@ -146,7 +146,7 @@ def provisional_step(
     elif _fits_c(vectors, use_c):
         described, numbers = _describe(inputs), _numbers(rule, state)
         addresses = (*_addresses(state), _address(total), 0)
-        _share(size, lambda a, b: _c.step(described, *addresses, 0, False, a, b, numbers))
+        _share(size, lambda a, b: _c.step(described, *addresses, 0, False, size, a, b, numbers))
     else:
         for start in range(0, size, _piece(vectors[0])):
             piece = slice(start, start + _piece(vectors[0]))

@@ -665,7 +665,12 @@ def test_owners_of_full_slots_are_notified_together_once_their_parameters_can_be
     memory, store, _ = serve_provisional({1: two_push})
     assert store.version == 2  # its third arrival never came: pending arrivals are applied at the end
     drained = [memory.layout.slot_word(slot, SlotWord.DRAINED) for slot in range(3)]
-    words = (*drained, *range(Word.PROVISIONAL, Word.STORE_BELL))
+    words = (
+        *drained,
+        Word.PROVISIONAL,
+        Word.NEXT_PROVISIONAL,
+        *range(Word.PROVISIONAL_VERSION, Word.PROVISIONAL_ARRIVALS + NUM_PROVISIONAL),
+    )
     written = [pair for pair in memory.words if pair[0] in words]
     place = 1 % NUM_PROVISIONAL
     assert sorted(written[:3]) == [(word, 1) for word in drained]  # by version 1

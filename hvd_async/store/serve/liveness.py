@@ -19,7 +19,7 @@ from hvd_async.store.wire.layout import LifeWord, StoreWindow, Word, WorkerWord
 from hvd_async.system.process_state import scope_of_ids, state_of
 from hvd_async.transport.pulse import Pulse, Rhythm
 
-# A heartbeat of a rank on another node costs a network round trip.
+# A heartbeat of a rank on another node is a message over the network.
 _BEAT_SECONDS = 0.25
 # Longest sleep between two checks of a condition, for ranks that a bell wakes.
 _SLEEP_SECONDS = 0.02

@@ -24,7 +24,7 @@ _PAGE_BYTES = 4096
 _STAGGER_BYTES = 576
 # The words of each writer fill whole cache lines, which avoids false sharing.
 _LINE_WORDS = 8
-_GLOBAL_WORDS = 40
+_GLOBAL_WORDS = 48
 _WORDS_PER_WORKER = 64
 # In place of a version: no gradient is under way.
 IDLE = 2**62
@@ -52,7 +52,6 @@ class Word(enum.IntEnum):
     NEXT_PROVISIONAL = 11  # store: number of the provisional parameters that it is about to make; else equal to PROVISIONAL
     PROVISIONAL_VERSION = 12  # store: base version of the provisional parameters, for each of the `NUM_PROVISIONAL` vectors
     PROVISIONAL_ARRIVALS = 14  # store: number of arrivals in the provisional parameters, for each vector
-    STORE_BELL = 16  # rung by any rank that gave the store something to do; a 32-bit count
     FIRST_EVALUATION = 18  # store, once: the version of the first evaluation of this process
     EVALUATE_EVERY = 19  # store, once: versions between evaluations
     GIVEN_AGAIN = 26  # store: number of batches that workers returned, and that it has given out again
@@ -61,9 +60,10 @@ class Word(enum.IntEnum):
     NOTHING_OPEN = 28  # store, once: no batch can be given out again any more
     READY = 20  # store, once: the first version is published
     EVALUATIONS_DUE = 21  # store: number of evaluations whose snapshot is on disk
+    ORDERS = 24  # sequencer, in the block of another shard: number of orders written; set last
     CLAIMS = 32  # workers, by fetch-and-add: number of batches claimed
     EVALUATIONS = 33  # workers, by compare-and-swap: number of evaluations claimed
-    ORDERS = 24  # sequencer, in the block of another shard: number of orders written; set last
+    STORE_BELL = 40  # rung by any rank that gave the store something to do; a 32-bit count
 
 
 class LifeWord(enum.IntEnum):
@@ -88,9 +88,7 @@ class WorkerWord(enum.IntEnum):
     IS_GUEST = 12  # whoever took a free place: 1 if over the network
     RANK_LOST = 11  # store, once: the launcher's rank that was this worker is dismissed, whoever has its place now
     DISMISSED = 9  # store, once: this worker is taken for dead, and nothing of it counts any more
-    HELD = (
-        32  # worker: 1 + each batch that it has claimed, at least until it is pushed; `CLAIMING` while it claims one; or 0
-    )
+    HELD = 32  # worker: 1 + each batch that it has claimed, until another takes the place; `CLAIMING` while it claims; or 0
 
 
 MAX_STATISTICS = WorkerWord.HELD - WorkerWord.STATISTICS
