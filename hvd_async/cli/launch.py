@@ -182,6 +182,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
             print(f"# {line}")
         print(launch_command(config, rank_arguments, layout, options).shell_text())
         return 0
+    if layout.is_local and arguments.container is None:  # the torch of an image may see other GPUs
+        _check_gpus(wanted(arguments).gpus)
     if arguments.program is None:
         _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
@@ -255,6 +257,20 @@ def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: b
         folder.check_vacant()
     if is_here:
         check_data(config)
+
+
+def _check_gpus(asked: int | None) -> None:
+    """Raise `SetupError` if this machine has fewer GPUs than `asked`: ranks would train on the CPU instead, or share GPUs."""
+    from hvd_async.cluster.topology import count_gpus
+
+    if asked is not None and asked > (found := count_gpus()):
+        raise SetupError(
+            f"--gpus-per-node: got {asked}, but torch finds {found} GPUs on this machine, where the ranks would run; expected at"
+            f" most {found}; `hvd-async doctor` describes the machine"
+            if found
+            else f"--gpus-per-node: got {asked}, but torch finds no GPU on this machine, where the ranks would run; for workers"
+            f" on the CPU, use --workers {asked} instead"
+        )
 
 
 def _check_alone() -> None:

@@ -1,6 +1,6 @@
 """Roles, devices and threads of all ranks, from the machines that the ranks report.
 
-Pure except for `this_machine`: every rank computes the same plan of all ranks from the reports of all ranks.
+Pure except for `this_machine` and `count_gpus`: every rank computes the same plan of all ranks from the reports of all ranks.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ def this_machine() -> Machine:
 
     gpus = tuple(str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count()))
     return Machine(socket.gethostname(), tuple(sorted(os.sched_getaffinity(0))), gpus)
+
+
+def count_gpus() -> int:
+    """Return how many GPUs torch finds here, without taking memory on any of them. Imports torch."""
+    import torch  # imported late, as above
+
+    return torch.cuda.device_count()
 
 
 @dataclasses.dataclass(frozen=True)

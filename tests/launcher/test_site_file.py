@@ -9,7 +9,8 @@ import subprocess
 import pytest
 
 from hvd_async.__main__ import main
-from hvd_async.errors import ConfigError
+from hvd_async.cluster.topology import count_gpus
+from hvd_async.errors import ConfigError, SetupError
 from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, render
 from hvd_async.launcher.site_file import SiteConfig, read_site
 
@@ -117,3 +118,17 @@ def test_types_of_gpus_go_into_the_script_and_their_number_into_the_layout(
     assert "a100 without --slurm" in capsys.readouterr().err
     planned = script(capsys, str(config), "--dry-run", "--mpi", "openmpi", "--gpus-per-node", "3")
     assert any("-np 4" in line for line in planned)
+
+
+@pytest.mark.parametrize("kind", ["async", "single"])
+def test_more_gpus_than_this_machine_has_are_refused_before_ranks_start(
+    kind: str, config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = count_gpus()
+    words = ["launch", str(config), "--mpi", "openmpi", "--set", f"strategy.kind={kind}", f"--gpus-per-node={found + 1}"]
+    assert main(words) == SetupError.exit_status
+    told = capsys.readouterr().err
+    assert (
+        f"--gpus-per-node: got {found + 1}, but torch finds {found or 'no GPU'}" in told and not pathlib.Path("run").exists()
+    )
+    assert main([*words, "--dry-run"]) == 0 and main([*words, "--slurm"]) == 0, "plans for other machines"
