@@ -167,6 +167,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     is_in_job = allocation is not None
     hosts = given or allocation or ()
     layout = lay_out(config, wanted(arguments), hosts, len(os.sched_getaffinity(0)), are_allocated=is_in_job)
+    config.strategy.check_num_workers(layout.num_workers)
     is_single = config.strategy.is_single
     options = _options(arguments, is_in_job=is_in_job, is_single=is_single)
     if arguments.container is not None:

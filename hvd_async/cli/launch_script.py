@@ -138,4 +138,6 @@ def _check_ranks(config: RunConfig, arguments: argparse.Namespace, asked: Resour
     gpus = asked.gpus_per_node or None
     hosts += [Host(f"node{k}", asked.workers_per_node, cores, gpus, int(is_apart)) for k in range(asked.nodes)]
     ranks = dataclasses.replace(wanted(arguments), per_node=None, store_apart=is_apart)
-    plan_ranks(config, lay_out(config, ranks, hosts, cores, are_allocated=True))
+    layout = lay_out(config, ranks, hosts, cores, are_allocated=True)
+    config.strategy.check_num_workers(layout.num_workers)
+    plan_ranks(config, layout)

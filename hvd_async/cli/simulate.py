@@ -90,6 +90,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
+    from hvd_async.config import keys_without_effect
     from hvd_async.simulation.planning import PLAN_FILES, plan, table_of, write_plan
     from hvd_async.tasks.registry import weight_unit
 
@@ -101,6 +102,8 @@ def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
         check_folder(arguments.output)
         for name in PLAN_FILES:
             check_new("--output", arguments.output / name, overwrite=arguments.overwrite)
+    for line in keys_without_effect(config):
+        print(line)
     rows = plan(config, workers, arguments.arrivals)
     unit = weight_unit(config)
     print(table_of(rows, unit))

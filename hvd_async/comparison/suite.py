@@ -233,6 +233,7 @@ class Suite:
             StepTimes(config.emulation, 0, workers)
         else:
             check_emulation(config.emulation, workers)
+            config.strategy.check_num_workers(workers)
         if self.config.launcher == "horovodrun-gloo" and config.strategy.needs_mpi:
             raise ConfigError(
                 f"strategy.kind: got {config.strategy.kind} with launcher horovodrun-gloo, which has no"

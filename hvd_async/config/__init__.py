@@ -28,6 +28,7 @@ from hvd_async.config.simulation import MemoryConfig, NetworkConfig, SimulationC
 from hvd_async.config.strategy import ArrivalsFrom, PushConfig, StoreConfig, StrategyConfig
 from hvd_async.config.task import FactoryConfig, ScriptConfig, TaskConfig, TranslationConfig
 from hvd_async.config.training import BOUNDS, MOST_EPOCHS, TrainingConfig, ValidationConfig
+from hvd_async.config.without_effect import keys_without_effect
 from hvd_async.config.yaml import dump_yaml, dump_yaml_line, read_yaml
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "dump_config",
     "dump_yaml",
     "dump_yaml_line",
+    "keys_without_effect",
     "leaves",
     "load_config",
     "parse_config",

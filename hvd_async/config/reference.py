@@ -27,6 +27,9 @@ For users who write or change the YAML file of a run: every key, its type, its d
 - `--set key.path=value` on the command line overrides a key; the value is YAML: `--set strategy.arrivals_per_update=4`.
 - Unknown keys, values out of range and keys that do not go together are errors. All errors are reported at once, before any
   rank starts work.
+- A key that has no effect with the other settings, such as `strategy.max_staleness` with `strategy.kind: ddp`, is no error, since
+  suites and `--set` change some keys of one file. A run prints a line for each such key when it starts, unless the key has
+  its default.
 - The complete configuration, defaults included, is saved with the run as `config.yaml`. No environment variable changes it.
 - Files are YAML 1.2: numbers may be written as `1e-3`, `010` is 10, only `true` and `false` are truth values (`no` is text), a
   key occurs once in its section, and there are no tags and no merging with `<<`. Whole numbers above 10^15, other numbers above

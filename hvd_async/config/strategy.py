@@ -9,6 +9,7 @@ import pydantic
 from pydantic import Field
 
 from hvd_async.config.section import Amount, Natural, Positive, PositiveSeconds, Section
+from hvd_async.errors import ConfigError
 from hvd_async.system.limits import MOST
 
 
@@ -121,7 +122,9 @@ class StrategyConfig(Section):
         description="What happens when a worker dies, fails or hangs: the others go on, where the launcher lets them"
         " (docs/reliability.md); or the run is saved and ends.",
     )
-    min_workers: Positive = Field(1, description="With fewer workers left, the run is saved and ends.")
+    min_workers: Positive = Field(
+        1, description="With fewer workers left, the run is saved and ends. At most the number of workers at the start."
+    )
     max_workers: Positive | None = Field(
         None,
         description="Most workers at a time, for those that join later (docs/reliability.md): the store has a slot for each."
@@ -182,6 +185,8 @@ class StrategyConfig(Section):
         workers pull while arrivals are pending.
         """
         value = self.provisional
+        if value is None:
+            self.model_fields_set.discard("provisional")  # the value of a key that is not given
         if not self.is_async or self.lockstep or self.arrivals_per_update == 1:
             value = None
         elif value is None:
@@ -207,6 +212,13 @@ class StrategyConfig(Section):
         if self.delay_pattern != "constant" and not self.delay:
             raise ValueError(f"delay_pattern: got {self.delay_pattern} with delay 0, expected a delay of 1 or more")
         return self
+
+    def check_num_workers(self, num_workers: int) -> None:
+        """Raise `ConfigError` if a run of `num_workers` workers has fewer than `min_workers` from the start."""
+        if self.is_async and self.min_workers > num_workers:
+            raise ConfigError(
+                f"strategy.min_workers: got {self.min_workers} in a run of {num_workers} workers, expected at most {num_workers}"
+            )
 
     def num_versions_behind(self, version: int, worker: int) -> int:
         """Return how old the parameters are on which `worker` computes gradients for the version after `version`, in versions, as

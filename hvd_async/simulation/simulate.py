@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_async.config import RunConfig
+from hvd_async.config import RunConfig, keys_without_effect
 from hvd_async.emulation.step_times import StepTimes
 from hvd_async.errors import ConfigError
 from hvd_async.runs.folder import RunFolder
@@ -72,7 +72,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     folder = RunFolder(config.output)
     folder.begin(config, overwrite=options.overwrite, is_simulated=True)
     progress = Progress(goal, config.training.log_every_seconds, task.weight_unit, is_live=options.live_progress)
-    for line in task.describe_data():
+    for line in [*keys_without_effect(config), *task.describe_data()]:
         progress.say(line)
     model = Model(task, module.train(), flat, config.seed, folder)
     prices = costs(config, config.simulation.parameters or flat.size)

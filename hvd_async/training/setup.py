@@ -14,7 +14,7 @@ import torch
 from hvd_async.cluster.batch_system import read_batch_job
 from hvd_async.cluster.environment import check_world, read_environment
 from hvd_async.cluster.topology import Machine, RankPlan, assign_roles, count_workers, describe, placement_of, this_machine
-from hvd_async.config import RunConfig
+from hvd_async.config import RunConfig, keys_without_effect
 from hvd_async.emulation.idling import Emulation, check_emulation
 from hvd_async.errors import ConfigError
 from hvd_async.runs.checkpoint import check_tensors, list_checkpoints, way_out
@@ -178,6 +178,7 @@ def plan_ranks(group: Group, config: RunConfig, environ: Mapping[str, str]) -> t
     def plan() -> tuple[RankPlan, ...]:
         plans = assign_roles(machines, placement_of(config))
         check_emulation(config.emulation, count_workers(plans))
+        config.strategy.check_num_workers(count_workers(plans))
         return plans
 
     return in_agreement(group, plan)
@@ -310,7 +311,7 @@ def _make_recorder(
 
 
 def _introduce(start: Start, spec: JobSpec, workload: Workload, progress: Progress, opened: Opened) -> None:
-    """Print the batch job, any loss, the data, and the place of every rank before training. On rank 0."""
+    """Print the batch job, keys without effect, any loss, the data, and the place of every rank before training. On rank 0."""
     batch_job = read_batch_job(start.environ)
     places = (describe(each, start.strategy.transport(spec.plans, each.rank)) for each in spec.plans)
     optimizer = start.config.optimizer
@@ -324,7 +325,7 @@ def _introduce(start: Start, spec: JobSpec, workload: Workload, progress: Progre
         of_optimizer = [
             f"optimizer: muon updates {matrices} matrices, adamw the other {len(workload.flat.pieces) - matrices} tensors"
         ]
-    remarks = [*opened.remarks, *start.strategy.remarks(spec), *of_optimizer]
+    remarks = [*keys_without_effect(start.config), *opened.remarks, *start.strategy.remarks(spec), *of_optimizer]
     for line in [*([str(batch_job)] if batch_job else []), *remarks, *workload.task.describe_data(), *places]:
         progress.say(line)
 
