@@ -333,7 +333,7 @@ def _contained(options: LaunchOptions, config: RunConfig, arguments: argparse.Na
         options,
         python="python",
         python_flags=("-s",),
-        container=find_container(arguments.container, binds, has_gpus=has_gpus),
+        container=find_container(arguments.container, binds, has_gpus=has_gpus, is_shown=arguments.dry_run),
     )
 
 

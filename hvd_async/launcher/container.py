@@ -40,11 +40,11 @@ class Container:
         return (*without, self.runtime, "exec", *gpus, *binds, self.image, *program)
 
 
-def find_container(image: str, binds: Sequence[str], *, has_gpus: bool) -> Container:
+def find_container(image: str, binds: Sequence[str], *, has_gpus: bool, is_shown: bool = False) -> Container:
     """Return the container of `--container IMAGE` with the folders in `binds`. Reads the file system.
 
-    Raises `ConfigError` if there is no such image, or no folder to bind, and `SetupError` if neither Apptainer nor Singularity
-    is on PATH.
+    `is_shown`: its command is only shown, so that Apptainer need not be here. Raises `ConfigError` if there is no such image, or
+    no folder to bind, and `SetupError` if neither Apptainer nor Singularity is on PATH.
     """
     if re.match(r"[a-z][a-z0-9-]*://", image):
         raise ConfigError(
@@ -56,7 +56,7 @@ def find_container(image: str, binds: Sequence[str], *, has_gpus: bool) -> Conta
         check_bind(bind)
         if not os.path.exists(bind.partition(":")[0]):
             raise ConfigError(f"--bind: {bind.partition(':')[0]}: no such file or folder")
-    runtime = next(filter(None, map(shutil.which, _RUNTIMES)), None)
+    runtime = next(filter(None, map(shutil.which, _RUNTIMES)), _RUNTIMES[0] if is_shown else None)
     if runtime is None:
         raise SetupError(
             "--container: got neither apptainer nor singularity on PATH, expected one of them; in a batch script a line of"

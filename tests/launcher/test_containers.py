@@ -218,8 +218,11 @@ def test_without_a_runtime_the_error_is_one_line(
     desk: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(desk))
-    assert main(["launch", "run.yaml", "--mpi", "openmpi", "--container", "image 1.sif"]) == 4
+    words = ["launch", "run.yaml", "--mpi", "openmpi", "--container", "image 1.sif"]
+    assert main(words) == 4
     assert "got neither apptainer nor singularity on PATH" in capsys.readouterr().err
+    assert main([*words, "--dry-run"]) == 0  # the command is for another machine
+    assert " apptainer exec " in capsys.readouterr().out
     write_program(desk / "singularity", APPTAINER)
     command = find_container("image 1.sif", (), has_gpus=True).wrap(["x"])
     assert command[-5:] == (str(desk / "singularity"), "exec", "--nv", str(desk / "image 1.sif"), "x")
