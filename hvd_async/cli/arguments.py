@@ -137,7 +137,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="override a key, such as strategy.arrivals_per_update=4; may be repeated",
+        help="override a key, such as strategy.arrivals_per_update=4, or validation.every=null for none; may be repeated",
     )
 
 

@@ -24,7 +24,8 @@ _INTRODUCTION = """\
 
 For users who write or change the YAML file of a run: every key, its type, its default and its meaning.
 
-- `--set key.path=value` on the command line overrides a key; the value is YAML: `--set strategy.arrivals_per_update=4`.
+- `--set key.path=value` on the command line overrides a key; the value is YAML: `--set strategy.arrivals_per_update=4`. `null`
+  stands for none, also against the file: `--set validation.every=null`.
 - Unknown keys, values out of range and keys that do not go together are errors. All errors are reported at once, before any
   rank starts work.
 - A key that has no effect with the other settings, such as `strategy.max_staleness` with `strategy.kind: ddp`, is no error, since
