@@ -325,7 +325,7 @@ def _introduce(start: Start, spec: JobSpec, workload: Workload, progress: Progre
         of_optimizer = [
             f"optimizer: muon updates {matrices} matrices, adamw the other {len(workload.flat.pieces) - matrices} tensors"
         ]
-    remarks = [*keys_without_effect(start.config), *opened.remarks, *start.strategy.remarks(spec), *of_optimizer]
+    remarks = [*opened.remarks, *keys_without_effect(start.config), *start.strategy.remarks(spec), *of_optimizer]
     for line in [*([str(batch_job)] if batch_job else []), *remarks, *workload.task.describe_data(), *places]:
         progress.say(line)
 
