@@ -29,7 +29,7 @@ class Tag(enum.IntEnum):
 
 
 class FarRequest(enum.IntEnum):
-    """What another rank asks for; the comment of each gives the meaning of its numbers."""
+    """Requests of a rank on another node; the comment of each gives the meaning of its numbers."""
 
     GIVE = 0  # to be sent a part of the block: its first byte, number of bytes
     TAKE = 1  # to have a part of the block replaced by what it sends: likewise
