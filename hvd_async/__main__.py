@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.system.extras import missing_package
+from hvd_async.system.failure_message import wait_for_reporter
 from hvd_async.system.interpreter import end_quickly, leave_out_current_folder
 from hvd_async.system.parent_death import tie_to
 from hvd_async.system.printable import printable
@@ -76,6 +77,8 @@ def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> in
         return 141  # the reader of our output, such as `head`, has gone
     if _is_ours_to_report(error):
         tell("".join(f"hvd-async: {printable(line)}\n" for line in str(error).split("\n")))
+    elif not _is_mpi_initialised():  # otherwise its end, MPI_Finalize, waits for all ranks
+        wait_for_reporter(error)
     return error.exit_status
 
 
@@ -95,6 +98,11 @@ def _is_ours_to_report(error: HvdAsyncError) -> bool:
         return True
     # RANK may be left over in the shell, in which case there may be no rank 0.
     return launched is None or launched.rank == 0 or launched.launcher is LIKE_TORCHRUN
+
+
+def _is_mpi_initialised() -> bool:
+    is_initialised = getattr(sys.modules.get("mpi4py.MPI"), "Is_initialized", None)
+    return is_initialised is not None and bool(is_initialised())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from hvd_async.cluster.environment import read_environment
 from hvd_async.errors import HvdAsyncError
-from hvd_async.system.failure_message import tell
+from hvd_async.system.failure_message import tell, wait_for_reporter
 
 
 @contextlib.contextmanager
@@ -35,6 +35,8 @@ def end_with(error: HvdAsyncError, rank: int) -> NoReturn:
         is_reporter = not error.is_on_all_ranks or rank == 0
     if is_reporter:
         tell(rank, error)
+    else:
+        wait_for_reporter(error)
     sys.stdout.flush()
     gc.collect()  # gives back the semaphores of processes that read batches
     os._exit(error.exit_status)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import torch
@@ -94,9 +95,10 @@ class TorchrunGroup:
 
     def _put(self, key: str, value: bytes) -> None:
         parts = range(0, max(1, len(value)), _PART_BYTES)
-        for number, start in enumerate(parts):
-            self._store.set(f"{key}/{number}", value[start : start + _PART_BYTES])  # type: ignore[arg-type]  # bytes, too
-        self._store.set(key, str(len(parts)))
+        with self._store_errors(0):
+            for number, start in enumerate(parts):
+                self._store.set(f"{key}/{number}", value[start : start + _PART_BYTES])  # type: ignore[arg-type]  # bytes, too
+            self._store.set(key, str(len(parts)))
 
     def _get(self, key: str, rank: int) -> bytes:
         return b"".join(self._wait(f"{key}/{number}", rank) for number in range(int(self._wait(key, rank))))
@@ -107,13 +109,12 @@ class TorchrunGroup:
         ended, began = None, time.monotonic()
         while True:
             try:
-                self._store.wait([key], datetime.timedelta(seconds=_LOOK_SECONDS))
-                return bytes(self._store.get(key))
-            except dist.DistNetworkError as error:
-                raise PeerError(f"torchrun: its store has gone: {' '.join(str(error).split())[:200]}") from None
+                with self._store_errors(rank):
+                    self._store.wait([key], datetime.timedelta(seconds=_LOOK_SECONDS))
+                    return bytes(self._store.get(key))
             except dist.DistStoreError:  # not yet; torchrun ends this rank if another one of this host fails
                 if ended is not None:
-                    raise PeerError(f"torchrun: rank {ended} has ended while rank {self.rank} waits for it") from None
+                    raise self._left_alone(ended) from None
                 if self._is_meeting and time.monotonic() > began + _MEETING_SECONDS:
                     raise SetupError(f"torchrun: rank {rank} has not come in {_MEETING_SECONDS} s; see its output") from None
                 # One more look: the rank may have put the value there just before it ended.
@@ -121,6 +122,23 @@ class TorchrunGroup:
 
     def _delete(self, key: str) -> None:
         if self._number > 1 or key.startswith("broadcast"):
-            for number in range(int(bytes(self._store.get(key)))):
-                self._store.delete_key(f"{key}/{number}")
-            self._store.delete_key(key)
+            with self._store_errors(0):
+                for number in range(int(bytes(self._store.get(key)))):
+                    self._store.delete_key(f"{key}/{number}")
+                self._store.delete_key(key)
+
+    @contextlib.contextmanager
+    def _store_errors(self, rank: int) -> Iterator[None]:
+        """Raise `PeerError` if the store has gone, and name `rank` if that has ended before. A context manager."""
+        try:
+            yield
+        except dist.DistNetworkError as error:
+            if self._lines is not None and rank != self.rank and (ended := self._lines.ended(rank)) is not None:
+                raise self._left_alone(ended) from None
+            raise PeerError(
+                "torchrun: its store has gone, and with it the agent of rank 0's host; see the output there:"
+                f" {' '.join(str(error).split())[:200]}"
+            ) from None
+
+    def _left_alone(self, ended: int) -> PeerError:
+        return PeerError(f"torchrun: rank {ended} has ended while rank {self.rank} waits for it")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import traceback
 
-from hvd_async.errors import HvdAsyncError, PeerError
+from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
 from hvd_async.system.printable import printable_lines
+
+_REPORTER_SECONDS = 5.0
+"""How long the rank that prints a message may be behind one that prints none."""
 
 
 def tell(rank: int, error: BaseException) -> None:
@@ -40,3 +44,12 @@ def print_message(text: str) -> None:
         sys.stdout.flush()
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+def wait_for_reporter(error: HvdAsyncError) -> None:
+    """Wait on a rank that prints no message for `error`, until the launcher ends it; at most some seconds.
+
+    mpirun and torchrun end all ranks when the first one fails: if that were this rank, the one that prints might never do so.
+    """
+    if not isinstance(error, StoppedBySignal):  # which `launch` itself may report
+        time.sleep(_REPORTER_SECONDS)

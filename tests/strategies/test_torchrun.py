@@ -95,6 +95,7 @@ except (PeerError, SetupError) as error:
 """
 
 
+@pytest.mark.parametrize("has_store", [True, False])
 @pytest.mark.parametrize(
     ("end", "meeting_seconds", "message"),
     [
@@ -103,24 +104,27 @@ except (PeerError, SetupError) as error:
     ],
 )
 def test_a_rank_that_ends_on_another_host_ends_the_wait(
-    desk: pathlib.Path, end: str, meeting_seconds: int, message: str
+    desk: pathlib.Path, end: str, meeting_seconds: int, message: str, has_store: bool
 ) -> None:
-    """Two agents stand for two hosts; the one without the store's server has the rank that ends."""
+    """Two agents stand for two hosts, of which the one with the lower address has the store of the ranks; `has_store`: whether
+    that is the one with the rank that waits. The agent of a rank that has ended goes, and a store with it."""
     (desk / "ranks.py").write_text(ON_TWO_HOSTS)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MASTER_"))}
     environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MEETING_SECONDS": str(meeting_seconds)}
 
-    def host(is_host: int, end: str) -> Completed:
+    def host(number: int, end: str) -> Completed:
         words = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "7", "--rdzv-backend", "c10d")
-        place = ("--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", f"is_host={is_host}")
-        starting = (sys.executable, "-m", "torch.distributed.run", *words, *place, "ranks.py")
-        return run_limited(starting, {**environ, "END": end}, 120, cwd=desk)
+        meeting = ("--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", f"is_host={int(not end)}")
+        starting = (sys.executable, "-m", "torch.distributed.run", *words, *meeting, "--local-addr", f"127.0.0.{number}")
+        return run_limited((*starting, "ranks.py"), {**environ, "END": end}, 120, cwd=desk)
 
     with ThreadPoolExecutor(2) as pool:
-        waiting, ending = pool.submit(host, 1, ""), pool.submit(host, 0, end)
+        waiting, ending = pool.submit(host, 1 if has_store else 2, ""), pool.submit(host, 2 if has_store else 1, end)
     assert ending.result().returncode != 0 and waiting.result().returncode != 0
+    if not has_store and end == "before the meeting":
+        message = r"said PeerError: torchrun: its store has gone, and with it the agent of rank 0's host"
     assert re.search(message, waiting.result().stdout), waiting.result()
 
 
@@ -173,6 +177,14 @@ def test_an_error_is_one_line_of_one_rank(desk: pathlib.Path, words: list[str], 
     done = torchrun("-m", "hvd_async", "train", "run.yaml", *words, cwd=desk)
     lines = [line for line in done.stderr.splitlines() if line.startswith("hvd-async: ")]
     assert done.returncode != 0 and len(lines) == 1 and message in lines[0], done
+
+
+def test_rank_0_reports_the_error_even_when_it_comes_last(desk: pathlib.Path) -> None:
+    """torchrun ends rank 0 as soon as rank 1 has failed."""
+    late = "import os, sys, time\nfrom hvd_async.__main__ import main\ntime.sleep(2 * (os.environ['RANK'] == '0'))\n"
+    (desk / "late.py").write_text(f"{late}sys.exit(main(['train', 'absent.yaml']))\n")
+    done = torchrun("late.py", cwd=desk)
+    assert done.returncode != 0 and done.stderr.count("hvd-async: absent.yaml: ") == 1, done
 
 
 def test_torchrun_without_a_place_is_refused(desk: pathlib.Path) -> None:
