@@ -19,12 +19,13 @@ from hvd_async.cli.launch_script import check_container, script_asked, train_arg
 from hvd_async.cli.starts import STORE_RESTARTS, start_once, start_until_done
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.system import interpreter
+from hvd_async.system.extras import require
 
 if TYPE_CHECKING:
     from hvd_async.cli.holding import StoreKeeper
     from hvd_async.cluster.hosts import Host
     from hvd_async.config import RunConfig
-    from hvd_async.launcher import Begin, LauncherName, LaunchOptions, LaunchOutcome
+    from hvd_async.launcher import Begin, LauncherName, LaunchOptions, LaunchOutcome, RankLayout
 
 # Arguments that have no effect in a batch script.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
@@ -184,7 +185,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
         print(launch_command(config, rank_arguments, layout, options).shell_text())
         return 0
     if layout.is_local and arguments.container is None:  # the torch of an image may see other GPUs
-        _check_gpus(wanted(arguments).gpus)
+        _check_devices(config, layout, wanted(arguments).gpus)
     if arguments.program is None:
         _check_start(config, arguments, is_here=layout.is_local or is_in_job)
     if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
@@ -257,14 +258,22 @@ def _check_start(config: RunConfig, arguments: argparse.Namespace, *, is_here: b
     elif not arguments.overwrite:
         folder.check_vacant()
     if is_here:
+        if config.strategy.kind == "horovod":
+            require("horovod")
         check_data(config)
 
 
-def _check_gpus(asked: int | None) -> None:
-    """Raise `SetupError` if this machine has fewer GPUs than `asked`: ranks would train on the CPU instead, or share GPUs."""
+def _check_devices(config: RunConfig, layout: RankLayout, asked: int | None) -> None:
+    """Raise `SetupError` if this machine has fewer GPUs than `asked`, so that ranks would train on the CPU or share GPUs, or
+    than the ranks of `layout` need, all of which run here."""
     from hvd_async.cluster.topology import count_gpus
+    from hvd_async.launcher import plan_ranks
 
-    if asked is not None and asked > (found := count_gpus()):
+    needs_gpus = any(device.startswith("cuda") for device in (config.training.device, config.store.device))
+    if asked is None and not needs_gpus:
+        return
+    found = count_gpus()
+    if asked is not None and asked > found:
         raise SetupError(
             f"--gpus-per-node: got {asked}, but torch finds {found} GPUs on this machine, where the ranks would run; expected at"
             f" most {found}; `hvd-async doctor` describes the machine"
@@ -272,6 +281,9 @@ def _check_gpus(asked: int | None) -> None:
             else f"--gpus-per-node: got {asked}, but torch finds no GPU on this machine, where the ranks would run; for workers"
             f" on the CPU, use --workers {asked} instead"
         )
+    if needs_gpus:
+        places = (dataclasses.replace(place, gpus=found if place.gpus is None else place.gpus) for place in layout.places)
+        plan_ranks(config, dataclasses.replace(layout, places=tuple(places)))
 
 
 def _check_alone() -> None:

@@ -11,13 +11,12 @@ import fractions
 import itertools
 import json
 import os
-import re
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from hvd_async.config import RunConfig
-from hvd_async.errors import ConfigError, SetupError
+from hvd_async.errors import SetupError
 
 Role = Literal["store", "shard", "worker", "store+worker", "shard+worker"]
 _DEDICATED = ("store", "shard")
@@ -223,8 +222,6 @@ def _role(shard: int | None, wanted: Placement) -> Role:
 
 
 def _devices(machines: Sequence[Machine], roles: Sequence[Role], wanted: Placement) -> list[str]:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted.device):
-        raise ConfigError(f"training.device: got {wanted.device!r}, expected auto, cpu, cuda or cuda:<index>")
     num_users: collections.Counter[tuple[str, str]] = collections.Counter()
     devices = []
     for rank, (machine, role) in enumerate(zip(machines, roles, strict=True)):
@@ -250,8 +247,6 @@ def _store_devices(
 ) -> list[str | None]:
     """Return `RankPlan.store_device` of every rank. Workers get GPUs first, so that their numbers do not depend on the
     store."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted.store_device):
-        raise ConfigError(f"store.device: got {wanted.store_device!r}, expected auto, cpu, cuda or cuda:<index>")
     stores = [rank for rank, role in enumerate(roles) if role != "worker"]
     chosen: list[str | None] = ["cpu" if rank in stores else None for rank in range(len(machines))]
     if not stores or wanted.store_device == "cpu":

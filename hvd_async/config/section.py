@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, TypeVar
 
@@ -26,6 +27,15 @@ Beam = Annotated[int, Field(ge=1, le=MOST_BEAM)]
 Ranks = Annotated[int, Field(ge=1, le=MOST_RANKS)]
 PathText = Annotated[str, AfterValidator(path_of)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+def _device_of(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise ValueError(f"got {text!r}, expected auto, cpu, cuda or cuda:<index>")
+    return text
+
+
+Device = Annotated[str, AfterValidator(_device_of)]
 
 
 class Section(pydantic.BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Amount, Natural, Positive, PositiveSeconds, Section
+from hvd_async.config.section import Amount, Device, Natural, Positive, PositiveSeconds, Section
 from hvd_async.errors import ConfigError
 from hvd_async.system.limits import MOST
 
@@ -278,7 +278,7 @@ class StoreConfig(Section):
     published_buffers: Literal[2, 3] = Field(
         3, description="Copies of the parameters from which workers read; 2 saves memory, 3 makes repeated reads rarer."
     )
-    device: str = Field(
+    device: Device = Field(
         "cpu",
         description="Where updates are computed: `cpu`, `cuda` (a GPU that no worker uses, unless"
         " `training.allow_sharing`; a store that also trains uses the GPU on which it trains),"

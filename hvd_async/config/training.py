@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Natural, Positive, PositiveSeconds, Section, Threads
+from hvd_async.config.section import Device, Natural, Positive, PositiveSeconds, Section, Threads
 
 # Every rank plans each epoch before training begins.
 MOST_EPOCHS = 10_000
@@ -33,7 +33,7 @@ class TrainingConfig(Section):
     weight: Positive | None = Field(None, description="Total weight: the run takes whole batches until it reaches this.")
     updates: Positive | None = Field(None, description="Updates: the run ends at this version.")
     seconds: PositiveSeconds | None = Field(None, description="Seconds of training; the run ends at most two updates later.")
-    device: str = Field(
+    device: Device = Field(
         "auto", description="`auto` (a GPU per worker if there are any), `cpu`, `cuda`, or `cuda:<index>` for all workers."
     )
     allow_sharing: bool = Field(False, description="Whether several workers may share a GPU.")

@@ -31,8 +31,10 @@ def make_task(config: RunConfig) -> Task:
 
 
 def check_data(config: RunConfig) -> None:
-    """Raise `DataError` if data of the task of `config` are missing, as far as that is known without reading them."""
+    """Raise `DataError` if data of the task of `config` are missing, as far as that is known without reading them, and
+    `SetupError` if a package is."""
     if isinstance(config.task, TranslationConfig):
+        require("translation")
         from hvd_async.tasks.translation.model_folder import check_places
         from hvd_async.tasks.translation.text import find_texts
 

@@ -220,6 +220,11 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
             "optimizer: nesterov: got true with momentum 0, expected momentum > 0",
         ),
         (
+            {"training": {"updates": 5, "device": "tpu"}},
+            "training.device: got 'tpu', expected auto, cpu, cuda or cuda:<index>",
+        ),
+        ({"store": {"device": "cuda:"}}, "store.device: got 'cuda:', expected auto, cpu, cuda or cuda:<index>"),
+        (
             {"store": {"device": "cuda", "shards": 2}},
             "store: device: got cuda with shards 2, expected cpu; the first shard reads the state of the others in the"
             " memory of"

@@ -120,6 +120,16 @@ def test_types_of_gpus_go_into_the_script_and_their_number_into_the_layout(
     assert any("-np 4" in line for line in planned)
 
 
+@pytest.mark.parametrize(("key", "rank"), [("training.device", 1), ("store.device", 0)])
+def test_a_gpu_that_this_machine_lacks_is_refused_before_ranks_start(
+    key: str, rank: int, config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = count_gpus()
+    assert main(["launch", str(config), "--mpi", "openmpi", "--set", f"{key}=cuda:{found}"]) == SetupError.exit_status
+    told = f"{key}: got cuda:{found}, but rank {rank} on this machine sees {found} GPUs"
+    assert told in capsys.readouterr().err and not pathlib.Path("run").exists()
+
+
 @pytest.mark.parametrize("kind", ["async", "single"])
 def test_more_gpus_than_this_machine_has_are_refused_before_ranks_start(
     kind: str, config: pathlib.Path, capsys: pytest.CaptureFixture[str]
