@@ -13,6 +13,10 @@ from hvd_async.comparison.target import Target
 from hvd_async.system.printable import printable
 from hvd_async.tasks.metric import Metric
 
+# Reasons against a run that was not computed; see `plan.is_outdated`.
+OUTDATED = "was computed with another configuration"
+NOT_RUN = "not run yet"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -37,6 +41,11 @@ class Entry:
     def __post_init__(self) -> None:
         """Make names printable: they go into figures, pages and terminals, and may come from a file made elsewhere."""
         _make_printable(self, "environment", "variant", "fault")
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the run was begun, as far as is known, with this configuration."""
+        return self.run is not None or self.fault not in (OUTDATED, NOT_RUN)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_async.comparison.collection import Collection, Entry, runs_of
+from hvd_async.comparison.collection import NOT_RUN, OUTDATED, Collection, Entry, runs_of
 from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, WantedTarget, common_target
@@ -21,9 +21,6 @@ from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
 from hvd_async.tasks.metric import LOSS
 
-# Reason against a run that differs from the planned one: see `is_outdated`.
-OUTDATED = "was computed with another configuration"
-NOT_RUN = "not run yet"
 _FILE = "comparison.json"
 
 

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hvd_async.comparison.collection import Entry
-from hvd_async.comparison.plan import NOT_RUN, OUTDATED, fault_file, folder_of, read_entries, read_plan, result
+from hvd_async.comparison.collection import NOT_RUN, OUTDATED, Entry
+from hvd_async.comparison.plan import fault_file, folder_of, read_entries, read_plan, result
 from hvd_async.comparison.runs import Run
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.status import RunStatus, read_status

@@ -234,8 +234,8 @@ def test_a_report_of_an_incomplete_suite_names_the_missing_runs(
     capsys.readouterr()
     assert main(["report", str(folder / "out"), "--output", str(folder / "page")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "horovod and N = 1: 1 of 2 runs missing or failed (seed 2)." in printed
-    assert "N = 2: 2 of 2 runs missing or failed (seeds 1, 2)." in printed
+    assert "horovod and N = 1: 1 of 2 runs failed (seed 2)." in printed
+    assert "N = 2: 2 of 2 runs not computed (seeds 1, 2)." in printed
     page = (folder / "page/report.md").read_text()
     assert "exit status 3: it failed" in page and page.count("not run yet") == 2
 

@@ -156,7 +156,7 @@ CASES = {
         " -0.9 to +0.5).",
         [
             "The ratio is over 2 of 3 seeds: those with which both reached the target.",
-            "horovod: 1 of 3 runs missing or failed (seed 1).",
+            "horovod: 1 of 3 runs failed (seed 1).",
             "async: 1 of 3 runs diverged.",
             IDEAL,
         ],
@@ -166,7 +166,7 @@ CASES = {
         "No run of the baseline, horovod, has ended well here: there is nothing to compare with. async reached loss 2.100"
         " after 123 s"
         " (3 of 3 seeds).",
-        ["horovod: 3 of 3 runs missing or failed (seeds 1, 2, 3)."],
+        ["horovod: 3 of 3 runs failed (seeds 1, 2, 3)."],
     ),
     "no baseline in this environment": (
         [row("async")],
@@ -183,7 +183,7 @@ CASES = {
     "all failed": (
         [row("horovod", num_failed=3, is_baseline=True)],
         "No run has ended: there is nothing to compare.",
-        ["horovod: 3 of 3 runs missing or failed (seeds 1, 2, 3)."],
+        ["horovod: 3 of 3 runs failed (seeds 1, 2, 3)."],
     ),
     "at the first measurement": (
         [row("horovod", **SYNC), row("async", reached=(replace(THERE, is_bound=True),) * 3, **FAST, **EQUAL)],
