@@ -1,4 +1,4 @@
-"""Arguments of the verbs that use an exported model."""
+"""Arguments of the verbs that use a trained model."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _TEMPERATURE, _SEED = 1.0, 1
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
-    _add_translate(verb(verbs, "translate", "translate text with an exported model, line by line", _translate))
+    _add_translate(verb(verbs, "translate", "translate text with a trained model, line by line", _translate))
 
 
 def _add_translate(parser: argparse.ArgumentParser) -> None:

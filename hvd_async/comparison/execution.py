@@ -10,7 +10,8 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from hvd_async.comparison.plan import OUTDATED, fault_file, folder_of, is_outdated, result
+from hvd_async.comparison.collection import OUTDATED
+from hvd_async.comparison.plan import fault_file, folder_of, is_outdated, result
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.comparison.suite_progress import Board

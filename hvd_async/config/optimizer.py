@@ -153,7 +153,7 @@ class OptimizerConfig(Section):
     )
     average_decay: Fraction = Field(
         0.0,
-        description="Decay of the exponential moving average of parameters, which is then evaluated and exported"
+        description="Decay of the exponential moving average of parameters, which is then evaluated and saved"
         " instead of them; 0 turns it off.",
     )
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="The learning rate over time.")

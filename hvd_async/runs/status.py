@@ -104,8 +104,8 @@ class RunStatus:
         )
         left = "" if self.seconds_left is None else f", about {clock_text(self.seconds_left)} left"
         rate = "" if self.rate is None else f", lately {self.rate:,.0f} {self.weight_unit} a second"
+        again = resumed_text(self.processes)
         where = f" on {', '.join(self.hosts)}" if self.hosts else ""
-        again = "" if self.processes < 2 else f", {self.processes - 1} restart{'s' if self.processes > 2 else ''}"
         lines.append(f"  {self.strategy}, {self.workers} worker{'s' if self.workers != 1 else ''}{where}{rate}{left}{again}")
         if self.loss is not None:
             scores = "".join(f" {name} {value:.4g}" for name, value in self.scores.items())
@@ -284,3 +284,10 @@ def _age(path: pathlib.Path) -> float | None:
 
 def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s ago" if seconds < 120.0 else f"{clock_text(seconds)} ago"
+
+
+def resumed_text(processes: int) -> str:
+    """Return how often a run was resumed that `processes` have computed, with a comma before it; empty if never."""
+    if processes < 2:
+        return ""
+    return ", resumed once" if processes == 2 else f", resumed {processes - 1} times"

@@ -9,6 +9,7 @@ from typing import Any
 
 from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.recorder_context import RunContext
+from hvd_async.runs.status import resumed_text
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.system.files import write_file
 from hvd_async.tasks.metric import describe, metrics_from_json, metrics_to_json
@@ -55,14 +56,13 @@ def write_summary(run: RunContext, ending: Ending, history: EvaluationHistory, f
 
 def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     """Return lines for people on how a run ended. The last line is complete by itself: people look for it in a log."""
-    last, restarts = summary["last"], summary["processes"] - 1
+    last = summary["last"]
     scores = "" if last is None else f", {describe(last['scores'], metrics_from_json(summary['metrics']), ', ')}"
     num_lost = summary.get("lost_workers", 0)
     lost = "" if not num_lost else f", {num_lost} worker{'s' if num_lost > 1 else ''} lost on the way"
     num_joined = summary.get("joined_workers", 0)
     lost += "" if not num_joined else f", {num_joined} joined"
     unit = "virtual s" if summary.get("simulated") else "s"
-    again = "" if restarts == 0 else f", {restarts} restart{'s' if restarts > 1 else ''}"
     lines = []
     if summary.get("unmeasured"):
         lines.append(f"due for evaluation but not evaluated: versions {', '.join(map(str, summary['unmeasured']))}")
@@ -73,6 +73,6 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     lines.append(
         f"{summary['status']}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
         f" {summary['seconds']:.1f} {unit},"
-        f" staleness {summary['mean_staleness']:.2f}{scores}{again}{lost}; see {output}"
+        f" staleness {summary['mean_staleness']:.2f}{scores}{resumed_text(summary['processes'])}{lost}; see {output}"
     )
     return lines

@@ -168,7 +168,7 @@ def test_a_run_preempted_by_a_higher_partition_resumes_to_the_same_parameters(
     log = finish(slurm, desk, job)
     assert slurm.facts(job)["Restarts"] == "1"
     assert re.search("^launch: stopped by .*, everything saved$", log, re.M) and "back into the queue" in log, log
-    assert re.search(r"^finished: version 60,.*, 1 restart", log, re.M), log
+    assert re.search(r"^finished: version 60,.*, resumed once", log, re.M), log
     summary = summary_of(desk / "run")
     assert summary["job"]["restarts"] == 1 and summary["processes"] == 2
     starts = [start["version"] for start in events_of(desk / "run", "start")]
@@ -219,7 +219,7 @@ def test_after_a_node_failure_the_run_resumes_from_its_last_checkpoint(slurm: Sl
     finally:
         slurm.do("start-node", 2)
     log = finish(slurm, desk, job)
-    assert re.search(r"^finished: version 40,.*, 1 restart", log, re.M), log
+    assert re.search(r"^finished: version 40,.*, resumed once", log, re.M), log
     versions = [update["version"] for update in events_of(desk / "run", "update")]
     assert versions == list(range(1, 41))
     assert [start["version"] for start in events_of(desk / "run", "start")][1] >= 10

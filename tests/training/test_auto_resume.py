@@ -46,12 +46,12 @@ def test_auto_resume_starts_resumes_and_ends_at_once_when_training_is_complete(
     assert summary_of(config)["processes"] == 1 and summary_of(config)["job"] is None
     assert train(config, "training.updates=6") == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("finished: version 6, ") and line.endswith(f", 1 restart; see {config.parent / 'run'}")
+    assert line.startswith("finished: version 6, ") and line.endswith(f", resumed once; see {config.parent / 'run'}")
     model = (config.parent / "run/models/last/model.safetensors").read_bytes()
     assert train(config, "training.updates=6") == 0
     *_, printed, line = capsys.readouterr().out.splitlines()
     assert printed == "finished before, and no more training is configured: nothing to do"
-    assert "version 6, " in line and ", 1 restart;" in line
+    assert "version 6, " in line and ", resumed once;" in line
     assert summary_of(config)["processes"] == 2 and summary_of(config)["updates"] == 6
     events = [json.loads(line) for line in (config.parent / "run/events.jsonl").read_text().splitlines()]
     assert [event["version"] for event in events if event["event"] == "start"] == [0, 4]

@@ -105,4 +105,7 @@ def test_what_cannot_be_exported_is_one_line(
     expected = f"hvd-async: {model}: got a model of kind gru, expected a transformer: CTranslate2 knows no GRU\n"
     assert capsys.readouterr().err == expected and not (tmp_path / "out").exists()
     assert main(["export", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 3
-    assert f"{tmp_path / 'none'}: no such folder; expected an exported model" in capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'none'}: no such folder; expected a trained model, such as runs/NAME/models/best"
+        in capsys.readouterr().err
+    )

@@ -44,7 +44,8 @@ def test_a_run_without_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "run/events.jsonl").touch()
     for place in ("run", "run/models/best"):
         with pytest.raises(
-            DataError, match=rf"{place}: the run .*run has no model yet: .*--resume, or export a version: hvd-async replay"
+            DataError,
+            match=rf"{place}: the run .*run has no model yet: .*--resume, or make that of a version: hvd-async replay",
         ):
             load_model(tmp_path / place)
 
@@ -69,7 +70,7 @@ def test_an_older_model_is_replaced_without_leftovers(
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder; expected an exported model"):
+    with pytest.raises(DataError, match="no such folder; expected a trained model, such as runs/NAME/models/best"):
         load_model(tmp_path / "none")
 
 

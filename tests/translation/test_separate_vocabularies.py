@@ -156,7 +156,7 @@ def test_dropout_cuts_each_side_with_its_own_pieces(folder: Path, pair: Prepared
 @pytest.mark.parametrize("missing", ["vocabulary.source.model", "vocabulary.target.model"])
 def test_a_model_without_one_of_its_vocabularies_is_refused(models: list[Path], missing: str) -> None:
     (models[0] / missing).unlink()
-    with pytest.raises(DataError, match=rf"{re.escape(missing)}: no such file; expected an exported model with"):
+    with pytest.raises(DataError, match=rf"{re.escape(missing)}: no such file; expected a trained model with"):
         load_model(models[0])
 
 

@@ -1,4 +1,4 @@
-"""Training that begins with the parameters of an exported model: `task.init_from`."""
+"""Training that begins with the parameters of a trained model: `task.init_from`."""
 
 from __future__ import annotations
 

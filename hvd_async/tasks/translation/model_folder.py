@@ -1,4 +1,4 @@
-"""The folder of an exported model: the names of its files, and whether they are there. Loads nothing heavy."""
+"""The folder of a trained model: the names of its files, and whether they are there. Loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def check_folder(folder: Path) -> None:
     run = next((each for each in (folder, *folder.parents[:2]) if (each / "events.jsonl").is_file()), None)
     if run is not None and not any(run.glob(f"models/*/{PARAMETERS}")):
         raise DataError(
-            f"{folder}: the run {run} has no model yet: it is under way, or was stopped before one was exported; continue it with"
-            f" --resume, or export a version: hvd-async replay {run} --until VERSION --output FOLDER"
+            f"{folder}: the run {run} has no model yet: it is under way, or was stopped before one was saved; continue it with"
+            f" --resume, or make that of a version: hvd-async replay {run} --until VERSION --output FOLDER"
         )
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected an exported model")
+        raise DataError(f"{folder}: no such folder; expected a trained model, such as runs/NAME/models/best")
     if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
         names = ", ".join(str(path.parent) for path in models)
         raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
@@ -43,7 +43,7 @@ def check_folder(folder: Path) -> None:
         raise DataError(f"{folder}: got an export for CTranslate2, expected the model folder from which `export` made it")
     for name in (PARAMETERS, CONFIG, *(path.name for path in vocabulary_files(folder)), META):
         if not (folder / name).is_file():
-            raise DataError(f"{folder / name}: no such file; expected an exported model with {name}")
+            raise DataError(f"{folder / name}: no such file; expected a trained model with {name}")
 
 
 def given_vocabularies(task: TranslationConfig) -> tuple[Path, ...]:
