@@ -24,10 +24,11 @@ from hvd_async.simulation.real_replica import RealReplica
 from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.shared_state import Timing, World, make_clock
 from hvd_async.simulation.synchronous_cluster import Synchronous
+from hvd_async.system.long_work import told_if_long
 from hvd_async.tasks.gradient import check_buffers, flatten
 from hvd_async.tasks.metric import metric_of_score
 from hvd_async.tasks.models import model_of
-from hvd_async.tasks.task import Task
+from hvd_async.tasks.task import PREPARING, Task
 from hvd_async.vectors.threads import arithmetic_threads
 
 
@@ -62,13 +63,15 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     workers = num_workers(config)
     times = StepTimes(config.emulation, config.seed, workers, default=DEFAULT_SECONDS)
     clock = make_clock(config, times, workers)
-    task = make_task(config)
+    with told_if_long(PREPARING):
+        task = make_task(config)
+        num_batches = task.num_batches()
     metric_of_score(config.validation.score, task.metrics)  # before the folder is made
     module = model_of(task)
     if config.strategy.is_async:
         check_buffers(task, module)
     flat = flatten(module, config.optimizer, options.device)
-    goal = Goal(task.num_batches(), config.training.updates, config.training.seconds)
+    goal = Goal(num_batches, config.training.updates, config.training.seconds)
     folder = RunFolder(config.output)
     folder.begin(config, overwrite=options.overwrite, is_simulated=True)
     progress = Progress(goal, config.training.log_every_seconds, task.weight_unit, is_live=options.live_progress)

@@ -13,6 +13,9 @@ from hvd_async.tasks.metric import Metric
 Batch: TypeAlias = Any
 """A minibatch, of a type of the task's choice; only the task's own `loss` and `weight` look into it."""
 
+PREPARING = "preparing the task, its text or other data, and its batches"
+"""What a run does before its first line."""
+
 
 class Task(Protocol):
     """A model, its data and its loss. Every method but `evaluate` is a function of its arguments alone, equal on every

@@ -30,10 +30,11 @@ from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSize, JobSpec, SavedState, Strategy
 from hvd_async.system.keeper_page import tell_keeper
+from hvd_async.system.long_work import told_if_long
 from hvd_async.tasks.gradient import check_buffers, lay_out
 from hvd_async.tasks.metric import metric_of_score
 from hvd_async.tasks.models import model_of
-from hvd_async.tasks.task import ReadsAhead, Task
+from hvd_async.tasks.task import PREPARING, ReadsAhead, Task
 from hvd_async.training.agreement import in_agreement, told_by_rank_0
 from hvd_async.training.loop import TrainingLoop
 from hvd_async.training.memory_check import check_memory
@@ -140,7 +141,10 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
     _claim_processors(plan)
     rank = start.group.rank
     # Checks memory before the folder changes, so that a job that cannot run leaves nothing behind.
-    workload = make_workload(start, plan, lambda vector: start.strategy.needs(JobSize.of(start.config, plans, vector), rank))
+    with told_if_long(PREPARING) if rank == 0 else contextlib.nullcontext():
+        workload = make_workload(
+            start, plan, lambda vector: start.strategy.needs(JobSize.of(start.config, plans, vector), rank)
+        )
     spec = describe_job(start, plans, workload)
     progress = Progress(
         workload.goal,
