@@ -30,7 +30,12 @@ def add_resources(group: argparse._ArgumentGroup, systems: Sequence[str] = tuple
     """Add the resources that a script asks of one of the batch `systems`."""
     commands = [SUBMIT_COMMANDS[system] for system in systems]
     group.add_argument("--submit", action="store_true", help=f"submit the script with {' or '.join(commands)}")
-    group.add_argument("--nodes", type=int, metavar="N", help="nodes to ask for (default: launch 2, compare 1)")
+    group.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="nodes to ask for (default: launch 2, or what --workers need, 4 on each; compare 1)",
+    )
     group.add_argument("--cpus-per-worker", type=int, metavar="N", help="cores of each worker (default 4)")
     group.add_argument("--time", metavar="TIME", help="time limit, in sbatch's format (default 24:00:00)")
     group.add_argument("--job-name", metavar="NAME", help="default hvd-async")

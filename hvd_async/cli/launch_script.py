@@ -76,8 +76,7 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
     # The same checks, and the same look for a program, wherever the image is named.
     arguments.container, binds = container_of(arguments)
     check_container(arguments, origin)
-    is_single = config.strategy.is_single
-    asked = resources(arguments, dialect, **({"nodes": 1, "workers_per_node": 1} if is_single else {}))
+    asked = resources(arguments, dialect, **_places(arguments, 1 if config.strategy.is_single else arguments.workers))
     asked.check(dialect)
     _check_ranks(config, arguments, asked, is_apart=script == "heterogeneous")
     if script == "train-requeue":
@@ -115,6 +114,19 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
         print(text, end="")
         return 0
     return submit([dialect.submit], text, title=dialect.title)
+
+
+def _places(arguments: argparse.Namespace, workers: int | None) -> dict[str, int]:
+    """Return the nodes, and the workers on each, of which `workers` need no more, as far as the arguments leave them open."""
+    from hvd_async.launcher.batch_script import Resources
+
+    nodes = arguments.nodes
+    per_node = arguments.workers_per_node or parse_gpus(arguments.gpus_per_node)[1]
+    if workers is None or workers < 1 or (nodes is not None and nodes < 1):
+        return {}
+    if nodes is None:
+        nodes = -(-workers // (per_node or Resources.workers_per_node))
+    return {"nodes": nodes, "workers_per_node": per_node or -(-workers // nodes)}
 
 
 def _launcher(arguments: argparse.Namespace, dialect: Dialect, script: Script) -> str:

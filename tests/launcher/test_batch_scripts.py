@@ -101,7 +101,12 @@ def test_a_single_process_requests_one_task(tmp_path: pathlib.Path, capsys: pyte
         ({}, ["--submit"], 2, "--submit has no effect without --slurm"),
         ({}, ["--slurm", "--nodes", "0"], 2, "--nodes: got 0"),
         ({}, ["--slurm", "--gpus-per-node", "0"], 2, "--gpus-per-node: got 0"),
-        ({}, ["--slurm", "--workers", "9"], 4, "--workers: got 9, expected at most 8, the tasks of this job"),
+        (
+            {},
+            ["--slurm", "--nodes", "2", "--workers-per-node", "4", "--workers", "9"],
+            4,
+            "--workers: got 9, expected at most 8, the tasks of this job",
+        ),
         (
             {"training": {"device": "auto"}},
             ["--slurm", "--gpus-per-node", "2", "--workers-per-node", "3"],
@@ -138,6 +143,28 @@ def test_the_script_of_a_suite_requests_its_workers(tmp_path: pathlib.Path, caps
         line.startswith("at_once=2 ") for line in lines
     )
     assert any(line.startswith("options=(--only '*' \"${@:2}\")") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes", "per_node"),
+    [
+        ("", 2, 4),
+        ("--workers 2", 1, 2),
+        ("--workers 9", 3, 3),
+        ("--workers 5", 2, 3),
+        ("--workers 6 --nodes 1", 1, 6),
+        ("--workers 6 --workers-per-node 2", 3, 2),
+        ("--workers 6 --gpus-per-node 2", 3, 2),
+        ("--workers 3 --nodes 2 --workers-per-node 2", 2, 2),
+    ],
+)
+def test_a_script_asks_for_no_more_than_its_workers_need(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], words: str, nodes: int, per_node: int
+) -> None:
+    assert main(["launch", write_run(tmp_path), "--slurm", *words.split()]) == 0
+    lines = lines_of(capsys)
+    assert f"#SBATCH --nodes={nodes}" in lines
+    assert any(line.startswith(f"#SBATCH --ntasks-per-node={per_node} ") for line in lines)
 
 
 def test_simulated_runs_have_one_process(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
