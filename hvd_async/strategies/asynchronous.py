@@ -112,7 +112,7 @@ class Asynchronous:
             return "CUDA IPC" if plans[rank].opens_store else "device memory"
         hosts = {plan.host for plan in plans if plan.shard is not None}
         near = plans[rank].host in hosts
-        return "shared memory and RMA" if near and len(hosts) > 1 else "shared memory" if near else "RMA"
+        return "shared memory and MPI" if near and len(hosts) > 1 else "shared memory" if near else "MPI"
 
     def close(self) -> None:
         """Do nothing: the session has released everything."""

@@ -57,7 +57,7 @@ class FarWindow:
 class RemoteMemory(Generic[BlockT]):
     """The block of another node, reached by one-sided communication and by messages to its owner."""
 
-    name = "RMA"
+    name = "MPI"
     has_bells = False
     is_remote = True
 
@@ -83,8 +83,7 @@ class RemoteMemory(Generic[BlockT]):
         self._flushing, self._listing = threading.Lock(), threading.Lock()
         self._what = what
         self._timeout_seconds = timeout_seconds
-        self._deadlines: dict[int, float] = {}  # operations under way
-        self._moving: dict[int, int] = {}  # bytes of each operation under way
+        self._moving: dict[int, tuple[int, float]] = {}  # operations under way: their bytes and deadlines
         self._unflushed: list[_Put] = []
         self._numbers = itertools.count()
         threading.Thread(target=self._watch, name="hvd-async-watchdog", daemon=True).start()
@@ -200,9 +199,9 @@ class RemoteMemory(Generic[BlockT]):
         """Watch an operation inside the block that moves `num_bytes`. It may take the configured time, and in addition what a
         slow link needs for all that moves at the time. Raises `PeerError` if MPI says that the owner is dead."""
         number = next(self._numbers)
-        self._moving[number] = num_bytes
-        allowed = self._timeout_seconds + sum(self._moving.copy().values()) / _SLOWEST_BYTES_PER_SECOND
-        self._deadlines[number] = time.monotonic() + allowed
+        moving = num_bytes + sum(each for each, _ in self._moving.copy().values())
+        allowed = self._timeout_seconds + moving / _SLOWEST_BYTES_PER_SECOND
+        self._moving[number] = num_bytes, time.monotonic() + allowed
         try:
             yield
         except MPI.Exception as error:
@@ -210,12 +209,12 @@ class RemoteMemory(Generic[BlockT]):
                 raise
             raise PeerError(f"{self._what} is dead, as MPI says", is_state_lost=True) from None
         finally:
-            del self._deadlines[number], self._moving[number]
+            del self._moving[number]
 
     def _watch(self) -> None:
         while True:
             time.sleep(min(1.0, self._timeout_seconds / 4))  # a watchdog checks this from time to time
-            deadline = min(self._deadlines.copy().values(), default=None)
+            deadline = min((each for _, each in self._moving.copy().values()), default=None)
             if deadline is not None and time.monotonic() > deadline:
                 sys.stderr.write(
                     f"hvd-async: {self._what} did not answer for {self._timeout_seconds:.0f} s"

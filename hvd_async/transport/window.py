@@ -26,7 +26,7 @@ class Window(Protocol[BlockT_co]):
       protocol does.
     """
 
-    name: str  # for messages: "shared memory", "RMA", ...
+    name: str  # for messages: "shared memory", "MPI", ...
     has_bells: bool  # whether `ring` wakes this rank's `wait`; otherwise `wait` only sleeps
 
     is_remote: bool  # whether writes travel over a network, and may arrive after the death of the process that made them

@@ -327,9 +327,9 @@ def test_the_threads_of_a_worker_are_known_before_the_start() -> None:
 
 def test_a_plan_is_described_in_one_line() -> None:
     plans = assign_roles(machines("a", "b", gpus=1, cores=1), Placement("async"))
-    assert [describe(p, "RMA") for p in plans] == [
-        "rank 0 on a: store, cpu, 1 thread, RMA",
-        "rank 1 on b: worker 0, cuda:0, 1 thread, RMA",
+    assert [describe(p, "MPI") for p in plans] == [
+        "rank 0 on a: store, cpu, 1 thread, MPI",
+        "rank 1 on b: worker 0, cuda:0, 1 thread, MPI",
     ]
 
 

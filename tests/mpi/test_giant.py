@@ -35,4 +35,4 @@ def test_a_vector_of_more_than_31_bits_goes_through_shared_memory() -> None:
 def test_a_vector_of_more_than_31_bits_goes_from_host_to_host(two_hosts: tuple[str, str]) -> None:
     skip_without_room()
     done = run_ranks(2, "tests.mpi.giant", str(SIZE), "1", timeout=600, hosts=two_hosts).check()
-    assert done.stdout.count("RMA: 2200000000 bytes there and back") == 1
+    assert done.stdout.count("MPI: 2200000000 bytes there and back") == 1

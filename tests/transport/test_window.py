@@ -47,9 +47,9 @@ def test_ranks_of_two_hosts_keep_the_contract(two_hosts: tuple[str, str], withou
     arguments = f"[[0, 2], {without_c}]"
     done = run_ranks(3, "tests.transport.contract", arguments, timeout=150, hosts=two_hosts).check()
     assert sorted(done.stdout.splitlines()) == [
-        "rank 0: shared memory, RMA",
-        "rank 1: shared memory, RMA",
-        "rank 2: RMA, shared memory",
+        "rank 0: shared memory, MPI",
+        "rank 1: shared memory, MPI",
+        "rank 2: MPI, shared memory",
     ]
 
 
