@@ -293,6 +293,7 @@ def a_beat_counts_a_word_up_until_it_is_stopped(actor: Actor) -> None:
         time.sleep(0.001)
     actor.meet()
     pulse.stop()
+    window.get(window.layout.slot_offset(0), torch.empty(8192))  # its answer comes after the last beat, if both are messages
     actor.meet()
     counts = [window.load(word) for word in others]
     assert min(counts) >= 5
