@@ -77,7 +77,7 @@ def _status_of(error: HvdAsyncError | KeyboardInterrupt | BrokenPipeError) -> in
         return 141  # the reader of our output, such as `head`, has gone
     if _is_ours_to_report(error):
         tell("".join(f"hvd-async: {printable(line)}\n" for line in str(error).split("\n")))
-    elif not _is_mpi_initialised():  # otherwise its end, MPI_Finalize, waits for all ranks
+    elif not _has_patient_ranks():
         wait_for_reporter(error)
     return error.exit_status
 
@@ -100,9 +100,12 @@ def _is_ours_to_report(error: HvdAsyncError) -> bool:
     return launched is None or launched.rank == 0 or launched.launcher is LIKE_TORCHRUN
 
 
-def _is_mpi_initialised() -> bool:
+def _has_patient_ranks() -> bool:
+    """Whether the end of this rank ends no other: MPI_Finalize waits for all ranks, or the launcher lets them live on."""
+    from hvd_async.cluster.environment import keeps_other_ranks
+
     is_initialised = getattr(sys.modules.get("mpi4py.MPI"), "Is_initialized", None)
-    return is_initialised is not None and bool(is_initialised())
+    return (is_initialised is not None and bool(is_initialised())) or keeps_other_ranks(os.environ)
 
 
 if __name__ == "__main__":

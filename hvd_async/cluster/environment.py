@@ -96,6 +96,11 @@ def read_environment(environ: Mapping[str, str]) -> LaunchedAs | None:
     return None
 
 
+def keeps_other_ranks(environ: Mapping[str, str]) -> bool:
+    """Whether the launcher lets the other ranks live on when one dies, as Open MPI's mpirun says that it does."""
+    return environ.get("OMPI_MCA_mpi_ft_enable") == "1"
+
+
 def check_home(environ: Mapping[str, str]) -> None:
     """Raise `SetupError` if `HOME` is not set: Open MPI and its mpirun fail without it, in many lines that do not say so."""
     if not environ.get("HOME"):

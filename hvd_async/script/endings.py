@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from hvd_async.cluster.environment import read_environment
+from hvd_async.cluster.environment import keeps_other_ranks, read_environment
 from hvd_async.errors import HvdAsyncError
 from hvd_async.system.failure_message import tell, wait_for_reporter
 
@@ -35,7 +35,7 @@ def end_with(error: HvdAsyncError, rank: int) -> NoReturn:
         is_reporter = not error.is_on_all_ranks or rank == 0
     if is_reporter:
         tell(rank, error)
-    else:
+    elif not keeps_other_ranks(os.environ):
         wait_for_reporter(error)
     sys.stdout.flush()
     gc.collect()  # gives back the semaphores of processes that read batches

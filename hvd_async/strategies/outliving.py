@@ -7,11 +7,10 @@ import signal
 import sys
 from typing import NoReturn
 
-from hvd_async.cluster.environment import read_environment
+from hvd_async.cluster.environment import keeps_other_ranks, read_environment
 from hvd_async.cluster.slurm import SRUN
 from hvd_async.errors import ConfigError, DismissedError, OrphanedError, PeerError
 from hvd_async.strategies.protocol import JobSpec
-from hvd_async.transport.bootstrap import OUTLIVES
 from hvd_async.vectors import arithmetic
 
 
@@ -22,7 +21,7 @@ def obstacle_to_outliving(job: JobSpec) -> str:
     launched = read_environment(os.environ)
     if launched is not None and launched.launcher is SRUN:
         return "srun ends all ranks when one dies; in a Slurm job, `hvd-async launch --launcher mpirun` keeps the others"
-    if os.environ.get(OUTLIVES) != "1":
+    if not keeps_other_ranks(os.environ):
         return "only Open MPI's mpirun with --with-ft ulfm, as `hvd-async launch` starts it, keeps the other ranks"
     if job.push.node_sum and not arithmetic.is_compiled():
         return "push.node_sum without the C extension: MPI's atomic operations take a lock"

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from hvd_async.cluster.environment import keeps_other_ranks
 from hvd_async.errors import HvdAsyncError, OrphanedError, PeerError, StoppedBySignal
 from hvd_async.system.failure_message import tell
-from hvd_async.transport.bootstrap import OUTLIVES
 from hvd_async.transport.group import Group
 from hvd_async.transport.segments import remove_segments
 
@@ -59,7 +59,7 @@ def told_by_rank_0(group: Group, action: Callable[[], str]) -> str:
 
 def _may_be_alone(error: BaseException) -> bool:
     """Whether this rank alone may end by `error`, a signal, where its mpirun would keep the others, which wait for it."""
-    return isinstance(error, StoppedBySignal) and os.environ.get(OUTLIVES) == "1"
+    return isinstance(error, StoppedBySignal) and keeps_other_ranks(os.environ)
 
 
 @contextlib.contextmanager

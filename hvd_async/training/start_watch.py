@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-from hvd_async.cluster.environment import LaunchedAs, read_environment
+from hvd_async.cluster.environment import LaunchedAs, keeps_other_ranks, read_environment
 from hvd_async.cluster.pmix import job_of, read_pmix
 from hvd_async.system.failure_message import print_message
 from hvd_async.system.parent_death import tie_to
 from hvd_async.system.patience import Patience
 from hvd_async.system.process_state import children_of, parent_of, state_of, variables_of
-from hvd_async.transport.bootstrap import OUTLIVES
 from hvd_async.transport.neighbour_watch import ITS_OWN_MESSAGE, STOPPED_SECONDS
 
 _LOOK_SECONDS = 0.25
@@ -35,7 +34,7 @@ def watching_start(environ: Mapping[str, str]) -> Iterator[None]:
     watches, since MPI's start keeps Python's lock.
     """
     launched = read_environment(environ)
-    if environ.get(OUTLIVES) != "1" or launched is None or (launched.local_size or 1) == 1:
+    if not keeps_other_ranks(environ) or launched is None or (launched.local_size or 1) == 1:
         yield
         return
     launcher, rank = _launcher(), os.getpid()

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-OUTLIVES = "OMPI_MCA_mpi_ft_enable"
-"""Variable by which Open MPI's mpirun says that the other ranks live on when one dies."""
 _FAILURE_TAG = 77
 _GROUP_TAG = "hvd-async"
 _TURN_SECONDS = 0.3

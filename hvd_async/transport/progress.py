@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
+from hvd_async.cluster.environment import keeps_other_ranks
 from hvd_async.errors import PeerError
 from hvd_async.transport.block import WORD_BYTES, Block
-from hvd_async.transport.bootstrap import OUTLIVES
 from hvd_async.vectors import arithmetic
 
 
@@ -114,7 +114,7 @@ class ProgressThread:
 
     def _is_outlived(self, error: Exception) -> bool:
         """Whether `error` says that a rank has died without which the others go on; MPI then goes on with these."""
-        if os.environ.get(OUTLIVES) != "1" or not isinstance(error, MPI.Exception):
+        if not keeps_other_ranks(os.environ) or not isinstance(error, MPI.Exception):
             return False
         if error.Get_error_class() not in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING):
             return False
