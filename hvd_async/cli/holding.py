@@ -156,8 +156,8 @@ class StoreKeeper:
         return line if has_advanced else f"{line}; it has not advanced since it was started again", has_advanced
 
     def _folder(self) -> RunFolder | None:
-        path = None if self._page is None else self._page.read()
-        return None if path is None else RunFolder(path)
+        path = "" if self._page is None else self._page.read()
+        return RunFolder(path) if path else None
 
     def _watch(self) -> None:
         """Hold the memory of each store that the folder names; quick, and without the libraries that a rank needs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from hvd_async.cli.desertion import Desertion
 from hvd_async.errors import DataError
-from hvd_async.system.files import stamp_of
 from hvd_async.system.standard_streams import tell
 
 if TYPE_CHECKING:
     from hvd_async.cli.holding import StoreKeeper
-    from hvd_async.config import RunConfig
+    from hvd_async.cli.run_place import RunPlace
     from hvd_async.launcher import Begin, LaunchOutcome
     from hvd_async.system.processes import Command
 
@@ -28,18 +26,18 @@ _PATIENCE_SECONDS = 120.0
 
 
 def start_until_done(
-    config: RunConfig,
+    place: RunPlace,
     start: Callable[[Begin], LaunchOutcome],
     begin: Begin,
     keeper: StoreKeeper | None,
     restarts: int | None,
 ) -> int:
-    """Start `config`, again up to `restarts` times while it fails, and return the last exit status. None: no more often than
-    its store dies, of whose updates none is lost."""
+    """Start the run of `place`, again up to `restarts` times while it fails, and return the last exit status. None: no more
+    often than its store dies, of whose updates none is lost."""
     from hvd_async.system.durations import clock_text
 
     began, number = time.monotonic(), 0
-    run = _Beginning(config, begin)
+    run = _Beginning(place, begin)
     while True:
         number += 1
         outcome = start(run.next_begin())
@@ -53,22 +51,17 @@ def start_until_done(
             continue
         in_all = f"; {number} starts, {clock_text(time.monotonic() - began, has_hours=True)} in all" if number > 1 else ""
         is_open = outcome.is_failure or outcome.text.endswith("before training began")
-        _say(outcome.text + in_all + (_way_on(config) if is_open and run.has_begun() else ""))
+        _say(outcome.text + in_all + (_way_on(place) if is_open and run.has_begun() else ""))
         return outcome.status
 
 
 class _Beginning:
     """Knows whether the run has begun, so that it can go on, and what is in the folder is its own."""
 
-    def __init__(self, config: RunConfig, begin: Begin) -> None:
-        from hvd_async.config import ScriptConfig
-        from hvd_async.runs.folder import RunFolder
-
+    def __init__(self, place: RunPlace, begin: Begin) -> None:
         self._begin = begin
-        self._path = RunFolder(config.output).config
-        is_script = isinstance(config.task, ScriptConfig)  # which may choose its folder
-        self._goes_on = is_script or begin in ("resume", "auto-resume")
-        self._before = stamp_of(self._path)
+        self._place = place
+        self._goes_on = begin in ("resume", "auto-resume")
         self._is_first = True
 
     def next_begin(self) -> Begin:
@@ -79,59 +72,64 @@ class _Beginning:
 
     def has_begun(self) -> bool:
         """Whether ranks have made the folder that of this run."""
-        return self._goes_on or stamp_of(self._path) != self._before
+        return self._goes_on or self._place.has_begun()
 
 
-def _way_on(config: RunConfig) -> str:
+def _way_on(place: RunPlace) -> str:
     """Return how a run that did not finish goes on, for the end of a line; empty if there is no run."""
     from hvd_async.runs.checkpoint import list_checkpoints
-    from hvd_async.runs.folder import RunFolder
 
-    folder = RunFolder(config.output)
+    if (folder := place.folder) is None:
+        return ""
     if saved := list_checkpoints(folder.checkpoints):
         return f"; saved: version {int(saved[-1].name[1:])}, resume with --resume"
     return "; nothing is saved, begin again with --auto-resume" if folder.config.exists() else ""
 
 
 def start_once(
-    config: RunConfig,
+    place: RunPlace,
     command: Command,
     stop_signal: int | None,
     status_tells: bool,
     keeper: StoreKeeper | None,
     desertion: Desertion | None,
 ) -> LaunchOutcome:
-    """Run `command`, which computes `config`, until it ends, and return its outcome. `status_tells`: as in `outcome_of`. `keeper`
-    keeps the store's memory, if there is any; `desertion` finds out that the command waits in vain, if it can."""
-    from hvd_async.config import ScriptConfig
-    from hvd_async.launcher import UNKNOWN, Summary, outcome_of, quieted
-    from hvd_async.runs.folder import RunFolder
+    """Run `command`, which computes the run of `place`, until it ends, and return its outcome. `status_tells`: as in
+    `outcome_of`. `keeper` keeps the store's memory, if there is any; `desertion` finds out that the command waits in vain, if it
+    can."""
+    from hvd_async.launcher import UNKNOWN, outcome_of, quieted
     from hvd_async.system.processes import Stopping, run_command
 
-    folder = RunFolder(config.output)
+    place.begin()
     _say(command.shell_text())
-    began, summary = time.monotonic(), Summary(folder.summary)
+    began, began_at = time.monotonic(), time.time()
+
+    def is_saving() -> bool:
+        return place.folder is not None and place.folder.is_being_saved(began_at)
+
     # Ranks end by themselves when one of them does not answer; if they do not even do that, the launcher ends them.
-    patience = config.strategy.stop_timeout_seconds + _PATIENCE_SECONDS
+    strategy = place.config.strategy
+    patience = strategy.stop_timeout_seconds + _PATIENCE_SECONDS
     with quieted(tell) as errors:
-        is_saving = functools.partial(folder.is_being_saved, time.time())
-        stopping = Stopping(stop_signal, patience, is_saving, config.strategy.hang_timeout_seconds)
+        stopping = Stopping(stop_signal, patience, is_saving, strategy.hang_timeout_seconds)
         if desertion is not None:
             stopping = dataclasses.replace(stopping, is_in_vain=desertion.is_found)
         ended = run_command(command, os.environ, stopping, errors)
     seconds = time.monotonic() - began
-    if config.strategy.is_single or (desertion is not None and desertion.is_sure):
+    if strategy.is_single or (desertion is not None and desertion.is_sure):
         ended = dataclasses.replace(ended, is_killed=False)  # what was killed was the run itself, or has lost its ranks
-    status = summary.status() or (UNKNOWN if isinstance(config.task, ScriptConfig) else None)
+    summary = place.summary
+    status = UNKNOWN if summary is None else summary.status()
     if ended.status == 0 and keeper is not None and keeper.is_state_unsaved():
         # Such an mpirun ends well, too, if the store has died, and each other rank has said so.
         ended = dataclasses.replace(ended, status=1)
-    elif ended.status == 0 and status is None and not folder.has_ended():
+    elif ended.status == 0 and status is None and not (place.folder and place.folder.has_ended()):
         # An mpirun that keeps the other ranks when one dies ends well even if all of them have died.
         if ended.signal is None:
-            _say("launch: all ranks have ended before the run did; the system's log may say why")
+            _say("launch: all ranks have ended before the run did; their lines above say why, or the system's log")
         ended = dataclasses.replace(ended, status=1)
-    return outcome_of(ended, status, seconds, summary.stop_signal(), status_tells=status_tells)
+    stop_signal = None if summary is None else summary.stop_signal()
+    return outcome_of(ended, status, seconds, stop_signal, status_tells=status_tells)
 
 
 def _say(line: str) -> None:

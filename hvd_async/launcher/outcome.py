@@ -27,10 +27,10 @@ UNKNOWN = "unknown"
 class Summary:
     """The file in which a run reports how it ended. The file of an earlier run is ignored."""
 
-    def __init__(self, path: pathlib.Path) -> None:
-        """Note the present state of the file at `path`. Call this before the run is started."""
+    def __init__(self, path: pathlib.Path, before: tuple[int, int] | None) -> None:
+        """`before`: the `stamp_of` the file at `path` before the run was started."""
         self._path = path
-        self._before = stamp_of(path)
+        self._before = before
 
     def status(self) -> str | None:
         """Return `finished`, `stopped`, ..., or None if the run wrote no status."""
@@ -86,7 +86,8 @@ def outcome_of(
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, everything saved")
     if ended.status == 0:
         return LaunchOutcome(0, f"launch: done {after}")
-    if run_status in ("finished", "finished early") and ended.signal is None:  # a library crashed while it was unloaded
+    is_finished = run_status in ("finished", "finished early") and ended.signal is None
+    if is_finished and ended.status > 128:  # a library crashed while it was unloaded
         return LaunchOutcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
     if run_status == UNKNOWN and (ended.signal is not None or ended.status - 128 in STOP_SIGNALS):
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}")
@@ -96,6 +97,8 @@ def outcome_of(
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}; a checkpoint, if there was one, is intact")
     status = 1 if ended.status - 128 in STOP_SIGNALS else ended.status
     text = f"launch: failed {after}, exit status {ended.status}"
+    if is_finished:
+        text += ", when training had finished"
     if ended.is_killed and status_tells:
         text += "; the launcher of the ranks was killed: the ranks save their state and end"
     return LaunchOutcome(status, text, is_failure=True)

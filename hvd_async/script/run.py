@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import multiprocessing
 import os
@@ -34,7 +35,8 @@ from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, Scoring, ScriptTask
 from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.schedule import arrivals_needed
-from hvd_async.system.files import write_file
+from hvd_async.system.files import stamp_of, write_file
+from hvd_async.system.keeper_page import SCRIPT_VARIABLE, tell_page
 from hvd_async.tasks.buffers import modules_with_statistics
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.models import check_model
@@ -123,6 +125,8 @@ class ScriptRun:
             plan = self._job.plans[self.rank]
             self.num_workers, self.worker = count_workers(self._job.plans), plan.worker
             self.device = torch.device("cpu" if plan.worker is None else plan.device or "cpu")
+            if self.rank == 0:
+                _tell_launch(RunFolder(config.output))
             self._log = RankLog(RunFolder(config.output), self.rank)
             stack.callback(self._log.close)
             self._stack = stack.pop_all()
@@ -347,3 +351,10 @@ class ScriptRun:
         if self._loop is not None and self._loop.session.worker is not None:
             print(f"hvd-async: rank {self.rank}: the script ended before the last batch", file=sys.stderr)
         self.finish()
+
+
+def _tell_launch(folder: RunFolder) -> None:
+    """Tell the `launch` that has started the script, if it is on this host, which folder the run has, and what an earlier run has
+    left there."""
+    stamps = {"config": stamp_of(folder.config), "summary": stamp_of(folder.summary)}
+    tell_page(os.environ, SCRIPT_VARIABLE, json.dumps({"folder": str(folder.root.absolute()), **stamps}))

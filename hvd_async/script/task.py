@@ -116,8 +116,10 @@ class ScriptTask:
 
     def describe_data(self) -> list[str]:
         """Return the number of batches, and what was ignored."""
-        known = self._source.per_epoch
-        return [*([] if known is None else [f"{known:,} batches an epoch"]), *self._source.notes]
+        known, epochs = self._source.per_epoch, self._config.training.epochs
+        # Whoever has kept a loop over epochs around that over batches is to see it now.
+        many = "" if epochs in (None, 1) else f", {epochs:,} epochs, all in one loop over the batches"
+        return [*([] if known is None else [f"{known:,} batches an epoch{many}"]), *self._source.notes]
 
     def num_batches(self) -> int | None:
         """Return the number of batches of the whole run; None if something else bounds it.

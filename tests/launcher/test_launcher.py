@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from hvd_async.cli import starts
+from hvd_async.cli.run_place import RunPlace
 from hvd_async.cluster.batch_system import detect_allocation
 from hvd_async.cluster.hosts import Host, parse_hosts
 from hvd_async.cluster.mpi_family import detect_mpi, parse_mpi_family
@@ -42,6 +43,7 @@ from hvd_async.launcher import (
 )
 from hvd_async.launcher.batch_dialect import DIALECTS, Script, SystemName
 from hvd_async.launcher.batch_script import Resources, ScriptJob, render
+from hvd_async.system.files import stamp_of
 from hvd_async.system.processes import Command, Ended, run_command
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -552,6 +554,7 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; a checkpoint, if there was one, is intact"),
         (Ended(2), "finished", 2, "failed after 1:02:03, exit status 2"),  # another job used the folder first
         (Ended(3), "stopped", 3, "failed after 1:02:03, exit status 3"),
+        (Ended(1), "finished", 1, "failed after 1:02:03, exit status 1, when training had finished"),
         (Ended(139), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 139"),
         (Ended(8), "diverged", 8, "diverged after 1:02:03"),
         (Ended(143), None, 1, "failed after 1:02:03, exit status 143"),  # a rank failed, and srun ended the others
@@ -603,16 +606,18 @@ def test_a_launcher_that_ends_well_does_not_hide_that_all_ranks_were_killed(
     if before is not None:
         (folder / "summary.json").write_text(json.dumps({"status": before}))
     given = config("async").model_copy(update={"output": str(folder)})
-    outcome = starts.start_once(given, Command(("true",), {}), None, status_tells=True, keeper=None, desertion=None)
+    outcome = starts.start_once(
+        RunPlace(given), Command(("true",), {}), None, status_tells=True, keeper=None, desertion=None
+    )
     assert (outcome.is_failure, outcome.status) == (is_failure, int(is_failure))
     assert ("all ranks have ended before the run did" in capsys.readouterr().out) == is_failure
 
 
 def test_an_earlier_runs_summary_does_not_count(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "summary.json"
-    assert Summary(path).status() is None
+    assert Summary(path, stamp_of(path)).status() is None
     path.write_text('{"status": "finished"}')
-    summary = Summary(path)
+    summary = Summary(path, stamp_of(path))
     assert summary.status() is None
     path.unlink()
     path.write_text('{"status": "stopped"}')

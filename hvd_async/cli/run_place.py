@@ -1,0 +1,82 @@
+"""Where the run of a `launch` is, and what it says of its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from types import TracebackType
+
+from hvd_async.config import RunConfig, ScriptConfig
+from hvd_async.launcher import Summary
+from hvd_async.runs.folder import RunFolder
+from hvd_async.system.files import stamp_of
+from hvd_async.system.json_text import parse_json
+from hvd_async.system.keeper_page import SCRIPT_VARIABLE, KeeperPage
+
+
+class RunPlace:
+    """The folder of a run, as its configuration names it, or as rank 0 of a script tells it, if it is on this host; a context
+    manager. Inside the block the environment has the `SCRIPT_VARIABLE` of `keeper_page` for the ranks that are started."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """`config`: of a script, only what decides its ranks."""
+        self.config = config
+        self.is_script = isinstance(config.task, ScriptConfig)
+        self._page: KeeperPage | None = None
+        self._folder = None if self.is_script else RunFolder(config.output)
+        self._summary: Summary | None = None
+        self._config_before = None if self._folder is None else stamp_of(self._folder.config)
+
+    def __enter__(self) -> RunPlace:
+        """Listen to rank 0 of a script, where the system has memory without a name."""
+        if self.is_script:
+            with contextlib.suppress(AttributeError, OSError):
+                self._page = KeeperPage()
+                os.environ[SCRIPT_VARIABLE] = self._page.variable
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """Listen no more."""
+        if self._page is not None:
+            os.environ.pop(SCRIPT_VARIABLE, None)
+            self._page.close()
+
+    def begin(self) -> None:
+        """Note how things are before the ranks start."""
+        if self._page is not None:
+            self._page.clear()
+        self._summary = None
+        if self._folder is not None and not self.is_script:
+            self._summary = Summary(self._folder.summary, stamp_of(self._folder.summary))
+
+    def has_begun(self) -> bool:
+        """Whether ranks have made the folder that of this run; True for a script that has not told its folder."""
+        folder = self.folder
+        return folder is None or stamp_of(folder.config) != self._config_before
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """The run's folder; None if a script has not told it."""
+        self._listen()
+        return self._folder
+
+    @property
+    def summary(self) -> Summary | None:
+        """What the run writes at its end; None if a script has not told where, since `begin`."""
+        self._listen()
+        return self._summary
+
+    def _listen(self) -> None:
+        if self._page is None or self._summary is not None:
+            return
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # nothing, or not all of it
+            told = parse_json(self._page.read().encode())
+            if self._folder is None:
+                self._config_before = _stamp(told["config"])
+            self._folder = RunFolder(Path(told["folder"]))
+            self._summary = Summary(self._folder.summary, _stamp(told["summary"]))
+
+
+def _stamp(told: list[int] | None) -> tuple[int, int] | None:
+    return None if told is None else (int(told[0]), int(told[1]))
