@@ -8,6 +8,7 @@ import pathlib
 from collections import Counter
 
 from hvd_async.cli.arguments import verb
+from hvd_async.errors import DataError
 
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,11 +26,17 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 def _status(arguments: argparse.Namespace) -> int:
     from hvd_async.comparison.plan import has_plan
 
+    faults = []
     for folder in arguments.runs:
-        if has_plan(folder):
-            _print_suite(folder, as_json=arguments.json)
-        else:
-            _print_run(folder, as_json=arguments.json)
+        try:
+            if has_plan(folder):
+                _print_suite(folder, as_json=arguments.json)
+            else:
+                _print_run(folder, as_json=arguments.json)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:  # after all that is known
+        raise DataError("\n".join(faults))
     return 0
 
 

@@ -54,6 +54,7 @@ class Events(RunPart):
             weight_unit=run.task.weight_unit,
             pending=[arrival.batch for arrival in store.pending],
             data_fingerprint=run.task.fingerprint(),
+            num_batches=run.task.num_batches(),
             **run.describe_strategy(),
             **provenance.to_json(),
         )

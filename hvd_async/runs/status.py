@@ -38,7 +38,7 @@ class RunStatus:
             and it was not), or `not begun`.
         strategy, workers, hosts: as the latest process began.
         version, weight, weight_unit, seconds: of training so far.
-        share: the part done, 0 to 1; None if the length in epochs is known only to the data.
+        share: the part done, 0 to 1; None if it is not known.
         rate: weight per second, lately; None before the second update.
         loss: training loss of the last update, and `scores` those of the last evaluation, of version `evaluated`.
         processes: number of processes that made the run, one after another.
@@ -121,7 +121,10 @@ class RunStatus:
             lines.append("  refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in self.refused.items()))
         lines += [f"  lost: {each}" for each in self.lost]
         if self.state == "interrupted":
-            lines.append("  no process has the folder: the command that started it continues it with --auto-resume")
+            lines.append(
+                "  no process has the folder: the command that started it continues it with --auto-resume, unless its `launch` is"
+                " about to start it again"
+            )
         return lines
 
 
@@ -138,7 +141,7 @@ def read_status(root: pathlib.Path) -> RunStatus:
     log.read(folder.events)
     status.state = _state(folder, status, log.host)
     try:
-        status.share = _share(load_config(folder.config), status)
+        status.share = _share(load_config(folder.config), status, (log.num_applied, log.num_batches))
     except ConfigError:
         pass  # a configuration of another version: the rest is known all the same
     if status.state in ("finished", "finished early"):
@@ -159,10 +162,13 @@ def _fault_of(root: pathlib.Path) -> str:
 
 
 class _Log:
-    """Reads an event log into a status. Attribute `host`: where the latest process that wrote it ran."""
+    """Reads an event log into a status. Attributes: `host`, where the latest process that wrote it ran; `num_batches` of the
+    whole run, if its data bound it; `num_applied` so far."""
 
     def __init__(self, status: RunStatus) -> None:
         self.host = ""
+        self.num_batches: int | None = None
+        self.num_applied = 0
         self._status = status
         self._updates: deque[tuple[float, float]] = deque(maxlen=_MOST_UPDATES)  # seconds, weight
         self._refused: Counter[str] = Counter()
@@ -200,6 +206,7 @@ class _Log:
             seconds, weight = float(event["seconds"]), float(event["weight"])
             status.version, status.loss, status.seconds = int(event["version"]), float(event["loss"]), seconds
             status.weight += weight
+            self.num_applied += int(event["arrivals"])
             self._updates.append((seconds, weight))
         elif kind == "arrival":
             self._refused[str(event["refused"])] += 1
@@ -221,6 +228,7 @@ class _Log:
         status.workers = sum(len(workers) for workers in event["node_workers"])
         status.hosts = [] if status.simulated else list(dict.fromkeys(printable(str(rank["host"])) for rank in ranks))
         self.host = str(ranks[0]["host"])
+        self.num_batches = None if event.get("num_batches") is None else int(event["num_batches"])
         self._updates.clear()
 
     def _rate(self) -> float | None:
@@ -264,10 +272,11 @@ def _is_held(lock: pathlib.Path) -> bool | None:
         return None
 
 
-def _share(config: RunConfig, status: RunStatus) -> float | None:
-    """Return the part of its length that a run has done."""
+def _share(config: RunConfig, status: RunStatus, batches: tuple[int, int | None]) -> float | None:
+    """Return the part of its length that a run has done. `batches`: those that were applied, and those of the whole run."""
     training = config.training
-    pairs = ((status.weight, training.weight), (status.version, training.updates), (status.seconds, training.seconds))
+    lengths = ((status.weight, training.weight), (status.version, training.updates), (status.seconds, training.seconds))
+    pairs: tuple[tuple[float, float | None], ...] = (*lengths, batches)
     return next((min(1.0, done / whole) for done, whole in pairs if whole), None)
 
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -101,13 +102,23 @@ def test_the_share_of_a_run_follows_its_bound(folder: pathlib.Path) -> None:
     from hvd_async.config import load_config
 
     config = load_config(folder / "config.yaml")
-    for bound, share in (({"weight": 400}, 0.25), ({"updates": 20}, 0.5), ({"seconds": 40.0}, 0.75), ({"epochs": 2}, None)):
+    for bound, share in (({"weight": 400}, 0.25), ({"updates": 20}, 0.5), ({"seconds": 40.0}, 0.75), ({"epochs": 2}, 0.125)):
         cleared = {"epochs": None, "weight": None, "updates": None, "seconds": None}
         training = config.training.model_copy(update={**cleared, **bound})
         found = module._share(
-            config.model_copy(update={"training": training}), RunStatus("x", weight=100.0, version=10, seconds=30.0)
+            config.model_copy(update={"training": training}),
+            RunStatus("x", weight=100.0, version=10, seconds=30.0),
+            (30, 240 if "epochs" in bound else None),
         )
         assert found == share
+    [start] = events_of(folder, "start")
+    as_real(folder, "elsewhere")
+    applied = sum(update["arrivals"] for update in events_of(folder, "update"))
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("epochs: null", "epochs: 7"))
+    for bound in ("weight", "updates", "seconds"):
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(re.sub(rf"(?m)^  {bound}: \d.*$", f"  {bound}: null", text))
+    assert read_status(folder).share == pytest.approx(applied / start["num_batches"])
     assert RunStatus("x", "running", share=0.25, seconds=30.0).seconds_left == pytest.approx(90.0)
 
 
@@ -184,3 +195,12 @@ def test_a_run_that_evaluates_says_so(folder: pathlib.Path) -> None:
         "running (training is done; saved versions are evaluated), 100 %"
         in RunStatus("x", "running", share=1.0, processes=1).lines()[0]
     )
+
+
+def test_of_several_folders_those_that_hold_no_run_are_told_last(
+    finished: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", str(tmp_path / "none"), str(finished), str(tmp_path)]) == DataError.exit_status
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{finished}: finished, ")
+    assert told.err.count("hvd-async: ") == 2 and f"{tmp_path / 'none'}: no such folder" in told.err
