@@ -21,21 +21,21 @@ def program_config(arguments: argparse.Namespace) -> RunConfig:
     Raises `ConfigError` if it does not say which strategy the ranks are for.
     """
     from hvd_async.config import parse_config, read_tree
-    from hvd_async.config.loading import apply_override
+    from hvd_async.config.loading import apply_override, places_of
 
     if not arguments.program:
         raise ConfigError("launch: got nothing after --, expected a program, such as -- python train.py")
     tree: dict[Any, Any] = {} if arguments.config is None else read_tree(Path(arguments.config), "configuration of a run")
     for override in arguments.overrides:
         apply_override(tree, override)
-    strategy = tree.get("strategy")
-    if not isinstance(strategy, dict) or "kind" not in strategy:
+    whole = {"output": "unknown", "training": {"epochs": 1}, **tree, "task": {"kind": "script"}}
+    config = parse_config(whole, arguments.config or "--set", places_of(arguments.overrides))  # other faults come first
+    if "kind" not in tree.get("strategy", {}):
         raise ConfigError(
             "launch: strategy.kind: not given, expected --set strategy.kind=async (or horovod, ddp, single) or a CONFIG with it:"
             " it decides how many ranks there are"
         )
-    tree = {"output": "unknown", "training": {"epochs": 1}, **tree, "task": {"kind": "script"}}
-    return parse_config(tree, source=arguments.config or "--set")
+    return config
 
 
 def find_program(program: Sequence[str], *, is_here: bool = True) -> tuple[str, ...]:

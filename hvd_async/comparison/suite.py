@@ -167,6 +167,7 @@ class Suite:
             _apply(tree, override)
         self.config = check(SuiteConfig, tree, str(path))
         self.base = path.parent / self.config.base
+        self._names_strategy = "strategy.kind" in _leaves(read_tree(self.base, "configuration of a run"))
         self._output = output
         self._changes = "".join(f"# changed: {printable(override)}\n" for override in overrides)
         if self.config.baseline not in self.config.variants:
@@ -214,18 +215,41 @@ class Suite:
         found: dict[Spec, RunConfig] = {}
         faults: dict[str, str] = {}
         for spec in self.specs:
+            places, where = self._places(spec), f"{source}: {self._title(spec)}"
             try:
-                found[spec] = load_config(self.base, self._overrides(spec))
+                found[spec] = load_config(self.base, self._overrides(spec), places)
                 self._check(spec, found[spec])
             except ConfigError as error:
                 for line in str(error).splitlines():
-                    faults.setdefault(line, f"{source}: {spec.environment}: {spec.variant}: {line}")
+                    is_placed = any(line.startswith(f"{place}: ") for place in places.values())
+                    faults.setdefault(line, f"{source if is_placed else where}: {line}")
         if faults:
             raise ConfigError("\n".join(faults.values()))
         return found
 
+    def _places(self, spec: Spec) -> dict[str, str]:
+        """Return where the file has each key of `spec`."""
+        suite = self.config
+        layers = {
+            "set": suite.set,
+            f"environments: {spec.environment}": suite.environments[spec.environment],
+            f"variants: {spec.variant}": suite.variants[spec.variant],
+        }
+        return {key: place for place, overrides in layers.items() for key in overrides}
+
+    def _title(self, spec: Spec) -> str:
+        """Return the variant, and its environment unless there is only one without a name."""
+        return spec.variant if spec.environment == _ONLY_ENVIRONMENT else f"{spec.environment}: {spec.variant}"
+
     def _check(self, spec: Spec, config: RunConfig) -> None:
         """Raise `ConfigError` for settings that no run of this suite can use."""
+        layers = (self.config.set, self.config.environments[spec.environment], self.config.variants[spec.variant])
+        is_named = self._names_strategy or any("strategy.kind" in _leaves(layer) for layer in layers)
+        if not is_named and self._workers(spec) > 1:
+            raise ConfigError(
+                f"strategy.kind: not given, and so {config.strategy.kind}, which has one of the {self._workers(spec)} workers;"
+                " expected one in the base, in `set` or in each variant"
+            )
         self._check_alike(spec, config)
         self._check_target(config)
         workers = 1 if config.strategy.is_single else self._workers(spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import pathlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, get_args
 
 import pydantic
@@ -27,10 +28,14 @@ _WORDS = {
 }
 
 
-def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: str | pathlib.Path, overrides: Sequence[str] = (), places: Mapping[str, str] | None = None
+) -> RunConfig:
     """Read `path` (YAML), apply `overrides` (each `key.path=value`, the value in YAML) and check everything.
 
-    Raises `ConfigError` with one line per error, each `file: key: got, expected`.
+    `places`: where the override of each key was written; None: on the command line, with --set.
+
+    Raises `ConfigError` with one line per error, each `file: key: got, expected`, or with the override in place of the file.
     """
     path = pathlib.Path(path)
     tree = read_tree(path, "configuration of a run")
@@ -40,7 +45,7 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunC
         )
     for override in overrides:
         apply_override(tree, override)
-    return parse_config(tree, source=str(path))
+    return parse_config(tree, str(path), places_of(overrides) if places is None else places)
 
 
 def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
@@ -51,19 +56,40 @@ def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
     return tree
 
 
-def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:
-    """Check a configuration given as plain data; `source` names it in errors. Raises `ConfigError`."""
-    return check(RunConfig, tree, source)
+def places_of(overrides: Sequence[str]) -> dict[str, str]:
+    """Return where the key of each of `overrides` was written: on the command line."""
+    return {override.partition("=")[0].strip(): f"--set {override}" for override in overrides}
 
 
-def check(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> SectionT:
-    """Return `tree` as a section of class `kind`; `source` names it in errors. Raises `ConfigError` with one line per
-    error."""
+def parse_config(tree: Mapping[str, Any], source: str, places: Mapping[str, str] = MappingProxyType({})) -> RunConfig:
+    """Check a configuration given as plain data; `source` names it in errors, or `places` that of a key. Raises `ConfigError`."""
+    return check(RunConfig, tree, source, places)
+
+
+def check(
+    kind: type[SectionT], tree: Mapping[str, Any], source: str, places: Mapping[str, str] = MappingProxyType({})
+) -> SectionT:
+    """Return `tree` as a section of class `kind`; `source` names it in errors, or `places` that of a key. Raises `ConfigError`
+    with one line per error."""
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        lines = dict.fromkeys(_describe(fault, kind) for fault in error.errors())
-        raise ConfigError("\n".join(printable(f"{source}: {line}") for line in lines)) from None
+        lines = dict.fromkeys(f"{_place_of(fault, places) or source}: {_describe(fault, kind)}" for fault in error.errors())
+        raise ConfigError("\n".join(map(printable, lines))) from None
+
+
+def _place_of(fault: Any, places: Mapping[str, str]) -> str | None:
+    """Return where the key of one of pydantic's errors was written, or one below an unknown key; None if that is not known."""
+    key = _key_of(fault)
+    for written in reversed(list(places)):
+        is_below = fault["type"] == "extra_forbidden" and written.startswith(f"{key}.")
+        if key == written or key.startswith(f"{written}.") or is_below:
+            return places[written]
+    return None
+
+
+def _key_of(fault: Any) -> str:
+    return ".".join(str(part) for part in fault["loc"] if not _is_branch_name(part))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -99,7 +125,7 @@ def set_value(tree: dict[Any, Any], override: str, parts: Sequence[str], text: s
 def _describe(fault: Any, root: type[Section]) -> str:
     """Return one line for one of pydantic's errors: key, what was found, what is expected."""
     location = [part for part in fault["loc"] if not _is_branch_name(part)]
-    key = ".".join(str(part) for part in location) or "(top level)"
+    key = _key_of(fault) or "(top level)"
     kind, message = fault["type"], fault["msg"]
     if kind == "extra_forbidden":
         section = _section_of(fault["loc"], root)
@@ -112,6 +138,8 @@ def _describe(fault: Any, root: type[Section]) -> str:
     if kind == "missing":
         examples = _section_of(fault["loc"], root).model_fields[str(location[-1])].examples
         return f"{key}: missing, expected {f'keys, such as {examples[0]}' if examples else 'a value'}"
+    if kind == "value_error" and not location:
+        return str(message.removeprefix("Value error, "))  # which names keys of several sections
     if kind == "value_error":
         return f"{key}: {message.removeprefix('Value error, ')}"
     if message.startswith("expected "):

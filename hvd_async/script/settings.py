@@ -21,7 +21,7 @@ from hvd_async.config import (
     parse_config,
     read_tree,
 )
-from hvd_async.config.loading import apply_override
+from hvd_async.config.loading import apply_override, places_of
 from hvd_async.errors import ConfigError
 from hvd_async.launcher import program_variables
 from hvd_async.script.description import OF_OPTIMIZER
@@ -60,7 +60,8 @@ def script_config(
     tree = _merged(tree, _placed(keywords))
     if output is not None:
         tree["output"] = os.fspath(output) if isinstance(output, os.PathLike) else output
-    for override in json.loads(environ.get(program_variables.OVERRIDES, "[]")):
+    overrides = json.loads(environ.get(program_variables.OVERRIDES, "[]"))
+    for override in overrides:
         apply_override(tree, override)
     optimizer = tree.get("optimizer", {})
     if isinstance(optimizer, Mapping):  # otherwise the check tells
@@ -74,9 +75,8 @@ def script_config(
     if not isinstance(task, dict) or task.get("kind") != "script":
         raise ConfigError("task: got a task in the configuration of a script, expected none; the script is the task")
     task.setdefault("script", os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else "")
-    return parse_config(
-        tree, source="init" if path is None and not isinstance(config, str | os.PathLike) else str(path or config)
-    )
+    source = "init" if path is None and not isinstance(config, str | os.PathLike) else str(path or config)
+    return parse_config(tree, source, places_of(overrides))
 
 
 def script_options(resume: bool | str, overwrite: bool, environ: Mapping[str, str]) -> TrainOptions:

@@ -64,7 +64,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ),
         (
             {"launcher": "horovodrun-gloo"},
-            "all: N = 1: strategy.kind: got async with launcher horovodrun-gloo, which has no MPI, expected horovod or single",
+            "suite.yaml: N = 1: strategy.kind: got async with launcher horovodrun-gloo, which has no MPI, expected",
         ),
         (
             {"environments": {"a": {"emulation.slow_workers": {7: 2.0}}}},
@@ -76,7 +76,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ),
         (
             {"target": {"bleu": 20.0}, "set": {"task.bleu": False}},
-            "all: horovod: target: got bleu, expected a metric that the task measures: loss",
+            "suite.yaml: horovod: target: got bleu, expected a metric that the task measures: loss",
         ),
         ({"budget": {}}, "budget: got none of them, expected exactly one of weight, updates and seconds"),
         ({"budget": {"weight": 1, "updates": 1}}, "budget: got weight, updates, expected exactly one"),
@@ -143,13 +143,16 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         ),
         # Errors in the configuration of a run, named with the run.
         ({"base": "nothing.yaml"}, "nothing.yaml: no such file; expected the YAML configuration of a run"),
-        ({"set": {"training.epoch": 1}}, "suite.yaml: all: horovod: "),
+        ({"set": {"training.epoch": 1}}, "suite.yaml: set: training.epoch: unknown key; "),
         ({"settings": {"even": {}}}, "suite.yaml: settings: unknown key; it is called 'environments' now"),
-        (one_variant(**{"strategy.kin": "ddp"}), "base.yaml: strategy.kin: unknown key; did you mean 'kind'?"),
-        (one_variant(**{"strategy.kind": "hvd"}), "suite.yaml: all: N = 1: "),
+        (
+            one_variant(**{"strategy.kin": "ddp"}),
+            "suite.yaml: variants: N = 1: strategy.kin: unknown key; did you mean 'kind'?",
+        ),
+        (one_variant(**{"strategy.kind": "hvd"}), "suite.yaml: variants: N = 1: strategy.kind: got 'hvd'"),
         (
             {"environments": {"even": {}, "uneven": {"emulation.slow_workers": {0: 0.5}}}},
-            "suite.yaml: uneven: horovod: ",
+            "suite.yaml: environments: uneven: emulation.slow_workers.0: got 0.5",
         ),
     ],
 )
@@ -161,13 +164,29 @@ def test_an_error_is_reported_before_any_run_starts(folder: pathlib.Path, change
     assert not (folder / "out").exists()
 
 
+def test_a_variant_that_would_be_single_by_default_is_refused(folder: pathlib.Path) -> None:
+    write_base(folder, folder / "text", strategy={"arrivals_per_update": 2})
+    text = (folder / "base.yaml").read_text()
+    (folder / "base.yaml").write_text(text.replace("  kind: async\n", ""))
+    variants = {"horovod": {"strategy.kind": "horovod"}, "async": {}}
+    path = write(folder, tiny(variants=variants))
+    with pytest.raises(
+        ConfigError, match=r"suite.yaml: async: strategy.kind: not given, and so single, which has one of the 2"
+    ):
+        Suite(path, folder / "out")
+    write(folder, tiny(variants={**variants, "async": {"strategy.kind": "single"}}))
+    Suite(path, folder / "out")
+    write(folder, tiny(variants=variants, workers=1))
+    Suite(path, folder / "out")
+
+
 def test_several_errors_in_the_base_are_reported_line_by_line(folder: pathlib.Path) -> None:
     write_base(folder, folder / "text", batching={"tokens": 0}, modell={})
     with pytest.raises(ConfigError) as raised:
         suite_of(folder)
     lines = str(raised.value).splitlines()
     assert len(lines) == 2
-    assert all(line.startswith(f"{folder / 'suite.yaml'}: all: horovod: {folder / 'base.yaml'}: ") for line in lines)
+    assert all(line.startswith(f"{folder / 'suite.yaml'}: horovod: {folder / 'base.yaml'}: ") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -176,31 +176,31 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"optimizer": {"schedule": {"kind": "cosine", "warmup": 5}}, "training": {"updates": 5}},
-            "(top level): training.updates: got 5, expected more than optimizer.schedule.warmup (5): the cosine begins after it",
+            "training.updates: got 5, expected more than optimizer.schedule.warmup (5): the cosine begins after it",
         ),
         (
             {"optimizer": {"schedule": {"kind": "cosine"}}, "training": {"seconds": 5.0}},
-            "(top level): optimizer.schedule.total: got none in a run bounded by training.seconds, expected the versions at"
+            "optimizer.schedule.total: got none in a run bounded by training.seconds, expected the versions at"
             " which the cosine ends, or training.updates; with unit versions no other bound says how long the run is",
         ),
         (
             {"optimizer": {"schedule": {"kind": "cosine", "unit": "weight"}}, "training": {"epochs": 5}},
-            "(top level): optimizer.schedule.total: got none in a run bounded by training.epochs, expected the weight at which"
+            "optimizer.schedule.total: got none in a run bounded by training.epochs, expected the weight at which"
             " the cosine ends, or training.weight; with unit weight no other bound says how long the run is",
         ),
         (
             {"optimizer": {"schedule": {"kind": "cosine", "total": 5}}, "training": {"updates": 6}},
-            "(top level): training.updates: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
+            "training.updates: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
             " and nothing is learned",
         ),
         (
             {"optimizer": {"schedule": {"kind": "linear", "total": 5}}, "training": {"updates": 6}},
-            "(top level): training.updates: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
+            "training.updates: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
             " and nothing is learned",
         ),
         (
             {"optimizer": {"schedule": {"kind": "linear", "unit": "weight", "total": 5}}, "training": {"weight": 6}},
-            "(top level): training.weight: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
+            "training.weight: got 6, expected at most optimizer.schedule.total (5); beyond it the rate is 0"
             " and nothing is learned",
         ),
         (
@@ -266,11 +266,11 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"validation": {"score": "chrf"}},
-            "(top level): validation.score: got chrf, expected loss or bleu",
+            "validation.score: got chrf, expected loss or bleu",
         ),
         (
             {"validation": {"score": "bleu"}, "task": {"data": {"folder": "x"}, "bleu": False}},
-            "(top level): validation.score: got bleu, expected loss; task.bleu: true measures it",
+            "validation.score: got bleu, expected loss; task.bleu: true measures it",
         ),
         (
             {"validation": {"patience": 2, "every": 5, "when": "after"}},
