@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import get_args
@@ -91,7 +92,8 @@ def test_train_translate_score_and_report_work_one_after_another(
     assert f"this model minus {tmp_path / 'out.de'}: BLEU +0.00 (p = 1.000), chrF +0.00" in capsys.readouterr().out
     assert main([*scored[:-2], "--against", str(config)]) == 3
     assert f"{config}: got " in capsys.readouterr().err
-    assert main(["report", str(tmp_path / "run"), str(tmp_path / "run"), "--output", str(tmp_path / "report")]) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    assert main(["report", str(tmp_path / "run"), str(tmp_path / "other"), "--output", str(tmp_path / "report")]) == 0
     text = capsys.readouterr().out
     assert "1 (baseline)" in text and text.splitlines()[-1].startswith(f"written: {tmp_path / 'report/report.html'}, ")
     assert main(["train", str(config)]) == 2
@@ -124,7 +126,7 @@ def test_text_unlike_the_corpus_is_translated_or_refused_with_its_line(
         (["train", "nowhere.yaml"], 2, "nowhere.yaml: no such file"),
         (["translate", "nowhere"], 3, "nowhere: no such folder"),
         (["compare", "nowhere.yaml"], 2, "nowhere.yaml: no such file; expected the YAML file of a suite"),
-        (["report", "nowhere"], 3, "nowhere: got no configuration of a run"),
+        (["report", "nowhere"], 3, "nowhere: no such folder, expected the folder of a run"),
         (["data", "multi30k", "--from", "nowhere", "--output", "unused"], 3, "nowhere"),
         (["data", "builtin", "--output", "unused", "--train", "0"], 2, "--train: got 0"),
     ],
@@ -334,7 +336,9 @@ def test_a_report_lies_inside_the_one_folder_given_or_else_in_the_current_folder
         assert main(["report", str(run)]) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith(f"written: {run / 'report/report.html'}, ")
     assert (run / "report" / "report.html").is_file() and not any(desk.iterdir())
-    assert main(["report", str(run), str(run)]) == 0
+    assert main(["report", str(run), str(run)]) == 2
+    shutil.copytree(run, config.parent / "other")
+    assert main(["report", str(run), str(config.parent / "other")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("written: report/report.html, ")
     assert (desk / "report" / "report.html").is_file()
 

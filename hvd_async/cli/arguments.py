@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import pathlib
 import re
 import sys
@@ -87,6 +88,8 @@ class Parser(argparse.ArgumentParser):
         """Print the usage and `message`, for an invalid choice with the nearest valid one, and exit with status 2."""
         if found := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
             message += _meant(found[1], re.findall(r"[\w-]+", found[2]))
+            if os.path.isfile(found[1]):  # a flag whose value may be left out has taken the next argument
+                message += f"; write {found[1]} before the flag"
         super().error(message)
 
 

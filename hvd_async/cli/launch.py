@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hvd_async.cli.arguments import add_config, check_can_be_read_again, refuse, verb
 from hvd_async.cli.batch_arguments import add_resources, check_no_script
 from hvd_async.cli.desertion import Desertion
-from hvd_async.cli.launch_program import program_config
+from hvd_async.cli.launch_program import UNKNOWN_OUTPUT, program_config
 from hvd_async.cli.launch_script import check_container, script_asked, train_arguments, wanted, write_script
 from hvd_async.cli.starts import STORE_RESTARTS, start_once, start_until_done
 from hvd_async.errors import ConfigError, SetupError
@@ -141,6 +141,11 @@ def _launch(arguments: argparse.Namespace) -> int:
         config = program_config(arguments)
     elif arguments.config is None:
         raise ConfigError("launch: got no CONFIG, expected the YAML file of a run, or -- and a program to start")
+    elif arguments.config.endswith(".py"):
+        raise ConfigError(
+            f"launch: got the script {arguments.config} as CONFIG, expected -- before it: hvd-async launch"
+            f" --set strategy.kind=async -- python {arguments.config}"
+        )
     else:
         check_can_be_read_again(arguments.config)
         config = load_config(arguments.config, arguments.overrides)
@@ -156,6 +161,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.cluster.batch_system import detect_allocation
     from hvd_async.cluster.environment import check_home
     from hvd_async.launcher import explain, launch_command, lay_out, plan_ranks
+    from hvd_async.runs.folder import RunFolder
 
     if (arguments.restarts or 0) < 0:
         raise ConfigError(f"--restarts: got {arguments.restarts}, expected 0 or more")
@@ -189,6 +195,8 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
         _check_devices(config, layout, wanted(arguments).gpus)
     if arguments.program is None:
         _check_start(config, arguments, is_here=layout.is_local or is_in_job)
+    elif config.output != UNKNOWN_OUTPUT and layout.is_local:
+        RunFolder(config.output).check_place()
     if options.mpi == "openmpi" and options.launcher in ("mpirun", "horovodrun-mpi") and not is_single:
         check_home(os.environ)
     stop_signal = signal.SIGUSR1 if options.launcher in ("mpirun", "srun") and not is_single else None

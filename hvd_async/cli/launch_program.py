@@ -14,6 +14,9 @@ from hvd_async.errors import ConfigError
 if TYPE_CHECKING:
     from hvd_async.config import RunConfig
 
+UNKNOWN_OUTPUT = "unknown"
+"""The output of a script that chooses it itself."""
+
 
 def program_config(arguments: argparse.Namespace) -> RunConfig:
     """Return the configuration that decides the ranks of the script: its own keywords may add to it.
@@ -28,7 +31,7 @@ def program_config(arguments: argparse.Namespace) -> RunConfig:
     tree: dict[Any, Any] = {} if arguments.config is None else read_tree(Path(arguments.config), "configuration of a run")
     for override in arguments.overrides:
         apply_override(tree, override)
-    whole = {"output": "unknown", "training": {"epochs": 1}, **tree, "task": {"kind": "script"}}
+    whole = {"output": UNKNOWN_OUTPUT, "training": {"epochs": 1}, **tree, "task": {"kind": "script"}}
     config = parse_config(whole, arguments.config or "--set", places_of(arguments.overrides))  # other faults come first
     if "kind" not in tree.get("strategy", {}):
         raise ConfigError(
@@ -45,7 +48,8 @@ def find_program(program: Sequence[str], *, is_here: bool = True) -> tuple[str, 
     """
     found = shutil.which(program[0]) if is_here else program[0]
     if found is None:
-        raise ConfigError(f"launch: got the program {shlex.join(program)}, but there is no {program[0]} on PATH")
+        hint = f"; to start a script: -- python {shlex.join(program)}" if program[0].endswith(".py") else ""
+        raise ConfigError(f"launch: got the program {shlex.join(program)}, but there is no {program[0]} on PATH{hint}")
     script = next((word for word in program[1:] if word.endswith(".py")), None)
     if script is not None and "-c" not in program and "-m" not in program and not Path(script).is_file():
         raise ConfigError(f"launch: {script}: no such file; expected the training script")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import check_folder, verb
-from hvd_async.errors import ConfigError
+from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.extras import require
 
 if TYPE_CHECKING:
@@ -53,6 +53,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
     wanted = None if arguments.target is None else _wanted_target(arguments.target)
     window = None if arguments.window is None else _window(arguments.window)
+    for folder in arguments.runs:
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder}: {'got a file' if folder.exists() else 'no such folder'}, expected the folder of a run"
+            )
+    if repeated := [run for number, run in enumerate(arguments.runs) if run in arguments.runs[:number]]:
+        raise ConfigError(f"RUN: got {repeated[0]} twice, expected each run once")
     output = _default_output(arguments.runs) if arguments.output is None else arguments.output
     check_folder(output)
     require("report")

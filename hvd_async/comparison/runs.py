@@ -105,6 +105,8 @@ def read_run(folder: pathlib.Path) -> Run:
     """Read the configuration and the summary in a run's folder. Raises `DataError` if one is missing or damaged, or if
     the run was stopped before its end."""
     path = folder / "summary.json"
+    if fault := RunFolder(folder).fault():
+        raise DataError(f"{folder}: {fault}, expected the folder of a run")
     try:
         config = load_config(folder / "config.yaml")
     except ConfigError as error:
@@ -115,7 +117,10 @@ def read_run(folder: pathlib.Path) -> Run:
         summary = parse_json(path.read_bytes())
         run = _from_summary(folder, config, summary)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected the folder of a run that has ended") from None
+        raise DataError(
+            f"{folder}: got a run without {path.name}, which has not ended: `hvd-async status` says how far it is, and --resume"
+            " continues one that was interrupted"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); expected the summary of a run") from None
     if run.status == "stopped":

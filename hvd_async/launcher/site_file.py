@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -25,15 +26,22 @@ def _checked_bind(bind: str) -> str:
     return bind
 
 
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.,@+-]+", name):
+        raise ValueError(f"got {name!r}, expected letters, digits and any of . , @ + - _")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+
+
 class SiteConfig(Section):
     """Keys of the site file, which go into every script that `launch` and `compare` write. Flags add to them and override
     them."""
 
-    account: str | None = Field(None, pattern=r"^[\w.,@+-]+$", description="Account of Slurm and PBS, project of LSF.")
-    partition: str | None = Field(
-        None, pattern=r"^[\w.,@+-]+$", description="For `#SBATCH --partition`; not for the nodes of a separate store."
-    )
-    queue: str | None = Field(None, pattern=r"^[\w.,@+-]+$", description="Queue of PBS and LSF.")
+    account: Name | None = Field(None, description="Account of Slurm and PBS, project of LSF.")
+    partition: Name | None = Field(None, description="For `#SBATCH --partition`; not for the nodes of a separate store.")
+    queue: Name | None = Field(None, description="Queue of PBS and LSF.")
     sbatch: tuple[str, ...] = Field((), strict=False, description="Further options of sbatch, such as `--qos=high`.")
     qsub: tuple[str, ...] = Field((), strict=False, description="Further options of PBS's qsub, such as `-W umask=022`.")
     bsub: tuple[str, ...] = Field((), strict=False, description="Further options of LSF's bsub, such as `-sla gold`.")

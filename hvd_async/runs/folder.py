@@ -185,10 +185,29 @@ class RunFolder:
         """Whether the run of this folder was simulated, as far as its log shows."""
         return bool(self._first_event().get("simulated"))
 
+    def fault(self) -> str:
+        """Return what is there in place of a run, in a few words; empty if there is one."""
+        if self.config.exists() or self.events.exists():
+            return ""
+        if not self.root.is_dir():
+            return "got a file" if self.root.exists() else "no such folder (a run that was just started has none yet)"
+        below = sorted(str(path.parent) for path in self.root.glob("*/events.jsonl"))[:3]
+        return f"holds several runs, such as {', '.join(below)}" if below else "got no config.yaml and no events.jsonl"
+
+    def check_place(self) -> None:
+        """Raise `ConfigError` if there is no folder and none can be made, or it cannot be written. Changes nothing."""
+        nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            place = "which" if nearest == self.root else f"but {nearest}"
+            raise ConfigError(f"output: got {self.root}, {place} is a file, expected a folder or a new name")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"output: got {self.root}, but {nearest} cannot be written; expected another place, or the right to"
+            )
+
     def check_vacant(self) -> None:
-        """Raise `ConfigError` if the folder holds a run, or remains of one, or is a file. Changes nothing."""
-        if self.root.exists() and not self.root.is_dir():
-            raise ConfigError(f"output: got {self.root}, which is a file, expected a folder or a new name")
+        """Raise `ConfigError` if the folder holds a run, or remains of one, or `check_place` does. Changes nothing."""
+        self.check_place()
         if self._has_config_of_run():
             raise ConfigError(
                 f"{self.root}: holds a run already; resume it with --resume, replace it with --overwrite (in a script that"

@@ -135,8 +135,8 @@ def read_status(root: pathlib.Path) -> RunStatus:
     """
     folder = RunFolder(root)
     status = RunStatus(str(root))
-    if not folder.config.exists() and not folder.events.exists():
-        raise DataError(f"{root}: {_fault_of(root)}, expected the folder of a run or of a comparison")
+    if fault := folder.fault():
+        raise DataError(f"{root}: {fault}, expected the folder of a run or of a comparison")
     log = _Log(status)
     log.read(folder.events)
     status.state = _state(folder, status, log.host)
@@ -151,14 +151,6 @@ def read_status(root: pathlib.Path) -> RunStatus:
         status.checkpoint, status.checkpoint_age = int(found[-1].name[1:]), _age(found[-1])
     status.written = _age(folder.events)
     return status
-
-
-def _fault_of(root: pathlib.Path) -> str:
-    """Return what is at `root`, where no run is."""
-    if not root.is_dir():
-        return "got a file" if root.exists() else "no such folder (a run that was just started has none yet)"
-    below = sorted(str(path.parent) for path in root.glob("*/events.jsonl"))[:3]
-    return f"holds several runs, such as {', '.join(below)}" if below else "got no config.yaml and no events.jsonl"
 
 
 class _Log:

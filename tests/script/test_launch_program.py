@@ -31,6 +31,7 @@ def test_a_script_trains_with_what_was_given_to_launch(tmp_path: pathlib.Path) -
     program = ("--", sys.executable, SCRIPT, str(tmp_path / "run"))
     done = launch(str(path), "--workers", "2", "--set", "training.epochs=1", *program)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("launch: done after ")
     summary = summary_of(tmp_path / "run")
     assert (summary["num_workers"], summary["weight"], summary["updates"]) == (2, 90, 6)
     again = launch(str(path), "--workers", "2", *program)
@@ -38,6 +39,46 @@ def test_a_script_trains_with_what_was_given_to_launch(tmp_path: pathlib.Path) -
     resumed = launch(str(path), "--workers", "2", "--set", "training.epochs=2", "--resume", *program)
     assert resumed.returncode == 0, resumed.stderr
     assert summary_of(tmp_path / "run")["weight"] == 180
+
+
+FAILING = """
+import sys, torch
+import hvd_async as ha
+
+run = ha.init(sys.argv[2], epochs=20)
+model = torch.nn.Linear(2, 1)
+model, optimizer, batches = run.prepare(
+    model, torch.optim.SGD(model.parameters(), lr=0.1), torch.utils.data.DataLoader(torch.ones(64, 2), batch_size=4)
+)
+for number, batch in enumerate(batches):
+    loss = model(batch).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    if number == 5 and sys.argv[1] == "loop":
+        raise ValueError("of the user")
+    optimizer.step(weight=len(batch), loss=loss)
+if sys.argv[1] == "end":
+    raise ValueError("of the user")
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("where", "strategy", "end"),
+    [
+        ("loop", "async", "exit status 1; saved: version "),
+        ("end", "async", "exit status 1, when training had finished; saved: version "),
+        ("end", "horovod", "exit status 1, when training had finished; saved: version "),
+    ],
+)
+def test_a_script_that_fails_on_all_ranks_is_a_failure(tmp_path: pathlib.Path, where: str, strategy: str, end: str) -> None:
+    """Also in its own folder, and under an mpirun that ends well although all workers have died."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    program = ("--", sys.executable, str(tmp_path / "failing.py"), where, str(tmp_path / "run"))
+    done = launch("--workers", "2", "--set", f"strategy.kind={strategy}", *program)
+    assert done.returncode == 1 and "ValueError: of the user" in done.stderr, done
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("launch: failed after ") and end in last and last.endswith(", resume with --resume"), done
 
 
 @pytest.mark.mpi
@@ -72,6 +113,13 @@ def test_a_signal_stops_a_script_whose_batches_are_read_by_processes(
     [
         (("--", "python", SCRIPT), "launch: strategy.kind: not given, expected --set strategy.kind=async"),
         ((*ASYNC, "--"), "launch: got nothing after --, expected a program, such as -- python train.py"),
+        (
+            (*ASYNC, SCRIPT),
+            f"as CONFIG, expected -- before it: hvd-async launch --set strategy.kind=async -- python {SCRIPT}",
+        ),
+        ((*ASYNC, "--", "train.py"), "there is no train.py on PATH; to start a script: -- python train.py"),
+        (("--set", "strategy.knd=async", "--", "python", SCRIPT), "--set strategy.knd=async: strategy.knd: unknown key"),
+        ((*ASYNC, "--set", f"output={SCRIPT}/run", "--", "python", SCRIPT), f"but {SCRIPT} is a file, expected a folder"),
         ((*ASYNC, "--", "python", "nowhere.py"), "launch: nowhere.py: no such file; expected the training script"),
         ((*ASYNC, "--", "pythen", SCRIPT), "there is no pythen on PATH"),
         (("--set", "strategy.kind=asink", "--", "python", SCRIPT), "strategy.kind: got 'asink'"),

@@ -119,7 +119,9 @@ def test_a_run_given_instead_of_a_model_is_refused_with_its_models(exported: Pat
     run = tmp_path / "run"
     for name in ("last", "best"):
         shutil.copytree(exported, run / "models" / name)
-    with pytest.raises(DataError, match=f"{run}: holds a run.*expected one of {run}/models/best, {run}/models/last"):
+    with pytest.raises(
+        DataError, match=f"{run}: holds several models; expected one of {run}/models/best, {run}/models/last"
+    ):
         load_model(run)
 
 

@@ -34,16 +34,23 @@ def check_folder(folder: Path) -> None:
             f"{folder}: the run {run} has no model yet: it is under way, or was stopped before one was saved; continue it with"
             f" --resume, or make that of a version: hvd-async replay {run} --until VERSION --output FOLDER"
         )
+    if folder.is_file():
+        raise DataError(f"{folder}: got a file, expected the folder of a trained model; --input names a text")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected a trained model, such as runs/NAME/models/best")
-    if not (folder / PARAMETERS).is_file() and (models := sorted(folder.glob(f"models/*/{PARAMETERS}"))):
-        names = ", ".join(str(path.parent) for path in models)
-        raise DataError(f"{folder}: holds a run, which has several models; expected one of {names}")
+    if not (folder / PARAMETERS).is_file() and (models := _models_below(folder)):
+        names = ", ".join(str(path.parent) for path in models[:3]) + (", ..." if models[3:] else "")
+        raise DataError(f"{folder}: holds several models; expected one of {names}")
     if (folder / "model.bin").is_file() and not (folder / PARAMETERS).is_file():
         raise DataError(f"{folder}: got an export for CTranslate2, expected the model folder from which `export` made it")
     for name in (PARAMETERS, CONFIG, *(path.name for path in vocabulary_files(folder)), META):
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: no such file; expected a trained model with {name}")
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """Return the parameters of the models of a run, or of the runs of a comparison."""
+    return sorted(each for way in ("", "*/", "runs/*/") for each in folder.glob(f"{way}models/*/{PARAMETERS}"))
 
 
 def given_vocabularies(task: TranslationConfig) -> tuple[Path, ...]:
