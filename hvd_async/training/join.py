@@ -15,8 +15,9 @@ import torch
 from hvd_async.cluster.topology import assign_roles, placement_of, this_machine
 from hvd_async.config import RunConfig, ScriptConfig, load_config
 from hvd_async.emulation.idling import Emulation
-from hvd_async.errors import ConfigError, SetupError
+from hvd_async.errors import ConfigError, DataError, SetupError
 from hvd_async.runs.folder import RunFolder
+from hvd_async.runs.status import read_status
 from hvd_async.strategies.invitation import Invitation
 from hvd_async.strategies.joining import joined_session, reach_store, role_of
 from hvd_async.strategies.memory_plan import MemoryPlan
@@ -53,6 +54,8 @@ def join(
     `PeerError` if it fails.
     """
     run = RunFolder(folder)
+    if not run.invitation.exists():
+        raise DataError(f"{folder}: {_why_closed(run)}")
     try:
         invitation = Invitation.from_json(run.read_invitation())
     except SetupError as error:
@@ -90,6 +93,23 @@ def join(
     notice = stop.notice()
     say(
         f"worker {worker} has {'left' if notice is not None else 'ended with'} {folder} after {emulation.num_steps:,} batches"
+    )
+
+
+def _why_closed(run: RunFolder) -> str:
+    """Return what is in a folder without an invitation, and what would have one."""
+    if fault := run.fault():
+        return f"{fault}, expected the folder of a run that trains at the moment"
+    if not (status := read_status(run.root)).is_under_way:
+        return f"got a run that is {status.state}, expected one that trains at the moment"
+    config = load_config(run.config)
+    if isinstance(config.task, ScriptConfig):
+        return "got the run of a script, whose loop cannot be joined; expected one with a task"
+    if not config.strategy.is_async:
+        return f"got a run of strategy {config.strategy.kind}, expected async: others take no workers later"
+    return (
+        "got no run that can be joined, expected one that has begun to train, with all of the store in the memory of one host, and"
+        " without push.node_sum"
     )
 
 

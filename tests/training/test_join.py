@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.config import dump_config
+from hvd_async.config import PushConfig, ScriptConfig, StrategyConfig, dump_config
 from hvd_async.errors import DataError, HvdAsyncError, SetupError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.strategies.invitation import Invitation
@@ -66,10 +67,33 @@ def test_a_file_that_is_no_invitation_is_told_in_one_line(tmp_path: pathlib.Path
 
 
 def test_a_folder_without_a_run_under_way_is_told_in_one_line(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(
+        HvdAsyncError, match=r"nothing: no such folder .*, expected the folder of a run that trains at the moment"
+    ):
+        attempt(tmp_path / "nothing")
     (tmp_path / "config.yaml").write_text(dump_config(CONFIG))
-    for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(HvdAsyncError, match="got no run that can be joined"):
-            attempt(folder)
+    with pytest.raises(HvdAsyncError, match="got a run that is not begun, expected one that trains at the moment"):
+        attempt(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strategy": StrategyConfig(kind="ddp")}, "got a run of strategy ddp, expected async"),
+        ({"task": ScriptConfig(kind="script")}, "got the run of a script, whose loop cannot be joined"),
+        (
+            {"strategy": StrategyConfig(kind="async"), "push": PushConfig(node_sum=True)},
+            "got no run that can be joined, expected one that has begun to train",
+        ),
+    ],
+)
+def test_a_run_under_way_says_why_it_takes_nobody(tmp_path: pathlib.Path, changes: dict[str, Any], words: str) -> None:
+    (tmp_path / "config.yaml").write_text(dump_config(CONFIG.model_copy(update=changes)))
+    (tmp_path / "events.jsonl").touch()
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match=words):
+            attempt(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
