@@ -108,8 +108,8 @@ def _why_closed(run: RunFolder) -> str:
     if not config.strategy.is_async:
         return f"got a run of strategy {config.strategy.kind}, expected async: others take no workers later"
     return (
-        "got no run that can be joined, expected one that has begun to train, with all of the store in the memory of one host, and"
-        " without push.node_sum"
+        "got no run that can be joined, expected one that has begun to train, with all of the store in the memory of one host,"
+        " and without push.node_sum"
     )
 
 

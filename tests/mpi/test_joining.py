@@ -106,11 +106,8 @@ def test_workers_join_and_leave_a_run_under_way(tmp_path: pathlib.Path) -> None:
     check_books(run)
     assert not (run / "join.json").exists()
     ended = run_limited((*COMMAND, "join", str(run)), ENVIRON, 60)
-    assert (
-        ended.returncode != 0
-        and "got a run that is finished, expected one that trains at the moment" in ended.stderr
-        and ended.stderr.count("\n") == 1
-    )
+    assert ended.returncode != 0 and ended.stderr.count("\n") == 1, ended
+    assert "got a run that is finished, expected one that trains at the moment" in ended.stderr
 
 
 @pytest.mark.skipif(mpi_family() != "openmpi", reason="only Open MPI's mpirun keeps the other ranks")
@@ -194,6 +191,7 @@ def test_a_run_with_workers_on_two_hosts_is_joined_by_a_process_that_maps_its_me
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(run_ranks, 3, "hvd_async", "train", str(path), timeout=150.0, hosts=two_hosts)
         until(lambda: (run / "join.json").exists() or job.done())
+        assert not job.done(), job.result()
         invitation = json.loads((run / "join.json").read_text())
         assert invitation["is_direct"] is True and invitation["address"] is None
         there = (str(TWO_HOSTS / "onhost.sh"), two_hosts[0])
