@@ -53,6 +53,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     wanted = None if arguments.target is None else _wanted_target(arguments.target)
     window = None if arguments.window is None else _window(arguments.window)
+    require("report")
     for folder in arguments.runs:
         if not folder.is_dir():
             raise DataError(
@@ -62,7 +63,6 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"RUN: got {repeated[0]} twice, expected each run once")
     output = _default_output(arguments.runs) if arguments.output is None else arguments.output
     check_folder(output)
-    require("report")
     collection = gather(arguments.runs, arguments.baseline, wanted)
     longest = max((entry.run.seconds for entry in collection.entries if entry.run is not None), default=0.0)
     if window is not None and window[0] >= longest:

@@ -96,7 +96,7 @@ validation: {every: 2}
 """
 SUITE = """
 {base: run.yaml, launcher: simulate, workers: 2, budget: {weight: 400}, measure_every: 400, baseline: async,
-variants: {async: {}}}
+variants: {async: {strategy.kind: async}}}
 """
 
 
