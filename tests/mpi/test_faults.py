@@ -178,12 +178,11 @@ def test_a_resumed_run_refuses_another_optimizer_and_names_the_key(tmp_path: pat
     assert done.returncode == 2 and "optimizer.learning_rate: got 0.5, expected 0.05" in messages(done)[0], str(done)
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cuda:7", "cuda"), ("toaster", "toaster")])
-def test_a_missing_device_is_refused_before_anything_is_written(tmp_path: pathlib.Path, device: str, expected: str) -> None:
+def test_a_missing_device_is_refused_before_anything_is_written(tmp_path: pathlib.Path) -> None:
     first = settings(tmp_path / "run")
-    first.config["training"]["device"] = device
+    first.config["training"]["device"] = "cuda:7"
     done = run_toy(2, first)
-    assert done.returncode in (2, 4) and len(messages(done)) == 1 and expected in messages(done)[0], str(done)
+    assert done.returncode == 4 and len(messages(done)) == 1 and "cuda:7" in messages(done)[0], str(done)
     assert not (tmp_path / "run").exists()
 
 
