@@ -90,11 +90,10 @@ if (($#)); then
     ((slow)) || set -- -m 'not slow' "$@"
     exec python -m pytest "$@"
 fi
-# Two tests at a time, except tests that start MPI jobs: they would starve each other.
+# Two tests at a time; those on a Slurm of this machine share it, one at a time.
 only=''
 ((slow)) || only=' and not slow'
 status=0
-python -m pytest -n 2 -m "not mpi and not slurm$only" || status=$?
-python -m pytest -m "mpi$only" || status=$?
+python -m pytest -n 2 -m "not slurm$only" || status=$?
 [[ $slurm == no ]] || python -m pytest -m "slurm$only" || status=$?
 exit "$status"
