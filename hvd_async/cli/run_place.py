@@ -26,6 +26,7 @@ class RunPlace:
         self._page: KeeperPage | None = None
         self._folder = None if self.is_script else RunFolder(config.output)
         self._summary: Summary | None = None
+        self._heard = ""
         self._config_before = None if self._folder is None else stamp_of(self._folder.config)
 
     def __enter__(self) -> RunPlace:
@@ -46,7 +47,7 @@ class RunPlace:
         """Note how things are before the ranks start."""
         if self._page is not None:
             self._page.clear()
-        self._summary = None
+        self._summary, self._heard = None, ""
         if self._folder is not None and not self.is_script:
             self._summary = Summary(self._folder.summary, stamp_of(self._folder.summary))
 
@@ -68,14 +69,16 @@ class RunPlace:
         return self._summary
 
     def _listen(self) -> None:
-        if self._page is None or self._summary is not None:
+        text = "" if self._page is None else self._page.read()
+        if text in ("", self._heard):
             return
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # nothing, or not all of it
-            told = parse_json(self._page.read().encode())
-            if self._folder is None:
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # not all of it is there
+            told = parse_json(text.encode(errors="surrogateescape"))
+            if self._folder is None or self._folder.root != Path(told["folder"]):
                 self._config_before = _stamp(told["config"])
             self._folder = RunFolder(Path(told["folder"]))
             self._summary = Summary(self._folder.summary, _stamp(told["summary"]))
+            self._heard = text  # a script may have one run after another
 
 
 def _stamp(told: list[int] | None) -> tuple[int, int] | None:

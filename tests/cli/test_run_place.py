@@ -1,0 +1,71 @@
+"""What `launch` knows of the run of a script, from what its rank 0 tells."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+from hvd_async.cli.run_place import RunPlace
+from hvd_async.config import RunConfig, ScriptConfig, parse_config
+from hvd_async.runs.folder import RunFolder
+from hvd_async.script.run import _tell_launch
+from hvd_async.system.keeper_page import SCRIPT_VARIABLE
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    tree = {"output": "unknown", "training": {"epochs": 1}, "task": {"kind": "script"}}
+    found = parse_config(tree, source="made")
+    assert isinstance(found.task, ScriptConfig)
+    return found
+
+
+def made(folder: pathlib.Path, status: str = "") -> RunFolder:
+    """Begin a run in `folder`, and end it with `status`."""
+    run = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    run.config.write_text("its own")
+    if status:
+        (folder / "new").write_text(f'{{"status": "{status}"}}')
+        (folder / "new").rename(run.summary)
+    return run
+
+
+def status_of(place: RunPlace) -> str | None:
+    assert place.summary is not None
+    return place.summary.status()
+
+
+def test_of_two_runs_one_after_another_the_second_counts(config: RunConfig, tmp_path: pathlib.Path) -> None:
+    with RunPlace(config) as place:
+        place.begin()
+        assert place.folder is None and place.summary is None and place.has_begun()
+        _tell_launch(RunFolder(tmp_path / "first"))
+        assert not place.has_begun() and status_of(place) is None
+        first = made(tmp_path / "first", "finished")
+        assert place.has_begun() and status_of(place) == "finished" and place.folder is not None
+        assert place.folder.root == first.root
+        _tell_launch(RunFolder(tmp_path / "second"))
+        assert status_of(place) is None and not place.has_begun()
+        made(tmp_path / "second")
+        assert place.has_begun() and status_of(place) is None
+    assert SCRIPT_VARIABLE not in os.environ
+
+
+def test_a_second_start_of_a_run_has_begun_and_its_first_summary_does_not_count(
+    config: RunConfig, tmp_path: pathlib.Path
+) -> None:
+    made(tmp_path / "run", "finished")  # an earlier one, which this replaces
+    with RunPlace(config) as place:
+        place.begin()
+        _tell_launch(RunFolder(tmp_path / "run"))
+        assert not place.has_begun() and status_of(place) is None
+        (tmp_path / "run" / "config.yaml").unlink()
+        made(tmp_path / "run", "stopped")
+        assert place.has_begun() and status_of(place) == "stopped"
+        place.begin()
+        assert place.summary is None and place.folder is not None
+        _tell_launch(RunFolder(tmp_path / "run"))
+        assert place.has_begun() and status_of(place) is None
