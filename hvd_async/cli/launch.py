@@ -203,7 +203,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
     # Of a script nobody knows what its other ranks do when rank 0 has ended.
     has_desertion = status_tells and not is_single and not layout.is_local and arguments.program is None
-    with _respawning(config, respawn), _keeping(config) as keeper, RunPlace(config) as run_place:
+    with _respawning(config, respawn), _keeping(config) as keeper, RunPlace(config, is_here=layout.is_local) as run_place:
 
         def start(begin: Begin) -> LaunchOutcome:
             ranks = dataclasses.replace(rank_arguments, begin=begin, is_launched=True)
@@ -276,9 +276,12 @@ def _check_devices(config: RunConfig, layout: RankLayout, asked: int | None) -> 
     """Raise `SetupError` if this machine has fewer GPUs than `asked`, so that ranks would train on the CPU or share GPUs, or
     than the ranks of `layout` need, all of which run here."""
     from hvd_async.cluster.topology import count_gpus
+    from hvd_async.config import ScriptConfig
     from hvd_async.launcher import plan_ranks
 
-    needs_gpus = any(device.startswith("cuda") for device in (config.training.device, config.store.device))
+    # A script may choose another device itself.
+    devices = () if isinstance(config.task, ScriptConfig) else (config.training.device, config.store.device)
+    needs_gpus = any(device.startswith("cuda") for device in devices)
     if asked is None and not needs_gpus:
         return
     found = count_gpus()

@@ -19,8 +19,10 @@ class RunPlace:
     """The folder of a run, as its configuration names it, or as rank 0 of a script tells it, if it is on this host; a context
     manager. Inside the block the environment has the `SCRIPT_VARIABLE` of `keeper_page` for the ranks that are started."""
 
-    def __init__(self, config: RunConfig) -> None:
-        """`config`: of a script, only what decides its ranks."""
+    def __init__(self, config: RunConfig, *, is_here: bool = True) -> None:
+        """`config`: of a script, only what decides its ranks. `is_here`: all ranks are on this host."""
+        self._is_here = is_here
+        self._is_later = False  # the script had another run before
         self.config = config
         self.is_script = isinstance(config.task, ScriptConfig)
         self._page: KeeperPage | None = None
@@ -52,9 +54,11 @@ class RunPlace:
             self._summary = Summary(self._folder.summary, stamp_of(self._folder.summary))
 
     def has_begun(self) -> bool:
-        """Whether ranks have made the folder that of this run; True for a script that has not told its folder."""
+        """Whether ranks have made a folder that of this run; True for a script of which that is not known."""
         folder = self.folder
-        return folder is None or stamp_of(folder.config) != self._config_before
+        if folder is None:
+            return self._page is None or not self._is_here
+        return self._is_later or stamp_of(folder.config) != self._config_before
 
     @property
     def folder(self) -> RunFolder | None:
@@ -77,6 +81,7 @@ class RunPlace:
             if self._folder is None or self._folder.root != Path(told["folder"]):
                 self._config_before = _stamp(told["config"])
             self._folder = RunFolder(Path(told["folder"]))
+            self._is_later = self._is_later or bool(told["is_later"])
             self._summary = Summary(self._folder.summary, _stamp(told["summary"]))
             self._heard = text  # a script may have one run after another
 

@@ -118,18 +118,19 @@ def start_once(
     seconds = time.monotonic() - began
     if strategy.is_single or (desertion is not None and desertion.is_sure):
         ended = dataclasses.replace(ended, is_killed=False)  # what was killed was the run itself, or has lost its ranks
+    is_sure = place.is_script and not strategy.is_async
     summary = place.summary
     status = UNKNOWN if summary is None else summary.status()
     if ended.status == 0 and keeper is not None and keeper.is_state_unsaved():
         # Such an mpirun ends well, too, if the store has died, and each other rank has said so.
         ended = dataclasses.replace(ended, status=1)
-    elif ended.status == 0 and status is None and not (place.folder and place.folder.has_ended()):
+    elif ended.status == 0 and status is None and not (place.folder and place.folder.has_ended()) and not is_sure:
         # An mpirun that keeps the other ranks when one dies ends well even if all of them have died.
         if ended.signal is None:
             _say("launch: all ranks have ended before the run did; their lines above say why, or the system's log")
         ended = dataclasses.replace(ended, status=1)
     stop_signal = None if summary is None else summary.stop_signal()
-    return outcome_of(ended, status, seconds, stop_signal, status_tells=status_tells)
+    return outcome_of(ended, status, seconds, stop_signal, status_tells=status_tells, is_script=place.is_script)
 
 
 def _say(line: str) -> None:

@@ -16,6 +16,8 @@ from hvd_async.tasks.metric import Metric
 # Reasons against a run that was not computed; see `plan.is_outdated`.
 OUTDATED = "was computed with another configuration"
 NOT_RUN = "not run yet"
+# The beginning of the reason against a run that is under way, or was stopped.
+UNFINISHED = "not finished: "
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,13 @@ class Entry:
         _make_printable(self, "environment", "variant", "fault")
 
     @property
-    def is_computed(self) -> bool:
-        """Whether the run was begun, as far as is known, with this configuration."""
-        return self.run is not None or self.fault not in (OUTDATED, NOT_RUN)
+    def state(self) -> str:
+        """`ended`, `not computed` with this configuration, `not finished` or `failed`."""
+        if self.run is not None:
+            return "ended"
+        if self.fault in (OUTDATED, NOT_RUN):
+            return "not computed"
+        return "not finished" if self.fault.startswith(UNFINISHED) else "failed"
 
 
 @dataclass(frozen=True)

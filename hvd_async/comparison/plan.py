@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_async.comparison.collection import NOT_RUN, OUTDATED, Collection, Entry, runs_of
+from hvd_async.comparison.collection import NOT_RUN, OUTDATED, UNFINISHED, Collection, Entry, runs_of
 from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, WantedTarget, common_target
@@ -167,7 +167,7 @@ def result(output: pathlib.Path, planned: PlannedRun) -> Run | str:
     try:
         return read_run(folder)
     except DataError as error:
-        return _fault(output, planned) or f"not finished: {' '.join(str(error).split())}"
+        return _fault(output, planned) or f"{UNFINISHED}{' '.join(str(error).split())}"
 
 
 def is_outdated(output: pathlib.Path, planned: PlannedRun) -> bool:

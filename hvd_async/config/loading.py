@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, get_args
@@ -58,7 +59,12 @@ def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
 
 def places_of(overrides: Sequence[str]) -> dict[str, str]:
     """Return where the key of each of `overrides` was written: on the command line."""
-    return {override.partition("=")[0].strip(): f"--set {override}" for override in overrides}
+    found: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        found.pop(key, None)  # the later one counts
+        found[key] = f"--set {override}"
+    return found
 
 
 def parse_config(tree: Mapping[str, Any], source: str, places: Mapping[str, str] = MappingProxyType({})) -> RunConfig:
@@ -74,18 +80,24 @@ def check(
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        lines = dict.fromkeys(f"{_place_of(fault, places) or source}: {_describe(fault, kind)}" for fault in error.errors())
+        lines = dict.fromkeys(f"{_place_of(fault, places, source)}: {_describe(fault, kind)}" for fault in error.errors())
         raise ConfigError("\n".join(map(printable, lines))) from None
 
 
-def _place_of(fault: Any, places: Mapping[str, str]) -> str | None:
-    """Return where the key of one of pydantic's errors was written, or one below an unknown key; None if that is not known."""
+def _place_of(fault: Any, places: Mapping[str, str], source: str) -> str:
+    """Return where the key of one of pydantic's errors was written, or one below it that is unknown; else `source`, with the
+    places of other keys of the section that is at fault."""
     key = _key_of(fault)
+    if not key and (found := re.match(r"Value error, ([\w.]+): ", fault["msg"])):
+        key = found[1]  # a fault of several sections begins with a key
     for written in reversed(list(places)):
         is_below = fault["type"] == "extra_forbidden" and written.startswith(f"{key}.")
         if key == written or key.startswith(f"{written}.") or is_below:
             return places[written]
-    return None
+    others = (
+        [places[written] for written in places if written.startswith(f"{key}.")] if fault["type"] == "value_error" else []
+    )
+    return f"{source} with {', '.join(others)}" if others else source
 
 
 def _key_of(fault: Any) -> str:

@@ -20,6 +20,10 @@ _REFUSED = tuple(
 )
 
 
+# Signals of a crash, such as that of a library while it is unloaded.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+
+
 # The status of a run whose folder only its script knows.
 UNKNOWN = "unknown"
 
@@ -63,9 +67,16 @@ class LaunchOutcome:
 
 
 def outcome_of(
-    ended: Ended, run_status: str | None, seconds: float, stop_signal: int | None = None, *, status_tells: bool = False
+    ended: Ended,
+    run_status: str | None,
+    seconds: float,
+    stop_signal: int | None = None,
+    *,
+    status_tells: bool = False,
+    is_script: bool = False,
 ) -> LaunchOutcome:
-    """Return the outcome of a run. `run_status` and `stop_signal`: what the run itself wrote in its summary. Pure.
+    """Return the outcome of a run. `run_status` and `stop_signal`: what the run itself wrote in its summary. `is_script`: the
+    program of a user, which may do more than train. Pure.
 
     The exit status is 128 + signal if the run was asked to stop, by a signal to this process, or to ranks alone if they
     saved everything. For a run that had nothing to save yet, the launcher's status may tell (`status_tells`): Open MPI's
@@ -84,10 +95,13 @@ def outcome_of(
         return LaunchOutcome(ended.status, f"launch: {kind} {after}{detail}")
     if run_status == "stopped":
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, everything saved")
+    is_finished = run_status in ("finished", "finished early")
+    if is_script and is_finished and ended.signal is not None:  # what the script does after training is cut off
+        return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}, when training had finished")
     if ended.status == 0:
         return LaunchOutcome(0, f"launch: done {after}")
-    is_finished = run_status in ("finished", "finished early") and ended.signal is None
-    if is_finished and ended.status > 128:  # a library crashed while it was unloaded
+    if is_finished and ended.signal is None and (not is_script or ended.status - 128 in _CRASHES):
+        # A library crashed while it was unloaded, or a worker has left that the others could do without.
         return LaunchOutcome(0, f"launch: done {after}; everything was saved when a rank ended with status {ended.status}")
     if run_status == UNKNOWN and (ended.signal is not None or ended.status - 128 in STOP_SIGNALS):
         return LaunchOutcome(128 + by, f"launch: stopped by {name} {after}")

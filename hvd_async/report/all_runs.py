@@ -111,7 +111,7 @@ def _folder_cell(entry: Entry, values: Mapping[str, Value]) -> Cell:
 
 def _ended_cell(entry: Entry, values: Mapping[str, Value]) -> Cell:
     if entry.run is None:
-        return Cell("failed" if entry.is_computed else "not computed", str(values["fault"]), is_fault=True)
+        return Cell(entry.state, str(values["fault"]), is_fault=True)
     if entry.run.has_diverged:
         return Cell("diverged", is_fault=True)
     return Cell(str(values["status"]), "" if entry.is_chosen else "not chosen")

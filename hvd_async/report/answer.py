@@ -164,14 +164,10 @@ def _faults_of(row: Row) -> list[str]:
     """Return the faults of a variant, each to follow its name."""
     faults = []
     total = plural(len(row.entries), "run")
-    without = [entry for entry in row.entries if entry.run is None]
-    for entries, what in (
-        ([entry for entry in without if not entry.is_computed], "not computed"),
-        ([entry for entry in without if entry.is_computed], "failed"),
-    ):
-        if entries:
-            seeds = f"{'seed' if len(entries) == 1 else 'seeds'} {', '.join(str(entry.seed) for entry in entries)}"
-            faults.append(f": {len(entries)} of {total} {what} ({seeds}).")
+    for state in ("not computed", "not finished", "failed"):
+        if absent := [str(entry.seed) for entry in row.entries if entry.state == state]:
+            seeds = f"{'seed' if len(absent) == 1 else 'seeds'} {', '.join(absent)}"
+            faults.append(f": {len(absent)} of {total} {state} ({seeds}).")
     if row.missing_rates:
         faults.append(f": no run at learning rate {', '.join(f'{rate:g}' for rate in row.missing_rates)}.")
     if row.num_diverged:

@@ -196,13 +196,13 @@ class RunFolder:
 
     def check_place(self) -> None:
         """Raise `ConfigError` if there is no folder and none can be made, or it cannot be written. Changes nothing."""
-        nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
-        if not nearest.is_dir():
+        nearest = next(path for path in (self.root, *self.root.absolute().parents) if os.path.exists(path))
+        if not os.path.isdir(nearest):
             place = "which" if nearest == self.root else f"but {nearest}"
             raise ConfigError(f"output: got {self.root}, {place} is a file, expected a folder or a new name")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise ConfigError(
-                f"output: got {self.root}, but {nearest} cannot be written; expected another place, or the right to"
+                f"output: got {self.root}, but {nearest} cannot be written; expected another place, or permission to write there"
             )
 
     def check_vacant(self) -> None:

@@ -46,6 +46,7 @@ from hvd_async.training.setup import Finished
 
 _current: list[ScriptRun] = []
 _is_registered: list[bool] = []  # once in a process
+_pages: list[str] = []  # of the `launch` that has started this process; see `keeper_page`
 
 
 def init(
@@ -125,8 +126,7 @@ class ScriptRun:
             plan = self._job.plans[self.rank]
             self.num_workers, self.worker = count_workers(self._job.plans), plan.worker
             self.device = torch.device("cpu" if plan.worker is None else plan.device or "cpu")
-            if self.rank == 0:
-                _tell_launch(RunFolder(config.output))
+            _tell_launch(RunFolder(config.output), self.rank)
             self._log = RankLog(RunFolder(config.output), self.rank)
             stack.callback(self._log.close)
             self._stack = stack.pop_all()
@@ -353,8 +353,13 @@ class ScriptRun:
         self.finish()
 
 
-def _tell_launch(folder: RunFolder) -> None:
+def _tell_launch(folder: RunFolder, rank: int) -> None:
     """Tell the `launch` that has started the script, if it is on this host, which folder the run has, and what an earlier run has
-    left there."""
+    left there; on rank 0."""
+    if (variable := os.environ.pop(SCRIPT_VARIABLE, None)) is not None:  # not for processes that the script starts
+        _pages.append(variable)
+    if rank != 0 or not _pages:
+        return
     stamps = {"config": stamp_of(folder.config), "summary": stamp_of(folder.summary)}
-    tell_page(os.environ, SCRIPT_VARIABLE, json.dumps({"folder": str(folder.root.absolute()), **stamps}))
+    told = {"folder": str(folder.root.absolute()), "is_later": variable is None, **stamps}
+    tell_page({SCRIPT_VARIABLE: _pages[-1]}, SCRIPT_VARIABLE, json.dumps(told))

@@ -136,7 +136,7 @@ class TorchrunGroup:
             if self._lines is not None and rank != self.rank and (ended := self._lines.ended(rank)) is not None:
                 raise self._left_alone(ended) from None
             raise PeerError(
-                "torchrun: its store has gone, and with it the agent of rank 0's host; see the output there:"
+                "torchrun: its store has gone, with rank 0 or the agent of its host; see the output there:"
                 f" {' '.join(str(error).split())[:200]}"
             ) from None
 

@@ -52,4 +52,5 @@ def wait_for_reporter(error: HvdAsyncError) -> None:
     mpirun and torchrun end all ranks when the first one fails: if that were this rank, the one that prints might never do so.
     """
     if not isinstance(error, StoppedBySignal):  # which `launch` itself may report
-        time.sleep(_REPORTER_SECONDS)
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(_REPORTER_SECONDS)

@@ -62,7 +62,8 @@ def join(
         raise SetupError(f"{run.invitation}: {error}") from None
     if not invitation.is_open:
         raise SetupError(f"{folder}: got a run with push.node_sum, expected one without: it takes no workers later")
-    config = load_config(run.config, [] if options.device is None else [f"training.device={options.device}"])
+    overrides = [] if options.device is None else [f"training.device={options.device}"]
+    config = load_config(run.config, overrides, {"training.device": "--device"})
     _check_task(run, config, options)
     device = assign_roles([this_machine()], dataclasses.replace(placement_of(config), kind="single", num_shards=1))[0].device
     threads = min(plan.threads for plan in invitation.plans if plan.worker is not None)

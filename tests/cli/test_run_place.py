@@ -41,14 +41,14 @@ def status_of(place: RunPlace) -> str | None:
 def test_of_two_runs_one_after_another_the_second_counts(config: RunConfig, tmp_path: pathlib.Path) -> None:
     with RunPlace(config) as place:
         place.begin()
-        assert place.folder is None and place.summary is None and place.has_begun()
-        _tell_launch(RunFolder(tmp_path / "first"))
+        assert place.folder is None and place.summary is None and not place.has_begun()
+        _tell_launch(RunFolder(tmp_path / "first"), 0)
         assert not place.has_begun() and status_of(place) is None
         first = made(tmp_path / "first", "finished")
         assert place.has_begun() and status_of(place) == "finished" and place.folder is not None
         assert place.folder.root == first.root
-        _tell_launch(RunFolder(tmp_path / "second"))
-        assert status_of(place) is None and not place.has_begun()
+        _tell_launch(RunFolder(tmp_path / "second"), 0)
+        assert status_of(place) is None and place.has_begun()  # the first run is complete
         made(tmp_path / "second")
         assert place.has_begun() and status_of(place) is None
     assert SCRIPT_VARIABLE not in os.environ
@@ -59,13 +59,22 @@ def test_a_second_start_of_a_run_has_begun_and_its_first_summary_does_not_count(
 ) -> None:
     made(tmp_path / "run", "finished")  # an earlier one, which this replaces
     with RunPlace(config) as place:
+        variable = os.environ[SCRIPT_VARIABLE]
         place.begin()
-        _tell_launch(RunFolder(tmp_path / "run"))
+        _tell_launch(RunFolder(tmp_path / "run"), 0)
+        assert SCRIPT_VARIABLE not in os.environ  # as for processes that the script starts
         assert not place.has_begun() and status_of(place) is None
         (tmp_path / "run" / "config.yaml").unlink()
         made(tmp_path / "run", "stopped")
         assert place.has_begun() and status_of(place) == "stopped"
         place.begin()
         assert place.summary is None and place.folder is not None
-        _tell_launch(RunFolder(tmp_path / "run"))
+        os.environ[SCRIPT_VARIABLE] = variable  # of another process
+        _tell_launch(RunFolder(tmp_path / "run"), 0)
         assert place.has_begun() and status_of(place) is None
+
+
+def test_a_script_that_has_told_nothing_may_have_begun_on_another_host(config: RunConfig) -> None:
+    with RunPlace(config, is_here=False) as place:
+        place.begin()
+        assert place.has_begun() and place.summary is None

@@ -554,7 +554,7 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
         (Ended(137, signal.SIGINT), None, 130, "stopped by Ctrl-C after 1:02:03; a checkpoint, if there was one, is intact"),
         (Ended(2), "finished", 2, "failed after 1:02:03, exit status 2"),  # another job used the folder first
         (Ended(3), "stopped", 3, "failed after 1:02:03, exit status 3"),
-        (Ended(1), "finished", 1, "failed after 1:02:03, exit status 1, when training had finished"),
+        (Ended(1), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 1"),
         (Ended(139), "finished", 0, "done after 1:02:03; everything was saved when a rank ended with status 139"),
         (Ended(8), "diverged", 8, "diverged after 1:02:03"),
         (Ended(143), None, 1, "failed after 1:02:03, exit status 143"),  # a rank failed, and srun ended the others
@@ -565,6 +565,27 @@ def test_a_command_runs_in_the_callers_environment_and_its_own() -> None:
 def test_the_end_of_a_run_is_described_in_one_line(ended: Ended, run_status: str | None, status: int, text: str) -> None:
     outcome = outcome_of(ended, run_status, 3723.4)
     assert (outcome.status, outcome.text) == (status, f"launch: {text}")
+
+
+@pytest.mark.parametrize(
+    ("ended", "status", "text"),
+    [
+        (Ended(0), 0, "done after 0:00:02"),
+        (Ended(1), 1, "failed after 0:00:02, exit status 1, when training had finished"),
+        (Ended(255), 255, "failed after 0:00:02, exit status 255, when training had finished"),
+        (Ended(137), 137, "failed after 0:00:02, exit status 137, when training had finished"),
+        (Ended(139), 0, "done after 0:00:02; everything was saved when a rank ended with status 139"),
+        (Ended(0, signal.SIGTERM), 143, "stopped by SIGTERM after 0:00:02, when training had finished"),
+        (Ended(143, signal.SIGTERM), 143, "stopped by SIGTERM after 0:00:02, when training had finished"),
+    ],
+)
+@pytest.mark.parametrize("status_tells", [False, True])
+def test_a_script_that_does_not_end_well_after_training_has_failed(
+    ended: Ended, status: int, text: str, status_tells: bool
+) -> None:
+    outcome = outcome_of(ended, "finished", 2.0, status_tells=status_tells, is_script=True)
+    assert (outcome.status, outcome.text) == (status, f"launch: {text}")
+    assert outcome.is_failure == text.startswith("failed")
 
 
 @pytest.mark.parametrize(("status", "name"), [(130, "Ctrl-C"), (138, "SIGUSR1"), (143, "SIGTERM"), (129, "SIGHUP")])

@@ -124,7 +124,7 @@ def test_a_rank_that_ends_on_another_host_ends_the_wait(
         waiting, ending = pool.submit(host, 1 if has_store else 2, ""), pool.submit(host, 2 if has_store else 1, end)
     assert ending.result().returncode != 0 and waiting.result().returncode != 0
     if not has_store and end == "before the meeting":
-        message = r"said PeerError: torchrun: its store has gone, and with it the agent of rank 0's host"
+        message = r"said PeerError: torchrun: its store has gone, with rank 0 or the agent of its host"
     assert re.search(message, waiting.result().stdout), waiting.result()
 
 
@@ -182,7 +182,8 @@ def test_an_error_is_one_line_of_one_rank(desk: pathlib.Path, words: list[str], 
 def test_rank_0_reports_the_error_even_when_it_comes_last(desk: pathlib.Path) -> None:
     """torchrun ends rank 0 as soon as rank 1 has failed."""
     late = "import os, sys, time\nfrom hvd_async.__main__ import main\ntime.sleep(2 * (os.environ['RANK'] == '0'))\n"
-    (desk / "late.py").write_text(f"{late}sys.exit(main(['train', 'absent.yaml']))\n")
+    patient = "from hvd_async.system import failure_message\nfailure_message._REPORTER_SECONDS = 60.0\n"
+    (desk / "late.py").write_text(f"{late}{patient}sys.exit(main(['train', 'absent.yaml']))\n")
     done = torchrun("late.py", cwd=desk)
     assert done.returncode != 0 and done.stderr.count("hvd-async: absent.yaml: ") == 1, done
 

@@ -45,7 +45,7 @@ def test_a_run_without_a_model_is_named(tmp_path: Path) -> None:
     for place in ("run", "run/models/best"):
         with pytest.raises(
             DataError,
-            match=rf"{place}: the run .*run has no model yet: .*--resume, or make that of a version: hvd-async replay",
+            match=rf"{place}: the run .*run has no model yet: .*--resume, or make the model of a version: hvd-async replay",
         ):
             load_model(tmp_path / place)
 
@@ -120,7 +120,7 @@ def test_a_run_given_instead_of_a_model_is_refused_with_its_models(exported: Pat
     for name in ("last", "best"):
         shutil.copytree(exported, run / "models" / name)
     with pytest.raises(
-        DataError, match=f"{run}: holds several models; expected one of {run}/models/best, {run}/models/last"
+        DataError, match=f"{run}: holds models of runs, and is none itself; expected {run}/models/best, {run}/models/last"
     ):
         load_model(run)
 

@@ -109,7 +109,7 @@ def test_a_model_in_the_runs_own_folder_is_refused_before_anything_is_replaced(f
 def test_what_is_not_there_is_named_with_its_key(folder: Path, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run/models/best").mkdir(parents=True)
     (tmp_path / "run/models/best/model.safetensors").touch()
-    for place, message in (("nowhere", "no such folder"), ("run", "holds several models")):
+    for place, message in (("nowhere", "no such folder"), ("run", "holds models of runs")):
         config = make_config(folder, init_from=str(tmp_path / place))
         for use in (check_data, estimate, prepare):
             with pytest.raises(DataError, match=rf"task\.init_from: .*{place}: {message}"):

@@ -32,15 +32,15 @@ def check_folder(folder: Path) -> None:
     if run is not None and not any(run.glob(f"models/*/{PARAMETERS}")):
         raise DataError(
             f"{folder}: the run {run} has no model yet: it is under way, or was stopped before one was saved; continue it with"
-            f" --resume, or make that of a version: hvd-async replay {run} --until VERSION --output FOLDER"
+            f" --resume, or make the model of a version: hvd-async replay {run} --until VERSION --output FOLDER"
         )
     if folder.is_file():
-        raise DataError(f"{folder}: got a file, expected the folder of a trained model; --input names a text")
+        raise DataError(f"{folder}: got a file, expected the folder of a trained model")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected a trained model, such as runs/NAME/models/best")
     if not (folder / PARAMETERS).is_file() and (models := _models_below(folder)):
         names = ", ".join(str(path.parent) for path in models[:3]) + (", ..." if models[3:] else "")
-        raise DataError(f"{folder}: holds several models; expected one of {names}")
+        raise DataError(f"{folder}: holds models of runs, and is none itself; expected {names}")
     if (folder / "model.bin").is_file() and not (folder / PARAMETERS).is_file():
         raise DataError(f"{folder}: got an export for CTranslate2, expected the model folder from which `export` made it")
     for name in (PARAMETERS, CONFIG, *(path.name for path in vocabulary_files(folder)), META):
