@@ -68,7 +68,7 @@ class RunPlace:
 
     @property
     def summary(self) -> Summary | None:
-        """What the run writes at its end; None if a script has not told where, since `begin`."""
+        """The summary that the run writes at its end; None if a script has not told where, since `begin`."""
         self._listen()
         return self._summary
 
