@@ -14,7 +14,7 @@ from typing import Any
 from hvd_async.errors import DataError, HvdAsyncError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.store.wire.layout import Served, Word
-from hvd_async.system.keeper_page import VARIABLE, KeeperPage
+from hvd_async.system.launch_page import KEEPER_VARIABLE, LaunchPage
 from hvd_async.system.process_state import state_of
 from hvd_async.system.shared_memory import Hold, Place
 from hvd_async.system.standard_streams import tell
@@ -31,7 +31,7 @@ _RETRY_SECONDS = 1.0
 class StoreKeeper:
     """Keeps the memory of the store of a run, as soon as there is one, if it is on this host; a context manager.
 
-    Inside the block the environment has the `VARIABLE` of `keeper_page` for the ranks that are started.
+    Inside the block the environment has the `KEEPER_VARIABLE` of `launch_page` for the ranks that are started.
     """
 
     def __init__(self, patience_seconds: float = 600.0) -> None:
@@ -45,13 +45,13 @@ class StoreKeeper:
         self._saved = -1  # version that was saved last
         self._is_over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="hvd-async-keeper", daemon=True)
-        self._page: KeeperPage | None = None
+        self._page: LaunchPage | None = None
 
     def __enter__(self) -> StoreKeeper:
         """Begin to look for the store, where the system has memory without a name."""
         with contextlib.suppress(AttributeError, OSError):
-            self._page = KeeperPage()
-            os.environ[VARIABLE] = self._page.variable
+            self._page = LaunchPage()
+            os.environ[KEEPER_VARIABLE] = self._page.variable
         self._watcher.start()
         return self
 
@@ -61,7 +61,7 @@ class StoreKeeper:
         self._watcher.join()
         self._let_go()
         if self._page is not None:
-            os.environ.pop(VARIABLE, None)
+            os.environ.pop(KEEPER_VARIABLE, None)
             self._page.close()
 
     def is_state_unsaved(self) -> bool:

@@ -12,12 +12,12 @@ from hvd_async.launcher import Summary
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system.files import stamp_of
 from hvd_async.system.json_text import parse_json
-from hvd_async.system.keeper_page import SCRIPT_VARIABLE, KeeperPage
+from hvd_async.system.launch_page import SCRIPT_VARIABLE, LaunchPage
 
 
 class RunPlace:
     """The folder of a run, as its configuration names it, or as rank 0 of a script tells it, if it is on this host; a context
-    manager. Inside the block the environment has the `SCRIPT_VARIABLE` of `keeper_page` for the ranks that are started."""
+    manager. Inside the block the environment has the `SCRIPT_VARIABLE` of `launch_page` for the ranks that are started."""
 
     def __init__(self, config: RunConfig, *, is_here: bool = True) -> None:
         """`config`: of a script, only what decides its ranks. `is_here`: all ranks are on this host."""
@@ -25,7 +25,7 @@ class RunPlace:
         self._is_later = False  # the script had another run before
         self.config = config
         self.is_script = isinstance(config.task, ScriptConfig)
-        self._page: KeeperPage | None = None
+        self._page: LaunchPage | None = None
         self._folder = None if self.is_script else RunFolder(config.output)
         self._summary: Summary | None = None
         self._heard = ""
@@ -35,7 +35,7 @@ class RunPlace:
         """Listen to rank 0 of a script, where the system has memory without a name."""
         if self.is_script:
             with contextlib.suppress(AttributeError, OSError):
-                self._page = KeeperPage()
+                self._page = LaunchPage()
                 os.environ[SCRIPT_VARIABLE] = self._page.variable
         return self
 

@@ -36,7 +36,7 @@ from hvd_async.script.task import Evaluate, Scoring, ScriptTask
 from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.schedule import arrivals_needed
 from hvd_async.system.files import stamp_of, write_file
-from hvd_async.system.keeper_page import SCRIPT_VARIABLE, tell_page
+from hvd_async.system.launch_page import SCRIPT_VARIABLE, tell_page
 from hvd_async.tasks.buffers import modules_with_statistics
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.models import check_model
@@ -46,7 +46,7 @@ from hvd_async.training.setup import Finished
 
 _current: list[ScriptRun] = []
 _is_registered: list[bool] = []  # once in a process
-_pages: list[str] = []  # of the `launch` that has started this process; see `keeper_page`
+_pages: list[str] = []  # of the `launch` that has started this process; see `launch_page`
 
 
 def init(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hvd_async.cluster.topology import RankPlan
 from hvd_async.config.optimizer import OptimizerConfig
 from hvd_async.store.optimizers.factory import can_redo
-from hvd_async.system.keeper_page import has_keeper
+from hvd_async.system.launch_page import has_keeper
 from hvd_async.vectors import arithmetic
 
 

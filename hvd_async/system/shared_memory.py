@@ -42,9 +42,8 @@ def make(num_bytes: int) -> Place:
 
 
 def map_place(place: Place) -> memoryview:
-    """Map the memory at `place`, which is on this host. Raises `SetupError` if its owner has gone, or belongs to another user."""
-    if place.process == os.getpid():
-        return memoryview(mmap.mmap(place.descriptor, place.num_bytes))
+    """Map the memory at `place`, which is on this host. Raises `SetupError` if its owner has gone or closed it, or belongs to
+    another user."""
     hold = Hold(place)
     try:
         return hold.map()
@@ -74,7 +73,7 @@ def _open(place: Place) -> int:
     path = f"/proc/{place.process}/fd/{place.descriptor}"
     try:
         if not os.readlink(path).startswith(f"/memfd:{place.name} "):
-            raise ValueError("it is another file: the process is a later one")
+            raise ValueError("it is another file: it was closed, or the process is a later one")
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         gone = "" if state_of(place.process) else ", which has ended"

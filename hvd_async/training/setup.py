@@ -29,7 +29,7 @@ from hvd_async.store.optimizers.factory import check_optimizer
 from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSize, JobSpec, SavedState, Strategy
-from hvd_async.system.keeper_page import tell_keeper
+from hvd_async.system.launch_page import tell_keeper
 from hvd_async.system.long_work import told_if_long
 from hvd_async.tasks.gradient import check_buffers, lay_out
 from hvd_async.tasks.metric import metric_of_score

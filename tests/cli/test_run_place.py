@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 
@@ -11,7 +12,8 @@ from hvd_async.cli.run_place import RunPlace
 from hvd_async.config import RunConfig, ScriptConfig, parse_config
 from hvd_async.runs.folder import RunFolder
 from hvd_async.script.run import _tell_launch
-from hvd_async.system.keeper_page import SCRIPT_VARIABLE
+from hvd_async.system.launch_page import SCRIPT_VARIABLE
+from hvd_async.system.shared_memory import Place
 
 
 @pytest.fixture
@@ -78,3 +80,18 @@ def test_a_script_that_has_told_nothing_may_have_begun_on_another_host(config: R
     with RunPlace(config, is_here=False) as place:
         place.begin()
         assert place.has_begun() and place.summary is None
+
+
+def test_what_is_told_after_the_end_of_launch_is_written_nowhere(config: RunConfig, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "other").write_bytes(b"content" * 4000)
+    with RunPlace(config) as place:
+        page = Place(**json.loads(os.environ[SCRIPT_VARIABLE]))
+        _tell_launch(RunFolder(tmp_path / "first"), 0)
+        assert place.folder is not None
+    with (tmp_path / "other").open("r+b") as other:
+        if other.fileno() != page.descriptor:  # the number that a file opened after the end of `launch` may well get
+            os.dup2(other.fileno(), page.descriptor)
+        _tell_launch(RunFolder(tmp_path / "second"), 0)
+        if other.fileno() != page.descriptor:
+            os.close(page.descriptor)
+    assert (tmp_path / "other").read_bytes() == b"content" * 4000

@@ -23,7 +23,7 @@ from hvd_async.errors import DataError
 from hvd_async.replay.replay import ReplayOptions, replay
 from hvd_async.runs.checkpoint import list_checkpoints, read_data
 from hvd_async.runs.event_log import read_events
-from hvd_async.system.keeper_page import tell_keeper
+from hvd_async.system.launch_page import tell_keeper
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from hvd_async.transport import host_memory
 from tests.comparison.processes import until

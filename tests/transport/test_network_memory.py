@@ -102,7 +102,7 @@ def test_memory_without_a_name_is_found_by_other_processes_and_says_when_its_own
         place = shared_memory.Place(*map(int, owner.stdout.readline().split()))
         mapped = shared_memory.map_place(place)
         assert place.is_here and mapped[0] == 7
-        with pytest.raises(SetupError, match="it is another file: the process is a later one"):
+        with pytest.raises(SetupError, match="it is another file: it was closed, or the process is a later one"):
             shared_memory.map_place(dataclasses.replace(place, token=place.token + 1))
         owner.kill()
         owner.wait()

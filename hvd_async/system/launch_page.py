@@ -12,14 +12,14 @@ from dataclasses import asdict
 from hvd_async.errors import SetupError
 from hvd_async.system.shared_memory import Hold, Place, make, map_place
 
-VARIABLE = "HVD_ASYNC_KEEPER"
+KEEPER_VARIABLE = "HVD_ASYNC_KEEPER"
 """Names the page to the rank of the store, whose memory `launch` keeps."""
 SCRIPT_VARIABLE = "HVD_ASYNC_TELLS"
 """Names the page to rank 0 of a script, of which `launch` knows no more."""
 _NUM_BYTES = 1 << 14
 
 
-class KeeperPage:
+class LaunchPage:
     """A page of memory without a name, so that nothing is left behind, into which a rank writes a text, such as a path."""
 
     def __init__(self) -> None:
@@ -48,12 +48,12 @@ class KeeperPage:
 
 def has_keeper(environ: Mapping[str, str]) -> bool:
     """Whether a `launch` on this host waits for the name of the run's folder."""
-    return _place(environ, VARIABLE) is not None
+    return _place(environ, KEEPER_VARIABLE) is not None
 
 
 def tell_keeper(environ: Mapping[str, str], folder: pathlib.Path) -> None:
     """Write `folder` into the page of the store's keeper, if there is one and it is on this host."""
-    tell_page(environ, VARIABLE, str(folder.absolute()))
+    tell_page(environ, KEEPER_VARIABLE, str(folder.absolute()))
 
 
 def tell_page(environ: Mapping[str, str], variable: str, content: str) -> None:
