@@ -104,7 +104,7 @@ def test_train_translate_score_and_report_work_one_after_another(
 def test_text_unlike_the_corpus_is_translated_or_refused_with_its_line(
     config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(config), "--set", "task.bleu=false"]) == 0
+    assert main(["train", str(config), "--set", "task.metrics=[]"]) == 0
     model, path = str(tmp_path / "run/models/last"), tmp_path / "odd.en"
     path.write_text("Ünïcödé 漢字 😀\n\nend", encoding="utf-8")
     capsys.readouterr()
@@ -359,7 +359,7 @@ def test_a_device_that_cannot_simulate_is_refused(
 
 
 def test_a_single_process_has_no_transport(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(config), "--set", "task.bleu=false"]) == 0
+    assert main(["train", str(config), "--set", "task.metrics=[]"]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rank 0 on ")]
     assert line.endswith(": worker 0, cpu, 1 thread")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 _OF_TRANSLATION = (
     *("data", "vocabulary", "model", "batching", "decoding"),
-    *("init_from", "label_smoothing", "bleu", "bleu_sentences", "samples"),
+    *("init_from", "label_smoothing", "metrics", "metric_sentences", "samples"),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import pydantic
 from pydantic import Field
@@ -14,7 +14,7 @@ from hvd_async.config.optimizer import OptimizerConfig
 from hvd_async.config.section import PathText, Section, Seed
 from hvd_async.config.simulation import SimulationConfig
 from hvd_async.config.strategy import PushConfig, StoreConfig, StrategyConfig
-from hvd_async.config.task import TaskConfig, TranslationConfig
+from hvd_async.config.task import TaskConfig, TextScore, TranslationConfig
 from hvd_async.config.training import BOUNDS, TrainingConfig, ValidationConfig
 from hvd_async.errors import ConfigError
 
@@ -94,7 +94,7 @@ class RunConfig(Section):
     def _score_is_measured(self) -> RunConfig:
         measured, score = self.task.measured, self.validation.score
         if measured is not None and score not in measured:
-            hint = "; task.bleu: true measures it" if score == "bleu" else ""
+            hint = f"; task.metrics: [{score}] measures it" if score in get_args(TextScore) else ""
             raise ValueError(f"validation.score: got {score}, expected {' or '.join(measured)}{hint}")
         return self
 

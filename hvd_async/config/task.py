@@ -14,6 +14,8 @@ from hvd_async.config.decoding import DecodingConfig
 from hvd_async.config.model import ModelConfig
 from hvd_async.config.section import Fraction, PathText, Positive, Section
 
+TextScore = Literal["bleu", "chrf", "ter"]
+"""Scores of whole texts by sacreBLEU."""
 _SAMPLES = 3
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -22,7 +24,7 @@ class TranslationConfig(Section):
     """Translation with SentencePiece, and BLEU by sacreBLEU. This is the task if `task` names no other."""
 
     may_change: ClassVar[tuple[str, ...]] = (
-        *("bleu", "bleu_sentences", "samples", "data.folder", "data.prepared", "decoding"),
+        *("metrics", "metric_sentences", "samples", "data.folder", "data.prepared", "decoding"),
         *(
             "init_from",
             "vocabulary.file",
@@ -31,8 +33,10 @@ class TranslationConfig(Section):
         ),  # places: what lies there is in the fingerprint
     )
     """Keys that may differ when a run is resumed: they do not change what is learned."""
-    must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "init_from", "bleu", "bleu_sentences", "decoding")
+    must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "init_from", "metrics", "metric_sentences", "decoding")
     """Keys in which the variants of a suite may not differ."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"bleu": "metrics", "bleu_sentences": "metric_sentences"}
 
     kind: Literal["translation"] = Field("translation", description="Names the task.")
     data: DataConfig = Field(description="The text.")
@@ -45,14 +49,27 @@ class TranslationConfig(Section):
         " vocabulary is used. `task.model` must describe a model of the same shape; its dropout may differ.",
     )
     label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation uses none.")
-    bleu: bool = Field(True, description="Translate the validation split and compute BLEU too.")
-    bleu_sentences: Positive | None = Field(None, description="Number of first sentences to use for BLEU. Default: all.")
+    metrics: Annotated[tuple[TextScore, ...], Field(strict=False)] = Field(
+        ("bleu",),
+        description="Scores by sacreBLEU for which evaluations translate the validation split: `bleu`, `chrf`, `ter`. With `[]`"
+        " they measure the loss alone, which is quicker.",
+    )
+    metric_sentences: Positive | None = Field(
+        None, description="Number of first validation sentences to translate for `metrics`. Default: all."
+    )
     samples: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         None,
         description="Number of first validation sentences whose translations each evaluation keeps in `<output>/samples` and"
-        " shows in TensorBoard. Default: 3 with `bleu`, otherwise none.",
+        " shows in TensorBoard. Default: 3 if `metrics` has any, otherwise none.",
     )
     decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
+
+    @pydantic.field_validator("metrics")
+    @classmethod
+    def _each_once(cls, metrics: tuple[TextScore, ...]) -> tuple[TextScore, ...]:
+        if len(set(metrics)) < len(metrics):
+            raise ValueError(f"got {', '.join(metrics)}, expected each score once")
+        return metrics
 
     @pydantic.model_validator(mode="after")
     def _embeddings_fit(self) -> TranslationConfig:
@@ -66,12 +83,12 @@ class TranslationConfig(Section):
     @property
     def num_samples(self) -> int:
         """Number of validation sentences whose translations are kept."""
-        return (_SAMPLES if self.bleu else 0) if self.samples is None else self.samples
+        return (_SAMPLES if self.metrics else 0) if self.samples is None else self.samples
 
     @property
     def measured(self) -> tuple[str, ...] | None:
         """Names of the metrics that evaluations give; None if only the task itself knows them."""
-        return ("loss", "bleu") if self.bleu else ("loss",)
+        return ("loss", *self.metrics)
 
 
 class FactoryConfig(Section):

@@ -89,8 +89,8 @@ class ValidationConfig(Section):
 
     renamed: ClassVar[Mapping[str, str]] = {
         "every_tokens": "every_weight",
-        "bleu": "task.bleu",
-        "bleu_sentences": "task.bleu_sentences",
+        "bleu": "task.metrics",
+        "bleu_sentences": "task.metric_sentences",
     }
 
     every: Positive | None = Field(

@@ -82,8 +82,8 @@ DEMANDS: Mapping[str, tuple[Demand, ...]] = {
     "optimizer.schedule.unit": (
         (*_demand_other("optimizer.schedule.kind", "constant"), *_demand_other("optimizer.schedule.warmup", 0)),
     ),
-    "task.bleu_sentences": (_demand("task.bleu", True),),
-    "task.decoding.validation_beam": ((*_demand("task.bleu", True), *_demand_other("task.samples", None, 0)),),
+    "task.metric_sentences": (_demand_other("task.metrics", ()),),
+    "task.decoding.validation_beam": ((*_demand_other("task.metrics", ()), *_demand_other("task.samples", None, 0)),),
     **{
         f"task.vocabulary.{key}": _OWN_PIECES
         for key in ("size", "kind", "character_coverage", "byte_fallback", "normalization")

@@ -75,7 +75,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             "a: horovod: emulation.spread: got gamma in a real run without emulation.seconds, expected emulation.seconds",
         ),
         (
-            {"target": {"bleu": 20.0}, "set": {"task.bleu": False}},
+            {"target": {"bleu": 20.0}, "set": {"task.metrics": []}},
             "suite.yaml: horovod: target: got bleu, expected a metric that the task measures: loss",
         ),
         ({"budget": {}}, "budget: got none of them, expected exactly one of weight, updates and seconds"),
@@ -136,7 +136,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
                 "task.data.folder": "x",
                 "task": {"data": {"folder": "x"}},
                 "task.vocabulary.size": 400,
-                "task.bleu": True,
+                "task.metrics": ["bleu"],
                 "task.decoding.beam": 1,
                 "emulation": {"seconds": 1.0},
             }.items()
@@ -337,7 +337,7 @@ def test_the_plan_has_the_order_of_the_file_and_is_read_back_unchanged(folder: p
 
 
 def test_the_target_may_be_any_metric_and_is_read_back_unchanged(folder: pathlib.Path) -> None:
-    suite = suite_of(folder, target={"bleu": 3}, set={"task.bleu": True})
+    suite = suite_of(folder, target={"bleu": 3}, set={"task.metrics": ["bleu"]})
     assert suite.plan.target == WantedTarget("bleu", 3.0)
     suite.plan.write(folder / "out")
     assert read_plan(folder / "out") == suite.plan

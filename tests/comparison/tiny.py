@@ -42,7 +42,7 @@ def write_base(folder: pathlib.Path, text: pathlib.Path, **sections: Any) -> Non
             "vocabulary": {"size": 300},
             "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
             "batching": {"tokens": 200},
-            "bleu": False,
+            "metrics": [],
         },
         "strategy": {"kind": "async"},
         "training": {"updates": 4, "tensorboard": False},

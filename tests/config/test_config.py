@@ -266,11 +266,11 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"validation": {"score": "chrf"}},
-            "validation.score: got chrf, expected loss or bleu",
+            "validation.score: got chrf, expected loss or bleu; task.metrics: [chrf] measures it",
         ),
         (
-            {"validation": {"score": "bleu"}, "task": {"data": {"folder": "x"}, "bleu": False}},
-            "validation.score: got bleu, expected loss; task.bleu: true measures it",
+            {"validation": {"score": "bleu"}, "task": {"data": {"folder": "x"}, "metrics": []}},
+            "validation.score: got bleu, expected loss; task.metrics: [bleu] measures it",
         ),
         (
             {"validation": {"patience": 2, "every": 5, "when": "after"}},

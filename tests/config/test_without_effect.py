@@ -138,14 +138,14 @@ def test_synchronous_strategies_have_none_of_the_keys_of_async(kind: str) -> Non
         ),
         ({"optimizer": {"schedule": {"kind": "constant", "unit": "weight", "warmup": 5}}}, []),
         (
-            {"task": {**TEXT, "bleu": False, "bleu_sentences": 5}},
-            ["task.bleu_sentences: has no effect with task.bleu: false"],
+            {"task": {**TEXT, "metrics": [], "metric_sentences": 5}},
+            ["task.metric_sentences: has no effect without task.metrics"],
         ),
         (
-            {"task": {**TEXT, "bleu": False, "decoding": {"validation_beam": 3}}},
-            ["task.decoding.validation_beam: has no effect with task.bleu: false and without task.samples"],
+            {"task": {**TEXT, "metrics": [], "decoding": {"validation_beam": 3}}},
+            ["task.decoding.validation_beam: has no effect without task.metrics and without task.samples"],
         ),
-        ({"task": {**TEXT, "bleu": False, "samples": 2, "decoding": {"validation_beam": 3}}}, []),
+        ({"task": {**TEXT, "metrics": [], "samples": 2, "decoding": {"validation_beam": 3}}}, []),
         (
             {"task": {**TEXT, "vocabulary": {"file": "mine.model", "size": 100}}},
             ["task.vocabulary.size: has no effect with task.vocabulary.file: mine.model"],
@@ -177,7 +177,7 @@ def test_shipped_configurations_have_no_key_without_effect(path: pathlib.Path, k
 
 def test_a_run_and_a_simulation_print_them_once(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "text", train=60, validation=8, test=8)
-    path = write_config(tmp_path, strategy={"max_staleness": 3}, training={"weight": None, "updates": 2}, bleu=False)
+    path = write_config(tmp_path, strategy={"max_staleness": 3}, training={"weight": None, "updates": 2}, metrics=[])
     line = "strategy.max_staleness: has no effect with strategy.kind: single"
     for words in (["train"], ["simulate", "--set", f"output={tmp_path}/simulated"], ["simulate", "--timing-only"]):
         assert main([words[0], str(path), *words[1:]]) == 0
@@ -187,7 +187,7 @@ def test_a_run_and_a_simulation_print_them_once(tmp_path: pathlib.Path, capfd: p
 def test_more_least_workers_than_workers_are_refused_before_ranks_start(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_config(tmp_path, strategy={"kind": "async", "min_workers": 3}, bleu=False)
+    path = write_config(tmp_path, strategy={"kind": "async", "min_workers": 3}, metrics=[])
     words = ["launch", str(path), "--mpi", "openmpi"]
     for more in (["--dry-run", "-w", "2"], ["-w", "2"], ["--slurm", "-w", "2"]):
         assert main([*words, *more]) == ConfigError.exit_status

@@ -86,7 +86,7 @@ def write_config(folder: pathlib.Path, **sections: Any) -> pathlib.Path:
             "vocabulary": {"size": 300},
             "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
             "batching": {"tokens": 100},
-            "bleu_sentences": 4,
+            "metric_sentences": 4,
         },
         "training": {"weight": 1500, "device": "cpu", "tensorboard": False},
         "validation": {"every": 3},

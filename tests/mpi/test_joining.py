@@ -35,7 +35,7 @@ def config(folder: pathlib.Path, weight: int, **strategy: Any) -> pathlib.Path:
     write_corpus(folder / "text", train=200, validation=8, test=8)
     training = {"weight": weight, "threads": 1, "hash_every": 4}
     strategy = {"kind": "async", **strategy}
-    return write_config(folder, emulation={"seconds": 0.2}, training=training, strategy=strategy, bleu=False)
+    return write_config(folder, emulation={"seconds": 0.2}, training=training, strategy=strategy, metrics=[])
 
 
 @contextlib.contextmanager

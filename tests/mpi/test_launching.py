@@ -51,7 +51,7 @@ def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, launch
     if launcher == "horovodrun-mpi" and mpi_family() != "openmpi":
         pytest.skip("horovodrun --mpi supports only Open MPI")
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
-    path = write_config(tmp_path, strategy={"kind": "horovod"}, bleu=False)
+    path = write_config(tmp_path, strategy={"kind": "horovod"}, metrics=[])
     done = launch(path, "--workers", "2", "--launcher", launcher).check()
     assert "finished: version" in done.stdout
     assert len(losses_of(tmp_path / "run")) > 3
@@ -84,7 +84,7 @@ def test_ranks_of_one_host_listen_to_no_other_host(tmp_path: pathlib.Path, kind:
         pytest.importorskip("horovod", reason="Horovod is not installed; see launch/setup.sh")
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     training = {"weight": None, "seconds": 3.0, "device": "cpu"}
-    path = write_config(tmp_path, strategy={"kind": kind}, training=training, bleu=False)
+    path = write_config(tmp_path, strategy={"kind": kind}, training=training, metrics=[])
     seen_ranks, open_to_others = 0, {}
     argv = [sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", "2"]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as launched:
@@ -151,7 +151,7 @@ def test_a_world_that_mpi_does_not_know_is_refused_by_one_process(tmp_path: path
 def test_a_signal_to_launch_reaches_all_ranks_and_saves_everything(tmp_path: pathlib.Path, signal_number: int) -> None:
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     training = {"weight": 10_000_000, "log_every_seconds": 0.05}
-    path = write_config(tmp_path, strategy={"kind": "async"}, training=training, bleu=False)
+    path = write_config(tmp_path, strategy={"kind": "async"}, training=training, metrics=[])
     environ = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     command = (sys.executable, "-m", "hvd_async", "launch", str(path), "--workers", "2")
     output, errors = signalled(command, environ, "tokens/s", signal_number)

@@ -21,7 +21,7 @@ from tests.ranks import TWO_HOSTS, Completed, cut, mpi_family, run_limited
 
 pytestmark = pytest.mark.mpi
 
-SYNCHRONOUS: Mapping[str, Mapping[str, Any]] = {"bleu": False, "training": {"weight": 1000}}
+SYNCHRONOUS: Mapping[str, Mapping[str, Any]] = {"metrics": [], "training": {"weight": 1000}}
 
 
 def launch(home: pathlib.Path, path: pathlib.Path, *arguments: str, on: str | None = None) -> Completed:
@@ -74,7 +74,7 @@ def test_the_store_serves_workers_of_both_hosts(
     first, second = two_hosts
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     strategy = {"kind": "async", "placement": placement, "lockstep": True, "arrivals_per_update": "workers"}
-    path = write_config(tmp_path, strategy=strategy, bleu=False)
+    path = write_config(tmp_path, strategy=strategy, metrics=[])
     on_first = 2 if placement == "dedicated" else 1
     where = ("--hosts", f"{first}:{on_first},{second}:1", "--workers", "2", "--launcher", launcher)
     done = launch(home, path, *where, on=first).check()
@@ -126,7 +126,7 @@ def test_a_link_that_is_cut_for_ever_ends_the_run_which_is_then_resumed(
     write_corpus(tmp_path / "text", train=200, validation=8, test=8)
     limits = {"worker_timeout_seconds": 4.0, "store_timeout_seconds": 8.0, "stop_timeout_seconds": 8.0}
     path = write_config(
-        tmp_path, strategy={"kind": "async", **limits}, emulation={"seconds": 0.2}, training={"weight": 6000}, bleu=False
+        tmp_path, strategy={"kind": "async", **limits}, emulation={"seconds": 0.2}, training={"weight": 6000}, metrics=[]
     )
     where = ("--hosts", f"{first}:2,{second}:1", "--workers", "2")
     with ThreadPoolExecutor(1) as pool:

@@ -435,7 +435,7 @@ def test_the_command_replays_a_translation_run(
             "vocabulary": {"size": 300, "bpe_dropout": dropout},
             "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "feed_forward": 32, "heads": 2},
             "batching": {"tokens": 200},
-            "bleu": False,
+            "metrics": [],
         },
         "training": {"epochs": 1, "device": "cpu", "tensorboard": False, "threads": 1, "hash_every": 5},
     }

@@ -233,7 +233,7 @@ def test_a_translation_run_replays_to_its_exported_models(
             "vocabulary": {"size": 300, "bpe_dropout": dropout},
             "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "feed_forward": 64, "heads": 2},
             "batching": {"tokens": 200},
-            "bleu": False,
+            "metrics": [],
         },
         "optimizer": {"average_decay": 0.9, "clip_norm": 1.0},
         "strategy": {"kind": "async", "arrivals_per_update": 2},

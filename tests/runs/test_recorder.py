@@ -9,7 +9,7 @@ import shutil
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,10 +20,9 @@ from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
 from hvd_async.runs.summary import summary_lines
 from hvd_async.system.background_writer import BackgroundWriter
 from hvd_async.tasks.metric import Metric
-from hvd_async.tasks.translation.evaluation import Evaluation
 from hvd_async.training.options import TrainOptions
 from hvd_async.training.run import train
-from tests.mpi.toy import Settings, ToyTask, accuracy, make_config, parse_config
+from tests.mpi.toy import Settings, ToyTask, make_config, parse_config
 
 MEASURED = {"every": 3, "when": "after"}
 
@@ -165,7 +164,7 @@ class Scripted(ToyTask):
         number = len(list(pathlib.Path(self._settings.config["output"]).parent.glob("*.evaluated")))
         (pathlib.Path(self._settings.config["output"]).parent / f"{number}.evaluated").touch()
         percent = round(self.scores_in_order[number])
-        return (Evaluation(100.0 - number, 10) + accuracy(percent, 100)).to_vector()
+        return [10 * (100.0 - number), 100, percent]
 
 
 BY_ACCURACY = {"every": 2, "score": "bleu"}
@@ -229,10 +228,10 @@ def test_a_score_that_the_task_does_not_give_is_refused_before_anything_is_writt
 
 def test_a_score_that_no_evaluation_gave_is_reported(tmp_path: pathlib.Path) -> None:
     class WithoutIt(ToyTask):
-        def evaluate(self, *arguments: Any) -> Any:
-            return Evaluation(100.0, 10).to_vector()
+        def scores(self, statistics: Sequence[float]) -> dict[str, float]:
+            return {"loss": super().scores(statistics)["loss"]}
 
-    settings = dataclasses.replace(accurate(tmp_path / "run", patience=1), has_accuracy=True)
+    settings = accurate(tmp_path / "run", patience=1)
     summary = run(settings, WithoutIt)
     assert summary["status"] == "finished" and summary["best"] is None and not (tmp_path / "run/models/best").exists()
     assert "no evaluation measured a finite bleu, so there is no models/best" in summary_lines(summary, "run")

@@ -67,7 +67,7 @@ def run_of(desk: pathlib.Path, updates: int, **sections: dict[str, Any]) -> str:
     """Write a configuration of `updates` updates with occasional checkpoints, and return the name to give to a script."""
     write_corpus(desk / "text", train=200, validation=8, test=8)
     training = {"weight": None, "updates": updates, "threads": 1, "log_every_seconds": 1.0}
-    sections = {"validation": {"every": None}, "bleu": False, **sections}
+    sections = {"validation": {"every": None}, "metrics": [], **sections}
     write_config(desk, strategy={"kind": "async", **sections.pop("strategy", {})}, training=training, **sections)
     return "run.yaml"
 

@@ -90,7 +90,7 @@ task:
   vocabulary: {size: 300}
   model: {encoder_layers: 1, decoder_layers: 1, width: 16, feed_forward: 32, heads: 2}
   batching: {tokens: 200}
-  bleu: false
+  metrics: []
 training: {updates: 2, device: cpu, threads: 1}
 validation: {every: 2}
 """

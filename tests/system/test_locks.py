@@ -161,7 +161,7 @@ def test_a_lock_ends_with_its_process_even_if_a_child_lives_on(
 def config(tmp_path: pathlib.Path) -> pathlib.Path:
     write_corpus(tmp_path / "text", train=120, validation=8, test=8)
     training = {"weight": None, "updates": 4, "threads": 1}
-    return write_config(tmp_path, training=training, validation={"every": None}, bleu=False)
+    return write_config(tmp_path, training=training, validation={"every": None}, metrics=[])
 
 
 def content_of(folder: pathlib.Path) -> dict[str, bytes]:

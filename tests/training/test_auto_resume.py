@@ -25,7 +25,7 @@ ENVIRON = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_JOB_PARTITIO
 def config(tmp_path: pathlib.Path) -> pathlib.Path:
     write_corpus(tmp_path / "text", train=120, validation=8, test=8)
     training = {"weight": None, "updates": 4, "threads": 1}
-    return write_config(tmp_path, training=training, validation={"every": None}, bleu=False)
+    return write_config(tmp_path, training=training, validation={"every": None}, metrics=[])
 
 
 def train(config: pathlib.Path, *overrides: str) -> int:

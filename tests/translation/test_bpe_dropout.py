@@ -225,7 +225,7 @@ def test_no_sentence_is_longer_than_the_model_can_read(folder: Path, corpus: Pre
 
 
 def test_a_resumed_run_cuts_as_an_unbroken_one(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(dump_config(make_config(folder, vocabulary={"bpe_dropout": 0.2}, bleu=False)))
+    (tmp_path / "run.yaml").write_text(dump_config(make_config(folder, vocabulary={"bpe_dropout": 0.2}, metrics=[])))
     common = ["train", str(tmp_path / "run.yaml"), "--set", "training.device=cpu", "--set", "training.threads=1"]
     whole, broken = (["--set", f"output={tmp_path / name}"] for name in ("whole", "broken"))
     assert main([*common, *whole, "--set", "training.epochs=2"]) == 0

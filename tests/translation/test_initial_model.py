@@ -156,7 +156,7 @@ def test_a_vocabulary_of_ones_own_is_used(other: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_from_the_model_of_another_run(
     folder: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = make_config(folder, bleu=False, training={"epochs": 3}, optimizer={"learning_rate": 0.01})
+    first = make_config(folder, metrics=[], training={"epochs": 3}, optimizer={"learning_rate": 0.01})
     (tmp_path / "first.yaml").write_text(dump_config(first))
     assert main(["simulate", str(tmp_path / "first.yaml"), "--set", f"output={tmp_path / 'first'}"]) == 0
     command = [

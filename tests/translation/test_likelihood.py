@@ -14,7 +14,6 @@ from hvd_async.errors import DataError
 from hvd_async.tasks.translation.batching import collate
 from hvd_async.tasks.translation.corpus import PreparedCorpus
 from hvd_async.tasks.translation.decoding import n_best
-from hvd_async.tasks.translation.evaluation import Evaluation
 from hvd_async.tasks.translation.likelihood import Likelihood, log_probabilities, nats_per_piece, perplexity
 from hvd_async.tasks.translation.task import TranslationTask
 from hvd_async.tasks.translation.translator import Translator
@@ -41,7 +40,7 @@ def test_the_perplexity_of_the_validation_split_is_that_of_the_validation_loss(
     translator = Translator.load(model_folder)
     likelihoods = translator.likelihoods(corpus.validation_sources, corpus.validation_targets)
     task = TranslationTask(config, corpus)
-    loss = Evaluation.from_vector(task.evaluate(translator.models[0].model)).loss
+    loss = task.scores(task.evaluate(translator.models[0].model))["loss"]
     assert perplexity(likelihoods) == pytest.approx(math.exp(loss), rel=1e-5)
     for text, one in zip(corpus.validation_targets, likelihoods, strict=True):
         assert "".join(one.pieces[:-1]).replace("\u2581", " ").strip() == text and "eos" in one.pieces[-1]

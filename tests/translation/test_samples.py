@@ -49,12 +49,13 @@ def test_each_evaluation_keeps_the_first_sentences(folder: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("bleu", "samples", "kept"), [(True, None, 3), (False, None, 0), (False, 1, 1), (True, 0, 0), (True, 99, 12)]
+    ("metrics", "samples", "kept"),
+    [(["bleu"], None, 3), ([], None, 0), ([], 1, 1), (["bleu"], 0, 0), (["chrf"], 99, 12)],
 )
 def test_as_many_samples_are_kept_as_asked_for(
-    folder: Path, tmp_path: Path, bleu: bool, samples: int | None, kept: int
+    folder: Path, tmp_path: Path, metrics: list[str], samples: int | None, kept: int
 ) -> None:
-    assert main(["train", configured(folder, tmp_path, bleu=bleu, samples=samples, validation={"every": None})]) == 0
+    assert main(["train", configured(folder, tmp_path, metrics=metrics, samples=samples, validation={"every": None})]) == 0
     found = [len(lines_of(path)) for path in (tmp_path / "run").glob("samples/*")]
     assert found == ([kept] if kept else [])
 

@@ -1,49 +1,61 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
 
+from hvd_async.config.task import TextScore
 from hvd_async.errors import ConfigError
-from hvd_async.tasks.translation.evaluation import Evaluation
+from hvd_async.store.wire.layout import MAX_STATISTICS
+from hvd_async.tasks.translation.evaluation import Measures
 from hvd_async.tasks.translation.scoring import METRICS, Difference, difference_of, parse_metrics, score_texts
 
 HYPOTHESES = ["The cat sat on the mat.", "A dog runs in the garden.", "Nobody knows why the sun is green."]
 REFERENCES = ["The cat sat on a mat.", "A dog is running in the garden.", "Nobody knows why the sky is blue."]
 
 
-def test_bleu_of_all_parts_combined_is_that_of_the_whole_corpus() -> None:
-    parts = [Evaluation.of_texts(HYPOTHESES[i::2], REFERENCES[i::2]) for i in range(2)]
-    assert (parts[0] + parts[1]).bleu == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
+# Words in common, punctuation, and sentences without a match.
+TEXTS = st.lists(st.sampled_from(["the", "cat", "sat", "mat.", "Katze", "é", "7", "-"]), min_size=1, max_size=9).map(
+    " ".join
+)
+ALL = ("bleu", "chrf", "ter")
+CORPUS_SCORES = {"bleu": sacrebleu.corpus_bleu, "chrf": sacrebleu.corpus_chrf, "ter": sacrebleu.corpus_ter}
 
 
-def test_bleu_without_a_match_of_some_order_is_smoothed_like_in_sacrebleu() -> None:
-    assert Evaluation.of_texts(["a cat"], ["the cat"]).bleu == sacrebleu.corpus_bleu(["a cat"], [["the cat"]]).score
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8), st.integers(1, 3), st.permutations(ALL))
+def test_scores_of_all_parts_added_up_are_those_of_the_whole_corpus(
+    pairs: list[tuple[str, str]], num_parts: int, names: list[str]
+) -> None:
+    measures = Measures(names)
+    hypotheses, references = ([pair[side] for pair in pairs] for side in range(2))
+    parts = [measures.vector(1.5, 2, hypotheses[i::num_parts], references[i::num_parts]) for i in range(num_parts)]
+    scores = measures.scores([sum(column) for column in zip(*parts, strict=True)])
+    assert scores.pop("loss") == 0.75 and list(scores) == names
+    assert scores == {name: CORPUS_SCORES[name](hypotheses, [references]).score for name in names}
 
 
 def test_losses_add_up_by_tokens() -> None:
-    total = Evaluation(loss_sum=6.0, num_tokens=2) + Evaluation(loss_sum=2.0, num_tokens=2)
-    assert total.loss == 2.0
-    assert total.bleu is None
+    measures = Measures(["bleu"])
+    parts = measures.vector(6.0, 2), measures.vector(2.0, 2)
+    assert measures.scores([sum(column) for column in zip(*parts, strict=True)]) == {"loss": 2.0}
 
 
-def test_an_empty_evaluation_is_nan() -> None:
-    assert math.isnan(Evaluation().loss)
-    assert Evaluation.of_texts([], []) == Evaluation()
+def test_without_data_the_loss_is_nan() -> None:
+    assert math.isnan(Measures().scores(Measures().vector(0.0, 0))["loss"])
 
 
-def test_a_vector_carries_all_statistics() -> None:
-    evaluation = Evaluation(1.5, 3, (4, 3, 2, 1), (8, 7, 6, 5), 8, 9)
-    vector = evaluation.to_vector()
-    assert vector == [1.5, 3, 4, 3, 2, 1, 8, 7, 6, 5, 8, 9]
-    assert len(vector) == Evaluation.size
-    assert Evaluation.from_vector(vector) == evaluation
+def test_a_vector_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 2 numbers, expected 13"):
+        Measures(["bleu"]).scores([1.0, 2.0])
 
 
-def test_a_vector_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="got 2 numbers, expected 12"):
-        Evaluation.from_vector([1.0, 2.0])
+def test_each_score_that_a_run_may_measure_is_one_that_texts_are_scored_by() -> None:
+    assert set(get_args(TextScore)) == set(METRICS)
+    assert Measures(get_args(TextScore)).size <= MAX_STATISTICS
 
 
 def test_texts_are_scored_with_signatures() -> None:

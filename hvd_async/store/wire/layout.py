@@ -25,7 +25,7 @@ _STAGGER_BYTES = 576
 # The words of each writer fill whole cache lines, which avoids false sharing.
 _LINE_WORDS = 8
 _GLOBAL_WORDS = 48
-_WORDS_PER_WORKER = 64
+_WORDS_PER_WORKER = 96
 # In place of a version: no gradient is under way.
 IDLE = 2**62
 _WORDS_PER_SHARD = 8
@@ -88,7 +88,7 @@ class WorkerWord(enum.IntEnum):
     IS_GUEST = 12  # whoever took a free place: 1 if over the network
     RANK_LOST = 11  # store, once: the launcher's rank that was this worker is dismissed, whoever has its place now
     DISMISSED = 9  # store, once: this worker is taken for dead, and nothing of it counts any more
-    HELD = 32  # worker: 1 + each batch that it has claimed, until another takes the place; `CLAIMING` while it claims; or 0
+    HELD = 64  # worker: 1 + each batch that it has claimed, until another takes the place; `CLAIMING` while it claims; or 0
 
 
 MAX_STATISTICS = WorkerWord.HELD - WorkerWord.STATISTICS

@@ -1,94 +1,77 @@
-"""Statistics of an evaluation of translation, which add up over shards of the validation data, and their scores."""
+"""What an evaluation of translation measures: sums that add up over shards of the validation data, and the scores they make."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from sacrebleu.metrics.bleu import BLEU
+from hvd_async.tasks.metric import LOSS, Metric
+from hvd_async.tasks.translation.scoring import METRICS
 
-from hvd_async.tasks.metric import Metric
-
-_ORDERS = 4
-METRICS = (
-    Metric("loss", "loss", unit="nats per token", digits=3),
-    Metric(
-        *("bleu", "BLEU"),
-        digits=1,
-        is_higher_better=True,
-        note="of the first `task.bleu_sentences`, searched with `task.decoding.validation_beam`",
-    ),
-)
+_LOSS = Metric(LOSS, "loss", unit="nats per token", digits=3)
+_NOTE = "of the first `task.metric_sentences`, searched with `task.decoding.validation_beam`"
+# The sums in front: negative log likelihood in nats without label smoothing, target tokens, sentences translated.
+_NUM_FIRST = 3
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Sufficient statistics of loss and BLEU; `a + b` is the evaluation of both parts together."""
+class Measures:
+    """The scores that evaluations give: the loss per target token, and sacreBLEU's corpus scores named `names`.
 
-    loss_sum: float = 0.0
-    """Negative log likelihood in nats, without label smoothing, over `num_tokens`."""
-    num_tokens: int = 0
-    correct: tuple[int, ...] = (0,) * _ORDERS
-    """Matching n-grams, n = 1 to 4."""
-    total: tuple[int, ...] = (0,) * _ORDERS
-    """N-grams of the hypotheses, n = 1 to 4."""
-    system_length: int = 0
-    """Words of the hypotheses."""
-    reference_length: int = 0
-    """Words of the references."""
+    A vector of `size` numbers holds what an evaluation counted; vectors of parts of the data are summed element by element.
+    """
 
-    size: ClassVar[int] = 4 + 2 * _ORDERS
-    """Length of `to_vector()`."""
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        """`names`: keys of `scoring.METRICS`."""
+        self._scorers: dict[str, Any] = {name: METRICS[name].make() for name in names}
+        # An evaluation of one short sentence shows how many numbers sacreBLEU counts for each score.
+        self._sizes = {name: len(_counted(scorer, ["a"], ["a"])) for name, scorer in self._scorers.items()}
+        self.size = _NUM_FIRST + sum(self._sizes.values())
+        self.metrics: tuple[Metric, ...] = (_LOSS, *(_metric(name) for name in names))
 
-    def __add__(self, other: Evaluation) -> Evaluation:
-        return Evaluation.from_vector([a + b for a, b in zip(self.to_vector(), other.to_vector(), strict=True)])
+    def vector(
+        self, loss_sum: float, num_tokens: int, hypotheses: Sequence[str] = (), references: Sequence[str] = ()
+    ) -> list[float]:
+        """Return what was counted: `loss_sum` nats over `num_tokens` target tokens, and detokenized translations, if there are
+        any, beside their references."""
+        counts = [loss_sum, float(num_tokens), float(len(hypotheses))]
+        for name, scorer in self._scorers.items():
+            counts += _counted(scorer, hypotheses, references) if hypotheses else [0.0] * self._sizes[name]
+        return counts
 
-    def scores(self) -> dict[str, float]:
-        """Return loss and, if something was translated, BLEU."""
-        bleu = self.bleu
-        return {"loss": self.loss} if bleu is None else {"loss": self.loss, "bleu": bleu}
+    def scores(self, vector: Sequence[float]) -> dict[str, float]:
+        """Return the loss, NaN if nothing was measured, and the other scores if something was translated.
 
-    def to_vector(self) -> list[float]:
-        """Return all statistics as `size` numbers, to be summed element by element."""
-        counts = (self.num_tokens, *self.correct, *self.total, self.system_length, self.reference_length)
-        return [self.loss_sum, *map(float, counts)]
+        Raises `ValueError` for a vector of another size.
+        """
+        if len(vector) != self.size:
+            raise ValueError(f"got {len(vector)} numbers, expected {self.size}")
+        loss_sum, num_tokens, num_sentences = vector[:_NUM_FIRST]
+        found = {LOSS: loss_sum / num_tokens if num_tokens else math.nan}
+        if num_sentences:
+            found |= {name: self._score(name, counts) for name, counts in self._parts(vector)}
+        return found
 
-    @classmethod
-    def from_vector(cls, vector: Sequence[float]) -> Evaluation:
-        """Return the evaluation with these statistics; the inverse of `to_vector`."""
-        if len(vector) != cls.size:
-            raise ValueError(f"got {len(vector)} numbers, expected {cls.size}")
-        loss_sum, *rest = vector
-        counts = [round(number) for number in rest]
-        correct, total = tuple(counts[1 : 1 + _ORDERS]), tuple(counts[1 + _ORDERS : 1 + 2 * _ORDERS])
-        return cls(loss_sum, counts[0], correct, total, counts[-2], counts[-1])
+    def _score(self, name: str, counts: Sequence[float]) -> float:
+        # chrF and BLEU count whole numbers, which doubles hold exactly.
+        whole = [round(count) if float(count).is_integer() else count for count in counts]
+        return float(self._scorers[name]._compute_score_from_stats(whole).score)
 
-    @classmethod
-    def of_texts(cls, hypotheses: Sequence[str], references: Sequence[str]) -> Evaluation:
-        """Return the BLEU statistics of detokenized `hypotheses`, without a loss."""
-        if not hypotheses:
-            return cls()
-        score = BLEU().corpus_score(list(hypotheses), [list(references)])
-        return cls(
-            correct=tuple(int(count) for count in score.counts),
-            total=tuple(int(count) for count in score.totals),
-            system_length=int(score.sys_len),
-            reference_length=int(score.ref_len),
-        )
+    def _parts(self, vector: Sequence[float]) -> Iterator[tuple[str, Sequence[float]]]:
+        begin = _NUM_FIRST
+        for name, size in self._sizes.items():
+            yield name, vector[begin : begin + size]
+            begin += size
 
-    @property
-    def loss(self) -> float:
-        """Loss in nats per target token; NaN if nothing was measured."""
-        return self.loss_sum / self.num_tokens if self.num_tokens else math.nan
 
-    @property
-    def bleu(self) -> float | None:
-        """Corpus BLEU, 0 to 100, as sacreBLEU computes it by default; None if nothing was translated."""
-        if not self.reference_length:
-            return None
-        score = BLEU.compute_bleu(
-            list(self.correct), list(self.total), self.system_length, self.reference_length, smooth_method="exp"
-        )
-        return float(score.score)
+def _counted(scorer: Any, hypotheses: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return what sacreBLEU's `scorer` counts in all `hypotheses` together."""
+    # The two methods used here are those that each score of sacreBLEU has to define. They are not public: a test holds the
+    # result against sacreBLEU's own.
+    each = scorer._extract_corpus_statistics(list(hypotheses), [list(references)])
+    return [float(sum(column)) for column in zip(*each, strict=True)]
+
+
+def _metric(name: str) -> Metric:
+    text = METRICS[name]
+    return Metric(name, text.title, digits=1, is_higher_better=text.is_higher_better, note=_NOTE)

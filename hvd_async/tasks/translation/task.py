@@ -22,7 +22,7 @@ from hvd_async.tasks.translation.bpe_dropout import BpeDropout
 from hvd_async.tasks.translation.corpus import SIDES, ParallelArrays, PreparedCorpus, Tokens
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
 from hvd_async.tasks.translation.decoding import translate
-from hvd_async.tasks.translation.evaluation import METRICS, Evaluation
+from hvd_async.tasks.translation.evaluation import Measures
 from hvd_async.tasks.translation.export import export_model
 from hvd_async.tasks.translation.initial_model import begin_with_parameters, fingerprint_with_model
 from hvd_async.tasks.translation.model import TranslationModel
@@ -43,6 +43,7 @@ class TranslationTask:
         `bpe_dropout` with a vocabulary that is not made by merges."""
         self._config = config
         self._corpus = corpus
+        self._measures = Measures(config.translation.metrics)
         # Once: every checkpoint has it, and the model's folder may change while the run trains.
         self._fingerprint = fingerprint_with_model(corpus.fingerprint, config.translation)
         _check_lengths(config, corpus)
@@ -126,22 +127,22 @@ class TranslationTask:
 
     @property
     def metrics(self) -> Sequence[Metric]:
-        """Loss, and BLEU if the configuration asks for it."""
-        return METRICS if self._config.translation.bleu else METRICS[:1]
+        """Loss, and the scores that the configuration asks for."""
+        return self._measures.metrics
 
     @property
     def num_statistics(self) -> int:
         """Length of the vector of an evaluation."""
-        return Evaluation.size
+        return self._measures.size
 
     def scores(self, statistics: Sequence[float]) -> dict[str, float]:
-        """Return loss and BLEU."""
-        return Evaluation.from_vector(statistics).scores()
+        """Return the loss, and the other scores if something was translated."""
+        return self._measures.scores(statistics)
 
     def evaluate(self, model: nn.Module, shard: int = 0, num_shards: int = 1) -> Sequence[float]:
         """Measure this shard of the validation split; the sum over all shards measures the whole.
 
-        Measures the loss on each `num_shards`-th batch and, if configured, BLEU on each `num_shards`-th sentence, both
+        Measures the loss on each `num_shards`-th batch and the configured scores on each `num_shards`-th sentence, both
         from `shard` on, in float32 whatever the precision of training, so that runs compare. Restores the model's mode.
         """
         device = device_of(model)
@@ -151,12 +152,11 @@ class TranslationTask:
                 batch = self._collate(self._corpus.validation, indices).to(device)
                 loss_sum += self._loss_sum(model, batch, label_smoothing=0.0).cpu()
                 num_tokens += batch.num_tokens
-        evaluation = Evaluation(float(loss_sum), num_tokens)
-        if not self._config.translation.bleu:
-            return evaluation.to_vector()
-        sentences = range(len(self._corpus.validation))[: self._config.translation.bleu_sentences][shard::num_shards]
+        if not self._config.translation.metrics:
+            return self._measures.vector(float(loss_sum), num_tokens)
+        sentences = range(len(self._corpus.validation))[: self._config.translation.metric_sentences][shard::num_shards]
         references = [self._corpus.validation_targets[i] for i in sentences]
-        return (evaluation + Evaluation.of_texts(self._translate(model, sentences), references)).to_vector()
+        return self._measures.vector(float(loss_sum), num_tokens, self._translate(model, sentences), references)
 
     def show_samples(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the first validation sentences with their references and translations, as many as `task.samples` says."""
