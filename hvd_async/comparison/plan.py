@@ -13,13 +13,12 @@ from hvd_async.comparison.collection import NOT_RUN, OUTDATED, UNFINISHED, Colle
 from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, WantedTarget, common_target
-from hvd_async.config import DecodingConfig, RunConfig, TranslationConfig, dump_yaml, load_config
+from hvd_async.config import RunConfig, dump_yaml, load_config
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system.files import write_file
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
-from hvd_async.tasks.metric import LOSS
 
 _FILE = "comparison.json"
 
@@ -110,41 +109,13 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Return a hash of the settings that affect results; output folder and log interval are excluded."""
-    # The default when the first hashes were made, which are to stay valid.
-    training = config.training.model_copy(update={"log_every_seconds": 10.0})
-    text = _as_first_written(config.model_copy(update={"output": "", "training": training}))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    """Return a hash of the settings that affect results and are not the defaults; output folder and log interval are excluded.
 
-
-def _as_first_written(config: RunConfig) -> str:
-    """Return the text of `config` without the keys that were added since the first hashes, where these have no effect."""
-    tree = config.model_dump()
-    del tree["training"]["trackers"]
-    if config.validation.score == LOSS:
-        del tree["validation"]["score"]
-    if not config.optimizer.schedule.final:
-        del tree["optimizer"]["schedule"]["final"]
-    if not isinstance(config.task, TranslationConfig):
-        return dump_yaml(tree)
-    task = tree["task"]
-    for section, keys in (
-        (task, ("init_from", "samples")),
-        (task["vocabulary"], ("file", "source_file", "target_file", "byte_fallback")),
-        (task["data"], ("max_ratio", "drop_duplicates")),
-    ):
-        for key in keys:
-            if section[key] is None or section[key] is False:
-                del section[key]
-    if task["vocabulary"]["shared"]:
-        del task["vocabulary"]["shared"]
-    if not task["vocabulary"]["bpe_dropout"]:
-        del task["vocabulary"]["bpe_dropout"], task["vocabulary"]["bpe_dropout_side"]
-    if task["decoding"]["batch_tokens"] == DecodingConfig().batch_tokens:
-        del task["decoding"]["batch_tokens"]
-    if len(task["data"]["train"]) == 1:
-        task["data"]["train"] = task["data"]["train"][0]
-    return dump_yaml(tree)
+    So a key that a later version adds leaves the hashes of computed runs as they are. Runs are compared with a plan by the hash
+    of their complete configuration, so that a default that a later version changes counts as another setting.
+    """
+    tree = config.model_dump(exclude_defaults=True, exclude={"output": True, "training": {"log_every_seconds", "trackers"}})
+    return hashlib.blake2b(dump_yaml(tree).encode(), digest_size=16).hexdigest()
 
 
 def folder_of(output: pathlib.Path, planned: PlannedRun) -> pathlib.Path:

@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from hvd_async.config.section import Fraction, PathText, Positive, Section
+from hvd_async.config.section import EachOnce, Fraction, PathText, Positive, Section
 from hvd_async.system.paths import path_of
+from hvd_async.system.printable import shortened
+
+_LONGEST_SYMBOL = 100
 
 
 def _as_names(value: Any) -> Any:
@@ -28,6 +31,15 @@ def _checked_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 SplitNames = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_as_names), AfterValidator(_checked_names)]
 """Names of splits; a single one may stand without a list."""
+
+
+def _symbol(text: str) -> str:
+    if not 0 < len(text) <= _LONGEST_SYMBOL or any(character.isspace() or character == "\u2581" for character in text):
+        raise ValueError(f"got {shortened(text)}, expected 1 to {_LONGEST_SYMBOL} characters without a space")
+    return text
+
+
+Symbol = Annotated[str, AfterValidator(_symbol)]
 
 
 class DataConfig(Section):
@@ -104,6 +116,10 @@ class VocabularyConfig(Section):
         description="Normalisation of the training text and of what is translated. `nfkc`: Unicode NFKC, by which `½`"
         " becomes `1⁄2` and `，` a comma; `nmt_nfkc`: also, invisible characters vanish or become spaces;"
         " `identity`: none.",
+    )
+    symbols: Annotated[tuple[Symbol, ...], Field(strict=False), EachOnce] = Field(
+        (),
+        description="Texts that stay whole, a piece each, such as tags of languages: `['<2de>', '<2fr>']`.",
     )
     bpe_dropout: Fraction = Field(
         0.0,

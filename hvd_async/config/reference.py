@@ -105,10 +105,10 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return _choice([f"`{value}`" for value in arguments])
     if origin is tuple and arguments[-1] is Ellipsis:
         entry = arguments[0]
-        if get_origin(entry) is Literal:
-            return f"a list of {_type_in_words(entry)}"
-        keys = ", ".join(entry.model_fields) if issubclass(entry, Section) else _type_in_words(entry)
-        return f"a list of `{{{keys}}}`"
+        if inspect.isclass(entry) and issubclass(entry, Section):
+            return f"a list of `{{{', '.join(entry.model_fields)}}}`"
+        words = _type_in_words(entry)
+        return f"a list of {words}{'s' if words in _NAMES.values() else ''}"
     if origin is tuple:
         return f"a list of {len(arguments)}: {_choice(sorted({_type_in_words(a) for a in arguments}))}"
     if origin is list:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, Field
@@ -35,6 +36,14 @@ def _device_of(text: str) -> str:
     return text
 
 
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if repeated := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"got {repeated[0]} more than once, expected each once")
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
+"""For a list in which nothing may be repeated."""
 Device = Annotated[str, AfterValidator(_device_of)]
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.decoding import DecodingConfig
 from hvd_async.config.model import ModelConfig
-from hvd_async.config.section import Fraction, PathText, Positive, Section
+from hvd_async.config.section import EachOnce, Fraction, PathText, Positive, Section
 
 TextScore = Literal["bleu", "chrf", "ter"]
 """Scores of whole texts by sacreBLEU."""
@@ -49,7 +49,7 @@ class TranslationConfig(Section):
         " vocabulary is used. `task.model` must describe a model of the same shape; its dropout may differ.",
     )
     label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation uses none.")
-    metrics: Annotated[tuple[TextScore, ...], Field(strict=False)] = Field(
+    metrics: Annotated[tuple[TextScore, ...], Field(strict=False), EachOnce] = Field(
         ("bleu",),
         description="Scores by sacreBLEU for which evaluations translate the validation split: `bleu`, `chrf`, `ter`. With `[]`"
         " they measure the loss alone, which is quicker.",
@@ -63,13 +63,6 @@ class TranslationConfig(Section):
         " shows in TensorBoard. Default: 3 if `metrics` has any, otherwise none.",
     )
     decoding: DecodingConfig = Field(DecodingConfig(), description="Search.")
-
-    @pydantic.field_validator("metrics")
-    @classmethod
-    def _each_once(cls, metrics: tuple[TextScore, ...]) -> tuple[TextScore, ...]:
-        if len(set(metrics)) < len(metrics):
-            raise ValueError(f"got {', '.join(metrics)}, expected each score once")
-        return metrics
 
     @pydantic.model_validator(mode="after")
     def _embeddings_fit(self) -> TranslationConfig:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Device, Natural, Positive, PositiveSeconds, Section, Threads
+from hvd_async.config.section import Device, EachOnce, Natural, Positive, PositiveSeconds, Section, Threads
 
 # Every rank plans each epoch before training begins.
 MOST_EPOCHS = 10_000
@@ -67,7 +67,7 @@ class TrainingConfig(Section):
         100,
         description="Number of consecutive gradients that are not finite after which the run counts as diverged and ends.",
     )
-    trackers: Annotated[tuple[Literal["wandb", "mlflow"], ...], Field(strict=False)] = Field(
+    trackers: Annotated[tuple[Literal["wandb", "mlflow"], ...], Field(strict=False), EachOnce] = Field(
         (),
         description="Send the curves and the configuration to Weights & Biases (`wandb`) or MLflow (`mlflow`) as well. Their own"
         " variables say where: `WANDB_PROJECT`, `WANDB_MODE`, `MLFLOW_TRACKING_URI` (required), `MLFLOW_EXPERIMENT_NAME`.",

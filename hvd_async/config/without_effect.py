@@ -86,7 +86,7 @@ DEMANDS: Mapping[str, tuple[Demand, ...]] = {
     "task.decoding.validation_beam": ((*_demand_other("task.metrics", ()), *_demand_other("task.samples", None, 0)),),
     **{
         f"task.vocabulary.{key}": _OWN_PIECES
-        for key in ("size", "kind", "character_coverage", "byte_fallback", "normalization")
+        for key in ("size", "kind", "character_coverage", "byte_fallback", "normalization", "symbols")
     },
     **{f"task.model.{key}": (_TRANSFORMER,) for key in ("feed_forward", "heads", "attention_dropout", "norm")},
     "training.allow_sharing": (_demand_other("training.device", "cpu"),),

@@ -10,7 +10,7 @@ import pytest
 from hvd_async.comparison.plan import config_hash, read_plan
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.comparison.target import WantedTarget
-from hvd_async.config import load_config
+from hvd_async.config import dump_config, load_config
 from hvd_async.errors import ConfigError
 from tests.comparison.tiny import tiny, write, write_base
 
@@ -343,24 +343,37 @@ def test_the_target_may_be_any_metric_and_is_read_back_unchanged(folder: pathlib
     assert read_plan(folder / "out") == suite.plan
 
 
-KEYS_SINCE = (
-    *("task.init_from=a", "task.vocabulary.file=a", "task.data.max_ratio=2", "task.data.drop_duplicates=true"),
-    *("task.decoding.batch_tokens=9", "task.data.train=[train,more]", "validation.score=bleu"),
-    "task.vocabulary.byte_fallback=true",
-    "task.samples=2",
-    "task={data: {folder: data}, vocabulary: {shared: false}, model: {tie_embeddings: none}}",
-    "task.vocabulary.bpe_dropout=0.1",
-    "optimizer.schedule={kind: cosine, total: 9000, final: 0.5}",
+def test_the_hash_of_a_configuration_is_that_of_its_complete_text(tmp_path: pathlib.Path) -> None:
+    """Runs are known by the configuration in their folder, which has all keys."""
+    config = load_config(pathlib.Path(__file__).parents[2] / "configs/demo.yaml")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert config_hash(load_config(tmp_path / "config.yaml")) == config_hash(config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(
+            "task.init_from=a",
+            "task.vocabulary.file=a",
+            "task.data.max_ratio=2",
+            "task.decoding.batch_tokens=9",
+            "task.samples=2",
+        ),
+        *("task.data.train=[train,more]", "validation.score=bleu", "task.vocabulary.bpe_dropout=0.1", "seed=77"),
+        "task={data: {folder: data}, vocabulary: {shared: false}, model: {tie_embeddings: none}}",
+        "optimizer.schedule={kind: cosine, total: 9000, final: 0.5}",
+    ],
 )
+def test_a_setting_that_affects_results_changes_the_hash(settings: str) -> None:
+    demo = pathlib.Path(__file__).parents[2] / "configs/demo.yaml"
+    assert config_hash(load_config(demo, [settings])) != config_hash(load_config(demo))
 
 
-def test_hashes_of_the_shipped_configurations_are_those_of_before_the_later_keys() -> None:
-    """Otherwise suites that were computed before would count as those of other configurations."""
-    folder = pathlib.Path(__file__).parents[2] / "configs"
-    assert config_hash(load_config(folder / "multi30k-small.yaml")) == "a85bc183ed3fe3610489493fb1a5ad92"
-    assert config_hash(load_config(folder / "demo.yaml")) == "1cf78e8343749d48f23addf5cbe5b993"
-    changed = [load_config(folder / "demo.yaml", [key]) for key in KEYS_SINCE]
-    assert len({config_hash(config) for config in changed}) == len(KEYS_SINCE)
+@pytest.mark.parametrize("settings", ["output=x", "training.log_every_seconds=3", "training.trackers=[wandb]"])
+def test_where_and_how_a_run_reports_does_not_change_the_hash(settings: str) -> None:
+    demo = pathlib.Path(__file__).parents[2] / "configs/demo.yaml"
+    assert config_hash(load_config(demo, [settings])) == config_hash(load_config(demo))
 
 
 def test_the_hash_of_a_configuration_does_not_depend_on_the_output_folder(folder: pathlib.Path) -> None:

@@ -65,7 +65,7 @@ def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
     assert faults(vocabulary={"zzz": 1}) == [
         "config.yaml: task.vocabulary.zzz: unknown key; expected one of"
         " bpe_dropout, bpe_dropout_side, byte_fallback, character_coverage, file, kind, normalization, shared, size, source_file,"
-        " target_file"
+        " symbols, target_file"
     ]
 
 
@@ -75,10 +75,34 @@ def test_an_unknown_key_that_resembles_no_other_gets_all_names() -> None:
         (["wandbb"], "training.trackers.0: got 'wandbb', expected: 'wandb' or 'mlflow'"),
         (["mlflow", 3], "training.trackers.1: got 3, expected: 'wandb' or 'mlflow'"),
         ("wandb", "training.trackers: got 'wandb', expected: a list"),
+        (["wandb", "wandb"], "training.trackers: got wandb more than once, expected each once"),
     ],
 )
 def test_a_wrong_entry_of_a_list_of_words_is_named(value: object, fault: str) -> None:
     assert faults(training={"trackers": value}) == [f"config.yaml: {fault}"]
+
+
+A_WORD = "expected 1 to 100 characters without a space"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("metrics", "chrf", "metrics: got 'chrf', expected: a list"),
+        ("metrics", ["bleu", "rouge"], "metrics.1: got 'rouge', expected: 'bleu', 'chrf' or 'ter'"),
+        ("metrics", ["ter", "bleu", "ter"], "metrics: got ter more than once, expected each once"),
+        ("task", {"data": {"folder": "x"}, "bleu": False}, "bleu: unknown key; it is called 'metrics' now"),
+        ("vocabulary", {"symbols": ["<a>", "<a>"]}, "vocabulary.symbols: got <a> more than once, expected each once"),
+        (
+            "vocabulary",
+            {"symbols": ["<a>", "b c"]},
+            "vocabulary.symbols.1: got 'b c', expected 1 to 100 characters without a space",
+        ),
+        ("vocabulary", {"symbols": [""]}, "vocabulary.symbols.0: got '', expected 1 to 100 characters without a space"),
+    ],
+)
+def test_scores_and_symbols_are_lists_without_repetitions(key: str, value: object, fault: str) -> None:
+    assert faults(**{key: value}) == [f"config.yaml: task.{fault}"]
 
 
 def test_a_missing_key_is_named() -> None:

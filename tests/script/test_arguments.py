@@ -197,8 +197,8 @@ def sparse() -> nn.Module:
         ({"metrics": [ha.Metric("loss", "l", is_higher_better=True)]}, "metrics: got a loss of which more is better"),
         ({"metrics": [ACCURACY]}, "metrics: got some without evaluate"),
         (
-            {"evaluate": abs, "metrics": [ha.Metric(f"m{number}", "m") for number in range(8)]},
-            "metrics: got 18 sums in an evaluation, expected at most 16",
+            {"evaluate": abs, "metrics": [ha.Metric(f"m{number}", "m") for number in range(24)]},
+            "metrics: got 50 sums in an evaluation, expected at most 48",
         ),
         ({"weight_unit": 3}, "weight_unit: got 3, expected what weights count, in the plural"),
         ({"weight_unit": "a\nb"}, r"weight_unit: got 'a\\nb', expected"),

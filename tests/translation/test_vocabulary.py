@@ -97,6 +97,25 @@ def test_bytes_need_room_in_the_vocabulary() -> None:
         Vocabulary.train(TEXTS, VocabularyConfig(size=200, byte_fallback=True), seed=1)
 
 
+SYMBOLS = ("<2de>", "<2fr>", "a,b", '"', "ⅷ")  # the last is none of Unicode's normal forms
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("fallback", [False, True])
+def test_symbols_stay_whole_wherever_they_stand(kind: str, fallback: bool) -> None:
+    settings = {"size": 420, "kind": kind, "byte_fallback": fallback, "symbols": list(SYMBOLS)}
+    tagged = [f"{SYMBOLS[i % 2]} {text}" for i, text in enumerate(TEXTS)]
+    vocabulary = Vocabulary.train(tagged, VocabularyConfig.model_validate(settings), seed=1)
+    pieces = vocabulary.pieces(range(420))
+    assert [pieces.count(symbol) for symbol in SYMBOLS] == [1] * len(SYMBOLS)
+    numbers = {pieces.index(symbol) for symbol in SYMBOLS}
+    assert not any(any(symbol in piece for symbol in SYMBOLS) for i, piece in enumerate(pieces) if i not in numbers)
+    for symbol in SYMBOLS:
+        for text in (f"{symbol} {TEXTS[0]}", f"{TEXTS[0]} {symbol}", f"{TEXTS[0]}{symbol}{symbol}"):
+            [tokens] = vocabulary.encode([text])
+            assert tokens.count(pieces.index(symbol)) == text.count(symbol) and vocabulary.decode([tokens]) == [text]
+
+
 def test_no_text_is_refused() -> None:
     with pytest.raises(DataError, match="no text to train on"):
         Vocabulary.train([], VocabularyConfig(), seed=1)

@@ -62,6 +62,7 @@ class Vocabulary:
                 vocab_size=config.size,
                 character_coverage=config.character_coverage,
                 byte_fallback=config.byte_fallback,
+                user_defined_symbols=[*config.symbols],
                 normalization_rule_name=config.normalization,
                 max_sentence_length=max((len(text.encode()) for text in texts), default=0) + 10,  # its minimum is 10
                 input_sentence_size=0,  # all of them
