@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _OF_THE_SEARCH = ("--beam", "--length-penalty")
 _OF_THE_MODEL = (
     *_OF_THE_SEARCH,
-    "--source",
     "--batch",
     "--batch-tokens",
     "--device",
@@ -33,7 +32,7 @@ _OF_THE_MODEL = (
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
-    purpose = "score translations of a test set by BLEU, chrF and TER, or its references by their likelihood"
+    purpose = "score translations of a test set by BLEU, chrF, TER and COMET, or its references by their likelihood"
     _add_score(verb(verbs, "score", purpose, _score))
 
 
@@ -43,14 +42,20 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hypothesis", type=pathlib.Path, metavar="FILE", help="score the translations in this file; in place of MODEL"
     )
-    parser.add_argument("--source", type=pathlib.Path, metavar="FILE", help="text that MODEL translates")
+    parser.add_argument("--source", type=pathlib.Path, metavar="FILE", help="text that is translated")
     parser.add_argument(
         "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
     )
     parser.add_argument(
         "--metrics",
         metavar="NAMES",
-        help="bleu, chrf and ter, with commas between them; default: bleu,chrf; a lower TER is better",
+        help="bleu, chrf, ter and comet, with commas between them; default: bleu,chrf; a lower TER is better; comet needs the"
+        " program comet-score and, beside --hypothesis, --source",
+    )
+    parser.add_argument(
+        "--comet-model",
+        metavar="NAME",
+        help="model of comet: a name by which comet-score fetches it, or a checkpoint; default: Unbabel/wmt22-comet-da",
     )
     parser.add_argument(
         "--likelihood",
@@ -98,7 +103,9 @@ def _check(arguments: argparse.Namespace) -> None:
     elif arguments.source is None:
         raise ConfigError("--source: missing, expected the file of the text that MODEL translates")
     if arguments.likelihood:
-        _refuse(arguments, (*_OF_THE_SEARCH, "--against", "--metrics"), "--likelihood, which translates nothing")
+        _refuse(
+            arguments, (*_OF_THE_SEARCH, "--against", "--metrics", "--comet-model"), "--likelihood, which translates nothing"
+        )
 
 
 def _refuse(arguments: argparse.Namespace, flags: Sequence[str], beside: str) -> None:
@@ -110,47 +117,76 @@ def _refuse(arguments: argparse.Namespace, flags: Sequence[str], beside: str) ->
 
 def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the scores of translations, and how they differ from those of others. Return both for --json."""
-    from hvd_async.tasks.translation.scoring import (
-        DEFAULT_METRICS,
-        METRICS,
-        NUM_SAMPLES,
-        difference_of,
-        parse_metrics,
-        score_texts,
-    )
+    from hvd_async.tasks.translation.scoring import COMET, NUM_SAMPLES, Difference, TextScore, difference_of, score_texts
 
-    metrics = DEFAULT_METRICS if arguments.metrics is None else parse_metrics(arguments.metrics)
+    metrics, comet_model = _metrics(arguments)
+    of_texts = [name for name in metrics if name != COMET]
     references = _lines(arguments.reference)
     others = [_translations(path, references) for path in arguments.against]
-    translations, origin = _hypotheses(arguments, references)
-    scores = score_texts(translations, references, metrics)
-    for name, score in scores.items():
-        print(f"{METRICS[name].title} {score.value:.2f}  {score.signature}")
+    sources = _sources(arguments, references) if arguments.source is not None else []
+    translations, origin = _hypotheses(arguments, references, sources)
+    scores: dict[str, TextScore] = score_texts(translations, references, of_texts)
+    than: list[dict[str, Difference]] = [difference_of(translations, lines, references, of_texts) for lines in others]
+    if comet_model is not None:
+        from hvd_async.tasks.translation import comet
+
+        own, *theirs = comet.comet_of([translations, *others], sources, references, comet_model)
+        scores[COMET] = comet.corpus_score(own, comet_model)
+        for each, values in zip(than, theirs, strict=True):
+            each[COMET] = comet.difference(own, values)
+    for name in metrics:
+        print(f"{_value(name, scores[name].value)}  {scores[name].signature}")
     found: dict[str, Any] = {
         **origin,
         "reference": str(arguments.reference),
         "sentences": len(references),
-        "scores": {name: {"score": score.value, "signature": score.signature} for name, score in scores.items()},
+        "scores": {name: {"score": scores[name].value, "signature": scores[name].signature} for name in metrics},
         "against": [],
         "bootstrap_samples": NUM_SAMPLES,
     }
-    for path, lines in zip(arguments.against, others, strict=True):
-        than = difference_of(translations, lines, references, metrics)
-        parts = [f"{METRICS[name].title} {each.value:+.2f} (p = {each.p:.3f})" for name, each in than.items()]
-        mine = "this model" if arguments.models else printable(str(arguments.hypothesis))
+    mine = "this model" if arguments.models else printable(str(arguments.hypothesis))
+    for path, each in zip(arguments.against, than, strict=True):
+        parts = [f"{_value(name, each[name].value, '+')} (p = {each[name].p:.3f})" for name in metrics]
         print(f"{mine} minus {printable(str(path))}: {', '.join(parts)}; paired bootstrap of {NUM_SAMPLES:,} samples")
-        differences = {name: {"difference": each.value, "p": each.p} for name, each in than.items()}
+        differences = {name: {"difference": each[name].value, "p": each[name].p} for name in metrics}
         found["against"].append({"file": str(path), "differences": differences})
     return found
 
 
-def _hypotheses(arguments: argparse.Namespace, references: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def _metrics(arguments: argparse.Namespace) -> tuple[Sequence[str], str | None]:
+    """Return the names of the scores, and the model of COMET if that is one of them. Raises `ConfigError`."""
+    from hvd_async.tasks.translation.scoring import COMET, DEFAULT_METRICS, parse_metrics
+
+    metrics = DEFAULT_METRICS if arguments.metrics is None else parse_metrics(arguments.metrics)
+    if COMET not in metrics:
+        if arguments.comet_model is not None:
+            raise ConfigError("--comet-model has no effect without comet in --metrics; add it, or remove the flag")
+        if arguments.hypothesis is not None:
+            _refuse(arguments, ("--source",), "--hypothesis, unless --metrics has comet")
+        return metrics, None
+    from hvd_async.tasks.translation.comet import DEFAULT_MODEL, check_program
+
+    check_program()
+    if arguments.source is None:
+        raise ConfigError("--source: missing, expected the file of the text that is translated, which comet reads too")
+    return metrics, arguments.comet_model or DEFAULT_MODEL
+
+
+def _value(name: str, value: float, sign: str = "") -> str:
+    """Return a score with its title."""
+    from hvd_async.tasks.translation.scoring import COMET, METRICS
+
+    return f"COMET {value:{sign}.4f}" if name == COMET else f"{METRICS[name].title} {value:{sign}.2f}"
+
+
+def _hypotheses(
+    arguments: argparse.Namespace, references: Sequence[str], sources: Sequence[str]
+) -> tuple[list[str], dict[str, Any]]:
     """Return translations, and where they come from; write those of a model to --output. Raises `DataError`."""
     from hvd_async.system.files import write_file
 
     if arguments.hypothesis is not None:
         return _translations(arguments.hypothesis, references), {"hypothesis": str(arguments.hypothesis)}
-    sources = _sources(arguments, references)
     translator = load(arguments)
     translations = translator.translate(sources)
     report_cut(translator)

@@ -32,6 +32,7 @@ from hvd_async.store.serve.stopping import StopTimeoutError
 from hvd_async.store.wire.layout import (
     IDLE,
     MAX_HELD,
+    MAX_STATISTICS,
     NUM_PROVISIONAL,
     NUM_RETURNS,
     Layout,
@@ -848,8 +849,8 @@ def test_a_worker_that_lost_a_claim_to_an_evaluation_leaves_the_next_one_open() 
 
 def test_too_many_statistics_are_refused() -> None:
     client = StoreClient([ThreadMemory(Layout(4, 1))], 0, ClientOptions())
-    with pytest.raises(ValueError, match="got 19 numbers, expected at most 16"):
-        client.report_evaluation(1, [0.0] * 19)
+    with pytest.raises(ValueError, match=f"got {MAX_STATISTICS + 1} numbers, expected at most {MAX_STATISTICS}"):
+        client.report_evaluation(1, [0.0] * (MAX_STATISTICS + 1))
 
 
 def test_the_first_request_to_stop_counts() -> None:

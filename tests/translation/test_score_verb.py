@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hvd_async.__main__ import main
+from hvd_async.tasks.translation import comet
 from hvd_async.tasks.translation.scoring import NUM_SAMPLES, difference_of, score_texts
 from hvd_async.tasks.translation.translator import Translator
 
@@ -139,3 +143,119 @@ def test_wrong_arguments_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith(f"hvd-async: {message}") and error.count("\n") == 1
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
+
+
+# Stands in for `comet-score`, whose models cannot be had everywhere: a sentence scores the share of words of the reference.
+COMET_SCORE = """#!{python}
+import argparse, json, sys
+parser = argparse.ArgumentParser()
+for flag in ("-s", "-r", "--model", "--to_json", "--gpus"):
+    parser.add_argument(flag, required=True)
+parser.add_argument("-t", nargs="+")
+parser.add_argument("--quiet", action="store_true")
+parser.add_argument("--only_system", action="store_true")
+given = parser.parse_args()
+if given.model == "none":
+    sys.exit("Traceback (most recent call last):\\nKeyError: \\"Model 'none' not supported by COMET.\\"")
+sources, references = (open(path).read().splitlines() for path in (given.s, given.r))
+assert len(sources) == len(references)
+scores = {{}}
+for path in given.t:
+    lines = open(path).read().splitlines()
+    shares = [len({{*a.split()}} & {{*b.split()}}) / len(b.split()) for a, b in zip(lines, references)]
+    scores[path] = [{{"COMET": share}} for share in shares[: -1 if given.model == "short" else None]]
+json.dump(scores, open(given.to_json, "w"))
+"""
+
+
+@pytest.fixture
+def comet_score(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (files / "bin").mkdir()
+    (files / "bin/comet-score").write_text(COMET_SCORE.format(python=sys.executable))
+    (files / "bin/comet-score").chmod(0o755)
+    monkeypatch.setenv("PATH", str(files / "bin"), prepend=":")
+
+
+OWN, OTHER = [1.0, 1.0, 0.0], [4 / 5, 1.0, 1 / 2]  # of GOOD and BAD, sentence by sentence
+
+
+@pytest.mark.usefixtures("comet_score")
+def test_comet_is_printed_in_its_turn_with_its_model_and_its_difference(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["score", "--hypothesis", "good.de", "--source", "s.en", "--reference", "r.de", "--against", "bad.de"]
+    assert main([*command, "--metrics", "comet,ter", "--comet-model", "made", "--json", "scores.json"]) == 0
+    found = json.loads((files / "scores.json").read_text())
+    assert found["scores"]["comet"] == {"score": pytest.approx(2 / 3), "signature": "model:made"}
+    [than] = found["against"]
+    assert than["differences"]["comet"] == {"difference": pytest.approx(-0.1), "p": comet.difference(OWN, OTHER).p}
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "COMET 0.6667  model:made" and second.startswith("TER ")
+    assert third.startswith("good.de minus bad.de: COMET -0.1000 (p = ") and ", TER " in third
+
+
+@pytest.mark.usefixtures("comet_score")
+def test_comet_of_a_model_and_its_own_translations_differ_by_nothing(
+    model_folder: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["score", str(model_folder), "--source", "s.en", "--reference", "r.de", "--metrics", "bleu,comet"]
+    assert main([*command, "--output", "own.de"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--against", "own.de"]) == 0
+    out = capsys.readouterr().out
+    assert "  model:Unbabel/wmt22-comet-da\n" in out
+    assert "this model minus own.de: BLEU +0.00 (p = 1.000), COMET +0.0000 (p = 1.000);" in out
+
+
+@pytest.mark.usefixtures("comet_score")
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (
+            ["--metrics", "comet"],
+            2,
+            "--source: missing, expected the file of the text that is translated, which comet reads too",
+        ),
+        (
+            ["--comet-model", "x", "--source", "s.en"],
+            2,
+            "--comet-model has no effect without comet in --metrics; add it, or remove the flag",
+        ),
+        (
+            ["--source", "s.en", "--metrics", "comet", "--comet-model", "none"],
+            4,
+            "comet-score failed with status 1: KeyError: \"Model 'none' not supported by COMET.\"",
+        ),
+        (
+            ["--source", "s.en", "--metrics", "comet", "--comet-model", "short"],
+            4,
+            "comet-score gave too few scores, or some that are not finite; expected 3 for each text",
+        ),
+    ],
+)
+def test_what_keeps_comet_from_scoring_is_one_line(
+    files: Path, arguments: list[str], status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", "--hypothesis", "good.de", "--reference", "r.de", *arguments]) == status
+    assert capsys.readouterr().err == f"hvd-async: {line}\n"
+
+
+def test_without_its_program_comet_is_refused_before_the_search(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(files))
+    assert main(["score", "none", "--source", "s.en", "--reference", "r.de", "--metrics", "comet"]) == 2
+    assert "no program comet-score is on PATH; install it" in capsys.readouterr().err
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
+def test_the_difference_of_means_is_antisymmetric_and_its_p_a_probability(pairs: list[tuple[float, float]]) -> None:
+    own, other = ([pair[side] for pair in pairs] for side in range(2))
+    there, back = comet.difference(own, other), comet.difference(other, own)
+    assert there.value == pytest.approx(-back.value) and there.p == back.p and 0 < there.p <= 1
+
+
+def test_a_clear_difference_of_means_is_not_by_chance() -> None:
+    better = [0.8 + 0.001 * (i % 7) for i in range(200)]
+    assert comet.difference(better, [value - 0.1 - 0.001 * (i % 3) for i, value in enumerate(better)]).p < 0.002
+    assert comet.difference(better, [value + 0.1 * (-1) ** i + 1e-4 for i, value in enumerate(better)]).p > 0.5

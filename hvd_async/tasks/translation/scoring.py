@@ -16,6 +16,8 @@ from hvd_async.errors import ConfigError
 NUM_SAMPLES = 1000
 """Samples of a paired bootstrap."""
 DEFAULT_METRICS = ("bleu", "chrf")
+COMET = "comet"
+"""The score of `comet.comet_of`, which takes a model and the source, too."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ class Difference:
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:
-    """Return the names in a comma-separated list. Raises `ConfigError` for a name that is none of `METRICS`."""
+    """Return the names in a comma-separated list. Raises `ConfigError` for a name that is neither `COMET` nor of `METRICS`."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
-        if name not in METRICS:
-            raise ConfigError(f"--metrics: got {name!r}, expected names from {', '.join(METRICS)} with commas between them")
+        if name not in (*METRICS, COMET):
+            known = ", ".join((*METRICS, COMET))
+            raise ConfigError(f"--metrics: got {name!r}, expected names from {known} with commas between them")
     return names
 
 
