@@ -118,9 +118,9 @@ def resources(arguments: argparse.Namespace, dialect: Dialect, **defaults: int) 
             raise ConfigError(
                 f"--{other}: got --{dialect.name}, whose further options are those of --{dialect.submit}; use that flag"
             )
-    queue = arguments.queue or (site.partition if dialect.name == "slurm" else site.queue)
+    queue = arguments.queue or site.queue or site.partition
     if queue is not None and not re.fullmatch(r"[\w.,@+-]+", queue):
-        raise ConfigError(f"--queue: got {queue!r}, expected letters, digits and any of . , @ + - _")
+        raise ConfigError(f"--queue or --partition: got {queue!r}, expected letters, digits and any of . , @ + - _")
     own = () if queue is None else (dialect.queue.format(queue),)
     return Resources(
         **{**defaults, **given},

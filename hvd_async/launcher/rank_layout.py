@@ -159,8 +159,9 @@ def _among(hosts: Sequence[Host], wanted: Wanted, stores: int) -> list[tuple[int
     """Return the workers and store ranks of each host if slots count ranks. Hosts are filled in order, by default fully."""
     slots = sum(host.slots or 1 for host in hosts)
     if wanted.workers is None and slots <= stores:
+        found = f"{slots} slot{'s' * (slots != 1)}"
         raise SetupError(
-            f"{_names(hosts)}: {slots} slots for {stores} ranks of the store; add some for workers (NAME:SLOTS)"
+            f"{_names(hosts)}: got {found}, which the store takes, expected some for workers too, as NAME:SLOTS"
         )
     ranks = _fill(stores + (slots - stores if wanted.workers is None else wanted.workers), hosts)
     of_store = _deal(stores, ranks)

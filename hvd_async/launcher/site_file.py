@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated
 
+import pydantic
 from pydantic import AfterValidator, Field
 
 from hvd_async.config import Section, check, read_tree
@@ -40,8 +41,10 @@ class SiteConfig(Section):
     them."""
 
     account: Name | None = Field(None, description="Account of Slurm and PBS, project of LSF.")
-    partition: Name | None = Field(None, description="For `#SBATCH --partition`; not for the nodes of a separate store.")
-    queue: Name | None = Field(None, description="Queue of PBS and LSF.")
+    queue: Name | None = Field(
+        None, description="Queue of PBS and LSF, partition of Slurm; not for the nodes of a separate store."
+    )
+    partition: Name | None = Field(None, description="The same, by the name that Slurm gives it.")
     sbatch: tuple[str, ...] = Field((), strict=False, description="Further options of sbatch, such as `--qos=high`.")
     qsub: tuple[str, ...] = Field((), strict=False, description="Further options of PBS's qsub, such as `-W umask=022`.")
     bsub: tuple[str, ...] = Field((), strict=False, description="Further options of LSF's bsub, such as `-sla gold`.")
@@ -57,6 +60,14 @@ class SiteConfig(Section):
     binds: tuple[Annotated[str, AfterValidator(_checked_bind)], ...] = Field(
         (), strict=False, description="Folders of the host to see in the container, such as `/scratch`, as for `--bind`."
     )
+
+    @pydantic.model_validator(mode="after")
+    def _one_queue(self) -> SiteConfig:
+        if self.queue is not None and self.partition is not None:
+            raise ValueError(
+                f"got queue {self.queue} and partition {self.partition}, expected one of them: they mean the same"
+            )
+        return self
 
 
 def default_site(environ: Mapping[str, str]) -> pathlib.Path:

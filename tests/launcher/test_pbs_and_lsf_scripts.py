@@ -189,7 +189,7 @@ def test_a_job_of_lsf_saves_when_all_its_processes_get_the_signal(
         (["--pbs", "--gpus-per-node", "a100:2"], "--gpus-per-node: got the type a100, for which PBS has no option"),
         (["--pbs", "--launcher", "srun"], "--launcher srun: got --pbs, expected --slurm with it"),
         (["--pbs", "--time", "2"], "--time: got 2, expected more than the 120 seconds"),
-        (["--lsf", "--queue", "a b"], "--queue: got 'a b'"),
+        (["--lsf", "--queue", "a b"], "--queue or --partition: got 'a b'"),
         (["--lsf", "--account", "a\nb"], "--account: got 'a\\nb'"),
         (["--lsf", "--bsub", "q"], "--bsub: got 'q', expected an option of bsub on one line, such as -q gpu"),
         (["--lsf", "--hosts", "a:2"], "--hosts a:2 has no effect with --lsf"),

@@ -71,6 +71,7 @@ def test_another_site_file_can_be_named(config: pathlib.Path, capsys: pytest.Cap
         ("account: a b\n", "account: got 'a b'"),
         ("account: 'a\n#SBATCH --x'\n", "account: got"),
         ("setup: module load x\n", "setup: got 'module load x'"),
+        ("partition: a\nqueue: b\n", "got queue b and partition a, expected one of them: they mean the same"),
         ("[a]\n", "expected the keys of the site file"),
     ],
 )
@@ -80,6 +81,19 @@ def test_a_site_file_is_checked(text: str, words: str, tmp_path: pathlib.Path) -
     with pytest.raises(ConfigError) as raised:
         read_site(path, {})
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["partition", "queue"])
+@pytest.mark.parametrize(
+    ("system", "option"), [("slurm", "#SBATCH --partition=big"), ("pbs", "#PBS -q big"), ("lsf", "#BSUB -q big")]
+)
+def test_a_queue_counts_by_either_name_in_every_system(
+    key: str, system: str, option: str, config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.yaml").write_text(f"{key}: big\n")
+    assert any(
+        line.startswith(option) for line in script(capsys, str(config), f"--{system}", "--site", str(tmp_path / "own.yaml"))
+    )
 
 
 def test_without_a_site_file_nothing_is_added(tmp_path: pathlib.Path) -> None:
