@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hvd_async.comparison.plan import PlannedRun, SuitePlan, config_hash
 from hvd_async.comparison.target import WantedTarget
@@ -27,6 +27,7 @@ from hvd_async.config import (
     Section,
     Seed,
     check,
+    dotted,
     dump_yaml_line,
     load_config,
     read_tree,
@@ -39,7 +40,12 @@ from hvd_async.system.limits import MOST, MOST_RANKS
 from hvd_async.system.printable import printable, shortened
 from hvd_async.tasks.metric import check_metric_name
 
-Overrides = dict[str, Any]
+
+def _as_keys(value: Any) -> Any:
+    return dotted(value, RunConfig) if isinstance(value, Mapping) else value
+
+
+Overrides = Annotated[dict[str, Any], BeforeValidator(_as_keys)]
 
 # Settings that the suite gives to each run, and settings that are equal in all runs of a suite.
 _OWN_KEYS = (
@@ -77,8 +83,8 @@ class BudgetConfig(Section):
 
 
 class SuiteConfig(Section):
-    """A suite file. Overrides are `key.path: value`, as for the configuration of a run; in `variants` and `environments`
-    the key `workers` belongs to the suite."""
+    """A suite file. Overrides are `key.path: value`, or sections with the keys that are to change; in `variants` and
+    `environments` the key `workers` belongs to the suite."""
 
     renamed: ClassVar[Mapping[str, str]] = {"settings": "environments"}
 

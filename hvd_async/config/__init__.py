@@ -8,7 +8,7 @@ from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.decoding import DecodingConfig
 from hvd_async.config.emulation import EmulationConfig
 from hvd_async.config.leaves import leaves
-from hvd_async.config.loading import check, dump_config, load_config, parse_config, read_tree, set_value
+from hvd_async.config.loading import check, dotted, dump_config, load_config, parse_config, read_tree, set_value
 from hvd_async.config.model import ModelConfig
 from hvd_async.config.optimizer import GroupConfig, OptimizerConfig, ScheduleConfig
 from hvd_async.config.run import RunConfig
@@ -70,6 +70,7 @@ __all__ = [
     "check",
     "dump_config",
     "dump_yaml",
+    "dotted",
     "dump_yaml_line",
     "keys_without_effect",
     "leaves",

@@ -193,6 +193,30 @@ def sections_in(annotation: Any) -> list[type[Section]]:
     return [section for each in get_args(annotation) for section in sections_in(each)]
 
 
+def dotted(overrides: Mapping[Any, Any], root: type[Section] | None, prefix: str = "") -> dict[str, Any]:
+    """Return `overrides` of the section `root` with the keys of sections in place of maps: `{optimizer: {kind: muon}}` becomes
+    `{optimizer.kind: muon}`, which leaves the section's other keys as they are.
+
+    An empty map stays, which takes all keys away, and so do the values of keys that are no sections. A map for `task` that names
+    no kind is taken for keys of `TranslationConfig`.
+    """
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        section = root
+        for part in str(key).strip().split("."):
+            field = None if section is None else section.model_fields.get(part)
+            sections = [] if field is None else sections_in(field.annotation)
+            section = sections[0] if len(sections) == 1 else None
+            if len(sections) > 1 and not (isinstance(value, Mapping) and {"kind", "factory"} & value.keys()):
+                section = task.TranslationConfig if task.TranslationConfig in sections else None
+        name = f"{prefix}{str(key).strip()}"
+        if section is not None and isinstance(value, Mapping) and value:
+            found |= dotted(value, section, f"{name}.")
+        else:
+            found[name] = value
+    return found
+
+
 def _kind(value: Any) -> str:
     names = {dict: "a section", list: "a list", str: "text", type(None): "nothing"}
     return names.get(type(value), shortened(value))

@@ -10,7 +10,7 @@ import pytest
 from hvd_async.comparison.plan import config_hash, read_plan
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.comparison.target import WantedTarget
-from hvd_async.config import dump_config, load_config
+from hvd_async.config import EmulationConfig, RunConfig, dotted, dump_config, load_config
 from hvd_async.errors import ConfigError
 from tests.comparison.tiny import tiny, write, write_base
 
@@ -134,11 +134,11 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             )
             for key, value in {
                 "task.data.folder": "x",
-                "task": {"data": {"folder": "x"}},
+                "task": {"kind": "translation", "data": {"folder": "x"}},
                 "task.vocabulary.size": 400,
                 "task.metrics": ["bleu"],
                 "task.decoding.beam": 1,
-                "emulation": {"seconds": 1.0},
+                "emulation": {},
             }.items()
         ),
         # Errors in the configuration of a run, named with the run.
@@ -341,6 +341,51 @@ def test_the_target_may_be_any_metric_and_is_read_back_unchanged(folder: pathlib
     assert suite.plan.target == WantedTarget("bleu", 3.0)
     suite.plan.write(folder / "out")
     assert read_plan(folder / "out") == suite.plan
+
+
+@pytest.mark.parametrize(
+    ("nested", "flat"),
+    [
+        ({"optimizer": {"clip_norm": 2.0}}, {"optimizer.clip_norm": 2.0}),
+        (
+            {"optimizer": {"schedule": {"warmup": 7}, "clip_norm": 2.0}},
+            {"optimizer.schedule.warmup": 7, "optimizer.clip_norm": 2.0},
+        ),
+        ({"optimizer.schedule": {"warmup": 7}}, {"optimizer.schedule.warmup": 7}),
+        (
+            {"task": {"model": {"dropout": 0.3}, "label_smoothing": 0.2}},
+            {"task.model.dropout": 0.3, "task.label_smoothing": 0.2},
+        ),
+    ],
+)
+def test_a_section_changes_the_keys_that_it_names(
+    folder: pathlib.Path, nested: dict[str, Any], flat: dict[str, Any]
+) -> None:
+    first, second = (suite_of(folder, set=overrides) for overrides in (nested, flat))
+    assert first.configs == second.configs and first.configs != suite_of(folder).configs
+
+
+def test_an_empty_section_and_a_map_that_is_no_section_replace_what_was_there(folder: pathlib.Path) -> None:
+    environments = {
+        "a": {"emulation": {"slow_workers": {0: 2.0}, "seconds_per_weight": 0.1}},
+        "b": {"emulation.slow_workers": {1: 2.0}},
+    }
+    suite = suite_of(
+        folder, set={"emulation": {"slow_workers": {0: 3.0}}}, environments={**environments, "c": {"emulation": {}}}
+    )
+    found = {spec.environment: config.emulation for spec, config in suite.configs.items()}
+    assert [dict(found[name].slow_workers) for name in "abc"] == [{0: 2.0}, {1: 2.0}, {}] and found[
+        "a"
+    ].seconds_per_weight == 0.1
+    assert found["c"] == EmulationConfig()
+
+
+def test_a_task_that_names_its_kind_replaces_the_base_s() -> None:
+    task = {"factory": "mine:make", "options": {"a": {"b": 1}}}
+    assert dotted({"task": task, "task.options": {"a": {"b": 2}}}, RunConfig) == {
+        "task": task,
+        "task.options": {"a": {"b": 2}},
+    }
 
 
 def test_the_hash_of_a_configuration_is_that_of_its_complete_text(tmp_path: pathlib.Path) -> None:
