@@ -157,7 +157,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
-    from hvd_async.cli.run_place import RunPlace
+    from hvd_async.cli.launched_run import LaunchedRun
     from hvd_async.cluster.batch_system import detect_allocation
     from hvd_async.cluster.environment import check_home
     from hvd_async.launcher import explain, launch_command, lay_out, plan_ranks
@@ -203,15 +203,19 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     status_tells = options.mpi == "openmpi" and options.launcher == "mpirun"
     # Of a script nobody knows what its other ranks do when rank 0 has ended.
     has_desertion = status_tells and not is_single and not layout.is_local and arguments.program is None
-    with _respawning(config, respawn), _keeping(config) as keeper, RunPlace(config, is_here=layout.is_local) as run_place:
+    with (
+        _respawning(config, respawn),
+        _keeping(config) as keeper,
+        LaunchedRun(config, is_here=layout.is_local) as launched_run,
+    ):
 
         def start(begin: Begin) -> LaunchOutcome:
             ranks = dataclasses.replace(rank_arguments, begin=begin, is_launched=True)
             command = launch_command(config, ranks, layout, options)
             desertion = Desertion(config.strategy.stop_timeout_seconds) if has_desertion else None
-            return start_once(run_place, command, stop_signal, status_tells, keeper, desertion)
+            return start_once(launched_run, command, stop_signal, status_tells, keeper, desertion)
 
-        return start_until_done(run_place, start, rank_arguments.begin, keeper, arguments.restarts)
+        return start_until_done(launched_run, start, rank_arguments.begin, keeper, arguments.restarts)
 
 
 def _check_respawn(config: RunConfig, options: LaunchOptions) -> None:

@@ -24,7 +24,7 @@ def program_config(arguments: argparse.Namespace) -> RunConfig:
     Raises `ConfigError` if it does not say which strategy the ranks are for.
     """
     from hvd_async.config import parse_config, read_tree
-    from hvd_async.config.loading import apply_override, places_of
+    from hvd_async.config.loading import apply_override, origins_of
 
     if not arguments.program:
         raise ConfigError("launch: got nothing after --, expected a program, such as -- python train.py")
@@ -32,7 +32,7 @@ def program_config(arguments: argparse.Namespace) -> RunConfig:
     for override in arguments.overrides:
         apply_override(tree, override)
     whole = {"output": UNKNOWN_OUTPUT, "training": {"epochs": 1}, **tree, "task": {"kind": "script"}}
-    config = parse_config(whole, arguments.config or "--set", places_of(arguments.overrides))  # other faults come first
+    config = parse_config(whole, arguments.config or "--set", origins_of(arguments.overrides))  # other faults come first
     if "kind" not in tree.get("strategy", {}):
         raise ConfigError(
             "launch: strategy.kind: not given, expected --set strategy.kind=async (or horovod, ddp, single) or a CONFIG with it:"

@@ -221,19 +221,19 @@ class Suite:
         found: dict[Spec, RunConfig] = {}
         faults: dict[str, str] = {}
         for spec in self.specs:
-            places, where = self._places(spec), f"{source}: {self._title(spec)}"
+            origins, where = self._origins(spec), f"{source}: {self._title(spec)}"
             try:
-                found[spec] = load_config(self.base, self._overrides(spec), places)
+                found[spec] = load_config(self.base, self._overrides(spec), origins)
                 self._check(spec, found[spec])
             except ConfigError as error:
                 for line in str(error).splitlines():
-                    is_placed = any(line.startswith(f"{place}: ") for place in places.values())
-                    faults.setdefault(line, f"{source if is_placed else where}: {line}")
+                    has_origin = any(line.startswith(f"{origin}: ") for origin in origins.values())
+                    faults.setdefault(line, f"{source if has_origin else where}: {line}")
         if faults:
             raise ConfigError("\n".join(faults.values()))
         return found
 
-    def _places(self, spec: Spec) -> dict[str, str]:
+    def _origins(self, spec: Spec) -> dict[str, str]:
         """Return where the file has each key of `spec`."""
         suite = self.config
         layers = {
@@ -241,7 +241,7 @@ class Suite:
             f"environments: {spec.environment}": suite.environments[spec.environment],
             f"variants: {spec.variant}": suite.variants[spec.variant],
         }
-        return {key: place for place, overrides in layers.items() for key in overrides}
+        return {key: origin for origin, overrides in layers.items() for key in overrides}
 
     def _title(self, spec: Spec) -> str:
         """Return the variant, and its environment unless there is only one without a name."""
@@ -306,8 +306,8 @@ class Suite:
         return [f"{key}={dump_yaml_line(value)}" for key, value in merged.items()]
 
     def _workers(self, spec: Spec) -> int:
-        places = (self.config.variants[spec.variant], self.config.environments[spec.environment])
-        return int(next((place["workers"] for place in places if "workers" in place), self.config.workers))
+        layers = (self.config.variants[spec.variant], self.config.environments[spec.environment])
+        return int(next((layer["workers"] for layer in layers if "workers" in layer), self.config.workers))
 
     def _num_workers(self, spec: Spec) -> int:
         """Return the number of workers that the run will have."""

@@ -30,11 +30,11 @@ _WORDS = {
 
 
 def load_config(
-    path: str | pathlib.Path, overrides: Sequence[str] = (), places: Mapping[str, str] | None = None
+    path: str | pathlib.Path, overrides: Sequence[str] = (), origins: Mapping[str, str] | None = None
 ) -> RunConfig:
     """Read `path` (YAML), apply `overrides` (each `key.path=value`, the value in YAML) and check everything.
 
-    `places`: where the override of each key was written; None: on the command line, with --set.
+    `origins`: where the override of each key was written; None: on the command line, with --set.
 
     Raises `ConfigError` with one line per error, each `file: key: got, expected`, or with the override in place of the file.
     """
@@ -46,7 +46,7 @@ def load_config(
         )
     for override in overrides:
         apply_override(tree, override)
-    return parse_config(tree, str(path), places_of(overrides) if places is None else places)
+    return parse_config(tree, str(path), origins_of(overrides) if origins is None else origins)
 
 
 def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
@@ -57,7 +57,7 @@ def read_tree(path: pathlib.Path, purpose: str) -> dict[Any, Any]:
     return tree
 
 
-def places_of(overrides: Sequence[str]) -> dict[str, str]:
+def origins_of(overrides: Sequence[str]) -> dict[str, str]:
     """Return where the key of each of `overrides` was written: on the command line."""
     found: dict[str, str] = {}
     for override in overrides:
@@ -67,35 +67,35 @@ def places_of(overrides: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def parse_config(tree: Mapping[str, Any], source: str, places: Mapping[str, str] = MappingProxyType({})) -> RunConfig:
-    """Check a configuration given as plain data; `source` names it in errors, or `places` that of a key. Raises `ConfigError`."""
-    return check(RunConfig, tree, source, places)
+def parse_config(tree: Mapping[str, Any], source: str, origins: Mapping[str, str] = MappingProxyType({})) -> RunConfig:
+    """Check a configuration given as plain data; `source` names it in errors, or `origins` its keys. Raises `ConfigError`."""
+    return check(RunConfig, tree, source, origins)
 
 
 def check(
-    kind: type[SectionT], tree: Mapping[str, Any], source: str, places: Mapping[str, str] = MappingProxyType({})
+    kind: type[SectionT], tree: Mapping[str, Any], source: str, origins: Mapping[str, str] = MappingProxyType({})
 ) -> SectionT:
-    """Return `tree` as a section of class `kind`; `source` names it in errors, or `places` that of a key. Raises `ConfigError`
+    """Return `tree` as a section of class `kind`; `source` names it in errors, or `origins` that of a key. Raises `ConfigError`
     with one line per error."""
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        lines = dict.fromkeys(f"{_place_of(fault, places, source)}: {_describe(fault, kind)}" for fault in error.errors())
+        lines = dict.fromkeys(f"{_origin_of(fault, origins, source)}: {_describe(fault, kind)}" for fault in error.errors())
         raise ConfigError("\n".join(map(printable, lines))) from None
 
 
-def _place_of(fault: Any, places: Mapping[str, str], source: str) -> str:
+def _origin_of(fault: Any, origins: Mapping[str, str], source: str) -> str:
     """Return where the key of one of pydantic's errors was written, or one below it that is unknown; else `source`, with the
-    places of other keys of the section that is at fault."""
+    origins of other keys of the section that is at fault."""
     key = _key_of(fault)
     if not key and (found := re.match(r"Value error, ([\w.]+): ", fault["msg"])):
         key = found[1]  # a fault of several sections begins with a key
-    for written in reversed(list(places)):
+    for written in reversed(list(origins)):
         is_below = fault["type"] == "extra_forbidden" and written.startswith(f"{key}.")
         if key == written or key.startswith(f"{written}.") or is_below:
-            return places[written]
+            return origins[written]
     others = (
-        [places[written] for written in places if written.startswith(f"{key}.")] if fault["type"] == "value_error" else []
+        [origins[written] for written in origins if written.startswith(f"{key}.")] if fault["type"] == "value_error" else []
     )
     return f"{source} with {', '.join(others)}" if others else source
 

@@ -21,7 +21,7 @@ from hvd_async.config import (
     parse_config,
     read_tree,
 )
-from hvd_async.config.loading import apply_override, places_of
+from hvd_async.config.loading import apply_override, origins_of
 from hvd_async.errors import ConfigError
 from hvd_async.launcher import program_variables
 from hvd_async.script.description import OF_OPTIMIZER
@@ -76,7 +76,7 @@ def script_config(
         raise ConfigError("task: got a task in the configuration of a script, expected none; the script is the task")
     task.setdefault("script", os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else "")
     source = "init" if path is None and not isinstance(config, str | os.PathLike) else str(path or config)
-    return parse_config(tree, source, places_of(overrides))
+    return parse_config(tree, source, origins_of(overrides))
 
 
 def script_options(resume: bool | str, overwrite: bool, environ: Mapping[str, str]) -> TrainOptions:

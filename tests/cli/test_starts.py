@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hvd_async.cli.run_place import RunPlace
+from hvd_async.cli.launched_run import LaunchedRun
 from hvd_async.cli.starts import start_until_done
 from hvd_async.config import RunConfig, parse_config
 from hvd_async.launcher import Begin, LaunchOutcome
@@ -43,7 +43,7 @@ def begins(config: RunConfig, first: Begin, *outcomes: tuple[bool, LaunchOutcome
             new.rename(RunFolder(config.output).config)
         return outcome
 
-    assert start_until_done(RunPlace(config), start, first, None, restarts) == outcomes[len(found) - 1][1].status
+    assert start_until_done(LaunchedRun(config), start, first, None, restarts) == outcomes[len(found) - 1][1].status
     return found
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from hvd_async.cli import starts
-from hvd_async.cli.run_place import RunPlace
+from hvd_async.cli.launched_run import LaunchedRun
 from hvd_async.cluster.batch_system import detect_allocation
 from hvd_async.cluster.hosts import Host, parse_hosts
 from hvd_async.cluster.mpi_family import detect_mpi, parse_mpi_family
@@ -634,7 +634,7 @@ def test_a_launcher_that_ends_well_does_not_hide_that_all_ranks_were_killed(
         (folder / "summary.json").write_text(json.dumps({"status": before}))
     given = config("async").model_copy(update={"output": str(folder)})
     outcome = starts.start_once(
-        RunPlace(given), Command(("true",), {}), None, status_tells=True, keeper=None, desertion=None
+        LaunchedRun(given), Command(("true",), {}), None, status_tells=True, keeper=None, desertion=None
     )
     assert (outcome.is_failure, outcome.status) == (is_failure, int(is_failure))
     assert ("all ranks have ended before the run did" in capsys.readouterr().out) == is_failure

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from hvd_async.cli.run_place import RunPlace
+from hvd_async.cli.launched_run import LaunchedRun
 from hvd_async.config import RunConfig, ScriptConfig, parse_config
 from hvd_async.runs.folder import RunFolder
 from hvd_async.script.run import _tell_launch
@@ -35,24 +35,24 @@ def made(folder: pathlib.Path, status: str = "") -> RunFolder:
     return run
 
 
-def status_of(place: RunPlace) -> str | None:
-    assert place.summary is not None
-    return place.summary.status()
+def status_of(launched: LaunchedRun) -> str | None:
+    assert launched.summary is not None
+    return launched.summary.status()
 
 
 def test_of_two_runs_one_after_another_the_second_counts(config: RunConfig, tmp_path: pathlib.Path) -> None:
-    with RunPlace(config) as place:
-        place.begin()
-        assert place.folder is None and place.summary is None and not place.has_begun()
+    with LaunchedRun(config) as launched:
+        launched.begin()
+        assert launched.folder is None and launched.summary is None and not launched.has_begun()
         _tell_launch(RunFolder(tmp_path / "first"), 0)
-        assert not place.has_begun() and status_of(place) is None
+        assert not launched.has_begun() and status_of(launched) is None
         first = made(tmp_path / "first", "finished")
-        assert place.has_begun() and status_of(place) == "finished" and place.folder is not None
-        assert place.folder.root == first.root
+        assert launched.has_begun() and status_of(launched) == "finished" and launched.folder is not None
+        assert launched.folder.root == first.root
         _tell_launch(RunFolder(tmp_path / "second"), 0)
-        assert status_of(place) is None and place.has_begun()  # the first run is complete
+        assert status_of(launched) is None and launched.has_begun()  # the first run is complete
         made(tmp_path / "second")
-        assert place.has_begun() and status_of(place) is None
+        assert launched.has_begun() and status_of(launched) is None
     assert SCRIPT_VARIABLE not in os.environ
 
 
@@ -60,34 +60,34 @@ def test_a_second_start_of_a_run_has_begun_and_its_first_summary_does_not_count(
     config: RunConfig, tmp_path: pathlib.Path
 ) -> None:
     made(tmp_path / "run", "finished")  # an earlier one, which this replaces
-    with RunPlace(config) as place:
+    with LaunchedRun(config) as launched:
         variable = os.environ[SCRIPT_VARIABLE]
-        place.begin()
+        launched.begin()
         _tell_launch(RunFolder(tmp_path / "run"), 0)
         assert SCRIPT_VARIABLE not in os.environ  # as for processes that the script starts
-        assert not place.has_begun() and status_of(place) is None
+        assert not launched.has_begun() and status_of(launched) is None
         (tmp_path / "run" / "config.yaml").unlink()
         made(tmp_path / "run", "stopped")
-        assert place.has_begun() and status_of(place) == "stopped"
-        place.begin()
-        assert place.summary is None and place.folder is not None
+        assert launched.has_begun() and status_of(launched) == "stopped"
+        launched.begin()
+        assert launched.summary is None and launched.folder is not None
         os.environ[SCRIPT_VARIABLE] = variable  # of another process
         _tell_launch(RunFolder(tmp_path / "run"), 0)
-        assert place.has_begun() and status_of(place) is None
+        assert launched.has_begun() and status_of(launched) is None
 
 
 def test_a_script_that_has_told_nothing_may_have_begun_on_another_host(config: RunConfig) -> None:
-    with RunPlace(config, is_here=False) as place:
-        place.begin()
-        assert place.has_begun() and place.summary is None
+    with LaunchedRun(config, is_here=False) as launched:
+        launched.begin()
+        assert launched.has_begun() and launched.summary is None
 
 
 def test_what_is_told_after_the_end_of_launch_is_written_nowhere(config: RunConfig, tmp_path: pathlib.Path) -> None:
     (tmp_path / "other").write_bytes(b"content" * 4000)
-    with RunPlace(config) as place:
+    with LaunchedRun(config) as launched:
         page = Place(**json.loads(os.environ[SCRIPT_VARIABLE]))
         _tell_launch(RunFolder(tmp_path / "first"), 0)
-        assert place.folder is not None
+        assert launched.folder is not None
     with (tmp_path / "other").open("r+b") as other:
         if other.fileno() != page.descriptor:  # the number that a file opened after the end of `launch` may well get
             os.dup2(other.fileno(), page.descriptor)

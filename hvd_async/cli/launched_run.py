@@ -1,4 +1,4 @@
-"""Where the run of a `launch` is, and what it says of its end."""
+"""The run that `launch` starts: its folder, and what it says of its end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from hvd_async.system.json_text import parse_json
 from hvd_async.system.launch_page import SCRIPT_VARIABLE, LaunchPage
 
 
-class RunPlace:
-    """The folder of a run, as its configuration names it, or as rank 0 of a script tells it, if it is on this host; a context
-    manager. Inside the block the environment has the `SCRIPT_VARIABLE` of `launch_page` for the ranks that are started."""
+class LaunchedRun:
+    """The run of a configuration, which names its folder, or of a script, whose rank 0 tells it if it is on this host.
+
+    A context manager: inside the block the environment has the `SCRIPT_VARIABLE` of `launch_page` for the ranks that start."""
 
     def __init__(self, config: RunConfig, *, is_here: bool = True) -> None:
         """`config`: of a script, only what decides its ranks. `is_here`: all ranks are on this host."""
@@ -31,7 +32,7 @@ class RunPlace:
         self._heard = ""
         self._config_before = None if self._folder is None else stamp_of(self._folder.config)
 
-    def __enter__(self) -> RunPlace:
+    def __enter__(self) -> LaunchedRun:
         """Listen to rank 0 of a script, where the system has memory without a name."""
         if self.is_script:
             with contextlib.suppress(AttributeError, OSError):
