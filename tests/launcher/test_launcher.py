@@ -678,6 +678,7 @@ def test_a_command_that_ignores_requests_to_stop_is_eventually_killed(traps: str
         import os, signal
         from hvd_async.system import processes
         from hvd_async.system.processes import Command, Stopping, run_command
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest may run under nohup
         processes._LAST_SECONDS = 0.2
         looks = iter([True, True])  # it saves something at first
         stopping = Stopping(signal.SIGUSR1, patience_seconds=0.0, is_saving=lambda: next(looks, False))
