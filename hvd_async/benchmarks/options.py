@@ -28,6 +28,7 @@ class Options:
         device: device of `store` and of the worker of `step`: `cpu`, `cuda` or `cuda:<index>`.
         config: YAML file of a run: for `step`, whose task is measured, in place of `model`; for `translation`, whose model and
             corpus are; None: Multi30k's size, generated text.
+        joeynmt: a Python that has JoeyNMT, whose training steps `translation` measures beside ours.
     """
 
     sizes: tuple[float, ...] = (1.0, 25.0, 100.0)
@@ -39,6 +40,7 @@ class Options:
     step_seconds: float = 0.1
     device: str = "cpu"
     config: str | None = None
+    joeynmt: str | None = None
 
     def arguments(self, takes: frozenset[str]) -> tuple[str, ...]:
         """Return the flags that pass these options to a rank, for the options that its benchmark `takes`."""

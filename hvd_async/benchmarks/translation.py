@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hvd_async.benchmarks import translation_measurement
@@ -15,6 +15,7 @@ from hvd_async.benchmarks.translation_measurement import (
     BFLOAT16,
     BFLOAT16_TRANSPOSED,
     FLOAT32,
+    JOEYNMT,
     DecodingMeasurement,
     TrainingMeasurement,
 )
@@ -24,7 +25,7 @@ from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from hvd_async.tasks.translation.corpus import PreparedCorpus, prepare
 
 DEFAULTS = Options(repeats=3, seconds=20.0)
-TAKES = frozenset({"config", "repeats", "seconds"})
+TAKES = frozenset({"config", "repeats", "seconds", "joeynmt"})
 
 _BATCHES = 4
 _OF_ALLOWED = BenchTarget("ratio at least", 0.9)
@@ -37,15 +38,20 @@ _BEAM = 4
 def measure(options: Options) -> list[BenchFigure]:
     """Measure matrix products, training and translation on one core, each for about `options.seconds`."""
     with _corpus(options.config) as (config, corpus):
-        gemm = translation_measurement.measure_gemm(options.repeats)
         turn_seconds = options.seconds / (2 * options.repeats)
         effort = translation_measurement.TrainingEffort(options.repeats, _BATCHES, turn_seconds)
+        beside = []
+        if options.joeynmt is not None:
+            beside = [
+                joeynmt_figure(*translation_measurement.measure_beside_joeynmt(options.joeynmt, config, corpus, effort))
+            ]
+        gemm = translation_measurement.measure_gemm(options.repeats)
         training = translation_measurement.measure_training(config, corpus, effort)
         exported = translation_measurement.briefly_trained(config, corpus, _BRIEF_TOKENS)
         sentences = [corpus.vocabularies.source.decode([corpus.validation.source(i).tolist()])[0] for i in _some(corpus)]
         decoding = translation_measurement.measure_decoding(exported, sentences, _BEAM, options.repeats)
     gain = gemm[BFLOAT16].median / gemm[FLOAT32].median
-    return [*gemm_figures(gemm), *training_figures(training, gain), decoding_figure(decoding)]
+    return [*gemm_figures(gemm), *training_figures(training, gain), *beside, decoding_figure(decoding)]
 
 
 def gemm_figures(rates: dict[str, Spread]) -> list[BenchFigure]:
@@ -74,6 +80,12 @@ def training_figures(measured: TrainingMeasurement, gain: float) -> list[BenchFi
         rate("training, bfloat16", half, unit, ("float32", single)),
         rate("training, bfloat16", half, unit, ("float32, products as in bfloat16", allowed), _OF_ALLOWED),
     ]
+
+
+def joeynmt_figure(rates: Mapping[str, Spread], version: str) -> BenchFigure:
+    """Return our training steps beside those of JoeyNMT, of this version, on the same batches."""
+    limit = (f"JoeyNMT {version}", rates[JOEYNMT])
+    return rate("training, float32, forward and backward", rates[FLOAT32], "tokens/CPU s", limit)
 
 
 def decoding_figure(measured: DecodingMeasurement) -> BenchFigure:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from hvd_async.benchmarks.joeynmt import JoeyNmt
 from hvd_async.benchmarks.measurement import Effort, Spread, take_turns
 from hvd_async.config import RunConfig
+from hvd_async.errors import ConfigError
 from hvd_async.tasks.gradient import compute_gradient
 from hvd_async.tasks.translation.batching import Batch
 from hvd_async.tasks.translation.corpus import PreparedCorpus
@@ -29,6 +31,8 @@ from hvd_async.vectors.threads import arithmetic_threads
 
 FLOAT32, BFLOAT16, BFLOAT16_TRANSPOSED = "float32", "bfloat16", "bfloat16 transposed"
 PRECISIONS = (FLOAT32, BFLOAT16)
+JOEYNMT = "JoeyNMT"
+_ALIKE = 0.01
 _GEMM_SIZE = 2048
 _GEMM_SECONDS = 1.0
 
@@ -126,6 +130,37 @@ def measure_training(
         rates["sgemm"],
         sum(matrix_flop(stepper.model, batch) for batch in batches) / sum(batch.num_tokens for batch in batches) / 1e6,
     )
+
+
+def measure_beside_joeynmt(
+    python: str, config: RunConfig, corpus: PreparedCorpus, effort: TrainingEffort
+) -> tuple[dict[str, Spread], str]:
+    """Return the target tokens per CPU-second of steps of ours (`FLOAT32`) and of JoeyNMT's (`JOEYNMT`), which `python` has, on
+    the same batches in turns, and the version of JoeyNMT.
+
+    Models have the same sizes, and no side updates its parameters. Raises `ConfigError` as `JoeyNmt` does, and if the models
+    differ in their number of parameters by more than a hundredth.
+    """
+    with arithmetic_threads(1):
+        stepper = _Stepper(_with_precision(config, FLOAT32), corpus)
+        count = stepper.batches_within(effort)
+        batches = [stepper.task.batch(index, "cpu") for index in range(count)]
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        with JoeyNmt(python, config, stepper.model.output.out_features, batches) as other:
+            own = sum(parameter.numel() for parameter in stepper.model.parameters())
+            if not math.isclose(own, other.num_parameters, rel_tol=_ALIKE):
+                raise ConfigError(
+                    f"--joeynmt: got a model of {other.num_parameters:,} parameters beside one of {own:,}, expected equal ones"
+                )
+            other.cpu_seconds([0])  # to warm up
+
+            def turn() -> dict[str, float]:
+                return {
+                    FLOAT32: stepper.tokens_per_second(range(count)),
+                    JOEYNMT: num_tokens / other.cpu_seconds(range(count)),
+                }
+
+            return take_turns(turn, _unlimited(effort.turns)), other.version
 
 
 class _Stepper:

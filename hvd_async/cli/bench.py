@@ -33,6 +33,11 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="for step and translation: YAML file of a run, whose task is measured (default: a model of Multi30k's size)",
     )
+    parser.add_argument(
+        "--joeynmt",
+        metavar="PYTHON",
+        help="for translation: a Python that has JoeyNMT, whose training steps are measured beside ours",
+    )
     parser.add_argument("--device", metavar="NAME", help="for store and step: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")
     parser.add_argument("--step-seconds", type=float, metavar="S", help="for scaling: sleep of each step (default 0.1)")
