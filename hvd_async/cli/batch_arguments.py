@@ -118,7 +118,7 @@ def resources(arguments: argparse.Namespace, dialect: Dialect, **defaults: int) 
             raise ConfigError(
                 f"--{other}: got --{dialect.name}, whose further options are those of --{dialect.submit}; use that flag"
             )
-    queue = arguments.queue or site.queue or site.partition
+    queue = arguments.queue if arguments.queue is not None else site.queue
     if queue is not None and not re.fullmatch(r"[\w.,@+-]+", queue):
         raise ConfigError(f"--queue or --partition: got {queue!r}, expected letters, digits and any of . , @ + - _")
     own = () if queue is None else (dialect.queue.format(queue),)

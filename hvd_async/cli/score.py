@@ -13,9 +13,11 @@ from hvd_async.cli.arguments import check_new, check_other_file, verb
 from hvd_async.cli.model_arguments import add_model, add_search, load, report_cut
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.printable import printable
+from hvd_async.system.processes import stopping_on_signals
 
 if TYPE_CHECKING:
     from hvd_async.tasks.translation.likelihood import Likelihood
+    from hvd_async.tasks.translation.scoring import TextScore
 
 # Flags that mean nothing without a search, and those that mean nothing without a model.
 _OF_THE_SEARCH = ("--beam", "--length-penalty")
@@ -42,9 +44,13 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hypothesis", type=pathlib.Path, metavar="FILE", help="score the translations in this file; in place of MODEL"
     )
-    parser.add_argument("--source", type=pathlib.Path, metavar="FILE", help="text that is translated")
+    parser.add_argument("--source", type=pathlib.Path, metavar="FILE", help="the text to translate, or that was translated")
     parser.add_argument(
-        "--reference", required=True, type=pathlib.Path, metavar="FILE", help="its translation, line by line"
+        "--reference",
+        required=True,
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a good translation of the source, line by line",
     )
     parser.add_argument(
         "--metrics",
@@ -117,7 +123,7 @@ def _refuse(arguments: argparse.Namespace, flags: Sequence[str], beside: str) ->
 
 def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the scores of translations, and how they differ from those of others. Return both for --json."""
-    from hvd_async.tasks.translation.scoring import COMET, NUM_SAMPLES, Difference, TextScore, difference_of, score_texts
+    from hvd_async.tasks.translation.scoring import COMET, NUM_SAMPLES, Difference, difference_of, score_texts
 
     metrics, comet_model = _metrics(arguments)
     of_texts = [name for name in metrics if name != COMET]
@@ -127,17 +133,20 @@ def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
     translations, origin = _hypotheses(arguments, references, sources)
     scores: dict[str, TextScore] = score_texts(translations, references, of_texts)
     than: list[dict[str, Difference]] = [difference_of(translations, lines, references, of_texts) for lines in others]
+    for name in of_texts:
+        print(_line(name, scores[name]), flush=True)  # now: COMET takes long, and may fail
     if comet_model is not None:
         from hvd_async.tasks.translation import comet
 
-        own, *theirs = comet.comet_of([translations, *others], sources, references, comet_model)
+        with stopping_on_signals("score", "COMET was not computed"):
+            own, *theirs = comet.comet_of([translations, *others], sources, references, comet_model)
         scores[COMET] = comet.corpus_score(own, comet_model)
+        print(_line(COMET, scores[COMET]))
         for each, values in zip(than, theirs, strict=True):
             each[COMET] = comet.difference(own, values)
-    for name in metrics:
-        print(f"{_value(name, scores[name].value)}  {scores[name].signature}")
     found: dict[str, Any] = {
         **origin,
+        **({} if arguments.source is None else {"source": str(arguments.source)}),
         "reference": str(arguments.reference),
         "sentences": len(references),
         "scores": {name: {"score": scores[name].value, "signature": scores[name].signature} for name in metrics},
@@ -161,15 +170,21 @@ def _metrics(arguments: argparse.Namespace) -> tuple[Sequence[str], str | None]:
     if COMET not in metrics:
         if arguments.comet_model is not None:
             raise ConfigError("--comet-model has no effect without comet in --metrics; add it, or remove the flag")
-        if arguments.hypothesis is not None:
-            _refuse(arguments, ("--source",), "--hypothesis, unless --metrics has comet")
+        if arguments.hypothesis is not None and arguments.source is not None:
+            raise ConfigError(
+                "--source: got a file beside --hypothesis, which only comet reads; add comet to --metrics, or remove the flag"
+            )
         return metrics, None
     from hvd_async.tasks.translation.comet import DEFAULT_MODEL, check_program
 
     check_program()
     if arguments.source is None:
         raise ConfigError("--source: missing, expected the file of the text that is translated, which comet reads too")
-    return metrics, arguments.comet_model or DEFAULT_MODEL
+    return metrics, DEFAULT_MODEL if arguments.comet_model is None else arguments.comet_model
+
+
+def _line(name: str, score: TextScore) -> str:
+    return f"{_value(name, score.value)}  {score.signature}"
 
 
 def _value(name: str, value: float, sign: str = "") -> str:
@@ -193,7 +208,7 @@ def _hypotheses(
     if arguments.output is not None:
         write_file(arguments.output, "".join(f"{line}\n" for line in translations).encode())
     settings = {key: getattr(translator.decoding, key) for key in ("beam", "length_penalty")}
-    return translations, {"models": [str(path) for path in arguments.models], "source": str(arguments.source), **settings}
+    return translations, {"models": [str(path) for path in arguments.models], **settings}
 
 
 def _likelihood(arguments: argparse.Namespace) -> dict[str, Any]:

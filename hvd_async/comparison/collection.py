@@ -14,7 +14,7 @@ from hvd_async.system.printable import printable
 from hvd_async.tasks.metric import Metric
 
 # Reasons against a run that was not computed; see `plan.is_outdated`.
-OUTDATED = "was computed with another configuration"
+OUTDATED = "was computed with another configuration, or by another version"
 NOT_RUN = "not run yet"
 # The beginning of the reason against a run that is under way, or was stopped.
 UNFINISHED = "not finished: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from hvd_async.comparison.collection import NOT_RUN, OUTDATED, UNFINISHED, Colle
 from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.runs import Run, first_event, read_run
 from hvd_async.comparison.target import Target, WantedTarget, common_target
-from hvd_async.config import RunConfig, dump_yaml, load_config
+from hvd_async.config import RunConfig, load_config, parse_config, read_yaml
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system.files import write_file
@@ -25,17 +24,17 @@ _FILE = "comparison.json"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: `name` of its folder, `config_hash` of its configuration. `num_workers` of a real run, and whether it is
-    real, are not in the configuration; None if a plan of an older version lacks them, too."""
+    """One run: `name` of its folder, and `config`, the YAML text with every key and with `name` as its output. The number of
+    workers of a real run, and whether it is real, are not in that."""
 
     environment: str
     variant: str
     rate: float | None
     seed: int
     name: str
-    config_hash: str
-    num_workers: int | None = None
-    is_simulated: bool | None = None
+    config: str
+    num_workers: int
+    is_simulated: bool
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,8 @@ def read_plan(output: pathlib.Path) -> SuitePlan:
         return SuitePlan(**_with_tuples({**fields, "target": target, "runs": runs}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); expected the plan of a comparison"
+            f"{path}: cannot be read ({type(error).__name__}: {error}); expected the plan of a comparison by this"
+            " version; `compare` writes it anew"
         ) from None
 
 
@@ -108,14 +108,9 @@ def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "rates": tuple(fields["rates"]), "seeds": tuple(fields["seeds"])}
 
 
-def config_hash(config: RunConfig) -> str:
-    """Return a hash of the settings that affect results and are not the defaults; output folder and log interval are excluded.
-
-    So a key that a later version adds leaves the hashes of computed runs as they are. Runs are compared with a plan by the hash
-    of their complete configuration, so that a default that a later version changes counts as another setting.
-    """
-    tree = config.model_dump(exclude_defaults=True, exclude={"output": True, "training": {"log_every_seconds", "trackers"}})
-    return hashlib.blake2b(dump_yaml(tree).encode(), digest_size=16).hexdigest()
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that affect results: those without output folder, log interval and trackers."""
+    return config.model_dump(exclude={"output": True, "training": {"log_every_seconds", "trackers"}})
 
 
 def folder_of(output: pathlib.Path, planned: PlannedRun) -> pathlib.Path:
@@ -147,15 +142,12 @@ def is_outdated(output: pathlib.Path, planned: PlannedRun) -> bool:
     if not folder.config.exists():
         return False
     try:
-        if config_hash(load_config(folder.config)) != planned.config_hash:
-            return True
+        found, wanted = load_config(folder.config), parse_config(read_yaml(planned.config), planned.name)
     except ConfigError:
         return True
     begun = _begun_with(folder.root)
-    wanted = (planned.num_workers, planned.is_simulated)
-    return begun is not None and any(
-        None not in (one, other) and one != other for one, other in zip(begun, wanted, strict=True)
-    )
+    is_other = begun is not None and begun != (planned.num_workers, planned.is_simulated)
+    return is_other or settings_of(found) != settings_of(wanted)
 
 
 def _begun_with(folder: pathlib.Path) -> tuple[int, bool] | None:

@@ -6,6 +6,7 @@ differences are read from the configurations.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from hvd_async.comparison.plan import PlannedRun, SuitePlan, config_hash
+from hvd_async.comparison.plan import PlannedRun, SuitePlan
 from hvd_async.comparison.target import WantedTarget
 from hvd_async.config import (
     BOUNDS,
@@ -28,6 +29,7 @@ from hvd_async.config import (
     Seed,
     check,
     dotted,
+    dump_config,
     dump_yaml_line,
     load_config,
     read_tree,
@@ -170,6 +172,7 @@ class Suite:
                 f" launch {path}`, or name it as the `base` of a suite"
             )
         for override in overrides:
+            _spread(tree)
             _apply(tree, override)
         self.config = check(SuiteConfig, tree, str(path))
         self.base = path.parent / self.config.base
@@ -327,11 +330,23 @@ class Suite:
         )
 
     def _planned(self, spec: Spec) -> PlannedRun:
-        hash_of_config, is_simulated = config_hash(self.configs[spec]), self.config.launcher == "simulate"
+        # A plan is the same wherever its folder is.
+        text = dump_config(self.configs[spec].model_copy(update={"output": spec.name}))
+        is_simulated = self.config.launcher == "simulate"
         workers = self._num_workers(spec)
-        return PlannedRun(
-            spec.environment, spec.variant, spec.rate, spec.seed, spec.name, hash_of_config, workers, is_simulated
-        )
+        return PlannedRun(spec.environment, spec.variant, spec.rate, spec.seed, spec.name, text, workers, is_simulated)
+
+
+def _spread(tree: dict[Any, Any]) -> None:
+    """Put the dotted keys of sections in place of maps wherever `tree`, the content of a suite file, has keys of runs."""
+    layers = [("set", tree)]
+    layers += [
+        (name, tree[key]) for key in ("variants", "environments") if isinstance(tree.get(key), dict) for name in tree[key]
+    ]
+    for name, place in layers:
+        if isinstance(place.get(name), dict):
+            with contextlib.suppress(ValueError):  # which the check reports
+                place[name] = dotted(place[name], RunConfig)
 
 
 def _apply(tree: dict[Any, Any], override: str) -> None:
@@ -355,6 +370,12 @@ def _apply(tree: dict[Any, Any], override: str) -> None:
     else:
         parts = key.strip().split(".")
     set_value(tree, override, parts, text if separator else None)
+    if first in ("set", "variants", "environments") and len(parts) == (2 if first == "set" else 3):
+        layer = tree[first] if first == "set" else tree[first][parts[1]]
+        try:
+            layer |= dotted({parts[-1]: layer.pop(parts[-1])}, RunConfig)  # the keys that it names change
+        except ValueError as error:
+            raise ConfigError(f"--set {printable(override)}: {error}") from None
 
 
 def _check_names(config: SuiteConfig, source: str) -> None:

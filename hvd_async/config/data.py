@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from hvd_async.config.section import EachOnce, Fraction, PathText, Positive, Section
+from hvd_async.config.section import EachOnce, Fraction, PathText, Positive, Section, as_list
 from hvd_async.system.paths import path_of
 from hvd_async.system.printable import shortened
 
@@ -16,11 +17,9 @@ _LONGEST_SYMBOL = 100
 
 def _as_names(value: Any) -> Any:
     """Return a single name as a list of one."""
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, str | list | tuple):
         raise ValueError(f"got {value!r}, expected a name, or a list of names")
-    return value
+    return as_list(value)
 
 
 def _checked_names(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -34,8 +33,12 @@ SplitNames = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_as
 
 
 def _symbol(text: str) -> str:
-    if not 0 < len(text) <= _LONGEST_SYMBOL or any(character.isspace() or character == "\u2581" for character in text):
-        raise ValueError(f"got {shortened(text)}, expected 1 to {_LONGEST_SYMBOL} characters without a space")
+    if not 0 < len(text) <= _LONGEST_SYMBOL or not text.isprintable() or re.search(r"[\s\u2581]", text):
+        raise ValueError(
+            f"got {shortened(text)}, expected 1 to {_LONGEST_SYMBOL} characters that can be printed, without spaces and \u2581"
+        )
+    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>|<hvd_async:.*>", text):
+        raise ValueError(f"got {text}, which names a piece of its own in vocabularies, expected another symbol")
     return text
 
 
@@ -117,7 +120,7 @@ class VocabularyConfig(Section):
         " becomes `1⁄2` and `，` a comma; `nmt_nfkc`: also, invisible characters vanish or become spaces;"
         " `identity`: none.",
     )
-    symbols: Annotated[tuple[Symbol, ...], Field(strict=False), EachOnce] = Field(
+    symbols: Annotated[tuple[Symbol, ...], Field(strict=False), BeforeValidator(as_list), EachOnce] = Field(
         (),
         description="Texts that stay whole, a piece each, such as tags of languages: `['<2de>', '<2fr>']`.",
     )

@@ -142,7 +142,7 @@ def _describe(fault: Any, root: type[Section]) -> str:
     if kind == "extra_forbidden":
         section = _section_of(fault["loc"], root)
         if (name := section.renamed.get(str(location[-1]))) is not None:
-            return f"{key}: unknown key; it is called {name!r} now"
+            return f"{key}: unknown key; " + (f"write {name}" if ":" in name else f"it is called {name!r} now")
         names = list(section.model_fields)
         near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(names))}"
@@ -197,24 +197,34 @@ def dotted(overrides: Mapping[Any, Any], root: type[Section] | None, prefix: str
     """Return `overrides` of the section `root` with the keys of sections in place of maps: `{optimizer: {kind: muon}}` becomes
     `{optimizer.kind: muon}`, which leaves the section's other keys as they are.
 
-    An empty map stays, which takes all keys away, and so do the values of keys that are no sections. A map for `task` that names
-    no kind is taken for keys of `TranslationConfig`.
+    An empty map stays, which takes all keys away, and so do the values of keys that are no sections. Keys of `task` are those of
+    `TranslationConfig`, unless a map for it names another kind. Raises `ValueError` for a key that is given twice.
     """
     found: dict[str, Any] = {}
     for key, value in overrides.items():
-        section = root
-        for part in str(key).strip().split("."):
-            field = None if section is None else section.model_fields.get(part)
-            sections = [] if field is None else sections_in(field.annotation)
-            section = sections[0] if len(sections) == 1 else None
-            if len(sections) > 1 and not (isinstance(value, Mapping) and {"kind", "factory"} & value.keys()):
-                section = task.TranslationConfig if task.TranslationConfig in sections else None
         name = f"{prefix}{str(key).strip()}"
-        if section is not None and isinstance(value, Mapping) and value:
-            found |= dotted(value, section, f"{name}.")
-        else:
-            found[name] = value
+        section = _section_at(str(key).strip(), value, root)
+        is_section = section is not None and isinstance(value, Mapping) and value
+        for each, below in (dotted(value, section, f"{name}.") if is_section else {name: value}).items():
+            if each in found:
+                raise ValueError(f"got {each} twice, expected it once")
+            found[each] = below
     return found
+
+
+def _section_at(key: str, value: Any, root: type[Section] | None) -> type[Section] | None:
+    """Return the section that the dotted `key` with this `value` names in `root`; None if it names another key, or one that is
+    unknown."""
+    section = root
+    for part in key.split("."):
+        field = None if section is None else section.model_fields.get(part)
+        sections = [] if field is None else sections_in(field.annotation)
+        section = sections[0] if len(sections) == 1 else None
+        if task.TranslationConfig in sections:
+            tree = value if key == part and isinstance(value, Mapping) else {}
+            is_other = "factory" in tree or tree.get("kind", "translation") != "translation"
+            section = None if is_other else task.TranslationConfig
+    return section
 
 
 def _kind(value: Any) -> str:

@@ -36,6 +36,11 @@ def _device_of(text: str) -> str:
     return text
 
 
+def as_list(value: Any) -> Any:
+    """Return a single text as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
 def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if repeated := [value for value, count in Counter(values).items() if count > 1]:
         raise ValueError(f"got {repeated[0]} more than once, expected each once")

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from hvd_async.config.data import BatchingConfig, DataConfig, VocabularyConfig
 from hvd_async.config.decoding import DecodingConfig
 from hvd_async.config.model import ModelConfig
-from hvd_async.config.section import EachOnce, Fraction, PathText, Positive, Section
+from hvd_async.config.section import EachOnce, Fraction, PathText, Positive, Section, as_list
 
 TextScore = Literal["bleu", "chrf", "ter"]
 """Scores of whole texts by sacreBLEU."""
@@ -21,7 +21,7 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 class TranslationConfig(Section):
-    """Translation with SentencePiece, and BLEU by sacreBLEU. This is the task if `task` names no other."""
+    """Translation with SentencePiece, and scores by sacreBLEU. This is the task if `task` names no other."""
 
     may_change: ClassVar[tuple[str, ...]] = (
         *("metrics", "metric_sentences", "samples", "data.folder", "data.prepared", "decoding"),
@@ -36,7 +36,10 @@ class TranslationConfig(Section):
     must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "init_from", "metrics", "metric_sentences", "decoding")
     """Keys in which the variants of a suite may not differ."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"bleu": "metrics", "bleu_sentences": "metric_sentences"}
+    renamed: ClassVar[Mapping[str, str]] = {
+        "bleu": "metrics: [bleu], or metrics: [] for false",
+        "bleu_sentences": "metric_sentences",
+    }
 
     kind: Literal["translation"] = Field("translation", description="Names the task.")
     data: DataConfig = Field(description="The text.")
@@ -49,13 +52,13 @@ class TranslationConfig(Section):
         " vocabulary is used. `task.model` must describe a model of the same shape; its dropout may differ.",
     )
     label_smoothing: Fraction = Field(0.1, description="Label smoothing of the training loss; validation uses none.")
-    metrics: Annotated[tuple[TextScore, ...], Field(strict=False), EachOnce] = Field(
+    metrics: Annotated[tuple[TextScore, ...], Field(strict=False), BeforeValidator(as_list), EachOnce] = Field(
         ("bleu",),
         description="Scores by sacreBLEU for which evaluations translate the validation split: `bleu`, `chrf`, `ter`. With `[]`"
         " they measure the loss alone, which is quicker.",
     )
     metric_sentences: Positive | None = Field(
-        None, description="Number of first validation sentences to translate for `metrics`. Default: all."
+        None, description="Number of first validation sentences to translate for `metrics`; none: all of them."
     )
     samples: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         None,

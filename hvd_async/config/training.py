@@ -89,7 +89,7 @@ class ValidationConfig(Section):
 
     renamed: ClassVar[Mapping[str, str]] = {
         "every_tokens": "every_weight",
-        "bleu": "task.metrics",
+        "bleu": "task.metrics: [bleu]",
         "bleu_sentences": "task.metric_sentences",
     }
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-import pydantic
 from pydantic import AfterValidator, Field
 
 from hvd_async.config import Section, check, read_tree
@@ -40,11 +39,12 @@ class SiteConfig(Section):
     """Keys of the site file, which go into every script that `launch` and `compare` write. Flags add to them and override
     them."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"partition": "queue"}
+
     account: Name | None = Field(None, description="Account of Slurm and PBS, project of LSF.")
     queue: Name | None = Field(
         None, description="Queue of PBS and LSF, partition of Slurm; not for the nodes of a separate store."
     )
-    partition: Name | None = Field(None, description="The same, by the name that Slurm gives it.")
     sbatch: tuple[str, ...] = Field((), strict=False, description="Further options of sbatch, such as `--qos=high`.")
     qsub: tuple[str, ...] = Field((), strict=False, description="Further options of PBS's qsub, such as `-W umask=022`.")
     bsub: tuple[str, ...] = Field((), strict=False, description="Further options of LSF's bsub, such as `-sla gold`.")
@@ -60,14 +60,6 @@ class SiteConfig(Section):
     binds: tuple[Annotated[str, AfterValidator(_checked_bind)], ...] = Field(
         (), strict=False, description="Folders of the host to see in the container, such as `/scratch`, as for `--bind`."
     )
-
-    @pydantic.model_validator(mode="after")
-    def _one_queue(self) -> SiteConfig:
-        if self.queue is not None and self.partition is not None:
-            raise ValueError(
-                f"got queue {self.queue} and partition {self.partition}, expected one of them: they mean the same"
-            )
-        return self
 
 
 def default_site(environ: Mapping[str, str]) -> pathlib.Path:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 from typing import Any
 
 import pytest
 
-from hvd_async.comparison.plan import config_hash, read_plan
+from hvd_async.comparison.plan import is_outdated, read_plan, settings_of
 from hvd_async.comparison.suite import Spec, Suite
 from hvd_async.comparison.target import WantedTarget
-from hvd_async.config import EmulationConfig, RunConfig, dotted, dump_config, load_config
-from hvd_async.errors import ConfigError
+from hvd_async.config import EmulationConfig, RunConfig, dotted, dump_yaml, load_config, parse_config, read_yaml
+from hvd_async.errors import ConfigError, DataError
 from tests.comparison.tiny import tiny, write, write_base
 
 
@@ -134,7 +136,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
             )
             for key, value in {
                 "task.data.folder": "x",
-                "task": {"kind": "translation", "data": {"folder": "x"}},
+                "task": {"factory": "mine:make"},
                 "task.vocabulary.size": 400,
                 "task.metrics": ["bleu"],
                 "task.decoding.beam": 1,
@@ -327,9 +329,9 @@ def test_the_plan_has_the_order_of_the_file_and_is_read_back_unchanged(folder: p
     assert [(run.environment, run.variant, run.rate, run.seed, run.name) for run in runs] == [
         (s.environment, s.variant, s.rate, s.seed, s.name) for s in expected
     ]
-    assert [run.config_hash for run in runs] == [config_hash(suite.configs[spec]) for spec in expected]
-    # hashes of the two environments agree, because the environments have the same contents
-    assert len({run.config_hash for run in runs}) == 8
+    for run, spec in zip(runs, expected, strict=True):
+        planned = parse_config(read_yaml(run.config), "planned")
+        assert settings_of(planned) == settings_of(suite.configs[spec]) and planned.output == run.name
     assert (suite.plan.title, suite.plan.source, suite.plan.target) == ("suite", "suite.yaml", WantedTarget("loss", 3.0))
     assert suite.plan.text == (folder / "suite.yaml").read_text()
     suite.plan.write(folder / "out")
@@ -352,6 +354,9 @@ def test_the_target_may_be_any_metric_and_is_read_back_unchanged(folder: pathlib
             {"optimizer.schedule.warmup": 7, "optimizer.clip_norm": 2.0},
         ),
         ({"optimizer.schedule": {"warmup": 7}}, {"optimizer.schedule.warmup": 7}),
+        ({"task.vocabulary": {"kind": "unigram"}}, {"task.vocabulary.kind": "unigram"}),
+        ({"task": {"vocabulary": {"kind": "unigram"}}}, {"task.vocabulary.kind": "unigram"}),
+        ({"task": {"kind": "translation", "label_smoothing": 0.2}}, {"task.label_smoothing": 0.2}),
         (
             {"task": {"model": {"dropout": 0.3}, "label_smoothing": 0.2}},
             {"task.model.dropout": 0.3, "task.label_smoothing": 0.2},
@@ -363,6 +368,25 @@ def test_a_section_changes_the_keys_that_it_names(
 ) -> None:
     first, second = (suite_of(folder, set=overrides) for overrides in (nested, flat))
     assert first.configs == second.configs and first.configs != suite_of(folder).configs
+
+
+@pytest.mark.parametrize(
+    "variant", [{"optimizer": {"kind": "sgd", "clip_norm": 0.5}}, {"optimizer.kind": "sgd", "optimizer.clip_norm": 0.5}]
+)
+@pytest.mark.parametrize("override", ["variants.a.optimizer={kind: lion}", "variants.a.optimizer.kind=lion"])
+def test_a_section_on_the_command_line_changes_the_keys_that_it_names(
+    folder: pathlib.Path, variant: dict[str, Any], override: str
+) -> None:
+    suite = changed(folder, override, variants={"horovod": {}, "a": variant})
+    found = [config.optimizer for spec, config in suite.configs.items() if spec.variant == "a"]
+    assert found and all((optimizer.kind, optimizer.clip_norm) == ("lion", 0.5) for optimizer in found)
+
+
+@pytest.mark.parametrize("overrides", [(), ("variants.a.optimizer.clip_norm=1.0",)])
+def test_a_key_that_is_given_twice_is_refused(folder: pathlib.Path, overrides: tuple[str, ...]) -> None:
+    twice = {"optimizer.kind": "sgd", "optimizer": {"kind": "adagrad"}}
+    with pytest.raises(ConfigError, match=r"variants\.a: got optimizer\.kind twice, expected it once"):
+        changed(folder, *overrides, variants={"horovod": {}, "a": twice})
 
 
 def test_an_empty_section_and_a_map_that_is_no_section_replace_what_was_there(folder: pathlib.Path) -> None:
@@ -388,11 +412,40 @@ def test_a_task_that_names_its_kind_replaces_the_base_s() -> None:
     }
 
 
-def test_the_hash_of_a_configuration_is_that_of_its_complete_text(tmp_path: pathlib.Path) -> None:
-    """Runs are known by the configuration in their folder, which has all keys."""
-    config = load_config(pathlib.Path(__file__).parents[2] / "configs/demo.yaml")
-    (tmp_path / "config.yaml").write_text(dump_config(config))
-    assert config_hash(load_config(tmp_path / "config.yaml")) == config_hash(config)
+def begun(suite: Suite, output: pathlib.Path, **keys: Any) -> pathlib.Path:
+    """Write the configuration of the suite's first run, without `keys`, as a run does when it begins."""
+    planned = suite.plan.runs[0]
+    tree = read_yaml(planned.config)
+    for section, names in keys.items():
+        for name in names:
+            del tree[section][name]
+    path = output / "runs" / planned.name / "config.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(dump_yaml(tree))
+    return path
+
+
+def test_runs_count_if_their_configurations_are_equal_whatever_keys_were_added_since(folder: pathlib.Path) -> None:
+    suite = suite_of(folder)
+    path = begun(
+        suite, folder / "out", training=["trackers"], optimizer=["average_decay"]
+    )  # as of a version before these keys
+    assert not is_outdated(folder / "out", suite.plan.runs[0])
+    suite.plan.write(folder / "out")
+    plan = json.loads((folder / "out/comparison.json").read_text())
+    older = read_yaml(plan["runs"][0]["config"])
+    del older["strategy"]["delay_compensation"]
+    assert not is_outdated(folder / "out", dataclasses.replace(suite.plan.runs[0], config=dump_yaml(older)))
+    path.write_text(path.read_text().replace("clip_norm:", "clip_nor:"))  # unknown to this version
+    assert is_outdated(folder / "out", suite.plan.runs[0])
+
+
+def test_a_plan_of_another_version_is_refused_with_the_way_on(folder: pathlib.Path) -> None:
+    suite_of(folder).plan.write(folder / "out")
+    path = folder / "out/comparison.json"
+    path.write_text(path.read_text().replace('"config":', '"config_hash":'))
+    with pytest.raises(DataError, match="expected the plan of a comparison by this version; `compare` writes it anew"):
+        read_plan(folder / "out")
 
 
 @pytest.mark.parametrize(
@@ -410,18 +463,18 @@ def test_the_hash_of_a_configuration_is_that_of_its_complete_text(tmp_path: path
         "optimizer.schedule={kind: cosine, total: 9000, final: 0.5}",
     ],
 )
-def test_a_setting_that_affects_results_changes_the_hash(settings: str) -> None:
+def test_a_setting_that_affects_results_counts(settings: str) -> None:
     demo = pathlib.Path(__file__).parents[2] / "configs/demo.yaml"
-    assert config_hash(load_config(demo, [settings])) != config_hash(load_config(demo))
+    assert settings_of(load_config(demo, [settings])) != settings_of(load_config(demo))
 
 
 @pytest.mark.parametrize("settings", ["output=x", "training.log_every_seconds=3", "training.trackers=[wandb]"])
-def test_where_and_how_a_run_reports_does_not_change_the_hash(settings: str) -> None:
+def test_where_and_how_a_run_reports_does_not_count(settings: str) -> None:
     demo = pathlib.Path(__file__).parents[2] / "configs/demo.yaml"
-    assert config_hash(load_config(demo, [settings])) == config_hash(load_config(demo))
+    assert settings_of(load_config(demo, [settings])) == settings_of(load_config(demo))
 
 
-def test_the_hash_of_a_configuration_does_not_depend_on_the_output_folder(folder: pathlib.Path) -> None:
+def test_settings_do_not_depend_on_the_output_folder(folder: pathlib.Path) -> None:
     path = write(folder, tiny())
     here, there = (Suite(path, output).plan for output in (folder / "here", folder / "there"))
     assert here == there

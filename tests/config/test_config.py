@@ -82,27 +82,45 @@ def test_a_wrong_entry_of_a_list_of_words_is_named(value: object, fault: str) ->
     assert faults(training={"trackers": value}) == [f"config.yaml: {fault}"]
 
 
-A_WORD = "expected 1 to 100 characters without a space"
+A_WORD = "expected 1 to 100 characters that can be printed, without spaces and ▁"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("metrics", "chrf", "metrics: got 'chrf', expected: a list"),
+        ("metrics", "rouge", "metrics.0: got 'rouge', expected: 'bleu', 'chrf' or 'ter'"),
+        ("metrics", True, "metrics: got True, expected: a list"),
         ("metrics", ["bleu", "rouge"], "metrics.1: got 'rouge', expected: 'bleu', 'chrf' or 'ter'"),
         ("metrics", ["ter", "bleu", "ter"], "metrics: got ter more than once, expected each once"),
-        ("task", {"data": {"folder": "x"}, "bleu": False}, "bleu: unknown key; it is called 'metrics' now"),
+        (
+            "task",
+            {"data": {"folder": "x"}, "bleu": False},
+            "bleu: unknown key; write metrics: [bleu], or metrics: [] for false",
+        ),
         ("vocabulary", {"symbols": ["<a>", "<a>"]}, "vocabulary.symbols: got <a> more than once, expected each once"),
         (
             "vocabulary",
             {"symbols": ["<a>", "b c"]},
-            "vocabulary.symbols.1: got 'b c', expected 1 to 100 characters without a space",
+            f"vocabulary.symbols.1: got 'b c', {A_WORD}",
         ),
-        ("vocabulary", {"symbols": [""]}, "vocabulary.symbols.0: got '', expected 1 to 100 characters without a space"),
+        ("vocabulary", {"symbols": "\0"}, f"vocabulary.symbols.0: got '\\x00', {A_WORD}"),
+        (
+            "vocabulary",
+            {"symbols": ["<0x41>"]},
+            "vocabulary.symbols.0: got <0x41>, which names a piece of its own in vocabularies, expected another symbol",
+        ),
+        ("vocabulary", {"symbols": [""]}, f"vocabulary.symbols.0: got '', {A_WORD}"),
     ],
 )
 def test_scores_and_symbols_are_lists_without_repetitions(key: str, value: object, fault: str) -> None:
     assert faults(**{key: value}) == [f"config.yaml: task.{fault}"]
+
+
+def test_a_single_score_and_a_single_symbol_need_no_list() -> None:
+    tree = {"output": "x", "training": {"epochs": 1}}
+    task = {"data": {"folder": "x"}, "metrics": "chrf", "vocabulary": {"symbols": "<2de>"}}
+    config = parse_config({**tree, "task": task}, "made")
+    assert config.translation.metrics == ("chrf",) and config.translation.vocabulary.symbols == ("<2de>",)
 
 
 def test_a_missing_key_is_named() -> None:

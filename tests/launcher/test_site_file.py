@@ -14,7 +14,7 @@ from hvd_async.errors import ConfigError, SetupError
 from hvd_async.launcher.batch_script import SCRIPTS, Resources, Script, ScriptJob, render
 from hvd_async.launcher.site_file import SiteConfig, read_site
 
-SITE = "account: project1\npartition: gpu\nsbatch: [--qos=high]\nsetup: [module purge, module load cuda/12.4]\n"
+SITE = "account: project1\nqueue: gpu\nsbatch: [--qos=high]\nsetup: [module purge, module load cuda/12.4]\n"
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_another_site_file_can_be_named(config: pathlib.Path, capsys: pytest.Cap
         ("account: a b\n", "account: got 'a b'"),
         ("account: 'a\n#SBATCH --x'\n", "account: got"),
         ("setup: module load x\n", "setup: got 'module load x'"),
-        ("partition: a\nqueue: b\n", "got queue b and partition a, expected one of them: they mean the same"),
+        ("partition: a\n", "partition: unknown key; it is called 'queue' now"),
         ("[a]\n", "expected the keys of the site file"),
     ],
 )
@@ -83,14 +83,13 @@ def test_a_site_file_is_checked(text: str, words: str, tmp_path: pathlib.Path) -
     assert words in str(raised.value)
 
 
-@pytest.mark.parametrize("key", ["partition", "queue"])
 @pytest.mark.parametrize(
     ("system", "option"), [("slurm", "#SBATCH --partition=big"), ("pbs", "#PBS -q big"), ("lsf", "#BSUB -q big")]
 )
-def test_a_queue_counts_by_either_name_in_every_system(
-    key: str, system: str, option: str, config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+def test_a_queue_counts_in_every_system(
+    system: str, option: str, config: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "own.yaml").write_text(f"{key}: big\n")
+    (tmp_path / "own.yaml").write_text("queue: big\n")
     assert any(
         line.startswith(option) for line in script(capsys, str(config), f"--{system}", "--site", str(tmp_path / "own.yaml"))
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from hvd_async.__main__ import main
 from hvd_async.tasks.translation import comet
 from hvd_async.tasks.translation.scoring import NUM_SAMPLES, difference_of, score_texts
 from hvd_async.tasks.translation.translator import Translator
+from tests.comparison.processes import until
 
 SOURCES = ["The dog sees the cat.", "We sleep.", "A cat."]
 REFERENCES = ["Der Hund sieht die Katze.", "Wir schlafen.", "Eine Katze."]
@@ -180,9 +184,7 @@ OWN, OTHER = [1.0, 1.0, 0.0], [4 / 5, 1.0, 1 / 2]  # of GOOD and BAD, sentence b
 
 
 @pytest.mark.usefixtures("comet_score")
-def test_comet_is_printed_in_its_turn_with_its_model_and_its_difference(
-    files: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_comet_is_printed_last_with_its_model_and_its_difference(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["score", "--hypothesis", "good.de", "--source", "s.en", "--reference", "r.de", "--against", "bad.de"]
     assert main([*command, "--metrics", "comet,ter", "--comet-model", "made", "--json", "scores.json"]) == 0
     found = json.loads((files / "scores.json").read_text())
@@ -190,7 +192,7 @@ def test_comet_is_printed_in_its_turn_with_its_model_and_its_difference(
     [than] = found["against"]
     assert than["differences"]["comet"] == {"difference": pytest.approx(-0.1), "p": comet.difference(OWN, OTHER).p}
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first == "COMET 0.6667  model:made" and second.startswith("TER ")
+    assert first.startswith("TER ") and second == "COMET 0.6667  model:made"
     assert third.startswith("good.de minus bad.de: COMET -0.1000 (p = ") and ", TER " in third
 
 
@@ -217,17 +219,22 @@ def test_comet_of_a_model_and_its_own_translations_differ_by_nothing(
             "--source: missing, expected the file of the text that is translated, which comet reads too",
         ),
         (
+            ["--source", "s.en"],
+            2,
+            "--source: got a file beside --hypothesis, which only comet reads; add comet to --metrics, or remove the flag",
+        ),
+        (
             ["--comet-model", "x", "--source", "s.en"],
             2,
             "--comet-model has no effect without comet in --metrics; add it, or remove the flag",
         ),
         (
-            ["--source", "s.en", "--metrics", "comet", "--comet-model", "none"],
+            ["--source", "s.en", "--metrics", "bleu,comet", "--comet-model", "none"],
             4,
             "comet-score failed with status 1: KeyError: \"Model 'none' not supported by COMET.\"",
         ),
         (
-            ["--source", "s.en", "--metrics", "comet", "--comet-model", "short"],
+            ["--source", "s.en", "--metrics", "comet,bleu", "--comet-model", "short"],
             4,
             "comet-score gave too few scores, or some that are not finite; expected 3 for each text",
         ),
@@ -237,7 +244,9 @@ def test_what_keeps_comet_from_scoring_is_one_line(
     files: Path, arguments: list[str], status: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["score", "--hypothesis", "good.de", "--reference", "r.de", *arguments]) == status
-    assert capsys.readouterr().err == f"hvd-async: {line}\n"
+    found = capsys.readouterr()
+    assert ("BLEU" in found.out) == (status == 4)  # other scores do not wait for it
+    assert found.err == f"hvd-async: {line}\n"
 
 
 def test_without_its_program_comet_is_refused_before_the_search(
@@ -259,3 +268,31 @@ def test_a_clear_difference_of_means_is_not_by_chance() -> None:
     better = [0.8 + 0.001 * (i % 7) for i in range(200)]
     assert comet.difference(better, [value - 0.1 - 0.001 * (i % 3) for i, value in enumerate(better)]).p < 0.002
     assert comet.difference(better, [value + 0.1 * (-1) ** i + 1e-4 for i, value in enumerate(better)]).p > 0.5
+
+
+@pytest.mark.usefixtures("comet_score")
+def test_a_signal_ends_the_program_and_leaves_nothing_behind(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (files / "tmp").mkdir()
+    program = "#!/bin/sh\necho $$ > pid.new\nmv pid.new pid\nexec sleep 600\n"
+    (files / "bin/comet-score").write_text(program)
+    command = [
+        sys.executable,
+        "-m",
+        "hvd_async",
+        "score",
+        "--hypothesis",
+        "good.de",
+        "--source",
+        "s.en",
+        "--reference",
+        "r.de",
+    ]
+    environment = {**os.environ, "TMPDIR": str(files / "tmp"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([*command, "--metrics", "comet"], env=environment, stderr=subprocess.PIPE, text=True)
+    until(lambda: (files / "pid").exists(), process)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "score: stopped by SIGTERM; COMET was not computed" in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((files / "pid").read_text()), 0)
+    assert not list((files / "tmp").iterdir())

@@ -113,7 +113,7 @@ def test_metrics_are_named_with_commas(text: str, names: tuple[str, ...]) -> Non
 @pytest.mark.parametrize("text", ["", "BLEU", "bleu;ter", "bleu,"])
 def test_an_unknown_metric_is_refused(text: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"^--metrics: got '.*', expected names from bleu, chrf, ter with commas between them$"
+        ConfigError, match=r"^--metrics: got '.*', expected names from bleu, chrf, ter, comet with commas between them$"
     ):
         parse_metrics(text)
 

@@ -40,8 +40,8 @@ def comet_of(
 ) -> list[list[float]]:
     """Return the score of each sentence that each of `systems` translated, about 0 to 1; higher is better.
 
-    `model`: a name by which `comet-score` fetches a model, or the file of a checkpoint. Takes minutes on a CPU. Raises
-    `SetupError` if the program fails.
+    `model`: a name by which `comet-score` fetches a model, or the file of a checkpoint. Blocks, on a CPU for minutes; an
+    exception, as from a signal, ends the program. Raises `SetupError` if the program fails.
     """
     with tempfile.TemporaryDirectory(prefix="hvd-async-") as name:
         folder = Path(name)
