@@ -146,7 +146,7 @@ def test_a_run_of_another_configuration_is_computed_again(folder: pathlib.Path, 
     path = write(folder, tiny(variants={"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 1.0}}))
     _, lines = execute(path, folder / "out")
     assert pretended.names == ["horovod-s1", "n_1-s1", "n_1-s1"]
-    assert lines[0] == "n_1-s1: was computed with another configuration; computed again"
+    assert lines[0] == "n_1-s1: was computed with another configuration, or by another version; computed again"
     assert read_collection(folder / "out").entries[1].run is not None
 
 
@@ -169,7 +169,7 @@ def test_a_run_of_another_configuration_does_not_count(folder: pathlib.Path, mon
     execute(path, folder / "out", only=["horovod"])
     faults = [entry.fault for entry in read_collection(folder / "out").entries]
     # The failed attempt leaves the previous run in place: that is not the reason for its absence.
-    assert faults == ["exit status 3: it failed", "was computed with another configuration"]
+    assert faults == ["exit status 3: it failed", "was computed with another configuration, or by another version"]
 
 
 @pytest.mark.parametrize("change", [{"workers": 3}, {"launcher": "horovodrun-mpi"}, {"launcher": "simulate"}])
@@ -193,7 +193,10 @@ def test_a_damaged_run_is_computed_again(folder: pathlib.Path, monkeypatch: pyte
     (folder / "out/runs/horovod-s1/summary.json").write_text("{")
     (folder / "out/runs/n_1-s1/config.yaml").write_text("nonsense: 1")
     entries = read_collection(folder / "out").entries
-    assert entries[0].fault.startswith("not finished: ") and entries[1].fault == "was computed with another configuration"
+    assert (
+        entries[0].fault.startswith("not finished: ")
+        and entries[1].fault == "was computed with another configuration, or by another version"
+    )
     execute(path, folder / "out")
     assert pretended.names == ["horovod-s1", "n_1-s1"] * 2
 
@@ -354,7 +357,7 @@ def test_the_checkpoint_of_another_run_is_not_used(
     (folder / "out/runs/horovod-s1/events.jsonl").write_text(json.dumps(start) + "\n")
     _, lines = execute(write(folder, tiny(launcher="mpirun", **change)), folder / "out", only=["horovod"])
     assert start_flags(pretended) == ["overwrite", "overwrite"]
-    assert lines[0] == "horovod-s1: was computed with another configuration; computed again"
+    assert lines[0] == "horovod-s1: was computed with another configuration, or by another version; computed again"
 
 
 def test_a_simulated_run_starts_again(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

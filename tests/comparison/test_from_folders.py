@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
@@ -191,17 +190,6 @@ def test_a_derived_target_follows_the_baseline_and_is_reached_in_every_environme
     execute(write(tmp_path, tiny(environments=environments)), tmp_path / "out")
     assert gathered(tmp_path / "out").target == Target(LOSS, 3.0, is_given=False)
     assert gathered(tmp_path / "out", baseline="N = 1").target == Target(LOSS, 3.0, is_given=False)
-
-
-def test_a_comparison_of_an_older_version_is_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_base(tmp_path, tmp_path / "text")
-    in_place_of_processes(monkeypatch, PretendedRuns())
-    execute(write(tmp_path, tiny()), tmp_path / "out")
-    plan = json.loads((tmp_path / "out/comparison.json").read_text())
-    for planned in plan["runs"]:
-        del planned["num_workers"], planned["is_simulated"]
-    (tmp_path / "out/comparison.json").write_text(json.dumps(plan))
-    assert all(entry.run is not None for entry in gathered(tmp_path / "out").entries)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"runs": [{}], "target": null}', "\udcff"])

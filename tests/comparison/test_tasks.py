@@ -220,7 +220,7 @@ def test_a_run_of_another_configuration_is_computed_again(
     path = write(folder, tiny(variants={"horovod": {"strategy.kind": "horovod"}, "N = 1": {"optimizer.clip_norm": 1.0}}))
     capsys.readouterr()
     assert main(command(path, "--task", "1")) == 0
-    line = "n_1-s1: was computed with another configuration; computed again"
+    line = "n_1-s1: was computed with another configuration, or by another version; computed again"
     assert capsys.readouterr().out.splitlines()[0] == line and pretended.names == ["n_1-s1"] * 2
 
 
