@@ -68,6 +68,11 @@ class LaunchedRun:
         return self._folder
 
     @property
+    def is_unheard(self) -> bool:
+        """Whether it is a script that would have told of its run, if it had begun one."""
+        return self.is_script and self._is_here and self._page is not None and self.folder is None
+
+    @property
     def summary(self) -> Summary | None:
         """The summary that the run writes at its end; None if a script has not told where, since `begin`."""
         self._listen()

@@ -129,6 +129,8 @@ def start_once(
         if ended.signal is None:
             _say("launch: all ranks have ended before the run did; their lines above say why, or the system's log")
         ended = dataclasses.replace(ended, status=1)
+    elif ended.status == 0 and launched.is_unheard:
+        _say("launch: the program has not called hvd_async.init: each of its processes has done the whole work alone")
     stop_signal = None if summary is None else summary.stop_signal()
     return outcome_of(ended, status, seconds, stop_signal, status_tells=status_tells, is_script=launched.is_script)
 

@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hvd_async.system.limits import MOST, MOST_BEAM, MOST_FLOAT32, MOST_RANKS, MOST_SECONDS, MOST_THREADS
 from hvd_async.system.paths import path_of
 
-Natural = Annotated[int, Field(ge=0, le=MOST)]
-Positive = Annotated[int, Field(ge=1, le=MOST)]
+
+def _whole(value: Any) -> Any:
+    """Return a number such as `1e6`, which YAML reads as one with a point, as a whole number if it is one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Natural = Annotated[int, Field(ge=0, le=MOST), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1, le=MOST), BeforeValidator(_whole)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Whole = Annotated[int, Field(ge=-MOST, le=MOST)]
 Number = Annotated[float, Field(ge=-MOST_FLOAT32, le=MOST_FLOAT32)]

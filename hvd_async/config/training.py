@@ -80,7 +80,9 @@ class TrainingConfig(Section):
     def _one_bound(self) -> TrainingConfig:
         bounds = {name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None}
         if len(bounds) != 1:
-            raise ValueError(f"got {bounds or 'none of them'}, expected exactly one of {', '.join(BOUNDS)}")
+            got = " and ".join(bounds) or "none of them"
+            hint = f"; {next(iter(bounds))}: null takes one away" if bounds else ""
+            raise ValueError(f"got {got}, expected exactly one of {', '.join(BOUNDS)}{hint}")
         return self
 
 
@@ -118,13 +120,13 @@ class ValidationConfig(Section):
     @pydantic.model_validator(mode="after")
     def _patience_fits(self) -> ValidationConfig:
         if self.patience is not None and self.every_during is None:
-            raise ValueError("patience: expected `when: during` and a value for `every`")
+            raise ValueError("patience: expected when: during, a value for every, and every_weight: null")
         return self
 
     @pydantic.model_validator(mode="after")
     def _every_weight_fits(self) -> ValidationConfig:
         if self.every_weight is not None and (self.when != "after" or self.every is not None):
-            raise ValueError("every_weight: expected `when: after` and no value for `every`")
+            raise ValueError("every_weight: expected when: after and every: null; or every_weight: null")
         return self
 
     @property

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hvd_async.config import Section, check, read_tree
+from hvd_async.config.section import as_list
 from hvd_async.errors import ConfigError
 from hvd_async.launcher.container import check_bind
 
@@ -32,7 +33,13 @@ def _checked_name(name: str) -> str:
     return name
 
 
-Name = Annotated[str, AfterValidator(_checked_name)]
+def _as_text(value: Any) -> Any:
+    """Return a number, such as that of an account, as text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Name = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked_name)]
+Lines = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 
 
 class SiteConfig(Section):
@@ -45,10 +52,10 @@ class SiteConfig(Section):
     queue: Name | None = Field(
         None, description="Queue of PBS and LSF, partition of Slurm; not for the nodes of a separate store."
     )
-    sbatch: tuple[str, ...] = Field((), strict=False, description="Further options of sbatch, such as `--qos=high`.")
-    qsub: tuple[str, ...] = Field((), strict=False, description="Further options of PBS's qsub, such as `-W umask=022`.")
-    bsub: tuple[str, ...] = Field((), strict=False, description="Further options of LSF's bsub, such as `-sla gold`.")
-    setup: tuple[str, ...] = Field(
+    sbatch: Lines = Field((), strict=False, description="Further options of sbatch, such as `--qos=high`.")
+    qsub: Lines = Field((), strict=False, description="Further options of PBS's qsub, such as `-W umask=022`.")
+    bsub: Lines = Field((), strict=False, description="Further options of LSF's bsub, such as `-sla gold`.")
+    setup: Lines = Field(
         (), strict=False, description="Lines of shell before anything is started, such as `module load cuda/12.4`."
     )
     conda: str | None = Field(
@@ -57,7 +64,7 @@ class SiteConfig(Section):
     container: str | None = Field(
         None, pattern=r"^[^\n]+$", description="Image of Apptainer in which `launch` runs the ranks; not used by `compare`."
     )
-    binds: tuple[Annotated[str, AfterValidator(_checked_bind)], ...] = Field(
+    binds: Annotated[tuple[Annotated[str, AfterValidator(_checked_bind)], ...], BeforeValidator(as_list)] = Field(
         (), strict=False, description="Folders of the host to see in the container, such as `/scratch`, as for `--bind`."
     )
 

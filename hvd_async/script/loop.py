@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
@@ -11,7 +13,9 @@ import torch
 from hvd_async.errors import ConfigError
 from hvd_async.runs.checkpoint import list_checkpoints
 from hvd_async.script.buffers import Buffers
+from hvd_async.script.endings import report_if_uncaught
 from hvd_async.script.loader import BatchSource, EndOfStream
+from hvd_async.script.nesting import loop_around
 from hvd_async.strategies.protocol import Claim, Session, Step
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.random_numbers import seed_batch
@@ -169,10 +173,12 @@ class Batches:
     Iterating ends when the run is over on all ranks; then the model has the parameters of its last version on every rank.
     """
 
-    def __init__(self, loop: ScriptLoop | NoLoop, finish: Callable[[], None]) -> None:
-        """Made by `ScriptRun.prepare`. `finish` ends the run."""
+    def __init__(self, loop: ScriptLoop | NoLoop, finish: Callable[[], None], began: Mapping[CodeType, int] | None) -> None:
+        """Made by `ScriptRun.prepare`. `finish` ends the run. `began`: on the rank that warns of a loop over epochs, the lines at
+        which `prepare` was called."""
         self._loop = loop
         self._finish = finish
+        self._began = began
         self._is_used = False
 
     @property
@@ -183,11 +189,20 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches; once."""
         if self._is_used:
-            raise ConfigError(
+            error = ConfigError(
                 "batches: iterated twice, expected one loop over all epochs (training.epochs says how many there are); the first"
                 " loop was the whole run, and its model is in models/last of the run's folder"
             )
+            error.is_on_all_ranks = True
+            report_if_uncaught(error)
+            raise error
         self._is_used = True
+        if self._began is not None and (line := loop_around(sys._getframe(1), self._began)) is not None:
+            print(
+                f"the loop over the batches is inside another loop, in line {line}, whose first turn will have the batches of all"
+                " epochs, and whose second turn is an error",
+                flush=True,
+            )
         return self._batches()
 
     def _batches(self) -> Iterator[Any]:

@@ -176,7 +176,15 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
 
 def plan_ranks(group: Group, config: RunConfig, environ: Mapping[str, str]) -> tuple[RankPlan, ...]:
     """Give every rank its role, device and threads; every rank computes the same plan. Collective."""
-    check_world(read_environment(environ), group.rank, group.size)
+    launched = read_environment(environ)
+    if config.strategy.is_single and launched is not None and launched.size > 1:
+        error = ConfigError(
+            f"strategy {config.strategy.kind}: got {launched.size} processes of {launched.launcher.name}, expected one; choose"
+            " strategy async, horovod or ddp"
+        )
+        error.is_on_all_ranks = True
+        raise error
+    check_world(launched, group.rank, group.size)
     machines = [Machine.from_text(text) for text in group.allgather(this_machine().to_text())]
 
     def plan() -> tuple[RankPlan, ...]:

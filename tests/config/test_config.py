@@ -123,6 +123,12 @@ def test_a_single_score_and_a_single_symbol_need_no_list() -> None:
     assert config.translation.metrics == ("chrf",) and config.translation.vocabulary.symbols == ("<2de>",)
 
 
+def test_a_whole_number_may_be_written_with_an_exponent() -> None:
+    config = parse_config({"output": "x", "training": {"weight": 1e6}, "task": {"data": {"folder": "x"}}}, "made")
+    assert config.training.weight == 1_000_000 and isinstance(config.training.weight, int)
+    assert faults(training={"epochs": 1.5}) == ["config.yaml: training.epochs: got 1.5, expected: a whole number"]
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config({"output": "x", "training": {"epochs": 1}, "task": {"data": {}}}, source="a.yaml")
@@ -292,11 +298,12 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ({"training": {}}, "training: got none of them, expected exactly one of epochs, weight, updates, seconds"),
         (
             {"training": {"epochs": 1, "updates": 2}},
-            "training: got {'epochs': 1, 'updates': 2}, expected exactly one of epochs, weight, updates, seconds",
+            "training: got epochs and updates, expected exactly one of epochs, weight, updates, seconds; epochs: null takes"
+            " one away",
         ),
         (
             {"validation": {"patience": 2}},
-            "validation: patience: expected `when: during` and a value for `every`",
+            "validation: patience: expected when: during, a value for every, and every_weight: null",
         ),
         (
             {"vocabulary": {"kind": "unigram", "bpe_dropout": 0.1}},
@@ -316,7 +323,7 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"validation": {"patience": 2, "every": 5, "when": "after"}},
-            "validation: patience: expected `when: during` and a value for `every`",
+            "validation: patience: expected when: during, a value for every, and every_weight: null",
         ),
     ],
 )

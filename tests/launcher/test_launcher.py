@@ -178,6 +178,28 @@ def test_the_shipped_scripts_are_those_rendered_by_default(system: SystemName, s
     assert path.read_text() == default_script(system, script)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "own.yaml|--set|a=1|"),
+        (("other.yaml",), "other.yaml|--set|a=1|"),
+        (("other.yaml", "--resume", "x"), "other.yaml|--set|a=1|--resume|x|"),
+        (("--resume",), "own.yaml|--set|a=1|--resume|"),
+        (("-w", "3"), "own.yaml|--set|a=1|-w|3|"),
+    ],
+)
+@pytest.mark.parametrize(("system", "script"), ALL_SCRIPTS)
+def test_the_first_argument_of_a_script_names_the_configuration_unless_it_is_an_option(
+    system: SystemName, script: Script, words: tuple[str, ...], expected: str
+) -> None:
+    text = render(ScriptJob(script, "own.yaml", options=("--set", "a=1"), system=system), Resources())
+    lines = text.splitlines()
+    begin = next(i for i, line in enumerate(lines) if re.match("(config|suite)=", line))
+    program = "\n".join([*lines[begin : begin + 3], 'printf "%s|" "${config-$suite}" "${options[@]}"'])
+    shown = subprocess.run(["bash", "-euc", program, "script", *words], capture_output=True, text=True, check=True)
+    assert shown.stdout == expected
+
+
 @pytest.mark.parametrize(("system", "script"), ALL_SCRIPTS)
 def test_values_of_a_script_are_quoted_for_its_shell(system: SystemName, script: Script) -> None:
     awkward = "it's a $(touch /tmp/hvd-async-never) `name`; x"

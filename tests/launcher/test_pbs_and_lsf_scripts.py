@@ -105,7 +105,7 @@ def test_the_same_flags_become_directives_of_lsf(desk: pathlib.Path, capsys: pyt
         "-sla gold",
         "-x",
     ]
-    assert any(line.startswith('options=(--set seed=2 --workers-per-node 2 "${@:2}")') for line in lines)
+    assert any(line.startswith('options=(--set seed=2 --workers-per-node 2 "$@")') for line in lines)
     assert "--workers-per-node" not in "".join(script(capsys, "--lsf", "--workers", "3"))
 
 

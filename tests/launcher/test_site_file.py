@@ -70,7 +70,7 @@ def test_another_site_file_can_be_named(config: pathlib.Path, capsys: pytest.Cap
         ("acount: a\n", "acount: unknown key; did you mean 'account'?"),
         ("account: a b\n", "account: got 'a b'"),
         ("account: 'a\n#SBATCH --x'\n", "account: got"),
-        ("setup: module load x\n", "setup: got 'module load x'"),
+        ("setup: {a: b}\n", "setup: got {'a': 'b'}, expected: a list"),
         ("partition: a\n", "partition: unknown key; it is called 'queue' now"),
         ("[a]\n", "expected the keys of the site file"),
     ],
@@ -92,6 +92,17 @@ def test_a_queue_counts_in_every_system(
     (tmp_path / "own.yaml").write_text("queue: big\n")
     assert any(
         line.startswith(option) for line in script(capsys, str(config), f"--{system}", "--site", str(tmp_path / "own.yaml"))
+    )
+
+
+def test_single_values_need_no_list_and_an_account_may_be_a_number(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "site.yaml").write_text("account: 12345\nsetup: module load x\nsbatch: --qos=high\nbinds: /scratch\n")
+    site = read_site(tmp_path / "site.yaml", {})
+    assert (site.account, site.setup, site.sbatch, site.binds) == (
+        "12345",
+        ("module load x",),
+        ("--qos=high",),
+        ("/scratch",),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hvd_async.config import DataConfig, RunConfig
+from hvd_async.config import DataConfig, RunConfig, VocabularyConfig
 from hvd_async.errors import DataError
 from hvd_async.system.files import new_folder
 from hvd_async.system.json_text import parse_json
@@ -146,7 +146,7 @@ def _fingerprint(config: RunConfig) -> str:
     settings = {
         "format": _FORMAT,
         "seed": config.seed,
-        "vocabulary": config.translation.vocabulary.model_dump(exclude={*_FILES, *_WHILE_TRAINING}),
+        "vocabulary": _settings_of_vocabulary(config.translation.vocabulary),
         "max_tokens_per_sentence": data.max_tokens_per_sentence,
         "languages": [data.source, data.target],
         "splits": [data.train[0] if len(data.train) == 1 else data.train, data.validation],
@@ -165,6 +165,18 @@ def _fingerprint(config: RunConfig) -> str:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     return total.hexdigest()[:16]
+
+
+def _settings_of_vocabulary(config: VocabularyConfig) -> dict[str, Any]:
+    """Return the keys that shape a vocabulary; later ones only where they have an effect, for the fingerprints of before."""
+    settings = config.model_dump(exclude={*_FILES, *_WHILE_TRAINING})
+    if not config.byte_fallback:
+        del settings["byte_fallback"]
+    if config.shared:
+        del settings["shared"]
+    if not config.symbols:
+        del settings["symbols"]
+    return settings
 
 
 def _read_texts(config: RunConfig) -> tuple[ParallelText, ParallelText]:
