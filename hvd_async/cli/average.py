@@ -46,6 +46,6 @@ def _average(arguments: argparse.Namespace) -> int:
         version=max(mean.versions),
         extra={"averaged_versions": mean.versions},
     )
-    again = f"; {mean.num_repeated} of them equal an earlier one, which so counts more" if mean.num_repeated else ""
+    again = f"; {mean.num_repeated} of them repeat an earlier one, which therefore counts more" if mean.num_repeated else ""
     print(f"{output}: mean of {len(folders)} models, of versions {', '.join(map(str, mean.versions))}{again}")
     return 0

@@ -22,7 +22,7 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="wait so long for a free place among the workers (default 0)",
+        help="seconds to wait for a free place among the workers (default 0)",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: as the run's configuration says)")
     parser.add_argument(

@@ -13,7 +13,7 @@ from hvd_async.errors import DataError
 
 def add_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
-    _add_status(verb(verbs, "status", "say of a run, or of a suite, whether it is alive and how far it is", _status))
+    _add_status(verb(verbs, "status", "say whether a run, or a suite, is alive and how far along it is", _status))
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:

@@ -118,8 +118,8 @@ def read_run(folder: pathlib.Path) -> Run:
         run = _from_summary(folder, config, summary)
     except FileNotFoundError:
         raise DataError(
-            f"{folder}: got a run without {path.name}, which has not ended: `hvd-async status` says how far it is, and --resume"
-            " continues one that was interrupted"
+            f"{folder}: got a run without {path.name}, which has not ended: `hvd-async status` says how far along it is, and"
+            " --resume continues one that was interrupted"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); expected the summary of a run") from None

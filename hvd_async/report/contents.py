@@ -85,7 +85,7 @@ def _overview(collection: Collection) -> str:
         *([plural(len(collection.environments), "environment")] if len(collection.environments) > 1 else []),
     ]
     parts.append(plural(seeds, "seed"))
-    ended = f"{len(runs)} of {plural(len(collection.entries), 'run')} ended well"
+    ended = f"{len(runs)} of {plural(len(collection.entries), 'run')} finished"
     return " ".join(filter(None, [f"{', '.join(parts)}; {ended}. Baseline: {collection.baseline}.", clock_note(runs)]))
 
 

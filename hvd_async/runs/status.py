@@ -122,8 +122,8 @@ class RunStatus:
         lines += [f"  lost: {each}" for each in self.lost]
         if self.state == "interrupted":
             lines.append(
-                "  no process has the folder: the command that started it continues it with --auto-resume, unless its `launch` is"
-                " about to start it again"
+                "  no process has the folder: add --auto-resume to the command that started it to continue, unless its `launch`"
+                " is about to start it again"
             )
         return lines
 

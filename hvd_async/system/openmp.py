@@ -18,6 +18,7 @@ VARIABLE = "GOMP_SPINCOUNT"
 # About 70 microseconds: longer than most waits on a quiet machine, far shorter than a time slice of the scheduler.
 SPINS = "1000"
 _CHOICES = (VARIABLE, "OMP_WAIT_POLICY")
+_late: list[bool] = []
 
 # About 50 microseconds with one thread, like operations of a small Transformer.
 _ELEMENTS = 1 << 18
@@ -29,10 +30,17 @@ _BUSY = "import time\nend = time.monotonic() + 10\nwhile time.monotonic() < end:
 def bound_spinning(environ: MutableMapping[str, str]) -> None:
     """Make threads that wait for each other sleep after a short spin, unless `environ` says otherwise.
 
-    Call this before torch is loaded: its OpenMP reads the environment once.
+    Call this before torch is loaded: its OpenMP reads the environment once. See `is_too_late`.
     """
     if not any(name in environ for name in _CHOICES):
         environ[VARIABLE] = SPINS
+        if "torch" in sys.modules:
+            _late.append(True)
+
+
+def is_too_late() -> bool:
+    """Whether torch was loaded before `bound_spinning` was called, and so has not heard of it."""
+    return bool(_late)
 
 
 def is_default(name: str, value: str) -> bool:

@@ -57,6 +57,19 @@ def test_horovodrun_runs_the_synchronous_baseline(tmp_path: pathlib.Path, launch
     assert len(losses_of(tmp_path / "run")) > 3
 
 
+def test_several_processes_of_strategy_single_are_refused_in_one_line(tmp_path: pathlib.Path) -> None:
+    path = write_config(tmp_path, strategy={"kind": "single"}, metrics=[])
+    write_corpus(tmp_path / "text", train=200, validation=8, test=8)
+    family, mpirun = mpi_family(), mpirun_path()
+    assert family is not None and mpirun is not None
+    options = LaunchOptions(mpi=family, mpirun=mpirun, as_root=os.geteuid() == 0)
+    command = mpirun_command((sys.executable, "-m", "hvd_async", "train", str(path)), RankLayout.of_ranks(2, 1), options)
+    environ = {**command.environ(os.environ), "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    done = run_limited(command.argv, environ, 60)
+    assert done.returncode == 2
+    assert done.stderr.count("strategy single: got 2 processes of Open MPI, expected one; choose strategy async") == 1
+
+
 def sockets_of(process: pathlib.Path) -> set[str]:
     """Return the inodes of the sockets that a process has open, from its folder in /proc."""
     with contextlib.suppress(OSError):

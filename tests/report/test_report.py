@@ -48,7 +48,7 @@ def lines_of(path: pathlib.Path) -> list[dict[str, str]]:
 def test_markdown_contains_the_answer_and_the_figures(report: pathlib.Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8")
     assert text.startswith(
-        "# A test\n\n2 variants, 2 seeds; 4 of 4 runs ended well. Baseline: horovod.\n\n"
+        "# A test\n\n2 variants, 2 seeds; 4 of 4 runs finished. Baseline: horovod.\n\n"
         "**async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU (29.0 against 30.0;"
         " difference"
         " -1.0 to -1.0).**\n\n"

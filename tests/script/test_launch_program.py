@@ -62,6 +62,36 @@ if sys.argv[1] == "end":
 """
 
 
+IN_EPOCHS = FAILING.replace("for number", "for epoch in range(20):\n  for number").replace("\n    ", "\n      ")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("strategy", ["async", "ddp"])
+def test_a_loop_over_epochs_is_told_at_once_and_ends_in_one_line(tmp_path: pathlib.Path, strategy: str) -> None:
+    (tmp_path / "script.py").write_text(IN_EPOCHS)
+    line = next(number for number, text in enumerate(IN_EPOCHS.splitlines(), 1) if text.startswith("for epoch"))
+    arguments = ("--workers", "2", "--set", f"strategy.kind={strategy}", "--", sys.executable, str(tmp_path / "script.py"))
+    done = launch(*arguments, "epochs", str(tmp_path / "run"))
+    assert done.returncode == 2, done.stderr
+    warning = f"the loop over the batches is inside another loop, in line {line}, whose first turn"
+    assert done.stdout.count(warning) == 1 and done.stdout.index(warning) < done.stdout.index("finished: version")
+    told = [text for text in done.stderr.splitlines() if text]
+    assert len([text for text in told if "batches: iterated twice" in text]) == 1 and "Traceback" not in done.stderr, (
+        done.stderr
+    )
+
+
+@pytest.mark.mpi
+def test_a_program_that_begins_no_run_is_told(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "plain.py").write_text("print('at work')\n")
+    done = launch("--workers", "2", *ASYNC, "--", sys.executable, str(tmp_path / "plain.py"))
+    assert done.returncode == 0 and done.stdout.count("at work\n") == 3
+    assert (
+        "launch: the program has not called hvd_async.init: each of its processes has done the whole work alone"
+        in done.stdout
+    )
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("where", "strategy", "end"),

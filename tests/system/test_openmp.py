@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -65,3 +66,24 @@ def test_measuring_contention_keeps_the_number_of_threads() -> None:
     measured = measure_contention()
     assert measured.threads == before == torch.get_num_threads()
     assert min(measured.one_thread, measured.alone, measured.beside) > 0
+
+
+@pytest.mark.parametrize(
+    ("imports", "setting", "is_told"),
+    [
+        ("import torch, hvd_async", {}, True),
+        ("import hvd_async, torch", {}, False),
+        ("import torch, hvd_async", {VARIABLE: "5"}, False),
+    ],
+)
+def test_a_script_that_imports_torch_first_is_told(
+    imports: str, setting: dict[str, str], is_told: bool, tmp_path: pathlib.Path
+) -> None:
+    program = (
+        f"{imports}\nimport hvd_async as ha\ntorch.set_num_threads(2)\n"
+        "run = ha.init('run', strategy='single', epochs=1, device='cpu')\nrun.finish()\n"
+    )
+    environment = {**CLEAN, **setting, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert ("torch was imported before hvd_async" in done.stdout) == is_told, done.stderr

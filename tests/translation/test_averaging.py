@@ -46,7 +46,7 @@ def test_the_mean_of_a_model_with_itself_is_the_model(
 ) -> None:
     output = tmp_path / "mean"
     assert main(["average", *[str(folders[0])] * 3, "--output", str(output)]) == 0
-    told = f"{output}: mean of 3 models, of versions 3, 3, 3; 2 of them equal an earlier one, which so counts more\n"
+    told = f"{output}: mean of 3 models, of versions 3, 3, 3; 2 of them repeat an earlier one, which therefore counts more\n"
     assert capsys.readouterr().out == told
     assert (output / "model.safetensors").read_bytes() == (folders[0] / "model.safetensors").read_bytes()
     lines = ["The dog sees the cat."]

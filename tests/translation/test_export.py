@@ -120,7 +120,8 @@ def test_a_run_given_instead_of_a_model_is_refused_with_its_models(exported: Pat
     for name in ("last", "best"):
         shutil.copytree(exported, run / "models" / name)
     with pytest.raises(
-        DataError, match=f"{run}: holds models of runs, and is none itself; expected {run}/models/best, {run}/models/last"
+        DataError,
+        match=f"{run}: holds models of runs but is not a model itself; expected {run}/models/best, {run}/models/last",
     ):
         load_model(run)
 

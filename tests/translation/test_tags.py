@@ -8,6 +8,8 @@ import pytest
 
 from hvd_async.__main__ import main
 from hvd_async.config import dump_config
+from hvd_async.tasks.translation.corpus import prepare
+from hvd_async.tasks.translation.task import TranslationTask
 from tests.translation.settings import make_config
 
 WORDS = ("one", "two", "three", "four", "five", "six")
@@ -41,7 +43,14 @@ def test_a_tag_says_into_which_language_to_translate(tmp_path: Path, capsys: pyt
     )
     (tmp_path / "run.yaml").write_text(dump_config(config))
     assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    assert "symbols that the training text lacks" not in capsys.readouterr().out
     (tmp_path / "text").write_text("".join(f"{tag} three five\n" for tag in OF_TAG))
     capsys.readouterr()
     assert main(["translate", str(tmp_path / "run/models/last"), "--input", str(tmp_path / "text")]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{words[2]} {words[4]}" for words in OF_TAG.values()]
+
+
+def test_symbols_that_the_text_lacks_are_told(folder: Path) -> None:
+    config = make_config(folder, vocabulary={"size": 220, "symbols": ["<2de>", "."]})
+    lines = TranslationTask(config, prepare(config)).describe_data()
+    assert "symbols that the training text lacks: <2de> (task.vocabulary.symbols)" in lines

@@ -115,6 +115,14 @@ class PreparedCorpus:
     fingerprint: str
     """Hash of text and settings; equal fingerprints mean equal arrays."""
 
+    def unused_symbols(self, symbols: Sequence[str]) -> list[str]:
+        """Return those of `symbols`, pieces of the vocabularies, that the training text has on neither side."""
+        if not symbols:
+            return []
+        sides = ((self.vocabularies.source, self.train.source_tokens), (self.vocabularies.target, self.train.target_tokens))
+        used = {vocabulary.pieces([number])[0] for vocabulary, tokens in sides for number in np.unique(tokens)}
+        return [symbol for symbol in symbols if symbol not in used]
+
 
 def prepare(config: RunConfig) -> PreparedCorpus:
     """Open the prepared corpus of `config`; make it first if it is missing or damaged.

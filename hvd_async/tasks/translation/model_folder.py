@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
         raise DataError(f"{folder}: no such folder; expected a trained model, such as runs/NAME/models/best")
     if not (folder / PARAMETERS).is_file() and (models := _models_below(folder)):
         names = ", ".join(str(path.parent) for path in models[:3]) + (", ..." if models[3:] else "")
-        raise DataError(f"{folder}: holds models of runs, and is none itself; expected {names}")
+        raise DataError(f"{folder}: holds models of runs but is not a model itself; expected {names}")
     if (folder / "model.bin").is_file() and not (folder / PARAMETERS).is_file():
         raise DataError(f"{folder}: got an export for CTranslate2, expected the model folder from which `export` made it")
     for name in (PARAMETERS, CONFIG, *(path.name for path in vocabulary_files(folder)), META):

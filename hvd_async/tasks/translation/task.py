@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hvd_async.config import RunConfig
 from hvd_async.errors import ConfigError, DataError
+from hvd_async.system.printable import printable
 from hvd_async.system.random_numbers import numbers_apart
 from hvd_async.tasks.evaluating import device_of, evaluating
 from hvd_async.tasks.metric import Metric
@@ -197,6 +198,10 @@ class TranslationTask:
         losses, vocabulary = self._corpus.losses, self._config.translation.vocabulary
         coverage = f" (task.vocabulary.character_coverage: {vocabulary.character_coverage:g})" if not given else ""
         normalization = f" (task.vocabulary.normalization: {vocabulary.normalization})" if not given else ""
+        if unused := self._corpus.unused_symbols(vocabulary.symbols):
+            lines.append(
+                f"symbols that the training text lacks: {', '.join(map(printable, unused))} (task.vocabulary.symbols)"
+            )
         if losses.unknown_pieces:
             lines.append(f"{losses.unknown_pieces:,} pieces of the training text are unknown to the vocabulary{coverage}")
         if losses.normalized_lines:
