@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import CodeType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from hvd_async.runs.checkpoint import list_checkpoints
 from hvd_async.script.buffers import Buffers
 from hvd_async.script.endings import report_if_uncaught
 from hvd_async.script.loader import BatchSource, EndOfStream
-from hvd_async.script.nesting import loop_around
+from hvd_async.script.nesting import lines_of, loop_around
 from hvd_async.strategies.protocol import Claim, Session, Step
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.random_numbers import seed_batch
@@ -173,12 +172,11 @@ class Batches:
     Iterating ends when the run is over on all ranks; then the model has the parameters of its last version on every rank.
     """
 
-    def __init__(self, loop: ScriptLoop | NoLoop, finish: Callable[[], None], began: Mapping[CodeType, int] | None) -> None:
-        """Made by `ScriptRun.prepare`. `finish` ends the run. `began`: on the rank that warns of a loop over epochs, the lines at
-        which `prepare` was called."""
+    def __init__(self, loop: ScriptLoop | NoLoop, finish: Callable[[], None], warns: bool) -> None:
+        """Made by `ScriptRun.prepare`. `finish` ends the run. `warns`: of a loop over epochs, if there is one."""
         self._loop = loop
         self._finish = finish
-        self._began = began
+        self._began = lines_of(sys._getframe(1)) if warns else None
         self._is_used = False
 
     @property

@@ -28,7 +28,6 @@ from hvd_async.script.endings import at_end_of_script, end_with, on_all_ranks, r
 from hvd_async.script.final_version import FinalVersion
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
 from hvd_async.script.loop import Batches, NoLoop, ScriptLoop
-from hvd_async.script.nesting import lines_of
 from hvd_async.script.no_input import NoInput
 from hvd_async.script.optimizer import RateSchedule, RunOptimizer, check_schedule, guard_groups, release_groups
 from hvd_async.script.rank_log import RankLog
@@ -206,8 +205,7 @@ class ScriptRun:
             module = loop.session.module
             guard_groups(optimizer)
         self._final = final
-        began = lines_of(sys._getframe(1)) if self.worker == 0 else None
-        return module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop, self.finish, began)
+        return module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop, self.finish, self.worker == 0)
 
     def _open(self, loop: ScriptLoop) -> ScriptLoop:
         """Return `loop` with its session. Collective."""

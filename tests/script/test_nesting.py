@@ -14,7 +14,7 @@ import pytest
 from hvd_async.script.nesting import lines_of, loop_around
 
 
-class Batches:
+class MadeBatches:
     """Finds the loop around its own when it is first read, as the batches of a run do."""
 
     found: ClassVar[list[int | None]] = []
@@ -60,12 +60,12 @@ def caller() -> FrameType | None:
 )
 def test_a_loop_around_that_over_the_batches_is_found(script: str, line: int | None, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(textwrap.dedent(script) + "\n")
-    Batches.found = []
-    runpy.run_path(str(tmp_path / "script.py"), {"Batches": Batches})
-    assert Batches.found == [line]
+    MadeBatches.found = []
+    runpy.run_path(str(tmp_path / "script.py"), {"Batches": MadeBatches})
+    assert MadeBatches.found == [line]
 
 
 def test_without_a_source_nothing_is_found() -> None:
-    Batches.found = []
-    exec("batches = Batches()\nfor epoch in range(1):\n    for batch in batches: pass", {"Batches": Batches})
-    assert Batches.found == [None]
+    MadeBatches.found = []
+    exec("batches = Batches()\nfor epoch in range(1):\n    for batch in batches: pass", {"Batches": MadeBatches})
+    assert MadeBatches.found == [None]
