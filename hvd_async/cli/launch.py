@@ -206,7 +206,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     with (
         _respawning(config, respawn),
         _keeping(config) as keeper,
-        LaunchedRun(config, is_here=layout.is_local) as launched_run,
+        LaunchedRun(config, is_here=layout.is_local and arguments.container is None) as launched_run,
     ):
 
         def start(begin: Begin) -> LaunchOutcome:

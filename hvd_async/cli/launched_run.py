@@ -21,7 +21,8 @@ class LaunchedRun:
     A context manager: inside the block the environment has the `SCRIPT_VARIABLE` of `launch_page` for the ranks that start."""
 
     def __init__(self, config: RunConfig, *, is_here: bool = True) -> None:
-        """`config`: of a script, only what decides its ranks. `is_here`: all ranks are on this host."""
+        """`config`: of a script, only what decides its ranks. `is_here`: all ranks are on this host, and
+        see its processes, as those in a container may not."""
         self._is_here = is_here
         self._is_later = False  # the script had another run before
         self.config = config
