@@ -7,6 +7,7 @@ import math
 from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.recorder_context import RunContext, TrainingClock
 from hvd_async.runs.recorder_part import RunPart
+from hvd_async.runs.totals import Totals
 from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.wire.stop import StopNotice
 
@@ -17,11 +18,12 @@ _NOT_FINITE = (Refusal.NOT_FINITE, Refusal.SUM_NOT_FINITE)
 class Limits(RunPart):
     """Decides whether a run is to end, and reports how it ended."""
 
-    def __init__(self, run: RunContext, clock: TrainingClock, history: EvaluationHistory) -> None:
+    def __init__(self, run: RunContext, clock: TrainingClock, history: EvaluationHistory, totals: Totals) -> None:
         """All arguments stay the caller's."""
         self._config = run.config
         self._clock = clock
         self._history = history
+        self._totals = totals
         self._num_not_finite = 0  # in a row
         self._has_diverged = False
 
@@ -50,6 +52,7 @@ class Limits(RunPart):
         last = self._history.last
         if notice is not None and not notice.is_end:
             return "stopped"
-        if self._has_diverged or (last is not None and not math.isfinite(last.loss)):
+        has_learned_nothing = self._num_not_finite > 0 and not self._totals.metrics.updates
+        if self._has_diverged or has_learned_nothing or (last is not None and not math.isfinite(last.loss)):
             return "diverged"
         return "finished early" if self.is_out_of_patience() else "finished"

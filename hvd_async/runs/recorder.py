@@ -49,7 +49,7 @@ class RunRecorder:
         self._writer = BackgroundWriter(max(_MAX_UNWRITTEN_BYTES, MAX_UNWRITTEN_VECTORS * 4 * run.flat.size))
         self._history = EvaluationHistory(metric_of_score(run.config.validation.score, run.task.metrics))
         self._totals = Totals()
-        self._limits = Limits(run, self._clock, self._history)
+        self._limits = Limits(run, self._clock, self._history, self._totals)
         self._events = Events(run, self._clock)
         self._scalars = Scalars(run, self._clock, self._totals)
         self._snapshots = Snapshots(run, self._clock, self._writer, self._copies, self._history)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hvd_async.errors import CheckpointError, DataError, HvdAsyncError
+from hvd_async.errors import CheckpointError, DataError, DivergedError, HvdAsyncError
 from hvd_async.runs import scalars
 from hvd_async.runs.evaluations import EvaluationHistory, EvaluationResult
 from hvd_async.runs.summary import summary_lines
@@ -464,3 +464,15 @@ def test_a_failed_write_is_raised_once() -> None:
         writer.submit(fail)
         writer.forget_failures()
         writer.wait()
+
+
+def test_a_run_that_has_made_no_update_of_its_gradients_has_diverged(tmp_path: pathlib.Path) -> None:
+    class NeverFinite(ToyTask):
+        def loss(self, *arguments: Any) -> Any:
+            loss, weight = super().loss(*arguments)
+            return loss * float("nan"), weight
+
+    with pytest.raises(DivergedError):
+        run(settings_of(tmp_path / "run"), NeverFinite)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "diverged" and summary["updates"] == 0 and summary["refused"] == {"not_finite": 12}
