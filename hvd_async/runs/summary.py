@@ -63,6 +63,7 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     num_joined = summary.get("joined_workers", 0)
     lost += "" if not num_joined else f", {num_joined} joined"
     unit = "virtual s" if summary.get("simulated") else "s"
+    why = ", since validation.patience is exhausted" if summary["status"] == "finished early" else ""
     lines = []
     if summary.get("unmeasured"):
         lines.append(f"due for evaluation but not evaluated: versions {', '.join(map(str, summary['unmeasured']))}")
@@ -71,7 +72,7 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     if summary["refused"]:
         lines.append("refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in summary["refused"].items()))
     lines.append(
-        f"{summary['status']}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
+        f"{summary['status']}{why}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
         f" {summary['seconds']:.1f} {unit},"
         f" staleness {summary['mean_staleness']:.2f}{scores}{resumed_text(summary['processes'])}{lost}; see {output}"
     )

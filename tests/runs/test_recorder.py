@@ -191,6 +191,9 @@ def test_the_best_model_is_that_of_the_score(tmp_path: pathlib.Path) -> None:
 def test_patience_counts_by_the_score(tmp_path: pathlib.Path) -> None:
     summary = run(accurate(tmp_path / "run", patience=2), Scripted)
     assert summary["status"] == "finished early" and versions(summary) == [2, 4, 6, 8, 10] and summary["updates"] == 10
+    assert summary_lines(summary, "run")[-1].startswith(
+        "finished early, since validation.patience is exhausted: version 10, "
+    )
 
 
 def test_a_resumed_run_continues_its_patience_and_its_best_score(tmp_path: pathlib.Path) -> None:
