@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hvd_async.errors import SetupError
+from hvd_async.errors import ConfigError, SetupError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
     """Return the hosts of a hostfile in any common form, or of `--hosts a:2,b:2`. `source` names the text in errors.
 
     Hosts are separated by lines or commas: `name`, `name:2` (MPICH, Horovod) or `name slots=2` (Open MPI); `#` starts a
-    comment. The slots of a host that is named several times add up, as with all launchers. Raises `SetupError`.
+    comment. The slots of a host that is named several times add up, as with all launchers. Raises `ConfigError`.
     """
     hosts: list[Host] = []
     for line in text.splitlines():
@@ -40,10 +40,10 @@ def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
             found = re.fullmatch(r"([\w.-]+)(?:\s*:\s*(\d+)|\s+slots\s*=\s*(\d+).*)?", entry.strip())
             slots = int(found[2] or found[3] or 1) if found else 0
             if not found or slots < 1:
-                raise SetupError(f"{source}: got {entry.strip()!r}, expected NAME, NAME:SLOTS or NAME slots=SLOTS")
+                raise ConfigError(f"{source}: got {entry.strip()!r}, expected NAME, NAME:SLOTS or NAME slots=SLOTS")
             hosts.append(Host(found[1], int(found[2] or found[3]) if found[2] or found[3] else None))
     if not hosts:
-        raise SetupError(f"{source}: names no host; expected NAME:SLOTS, one per line or separated by commas")
+        raise ConfigError(f"{source}: names no host; expected NAME:SLOTS, one per line or separated by commas")
     return tuple(_merged(hosts))
 
 

@@ -543,7 +543,7 @@ def test_a_host_that_is_named_again_gets_more_slots() -> None:
 
 @pytest.mark.parametrize(("text", "message"), [("a:two", "got 'a:two'"), ("a:0", "got 'a:0'"), ("# none", "names no host")])
 def test_hosts_that_cannot_be_read_are_refused(text: str, message: str) -> None:
-    with pytest.raises(SetupError, match=f"hosts.txt: {message}"):
+    with pytest.raises(ConfigError, match=f"hosts.txt: {message}"):
         parse_hosts(text, "hosts.txt")
 
 
