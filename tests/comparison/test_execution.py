@@ -62,7 +62,7 @@ def test_the_device_of_simulated_runs_is_passed_on(folder: pathlib.Path, capsys:
     assert main(["compare", suite, "--device", "cuda", "--slurm"]) == 2
     assert "expected --gpus-per-node with it" in capsys.readouterr().err
     assert main(["compare", suite, "--device", "cuda", "--slurm", "--gpus-per-node", "1"]) == 0
-    assert 'options=(--device cuda "${@:2}")' in capsys.readouterr().out
+    assert 'options=(--device cuda "$@")' in capsys.readouterr().out
     assert main(["compare", suite, "--device", "cuda:99", "--count"]) == 0
     assert main(["compare", suite, "--device", "cuda:99", "--output", str(folder / "out")]) == 4
     assert main(["compare", str(write(folder, tiny(launcher="mpirun"))), "--device", "cpu"]) == 2

@@ -20,6 +20,7 @@ from tests.test_architecture import MODULES, imports
 ROOT = pathlib.Path(__file__).parents[2]
 DISTRIBUTIONS = {"yaml": "pyyaml", "mlflow": "mlflow-skinny"}  # where its name is not the one of the import
 BROUGHT_BY_OTHERS = {"triton", "markupsafe", "annotated_types", "typing_extensions"}  # torch, jinja2 and pydantic
+IN_A_PYTHON_OF_ITS_OWN = {"joeynmt"}  # `bench translation --joeynmt` runs a program there
 
 
 def dependencies() -> tuple[set[str], dict[str, set[str]]]:
@@ -37,7 +38,7 @@ def test_every_package_that_is_imported_is_a_dependency_or_in_the_table() -> Non
     required, _ = dependencies()
     optional = {package for packages in EXTRAS.values() for package in packages}
     found = {name.partition(".")[0] for tree in MODULES.values() for name in imports(tree)}
-    outside = found - set(sys.stdlib_module_names) - {"hvd_async", *BROUGHT_BY_OTHERS}
+    outside = found - set(sys.stdlib_module_names) - {"hvd_async", *BROUGHT_BY_OTHERS, *IN_A_PYTHON_OF_ITS_OWN}
     assert {DISTRIBUTIONS.get(name, name) for name in outside - optional} == required
     # Imported by torch.utils.tensorboard alone.
     assert optional - outside == {"tensorboard"}
