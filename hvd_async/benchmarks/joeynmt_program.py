@@ -32,10 +32,9 @@ def main() -> None:
     logging.disable()
     torch.set_num_threads(1)
     request = json.loads(sys.stdin.readline())
-    tokens = ("<unk>", "<pad>", "<s>", "</s>")
-    unk, pad, bos, eos = tokens
-    special = SimpleNamespace(unk_token=unk, pad_token=pad, bos_token=bos, eos_token=eos, sep_token=None, lang_tags=[])
-    vars(special).update(unk_id=_UNK, pad_id=_PAD, bos_id=_BOS, eos_id=_EOS, sep_id=None)
+    tokens = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    numbers = {"unk_id": _UNK, "pad_id": _PAD, "bos_id": _BOS, "eos_id": _EOS}
+    special = SimpleNamespace(**tokens, **numbers, sep_token=None, sep_id=None, lang_tags=[])
     vocabulary = Vocabulary([f"piece{i}" for i in range(len(tokens), request["vocabulary_size"])], special)
     model = build_model(_settings(request["model"]), vocabulary, vocabulary)
     model.loss_function = ("crossentropy", request["label_smoothing"])
@@ -53,9 +52,9 @@ def main() -> None:
         batch.normalize(loss, "tokens").backward()
 
     for line in sys.stdin:
-        numbers = json.loads(line)
+        batches = json.loads(line)
         started = time.process_time()
-        for number in numbers:
+        for number in batches:
             step(number)
         _answer(time.process_time() - started)
 

@@ -18,7 +18,7 @@ def until(condition: Callable[[], bool], parent: subprocess.Popen[str] | None = 
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         assert parent is None or parent.poll() is None, parent.communicate()
-        time.sleep(0.002)
+        time.sleep(0.002)  # what processes do is only visible in files
 
 
 def children_of(pid: int) -> list[int]:

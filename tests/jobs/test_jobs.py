@@ -96,7 +96,7 @@ def test_a_local_job_that_is_cancelled_saves_and_can_be_resumed(desk: pathlib.Pa
     end = time.monotonic() + 100
     while not (desk / "run" / "events.jsonl").exists() or '"update"' not in (desk / "run" / "events.jsonl").read_text():
         assert time.monotonic() < end and job.state == "running", job.log and job.log.read_text()
-        time.sleep(0.1)
+        time.sleep(0.1)  # only the event log tells that the run has begun
     job.cancel()
     assert job.wait(timeout=100) == "cancelled"
     saved = summary_of(desk / "run")

@@ -757,7 +757,7 @@ def test_a_command_ends_with_a_launcher_that_is_killed(tmp_path: pathlib.Path) -
     deadline = time.monotonic() + 60.0
     while pathlib.Path(f"/proc/{started}/status").exists() and "zombie" not in _status(started):
         assert time.monotonic() < deadline, "it outlived its launcher"
-        time.sleep(0.01)
+        time.sleep(0.01)  # it is no child of this process
     launcher.stdout.close()
 
 

@@ -172,7 +172,7 @@ def test_a_job_of_lsf_saves_when_all_its_processes_get_the_signal(
         events, end = desk / "run" / "events.jsonl", time.monotonic() + 120
         while not (events.exists() and '"update"' in events.read_text()):
             assert job.poll() is None and time.monotonic() < end, (desk / "job.log").read_text()
-            time.sleep(0.1)
+            time.sleep(0.1)  # only the event log tells that the run has begun
         os.killpg(job.pid, signal.SIGUSR1)
         assert job.wait(timeout=100) == 138, (desk / "job.log").read_text()
     finally:

@@ -120,7 +120,7 @@ class PreparedCorpus:
         if not symbols:
             return []
         sides = ((self.vocabularies.source, self.train.source_tokens), (self.vocabularies.target, self.train.target_tokens))
-        used = {vocabulary.pieces([number])[0] for vocabulary, tokens in sides for number in np.unique(tokens)}
+        used = {piece for vocabulary, tokens in sides for piece in vocabulary.pieces(np.unique(tokens).tolist())}
         return [symbol for symbol in symbols if symbol not in used]
 
 

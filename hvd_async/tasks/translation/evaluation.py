@@ -1,4 +1,4 @@
-"""What an evaluation of translation measures: sums that add up over shards of the validation data, and the scores they make."""
+"""The measures of an evaluation of translation: sums that add up over shards of the validation data, and their scores."""
 
 from __future__ import annotations
 

@@ -58,10 +58,10 @@ class Difference:
 def parse_metrics(text: str) -> tuple[str, ...]:
     """Return the names in a comma-separated list. Raises `ConfigError` for a name that is neither `COMET` nor of `METRICS`."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    known = (*METRICS, COMET)
     for name in names:
-        if name not in (*METRICS, COMET):
-            known = ", ".join((*METRICS, COMET))
-            raise ConfigError(f"--metrics: got {name!r}, expected names from {known} with commas between them")
+        if name not in known:
+            raise ConfigError(f"--metrics: got {name!r}, expected names from {', '.join(known)} with commas between them")
     return names
 
 

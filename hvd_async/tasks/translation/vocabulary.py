@@ -184,13 +184,13 @@ def _without_spaces(text: str) -> str:
 
 def _explain(message: str, config: VocabularyConfig) -> str:
     """Return SentencePiece's message about a size that the text does not allow, as one line of ours."""
-    size, bytes_too = config.size, ", and 256 bytes" if config.byte_fallback else ""
+    size, others = config.size, ", and 256 bytes" if config.byte_fallback else ""
     if config.symbols:
-        bytes_too += f", and {len(config.symbols)} symbols"
+        others += f", and {len(config.symbols)} symbols"
     if found := re.search(r"value <= (\d+)", message):
         return f"task.vocabulary.size: got {size}, expected at most {found[1]} for so small a text"
     if found := re.search(r"\d+ vs (\d+)", message):
-        needed = f"text with so many different characters{bytes_too}"
+        needed = f"text with so many different characters{others}"
         return f"task.vocabulary.size: got {size}, expected at least {found[1]} for {needed}"
     if "sentences_.empty()" in message:
         return "vocabulary: got no text to train on, expected at least one sentence"
