@@ -8,7 +8,7 @@ import pytest
 
 from hvd_async.__main__ import main
 from hvd_async.config import dump_config
-from hvd_async.tasks.translation.corpus import prepare
+from hvd_async.tasks.translation.corpus import PreparedCorpus, prepare
 from hvd_async.tasks.translation.task import TranslationTask
 from tests.translation.settings import make_config
 
@@ -54,3 +54,10 @@ def test_symbols_that_the_text_lacks_are_told(folder: Path) -> None:
     config = make_config(folder, vocabulary={"size": 220, "symbols": ["<2de>", "."]})
     lines = TranslationTask(config, prepare(config)).describe_data()
     assert "symbols that the training text lacks: <2de> (task.vocabulary.symbols)" in lines
+
+
+def test_symbols_have_no_effect_on_a_given_vocabulary(folder: Path, corpus: PreparedCorpus, tmp_path: Path) -> None:
+    corpus.vocabularies.source.save(tmp_path / "own.model")
+    config = make_config(folder, vocabulary={"file": str(tmp_path / "own.model"), "symbols": ["<2de>"]})
+    lines = TranslationTask(config, prepare(config)).describe_data()
+    assert any("are unused" in line for line in lines) and not any("training text lacks" in line for line in lines)

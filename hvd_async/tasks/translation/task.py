@@ -198,7 +198,7 @@ class TranslationTask:
         losses, vocabulary = self._corpus.losses, self._config.translation.vocabulary
         coverage = f" (task.vocabulary.character_coverage: {vocabulary.character_coverage:g})" if not given else ""
         normalization = f" (task.vocabulary.normalization: {vocabulary.normalization})" if not given else ""
-        if unused := self._corpus.unused_symbols(vocabulary.symbols):
+        if not given and (unused := self._corpus.unused_symbols(vocabulary.symbols)):
             lines.append(
                 f"symbols that the training text lacks: {', '.join(map(printable, unused))} (task.vocabulary.symbols)"
             )
