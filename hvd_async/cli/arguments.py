@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import pathlib
 import re
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.system.limits import MOST_BEAM, MOST_RANKS, MOST_SECONDS, MOST_THREADS
+from hvd_async.system.nearest import nearest
 from hvd_async.system.paths import path_of
 from hvd_async.system.printable import shortened
 
@@ -96,8 +96,8 @@ class Parser(argparse.ArgumentParser):
 def _meant(word: str, choices: Sequence[str]) -> str:
     if word in _RENAMED:
         return f"; {word} is now called {_RENAMED[word]}"
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(word, choices)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def verb(

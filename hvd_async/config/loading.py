@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import pydantic
 
 from hvd_async.config import task
 from hvd_async.config.run import RunConfig
-from hvd_async.config.section import Section, SectionT
+from hvd_async.config.section import Section, SectionT, sections_in
 from hvd_async.config.strategy import BRANCHES
+from hvd_async.config.unknown_keys import hint
 from hvd_async.config.yaml import dump_yaml, read_yaml, read_yaml_file
 from hvd_async.errors import ConfigError
 from hvd_async.system.printable import printable, shortened
@@ -80,7 +80,10 @@ def check(
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        lines = dict.fromkeys(f"{_origin_of(fault, origins, source)}: {_describe(fault, kind)}" for fault in error.errors())
+        is_translation = task.branch_of(tree.get("task")) == "<translation>"
+        lines = dict.fromkeys(
+            f"{_origin_of(fault, origins, source)}: {_describe(fault, kind, is_translation)}" for fault in error.errors()
+        )
         raise ConfigError("\n".join(map(printable, lines))) from None
 
 
@@ -134,7 +137,7 @@ def set_value(tree: dict[Any, Any], override: str, parts: Sequence[str], text: s
     tree[parts[-1]] = value
 
 
-def _describe(fault: Any, root: type[Section]) -> str:
+def _describe(fault: Any, root: type[Section], is_translation: bool) -> str:
     """Return one line for one of pydantic's errors: key, what was found, what is expected."""
     location = [part for part in fault["loc"] if not _is_branch_name(part)]
     key = _key_of(fault) or "(top level)"
@@ -143,10 +146,7 @@ def _describe(fault: Any, root: type[Section]) -> str:
         section = _section_of(fault["loc"], root)
         if (name := section.renamed.get(str(location[-1]))) is not None:
             return f"{key}: unknown key; " + (f"write {name}" if ":" in name else f"it is called {name!r} now")
-        names = list(section.model_fields)
-        near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(names))}"
-        return f"{key}: unknown key; {hint}"
+        return f"{key}: unknown key; {hint(str(location[-1]), section, root, is_translation)}"
     if kind == "missing":
         examples = _section_of(fault["loc"], root).model_fields[str(location[-1])].examples
         return f"{key}: missing, expected {f'keys, such as {examples[0]}' if examples else 'a value'}"
@@ -184,13 +184,6 @@ def _section_of(location: Sequence[Any], root: type[Section]) -> type[Section]:
             annotation = section.model_fields[part].annotation
             section = next(iter(sections_in(annotation)), section)
     return section
-
-
-def sections_in(annotation: Any) -> list[type[Section]]:
-    """Return the sections of which `annotation` is made; of `Section | None` the section."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for each in get_args(annotation) for section in sections_in(each)]
 
 
 def dotted(overrides: Mapping[Any, Any], root: type[Section] | None, prefix: str = "") -> dict[str, Any]:

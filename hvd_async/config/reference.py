@@ -14,7 +14,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from hvd_async.config import ArrivalsFrom, RunConfig, Section, dump_yaml_line
-from hvd_async.config.loading import sections_in
+from hvd_async.config.section import sections_in
 from hvd_async.config.task import BRANCHES
 from hvd_async.system.limits import MOST, MOST_FLOAT32
 from hvd_async.system.text_tables import markdown_table

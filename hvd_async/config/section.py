@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -67,3 +67,10 @@ class Section(pydantic.BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """Return the sections of which `annotation` is made; of `Section | None` the section."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for each in get_args(annotation) for section in sections_in(each)]

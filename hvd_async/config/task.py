@@ -142,7 +142,8 @@ BRANCHES: Mapping[str, type[Section]] = {
 """Kinds of tasks by their tags, which pydantic puts into the place of an error; they are not keys of the file."""
 
 
-def _branch_of(value: Any) -> str:
+def branch_of(value: Any) -> str:
+    """Return the tag in `BRANCHES` of the section `task`, as it was written or as it was read."""
     if isinstance(value, Section):
         return next(tag for tag, section in BRANCHES.items() if isinstance(value, section))
     kind = value.get("kind") if isinstance(value, dict) else None
@@ -155,5 +156,5 @@ TaskConfig = Annotated[
     Annotated[TranslationConfig, pydantic.Tag("<translation>")]
     | Annotated[FactoryConfig, pydantic.Tag("<factory>")]
     | Annotated[ScriptConfig, pydantic.Tag("<script>")],
-    pydantic.Discriminator(_branch_of),
+    pydantic.Discriminator(branch_of),
 ]

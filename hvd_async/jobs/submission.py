@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from hvd_async.launcher.batch_dialect import DIALECTS
 from hvd_async.runs.folder import RunFolder
 from hvd_async.system import interpreter
 from hvd_async.system.files import stamp_of
+from hvd_async.system.nearest import meant
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -124,10 +124,8 @@ def _words(flags: Mapping[str, Any]) -> Iterable[str]:
     """Yield the words of the command line for `flags`. Raises `ConfigError` for a flag that there is not."""
     for name, value in flags.items():
         if name not in _FLAGS:
-            near = difflib.get_close_matches(name, _FLAGS, n=1)
-            raise ConfigError(
-                f"submit: got the flag {name}, expected one of `hvd-async launch`{f': {near[0]}?' if near else ''}"
-            )
+            likely = meant(name, _FLAGS)
+            raise ConfigError(f"submit: got the flag {name}, expected one of `hvd-async launch`{likely and f'; {likely}'}")
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             yield from [flag] if value else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -22,9 +21,11 @@ from hvd_async.config import (
     read_tree,
 )
 from hvd_async.config.loading import apply_override, origins_of
+from hvd_async.config.unknown_keys import keys_of_other_tools
 from hvd_async.errors import ConfigError
 from hvd_async.launcher import program_variables
 from hvd_async.script.description import OF_OPTIMIZER
+from hvd_async.system.nearest import meant
 from hvd_async.tasks.user_values import describe_value
 from hvd_async.training.options import TrainOptions
 
@@ -111,15 +112,22 @@ def _placed(keywords: Mapping[str, Any]) -> dict[str, Any]:
         else:
             section = next((section for section, kind in _SECTIONS.items() if name in kind.model_fields), None)
             if section is None:
-                names = [*RunConfig.model_fields, *(key for kind in _SECTIONS.values() for key in kind.model_fields)]
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                likely = _meant(name)
                 raise ConfigError(
                     f"init: {name}: unknown keyword; "
-                    + (f"did you mean {near[0]!r}? Expected" if near else "expected")
+                    + (f"{likely} Expected" if likely else "expected")
                     + f" a section ({', '.join(RunConfig.model_fields)}) or a key of {', '.join(_SECTIONS)}"
                 )
             tree = _merged(tree, {section: {name: value}})
     return tree
+
+
+def _meant(name: str) -> str:
+    """Return a question that suggests a keyword for the unknown `name`, or no text."""
+    keys = [key for key in keys_of_other_tools(name) if "." not in key or key.partition(".")[0] in _SECTIONS]
+    if keys:
+        return f"did you mean {keys[0].rpartition('.')[2]!r}?"
+    return meant(name, [*RunConfig.model_fields, *(key for kind in _SECTIONS.values() for key in kind.model_fields)])
 
 
 def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def one_variant(**overrides: Any) -> dict[str, Any]:
         # The keys of a suite.
         ({"variantes": {}}, "suite.yaml: variantes: unknown key; did you mean 'variants'?"),
         ({"xyz": {}}, "suite.yaml: xyz: unknown key; expected one of base, baseline, budget, "),
-        ({"budget": {"wait": 3}}, "budget.wait: unknown key; did you mean 'weight'?"),
+        ({"budget": {"wieght": 3}}, "budget.wieght: unknown key; did you mean 'weight'?"),
         ({"budget": {"tokens": 3}}, "budget.tokens: unknown key; it is called 'weight' now"),
         ({"baseline": "sync"}, "suite.yaml: baseline: got 'sync', expected one of horovod, N = 1"),
         ({"seeds": []}, "suite.yaml: seeds: got none, expected at least one"),
@@ -518,7 +518,7 @@ def test_a_name_with_dots_is_found_whole(folder: pathlib.Path) -> None:
     ("override", "message"),
     [
         ("budget.weight", "--set budget.weight: expected key.path=value"),
-        ("budget.wait=3", "budget.wait: unknown key; did you mean 'weight'?"),
+        ("budget.wieght=3", "budget.wieght: unknown key; did you mean 'weight'?"),
         ("variants.x.push.overlap=true", "variants of the suite: 'horovod', 'N = 1'"),
         ("environments.x.push.overlap=true", "environments of the suite: it has none"),
         ("variants.N = 1.=true", "expected key.path=value"),

@@ -20,7 +20,7 @@ from hvd_async.config import (
     parse_config,
     read_yaml,
 )
-from hvd_async.config.loading import sections_in
+from hvd_async.config.section import sections_in
 from hvd_async.config.without_effect import ALWAYS, DEMANDS
 from hvd_async.errors import ConfigError
 from hvd_async.tasks.translation.builtin.grammar import write_corpus

@@ -232,7 +232,7 @@ def test_a_wait_ends_in_time_while_the_job_is_not_known_or_the_system_hangs(
     ("words", "kind", "message"),
     [
         ({"nodes": 0}, ConfigError, "--nodes: got 0, expected 1 or more"),
-        ({"node": 2}, ConfigError, "submit: got the flag node, expected one of `hvd-async launch`: nodes?"),
+        ({"node": 2}, ConfigError, "submit: got the flag node, expected one of `hvd-async launch`; did you mean 'nodes'?"),
         ({"system": "sge"}, ConfigError, "system: got 'sge', expected one of local, slurm, pbs, lsf"),
         ({"system": "local", "script": "train-requeue"}, ConfigError, "expected none: no script is written"),
         ({"system": "local", "nodes": 2}, ConfigError, "--nodes has no effect without --slurm"),
