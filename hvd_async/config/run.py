@@ -122,6 +122,19 @@ class RunConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _micro_batches_fit(self) -> RunConfig:
+        number = self.strategy.micro_batches
+        if number == 1 or not self.strategy.is_async:
+            return self
+        for key in ("overlap", "node_sum"):
+            if getattr(self.push, key):
+                raise ValueError(
+                    f"strategy.micro_batches: got {number} with push.{key}, expected 1, or push.{key} false: it decides by itself"
+                    " when a worker pulls"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _overlap_fits(self) -> RunConfig:
         strategy = self.strategy
         if not self.push.overlap or not strategy.is_async:

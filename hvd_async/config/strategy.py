@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hvd_async.config.section import Amount, Device, Natural, Positive, PositiveSeconds, Section
 from hvd_async.errors import ConfigError
-from hvd_async.system.limits import MOST
+from hvd_async.system.limits import MOST, MOST_MICRO_BATCHES
 
 
 def _branch_of_arrivals(value: Any) -> str | None:
@@ -101,6 +101,12 @@ class StrategyConfig(Section):
         " only these arrivals, instead of on a version that is about to be replaced (docs/staleness.md)."
         " Needs `reduction: weight_mean` and no `delay_compensation`; default: true with these. No effect"
         " in lock-step or with N = 1, where a saved configuration has no value.",
+    )
+    micro_batches: Annotated[int, Field(ge=1, le=MOST_MICRO_BATCHES)] = Field(
+        1,
+        description="Parts into which a worker divides each batch. Before each of them it pulls the newest parameters, and it"
+        " pushes the sum of their gradients once: with more, gradients are less stale, for more pulls"
+        " (docs/staleness.md). Needs a task that can divide its batches; no effect in lock-step.",
     )
     delay: Annotated[int, Field(ge=0, le=10_000)] = Field(
         0,
@@ -206,6 +212,15 @@ class StrategyConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _micro_batches_have_no_single_base(self) -> StrategyConfig:
+        if self.is_async and self.micro_batches > 1 and self.staleness_policy == "delay_compensation":
+            raise ValueError(
+                f"micro_batches: got {self.micro_batches} with staleness_policy delay_compensation, expected 1, or policy none or"
+                " inverse; the correction is measured from one version, and micro-batches are computed on several"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _delay_is_synchronous(self) -> StrategyConfig:
         if self.is_async and self.delay:
             raise ValueError(f"delay: got {self.delay} with kind async, expected 0, or a synchronous kind")
@@ -245,6 +260,11 @@ class StrategyConfig(Section):
     def needs_mpi(self) -> bool:
         """Whether ranks communicate by MPI, and not only by a library that brings its own way."""
         return self.kind in ("async", "ddp")
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Number of micro-batches into which workers divide a batch: 1 where they would pull nothing between them."""
+        return self.micro_batches if self.is_async and not self.lockstep else 1
 
     @property
     def has_provisional(self) -> bool:

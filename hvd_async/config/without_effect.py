@@ -58,6 +58,11 @@ DEMANDS: Mapping[str, tuple[Demand, ...]] = {
         _demand("strategy.lockstep", False),
         _demand_other("strategy.arrivals_per_update", 1),
     ),
+    "strategy.micro_batches": (
+        _ASYNC,
+        _demand("strategy.lockstep", False),
+        _demand_other("task.kind", "script"),  # whose loop divides its batches itself
+    ),
     "strategy.pending": (_ASYNC,),
     "strategy.on_worker_failure": (_ASYNC,),
     "strategy.min_workers": (_ASYNC, _demand("strategy.on_worker_failure", "continue")),

@@ -43,16 +43,24 @@ class Emulation:
         self._has_length = config.seconds is not None or config.trace is not None
         self._factor = 1.0 if worker is None else config.slow_workers.get(worker, 1.0)
         self._times = StepTimes(config, seed, num_workers, num_readers=1)
+        self._drawn: float | None = None
+        self._idled = 0.0  # in this step
 
-    def delay(self, seconds: float, weight: float) -> None:
-        """Idle for the rest of a step whose real work, on a batch of `weight`, took `seconds`."""
+    def delay(self, seconds: float, weight: float, share: float = 1.0) -> None:
+        """Idle for the rest of a step, or of its first `share`, which has taken `seconds` so far, idling included. `weight`: of
+        the whole batch."""
         if self._worker is None:
             return
-        wanted = self._times.seconds(self._worker, self._first_step + self.num_steps, weight)
+        if self._drawn is None:
+            self._drawn = self._times.seconds(self._worker, self._first_step + self.num_steps, weight)
+        wanted = share * self._drawn
         if not self._has_length:
-            wanted += self._factor * seconds
-        self.num_steps += 1
+            wanted += self._factor * (seconds - self._idled)
         if wanted > seconds:
+            self._idled += wanted - seconds
             time.sleep(wanted - seconds)  # the idling is the purpose
-        elif wanted < seconds:
+        elif wanted < seconds and share == 1.0:
             self.num_overrun += 1
+        if share == 1.0:
+            self.num_steps += 1
+            self._drawn, self._idled = None, 0.0

@@ -21,7 +21,7 @@ class Past:
         for update in recording.updates:
             for push in update.to_send():
                 for arrival in push.arrivals:
-                    self._last_use[_key(arrival)] = update.version
+                    self._last_use.update(dict.fromkeys(arrival.bases, update.version))
         self._kept: dict[Key, torch.Tensor] = {}
 
     def is_wanted(self, version: int, num_arrivals: int) -> bool:
@@ -43,16 +43,12 @@ class Past:
         """Return the versions on which later gradients were computed."""
         return {version for version, _ in self._kept}
 
-    def base_parameters(self, arrival: Arrival) -> torch.Tensor:
-        """Return the parameters on which the gradient of `arrival` was computed: [size], float32."""
-        key = _key(arrival)
-        if key not in self._kept:
-            raise DataError(
-                f"batch {arrival.batch}: computed on version {key[0]} with {key[1]} arrivals provisionally"
-                " on top, which the log does not have: some of them were refused later"
-            )
-        return self._kept[key]
-
-
-def _key(arrival: Arrival) -> Key:
-    return arrival.base_version, arrival.provisional
+    def base_parameters(self, arrival: Arrival) -> list[torch.Tensor]:
+        """Return the parameters on which the gradient of each micro-batch of `arrival` was computed: [size], float32."""
+        for key in arrival.bases:
+            if key not in self._kept:
+                raise DataError(
+                    f"batch {arrival.batch}: computed on version {key[0]} with {key[1]} arrivals provisionally"
+                    " on top, which the log does not have: some of them were refused later"
+                )
+        return [self._kept[key] for key in arrival.bases]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,14 +168,14 @@ class _Reader:
         self._processes.append(Process(number, event["software"], event["ranks"], event["node_workers"], is_simulated, data))
 
     def _arrival(self, event: Event) -> None:
-        names = [each.name for each in dataclasses.fields(Arrival)]
-        arrival = Arrival(**{name: event[name] for name in names})
-        oldest = 1 if arrival.provisional else 0  # there are no provisional parameters on top of version 0
-        if not oldest <= arrival.base_version <= len(self._updates):
-            raise DataError(
-                f"{self._path}: batch {arrival.batch}: got base version {arrival.base_version}, expected"
-                f" {oldest} to {len(self._updates)}, the versions that existed"
-            )
+        arrival = Arrival.from_json(event)
+        for version, provisional in arrival.bases:
+            oldest = 1 if provisional else 0  # there are no provisional parameters on top of version 0
+            if not oldest <= version <= len(self._updates):
+                raise DataError(
+                    f"{self._path}: batch {arrival.batch}: got base version {version}, expected {oldest} to"
+                    f" {len(self._updates)}, the versions that existed"
+                )
         if event.get("refused") == Refusal.SUM_NOT_FINITE.value:
             self._withdrawn.add(len(self._updates))
         if "refused" not in event:

@@ -274,7 +274,7 @@ class _Replay:
         known = "; ".join(others) if others else "software, processor, device and threads equal the recorded ones"
         if self.verdict.last_hashed is not None:
             known = f"the last equal hash is of version {self.verdict.last_hashed}; {known}"
-        if arrival is not None and arrival.provisional and arrival.base_version in self._recording.withdrawn:
+        if arrival is not None and any(k and version in self._recording.withdrawn for version, k in arrival.bases):
             known += (
                 f"; at version {arrival.base_version} a sum that was not finite was refused: batch"
                 f" {arrival.batch} may have been computed on provisional parameters that contain that sum,"

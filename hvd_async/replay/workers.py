@@ -14,7 +14,7 @@ from hvd_async.runs.provenance import device_of, this_software
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.local_push import Pushes, add
-from hvd_async.tasks.gradient import compute_gradient, flatten
+from hvd_async.tasks.gradient import MicroBatches, compute_gradient, flatten
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -27,6 +27,7 @@ class Recomputation:
         self._task = task
         self._seed = config.seed
         self._optimizer = config.optimizer
+        self._micro_batches = config.strategy.num_micro_batches
         self._past = past
         self._threads = threads
         self._models: dict[str, tuple[torch.nn.Module, FlatParameters]] = {}
@@ -73,8 +74,10 @@ class Recomputation:
         threads = self._threads_for(process, recorded.worker)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        flat.parameters.copy_(self._past.base_parameters(recorded))
-        weight, loss = compute_gradient(self._task, module, flat, self._seed, recorded.batch)
+        bases = iter(self._past.base_parameters(recorded))
+        flat.parameters.copy_(next(bases))
+        micro = MicroBatches(self._micro_batches, lambda _: flat.parameters.copy_(next(bases)))
+        weight, loss = compute_gradient(self._task, module, flat, self._seed, recorded.batch, micro=micro)
         return dataclasses.replace(recorded, weight=weight, loss=loss), flat.collect_gradient().cpu()
 
     def _threads_for(self, process: Process, worker: int | None) -> int:

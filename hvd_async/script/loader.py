@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hvd_async.errors import ConfigError
 from hvd_async.system.random_numbers import numbers_apart
-from hvd_async.tasks.reading import BatchReader, Reading, map_tensors, obstacle_to, start_fork_server
+from hvd_async.tasks.reading import WHOLE, BatchReader, Reading, map_tensors, obstacle_to, start_fork_server
 from hvd_async.tasks.user_values import describe_value
 
 Batch = Any
@@ -125,7 +125,7 @@ class MapSource:
 
     def expect(self, indices: Sequence[int]) -> None:
         """Let the loader's processes begin to read the batches `indices`."""
-        self._reader.expect((index, self._chosen(index)) for index in indices)
+        self._reader.expect((index, self._chosen(index), WHOLE) for index in indices)
 
     def close(self) -> None:
         """End the loader's processes."""

@@ -59,6 +59,7 @@ class Cluster:
         used = {sender.pulled for sender in self.senders}
         for worker in self.workers:
             used |= {worker.base, worker.out_base, worker.version, worker.brought}
+            used |= {version for version, _ in (*worker.later, *worker.out_later)}
         return used
 
     def _claim(self) -> int:
@@ -71,16 +72,31 @@ class Cluster:
         world = self._world
         worker.batch = batch
         worker.base = worker.version
-        worker.provisional = worker.version_provisional
+        worker.provisional = worker.base_provisional = worker.version_provisional
         if world.announced is not None:
             world.announced.add(worker.base)
         weight = world.store.weight(batch) if world.times.asks_for_weight else 0
         worker.seconds = seconds = world.times.seconds(worker.number, worker.steps, weight)
         worker.steps += 1
+        if world.has_micro_batches:
+            worker.num_micro_batches, worker.later, worker.refreshing = world.store.num_micro_batches(batch), [], 0.0
+            if worker.num_micro_batches > 1:
+                self._clock.at(self._clock.now + seconds / worker.num_micro_batches, self._refresh, worker)
+                return
         self._clock.at_end_of_step(self._clock.now + seconds, self._end_step, worker)
+
+    def _refresh(self, worker: VirtualWorker) -> None:
+        """Pull after a micro-batch, and compute the next one."""
+        now, number = self._clock.now, worker.num_micro_batches
+        ends = now if self._world.is_synchronous(worker.version) else self._transfers.pull_newer(worker)
+        worker.later.append((worker.version, worker.provisional))
+        worker.refreshing += ends - now
+        at_end = self._refresh if len(worker.later) + 1 < number else self._end_step
+        self._clock.at(ends + worker.seconds / number, at_end, worker)
 
     def _end_step(self, worker: VirtualWorker) -> None:
         self._world.totals.computing += worker.seconds
+        self._world.totals.pulling += worker.refreshing
         if worker.exchanging:
             worker.is_blocked = True
         else:
@@ -90,8 +106,9 @@ class Cluster:
         """Push the finished gradient; with overlap, compute the next one meanwhile."""
         worker.out_batch = worker.batch
         worker.out_base = worker.base
-        worker.out_provisional = worker.provisional
-        worker.out_seconds = worker.seconds
+        worker.out_provisional = worker.base_provisional
+        worker.out_seconds = worker.seconds + worker.refreshing
+        worker.out_later = worker.later
         worker.out_took = worker.took
         if self._world.is_overlapped:
             self._settle(worker)

@@ -69,6 +69,7 @@ class CountingStore:
         self.num_refused = 0
         self.decisions: list[Decision] = []
         self.weight = weights.of
+        self._num_micro_batches = strategy.num_micro_batches
         self._strategy = strategy
         self._num_active = num_workers
         self._last_version = last_version
@@ -90,6 +91,9 @@ class CountingStore:
     @property
     def watermark(self) -> int:
         return self._ledger.watermark
+
+    def num_micro_batches(self, batch: int) -> int:
+        return self._num_micro_batches
 
     def provisional(self, version: int) -> int:
         """Return the number of pending arrivals, which identifies the provisional parameters."""

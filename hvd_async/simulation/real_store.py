@@ -21,7 +21,7 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.local_push import Pushes, add
-from hvd_async.tasks.gradient import compute_gradient
+from hvd_async.tasks.gradient import UNDIVIDED, MicroBatches, batches_of, compute_gradient
 from hvd_async.tasks.task import Task
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.flat import FlatParameters
@@ -42,9 +42,9 @@ class Model:
         """Return the weight of `batch`."""
         return self.task.weight(self.task.batch(batch, "cpu"))
 
-    def gradient(self, batch: int, counts: bool = True) -> tuple[float, float]:
+    def gradient(self, batch: int, counts: bool = True, micro: MicroBatches = UNDIVIDED) -> tuple[float, float]:
         """Compute the gradient of `batch` into the model; return its weight and loss, as `compute_gradient` does."""
-        return compute_gradient(self.task, self.module, self.flat, self.seed, batch, counts)
+        return compute_gradient(self.task, self.module, self.flat, self.seed, batch, counts, micro)
 
     def evaluate(self, version: int, parameters: torch.Tensor) -> Sequence[float]:
         """Return the statistics of the whole validation data with the `parameters` ([size], float32) of `version`, whose samples
@@ -172,6 +172,9 @@ class RealStore:
     def weight(self, batch: int) -> float:
         return self._model.weight(batch)
 
+    def num_micro_batches(self, batch: int) -> int:
+        return len(batches_of(self._model.task, batch, self._config.strategy.num_micro_batches, "cpu"))
+
     def base_parameters(self, version: int, provisional: int) -> torch.Tensor:
         """Return the parameters on which a step that pulled `version` is computed: [size], float32, read-only."""
         return self._provisional[provisional] if provisional else self.versions[version]
@@ -261,13 +264,18 @@ class RealStore:
         return arrivals, gradient
 
     def _gradient_of(self, worker: VirtualWorker) -> tuple[float, float]:
-        wanted = (worker.out_base, worker.out_provisional)
-        if wanted != self._loaded:
-            arithmetic.copy(self.base_parameters(*wanted), self._model.flat.parameters)
-            self._loaded = wanted
-        result = self._model.gradient(worker.out_batch)
+        later = iter(worker.out_later)
+        self._load((worker.out_base, worker.out_provisional))
+        micro = MicroBatches(self._config.strategy.num_micro_batches, lambda _: self._load(next(later)))
+        result = self._model.gradient(worker.out_batch, micro=micro)
         self._model.flat.collect_gradient()
         return result
+
+    def _load(self, base: tuple[int, int]) -> None:
+        """Give the model the parameters of `base`, a version and the number of provisional parameters."""
+        if base != self._loaded:
+            arithmetic.copy(self.base_parameters(*base), self._model.flat.parameters)
+            self._loaded = base
 
 
 def _arrival(
@@ -287,4 +295,5 @@ def _arrival(
         provisional=provisional.arrivals(worker.out_provisional),
         sent_bytes=sent_bytes,
         push=push,
+        later_bases=tuple((version, provisional.arrivals(number)) for version, number in worker.out_later),
     )

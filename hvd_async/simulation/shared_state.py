@@ -82,6 +82,7 @@ class World:
         self.may_be_synchronous = strategy.may_be_synchronous
         self.waits_for_stragglers = strategy.waits_for_stragglers
         self.has_provisional = strategy.has_provisional
+        self.has_micro_batches = strategy.num_micro_batches > 1
         self.is_overlapped = self.config.push.overlap
         self.aggregates_nodes = self.config.push.node_sum
         self.announced = Announced() if needs_versions_under_way(strategy) else None

@@ -25,7 +25,7 @@ from hvd_async.simulation.real_store import Model, RealStore
 from hvd_async.simulation.shared_state import Timing, World, make_clock
 from hvd_async.simulation.synchronous_cluster import Synchronous
 from hvd_async.system.long_work import told_if_long
-from hvd_async.tasks.gradient import check_buffers, flatten
+from hvd_async.tasks.gradient import check_buffers, check_micro_batches, flatten
 from hvd_async.tasks.metric import metric_of_score
 from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import PREPARING, Task
@@ -67,6 +67,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
         task = make_task(config)
         num_batches = task.num_batches()
     metric_of_score(config.validation.score, task.metrics)  # before the folder is made
+    check_micro_batches(task, config.strategy)
     module = model_of(task)
     if config.strategy.is_async:
         check_buffers(task, module)

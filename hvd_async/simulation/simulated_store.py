@@ -25,6 +25,9 @@ class SimulatedStore(Protocol):
     def weight(self, batch: int) -> float:
         """Return the weight of `batch`; called only if the length of steps depends on them."""
 
+    def num_micro_batches(self, batch: int) -> int:
+        """Return into how many micro-batches `batch` is divided."""
+
     def provisional(self, version: int) -> int:
         """Return the number of the provisional parameters on top of `version`, which is being pulled, or 0 if there are
         none."""

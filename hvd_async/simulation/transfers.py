@@ -90,7 +90,7 @@ class Transfers:
             sender.is_waiting = True
 
     def _begin_pull(self, sender: Sender) -> None:
-        world, now, version = self._world, self._clock.now, self._loop.published
+        world, version = self._world, self._loop.published
         is_held_back = world.waits_for_stragglers and self._loop.following != version
         if is_held_back and all(worker.waits for worker in sender.contributors):
             self._held_back.append(sender)
@@ -100,18 +100,29 @@ class Transfers:
         sender.pulled = version
         provisional = world.store.provisional(version) if world.has_provisional else 0
         sender.pulled_provisional = provisional
-        node, costs = sender.node, self._costs
-        if version == sender.version and provisional == sender.provisional:
-            ends = now + (costs.memory_pull_latency if node.is_store else costs.pull_latency)
-        elif node.is_store:
-            ends = now + costs.memory_pull_seconds
-        else:
-            egress, receiving = self.egress, node.receiving
-            receiving.take(egress.take(now))
-            ends = (egress.free if egress.free > receiving.free else receiving.free) + costs.pull_latency
+        ends = self._end_of_pull(sender, version, provisional)
         if world.aggregates_nodes:
-            ends += costs.memory_pull_seconds
+            ends += self._costs.memory_pull_seconds
         self._clock.at(ends, self._end_pull, sender)
+
+    def pull_newer(self, sender: Sender) -> float:
+        """Let `sender` pull in the middle of a step, which waits for nothing; return when the pull ends."""
+        world, version = self._world, self._loop.published
+        provisional = world.store.provisional(version) if world.has_provisional else 0
+        ends = self._end_of_pull(sender, version, provisional)
+        sender.version, sender.provisional = version, provisional
+        return ends
+
+    def _end_of_pull(self, sender: Sender, version: int, provisional: int) -> float:
+        """Return when a pull of these parameters that begins now ends."""
+        now, node, costs = self._clock.now, sender.node, self._costs
+        if version == sender.version and provisional == sender.provisional:
+            return now + (costs.memory_pull_latency if node.is_store else costs.pull_latency)
+        if node.is_store:
+            return now + costs.memory_pull_seconds
+        egress, receiving = self.egress, node.receiving
+        receiving.take(egress.take(now))
+        return (egress.free if egress.free > receiving.free else receiving.free) + costs.pull_latency
 
     def _end_pull(self, sender: Sender) -> None:
         is_first = sender.version == NONE

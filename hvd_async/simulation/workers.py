@@ -59,17 +59,22 @@ class VirtualWorker(Sender):
     __slots__ = (
         "ahead",
         "base",
+        "base_provisional",
         "batch",
         "brought",
         "brought_provisional",
         "exchanging",
         "is_blocked",
+        "later",
+        "num_micro_batches",
         "out_base",
         "out_batch",
+        "out_later",
         "out_provisional",
         "out_seconds",
         "out_took",
         "provisional",
+        "refreshing",
         "seconds",
         "sender",
         "steps",
@@ -86,8 +91,16 @@ class VirtualWorker(Sender):
         self.sender = self if sender is None else sender
         self.steps = 0
         self.batch = self.base = self.out_batch = self.out_base = self.version = self.brought = NONE
-        self.provisional = self.out_provisional = self.version_provisional = self.brought_provisional = 0
+        self.provisional = self.base_provisional = self.out_provisional = self.version_provisional = (
+            self.brought_provisional
+        ) = 0
         self.seconds = self.out_seconds = 0.0
+        self.num_micro_batches = 1
+        self.refreshing = 0.0
+        """Seconds of pulls between the micro-batches of the step."""
+        self.later: list[tuple[int, int]] = []
+        self.out_later: list[tuple[int, int]] = []
+        """Version, and number of the provisional parameters, of each micro-batch after the first."""
         self.took = self.took_next = self.out_took = (0.0, 0.0, 0.0)
         # With overlap: batches claimed ahead, and the state of the push and pull under way.
         self.ahead: deque[int] = deque()

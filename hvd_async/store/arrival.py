@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from hvd_async.system.json_text import plain_number
 
@@ -17,7 +18,8 @@ class Arrival:
     the worker's time from claim to push. `push_seconds`, `wait_seconds` and `pull_seconds` are the parts of `step_seconds`
     that the push and pull before this step took: writing, waiting for the store or for others, reading. `provisional` is
     the number k of pending arrivals in the parameters on which the gradient was computed (see
-    `ParameterStore.make_provisional`); 0: the parameters of `base_version`.
+    `ParameterStore.make_provisional`); 0: the parameters of `base_version`. If the batch was divided into micro-batches, both
+    are those of the first, and `later_bases` those of the others.
     """
 
     worker: int
@@ -34,6 +36,21 @@ class Arrival:
     """Bytes pushed for the gradient; 0 in synchronous strategies, which push nothing."""
     push: int = -1
     """First batch of the sum in which the gradient was pushed; `batch` if the worker pushes for itself."""
+    later_bases: tuple[tuple[int, int], ...] = ()
+    """Version, and number of pending arrivals, of the parameters of each micro-batch after the first."""
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Arrival:
+        """Return the arrival whose `asdict` was saved as JSON in `found`, perhaps with more. Raises `KeyError` for a missing
+        field, and `TypeError` or `ValueError` for damaged later bases."""
+        values = {each.name: found[each.name] for each in fields(cls) if each.name != "later_bases"}
+        later = tuple((int(version), int(provisional)) for version, provisional in found.get("later_bases", ()))
+        return cls(**values, later_bases=later)
+
+    @property
+    def bases(self) -> tuple[tuple[int, int], ...]:
+        """Version, and number of pending arrivals, of the parameters of each micro-batch."""
+        return ((self.base_version, self.provisional), *self.later_bases)
 
 
 def total_weight(arrivals: Sequence[Arrival], before: float = 0) -> float:

@@ -322,7 +322,7 @@ class ParameterStore:
         self._vectors.load(tensors, data["version"])
         self.version, self.weight, self.clip = data["version"], data["weight"], data["clip"]
         self._bases = {self.version}
-        self._pending = [Arrival(**fields) for fields in data["pending"]]
+        self._pending = [Arrival.from_json(fields) for fields in data["pending"]]
         self._largest = math.inf if self._pending else 0.0
         self.applied = Counter({int(worker): count for worker, count in data["applied"].items()})
         self.refused = Counter({(worker, Refusal(reason)): count for worker, reason, count in data["refused"]})

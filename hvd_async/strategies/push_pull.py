@@ -50,6 +50,10 @@ class PushPull(Protocol):
         this worker computes meanwhile.
         """
 
+    def pull_newer(self, parameters: torch.Tensor, oldest: int) -> Base:
+        """Pull into `parameters`, unchanged since the last pull, in the middle of a step, and return their base. `oldest`:
+        version on which the step was begun, which stays announced. Waits for no one."""
+
     def pause(self) -> None:
         """Announce that this worker pushes nothing for a while, so that no one waits for its gradient."""
 
@@ -85,6 +89,11 @@ class DirectPushPull:
         self.took = Took(pushed - started, waited - pushed, time.monotonic() - waited)
         return self._client.base
 
+    def pull_newer(self, parameters: torch.Tensor, oldest: int) -> Base:
+        self._client.keep_announced(oldest)
+        self._client.pull(parameters)
+        return self._client.base
+
     def pause(self) -> None:
         self._client.idle()
 
@@ -116,6 +125,10 @@ class NodePushPull:
         # Counted as waiting, which most of it is: push, wait and pull of a node cannot be told apart here.
         self.took = Took(wait_seconds=time.monotonic() - started)
         return base
+
+    def pull_newer(self, parameters: torch.Tensor, oldest: int) -> Base:
+        """Not of a node: the configuration refuses `push.node_sum` with micro-batches."""
+        raise AssertionError("unreachable")
 
     def pause(self) -> None:
         """Let the node continue without this worker; not in lock-step, where the update waits for this worker in any

@@ -45,8 +45,9 @@ def num_ahead(job: Job) -> int:
     return min(job.num_batches_ahead, MAX_HELD - 4)  # besides those that it computes, and that overlap claims
 
 
-def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
-    """Return the arrival of `step`, computed on `base`; `took` are the times of the previous push and pull."""
+def describe(worker: int, step: Step, base: Base, took: Took, later: Sequence[Base] = ()) -> Arrival:
+    """Return the arrival of `step`, computed on `base`, its later micro-batches on those in `later`; `took` are the times of
+    the previous push and pull."""
     return Arrival(
         worker=worker,
         batch=step.batch,
@@ -58,6 +59,7 @@ def describe(worker: int, step: Step, base: Base, took: Took) -> Arrival:
         wait_seconds=took.wait_seconds,
         pull_seconds=took.pull_seconds,
         provisional=base.provisional,
+        later_bases=tuple((each.version, each.provisional) for each in later),
     )
 
 
@@ -72,6 +74,7 @@ class AsynchronousWorker:
         self._worker = worker
         self._host = host
         self._base = NO_BASE
+        self._later: list[Base] = []  # of micro-batches of this step
         self._ahead: deque[int] = deque()  # claimed ahead
         self._are_all_claimed = False
 
@@ -89,9 +92,19 @@ class AsynchronousWorker:
     def claims_after_leaving(self) -> Iterator[Claim]:
         return iter(())  # the others get what this worker had claimed
 
+    def refresh(self) -> None:
+        before = self._later[-1] if self._later else self._base
+        now = before
+        if not is_synchronous(self._job.strategy, before.version):
+            now = self._push_pull.pull_newer(self._host.parameters, self._base.version)
+            if now != before:
+                self._host.load_parameters()
+        self._later.append(now)
+
     def step(self, step: Step) -> None:
-        before = self._base
-        arrival = describe(self._worker, step, before, self._push_pull.took)
+        before = self._later[-1] if self._later else self._base
+        arrival = describe(self._worker, step, self._base, self._push_pull.took, self._later)
+        self._later = []
         self._base = self._push_pull.push_pull(self._host.gradient(), arrival, self._host.parameters)
         if self._base != before:
             self._host.load_parameters()
@@ -196,6 +209,10 @@ class OverlappedWorker:
 
     def claims_after_leaving(self) -> Iterator[Claim]:
         return iter(())  # the others get what this worker had claimed
+
+    def refresh(self) -> None:
+        """Not with overlap: the configuration refuses micro-batches then."""
+        raise AssertionError("unreachable")
 
     def step(self, step: Step) -> None:
         arrival = describe(self._worker, step, self._base, self._took)

@@ -23,7 +23,7 @@ from hvd_async.tasks.dataset_arguments import check_arguments, check_is_sum, fun
 from hvd_async.tasks.evaluating import device_of, evaluating, keeping_modes, write_model
 from hvd_async.tasks.fingerprints import fingerprint_of
 from hvd_async.tasks.metric import LOSS, Metric
-from hvd_async.tasks.reading import BatchReader, Reading, WorkerInit, map_tensors
+from hvd_async.tasks.reading import WHOLE, BatchReader, Reading, WorkerInit, map_tensors
 from hvd_async.tasks.recalibration import calibrated, recalibrated_buffers
 from hvd_async.tasks.task import Batch
 from hvd_async.tasks.user_values import check_metrics, describe_value, number_of
@@ -184,7 +184,14 @@ class DatasetTask:
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
         """Return batch `index` (from 0, across epochs), on `device`."""
-        return map_tensors(self._reader.read(index, self._chosen(index)), lambda tensor: tensor.to(device))
+        [batch] = self.micro_batches(index, 1, device)
+        return batch
+
+    def micro_batches(self, index: int, number: int, device: torch.device | str) -> list[Batch]:
+        """Return batch `index`, on `device`, as `number` batches, or as one for each example if it has fewer. Each is read by
+        itself."""
+        read = (self._reader.read(*part) for part in self._parts(index, number))
+        return [map_tensors(each, lambda tensor: tensor.to(device)) for each in read]
 
     @property
     def num_batches_ahead(self) -> int:
@@ -193,7 +200,8 @@ class DatasetTask:
 
     def expect(self, indices: Sequence[int]) -> None:
         """Let the processes begin to read the batches `indices`, if there are any processes."""
-        self._reader.expect((index, self._chosen(index)) for index in indices)
+        number = self._config.strategy.num_micro_batches
+        self._reader.expect(part for index in indices for part in self._parts(index, number))
 
     def close(self) -> None:
         """End the processes."""
@@ -277,6 +285,13 @@ class DatasetTask:
         """Return the loss and the weight of a batch of some examples for validation."""
         batch = self._validation_batch(examples, device_of(model))
         return _number("loss", self._loss(self._forward(model, batch), batch)), self._weight_of(batch)
+
+    def _parts(self, index: int, number: int) -> list[tuple[int, list[int], int]]:
+        """Return the arguments with which the micro-batches of batch `index` are read, or the batch itself if `number` is 1."""
+        chosen = self._chosen(index)
+        if number == 1:
+            return [(index, chosen, WHOLE)]
+        return [(index, chosen[start::number], start) for start in range(min(number, len(chosen)))]
 
     def _chosen(self, index: int) -> list[int]:
         """Return the examples of batch `index`."""

@@ -3,38 +3,94 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from hvd_async.config import OptimizerConfig
+from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.printable import printable
-from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch
+from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch, seed_batch, seed_of_batch
 from hvd_async.tasks.buffers import changed_tensors, modules_with_statistics, saved_tensors
 from hvd_async.tasks.evaluating import keeping_modes
-from hvd_async.tasks.task import Task
+from hvd_async.tasks.task import Batch, Divides, Task
 from hvd_async.vectors.flat import FlatParameters, VectorPlan
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far the gradient of a batch is: `done` of `total` micro-batches, and the weight of all of them."""
+
+    done: int
+    total: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """How a batch is divided: into `number` micro-batches or fewer. `refresh` is called before each but the first, and may
+    change the parameters."""
+
+    number: int = 1
+    refresh: Callable[[Progress], object] = lambda progress: None
+
+
+UNDIVIDED = MicroBatches()
+
+
 def compute_gradient(
-    task: Task, module: torch.nn.Module, flat: FlatParameters, seed: int, batch: int, counts: bool = True
+    task: Task,
+    module: torch.nn.Module,
+    flat: FlatParameters,
+    seed: int,
+    batch: int,
+    counts: bool = True,
+    micro: MicroBatches = UNDIVIDED,
 ) -> tuple[float, float]:
     """Compute the gradient of `batch` on the parameters in `flat`; return its weight and its summed loss.
 
     The gradient is left in `flat`, for `collect_gradient`. `module` must be in training mode. If `counts` is False,
-    gradient, weight and loss are zero. Computing a batch again on equal parameters gives equal bits on like machines,
-    because dropout is drawn from `seed` and `batch` alone. Raises `DataError` for an invalid weight.
+    gradient, weight and loss are zero. Computing a batch again on equal parameters, those of each micro-batch if it is divided,
+    gives equal bits on like machines, because dropout is drawn from `seed`, `batch` and the number of the micro-batch alone.
+    Raises `DataError` for an invalid weight.
     """
     flat.zero_gradient()
     with numbers_of_batch(seed, batch):
-        loss, weight = task.loss(module, task.batch(batch, flat.parameters.device))
-        if not (math.isfinite(weight) and weight >= 0.0):
-            raise DataError(f"batch {batch}: got a weight of {weight} from the task, expected a finite number >= 0")
-        if not counts:
-            loss, weight = loss * 0.0, 0.0
-        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-    return plain_number(weight), float(loss.detach())
+        parts = batches_of(task, batch, micro.number, flat.parameters.device)
+        whole = sum(map(task.weight, parts)) if len(parts) > 1 else 0.0
+        total_weight, total_loss = 0.0, 0.0
+        for done, part in enumerate(parts):
+            if done:
+                micro.refresh(Progress(done, len(parts), whole))
+                seed_batch(seed_of_batch(seed, batch), done)
+            loss, weight = task.loss(module, part)
+            if not (math.isfinite(weight) and weight >= 0.0):
+                raise DataError(f"batch {batch}: got a weight of {weight} from the task, expected a finite number >= 0")
+            if not counts:
+                loss, weight = loss * 0.0, 0.0
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            total_weight += weight
+            total_loss += float(loss.detach())
+    return plain_number(total_weight), total_loss
+
+
+def batches_of(task: Task, batch: int, number: int, device: torch.device | str) -> Sequence[Batch]:
+    """Return `batch` of `task`, on `device`, as `number` micro-batches or fewer; as itself if `number` is 1."""
+    if number == 1:
+        return [task.batch(batch, device)]
+    assert isinstance(task, Divides), "checked by check_micro_batches before the run began"
+    return task.micro_batches(batch, number, device)
+
+
+def check_micro_batches(task: Task, strategy: StrategyConfig) -> None:
+    """Raise `ConfigError` if batches are to be divided by a `task` that cannot do that."""
+    if strategy.num_micro_batches > 1 and not isinstance(task, Divides):
+        raise ConfigError(
+            f"strategy.micro_batches: got {strategy.micro_batches} with a task ({type(task).__name__}) that has no method"
+            " micro_batches, expected 1, or a task that can divide its batches, such as a DatasetTask"
+        )
 
 
 def flatten(model: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device | str = "cpu") -> FlatParameters:

@@ -38,6 +38,8 @@ from hvd_async.system.signals import STOP_SIGNALS, held_back
 
 Batch = Any
 WorkerInit = Callable[[int], None]
+WHOLE = -1
+"""In place of the number of a part: the whole batch."""
 _READING = 1
 """Added to a run's seed for what reading draws, so that the dropout of a batch draws other numbers."""
 _END_SECONDS = 2.0
@@ -53,9 +55,10 @@ class Reading:
     is_batched: bool
     seed: int
 
-    def read(self, number: int, chosen: Any) -> Batch:
-        """Return batch `number`, of the examples `chosen`."""
-        with numbers_apart(seed_of_batch(self.seed + _READING, number)):
+    def read(self, number: int, chosen: Any, part: int = WHOLE) -> Batch:
+        """Return batch `number`, of the examples `chosen`, or `part` (0, 1, ...) of it, which draws numbers of its own."""
+        seed = seed_of_batch(self.seed + _READING, number)
+        with numbers_apart(seed if part == WHOLE else seed_of_batch(seed, part)):
             if not self.is_batched:
                 return self.collate(self.dataset[chosen])
             several = getattr(self.dataset, "__getitems__", None)
@@ -89,22 +92,24 @@ class BatchReader:
         self.num_ahead = 0 if self.obstacle else each_ahead * num_workers
         self._pool: ProcessPoolExecutor | None = None
         self._numbers: Any = None
-        self._under_way: dict[int, Future[Batch]] = {}
+        self._under_way: dict[tuple[int, int], Future[Batch]] = {}
 
-    def expect(self, wanted: Iterable[tuple[int, Any]]) -> None:
-        """Let the processes begin to read the batches `wanted`, each a number and its examples. Does not wait."""
+    def expect(self, wanted: Iterable[tuple[int, Any, int]]) -> None:
+        """Let the processes begin to read the batches or parts of batches `wanted`, each with the arguments of `read`. Does not
+        wait."""
         if not self.num_ahead:
             return
-        for number, chosen in wanted:
-            if number not in self._under_way:
+        for number, chosen, part in wanted:
+            if (number, part) not in self._under_way:
                 with contextlib.suppress(BrokenProcessPool):  # told when a batch is read that was under way, else read here
-                    self._under_way[number] = self._started().submit(_read, number, chosen)
+                    self._under_way[number, part] = self._started().submit(_read, number, chosen, part)
 
-    def read(self, number: int, chosen: Any) -> Batch:
-        """Return batch `number`, of the examples `chosen`. Raises `DataError` if a process died, and what the dataset raises."""
-        future = self._under_way.pop(number, None)
+    def read(self, number: int, chosen: Any, part: int = WHOLE) -> Batch:
+        """Return batch `number`, of the examples `chosen`, or `part` (0, 1, ...) of it, of these. Raises `DataError` if a
+        process died, and what the dataset raises."""
+        future = self._under_way.pop((number, part), None)
         if future is None:
-            return self._reading.read(number, chosen)
+            return self._reading.read(number, chosen, part)
         try:
             return future.result(self._timeout)
         except concurrent.futures.TimeoutError:
@@ -200,8 +205,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _read(number: int, chosen: Any) -> Batch:
-    return _own.read(number, chosen)
+def _read(number: int, chosen: Any, part: int) -> Batch:
+    return _own.read(number, chosen, part)
 
 
 def obstacle_to(sent: Any) -> str:

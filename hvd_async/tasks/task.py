@@ -84,6 +84,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Divides(Protocol):
+    """A task that can also divide its batches, for `strategy.micro_batches`."""
+
+    def micro_batches(self, index: int, number: int, device: torch.device | str) -> Sequence[Batch]:
+        """Return batch `index`, on `device`, as `number` batches, or as fewer if it has fewer examples. Each example is in one of
+        them, so that their losses and weights sum to those of the batch."""
+
+
+@runtime_checkable
 class ReadsAhead(Protocol):
     """A task that also has processes which read the batches of a rank before it computes them."""
 

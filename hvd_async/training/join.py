@@ -82,7 +82,9 @@ def join(
         stop.defer()
         me = dataclasses.replace(me, worker=worker)
         emulation = Emulation(config.emulation, worker, config.seed, max(job.num_workers, worker + 1))
-        loop = TrainingLoop(workload.task, workload.model, workload.flat, emulation, config.seed, run)
+        loop = TrainingLoop(
+            workload.task, workload.model, workload.flat, emulation, config.seed, run, config.strategy.num_micro_batches
+        )
         say(f"joins {folder} as worker {worker}, {device}, {threads} thread{'s' if threads > 1 else ''}")
         with joined_session(job, me, access.windows) as session:
             if session.worker is not None:

@@ -12,7 +12,7 @@ from hvd_async.emulation.idling import Emulation
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.samples import keep_samples
 from hvd_async.strategies.protocol import Step, Worker
-from hvd_async.tasks.gradient import compute_gradient
+from hvd_async.tasks.gradient import MicroBatches, Progress, compute_gradient
 from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -27,20 +27,19 @@ class TrainingLoop:
     emulation: Emulation
     seed: int
     folder: RunFolder
+    num_micro_batches: int
 
     def __call__(self, worker: Worker, module: torch.nn.Module) -> None:
         """Train until `worker` has no more claims. `module` is the model, or the strategy's wrapper around it."""
-        device = self.flat.parameters.device
         module.train()
         for claim in worker.claims():
-            started = time.monotonic()
+            work = _Work(self, worker)
             if isinstance(self.task, ReadsAhead):
                 self.task.expect(claim.upcoming)
-            weight, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)  # so that the measured time is the work, not only its launch
-            self.emulation.delay(time.monotonic() - started, weight)
-            worker.step(Step(claim.batch, weight, loss, time.monotonic() - started))
+            micro = MicroBatches(self.num_micro_batches, work.refresh)
+            weight, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts, micro)
+            work.finish(weight)
+            worker.step(Step(claim.batch, weight, loss, time.monotonic() - work.began))
             self.evaluate_if_due(worker)
 
     def evaluate_if_due(self, worker: Worker, evaluated: Callable[[int], None] = lambda version: None) -> None:
@@ -56,3 +55,32 @@ class TrainingLoop:
         if request.shard == 0:
             evaluated(request.version)
         worker.report(request, statistics)
+
+
+class _Work:
+    """The work of one step, which lasts as long as the emulation says, pulls between its micro-batches aside.
+
+    Attributes:
+        began: when the step began, as of `time.monotonic`.
+    """
+
+    def __init__(self, loop: TrainingLoop, worker: Worker) -> None:
+        """The step begins now."""
+        self._loop = loop
+        self._worker = worker
+        self._device = loop.flat.parameters.device
+        self._pulled = 0.0
+        self.began = time.monotonic()
+
+    def refresh(self, progress: Progress) -> None:
+        """Bring the parameters up to date before the next micro-batch."""
+        self.finish(progress.weight, progress.done / progress.total)
+        pulling = time.monotonic()
+        self._worker.refresh()
+        self._pulled += time.monotonic() - pulling
+
+    def finish(self, weight: float, share: float = 1.0) -> None:
+        """Idle for the rest of this `share` of the step, whose batch has `weight`."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # so that the measured time is the work, not only its launch
+        self._loop.emulation.delay(time.monotonic() - self.began - self._pulled, weight, share)

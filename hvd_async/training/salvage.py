@@ -256,11 +256,11 @@ class _Past:
         if kind in _COUNTED:
             self._counts[kind] += 1
         if kind == "arrival":
-            fields = {key: event[key] for key in Arrival.__dataclass_fields__}
+            arrival = Arrival.from_json(event)
             if "refused" in event:
-                self._refuse(Arrival(**fields), Refusal(event["refused"]))
+                self._refuse(arrival, Refusal(event["refused"]))
             else:
-                self._arrivals.append(Arrival(**fields))
+                self._arrivals.append(arrival)
         elif kind == "update":
             arrivals, self._arrivals = tuple(self._arrivals), []
             update = Update(event["version"], arrivals, event["learning_rate"], event["gradient_norm"])

@@ -31,7 +31,7 @@ from hvd_async.store.wire.layout import MAX_STATISTICS
 from hvd_async.strategies.protocol import EvaluationPlan, Job, JobSize, JobSpec, SavedState, Strategy
 from hvd_async.system.launch_page import tell_keeper
 from hvd_async.system.long_work import told_if_long
-from hvd_async.tasks.gradient import check_buffers, lay_out
+from hvd_async.tasks.gradient import check_buffers, check_micro_batches, lay_out
 from hvd_async.tasks.metric import metric_of_score
 from hvd_async.tasks.models import model_of
 from hvd_async.tasks.task import PREPARING, ReadsAhead, Task
@@ -213,6 +213,7 @@ def make_workload(start: Start, plan: RankPlan, needs: Callable[[VectorPlan], Se
         in_agreement(group, lambda: folder.check_same(config, start.options.resume_words) if group.rank == 0 else None)
     task = in_agreement(group, lambda: start.make_task(config))
     in_agreement(group, lambda: _check_measures(task, config))
+    in_agreement(group, lambda: check_micro_batches(task, config.strategy))
     model = in_agreement(group, lambda: model_of(task))
     if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
@@ -348,4 +349,6 @@ def _make_loop(start: Start, plans: Sequence[RankPlan], workload: Workload, save
     num_workers = count_workers(plans)
     steps_before = 0 if saved is None or worker is None else steps_of(saved.data, worker)
     emulation = Emulation(config.emulation, worker, config.seed, num_workers, steps_before)
-    return TrainingLoop(workload.task, workload.model, workload.flat, emulation, config.seed, start.folder)
+    return TrainingLoop(
+        workload.task, workload.model, workload.flat, emulation, config.seed, start.folder, config.strategy.num_micro_batches
+    )

@@ -17,6 +17,7 @@ from tests.chaos.task import ENVIRONMENT
 from tests.ranks import MARK, pids_marked
 
 ROOT = pathlib.Path(__file__).parents[2]
+_REAP_SECONDS = 30.0
 _LAUNCHERS = ("mpirun", "prterun")
 
 
@@ -28,6 +29,7 @@ class Processes:
         self._case = case
         self._ground = ground
         self._temporary = temporary
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, config: pathlib.Path, log: pathlib.Path, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `hvd-async launch`, whose output goes to `log`, once: the trial starts a run again itself."""
@@ -46,7 +48,7 @@ class Processes:
         environ = {**os.environ, "PYTHONPATH": str(ROOT), MARK: self.mark, "TMPDIR": self._temporary, **more}
         command = [*self._ground.enter, sys.executable, "-m", "hvd_async"]
         with log.open("ab") as file:
-            return subprocess.Popen(
+            started = subprocess.Popen(
                 [*command, *arguments],
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -54,6 +56,13 @@ class Processes:
                 stderr=file,
                 start_new_session=True,
             )
+        self._started.append(started)
+        return started
+
+    def reap(self) -> None:
+        """Wait for all that were started, which have ended or were killed."""
+        for started in self._started:
+            started.wait(_REAP_SECONDS)
 
     def living(self) -> list[int]:
         """Return the processes that live."""

@@ -81,6 +81,7 @@ def run_case(case: Case, folder: pathlib.Path) -> TrialResult:
             trial.result.outcome, trial.result.fault = "hangs", f"{error}; see {folder}/hang.txt"
         finally:
             kill_marked(mark)
+            processes.reap()
         left = [f"{temporary}/{each.name}" for each in pathlib.Path(temporary).iterdir()]
         left += [f"/dev/shm/{name}" for name in place.left_in_shared_memory()]
         has_ended_well = trial.result.status == 0

@@ -420,6 +420,33 @@ def test_an_override_whose_value_is_not_yaml_is_refused(file: pathlib.Path) -> N
         load_config(file, ["seed=["])
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["micro_batches=0"], "strategy.micro_batches: got 0, expected: greater than or equal to 1"),
+        (["micro_batches=9"], "strategy.micro_batches: got 9, expected: less than or equal to 8"),
+        (
+            ["staleness_policy=delay_compensation"],
+            "micro_batches: got 2 with staleness_policy delay_compensation, expected 1",
+        ),
+        (["push.overlap=true"], "strategy.micro_batches: got 2 with push.overlap, expected 1, or push.overlap false"),
+        (["push.node_sum=true"], "strategy.micro_batches: got 2 with push.node_sum, expected 1, or push.node_sum false"),
+        (["kind=horovod", "push.overlap=true", "staleness_policy=delay_compensation"], None),
+    ],
+)
+def test_micro_batches_go_with_what_leaves_a_worker_to_itself(
+    file: pathlib.Path, changes: list[str], words: str | None
+) -> None:
+    keys = [change if "." in change else f"strategy.{change}" for change in changes]
+    overrides = ["strategy.kind=async", "strategy.micro_batches=2", *keys]
+    if words is None:
+        assert load_config(file, overrides).strategy.num_micro_batches == 1
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    assert words in str(caught.value)
+
+
 def test_an_override_fills_an_empty_section(file: pathlib.Path) -> None:
     file.write_text(TEXT + "push:\n", encoding="utf-8")
     assert load_config(file, ["push.overlap=true"]).push.overlap

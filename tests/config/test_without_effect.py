@@ -41,6 +41,7 @@ ASYNC_ONLY = {
         "staleness_policy": "inverse",
         "delay_compensation": 0.1,
         "provisional": True,
+        "micro_batches": 2,
         "pending": "drop",
         "on_worker_failure": "stop",
         "min_workers": 2,

@@ -103,6 +103,36 @@ def test_settings_that_would_make_a_real_step_shorter_are_refused() -> None:
         check_emulation(EmulationConfig(slow_workers={5: 2.0}), 2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "idled"),
+    [
+        ({"seconds": 0.5, "slow_workers": {1: 2.0}}, [0.375, 0.0, 0.0625]),  # up to a share of 1 s
+        ({"slow_workers": {1: 3.0}}, [0.25, 0.75, 0.125]),  # twice the work of the share
+        ({"slow_workers": {1: 1.0}}, [0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_worker_idles_after_each_share_of_its_step(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], idled: list[float]
+) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    emulation = Emulation(EmulationConfig(**settings), 1, 1, 2)
+    for _ in range(2):  # two steps, each of three shares
+        now, found = 0.0, []
+        for work, share in ((0.125, 0.5), (0.375, 0.75), (0.0625, 1.0)):
+            now += work
+            before = now
+            emulation.delay(now, 10, share)
+            found.append(now - before)
+        assert found == idled
+    assert (emulation.num_steps, emulation.num_overrun) == (2, 0)
+
+
 def test_a_worker_idles_for_the_rest_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     idled: list[float] = []
     monkeypatch.setattr(time, "sleep", idled.append)

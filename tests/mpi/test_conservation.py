@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections import Counter
 
@@ -25,6 +26,8 @@ STRATEGIES: dict[str, dict[str, object]] = {
     "two-buffers": {"arrivals_per_update": 1},
     "warm-start": {"arrivals_per_update": 1, "synchronous_versions": 4},
     "provisional": {"arrivals_per_update": 4, "provisional": True},
+    "micro-batches": {"arrivals_per_update": 3, "micro_batches": 3},
+    "micro-batches-bounded": {"arrivals_per_update": 1, "micro_batches": 2, "max_staleness": 1},
     "provisional-bounded": {"arrivals_per_update": 2, "provisional": True, "max_staleness": 1},
 }
 NUM_BATCHES = 41
@@ -60,7 +63,11 @@ def check_conservation(folder: pathlib.Path, strategy: dict[str, object]) -> Non
     bases: dict[int, int] = {}
     for arrival in arrivals:  # arrivals of one worker come in the order in which it made them
         assert arrival["base_version"] >= bases.get(arrival["worker"], 0)
-        bases[arrival["worker"]] = arrival["base_version"]
+        versions = [arrival["base_version"], *(version for version, _ in arrival["later_bases"])]
+        assert versions == sorted(versions) and versions[-1] < arrival.get("version", math.inf)
+        size = 3 + arrival["batch"] % 5  # of the toy's batch
+        assert len(versions) == min(int(str(strategy.get("micro_batches", 1))), size)
+        bases[arrival["worker"]] = versions[-1]
     evaluated = [e["version"] for e in events_of(folder, "evaluation")]
     assert len(set(evaluated)) == len(evaluated)
     assert set(evaluated) == {*range(7, len(updates) + 1, 7), len(updates)}
@@ -77,7 +84,7 @@ def test_no_pull_is_torn_between_two_hosts(two_hosts: tuple[str, str]) -> None:
 
 
 def test_training_across_two_hosts_conserves_arrivals(tmp_path: pathlib.Path, two_hosts: tuple[str, str]) -> None:
-    strategy = {"kind": "async", "arrivals_per_update": 2}
+    strategy = {"kind": "async", "arrivals_per_update": 2, "micro_batches": 2}
     settings = Settings(make_config(tmp_path / "run", strategy=strategy, validation={"every": 7}), num_batches=NUM_BATCHES)
     run_toy(4, settings, hosts=two_hosts, timeout=150).check()
     check_conservation(tmp_path / "run", strategy)

@@ -131,6 +131,10 @@ class ToyTask:
         points = torch.randn(size, FEATURES, generator=generator)
         return points.to(device), (points.sum(1) > 0).long().to(device)
 
+    def micro_batches(self, index: int, number: int, device: torch.device | str) -> list[Any]:
+        points, classes = self.batch(index, device)
+        return [(points[start::number], classes[start::number]) for start in range(min(number, len(classes)))]
+
     def epoch_of(self, index: int) -> int:
         return index // BATCHES_PER_EPOCH
 

@@ -58,6 +58,7 @@ ORDINARY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stale": ({"arrivals_per_update": 1, "max_staleness": 1, "on_stale": "drop"}, ROUNDED),
     "node_sum": ({"arrivals_per_update": 1}, {**ROUNDED, "node_sum": True, "overlap": True}),
     "provisional": ({"arrivals_per_update": 4, "provisional": True}, ROUNDED),
+    "micro": ({"arrivals_per_update": 4, "micro_batches": 3}, ROUNDED),
 }
 MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "inverse": ({"arrivals_per_update": 1, "staleness_policy": "inverse"}, ROUNDED),
@@ -71,6 +72,9 @@ MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         ROUNDED,
     ),
     "colocated": ({"arrivals_per_update": "workers", "placement": "colocated"}, FEW),
+    "micro_stale": ({"arrivals_per_update": 2, "micro_batches": 8, "max_staleness": 1, "on_stale": "drop"}, FEW),
+    "micro_bounded": ({"arrivals_per_update": 1, "micro_batches": 2, "max_staleness": 1}, {}),
+    "micro_warm": ({"arrivals_per_update": 4, "micro_batches": 3, "synchronous_versions": 6, "placement": "colocated"}, FEW),
     "provisional_stale": (
         {"arrivals_per_update": 2, "provisional": True, "max_staleness": 1, "on_stale": "drop"},
         {"overlap": True},

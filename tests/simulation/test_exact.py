@@ -96,6 +96,45 @@ def test_one_worker_with_one_arrival_is_the_single_process_to_the_last_bit(tmp_p
     assert checkpoint_checksum(tmp_path / "async") == checkpoint_checksum(tmp_path / "single")
 
 
+def test_micro_batches_are_computed_on_what_came_between_them(tmp_path: pathlib.Path) -> None:
+    strategy = {"kind": "async", "arrivals_per_update": 2, "micro_batches": 2, "provisional": True}
+    costs = {"arrival_seconds": 0.0, "update_seconds": 0.0, "memory": {"bytes_per_second": 1e15}}
+    emulation = {"seconds": 1.0, "slow_workers": {1: 1.6}}
+    simulation = {"workers": 2, **costs}
+    simulated(tmp_path / "run", num_batches=6, strategy=strategy, emulation=emulation, simulation=simulation)
+    # Worker 0 has steps of 1 s, worker 1 of 1.6 s, from which versions come at 1.6, 3 and 4.8 s.
+    assert [
+        (arrival["worker"], arrival["batch"], arrival["base_version"], arrival["provisional"], arrival["later_bases"])
+        for arrival in events_of(tmp_path / "run", "arrival")
+    ] == [
+        (0, 1, 0, 0, [[0, 0]]),
+        (1, 0, 0, 0, [[0, 0]]),
+        (0, 2, 0, 0, [[0, 0]]),  # from 1 s, when its own gradient is pending, on which no version is provisional yet
+        (0, 4, 1, 1, [[1, 1]]),  # from 2 s; its second half begins at 2.5 s
+        (1, 3, 1, 0, [[1, 1]]),  # from 1.6 s; its second half begins at 2.4 s, when batch 2 is pending
+        (0, 5, 2, 0, [[2, 1]]),
+    ]
+
+
+def test_one_worker_gains_nothing_from_micro_batches_but_other_last_bits(tmp_path: pathlib.Path) -> None:
+    one = {"kind": "async", "arrivals_per_update": 1}
+    for name, number in (("whole", 1), ("divided", 3)):
+        simulated(tmp_path / name, strategy={**one, "micro_batches": number}, simulation={"workers": 1}, dropout=0.0)
+    assert losses_of(tmp_path / "divided") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-4)
+    assert all(
+        base == [arrival["base_version"], 0]
+        for arrival in events_of(tmp_path / "divided", "arrival")
+        for base in arrival["later_bases"]
+    )
+
+
+def test_micro_batches_have_no_effect_in_lock_step(tmp_path: pathlib.Path) -> None:
+    for name, number in (("whole", 1), ("divided", 3)):
+        lockstep = {"kind": "async", "lockstep": True, "micro_batches": number}
+        simulated(tmp_path / name, num_batches=24, strategy=lockstep, simulation={"workers": 3}, emulation=UNEVEN)
+    assert checkpoint_checksum(tmp_path / "divided") == checkpoint_checksum(tmp_path / "whole")
+
+
 def test_lock_step_is_the_synchronous_strategy_to_the_last_bit(tmp_path: pathlib.Path) -> None:
     simulated(tmp_path / "horovod", num_batches=24, strategy={"kind": "horovod"}, simulation={"workers": 3})
     for name, push in (("lock-step", {}), ("node-sum", {"node_sum": True})):
@@ -190,6 +229,7 @@ STRATEGIES = st.fixed_dictionaries(
         "staleness_policy": st.sampled_from(["none", "inverse", "delay_compensation"]),
         "pending": st.sampled_from(["apply", "drop"]),
         "provisional": st.booleans(),
+        "micro_batches": st.sampled_from([1, 3]),
     }
 )
 PUSHES = st.sampled_from(
@@ -225,6 +265,8 @@ def test_every_batch_ends_in_exactly_one_place_and_bounds_hold(
 ) -> None:
     if strategy["staleness_policy"] == "delay_compensation":
         strategy = {**strategy, "provisional": False}
+    if strategy["staleness_policy"] == "delay_compensation" or push.get("overlap") or push.get("node_sum"):
+        strategy = {**strategy, "micro_batches": 1}
     if strategy["lockstep"] and strategy["on_stale"] == "wait":
         strategy = {**strategy, "max_staleness": None}
     if push.get("overlap"):

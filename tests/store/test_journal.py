@@ -19,6 +19,7 @@ from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import asynchronous, make_store
 
 SIZE, WORKERS, NEEDED = 8, 3, 4
+LATER = ((), ((3, 1),), tuple((version, version % 2) for version in range(7)))
 
 
 class JournalWriter:
@@ -35,7 +36,9 @@ class JournalWriter:
 
     def push(self, value: float, settles: bool = True) -> None:
         worker = self._batch % WORKERS
-        arrival = Arrival(worker, self._batch, self.store.version, weight=2, loss=1.0, push=self._batch)
+        arrival = Arrival(
+            worker, self._batch, self.store.version, weight=2, loss=1.0, push=self._batch, later_bases=LATER[self._batch % 3]
+        )
         self._batch += 1
         arrival_words.write_push(self.memory, worker, [arrival], Sent(value, 4 * SIZE))
         gradient = Gradient.measure(torch.full((SIZE,), value))
@@ -63,7 +66,9 @@ class JournalWriter:
     def check(self) -> None:
         state, store = self.read(), self.store
         assert (state.version, state.weight, state.clip) == (store.version, store.weight, store.clip)
-        assert [each.arrival.batch for each in state.pending] == [arrival.batch for arrival in store.pending]
+        assert [(each.arrival.batch, each.arrival.bases) for each in state.pending] == [
+            (arrival.batch, arrival.bases) for arrival in store.pending
+        ]
         assert (state.sum_place, state.num_unread) == (store.sum_place, len(store.unread_slots))
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_async.store.wire.layout import (
+    ARRIVAL_WORDS,
     MAX_HELD,
     MAX_STATISTICS,
     NUM_ORDERS,
     NUM_PROVISIONAL,
     NUM_RETURNS,
     ORDER_WORDS,
-    ArrivalWord,
     Layout,
     LifeWord,
     ShardWord,
@@ -68,7 +68,7 @@ def named_words(layout: Layout) -> Iterator[int]:
     for slot in range(layout.slots):
         yield from (layout.slot_word(slot, word) for word in SlotWord if word != SlotWord.ARRIVALS)
         for number in range(layout.arrivals_per_slot):
-            yield from (layout.arrival_word(slot, number, word) for word in ArrivalWord)
+            yield from (layout.arrival_word(slot, number, word) for word in range(ARRIVAL_WORDS))
     if layout.num_shards > 1:
         for shard in range(layout.num_shards):
             yield from (layout.shard_word(shard, word) for word in ShardWord)
@@ -152,8 +152,8 @@ def test_the_words_that_describe_a_push_are_adjacent() -> None:
     """The description is written in one operation."""
     layout = Layout(10, 2, arrivals_per_slot=3)
     words = [layout.slot_word(1, SlotWord.PUSHED_BASE_VERSION + n) for n in range(4)]
-    words += [layout.arrival_word(1, number, word) for number in range(3) for word in ArrivalWord]
-    assert words == list(range(words[0], words[0] + 4 + 3 * len(ArrivalWord)))
+    words += [layout.arrival_word(1, number, word) for number in range(3) for word in range(ARRIVAL_WORDS)]
+    assert words == list(range(words[0], words[0] + 4 + 3 * ARRIVAL_WORDS))
     assert (SlotWord.LARGEST, SlotWord.NUM_ARRIVALS, SlotWord.SENT_BYTES) == tuple(
         SlotWord.PUSHED_BASE_VERSION + n for n in (1, 2, 3)
     )

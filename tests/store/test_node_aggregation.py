@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +17,10 @@ from hvd_async.store.arrival import Arrival
 from hvd_async.store.serve.client import ClientOptions, StoreClient
 from hvd_async.store.serve.node_aggregation import NodeAggregator, node_layout
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import Layout, SlotWord, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import ARRIVAL_WORDS, Layout, SlotWord, Word, WorkerState, WorkerWord
 from hvd_async.store.wire.stop import StopKind, StopNotice
 from hvd_async.strategies.push_pull import NodePushPull, wait
+from hvd_async.system.limits import MOST_MICRO_BATCHES
 from hvd_async.transport.inprocess import ThreadMemory
 from tests.store.stores import arrival, asynchronous, make_store, num_provisional, value_of
 from tests.store.workers import Pull, Workers
@@ -206,6 +209,16 @@ def test_the_words_of_an_arrival_keep_its_weight_to_the_last_bit(weight: float) 
     sent = Arrival(3, 7, base_version=5, weight=weight, loss=0.1, push=7)
     received = arrival_words.from_words(arrival_words.to_words(sent), push=7)
     assert received == sent and type(received.weight) is type(weight)
+
+
+@pytest.mark.parametrize("num_later", range(MOST_MICRO_BATCHES))
+def test_an_arrival_keeps_the_bases_of_its_micro_batches_in_words_and_in_json(num_later: int) -> None:
+    later = tuple((2**40 + number, number % 2) for number in range(num_later))
+    sent = Arrival(3, 7, base_version=5, weight=1, loss=0.1, provisional=2, push=7, later_bases=later)
+    words = arrival_words.to_words(sent)
+    assert len(words) == ARRIVAL_WORDS and arrival_words.from_words(words, push=7) == sent
+    assert Arrival.from_json({**json.loads(json.dumps(dataclasses.asdict(sent))), "event": "arrival"}) == sent
+    assert sent.bases == ((5, 2), *later)
 
 
 def test_all_members_end_when_one_of_them_fails() -> None:

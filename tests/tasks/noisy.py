@@ -8,7 +8,7 @@ import random
 import numpy as np
 import torch
 
-from hvd_async.tasks.reading import BatchReader, Reading
+from hvd_async.tasks.reading import WHOLE, BatchReader, Reading
 
 
 class Noisy:
@@ -41,7 +41,7 @@ def noisy_reader(num_workers: int, trouble: int = -1, death: int = -1, timeout: 
 
 if __name__ == "__main__":  # a rank that dies while processes read for it
     reader = noisy_reader(2)
-    reader.expect((number, [number]) for number in range(8))
+    reader.expect((number, [number], WHOLE) for number in range(8))
     processes = {int(reader.read(number, [number])[0, 1]) for number in range(8)}
     print(*processes, flush=True)
     os.kill(os.getpid(), 9)

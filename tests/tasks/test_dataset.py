@@ -45,6 +45,21 @@ def numbered(size: int, **settings: Any) -> DatasetTask:
     return DatasetTask(keys.pop("config", configured()), **keys)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_micro_batches_have_each_example_of_the_batch_once(num_workers: int) -> None:
+    strategy = {"kind": "async", "micro_batches": 3}
+    tree = {"output": "x", "task": {"factory": "a:b"}, "training": {"epochs": 3}, "strategy": strategy}
+    task = numbered(10, config=parse_config(tree, source="test"), num_workers=num_workers)
+    task.expect(range(4))
+    try:
+        for index in range(4):
+            batch = [int(example) for example in task.batch(index, "cpu")[0]]
+            parts = [[int(example) for example in part[0]] for part in task.micro_batches(index, 3, "cpu")]
+            assert parts == [batch[start::3] for start in range(min(3, len(batch)))]  # the last batch of an epoch has two
+    finally:
+        task.close()
+
+
 @pytest.mark.parametrize(("drop_last", "per_epoch"), [(False, 3), (True, 2)])
 def test_every_epoch_has_each_example_at_most_once_in_an_order_of_its_own(drop_last: bool, per_epoch: int) -> None:
     task = numbered(10, drop_last=drop_last)

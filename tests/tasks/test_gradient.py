@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
-from hvd_async.errors import DataError
-from hvd_async.tasks.gradient import compute_gradient
+from hvd_async.config import StrategyConfig
+from hvd_async.errors import ConfigError, DataError
+from hvd_async.tasks.gradient import MicroBatches, Progress, check_micro_batches, compute_gradient
+from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.toy import Settings, ToyTask
 
@@ -30,6 +35,63 @@ def test_a_whole_weight_is_an_int_and_another_a_float() -> None:
 def test_a_batch_that_does_not_count_has_no_weight_loss_or_gradient() -> None:
     weight, loss, gradient = gradient_of(1.0, counts=False)
     assert (weight, loss, any(gradient)) == (0, 0.0, False)
+
+
+def divided(batch: int, number: int, counts: bool = True) -> tuple[float, float, list[float], list[Progress]]:
+    """Return weight, loss and gradient of `batch` in `number` micro-batches, before each of which all parameters grow by 1."""
+    task = ToyTask(Settings({}, dropout=0.0), 0)
+    model = task.build_model()
+    flat, seen = FlatParameters(model), []
+
+    def refresh(progress: Progress) -> None:
+        seen.append(progress)
+        flat.parameters.add_(1.0)
+
+    weight, loss = compute_gradient(task, model.train(), flat, 1, batch, counts, MicroBatches(number, refresh))
+    return weight, loss, flat.collect_gradient().tolist(), seen
+
+
+def test_micro_batches_sum_to_the_batch_each_on_its_own_parameters() -> None:
+    task = ToyTask(Settings({}, dropout=0.0), 0)
+    model = task.build_model()
+    flat = FlatParameters(model)
+    wanted, losses = torch.zeros_like(flat.parameters), 0.0
+    points, classes = task.batch(2, "cpu")  # five points
+    for start in range(3):
+        loss = torch.nn.functional.cross_entropy(model(points[start::3]), classes[start::3], reduction="sum")
+        flat.zero_gradient()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        wanted += flat.collect_gradient()
+        losses += float(loss.detach())
+        flat.parameters.add_(1.0)
+    weight, loss_sum, gradient, seen = divided(2, 3)
+    assert (weight, loss_sum) == (5, losses) and type(weight) is int
+    assert torch.equal(torch.tensor(gradient), wanted)
+    assert seen == [Progress(1, 3, 5.0), Progress(2, 3, 5.0)]
+
+
+def test_a_batch_with_few_examples_has_as_many_micro_batches() -> None:
+    weight, loss, _, seen = divided(0, 8)  # three points
+    assert [(each.done, each.total) for each in seen] == [(1, 3), (2, 3)]
+    assert divided(0, 3)[:2] == (weight, loss)
+    assert divided(0, 1)[3] == []
+
+
+def test_micro_batches_that_do_not_count_have_no_weight_loss_or_gradient() -> None:
+    weight, loss, gradient, seen = divided(1, 2, counts=False)
+    assert (weight, loss, any(gradient), len(seen)) == (0, 0.0, False, 1)
+
+
+def test_a_task_that_cannot_divide_its_batches_is_refused() -> None:
+    strategy = StrategyConfig(kind="async", micro_batches=2)
+    check_micro_batches(ToyTask(Settings({}), 0), strategy)
+    undivided = cast(Task, SimpleNamespace())
+    for harmless in (StrategyConfig(kind="async"), StrategyConfig(kind="horovod", micro_batches=2)):
+        check_micro_batches(undivided, harmless)
+    with pytest.raises(
+        ConfigError, match=r"strategy\.micro_batches: got 2 with a task \(SimpleNamespace\) that has no method"
+    ):
+        check_micro_batches(undivided, strategy)
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])

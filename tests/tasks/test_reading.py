@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from hvd_async.errors import DataError
-from hvd_async.tasks.reading import BatchReader, Reading, map_tensors
+from hvd_async.tasks.reading import WHOLE, BatchReader, Reading, map_tensors
 from tests.tasks.noisy import Noisy, noisy_reader
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -26,8 +26,8 @@ def test_processes_read_the_same_batches_and_draw_the_same_numbers() -> None:
     chosen = {number: [3 * number, 3 * number + 1, 3 * number + 2] for number in range(8)}
     alone, several = noisy_reader(0), noisy_reader(2)
     assert (alone.num_ahead, several.num_ahead, several.obstacle) == (0, 4, "")
-    alone.expect(chosen.items())
-    several.expect(list(chosen.items())[:6])
+    alone.expect((*each, WHOLE) for each in chosen.items())
+    several.expect([(*each, WHOLE) for each in chosen.items()][:6])
     torch.manual_seed(1)
     before = torch.get_rng_state()
     found = {number: several.read(number, examples) for number, examples in reversed(chosen.items())}
@@ -45,7 +45,7 @@ def test_processes_read_the_same_batches_and_draw_the_same_numbers() -> None:
 
 def test_errors_of_the_dataset_are_raised_where_the_batch_is_read() -> None:
     reader = noisy_reader(1, trouble=5)
-    reader.expect([(0, [4]), (1, [5])])
+    reader.expect([(0, [4], WHOLE), (1, [5], WHOLE)])
     assert reader.read(0, [4])[0, 0] > 4
     with pytest.raises(KeyError, match="no such example"):
         reader.read(1, [5])
@@ -54,7 +54,7 @@ def test_errors_of_the_dataset_are_raised_where_the_batch_is_read() -> None:
 
 def test_a_process_that_dies_is_told() -> None:
     reader = noisy_reader(1, death=2)
-    reader.expect([(0, [2])])
+    reader.expect([(0, [2], WHOLE)])
     with pytest.raises(DataError, match="batch 0: a process that reads batches ended by itself, perhaps out of memory"):
         reader.read(0, [2])
     reader.close()
@@ -64,7 +64,7 @@ def test_what_cannot_be_sent_is_an_obstacle() -> None:
     data = TensorDataset(torch.arange(4))
     reader = BatchReader(Reading(data, lambda rows: rows, True, seed=1), num_workers=2)
     assert reader.num_ahead == 0 and reader.obstacle.startswith("it cannot be sent to another process: ")
-    reader.expect([(0, [1])])
+    reader.expect([(0, [1], WHOLE)])
     assert reader.read(0, [1])[0][0] == 1
 
 

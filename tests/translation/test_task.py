@@ -9,8 +9,9 @@ import torch
 
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.tasks.translation import TranslationTask
-from hvd_async.tasks.translation.corpus import Losses, PreparedCorpus
+from hvd_async.tasks.translation.corpus import Losses, PreparedCorpus, prepare
 from hvd_async.tasks.translation.export import load_model
+from hvd_async.tasks.translation.vocabulary import PAD
 from tests.translation.settings import make_config
 
 
@@ -47,6 +48,20 @@ def test_the_run_has_the_batches_that_its_weight_needs(folder: Path, corpus: Pre
     assert count is not None
     tokens = [task.batch(i, "cpu").num_tokens for i in range(count)]
     assert sum(tokens[:-1]) < 1000 <= sum(tokens)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_micro_batches_have_each_sentence_of_the_batch_once(folder: Path, dropout: float) -> None:
+    config = make_config(folder, vocabulary={"bpe_dropout": dropout})
+    task = TranslationTask(config, prepare(config))
+    whole = task.batch(1, "cpu")
+    for number in (1, 3, 10**6):
+        parts = task.micro_batches(1, number, "cpu")
+        assert len(parts) == min(number, len(whole)) > 0
+        assert sum(part.num_tokens for part in parts) == whole.num_tokens
+        for start, part in enumerate(parts):
+            wanted, length = whole.target_output[start::number], part.target_output.shape[1]
+            assert torch.equal(part.target_output, wanted[:, :length]) and (wanted[:, length:] == PAD).all()
 
 
 def test_the_weight_of_a_batch_is_its_number_of_target_tokens(task: TranslationTask) -> None:

@@ -16,7 +16,7 @@ from hvd_async.store.arrival import Arrival, Refusal, Update
 from hvd_async.store.optimizers.protocol import StepOrder
 from hvd_async.store.parameter_store import ParameterStore
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import JOURNAL_HEAD_WORDS, RECORD_WORDS, ArrivalWord, StoreMemory, StoreWindow
+from hvd_async.store.wire.layout import ARRIVAL_WORDS, JOURNAL_HEAD_WORDS, RECORD_WORDS, StoreMemory, StoreWindow
 from hvd_async.system.json_text import plain_number
 from hvd_async.transport.block import float_to_word, word_to_float
 
@@ -279,7 +279,7 @@ def _apply(state: JournalState, record: Sequence[int]) -> None:
 
 def _take_in(state: JournalState, body: Sequence[int], when: float) -> None:
     slot, refused, sent_bytes, push = body[:4]
-    arrival = arrival_words.from_words(body[4 : 4 + len(ArrivalWord)], push, sent_bytes)
+    arrival = arrival_words.from_words(body[4 : 4 + ARRIVAL_WORDS], push, sent_bytes)
     if refused:
         state.events.append(Received(arrival, when, slot, _REFUSALS[refused - 1]))
         return

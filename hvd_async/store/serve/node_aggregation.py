@@ -24,7 +24,17 @@ from hvd_async.store.serve.liveness import ON_THE_WAY_SECONDS
 from hvd_async.store.serve.node_lock import NodeLock
 from hvd_async.store.serve.readings import NO_BASE, Base
 from hvd_async.store.wire import arrival_words
-from hvd_async.store.wire.layout import IDLE, ArrivalWord, Layout, SlotWord, StoreMemory, Word, WorkerState, WorkerWord
+from hvd_async.store.wire.layout import (
+    ARRIVAL_WORDS,
+    IDLE,
+    ArrivalWord,
+    Layout,
+    SlotWord,
+    StoreMemory,
+    Word,
+    WorkerState,
+    WorkerWord,
+)
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.vectors import arithmetic
 
@@ -262,7 +272,7 @@ class NodeAggregator:
 
     def _arrival(self, member: int) -> Arrival:
         first = self._layout.arrival_word(member, 0, ArrivalWord.WORKER)
-        return arrival_words.from_words(self._block.load_words(first, len(ArrivalWord)), push=-1)
+        return arrival_words.from_words(self._block.load_words(first, ARRIVAL_WORDS), push=-1)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hvd_async.store.arrival import Arrival
-from hvd_async.store.wire.layout import ArrivalWord, SlotWord, StoreWindow
+from hvd_async.store.wire.layout import ARRIVAL_WORDS, IDLE, ArrivalWord, SlotWord, StoreWindow
 from hvd_async.store.wire.slots import Sent
 from hvd_async.system.json_text import plain_number
+from hvd_async.system.limits import MOST_MICRO_BATCHES
 from hvd_async.transport.block import float_to_word, word_to_float
 
 
 def to_words(arrival: Arrival) -> list[int]:
-    """Return the words that the worker knows of `arrival`, in the order of `ArrivalWord`."""
-    words = dict.fromkeys(ArrivalWord, 0)
+    """Return the words that the worker knows of `arrival`, by `ArrivalWord`: `ARRIVAL_WORDS` of them."""
+    words = [0] * ArrivalWord.LATER_BASES + [IDLE, 0] * (MOST_MICRO_BATCHES - 1)
     words[ArrivalWord.WORKER] = arrival.worker
     words[ArrivalWord.BATCH] = arrival.batch
     words[ArrivalWord.WEIGHT] = float_to_word(arrival.weight)
@@ -24,11 +25,15 @@ def to_words(arrival: Arrival) -> list[int]:
     words[ArrivalWord.PUSH_SECONDS] = float_to_word(arrival.push_seconds)
     words[ArrivalWord.WAIT_SECONDS] = float_to_word(arrival.wait_seconds)
     words[ArrivalWord.PULL_SECONDS] = float_to_word(arrival.pull_seconds)
-    return [words[word] for word in ArrivalWord]
+    for number, base in enumerate(arrival.later_bases):
+        first = ArrivalWord.LATER_BASES + 2 * number
+        words[first : first + 2] = base
+    return words
 
 
 def from_words(words: Sequence[int], push: int, sent_bytes: int = 0) -> Arrival:
     """Return the arrival that `to_words` encoded as `words`; the reader supplies `push` and `sent_bytes`."""
+    later = words[ArrivalWord.LATER_BASES : ARRIVAL_WORDS]
     return Arrival(
         worker=words[ArrivalWord.WORKER],
         batch=words[ArrivalWord.BATCH],
@@ -42,6 +47,7 @@ def from_words(words: Sequence[int], push: int, sent_bytes: int = 0) -> Arrival:
         provisional=words[ArrivalWord.PROVISIONAL],
         sent_bytes=sent_bytes,
         push=push,
+        later_bases=tuple(base for base in zip(later[::2], later[1::2], strict=True) if base[0] != IDLE),
     )
 
 
@@ -60,7 +66,7 @@ def read_largest(window: StoreWindow, slot: int) -> float:
 
 def read_words(window: StoreWindow, slot: int, count: int) -> list[list[int]]:
     """Return the words of the first `count` arrivals of the push in `slot`, as `to_words` made them."""
-    width = len(ArrivalWord)
+    width = ARRIVAL_WORDS
     words = window.load_words(window.layout.arrival_word(slot, 0, 0), width * count)
     return [words[width * number : width * (number + 1)] for number in range(count)]
 

@@ -12,6 +12,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from hvd_async.system.limits import MOST_MICRO_BATCHES
 from hvd_async.transport.block import WORD_BYTES
 
 if TYPE_CHECKING:  # which loads torch, and a request to stop, whose words are here, is to be heard before that
@@ -36,7 +37,7 @@ NUM_RETURNS = 64
 NUM_PROVISIONAL = 2
 # Words before the records of the journal, and of each record: see `serve.journal`.
 JOURNAL_HEAD_WORDS = 8
-RECORD_WORDS = 20
+RECORD_WORDS = 32
 
 
 class Word(enum.IntEnum):
@@ -128,6 +129,11 @@ class ArrivalWord(enum.IntEnum):
     PUSH_SECONDS = 7  # bits of a double, as the next two; times of the push and pull before this step
     WAIT_SECONDS = 8
     PULL_SECONDS = 9
+    LATER_BASES = 10  # two words for each micro-batch after the first: its base version, or `IDLE`, and `PROVISIONAL`
+
+
+ARRIVAL_WORDS = ArrivalWord.LATER_BASES + 2 * (MOST_MICRO_BATCHES - 1)
+"""Words of one arrival: the `ArrivalWord`s."""
 
 
 class ShardWord(enum.IntEnum):
@@ -260,7 +266,7 @@ class Layout:
     @property
     def words_per_slot(self) -> int:
         """Number of control words of one slot."""
-        return -(-(SlotWord.ARRIVALS + self.arrivals_per_slot * len(ArrivalWord)) // _LINE_WORDS) * _LINE_WORDS
+        return -(-(SlotWord.ARRIVALS + self.arrivals_per_slot * ARRIVAL_WORDS) // _LINE_WORDS) * _LINE_WORDS
 
     @property
     def num_words(self) -> int:
@@ -304,7 +310,7 @@ class Layout:
 
     def arrival_word(self, slot: int, number: int, word: int) -> int:
         """Return the index of control word `word` (an `ArrivalWord`) of arrival `number` in `slot`."""
-        return self.slot_word(slot, SlotWord.ARRIVALS) + number * len(ArrivalWord) + word
+        return self.slot_word(slot, SlotWord.ARRIVALS) + number * ARRIVAL_WORDS + word
 
     def shard_word(self, shard: int, word: int) -> int:
         """Return the index, in the sequencer's block, of control word `word` (a `ShardWord`) of `shard`."""

@@ -18,7 +18,7 @@ from hvd_async.system.random_numbers import numbers_apart
 from hvd_async.tasks.evaluating import device_of, evaluating
 from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.translation.architectures import build_model, check_memory
-from hvd_async.tasks.translation.batching import Batch, BatchPlan, Ints, collate, padding_share
+from hvd_async.tasks.translation.batching import Batch, BatchPlan, Indices, Ints, collate, padding_share
 from hvd_async.tasks.translation.bpe_dropout import BpeDropout
 from hvd_async.tasks.translation.corpus import SIDES, ParallelArrays, PreparedCorpus, Tokens
 from hvd_async.tasks.translation.criterion import cross_entropy_sum, output_tokens
@@ -85,18 +85,29 @@ class TranslationTask:
             return planned
         count = num_tokens = 0
         while num_tokens < wanted:
-            targets = self._training_sentences(count, "target")
+            targets = self._training_sentences(count, self._plan[count], "target")
             num_tokens += sum(len(each) + 1 for each in targets)
             count += 1
         return count
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
         """Return batch `index` (from 0, across epochs), on `device`."""
-        return collate(self._training_sentences(index, "source"), self._training_sentences(index, "target")).to(device)
+        return self._collated(index, self._plan[index], device)
 
-    def _training_sentences(self, index: int, side: str) -> list[Tokens]:
-        """Return the tokens of one side of each sentence of the batch `index`, cut for its epoch."""
-        train, numbers = self._corpus.train, self._plan[index]
+    def micro_batches(self, index: int, number: int, device: torch.device | str) -> list[Batch]:
+        """Return batch `index`, on `device`, as `number` batches, or as one for each sentence if it has fewer: every
+        `number`-th sentence, so that each has short ones and long ones."""
+        numbers = self._plan[index]
+        return [self._collated(index, numbers[start::number], device) for start in range(min(number, len(numbers)))]
+
+    def _collated(self, index: int, numbers: Indices, device: torch.device | str) -> Batch:
+        """Return the sentences `numbers` of batch `index` as a batch."""
+        sides = [self._training_sentences(index, numbers, side) for side in SIDES]
+        return collate(*sides).to(device)
+
+    def _training_sentences(self, index: int, numbers: Indices, side: str) -> list[Tokens]:
+        """Return the tokens of one side of the sentences `numbers` of the batch `index`, cut for its epoch."""
+        train = self._corpus.train
         sentences = [train.sentence(side, i) for i in numbers]
         if side not in self._dropouts:
             return sentences
