@@ -14,7 +14,7 @@ from hvd_async.runs.provenance import device_of, this_software
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.local_push import Pushes, add
-from hvd_async.tasks.gradient import MicroBatches, compute_gradient, flatten
+from hvd_async.tasks.gradient import GradientOptions, compute_gradient, flatten
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -76,8 +76,8 @@ class Recomputation:
             torch.set_num_threads(threads)
         bases = iter(self._past.base_parameters(recorded))
         flat.parameters.copy_(next(bases))
-        micro = MicroBatches(self._micro_batches, lambda _: flat.parameters.copy_(next(bases)))
-        weight, loss = compute_gradient(self._task, module, flat, self._seed, recorded.batch, micro=micro)
+        options = GradientOptions(micro_batches=self._micro_batches, refresh=lambda _: flat.parameters.copy_(next(bases)))
+        weight, loss = compute_gradient(self._task, module, flat, self._seed, recorded.batch, options)
         return dataclasses.replace(recorded, weight=weight, loss=loss), flat.collect_gradient().cpu()
 
     def _threads_for(self, process: Process, worker: int | None) -> int:

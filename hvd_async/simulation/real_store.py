@@ -21,7 +21,7 @@ from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.shards.shard import Shard
 from hvd_async.store.staleness import needs_base_parameters
 from hvd_async.store.wire.local_push import Pushes, add
-from hvd_async.tasks.gradient import UNDIVIDED, MicroBatches, batches_of, compute_gradient
+from hvd_async.tasks.gradient import GradientOptions, batches_of, compute_gradient
 from hvd_async.tasks.task import Task
 from hvd_async.vectors import arithmetic
 from hvd_async.vectors.flat import FlatParameters
@@ -42,9 +42,9 @@ class Model:
         """Return the weight of `batch`."""
         return self.task.weight(self.task.batch(batch, "cpu"))
 
-    def gradient(self, batch: int, counts: bool = True, micro: MicroBatches = UNDIVIDED) -> tuple[float, float]:
+    def gradient(self, batch: int, options: GradientOptions | None = None) -> tuple[float, float]:
         """Compute the gradient of `batch` into the model; return its weight and loss, as `compute_gradient` does."""
-        return compute_gradient(self.task, self.module, self.flat, self.seed, batch, counts, micro)
+        return compute_gradient(self.task, self.module, self.flat, self.seed, batch, options or GradientOptions())
 
     def evaluate(self, version: int, parameters: torch.Tensor) -> Sequence[float]:
         """Return the statistics of the whole validation data with the `parameters` ([size], float32) of `version`, whose samples
@@ -266,8 +266,9 @@ class RealStore:
     def _gradient_of(self, worker: VirtualWorker) -> tuple[float, float]:
         later = iter(worker.out_later)
         self._load((worker.out_base, worker.out_provisional))
-        micro = MicroBatches(self._config.strategy.num_micro_batches, lambda _: self._load(next(later)))
-        result = self._model.gradient(worker.out_batch, micro=micro)
+        number = self._config.strategy.num_micro_batches
+        options = GradientOptions(micro_batches=number, refresh=lambda _: self._load(next(later)))
+        result = self._model.gradient(worker.out_batch, options)
         self._model.flat.collect_gradient()
         return result
 

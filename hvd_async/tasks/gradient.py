@@ -20,7 +20,7 @@ from hvd_async.vectors.flat import FlatParameters, VectorPlan
 
 
 @dataclass(frozen=True)
-class Progress:
+class BatchProgress:
     """How far the gradient of a batch is: `done` of `total` micro-batches, and the weight of all of them."""
 
     done: int
@@ -29,15 +29,19 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class MicroBatches:
-    """How a batch is divided: into `number` micro-batches or fewer. `refresh` is called before each but the first, and may
-    change the parameters."""
+class GradientOptions:
+    """How a gradient is computed.
 
-    number: int = 1
-    refresh: Callable[[Progress], object] = lambda progress: None
+    `counts`: whether gradient, weight and loss are not zero. `micro_batches`: parts into which the batch is divided, or fewer
+    if it has fewer examples. `refresh` is called before each of these but the first, and may change the parameters.
+    """
+
+    counts: bool = True
+    micro_batches: int = 1
+    refresh: Callable[[BatchProgress], object] = lambda progress: None
 
 
-UNDIVIDED = MicroBatches()
+_WHOLE = GradientOptions()
 
 
 def compute_gradient(
@@ -46,29 +50,27 @@ def compute_gradient(
     flat: FlatParameters,
     seed: int,
     batch: int,
-    counts: bool = True,
-    micro: MicroBatches = UNDIVIDED,
+    options: GradientOptions = _WHOLE,
 ) -> tuple[float, float]:
     """Compute the gradient of `batch` on the parameters in `flat`; return its weight and its summed loss.
 
-    The gradient is left in `flat`, for `collect_gradient`. `module` must be in training mode. If `counts` is False,
-    gradient, weight and loss are zero. Computing a batch again on equal parameters, those of each micro-batch if it is divided,
-    gives equal bits on like machines, because dropout is drawn from `seed`, `batch` and the number of the micro-batch alone.
-    Raises `DataError` for an invalid weight.
+    The gradient is left in `flat`, for `collect_gradient`. `module` must be in training mode. Computing a batch again on equal
+    parameters, those of each micro-batch if it is divided, gives equal bits on like machines, because dropout is drawn from
+    `seed`, `batch` and the number of the micro-batch alone. Raises `DataError` for an invalid weight.
     """
     flat.zero_gradient()
     with numbers_of_batch(seed, batch):
-        parts = batches_of(task, batch, micro.number, flat.parameters.device)
+        parts = batches_of(task, batch, options.micro_batches, flat.parameters.device)
         whole = sum(map(task.weight, parts)) if len(parts) > 1 else 0.0
         total_weight, total_loss = 0.0, 0.0
         for done, part in enumerate(parts):
             if done:
-                micro.refresh(Progress(done, len(parts), whole))
+                options.refresh(BatchProgress(done, len(parts), whole))
                 seed_batch(seed_of_batch(seed, batch), done)
             loss, weight = task.loss(module, part)
             if not (math.isfinite(weight) and weight >= 0.0):
                 raise DataError(f"batch {batch}: got a weight of {weight} from the task, expected a finite number >= 0")
-            if not counts:
+            if not options.counts:
                 loss, weight = loss * 0.0, 0.0
             loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
             total_weight += weight

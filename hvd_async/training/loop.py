@@ -12,7 +12,7 @@ from hvd_async.emulation.idling import Emulation
 from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.samples import keep_samples
 from hvd_async.strategies.protocol import Step, Worker
-from hvd_async.tasks.gradient import MicroBatches, Progress, compute_gradient
+from hvd_async.tasks.gradient import BatchProgress, GradientOptions, compute_gradient
 from hvd_async.tasks.task import ReadsAhead, Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -36,8 +36,8 @@ class TrainingLoop:
             work = _Work(self, worker)
             if isinstance(self.task, ReadsAhead):
                 self.task.expect(claim.upcoming)
-            micro = MicroBatches(self.num_micro_batches, work.refresh)
-            weight, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, claim.counts, micro)
+            options = GradientOptions(claim.counts, self.num_micro_batches, work.refresh)
+            weight, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, options)
             work.finish(weight)
             worker.step(Step(claim.batch, weight, loss, time.monotonic() - work.began))
             self.evaluate_if_due(worker)
@@ -72,7 +72,7 @@ class _Work:
         self._pulled = 0.0
         self.began = time.monotonic()
 
-    def refresh(self, progress: Progress) -> None:
+    def refresh(self, progress: BatchProgress) -> None:
         """Bring the parameters up to date before the next micro-batch."""
         self.finish(progress.weight, progress.done / progress.total)
         pulling = time.monotonic()

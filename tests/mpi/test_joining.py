@@ -24,7 +24,7 @@ from hvd_async.tasks.registry import make_task
 from hvd_async.tasks.translation.builtin.grammar import write_corpus
 from tests.conftest import TWO_HOSTS
 from tests.mpi.runs import events_of, summary_of, write_config
-from tests.ranks import mpi_family, run_limited, run_ranks
+from tests.ranks import cut, mpi_family, run_limited, run_ranks
 
 pytestmark = pytest.mark.mpi
 ENVIRON = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
@@ -168,16 +168,16 @@ def test_workers_of_another_host_join_over_the_network(tmp_path: pathlib.Path, t
     there = {host: (str(TWO_HOSTS / "onhost.sh"), host) for host in two_hosts}
     with started("launch", str(path), "--workers", "2", on=there[first]) as launch:
         until((run / "join.json").exists)
-        with started("join", str(run), on=there[second]) as killed, started("join", str(run), on=there[second]) as cut:
+        with started("join", str(run), on=there[second]) as killed, started("join", str(run), on=there[second]) as silent:
             read_until(launch, "worker 3 has joined")
             until(lambda: {2, 3} <= {arrival["worker"] for arrival in events_of(run, "arrival")})
             kill_tree(killed)
             read_until(launch, "is dead: its connection from another host has ended; the run goes on")
-            subprocess.run(["ip", "-n", second, "link", "set", "eth0", "down"], check=True)
-            output, _ = launch.communicate(timeout=120)
-            lost = cut.communicate(timeout=120)[0]
+            with cut(second):
+                output, _ = launch.communicate(timeout=120)
+                lost = silent.communicate(timeout=120)[0]
     assert launch.returncode == 0 and "2 workers lost on the way, 2 joined; see" in output
-    assert cut.returncode != 0 and "the connection to the store has ended" in lost and "Traceback" not in lost
+    assert silent.returncode != 0 and "the connection to the store has ended" in lost and "Traceback" not in lost
     check_books(run)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from hvd_async.config import StrategyConfig
 from hvd_async.errors import ConfigError, DataError
-from hvd_async.tasks.gradient import MicroBatches, Progress, check_micro_batches, compute_gradient
+from hvd_async.tasks.gradient import BatchProgress, GradientOptions, check_micro_batches, compute_gradient
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 from tests.mpi.toy import Settings, ToyTask
@@ -22,7 +22,7 @@ def gradient_of(point_weight: float, batch: int = 0, counts: bool = True) -> tup
     task = ToyTask(Settings({}, dropout=0.0, point_weight=point_weight), 0)
     model = task.build_model()
     flat = FlatParameters(model)
-    weight, loss = compute_gradient(task, model.train(), flat, 1, batch, counts)
+    weight, loss = compute_gradient(task, model.train(), flat, 1, batch, GradientOptions(counts))
     return weight, loss, flat.collect_gradient().tolist()
 
 
@@ -37,17 +37,17 @@ def test_a_batch_that_does_not_count_has_no_weight_loss_or_gradient() -> None:
     assert (weight, loss, any(gradient)) == (0, 0.0, False)
 
 
-def divided(batch: int, number: int, counts: bool = True) -> tuple[float, float, list[float], list[Progress]]:
+def divided(batch: int, number: int, counts: bool = True) -> tuple[float, float, list[float], list[BatchProgress]]:
     """Return weight, loss and gradient of `batch` in `number` micro-batches, before each of which all parameters grow by 1."""
     task = ToyTask(Settings({}, dropout=0.0), 0)
     model = task.build_model()
     flat, seen = FlatParameters(model), []
 
-    def refresh(progress: Progress) -> None:
+    def refresh(progress: BatchProgress) -> None:
         seen.append(progress)
         flat.parameters.add_(1.0)
 
-    weight, loss = compute_gradient(task, model.train(), flat, 1, batch, counts, MicroBatches(number, refresh))
+    weight, loss = compute_gradient(task, model.train(), flat, 1, batch, GradientOptions(counts, number, refresh))
     return weight, loss, flat.collect_gradient().tolist(), seen
 
 
@@ -67,7 +67,7 @@ def test_micro_batches_sum_to_the_batch_each_on_its_own_parameters() -> None:
     weight, loss_sum, gradient, seen = divided(2, 3)
     assert (weight, loss_sum) == (5, losses) and type(weight) is int
     assert torch.equal(torch.tensor(gradient), wanted)
-    assert seen == [Progress(1, 3, 5.0), Progress(2, 3, 5.0)]
+    assert seen == [BatchProgress(1, 3, 5.0), BatchProgress(2, 3, 5.0)]
 
 
 def test_a_batch_with_few_examples_has_as_many_micro_batches() -> None:
