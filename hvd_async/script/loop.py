@@ -17,12 +17,15 @@ from hvd_async.script.loader import BatchSource, EndOfStream
 from hvd_async.script.nesting import lines_of, loop_around
 from hvd_async.strategies.protocol import Claim, Session, Step
 from hvd_async.system.json_text import plain_number
+from hvd_async.system.limits import MOST_MICRO_BATCHES
 from hvd_async.system.random_numbers import seed_batch
 from hvd_async.tasks.user_values import describe_value, number_of
 from hvd_async.training.setup import Ready
 from hvd_async.transport.group import Group
 
 _NO_BATCH = "optimizer.step: called without a batch, expected once for each batch, inside the loop"
+_NOTHING_UNDER_WAY = "optimizer.pull: called without a batch, expected inside the loop, before optimizer.step"
+_MOST_PULLS = MOST_MICRO_BATCHES - 1
 
 
 class ScriptLoop:
@@ -41,6 +44,7 @@ class ScriptLoop:
         self.claim: Claim | None = None
         """The batch of this rank, from its beginning to that of the next one."""
         self._is_handed_over = True
+        self._num_pulls = 0  # of this batch
         self._began = 0.0
         self._has_gradient = False
         self._is_clear = False
@@ -64,7 +68,7 @@ class ScriptLoop:
                 except EndOfStream:
                     break
                 self.zero()
-                self.claim, self._is_handed_over = claim, False
+                self.claim, self._is_handed_over, self._num_pulls = claim, False, 0
                 try:
                     yield batch
                 except GeneratorExit:  # by `break`
@@ -139,6 +143,26 @@ class ScriptLoop:
         worker.step(Step(claim.batch, own, number, time.monotonic() - self._began))
         self.ready.loop.evaluate_if_due(worker, self._buffers.keep)
 
+    def pull(self) -> None:
+        """Bring the parameters up to date in the middle of the current batch."""
+        worker, job = self.session.worker, self.ready.job
+        if worker is None or self._is_handed_over:
+            raise ConfigError(_NOTHING_UNDER_WAY)
+        for key in ("overlap", "node_sum"):
+            if job.strategy.is_async and getattr(job.push, key):
+                raise ConfigError(
+                    f"optimizer.pull: got a run with push.{key}, which pulls at other times; expected one without"
+                )
+        if self._num_pulls == _MOST_PULLS:
+            raise ConfigError(
+                f"optimizer.pull: called {_MOST_PULLS + 1} times for a batch, expected at most {_MOST_PULLS} times"
+            )
+        self._num_pulls += 1
+        device = job.flat.parameters.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what is pulled is as new as can be when the work before it is done
+        worker.refresh()
+
     def average_buffers(self, group: Group) -> None:
         """Give every rank the mean of the workers' buffers, if the user chose that, and save those that change. Collective."""
         self._buffers.average(group, is_worker=self.session.worker is not None)
@@ -164,6 +188,10 @@ class NoLoop:
     def step(self, weight: float | None, loss: Any, scale: float) -> None:
         """Raises `ConfigError`: there is no batch."""
         raise ConfigError(_NO_BATCH)
+
+    def pull(self) -> None:
+        """Raises `ConfigError`: there is no batch."""
+        raise ConfigError(_NOTHING_UNDER_WAY)
 
 
 class Batches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -106,6 +106,19 @@ def release_groups(optimizer: torch.optim.Optimizer) -> None:
     optimizer.param_groups[:] = [dict(group) for group in optimizer.param_groups]
 
 
+class Stepped(Protocol):
+    """The loop whose gradients an optimizer hands over."""
+
+    def zero(self) -> None:
+        """Clear the gradient."""
+
+    def step(self, weight: float | None, loss: Any, scale: float) -> None:
+        """Hand the gradient over, divided by `scale`."""
+
+    def pull(self) -> None:
+        """Bring the parameters up to date in the middle of a batch."""
+
+
 class RunOptimizer:
     """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over.
 
@@ -120,14 +133,12 @@ class RunOptimizer:
         self,
         described: OptimizerConfig,
         model: nn.Module,
-        zero: Callable[[], None],
-        step: Callable[[float | None, Any, float], None],
+        loop: Stepped,
     ) -> None:
-        """`zero` clears the gradient, `step(weight, loss, scale)` hands it over, divided by `scale`."""
+        """All arguments stay the caller's."""
         self._described = described
         self._model = model
-        self._zero = zero
-        self._step = step
+        self._loop = loop
 
     @property
     def param_groups(self) -> Sequence[Mapping[str, Any]]:
@@ -146,7 +157,7 @@ class RunOptimizer:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradient. It is always set to zero, whatever `set_to_none`: the model's gradients are parts of one
         vector."""
-        self._zero()
+        self._loop.zero()
 
     def step(self, closure: None = None, *, weight: float | None = None, loss: torch.Tensor | float | None = None) -> None:
         """Hand over the gradient of the batch, and bring the parameters up to date. Waits as the strategy requires.
@@ -165,7 +176,16 @@ class RunOptimizer:
         if closure is not None:
             raise ConfigError("optimizer.step: got a closure, expected none: the store makes the update, once for each push")
         scale = getattr(self, "grad_scale", None)
-        self._step(weight, loss, 1.0 if scale is None else float(scale))
+        self._loop.step(weight, loss, 1.0 if scale is None else float(scale))
+
+    def pull(self) -> None:
+        """Bring the parameters up to date between two backward passes of a batch: with `async`, copy the newest, on which the
+        rest of the batch is then computed; other strategies have nothing newer.
+
+        Not collective, and waits for no one. To be called after a `backward` and before the next forward pass, at most 7 times
+        for a batch. Raises `ConfigError` outside of a batch, and with `push.overlap` or `push.node_sum`.
+        """
+        self._loop.pull()
 
     def state_dict(self) -> dict[str, Any]:
         """Raises `ConfigError`: the state is at the store."""

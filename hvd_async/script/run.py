@@ -205,7 +205,7 @@ class ScriptRun:
             module = loop.session.module
             guard_groups(optimizer)
         self._final = final
-        return module, RunOptimizer(described, model, loop.zero, loop.step), Batches(loop, self.finish, self.worker == 0)
+        return module, RunOptimizer(described, model, loop), Batches(loop, self.finish, self.worker == 0)
 
     def _open(self, loop: ScriptLoop) -> ScriptLoop:
         """Return `loop` with its session. Collective."""

@@ -82,7 +82,9 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
     for points, labels in batches:
         step.zero_grad()
         parts = options.get("parts", 1)
-        for part, target in zip(points.chunk(parts), labels.chunk(parts), strict=True):
+        for number, (part, target) in enumerate(zip(points.chunk(parts), labels.chunk(parts), strict=True)):
+            if number and options.get("pull"):
+                step.pull()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(options.get("autocast"))):
                 loss = F.cross_entropy(model(part), target, reduction="sum") / len(labels)
             if options.get("scaler"):

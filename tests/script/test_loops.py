@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.mpi.runs import events_of
 from tests.ranks import run_ranks
 from tests.script.loop_script import OPTIMIZERS, LoopNet, make_optimizer
 from tests.tasks.blobs import blobs
@@ -51,6 +52,43 @@ def test_several_backward_passes_to_a_step_are_one_arrival(tmp_path: pathlib.Pat
     sizes = [28] if ranks == 1 else [14, 14]
     found = trained(tmp_path, ranks, strategy, whole={"sizes": sizes}, parts={"sizes": sizes, "parts": 3})
     check_equal(found["parts"], found["whole"])
+
+
+def test_parameters_are_pulled_between_backward_passes(tmp_path: pathlib.Path) -> None:
+    both = {"parts": 3, "epochs": 8}
+    (alone,) = trained(tmp_path / "single", 1, "single", pulls={**both, "pull": True}).values()
+    check_equal(trained(tmp_path / "plain", 1, "single", parts=both)["parts"], alone, 0.0)
+    sizes = [14, 14]
+    strategy = {"kind": "async", "arrivals_per_update": 1}
+    trained(tmp_path, 3, strategy, whole={**both, "sizes": sizes}, pulls={**both, "sizes": sizes, "pull": True})
+    assert all(arrival["later_bases"] == [] for arrival in events_of(tmp_path / "whole", "arrival"))
+    pulls = events_of(tmp_path / "pulls", "arrival")
+    assert len(pulls) == 16
+    for arrival in pulls:
+        versions = [arrival["base_version"], *(version for version, _ in arrival["later_bases"])]
+        assert len(versions) == 3 and versions == sorted(versions) and versions[-1] < arrival["version"]
+    for kind in ("horovod", "ddp"):
+        found = trained(tmp_path / kind, 2, kind, pulls={**both, "sizes": sizes, "pull": True})
+        check_equal(found["pulls"], alone)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (
+            {"push": {"overlap": True}},
+            {"parts": 2},
+            "optimizer.pull: got a run with push.overlap, which pulls at other times",
+        ),
+        ({}, {"parts": 14}, "optimizer.pull: called 8 times for a batch, expected at most 7 times"),
+    ],
+)
+def test_pulls_that_cannot_be_are_refused(
+    tmp_path: pathlib.Path, arguments: dict[str, Any], options: dict[str, Any], words: str
+) -> None:
+    series = [{**arguments_of(tmp_path / "run", {"kind": "async"}, pull=True, **options), **arguments}]
+    done = run_ranks(2, "tests.script.loop_script", json.dumps(series), timeout=120)
+    assert done.returncode != 0 and words in done.stderr
 
 
 def test_clipping_autocast_scaling_and_gradients_set_to_none(tmp_path: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,10 +194,14 @@ def test_what_makes_no_schedule_is_refused(factory: Any, message: str) -> None:
 def test_the_optimizer_of_a_run_refuses_what_only_the_store_can_do() -> None:
     steps: list[Any] = []
     model = torch.nn.Linear(2, 1)
-    optimizer = RunOptimizer(BASE, model, lambda: steps.append("zero"), lambda *given: steps.append(given))
+    loop = SimpleNamespace(
+        zero=lambda: steps.append("zero"), step=lambda *given: steps.append(given), pull=lambda: steps.append("pull")
+    )
+    optimizer = RunOptimizer(BASE, model, loop)
     optimizer.zero_grad()
+    optimizer.pull()
     optimizer.step(weight=3.0)
-    assert steps == ["zero", (3.0, None, 1.0)]
+    assert steps == ["zero", "pull", (3.0, None, 1.0)]
     assert optimizer.param_groups[0]["lr"] == BASE.learning_rate
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
     with pytest.raises(ConfigError, match=r"param_groups: lr: got an assignment, .* pass the rate to prepare as schedule="):
