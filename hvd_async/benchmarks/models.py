@@ -4,13 +4,15 @@ matter for speed."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from hvd_async.config import ModelConfig, RunConfig
+from hvd_async.config import ModelConfig, RunConfig, StrategyConfig
 from hvd_async.system.random_numbers import numbers_apart
+from hvd_async.tasks.gradient import batches_of, check_micro_batches
 from hvd_async.tasks.registry import make_task
 from hvd_async.tasks.translation.architectures import build_model
 from hvd_async.tasks.translation.batching import Batch, collate
@@ -42,7 +44,7 @@ SIZES = {
 
 
 class BenchStep(Protocol):
-    """Forward and backward pass of one batch, the same in every call."""
+    """Forward and backward pass of one batch, or of parts of it."""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -52,8 +54,11 @@ class BenchStep(Protocol):
     def size_in_words(self) -> str:
         """The size of the batch, such as `490 tokens`."""
 
-    def __call__(self) -> tuple[float, float]:
-        """Add the gradient of the summed loss to the model's; return the loss and its weight."""
+    def batches(self, number: int) -> Sequence[Any]:
+        """Return the batch in `number` parts; as itself if `number` is 1. Raises `ConfigError` if it cannot be divided."""
+
+    def __call__(self, batch: Any) -> tuple[float, float]:
+        """Add the gradient of the summed loss of one of these to the model's; return the loss and its weight."""
 
 
 class TaskStep:
@@ -63,16 +68,21 @@ class TaskStep:
         """Make the task of `config`, its model, and the batch, which goes to `device`."""
         self._task = make_task(config)
         self.model = self._task.build_model()
-        self._batch = self._task.batch(0, device)
+        self._device = device
 
     @property
     def size_in_words(self) -> str:
         """The size of the batch, such as `32 images`."""
-        return f"{self._task.weight(self._batch):g} {self._task.weight_unit}"
+        return f"{self._task.weight(self._task.batch(0, self._device)):g} {self._task.weight_unit}"
 
-    def __call__(self) -> tuple[float, float]:
-        """Add the gradient of the summed loss to the model's; return the loss and its weight."""
-        loss, weight = self._task.loss(self.model, self._batch)
+    def batches(self, number: int) -> Sequence[Any]:
+        """Return the batch in `number` parts. Raises `ConfigError` for a task that cannot divide it."""
+        check_micro_batches(self._task, StrategyConfig(kind="async", micro_batches=number))
+        return batches_of(self._task, 0, number, self._device)
+
+    def __call__(self, batch: Any) -> tuple[float, float]:
+        """Add the gradient of the summed loss of `batch` to the model's; return the loss and its weight."""
+        loss, weight = self._task.loss(self.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         return float(loss.detach()), weight
 
@@ -84,25 +94,30 @@ class ModelStep:
         """Draw parameters, and the batch, which goes to `device`. torch's random state is unchanged."""
         with numbers_apart(1):
             self.model = build_model(size.config, size.vocabulary)
-        self.batch = random_batch(size).to(device)
+        self._size = size
+        self._device = device
 
     @property
     def size_in_words(self) -> str:
         """The size of the batch, such as `490 tokens`."""
-        return f"{self.batch.num_tokens} tokens"
+        return f"{random_batches(self._size)[0].num_tokens} tokens"
 
-    def __call__(self) -> tuple[float, float]:
-        """Add the gradient of the summed loss to the model's; return the loss and its number of target tokens."""
-        batch = self.batch
+    def batches(self, number: int) -> Sequence[Batch]:
+        """Return the batch in `number` parts."""
+        return [part.to(self._device) for part in random_batches(self._size, number)]
+
+    def __call__(self, batch: Batch) -> tuple[float, float]:
+        """Add the gradient of the summed loss of `batch` to the model's; return the loss and its number of target tokens."""
         logits = self.model(batch.source, batch.source_mask, batch.target_input, batch.target_positions)
         loss = cross_entropy_sum(logits, output_tokens(batch), label_smoothing=0.1)
         loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         return float(loss.detach()), batch.num_tokens
 
 
-def random_batch(size: ModelSize) -> Batch:
-    """Return sentences of `size.length` random words, without padding, with about `size.tokens` target tokens in all."""
+def random_batches(size: ModelSize, number: int = 1) -> list[Batch]:
+    """Return sentences of `size.length` random words, without padding, with about `size.tokens` target tokens in all, as `number`
+    batches, or fewer if there are fewer sentences."""
     rng = np.random.default_rng(1)
     num = max(1, size.tokens // size.length)
     words = rng.integers(_FIRST_WORD, size.vocabulary, size=(2, num, size.length - 1))
-    return collate(list(words[0]), list(words[1]))
+    return [collate(*(list(side[start::number]) for side in words)) for start in range(min(number, num))]

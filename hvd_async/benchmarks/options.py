@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from hvd_async.errors import ConfigError
+from hvd_async.system.limits import MOST_MICRO_BATCHES
 
 MODELS = ("multi30k", "base")
 _MOST_SIZES = 10
@@ -28,6 +29,7 @@ class Options:
         device: device of `store` and of the worker of `step`: `cpu`, `cuda` or `cuda:<index>`.
         config: YAML file of a run: for `step`, whose task is measured, in place of `model`; for `translation`, whose model and
             corpus are; None: Multi30k's size, generated text.
+        micro_batches: parts into which `step` divides its batch in a second measurement; 1: none.
         joeynmt: a Python that has JoeyNMT, whose training steps `translation` measures beside ours.
     """
 
@@ -40,6 +42,7 @@ class Options:
     step_seconds: float = 0.1
     device: str = "cpu"
     config: str | None = None
+    micro_batches: int = 1
     joeynmt: str | None = None
 
     def arguments(self, takes: frozenset[str]) -> tuple[str, ...]:
@@ -68,6 +71,10 @@ def make_options(benchmark: str, defaults: Options, takes: frozenset[str], given
     for name in ("workers", "repeats", "threads"):
         if changes.get(name, 1) < 1:
             raise ConfigError(f"{_flag(name)}: got {changes[name]}, expected a whole number >= 1")
+    if not 1 <= changes.get("micro_batches", 1) <= MOST_MICRO_BATCHES:
+        raise ConfigError(
+            f"--micro-batches: got {changes['micro_batches']}, expected a whole number from 1 to {MOST_MICRO_BATCHES}"
+        )
     for name in ("seconds", "step_seconds"):
         if not 0.0 < changes.get(name, 1.0) < math.inf:
             raise ConfigError(f"{_flag(name)}: got {changes[name]:g}, expected a number of seconds > 0")

@@ -20,7 +20,7 @@ from hvd_async.vectors.flat import FlatParameters
 from hvd_async.vectors.threads import arithmetic_threads
 
 DEFAULTS = Options(threads=max(1, own_cores() - 1), seconds=90.0)  # the store has a core of its own
-TAKES = frozenset({"config", "model", "repeats", "threads", "seconds", "device"})
+TAKES = frozenset({"config", "model", "micro_batches", "repeats", "threads", "seconds", "device"})
 
 _OVERLAPPED_STEPS = 4
 _TARGETS = {"multi30k": BenchTarget("ratio at least", 0.97), "base": BenchTarget("ratio at least", 0.95)}
@@ -45,12 +45,13 @@ def measure(place: BenchRank, options: Options) -> list[BenchFigure]:
             placement = Placement(
                 "async", device=options.device, store_device=store_device, allow_sharing=True, threads=options.threads
             )
-            for push in (PushConfig(), PushConfig(overlap=True)):
+            ways = [(PushConfig(), 1), (PushConfig(overlap=True), 1), (PushConfig(), options.micro_batches)]
+            for push, number in dict.fromkeys(ways):
 
-                def loop(worker: Worker, push: PushConfig = push, store_device: str = store_device) -> None:
-                    figure = measure_steps(worker, step, flat, options, push)
+                def loop(worker: Worker, push: PushConfig = push, number: int = number, store: str = store_device) -> None:
+                    figure = measure_steps(worker, step, flat, options, push, number)
                     if is_on_gpu:
-                        name = f"{figure.name}, {torch.cuda.get_device_name()}, store on {store_device}"
+                        name = f"{figure.name}, {torch.cuda.get_device_name()}, store on {store}"
                         figure = dataclasses.replace(figure, name=name)
                     figures.append(figure)
 
@@ -65,18 +66,23 @@ def make_step(options: Options, device: str) -> BenchStep:
     return TaskStep(load_config(options.config), device)
 
 
-def measure_steps(worker: Worker, step: BenchStep, flat: FlatParameters, options: Options, push: PushConfig) -> BenchFigure:
-    """Measure bare and whole steps of `worker` in turns. `flat` holds the parameters of `step`'s model.
+def measure_steps(
+    worker: Worker, step: BenchStep, flat: FlatParameters, options: Options, push: PushConfig, micro_batches: int = 1
+) -> BenchFigure:
+    """Measure bare and whole steps of `worker` in turns, the whole ones in `micro_batches` with pulls between them. `flat` holds
+    the parameters of `step`'s model.
 
     With overlap a turn has several whole steps, of which the mean counts, so that there is a next batch to overlap with.
     """
     claims = worker.claims()
     num_steps = _OVERLAPPED_STEPS if push.overlap else 1
+    [batch] = step.batches(1)
+    parts = step.batches(micro_batches)
 
     def bare() -> float:
         begin = time.perf_counter()
         flat.zero_gradient()
-        step()
+        step(batch)
         return time.perf_counter() - begin
 
     def whole() -> float:
@@ -84,8 +90,13 @@ def measure_steps(worker: Worker, step: BenchStep, flat: FlatParameters, options
         for _ in range(num_steps):
             claim = next(claims)
             flat.zero_gradient()
-            loss, weight = step()
-            worker.step(Step(claim.batch, weight, loss, time.perf_counter() - begin))
+            total_loss, total_weight = 0.0, 0.0
+            for number, part in enumerate(parts):
+                if number:
+                    worker.refresh()
+                loss, weight = step(part)
+                total_loss, total_weight = total_loss + loss, total_weight + weight
+            worker.step(Step(claim.batch, total_weight, total_loss, time.perf_counter() - begin))
         return (time.perf_counter() - begin) / num_steps
 
     effort = Effort(options.repeats, options.seconds / 2)
@@ -93,5 +104,7 @@ def measure_steps(worker: Worker, step: BenchStep, flat: FlatParameters, options
     subject = options.model if options.config is None else Path(options.config).name
     name = f"step, {subject}, {flat.size / 1e6:.1f} M, {step.size_in_words}"
     name += ", overlap" if push.overlap else ""
+    name += f", in {len(parts)} micro-batches" if micro_batches > 1 else ""
     limit = ("forward and backward alone", seconds["bare"])
-    return duration(name, seconds["whole"], limit, _TARGETS[options.model] if options.config is None else None)
+    has_target = options.config is None and micro_batches == 1
+    return duration(name, seconds["whole"], limit, _TARGETS[options.model] if has_target else None)

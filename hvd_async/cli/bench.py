@@ -38,6 +38,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="PYTHON",
         help="for translation: a Python that has JoeyNMT, whose training steps are measured beside ours",
     )
+    parser.add_argument(
+        "--micro-batches",
+        type=int,
+        metavar="M",
+        help="for step: measure a step in M micro-batches too, as strategy.micro_batches divides it",
+    )
     parser.add_argument("--device", metavar="NAME", help="for store and step: cpu (default), cuda or cuda:INDEX")
     parser.add_argument("--workers", type=int, metavar="N", help="for scaling: the most workers (default 6)")
     parser.add_argument("--step-seconds", type=float, metavar="S", help="for scaling: sleep of each step (default 0.1)")

@@ -24,10 +24,14 @@ class RecordingWorker:
 
     def __init__(self, flat: FlatParameters) -> None:
         self.seen: list[tuple[int, int, bool]] = []
+        self.num_refreshed = 0
         self._flat = flat
 
     def claims(self) -> Iterator[Claim]:
         return (Claim(batch) for batch in range(100))
+
+    def refresh(self) -> None:
+        self.num_refreshed += 1
 
     def step(self, step: Step) -> None:
         self.seen.append((step.batch, step.weight, bool(self._flat.collect_gradient().any())))
@@ -46,6 +50,15 @@ def test_bare_steps_hand_nothing_over_and_whole_steps_one_gradient_each(overlap:
     assert figure.name.startswith("step, multi30k, 0.0 M, 30 tokens")
 
 
+def test_a_step_in_micro_batches_is_refreshed_between_them() -> None:
+    step = ModelStep(TINY)
+    flat = FlatParameters(step.model)
+    worker = RecordingWorker(flat)
+    figure = measure_steps(worker, step, flat, Options(repeats=2, seconds=100.0), PushConfig(), 2)  # type: ignore[arg-type]  # as above
+    assert worker.seen == [(batch, 30, True) for batch in range(3)] and worker.num_refreshed == 3
+    assert figure.name.endswith(", in 2 micro-batches") and figure.target is None
+
+
 def test_the_step_of_a_task_is_the_gradient_of_its_first_batch(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
@@ -53,7 +66,7 @@ def test_the_step_of_a_task_is_the_gradient_of_its_first_batch(tmp_path: pathlib
     )
     step = make_step(Options(config=str(path)), "cpu")
     assert step.size_in_words == "16 points"
-    loss, weight = step()
+    loss, weight = step(*step.batches(1))
     assert weight == 16 and loss > 0
     assert all(parameter.grad is not None for parameter in step.model.parameters())
     flat = FlatParameters(step.model)
