@@ -122,8 +122,10 @@ class RunStatus:
         lines += [f"  lost: {each}" for each in self.lost]
         if self.state == "interrupted":
             lines.append(
-                "  no process has the folder: add --auto-resume to the command that started it to continue, unless its `launch`"
-                " is about to start it again"
+                "  no process has the folder: a simulated run is computed anew, by simulate --overwrite or by its `compare`"
+                if self.simulated
+                else "  no process has the folder: add --auto-resume to the command that started it to continue, unless its"
+                " `launch` is about to start it again"
             )
         return lines
 
@@ -246,8 +248,8 @@ def _state(folder: RunFolder, status: RunStatus, host: str) -> str:
         raise DataError(f"{folder.summary}: damaged; expected the summary of a run") from None
     if status.processes == 0:
         return "not begun"
-    # Locks of another host may not be seen here, and a simulation takes none.
-    if held is False and not status.simulated and host == socket.gethostname():
+    # Locks of another host may not be seen here.
+    if held is False and host == socket.gethostname():
         return "interrupted"
     return "perhaps running" if (_age(folder.events) or 0.0) < _SILENCE_SECONDS else "silent"
 

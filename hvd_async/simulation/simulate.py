@@ -73,24 +73,30 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
         check_buffers(task, module)
     flat = flatten(module, config.optimizer, options.device)
     goal = Goal(num_batches, config.training.updates, config.training.seconds)
-    folder = RunFolder(config.output)
-    folder.begin(config, overwrite=options.overwrite, is_simulated=True)
+    model = Model(task, module.train(), flat, config.seed, RunFolder(config.output))
     progress = Progress(goal, config.training.log_every_seconds, task.weight_unit, is_live=options.live_progress)
-    for line in [*keys_without_effect(config), *task.describe_data()]:
-        progress.say(line)
-    model = Model(task, module.train(), flat, config.seed, folder)
-    prices = costs(config, config.simulation.parameters or flat.size)
-    provenance = provenance_of_one_process(prices.node_workers(config), options.device)
-    recorder = RunRecorder(RunContext(folder, config, task, flat, progress, clock.read, provenance, is_simulated=True))
-    with recorder:
+    timing = Timing(costs(config, config.simulation.parameters or flat.size), times, clock)
+    with model.folder.locked(progress.say):
+        model.folder.begin(config, overwrite=options.overwrite, is_simulated=True)
+        for line in [*keys_without_effect(config), *task.describe_data()]:
+            progress.say(line)
+        return _record(config, timing, model, goal, progress, options.device)
+
+
+def _record(config: RunConfig, timing: Timing, model: Model, goal: Goal, progress: Progress, device: str) -> dict[str, Any]:
+    """Compute and record the run, and return its summary."""
+    folder, prices = model.folder, timing.costs
+    provenance = provenance_of_one_process(prices.node_workers(config), device)
+    context = RunContext(folder, config, model.task, model.flat, progress, timing.clock.read, provenance, is_simulated=True)
+    with RunRecorder(context) as recorder:
         with progress.showing():
-            _train(config, Timing(prices, times, clock), model, recorder, goal)
+            _train(config, timing, model, recorder, goal)
             recorder.end_training(is_complete=True)
         for version in recorder.snapshots_to_evaluate():
             recorder.evaluated(version, model.evaluate(version, read_snapshot(folder, version)))
         status = "finished early" if recorder.is_out_of_patience() else "finished"
         num_steps = recorder.metrics.staleness.total() + recorder.metrics.refused.total()
-        return recorder.conclude(Ending(status, workers, num_steps))
+        return recorder.conclude(Ending(status, prices.num_workers, num_steps))
 
 
 def _train(config: RunConfig, timing: Timing, model: Model, recorder: RunRecorder, goal: Goal) -> None:

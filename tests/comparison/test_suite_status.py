@@ -46,7 +46,7 @@ def test_every_run_of_a_suite_has_its_state(
     assert [entry.state for entry in suite_status(output)] == ["done", "failed", "done", "to do"]
     ended = (output / "runs/n_1-s1/summary.json").read_bytes()
     (output / "runs/n_1-s1/summary.json").unlink()
-    assert [entry.state for entry in suite_status(output)] == ["done", "failed", "perhaps running", "to do"]
+    assert [entry.state for entry in suite_status(output)] == ["done", "failed", "interrupted", "to do"]
     # A run that ends between two looks is done.
     with monkeypatch.context() as patch:
         patch.setattr(suite_status_module, "read_status", ending(output / "runs/n_1-s1", ended))
@@ -56,12 +56,12 @@ def test_every_run_of_a_suite_has_its_state(
 
     assert main(["status", str(output)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{output}: 1 done, 1 failed, 1 perhaps running, 1 to do, 4 runs in all"
+    assert lines[0] == f"{output}: 1 done, 1 failed, 1 interrupted, 1 to do, 4 runs in all"
     assert lines[1] == f"{output / 'runs/bad-s1'}: failed" and lines[2].startswith("  exit status 2: ")
-    assert lines[3].startswith(f"{output / 'runs/n_1-s1'}: perhaps running, 100 %, version ")
+    assert lines[3].startswith(f"{output / 'runs/n_1-s1'}: interrupted, 100 %, version ")
     assert lines[-1] == f"{output / 'runs/last-s1'}: to do"
 
     assert main(["status", "--json", str(output)]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["state"] for each in found] == ["done", "failed", "perhaps running", "to do"]
+    assert [each["state"] for each in found] == ["done", "failed", "interrupted", "to do"]
     assert found[0]["share"] == 1.0 and found[1]["fault"].startswith("exit status 2")

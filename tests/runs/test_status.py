@@ -15,7 +15,9 @@ import pytest
 from hvd_async.__main__ import main
 from hvd_async.errors import DataError
 from hvd_async.runs import status as module
+from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.status import RunStatus, read_status
+from hvd_async.system.locks import BusyError
 from tests.mpi.runs import events_of
 from tests.simulation.simulated import run
 
@@ -69,6 +71,27 @@ def test_who_holds_the_lock_is_running(folder: pathlib.Path) -> None:
     assert status.state == "interrupted" and "--auto-resume" in status.lines()[-1]
     with (folder / ".lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # looking has left no lock behind
+
+
+def test_a_simulated_run_is_running_until_its_process_ends(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, seen = tmp_path / "run", []
+
+    def broken_off(*arguments: object, **keywords: object) -> None:
+        seen.append(read_status(folder).state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunRecorder, "end_training", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, 40)
+    status = read_status(folder)
+    assert seen == ["running"] and status.state == "interrupted"
+    assert status.lines()[-1].startswith(
+        "  no process has the folder: a simulated run is computed anew, by simulate --overwrite"
+    )
+    with (folder / ".lock").open("ab") as lock, pytest.raises(BusyError, match="in use by another process"):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr("hvd_async.system.locks._PATIENCE_SECONDS", 0.0)
+        run(folder, 40)
 
 
 def test_a_run_of_another_host_is_judged_by_its_log(folder: pathlib.Path) -> None:
