@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.results import Row
-from hvd_async.comparison.runs import Run
 from hvd_async.report.all_runs import runs_table
 from hvd_async.report.answer import answer
 from hvd_async.report.definitions import definitions
@@ -18,9 +17,10 @@ from hvd_async.report.figures.speed_ups import draw_speed_ups
 from hvd_async.report.figures.style import Style, styles
 from hvd_async.report.figures.timeline import TimeWindow, draw_timeline
 from hvd_async.report.number_format import plural
-from hvd_async.report.run_settings import differs_within_a_seed, setup
+from hvd_async.report.run_settings import setup
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import ideal_table, milestones_fold, quality_table, shares_table, target_table, worker_shares
+from hvd_async.report.unlike_runs import warnings_about
 
 
 def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: TimeWindow | None) -> Document:
@@ -48,7 +48,7 @@ def _lead(
     yield Text(_overview(collection))
     if not by_environment:
         yield Text("No run: there is nothing to compare.", "answer")
-    for warning in _unequal(runs_of(collection.entries)):
+    for warning in warnings_about(runs_of(collection.entries)):
         yield Text(warning)
     target = collection.target
     for environment, rows in by_environment.items():
@@ -64,16 +64,6 @@ def _lead(
             "small",
         )
     yield from _there(draw_speed_ups("speed-ups", by_environment, looks, target))
-
-
-def _unequal(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield differences that make runs hard to compare."""
-    if differs_within_a_seed(runs, lambda run: run.data_fingerprint):
-        yield "The runs were not trained on the same data, or the data were prepared differently: see what differs."
-    if len(units := sorted({run.weight_unit for run in runs})) > 1:
-        yield f"The runs count their weight in different units ({', '.join(units)}), so weights are not compared."
-    if any(run.config.validation.every_during for run in runs):
-        yield "Some runs were measured while they trained (validation.when: during), and their seconds include that."
 
 
 def _overview(collection: Collection) -> str:

@@ -9,8 +9,10 @@ from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.results import results
 from hvd_async.comparison.runs import Run
 from hvd_async.comparison.target import Target
+from hvd_async.config import ScriptConfig
 from hvd_async.report.contents import contents
 from hvd_async.report.document import Text
+from hvd_async.report.writers.terminal import text_of
 from tests.comparison.made import CONFIG, LOSS, arrival, entry, run, write_run
 
 
@@ -43,6 +45,24 @@ def test_each_seed_has_a_preparation_of_its_own(tmp_path: pathlib.Path) -> None:
 def test_different_training_data_are_reported(tmp_path: pathlib.Path) -> None:
     warnings = warnings_of(tmp_path, one(tmp_path, "a", "text"), one(tmp_path, "b", "another"))
     assert any(line.startswith("The runs were not trained on the same data") for line in warnings)
+
+
+def test_runs_that_measure_something_else_are_reported(tmp_path: pathlib.Path) -> None:
+    runs = [one(tmp_path, "a", "text"), one(tmp_path, "b", "text")]
+    task = runs[1].config.translation.model_copy(update={"metric_sentences": 7, "label_smoothing": 0.2})
+    runs[1] = dataclasses.replace(runs[1], config=runs[1].config.model_copy(update={"task": task}))
+    wanted = "The runs do not measure the same (task.metric_sentences), so scores of different runs are not comparable."
+    assert wanted in warnings_of(tmp_path, *runs)
+    script = ScriptConfig(kind="script", script="train.py")
+    runs[1] = dataclasses.replace(runs[1], config=runs[1].config.model_copy(update={"task": script}))
+    assert wanted.replace("task.metric_sentences", "task.kind") in warnings_of(tmp_path, *runs)
+
+
+def test_the_terminal_has_the_warnings_too(tmp_path: pathlib.Path) -> None:
+    runs = [one(tmp_path, "a", "text"), one(tmp_path, "b", "another")]
+    warnings_of(tmp_path, *runs)  # which writes them
+    entries = tuple(entry(made.name, 1, made) for made in runs)
+    assert "The runs were not trained on the same data" in text_of(Collection("title", "a", Target(LOSS, 3.0), entries))
 
 
 def test_measuring_during_training_is_reported(tmp_path: pathlib.Path) -> None:

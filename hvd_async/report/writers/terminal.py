@@ -11,6 +11,7 @@ from hvd_async.report.answer import answer
 from hvd_async.report.document import Cell, Table
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import SPEED_UP, quality_table, target_table
+from hvd_async.report.unlike_runs import warnings_about
 from hvd_async.system.printable import printable
 from hvd_async.system.text_tables import aligned_table
 
@@ -20,7 +21,8 @@ _WIDTH = 120
 def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
     """Return the answer and the main tables of each environment as text. `rows`: `results(collection)`, if known."""
     rows = results(collection) if rows is None else rows
-    parts = [clock_note(runs_of(collection.entries))]
+    runs = runs_of(collection.entries)
+    parts = [clock_note(runs), *(textwrap.fill(printable(warning), _WIDTH) for warning in warnings_about(runs))]
     for environment in collection.environments:
         own = [row for row in rows if row.environment == environment]
         said = answer(own, collection.baseline, collection.target)
