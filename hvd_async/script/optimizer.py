@@ -95,6 +95,12 @@ class _Group(dict[str, Any]):
             " the rate to prepare as schedule=, a function of the version"
         )
 
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Raises `ConfigError` for a key that is missing, which a scheduler that is made for this group would set."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
 
 def guard_groups(optimizer: torch.optim.Optimizer) -> None:
     """Refuse assignments to the groups of `optimizer`, which a run has taken over, such as those of a scheduler's step."""
@@ -119,8 +125,11 @@ class Stepped(Protocol):
         """Bring the parameters up to date in the middle of a batch."""
 
 
-class RunOptimizer:
+class RunOptimizer(torch.optim.Optimizer):
     """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over.
+
+    It is an `Optimizer` for those who ask, such as schedulers of torch, which are told then what to do in their place. Nothing of
+    the base class is used.
 
     A `torch.amp.GradScaler` takes it: `scaler.step(optimizer, weight=...)` hands over the gradient divided by the scale, also if
     that is not finite, so that the store refuses it and its place is free again.
@@ -136,12 +145,13 @@ class RunOptimizer:
         loop: Stepped,
     ) -> None:
         """All arguments stay the caller's."""
+        # Not the base class's, which would want parameters to update.
         self._described = described
         self._model = model
         self._loop = loop
 
     @property
-    def param_groups(self) -> Sequence[Mapping[str, Any]]:
+    def param_groups(self) -> Sequence[Mapping[str, Any]]:  # type: ignore[override]  # to be read, and made anew each time
         """The trained parameters and the settings of each group, to be read: `lr` is the highest rate. They cannot be changed
         here."""
         settings = self._described.of_groups()
@@ -159,7 +169,9 @@ class RunOptimizer:
         vector."""
         self._loop.zero()
 
-    def step(self, closure: None = None, *, weight: float | None = None, loss: torch.Tensor | float | None = None) -> None:
+    def step(  # type: ignore[override]  # the base class's has no weight
+        self, closure: None = None, *, weight: float | None = None, loss: torch.Tensor | float | None = None
+    ) -> None:
         """Hand over the gradient of the batch, and bring the parameters up to date. Waits as the strategy requires.
 
         Args:

@@ -206,6 +206,17 @@ def test_the_optimizer_of_a_run_refuses_what_only_the_store_can_do() -> None:
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
     with pytest.raises(ConfigError, match=r"param_groups: lr: got an assignment, .* pass the rate to prepare as schedule="):
         optimizer.param_groups[0]["lr"] = 0.1  # type: ignore[index]
+    assert isinstance(optimizer, torch.optim.Optimizer) and repr(optimizer).startswith("RunOptimizer")
+    for make in (
+        lambda: torch.optim.lr_scheduler.StepLR(optimizer, 10),
+        lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10),
+        lambda: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=r"initial_lr: got an assignment, expected none after prepare: .* pass the rate to prepare as schedule=",
+        ):
+            make()
     with pytest.raises(ConfigError, match="got a closure"):
         optimizer.step(lambda: 1.0)  # type: ignore[arg-type]  # the mistake
     for call in (optimizer.state_dict, lambda: optimizer.load_state_dict({})):
