@@ -213,7 +213,8 @@ def make_workload(start: Start, plan: RankPlan, needs: Callable[[VectorPlan], Se
         in_agreement(group, lambda: folder.check_same(config, start.options.resume_words) if group.rank == 0 else None)
     task = in_agreement(group, lambda: start.make_task(config))
     in_agreement(group, lambda: _check_measures(task, config))
-    in_agreement(group, lambda: check_micro_batches(task, config.strategy))
+    if config.task.kind != "script":  # where the key has no effect, and says so
+        in_agreement(group, lambda: check_micro_batches(task, config.strategy))
     model = in_agreement(group, lambda: model_of(task))
     if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)
