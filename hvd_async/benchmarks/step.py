@@ -93,7 +93,7 @@ def measure_steps(
             total_loss, total_weight = 0.0, 0.0
             for number, part in enumerate(parts):
                 if number:
-                    worker.refresh()
+                    worker.pull_newer()
                 loss, weight = step(part)
                 total_loss, total_weight = total_loss + loss, total_weight + weight
             worker.step(Step(claim.batch, total_weight, total_loss, time.perf_counter() - begin))

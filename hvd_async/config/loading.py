@@ -80,7 +80,8 @@ def check(
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        is_translation = task.branch_of(tree.get("task")) == "<translation>"
+        of_task = tree.get("task") if isinstance(tree, Mapping) else None
+        is_translation = task.branch_of(of_task) == "<translation>"
         lines = dict.fromkeys(
             f"{_origin_of(fault, origins, source)}: {_describe(fault, kind, is_translation)}" for fault in error.errors()
         )

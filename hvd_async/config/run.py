@@ -123,14 +123,14 @@ class RunConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _micro_batches_fit(self) -> RunConfig:
-        number = self.strategy.micro_batches
-        if number == 1 or not self.strategy.is_async:
+        number = self.strategy.num_micro_batches
+        if number == 1 or self.task.kind == "script":  # whose loop does not heed it
             return self
         for key in ("overlap", "node_sum"):
             if getattr(self.push, key):
                 raise ValueError(
-                    f"strategy.micro_batches: got {number} with push.{key}, expected 1, or push.{key} false: it decides by itself"
-                    " when a worker pulls"
+                    f"strategy.micro_batches: got {number} with push.{key}, expected 1, or push.{key} false, with which a worker"
+                    " pulls at other times"
                 )
         return self
 

@@ -213,7 +213,7 @@ class StrategyConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _micro_batches_have_no_single_base(self) -> StrategyConfig:
-        if self.is_async and self.micro_batches > 1 and self.staleness_policy == "delay_compensation":
+        if self.num_micro_batches > 1 and self.staleness_policy == "delay_compensation":
             raise ValueError(
                 f"micro_batches: got {self.micro_batches} with staleness_policy delay_compensation, expected 1, or policy none or"
                 " inverse; the correction is measured from one version, and micro-batches are computed on several"

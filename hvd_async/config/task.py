@@ -35,6 +35,11 @@ class TranslationConfig(Section):
     """Keys that may differ when a run is resumed: they do not change what is learned."""
     must_be_alike: ClassVar[tuple[str, ...]] = ("data", "vocabulary", "init_from", "metrics", "metric_sentences", "decoding")
     """Keys in which the variants of a suite may not differ."""
+    decide_scores: ClassVar[tuple[str, ...]] = (
+        *("metrics", "metric_sentences", "data.validation"),
+        *(f"decoding.{key}" for key in ("validation_beam", "length_penalty", "max_length_ratio")),
+    )
+    """Keys on which it depends what evaluations measure."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "bleu": "metrics: [bleu], or metrics: [] for false",
@@ -115,6 +120,11 @@ class FactoryConfig(Section):
         """Keys in which the variants of a suite may not differ."""
         return ("factory", "options_that_may_change", "options_alike", *(f"options.{name}" for name in self.options_alike))
 
+    @property
+    def decide_scores(self) -> tuple[str, ...]:
+        """Keys on which it depends what evaluations measure, as far as they are known."""
+        return ("factory", *(f"options.{name}" for name in self.options_alike))
+
     @pydantic.field_validator("factory")
     @classmethod
     def _is_a_place(cls, factory: str) -> str:
@@ -128,6 +138,7 @@ class ScriptConfig(Section):
 
     may_change: ClassVar[tuple[str, ...]] = ("script",)
     must_be_alike: ClassVar[tuple[str, ...]] = ()
+    decide_scores: ClassVar[tuple[str, ...]] = ()
 
     measured: ClassVar[None] = None
     kind: Literal["script"] = Field(description="Names the task.")

@@ -62,7 +62,7 @@ def hint(word: str, section: type[Section], root: type[Section], is_translation:
     """
     if root is RunConfig and word in _NUMBERS_OF_WORKERS:
         return "the number of workers is given to `hvd-async launch --workers`, or as simulation.workers to `simulate`"
-    found = _called(word, root) or (keys_of_other_tools(word) if root is RunConfig else [])
+    found = (keys_of_other_tools(word) if root is RunConfig else []) or _called(word, root)
     if found := [key for key in found if is_translation or not key.startswith(_TRANSLATION)]:
         return f"write {' or '.join(found)}"
     names = sorted(section.model_fields)

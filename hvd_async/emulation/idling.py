@@ -26,6 +26,7 @@ class Emulation:
     """Idling that makes the steps of one worker last as long as the configuration says.
 
     Attributes:
+        is_active: whether steps may last longer than their real work.
         num_overrun: steps whose real work took longer than the emulated length; they are not shortened.
         num_steps: all steps so far of this process.
     """
@@ -41,6 +42,7 @@ class Emulation:
         self.num_overrun = 0
         self._worker = worker
         self._has_length = config.seconds is not None or config.trace is not None
+        self.is_active = self._has_length or bool(config.slow_workers) or config.pause_probability > 0.0
         self._factor = 1.0 if worker is None else config.slow_workers.get(worker, 1.0)
         self._times = StepTimes(config, seed, num_workers, num_readers=1)
         self._drawn: float | None = None

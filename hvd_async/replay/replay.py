@@ -243,7 +243,8 @@ class _Replay:
         return Gradient(gradient.values.to(self._device), gradient.largest, indices, gradient.slot)
 
     def _compare_arrivals(self, recorded: Arrival, recomputed: Arrival) -> None:
-        where = f"batch {recorded.batch}, computed by worker {recorded.worker} on version {recorded.base_version}"
+        on = ", ".join(str(version) for version, _ in recorded.bases)
+        where = f"batch {recorded.batch}, computed by worker {recorded.worker} on version {on}"
         self._compare(f"the weight of {where}", recorded.weight, recomputed.weight, recorded)
         self._compare(f"the loss of {where}", recorded.loss, recomputed.loss, recorded)
 
@@ -274,9 +275,11 @@ class _Replay:
         known = "; ".join(others) if others else "software, processor, device and threads equal the recorded ones"
         if self.verdict.last_hashed is not None:
             known = f"the last equal hash is of version {self.verdict.last_hashed}; {known}"
-        if arrival is not None and any(k and version in self._recording.withdrawn for version, k in arrival.bases):
+        bases = [] if arrival is None else arrival.bases
+        withdrawn = [version for version, k in bases if k and version in self._recording.withdrawn]
+        if arrival is not None and withdrawn:
             known += (
-                f"; at version {arrival.base_version} a sum that was not finite was refused: batch"
+                f"; at version {withdrawn[0]} a sum that was not finite was refused: batch"
                 f" {arrival.batch} may have been computed on provisional parameters that contain that sum,"
                 " which the log does not have"
             )

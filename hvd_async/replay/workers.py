@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 import torch
 
 from hvd_async.config import RunConfig
+from hvd_async.errors import DataError
 from hvd_async.replay.past_parameters import Past
 from hvd_async.replay.recording import Process, Push
 from hvd_async.runs.provenance import device_of, this_software
 from hvd_async.store.arrival import Arrival
 from hvd_async.store.pushed_gradient import Gradient
 from hvd_async.store.wire.local_push import Pushes, add
-from hvd_async.tasks.gradient import GradientOptions, compute_gradient, flatten
+from hvd_async.tasks.gradient import BatchProgress, GradientOptions, compute_gradient, flatten
 from hvd_async.tasks.task import Task
 from hvd_async.vectors.flat import FlatParameters
 
@@ -74,10 +75,22 @@ class Recomputation:
         threads = self._threads_for(process, recorded.worker)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        bases = iter(self._past.base_parameters(recorded))
-        flat.parameters.copy_(next(bases))
-        options = GradientOptions(micro_batches=self._micro_batches, refresh=lambda _: flat.parameters.copy_(next(bases)))
+        bases, parts = self._past.base_parameters(recorded), 1
+
+        def load_next(progress: BatchProgress) -> None:
+            nonlocal parts
+            parts = progress.total
+            if parts == len(bases):
+                flat.parameters.copy_(bases[progress.done])
+
+        flat.parameters.copy_(bases[0])
+        options = GradientOptions(micro_batches=self._micro_batches, between=load_next)
         weight, loss = compute_gradient(self._task, module, flat, self._seed, recorded.batch, options)
+        if parts != len(bases):
+            raise DataError(
+                f"batch {recorded.batch}: recorded with {len(bases)} micro-batches, but the task divides it into {parts}; the log"
+                " is damaged, or the task has changed"
+            )
         return dataclasses.replace(recorded, weight=weight, loss=loss), flat.collect_gradient().cpu()
 
     def _threads_for(self, process: Process, worker: int | None) -> int:

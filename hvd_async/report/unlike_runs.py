@@ -17,7 +17,7 @@ def warnings_about(runs: Sequence[Run]) -> Iterator[str]:
         yield "The runs were not trained on the same data, or the data were prepared differently: see what differs."
     if keys := _keys_of_unlike_measurements(runs):
         names = f"{', '.join(keys[:_MOST_NAMED])}{', ...' if len(keys) > _MOST_NAMED else ''}"
-        yield f"The runs do not measure the same ({names}), so scores of different runs are not comparable."
+        yield f"The runs measure different things ({names}), so their scores are not comparable."
     if len(units := sorted({run.weight_unit for run in runs})) > 1:
         yield f"The runs count their weight in different units ({', '.join(units)}), so weights are not compared."
     if any(run.config.validation.every_during for run in runs):
@@ -25,9 +25,9 @@ def warnings_about(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _keys_of_unlike_measurements(runs: Sequence[Run]) -> list[str]:
-    """Return the keys that variants of a suite may not change, in which the tasks of the runs differ."""
+    """Return the keys on which scores depend, in which the tasks of the runs differ."""
     if len({run.config.task.kind for run in runs}) > 1:
         return ["task.kind"]
-    alike = [f"task.{name}" for run in runs for name in run.config.task.must_be_alike]
+    alike = [f"task.{name}" for run in runs for name in run.config.task.decide_scores]
     differing = differing_keys([run.config for run in runs])
     return [key for key in differing if any(key == name or key.startswith(f"{name}.") for name in alike)]

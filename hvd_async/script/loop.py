@@ -161,7 +161,9 @@ class ScriptLoop:
         device = job.flat.parameters.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # what is pulled is as new as can be when the work before it is done
-        worker.refresh()
+        pulling = time.monotonic()
+        worker.pull_newer()
+        self._began += time.monotonic() - pulling  # the seconds of a step are those of its work
 
     def average_buffers(self, group: Group) -> None:
         """Give every rank the mean of the workers' buffers, if the user chose that, and save those that change. Collective."""

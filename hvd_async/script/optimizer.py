@@ -95,6 +95,11 @@ class _Group(dict[str, Any]):
             " the rate to prepare as schedule=, a function of the version"
         )
 
+    def update(self, *values: Any, **named: Any) -> None:
+        """Raises `ConfigError`."""
+        for key, value in dict(*values, **named).items():
+            self[key] = value
+
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Raises `ConfigError` for a key that is missing, which a scheduler that is made for this group would set."""
         if key not in self:
@@ -125,11 +130,8 @@ class Stepped(Protocol):
         """Bring the parameters up to date in the middle of a batch."""
 
 
-class RunOptimizer(torch.optim.Optimizer):
+class RunOptimizer:
     """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over.
-
-    It is an `Optimizer` for those who ask, such as schedulers of torch, which are told then what to do in their place. Nothing of
-    the base class is used.
 
     A `torch.amp.GradScaler` takes it: `scaler.step(optimizer, weight=...)` hands over the gradient divided by the scale, also if
     that is not finite, so that the store refuses it and its place is free again.
@@ -145,13 +147,12 @@ class RunOptimizer(torch.optim.Optimizer):
         loop: Stepped,
     ) -> None:
         """All arguments stay the caller's."""
-        # Not the base class's, which would want parameters to update.
         self._described = described
         self._model = model
         self._loop = loop
 
     @property
-    def param_groups(self) -> Sequence[Mapping[str, Any]]:  # type: ignore[override]  # to be read, and made anew each time
+    def param_groups(self) -> Sequence[Mapping[str, Any]]:
         """The trained parameters and the settings of each group, to be read: `lr` is the highest rate. They cannot be changed
         here."""
         settings = self._described.of_groups()
@@ -169,9 +170,7 @@ class RunOptimizer(torch.optim.Optimizer):
         vector."""
         self._loop.zero()
 
-    def step(  # type: ignore[override]  # the base class's has no weight
-        self, closure: None = None, *, weight: float | None = None, loss: torch.Tensor | float | None = None
-    ) -> None:
+    def step(self, closure: None = None, *, weight: float | None = None, loss: torch.Tensor | float | None = None) -> None:
         """Hand over the gradient of the batch, and bring the parameters up to date. Waits as the strategy requires.
 
         Args:

@@ -79,24 +79,24 @@ class Cluster:
         worker.seconds = seconds = world.times.seconds(worker.number, worker.steps, weight)
         worker.steps += 1
         if world.has_micro_batches:
-            worker.num_micro_batches, worker.later, worker.refreshing = world.store.num_micro_batches(batch), [], 0.0
+            worker.num_micro_batches, worker.later, worker.pulled_between = world.store.num_micro_batches(batch), [], 0.0
             if worker.num_micro_batches > 1:
-                self._clock.at(self._clock.now + seconds / worker.num_micro_batches, self._refresh, worker)
+                self._clock.at(self._clock.now + seconds / worker.num_micro_batches, self._pull_newer, worker)
                 return
         self._clock.at_end_of_step(self._clock.now + seconds, self._end_step, worker)
 
-    def _refresh(self, worker: VirtualWorker) -> None:
+    def _pull_newer(self, worker: VirtualWorker) -> None:
         """Pull after a micro-batch, and compute the next one."""
         now, number = self._clock.now, worker.num_micro_batches
         ends = now if self._world.is_synchronous(worker.version) else self._transfers.pull_newer(worker)
         worker.later.append((worker.version, worker.provisional))
-        worker.refreshing += ends - now
-        at_end = self._refresh if len(worker.later) + 1 < number else self._end_step
+        worker.pulled_between += ends - now
+        at_end = self._pull_newer if len(worker.later) + 1 < number else self._end_step
         self._clock.at(ends + worker.seconds / number, at_end, worker)
 
     def _end_step(self, worker: VirtualWorker) -> None:
         self._world.totals.computing += worker.seconds
-        self._world.totals.pulling += worker.refreshing
+        self._world.totals.pulling += worker.pulled_between
         if worker.exchanging:
             worker.is_blocked = True
         else:
@@ -107,9 +107,10 @@ class Cluster:
         worker.out_batch = worker.batch
         worker.out_base = worker.base
         worker.out_provisional = worker.base_provisional
-        worker.out_seconds = worker.seconds + worker.refreshing
+        worker.out_seconds = worker.seconds
         worker.out_later = worker.later
-        worker.out_took = worker.took
+        pushed, waited, pulled = worker.took
+        worker.out_took = (pushed, waited, pulled + worker.pulled_between)
         if self._world.is_overlapped:
             self._settle(worker)
             worker.waits = not worker.ahead or worker.ahead[0] == NONE or self._world.is_synchronous(worker.version)

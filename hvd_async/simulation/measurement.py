@@ -112,7 +112,7 @@ class _Exchanges:
             worker = arrival["worker"]
             if worker in completed:
                 self.pushes.append((worker, arrival["push_seconds"]))
-                self.pulls.append((worker, arrival["pull_seconds"]))
+                self.pulls.append((worker, arrival["pull_seconds"] / (1 + len(arrival.get("later_bases", ())))))
                 (self.waits_for_updates if completed[worker] else self.waits).append(arrival["wait_seconds"])
             completed[worker] = last.get(arrival.get("version")) == arrival["batch"]
 

@@ -267,7 +267,7 @@ class RealStore:
         later = iter(worker.out_later)
         self._load((worker.out_base, worker.out_provisional))
         number = self._config.strategy.num_micro_batches
-        options = GradientOptions(micro_batches=number, refresh=lambda _: self._load(next(later)))
+        options = GradientOptions(micro_batches=number, between=lambda _: self._load(next(later)))
         result = self._model.gradient(worker.out_batch, options)
         self._model.flat.collect_gradient()
         return result

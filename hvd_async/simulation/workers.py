@@ -74,7 +74,7 @@ class VirtualWorker(Sender):
         "out_seconds",
         "out_took",
         "provisional",
-        "refreshing",
+        "pulled_between",
         "seconds",
         "sender",
         "steps",
@@ -96,7 +96,7 @@ class VirtualWorker(Sender):
         ) = 0
         self.seconds = self.out_seconds = 0.0
         self.num_micro_batches = 1
-        self.refreshing = 0.0
+        self.pulled_between = 0.0
         """Seconds of pulls between the micro-batches of the step."""
         self.later: list[tuple[int, int]] = []
         self.out_later: list[tuple[int, int]] = []

@@ -15,8 +15,9 @@ class Arrival:
     """A gradient that reached the store: the gradient of the *summed* loss of `batch`.
 
     `weight` is what the loss is summed over (see `Task`), an int if it is whole. `loss` is the summed loss, `step_seconds`
-    the worker's time from claim to push. `push_seconds`, `wait_seconds` and `pull_seconds` are the parts of `step_seconds`
-    that the push and pull before this step took: writing, waiting for the store or for others, reading. `provisional` is
+    the worker's time from claim to push, without pulls between micro-batches. `push_seconds`, `wait_seconds` and
+    `pull_seconds` are what the push and pull before this step took: writing, waiting for the store or for others, reading,
+    which includes the pulls between its micro-batches. `provisional` is
     the number k of pending arrivals in the parameters on which the gradient was computed (see
     `ParameterStore.make_provisional`); 0: the parameters of `base_version`. If the batch was divided into micro-batches, both
     are those of the first, and `later_bases` those of the others.

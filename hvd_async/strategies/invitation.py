@@ -15,7 +15,7 @@ from hvd_async.strategies.protocol import Job
 from hvd_async.system.shared_memory import Place
 from hvd_async.transport.network_memory import Address
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

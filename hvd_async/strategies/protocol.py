@@ -66,7 +66,7 @@ class Worker(Protocol):
         """Yield batches that this rank, which has left the loop over `claims`, takes part in without a gradient of its own,
         until the run is over for the others too; none if they do not need it."""
 
-    def refresh(self) -> None:
+    def pull_newer(self) -> None:
         """Bring the parameters up to date between two micro-batches of a step, without waiting for others. Only of a worker whose
         strategy has several."""
 

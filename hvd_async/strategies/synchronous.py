@@ -161,7 +161,7 @@ class SynchronousWorker:
             mine = self._batch_of(self._group)
             yield Claim(self._group[0] if mine is None else mine, mine is not None, self._upcoming())
 
-    def refresh(self) -> None:
+    def pull_newer(self) -> None:
         """Do nothing: no rank makes an update in the middle of a step."""
 
     def claims_after_leaving(self) -> Iterator[Claim]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,6 +77,7 @@ class AsynchronousWorker:
         self._host = host
         self._base = NO_BASE
         self._later: list[Base] = []  # of micro-batches of this step
+        self._pulled_between = 0.0  # seconds of the pulls between them
         self._ahead: deque[int] = deque()  # claimed ahead
         self._are_all_claimed = False
 
@@ -92,19 +95,23 @@ class AsynchronousWorker:
     def claims_after_leaving(self) -> Iterator[Claim]:
         return iter(())  # the others get what this worker had claimed
 
-    def refresh(self) -> None:
-        before = self._later[-1] if self._later else self._base
+    def pull_newer(self) -> None:
+        began, before = time.monotonic(), self._later[-1] if self._later else self._base
         now = before
         if not is_synchronous(self._job.strategy, before.version):
             now = self._push_pull.pull_newer(self._host.parameters, self._base.version)
             if now != before:
                 self._host.load_parameters()
+                torch.clear_autocast_cache()  # which may hold the parameters of before in another precision
         self._later.append(now)
+        self._pulled_between += time.monotonic() - began
 
     def step(self, step: Step) -> None:
         before = self._later[-1] if self._later else self._base
-        arrival = describe(self._worker, step, self._base, self._push_pull.took, self._later)
-        self._later = []
+        took = self._push_pull.took
+        took = dataclasses.replace(took, pull_seconds=took.pull_seconds + self._pulled_between)
+        arrival = describe(self._worker, step, self._base, took, self._later)
+        self._later, self._pulled_between = [], 0.0
         self._base = self._push_pull.push_pull(self._host.gradient(), arrival, self._host.parameters)
         if self._base != before:
             self._host.load_parameters()
@@ -210,7 +217,7 @@ class OverlappedWorker:
     def claims_after_leaving(self) -> Iterator[Claim]:
         return iter(())  # the others get what this worker had claimed
 
-    def refresh(self) -> None:
+    def pull_newer(self) -> None:
         """Not with overlap: the configuration refuses micro-batches then."""
         raise AssertionError("unreachable")
 

@@ -188,8 +188,8 @@ class DatasetTask:
         return batch
 
     def micro_batches(self, index: int, number: int, device: torch.device | str) -> list[Batch]:
-        """Return batch `index`, on `device`, as `number` batches, or as one for each example if it has fewer. Each is read by
-        itself."""
+        """Return batch `index`, on `device`, as `number` batches, or as fewer if these had less than two examples, over which
+        BatchNorm could not normalize. Each is read by itself."""
         read = (self._reader.read(*part) for part in self._parts(index, number))
         return [map_tensors(each, lambda tensor: tensor.to(device)) for each in read]
 
@@ -291,7 +291,8 @@ class DatasetTask:
         chosen = self._chosen(index)
         if number == 1:
             return [(index, chosen, WHOLE)]
-        return [(index, chosen[start::number], start) for start in range(min(number, len(chosen)))]
+        number = max(1, min(number, len(chosen) // 2))
+        return [(index, chosen[start::number], start) for start in range(number)]
 
     def _chosen(self, index: int) -> list[int]:
         """Return the examples of batch `index`."""

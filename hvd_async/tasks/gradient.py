@@ -12,7 +12,7 @@ from hvd_async.config import OptimizerConfig, StrategyConfig
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.printable import printable
-from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch, seed_batch, seed_of_batch
+from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch, seed_of_batch
 from hvd_async.tasks.buffers import changed_tensors, modules_with_statistics, saved_tensors
 from hvd_async.tasks.evaluating import keeping_modes
 from hvd_async.tasks.task import Batch, Divides, Task
@@ -21,11 +21,20 @@ from hvd_async.vectors.flat import FlatParameters, VectorPlan
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """How far the gradient of a batch is: `done` of `total` micro-batches, and the weight of all of them."""
+    """How far the gradient of a batch is: `done` of its `parts` are computed."""
 
+    task: Task
+    parts: Sequence[Batch]
     done: int
-    total: int
-    weight: float
+
+    @property
+    def total(self) -> int:
+        """Number of parts."""
+        return len(self.parts)
+
+    def weight(self) -> float:
+        """Return the weight of the whole batch."""
+        return sum(map(self.task.weight, self.parts))
 
 
 @dataclass(frozen=True)
@@ -33,12 +42,12 @@ class GradientOptions:
     """How a gradient is computed.
 
     `counts`: whether gradient, weight and loss are not zero. `micro_batches`: parts into which the batch is divided, or fewer
-    if it has fewer examples. `refresh` is called before each of these but the first, and may change the parameters.
+    if it has fewer examples. `between` is called before each of these but the first, and may change the parameters.
     """
 
     counts: bool = True
     micro_batches: int = 1
-    refresh: Callable[[BatchProgress], object] = lambda progress: None
+    between: Callable[[BatchProgress], object] = lambda progress: None
 
 
 _WHOLE = GradientOptions()
@@ -56,42 +65,58 @@ def compute_gradient(
 
     The gradient is left in `flat`, for `collect_gradient`. `module` must be in training mode. Computing a batch again on equal
     parameters, those of each micro-batch if it is divided, gives equal bits on like machines, because dropout is drawn from
-    `seed`, `batch` and the number of the micro-batch alone. Raises `DataError` for an invalid weight.
+    `seed`, `batch` and the number of the micro-batch alone. Raises `DataError` for an invalid weight, and `ConfigError` for a
+    task that divides the batch into too many parts.
     """
     flat.zero_gradient()
-    with numbers_of_batch(seed, batch):
-        parts = batches_of(task, batch, options.micro_batches, flat.parameters.device)
-        whole = sum(map(task.weight, parts)) if len(parts) > 1 else 0.0
-        total_weight, total_loss = 0.0, 0.0
-        for done, part in enumerate(parts):
-            if done:
-                options.refresh(BatchProgress(done, len(parts), whole))
-                seed_batch(seed_of_batch(seed, batch), done)
-            loss, weight = task.loss(module, part)
+    total_weight, total_loss = 0.0, 0.0
+    parts: Sequence[Batch] = ()
+    for done in range(options.micro_batches):
+        if done:
+            options.between(BatchProgress(task, parts, done))
+        with numbers_of_batch(seed, batch) if done == 0 else numbers_of_batch(seed_of_batch(seed, batch), done):
+            parts = parts or batches_of(task, batch, options.micro_batches, flat.parameters.device)
+            loss, weight = task.loss(module, parts[done])
             if not (math.isfinite(weight) and weight >= 0.0):
                 raise DataError(f"batch {batch}: got a weight of {weight} from the task, expected a finite number >= 0")
             if not options.counts:
                 loss, weight = loss * 0.0, 0.0
             loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-            total_weight += weight
-            total_loss += float(loss.detach())
+        total_weight += weight
+        total_loss += float(loss.detach())
+        if done + 1 == len(parts):
+            break
     return plain_number(total_weight), total_loss
 
 
 def batches_of(task: Task, batch: int, number: int, device: torch.device | str) -> Sequence[Batch]:
-    """Return `batch` of `task`, on `device`, as `number` micro-batches or fewer; as itself if `number` is 1."""
+    """Return `batch` of `task`, on `device`, as `number` micro-batches or fewer; as itself if `number` is 1. Raises
+    `ConfigError` if the task returns none, or more."""
     if number == 1:
         return [task.batch(batch, device)]
     assert isinstance(task, Divides), "checked by check_micro_batches before the run began"
-    return task.micro_batches(batch, number, device)
+    parts = task.micro_batches(batch, number, device)
+    if not 1 <= len(parts) <= number:
+        raise ConfigError(f"batch {batch}: got {len(parts)} micro-batches from the task, expected 1 to {number}")
+    return parts
 
 
 def check_micro_batches(task: Task, strategy: StrategyConfig) -> None:
-    """Raise `ConfigError` if batches are to be divided by a `task` that cannot do that."""
-    if strategy.num_micro_batches > 1 and not isinstance(task, Divides):
+    """Raise `ConfigError` if batches are to be divided by a `task` that cannot do that, or divides its first wrongly."""
+    number = strategy.num_micro_batches
+    if number == 1:
+        return
+    if not isinstance(task, Divides):
         raise ConfigError(
-            f"strategy.micro_batches: got {strategy.micro_batches} with a task ({type(task).__name__}) that has no method"
-            " micro_batches, expected 1, or a task that can divide its batches, such as a DatasetTask"
+            f"strategy.micro_batches: got {number} with a task ({type(task).__name__}) that has no method micro_batches, expected"
+            " 1, or a task that can divide its batches, such as a DatasetTask"
+        )
+    with numbers_apart(0):
+        parts, whole = (sum(map(task.weight, batches_of(task, 0, each, "cpu"))) for each in (number, 1))
+    if not math.isclose(parts, whole, rel_tol=1e-6):
+        raise ConfigError(
+            f"strategy.micro_batches: got parts of batch 0 that weigh {parts:g}, expected the batch's weight, {whole:g}: each"
+            " example in one of them"
         )
 
 

@@ -36,10 +36,10 @@ class TrainingLoop:
             work = _Work(self, worker)
             if isinstance(self.task, ReadsAhead):
                 self.task.expect(claim.upcoming)
-            options = GradientOptions(claim.counts, self.num_micro_batches, work.refresh)
+            options = GradientOptions(claim.counts, self.num_micro_batches, work.pull)
             weight, loss = compute_gradient(self.task, module, self.flat, self.seed, claim.batch, options)
             work.finish(weight)
-            worker.step(Step(claim.batch, weight, loss, time.monotonic() - work.began))
+            worker.step(Step(claim.batch, weight, loss, work.seconds))
             self.evaluate_if_due(worker)
 
     def evaluate_if_due(self, worker: Worker, evaluated: Callable[[int], None] = lambda version: None) -> None:
@@ -58,29 +58,34 @@ class TrainingLoop:
 
 
 class _Work:
-    """The work of one step, which lasts as long as the emulation says, pulls between its micro-batches aside.
-
-    Attributes:
-        began: when the step began, as of `time.monotonic`.
-    """
+    """The work of one step, which lasts as long as the emulation says; pulls between its micro-batches do not count."""
 
     def __init__(self, loop: TrainingLoop, worker: Worker) -> None:
         """The step begins now."""
         self._loop = loop
         self._worker = worker
         self._device = loop.flat.parameters.device
-        self._pulled = 0.0
-        self.began = time.monotonic()
+        self._began = time.monotonic()
 
-    def refresh(self, progress: BatchProgress) -> None:
+    @property
+    def seconds(self) -> float:
+        """Seconds of work so far, idling of the emulation included."""
+        return time.monotonic() - self._began
+
+    def pull(self, progress: BatchProgress) -> None:
         """Bring the parameters up to date before the next micro-batch."""
-        self.finish(progress.weight, progress.done / progress.total)
-        pulling = time.monotonic()
-        self._worker.refresh()
-        self._pulled += time.monotonic() - pulling
+        self._synchronize()  # so that what is pulled is as new as can be
+        if self._loop.emulation.is_active:
+            self.finish(progress.weight(), progress.done / progress.total)
+        worked = self.seconds
+        self._worker.pull_newer()
+        self._began = time.monotonic() - worked
 
     def finish(self, weight: float, share: float = 1.0) -> None:
         """Idle for the rest of this `share` of the step, whose batch has `weight`."""
+        self._synchronize()  # so that the measured time is the work, not only its launch
+        self._loop.emulation.delay(self.seconds, weight, share)
+
+    def _synchronize(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # so that the measured time is the work, not only its launch
-        self._loop.emulation.delay(time.monotonic() - self.began - self._pulled, weight, share)
+            torch.cuda.synchronize(self._device)

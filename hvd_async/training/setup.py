@@ -214,7 +214,7 @@ def make_workload(start: Start, plan: RankPlan, needs: Callable[[VectorPlan], Se
     task = in_agreement(group, lambda: start.make_task(config))
     in_agreement(group, lambda: _check_measures(task, config))
     if config.task.kind != "script":  # where the key has no effect, and says so
-        in_agreement(group, lambda: check_micro_batches(task, config.strategy))
+        in_agreement(group, lambda: check_micro_batches(task, config.strategy) if group.rank == 0 else None)
     model = in_agreement(group, lambda: model_of(task))
     if config.strategy.is_async:
         in_agreement(group, lambda: check_buffers(task, model) if group.rank == 0 else None)

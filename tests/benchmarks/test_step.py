@@ -24,14 +24,14 @@ class RecordingWorker:
 
     def __init__(self, flat: FlatParameters) -> None:
         self.seen: list[tuple[int, int, bool]] = []
-        self.num_refreshed = 0
+        self.num_pulled = 0
         self._flat = flat
 
     def claims(self) -> Iterator[Claim]:
         return (Claim(batch) for batch in range(100))
 
-    def refresh(self) -> None:
-        self.num_refreshed += 1
+    def pull_newer(self) -> None:
+        self.num_pulled += 1
 
     def step(self, step: Step) -> None:
         self.seen.append((step.batch, step.weight, bool(self._flat.collect_gradient().any())))
@@ -50,12 +50,12 @@ def test_bare_steps_hand_nothing_over_and_whole_steps_one_gradient_each(overlap:
     assert figure.name.startswith("step, multi30k, 0.0 M, 30 tokens")
 
 
-def test_a_step_in_micro_batches_is_refreshed_between_them() -> None:
+def test_a_step_in_micro_batches_pulls_between_them() -> None:
     step = ModelStep(TINY)
     flat = FlatParameters(step.model)
     worker = RecordingWorker(flat)
     figure = measure_steps(worker, step, flat, Options(repeats=2, seconds=100.0), PushConfig(), 2)  # type: ignore[arg-type]  # as above
-    assert worker.seen == [(batch, 30, True) for batch in range(3)] and worker.num_refreshed == 3
+    assert worker.seen == [(batch, 30, True) for batch in range(3)] and worker.num_pulled == 3
     assert figure.name.endswith(", in 2 micro-batches") and figure.target is None
 
 

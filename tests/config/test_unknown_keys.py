@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from hvd_async.config import RunConfig, parse_config
@@ -45,6 +47,7 @@ def test_words_may_be_joined_by_dashes() -> None:
         ("task.d_model", "write task.model.width"),
         ("strategy.provisionl", "did you mean 'provisional'?"),
         ("push.xyzzy", "expected one of dtype, error_feedback, keep, node_sum, overlap"),
+        ("training.dtype", "write training.precision"),
         ("gpus", "the number of workers is given to `hvd-async launch --workers`, or as simulation.workers to `simulate`"),
     ],
 )
@@ -68,9 +71,14 @@ def test_keys_of_translation_are_not_suggested_to_other_tasks() -> None:
         parse_config(tree, "run.yaml")
 
 
-def test_words_of_other_tools_are_none_of_ours_and_lead_to_keys_that_there_are() -> None:
+def test_each_word_of_other_tools_leads_to_one_key_that_there_is() -> None:
     ours = set(_keys(RunConfig))
     assert set(_OF_OTHER_TOOLS) <= ours
     words = [word for words in _OF_OTHER_TOOLS.values() for word in words.split()]
     assert len(words) == len(set(words)) > 100
-    assert "lr" in words and "learning_rate" in {key.rpartition(".")[2] for key in ours}
+    for key, of_key in _OF_OTHER_TOOLS.items():
+        for word in of_key.split():
+            with pytest.raises(ConfigError, match=rf"{word}: unknown key; write {re.escape(key)}$"):
+                parse_config(
+                    {"output": "a", "task": {"data": {"folder": "."}}, "training": {"epochs": 1}, word: 1}, "run.yaml"
+                )

@@ -45,6 +45,9 @@ def test_every_batch_ends_in_exactly_one_place(tmp_path: pathlib.Path, num_worke
     run_toy(num_workers + 1, *runs.values(), timeout=180).check()
     for name in runs:
         check_conservation(tmp_path / name, STRATEGIES[name])
+        if "micro_batches" in STRATEGIES[name] and num_workers > 1:
+            arrivals = events_of(tmp_path / name, "arrival")
+            assert any(version > each["base_version"] for each in arrivals for version, _ in each["later_bases"])
 
 
 def check_conservation(folder: pathlib.Path, strategy: dict[str, object]) -> None:

@@ -94,6 +94,17 @@ def test_a_changed_arrival_is_named(
     assert change(run, lambda events: nth(events, "arrival", number).update({field: value})).startswith(words)
 
 
+def test_a_log_with_too_few_micro_batches_is_damaged(tmp_path: pathlib.Path) -> None:
+    settings = Settings(make_config(tmp_path / "run", strategy={"kind": "async", "micro_batches": 3}), num_batches=12)
+    simulated(tmp_path / "run", 12, strategy={"kind": "async", "micro_batches": 3}, simulation={"workers": 2})
+    assert replay_toy(tmp_path / "run", settings).arrivals == 12
+    edit_log(tmp_path / "run", lambda events: nth(events, "arrival", 4)["later_bases"].pop())
+    with pytest.raises(
+        DataError, match=r"batch \d+: recorded with 2 micro-batches, but the task divides it into 3; the log is"
+    ):
+        replay_toy(tmp_path / "run", settings)
+
+
 @pytest.mark.parametrize("field", ["weight", "loss", "learning_rate", "gradient_norm"])
 def test_a_changed_update_is_named(run: tuple[pathlib.Path, Settings], field: str) -> None:
     def more(events: Events) -> None:

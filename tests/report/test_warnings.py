@@ -51,8 +51,12 @@ def test_runs_that_measure_something_else_are_reported(tmp_path: pathlib.Path) -
     runs = [one(tmp_path, "a", "text"), one(tmp_path, "b", "text")]
     task = runs[1].config.translation.model_copy(update={"metric_sentences": 7, "label_smoothing": 0.2})
     runs[1] = dataclasses.replace(runs[1], config=runs[1].config.model_copy(update={"task": task}))
-    wanted = "The runs do not measure the same (task.metric_sentences), so scores of different runs are not comparable."
+    wanted = "The runs measure different things (task.metric_sentences), so their scores are not comparable."
     assert wanted in warnings_of(tmp_path, *runs)
+    moved = runs[0].config.translation.data.model_copy(update={"folder": "elsewhere"})
+    task = runs[0].config.translation.model_copy(update={"data": moved, "init_from": "elsewhere"})
+    elsewhere = dataclasses.replace(runs[0], config=runs[0].config.model_copy(update={"task": task}))
+    assert not any("different things" in line for line in warnings_of(tmp_path, runs[0], elsewhere))
     script = ScriptConfig(kind="script", script="train.py")
     runs[1] = dataclasses.replace(runs[1], config=runs[1].config.model_copy(update={"task": script}))
     assert wanted.replace("task.metric_sentences", "task.kind") in warnings_of(tmp_path, *runs)

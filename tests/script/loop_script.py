@@ -92,13 +92,13 @@ def main(folder: str, arguments: dict[str, Any], options: dict[str, Any]) -> Non
             else:
                 loss.backward()
         if options.get("unscale"):
-            scaler.unscale_(step)
+            scaler.unscale_(step)  # type: ignore[arg-type]  # not a subclass of torch's
         if "clip" in options:
             torch.nn.utils.clip_grad_norm_(network.parameters(), options["clip"])
         if options.get("set_none"):
             network.unused.grad = None
         if options.get("scaler"):
-            scaler.step(step, weight=len(labels))
+            scaler.step(step, weight=len(labels))  # type: ignore[arg-type]
             scaler.update()
         else:
             step.step(weight=len(labels))

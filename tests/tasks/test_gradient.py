@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -43,11 +44,11 @@ def divided(batch: int, number: int, counts: bool = True) -> tuple[float, float,
     model = task.build_model()
     flat, seen = FlatParameters(model), []
 
-    def refresh(progress: BatchProgress) -> None:
+    def between(progress: BatchProgress) -> None:
         seen.append(progress)
         flat.parameters.add_(1.0)
 
-    weight, loss = compute_gradient(task, model.train(), flat, 1, batch, GradientOptions(counts, number, refresh))
+    weight, loss = compute_gradient(task, model.train(), flat, 1, batch, GradientOptions(counts, number, between))
     return weight, loss, flat.collect_gradient().tolist(), seen
 
 
@@ -67,7 +68,7 @@ def test_micro_batches_sum_to_the_batch_each_on_its_own_parameters() -> None:
     weight, loss_sum, gradient, seen = divided(2, 3)
     assert (weight, loss_sum) == (5, losses) and type(weight) is int
     assert torch.equal(torch.tensor(gradient), wanted)
-    assert seen == [BatchProgress(1, 3, 5.0), BatchProgress(2, 3, 5.0)]
+    assert [(each.done, each.total, each.weight()) for each in seen] == [(1, 3, 5.0), (2, 3, 5.0)]
 
 
 def test_a_batch_with_few_examples_has_as_many_micro_batches() -> None:
@@ -92,6 +93,31 @@ def test_a_task_that_cannot_divide_its_batches_is_refused() -> None:
         ConfigError, match=r"strategy\.micro_batches: got 2 with a task \(SimpleNamespace\) that has no method"
     ):
         check_micro_batches(undivided, strategy)
+
+
+class Divider(ToyTask):
+    """A task that divides its batches by `cut`."""
+
+    def __init__(self, cut: Callable[[list[Any]], list[Any]]) -> None:
+        super().__init__(Settings({}), 0)
+        self._cut = cut
+
+    def micro_batches(self, index: int, number: int, device: torch.device | str) -> list[Any]:
+        return self._cut(super().micro_batches(index, number, device))
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (lambda parts: [*parts, parts[0]], "batch 0: got 3 micro-batches from the task, expected 1 to 2"),
+        (lambda parts: [], "batch 0: got 0 micro-batches from the task, expected 1 to 2"),
+        (lambda parts: parts[:1], r"got parts of batch 0 that weigh 2, expected the batch's weight, 3: each example in one"),
+        (lambda parts: [parts[0], parts[0]], "that weigh 4, expected the batch's weight, 3"),
+    ],
+)
+def test_a_task_that_divides_its_batches_wrongly_is_refused(cut: Callable[[list[Any]], list[Any]], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_micro_batches(Divider(cut), StrategyConfig(kind="async", micro_batches=2))
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])

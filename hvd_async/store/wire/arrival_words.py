@@ -28,6 +28,7 @@ def to_words(arrival: Arrival) -> list[int]:
     for number, base in enumerate(arrival.later_bases):
         first = ArrivalWord.LATER_BASES + 2 * number
         words[first : first + 2] = base
+    assert len(words) == ARRIVAL_WORDS, "more micro-batches than an arrival has room for"
     return words
 
 
