@@ -129,8 +129,8 @@ class RunConfig(Section):
         for key in ("overlap", "node_sum"):
             if getattr(self.push, key):
                 raise ValueError(
-                    f"strategy.micro_batches: got {number} with push.{key}, expected 1, or push.{key} false, with which a worker"
-                    " pulls at other times"
+                    f"strategy.micro_batches: got {number} with push.{key}, expected 1 or push.{key} false: with push.{key} a"
+                    " worker pulls at other times"
                 )
         return self
 

@@ -76,7 +76,10 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     model = Model(task, module.train(), flat, config.seed, RunFolder(config.output))
     progress = Progress(goal, config.training.log_every_seconds, task.weight_unit, is_live=options.live_progress)
     timing = Timing(costs(config, config.simulation.parameters or flat.size), times, clock)
-    model.folder.check_place()
+    if options.overwrite:
+        model.folder.check_place()
+    else:
+        model.folder.check_vacant()  # at once, even if another process is at work there
     with model.folder.locked(progress.say):
         model.folder.begin(config, overwrite=options.overwrite, is_simulated=True)
         for line in [*keys_without_effect(config), *task.describe_data()]:

@@ -184,14 +184,13 @@ class DatasetTask:
 
     def batch(self, index: int, device: torch.device | str) -> Batch:
         """Return batch `index` (from 0, across epochs), on `device`."""
-        [batch] = self.micro_batches(index, 1, device)
+        [batch] = self._read(index, 1, device)
         return batch
 
     def micro_batches(self, index: int, number: int, device: torch.device | str) -> list[Batch]:
         """Return batch `index`, on `device`, as `number` batches, or as fewer if these had less than two examples, over which
         BatchNorm could not normalize. Each is read by itself."""
-        read = (self._reader.read(*part) for part in self._parts(index, number))
-        return [map_tensors(each, lambda tensor: tensor.to(device)) for each in read]
+        return self._read(index, number, device)
 
     @property
     def num_batches_ahead(self) -> int:
@@ -285,6 +284,10 @@ class DatasetTask:
         """Return the loss and the weight of a batch of some examples for validation."""
         batch = self._validation_batch(examples, device_of(model))
         return _number("loss", self._loss(self._forward(model, batch), batch)), self._weight_of(batch)
+
+    def _read(self, index: int, number: int, device: torch.device | str) -> list[Batch]:
+        read = (self._reader.read(*part) for part in self._parts(index, number))
+        return [map_tensors(each, lambda tensor: tensor.to(device)) for each in read]
 
     def _parts(self, index: int, number: int) -> list[tuple[int, list[int], int]]:
         """Return the arguments with which the micro-batches of batch `index` are read, or the batch itself if `number` is 1."""

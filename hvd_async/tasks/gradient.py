@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from hvd_async.config import OptimizerConfig, StrategyConfig
-from hvd_async.errors import ConfigError, DataError
+from hvd_async.errors import ConfigError, DataError, HvdAsyncError
 from hvd_async.system.json_text import plain_number
 from hvd_async.system.printable import printable
 from hvd_async.system.random_numbers import numbers_apart, numbers_of_batch, seed_of_batch
 from hvd_async.tasks.buffers import changed_tensors, modules_with_statistics, saved_tensors
 from hvd_async.tasks.evaluating import keeping_modes
 from hvd_async.tasks.task import Batch, Divides, Task
+from hvd_async.tasks.user_values import describe_failure, describe_value
 from hvd_async.vectors.flat import FlatParameters, VectorPlan
 
 
@@ -96,6 +97,10 @@ def batches_of(task: Task, batch: int, number: int, device: torch.device | str) 
         return [task.batch(batch, device)]
     assert isinstance(task, Divides), "checked by check_micro_batches before the run began"
     parts = task.micro_batches(batch, number, device)
+    if not isinstance(parts, Sequence):
+        raise ConfigError(
+            f"batch {batch}: got {describe_value(parts)} from the task's micro_batches, expected a list of batches"
+        )
     if not 1 <= len(parts) <= number:
         raise ConfigError(f"batch {batch}: got {len(parts)} micro-batches from the task, expected 1 to {number}")
     return parts
@@ -111,8 +116,13 @@ def check_micro_batches(task: Task, strategy: StrategyConfig) -> None:
             f"strategy.micro_batches: got {number} with a task ({type(task).__name__}) that has no method micro_batches, expected"
             " 1, or a task that can divide its batches, such as a DatasetTask"
         )
-    with numbers_apart(0):
-        parts, whole = (sum(map(task.weight, batches_of(task, 0, each, "cpu"))) for each in (number, 1))
+    try:
+        with numbers_apart(0):
+            parts, whole = (sum(map(task.weight, batches_of(task, 0, each, "cpu"))) for each in (number, 1))
+    except HvdAsyncError:
+        raise
+    except Exception as error:  # whatever the user's method raises, or returns
+        raise ConfigError(f"strategy.micro_batches: the task's micro_batches failed: {describe_failure(error)}") from error
     if not math.isclose(parts, whole, rel_tol=1e-6):
         raise ConfigError(
             f"strategy.micro_batches: got parts of batch 0 that weigh {parts:g}, expected the batch's weight, {whole:g}: each"

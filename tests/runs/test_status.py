@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hvd_async.__main__ import main
-from hvd_async.errors import DataError
+from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs import status as module
 from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.status import RunStatus, read_status
@@ -88,10 +88,21 @@ def test_a_simulated_run_is_running_until_its_process_ends(tmp_path: pathlib.Pat
     assert status.lines()[-1].startswith(
         "  no process has the folder: a simulated run is computed anew, by simulate --overwrite"
     )
-    with (folder / ".lock").open("ab") as lock, pytest.raises(BusyError, match="in use by another process"):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        monkeypatch.setattr("hvd_async.system.locks._PATIENCE_SECONDS", 0.0)
+    with pytest.raises(
+        ConfigError, match="holds a simulated run already; replace it with --overwrite, or set another output"
+    ):
         run(folder, 40)
+
+
+def test_a_simulation_leaves_a_folder_to_the_process_that_has_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvd_async.system.locks._PATIENCE_SECONDS", 0.0)
+    with (tmp_path / ".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BusyError, match="in use by another process"):
+            run(tmp_path, 40)
+    run(tmp_path, 4)
 
 
 def test_a_run_of_another_host_is_judged_by_its_log(folder: pathlib.Path) -> None:

@@ -112,6 +112,12 @@ class Divider(ToyTask):
         (lambda parts: [*parts, parts[0]], "batch 0: got 3 micro-batches from the task, expected 1 to 2"),
         (lambda parts: [], "batch 0: got 0 micro-batches from the task, expected 1 to 2"),
         (lambda parts: parts[:1], r"got parts of batch 0 that weigh 2, expected the batch's weight, 3: each example in one"),
+        (lambda parts: None, "batch 0: got None from the task's micro_batches, expected a list of batches"),
+        (lambda parts: iter(parts), "batch 0: got a? ?list_iterator from the task's micro_batches"),
+        (
+            lambda parts: parts[9],
+            r"the task's micro_batches failed: IndexError: list index out of range \(\S+test_gradient.py:\d+\)",
+        ),
         (lambda parts: [parts[0], parts[0]], "that weigh 4, expected the batch's weight, 3"),
     ],
 )
