@@ -13,7 +13,7 @@ import pytest
 from hvd_async.config import PushConfig, ScriptConfig, StrategyConfig, dump_config
 from hvd_async.errors import DataError, HvdAsyncError, SetupError
 from hvd_async.runs.folder import RunFolder
-from hvd_async.strategies.invitation import Invitation
+from hvd_async.strategies.invitation import FORMAT, Invitation
 from hvd_async.tasks.registry import make_task
 from hvd_async.training.join import JoinOptions, join
 from hvd_async.training.stop_request import StopRequest
@@ -22,7 +22,7 @@ from tests.comparison.made import CONFIG
 PLACE = {"process": 1, "scope": 5, "descriptor": 25, "num_bytes": 64, "token": 7}
 WORKER = {"rank": 1, "host": "a", "local_rank": 1, "role": "worker", "worker": 0, "device": "cpu", "threads": 1}
 WHOLE: dict[str, Any] = {
-    "format": 2,
+    "format": FORMAT,
     "places": [PLACE],
     "layouts": [{"num_elements": 4, "num_workers": 2, "slot_format": {"dtype": "bfloat16", "capacity": 4}}],
     "groups": [[0, 4]],
@@ -45,7 +45,7 @@ def attempt(folder: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 9}, "got format 9, expected 2; use the hvd_async that runs the job"),
+        ({"format": 9}, f"got format 9, expected {FORMAT}; use the hvd_async that runs the job"),
         ({"places": "x"}, "places: .*: the invitation is damaged"),
         ({"places": [{**PLACE, "process": "me"}]}, "places.0.process: .*: the invitation is damaged"),
         ({"plans": []}, "got no store or no worker: the invitation is damaged"),
