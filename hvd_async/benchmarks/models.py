@@ -69,14 +69,17 @@ class TaskStep:
         self._task = make_task(config)
         self.model = self._task.build_model()
         self._device = device
+        self._batch = self._task.batch(0, device)
 
     @property
     def size_in_words(self) -> str:
         """The size of the batch, such as `32 images`."""
-        return f"{self._task.weight(self._task.batch(0, self._device)):g} {self._task.weight_unit}"
+        return f"{self._task.weight(self._batch):g} {self._task.weight_unit}"
 
     def batches(self, number: int) -> Sequence[Any]:
         """Return the batch in `number` parts. Raises `ConfigError` for a task that cannot divide it."""
+        if number == 1:
+            return [self._batch]
         check_micro_batches(self._task, StrategyConfig(kind="async", micro_batches=number))
         return batches_of(self._task, 0, number, self._device)
 

@@ -126,12 +126,11 @@ class RunConfig(Section):
         number = self.strategy.num_micro_batches
         if number == 1 or self.task.kind == "script":  # whose loop does not heed it
             return self
-        for key in ("overlap", "node_sum"):
-            if getattr(self.push, key):
-                raise ValueError(
-                    f"strategy.micro_batches: got {number} with push.{key}, expected 1 or push.{key} false: with push.{key} a"
-                    " worker pulls at other times"
-                )
+        if key := self.push.pacing_key:
+            raise ValueError(
+                f"strategy.micro_batches: got {number} with push.{key}, expected 1 or push.{key} false: with push.{key} a"
+                " worker pulls at other times"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

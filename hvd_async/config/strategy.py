@@ -364,3 +364,8 @@ class PushConfig(Section):
         """Whether a push is one vector of one worker, at most rounded, which a worker can write into device memory by
         itself."""
         return self.keep == 1.0 and not self.error_feedback and not self.node_sum
+
+    @property
+    def pacing_key(self) -> str:
+        """The key that decides when a worker pulls, so that it cannot in the middle of a step; empty: none."""
+        return next((key for key in ("overlap", "node_sum") if getattr(self, key)), "")

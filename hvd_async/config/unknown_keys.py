@@ -1,4 +1,4 @@
-"""What the writer of an unknown key may have meant."""
+"""Hints for the writer of an unknown key, which may be one of another section or a word of another tool."""
 
 from __future__ import annotations
 

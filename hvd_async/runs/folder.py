@@ -208,11 +208,11 @@ class RunFolder:
     def check_vacant(self) -> None:
         """Raise `ConfigError` if the folder holds a run, or remains of one, or `check_place` does. Changes nothing."""
         self.check_place()
-        if self._has_config_of_run() and self.holds_simulated():
-            raise ConfigError(
-                f"{self.root}: holds a simulated run already; replace it with --overwrite, or set another output"
-            )
         if self._has_config_of_run():
+            if self.holds_simulated():
+                raise ConfigError(
+                    f"{self.root}: holds a simulated run already; replace it with --overwrite, or set another output"
+                )
             raise ConfigError(
                 f"{self.root}: holds a run already; resume it with --resume, replace it with --overwrite (in a script that"
                 " `hvd-async launch` did not start: init(resume=True), init(overwrite=True)), or set another output"

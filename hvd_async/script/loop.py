@@ -148,11 +148,8 @@ class ScriptLoop:
         worker, job = self.session.worker, self.ready.job
         if worker is None or self._is_handed_over:
             raise ConfigError(_NOTHING_UNDER_WAY)
-        for key in ("overlap", "node_sum"):
-            if job.strategy.is_async and getattr(job.push, key):
-                raise ConfigError(
-                    f"optimizer.pull: got a run with push.{key}, which pulls at other times; expected one without"
-                )
+        if job.strategy.is_async and (key := job.push.pacing_key):
+            raise ConfigError(f"optimizer.pull: got a run with push.{key}, which pulls at other times; expected one without")
         if self._num_pulls == _MOST_PULLS:
             raise ConfigError(
                 f"optimizer.pull: called {_MOST_PULLS + 1} times for a batch, expected at most {_MOST_PULLS} times"
