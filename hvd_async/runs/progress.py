@@ -82,8 +82,10 @@ class Progress:
         console = rich.console.Console(file=self._stream, force_terminal=True)
         with rich.progress.Progress(*columns, console=console, transient=True) as bar:
             self._bar = bar, bar.add_task("starting", total=1.0)
-            yield
-            self._bar = None
+            try:
+                yield
+            finally:
+                self._bar = None
 
     def update(self, update: Update, total: RunMetrics, seconds: float) -> None:
         """Note `update`, and show progress if it is due; `total` and `seconds` describe the run so far."""

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from hvd_async.cluster.environment import keeps_other_ranks, read_environment
-from hvd_async.errors import HvdAsyncError
+from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.system.failure_message import tell, wait_for_reporter
+
+_has_hook: list[bool] = []  # once in a process
 
 
 @contextlib.contextmanager
@@ -59,15 +61,24 @@ def at_end_of_script(action: Callable[[], None], rank: int) -> None:
     register(act)
 
 
-def report_if_uncaught(error: HvdAsyncError) -> None:
-    """Let the process end as `end_with` does, if nobody catches `error`, which is raised before there is a run, or
-    at its end."""
-    launched, previous = read_environment(os.environ), sys.excepthook
+def report_uncaught_errors() -> None:
+    """Let an error of ours that nobody catches end the process as `end_with` does, also before and after a run. Other errors go
+    to the hook that was set before. Calling it again does nothing."""
+    if _has_hook:
+        return
+    _has_hook.append(True)
+    previous = sys.excepthook
 
-    def hook(kind: type[BaseException], raised: BaseException, trace: types.TracebackType | None) -> None:
-        sys.excepthook = previous
-        if raised is error:
-            end_with(error, 0 if launched is None else launched.rank)
-        previous(kind, raised, trace)
+    def hook(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+        if isinstance(error, HvdAsyncError):
+            end_with(error, _own_rank())
+        previous(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def _own_rank() -> int:
+    with contextlib.suppress(SetupError):  # a variable of the launcher that is no number, which `error` may be about
+        if (launched := read_environment(os.environ)) is not None:
+            return launched.rank
+    return 0

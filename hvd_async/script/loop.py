@@ -12,7 +12,6 @@ import torch
 from hvd_async.errors import ConfigError
 from hvd_async.runs.checkpoint import list_checkpoints
 from hvd_async.script.buffers import Buffers
-from hvd_async.script.endings import report_if_uncaught
 from hvd_async.script.loader import BatchSource, EndOfStream
 from hvd_async.script.nesting import lines_of, loop_around
 from hvd_async.strategies.protocol import Claim, Session, Step
@@ -219,7 +218,6 @@ class Batches:
                 " loop was the whole run, and its model is in models/last of the run's folder"
             )
             error.is_on_all_ranks = True
-            report_if_uncaught(error)
             raise error
         self._is_used = True
         if self._began is not None and (line := loop_around(sys._getframe(1), self._began)) is not None:

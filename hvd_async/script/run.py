@@ -24,7 +24,7 @@ from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.summary import summary_lines
 from hvd_async.script.alike import check_alike, describe, describe_settings, describe_source, describe_tensors, with_rank_0s
 from hvd_async.script.buffers import Buffers
-from hvd_async.script.endings import at_end_of_script, end_with, on_all_ranks, report_if_uncaught
+from hvd_async.script.endings import at_end_of_script, end_with, on_all_ranks, report_uncaught_errors
 from hvd_async.script.final_version import FinalVersion
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
 from hvd_async.script.loop import Batches, NoLoop, ScriptLoop
@@ -83,14 +83,11 @@ def init(
             "init: called by a process that only reads batches, which imports the script; put what trains under"
             ' `if __name__ == "__main__":`'
         )
-    try:
-        with on_all_ranks():  # which have the same settings
-            settings = script_config(output, config, keywords, os.environ)
-            options = script_options(resume, overwrite, os.environ)
-        run = ScriptRun(settings, options)
-    except HvdAsyncError as error:
-        report_if_uncaught(error)
-        raise
+    report_uncaught_errors()
+    with on_all_ranks():  # which have the same settings
+        settings = script_config(output, config, keywords, os.environ)
+        options = script_options(resume, overwrite, os.environ)
+    run = ScriptRun(settings, options)
     _current.append(run)
     if not _is_registered:
         _is_registered.append(True)
@@ -263,13 +260,9 @@ class ScriptRun:
         if self._is_over:
             return
         self._end()
-        try:
-            with self._stack:
-                if self._loop is not None:
-                    self._loop.leave()
-        except HvdAsyncError as error:  # such as a clean stop, or a run that diverged
-            report_if_uncaught(error)
-            raise
+        with self._stack:
+            if self._loop is not None:
+                self._loop.leave()
         self.summary = self._job.summary
         if self.summary and self.summary["status"] != "stopped":
             print(*summary_lines(self._job.summary, self.config.output), sep="\n", flush=True)

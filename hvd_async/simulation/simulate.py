@@ -3,7 +3,8 @@ ordinary run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,8 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
         model.folder.begin(config, overwrite=options.overwrite, is_simulated=True)
         for line in [*keys_without_effect(config), *task.describe_data()]:
             progress.say(line)
-        return _record(config, timing, model, goal, progress, options.device)
+        with _told_if_interrupted(progress, config):
+            return _record(config, timing, model, goal, progress, options.device)
 
 
 def _record(config: RunConfig, timing: Timing, model: Model, goal: Goal, progress: Progress, device: str) -> dict[str, Any]:
@@ -101,6 +103,18 @@ def _record(config: RunConfig, timing: Timing, model: Model, goal: Goal, progres
         status = "finished early" if recorder.is_out_of_patience() else "finished"
         num_steps = recorder.metrics.staleness.total() + recorder.metrics.refused.total()
         return recorder.conclude(Ending(status, prices.num_workers, num_steps))
+
+
+@contextmanager
+def _told_if_interrupted(progress: Progress, config: RunConfig) -> Iterator[None]:
+    """Say what an interruption inside the block leaves, and what computes the rest."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.say(
+            f"interrupted: {config.output} holds the run up to here; simulations do not resume, --overwrite computes it anew"
+        )
+        raise
 
 
 def _train(config: RunConfig, timing: Timing, model: Model, recorder: RunRecorder, goal: Goal) -> None:

@@ -98,14 +98,16 @@ def trained(folder: pathlib.Path, seed: int, **options: Any) -> ha.ScriptRun:
 def test_runs_follow_each_other_in_a_process_and_evaluations_draw_alike(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sys.excepthook, sys.stdin
+    before = sys.stdin
     run = trained(tmp_path / "one", 1, epochs=2)
-    assert (sys.excepthook, sys.stdin) == before
+    assert sys.stdin == before
+    hook = sys.excepthook
     assert run.summary["status"] == "finished" and run.summary["weight"] == 48
     scores = {point["scores"]["loss"] for point in run.summary["measurements"]}
     assert len(run.summary["measurements"]) == 2 and len(scores) == 1
     assert "finished: version 8, 48 examples in" in capsys.readouterr().out
     assert trained(tmp_path / "two", 1, epochs=1).summary["weight"] == 24
+    assert sys.excepthook == hook
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,10 @@ for number, batch in enumerate(batches):
     optimizer.step(weight=len(batch), loss=loss)
 if sys.argv[1] == "end":
     raise ValueError("of the user")
+if sys.argv[1] == "step":
+    optimizer.step(weight=1)
+if sys.argv[1] == "pull":
+    optimizer.pull()
 """
 
 
@@ -79,6 +83,17 @@ def test_a_loop_over_epochs_is_told_at_once_and_ends_in_one_line(tmp_path: pathl
     assert len([text for text in told if "batches: iterated twice" in text]) == 1 and "Traceback" not in done.stderr, (
         done.stderr
     )
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("call", ["step", "pull"])
+def test_a_call_after_the_run_ends_each_rank_in_one_line(tmp_path: pathlib.Path, call: str) -> None:
+    (tmp_path / "script.py").write_text(FAILING)
+    done = launch("--workers", "2", *ASYNC, "--", sys.executable, str(tmp_path / "script.py"), call, str(tmp_path / "run"))
+    assert done.returncode == 2 and "exit status 2" in done.stdout.splitlines()[-1], done
+    told = sorted(line.partition(" without a batch")[0] for line in done.stderr.splitlines() if line)
+    assert told == [f"hvd-async: rank {rank}: optimizer.{call}: called" for rank in range(3)]
+    assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
 @pytest.mark.mpi

@@ -6,10 +6,12 @@ import pathlib
 from typing import Any
 
 import pytest
+import torch
 
+from hvd_async.simulation.simulate import SimulateOptions, simulate
 from tests.mpi.runs import Settings, events_of, run_toy, summary_of
-from tests.mpi.toy import make_config
-from tests.simulation.simulated import UNEVEN, run
+from tests.mpi.toy import ToyTask, make_config
+from tests.simulation.simulated import UNEVEN, parse, run
 
 STRATEGIES: list[dict[str, Any]] = [{"kind": "async"}, {"kind": "async", "lockstep": True}, {"kind": "ddp"}]
 
@@ -54,3 +56,21 @@ def test_snapshots_show_the_first_version_after_each_multiple(tmp_path: pathlib.
     last = update["version"]
     measured = [m["version"] for m in summary_of(tmp_path / "run")["measurements"]]
     assert len(expected) > 3 and measured == sorted({*expected, last})
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_ctrl_c_says_what_is_left_and_what_computes_the_rest(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], is_live: bool
+) -> None:
+    class Interrupted(ToyTask):
+        def batch(self, index: int, device: torch.device | str) -> Any:
+            if index == 10:
+                raise KeyboardInterrupt
+            return super().batch(index, device)
+
+    config = parse(tmp_path / "run", strategy={"kind": "async"})
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, lambda _: Interrupted(Settings({}), 0), SimulateOptions(live_progress=is_live))
+    said = f"interrupted: {tmp_path / 'run'} holds the run up to here; simulations do not resume, --overwrite computes it anew\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert events_of(tmp_path / "run", "update")
