@@ -69,6 +69,7 @@ class Row:
     weight_per_second: Interval | None
     steps_per_second: float | None
     mean_staleness: float | None
+    micro_batch_staleness: float | None
     staleness: Mapping[int, int]
     refused: Mapping[str, int]
     num_diverged: int
@@ -149,6 +150,7 @@ def _row(collection: Collection, environment: str, variant: str) -> Row:
         weight_per_second=known_ratio([run.weight_per_second for run in runs if run.weight > 0 and run.seconds > 0.0]),
         steps_per_second=sum(run.steps_per_second for run in runs) / len(runs) if runs else None,
         mean_staleness=_weighted(runs, lambda run: run.mean_staleness),
+        micro_batch_staleness=_over_micro_batches(runs),
         staleness=_sum([run.staleness for run in runs]),
         refused=_sum([run.refused for run in runs]),
         num_diverged=sum(run.has_diverged for run in runs),
@@ -195,6 +197,12 @@ def _weighted(runs: Sequence[Run], get: Callable[[Run], float]) -> float | None:
     """Return the mean over all applied arrivals."""
     weights = [sum(run.staleness.values()) for run in runs]
     return sum(w * get(run) for w, run in zip(weights, runs, strict=True)) / sum(weights) if sum(weights) else None
+
+
+def _over_micro_batches(runs: Sequence[Run]) -> float | None:
+    """Return the mean of the runs that divided batches; None without one."""
+    found = [run.micro_batch_staleness for run in runs if run.micro_batch_staleness is not None]
+    return sum(found) / len(found) if found else None
 
 
 def _sum(counts: Sequence[Mapping[Key, int]]) -> dict[Key, int]:

@@ -41,8 +41,9 @@ class Run:
     """A run that has ended. `points` rise in updates; the last is the final model. `metrics`: those of its task.
 
     `status`: see docs/run-folder.md. `weight`: that of all its batches, in `weight_unit`. `staleness`: applied arrivals by
-    staleness. `refused`: arrivals by reason. `num_steps`, `num_overrun`: steps of the last process, and those whose real
-    work took longer than the emulated length. `num_lost`: workers that died, without which the run went on.
+    staleness. `micro_batch_staleness`: mean over micro-batches; None if no batch was divided. `refused`: arrivals by reason.
+    `num_steps`, `num_overrun`: steps of the last process, and those whose real work took longer than the emulated length.
+    `num_lost`: workers that died, without which the run went on.
     """
 
     folder: pathlib.Path
@@ -56,6 +57,7 @@ class Run:
     weight_unit: str
     updates: int
     mean_staleness: float
+    micro_batch_staleness: float | None
     staleness: Mapping[int, int]
     refused: Mapping[str, int]
     num_steps: int
@@ -147,6 +149,7 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
         weight_unit=printable(summary["weight_unit"]),
         updates=summary["updates"],
         mean_staleness=summary["mean_staleness"],
+        micro_batch_staleness=_of_micro_batches(summary),
         staleness={int(staleness): count for staleness, count in summary["staleness"].items()},
         refused=dict(summary["refused"]),
         num_steps=summary["steps"],
@@ -156,6 +159,11 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
         points=tuple(sorted(points, key=lambda point: point.updates)),
         data_fingerprint=first_event(folder).get("data_fingerprint"),
     )
+
+
+def _of_micro_batches(summary: Mapping[str, Any]) -> float | None:
+    parts, arrivals = summary["micro_batches"], sum(summary["staleness"].values())
+    return float(parts["mean_staleness"]) if parts["number"] > arrivals else None
 
 
 def _scores(scores: Mapping[str, Any]) -> dict[str, float]:

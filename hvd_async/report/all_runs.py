@@ -59,7 +59,7 @@ def values_of(entry: Entry, collection: Collection, output: pathlib.Path) -> dic
 
 
 _OF_LENGTH = ("is_simulated", "seconds", "weight", "weight_unit", "updates")
-_OF_RUN = ("weight_per_second", "mean_staleness", "refused", "has_diverged")
+_OF_RUN = ("weight_per_second", "mean_staleness", "micro_batch_staleness", "refused", "has_diverged")
 
 
 def _scores_of(run: Run | None, metrics: Sequence[Metric]) -> dict[str, Value]:
@@ -71,8 +71,8 @@ def _scores_of(run: Run | None, metrics: Sequence[Metric]) -> dict[str, Value]:
 
 
 def _of_run(run: Run) -> dict[str, Value]:
-    values = (run.weight_per_second, run.mean_staleness, sum(run.refused.values()), run.has_diverged)
-    return dict(zip(_OF_RUN, values, strict=True))
+    own: dict[str, Value] = {"refused": sum(run.refused.values())}
+    return {name: own.get(name, getattr(run, name)) for name in _OF_RUN}
 
 
 def runs_table(collection: Collection, output: pathlib.Path) -> Table:

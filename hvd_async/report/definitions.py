@@ -41,7 +41,8 @@ _OF_TIME = (
     (
         "Staleness",
         "Versions between the one on which a gradient was computed and the one to which it was applied;"
-        " mean over gradients.",
+        " mean over gradients. Of a batch that was divided into micro-batches it is that of the first, the oldest; the mean over"
+        " micro-batches is given beside it.",
     ),
     (
         "Shares of time",

@@ -133,5 +133,5 @@ class Progress:
         loss = self._loss_sum / (self._window.weight or 1.0)
         return (
             f"version {update.version}  loss {loss:.3f}  {rate:,.0f} {self._weight_unit}/s"
-            f"  staleness {self._window.mean_staleness:.2f}  left {'?' if left is None else clock_text(left)}"
+            f"  staleness {self._window.describe_staleness()}  left {'?' if left is None else clock_text(left)}"
         )

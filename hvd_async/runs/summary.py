@@ -10,6 +10,7 @@ from typing import Any
 from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.status import resumed_text
+from hvd_async.runs.totals import RunMetrics
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.system.files import write_file
 from hvd_async.tasks.metric import describe, metrics_from_json, metrics_to_json
@@ -74,6 +75,7 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     lines.append(
         f"{summary['status']}{why}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
         f" {summary['seconds']:.1f} {unit},"
-        f" staleness {summary['mean_staleness']:.2f}{scores}{resumed_text(summary['processes'])}{lost}; see {output}"
+        f" staleness {RunMetrics.from_json(summary).describe_staleness()}{scores}{resumed_text(summary['processes'])}{lost};"
+        f" see {output}"
     )
     return lines

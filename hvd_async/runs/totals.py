@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hvd_async.runs.recorder_part import RunPart
@@ -30,12 +30,26 @@ class WorkerMetrics:
 
 
 @dataclass
+class MicroBatchMetrics:
+    """The micro-batches of applied arrivals, at least one each: their number, and the sum of their staleness in versions."""
+
+    number: int = 0
+    staleness_sum: int = 0
+
+    @property
+    def mean_staleness(self) -> float:
+        """Mean staleness, in versions; 0 before the first arrival."""
+        return self.staleness_sum / self.number if self.number else 0.0
+
+
+@dataclass
 class RunMetrics:
-    """Totals of a run. `staleness` counts applied arrivals by their staleness in versions."""
+    """Totals of a run. `staleness` counts applied arrivals by their staleness in versions, that of their first micro-batch."""
 
     weight: float = 0
     updates: int = 0
     staleness: Counter[int] = field(default_factory=Counter)
+    micro_batches: MicroBatchMetrics = field(default_factory=MicroBatchMetrics)
     refused: Counter[Refusal] = field(default_factory=Counter)
     workers: dict[int, WorkerMetrics] = field(default_factory=dict)
 
@@ -46,6 +60,9 @@ class RunMetrics:
         for arrival in update.arrivals:
             staleness = update.staleness(arrival)
             self.staleness[staleness] += 1
+            parts = update.part_staleness(arrival)
+            self.micro_batches.number += len(parts)
+            self.micro_batches.staleness_sum += sum(parts)
             worker = self.workers.setdefault(arrival.worker, WorkerMetrics())
             worker.arrivals += 1
             worker.weight += arrival.weight
@@ -63,6 +80,13 @@ class RunMetrics:
         total = self.staleness.total()
         return sum(value * count for value, count in self.staleness.items()) / total if total else 0.0
 
+    def describe_staleness(self) -> str:
+        """Return the mean staleness in words, with that of micro-batches if batches were divided."""
+        arrivals, parts = self.staleness.total(), self.micro_batches
+        if parts.number == arrivals:
+            return f"{self.mean_staleness:.2f}"
+        return f"{self.mean_staleness:.2f} (micro-batches {parts.mean_staleness:.2f}, {parts.number / arrivals:.1f} a batch)"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a summary or a checkpoint."""
         return {
@@ -70,6 +94,7 @@ class RunMetrics:
             "updates": self.updates,
             "mean_staleness": self.mean_staleness,
             "staleness": {str(value): count for value, count in sorted(self.staleness.items())},
+            "micro_batches": {**asdict(self.micro_batches), "mean_staleness": self.micro_batches.mean_staleness},
             "refused": {refusal.value: count for refusal, count in self.refused.items()},
             "workers": {
                 str(number): {
@@ -85,12 +110,13 @@ class RunMetrics:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RunMetrics:
+    def from_json(cls, data: Mapping[str, Any]) -> RunMetrics:
         """Return the totals from the result of `to_json`."""
         return cls(
             weight=data["weight"],
             updates=data["updates"],
             staleness=Counter({int(value): count for value, count in data["staleness"].items()}),
+            micro_batches=MicroBatchMetrics(data["micro_batches"]["number"], data["micro_batches"]["staleness_sum"]),
             refused=_refusals(data["refused"]),
             workers={
                 int(number): WorkerMetrics(
@@ -129,5 +155,5 @@ class Totals(RunPart):
         self.metrics = RunMetrics.from_json(state["metrics"])
 
 
-def _refusals(counts: dict[str, int]) -> Counter[Refusal]:
+def _refusals(counts: Mapping[str, int]) -> Counter[Refusal]:
     return Counter({Refusal(reason): count for reason, count in counts.items()})

@@ -35,6 +35,7 @@ from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, Scoring, ScriptTask
 from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.schedule import arrivals_needed
+from hvd_async.system.failure_message import note_origin
 from hvd_async.system.files import stamp_of, write_file
 from hvd_async.system.launch_page import SCRIPT_VARIABLE, tell_page
 from hvd_async.system.openmp import is_too_late
@@ -335,6 +336,7 @@ class ScriptRun:
         # torch.distributed calls this with a buffer in place of the stream, which the end of the process would lose.
         sys.stderr = self._stderr
         self._end()
+        note_origin(error, trace)
         try:
             self._stack.__exit__(kind, error, trace)
         except BaseException as raised:

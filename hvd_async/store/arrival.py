@@ -91,3 +91,7 @@ class Update:
     def staleness(self, arrival: Arrival) -> int:
         """Return the number of updates between the base version of `arrival` and this update: 0 if it was fresh."""
         return self.version - 1 - arrival.base_version
+
+    def part_staleness(self, arrival: Arrival) -> list[int]:
+        """Return the number of updates between the base version of each micro-batch of `arrival` and this update."""
+        return [self.version - 1 - base for base, _ in arrival.bases]

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 import traceback
+import types
 
 from hvd_async.errors import HvdAsyncError, PeerError, StoppedBySignal
 from hvd_async.system.printable import printable_lines
@@ -27,6 +28,11 @@ def note_told(error: BaseException) -> None:
     error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
 
 
+def note_origin(error: BaseException, trace: types.TracebackType | None) -> None:
+    """Note that `error` was raised at `trace`, for its message: not in the contexts of ours that see it pass."""
+    error.origin = trace  # type: ignore[attr-defined]  # as above
+
+
 def message_of(rank: int, error: BaseException) -> str:
     """Return the text that says why `rank` fails; empty if it was printed before, or another rank reports it."""
     if getattr(error, "is_told", False) or (isinstance(error, PeerError) and error.is_reported):
@@ -35,7 +41,8 @@ def message_of(rank: int, error: BaseException) -> str:
         return f"hvd-async: rank {rank}: interrupted; what was saved before is complete\n"
     if isinstance(error, HvdAsyncError):
         return f"hvd-async: rank {rank}: {printable_lines(str(error))}\n"
-    return f"{''.join(traceback.format_exception(error))}hvd-async: rank {rank}: {type(error).__name__}: {error}\n"
+    trace = "".join(traceback.format_exception(type(error), error, getattr(error, "origin", error.__traceback__)))
+    return f"{trace}hvd-async: rank {rank}: {type(error).__name__}: {error}\n"
 
 
 def print_message(text: str) -> None:

@@ -46,6 +46,7 @@ def run(*points: tuple[float, float] | tuple[float, float, Mapping[str, float]],
         "weight_unit": "images",
         "updates": last.updates,
         "mean_staleness": 0.0,
+        "micro_batch_staleness": None,
         "staleness": {0: last.updates},
         "refused": {},
         "num_steps": last.updates,
@@ -79,6 +80,7 @@ def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
         "updates": made.updates,
         "mean_staleness": made.mean_staleness,
         "staleness": made.staleness,
+        "micro_batches": _micro_batches(made),
         "refused": made.refused,
         "steps": made.num_steps,
         "overrun_steps": made.num_overrun,
@@ -96,6 +98,13 @@ def write_run(made: Run, events: Sequence[dict[str, Any]] = ()) -> pathlib.Path:
     (made.folder / "summary.json").write_text(json.dumps(summary))
     (made.folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
     return made.folder
+
+
+def _micro_batches(made: Run) -> dict[str, float]:
+    arrivals, mean = sum(made.staleness.values()), made.micro_batch_staleness
+    if mean is None:
+        return {"number": arrivals, "mean_staleness": made.mean_staleness}
+    return {"number": 4 * arrivals, "mean_staleness": mean}
 
 
 def arrival(

@@ -20,6 +20,7 @@ def test_a_summary_is_read_as_it_was_written_with_its_measurements_in_order(tmp_
         folder=tmp_path,
         num_workers=3,
         mean_staleness=0.5,
+        micro_batch_staleness=0.125,
         staleness={0: 5, 1: 5},
         refused={"not_finite": 2},
         num_steps=12,

@@ -111,6 +111,7 @@ class FakeRun:
             "updates": 100,
             "mean_staleness": 0.5 if self.kind == "async" else 0.0,
             "staleness": staleness,
+            "micro_batches": {"number": sum(staleness.values()), "mean_staleness": 0.5 if self.kind == "async" else 0.0},
             "refused": {"too_stale": self.refused} if self.refused else {},
             "steps": 2 * self.num_steps,
             "overrun_steps": self.num_overrun,

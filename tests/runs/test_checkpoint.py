@@ -217,7 +217,7 @@ def test_another_format_is_not_reported_as_damage(tmp_path: pathlib.Path) -> Non
     folder = save_checkpoint(tmp_path, 2, make(2.0), keep=1).folder
     head, body = (folder / "data.json").read_text().split("\n")
     (folder / "data.json").write_text(json.dumps({**json.loads(head), "format": 1}) + "\n" + body)
-    with pytest.raises(CheckpointError, match="got format 1, expected 7; use the hvd_async that wrote it"):
+    with pytest.raises(CheckpointError, match="got format 1, expected 8; use the hvd_async that wrote it"):
         load_latest_checkpoint(tmp_path)
 
 

@@ -83,3 +83,15 @@ def test_on_a_terminal_every_evaluation_has_its_line() -> None:
     run.progress.evaluated(2, "validation loss 3.0000")
     assert "      version 1  validation loss 3.4121 BLEU 12.10\n" in run.stream.getvalue()
     assert run.stream.getvalue().endswith("      version 2  validation loss 3.0000\n")
+
+
+def test_staleness_is_that_of_the_first_part_of_a_batch_and_beside_it_the_mean_of_all_parts() -> None:
+    total = RunMetrics()
+    assert total.describe_staleness() == "0.00"
+    total.add_update(Update(4, (Arrival(0, 7, base_version=1, weight=1, loss=1.0),), 0.1, 1.0))
+    assert total.describe_staleness() == "2.00" and total.to_json()["micro_batches"]["number"] == 1
+    divided = Arrival(1, 8, base_version=2, weight=1, loss=1.0, later_bases=((3, 0), (4, 1)))
+    total.add_update(Update(5, (divided,), 0.1, 1.0))  # parts of staleness 2, 1 and 0
+    assert total.describe_staleness() == "2.00 (micro-batches 1.25, 2.0 a batch)"
+    assert total.to_json()["micro_batches"] == {"number": 4, "staleness_sum": 5, "mean_staleness": 1.25}
+    assert RunMetrics.from_json(total.to_json()) == total

@@ -62,7 +62,7 @@ def test_snapshots_show_the_first_version_after_each_multiple(tmp_path: pathlib.
 def test_ctrl_c_says_what_is_left_and_what_computes_the_rest(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], is_live: bool
 ) -> None:
-    class Interrupted(ToyTask):
+    class InterruptedTask(ToyTask):
         def batch(self, index: int, device: torch.device | str) -> Any:
             if index == 10:
                 raise KeyboardInterrupt
@@ -70,7 +70,7 @@ def test_ctrl_c_says_what_is_left_and_what_computes_the_rest(
 
     config = parse(tmp_path / "run", strategy={"kind": "async"})
     with pytest.raises(KeyboardInterrupt):
-        simulate(config, lambda _: Interrupted(Settings({}), 0), SimulateOptions(live_progress=is_live))
+        simulate(config, lambda _: InterruptedTask(Settings({}), 0), SimulateOptions(live_progress=is_live))
     said = f"interrupted: {tmp_path / 'run'} holds the run up to here; simulations do not resume, --overwrite computes it anew\n"
     assert capsys.readouterr().out.endswith(said)
     assert events_of(tmp_path / "run", "update")

@@ -52,6 +52,7 @@ def _variant(row: Row, metrics: Sequence[str], reasons: Sequence[str]) -> dict[s
         values |= _interval(f"final_{name}", row.final.get(name))
         values |= _interval(f"{name}_difference", row.difference.get(name)) if name != LOSS else {}
     values |= {"steps_per_second": row.steps_per_second, "mean_staleness": row.mean_staleness}
+    values["micro_batch_staleness"] = row.micro_batch_staleness
     values |= {f"refused_{printable(reason)}": row.refused.get(reason, 0) for reason in reasons}
     values |= {name: None if row.shares is None else getattr(row.shares, name) for name in SHARES}
     for name in ("synchronous", "asynchronous"):
