@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -130,8 +130,11 @@ class Stepped(Protocol):
         """Bring the parameters up to date in the middle of a batch."""
 
 
-class RunOptimizer:
+class RunOptimizer(torch.optim.Optimizer):
     """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over.
+
+    It is an `Optimizer` only in the eyes of what checks for one, such as a scheduler of torch, whose attempt to set the rate is
+    then refused with what to do: it holds no state.
 
     A `torch.amp.GradScaler` takes it: `scaler.step(optimizer, weight=...)` hands over the gradient divided by the scale, also if
     that is not finite, so that the store refuses it and its place is free again.
@@ -146,13 +149,13 @@ class RunOptimizer:
         model: nn.Module,
         loop: Stepped,
     ) -> None:
-        """All arguments stay the caller's."""
+        """All arguments stay the caller's. Sets up nothing of torch's class."""
         self._described = described
         self._model = model
         self._loop = loop
 
     @property
-    def param_groups(self) -> Sequence[Mapping[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # of torch's class it can be assigned
         """The trained parameters and the settings of each group, to be read: `lr` is the highest rate. They cannot be changed
         here."""
         settings = self._described.of_groups()
@@ -170,7 +173,16 @@ class RunOptimizer:
         vector."""
         self._loop.zero()
 
-    def step(self, closure: None = None, *, weight: float | None = None, loss: torch.Tensor | float | None = None) -> None:
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Raises `ConfigError`: the groups are those of the optimizer that `prepare` got."""
+        raise ConfigError(
+            "optimizer.add_param_group: called after prepare, expected before: add the group to torch's optimizer, which prepare"
+            " takes"
+        )
+
+    def step(  # type: ignore[override]  # torch's takes a closure, and returns its loss
+        self, closure: None = None, *, weight: float | None = None, loss: torch.Tensor | float | None = None
+    ) -> None:
         """Hand over the gradient of the batch, and bring the parameters up to date. Waits as the strategy requires.
 
         Args:
@@ -205,7 +217,7 @@ class RunOptimizer:
             " run.optimizer_state_dict() returns it"
         )
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Raises `ConfigError`: the state is at the store."""
         raise ConfigError(
             "optimizer.load_state_dict: the state is at the store; load it into torch's optimizer before prepare, which takes it"

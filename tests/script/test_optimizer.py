@@ -205,9 +205,11 @@ def test_the_optimizer_of_a_run_refuses_what_only_the_store_can_do() -> None:
     assert optimizer.param_groups[0]["lr"] == BASE.learning_rate
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
     with pytest.raises(ConfigError, match=r"param_groups: lr: got an assignment, .* pass the rate to prepare as schedule="):
-        optimizer.param_groups[0]["lr"] = 0.1  # type: ignore[index]
+        optimizer.param_groups[0]["lr"] = 0.1
     with pytest.raises(ConfigError, match="param_groups: lr: got an assignment"):
-        optimizer.param_groups[0].update(lr=3.0)  # type: ignore[attr-defined]  # the mistake
+        optimizer.param_groups[0].update(lr=3.0)
+    with pytest.raises(ConfigError, match="add_param_group: called after prepare"):
+        optimizer.add_param_group({"params": []})
     with pytest.raises(ConfigError, match="got a closure"):
         optimizer.step(lambda: 1.0)  # type: ignore[arg-type]  # the mistake
     for call in (optimizer.state_dict, lambda: optimizer.load_state_dict({})):
@@ -216,7 +218,14 @@ def test_the_optimizer_of_a_run_refuses_what_only_the_store_can_do() -> None:
 
 
 def test_a_scheduler_of_an_optimizer_that_was_taken_over_is_refused_when_it_is_made() -> None:
-    taken = torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1)
+    model = torch.nn.Linear(2, 1)
+    taken = torch.optim.SGD(model.parameters(), lr=0.1)
     guard_groups(taken)
-    with pytest.raises(ConfigError, match=r"initial_lr: got an assignment, .* pass the rate to prepare as schedule="):
-        torch.optim.lr_scheduler.StepLR(taken, 10)
+    own = RunOptimizer(BASE, model, SimpleNamespace())
+    for optimizer in (taken, own):
+        with pytest.raises(ConfigError, match=r"initial_lr: got an assignment, .* pass the rate to prepare as schedule="):
+            torch.optim.lr_scheduler.StepLR(optimizer, 10)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        plateau.step(1.0)
+        with pytest.raises(ConfigError, match="lr: got an assignment"):
+            plateau.step(2.0)
