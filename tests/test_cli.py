@@ -160,6 +160,18 @@ def test_a_dry_run_prints_one_line_that_a_shell_understands(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_only_plans_a_run_tells_which_keys_have_no_effect(
+    config: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["launch", str(config), "--set", "strategy.kind=ddp", "--set", "strategy.micro_batches=4"]
+    told = "strategy.micro_batches: has no effect with strategy.kind: ddp"
+    assert main([*arguments, "--dry-run", "--mpi", "openmpi"]) == 0
+    assert f"# {told}" in capsys.readouterr().out.splitlines()
+    assert main([*arguments, "--slurm"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"{told}\n" and told not in captured.out
+
+
 def test_several_workers_for_one_process_are_refused(config: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launch", str(config), "--dry-run", "--workers", "2"]) == 4
     assert "expected 1 for strategy single" in capsys.readouterr().err

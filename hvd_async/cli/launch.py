@@ -160,6 +160,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.cli.launched_run import LaunchedRun
     from hvd_async.cluster.batch_system import detect_allocation
     from hvd_async.cluster.environment import check_home
+    from hvd_async.config import keys_without_effect
     from hvd_async.launcher import explain, launch_command, lay_out, plan_ranks
     from hvd_async.runs.folder import RunFolder
 
@@ -187,7 +188,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
             overrides = (*rank_arguments.overrides, "strategy.joins_from=network")
             rank_arguments = dataclasses.replace(rank_arguments, overrides=overrides)
     if arguments.dry_run:
-        for line in explain(layout, plan_ranks(config, layout)):
+        for line in [*explain(layout, plan_ranks(config, layout)), *keys_without_effect(config)]:
             print(f"# {line}")
         print(launch_command(config, rank_arguments, layout, options).shell_text())
         return 0

@@ -70,6 +70,7 @@ def _begin(arguments: argparse.Namespace) -> Begin:
 
 def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dialect, script: Script) -> int:
     """Print the script or submit it, and return the exit status. Raises `ConfigError` for what the job would refuse."""
+    from hvd_async.config import keys_without_effect
     from hvd_async.launcher.batch_script import ScriptJob, render
 
     origin = "--container" if arguments.container is not None else "a container in the site file"
@@ -110,6 +111,8 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
         program=tuple(arguments.program or ()),
     )
     text = render(job, asked)
+    for line in keys_without_effect(config):
+        print(line, file=sys.stderr)  # stdout is the script
     if not arguments.submit or arguments.dry_run:
         print(text, end="")
         return 0
