@@ -264,6 +264,36 @@ def test_a_misspelt_argument_is_reported_by_its_own_command(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ("launch a.yaml --micro-batches 4", "--set strategy.micro_batches=4"),
+        ("train a.yaml --seed=3 --output runs/x", "--set seed=3 --set output=runs/x"),
+        ("simulate a.yaml optimizer.learning_rate=3", "--set optimizer.learning_rate=3"),
+        ("launch a.yaml --optimizer.lr 3", "--set optimizer.learning_rate=..."),
+        ("launch a.yaml --batch-size 64", "--set task.batching.tokens=..."),
+        ("launch a.yaml --fp16", "--set training.precision=..."),
+        ("launch a.yaml --epochs --resume", "--set training.epochs=..."),
+    ],
+)
+def test_a_flag_that_is_a_key_is_answered_with_the_set_that_says_it(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments.split())
+    several = "s" if words.count("--set") > 1 else ""
+    assert capsys.readouterr().err.endswith(f"; write {words}; docs/configuration.md explains the key{several}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", ["compare a.yaml --lr 3", "replay runs/x --epochs 3", "launch a.yaml -x", "train a.yaml b"]
+)
+def test_other_unknown_arguments_are_no_keys(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments.split())
+    assert capsys.readouterr().err.endswith(f"unrecognized arguments: {arguments.split(maxsplit=2)[2]}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         (["launch", "a.yaml", "--starter", "srun"], "--starter srun; --starter is now called --launcher"),
         (["report", "a", "--target-loss", "2"], "--target-loss 2; --target-loss is now called --target loss=VALUE"),
         (["report", "a", "--target-bleu=20"], "--target-bleu=20; --target-bleu is now called --target bleu=VALUE"),

@@ -23,7 +23,7 @@ from hvd_async.cli import (
     train,
     translate,
 )
-from hvd_async.cli.arguments import EXIT_STATUS, Parser
+from hvd_async.cli.parser import EXIT_STATUS, Parser
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
-import re
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
 
+from hvd_async.cli.parser import EXIT_STATUS
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.system.limits import MOST_BEAM, MOST_RANKS, MOST_SECONDS, MOST_THREADS
-from hvd_async.system.nearest import nearest
 from hvd_async.system.paths import path_of
 from hvd_async.system.printable import shortened
 
@@ -34,70 +30,6 @@ _MOST = {
 
 # More threads than any machine has cores for would only take memory.
 _MOST_THREADS = 4096
-EXIT_STATUS = """\
-exit status:
-  0  done                          4  the machine, launcher or a package does not fit
-  1  unexpected failure            5  checkpoint missing, damaged, or of another run
-  2  configuration or arguments    6  another rank failed or stopped responding
-  3  data, model files, output     7  a replay differs from the recorded run
-                                   8  a run has diverged
-                                   129, 130, 138, 143  stopped by SIGHUP, Ctrl-C, SIGUSR1, SIGTERM; train,
-                                   launch and compare save everything first, other verbs end at once
-"""
-
-
-# Flags of earlier versions, and their present names.
-_RENAMED = {
-    "--starter": "--launcher",
-    "--target-loss": "--target loss=VALUE",
-    "--target-bleu": "--target bleu=VALUE",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors suggest the nearest valid word and print the usage of the given verb. Flags are written in full, so
-    that a wrong one is not taken for the beginning of another."""
-
-    def __init__(self, **settings: Any) -> None:
-        """Take the named arguments of `ArgumentParser`, but for `allow_abbrev`."""
-        super().__init__(**{**settings, "allow_abbrev": False})
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]  # less strict
-        """Return the parsed arguments; what follows `--` is `program`, for a verb that takes one.
-
-        Unknown arguments end the process with an error of the verb's own parser.
-        """
-        words = sys.argv[1:] if args is None else list(args)
-        program = words[words.index("--") + 1 :] if "--" in words else None
-        parsed, unknown = self.parse_known_args(words[: words.index("--")] if "--" in words else words, namespace)
-        if program is not None and not hasattr(parsed, "program"):
-            parsed.parser.error(f"got -- {' '.join(program)}, expected nothing after --: only launch starts a program")
-        if program is not None:
-            parsed.program = program
-        if unknown:
-            parser: Parser = parsed.parser
-            flags = [flag for action in parser._actions for flag in action.option_strings]
-            meant = [_meant(word.partition("=")[0], flags) for word in unknown if word.startswith("-")]
-            hint = next(filter(None, meant), "")
-            if hasattr(parsed, "program") and program is None and any(word.endswith(".py") for word in unknown):
-                hint = f"; to start a script, put -- before it: -- python {' '.join(unknown)}"
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and `message`, for an invalid choice with the nearest valid one, and exit with status 2."""
-        if found := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
-            message += _meant(found[1], re.findall(r"[\w-]+", found[2]))
-            if os.path.isfile(found[1]):  # a flag whose value may be left out has taken the next argument
-                message += f"; write {found[1]} before the flag"
-        super().error(message)
-
-
-def _meant(word: str, choices: Sequence[str]) -> str:
-    if word in _RENAMED:
-        return f"; {word} is now called {_RENAMED[word]}"
-    near = nearest(word, choices)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def verb(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hvd_async.cluster.hosts import Host
     from hvd_async.config import RunConfig
     from hvd_async.launcher import Begin, LauncherName, LaunchOptions, LaunchOutcome, RankLayout
+    from hvd_async.system.processes import Command
 
 # Arguments that have no effect in a batch script.
 _OF_COMMANDS = ("hosts", "hostfile", "store_apart")
@@ -160,8 +161,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.cli.launched_run import LaunchedRun
     from hvd_async.cluster.batch_system import detect_allocation
     from hvd_async.cluster.environment import check_home
-    from hvd_async.config import keys_without_effect
-    from hvd_async.launcher import explain, launch_command, lay_out, plan_ranks
+    from hvd_async.launcher import launch_command, lay_out
     from hvd_async.runs.folder import RunFolder
 
     if (arguments.restarts or 0) < 0:
@@ -188,10 +188,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
             overrides = (*rank_arguments.overrides, "strategy.joins_from=network")
             rank_arguments = dataclasses.replace(rank_arguments, overrides=overrides)
     if arguments.dry_run:
-        for line in [*explain(layout, plan_ranks(config, layout)), *keys_without_effect(config)]:
-            print(f"# {line}")
-        print(launch_command(config, rank_arguments, layout, options).shell_text())
-        return 0
+        return _show(config, layout, launch_command(config, rank_arguments, layout, options))
     if layout.is_local and arguments.container is None:  # the torch of an image may see other GPUs
         _check_devices(config, layout, wanted(arguments).gpus)
     if arguments.program is None:
@@ -217,6 +214,17 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
             return start_once(launched_run, command, stop_signal, status_tells, keeper, desertion)
 
         return start_until_done(launched_run, start, rank_arguments.begin, keeper, arguments.restarts)
+
+
+def _show(config: RunConfig, layout: RankLayout, command: Command) -> int:
+    """Print the ranks, the keys without effect and the command; return the exit status."""
+    from hvd_async.config import keys_without_effect
+    from hvd_async.launcher import explain, plan_ranks
+
+    for line in [*explain(layout, plan_ranks(config, layout)), *keys_without_effect(config)]:
+        print(f"# {line}")
+    print(command.shell_text())
+    return 0
 
 
 def _check_respawn(config: RunConfig, options: LaunchOptions) -> None:

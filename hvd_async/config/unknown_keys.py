@@ -71,6 +71,16 @@ def hint(word: str, section: type[Section], root: type[Section], is_translation:
     return meant(word, names) or f"expected one of {', '.join(names)}"
 
 
+def keys_of_word(word: str) -> Sequence[str]:
+    """Return the keys of a run that may be meant by `word` on a command line: a dotted key, its last part, or what other tools
+    call it. `-` counts as `_`."""
+    word = word.replace("-", "_")
+    if word in _keys(RunConfig):
+        return [word]
+    last = word.rpartition(".")[2]
+    return keys_of_other_tools(last) or _called(last, RunConfig)
+
+
 def _called(word: str, root: type[Section]) -> Sequence[str]:
     """Return the keys that are called `word`, unless there are many."""
     found = [key for key in _keys(root) if key.rpartition(".")[2] == word]
