@@ -17,7 +17,7 @@ _ONLY_OF: Mapping[str, tuple[str, ...]] = {
     "nadam": ("momentum_decay", "decoupled_weight_decay"),
     "adagrad": ("rate_decay", "initial_accumulator"),
     "torch": ("torch_class", "settings"),
-    "muon": ("muon_momentum", "muon_iterations", "muon_except"),
+    "muon": ("muon_momentum", "muon_iterations", "muon_scale", "muon_except"),
 }
 """Keys that apply to one kind only."""
 
@@ -123,6 +123,12 @@ class OptimizerConfig(Section):
     muon_momentum: Fraction = Field(0.95, description="Momentum of muon's matrices.")
     muon_iterations: Annotated[int, Field(ge=1, le=20)] = Field(
         5, description="Newton-Schulz iterations, by which muon makes the momentum of a matrix orthogonal."
+    )
+    muon_scale: Literal["adamw", "original"] = Field(
+        "adamw",
+        description="Size of muon's update of a matrix: `adamw`: that of an update of adamw, so that its rates fit,"
+        " 0.2 sqrt(max(rows, columns)) (Liu et al. 2025); `original`: sqrt(max(1, rows / columns)) (Jordan et al. 2024), torch's"
+        " default.",
     )
     muon_except: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         ("*embed*", "output.*", "*lm_head*"),

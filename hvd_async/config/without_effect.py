@@ -111,7 +111,8 @@ ALWAYS: frozenset[str] = frozenset(
         *(f"optimizer.groups.*.{key}" for key in ("match", "learning_rate", "weight_decay")),
         # The check of the section refuses these with another kind of optimizer.
         *(f"optimizer.{key}" for key in ("momentum", "nesterov", "momentum_decay", "rate_decay", "initial_accumulator")),
-        *(f"optimizer.{key}" for key in ("muon_momentum", "muon_iterations", "muon_except", "torch_class", "settings")),
+        *(f"optimizer.muon_{key}" for key in ("momentum", "iterations", "scale", "except")),
+        *("optimizer.torch_class", "optimizer.settings"),
         *(f"optimizer.groups.*.{key}" for key in ("momentum", "nesterov", "momentum_decay", "rate_decay")),
         *(f"optimizer.groups.*.{key}" for key in ("initial_accumulator", "decoupled_weight_decay", "settings")),
         "optimizer.steps_before",

@@ -14,7 +14,7 @@ from hvd_async.config import OptimizerConfig
 from hvd_async.errors import ConfigError
 from hvd_async.runs.checkpoint import checkpoint_folder
 from hvd_async.script.buffers import Buffers, as_text, from_text
-from hvd_async.script.description import describe_optimizer
+from hvd_async.script.description import describe_optimizers
 from hvd_async.script.endings import on_all_ranks
 from hvd_async.script.loader import BatchSource
 from hvd_async.script.torch_state import hash_of, steps_of_torch, vectors_of_torch
@@ -25,16 +25,16 @@ from hvd_async.training.setup import Ready
 from hvd_async.transport.group import Group
 
 
-def describe(optimizer: torch.optim.Optimizer, model: nn.Module, base: OptimizerConfig) -> OptimizerConfig:
-    """Return the configuration of `optimizer`, with the number of steps that it has made."""
-    found = describe_optimizer(optimizer, model, base)
-    return found.model_copy(update={"steps_before": steps_of_torch(optimizer, found)})
+def describe(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module, base: OptimizerConfig) -> OptimizerConfig:
+    """Return the configuration of `optimizers`, with the number of steps that they have made."""
+    found = describe_optimizers(optimizers, model, base)
+    return found.model_copy(update={"steps_before": steps_of_torch(optimizers, found)})
 
 
-def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) -> Ready:
-    """Return `ready` with the state of `optimizer`, from which a new run begins. Collective."""
+def _with_state(group: Group, ready: Ready, optimizers: Sequence[torch.optim.Optimizer]) -> Ready:
+    """Return `ready` with the state of `optimizers`, from which a new run begins. Collective."""
     job = ready.job
-    state = in_agreement(group, lambda: vectors_of_torch(optimizer, job.flat, job.model, job.optimizer))
+    state = in_agreement(group, lambda: vectors_of_torch(optimizers, job.flat, job.model, job.optimizer))
     if len(set(group.allgather(hash_of(state)))) > 1:
         with on_all_ranks():
             raise ConfigError(
@@ -43,15 +43,15 @@ def _with_state(group: Group, ready: Ready, optimizer: torch.optim.Optimizer) ->
     return dataclasses.replace(ready, job=dataclasses.replace(job, initial_state=state))
 
 
-def with_rank_0s(group: Group, ready: Ready, kept: Buffers, optimizer: torch.optim.Optimizer) -> Ready:
+def with_rank_0s(group: Group, ready: Ready, kept: Buffers, optimizers: Sequence[torch.optim.Optimizer]) -> Ready:
     """Return `ready` with all that rank 0 has on every rank: parameters, buffers, as a resumed run had them, and the state that
-    `optimizer` has. Collective."""
+    `optimizers` have. Collective."""
     if (saved := ready.job.saved) is not None:
         checkpoint = checkpoint_folder(ready.folder.checkpoints, saved.data["version"])
         if not in_agreement(group, lambda: group.rank > 0 or kept.restore(checkpoint)):
             ready.progress.say("buffers: none were saved, so that those that training changes begin anew")
     _share(group, ready.job.model)
-    return _with_state(group, ready, optimizer) if ready.job.optimizer.steps_before else ready
+    return _with_state(group, ready, optimizers) if ready.job.optimizer.steps_before else ready
 
 
 def check_alike(group: Group, descriptions: Mapping[str, Sequence[str]]) -> None:

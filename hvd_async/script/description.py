@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from hvd_async.config import OptimizerConfig, check
 from hvd_async.config.optimizer import TorchClass
 from hvd_async.errors import ConfigError
+from hvd_async.script.muon_description import keys_of_muon, patterns_of
 from hvd_async.system.printable import printable
 from hvd_async.tasks.user_values import describe_value
 
@@ -52,26 +52,49 @@ _HARMLESS = {"foreach", "capturable", "differentiable", "fused"}
 OF_OPTIMIZER = {
     *("kind", "learning_rate", "weight_decay", "groups", "betas", "epsilon", "momentum", "nesterov", "momentum_decay"),
     *("decoupled_weight_decay", "rate_decay", "initial_accumulator", "torch_class", "settings", "steps_before"),
+    *("muon_momentum", "muon_iterations", "muon_scale", "muon_except"),
 }
 """Keys of `optimizer` that a script's optimizer decides."""
 _UNFIT: Mapping[str, str] = {
     "Adafactor": "whose update of an element depends on the rows and columns of its tensor, of which the store knows nothing",
     "LBFGS": "which computes the loss several times in a step",
-    "Muon": "whose update of an element depends on its whole matrix; only runs of a configuration have it (optimizer.kind: muon)",
     "SparseAdam": "which takes sparse gradients; those of `nn.Embedding(sparse=True)` cannot be sent",
 }
 """Classes of torch.optim that cannot work on the store's vectors, and why."""
 
 
-def describe_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, base: OptimizerConfig) -> OptimizerConfig:
-    """Return the update that `optimizer` describes: class, groups and hyperparameters; the rest is that of `base`.
+def describe_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module, base: OptimizerConfig
+) -> OptimizerConfig:
+    """Return the update that `optimizers`, one or a Muon and an AdamW, describe: class, groups and hyperparameters; the rest is
+    that of `base`.
 
     The store's own arithmetic makes it if it can, else torch's class (kind `torch`). Raises `ConfigError` for an optimizer, a
     setting or a group that the store cannot honour.
     """
+    for each in optimizers:
+        _check_class(each)
+    names = [type(each).__name__ for each in optimizers]
+    is_with_muon = sorted(names) in (["Muon"], ["AdamW", "Muon"])
+    if len(optimizers) != 1 and not is_with_muon:
+        raise ConfigError(
+            f"optimizer: got {' and '.join(names) or 'none'}, expected one optimizer, or a Muon of torch.optim for the matrices"
+            " and an AdamW for the rest; groups of one optimizer may have settings of their own"
+        )
+    _check_members(optimizers, model)
+    tree: dict[str, Any] = base.model_dump(exclude=OF_OPTIMIZER)
+    if is_with_muon:
+        muon = optimizers[names.index("Muon")]
+        others = [entry for each in optimizers if each is not muon for entry in _groups_of(each, model)]
+        tree |= keys_of_muon(muon, others, model)
+    else:
+        tree |= _keys_of(optimizers[0], model)
+    return check(OptimizerConfig, tree, "optimizer")
+
+
+def _keys_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """Return the keys of `optimizer` for a single optimizer."""
     name = type(optimizer).__name__
-    _check_class(optimizer)
-    _check_members(optimizer, model)
     _check_first_sums(optimizer)
     reasons = [_unlike(name, optimizer, group) for group in optimizer.param_groups] if name in _KINDS else [""]
     if name == "Lion" and any(reasons):
@@ -82,14 +105,23 @@ def describe_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, base:
     else:
         kind = {"kind": "torch", "torch_class": name}
         groups = [_settings_of_class(optimizer, group) for group in optimizer.param_groups]
-    by_identity = {id(parameter): each for each, parameter in model.named_parameters()}
-    tree: dict[str, Any] = base.model_dump(exclude=OF_OPTIMIZER)
-    tree |= {**kind, **groups[0], "groups": []}
+    own: list[dict[str, Any]] = []
     for group, settings in zip(optimizer.param_groups[1:], groups[1:], strict=True):
-        members = [by_identity[id(parameter)] for parameter in group["params"] if parameter.requires_grad]
-        if members:
-            tree["groups"].append({"match": [glob.escape(member) for member in members], **settings})
-    return check(OptimizerConfig, tree, "optimizer")
+        if patterns := patterns_of(group, model):
+            own.append({"match": patterns, **settings})
+    return {**kind, **groups[0], "groups": own}
+
+
+def _groups_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the groups of an AdamW that have trained parameters, as entries of `optimizer.groups`. Raises `ConfigError` for a
+    setting that the store's arithmetic cannot honour."""
+    found = []
+    for group in optimizer.param_groups:
+        if reason := _unlike("AdamW", optimizer, group):
+            raise ConfigError(reason)
+        if patterns := patterns_of(group, model):
+            found.append({"match": patterns, **_settings(group, _KINDS["AdamW"][1])})
+    return found
 
 
 def _check_class(optimizer: torch.optim.Optimizer) -> None:
@@ -104,7 +136,7 @@ def _check_class(optimizer: torch.optim.Optimizer) -> None:
         raise ConfigError(
             f"optimizer: got {name}, {_UNFIT[name]}; expected one of {', '.join(get_args(TorchClass))}, or a Lion"
         )
-    if name != "Lion" and not (is_of_torch and name in get_args(TorchClass)):
+    if name != "Lion" and not (is_of_torch and name in (*get_args(TorchClass), "Muon")):
         raise ConfigError(
             f"optimizer: got {name}, which is not one of torch.optim's, so that the store does not know its update; expected one"
             f" of torch.optim's {', '.join(get_args(TorchClass))}, or a Lion"
@@ -159,11 +191,16 @@ def _settings_of_class(optimizer: torch.optim.Optimizer, group: Mapping[str, Any
     }
 
 
-def _check_members(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def _check_members(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> None:
     """Check that the groups have exactly the trained parameters of `model`."""
     trained = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     of_model = {id(parameter) for parameter in model.parameters()}
-    given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    members = [id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]]
+    given = set(members)
+    if len(members) > len(given):  # torch refuses it within one
+        raise ConfigError(
+            f"optimizer: got {len(members) - len(given)} parameters in two optimizers, expected each in one of them"
+        )
     if given - of_model:
         raise ConfigError(
             f"optimizer: got {len(given - of_model)} parameters that are not in the model, expected those of the model alone;"

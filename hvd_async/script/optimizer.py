@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -107,14 +107,16 @@ class _Group(dict[str, Any]):
         return self[key]
 
 
-def guard_groups(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse assignments to the groups of `optimizer`, which a run has taken over, such as those of a scheduler's step."""
-    optimizer.param_groups[:] = [_Group(group) for group in optimizer.param_groups]
+def guard_groups(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse assignments to the groups of `optimizers`, which a run has taken over, such as those of a scheduler's step."""
+    for each in optimizers:
+        each.param_groups[:] = [_Group(group) for group in each.param_groups]
 
 
-def release_groups(optimizer: torch.optim.Optimizer) -> None:
-    """Let the groups of `optimizer` be assigned again."""
-    optimizer.param_groups[:] = [dict(group) for group in optimizer.param_groups]
+def release_groups(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Let the groups of `optimizers` be assigned again."""
+    for each in optimizers:
+        each.param_groups[:] = [dict(group) for group in each.param_groups]
 
 
 class Stepped(Protocol):

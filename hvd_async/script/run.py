@@ -147,7 +147,7 @@ class ScriptRun:
     def prepare(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         loader: Any,
         *,
         schedule: RateSchedule | None = None,
@@ -162,8 +162,8 @@ class ScriptRun:
 
         Args:
             model: the same on every rank up to its parameters; those of rank 0 count. Not to be changed afterwards.
-            optimizer: one of torch.optim, or a Lion, on the model's parameters. It is a description: class, groups, settings and
-                state are read.
+            optimizer: one of torch.optim, or a Lion, on the model's parameters; or a Muon of torch.optim for its matrices and an
+                AdamW for the rest, in a list. It is a description: class, groups, settings and state are read.
             loader: a DataLoader, a list of batches, or an iterable; the same on every rank.
             schedule: the learning rate over versions, as a share of each group's own; see `torch_schedule`. Default: as the
                 key `optimizer.schedule` says, which is constant in a script.
@@ -183,7 +183,7 @@ class ScriptRun:
         group = self._job.strategy.group
         scoring = Scoring(evaluate, metrics, weight_unit)
         source = in_agreement(group, lambda: self._check(model, loader, scoring, buffers, loss))
-        described = in_agreement(group, lambda: describe(optimizer, model, self.config.optimizer))
+        described = in_agreement(group, lambda: describe(_each(optimizer), model, self.config.optimizer))
         factor = in_agreement(group, lambda: self._check_schedule(schedule))
         words = [f"loss {loss}", f"buffers {buffers}", f"schedule {'a function' if factor else 'none'}", *scoring.words]
         compared = {"prepare": words, "loader": describe_source(source), "optimizer": describe_settings(described)}
@@ -193,15 +193,15 @@ class ScriptRun:
         task = ScriptTask(self.config, model, source, scoring, kept)
         ready = self._job.set_up(lambda config: task, factor, reduces_at_step=True)
         self._log.open()
-        final = FinalVersion(RunFolder(self.config.output), model, ready.flat, described, optimizer)
+        final = FinalVersion(RunFolder(self.config.output), model, ready.flat, described, _each(optimizer))
         if isinstance(ready, Finished):
             loop: ScriptLoop | NoLoop = NoLoop()
             module = model
         else:
-            ready = with_rank_0s(group, ready, kept, optimizer)
+            ready = with_rank_0s(group, ready, kept, final.described)
             loop = self._loop = self._open(ScriptLoop(ready, source, kept, is_mean=loss == "mean"))
             module = loop.session.module
-            guard_groups(optimizer)
+            guard_groups(final.described)
         self._final = final
         return module, RunOptimizer(described, model, loop), Batches(loop, self.finish, self.worker == 0)
 
@@ -249,11 +249,14 @@ class ScriptRun:
         claim = None if self._loop is None else self._loop.claim
         self._log.write(None if claim is None else claim.batch, values)
 
-    def optimizer_state_dict(self) -> dict[str, Any]:
+    def optimizer_state_dict(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
         """Return the optimizer's state of the final version, as torch's optimizer would have it: for `load_state_dict` of an
-        optimizer made like the one that was described. Call it after the loop, on a rank that sees the run's folder; after a
-        `break` on all ranks, since it first waits for the others to end."""
-        return self._after_the_end("optimizer_state_dict").optimizer_state_dict()
+        optimizer made like the one that was described. `optimizer`: which one, if `prepare` got two.
+
+        Call it after the loop, on a rank that sees the run's folder; after a `break` on all ranks, since it first waits for the
+        others to end.
+        """
+        return self._after_the_end("optimizer_state_dict").optimizer_state_dict(optimizer)
 
     def finish(self) -> None:
         """End the run on this rank: as after the last batch, or after a `break`. Called by itself at the end of the batches, and
@@ -353,6 +356,10 @@ class ScriptRun:
         if self._loop is not None and self._loop.session.worker is not None:
             print(f"hvd-async: rank {self.rank}: the script ended before the last batch", file=sys.stderr)
         self.finish()
+
+
+def _each(optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> Sequence[torch.optim.Optimizer]:
+    return tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
 
 
 def _tell_launch(folder: RunFolder, rank: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
     "nadam": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},
     "lion": {"momentum": "exp_avg"},
     "adagrad": {"squared_sum": "sum"},
+    "muon": {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"},  # of the AdamW beside it
 }
-_WITHOUT_STEP = ("SGD", "Lion")
+_WITHOUT_STEP = ("SGD", "Lion", "Muon")
 
 
 def state_for_torch(
@@ -38,11 +39,15 @@ def state_for_torch(
     num_steps: int,
 ) -> dict[str, Any]:
     """Return a `state_dict` that `optimizer`, which `config` describes, can load: that of `tensors`, a checkpoint's vectors by
-    name ([size] float32 each), after `num_steps`."""
+    name ([size] float32 each), after `num_steps`. Beside a Muon `optimizer` is the one of both that the caller wants."""
     own = make_optimizer(config)
     scalars = scalar_names(own)
-    places = {ours: theirs for ours, theirs in _names_of(config).items() if ours not in scalars}
-    parts = {theirs: flat.named_tensors(tensors[ours]) for ours, theirs in places.items()}
+    places = {ours: theirs for ours, theirs in _names_of(optimizer, config).items() if ours not in scalars}
+    factor = _share_of_sum(optimizer, config)
+    parts = {
+        theirs: flat.named_tensors(tensors[ours] if factor == 1 else tensors[ours] * factor)
+        for ours, theirs in places.items()
+    }
     for name in scalars:  # each group has its own
         parts[name] = {each: part.flatten()[0] for each, part in flat.named_tensors(tensors[name]).items()}
     if isinstance(own, NAdam):
@@ -70,12 +75,12 @@ def state_for_torch(
     return found
 
 
-def steps_of_torch(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> int:
-    """Return the number of steps that `optimizer`, which `config` describes, has made; for a class that does not count them,
+def steps_of_torch(optimizers: Sequence[torch.optim.Optimizer], config: OptimizerConfig) -> int:
+    """Return the number of steps that `optimizers`, which `config` describes, have made; for a class that does not count them,
     1 if it has state. Raises `ConfigError` for a state that is not of the same number of steps for all parameters."""
-    trained = _trained(optimizer)
-    states = [optimizer.state[parameter] for parameter in trained if optimizer.state.get(parameter)]
-    steps = {int(state["step"]) for state in states if "step" in state}
+    trained = [(each, parameter) for each in optimizers for parameter in _trained(each)]
+    states = [(each, each.state[parameter]) for each, parameter in trained if each.state.get(parameter)]
+    steps = {int(state["step"]) for _, state in states if "step" in state}
     if len(steps) > 1:
         raise ConfigError(
             f"optimizer: got a state after {', '.join(map(str, sorted(steps)))} steps, expected equally many for all parameters"
@@ -83,8 +88,9 @@ def steps_of_torch(optimizer: torch.optim.Optimizer, config: OptimizerConfig) ->
     if steps:
         num_steps = steps.pop()
     else:
-        names = _names_of(config).values()
-        num_steps = int(any(state.get(name) is not None for state in states for name in names))
+        num_steps = int(
+            any(state.get(name) is not None for each, state in states for name in _names_of(each, config).values())
+        )
     if num_steps and len(states) < len(trained):
         raise ConfigError(
             f"optimizer: got a state of {len(states)} of {len(trained)} trained parameters, expected that of all, or none"
@@ -93,18 +99,19 @@ def steps_of_torch(optimizer: torch.optim.Optimizer, config: OptimizerConfig) ->
 
 
 def vectors_of_torch(
-    optimizer: torch.optim.Optimizer, flat: FlatParameters, model: nn.Module, config: OptimizerConfig
+    optimizers: Sequence[torch.optim.Optimizer], flat: FlatParameters, model: nn.Module, config: OptimizerConfig
 ) -> dict[str, Tensor]:
-    """Return the store's vectors ([size] float32 each, on the CPU) for the state of `optimizer`, which `config` describes.
+    """Return the store's vectors ([size] float32 each, on the CPU) for the state of `optimizers`, which `config` describes.
 
     Raises `ConfigError` if a part is missing or has another shape than its parameter.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    scalars = scalar_names(make_optimizer(config))
-    found = {}
-    for ours, theirs in _names_of(config).items():
-        vector = torch.zeros(flat.size)
-        parts = flat.named_tensors(vector)
+    own = make_optimizer(config)
+    scalars = scalar_names(own)
+    found = {name: torch.zeros(flat.size) for name in own.state_names}
+    places = [(each, ours, theirs) for each in optimizers for ours, theirs in _names_of(each, config).items()]
+    for optimizer, ours, theirs in places:
+        parts = flat.named_tensors(found[ours])
         for parameter in _trained(optimizer):
             value, part = optimizer.state[parameter].get(theirs), parts[names[id(parameter)]]
             if value is None or (ours not in scalars and value.shape != part.shape):
@@ -113,8 +120,7 @@ def vectors_of_torch(
                     f"optimizer: state {printable(theirs)} of {printable(names[id(parameter)])}: got {got}, expected shape"
                     f" {list(part.shape)}"
                 )
-            part.copy_(torch.as_tensor(value))
-        found[ours] = vector
+            part.copy_(torch.as_tensor(value) / _share_of_sum(optimizer, config))
     return found
 
 
@@ -127,11 +133,18 @@ def hash_of(vectors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _names_of(config: OptimizerConfig) -> Mapping[str, str]:
-    """Return torch's name of each of the store's vectors."""
+def _names_of(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> Mapping[str, str]:
+    """Return the names that `optimizer`, which `config` describes, has for vectors of the store."""
     own = make_optimizer(config)
+    if config.kind == "muon" and type(optimizer).__name__ == "Muon":
+        return {"first_moment": "momentum_buffer"}
     known = _NAMES.get(config.kind)
     return {name: name if known is None else known[name] for name in own.state_names}
+
+
+def _share_of_sum(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> float:
+    """Return what share of the store's vectors those of `optimizer` are: the momentum of torch's Muon is a mean, ours a sum."""
+    return 1.0 - config.muon_momentum if type(optimizer).__name__ == "Muon" else 1.0
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

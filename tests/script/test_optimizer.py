@@ -12,7 +12,7 @@ import torch
 import hvd_async as ha
 from hvd_async.config import OptimizerConfig, ScheduleConfig
 from hvd_async.errors import ConfigError
-from hvd_async.script.description import describe_optimizer
+from hvd_async.script.description import describe_optimizers
 from hvd_async.script.optimizer import RunOptimizer, check_schedule, guard_groups
 from hvd_async.tasks.gradient import flatten
 from tests.lion import TorchLion
@@ -53,7 +53,7 @@ def test_class_groups_and_settings_are_read_and_the_rest_stays() -> None:
         {"params": [model["a"].bias], "lr": 0.5, "weight_decay": 0.0},
         {"params": list(model["b_[x]"].parameters()), "betas": (0.5, 0.6), "eps": 1e-3},
     ]
-    found = describe_optimizer(torch.optim.AdamW(groups, lr=0.25, weight_decay=0.1), model, BASE)
+    found = describe_optimizers([torch.optim.AdamW(groups, lr=0.25, weight_decay=0.1)], model, BASE)
     assert (found.kind, found.learning_rate, found.weight_decay, found.clip_norm) == ("adamw", 0.25, 0.1, 2.0)
     assert [found.group_of(name) for name, _ in model.named_parameters()] == [0, 1, 2, 2]
     one, two = found.of_groups()[1:]
@@ -66,7 +66,7 @@ def test_frozen_and_tied_parameters_are_no_hindrance() -> None:
     model = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)])
     model[1].weight = model[0].weight
     model[1].bias.requires_grad_(False)
-    found = describe_optimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True), model, BASE)
+    found = describe_optimizers([torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)], model, BASE)
     assert (found.kind, found.momentum, found.nesterov) == ("sgd", 0.9, True)
     assert flatten(model, found).size > 0
 
@@ -78,7 +78,7 @@ def test_nadam_is_read_with_both_its_decays_in_each_group() -> None:
         {"params": list(model["b_[x]"].parameters()), "decoupled_weight_decay": True},
     ]
     torch_optimizer = torch.optim.NAdam(groups, weight_decay=0.1, foreach=True)
-    one, two = describe_optimizer(torch_optimizer, model, BASE).of_groups()
+    one, two = describe_optimizers([torch_optimizer], model, BASE).of_groups()
     assert (one.kind, one.learning_rate, one.betas, one.epsilon) == ("nadam", 2e-3, (0.9, 0.999), 1e-8)
     assert (one.momentum_decay, one.decoupled_weight_decay, one.weight_decay) == (0.5, False, 0.1)
     assert (two.momentum_decay, two.decoupled_weight_decay, two.weight_decay) == (4e-3, True, 0.1)
@@ -87,7 +87,7 @@ def test_nadam_is_read_with_both_its_decays_in_each_group() -> None:
 def test_adagrad_is_read_with_its_decay_and_its_first_sums() -> None:
     model = network()
     torch_optimizer = torch.optim.Adagrad(model.parameters(), lr_decay=0.5, initial_accumulator_value=0.25, fused=True)
-    found = describe_optimizer(torch_optimizer, model, BASE)
+    found = describe_optimizers([torch_optimizer], model, BASE)
     assert (found.kind, found.learning_rate, found.epsilon) == ("adagrad", 0.01, 1e-10)
     assert (found.rate_decay, found.initial_accumulator) == (0.5, 0.25)
 
@@ -95,13 +95,13 @@ def test_adagrad_is_read_with_its_decay_and_its_first_sums() -> None:
 @pytest.mark.parametrize("others", [{}, {"foreach": True, "caution": False, "maximize": False}, {"cautious_factor": 1.0}])
 def test_a_lion_of_any_package_is_read(others: dict[str, Any]) -> None:
     model = network()
-    found = describe_optimizer(Lion(model.parameters(), weight_decay=0.1, betas=[0.8, 0.7], **others), model, BASE)
+    found = describe_optimizers([Lion(model.parameters(), weight_decay=0.1, betas=[0.8, 0.7], **others)], model, BASE)
     assert (found.kind, found.learning_rate, found.betas, found.weight_decay) == ("lion", 1e-4, (0.8, 0.7), 0.1)
 
 
 def test_hyperparameters_of_the_configuration_do_not_mix_with_those_of_the_optimizer() -> None:
     model, base = network(), OptimizerConfig(kind="adagrad", rate_decay=0.5, initial_accumulator=0.1)
-    found = describe_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, base)
+    found = describe_optimizers([torch.optim.SGD(model.parameters(), lr=0.1)], model, base)
     assert (found.kind, found.rate_decay, found.initial_accumulator) == ("sgd", 0.0, 0.0)
 
 
@@ -140,7 +140,7 @@ def test_hyperparameters_of_the_configuration_do_not_mix_with_those_of_the_optim
 def test_what_the_store_cannot_honour_is_refused(make: Callable[[Any], torch.optim.Optimizer], message: str) -> None:
     model = network()
     with pytest.raises(ConfigError, match=message):
-        describe_optimizer(make(list(model.parameters())), model, BASE)
+        describe_optimizers([make(list(model.parameters()))], model, BASE)
 
 
 def test_a_scheduler_of_torch_becomes_a_function_of_the_version() -> None:
@@ -220,7 +220,7 @@ def test_the_optimizer_of_a_run_refuses_what_only_the_store_can_do() -> None:
 def test_a_scheduler_of_an_optimizer_that_was_taken_over_is_refused_when_it_is_made() -> None:
     model = torch.nn.Linear(2, 1)
     taken = torch.optim.SGD(model.parameters(), lr=0.1)
-    guard_groups(taken)
+    guard_groups([taken])
     own = RunOptimizer(BASE, model, SimpleNamespace())
     for optimizer in (taken, own):
         with pytest.raises(ConfigError, match=r"initial_lr: got an assignment, .* pass the rate to prepare as schedule="):

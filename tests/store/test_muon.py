@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -137,8 +138,15 @@ def orders(num_steps: int) -> list[StepOrder]:
     return [StepOrder(step, 0.5 + 0.1 * step, 4.0, 0.7) for step in range(1, num_steps + 1)]
 
 
-def test_steps_are_those_of_the_formulas_and_of_adamw() -> None:
-    config = configured(average_decay=0.9)
+SCALES: dict[str, Callable[[int, int], float]] = {
+    "adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+    "original": lambda rows, columns: math.sqrt(max(1, rows / columns)),
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_steps_are_those_of_the_formulas_and_of_adamw(scale: str) -> None:
+    config = configured(average_decay=0.9, muon_scale=scale)
     net, flat = net_and_vector(config)
     expected = {name: parameter.detach().double().clone() for name, parameter in net.named_parameters()}
     average = {name: value.clone() for name, value in expected.items()}
@@ -160,7 +168,7 @@ def test_steps_are_those_of_the_formulas_and_of_adamw() -> None:
             if name in MATRICES:
                 own = gradient.double().view(MATRICES[name])
                 momenta[name] = 0.95 * momenta[name] + own
-                update = by_decomposition(own + 0.95 * momenta[name], 5) * 0.2 * math.sqrt(max(MATRICES[name]))
+                update = by_decomposition(own + 0.95 * momenta[name], 5) * SCALES[scale](*MATRICES[name])
                 decayed = expected[name].view(MATRICES[name]) * (1 - rate * (0.0 if "second" in name else 0.1))
                 expected[name] = (decayed - rate * update).view(expected[name].shape)
             else:

@@ -15,7 +15,7 @@ from hvd_async.vectors.vector_map import Matrix
 
 # Coefficients of the Newton-Schulz iteration of Jordan et al. 2024, which takes singular values to about 1 in few iterations.
 _CUBIC = (3.4445, -4.7750, 2.0315)
-# The root mean square of an AdamW update, which a matrix update is scaled to (Liu et al. 2025, section 2.2).
+# The root mean square of an AdamW update, to which a matrix update is scaled (Liu et al. 2025, section 2.2).
 _RMS_OF_ADAMW = 0.2
 
 
@@ -24,10 +24,11 @@ class Muon:
     decayed as in Liu et al. 2025 ("Muon is scalable for LLM training", arXiv 2502.16982), so that rates of AdamW fit:
 
         m = momentum * m + g;  u = g + momentum * m
-        p = p * (1 - rate * decay) - rate * 0.2 * sqrt(max(rows, columns)) * orthogonalized(u)
+        p = p * (1 - rate * decay) - rate * scale * orthogonalized(u);  scale = 0.2 * sqrt(max(rows, columns))
 
-    for each matrix p with gradient g. Elements of no matrix are AdamW's. The state of a matrix is `first_moment`, its m; its part
-    of `second_moment` stays zero, and takes no memory until something writes to it.
+    or, with `muon_scale: original`, as by Jordan et al., scale = sqrt(max(1, rows / columns)), for each matrix p with gradient g.
+    Elements of no matrix are AdamW's. The state of a matrix is `first_moment`, its m; its part of `second_moment` stays zero, and
+    takes no memory until something writes to it.
 
     A provisional step leaves m as it is. Matrix products of the CPU may differ in the last bits between numbers of threads.
     """
@@ -87,11 +88,17 @@ class Muon:
             momentum = (momentum * config.muon_momentum if is_provisional else momentum.mul_(config.muon_momentum)).add_(own)
             direction = orthogonalized(own.add_(momentum, alpha=config.muon_momentum), config.muon_iterations)
             target.mul_(1 - rate * config.weight_decay)
-            target.sub_(direction, alpha=rate * _RMS_OF_ADAMW * math.sqrt(max(each.rows, each.columns)))
+            target.sub_(direction, alpha=rate * self._scale(each))
         weight, average = average_weight(config, order.version), operands.vectors.get("average")
         if weight is not None and average is not None and not is_provisional:
             average.add_((operands.target - average).mul_(weight))
         return partials
+
+    def _scale(self, matrix: Matrix) -> float:
+        """Return the factor of an update of `matrix`."""
+        if self._config.muon_scale == "original":
+            return math.sqrt(max(1.0, matrix.rows / matrix.columns))
+        return _RMS_OF_ADAMW * math.sqrt(max(matrix.rows, matrix.columns))
 
 
 def orthogonalized(matrix: torch.Tensor, iterations: int) -> torch.Tensor:
