@@ -94,7 +94,7 @@ def run_doctor(environ: Mapping[str, str], enter: Callable[[str], None] = lambda
 
 
 def format_findings(findings: Sequence[Finding]) -> str:
-    """Return the table as text: verdict, name, detail, and below them the hint."""
+    """Return the table as text: verdict, name, detail, and below them the hint. The last line is the verdict of all."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -104,7 +104,13 @@ def format_findings(findings: Sequence[Finding]) -> str:
         lines += [indent + line for line in more]
         if finding.hint:
             lines.append(f"{indent}-> {finding.hint}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"doctor: {_in_all(findings)}"])
+
+
+def _in_all(findings: Sequence[Finding]) -> str:
+    failed, warned = ([each.name for each in findings if each.verdict == verdict] for verdict in ("fail", "warn"))
+    verdict = f"not fit for runs: {', '.join(failed)} failed" if failed else "fit for runs"
+    return f"{verdict}; see the remarks on {', '.join(warned)}" if warned else verdict
 
 
 class Watchdog:

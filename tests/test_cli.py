@@ -258,7 +258,7 @@ def test_a_misspelt_argument_is_reported_by_its_own_command(
     printed = capsys.readouterr().err
     assert ended.value.code == 2
     assert printed.startswith(f"usage: {parser} [-h]") and f"\n{parser}: error: " in printed
-    assert printed.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in printed
+    assert printed.endswith(f"; did you mean '{meant}'?\n") if meant else "did you mean" not in printed
 
 
 @pytest.mark.parametrize(

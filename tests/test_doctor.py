@@ -15,6 +15,7 @@ import pytest
 from hvd_async.doctor import (
     Finding,
     Mpirun,
+    Verdict,
     _check_kernels,
     _check_packages,
     format_findings,
@@ -159,7 +160,21 @@ def test_findings_are_printed_as_a_table() -> None:
         "warn  longer  one",
         "              two",
         "              -> do that",
+        "doctor: fit for runs; see the remarks on longer",
     ]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "line"),
+    [
+        (["ok", "ok"], "doctor: fit for runs"),
+        (["fail", "ok"], "doctor: not fit for runs: a failed"),
+        (["warn", "fail", "fail", "warn"], "doctor: not fit for runs: b, c failed; see the remarks on a, d"),
+    ],
+)
+def test_the_last_line_is_the_verdict_of_all(verdicts: list[Verdict], line: str) -> None:
+    findings = [Finding(name, verdict, "") for name, verdict in zip("abcd", verdicts, strict=False)]
+    assert format_findings(findings).splitlines()[-1] == line
 
 
 def test_threads_that_spin_beside_a_busy_process_are_reported() -> None:

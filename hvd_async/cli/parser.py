@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from hvd_async.system.nearest import nearest
+from hvd_async.system.nearest import meant
 
 EXIT_STATUS = """\
 exit status:
@@ -55,8 +55,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             parser: Parser = parsed.parser
             flags = [flag for action in parser._actions for flag in action.option_strings]
-            meant = [_meant(word.partition("=")[0], flags) for word in unknown if word.startswith("-")]
-            hint = next(filter(None, [_settings(unknown) if hasattr(parsed, "overrides") else "", *meant]), "")
+            hints = [_meant(word.partition("=")[0], flags) for word in unknown if word.startswith("-")]
+            hint = next(filter(None, [_settings(unknown) if hasattr(parsed, "overrides") else "", *hints]), "")
             if hasattr(parsed, "program") and program is None and any(word.endswith(".py") for word in unknown):
                 hint = f"; to start a script, put -- before it: -- python {' '.join(unknown)}"
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -92,5 +92,5 @@ def _settings(unknown: Sequence[str]) -> str:
 def _meant(word: str, choices: Sequence[str]) -> str:
     if word in _RENAMED:
         return f"; {word} is now called {_RENAMED[word]}"
-    near = nearest(word, choices)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    near = meant(word, choices)
+    return f"; {near}" if near else ""
