@@ -234,7 +234,7 @@ def test_a_worker_on_another_host_that_is_silent_but_may_live_ends_the_run(
 def test_with_too_few_workers_left_everything_is_saved(tmp_path: pathlib.Path) -> None:
     done = run(tmp_path / "run", {"rank": 1, "step": 6, "kind": "sigkill"}, num_ranks=3, min_workers=2)
     assert done.returncode != 0 and not done.timed_out
-    assert "1 workers are left, expected at least 2 (strategy.min_workers); the store's state is saved" in done.stderr
+    assert "1 worker is left, expected at least 2 (strategy.min_workers); the store's state is saved" in done.stderr
     assert len(losses_of(tmp_path / "run")) > 0 and any((tmp_path / "run/checkpoints").iterdir())
 
 

@@ -387,7 +387,7 @@ def test_with_too_few_workers_left_the_run_ends_and_the_store_is_whole() -> None
     )
     workers.run()
     with pytest.raises(
-        PeerError, match=r"worker 1 failed; .*: 1 workers are left, expected at least 2 \(strategy.min_workers\)"
+        PeerError, match=r"worker 1 failed; .*: 1 worker is left, expected at least 2 \(strategy.min_workers\)"
     ):
         raise workers.failures["store"]
 
@@ -405,6 +405,24 @@ def test_the_last_worker_may_die_when_the_others_have_left_at_the_end(least_work
     options = ServerOptions(least_workers=least_workers, num_batches=2)
     assert StoreServer(store, memory, observer, options).serve(script) is None
     assert sorted(observer.batches) == [0, 1] and [worker for worker, _, _ in observer.losses] == [1]
+
+
+def test_workers_that_fail_together_are_told_together() -> None:
+    memory = ThreadMemory(Layout(4, 4))
+    store = make_store(asynchronous(), num_workers=4, memory=memory)
+    clients = [StoreClient([memory], worker, ClientOptions()) for worker in range(4)]
+    for worker, client in enumerate(clients):
+        client.push(torch.ones(4), [arrival(client.claim(), worker=worker)])
+
+    def fail() -> None:
+        for worker in (3, 0, 2):
+            set_state(memory, worker, WorkerState.FAILED)
+
+    server = StoreServer(store, memory, Recorder(), ServerOptions(least_workers=2, num_batches=90))
+    with pytest.raises(PeerError) as caught:
+        server.serve(scripted({3: fail}))
+    left = "1 worker is left, expected at least 2 (strategy.min_workers); the store's state is saved"
+    assert str(caught.value) == f"workers 0, 2, 3 failed; their messages say why: {left}"
 
 
 def test_nothing_that_a_dismissed_worker_pushes_counts() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 from hvd_async.errors import PeerError
 from hvd_async.store.serve.liveness import WorkerWatch
@@ -37,18 +37,19 @@ class LostWorkers:
         if not self._watch.is_due():
             return
         living = present - self.dead.keys()
-        failed = {worker: f"worker {worker} failed; its message says why" for worker in living if self._has_failed(worker)}
+        failed = {worker: _failed(worker) for worker in sorted(living) if self._has_failed(worker)}
         found = self._watch.find_dead(living) | failed
         self.dead |= found
         if self._least_workers is None:
-            fatal, hint = [found[worker] for worker in sorted(found.keys() - self._joined)], ""
+            fatal, hint = {worker: found[worker] for worker in sorted(found.keys() - self._joined)}, ""
         else:
             num_left = sum(map(self._counts, range(self._memory.layout.num_workers)))
             is_enough = num_left >= self._least_workers or not self.dead.keys() & present or self._is_at_end()
-            fatal = [] if is_enough else list(self.dead.values())
-            hint = f": {num_left} workers are left, expected at least {self._least_workers} (strategy.min_workers)"
+            fatal = {} if is_enough else self.dead
+            left = f"{num_left} worker{' is' if num_left == 1 else 's are'} left"
+            hint = f": {left}, expected at least {self._least_workers} (strategy.min_workers)"
         if fatal:
-            raise PeerError(f"{'; '.join(fatal)}{hint}; the store's state is saved")
+            raise PeerError(f"{_in_words(fatal)}{hint}; the store's state is saved")
 
     def dismiss(self, worker: int) -> None:
         """End the process of `worker`, which is dead or counts so, if it lives here; elsewhere it is told before it pushes. Done
@@ -89,3 +90,16 @@ class LostWorkers:
 
     def _state(self, worker: int) -> int:
         return self._memory.load(self._memory.layout.worker_word(worker, WorkerWord.STATE))
+
+
+def _failed(worker: int) -> str:
+    return f"worker {worker} failed; its message says why"
+
+
+def _in_words(dead: Mapping[int, str]) -> str:
+    """Return why the `dead` workers count as such; those that failed together, as after a mistake in a script."""
+    failed = [str(worker) for worker, reason in dead.items() if reason == _failed(worker)]
+    if len(failed) < 2:
+        return "; ".join(dead.values())
+    others = [reason for worker, reason in dead.items() if reason != _failed(worker)]
+    return "; ".join([*others, f"workers {', '.join(failed)} failed; their messages say why"])
