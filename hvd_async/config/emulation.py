@@ -28,6 +28,11 @@ class EmulationConfig(Section):
         None, description="Seconds of a step. Default: those of the real step in a real run, 0.1 in a simulation."
     )
     seconds_per_weight: Seconds = Field(0.0, description="Seconds that each unit of the batch's weight adds to `seconds`.")
+    seconds_per_micro_batch: Seconds = Field(
+        0.0,
+        description="Seconds that each micro-batch after the first adds to a step: what the same work takes longer in parts."
+        " `hvd-async bench step --micro-batches M` measures it.",
+    )
     spread: Literal["none", "log_normal", "gamma"] = Field(
         "none", description="Each step's length is multiplied by a factor drawn from this distribution, whose mean is 1."
     )

@@ -48,6 +48,7 @@ _OWN_PIECES = tuple(
 DEMANDS: Mapping[str, tuple[Demand, ...]] = {
     "strategy.arrivals_per_update": (_ASYNC,),
     "strategy.lockstep": (_ASYNC,),
+    "emulation.seconds_per_micro_batch": (_ASYNC, _demand_other("strategy.micro_batches", 1)),
     "strategy.synchronous_versions": (_ASYNC, _demand("strategy.lockstep", False)),
     "strategy.max_staleness": (_ASYNC,),
     "strategy.on_stale": (_ASYNC, _demand_other("strategy.max_staleness", None)),

@@ -13,7 +13,11 @@ def check_emulation(config: EmulationConfig, num_workers: int) -> None:
     """Raise `ConfigError` for workers that do not exist, for an unreadable trace, and for what can be simulated but not
     emulated, since a real step cannot be made shorter."""
     StepTimes(config, 0, num_workers)
-    needs_length = {"spread": config.spread != "none", "seconds_per_weight": config.seconds_per_weight > 0.0}
+    needs_length = {
+        "spread": config.spread != "none",
+        "seconds_per_weight": config.seconds_per_weight > 0.0,
+        "seconds_per_micro_batch": config.seconds_per_micro_batch > 0.0,
+    }
     for key, is_set in needs_length.items():
         if is_set and config.seconds is None and config.trace is None:
             raise ConfigError(
@@ -48,13 +52,14 @@ class Emulation:
         self._drawn: float | None = None
         self._idled = 0.0  # in this step
 
-    def delay(self, seconds: float, weight: float, share: float = 1.0) -> None:
-        """Idle for the rest of a step, or of its first `share`, which has taken `seconds` so far, idling included. `weight`: of
-        the whole batch."""
+    def delay(self, seconds: float, weight: float, share: float = 1.0, num_micro_batches: int = 1) -> None:
+        """Idle for the rest of a step, or of its first `share`, which has taken `seconds` so far, idling included. `weight` and
+        `num_micro_batches`: of the whole batch; those of the first call for a step count."""
         if self._worker is None:
             return
         if self._drawn is None:
-            self._drawn = self._times.seconds(self._worker, self._first_step + self.num_steps, weight)
+            step = self._first_step + self.num_steps
+            self._drawn = self._times.seconds(self._worker, step, weight, num_micro_batches)
         wanted = share * self._drawn
         if not self._has_length:
             wanted += self._factor * (seconds - self._idled)

@@ -17,7 +17,8 @@ _DRAWS = 1 << 16
 
 
 class StepTimes:
-    """Length of each step of each worker: factor * (base + per unit of weight) * spread + pause. For use by one thread.
+    """Length of each step of each worker: factor * (base + per unit of weight + per later micro-batch) * spread + pause. For use
+    by one thread.
 
     Random access: the k-th step of a worker depends only on the seed, the number of workers, the worker and k.
     """
@@ -55,13 +56,14 @@ class StepTimes:
         """Whether the length of a step depends on its batch."""
         return self._per_weight > 0.0
 
-    def seconds(self, worker: int, step: int, weight: float) -> float:
-        """Return the length of the `step`-th step (0, 1, ...) of `worker` on a batch of `weight`. To be called once per
-        step."""
+    def seconds(self, worker: int, step: int, weight: float, num_micro_batches: int = 1) -> float:
+        """Return the length of the `step`-th step (0, 1, ...) of `worker` on a batch of `weight`, without pulls between its
+        micro-batches. To be called once per step."""
         base = self._base
         if self._trace is not None:
             own = self._trace[worker % len(self._trace)]
             base = own[step % len(own)]
+        base += self._config.seconds_per_micro_batch * (num_micro_batches - 1)
         seconds = self._factors[worker] * (base + self._per_weight * weight)
         if not self._is_random:
             return seconds

@@ -19,6 +19,8 @@ def describe_emulation(emulation: EmulationConfig, weight_unit: str, *, is_simul
     parts = [_length(emulation, is_simulated)]
     if emulation.seconds_per_weight:
         parts.append(f"{emulation.seconds_per_weight:g} s more for each {singular(weight_unit)}")
+    if emulation.seconds_per_micro_batch:
+        parts.append(f"{emulation.seconds_per_micro_batch:g} s more for each micro-batch after the first")
     if emulation.spread != "none":
         parts.append(f"{_SPREADS[emulation.spread]} spread {emulation.deviation:g}")
     parts += _slow_workers(emulation)

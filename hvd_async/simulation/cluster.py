@@ -76,13 +76,13 @@ class Cluster:
         if world.announced is not None:
             world.announced.add(worker.base)
         weight = world.store.weight(batch) if world.times.asks_for_weight else 0
-        worker.seconds = seconds = world.times.seconds(worker.number, worker.steps, weight)
-        worker.steps += 1
         if world.has_micro_batches:
             worker.num_micro_batches, worker.later, worker.pulled_between = world.store.num_micro_batches(batch), [], 0.0
-            if worker.num_micro_batches > 1:
-                self._clock.at(self._clock.now + seconds / worker.num_micro_batches, self._pull_newer, worker)
-                return
+        worker.seconds = seconds = world.times.seconds(worker.number, worker.steps, weight, worker.num_micro_batches)
+        worker.steps += 1
+        if worker.num_micro_batches > 1:
+            self._clock.at(self._clock.now + seconds / worker.num_micro_batches, self._pull_newer, worker)
+            return
         self._clock.at_end_of_step(self._clock.now + seconds, self._end_step, worker)
 
     def _pull_newer(self, worker: VirtualWorker) -> None:

@@ -32,6 +32,7 @@ class StepFit:
             "slow_workers": {worker: factor for worker, factor in self.factors.items() if factor > 1.0},
             "seconds": self.seconds,
             "seconds_per_weight": self.seconds_per_weight,
+            "seconds_per_micro_batch": 0.0,  # is in `seconds` of a run with micro-batches
             "spread": "log_normal" if is_spread else "none",
             "deviation": self.deviation if is_spread else 0.0,
         }

@@ -76,15 +76,15 @@ class _Work:
         """Bring the parameters up to date before the next micro-batch."""
         self._synchronize()  # so that what is pulled is as new as can be
         if self._loop.emulation.is_active:
-            self.finish(progress.weight(), progress.done / progress.total)
+            self.finish(progress.weight(), progress.done / progress.total, progress.total)
         worked = self.seconds
         self._worker.pull_newer()
         self._began = time.monotonic() - worked
 
-    def finish(self, weight: float, share: float = 1.0) -> None:
-        """Idle for the rest of this `share` of the step, whose batch has `weight`."""
+    def finish(self, weight: float, share: float = 1.0, num_micro_batches: int = 1) -> None:
+        """Idle for the rest of this `share` of the step, whose batch has `weight` and `num_micro_batches`, if they matter yet."""
         self._synchronize()  # so that the measured time is the work, not only its launch
-        self._loop.emulation.delay(self.seconds, weight, share)
+        self._loop.emulation.delay(self.seconds, weight, share, num_micro_batches)
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":

@@ -25,6 +25,8 @@ def test_a_step_is_factor_times_base_and_weight() -> None:
     one = times(seconds=0.5, seconds_per_weight=0.01, slow_workers={1: 3.0})
     assert one.seconds(0, 0, 100) == 1.5
     assert one.seconds(1, 7, 100) == 4.5
+    one = times(seconds=0.5, seconds_per_micro_batch=0.25, slow_workers={1: 3.0})
+    assert [one.seconds(0, 0, 100), one.seconds(0, 1, 100, 3), one.seconds(1, 0, 100, 3)] == [0.5, 1.0, 3.0]
 
 
 @pytest.mark.parametrize("spread", ["log_normal", "gamma"])

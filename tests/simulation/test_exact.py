@@ -116,6 +116,17 @@ def test_micro_batches_are_computed_on_what_came_between_them(tmp_path: pathlib.
     ]
 
 
+def test_what_dividing_costs_makes_steps_longer(tmp_path: pathlib.Path) -> None:
+    def seconds_of(name: str, number: int) -> list[float]:
+        strategy = {"kind": "async", "micro_batches": number}
+        emulation = {"seconds": 1.0, "seconds_per_micro_batch": 0.25, "slow_workers": {1: 2.0}}
+        simulated(tmp_path / name, num_batches=12, strategy=strategy, emulation=emulation, simulation={"workers": 2})
+        return sorted({arrival["step_seconds"] for arrival in events_of(tmp_path / name, "arrival")})
+
+    assert seconds_of("whole", 1) == [1.0, 2.0]
+    assert seconds_of("divided", 3) == [1.5, 3.0]
+
+
 def test_one_worker_gains_nothing_from_micro_batches_but_other_last_bits(tmp_path: pathlib.Path) -> None:
     one = {"kind": "async", "arrivals_per_update": 1}
     for name, number in (("whole", 1), ("divided", 3)):
