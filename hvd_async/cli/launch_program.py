@@ -25,12 +25,14 @@ def program_config(arguments: argparse.Namespace) -> RunConfig:
     """
     from hvd_async.config import parse_config, read_tree
     from hvd_async.config.loading import apply_override, origins_of
+    from hvd_async.config.script_keys import check_script_keys
 
     if not arguments.program:
         raise ConfigError("launch: got nothing after --, expected a program, such as -- python train.py")
     tree: dict[Any, Any] = {} if arguments.config is None else read_tree(Path(arguments.config), "configuration of a run")
     for override in arguments.overrides:
         apply_override(tree, override)
+    check_script_keys(tree)
     whole = {"output": UNKNOWN_OUTPUT, "training": {"epochs": 1}, **tree, "task": {"kind": "script"}}
     config = parse_config(whole, arguments.config or "--set", origins_of(arguments.overrides))  # other faults come first
     if "kind" not in tree.get("strategy", {}):

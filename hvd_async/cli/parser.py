@@ -56,7 +56,9 @@ class Parser(argparse.ArgumentParser):
             parser: Parser = parsed.parser
             flags = [flag for action in parser._actions for flag in action.option_strings]
             hints = [_meant(word.partition("=")[0], flags) for word in unknown if word.startswith("-")]
-            hint = next(filter(None, [_settings(unknown) if hasattr(parsed, "overrides") else "", *hints]), "")
+            hint = next(
+                filter(None, [_settings(unknown, words, program) if hasattr(parsed, "overrides") else "", *hints]), ""
+            )
             if hasattr(parsed, "program") and program is None and any(word.endswith(".py") for word in unknown):
                 hint = f"; to start a script, put -- before it: -- python {' '.join(unknown)}"
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -71,22 +73,31 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def _settings(unknown: Sequence[str]) -> str:
-    """Return the `--set` that say what `unknown` arguments, such as `--seed 3`, say of keys; empty if they say nothing of a key.
+def _settings(unknown: Sequence[str], words: Sequence[str], program: Sequence[str] | None) -> str:
+    """Return the `--set` that say what `unknown` arguments among `words`, such as `--seed 3`, say of keys; empty if they say
+    nothing of a key. For keys that a `program` decides, what to do instead.
 
-    A value is that of `unknown` only for a key of the same name: other tools count batches and warmup in other units.
+    A value is given again only for a key of the same name: other tools count batches and warmup in other units.
     """
+    from hvd_async.config.script_keys import hint_for_script
     from hvd_async.config.unknown_keys import keys_of_word
 
     found = []
-    for word, following in zip(unknown, [*unknown[1:], "--"], strict=True):
+    for word in unknown:
         name, equals, value = word.partition("=")
         keys = keys_of_word(name.removeprefix("--")) if equals or name.startswith("--") else []
-        value = value if equals else following
+        if not equals:
+            value = next(iter(words[words.index(word) + 1 :]), "")
+        if program is not None and (hint := next(filter(None, map(hint_for_script, keys)), "")):
+            return f"; {hint}"
+        alike = name.rpartition(".")[2].lstrip("-").replace("-", "_")
+        options = []
         for key in keys:
-            is_same = key.rpartition(".")[2] == name.rpartition(".")[2].lstrip("-").replace("-", "_")
-            found.append(f"--set {key}={shlex.quote(value) if is_same and not value.startswith('--') else '...'}")
-    return f"; write {' '.join(found)}; docs/configuration.md explains the key{'s'[: len(found) - 1]}" if found else ""
+            is_same = alike in (key.rpartition(".")[2], key.partition(".")[0])
+            options.append(f"--set {key}={shlex.quote(value) if is_same and value and value[:2] != '--' else '...'}")
+        found += [" or ".join(options)] if options else []
+    page = "docs/configuration.md explains the key" if len(found) == 1 else "docs/configuration.md explains the keys"
+    return f"; write {' '.join(found)}; {page}" if found else ""
 
 
 def _meant(word: str, choices: Sequence[str]) -> str:

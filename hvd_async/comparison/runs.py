@@ -162,8 +162,8 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
 
 
 def _of_micro_batches(summary: Mapping[str, Any]) -> float | None:
-    parts, arrivals = summary["micro_batches"], sum(summary["staleness"].values())
-    return float(parts["mean_staleness"]) if parts["number"] > arrivals else None
+    parts, arrivals = summary.get("micro_batches"), sum(summary["staleness"].values())
+    return float(parts["mean_staleness"]) if parts is not None and parts["number"] > arrivals else None
 
 
 def _scores(scores: Mapping[str, Any]) -> dict[str, float]:

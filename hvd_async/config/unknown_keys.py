@@ -75,6 +75,8 @@ def keys_of_word(word: str) -> Sequence[str]:
     """Return the keys of a run that may be meant by `word` on a command line: a dotted key, its last part, or what other tools
     call it. `-` counts as `_`."""
     word = word.replace("-", "_")
+    if word in RunConfig.model_fields and f"{word}.kind" in _keys(RunConfig):  # `--strategy async`
+        return [f"{word}.kind"]
     if word in _keys(RunConfig):
         return [word]
     last = word.rpartition(".")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from hvd_async.comparison.history import Shares
 from hvd_async.comparison.metrics import metrics_of, weight_unit_of
@@ -102,7 +101,7 @@ def quality_table(rows: Sequence[Row]) -> Table:
         refused = Cell(number_format.count(sum(row.refused.values())), reasons) if row.runs else Cell(NOTHING)
         stale = value_cell(row.mean_staleness, number_format.staleness)
         if row.micro_batch_staleness is not None:
-            stale = replace(stale, detail=f"micro-batches {number_format.staleness(row.micro_batch_staleness)}")
+            stale = Cell(f"{stale.text} (parts {number_format.staleness(row.micro_batch_staleness)})")
         body.append([*cells, diverged, interval_cell(row.weight_per_second, number_format.rate), stale, refused])
     return Table("At the end of the runs", columns, body)
 

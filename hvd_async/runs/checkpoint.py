@@ -22,7 +22,7 @@ from hvd_async.system.tensor_files import save_tensors
 
 # Format 2 added the clipping factor of the last update, 3 the times when pending arrivals were received, 4 checksums of the
 # data and of the log; 5 renamed the data's sections; 6 has weights in place of tokens, and scores by
-# name, 7 the number of lost workers.
+# name, 7 the number of lost workers, 8 the staleness of micro-batches.
 _FORMAT = 8
 _TENSORS, _DATA = "tensors.safetensors", "data.json"
 

@@ -16,6 +16,8 @@ from hvd_async.runs.totals import RunMetrics
 from hvd_async.store.arrival import Update
 from hvd_async.system.durations import clock_text
 
+_FIRST_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -60,6 +62,7 @@ class Progress:
         self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
         self._clock = clock
         self._since = clock()
+        self._due_after = min(self._every_seconds, _FIRST_SECONDS)  # seconds since `_since`
         self._evaluation = ""  # the latest, until a line has shown it
         self._is_training = True
         self._first_share: tuple[float, float] | None = None
@@ -68,7 +71,7 @@ class Progress:
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Show the bar inside the block."""
+        """Show the bar inside the block. The first line of a log comes early, so that a run does not seem to hang."""
         self._since = self._clock()
         if not self._is_live:
             yield
@@ -95,8 +98,9 @@ class Progress:
         share = self._goal.share_done(total.staleness.total(), update.version, seconds)
         if self._first_share is None:
             self._first_share = (now, share)
-        if now - self._since < self._every_seconds:
+        if now - self._since < self._due_after:
             return
+        self._due_after = self._every_seconds
         text = self._describe(update, share, now)
         self._window, self._loss_sum, self._since = RunMetrics(), 0.0, now
         if self._bar is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.status import resumed_text
-from hvd_async.runs.totals import RunMetrics
+from hvd_async.runs.totals import MicroBatchMetrics, staleness_text
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.system.files import write_file
 from hvd_async.tasks.metric import describe, metrics_from_json, metrics_to_json
@@ -75,7 +75,13 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
     lines.append(
         f"{summary['status']}{why}: version {summary['updates']}, {summary['weight']:,.0f} {summary['weight_unit']} in"
         f" {summary['seconds']:.1f} {unit},"
-        f" staleness {RunMetrics.from_json(summary).describe_staleness()}{scores}{resumed_text(summary['processes'])}{lost};"
+        f" staleness {_staleness(summary)}{scores}{resumed_text(summary['processes'])}{lost};"
         f" see {output}"
     )
     return lines
+
+
+def _staleness(summary: Mapping[str, Any]) -> str:
+    parts = summary.get("micro_batches", {"number": 0, "staleness_sum": 0})  # not in summaries of earlier versions
+    found = MicroBatchMetrics(parts["number"], parts["staleness_sum"])
+    return staleness_text(summary["mean_staleness"], found, sum(summary["staleness"].values()))

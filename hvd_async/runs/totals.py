@@ -82,10 +82,7 @@ class RunMetrics:
 
     def describe_staleness(self) -> str:
         """Return the mean staleness in words, with that of micro-batches if batches were divided."""
-        arrivals, parts = self.staleness.total(), self.micro_batches
-        if parts.number == arrivals:
-            return f"{self.mean_staleness:.2f}"
-        return f"{self.mean_staleness:.2f} (micro-batches {parts.mean_staleness:.2f}, {parts.number / arrivals:.1f} a batch)"
+        return staleness_text(self.mean_staleness, self.micro_batches, self.staleness.total())
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a summary or a checkpoint."""
@@ -157,3 +154,10 @@ class Totals(RunPart):
 
 def _refusals(counts: Mapping[str, int]) -> Counter[Refusal]:
     return Counter({Refusal(reason): count for reason, count in counts.items()})
+
+
+def staleness_text(mean: float, parts: MicroBatchMetrics, num_arrivals: int) -> str:
+    """Return the `mean` staleness of arrivals in words, with that of their `parts` if batches were divided."""
+    if parts.number <= num_arrivals:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} (micro-batches {parts.mean_staleness:.2f}, {parts.number / num_arrivals:.1f} a batch)"

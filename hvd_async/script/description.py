@@ -11,6 +11,7 @@ from torch import nn
 
 from hvd_async.config import OptimizerConfig, check
 from hvd_async.config.optimizer import TorchClass
+from hvd_async.config.script_keys import OF_OPTIMIZER
 from hvd_async.errors import ConfigError
 from hvd_async.script.muon_description import keys_of_muon, patterns_of
 from hvd_async.system.printable import printable
@@ -49,12 +50,6 @@ _KINDS: Mapping[str, tuple[str, Mapping[str, str], Mapping[str, Any]]] = {
 }
 _HARMLESS = {"foreach", "capturable", "differentiable", "fused"}
 """Settings of how torch computes a step, which the store computes in its own way."""
-OF_OPTIMIZER = {
-    *("kind", "learning_rate", "weight_decay", "groups", "betas", "epsilon", "momentum", "nesterov", "momentum_decay"),
-    *("decoupled_weight_decay", "rate_decay", "initial_accumulator", "torch_class", "settings", "steps_before"),
-    *("muon_momentum", "muon_iterations", "muon_scale", "muon_except"),
-}
-"""Keys of `optimizer` that a script's optimizer decides."""
 _UNFIT: Mapping[str, str] = {
     "Adafactor": "whose update of an element depends on the rows and columns of its tensor, of which the store knows nothing",
     "LBFGS": "which computes the loss several times in a step",
@@ -128,7 +123,8 @@ def _check_class(optimizer: torch.optim.Optimizer) -> None:
     """Raise `ConfigError` unless the class of `optimizer` is one of torch.optim's that the store can use, or a Lion."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
-            f"optimizer: got {describe_value(optimizer)}, expected an optimizer of torch.optim on the model's parameters"
+            f"optimizer: got {describe_value(optimizer)}, expected an optimizer of torch.optim on the model's parameters,"
+            " or a Muon and an AdamW in a list"
         )
     name = type(optimizer).__name__
     is_of_torch = type(optimizer) is getattr(torch.optim, name, None)
@@ -195,11 +191,11 @@ def _check_members(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
     """Check that the groups have exactly the trained parameters of `model`."""
     trained = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     of_model = {id(parameter) for parameter in model.parameters()}
-    members = [id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]]
-    given = set(members)
-    if len(members) > len(given):  # torch refuses it within one
+    members = [{id(parameter) for group in each.param_groups for parameter in group["params"]} for each in optimizers]
+    given = set().union(*members)
+    if num_shared := sum(map(len, members)) - len(given):
         raise ConfigError(
-            f"optimizer: got {len(members) - len(given)} parameters in two optimizers, expected each in one of them"
+            f"optimizer: got {num_shared} parameter{'s'[: num_shared - 1]} in two optimizers, expected each in one of them"
         )
     if given - of_model:
         raise ConfigError(

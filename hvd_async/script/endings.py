@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import io
 import os
 import sys
 import threading
@@ -17,7 +18,10 @@ from hvd_async.cluster.environment import keeps_other_ranks, read_environment
 from hvd_async.errors import HvdAsyncError, SetupError
 from hvd_async.system.failure_message import tell, wait_for_reporter
 
-_has_hook: list[bool] = []  # once in a process
+_previous: list[
+    Callable[[type[BaseException], BaseException, types.TracebackType | None], object]
+] = []  # the hook before ours
+_urgent: list[HvdAsyncError] = []
 
 
 @contextlib.contextmanager
@@ -31,7 +35,13 @@ def on_all_ranks() -> Iterator[None]:
 
 
 def end_with(error: HvdAsyncError, rank: int) -> NoReturn:
-    """Print the message of `error` if this rank, number `rank`, is to report it, and end the process with its status."""
+    """Print the message of `error` if this rank, number `rank`, is to report it, and end the process at once with its status."""
+    _report(error, rank)
+    gc.collect()  # gives back the semaphores of processes that read batches
+    os._exit(error.exit_status)
+
+
+def _report(error: HvdAsyncError, rank: int) -> None:
     is_reporter = getattr(error, "is_reporter", None)
     if is_reporter is None:
         is_reporter = not error.is_on_all_ranks or rank == 0
@@ -40,8 +50,6 @@ def end_with(error: HvdAsyncError, rank: int) -> NoReturn:
     elif not keeps_other_ranks(os.environ):
         wait_for_reporter(error)
     sys.stdout.flush()
-    gc.collect()  # gives back the semaphores of processes that read batches
-    os._exit(error.exit_status)
 
 
 def at_end_of_script(action: Callable[[], None], rank: int) -> None:
@@ -62,22 +70,40 @@ def at_end_of_script(action: Callable[[], None], rank: int) -> None:
 
 
 def report_uncaught_errors() -> None:
-    """Let an error of ours that nobody catches end the process as `end_with` does, also before and after a run. Other errors go
-    to the hook that was set before. Calling it again does nothing."""
-    if _has_hook:
+    """Let an error of ours that nobody catches end the script in one line, with its status, also before and after a run. Other
+    errors go to the hook that was set before. Calling it again does nothing, unless another hook was set meanwhile."""
+    if sys.excepthook is not _hook:
+        _previous[:] = [sys.excepthook]
+        sys.excepthook = _hook
+
+
+def end_at_once_if_uncaught(error: HvdAsyncError) -> None:
+    """Let `error`, for which other ranks may wait, end the process as `end_with` does if nobody catches it."""
+    _urgent[:] = [error]
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    is_typed_in = hasattr(sys, "ps1") or sys.flags.interactive  # where an error must not end the session
+    if not isinstance(error, HvdAsyncError) or is_typed_in:
+        _previous[0](kind, error, trace)
         return
-    _has_hook.append(True)
-    previous = sys.excepthook
+    if any(error is each for each in _urgent):
+        end_with(error, _own_rank())
+    _report(error, _own_rank())
+    _flush_files()
+    raise SystemExit(error.exit_status)  # as the script's own, so that what it has registered is called
 
-    def hook(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
-        if isinstance(error, HvdAsyncError):
-            end_with(error, _own_rank())
-        previous(kind, error, trace)
 
-    sys.excepthook = hook
+def _flush_files() -> None:
+    """Write what open files hold back, which Python does not where a hook for uncaught errors ends it."""
+    for each in gc.get_objects():
+        if issubclass(type(each), io.IOBase):
+            with contextlib.suppress(Exception):  # closed, say
+                each.flush()
 
 
 def _own_rank() -> int:
+    """Return the rank that the launcher gave this process; 0 without a launcher."""
     with contextlib.suppress(SetupError):  # a variable of the launcher that is no number, which `error` may be about
         if (launched := read_environment(os.environ)) is not None:
             return launched.rank

@@ -44,6 +44,8 @@ class ScriptLoop:
         """The batch of this rank, from its beginning to that of the next one."""
         self._is_handed_over = True
         self._num_pulls = 0  # of this batch
+        self._is_new = True  # whether no gradient was computed since the parameters came
+        self._is_told_of_loss = False
         self._began = 0.0
         self._has_gradient = False
         self._is_clear = False
@@ -67,7 +69,7 @@ class ScriptLoop:
                 except EndOfStream:
                     break
                 self.zero()
-                self.claim, self._is_handed_over, self._num_pulls = claim, False, 0
+                self.claim, self._is_handed_over, self._num_pulls, self._is_new = claim, False, 0, True
                 try:
                     yield batch
                 except GeneratorExit:  # by `break`
@@ -140,18 +142,23 @@ class ScriptLoop:
         self._is_handed_over = True
         own = plain_number(weight if claim.counts else 0.0)
         worker.step(Step(claim.batch, own, number, time.monotonic() - self._began))
+        self._renewed()
         self.ready.loop.evaluate_if_due(worker, self._buffers.keep)
 
     def pull(self) -> None:
-        """Bring the parameters up to date in the middle of the current batch."""
+        """Bring the parameters up to date in the middle of the current batch. Does nothing before its first backward pass, or
+        twice without one between: no part of the batch was computed."""
         worker, job = self.session.worker, self.ready.job
         if worker is None or self._is_handed_over:
             raise ConfigError(_NOTHING_UNDER_WAY)
         if job.strategy.is_async and (key := job.push.pacing_key):
             raise ConfigError(f"optimizer.pull: got a run with push.{key}, which pulls at other times; expected one without")
+        if self._is_new:
+            return
         if self._num_pulls == _MOST_PULLS:
             raise ConfigError(
-                f"optimizer.pull: called {_MOST_PULLS + 1} times for a batch, expected at most {_MOST_PULLS} times"
+                f"optimizer.pull: called {_MOST_PULLS + 1} times for a batch, expected at most {_MOST_PULLS} times; divide"
+                " it into fewer parts"
             )
         self._num_pulls += 1
         device = job.flat.parameters.device
@@ -160,6 +167,7 @@ class ScriptLoop:
         pulling = time.monotonic()
         worker.pull_newer()
         self._began += time.monotonic() - pulling  # the seconds of a step are those of its work
+        self._renewed()
 
     def average_buffers(self, group: Group) -> None:
         """Give every rank the mean of the workers' buffers, if the user chose that, and save those that change. Collective."""
@@ -168,7 +176,14 @@ class ScriptLoop:
             self._buffers.keep_last(list_checkpoints(self.ready.folder.checkpoints)[-1])
 
     def _note_gradient(self, _: torch.Tensor) -> None:
-        self._has_gradient, self._is_clear = True, False
+        self._has_gradient, self._is_clear, self._is_new = True, False, False
+
+    def _renewed(self) -> None:
+        """Tell autograd that the parameters have changed, which were written past it: a backward pass through an older forward
+        pass is then an error, as after a step of torch, and no mixture of both."""
+        self._is_new = True
+        for each in self._trained:
+            torch.autograd.graph.increment_version(each)
 
 
 class NoLoop:

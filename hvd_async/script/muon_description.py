@@ -15,6 +15,7 @@ from hvd_async.system.printable import printable
 
 # Settings of torch's that the store's arithmetic has once and for all.
 _FIXED: Mapping[str, Any] = {"nesterov": True, "ns_coefficients": (3.4445, -4.7750, 2.0315), "eps": 1e-7}
+_MOST_STEPS = 20
 _ALL = OptimizerConfig(kind="muon", muon_except=())
 _SCALES: Mapping[str | None, str] = {None: "original", "original": "original", "match_rms_adamw": "adamw"}
 
@@ -74,6 +75,10 @@ def _shared(group: Mapping[str, Any]) -> dict[str, Any]:
         given = tuple(group[setting]) if isinstance(wanted, tuple) else group[setting]
         if given != wanted:
             raise ConfigError(f"optimizer: Muon: {setting}: got {group[setting]}, expected {wanted}, which the store does")
+    if not 0.0 <= group["momentum"] < 1.0:
+        raise ConfigError(f"optimizer: Muon: momentum: got {group['momentum']}, expected a number >= 0, < 1")
+    if not 1 <= group["ns_steps"] <= _MOST_STEPS:
+        raise ConfigError(f"optimizer: Muon: ns_steps: got {group['ns_steps']}, expected 1 to {_MOST_STEPS}")
     return {
         "muon_momentum": float(group["momentum"]),
         "muon_iterations": int(group["ns_steps"]),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -92,13 +95,22 @@ class _Group(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         raise ConfigError(
             f"optimizer.param_groups: {key}: got an assignment, expected none after prepare: the store makes the updates; pass"
-            " the rate to prepare as schedule=, a function of the version"
+            " the rate to prepare as schedule=, a function of the version; for a scheduler of torch,"
+            " schedule=hvd_async.torch_schedule(lambda optimizer: Scheduler(optimizer, ...))"
         )
 
     def update(self, *values: Any, **named: Any) -> None:
         """Raises `ConfigError`."""
         for key, value in dict(*values, **named).items():
             self[key] = value
+
+    def __ior__(self, value: Any) -> Any:  # type: ignore[misc]  # a dict would return itself
+        """Raises `ConfigError`."""
+        self.update(value)
+
+    def __reduce__(self) -> Any:
+        """Let copies be plain."""
+        return dict, (dict(self),)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Raises `ConfigError` for a key that is missing, which a scheduler that is made for this group would set."""
@@ -132,11 +144,21 @@ class Stepped(Protocol):
         """Bring the parameters up to date in the middle of a batch."""
 
 
+def _scheduler_that_asks() -> str | None:
+    """Return the class of the scheduler of torch that reads an attribute of `RunOptimizer`, if one does."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == "torch.optim.lr_scheduler":
+        if "self" in frame.f_locals:
+            return type(frame.f_locals["self"]).__name__
+        frame = frame.f_back  # a function that the scheduler calls
+    return None
+
+
 class RunOptimizer(torch.optim.Optimizer):
     """The optimizer that `ScriptRun.prepare` returns. Updates are made by the store; `step` hands the gradient over.
 
-    It is an `Optimizer` only in the eyes of what checks for one, such as a scheduler of torch, whose attempt to set the rate is
-    then refused with what to do: it holds no state.
+    It is an `Optimizer` for what checks for one, such as a scheduler of torch, which is then refused with what to do. It holds no
+    state, and calls no hooks.
 
     A `torch.amp.GradScaler` takes it: `scaler.step(optimizer, weight=...)` hands over the gradient divided by the scale, also if
     that is not finite, so that the store refuses it and its place is free again.
@@ -155,11 +177,20 @@ class RunOptimizer(torch.optim.Optimizer):
         self._described = described
         self._model = model
         self._loop = loop
+        self.defaults: dict[str, Any] = {}
+        """Empty."""
+        self.state = collections.defaultdict(dict)
+        """Empty: the state is at the store."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # of torch's class it can be assigned
         """The trained parameters and the settings of each group, to be read: `lr` is the highest rate. They cannot be changed
         here."""
+        if (name := _scheduler_that_asks()) is not None:
+            raise ConfigError(
+                f"optimizer: got {name}, a scheduler of torch, which counts the steps of one worker; expected none after prepare:"
+                f" pass it schedule=hvd_async.torch_schedule(lambda optimizer: {name}(optimizer, ...))"
+            )
         settings = self._described.of_groups()
         members: list[list[nn.Parameter]] = [[] for _ in settings]
         for name, parameter in self._model.named_parameters():
@@ -174,6 +205,16 @@ class RunOptimizer(torch.optim.Optimizer):
         """Clear the gradient. It is always set to zero, whatever `set_to_none`: the model's gradients are parts of one
         vector."""
         self._loop.zero()
+
+    def _refuse_hook(self, *_: Any, **__: Any) -> Any:
+        raise ConfigError("optimizer: got a hook, expected none: the store makes the updates, and calls no hooks")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises `ConfigError`: a copy would be of nothing."""
+        raise ConfigError(
+            "optimizer: cannot be copied or pickled: its state is at the store; run.optimizer_state_dict() returns it after the"
+            " loop"
+        )
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Raises `ConfigError`: the groups are those of the optimizer that `prepare` got."""
@@ -225,3 +266,8 @@ class RunOptimizer(torch.optim.Optimizer):
             "optimizer.load_state_dict: the state is at the store; load it into torch's optimizer before prepare, which takes it"
             " along, or resume the run with init(..., resume=True)"
         )
+
+
+for _kind in ("step", "state_dict", "load_state_dict"):
+    for _when in ("pre", "post"):
+        setattr(RunOptimizer, f"register_{_kind}_{_when}_hook", RunOptimizer._refuse_hook)

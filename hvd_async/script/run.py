@@ -24,7 +24,13 @@ from hvd_async.runs.folder import RunFolder
 from hvd_async.runs.summary import summary_lines
 from hvd_async.script.alike import check_alike, describe, describe_settings, describe_source, describe_tensors, with_rank_0s
 from hvd_async.script.buffers import Buffers
-from hvd_async.script.endings import at_end_of_script, end_with, on_all_ranks, report_uncaught_errors
+from hvd_async.script.endings import (
+    at_end_of_script,
+    end_at_once_if_uncaught,
+    end_with,
+    on_all_ranks,
+    report_uncaught_errors,
+)
 from hvd_async.script.final_version import FinalVersion
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
 from hvd_async.script.loop import Batches, NoLoop, ScriptLoop
@@ -85,10 +91,14 @@ def init(
             ' `if __name__ == "__main__":`'
         )
     report_uncaught_errors()
-    with on_all_ranks():  # which have the same settings
-        settings = script_config(output, config, keywords, os.environ)
-        options = script_options(resume, overwrite, os.environ)
-    run = ScriptRun(settings, options)
+    try:
+        with on_all_ranks():  # which have the same settings
+            settings = script_config(output, config, keywords, os.environ)
+            options = script_options(resume, overwrite, os.environ)
+        run = ScriptRun(settings, options)
+    except HvdAsyncError as error:
+        end_at_once_if_uncaught(error)
+        raise
     _current.append(run)
     if not _is_registered:
         _is_registered.append(True)
@@ -264,9 +274,13 @@ class ScriptRun:
         if self._is_over:
             return
         self._end()
-        with self._stack:
-            if self._loop is not None:
-                self._loop.leave()
+        try:
+            with self._stack:
+                if self._loop is not None:
+                    self._loop.leave()
+        except HvdAsyncError as error:  # such as a clean stop, or a run that diverged
+            end_at_once_if_uncaught(error)
+            raise
         self.summary = self._job.summary
         if self.summary and self.summary["status"] != "stopped":
             print(*summary_lines(self._job.summary, self.config.output), sep="\n", flush=True)
@@ -359,7 +373,8 @@ class ScriptRun:
 
 
 def _each(optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> Sequence[torch.optim.Optimizer]:
-    return tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
+    given: Any = optimizer
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
 def _tell_launch(folder: RunFolder, rank: int) -> None:

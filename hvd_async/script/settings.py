@@ -21,10 +21,10 @@ from hvd_async.config import (
     read_tree,
 )
 from hvd_async.config.loading import apply_override, origins_of
+from hvd_async.config.script_keys import check_script_keys
 from hvd_async.config.unknown_keys import keys_of_other_tools
 from hvd_async.errors import ConfigError
 from hvd_async.launcher import program_variables
-from hvd_async.script.description import OF_OPTIMIZER
 from hvd_async.system.nearest import meant
 from hvd_async.tasks.user_values import describe_value
 from hvd_async.training.options import TrainOptions
@@ -64,13 +64,9 @@ def script_config(
     overrides = json.loads(environ.get(program_variables.OVERRIDES, "[]"))
     for override in overrides:
         apply_override(tree, override)
+    check_script_keys(tree)
     optimizer = tree.get("optimizer", {})
     if isinstance(optimizer, Mapping):  # otherwise the check tells
-        if decided := sorted(OF_OPTIMIZER & optimizer.keys()):
-            raise ConfigError(
-                f"optimizer.{decided[0]}: got a value for a script, expected none: the optimizer that it passes to prepare"
-                " decides; let the script take it as an argument of its own, after --"
-            )
         tree["optimizer"] = _merged({"schedule": {"kind": "constant"}}, optimizer)
     task = tree.setdefault("task", {"kind": "script"})
     if not isinstance(task, dict) or task.get("kind") != "script":

@@ -104,7 +104,9 @@ class Asynchronous:
         if spec.strategy.on_worker_failure != "stop" and (obstacle := obstacle_to_outliving(spec)):
             lines.append(f"the run ends if a worker dies: {obstacle}")
         if spec.store.recoverable and (obstacle := obstacle_to_recovery(spec.plans, spec.optimizer, os.environ)):
-            lines.append(f"what came after the last checkpoint is lost if the store dies: {obstacle}")
+            lines.append(
+                f"if the store dies, the run resumes from its last checkpoint, without what came after it: {obstacle}"
+            )
         return lines
 
     def transport(self, plans: Sequence[RankPlan], rank: int) -> str:

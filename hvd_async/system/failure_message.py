@@ -14,6 +14,8 @@ from hvd_async.system.printable import printable_lines
 _REPORTER_SECONDS = 5.0
 """How long the rank that prints a message may be behind one that prints none."""
 
+_origin: list[tuple[BaseException, types.TracebackType | None]] = []  # the last
+
 
 def tell(rank: int, error: BaseException) -> None:
     """Print why `rank` fails, at once and once, since saving may take a while. Prints nothing for an error that another
@@ -25,12 +27,14 @@ def tell(rank: int, error: BaseException) -> None:
 
 def note_told(error: BaseException) -> None:
     """Note that `error` needs no message any more: it was printed, or another rank prints it."""
-    error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
+    with contextlib.suppress(Exception):  # of a class that takes no attributes, which is then told again
+        error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
 
 
 def note_origin(error: BaseException, trace: types.TracebackType | None) -> None:
-    """Note that `error` was raised at `trace`, for its message: not in the contexts of ours that see it pass."""
-    error.origin = trace  # type: ignore[attr-defined]  # as above
+    """Note that `error`, which ends this process, was raised at `trace`, for its message: not in the contexts of ours that see it
+    pass. Nothing is set on `error`, which may be of a class of the user's that forbids it."""
+    _origin[:] = [(error, trace)]
 
 
 def message_of(rank: int, error: BaseException) -> str:
@@ -41,7 +45,8 @@ def message_of(rank: int, error: BaseException) -> str:
         return f"hvd-async: rank {rank}: interrupted; what was saved before is complete\n"
     if isinstance(error, HvdAsyncError):
         return f"hvd-async: rank {rank}: {printable_lines(str(error))}\n"
-    trace = "".join(traceback.format_exception(type(error), error, getattr(error, "origin", error.__traceback__)))
+    origin = next((trace for noted, trace in _origin if noted is error), error.__traceback__)
+    trace = "".join(traceback.format_exception(type(error), error, origin))
     return f"{trace}hvd-async: rank {rank}: {type(error).__name__}: {error}\n"
 
 

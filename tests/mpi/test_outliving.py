@@ -244,7 +244,7 @@ def test_without_launch_the_run_says_that_it_ends_with_a_worker_and_what_the_sto
     config = make_config(tmp_path / "run", strategy={"kind": "async"})
     done = run_toy(2, Settings(config, 4)).check()
     assert "the run ends if a worker dies: only Open MPI's mpirun with --with-ft ulfm" in done.stdout
-    assert "lost if the store dies: only `hvd-async launch`, on the store's host, keeps its memory" in done.stdout
+    assert "without what came after it: only `hvd-async launch`, on the store's host, keeps its memory" in done.stdout
 
 
 def test_ranks_of_which_mpi_makes_no_group_go_on_alone() -> None:

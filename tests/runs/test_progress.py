@@ -32,22 +32,25 @@ class WatchedRun:
         return self.stream.getvalue().splitlines()
 
 
-def test_a_log_gets_one_line_a_minute() -> None:
+def test_a_log_gets_a_line_after_ten_seconds_and_one_a_minute() -> None:
     run = WatchedRun()
     with run.progress.showing():
-        for version in range(1, 5):
-            run.update(version, 20.0)
-    assert run.lines == [" 30%  version 3  loss 2.000  0 images/s  staleness 0.00  left 2:20"]
+        for version, seconds in enumerate((5.0, 5.0, 20.0, 20.0, 20.0, 20.0), start=1):
+            run.update(version, seconds)
+    assert run.lines == [
+        " 20%  version 2  loss 2.000  2 images/s  staleness 0.00  left 0:40",
+        " 50%  version 5  loss 2.000  0 images/s  staleness 0.00  left 1:21",
+    ]
 
 
 def test_an_evaluation_is_on_the_next_line_and_only_there() -> None:
     run = WatchedRun()
     with run.progress.showing():
-        run.update(1, 20.0)
+        run.update(1, 5.0)
         run.progress.evaluated(0, "validation loss 4.0000 BLEU 1.00")
         run.progress.evaluated(1, "validation loss 3.4121 BLEU 12.10")
         assert run.lines == []
-        run.update(2, 40.0)
+        run.update(2, 55.0)
         run.update(3, 60.0)
         run.progress.evaluated(3, "validation loss 3.0000")
         run.update(4, 60.0)
@@ -58,8 +61,8 @@ def test_an_evaluation_is_on_the_next_line_and_only_there() -> None:
 def test_evaluations_after_training_have_lines_of_their_own_but_at_most_one_a_minute() -> None:
     run = WatchedRun()
     with run.progress.showing():
-        run.update(10, 50.0)
-    for version, seconds in ((2, 5.0), (4, 5.0), (6, 40.0), (8, 20.0), (10, 5.0)):
+        run.update(10, 5.0)
+    for version, seconds in ((2, 5.0), (4, 55.0), (6, 40.0), (8, 20.0), (10, 5.0)):
         run.now += seconds
         run.progress.evaluated(version, "validation loss 3.0000")
     assert run.lines == [

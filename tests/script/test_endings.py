@@ -48,6 +48,52 @@ def test_an_error_that_the_script_catches_is_its_own(tmp_path: pathlib.Path) -> 
     assert (done.returncode, done.stdout, done.stderr) == (5, "ConfigError\n", "")
 
 
+AFTER = """
+import atexit, sys, torch
+import hvd_async as ha
+run = ha.init('x', strategy='single', epochs=1, tensorboard=False)
+model, optimizer, batches = run.prepare(
+    layer := torch.nn.Linear(2, 1), torch.optim.SGD(layer.parameters(), lr=0.1), [torch.ones(3, 2)] * 2
+)
+for batch in batches:
+    model(batch).sum().backward()
+    optimizer.step(weight=3)
+file = open('file.txt', 'w')
+file.write('written')
+atexit.register(lambda: print('registered'))
+"""
+
+
+def test_an_error_after_the_run_ends_the_script_in_one_line_and_nothing_else(tmp_path: pathlib.Path) -> None:
+    done = ended(f"{AFTER}optimizer.step(weight=3)", tmp_path)
+    line = "hvd-async: rank 0: optimizer.step: called without a batch, expected once for each batch, inside the loop\n"
+    assert (done.returncode, done.stderr) == (2, line) and done.stdout.endswith("registered\n")
+    assert (tmp_path / "file.txt").read_text() == "written"
+
+
+def test_an_error_in_a_session_leaves_the_session_alone(tmp_path: pathlib.Path) -> None:
+    done = ended(f"{AFTER}sys.ps1 = '> '\nrun.log(loss='low')", tmp_path)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "registered" in done.stdout
+
+
+def test_a_backward_pass_through_a_forward_pass_from_before_a_pull_is_an_error(tmp_path: pathlib.Path) -> None:
+    run = ha.init(tmp_path / "run", strategy="single", tensorboard=False, device="cpu", epochs=1)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+    try:
+        model, optimizer, batches = run.prepare(
+            network, torch.optim.SGD(network.parameters(), lr=0.1), [blobs(12, 1).tensors]
+        )
+        for x, y in batches:
+            torch.nn.functional.cross_entropy(model(x[:6]), y[:6]).backward()
+            loss = torch.nn.functional.cross_entropy(model(x[6:]), y[6:])
+            optimizer.pull()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+            optimizer.step(weight=6)
+    finally:
+        run.finish()
+
+
 def test_a_script_that_ends_before_prepare_ends_cleanly(tmp_path: pathlib.Path) -> None:
     lines = (
         "import hvd_async as ha",

@@ -59,7 +59,7 @@ def test_parameters_are_pulled_between_backward_passes(tmp_path: pathlib.Path) -
     (alone,) = trained(tmp_path / "single", 1, "single", pulls={**both, "pull": True}).values()
     check_equal(trained(tmp_path / "plain", 1, "single", parts=both)["parts"], alone, 0.0)
     sizes = [14, 14]
-    strategy = {"kind": "async", "arrivals_per_update": 1, "micro_batches": 2}  # which a script does not heed
+    strategy = {"kind": "async", "arrivals_per_update": 1}
     trained(tmp_path, 3, strategy, whole={**both, "sizes": sizes}, pulls={**both, "sizes": sizes, "pull": True})
     assert all(arrival["later_bases"] == [] for arrival in events_of(tmp_path / "whole", "arrival"))
     pulls = events_of(tmp_path / "pulls", "arrival")

@@ -174,7 +174,7 @@ def test_a_muon_alone_is_enough_for_a_model_of_matrices() -> None:
         ),
         (
             lambda net: [torch.optim.Muon(net.matrices, ns_steps=30), torch.optim.AdamW(net.others)],
-            "optimizer: muon_iterations: got 30, expected",
+            "optimizer: Muon: ns_steps: got 30, expected 1 to 20",
         ),
     ],
 )

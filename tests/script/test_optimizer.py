@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -222,10 +224,37 @@ def test_a_scheduler_of_an_optimizer_that_was_taken_over_is_refused_when_it_is_m
     taken = torch.optim.SGD(model.parameters(), lr=0.1)
     guard_groups([taken])
     own = RunOptimizer(BASE, model, SimpleNamespace())
-    for optimizer in (taken, own):
-        with pytest.raises(ConfigError, match=r"initial_lr: got an assignment, .* pass the rate to prepare as schedule="):
-            torch.optim.lr_scheduler.StepLR(optimizer, 10)
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-        plateau.step(1.0)
-        with pytest.raises(ConfigError, match="lr: got an assignment"):
-            plateau.step(2.0)
+    with pytest.raises(ConfigError, match=r"initial_lr: got an assignment, .* pass the rate to prepare as schedule="):
+        torch.optim.lr_scheduler.StepLR(taken, 10)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(taken, patience=0)
+    plateau.step(1.0)
+    with pytest.raises(ConfigError, match=r"lr: got an assignment, .*hvd_async.torch_schedule.lambda optimizer: Scheduler"):
+        plateau.step(2.0)
+    makers: dict[str, Callable[[torch.optim.Optimizer], object]] = {
+        "StepLR": lambda each: torch.optim.lr_scheduler.StepLR(each, 10, last_epoch=4),
+        "ReduceLROnPlateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
+        "OneCycleLR": lambda each: torch.optim.lr_scheduler.OneCycleLR(each, 1.0, total_steps=10),
+    }
+    for name, make in makers.items():
+        with pytest.raises(
+            ConfigError, match=f"got {name}, a scheduler of torch, .*torch_schedule.lambda optimizer: {name}"
+        ):
+            make(own)
+
+
+def test_what_a_run_took_over_can_be_copied_and_what_it_returns_cannot() -> None:
+    model = torch.nn.Linear(2, 1)
+    taken = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard_groups([taken])
+    copied = copy.deepcopy(taken)
+    copied.param_groups[0]["lr"] = 0.5
+    with pytest.raises(ConfigError, match="lr: got an assignment"):
+        taken.param_groups[0] |= {"lr": 0.5}
+    own = RunOptimizer(BASE, model, SimpleNamespace())
+    assert not own.state and not own.defaults
+    for call in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(ConfigError, match="optimizer: cannot be copied or pickled"):
+            call(own)
+    for register in (own.register_step_post_hook, own.register_state_dict_pre_hook):
+        with pytest.raises(ConfigError, match="optimizer: got a hook, expected none"):
+            register(lambda *_: None)

@@ -60,7 +60,7 @@ def test_the_launcher_counts_more_than_keywords_and_keywords_more_than_a_file(tm
         ({"zzz": 1}, "init: zzz: unknown keyword; expected a section"),
         ({"strategy": "asink"}, r"init: strategy\.kind: got 'asink', expected: 'single', 'horovod', 'ddp' or 'async'"),
         ({"arrivals_per_update": 0}, r"init: strategy\.arrivals_per_update: got 0"),
-        ({"task": {"factory": "a:b"}}, "task: got a task in the configuration of a script, expected none"),
+        ({"task": {"factory": "a:b"}}, "task.factory: got a value for a script, expected none: the script is the task"),
         ({"optimizer": "adam"}, "init: optimizer: got 'adam', expected a section of keys"),
         ({"optimizer": []}, r"init: optimizer: got \[\], expected a section of keys"),
         ({"config": 3}, "config: got 3, expected a YAML file, or a dict of sections"),
