@@ -25,6 +25,7 @@ _RATE_SECONDS = 60.0
 # A log without a lock that was written to within this time is taken for that of a run that is alive.
 _SILENCE_SECONDS = 120.0
 _MOST_UPDATES = 10_000
+_MOST_ARRIVALS = 1000
 
 
 @dataclass
@@ -40,6 +41,8 @@ class RunStatus:
         version, weight, weight_unit, seconds: of training so far.
         share: the part done, 0 to 1; None if it is not known.
         rate: weight per second, lately; None before the second update.
+        staleness: mean of the last 1000 applied arrivals, in versions; None before the first. `micro_batches`: their mean number
+            a batch, and `micro_batch_staleness` the mean over these.
         loss: training loss of the last update, and `scores` those of the last evaluation, of version `evaluated`.
         processes: number of processes that made the run, one after another.
         gap: version before which events are missing in the log, so that `weight` is what came after; None if none are.
@@ -59,6 +62,9 @@ class RunStatus:
     seconds: float = 0.0
     share: float | None = None
     rate: float | None = None
+    staleness: float | None = None
+    micro_batches: float | None = None
+    micro_batch_staleness: float | None = None
     loss: float | None = None
     evaluated: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
@@ -104,6 +110,7 @@ class RunStatus:
         )
         left = "" if self.seconds_left is None else f", about {clock_text(self.seconds_left)} left"
         rate = "" if self.rate is None else f", lately {self.rate:,.0f} {self.weight_unit} a second"
+        rate += self._staleness_text()
         again = resumed_text(self.processes)
         where = f" on {', '.join(self.hosts)}" if self.hosts else ""
         lines.append(f"  {self.strategy}, {self.workers} worker{'s' if self.workers != 1 else ''}{where}{rate}{left}{again}")
@@ -128,6 +135,12 @@ class RunStatus:
                 " `launch` is about to start it again"
             )
         return lines
+
+    def _staleness_text(self) -> str:
+        if self.strategy != "async" or self.staleness is None or not self.micro_batches:
+            return ""
+        parts = f" (micro-batches {self.micro_batch_staleness:.2f}, {self.micro_batches:.1f} a batch)"
+        return f", staleness {self.staleness:.2f}{parts if self.micro_batches > 1 else ''}"
 
 
 def read_status(root: pathlib.Path) -> RunStatus:
@@ -165,6 +178,7 @@ class _Log:
         self.num_applied = 0
         self._status = status
         self._updates: deque[tuple[float, float]] = deque(maxlen=_MOST_UPDATES)  # seconds, weight
+        self._applied: deque[bytes] = deque(maxlen=_MOST_ARRIVALS)
         self._refused: Counter[str] = Counter()
 
     def read(self, path: pathlib.Path) -> None:
@@ -174,10 +188,13 @@ class _Log:
         try:
             with path.open("rb") as file:
                 for line in file:
-                    # Most events are applied arrivals, of which nothing is needed.
+                    # Most events are applied arrivals, of which the last are needed.
                     if not line.startswith(b'{"event": "arrival"') or b'"refused"' in line:
                         self._add(line)
+                    elif line.endswith(b"\n"):
+                        self._applied.append(line)
             self._status.rate = self._rate()
+            self._measure_staleness()
         except FileNotFoundError:
             return
         except OSError as error:
@@ -224,6 +241,16 @@ class _Log:
         self.host = str(ranks[0]["host"])
         self.num_batches = None if event.get("num_batches") is None else int(event["num_batches"])
         self._updates.clear()
+
+    def _measure_staleness(self) -> None:
+        total, parts = 0, []
+        for event in map(parse_json, self._applied):
+            total += int(event["staleness"])
+            bases = [event["base_version"], *(version for version, _ in event.get("later_bases", ()))]
+            parts += [int(event["version"]) - 1 - int(base) for base in bases]
+        if number := len(self._applied):
+            self._status.staleness, self._status.micro_batches = total / number, len(parts) / number
+            self._status.micro_batch_staleness = sum(parts) / len(parts)
 
     def _rate(self) -> float | None:
         """Return the weight per second of the last updates."""

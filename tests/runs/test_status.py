@@ -19,7 +19,7 @@ from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.status import RunStatus, read_status
 from hvd_async.system.locks import BusyError
 from tests.mpi.runs import events_of
-from tests.simulation.simulated import run
+from tests.simulation.simulated import UNEVEN, run
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,19 @@ def test_a_finished_run_is_told_with_its_numbers(folder: pathlib.Path) -> None:
     assert (status.evaluated, status.scores) == (last["version"], last["scores"])
     assert status.rate is not None and status.rate > 0 and status.seconds_left is None
     assert status.lines()[0].startswith(f"{folder}: finished, 100 %, version {len(updates)}, ")
+    stale = [arrival["staleness"] for arrival in events_of(folder, "arrival")]
+    assert status.staleness == status.micro_batch_staleness == sum(stale) / len(stale) and status.micro_batches == 1
+    assert f" a second, staleness {status.staleness:.2f}" in status.lines()[1]
+
+
+def test_the_staleness_of_micro_batches_is_told_with_their_number(tmp_path: pathlib.Path) -> None:
+    strategy = {"kind": "async", "micro_batches": 3}
+    summary = run(tmp_path / "run", 40, strategy=strategy, emulation=UNEVEN, simulation={"workers": 3})
+    status, parts = read_status(tmp_path / "run"), summary["micro_batches"]
+    assert status.staleness == summary["mean_staleness"] and status.micro_batches == parts["number"] / 40 > 1
+    assert status.micro_batch_staleness == pytest.approx(parts["mean_staleness"])
+    words = f"(micro-batches {parts['mean_staleness']:.2f}, {parts['number'] / 40:.1f} a batch)"
+    assert words in status.lines()[1]
 
 
 def test_who_holds_the_lock_is_running(folder: pathlib.Path) -> None:
