@@ -194,9 +194,8 @@ def _check_members(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
     members = [{id(parameter) for group in each.param_groups for parameter in group["params"]} for each in optimizers]
     given = set().union(*members)
     if num_shared := sum(map(len, members)) - len(given):
-        raise ConfigError(
-            f"optimizer: got {num_shared} parameter{'s'[: num_shared - 1]} in two optimizers, expected each in one of them"
-        )
+        words = "1 parameter" if num_shared == 1 else f"{num_shared} parameters"
+        raise ConfigError(f"optimizer: got {words} in two optimizers, expected each in one of them")
     if given - of_model:
         raise ConfigError(
             f"optimizer: got {len(given - of_model)} parameters that are not in the model, expected those of the model alone;"

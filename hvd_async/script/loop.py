@@ -45,7 +45,6 @@ class ScriptLoop:
         self._is_handed_over = True
         self._num_pulls = 0  # of this batch
         self._is_new = True  # whether no gradient was computed since the parameters came
-        self._is_told_of_loss = False
         self._began = 0.0
         self._has_gradient = False
         self._is_clear = False
