@@ -16,6 +16,7 @@ from typing import Any
 from hvd_async.config import RunConfig, load_config
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.runs.folder import RunFolder
+from hvd_async.runs.totals import staleness_text
 from hvd_async.system.durations import clock_text
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
@@ -137,10 +138,9 @@ class RunStatus:
         return lines
 
     def _staleness_text(self) -> str:
-        if self.strategy != "async" or self.staleness is None or not self.micro_batches:
+        if self.strategy != "async" or self.staleness is None:
             return ""
-        parts = f" (micro-batches {self.micro_batch_staleness:.2f}, {self.micro_batches:.1f} a batch)"
-        return f", staleness {self.staleness:.2f}{parts if self.micro_batches > 1 else ''}"
+        return f", staleness {staleness_text(self.staleness, self.micro_batch_staleness or 0.0, self.micro_batches or 0.0)}"
 
 
 def read_status(root: pathlib.Path) -> RunStatus:

@@ -10,7 +10,7 @@ from typing import Any
 from hvd_async.runs.evaluations import EvaluationHistory
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.status import resumed_text
-from hvd_async.runs.totals import MicroBatchMetrics, staleness_text
+from hvd_async.runs.totals import staleness_text
 from hvd_async.store.wire.stop import StopNotice
 from hvd_async.system.files import write_file
 from hvd_async.tasks.metric import describe, metrics_from_json, metrics_to_json
@@ -82,6 +82,6 @@ def summary_lines(summary: Mapping[str, Any], output: str) -> list[str]:
 
 
 def _staleness(summary: Mapping[str, Any]) -> str:
-    parts = summary.get("micro_batches", {"number": 0, "staleness_sum": 0})  # not in summaries of earlier versions
-    found = MicroBatchMetrics(parts["number"], parts["staleness_sum"])
-    return staleness_text(summary["mean_staleness"], found, sum(summary["staleness"].values()))
+    parts = summary.get("micro_batches", {"number": 0, "mean_staleness": 0.0})  # not in summaries of earlier versions
+    num_parts = parts["number"] / (sum(summary["staleness"].values()) or 1)
+    return staleness_text(summary["mean_staleness"], parts["mean_staleness"], num_parts)

@@ -82,7 +82,8 @@ class RunMetrics:
 
     def describe_staleness(self) -> str:
         """Return the mean staleness in words, with that of micro-batches if batches were divided."""
-        return staleness_text(self.mean_staleness, self.micro_batches, self.staleness.total())
+        parts = self.micro_batches
+        return staleness_text(self.mean_staleness, parts.mean_staleness, parts.number / (self.staleness.total() or 1))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a summary or a checkpoint."""
@@ -156,8 +157,7 @@ def _refusals(counts: Mapping[str, int]) -> Counter[Refusal]:
     return Counter({Refusal(reason): count for reason, count in counts.items()})
 
 
-def staleness_text(mean: float, parts: MicroBatchMetrics, num_arrivals: int) -> str:
-    """Return the `mean` staleness of arrivals in words, with that of their `parts` if batches were divided."""
-    if parts.number <= num_arrivals:
-        return f"{mean:.2f}"
-    return f"{mean:.2f} (micro-batches {parts.mean_staleness:.2f}, {parts.number / num_arrivals:.1f} a batch)"
+def staleness_text(mean: float, mean_of_parts: float, num_parts: float) -> str:
+    """Return the `mean` staleness of arrivals in words, with that of their micro-batches, `num_parts` a batch, if batches were
+    divided."""
+    return f"{mean:.2f}" + (f" (micro-batches {mean_of_parts:.2f}, {num_parts:.1f} a batch)" if num_parts > 1 else "")
