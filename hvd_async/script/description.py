@@ -100,23 +100,25 @@ def _keys_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, An
     else:
         kind = {"kind": "torch", "torch_class": name}
         groups = [_settings_of_class(optimizer, group) for group in optimizer.param_groups]
-    own: list[dict[str, Any]] = []
-    for group, settings in zip(optimizer.param_groups[1:], groups[1:], strict=True):
-        if patterns := patterns_of(group, model):
-            own.append({"match": patterns, **settings})
-    return {**kind, **groups[0], "groups": own}
+    return {**kind, **groups[0], "groups": _entries(optimizer.param_groups[1:], groups[1:], model)}
 
 
 def _groups_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
     """Return the groups of an AdamW that have trained parameters, as entries of `optimizer.groups`. Raises `ConfigError` for a
     setting that the store's arithmetic cannot honour."""
-    found = []
     for group in optimizer.param_groups:
         if reason := _unlike("AdamW", optimizer, group):
             raise ConfigError(reason)
-        if patterns := patterns_of(group, model):
-            found.append({"match": patterns, **_settings(group, _KINDS["AdamW"][1])})
-    return found
+    settings = [_settings(group, _KINDS["AdamW"][1]) for group in optimizer.param_groups]
+    return _entries(optimizer.param_groups, settings, model)
+
+
+def _entries(
+    groups: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]], model: nn.Module
+) -> list[dict[str, Any]]:
+    """Return the `settings` of those `groups` that have trained parameters, as entries of `optimizer.groups`."""
+    both = [(patterns_of(group, model), own) for group, own in zip(groups, settings, strict=True)]
+    return [{"match": patterns, **own} for patterns, own in both if patterns]
 
 
 def _check_class(optimizer: torch.optim.Optimizer) -> None:
