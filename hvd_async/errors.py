@@ -43,16 +43,28 @@ class PeerError(HvdAsyncError):
     """Another rank failed, fell silent, or left while this rank depended on it.
 
     `is_reported`: the failed rank has reported the failure itself, so this rank need not. `is_state_lost`: the failed
-    rank held a part of the parameters, so nothing complete is left to save.
+    rank held a part of the parameters, so nothing complete is left to save. `is_none_left`: no rank is left that would have to
+    be ended. `exit_status`: 6, or what it is given, such as that of ranks that failed and said why.
     """
 
     exit_status = 6
 
-    def __init__(self, message: str, *, is_reported: bool = False, is_state_lost: bool = False) -> None:
-        """Keep the message and both flags; see the class."""
+    def __init__(
+        self,
+        message: str,
+        *,
+        is_reported: bool = False,
+        is_state_lost: bool = False,
+        is_none_left: bool = False,
+        exit_status: int | None = None,
+    ) -> None:
+        """Keep the message and the flags; see the class."""
         super().__init__(message)
         self.is_reported = is_reported
         self.is_state_lost = is_state_lost
+        self.is_none_left = is_none_left
+        if exit_status is not None:
+            self.exit_status = exit_status
 
 
 class DismissedError(PeerError):

@@ -81,4 +81,6 @@ def aborting_on_failure(group: Group) -> Iterator[None]:
             time.sleep(_GRACE_SECONDS)  # the rank that failed is about to end the job, or its launcher is
         with contextlib.suppress(OSError):
             sys.stdout.flush()
+        if isinstance(error, PeerError) and error.is_none_left:
+            os._exit(error.exit_status)  # after MPI_Abort without other ranks, mpirun returns 0 or the status, as it happens
         group.abort(error.exit_status if isinstance(error, HvdAsyncError) else 130 if is_interrupt else 1)

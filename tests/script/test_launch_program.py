@@ -42,7 +42,7 @@ def test_a_script_trains_with_what_was_given_to_launch(tmp_path: pathlib.Path) -
 
 
 FAILING = """
-import dataclasses, sys, torch
+import dataclasses, os, sys, torch
 import hvd_async as ha
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,8 @@ for number, batch in enumerate(batches):
         raise ValueError("of the user")
     if number == 5 and sys.argv[1] == "frozen":
         raise Frozen("of the user")
+    if number == 5 and sys.argv[1] == "killed":
+        os.kill(os.getpid(), 9)
     optimizer.step(weight=len(batch), loss=loss)
 if sys.argv[1] == "end":
     raise ValueError("of the user")
@@ -123,12 +125,27 @@ def test_a_program_that_begins_no_run_is_told(tmp_path: pathlib.Path) -> None:
         ("end", "horovod", "exit status 1, when training had finished; saved: version "),
     ],
 )
-def test_a_script_that_fails_on_all_ranks_is_a_failure(tmp_path: pathlib.Path, where: str, strategy: str, end: str) -> None:
+def test_a_script_that_raises_on_all_ranks_is_a_failure(tmp_path: pathlib.Path, where: str, strategy: str, end: str) -> None:
     """Also in its own folder, and under an mpirun that ends well although all workers have died."""
     (tmp_path / "failing.py").write_text(FAILING)
     program = ("--", sys.executable, str(tmp_path / "failing.py"), where, str(tmp_path / "run"))
     done = launch("--workers", "2", "--set", f"strategy.kind={strategy}", *program)
     assert done.returncode == 1 and "of the user" in done.stderr, done
+    check_failed(done, end)
+
+
+@pytest.mark.mpi
+def test_a_script_all_of_whose_workers_are_killed_is_a_failure(tmp_path: pathlib.Path) -> None:
+    """With the status of the store, which alone is left to say why."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    done = launch(
+        "--workers", "2", *ASYNC, "--", sys.executable, str(tmp_path / "failing.py"), "killed", str(tmp_path / "run")
+    )
+    assert done.returncode == 6 and "0 workers are left, expected at least 1 (strategy.min_workers)" in done.stderr, done
+    check_failed(done, "exit status 6; saved: version ")
+
+
+def check_failed(done: subprocess.CompletedProcess[str], end: str) -> None:
     last = done.stdout.splitlines()[-1]
     assert last.startswith("launch: failed after ") and end in last and last.endswith(", resume with --resume"), done
 

@@ -423,6 +423,7 @@ def test_workers_that_fail_together_are_told_together() -> None:
         server.serve(scripted({3: fail}))
     left = "1 worker is left, expected at least 2 (strategy.min_workers); the store's state is saved"
     assert str(caught.value) == f"workers 0, 2, 3 failed; their messages say why: {left}"
+    assert caught.value.exit_status == 1 and not caught.value.is_none_left
 
 
 def test_nothing_that_a_dismissed_worker_pushes_counts() -> None:

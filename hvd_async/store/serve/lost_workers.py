@@ -40,6 +40,7 @@ class LostWorkers:
         failed = {worker: _failed(worker) for worker in sorted(living) if self._has_failed(worker)}
         found = self._watch.find_dead(living) | failed
         self.dead |= found
+        num_left: int | None = None
         if self._least_workers is None:
             fatal, hint = {worker: found[worker] for worker in sorted(found.keys() - self._joined)}, ""
         else:
@@ -49,7 +50,10 @@ class LostWorkers:
             left = f"{num_left} worker{' is' if num_left == 1 else 's are'} left"
             hint = f": {left}, expected at least {self._least_workers} (strategy.min_workers)"
         if fatal:
-            raise PeerError(f"{_in_words(fatal)}{hint}; the store's state is saved")
+            # Their own status, whichever rank ends first: mpirun returns that of one of them.
+            status = 1 if all(reason == _failed(worker) for worker, reason in fatal.items()) else None
+            text = f"{_in_words(fatal)}{hint}; the store's state is saved"
+            raise PeerError(text, is_none_left=num_left == 0, exit_status=status)
 
     def dismiss(self, worker: int) -> None:
         """End the process of `worker`, which is dead or counts so, if it lives here; elsewhere it is told before it pushes. Done
