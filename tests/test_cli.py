@@ -55,6 +55,23 @@ def test_help_describes_every_command_and_its_exit_status(arguments: list[str], 
     assert "exit status:" in text or len(arguments) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["launch", "run.yaml", "--slurm", "--conda", ""], "--conda"),
+        (["launch", "run.yaml", "--slurm", "--account="], "--account"),
+        (["launch", "run.yaml", "--extra", "", "--dry-run"], "--extra"),
+        (["launch", "run.yaml", "--forward="], "--forward"),
+    ],
+)
+def test_an_empty_value_as_of_an_unset_variable_is_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], flag: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2 and f"{flag}: got an empty value, expected " in capsys.readouterr().err
+
+
 @pytest.fixture
 def config(tmp_path: pathlib.Path) -> pathlib.Path:
     """A tiny but complete configuration, with its corpus."""

@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -153,13 +154,16 @@ def container_of(arguments: argparse.Namespace) -> tuple[str | None, tuple[str, 
 
 
 def submit(argv: Sequence[str], text: str = "", *, title: str = "Slurm") -> int:
-    """Run a command that submits, with `text` as input, and return its exit status. `title`: the batch system, for messages.
+    """Run a command that submits, with `text` as input, and return its exit status, 0. `title`: the batch system, for messages.
 
-    Raises `SetupError` if the command is missing.
+    Raises `SetupError` if the command is missing or fails.
     """
     try:
-        return subprocess.run(argv, input=text, encoding="utf-8", check=False).returncode
+        status = subprocess.run(argv, input=text, encoding="utf-8", check=False).returncode
     except OSError as error:
         raise SetupError(
             f"{argv[0]}: cannot be started: {error.strerror}; --submit needs a machine with {title}'s commands"
         ) from None
+    if status != 0:
+        raise SetupError(f"{shlex.join(argv)}: got exit status {status}, expected 0; its message above says why")
+    return status

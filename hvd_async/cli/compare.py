@@ -145,8 +145,19 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     if arguments.device is not None and arguments.device.startswith("cuda") and arguments.gpus_per_node is None:
         raise ConfigError(f"--device: got {arguments.device}, expected --gpus-per-node with it, for the jobs of the script")
     _check_container(arguments, suite)
-    num_workers = 1 if suite.config.launcher == "simulate" else suite.most_workers
-    asked = resources(arguments, DIALECTS["slurm"], nodes=1, workers_per_node=num_workers)
+    is_simulated = suite.config.launcher == "simulate"
+    num_workers = 1 if is_simulated else suite.most_workers
+    defaults = {"cpus_per_worker": 1} if is_simulated else {}
+    asked = resources(arguments, DIALECTS["slurm"], nodes=1, workers_per_node=num_workers, **defaults)
+    if is_simulated and (asked.nodes, asked.workers_per_node) != (1, 1):
+        raise ConfigError(
+            f"--nodes, --workers-per-node or --gpus-per-node: got {asked.workers_per_node} tasks on each of {asked.nodes} nodes,"
+            f" expected one task, since a run of {arguments.suite} is one process (launcher: simulate); remove them"
+        )
+    if is_simulated and asked.gpus_per_node and not (arguments.device or "").startswith("cuda"):
+        raise ConfigError(
+            f"--gpus-per-node: got {asked.gpus_per_node}, expected --device cuda with it: simulated runs use the CPU otherwise"
+        )
     if asked.nodes * asked.workers_per_node < num_workers:
         raise ConfigError(
             f"--workers-per-node: got {asked.workers_per_node} on {asked.nodes} nodes, expected room for {num_workers} workers,"

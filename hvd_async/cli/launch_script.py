@@ -71,8 +71,11 @@ def _begin(arguments: argparse.Namespace) -> Begin:
 def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dialect, script: Script) -> int:
     """Print the script or submit it, and return the exit status. Raises `ConfigError` for what the job would refuse."""
     from hvd_async.config import keys_without_effect
+    from hvd_async.launcher import check_launcher
     from hvd_async.launcher.batch_script import ScriptJob, render
 
+    if config.strategy.is_single and (arguments.nodes or 1) > 1:
+        raise ConfigError(f"--nodes: got {arguments.nodes}, expected 1 for strategy single, which is one process")
     origin = "--container" if arguments.container is not None else "a container in the site file"
     # The same checks, and the same look for a program, wherever the image is named.
     arguments.container, binds = container_of(arguments)
@@ -84,6 +87,7 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
         refuse(arguments, ("resume", "overwrite"), f"--{dialect.name} train-requeue, which has --auto-resume")
         arguments.auto_resume = False  # it is in the script
     launcher = _launcher(arguments, dialect, script)
+    check_launcher(launcher, config.strategy)
     if is_given(arguments, "respawn") and launcher != "mpirun":
         raise ConfigError("--respawn: expected --launcher mpirun: srun ends all ranks when one dies")
     # The configuration of a script of the user is one of the options; that of a run can be replaced on sbatch's command line.

@@ -47,7 +47,8 @@ class Parser(argparse.ArgumentParser):
         """
         words = sys.argv[1:] if args is None else list(args)
         program = words[words.index("--") + 1 :] if "--" in words else None
-        parsed, unknown = self.parse_known_args(words[: words.index("--")] if "--" in words else words, namespace)
+        own = words[: words.index("--")] if "--" in words else words
+        parsed, unknown = self.parse_known_args(own, namespace)
         if program is not None and not hasattr(parsed, "program"):
             parsed.parser.error(f"got -- {' '.join(program)}, expected nothing after --: only launch starts a program")
         if program is not None:
@@ -62,6 +63,7 @@ class Parser(argparse.ArgumentParser):
             if hasattr(parsed, "program") and program is None and any(word.endswith(".py") for word in unknown):
                 hint = f"; to start a script, put -- before it: -- python {' '.join(unknown)}"
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        _refuse_empty(getattr(parsed, "parser", self), own)
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -71,6 +73,17 @@ class Parser(argparse.ArgumentParser):
             if os.path.isfile(found[1]):  # a flag whose value may be left out has taken the next argument
                 message += f"; write {found[1]} before the flag"
         super().error(message)
+
+
+def _refuse_empty(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """End the process if a flag among `words` has an empty value, as from a variable of the shell that is not set."""
+    actions = {flag: action for action in parser._actions for flag in action.option_strings if action.nargs != 0}
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        given = value if equals else next(iter(words[number + 1 : number + 2]), None)
+        if flag in actions and given == "":
+            expected = actions[flag].metavar or actions[flag].dest.upper()
+            parser.error(f"{flag}: got an empty value, expected {expected}; is a variable of the shell not set?")
 
 
 def _settings(unknown: Sequence[str], words: Sequence[str], program: Sequence[str] | None) -> str:

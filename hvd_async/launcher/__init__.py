@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvd_async.launcher.commands import launch_command
+from hvd_async.launcher.commands import check_launcher, launch_command
 from hvd_async.launcher.container import Container, find_container, folders_to_bind
 from hvd_async.launcher.failure_boxes import quieted
 from hvd_async.launcher.mpirun import mpirun_command
@@ -25,6 +25,7 @@ __all__ = [
     "Summary",
     "TrainArguments",
     "Wanted",
+    "check_launcher",
     "explain",
     "find_container",
     "folders_to_bind",

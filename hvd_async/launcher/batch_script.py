@@ -89,7 +89,8 @@ def render(job: ScriptJob, resources: Resources) -> str:
         raise ConfigError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
     if job.conda.startswith("-") or "\n" in job.conda:
         raise ConfigError(f"--conda: got {job.conda!r}, expected the name or the path of an environment")
-    if job.system == "pbs" and seconds_of(resources.time) <= job.signal_seconds:
+    is_unlimited = job.system == "slurm" and seconds_of(resources.time) == 0
+    if seconds_of(resources.time) <= job.signal_seconds and not is_unlimited:
         raise ConfigError(
             f"--time: got {resources.time}, expected more than the {job.signal_seconds} seconds that are kept for saving"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hvd_async.config import RunConfig
+from hvd_async.config import RunConfig, StrategyConfig
 from hvd_async.errors import SetupError
 from hvd_async.launcher.horovodrun import horovodrun_command
 from hvd_async.launcher.mpirun import mpirun_command
@@ -34,9 +34,14 @@ def launch_command(config: RunConfig, arguments: TrainArguments, layout: RankLay
         return mpirun_command(program, layout, options, environment)
     if options.launcher == "srun":
         return srun_command(program, layout, options, environment)
-    if options.launcher == "horovodrun-gloo" and config.strategy.needs_mpi:
+    check_launcher(options.launcher, config.strategy)
+    return horovodrun_command(program, layout, options, environment)
+
+
+def check_launcher(launcher: str, strategy: StrategyConfig) -> None:
+    """Raise `SetupError` if `launcher` does not start what `strategy` needs."""
+    if launcher == "horovodrun-gloo" and strategy.needs_mpi:
         raise SetupError(
-            f"horovodrun --gloo starts no MPI, which strategy {config.strategy.kind} needs;"
+            f"horovodrun --gloo starts no MPI, which strategy {strategy.kind} needs;"
             " use mpirun, srun, horovodrun --mpi, or strategy horovod"
         )
-    return horovodrun_command(program, layout, options, environment)

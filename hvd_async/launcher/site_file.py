@@ -33,12 +33,14 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _as_text(value: Any) -> Any:
-    """Return a number, such as that of an account, as text."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _no_number(value: Any) -> Any:
+    """Refuse a number, of which YAML has dropped the zeros: an account `0123` would become another."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError('got a number, expected text; write it in quotes, such as "0123"')
+    return value
 
 
-Name = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked_name)]
+Name = Annotated[str, BeforeValidator(_no_number), AfterValidator(_checked_name)]
 Lines = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 
 

@@ -4,6 +4,7 @@ real Slurm.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -120,6 +121,10 @@ def test_a_single_process_requests_one_task(tmp_path: pathlib.Path, capsys: pyte
             4,
             "expected 1 for strategy single",
         ),
+        ({"strategy": {"kind": "single"}}, ["--pbs", "--nodes", "4"], 2, "--nodes: got 4, expected 1 for strategy single"),
+        ({}, ["--slurm", "--launcher", "horovodrun-gloo"], 4, "horovodrun --gloo starts no MPI, which strategy async needs"),
+        ({}, ["--slurm", "--time", "2"], 2, "--time: got 2, expected more than the 120 seconds"),
+        ({}, ["--lsf", "--time", "1"], 2, "--time: got 1, expected more than the 120 seconds"),
     ],
 )
 def test_a_script_that_could_not_run_is_not_written(
@@ -169,7 +174,42 @@ def test_a_script_asks_for_no_more_than_its_workers_need(
 
 def test_simulated_runs_have_one_process(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", write_suite(tmp_path, launcher="simulate"), "--slurm"]) == 0
-    assert any(line.startswith("#SBATCH --ntasks-per-node=1 ") for line in lines_of(capsys))
+    lines = lines_of(capsys)
+    assert any(line.startswith("#SBATCH --ntasks-per-node=1 ") for line in lines)
+    assert any(line.startswith("#SBATCH --cpus-per-task=1 ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "3"], "got 1 tasks on each of 3 nodes, expected one task"),
+        (["--workers-per-node", "2"], "got 2 tasks on each of 1 nodes, expected one task"),
+        (["--gpus-per-node", "1"], "--gpus-per-node: got 1, expected --device cuda with it"),
+    ],
+)
+def test_the_script_of_simulated_runs_asks_for_nothing_that_they_would_not_use(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["compare", write_suite(tmp_path, launcher="simulate"), "--slurm", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_suite_is_not_said_to_be_submitted_when_sbatch_refuses_it(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """With a program in place of sbatch that refuses one of the two jobs, the array and the report."""
+    count = tmp_path / "calls"
+    refusal = f"(($(wc -l < {count}) != {fails_at})) || {{ echo Invalid account >&2; exit 1; }}"
+    program = f"echo >> {count}; {refusal}; echo 77"
+    (tmp_path / "sbatch").write_text(f"#!/bin/bash\n{program}\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    suite = write_suite(tmp_path, launcher="simulate")
+    assert main(["compare", suite, "--output", str(tmp_path / "runs"), "--slurm", "--submit"]) == 4
+    captured = capfd.readouterr()
+    assert "Invalid account" in captured.err and "compare.sbatch: got exit status 1, expected 0" in captured.err
+    assert (tmp_path / "calls").read_text().count("\n") == fails_at and "report: job" not in captured.out
 
 
 @pytest.mark.parametrize(

@@ -95,15 +95,24 @@ def test_a_queue_counts_in_every_system(
     )
 
 
-def test_single_values_need_no_list_and_an_account_may_be_a_number(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "site.yaml").write_text("account: 12345\nsetup: module load x\nsbatch: --qos=high\nbinds: /scratch\n")
+def test_single_values_need_no_list_and_an_account_may_be_a_number_in_quotes(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "site.yaml").write_text("account: '0123'\nsetup: module load x\nsbatch: --qos=high\nbinds: /scratch\n")
     site = read_site(tmp_path / "site.yaml", {})
     assert (site.account, site.setup, site.sbatch, site.binds) == (
-        "12345",
+        "0123",
         ("module load x",),
         ("--qos=high",),
         ("/scratch",),
     )
+
+
+@pytest.mark.parametrize("number", ["0123", "1.10", "1e5"])
+def test_a_number_is_not_read_as_another_account(tmp_path: pathlib.Path, number: str) -> None:
+    (tmp_path / "site.yaml").write_text(f"account: {number}\n")
+    with pytest.raises(
+        ConfigError, match=r'site\.yaml: account: got a number, expected text; write it in quotes, such as "0123"'
+    ):
+        read_site(tmp_path / "site.yaml", {})
 
 
 def test_without_a_site_file_nothing_is_added(tmp_path: pathlib.Path) -> None:
