@@ -65,7 +65,9 @@ def make_options(benchmark: str, defaults: Options, takes: frozenset[str], given
     changes = {name: value for name, value in given.items() if value is not None}
     if foreign := sorted(changes.keys() - takes):
         known = ", ".join(_flag(name) for name in sorted(takes))
-        raise ConfigError(f"{_flag(foreign[0])}: bench {benchmark} does not take it; expected only {known}")
+        raise ConfigError(
+            f"{_flag(foreign[0])}: bench {benchmark} does not take it; it takes {known}, and the flags of all benchmarks"
+        )
     if "sizes" in changes:
         changes["sizes"] = parse_sizes(changes["sizes"])
     for name in ("workers", "repeats", "threads"):

@@ -46,6 +46,8 @@ def _average(arguments: argparse.Namespace) -> int:
         version=max(mean.versions),
         extra={"averaged_versions": mean.versions},
     )
-    again = f"; {mean.num_repeated} of them repeat an earlier one, which therefore counts more" if mean.num_repeated else ""
+    again = ""
+    if number := mean.num_repeated:
+        again = f"; {number} of them {'repeats' if number == 1 else 'repeat'} an earlier one, which therefore counts more"
     print(f"{output}: mean of {len(folders)} models, of versions {', '.join(map(str, mean.versions))}{again}")
     return 0

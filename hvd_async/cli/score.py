@@ -123,7 +123,14 @@ def _refuse(arguments: argparse.Namespace, flags: Sequence[str], beside: str) ->
 
 def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the scores of translations, and how they differ from those of others. Return both for --json."""
-    from hvd_async.tasks.translation.scoring import COMET, NUM_SAMPLES, Difference, difference_of, score_texts
+    from hvd_async.tasks.translation.scoring import (
+        COMET,
+        NUM_SAMPLES,
+        Difference,
+        bootstrap_seed,
+        difference_of,
+        score_texts,
+    )
 
     metrics, comet_model = _metrics(arguments)
     of_texts = [name for name in metrics if name != COMET]
@@ -152,11 +159,14 @@ def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
         "scores": {name: {"score": scores[name].value, "signature": scores[name].signature} for name in metrics},
         "against": [],
         "bootstrap_samples": NUM_SAMPLES,
+        "bootstrap_seed": bootstrap_seed(),
     }
     mine = "this model" if arguments.models else printable(str(arguments.hypothesis))
     for path, each in zip(arguments.against, than, strict=True):
         parts = [f"{_value(name, each[name].value, '+')} (p = {each[name].p:.3f})" for name in metrics]
-        print(f"{mine} minus {printable(str(path))}: {', '.join(parts)}; paired bootstrap of {NUM_SAMPLES:,} samples")
+        print(
+            f"{mine} minus {printable(str(path))}: {', '.join(parts)}; paired bootstrap of {NUM_SAMPLES:,} samples, seed {bootstrap_seed()}"
+        )
         differences = {name: {"difference": each[name].value, "p": each[name].p} for name in metrics}
         found["against"].append({"file": str(path), "differences": differences})
     return found

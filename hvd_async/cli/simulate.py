@@ -91,6 +91,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
     from hvd_async.config import keys_without_effect
+    from hvd_async.report.emulated_workers import describe_emulation
     from hvd_async.simulation.planning import PLAN_FILES, plan, table_of, write_plan
     from hvd_async.tasks.registry import weight_unit
 
@@ -104,11 +105,15 @@ def _plan(config: RunConfig, arguments: argparse.Namespace) -> int:
             check_new("--output", arguments.output / name, overwrite=arguments.overwrite)
     for line in keys_without_effect(config):
         print(line)
-    rows = plan(config, workers, arguments.arrivals)
     unit = weight_unit(config)
+    assumed = describe_emulation(config.emulation, unit, is_simulated=True)
+    if config.emulation.seconds is None and config.emulation.trace is None:
+        assumed += " (set emulation.seconds, or see --calibrate)"
+    print(f"computed for {assumed}")
+    rows = plan(config, workers, arguments.arrivals)
     print(table_of(rows, unit))
     if arguments.output is not None:
-        print("written: " + ", ".join(str(path) for path in write_plan(arguments.output, rows, unit)))
+        print("written: " + ", ".join(str(path) for path in write_plan(arguments.output, rows, unit, assumed)))
     return 0
 
 

@@ -38,7 +38,7 @@ class Passage:
 
 def best_of(metric: Metric, rows: Sequence[Row]) -> float | None:
     """Return the best score of the baseline's runs, each at its own best measurement, as their mean; None if one has no score, or
-    the mean is not positive.
+    the mean is shown as 0 or below it.
 
     Of the baseline alone, since the best of several variants would be the luckiest of them.
     """
@@ -49,7 +49,7 @@ def best_of(metric: Metric, rows: Sequence[Row]) -> float | None:
     if not found or len(found) < len(runs):
         return None
     best = statistics.fmean(max(scores) if metric.is_higher_better else min(scores) for scores in found)
-    return best if best > 0.0 else None
+    return best if best > 0.0 and not metric.is_shown_as_zero(best) else None
 
 
 def milestones(metric: Metric, best: float, rows: Sequence[Row]) -> Iterator[Passage]:

@@ -9,7 +9,7 @@ from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.target import Target
 from hvd_async.report import number_format
-from hvd_async.report.number_format import inverse, plural
+from hvd_async.report.number_format import and_listed, inverse, plural
 from hvd_async.tasks.metric import LOSS, Metric
 
 # Share of steps longer than emulated from which a note warns the reader.
@@ -103,11 +103,13 @@ def _comparison(best: Row, base: Row, target: Target) -> str:
 def _quality(best: Row, base: Row) -> str:
     """Say which quality both reached in the end: by the first metric beside the loss that both have, else by the loss."""
     for metric in metrics_of([*base.runs, *best.runs]):
-        if metric.name != LOSS and metric.name in best.final and metric.name in base.final:
+        if metric.name == LOSS or metric.name not in best.final or metric.name not in base.final:
+            continue
+        if not all(metric.is_shown_as_zero(row.final[metric.name].mean) for row in (best, base)):  # which says nothing
             return _difference(best, base, metric)
     diverged = [row.variant for row in (best, base) if LOSS not in row.final]
     if diverged:
-        return f"but {_listed(diverged)} diverged later"
+        return f"but {and_listed(diverged)} diverged later"
     loss = best.runs[0].loss_metric
     return f"with a final {loss.title} of {_both(best, base, loss)}"
 
@@ -124,7 +126,11 @@ def _difference(best: Row, base: Row, metric: Metric) -> str:
         return f"with {metric.title} {both}"
     if gap.low <= 0.0 <= gap.high:
         is_equal = -metric.equal_within <= gap.low and gap.high <= metric.equal_within
-        words = f"at equal {metric.title}" if is_equal else f"with no clear difference in {metric.title}"
+        words = (
+            f"at equal {metric.title} to within {metric.equal_within:g}"
+            if is_equal
+            else f"with no clear difference in {metric.title}"
+        )
     else:
         words = f"with {'higher' if gap.mean > 0.0 else 'lower'} {metric.title}"
     return f"{words} ({both}; difference {number_format.span(gap, metric.difference_text)})"
@@ -140,7 +146,7 @@ def _beside(best: Row, base: Row, num_others: int) -> list[str]:
     bound = [row.variant for row in (best, base) if any(each is not None and each.is_bound for each in row.reached)]
     if bound:
         notes.append(
-            f"{_listed(bound)} had reached the target by the first measurement: the time is an upper"
+            f"{and_listed(bound)} had reached the target by the first measurement: the time is an upper"
             " limit, and the ratio is uncertain. Validate earlier, or set a harder target."
         )
     if num_others > 1:
@@ -157,7 +163,7 @@ def _faults(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for fault in _faults_of(row):
             found.setdefault(fault, []).append(row.variant)
-    return [f"{_listed(variants)}{fault}" for fault, variants in found.items()]
+    return [f"{and_listed(variants)}{fault}" for fault, variants in found.items()]
 
 
 def _faults_of(row: Row) -> list[str]:
@@ -182,10 +188,6 @@ def _faults_of(row: Row) -> list[str]:
         share = number_format.percent(row.num_overrun / row.num_steps)
         faults.append(f": {share} of the steps lasted longer than emulated.")
     return faults
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _ideal(base: Row | None, best: Row | None) -> list[str]:

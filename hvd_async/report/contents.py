@@ -20,7 +20,7 @@ from hvd_async.report.number_format import plural
 from hvd_async.report.run_settings import setup
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import ideal_table, milestones_fold, quality_table, shares_table, target_table, worker_shares
-from hvd_async.report.unlike_runs import warnings_about
+from hvd_async.report.unlike_runs import untuned_note, warnings_about
 
 
 def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: TimeWindow | None) -> Document:
@@ -63,6 +63,8 @@ def _lead(
             f" variant{', in every environment' if len(by_environment) > 1 else ''}.",
             "small",
         )
+    if note := untuned_note(collection):
+        yield Text(note, "small")
     yield from _there(draw_speed_ups("speed-ups", by_environment, looks, target))
 
 

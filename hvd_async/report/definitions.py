@@ -50,8 +50,7 @@ _OF_TIME = (
         " workers; in synchronous strategies it includes summing gradients, except for the part that"
         " overlaps the backward pass, before any emulated idling. DDP waits inside the backward pass:"
         " without emulated lengths its waiting cannot be told from computing, and no shares are given."
-        " Other: the update of synchronous strategies, reading data, the beginning and the end of the"
-        " run.",
+        " Other: the update of synchronous strategies, the beginning and the end of the run, and in real runs reading data.",
     ),
     (
         "Ideal",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hvd_async.comparison.statistics import Interval
 
@@ -48,6 +48,11 @@ def span(interval: Interval | None, write: Callable[[float], str]) -> str:
 def plural(number: int, noun: str) -> str:
     """Return text such as `1 seed` or `3 seeds`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def and_listed(names: Sequence[str]) -> str:
+    """Return text such as `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def singular(unit: str) -> str:

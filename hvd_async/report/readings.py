@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.target import Target
 from hvd_async.report import number_format
+from hvd_async.report.number_format import and_listed
 from hvd_async.tasks.metric import Metric
 
 _MOST_NAMED = 4
@@ -29,11 +30,16 @@ def of_curves(rows: Sequence[Row], target: Target | None, metric: Metric) -> str
     ends = {row.variant: row.final[metric.name].mean for row in _whole(rows) if metric.name in row.final}
     if not ends:
         return ""
-    best = min(ends, key=lambda variant: metric.cost(ends[variant]))
+    shown = {variant: metric.text(score) for variant, score in ends.items()}
+    top = shown[min(ends, key=lambda variant: metric.cost(ends[variant]))]
+    best = [variant for variant, text in shown.items() if text == top]  # equal as far as digits are shown
     base = next((row.variant for row in rows if row.is_baseline), None)
-    text = f"{best} ends best, with {metric.text(ends[best])}"
-    if base in ends and base != best:
-        text += f"; the baseline, {base}, ends with {metric.text(ends[base])}"
+    if len(best) == len(ends) > 1:
+        text = f"All end with {top}"
+    else:
+        text = f"{and_listed(best)} {'ends' if len(best) == 1 else 'end'} best, with {top}"
+    if base in ends and base not in best:
+        text += f"; the baseline, {base}, ends with {shown[base]}"
     there = [row for row in rows if row.seconds_to is not None and row.num_reached == len(row.entries)]
     times = {row.variant: row.seconds_to.mean for row in there if row.seconds_to is not None}
     if target is not None and target.metric.name == metric.name and times:

@@ -10,7 +10,9 @@ from typing import Any
 from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.differences import differing_keys, own_leaves
 from hvd_async.comparison.runs import Run
-from hvd_async.report.document import Block, Cell, Column, Items, PageSection, Table, Text
+from hvd_async.config import RunConfig, dump_config
+from hvd_async.config.yaml import dump_yaml, read_yaml
+from hvd_async.report.document import Block, Cell, Code, Column, Fold, Items, PageSection, Table, Text
 from hvd_async.report.emulated_workers import describe_emulation
 from hvd_async.report.number_format import NOTHING
 from hvd_async.report.software import software_of
@@ -44,10 +46,33 @@ def setup(collection: Collection) -> PageSection:
         blocks.append(Table(f"{table.caption}{where}", table.columns, table.rows))
     if not blocks:
         blocks.append(Text("The configurations of the runs differ only in the seed."))
-    blocks.append(PageSection("Lengths of steps", "steps", [Items(list(_emulations(collection)))]))
     every = runs_of(collection.entries)
+    blocks.append(
+        Fold(
+            "What all runs share: their configurations without what differs", [Code(_shared([run.config for run in every]))]
+        )
+    )
+    blocks.append(PageSection("Lengths of steps", "steps", [Items(list(_emulations(collection)))]))
     blocks.append(PageSection("Where and with what", "origin", [Items(software_of(every))]))
     return PageSection("What differs", "differences", blocks)
+
+
+def _shared(configs: Sequence[RunConfig]) -> str:
+    """Return the keys of the configurations that have one value in all of them, as YAML."""
+    tree = read_yaml(dump_config(configs[0]))
+    for key in ("output", "seed", *differing_keys(configs)):
+        section = tree
+        *sections, name = key.split(".")
+        for each in sections:
+            section = section.get(each, {})
+        section.pop(name, None)
+    return dump_yaml(_without_empty(tree))
+
+
+def _without_empty(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `tree` without sections of which nothing is left."""
+    inner = {name: _without_empty(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    return {name: value for name, value in inner.items() if value != {}}
 
 
 def _runs(collection: Collection, environment: str) -> dict[str, list[Run]]:

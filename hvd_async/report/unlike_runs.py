@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from hvd_async.comparison.collection import Collection
 from hvd_async.comparison.differences import differing_keys
 from hvd_async.comparison.runs import Run
 from hvd_async.report.run_settings import differs_within_a_seed
@@ -22,6 +23,16 @@ def warnings_about(runs: Sequence[Run]) -> Iterator[str]:
         yield f"The runs count their weight in different units ({', '.join(units)}), so weights are not compared."
     if any(run.config.validation.every_during for run in runs):
         yield "Some runs were measured while they trained (validation.when: during), and their seconds include that."
+
+
+def untuned_note(collection: Collection) -> str:
+    """Return a sentence if variants are compared without rates of their own to choose from; empty otherwise."""
+    if collection.rates or len({entry.variant for entry in collection.entries}) < 2:
+        return ""
+    return (
+        "The learning rate of each variant was set, not chosen among several: another rate may be best for another variant"
+        " (`rates` in a suite)."
+    )
 
 
 def _keys_of_unlike_measurements(runs: Sequence[Run]) -> list[str]:

@@ -174,10 +174,10 @@ def _memory_texts(rows: Sequence[SizeRow]) -> list[list[str]]:
 PLAN_FILES = ("plan.csv", "plan.md", "plan.svg", "plan.png")
 
 
-def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow], weight_unit: str) -> list[pathlib.Path]:
+def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow], weight_unit: str, assumed: str) -> list[pathlib.Path]:
     """Write `plan.csv` (all figures), `plan.md` (the tables of the terminal), `plan.svg` and `plan.png`; return their paths.
 
-    `weight_unit`: that of the task.
+    `weight_unit`: that of the task. `assumed`: the lengths of the steps, in words.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
@@ -186,7 +186,7 @@ def write_plan(folder: pathlib.Path, rows: Sequence[SizeRow], weight_unit: str) 
     writer.writerows(row.cells() for row in rows)
     write_file(folder / "plan.csv", text.getvalue().encode())
     tables = [markdown_table(table, left=()) for table in (_texts(rows, weight_unit), _memory_texts(rows))]
-    write_file(folder / "plan.md", "{}\n\n{}\n".format(*tables).encode())
+    write_file(folder / "plan.md", "Computed for {}.\n\n{}\n\n{}\n".format(assumed, *tables).encode())
     return [folder / "plan.csv", folder / "plan.md", *_draw(folder, rows, weight_unit)]
 
 
@@ -206,6 +206,9 @@ def _draw(folder: pathlib.Path, rows: Sequence[SizeRow], weight_unit: str) -> li
     age.plot(workers, [max(row.outcome.staleness, default=0) for row in rows], "^:", label="largest")
     age.set(xlabel="workers", ylabel="staleness in versions", xscale="log")
     age.legend()
+    for axes in (speed, age):
+        axes.set_xticks(workers, [f"{number:,}" for number in workers])
+        axes.minorticks_off()
     paths = [folder / "plan.svg", folder / "plan.png"]
     for path in paths:
         figure.savefig(path, dpi=150)

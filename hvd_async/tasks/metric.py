@@ -75,11 +75,19 @@ class Metric:
 
     def text(self, value: float, more_digits: int = 0) -> str:
         """Return `value` with the metric's decimals and `more_digits`."""
-        return f"{value:.{self.digits + more_digits}f}"
+        return _without_minus_zero(f"{value:.{self.digits + more_digits}f}")
+
+    def is_shown_as_zero(self, value: float) -> bool:
+        """Whether nothing but zeros is left of `value` with the metric's decimals."""
+        return self.text(value) == self.text(0.0)
 
     def difference_text(self, value: float) -> str:
         """Return the difference `value` with the metric's decimals, always with a sign."""
-        return f"{value:+.{self.digits}f}"
+        return _without_minus_zero(f"{value:+.{self.digits}f}")
+
+
+def _without_minus_zero(text: str) -> str:
+    return text[1:] if text[:1] in "+-" and not text.strip("+-0.") else text
 
 
 def check_metric_name(name: str) -> None:

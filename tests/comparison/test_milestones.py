@@ -45,7 +45,7 @@ def test_ratios_are_those_of_a_seed_in_which_both_came_so_far(rows: Rows) -> Non
     assert (gone.num_reached, gone.seconds_to, gone.speed_up) == (0, None, None)
 
 
-@pytest.mark.parametrize("loss", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("loss", [0.0, 0.0004, -1.0, float("nan")])
 def test_scores_without_a_positive_best_have_no_milestones(rows: Rows, loss: float) -> None:
     made = rows(entry("base", 1, run((10, 3.0), (20, loss))) if loss == loss else entry("base", 1, None))
     assert best_of(LOSS, made) is None

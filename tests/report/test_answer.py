@@ -55,7 +55,7 @@ def row(variant: str, num_seeds: int = 3, *, num_failed: int = 0, num_not_reache
 CASES = {
     "faster": (
         [row("horovod", **SYNC), row("async, N = 3", **FAST, **EQUAL)],
-        "async, N = 3 reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        "async, N = 3 reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU to within 1 (30.2 against 30.4;"
         " difference -0.9 to +0.5).",
         [IDEAL],
     ),
@@ -65,7 +65,7 @@ CASES = {
             row("slower", **{**FAST, "speed_up": Interval(1.2, 1.1, 1.3, 3)}, **EQUAL),
             row("async", **FAST, **EQUAL),
         ],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU to within 1 (30.2 against 30.4;"
         " difference"
         " -0.9 to +0.5).",
         ["async is the fastest of 2, chosen after the fact; the interval does not account for this choice.", IDEAL],
@@ -76,7 +76,7 @@ CASES = {
             row("lucky", num_not_reached=2, **{**FAST, "speed_up": Interval(9.0, 9.0, 9.0, 1)}, **EQUAL),
             row("async", **FAST, **EQUAL),
         ],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU to within 1 (30.2 against 30.4;"
         " difference"
         " -0.9 to +0.5).",
         [
@@ -121,14 +121,14 @@ CASES = {
         [row("horovod", **SYNC), row("async", **{**FAST, "speed_up": Interval(1.05, 0.95, 1.2, 3)}, **EQUAL)],
         "No clear difference: async reached loss 2.100 in 0.95 of the time of horovod, but the interval (0.83 to 1.05)"
         " contains 1;"
-        " at equal BLEU (30.2 against 30.4; difference -0.9 to +0.5).",
+        " at equal BLEU to within 1 (30.2 against 30.4; difference -0.9 to +0.5).",
         [IDEAL],
     ),
     "slower": (
         [row("horovod", **SYNC), row("async", **{**FAST, "speed_up": Interval(0.8, 0.7, 0.9, 3)}, **EQUAL)],
         "No variant was faster than horovod: the fastest other, async, took 1.25 times as long to reach loss 2.100 (1.11"
         " to 1.43),"
-        " at equal BLEU (30.2 against 30.4; difference -0.9 to +0.5).",
+        " at equal BLEU to within 1 (30.2 against 30.4; difference -0.9 to +0.5).",
         [IDEAL],
     ),
     "no run reached it": (
@@ -151,7 +151,7 @@ CASES = {
             row("horovod", num_failed=1, **SYNC),
             row("async", num_diverged=1, **{**FAST, "speed_up": Interval(1.25, 1.2, 1.3, 2)}, **EQUAL),
         ],
-        "async reached loss 2.100 in 0.80 of the time of horovod (0.77 to 0.83), at equal BLEU (30.2 against 30.4;"
+        "async reached loss 2.100 in 0.80 of the time of horovod (0.77 to 0.83), at equal BLEU to within 1 (30.2 against 30.4;"
         " difference"
         " -0.9 to +0.5).",
         [
@@ -187,7 +187,7 @@ CASES = {
     ),
     "at the first measurement": (
         [row("horovod", **SYNC), row("async", reached=(replace(THERE, is_bound=True),) * 3, **FAST, **EQUAL)],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU to within 1 (30.2 against 30.4;"
         " difference"
         " -0.9 to +0.5).",
         [
@@ -198,7 +198,7 @@ CASES = {
     ),
     "longer steps and the edge of rates": (
         [row("horovod", num_overrun=30, **SYNC), row("async", rate=0.01, **{**FAST, **EQUAL, "is_at_the_edge": True})],
-        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU (30.2 against 30.4;"
+        "async reached loss 2.100 in 0.71 of the time of horovod (0.66 to 0.77), at equal BLEU to within 1 (30.2 against 30.4;"
         " difference"
         " -0.9 to +0.5).",
         [
@@ -221,11 +221,21 @@ def test_the_answer_is_the_right_sentence_with_its_notes(case: str) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "ends", "words"),
     [
-        ("accuracy", (91.0, 91.4), (-0.9, 0.1), "at equal accuracy (91.0 against 91.4; difference -0.9 to +0.1)."),
+        (
+            "accuracy",
+            (91.0, 91.4),
+            (-0.9, 0.1),
+            "at equal accuracy to within 1 (91.0 against 91.4; difference -0.9 to +0.1).",
+        ),
         ("accuracy", (91.0, 91.4), (-2.0, 1.2), "with no clear difference in accuracy (91.0 against 91.4;"),
         ("accuracy", (93.0, 91.4), (1.0, 2.2), "with higher accuracy (93.0 against 91.4; difference +1.0 to +2.2)."),
         ("perplexity", (5.25, 5.5), (-0.3, -0.2), "with lower perplexity (5.25 against 5.50; difference -0.30 to -0.20)."),
-        ("perplexity", (5.25, 5.2), (-0.04, 0.09), "at equal perplexity (5.25 against 5.20; difference -0.04 to +0.09)."),
+        (
+            "perplexity",
+            (5.25, 5.2),
+            (-0.04, 0.09),
+            "at equal perplexity to within 0.1 (5.25 against 5.20; difference -0.04 to +0.09).",
+        ),
         ("perplexity", (5.25, 5.2), (-0.04, 0.11), "with no clear difference in perplexity (5.25 against 5.20;"),
     ],
 )

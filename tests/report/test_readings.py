@@ -67,3 +67,11 @@ def test_a_slower_variant_is_said_to_be_left_of_1(rows_of: Callable[..., list[Ro
     assert (
         "left of it later" in text and "0.50 times as fast with late (even); 0.50 times as fast with late (uneven)." in text
     )
+
+
+def test_scores_that_are_shown_alike_are_a_tie(rows_of: Callable[..., list[Row]]) -> None:
+    good, alike, bad = (run((10.0, 4.0), (20.0, end)) for end in (1.0, 1.0001, 2.0))
+    entries = [entry("base", 1, good), entry("alike", 1, alike), entry("bad", 1, bad)]
+    text = readings.of_curves(rows_of(*entries), None, LOSS)
+    assert text == f"base and alike end best, with {LOSS.text(1.0)}."
+    assert readings.of_curves(rows_of(*entries[:2]), None, LOSS) == f"All end with {LOSS.text(1.0)}."

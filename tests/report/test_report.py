@@ -68,8 +68,24 @@ def test_markdown_contains_the_answer_and_the_figures(report: pathlib.Path) -> N
         " torch 2.9, compiled kernels, A CPU",
         "[../runs/00-s1](../runs/00-s1/)",
         "<summary>The suite: suite.yaml</summary>",
+        "<summary>What all runs share: their configurations without what differs</summary>",
+        "  learning_rate: 0.001\n",
+        "The learning rate of each variant was set, not chosen among several",
     ):
         assert line in text
+    shared = text[text.index("<summary>What all runs share") :].split("```")[1]
+    assert not re.search("^(seed|output): |^  (kind: async|arrivals_per_update: )", shared, re.M)
+
+
+def test_runs_shorter_than_the_timeline_are_drawn_as_long_as_the_shortest(tmp_path: pathlib.Path) -> None:
+    wanted = [
+        VariantRuns("horovod", [FakeRun("horovod", wait=0.5, seconds=9.0)]),
+        VariantRuns("async", [FakeRun(seconds=4.0)]),
+    ]
+    write_report(collect(tmp_path, wanted, TARGET), tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "What all workers did in 4.00 s in the middle of the run" in text
+    assert "Steps finished in equal time: 6 with horovod; 8 with async." in text
 
 
 def test_every_run_has_a_line_with_its_numbers(report: pathlib.Path) -> None:
@@ -202,10 +218,12 @@ def test_weights_have_the_unit_of_the_task(tmp_path: pathlib.Path) -> None:
         " each of them is worth as much.",
         "- **Throughput**: Own images per second / those of the baseline, seed by seed.",
         "- async: steps of 1 s, 0.5 s more for each image.",
-        "*Validation loss over seconds of training, images and updates.*",
+        "*Validation loss over seconds of training, images and updates. The worst scores, at the beginning, are outside of the"
+        " drawing.*",
     ):
         assert line in text
-    assert "tokens" not in text
+    shared = text[text.index("<summary>What all runs share") : text.index("Lengths of steps")]
+    assert "tokens" not in text.replace(shared, "")  # which has keys of translation
     assert "<!-- images -->" in (tmp_path / "report/figures/curves-loss.svg").read_text()
     assert "image efficiency" in text_of(collection) and "images/s" in text_of(collection)
     line = lines_of(tmp_path / "report/runs.csv")[0]
@@ -339,7 +357,9 @@ def test_a_damaged_log_is_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_terminal_gets_the_answer_and_a_table(tmp_path: pathlib.Path) -> None:
-    lines = text_of(pair(tmp_path)).splitlines()
+    text, below = text_of(pair(tmp_path)).split("\n\nIn brackets: 95 % intervals by Student's t over seeds.\n\n")
+    assert below.startswith("The learning rate of each variant was set, not chosen among several")
+    lines = text.splitlines()
     assert lines[0].startswith("async reached loss 2.500 in 0.50 of the time of horovod (0.50 to 0.50), with lower BLEU")
     assert [line.split("  ")[0] for line in lines[-4:]] == ["variant", "-------", "horovod", "async"]
     assert lines[-1].split() == "async 2 of 2 37.5 2.00 (2.00 to 2.00) 1.00 2.000 29.0 0 of 2 200 0.50".split()
@@ -347,7 +367,7 @@ def test_the_terminal_gets_the_answer_and_a_table(tmp_path: pathlib.Path) -> Non
 
 
 def test_the_terminal_shows_the_final_score_of_every_metric(tmp_path: pathlib.Path) -> None:
-    lines = text_of(collect(tmp_path, OTHER_METRICS, Target(PERPLEXITY, 10.0))).splitlines()
+    lines = text_of(collect(tmp_path, OTHER_METRICS, Target(PERPLEXITY, 10.0))).partition("\n\nIn brackets")[0].splitlines()
     assert lines[0].startswith("async reached perplexity 10.00 in 0.5")
     words = (
         "variant reached by seconds speed-up token efficiency final loss final accuracy final perplexity diverged tokens/s"

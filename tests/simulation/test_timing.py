@@ -153,13 +153,14 @@ def test_a_plan_compares_sizes_and_is_written(tmp_path: pathlib.Path) -> None:
     assert 0.8 < rows[0].efficiency <= 1.0
     lines = table_of(rows, "images").splitlines()
     assert lines[0].split()[1] == "images/s" and len(lines) == 4 + 1 + 4
-    paths = write_plan(tmp_path / "plan", rows, "images")
+    paths = write_plan(tmp_path / "plan", rows, "images", "steps of 0.1 s")
     assert [path.name for path in paths] == ["plan.csv", "plan.md", "plan.svg", "plan.png"]
     with (tmp_path / "plan" / "plan.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [line["workers"] for line in table] == ["1", "4", "8"]
     assert float(table[1]["weight/s"]) == rows[1].outcome.weight_per_second
-    assert (tmp_path / "plan" / "plan.md").read_text().count("\n") == 5 + 1 + 5
+    assert (tmp_path / "plan" / "plan.md").read_text().count("\n") == 2 + 5 + 1 + 5
+    assert (tmp_path / "plan" / "plan.md").read_text().startswith("Computed for steps of 0.1 s.\n")
     assert "| allreduce images/s |" in (tmp_path / "plan" / "plan.md").read_text()
 
 
@@ -196,6 +197,7 @@ def test_the_command_line_plans_without_data(tmp_path: pathlib.Path, capsys: pyt
     arguments = make_parser().parse_args(["simulate", str(write_config(tmp_path)), *options])
     assert arguments.run(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(0) == "computed for steps of 0.1 s (set emulation.seconds, or see --calibrate)"
     assert lines[0].split()[0] == "workers" and [line.split()[0] for line in lines[1:3]] == ["2", "4"]
     assert lines[3] == "" and [line.split()[0] for line in lines[4:7]] == ["workers", "2", "4"]
     assert lines[7].startswith("written: ") and (tmp_path / "plan" / "plan.png").exists()

@@ -31,6 +31,8 @@ def test_an_invalid_metric_is_refused(fields: dict[str, Any], words: str) -> Non
 
 def test_scores_and_differences_have_the_decimals_of_their_metric() -> None:
     assert (LOSS.text(2.0), ACCURACY.text(91.25, 1), PERPLEXITY.difference_text(0.5)) == ("2.000", "91.25", "+0.50")
+    assert (ACCURACY.text(-0.04), ACCURACY.difference_text(-0.04), ACCURACY.difference_text(0.0)) == ("0.0", "0.0", "0.0")
+    assert ACCURACY.is_shown_as_zero(0.04) and not ACCURACY.is_shown_as_zero(0.06)
     assert (LOSS.equal_within, ACCURACY.equal_within, Metric("rank", "rank", digits=0).equal_within) == (0.01, 1.0, 10.0)
 
 

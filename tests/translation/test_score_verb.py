@@ -56,7 +56,7 @@ def test_files_of_translations_are_scored_and_compared_without_a_model(
     parts = ", ".join(f"{titles[name]} {each.value:+.2f} (p = {each.p:.3f})" for name, each in than.items())
     assert capsys.readouterr().out.splitlines() == [
         *(f"{titles[name]} {score.value:.2f}  {score.signature}" for name, score in scores.items()),
-        f"good.de minus bad.de: {parts}; paired bootstrap of {NUM_SAMPLES:,} samples",
+        f"good.de minus bad.de: {parts}; paired bootstrap of {NUM_SAMPLES:,} samples, seed 12345",
     ]
     assert json.loads((files / "out/scores.json").read_text()) == {
         "hypothesis": "good.de",
@@ -67,6 +67,7 @@ def test_files_of_translations_are_scored_and_compared_without_a_model(
             {"file": "bad.de", "differences": {name: {"difference": each.value, "p": each.p} for name, each in than.items()}}
         ],
         "bootstrap_samples": NUM_SAMPLES,
+        "bootstrap_seed": "12345",
     }
     assert main([*command, "--json", "out/scores.json"]) == 2
     assert "--json: out/scores.json exists already; replace it with --overwrite" in capsys.readouterr().err

@@ -113,8 +113,8 @@ def _write_shares(left: Sequence[float], widths: Sequence[float], kind: str, axe
 
 def _caption(shares: Sequence[Shares]) -> str:
     text = (
-        "How the workers' time was spent, over all seeds. Other: reading data, validating, the beginning"
-        " and the end of a run."
+        "How the workers' time was spent, over all seeds. Other: the beginning and the end of a run,"
+        " synchronous updates and, in real runs, reading data and validating."
     )
     if any(each.other < -0.005 for each in shares):
         text += " Where pushes overlap with computing, a bar is longer than the available time."

@@ -67,6 +67,9 @@ def _draw_metric(
         canvas.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns)
         what = f"Validation {metric.title}"
         caption = f"{what} over seconds of training, {unit} and updates. {_key_of(rows)}".strip()
+        lowest, highest = line[0].get_ylim()
+        if any(not lowest <= score <= highest for run in runs for _, score in _points(run, metric)):
+            caption += " The worst scores, at the beginning, are outside of the drawing."
         description = f"{what} of {len(rows)} variants; the numbers are in the table of all runs."
         return finish(canvas, name, readings.of_curves(rows, target, metric), caption, description)
 

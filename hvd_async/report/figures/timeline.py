@@ -60,9 +60,10 @@ def draw_timeline(name: str, rows: Sequence[Row], window: TimeWindow | None = No
 
 
 def _typical_length(histories: Sequence[History]) -> float:
-    """Return ten typical steps of the slowest worker of all runs."""
+    """Return ten typical steps of the slowest worker of all runs, or the whole of a run that is shorter."""
     medians = [statistics.median(steps) for history in histories for steps in history.step_seconds().values()]
-    return _TYPICAL_STEPS * max(medians, default=0.0)
+    lengths = [history.seconds for history in histories if history.seconds > 0.0]
+    return min([_TYPICAL_STEPS * max(medians, default=0.0), *lengths])
 
 
 def _panel(row: Row, history: History, window: TimeWindow | None, length: float) -> _Panel:
@@ -70,7 +71,7 @@ def _panel(row: Row, history: History, window: TimeWindow | None, length: float)
     spans = [span for span in history.spans(start, start + length) if span.worker is None or span.worker < _MOST_LANES]
     title = f"{short(row.variant, 90)}, seed {row.runs[0].config.seed}, from {number_format.seconds(start)} s on"
     losses = [each for each in history.losses if each[0] < _MOST_LANES and start <= each[1] < start + length]
-    num_steps = sum(step.worker < _MOST_LANES and start <= step.received_seconds < start + length for step in history.steps)
+    num_steps = sum(step.worker < _MOST_LANES and start < step.received_seconds <= start + length for step in history.steps)
     num_workers = min(history.num_workers, _MOST_LANES)
     return _Panel(row.variant, title, row.is_synchronous, num_workers, start, spans, losses, num_steps)
 

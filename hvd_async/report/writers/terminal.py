@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.results import Row, results
@@ -11,7 +11,7 @@ from hvd_async.report.answer import answer
 from hvd_async.report.document import Cell, Table
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import SPEED_UP, quality_table, target_table
-from hvd_async.report.unlike_runs import warnings_about
+from hvd_async.report.unlike_runs import untuned_note, warnings_about
 from hvd_async.system.printable import printable
 from hvd_async.system.text_tables import aligned_table
 
@@ -35,7 +35,17 @@ def text_of(collection: Collection, rows: Sequence[Row] | None = None) -> str:
         )
         if any(row.runs for row in own):
             parts.append(_table(own, collection))
+    parts += [textwrap.fill(line, _WIDTH) for line in _below(collection, rows)]
     return "\n\n".join(part for part in parts if part) or "No run: there is nothing to compare."
+
+
+def _below(collection: Collection, rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what one must know to read the tables."""
+    if any(row.speed_up is not None and row.speed_up.is_known for row in rows):
+        yield "In brackets: 95 % intervals by Student's t over seeds."
+    if collection.target is not None and not collection.target.is_given and any(row.num_reached for row in rows):
+        yield "The target was not chosen beforehand: the baseline and another variant have reached no lower one with all seeds."
+    yield untuned_note(collection)
 
 
 def _table(rows: Sequence[Row], collection: Collection) -> str:

@@ -10,7 +10,6 @@ from hvd_async.tasks.metric import LOSS, Metric
 from hvd_async.tasks.translation.scoring import METRICS
 
 _LOSS = Metric(LOSS, "loss", unit="nats per token", digits=3)
-_NOTE = "of the first `task.metric_sentences`, searched with `task.decoding.validation_beam`"
 # The sums in front: negative log likelihood in nats without label smoothing, target tokens, sentences translated.
 _NUM_FIRST = 3
 
@@ -21,13 +20,13 @@ class Measures:
     A vector of `size` numbers holds what an evaluation counted; vectors of parts of the data are summed element by element.
     """
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        """`names`: keys of `scoring.METRICS`."""
+    def __init__(self, names: Sequence[str] = (), note: str = "") -> None:
+        """`names`: keys of `scoring.METRICS`. `note`: which sentences are translated, and how, in half a sentence."""
         self._scorers: dict[str, Any] = {name: METRICS[name].make() for name in names}
         # An evaluation of one short sentence shows how many numbers sacreBLEU counts for each score.
         self._sizes = {name: len(_counted(scorer, ["a"], ["a"])) for name, scorer in self._scorers.items()}
         self.size = _NUM_FIRST + sum(self._sizes.values())
-        self.metrics: tuple[Metric, ...] = (_LOSS, *(_metric(name) for name in names))
+        self.metrics: tuple[Metric, ...] = (_LOSS, *(_metric(name, scorer, note) for name, scorer in self._scorers.items()))
 
     def vector(
         self, loss_sum: float, num_tokens: int, hypotheses: Sequence[str] = (), references: Sequence[str] = ()
@@ -72,6 +71,7 @@ def _counted(scorer: Any, hypotheses: Sequence[str], references: Sequence[str]) 
     return [float(sum(column)) for column in zip(*each, strict=True)]
 
 
-def _metric(name: str) -> Metric:
+def _metric(name: str, scorer: Any, note: str) -> Metric:
     text = METRICS[name]
-    return Metric(name, text.title, digits=1, is_higher_better=text.is_higher_better, note=_NOTE)
+    notes = ", ".join(filter(None, [note, f"sacreBLEU signature {scorer.get_signature()}"]))
+    return Metric(name, text.title, digits=1, is_higher_better=text.is_higher_better, note=notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,11 @@ NUM_SAMPLES = 1000
 DEFAULT_METRICS = ("bleu", "chrf")
 COMET = "comet"
 """The score of `comet.comet_of`, which takes a model and the source, too."""
+
+
+def bootstrap_seed() -> str:
+    """Return the seed of a paired bootstrap: that of sacreBLEU, which the variable SACREBLEU_SEED may change."""
+    return os.environ.get("SACREBLEU_SEED", "12345").lower()
 
 
 @dataclass(frozen=True)

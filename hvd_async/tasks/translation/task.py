@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hvd_async.config import RunConfig
+from hvd_async.config import RunConfig, TranslationConfig
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.printable import printable
 from hvd_async.system.random_numbers import numbers_apart
@@ -44,7 +44,7 @@ class TranslationTask:
         `bpe_dropout` with a vocabulary that is not made by merges."""
         self._config = config
         self._corpus = corpus
-        self._measures = Measures(config.translation.metrics)
+        self._measures = Measures(config.translation.metrics, _how_translated(config.translation))
         # Once: every checkpoint has it, and the model's folder may change while the run trains.
         self._fingerprint = fingerprint_with_model(corpus.fingerprint, config.translation)
         _check_lengths(config, corpus)
@@ -280,6 +280,13 @@ def _check_lengths(config: RunConfig, corpus: PreparedCorpus) -> None:
             f"{data.validation}: pair {int(lengths.argmax()) + 1}: got {int(lengths.max())} tokens, expected at most"
             f" {positions - 1} (task.model.max_positions)"
         )
+
+
+def _how_translated(config: TranslationConfig) -> str:
+    """Return which sentences evaluations translate, and how, in half a sentence."""
+    number, beam = config.metric_sentences, config.decoding.validation_beam
+    sentences = "all sentences" if number is None else f"the first {number:,} sentences"
+    return f"of {sentences}, {'greedy search' if beam == 1 else f'beam {beam}'}"
 
 
 def _in_order_of_length(arrays: ParallelArrays, tokens: int) -> list[Ints]:
